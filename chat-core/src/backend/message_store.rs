@@ -1,0 +1,203 @@
+//! The store of messages, inboxes and conversation states.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use async_trait::async_trait;
+
+use super::LogPosition;
+use crate::envelope::{AckOf, Cell, Durability, InboxRow, Place};
+use crate::error::Result;
+use crate::id::{ClientSeq, ConversationId, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId};
+
+/// What was committed is there, once, in order, for every reader.
+///
+/// # Contract
+/// Each sentence names its case of the conformance suite.
+/// - A commit is durable, and seen by every reader, when its outcome is `Ok` (`commit_is_seen`).
+/// - Commits are unconditional and idempotent: the same commit again changes nothing (`commit_twice`).
+/// - Within one commit the state is written last; rows above the state's head do not exist for any
+///   decision ([`find`](Self::find) included) but may be there (`rows_above_the_head_are_not_found`).
+/// - An inbox row is removed by that device's ack, or by retention, and by nothing else
+///   (`rows_wait_for_their_own_ack`).
+/// - An inbox is read in its drain order, [`Place`] (`inbox_is_in_drain_order`).
+/// - Acks are cumulative and never go back (`acks_never_go_back`); above the tail they are refused and
+///   change nothing (`ack_above_the_tail`).
+/// - The generation of a device never goes back (`generation_never_goes_back`).
+///
+/// # Wrappers
+/// There are no default methods: a wrapper that forwards everything keeps compiling only if it does.
+#[async_trait]
+pub trait MessageStore: fmt::Debug + Send + Sync + 'static {
+    /// Which life of the data set this is, and what a commit survives.
+    fn life(&self) -> StoreLife;
+
+    /// The state of a conversation; `None` before its first commit.
+    ///
+    /// # Errors
+    /// `Unavailable` if it cannot be read now, `Corrupt` if it does not read back.
+    async fn state(&self, conversation: ConversationId) -> Result<Option<ConversationState>>;
+
+    /// The seq at which this sender's message with this id was committed.
+    ///
+    /// # Errors
+    /// As [`state`](Self::state).
+    async fn find(&self, conversation: ConversationId, sender: InstallationId, id: MessageId) -> Result<Option<Seq>>;
+
+    /// Makes everything of each commit true, together or not at all for readers of the state, and gives
+    /// an outcome for each, in order.
+    ///
+    /// # Errors
+    /// An outcome of `Unavailable` means *unknown*: the caller repeats the same commit until it is definite
+    /// before it goes on with that conversation.
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<()>>;
+
+    /// Removes what a device says is durably its own, and raises its generation.
+    ///
+    /// # Errors
+    /// `Invalid` if an ack is above the tail; none of them is applied then. `Unavailable` as above.
+    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()>;
+
+    /// The rows of a device's inbox after a place, oldest first. Fewer than the limit allows only if there
+    /// are no more.
+    ///
+    /// # Errors
+    /// As [`state`](Self::state).
+    async fn inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Result<Vec<InboxRow>>;
+
+    /// The rows of a conversation below a seq (0: from the newest), newest first.
+    ///
+    /// # Errors
+    /// As [`state`](Self::state).
+    async fn history(&self, conversation: ConversationId, before: Seq, limit: PageLimit) -> Result<Vec<InboxRow>>;
+
+    /// Where a device stands.
+    ///
+    /// # Errors
+    /// As [`state`](Self::state).
+    async fn device(&self, device: InstallationId, cells: WantCells) -> Result<DeviceRecord>;
+}
+
+/// Which life of a data set, and what a commit to it survives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(clippy::exhaustive_structs)]
+pub struct StoreLife {
+    /// Random, made with the data set.
+    pub epoch: StoreEpoch,
+    /// What a commit survives.
+    pub durability: Durability,
+}
+
+/// How much of a page is wanted; at least one row is given if there is one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(clippy::exhaustive_structs)]
+pub struct PageLimit {
+    /// At most this many rows.
+    pub rows: usize,
+    /// Stop once the rows have this many bytes, by [`InboxRow::size`].
+    pub bytes: usize,
+}
+
+impl PageLimit {
+    /// The largest page there is.
+    pub const MAX: Self = Self { rows: crate::limits::PAGE_ROWS, bytes: crate::limits::PAGE_BYTES };
+
+    /// The largest page of at most `rows` rows.
+    pub const fn rows(rows: usize) -> Self {
+        Self { rows, bytes: crate::limits::PAGE_BYTES }
+    }
+}
+
+/// Which cells of a device are wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(clippy::exhaustive_enums)]
+pub enum WantCells {
+    /// None.
+    No,
+    /// That of one conversation.
+    Of(ConversationId),
+    /// All.
+    All,
+}
+
+/// Where a device stands.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[allow(clippy::exhaustive_structs)]
+pub struct DeviceRecord {
+    /// The highest generation of its local store that was seen.
+    pub generation: u64,
+    /// Rows that wait for it.
+    pub waiting_rows: u64,
+    /// Their bytes, about.
+    pub waiting_bytes: u64,
+    /// The cells that were wanted.
+    pub cells: Vec<(ConversationId, Cell)>,
+}
+
+/// Everything that becomes true together for one conversation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Commit {
+    /// The conversation.
+    pub conversation: ConversationId,
+    /// New rows of the log, in order; each also makes its (sender, id) findable. Not kept for mailboxes.
+    pub history: Vec<InboxRow>,
+    /// Who sent each row of `history`, with the id to find it by.
+    pub ids: Vec<(InstallationId, MessageId, Seq)>,
+    /// New inbox rows, in order.
+    pub inbox: Vec<(InstallationId, InboxRow)>,
+    /// Generations of the senders' local stores.
+    pub generations: Vec<(InstallationId, u64)>,
+    /// The state after all that; written last.
+    pub state: ConversationState,
+}
+
+/// The state of a conversation: enough to go on without the log.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[allow(clippy::exhaustive_structs)]
+pub struct ConversationState {
+    /// Where the conversation stands.
+    pub head: Head,
+    /// Its members with the device lists seen last.
+    pub members: Vec<Member>,
+    /// Where each sender stands.
+    pub senders: BTreeMap<InstallationId, SenderState>,
+}
+
+/// Where a conversation stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Head {
+    /// The last seq.
+    pub seq: Seq,
+    /// The time of the last commit, strictly rising.
+    pub time_us: u64,
+    /// The last record applied.
+    pub position: LogPosition,
+    /// Counts membership changes of a group.
+    pub group_epoch: u64,
+}
+
+/// A member and the devices of the list seen last.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Member {
+    /// The user.
+    pub user: UserId,
+    /// The highest version of the user's device list that a message named.
+    pub list_version: u64,
+    /// The installations of that list.
+    pub installations: Vec<InstallationId>,
+}
+
+/// Where a sender stands in a conversation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[allow(clippy::exhaustive_structs)]
+pub struct SenderState {
+    /// Its highest incarnation; lower ones are closed.
+    pub incarnation: Incarnation,
+    /// Its last number in that incarnation.
+    pub client_seq: ClientSeq,
+    /// The message with that number.
+    pub prev: MessageId,
+}

@@ -1,0 +1,28 @@
+//! Who was heard of lately.
+
+use std::fmt;
+
+use async_trait::async_trait;
+
+use crate::error::Result;
+use crate::id::{InstallationId, UserId};
+
+/// Who was heard of lately. A hint.
+///
+/// # Contract
+/// - A user is present from a beat until [`IDLE_MS`](crate::limits::IDLE_MS) after the last one
+///   (`present_until_the_ttl`), or until the last of its devices left (`absent_after_leaving`).
+#[async_trait]
+pub trait Presence: fmt::Debug + Send + Sync + 'static {
+    /// A device was heard of (`alive`), or left.
+    ///
+    /// # Errors
+    /// `Unavailable` if it cannot be noted now.
+    async fn beat(&self, user: UserId, device: InstallationId, alive: bool, now_ms: u64) -> Result<()>;
+
+    /// Whether each of these users is present, in their order.
+    ///
+    /// # Errors
+    /// `Unavailable` if it cannot be read now.
+    async fn query(&self, users: &[UserId], now_ms: u64) -> Result<Vec<bool>>;
+}

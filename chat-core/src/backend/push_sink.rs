@@ -1,0 +1,19 @@
+//! Wakes sleeping devices.
+
+use std::fmt;
+
+use async_trait::async_trait;
+
+use crate::error::Result;
+use crate::id::DeviceAddress;
+
+/// Wakes sleeping devices; carries no content, no sender and no conversation. A hint: an inbox waits
+/// whether or not it arrives.
+#[async_trait]
+pub trait PushSink: fmt::Debug + Send + Sync + 'static {
+    /// Wakes devices that have no connection.
+    ///
+    /// # Errors
+    /// `Unavailable` if some may not have been woken; nobody waits for that.
+    async fn wake(&self, devices: &[DeviceAddress]) -> Result<()>;
+}

@@ -1,0 +1,122 @@
+//! The carrier of commands to a conversation's shard.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::envelope::{Publish, Refusal, SendNumber};
+use crate::error::Result;
+use crate::id::{ConversationId, DeviceAddress, InstallationId, UserId};
+
+/// Takes commands for a conversation's shard; FIFO per conversation; redelivers until the shard commits;
+/// one intended owner a shard.
+///
+/// # Contract
+/// - Records of one conversation come in the order they were appended (`fifo_per_conversation`).
+/// - A conversation is always on the same shard (`one_shard_per_conversation`).
+/// - What was taken and not committed comes again after [`rewind`](Self::rewind) (`redelivers_until_commit`).
+/// - A full queue refuses instead of growing (`a_full_queue_refuses`).
+#[async_trait]
+pub trait Router: fmt::Debug + Send + Sync + 'static {
+    /// How many shards there are.
+    fn shards(&self) -> usize;
+
+    /// Appends a command.
+    ///
+    /// # Errors
+    /// `Throttled` if the shard's queue is full, `Unavailable` if it may or may not be appended.
+    async fn append(&self, command: Command) -> Result<()>;
+
+    /// Takes what waits for a shard, at least one record, waiting for it if need be. Cancel safe.
+    ///
+    /// # Errors
+    /// `Closed` when the router shuts down.
+    async fn next(&self, shard: usize) -> Result<Vec<Record>>;
+
+    /// Says that everything up to a position is applied.
+    ///
+    /// # Errors
+    /// `Unavailable`: the records may come again.
+    async fn commit(&self, shard: usize, position: LogPosition) -> Result<()>;
+
+    /// Makes everything uncommitted of a shard come again: what a new owner sees.
+    ///
+    /// # Errors
+    /// `Unavailable` if that cannot be done now.
+    async fn rewind(&self, shard: usize) -> Result<()>;
+}
+
+/// A place in a shard's log.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+#[allow(clippy::exhaustive_structs)]
+pub struct LogPosition {
+    /// Which log.
+    pub generation: u64,
+    /// Rising in it.
+    pub offset: u64,
+}
+
+/// A command in a shard's log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Record {
+    /// Its place.
+    pub position: LogPosition,
+    /// When it was appended, by the log's clock.
+    pub appended_us: u64,
+    /// The command.
+    pub command: Arc<Command>,
+}
+
+/// What a gateway asks of a conversation's shard. All that depends on a clock, a cache or another table
+/// was decided by the gateway and is written in here, so that applying it is a function of the state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Command {
+    /// Who asks, as authenticated.
+    pub sender: DeviceAddress,
+    /// What.
+    pub operation: Operation,
+    /// Every user of the audience with the devices of the list version named.
+    pub recipients: Vec<Recipient>,
+    /// Why the gateway would refuse it; counts only if the message is not stored already.
+    pub verdict: Option<Refusal>,
+}
+
+impl Command {
+    /// The conversation it is for.
+    pub const fn conversation(&self) -> ConversationId {
+        self.number().conversation
+    }
+
+    /// Its place in its sender's order.
+    pub const fn number(&self) -> &SendNumber {
+        match &self.operation {
+            Operation::Publish(publish) => &publish.number,
+            Operation::Void(number) => number,
+        }
+    }
+}
+
+/// What is asked of a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Operation {
+    /// Store this message.
+    Publish(Publish),
+    /// Use this number up.
+    Void(SendNumber),
+}
+
+/// A user of an audience with the devices of the list version that was named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Recipient {
+    /// The user.
+    pub user: UserId,
+    /// The version.
+    pub list_version: u64,
+    /// Its devices.
+    pub installations: Vec<InstallationId>,
+}

@@ -1,0 +1,139 @@
+//! What a gateway checks of a publish, before the log.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::Engine;
+use crate::backend::{Command, Operation, Recipient, WantCells};
+use crate::device_list::SignedDeviceList;
+use crate::envelope::{Publish, Refusal};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, UserId};
+use crate::limits::{INBOX_BYTES, INBOX_MESSAGES};
+
+impl Engine {
+    /// Makes the command of a publish: the devices of its audience, and the reason to refuse it if there
+    /// is one. An error means that it cannot be decided now.
+    pub(super) async fn admit(&self, sender: DeviceAddress, publish: Publish) -> Result<Command> {
+        let mut recipients = Vec::with_capacity(publish.audience.len());
+        let mut stale = Vec::new();
+        let mut verdict = shape(sender, &publish).err();
+        for audience in &publish.audience {
+            let Some(list) = self.device_list(audience.user).await? else {
+                verdict = verdict.or(Some(Refusal::Denied));
+                continue;
+            };
+            if list.list().version != audience.list_version {
+                stale.push(audience.user);
+            }
+            let installations = self.addressed(&publish, &list);
+            recipients.push(Recipient { user: audience.user, list_version: list.list().version, installations });
+        }
+        if verdict.is_none() && stale.is_empty() {
+            stale = uncovered(sender, &publish, &recipients);
+        }
+        if verdict.is_none() && !stale.is_empty() {
+            verdict = Some(Refusal::Mismatch(stale));
+        }
+        if verdict.is_none() && self.full(sender, &recipients).await? {
+            verdict = Some(Refusal::Quota);
+        }
+        Ok(Command { sender, operation: Operation::Publish(publish), recipients, verdict })
+    }
+
+    /// The devices of a list that a publish is for: all, or the one of a mailbox.
+    fn addressed(&self, publish: &Publish, list: &SignedDeviceList) -> Vec<InstallationId> {
+        let devices = list.list().addresses().map(|device| device.installation);
+        if publish.number.conversation.kind() == Ok(ConversationKind::Mailbox) {
+            devices.filter(|device| publish.boxes.iter().any(|one| one.installation == *device)).collect()
+        } else {
+            devices.collect()
+        }
+    }
+
+    /// Whether an inbox has no room: a soft check, the store's own sweeper is the hard one.
+    async fn full(&self, sender: DeviceAddress, recipients: &[Recipient]) -> Result<bool> {
+        for device in recipients.iter().flat_map(|r| &r.installations).filter(|d| **d != sender.installation) {
+            let record = self.backends.store.device(*device, WantCells::No).await?;
+            if record.waiting_rows >= INBOX_MESSAGES || record.waiting_bytes >= INBOX_BYTES {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The newest list of a user, from the cache if it is there.
+    pub(super) async fn device_list(&self, user: UserId) -> Result<Option<Arc<SignedDeviceList>>> {
+        if let Some(list) = self.lists.get(&user) {
+            return Ok(Some(list.clone()));
+        }
+        let Some(list) = self.backends.keys.list(user).await? else { return Ok(None) };
+        let list = Arc::new(list);
+        if self.lists.len() > 100_000 {
+            self.lists.clear();
+        }
+        // A newer version that was put meanwhile must not be shadowed by the one read before it.
+        let known = self.lists.entry(user).or_insert_with(|| list.clone()).clone();
+        Ok(Some(if known.list().version >= list.list().version { known } else { list }))
+    }
+}
+
+/// Whether audience and boxes fit the conversation.
+fn shape(sender: DeviceAddress, publish: &Publish) -> std::result::Result<(), Refusal> {
+    let users: Vec<UserId> = publish.audience.iter().map(|a| a.user).collect();
+    let id = publish.number.conversation;
+    let mut seen = HashSet::new();
+    if publish.boxes.iter().any(|one| !seen.insert(one.installation) || one.installation == sender.installation) {
+        return Err(Refusal::Invalid);
+    }
+    let fits = match id.kind() {
+        Ok(ConversationKind::Direct) => {
+            users.len() == 2 && users.contains(&sender.user) && id == ConversationId::direct(users[0], users[1])
+        }
+        Ok(ConversationKind::Own) => users == [sender.user] && id == ConversationId::own(sender.user),
+        Ok(ConversationKind::Mailbox) => {
+            users.len() == 1
+                && publish.boxes.len() == 1
+                && id == ConversationId::mailbox(sender.installation, publish.boxes[0].installation)
+        }
+        // Group and channel have their place in ids and wire; they are not open yet.
+        Ok(ConversationKind::Group | ConversationKind::Channel) => return Err(Refusal::Unsupported),
+        Err(_) => false,
+    };
+    if fits { Ok(()) } else { Err(Refusal::Denied) }
+}
+
+/// The users whose devices and the boxes do not match.
+fn uncovered(sender: DeviceAddress, publish: &Publish, recipients: &[Recipient]) -> Vec<UserId> {
+    let boxed: HashSet<InstallationId> = publish.boxes.iter().map(|one| one.installation).collect();
+    let missing = |r: &&Recipient| r.installations.iter().any(|i| *i != sender.installation && !boxed.contains(i));
+    let mut stale: Vec<UserId> = recipients.iter().filter(missing).map(|r| r.user).collect();
+    let wanted: usize =
+        recipients.iter().flat_map(|r| &r.installations).filter(|i| **i != sender.installation).count();
+    let mailbox = publish.number.conversation.kind() == Ok(ConversationKind::Mailbox);
+    if stale.is_empty() && (boxed.len() != wanted || (mailbox && wanted != 1)) {
+        // A box for a device that is on no list (any more).
+        stale = publish.audience.iter().map(|a| a.user).collect();
+    }
+    stale
+}
+
+/// Whether a refusal of the gateway may be answered without the log: only for ids never sent before.
+pub(super) fn refuse_now(command: &Command) -> Option<Refusal> {
+    match &command.operation {
+        Operation::Publish(publish) if publish.first => command.verdict.clone(),
+        _ => None,
+    }
+}
+
+/// The refusal that an error of a backend becomes.
+pub(super) fn refusal_of(error: &Error) -> Refusal {
+    match error.kind() {
+        ErrorKind::Invalid => Refusal::Invalid,
+        ErrorKind::Denied => Refusal::Denied,
+        ErrorKind::NotFound => Refusal::NotFound,
+        ErrorKind::Conflict => Refusal::Taken,
+        ErrorKind::Throttled => Refusal::Throttled(1000),
+        ErrorKind::Unavailable | ErrorKind::Corrupt | ErrorKind::Closed => Refusal::Retry(1000),
+    }
+}

@@ -1,0 +1,89 @@
+use std::collections::HashMap;
+
+use crate::backend::{GatewayId, Route};
+use crate::delivery::Event;
+use crate::envelope::{InboxRow, RowContent};
+use crate::id::{DeviceAddress, InstallationId};
+
+/// Who is told what, and how.
+#[derive(Debug, Default, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Plan {
+    /// For each connected device: its route and what to tell it, in order.
+    pub tell: Vec<(Route, Vec<Event>)>,
+    /// Devices with a new message and no connection.
+    pub wake: Vec<DeviceAddress>,
+}
+
+impl Plan {
+    /// Splits what is for this gateway from what is for others.
+    pub fn local(&self, gateway: GatewayId) -> impl Iterator<Item = &(Route, Vec<Event>)> {
+        self.tell.iter().filter(move |(route, _)| route.gateway == gateway)
+    }
+}
+
+/// Plans the delivery of a batch: a pure function of the rows that were committed, whose they are, and the
+/// routes there are. Events of one device keep their order.
+pub fn plan(events: Vec<(DeviceAddress, Event)>, routes: &[Route]) -> Plan {
+    let mut newest: HashMap<InstallationId, Route> = HashMap::with_capacity(routes.len());
+    for route in routes {
+        let known = newest.entry(route.device.installation).or_insert(*route);
+        if route.epoch > known.epoch {
+            *known = *route;
+        }
+    }
+    let mut places: HashMap<InstallationId, usize> = HashMap::new();
+    let mut plan = Plan::default();
+    for (device, event) in events {
+        match newest.get(&device.installation) {
+            Some(route) => {
+                let place = *places.entry(device.installation).or_insert_with(|| {
+                    plan.tell.push((*route, Vec::new()));
+                    plan.tell.len() - 1
+                });
+                plan.tell[place].1.push(event);
+            }
+            None => {
+                let is_message = matches!(&event, Event::Row(InboxRow { content: RowContent::Message { .. }, .. }));
+                if is_message && !plan.wake.contains(&device) {
+                    plan.wake.push(device);
+                }
+            }
+        }
+    }
+    plan
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envelope::EmptyReason;
+    use crate::id::{ConversationId, DeviceId, UserId};
+
+    fn device(n: u8) -> DeviceAddress {
+        DeviceAddress {
+            user: UserId::from_bytes([n; 16]),
+            device: DeviceId::PRIMARY,
+            installation: InstallationId::from_bytes([n; 16]),
+        }
+    }
+
+    fn row(seq: u64) -> Event {
+        let content = RowContent::Empty { reason: EmptyReason::Void, from: seq };
+        Event::Row(InboxRow {
+            conversation: ConversationId::from_bytes([0x11; 17]),
+            seq,
+            time_us: seq,
+            joined: false,
+            content,
+        })
+    }
+
+    #[test]
+    fn the_newest_route_wins_and_order_holds() {
+        let routes = [2, 1].map(|epoch| Route { device: device(1), gateway: GatewayId(epoch), epoch });
+        let plan = plan(vec![(device(1), row(1)), (device(2), row(1)), (device(1), row(2))], &routes);
+        assert_eq!(plan.tell, vec![(routes[0], vec![row(1), row(2)])]);
+        assert!(plan.wake.is_empty(), "an empty row wakes nobody");
+    }
+}

@@ -1,0 +1,256 @@
+//! Versioned, signed lists of a user's devices. The account key signs them, so a server can neither add
+//! a device nor hide one unnoticed; both server and clients check them here.
+
+use bytes::Bytes;
+use prost::Message as _;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{DeviceAddress, DeviceId, InstallationId, UserId};
+use crate::limits::MAX_DEVICES;
+use crate::signing::{transcript, verify};
+use crate::wire::proto;
+
+/// A device of a list.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct DeviceEntry {
+    /// The device's number.
+    pub device: DeviceId,
+    /// Its Ed25519 device key.
+    pub device_key: [u8; 32],
+    /// The identity key of its suite.
+    pub suite_key: Bytes,
+}
+
+impl DeviceEntry {
+    /// A device with these keys.
+    pub const fn new(device: DeviceId, device_key: [u8; 32], suite_key: Bytes) -> Self {
+        Self { device, device_key, suite_key }
+    }
+
+    /// The installation, which follows from the device key.
+    pub fn installation(&self) -> InstallationId {
+        InstallationId::of_device_key(&self.device_key)
+    }
+}
+
+/// One immutable version of a user's devices.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct DeviceList {
+    /// Whose.
+    pub user: UserId,
+    /// Dense from 1.
+    pub version: u64,
+    /// SHA-256 of the encoded version before; empty in version 1.
+    pub previous: Bytes,
+    /// Milliseconds since 1970.
+    pub created: u64,
+    /// In rising order of their ids.
+    pub devices: Vec<DeviceEntry>,
+}
+
+impl DeviceList {
+    /// A first version.
+    pub const fn first(user: UserId, created: u64, devices: Vec<DeviceEntry>) -> Self {
+        Self { user, version: 1, previous: Bytes::new(), created, devices }
+    }
+
+    /// The next version after `before`, with these devices.
+    #[must_use]
+    pub fn next(before: &SignedDeviceList, created: u64, devices: Vec<DeviceEntry>) -> Self {
+        let list = before.list();
+        Self { user: list.user, version: list.version + 1, previous: before.hash(), created, devices }
+    }
+
+    /// The bytes that are signed and hashed.
+    pub fn encode(&self) -> Bytes {
+        let devices = self.devices.iter().map(|d| proto::DeviceEntry {
+            device: u32::from(d.device.get()),
+            device_key: Bytes::copy_from_slice(&d.device_key),
+            suite_key: d.suite_key.clone(),
+        });
+        proto::DeviceList {
+            user: self.user.to_bytes(),
+            version: self.version,
+            previous: self.previous.clone(),
+            created: self.created,
+            devices: devices.collect(),
+        }
+        .encode_to_vec()
+        .into()
+    }
+
+    /// The bytes the account key signs for an encoded list.
+    pub fn transcript(encoded: &[u8]) -> Vec<u8> {
+        transcript("device-list", &[encoded])
+    }
+
+    /// The entry of a device.
+    pub fn device(&self, device: DeviceId) -> Option<&DeviceEntry> {
+        self.devices.iter().find(|d| d.device == device)
+    }
+
+    /// The addresses of all devices.
+    pub fn addresses(&self) -> impl Iterator<Item = DeviceAddress> + '_ {
+        self.devices.iter().map(|d| DeviceAddress { user: self.user, device: d.device, installation: d.installation() })
+    }
+
+    /// The lowest number no device has.
+    pub fn free_device(&self) -> Option<DeviceId> {
+        (1..=127).filter_map(|id| DeviceId::new(id).ok()).find(|id| self.device(*id).is_none())
+    }
+
+    fn decode(bytes: Bytes) -> Result<Self> {
+        let raw = proto::DeviceList::decode(bytes)
+            .map_err(|e| Error::new(ErrorKind::Invalid, "not a device list").caused_by(e))?;
+        let mut devices: Vec<DeviceEntry> = Vec::with_capacity(raw.devices.len().min(MAX_DEVICES));
+        for entry in raw.devices {
+            let device_key = entry.device_key.as_ref().try_into();
+            devices.push(DeviceEntry {
+                device: DeviceId::new(entry.device)?,
+                device_key: device_key.map_err(|_| Error::new(ErrorKind::Invalid, "a device key has 32 bytes"))?,
+                suite_key: entry.suite_key,
+            });
+        }
+        let list = Self {
+            user: UserId::parse(&raw.user)?,
+            version: raw.version,
+            previous: raw.previous,
+            created: raw.created,
+            devices,
+        };
+        list.check().map(|()| list)
+    }
+
+    fn check(&self) -> Result<()> {
+        let broken = |what| Err(Error::new(ErrorKind::Invalid, what));
+        if self.devices.is_empty() || self.devices.len() > MAX_DEVICES {
+            return broken("a device list has 1 to 6 devices");
+        }
+        if !self.devices.windows(2).all(|pair| pair[0].device < pair[1].device) {
+            return broken("a device list is in order of its device ids");
+        }
+        for (i, a) in self.devices.iter().enumerate() {
+            if a.suite_key.is_empty() || a.suite_key.len() > 64 {
+                return broken("a suite key has 1 to 64 bytes");
+            }
+            if self.devices[..i].iter().any(|b| a.device_key == b.device_key || a.suite_key == b.suite_key) {
+                return broken("two devices of a list share a key");
+            }
+        }
+        match (self.version, self.previous.len()) {
+            (1, 0) | (2.., 32) => Ok(()),
+            _ => broken("a device list names the hash of the version before"),
+        }
+    }
+}
+
+/// A [`DeviceList`] as its account key signed it. Holding one means that form and signature are right;
+/// whether the account key is the expected one is for the caller to compare.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SignedDeviceList {
+    list: DeviceList,
+    encoded: Bytes,
+    account_key: [u8; 32],
+    signature: Bytes,
+}
+
+impl SignedDeviceList {
+    /// Checks form and signature.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] if the list breaks a rule, [`ErrorKind::Denied`] if the signature does not match.
+    pub fn verify(encoded: Bytes, account_key: [u8; 32], signature: Bytes) -> Result<Self> {
+        verify(&account_key, &DeviceList::transcript(&encoded), &signature)?;
+        Ok(Self { list: DeviceList::decode(encoded.clone())?, encoded, account_key, signature })
+    }
+
+    /// Checks that this may follow `before`: same user and account key, next version, right hash.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`] if not.
+    pub fn check_follows(&self, before: &Self) -> Result<()> {
+        let follows = self.account_key == before.account_key
+            && self.list.user == before.list.user
+            && self.list.version == before.list.version + 1
+            && self.list.previous == before.hash();
+        if follows { Ok(()) } else { Err(Error::new(ErrorKind::Conflict, "the device list does not follow the last one")) }
+    }
+
+    /// The list.
+    pub const fn list(&self) -> &DeviceList {
+        &self.list
+    }
+
+    /// The key that signed it.
+    pub const fn account_key(&self) -> &[u8; 32] {
+        &self.account_key
+    }
+
+    /// SHA-256 of the encoded list.
+    pub fn hash(&self) -> Bytes {
+        Bytes::copy_from_slice(&Sha256::digest(&self.encoded))
+    }
+
+    /// The list as it was signed.
+    pub const fn encoded(&self) -> &Bytes {
+        &self.encoded
+    }
+
+    /// The signature.
+    pub const fn signature(&self) -> &Bytes {
+        &self.signature
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ed25519_dalek::{Signer, SigningKey};
+
+    fn entry(device: u32, key: u8) -> DeviceEntry {
+        DeviceEntry::new(DeviceId::new(device).unwrap(), [key; 32], Bytes::from(vec![key; 33]))
+    }
+
+    fn sign(list: &DeviceList, key: &SigningKey) -> Result<SignedDeviceList> {
+        let encoded = list.encode();
+        let signature = key.sign(&DeviceList::transcript(&encoded)).to_bytes().to_vec();
+        SignedDeviceList::verify(encoded, key.verifying_key().to_bytes(), signature.into())
+    }
+
+    #[test]
+    fn versions_chain_and_nothing_else_follows() {
+        let (key, other) = (SigningKey::from_bytes(&[7; 32]), SigningKey::from_bytes(&[8; 32]));
+        let user = UserId::from_bytes([1; 16]);
+        let v1 = sign(&DeviceList::first(user, 0, vec![entry(1, 1)]), &key).unwrap();
+        let v2 = DeviceList::next(&v1, 1, vec![entry(1, 1), entry(2, 2)]);
+        assert!(sign(&v2, &key).unwrap().check_follows(&v1).is_ok());
+        assert!(sign(&v2, &other).unwrap().check_follows(&v1).is_err(), "another account key");
+        let skipped = DeviceList { version: 3, ..v2.clone() };
+        assert!(sign(&skipped, &key).unwrap().check_follows(&v1).is_err(), "a skipped version");
+        let forked = DeviceList { previous: vec![0; 32].into(), ..v2 };
+        assert!(sign(&forked, &key).unwrap().check_follows(&v1).is_err(), "another past");
+    }
+
+    #[test]
+    fn bad_lists_are_refused() {
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let user = UserId::from_bytes([1; 16]);
+        for devices in [vec![], vec![entry(2, 2), entry(1, 1)], vec![entry(1, 1), entry(2, 1)], (1..=7).map(|n| entry(n, n as u8)).collect()] {
+            assert!(sign(&DeviceList::first(user, 0, devices), &key).is_err());
+        }
+    }
+
+    #[test]
+    fn one_changed_bit_is_noticed() {
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let good = sign(&DeviceList::first(UserId::from_bytes([1; 16]), 0, vec![entry(1, 1)]), &key).unwrap();
+        for i in 0..good.encoded().len() {
+            let mut bad = good.encoded().to_vec();
+            bad[i] ^= 1;
+            assert!(SignedDeviceList::verify(bad.into(), *good.account_key(), good.signature().clone()).is_err());
+        }
+    }
+}

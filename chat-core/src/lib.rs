@@ -1,0 +1,45 @@
+//! The core of a durable, end-to-end encrypted chat system: what must be the same everywhere.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`id`], [`envelope`], [`device_list`], [`signing`] | the words: ids, messages and rows, signed device lists, what is signed |
+//! | [`wire`] | the frames, parsed and checked once, at the edge |
+//! | [`backend`] | the traits that stores, routers and registries implement |
+//! | [`memory`] | all of them in memory: the executable specification |
+//! | [`delivery`] | the engine: admit, order, commit, plan, deliver |
+//! | [`session`] | the gateway's side of a device, as a pure state machine |
+//! | [`replica`] | the device's side, as a pure state machine |
+//! | `conformance` (feature) | the suite that every backend passes |
+//! | `sim` (feature) | the simulator: the real machines and engine under every fault it can think of |
+//!
+//! Nothing in here opens a socket, reads a clock, draws randomness or spawns a task.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+pub mod backend;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+pub mod delivery;
+pub mod device_list;
+pub mod envelope;
+pub mod error;
+pub mod id;
+pub mod limits;
+pub mod memory;
+pub mod mutant;
+pub mod replica;
+pub mod rng;
+pub mod session;
+pub mod signing;
+#[cfg(feature = "sim")]
+pub mod sim;
+pub mod time;
+pub mod wire;
+
+pub use backend::Backends;
+pub use delivery::{Engine, EngineSettings};
+pub use error::{Error, ErrorKind, Result};
+pub use id::{
+    ClientSeq, ConversationId, ConversationKind, DeviceAddress, DeviceId, Handle, Incarnation, InstallationId,
+    MessageId, Seq, StoreEpoch, UserId,
+};
+pub use time::{Instant, WallClock};

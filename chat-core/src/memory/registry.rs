@@ -1,0 +1,51 @@
+use async_trait::async_trait;
+use dashmap::DashMap;
+
+use crate::backend::{GatewayId, Registry, Route};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{DeviceAddress, UserId};
+
+/// A [`Registry`] in memory.
+#[derive(Debug, Default)]
+pub struct MemoryRegistry {
+    routes: DashMap<UserId, Vec<Route>>,
+    epochs: std::sync::atomic::AtomicU64,
+}
+
+#[async_trait]
+impl Registry for MemoryRegistry {
+    async fn bind(&self, device: DeviceAddress, gateway: GatewayId) -> Result<u64> {
+        let mut routes = self.routes.entry(device.user).or_default();
+        let epoch = self.epochs.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
+        routes.retain(|route| route.device.installation != device.installation);
+        routes.push(Route { device, gateway, epoch });
+        Ok(epoch)
+    }
+
+    async fn renew(&self, route: Route) -> Result<()> {
+        let mut routes = self.routes.entry(route.device.user).or_default();
+        match routes.iter().find(|known| known.device.installation == route.device.installation) {
+            Some(known) if known.epoch > route.epoch => {
+                Err(Error::new(ErrorKind::Conflict, "a newer connection is registered"))
+            }
+            Some(_) => Ok(()),
+            None => {
+                routes.push(route);
+                Ok(())
+            }
+        }
+    }
+
+    async fn unbind(&self, route: Route) -> Result<()> {
+        self.routes.remove_if_mut(&route.device.user, |_, routes| {
+            routes.retain(|known| *known != route);
+            routes.is_empty()
+        });
+        Ok(())
+    }
+
+    async fn lookup(&self, users: &[UserId]) -> Result<Vec<Route>> {
+        let known = users.iter().filter_map(|user| self.routes.get(user));
+        Ok(known.flat_map(|routes| routes.clone()).collect())
+    }
+}

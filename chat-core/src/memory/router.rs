@@ -1,0 +1,131 @@
+use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::backend::{Command, LogPosition, Record, Router};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::ConversationId;
+use crate::time::WallClock;
+
+/// Commands that may wait for a shard; a full queue answers *throttled*, and the device tries again.
+const QUEUE: usize = 4096;
+/// Records taken at once: what one commit of the store may have to hold in memory.
+const BATCH: usize = 512;
+/// Bytes taken at once.
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
+
+/// The [`Router`] of a single process: a bounded queue a shard.
+#[derive(Debug)]
+pub struct MemoryRouter {
+    shards: Vec<Shard>,
+    clock: Arc<dyn WallClock>,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    log: Mutex<Log>,
+    appended: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    records: VecDeque<Record>,
+    /// How many of `records` were taken and wait for their commit.
+    taken: usize,
+    offset: u64,
+    last_us: u64,
+}
+
+impl MemoryRouter {
+    /// A router of this many shards, whose records carry this clock's time.
+    pub fn new(shards: usize, clock: Arc<dyn WallClock>) -> Self {
+        Self { shards: (0..shards.max(1)).map(|_| Shard::default()).collect(), clock }
+    }
+
+    /// The shard of a conversation.
+    pub fn shard_of(&self, conversation: ConversationId) -> usize {
+        let mut hasher = DefaultHasher::new();
+        conversation.hash(&mut hasher);
+        (hasher.finish() % self.shards.len() as u64) as usize
+    }
+
+    fn shard(&self, shard: usize) -> Result<&Shard> {
+        self.shards.get(shard).ok_or_else(|| Error::new(ErrorKind::NotFound, "no such shard"))
+    }
+}
+
+impl Log {
+    fn take(&mut self) -> Vec<Record> {
+        let mut bytes = 0;
+        let batch = self.records.iter().skip(self.taken).take(BATCH).take_while(|record| {
+            let fits = bytes < BATCH_BYTES;
+            if let crate::backend::Operation::Publish(publish) = &record.command.operation {
+                bytes += publish.body.len() + publish.boxes.iter().map(|b| b.data.len()).sum::<usize>();
+            }
+            fits
+        });
+        let batch: Vec<_> = batch.cloned().collect();
+        self.taken += batch.len();
+        batch
+    }
+}
+
+#[async_trait]
+impl Router for MemoryRouter {
+    fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    async fn append(&self, command: Command) -> Result<()> {
+        let shard = &self.shards[self.shard_of(command.conversation())];
+        {
+            let mut log = shard.log.lock();
+            if log.records.len() >= QUEUE {
+                return Err(Error::new(ErrorKind::Throttled, "the shard's queue is full"));
+            }
+            log.offset += 1;
+            // A clock that steps back must not take the drain order with it.
+            log.last_us = self.clock.now_us().max(log.last_us);
+            let record = Record {
+                position: LogPosition { generation: 0, offset: log.offset },
+                appended_us: log.last_us,
+                command: Arc::new(command),
+            };
+            log.records.push_back(record);
+        }
+        shard.appended.notify_one();
+        Ok(())
+    }
+
+    async fn next(&self, shard: usize) -> Result<Vec<Record>> {
+        let shard = self.shard(shard)?;
+        loop {
+            let appended = shard.appended.notified();
+            let batch = shard.log.lock().take();
+            if !batch.is_empty() {
+                return Ok(batch);
+            }
+            appended.await;
+        }
+    }
+
+    async fn commit(&self, shard: usize, position: LogPosition) -> Result<()> {
+        let mut log = self.shard(shard)?.log.lock();
+        while log.taken > 0 && log.records.front().is_some_and(|record| record.position <= position) {
+            log.records.pop_front();
+            log.taken -= 1;
+        }
+        Ok(())
+    }
+
+    async fn rewind(&self, shard: usize) -> Result<()> {
+        let shard = self.shard(shard)?;
+        shard.log.lock().taken = 0;
+        shard.appended.notify_one();
+        Ok(())
+    }
+}

@@ -1,0 +1,242 @@
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+
+use crate::backend::{Commit, ConversationState, DeviceRecord, MessageStore, PageLimit, StoreLife, WantCells};
+use crate::envelope::{AckOf, Cell, Durability, InboxRow, Place};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{ConversationId, ConversationKind, InstallationId, MessageId, Seq, StoreEpoch};
+
+/// A [`MessageStore`] in memory: each commit is atomic, and gone with the process.
+#[derive(Debug)]
+pub struct MemoryStore {
+    life: StoreLife,
+    tables: Mutex<Tables>,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::with_tables(Tables::default())
+    }
+
+    /// A store that begins with these tables.
+    pub fn with_tables(tables: Tables) -> Self {
+        let life = StoreLife { epoch: StoreEpoch::from_bytes([0x5e; 16]), durability: Durability::Memory };
+        Self { life, tables: Mutex::new(tables) }
+    }
+
+    /// A copy of everything in it.
+    pub fn tables(&self) -> Tables {
+        self.tables.lock().clone()
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What a [`MemoryStore`] holds, in the layout every other store follows: rows keyed so that writing one
+/// twice changes nothing, and a state that says how far they count.
+#[derive(Clone, Debug, Default)]
+pub struct Tables {
+    states: HashMap<ConversationId, ConversationState>,
+    history: BTreeMap<(ConversationId, Seq), InboxRow>,
+    ids: HashMap<(ConversationId, InstallationId, MessageId), Seq>,
+    inbox: BTreeMap<(InstallationId, Place), Arc<InboxRow>>,
+    cells: BTreeMap<(InstallationId, ConversationId), Cell>,
+    generations: HashMap<InstallationId, u64>,
+}
+
+/// One write of a commit.
+#[derive(Clone, Debug)]
+pub(crate) enum Write {
+    History(InboxRow),
+    Id((ConversationId, InstallationId, MessageId), Seq),
+    Inbox(InstallationId, Arc<InboxRow>),
+    Generation(InstallationId, u64),
+    State(ConversationId, Box<ConversationState>),
+}
+
+impl Tables {
+    /// The writes of a commit in their order: rows first, state last.
+    pub(crate) fn writes(commit: Commit) -> Vec<Write> {
+        let conversation = commit.conversation;
+        let mailbox = conversation.kind() == Ok(ConversationKind::Mailbox);
+        let mut writes = Vec::new();
+        if !mailbox {
+            writes.extend(commit.history.into_iter().map(Write::History));
+        }
+        writes.extend(commit.ids.into_iter().map(|(sender, id, seq)| Write::Id((conversation, sender, id), seq)));
+        writes.extend(commit.inbox.into_iter().map(|(device, row)| Write::Inbox(device, Arc::new(row))));
+        writes.extend(commit.generations.into_iter().map(|(device, g)| Write::Generation(device, g)));
+        writes.push(Write::State(conversation, Box::new(commit.state)));
+        writes
+    }
+
+    pub(crate) fn apply(&mut self, write: Write) {
+        match write {
+            Write::History(row) => {
+                self.history.insert((row.conversation, row.seq), row);
+            }
+            Write::Id(key, seq) => {
+                self.ids.insert(key, seq);
+            }
+            Write::Inbox(device, row) => {
+                let cell = self.cells.entry((device, row.conversation)).or_default();
+                if row.joined && cell.tail == 0 {
+                    cell.acked = row.seq - 1;
+                }
+                cell.tail = cell.tail.max(row.seq);
+                // A late copy of a row that was acknowledged must not come back.
+                if row.seq > cell.acked {
+                    self.inbox.insert((device, row.place()), row);
+                }
+            }
+            Write::Generation(device, generation) => {
+                let known = self.generations.entry(device).or_default();
+                *known = (*known).max(generation);
+            }
+            Write::State(conversation, state) => {
+                self.states.insert(conversation, *state);
+            }
+        }
+    }
+
+    fn head(&self, conversation: ConversationId) -> Seq {
+        self.states.get(&conversation).map_or(0, |state| state.head.seq)
+    }
+
+    pub(crate) fn state(&self, conversation: ConversationId) -> Option<ConversationState> {
+        self.states.get(&conversation).cloned()
+    }
+
+    pub(crate) fn find(&self, conversation: ConversationId, sender: InstallationId, id: MessageId) -> Option<Seq> {
+        let seq = *self.ids.get(&(conversation, sender, id))?;
+        (seq <= self.head(conversation)).then_some(seq)
+    }
+
+    pub(crate) fn ack(&mut self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
+        for ack in acks {
+            if ack.seq > self.cells.get(&(device, ack.conversation)).map_or(0, |cell| cell.tail) {
+                return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail"));
+            }
+        }
+        self.apply(Write::Generation(device, generation));
+        for ack in acks {
+            let cell = self.cells.entry((device, ack.conversation)).or_default();
+            if ack.seq > cell.acked {
+                cell.acked = ack.seq;
+                let from = (device, Place::START);
+                let gone: Vec<_> = self
+                    .inbox
+                    .range(from..)
+                    .take_while(|((owner, _), _)| *owner == device)
+                    .filter(|((_, place), _)| place.conversation == ack.conversation && place.seq <= ack.seq)
+                    .map(|(key, _)| *key)
+                    .collect();
+                for key in gone {
+                    self.inbox.remove(&key);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Vec<InboxRow> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let rows = self
+            .inbox
+            .range((Excluded((device, after)), Unbounded))
+            .take_while(|((owner, _), _)| *owner == device)
+            // Rows above the head do not exist yet.
+            .filter(|((_, place), _)| place.seq <= self.head(place.conversation))
+            .map(|(_, row)| InboxRow::clone(row));
+        page(rows, limit)
+    }
+
+    pub(crate) fn history(&self, conversation: ConversationId, before: Seq, limit: PageLimit) -> Vec<InboxRow> {
+        let end = if before == 0 { self.head(conversation) } else { (before - 1).min(self.head(conversation)) };
+        page(self.history.range((conversation, 1)..=(conversation, end)).rev().map(|(_, row)| row.clone()), limit)
+    }
+
+    pub(crate) fn device(&self, device: InstallationId, want: WantCells) -> DeviceRecord {
+        let waiting = self.inbox.range((device, Place::START)..).take_while(|((owner, _), _)| *owner == device);
+        let (rows, bytes) = waiting.fold((0, 0), |(n, b), (_, row)| (n + 1, b + row.size() as u64));
+        let cells = match want {
+            WantCells::No => Vec::new(),
+            WantCells::Of(conversation) => {
+                self.cells.get(&(device, conversation)).map(|cell| (conversation, *cell)).into_iter().collect()
+            }
+            WantCells::All => self
+                .cells
+                .range((device, ConversationId::from_bytes([0; 17]))..)
+                .take_while(|((owner, _), _)| *owner == device)
+                .map(|((_, conversation), cell)| (*conversation, *cell))
+                .collect(),
+        };
+        DeviceRecord {
+            generation: self.generations.get(&device).copied().unwrap_or(0),
+            waiting_rows: rows,
+            waiting_bytes: bytes,
+            cells,
+        }
+    }
+}
+
+fn page(rows: impl Iterator<Item = InboxRow>, limit: PageLimit) -> Vec<InboxRow> {
+    let mut bytes = 0;
+    let mut page = Vec::new();
+    for row in rows.take(limit.rows) {
+        bytes += row.size();
+        page.push(row);
+        if bytes >= limit.bytes {
+            break;
+        }
+    }
+    page
+}
+
+#[async_trait]
+impl MessageStore for MemoryStore {
+    fn life(&self) -> StoreLife {
+        self.life
+    }
+
+    async fn state(&self, conversation: ConversationId) -> Result<Option<ConversationState>> {
+        Ok(self.tables.lock().state(conversation))
+    }
+
+    async fn find(&self, conversation: ConversationId, sender: InstallationId, id: MessageId) -> Result<Option<Seq>> {
+        Ok(self.tables.lock().find(conversation, sender, id))
+    }
+
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<()>> {
+        let mut tables = self.tables.lock();
+        let done = commits.into_iter().map(|commit| {
+            Tables::writes(commit).into_iter().for_each(|write| tables.apply(write));
+            Ok(())
+        });
+        done.collect()
+    }
+
+    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
+        self.tables.lock().ack(device, generation, acks)
+    }
+
+    async fn inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Result<Vec<InboxRow>> {
+        Ok(self.tables.lock().inbox(device, after, limit))
+    }
+
+    async fn history(&self, conversation: ConversationId, before: Seq, limit: PageLimit) -> Result<Vec<InboxRow>> {
+        Ok(self.tables.lock().history(conversation, before, limit))
+    }
+
+    async fn device(&self, device: InstallationId, cells: WantCells) -> Result<DeviceRecord> {
+        Ok(self.tables.lock().device(device, cells))
+    }
+}

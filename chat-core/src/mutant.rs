@@ -1,0 +1,88 @@
+//! Switches that break one rule each. Outside the `sim` feature none of them can be set, and the
+//! compiler removes the questions.
+
+/// A rule that a mutant breaks. The simulator must find a violation for every one of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs, clippy::exhaustive_enums)]
+pub enum Mutant {
+    AckBeforeSync,
+    NoDedupe,
+    AnyClientSeq,
+    NoPrevLink,
+    TrimOnPush,
+    OldIncarnationAccepted,
+    DedupeInMemory,
+    CommitOnStoreError,
+    UnknownWriteNewSeq,
+    StateBeforeRows,
+    CursorBeforeMessage,
+    NoGapCheck,
+    NoRollbackDetection,
+    NoClientIdDedupe,
+    AckMatchedByNumber,
+    AckBeforeCommit,
+    LiveWithoutCatchUp,
+    LagIgnored,
+    NewIdOnRetry,
+    SealOnRetry,
+}
+
+impl Mutant {
+    /// All of them.
+    pub const ALL: [Self; 20] = [
+        Self::AckBeforeSync,
+        Self::NoDedupe,
+        Self::AnyClientSeq,
+        Self::NoPrevLink,
+        Self::TrimOnPush,
+        Self::OldIncarnationAccepted,
+        Self::DedupeInMemory,
+        Self::CommitOnStoreError,
+        Self::UnknownWriteNewSeq,
+        Self::StateBeforeRows,
+        Self::CursorBeforeMessage,
+        Self::NoGapCheck,
+        Self::NoRollbackDetection,
+        Self::NoClientIdDedupe,
+        Self::AckMatchedByNumber,
+        Self::AckBeforeCommit,
+        Self::LiveWithoutCatchUp,
+        Self::LagIgnored,
+        Self::NewIdOnRetry,
+        Self::SealOnRetry,
+    ];
+}
+
+/// Which rules are broken: none, but in the simulator.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Mutants {
+    #[cfg(feature = "sim")]
+    broken: Option<Mutant>,
+}
+
+impl Mutants {
+    /// None.
+    pub const NONE: Self = Self {
+        #[cfg(feature = "sim")]
+        broken: None,
+    };
+
+    /// Breaks one rule.
+    #[cfg(feature = "sim")]
+    pub const fn only(mutant: Mutant) -> Self {
+        Self { broken: Some(mutant) }
+    }
+
+    /// Whether a rule is broken.
+    #[cfg(feature = "sim")]
+    pub fn has(self, mutant: Mutant) -> bool {
+        self.broken == Some(mutant)
+    }
+
+    /// Whether a rule is broken: no.
+    #[cfg(not(feature = "sim"))]
+    #[allow(clippy::unused_self)]
+    pub(crate) const fn has(self, _mutant: Mutant) -> bool {
+        false
+    }
+}

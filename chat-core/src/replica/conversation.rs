@@ -1,0 +1,132 @@
+use std::collections::VecDeque;
+
+use super::RETRY_MS;
+use super::io::{Draft, SavedConversation, SavedEntry};
+use crate::envelope::{Publish, SendNumber};
+use crate::id::{ClientSeq, MessageId, Seq};
+use crate::time::Instant;
+
+/// A conversation as its device sees it.
+#[derive(Debug, Default)]
+pub(super) struct Conversation {
+    /// Received up to here, contiguously.
+    pub cursor: Seq,
+    /// The last number used in this incarnation.
+    pub client_seq: ClientSeq,
+    /// The id that has it.
+    pub prev: MessageId,
+    /// The outbox of this conversation: numbered entries first, in order of their numbers.
+    pub queue: VecDeque<Entry>,
+    /// How many at the front of `queue` were sent on this connection.
+    pub sent: usize,
+    pub wait: Wait,
+    pub went_back: Option<(ClientSeq, Instant)>,
+    pub last_own: Seq,
+    pub delivered: Seq,
+    pub read: Seq,
+}
+
+/// What a conversation's outbox waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum Wait {
+    #[default]
+    Nothing,
+    Until(Instant),
+    /// Bundles of devices without a session.
+    Bundles,
+}
+
+/// A message of the outbox.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub draft: Draft,
+    pub number: Option<SendNumber>,
+    pub publish: Option<Publish>,
+    pub void: bool,
+    /// Its ids may have been sent before.
+    pub attempted: bool,
+    pub sent_at: Instant,
+}
+
+impl Entry {
+    pub(super) fn from_draft(draft: Draft) -> Self {
+        Self {
+            draft,
+            number: None,
+            publish: None,
+            void: false,
+            attempted: false,
+            sent_at: Instant::default(),
+        }
+    }
+
+    pub(super) fn from_saved(saved: SavedEntry) -> Self {
+        let number = saved.publish.as_ref().map(|publish| publish.number);
+        Self {
+            number,
+            publish: saved.publish,
+            void: saved.void,
+            attempted: number.is_some(),
+            ..Self::from_draft(saved.draft)
+        }
+    }
+
+    /// Whether there are bytes to send.
+    pub(super) fn is_ready(&self) -> bool {
+        self.void || self.publish.is_some()
+    }
+
+    /// Forgets number and ciphertext: they belong to a closed incarnation.
+    pub(super) fn unseal(&mut self) {
+        self.number = None;
+        self.publish = None;
+    }
+}
+
+impl Conversation {
+    pub(super) fn from_saved(saved: &SavedConversation) -> Self {
+        Self {
+            cursor: saved.cursor,
+            client_seq: saved.client_seq,
+            prev: saved.prev,
+            last_own: saved.last_own,
+            delivered: saved.delivered,
+            read: saved.read,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn position(&self, id: MessageId) -> Option<usize> {
+        self.queue.iter().position(|entry| entry.draft.id == id)
+    }
+
+    pub(super) fn remove(&mut self, index: usize) -> Option<Entry> {
+        if index < self.sent {
+            self.sent -= 1;
+        }
+        self.queue.remove(index)
+    }
+
+    /// Entries from `index` on are to be sent again.
+    pub(super) fn go_back(&mut self, index: usize) {
+        self.sent = self.sent.min(index);
+    }
+
+    pub(super) fn begin_anew(&mut self) {
+        self.client_seq = 0;
+        self.prev = MessageId::NIL;
+        self.sent = 0;
+        self.went_back = None;
+        self.wait = Wait::Nothing;
+        self.queue.retain(|entry| !entry.void);
+        self.queue.iter_mut().for_each(Entry::unseal);
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self.wait {
+            Wait::Until(at) => Some(at),
+            _ if self.sent > 0 => self.queue.front().map(|entry| entry.sent_at.after(RETRY_MS)),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! The connection: dialling, greeting, heartbeats, retries.
+
+use super::conversation::Wait;
+use super::io::{Change, Ephemeral, ListChange, Output, Stopped};
+use super::{MIN_PREKEYS, Phase, Purpose, RETRY_MS, Recovery, Replica};
+use crate::device_list::SignedDeviceList;
+use crate::envelope::{AckOf, Refusal, Subject};
+use crate::id::UserId;
+use crate::limits::{HEARTBEAT_MS, WIRE_VERSION};
+use crate::time::Instant;
+use crate::wire::{Answer, Ask, ClientFrame, ServerFrame, Welcome, close};
+
+/// Full jitter: a wait is drawn from 0 to this, doubled for each attempt, up to the cap.
+const BACKOFF_BASE_MS: u64 = 100;
+const BACKOFF_CAP_MS: u64 = 30_000;
+/// A connection this old counts as a success.
+const SETTLED_MS: u64 = 5_000;
+/// Conversations whose watermarks are exchanged after a reconnect.
+const WATERMARKS: usize = 64;
+
+impl Replica {
+    pub(super) fn connected(&mut self, now: Instant) {
+        if let Phase::Dialing(_, attempts) = self.phase {
+            self.phase = Phase::Greeting(now.after(RETRY_MS), attempts);
+        }
+    }
+
+    pub(super) fn disconnected(&mut self, now: Instant, retry_after: u32, out: &mut Vec<Output>) {
+        let attempts = match self.phase {
+            Phase::Stopped(_) | Phase::Idle(..) => return,
+            Phase::Dialing(_, attempts) | Phase::Greeting(_, attempts) => attempts,
+            Phase::Online { since, attempts, .. } => {
+                out.push(Output::Event(Ephemeral::Disconnected));
+                if now.since(since).as_millis() as u64 >= SETTLED_MS { 0 } else { attempts }
+            }
+        };
+        let ceiling = BACKOFF_CAP_MS.min(BACKOFF_BASE_MS << attempts.min(16));
+        let wait = self.rng.below(ceiling + 1).max(u64::from(retry_after));
+        self.phase = Phase::Idle(now.after(wait), attempts.saturating_add(1));
+        self.recovery = Recovery::No;
+        self.caught_up = false;
+        self.catch_up_at = None;
+        self.rows.clear();
+        self.looked_up.clear();
+        for (_, (purpose, ..)) in self.requests.drain() {
+            if let Purpose::Application(token) = purpose {
+                out.push(Output::Answer(token, Err(Refusal::Retry(0))));
+            }
+        }
+        for conversation in self.conversations.values_mut() {
+            conversation.sent = 0;
+            conversation.wait = Wait::Nothing;
+            conversation.went_back = None;
+        }
+    }
+
+    fn stop(&mut self, why: Stopped, out: &mut Vec<Output>) {
+        if let Phase::Online { .. } = self.phase {
+            out.push(Output::Event(Ephemeral::Disconnected));
+        }
+        self.phase = Phase::Stopped(why);
+        out.push(Output::Hangup);
+        out.push(Output::Event(Ephemeral::Stopped(why)));
+    }
+
+    pub(super) fn stop_superseded(&mut self, out: &mut Vec<Output>) {
+        self.stop(Stopped::Superseded, out);
+    }
+
+    fn hangup(&mut self, now: Instant, retry_after: u32, out: &mut Vec<Output>) {
+        out.push(Output::Hangup);
+        self.disconnected(now, retry_after, out);
+    }
+
+    pub(super) fn settle(&mut self) {
+        if let Phase::Online { attempts, .. } = &mut self.phase {
+            *attempts = 0;
+        }
+    }
+
+    pub(super) fn frame(&mut self, now: Instant, frame: ServerFrame, out: &mut Vec<Output>) {
+        if let Phase::Online { heard, .. } = &mut self.phase {
+            *heard = now;
+        }
+        match (self.phase, frame) {
+            (Phase::Greeting(..), ServerFrame::Challenge(challenge)) => {
+                if (challenge.min_version..=challenge.max_version).contains(&WIRE_VERSION) {
+                    out.push(Output::Hello {
+                        nonce: challenge.nonce,
+                        incarnation: self.incarnation,
+                        generation: self.generation,
+                        epoch: self.epoch,
+                    });
+                } else {
+                    self.stop(Stopped::Version, out);
+                }
+            }
+            (Phase::Greeting(_, attempts), ServerFrame::Welcome(welcome)) => {
+                self.phase = Phase::Online { since: now, heard: now, heartbeat: now.after(HEARTBEAT_MS), attempts };
+                self.welcome(now, &welcome, out);
+            }
+            (_, ServerFrame::Close { code, retry_after }) => match code {
+                close::UNAUTHORIZED => self.stop(Stopped::Unauthorized, out),
+                close::VERSION => self.stop(Stopped::Version, out),
+                // Whoever took over is likely to be here to stay: do not fight for it.
+                close::REPLACED => self.hangup(now, retry_after.max(5000), out),
+                _ => self.hangup(now, retry_after, out),
+            },
+            (Phase::Online { .. }, frame) => self.online_frame(now, frame, out),
+            _ => {}
+        }
+    }
+
+    fn welcome(&mut self, now: Instant, welcome: &Welcome, out: &mut Vec<Output>) {
+        out.push(Output::Event(Ephemeral::Connected));
+        match self.epoch {
+            None => self.changes.push(Change::Epoch(welcome.store_epoch)),
+            Some(known) if known != welcome.store_epoch => {
+                self.changes.push(Change::NewEpoch(welcome.store_epoch));
+                for conversation in self.conversations.values_mut() {
+                    conversation.begin_anew();
+                    (conversation.cursor, conversation.last_own, conversation.delivered) = (0, 0, 0);
+                }
+            }
+            Some(_) => {}
+        }
+        self.epoch = Some(welcome.store_epoch);
+        if welcome.rollback || self.nonce.is_some() {
+            self.begin_recovery(now, out);
+        } else if welcome.prekeys < MIN_PREKEYS {
+            out.push(Output::MakePrekeys(false));
+        }
+        let own = self.device.user;
+        if self.lists.get(&own).is_none_or(|list| list.list().version < welcome.list_version) {
+            self.fetch_list(now, own, out);
+        }
+    }
+
+    fn online_frame(&mut self, now: Instant, frame: ServerFrame, out: &mut Vec<Output>) {
+        match frame {
+            ServerFrame::Deliver(rows, caught_up) => {
+                self.rows.extend(rows);
+                if caught_up && !self.caught_up {
+                    self.caught_up = true;
+                    out.push(Output::Event(Ephemeral::CaughtUp));
+                    self.exchange_watermarks(now, out);
+                }
+            }
+            ServerFrame::Stored(stored) => self.stored(stored),
+            ServerFrame::Refused(Subject::Message(conversation, id, client_seq), refusal) => {
+                self.refused(now, conversation, id, client_seq, refusal, out);
+            }
+            ServerFrame::Refused(Subject::Request(id), refusal) => {
+                if let Some((purpose, ask, _)) = self.requests.remove(&id) {
+                    self.request_refused(now, purpose, ask, refusal, out);
+                }
+            }
+            ServerFrame::Response(id, answer) => {
+                if let Some((purpose, ..)) = self.requests.remove(&id) {
+                    self.answered(now, purpose, answer, out);
+                }
+            }
+            ServerFrame::Receipt { conversation, user, delivered, read } => {
+                self.receipt(conversation, user, delivered, read);
+            }
+            ServerFrame::Typing(conversation, user) => {
+                out.push(Output::Event(Ephemeral::Typing(conversation, user)));
+            }
+            ServerFrame::Presence(user, online) => out.push(Output::Event(Ephemeral::Presence(user, online))),
+            ServerFrame::ListChanged(user, version) => {
+                if self.lists.get(&user).is_none_or(|list| list.list().version < version) {
+                    self.fetch_list(now, user, out);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn answered(&mut self, now: Instant, purpose: Purpose, answer: Box<Answer>, out: &mut Vec<Output>) {
+        match purpose {
+            Purpose::Application(token) => out.push(Output::Answer(token, Ok(answer))),
+            Purpose::Resolve(handle) => {
+                if let Some(user) = answer.user {
+                    self.resolved(handle, user);
+                }
+            }
+            Purpose::Lists(users) => {
+                for list in answer.lists {
+                    self.take_list(list);
+                }
+                self.looked_up.extend(users.iter().copied());
+                for user in users {
+                    self.stale.remove(&user);
+                }
+            }
+            Purpose::Claim(conversation, user) => {
+                if let Some(conversation) = self.conversations.get_mut(&conversation)
+                    && conversation.wait == Wait::Bundles
+                {
+                    conversation.wait = if answer.bundles.is_empty() {
+                        // A device that never uploaded prekeys: it may do so any moment.
+                        Wait::Until(now.after(1000))
+                    } else {
+                        Wait::Nothing
+                    };
+                }
+                if let (Some(list), false) = (self.lists.get(&user), answer.bundles.is_empty()) {
+                    self.ratchets_moved = true;
+                    self.changes.push(Change::Sessions);
+                    out.push(Output::Bundles(list.clone(), answer.bundles));
+                }
+            }
+            Purpose::Upload => {}
+            Purpose::Cells => self.cells(answer.cells, out),
+            Purpose::Reincarnate => self.reincarnated(answer.incarnation, out),
+            Purpose::Delivered(conversation) => {
+                let peer = self.lists.keys().find(|user| {
+                    crate::id::ConversationId::direct(**user, self.device.user) == conversation
+                });
+                if let Some(user) = peer.copied() {
+                    self.receipt(conversation, user, answer.delivered, 0);
+                }
+            }
+        }
+    }
+
+    fn request_refused(&mut self, now: Instant, purpose: Purpose, ask: Ask, refusal: Refusal, out: &mut Vec<Output>) {
+        match (purpose, refusal) {
+            (Purpose::Application(token), refusal) => out.push(Output::Answer(token, Err(refusal))),
+            (Purpose::Resolve(handle), Refusal::NotFound | Refusal::Denied | Refusal::Invalid) => {
+                self.unknown_user(&handle);
+            }
+            (Purpose::Reincarnate, Refusal::Throttled(_)) => self.stop_superseded(out),
+            (purpose, Refusal::Retry(_) | Refusal::Throttled(_)) => {
+                // Comes round again with the retry timer.
+                self.last_request += 1;
+                self.requests.insert(self.last_request, (purpose, ask, now));
+            }
+            (Purpose::Lists(users), _) => {
+                self.looked_up.extend(users.iter().copied());
+                users.iter().for_each(|user| {
+                    self.stale.remove(user);
+                });
+            }
+            (Purpose::Claim(conversation, _), _) => {
+                if let Some(conversation) = self.conversations.get_mut(&conversation) {
+                    conversation.wait = Wait::Until(now.after(RETRY_MS));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes a list the server gave: never a lower version, never another account key unnoticed.
+    fn take_list(&mut self, list: SignedDeviceList) {
+        let user = list.list().user;
+        let change = match self.lists.get(&user) {
+            None => ListChange::First,
+            Some(known) if known.account_key() == list.account_key() => {
+                if list.list().version <= known.list().version {
+                    return;
+                }
+                let old: Vec<_> = known.list().addresses().collect();
+                ListChange::Updated(list.list().addresses().filter(|device| !old.contains(device)).collect())
+            }
+            // Nobody but this user's own devices holds its account key: another one is forged.
+            Some(_) if user == self.device.user => return,
+            Some(_) => {
+                self.refuse_unsealed(user, "identity_changed");
+                ListChange::IdentityChanged
+            }
+        };
+        self.lists.insert(user, list.clone());
+        self.changes.push(Change::List(list, change));
+    }
+
+    pub(super) fn fetch_list(&mut self, now: Instant, user: UserId, out: &mut Vec<Output>) {
+        let purpose = Purpose::Lists(vec![user]);
+        if !self.is_asked(&purpose) {
+            self.ask(now, Ask::Lists(vec![user]), purpose, out);
+        }
+    }
+
+    /// After a reconnect each side says its watermarks again: a lost receipt is healed by the next.
+    fn exchange_watermarks(&mut self, now: Instant, out: &mut Vec<Output>) {
+        let behind = self.conversations.iter().filter(|(_, c)| c.last_own > c.delivered).map(|(id, _)| *id);
+        let behind: Vec<_> = behind.take(WATERMARKS).collect();
+        for conversation in behind {
+            self.ask(now, Ask::Delivered(conversation), Purpose::Delivered(conversation), out);
+        }
+        let read = self.conversations.iter().filter(|(_, c)| c.read > 0).take(WATERMARKS);
+        out.extend(read.map(|(conversation, c)| {
+            Output::Send(ClientFrame::Read(AckOf { conversation: *conversation, seq: c.read }))
+        }));
+    }
+
+    fn receipt(&mut self, conversation: crate::id::ConversationId, user: UserId, delivered: u64, read: u64) {
+        let own = user == self.device.user;
+        let Some(known) = self.conversations.get_mut(&conversation) else { return };
+        if own {
+            if read > known.read {
+                known.read = read.min(known.cursor);
+                self.changes.push(Change::Read(conversation, known.read));
+            }
+            return;
+        }
+        // Read may not pass delivered: what was read was delivered.
+        let delivered = delivered.max(read);
+        if delivered > known.delivered || read > 0 {
+            known.delivered = known.delivered.max(delivered);
+            self.changes.push(Change::Receipt(conversation, user, delivered, read));
+        }
+    }
+
+    pub(super) fn read(&mut self, read: AckOf, out: &mut Vec<Output>) {
+        let Some(known) = self.conversations.get_mut(&read.conversation) else { return };
+        let seq = read.seq.min(known.cursor);
+        if seq > known.read {
+            known.read = seq;
+            self.changes.push(Change::Read(read.conversation, seq));
+            self.send_if_online(ClientFrame::Read(AckOf { conversation: read.conversation, seq }), out);
+        }
+    }
+
+    pub(super) fn tick(&mut self, now: Instant, out: &mut Vec<Output>) {
+        match self.phase {
+            Phase::Dialing(at, _) | Phase::Greeting(at, _) if now >= at => self.hangup(now, 0, out),
+            Phase::Online { heard, .. } if now >= heard.after(2 * HEARTBEAT_MS + RETRY_MS) => self.hangup(now, 0, out),
+            Phase::Online { heartbeat, .. } => {
+                if now >= heartbeat {
+                    if let Phase::Online { heartbeat, .. } = &mut self.phase {
+                        *heartbeat = now.after(HEARTBEAT_MS);
+                    }
+                    out.push(Output::Send(ClientFrame::Heartbeat));
+                }
+                if self.catch_up_at.is_some_and(|at| now >= at) {
+                    self.catch_up_at = None;
+                }
+                self.retry_requests(now, out);
+                self.retry_publishes(now, out);
+            }
+            _ => {}
+        }
+    }
+
+    fn retry_requests(&mut self, now: Instant, out: &mut Vec<Output>) {
+        let late: Vec<u64> =
+            self.requests.iter().filter(|(_, (_, _, sent))| now >= sent.after(RETRY_MS)).map(|(id, _)| *id).collect();
+        for id in late {
+            if let Some((purpose, ask, _)) = self.requests.remove(&id) {
+                self.ask(now, ask, purpose, out);
+            }
+        }
+    }
+}

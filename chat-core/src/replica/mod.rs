@@ -1,0 +1,353 @@
+//! The device's side, as a pure state machine: what is shown, sent, acknowledged and when.
+//!
+//! ```text
+//! Idle(retry_at) → Dialing → Greeting → CatchingUp → Live        Stopped(reason)
+//! ```
+//!
+//! It persists, then acknowledges: changes gather until [`Input::Flush`], go out as one
+//! [`Output::Commit`], and what depends on them (acks, publishes) follows only after
+//! [`Input::Committed`]. It also decides everything that encryption must do, so that the simulator
+//! drives that too: the driver carries out [`Output::Open`] and [`Output::Seal`] inside the open local
+//! transaction, whose ratchet changes become durable with the commit or not at all.
+
+mod conversation;
+mod io;
+mod link;
+mod receive;
+mod recovery;
+mod send;
+
+pub use io::{
+    Change, Changes, Draft, Ephemeral, Input, Opened, Output, Saved, SavedConversation, SavedEntry, SealFailure, To,
+    Unreadable, ListChange, Stopped,
+};
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use conversation::{Conversation, Entry};
+
+use crate::device_list::SignedDeviceList;
+use crate::envelope::{AckOf, InboxRow};
+use crate::id::{ConversationId, DeviceAddress, Handle, Incarnation, MessageId, StoreEpoch, UserId};
+use crate::limits::HEARTBEAT_MS;
+use crate::mutant::Mutants;
+use crate::rng::Rng;
+use crate::time::Instant;
+use crate::wire::{Ask, ClientFrame};
+
+/// Publishes on the way unanswered, over all conversations.
+const SEND_WINDOW: usize = 256;
+/// Milliseconds without an answer after which a publish or a question goes out again.
+const RETRY_MS: u64 = 10_000;
+/// Fewer one-time prekeys than this on the server are replenished.
+const MIN_PREKEYS: u32 = 20;
+
+/// The device's side of the protocol.
+#[derive(Debug)]
+pub struct Replica {
+    device: DeviceAddress,
+    rng: Rng,
+    mutants: Mutants,
+    phase: Phase,
+    recovery: Recovery,
+
+    // What the local store holds.
+    incarnation: Incarnation,
+    generation: u64,
+    epoch: Option<StoreEpoch>,
+    nonce: Option<[u8; 16]>,
+    conversations: BTreeMap<ConversationId, Conversation>,
+    /// Drafts whose handle is not resolved yet, in order.
+    unresolved: BTreeMap<Handle, VecDeque<Entry>>,
+    handles: HashMap<Handle, UserId>,
+    lists: HashMap<UserId, SignedDeviceList>,
+
+    // The open transaction.
+    changes: Vec<Change>,
+    ratchets_moved: bool,
+    acks_due: BTreeSet<ConversationId>,
+    committing: Option<(u64, Vec<AckOf>)>,
+    tickets: u64,
+    flushing: bool,
+    /// Questions to ask once the changes are durable.
+    after_commit: Vec<(Ask, Purpose)>,
+
+    // What waits for an answer.
+    rows: VecDeque<InboxRow>,
+    opening: Option<InboxRow>,
+    sealing: Option<(ConversationId, MessageId)>,
+    requests: HashMap<u64, (Purpose, Ask, Instant)>,
+    last_request: u64,
+    /// Users whose lists must be read again before anything is sealed for them.
+    stale: BTreeSet<UserId>,
+    /// Lists that were read again for a row whose sender they did not name.
+    looked_up: BTreeSet<UserId>,
+    caught_up: bool,
+    catch_up_at: Option<Instant>,
+    deferred: Vec<Change>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    /// Not connected; dials at this time.
+    Idle(Instant, u32),
+    Dialing(Instant, u32),
+    Greeting(Instant, u32),
+    Online { since: Instant, heard: Instant, heartbeat: Instant, attempts: u32 },
+    Stopped(Stopped),
+}
+
+/// What a device does whose store was restored or cloned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Recovery {
+    No,
+    /// Asks how far the server thinks it acknowledged.
+    Cells,
+    /// Processes its own rows, with nothing encrypted or sent.
+    Draining,
+    /// Takes a new incarnation.
+    Reincarnating,
+}
+
+/// What an answer is for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Purpose {
+    Resolve(Handle),
+    Lists(Vec<UserId>),
+    Claim(ConversationId, UserId),
+    Upload,
+    Cells,
+    Reincarnate,
+    Delivered(ConversationId),
+    /// A question of the application.
+    Application(u64),
+}
+
+impl Replica {
+    /// A replica that goes on from what its store holds. The seed must differ each time: it makes jitter
+    /// and nonces.
+    pub fn new(now: Instant, saved: Saved, seed: u64, mutants: Mutants) -> Self {
+        let mut replica = Self {
+            device: saved.device,
+            rng: Rng::new(seed),
+            mutants,
+            phase: Phase::Idle(now, 0),
+            recovery: Recovery::No,
+            incarnation: saved.incarnation,
+            generation: saved.generation,
+            epoch: saved.epoch,
+            nonce: saved.nonce,
+            conversations: BTreeMap::new(),
+            unresolved: BTreeMap::new(),
+            handles: saved.handles.into_iter().collect(),
+            lists: saved.lists.into_iter().map(|list| (list.list().user, list)).collect(),
+            changes: Vec::new(),
+            ratchets_moved: false,
+            acks_due: BTreeSet::new(),
+            committing: None,
+            tickets: 0,
+            flushing: false,
+            after_commit: Vec::new(),
+            rows: VecDeque::new(),
+            opening: None,
+            sealing: None,
+            requests: HashMap::new(),
+            last_request: 0,
+            stale: BTreeSet::new(),
+            looked_up: BTreeSet::new(),
+            caught_up: false,
+            catch_up_at: None,
+            deferred: Vec::new(),
+        };
+        for conversation in saved.conversations {
+            replica.conversations.insert(conversation.id, Conversation::from_saved(&conversation));
+        }
+        for entry in saved.outbox {
+            replica.enqueue(Entry::from_saved(entry));
+        }
+        replica
+    }
+
+    /// The device this is.
+    pub const fn device(&self) -> DeviceAddress {
+        self.device
+    }
+
+    /// Messages not yet stored or refused.
+    pub fn outbox_len(&self) -> usize {
+        let queued = self.conversations.values().map(|c| c.queue.iter().filter(|e| !e.void).count());
+        queued.sum::<usize>() + self.unresolved.values().map(VecDeque::len).sum::<usize>()
+    }
+
+    /// Whether a session is open and everything that waited was received.
+    pub const fn is_live(&self) -> bool {
+        matches!(self.phase, Phase::Online { .. }) && self.caught_up && matches!(self.recovery, Recovery::No)
+    }
+
+    /// Whether there is a connection with a session.
+    pub const fn is_online(&self) -> bool {
+        matches!(self.phase, Phase::Online { .. })
+    }
+
+    /// The list of a user, as last seen.
+    pub fn list(&self, user: UserId) -> Option<&SignedDeviceList> {
+        self.lists.get(&user)
+    }
+
+    /// The user a handle was resolved to.
+    pub fn user(&self, handle: &Handle) -> Option<UserId> {
+        self.handles.get(handle).copied()
+    }
+
+    /// How far a conversation was received.
+    pub fn cursor(&self, conversation: ConversationId) -> u64 {
+        self.conversations.get(&conversation).map_or(0, |c| c.cursor)
+    }
+
+    /// When [`Input::Tick`] is due.
+    pub fn deadline(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Stopped(_) => None,
+            Phase::Idle(at, _) | Phase::Dialing(at, _) | Phase::Greeting(at, _) => Some(at),
+            Phase::Online { heard, heartbeat, .. } => {
+                let waits = self.conversations.values().filter_map(Conversation::deadline);
+                let requests = self.requests.values().map(|(_, _, sent)| sent.after(RETRY_MS));
+                let fixed = [heartbeat, heard.after(2 * HEARTBEAT_MS + RETRY_MS)];
+                waits.chain(requests).chain(fixed).chain(self.catch_up_at).min()
+            }
+        }
+    }
+
+    /// Takes one input; appends what is to be done, in order.
+    pub fn step(&mut self, now: Instant, input: Input, out: &mut Vec<Output>) {
+        match input {
+            Input::Connected => self.connected(now),
+            Input::Disconnected => self.disconnected(now, 0, out),
+            Input::Frame(frame) => self.frame(now, frame, out),
+            Input::Send(draft) => {
+                self.changes.push(Change::Queued(draft.clone()));
+                self.enqueue(Entry::from_draft(draft));
+            }
+            Input::Read(read) => self.read(read, out),
+            Input::Typing(conversation) => self.send_if_online(ClientFrame::Typing(conversation), out),
+            Input::Watch(users) => self.send_if_online(ClientFrame::Watch(users), out),
+            Input::Ask(token, ask) => self.ask(now, ask, Purpose::Application(token), out),
+            Input::Opened(opened) => self.opened(opened),
+            Input::Sealed(sealed) => self.sealed(now, sealed, out),
+            Input::Prekeys(upload) => {
+                self.ratchets_moved = true;
+                self.changes.push(Change::Prekeys);
+                self.after_commit.push((Ask::Upload(upload), Purpose::Upload));
+            }
+            Input::OwnList(list) => {
+                self.lists.insert(list.list().user, list.clone());
+                self.changes.push(Change::List(list, ListChange::Updated(Vec::new())));
+            }
+            Input::Flush => self.flushing = true,
+            Input::Committed(ticket) => self.committed(now, ticket, out),
+            Input::Tick => self.tick(now, out),
+            Input::Restart => {
+                self.phase = Phase::Idle(now, 0);
+                out.push(Output::Hangup);
+            }
+        }
+        self.advance(now, out);
+    }
+
+    /// Goes on with whatever is possible: rows first, then seals, then the commit.
+    fn advance(&mut self, now: Instant, out: &mut Vec<Output>) {
+        if let Phase::Idle(at, attempts) = self.phase
+            && now >= at
+        {
+            self.phase = Phase::Dialing(now.after(RETRY_MS), attempts);
+            out.push(Output::Dial);
+        }
+        if self.opening.is_some() || self.sealing.is_some() {
+            return;
+        }
+        self.process_rows(now, out);
+        if self.opening.is_some() {
+            return;
+        }
+        self.recover();
+        if self.flushing && self.committing.is_none() {
+            self.seal_next(now, out);
+            if self.sealing.is_none() {
+                self.flushing = false;
+                self.commit(now, out);
+            }
+        }
+    }
+
+    fn commit(&mut self, now: Instant, out: &mut Vec<Output>) {
+        let acks = self.take_acks();
+        if self.changes.is_empty() {
+            self.send_acks(acks, out);
+            self.send_ready(now, out);
+            return;
+        }
+        if self.ratchets_moved {
+            self.generation += 1;
+            self.ratchets_moved = false;
+        }
+        self.tickets += 1;
+        let changes = Changes { list: std::mem::take(&mut self.changes), generation: self.generation };
+        self.changes.append(&mut self.deferred);
+        out.push(Output::Commit(changes, self.tickets));
+        if self.mutants.has(crate::mutant::Mutant::AckBeforeCommit) {
+            // Broken on purpose: says "durably mine" before it is.
+            let early = std::mem::take(out);
+            self.send_acks(acks.clone(), out);
+            out.extend(early);
+        }
+        self.committing = Some((self.tickets, acks));
+    }
+
+    fn committed(&mut self, now: Instant, ticket: u64, out: &mut Vec<Output>) {
+        let Some((waiting, acks)) = self.committing.take() else { return };
+        if waiting != ticket {
+            self.committing = Some((waiting, acks));
+            return;
+        }
+        self.send_acks(acks, out);
+        for (ask, purpose) in std::mem::take(&mut self.after_commit) {
+            self.ask(now, ask, purpose, out);
+        }
+        self.send_ready(now, out);
+    }
+
+    fn take_acks(&mut self) -> Vec<AckOf> {
+        let due = std::mem::take(&mut self.acks_due);
+        due.into_iter()
+            .map(|conversation| AckOf { conversation, seq: self.cursor(conversation) })
+            .filter(|ack| ack.seq > 0)
+            .collect()
+    }
+
+    fn send_acks(&mut self, acks: Vec<AckOf>, out: &mut Vec<Output>) {
+        if let (Phase::Online { .. }, Some(store_epoch), false) = (self.phase, self.epoch, acks.is_empty()) {
+            out.push(Output::Send(ClientFrame::Ack { acks, store_epoch, generation: self.generation }));
+        }
+    }
+
+    fn send_if_online(&self, frame: ClientFrame, out: &mut Vec<Output>) {
+        if let Phase::Online { .. } = self.phase {
+            out.push(Output::Send(frame));
+        }
+    }
+
+    fn ask(&mut self, now: Instant, ask: Ask, purpose: Purpose, out: &mut Vec<Output>) {
+        if let Phase::Online { .. } = self.phase {
+            self.last_request += 1;
+            self.requests.insert(self.last_request, (purpose, ask.clone(), now));
+            out.push(Output::Send(ClientFrame::Request(self.last_request, ask)));
+        } else if let Purpose::Application(token) = purpose {
+            out.push(Output::Answer(token, Err(crate::envelope::Refusal::Retry(0))));
+        }
+    }
+
+    fn is_asked(&self, purpose: &Purpose) -> bool {
+        self.requests.values().any(|(known, ..)| known == purpose)
+            || self.after_commit.iter().any(|(_, known)| known == purpose)
+    }
+}

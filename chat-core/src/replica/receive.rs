@@ -1,0 +1,110 @@
+//! Rows in: gap check, opening, cursor.
+
+use super::io::{Change, Opened, Output};
+use super::{Replica, Recovery};
+use crate::envelope::{InboxRow, RowContent};
+use crate::id::{ConversationId, MessageId, Seq};
+use crate::mutant::Mutant;
+use crate::time::Instant;
+use crate::wire::ClientFrame;
+
+/// Milliseconds between two requests for everything unacknowledged.
+const CATCH_UP_MS: u64 = 1000;
+
+impl Replica {
+    /// Takes rows in their order for as long as nothing has to be waited for.
+    pub(super) fn process_rows(&mut self, now: Instant, out: &mut Vec<Output>) {
+        if self.recovery == Recovery::Cells {
+            return;
+        }
+        while let Some(row) = self.rows.front() {
+            let (conversation, seq) = (row.conversation, row.seq);
+            let known = self.conversations.entry(conversation).or_default();
+            if seq <= known.cursor {
+                self.acks_due.insert(conversation);
+                self.rows.pop_front();
+                continue;
+            }
+            if row.first_seq() > known.cursor + 1 && !row.joined && !self.mutants.has(Mutant::NoGapCheck) {
+                // Something between was lost on the way; it waits in the inbox.
+                self.rows.pop_front();
+                self.ask_catch_up(now, out);
+                continue;
+            }
+            if let RowContent::Message { message, .. } = &row.content {
+                let sender = message.sender;
+                let listed = self
+                    .lists
+                    .get(&sender.user)
+                    .is_some_and(|list| list.list().addresses().any(|device| device == sender));
+                if !listed && !self.looked_up.contains(&sender.user) {
+                    self.fetch_list(now, sender.user, out);
+                    return;
+                }
+                let Some(row) = self.rows.pop_front() else { return };
+                let list = listed.then(|| self.lists.get(&sender.user).cloned()).flatten();
+                self.opening = Some(row.clone());
+                out.push(Output::Open(row, list));
+                return;
+            }
+            if let Some(row) = self.rows.pop_front() {
+                self.take_row(row);
+            }
+        }
+        // Lists read for a row hold for the rows that were there, not for ever.
+        self.looked_up.clear();
+    }
+
+    fn take_row(&mut self, row: InboxRow) {
+        match row.content {
+            RowContent::Own { message_id, .. } => self.own_row(row.conversation, message_id, row.seq),
+            RowContent::Empty { reason, from } => {
+                self.changes.push(Change::Gap(row.conversation, from, row.seq, reason));
+            }
+            RowContent::Message { .. } => {}
+        }
+        self.advance_cursor(row.conversation, row.seq);
+    }
+
+    pub(super) fn advance_cursor(&mut self, conversation: ConversationId, seq: Seq) {
+        self.conversations.entry(conversation).or_default().cursor = seq;
+        self.ratchets_moved = true;
+        self.changes.push(Change::Cursor(conversation, seq));
+        self.acks_due.insert(conversation);
+    }
+
+    /// What this device sent is in the log: if it waits in the outbox, it is stored.
+    fn own_row(&mut self, conversation: ConversationId, id: MessageId, seq: Seq) {
+        let Some(known) = self.conversations.get_mut(&conversation) else { return };
+        known.last_own = known.last_own.max(seq);
+        if let Some(index) = known.position(id)
+            && let Some(entry) = known.remove(index)
+        {
+            self.changes.push(if entry.void { Change::Voided(id) } else { Change::Stored(conversation, id, seq) });
+        }
+    }
+
+    pub(super) fn opened(&mut self, opened: Opened) {
+        let Some(row) = self.opening.take() else { return };
+        let (conversation, seq) = (row.conversation, row.seq);
+        let shown = if opened.known && !self.mutants.has(Mutant::NoClientIdDedupe) {
+            Change::Gap(conversation, seq, seq, crate::envelope::EmptyReason::Void)
+        } else {
+            Change::Received(Box::new(row), opened)
+        };
+        if self.mutants.has(Mutant::CursorBeforeMessage) {
+            self.deferred.push(shown);
+        } else {
+            self.changes.push(shown);
+        }
+        self.advance_cursor(conversation, seq);
+    }
+
+    /// Asks for everything unacknowledged, at most once a second.
+    fn ask_catch_up(&mut self, now: Instant, out: &mut Vec<Output>) {
+        if self.catch_up_at.is_none() {
+            self.catch_up_at = Some(now.after(CATCH_UP_MS));
+            self.send_if_online(ClientFrame::CatchUp, out);
+        }
+    }
+}

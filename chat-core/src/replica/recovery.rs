@@ -1,0 +1,64 @@
+//! A restored or cloned store: find out, process what is one's own, begin a new incarnation.
+
+use super::io::{Change, Output};
+use super::{Phase, Purpose, Recovery, Replica};
+use crate::envelope::{Cell, EmptyReason};
+use crate::id::{ConversationId, Incarnation};
+use crate::time::Instant;
+use crate::wire::{Ask, ClientFrame};
+
+impl Replica {
+    /// Nothing is encrypted or sent from here until the new incarnation is there.
+    pub(super) fn begin_recovery(&mut self, now: Instant, out: &mut Vec<Output>) {
+        if self.recovery == Recovery::No {
+            self.recovery = Recovery::Cells;
+            self.ask(now, Ask::Cells, Purpose::Cells, out);
+        }
+    }
+
+    /// What the server says was acknowledged is gone from the inbox: declare the gap and go on after it.
+    pub(super) fn cells(&mut self, cells: Vec<(ConversationId, Cell)>, out: &mut Vec<Output>) {
+        if self.recovery != Recovery::Cells {
+            return;
+        }
+        for (id, cell) in cells {
+            let cursor = self.cursor(id);
+            if cell.acked > cursor {
+                self.changes.push(Change::Gap(id, cursor + 1, cell.acked, EmptyReason::Expired));
+                self.advance_cursor(id, cell.acked);
+            }
+        }
+        self.recovery = Recovery::Draining;
+        self.caught_up = false;
+        self.send_if_online(ClientFrame::CatchUp, out);
+    }
+
+    /// Takes the next step of a recovery, if its time has come.
+    pub(super) fn recover(&mut self) {
+        let drained = self.caught_up && self.rows.is_empty() && self.opening.is_none();
+        if self.recovery == Recovery::Draining && drained && matches!(self.phase, Phase::Online { .. }) {
+            self.recovery = Recovery::Reincarnating;
+            let nonce = match self.nonce {
+                Some(nonce) => nonce,
+                None => self.rng.bytes(),
+            };
+            self.nonce = Some(nonce);
+            self.changes.push(Change::Nonce(nonce));
+            let ask = Ask::Reincarnate { from: self.incarnation, nonce, asked: false };
+            self.after_commit.push((ask, Purpose::Reincarnate));
+        }
+    }
+
+    pub(super) fn reincarnated(&mut self, incarnation: Incarnation, out: &mut Vec<Output>) {
+        self.recovery = Recovery::No;
+        self.nonce = None;
+        self.incarnation = incarnation;
+        self.ratchets_moved = true;
+        for conversation in self.conversations.values_mut() {
+            conversation.begin_anew();
+        }
+        self.changes.push(Change::Reincarnated(incarnation));
+        out.push(Output::Forget(incarnation));
+        out.push(Output::MakePrekeys(true));
+    }
+}

@@ -1,0 +1,305 @@
+//! Drafts out: resolve, seal, send, match the answer.
+
+use super::conversation::{Entry, Wait};
+use super::io::{Change, Output, SealFailure, To};
+use super::{Phase, Purpose, RETRY_MS, Recovery, Replica, SEND_WINDOW};
+use crate::device_list::SignedDeviceList;
+use crate::envelope::{Publish, Refusal, SendNumber, Stored};
+use crate::id::{ClientSeq, ConversationId, ConversationKind, Handle, MessageId, UserId};
+use crate::mutant::Mutant;
+use crate::time::Instant;
+use crate::wire::{Ask, ClientFrame};
+
+/// Milliseconds in which going back to the same number again is pointless: the answers to what was sent
+/// before the first time are still coming in.
+const GO_BACK_MS: u64 = 1000;
+
+impl Replica {
+    pub(super) fn enqueue(&mut self, entry: Entry) {
+        let user = match &entry.draft.to {
+            To::User(user) => *user,
+            To::Handle(handle) => match self.handles.get(handle) {
+                Some(user) => *user,
+                None => {
+                    self.unresolved.entry(handle.clone()).or_default().push_back(entry);
+                    return;
+                }
+            },
+        };
+        let id = ConversationId::direct(self.device.user, user);
+        self.conversations.entry(id).or_default().queue.push_back(entry);
+    }
+
+    pub(super) fn resolved(&mut self, handle: Handle, user: UserId) {
+        self.handles.insert(handle.clone(), user);
+        for entry in self.unresolved.remove(&handle).unwrap_or_default() {
+            self.enqueue(entry);
+        }
+        self.changes.push(Change::Handle(handle, user));
+    }
+
+    pub(super) fn unknown_user(&mut self, handle: &Handle) {
+        for entry in self.unresolved.remove(handle).unwrap_or_default() {
+            self.changes.push(Change::Refused(entry.draft.id, "unknown_user"));
+        }
+    }
+
+    /// Refuses what was written for a user and not yet encrypted.
+    pub(super) fn refuse_unsealed(&mut self, user: UserId, why: &'static str) {
+        let id = ConversationId::direct(self.device.user, user);
+        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        let changes = &mut self.changes;
+        conversation.queue.retain(|entry| {
+            let keep = entry.number.is_some();
+            if !keep {
+                changes.push(Change::Refused(entry.draft.id, why));
+            }
+            keep
+        });
+    }
+
+    const fn may_send(&self) -> bool {
+        matches!(self.phase, Phase::Online { .. }) && matches!(self.recovery, Recovery::No)
+    }
+
+    /// Starts sealing the next draft that can be; asks for what others wait for.
+    pub(super) fn seal_next(&mut self, now: Instant, out: &mut Vec<Output>) {
+        if !self.may_send() {
+            return;
+        }
+        let handles: Vec<Handle> = self.unresolved.keys().take(64).cloned().collect();
+        for handle in handles {
+            let purpose = Purpose::Resolve(handle.clone());
+            if !self.is_asked(&purpose) {
+                self.ask(now, Ask::Resolve(handle), purpose, out);
+            }
+        }
+        let mut room = SEND_WINDOW.saturating_sub(self.conversations.values().map(|c| c.sent).sum());
+        let ids: Vec<ConversationId> =
+            self.conversations.iter().filter(|(_, c)| !c.queue.is_empty()).map(|(id, _)| *id).collect();
+        for id in ids {
+            let Some(conversation) = self.conversations.get(&id) else { continue };
+            if conversation.wait != Wait::Nothing {
+                continue;
+            }
+            // Sealed and not sent yet: they take their place first.
+            let ready = conversation.queue.iter().skip(conversation.sent).take_while(|e| e.is_ready()).count();
+            room = room.saturating_sub(ready);
+            if room == 0 {
+                return;
+            }
+            let index = conversation.sent + ready;
+            let Some(entry) = conversation.queue.get(index) else { continue };
+            let entry = entry.clone();
+            let Some(lists) = self.audience(now, &entry, out) else { continue };
+            let Some(conversation) = self.conversations.get(&id) else { continue };
+            let number = entry.number.unwrap_or(SendNumber {
+                conversation: id,
+                message_id: entry.draft.id,
+                client_seq: conversation.client_seq + 1,
+                prev: conversation.prev,
+                incarnation: self.incarnation,
+                generation: 0,
+            });
+            let number = SendNumber { generation: self.generation + 1, ..number };
+            self.sealing = Some((id, entry.draft.id));
+            out.push(Output::Seal { draft: entry.draft, number, lists });
+            return;
+        }
+    }
+
+    /// The lists of everybody an entry is for, or `None` while they are being fetched.
+    fn audience(&mut self, now: Instant, entry: &Entry, out: &mut Vec<Output>) -> Option<Vec<SignedDeviceList>> {
+        let peer = match &entry.draft.to {
+            To::User(user) => *user,
+            To::Handle(handle) => *self.handles.get(handle)?,
+        };
+        let users = if peer == self.device.user { vec![peer] } else { vec![peer, self.device.user] };
+        let mut lists = Vec::with_capacity(users.len());
+        for user in users {
+            match self.lists.get(&user) {
+                Some(list) if !self.stale.contains(&user) => lists.push(list.clone()),
+                _ => self.fetch_list(now, user, out),
+            }
+        }
+        let complete = lists.len() == if peer == self.device.user { 1 } else { 2 };
+        complete.then_some(lists)
+    }
+
+    pub(super) fn sealed(&mut self, now: Instant, sealed: Result<Publish, SealFailure>, out: &mut Vec<Output>) {
+        let Some((id, message)) = self.sealing.take() else { return };
+        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        let Some(index) = conversation.position(message) else { return };
+        match sealed {
+            Ok(mut publish) => {
+                let entry = &mut conversation.queue[index];
+                publish.first = !entry.attempted;
+                entry.number = Some(publish.number);
+                entry.publish = Some(publish.clone());
+                if publish.number.client_seq > conversation.client_seq {
+                    conversation.client_seq = publish.number.client_seq;
+                    conversation.prev = message;
+                }
+                self.ratchets_moved = true;
+                self.changes.push(Change::Sealed(Box::new(publish)));
+            }
+            Err(SealFailure::NeedBundles(user, installations)) => {
+                conversation.wait = Wait::Bundles;
+                self.ask(now, Ask::Claim(user, installations), Purpose::Claim(id, user), out);
+            }
+            Err(SealFailure::Never(why)) => self.refuse_for_good(id, index, why),
+        }
+    }
+
+    /// Sends everything sealed that was not sent on this connection yet.
+    pub(super) fn send_ready(&mut self, now: Instant, out: &mut Vec<Output>) {
+        if !self.may_send() {
+            return;
+        }
+        let new_ids = self.mutants.has(Mutant::NewIdOnRetry);
+        for conversation in self.conversations.values_mut() {
+            if matches!(conversation.wait, Wait::Until(_)) {
+                continue;
+            }
+            while let Some(entry) = conversation.queue.get_mut(conversation.sent) {
+                let frame = match (&mut entry.publish, entry.number) {
+                    (_, Some(number)) if entry.void => ClientFrame::Void(number),
+                    (Some(publish), _) => {
+                        if new_ids && entry.attempted {
+                            publish.number.message_id = MessageId::from_bytes(self.rng.bytes());
+                            entry.draft.id = publish.number.message_id;
+                        }
+                        let frame = ClientFrame::Publish(publish.clone());
+                        publish.first = false;
+                        frame
+                    }
+                    _ => break,
+                };
+                entry.attempted = true;
+                entry.sent_at = now;
+                conversation.sent += 1;
+                out.push(Output::Send(frame));
+            }
+        }
+    }
+
+    pub(super) fn retry_publishes(&mut self, now: Instant, out: &mut Vec<Output>) {
+        for conversation in self.conversations.values_mut() {
+            match conversation.wait {
+                Wait::Until(at) if now >= at => conversation.wait = Wait::Nothing,
+                Wait::Nothing | Wait::Bundles if conversation.sent > 0 => {
+                    let late = conversation.queue.front().is_some_and(|entry| now >= entry.sent_at.after(RETRY_MS));
+                    if late {
+                        conversation.sent = 0;
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.send_ready(now, out);
+    }
+
+    pub(super) fn stored(&mut self, stored: Stored) {
+        if self.epoch != Some(stored.store_epoch) {
+            return;
+        }
+        let by_number = self.mutants.has(Mutant::AckMatchedByNumber);
+        let mailbox = stored.conversation.kind() == Ok(ConversationKind::Mailbox);
+        let Some(conversation) = self.conversations.get_mut(&stored.conversation) else { return };
+        let index = conversation.queue.iter().position(|entry| {
+            let number = entry.number.map(|number| number.client_seq);
+            number == Some(stored.client_seq) && (by_number || entry.draft.id == stored.message_id)
+        });
+        if let Some(index) = index
+            && let Some(entry) = conversation.remove(index)
+        {
+            let id = entry.draft.id;
+            self.changes.push(if entry.void {
+                Change::Voided(id)
+            } else {
+                Change::Stored(stored.conversation, id, stored.seq)
+            });
+            conversation.last_own = conversation.last_own.max(stored.seq);
+            conversation.went_back = None;
+        }
+        if !mailbox && stored.seq == conversation.cursor + 1 {
+            self.advance_cursor(stored.conversation, stored.seq);
+        }
+        self.settle();
+    }
+
+    pub(super) fn refused(
+        &mut self,
+        now: Instant,
+        id: ConversationId,
+        message: MessageId,
+        client_seq: ClientSeq,
+        refusal: Refusal,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        let index = conversation.position(message).filter(|index| {
+            conversation.queue[*index].number.is_some_and(|number| number.client_seq == client_seq)
+        });
+        let Some(index) = index else { return };
+        match refusal {
+            Refusal::Retry(wait) | Refusal::Throttled(wait) => {
+                let jitter = self.rng.below(u64::from(wait) / 2 + 1);
+                conversation.wait = Wait::Until(now.after(u64::from(wait).max(50) + jitter));
+                conversation.sent = 0;
+            }
+            Refusal::Expected(next) => self.go_back(now, id, next, out),
+            Refusal::Conflict | Refusal::Superseded => self.begin_recovery(now, out),
+            Refusal::Mismatch(users) => {
+                for entry in conversation.queue.iter_mut().skip(index) {
+                    entry.publish = None;
+                }
+                conversation.go_back(index);
+                for user in users {
+                    self.stale.insert(user);
+                    self.fetch_list(now, user, out);
+                }
+            }
+            refusal if refusal.is_final() => self.refuse_for_good(id, index, refusal.name()),
+            _ => {
+                conversation.wait = Wait::Until(now.after(RETRY_MS));
+                conversation.sent = 0;
+            }
+        }
+    }
+
+    fn go_back(&mut self, now: Instant, id: ConversationId, next: ClientSeq, out: &mut Vec<Output>) {
+        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        let recent = |(to, at): (ClientSeq, Instant)| to >= next && now < at.after(GO_BACK_MS);
+        if conversation.went_back.is_some_and(recent) {
+            return;
+        }
+        let index = conversation.queue.iter().position(|e| e.number.is_some_and(|n| n.client_seq == next));
+        match index {
+            Some(index) => {
+                conversation.went_back = Some((next, now));
+                conversation.go_back(index);
+                self.send_ready(now, out);
+            }
+            // The server expects what was stored long ago: it or this device was rolled back.
+            None => self.begin_recovery(now, out),
+        }
+    }
+
+    /// Refuses an entry; if it has a number, a void takes its place, so that the next one can follow.
+    fn refuse_for_good(&mut self, id: ConversationId, index: usize, why: &'static str) {
+        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        let Some(entry) = conversation.queue.get_mut(index) else { return };
+        if entry.void {
+            return;
+        }
+        self.changes.push(Change::Refused(entry.draft.id, why));
+        if entry.number.is_some() {
+            entry.void = true;
+            entry.publish = None;
+            conversation.go_back(index);
+        } else {
+            conversation.remove(index);
+        }
+    }
+}

@@ -1,0 +1,523 @@
+//! The gateway's side of one device, as a pure state machine: no clock, no randomness, no `async`, no
+//! errors. Bad input becomes [`Output::Close`].
+//!
+//! ```text
+//! Greeting → Live ⇄ Behind → Draining → Closed
+//! ```
+//!
+//! *Behind* is the whole slow-consumer policy. A session that cannot take a push stops taking pushes and
+//! reads its inbox, from the oldest row, as fast as the device acknowledges. It becomes *Live* again only
+//! when a page came back empty and no push was dropped since that page was asked for. Nothing grows.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::backend::PageLimit;
+use crate::delivery::Event;
+use crate::envelope::{AckOf, InboxRow, Place, Publish, RowContent, SendNumber};
+use crate::id::{ConversationId, DeviceAddress, Seq, UserId};
+use crate::limits::{GREETING_MS, HEARTBEAT_MS, IDLE_MS, WINDOW_BYTES, WINDOW_ROWS};
+use crate::mutant::{Mutant, Mutants};
+use crate::time::Instant;
+use crate::wire::{Ask, ClientFrame, Hello, Registration, ServerFrame, Welcome, close};
+
+/// What happens to a session.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Input {
+    /// A frame of the device.
+    Frame(ClientFrame),
+    /// The `Hello` was right.
+    Admitted(DeviceAddress, Welcome),
+    /// The `Hello` was wrong: close with this code.
+    Rejected(u16),
+    /// The device waits to be linked.
+    Linking,
+    /// What the engine says.
+    Events(Vec<Event>),
+    /// Some of what the engine said was dropped.
+    Lagged,
+    /// The page after this place, as it was asked for.
+    Page(Place, Vec<InboxRow>),
+    /// The page could not be read now.
+    PageFailed,
+    /// An answer to something this session passed on.
+    Answer(ServerFrame),
+    /// An ack was above what was given.
+    AckTooHigh,
+    /// Who is present.
+    Presence(Vec<(UserId, bool)>),
+    /// The deadline passed.
+    Tick,
+    /// The gateway drains: the device may come back after this many milliseconds.
+    Drain(u32),
+}
+
+/// What a session wants done, in order.
+#[derive(Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Output {
+    /// Send a frame.
+    Send(ServerFrame),
+    /// Check a `Hello`, bind the session, and say what came of it.
+    Authenticate(Box<Hello>),
+    /// Open an account and answer, or wait to be linked.
+    Register(Box<Registration>),
+    /// Read a page of the inbox.
+    Read(Place),
+    /// Take a publish to its shard.
+    Publish(Publish),
+    /// Take a void to its shard.
+    Void(SendNumber),
+    /// Apply acks.
+    Ack(Vec<AckOf>, u64),
+    /// Answer a question.
+    Ask(u64, Ask),
+    /// Tell the others how far this device has a conversation (`false`) or has read it (`true`).
+    Receipt(AckOf, bool),
+    /// Tell the others that this user is writing.
+    Typing(ConversationId),
+    /// Find out who of these is present.
+    Query(Vec<UserId>),
+    /// Note that the device is alive.
+    Beat,
+    /// Close the connection with this code. Nothing follows.
+    Close(u16),
+}
+
+#[derive(Debug)]
+enum Phase {
+    Greeting,
+    Authenticating,
+    Linking,
+    Live,
+    /// `after`: the last row read. `reading`: a page was asked for. `dropped`: a push was dropped since.
+    Behind { after: Place, reading: bool, dropped: bool },
+    Closed,
+}
+
+/// A row on its way to the device.
+#[derive(Debug)]
+struct Flight {
+    bytes: usize,
+    own: bool,
+    sent: Instant,
+}
+
+/// The gateway's side of one device.
+#[derive(Debug)]
+pub struct Session {
+    phase: Phase,
+    opened: Instant,
+    heard: Instant,
+    device: Option<DeviceAddress>,
+    epoch: Option<crate::id::StoreEpoch>,
+    flights: BTreeMap<(ConversationId, Seq), Flight>,
+    flying_bytes: usize,
+    announced: bool,
+    /// Times in a row that rows were sent again without any being acknowledged.
+    loops: u32,
+    catch_ups: u32,
+    /// Publishes passed on and not answered.
+    pending: usize,
+    drain: Option<(u32, Instant)>,
+    receipts: HashMap<ConversationId, Seq>,
+    receipts_at: Option<Instant>,
+    watched: HashMap<UserId, Option<bool>>,
+    watch_at: Option<Instant>,
+    mutants: Mutants,
+}
+
+/// Deliveries of the same head, unacknowledged, after which a connection is closed.
+const MAX_LOOPS: u32 = 5;
+/// `CatchUp` frames between two heartbeats.
+const MAX_CATCH_UPS: u32 = 64;
+/// Milliseconds that receipts are gathered, and between two looks at who is present.
+const GATHER_MS: u64 = 1000;
+/// Milliseconds a draining session waits for answers.
+const DRAIN_MS: u64 = 5000;
+
+impl Session {
+    /// A session whose connection just opened.
+    pub fn new(now: Instant, mutants: Mutants) -> Self {
+        Self {
+            phase: Phase::Greeting,
+            opened: now,
+            heard: now,
+            device: None,
+            epoch: None,
+            flights: BTreeMap::new(),
+            flying_bytes: 0,
+            announced: false,
+            loops: 0,
+            catch_ups: 0,
+            pending: 0,
+            drain: None,
+            receipts: HashMap::new(),
+            receipts_at: None,
+            watched: HashMap::new(),
+            watch_at: None,
+            mutants,
+        }
+    }
+
+    /// Who is connected.
+    pub const fn device(&self) -> Option<DeviceAddress> {
+        self.device
+    }
+
+    /// Whether nothing waits in the inbox that is not on its way.
+    pub const fn is_live(&self) -> bool {
+        matches!(self.phase, Phase::Live)
+    }
+
+    /// When [`Input::Tick`] is due.
+    pub fn deadline(&self) -> Option<Instant> {
+        let silent = match self.phase {
+            Phase::Greeting | Phase::Authenticating => self.opened.after(GREETING_MS),
+            Phase::Linking => self.opened.after(600_000),
+            Phase::Closed => return None,
+            Phase::Live | Phase::Behind { .. } => self.heard.after(IDLE_MS),
+        };
+        let drain = self.drain.map(|(_, until)| until);
+        [Some(silent), self.receipts_at, self.watch_at, drain].into_iter().flatten().min()
+    }
+
+    /// Takes one input; appends what is to be done.
+    pub fn step(&mut self, now: Instant, input: Input, out: &mut Vec<Output>) {
+        if matches!(self.phase, Phase::Closed) {
+            return;
+        }
+        match input {
+            Input::Frame(frame) => self.frame(now, frame, out),
+            Input::Admitted(device, welcome) => self.admitted(device, welcome, out),
+            Input::Rejected(code) => self.close(code, 0, out),
+            Input::Linking => self.phase = Phase::Linking,
+            Input::Events(events) => self.events(now, events, out),
+            Input::Lagged => self.lagged(out),
+            Input::Page(asked, rows) => self.page(now, asked, rows, out),
+            Input::PageFailed => {
+                // The rows wait; the next heartbeat tries again.
+                if let Phase::Behind { reading, .. } = &mut self.phase {
+                    *reading = false;
+                }
+            }
+            Input::Answer(frame) => {
+                self.note_answer(&frame);
+                out.push(Output::Send(frame));
+            }
+            Input::AckTooHigh => self.close(close::ACK_TOO_HIGH, 0, out),
+            Input::Presence(present) => self.presence(&present, out),
+            Input::Tick => self.tick(now, out),
+            Input::Drain(retry_after) => self.drain = Some((retry_after, now.after(DRAIN_MS))),
+        }
+        if let Some((retry_after, until)) = self.drain
+            && (self.pending == 0 || now >= until)
+        {
+            self.close(close::DRAIN, retry_after, out);
+        }
+    }
+
+    fn close(&mut self, code: u16, retry_after: u32, out: &mut Vec<Output>) {
+        if !matches!(self.phase, Phase::Closed) {
+            self.phase = Phase::Closed;
+            out.push(Output::Send(ServerFrame::Close { code, retry_after }));
+            out.push(Output::Close(code));
+        }
+    }
+
+    fn frame(&mut self, now: Instant, frame: ClientFrame, out: &mut Vec<Output>) {
+        self.heard = now;
+        match (&self.phase, frame) {
+            (Phase::Greeting, ClientFrame::Hello(hello)) => {
+                self.phase = Phase::Authenticating;
+                out.push(Output::Authenticate(hello));
+            }
+            (Phase::Greeting, ClientFrame::Register(registration)) => out.push(Output::Register(registration)),
+            (Phase::Linking, ClientFrame::Heartbeat) => {}
+            (Phase::Greeting | Phase::Authenticating | Phase::Linking, _)
+            | (_, ClientFrame::Hello(_) | ClientFrame::Register(_)) => self.close(close::PROTOCOL, 0, out),
+            (_, ClientFrame::Publish(publish)) => {
+                self.pending += 1;
+                out.push(Output::Publish(publish));
+            }
+            (_, ClientFrame::Void(number)) => {
+                self.pending += 1;
+                out.push(Output::Void(number));
+            }
+            (_, ClientFrame::Ack { acks, store_epoch, generation }) => {
+                if self.epoch == Some(store_epoch) {
+                    self.acks(acks, generation, now, out);
+                } else {
+                    self.close(close::EPOCH, 0, out);
+                }
+            }
+            (_, ClientFrame::Heartbeat) => self.heartbeat(now, out),
+            (_, ClientFrame::CatchUp) => {
+                self.catch_ups += 1;
+                if self.catch_ups > MAX_CATCH_UPS {
+                    self.close(close::THROTTLED, 1000, out);
+                } else {
+                    self.start_over(out);
+                }
+            }
+            (_, ClientFrame::Request(id, ask)) => out.push(Output::Ask(id, ask)),
+            (_, ClientFrame::Read(read)) => out.push(Output::Receipt(read, true)),
+            (_, ClientFrame::Typing(conversation)) => out.push(Output::Typing(conversation)),
+            (_, ClientFrame::Watch(users)) => {
+                self.watched = users.into_iter().map(|user| (user, None)).collect();
+                self.watch_at = (!self.watched.is_empty()).then_some(now);
+            }
+            (_, ClientFrame::Unknown(Some(id))) => {
+                let subject = crate::envelope::Subject::Request(id);
+                out.push(Output::Send(ServerFrame::Refused(subject, crate::envelope::Refusal::Unsupported)));
+            }
+            (_, ClientFrame::Unknown(None)) => {}
+        }
+    }
+
+    fn admitted(&mut self, device: DeviceAddress, welcome: Welcome, out: &mut Vec<Output>) {
+        self.device = Some(device);
+        self.epoch = Some(welcome.store_epoch);
+        out.push(Output::Send(ServerFrame::Welcome(welcome)));
+        out.push(Output::Beat);
+        if self.mutants.has(Mutant::LiveWithoutCatchUp) {
+            self.phase = Phase::Live;
+        } else {
+            self.read_from(Place::START, out);
+        }
+    }
+
+    // ---- the inbox -----------------------------------------------------------------------------------
+
+    fn has_room(&self) -> bool {
+        self.flights.len() < WINDOW_ROWS && self.flying_bytes < WINDOW_BYTES
+    }
+
+    fn half_empty(&self) -> bool {
+        self.flights.len() <= WINDOW_ROWS / 2 && self.flying_bytes <= WINDOW_BYTES / 2
+    }
+
+    fn read_from(&mut self, after: Place, out: &mut Vec<Output>) {
+        self.phase = Phase::Behind { after, reading: true, dropped: false };
+        out.push(Output::Read(after));
+    }
+
+    /// Forgets what is on its way and sends everything unacknowledged again.
+    fn start_over(&mut self, out: &mut Vec<Output>) {
+        self.flights.clear();
+        self.flying_bytes = 0;
+        self.announced = false;
+        self.read_from(Place::START, out);
+    }
+
+    fn fly(&mut self, now: Instant, row: &InboxRow, own: bool) {
+        let flight = Flight { bytes: row.size(), own, sent: now };
+        self.flying_bytes += flight.bytes;
+        if let Some(old) = self.flights.insert((row.conversation, row.seq), flight) {
+            self.flying_bytes -= old.bytes;
+        }
+    }
+
+    fn page(&mut self, now: Instant, asked: Place, rows: Vec<InboxRow>, out: &mut Vec<Output>) {
+        let Phase::Behind { mut after, dropped, reading: true } = self.phase else { return };
+        if after != asked {
+            return;
+        }
+        if rows.is_empty() {
+            if dropped {
+                // Rows came while the page was read, perhaps with places before it: look again.
+                self.read_from(Place::START, out);
+            } else {
+                self.phase = Phase::Live;
+                if !self.announced {
+                    self.announced = true;
+                    out.push(Output::Send(ServerFrame::Deliver(Vec::new(), true)));
+                }
+            }
+            return;
+        }
+        let mut fresh = Vec::new();
+        let mut full = false;
+        for row in rows {
+            if !self.flights.contains_key(&(row.conversation, row.seq)) {
+                if !self.has_room() {
+                    full = true;
+                    break;
+                }
+                self.fly(now, &row, matches!(row.content, RowContent::Own { .. }));
+                after = row.place();
+                fresh.push(row);
+            } else {
+                after = row.place();
+            }
+        }
+        if !fresh.is_empty() {
+            out.push(Output::Send(ServerFrame::Deliver(fresh, false)));
+        }
+        self.phase = Phase::Behind { after, reading: !full, dropped };
+        if !full {
+            out.push(Output::Read(after));
+        }
+    }
+
+    fn lagged(&mut self, out: &mut Vec<Output>) {
+        if self.mutants.has(Mutant::LagIgnored) {
+            return;
+        }
+        match &mut self.phase {
+            Phase::Live => self.read_from(Place::START, out),
+            Phase::Behind { dropped, .. } => *dropped = true,
+            _ => {}
+        }
+    }
+
+    fn events(&mut self, now: Instant, events: Vec<Event>, out: &mut Vec<Output>) {
+        let mut rows = Vec::new();
+        for event in events {
+            match event {
+                Event::Row(row) => {
+                    if self.take_push(out) {
+                        self.fly(now, &row, false);
+                        rows.push(row);
+                    }
+                }
+                Event::Own(stored, time_us) => {
+                    // The stored ack is the fast path of the row; rows before it go out first.
+                    if !rows.is_empty() {
+                        out.push(Output::Send(ServerFrame::Deliver(std::mem::take(&mut rows), false)));
+                    }
+                    self.pending = self.pending.saturating_sub(1);
+                    out.push(Output::Send(ServerFrame::Stored(stored)));
+                    let mailbox = stored.conversation.kind() == Ok(crate::id::ConversationKind::Mailbox);
+                    if !mailbox && self.take_push(out) {
+                        let content = RowContent::Own {
+                            message_id: stored.message_id,
+                            client_seq: stored.client_seq,
+                            incarnation: 0,
+                        };
+                        let (conversation, seq) = (stored.conversation, stored.seq);
+                        self.fly(now, &InboxRow { conversation, seq, time_us, joined: false, content }, true);
+                    }
+                }
+                Event::Answer(frame) => {
+                    self.note_answer(&frame);
+                    out.push(Output::Send(frame));
+                }
+                Event::Ephemeral(frame) => out.push(Output::Send(frame)),
+                Event::Closed(code) => return self.close(code, 0, out),
+            }
+        }
+        if !rows.is_empty() {
+            out.push(Output::Send(ServerFrame::Deliver(rows, false)));
+        }
+    }
+
+    /// Whether a push may go out now. If not, the session falls behind and the row is read later.
+    fn take_push(&mut self, out: &mut Vec<Output>) -> bool {
+        match &mut self.phase {
+            Phase::Live if self.flights.len() < WINDOW_ROWS && self.flying_bytes < WINDOW_BYTES => true,
+            Phase::Live => {
+                self.phase = Phase::Behind { after: Place::START, reading: false, dropped: true };
+                self.resume(out);
+                false
+            }
+            Phase::Behind { dropped, .. } => {
+                *dropped = true;
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// Goes on reading once half of the window is free.
+    fn resume(&mut self, out: &mut Vec<Output>) {
+        if let Phase::Behind { after, reading: false, dropped } = self.phase
+            && self.half_empty()
+        {
+            self.phase = Phase::Behind { after, reading: true, dropped };
+            out.push(Output::Read(after));
+        }
+    }
+
+    fn acks(&mut self, acks: Vec<AckOf>, generation: u64, now: Instant, out: &mut Vec<Output>) {
+        for ack in &acks {
+            let range = (ack.conversation, 0)..=(ack.conversation, ack.seq);
+            let landed: Vec<_> = self.flights.range(range).map(|(key, _)| *key).collect();
+            let mut of_others = false;
+            for key in &landed {
+                if let Some(flight) = self.flights.remove(key) {
+                    self.flying_bytes -= flight.bytes;
+                    of_others |= !flight.own;
+                }
+            }
+            if !landed.is_empty() {
+                self.loops = 0;
+            }
+            if of_others && !self.mutants.has(Mutant::TrimOnPush) {
+                let known = self.receipts.entry(ack.conversation).or_default();
+                *known = ack.seq.max(*known);
+                self.receipts_at = self.receipts_at.or(Some(now.after(GATHER_MS)));
+            }
+        }
+        out.push(Output::Ack(acks, generation));
+        self.resume(out);
+    }
+
+    fn heartbeat(&mut self, now: Instant, out: &mut Vec<Output>) {
+        self.catch_ups = 0;
+        out.push(Output::Beat);
+        let oldest = self.flights.values().map(|flight| flight.sent).min();
+        if oldest.is_some_and(|sent| now.since(sent).as_millis() as u64 >= HEARTBEAT_MS) {
+            self.loops += 1;
+            if self.loops > MAX_LOOPS {
+                return self.close(close::LOOP, 0, out);
+            }
+            self.start_over(out);
+        } else if matches!(self.phase, Phase::Live | Phase::Behind { reading: false, .. }) {
+            // Rows that no push announced show up at the latest now.
+            self.read_from(Place::START, out);
+        }
+    }
+
+    // ---- the rest ------------------------------------------------------------------------------------
+
+    fn note_answer(&mut self, frame: &ServerFrame) {
+        use crate::envelope::Subject::Message;
+        if matches!(frame, ServerFrame::Stored(_) | ServerFrame::Refused(Message(..), _)) {
+            self.pending = self.pending.saturating_sub(1);
+        }
+    }
+
+    fn presence(&mut self, present: &[(UserId, bool)], out: &mut Vec<Output>) {
+        for (user, online) in present {
+            if let Some(known) = self.watched.get_mut(user)
+                && *known != Some(*online)
+            {
+                *known = Some(*online);
+                out.push(Output::Send(ServerFrame::Presence(*user, *online)));
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Instant, out: &mut Vec<Output>) {
+        let late = match self.phase {
+            Phase::Greeting | Phase::Authenticating => now >= self.opened.after(GREETING_MS),
+            Phase::Linking => now >= self.opened.after(600_000),
+            _ => now >= self.heard.after(IDLE_MS),
+        };
+        if late {
+            return self.close(close::IDLE, 0, out);
+        }
+        if self.receipts_at.is_some_and(|at| now >= at) {
+            self.receipts_at = None;
+            let receipts = self.receipts.drain();
+            out.extend(receipts.map(|(conversation, seq)| Output::Receipt(AckOf { conversation, seq }, false)));
+        }
+        if self.watch_at.is_some_and(|at| now >= at) {
+            self.watch_at = Some(now.after(GATHER_MS));
+            out.push(Output::Query(self.watched.keys().copied().collect()));
+        }
+    }
+}
+
+const _: () = assert!(PageLimit::MAX.rows <= WINDOW_ROWS, "a page fits the window");

@@ -1,0 +1,38 @@
+//! The users of the simulated world. Their keys are fixed, so lists are signed once, not once a schedule.
+
+use std::sync::LazyLock;
+
+use bytes::Bytes;
+use ed25519_dalek::{Signer, SigningKey};
+
+use crate::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
+use crate::id::{DeviceId, Handle, UserId};
+
+/// A user: handle, and lists of one and of two devices.
+#[derive(Debug)]
+pub(super) struct Account {
+    pub handle: Handle,
+    /// Version 1 has the first device, version 2 both.
+    pub lists: [SignedDeviceList; 2],
+}
+
+#[allow(clippy::expect_used)] // constants
+fn account(name: &str, n: u8) -> Account {
+    let key = SigningKey::from_bytes(&[n; 32]);
+    let user = UserId::from_bytes([n; 16]);
+    let entry = |device: u8| {
+        let device_key = [n * 16 + device; 32];
+        let id = DeviceId::new(u32::from(device)).expect("a device id");
+        DeviceEntry::new(id, device_key, Bytes::from(vec![n * 16 + device; 33]))
+    };
+    let sign = |list: &DeviceList| {
+        let encoded = list.encode();
+        let signature = key.sign(&DeviceList::transcript(&encoded)).to_bytes().to_vec();
+        SignedDeviceList::verify(encoded, key.verifying_key().to_bytes(), signature.into()).expect("a list")
+    };
+    let first = sign(&DeviceList::first(user, 1, vec![entry(1)]));
+    let second = sign(&DeviceList::next(&first, 2, vec![entry(1), entry(2)]));
+    Account { handle: Handle::new(name).expect("a handle"), lists: [first, second] }
+}
+
+pub(super) static ACCOUNTS: LazyLock<[Account; 2]> = LazyLock::new(|| [account("alice", 1), account("bob", 2)]);

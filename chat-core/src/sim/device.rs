@@ -1,0 +1,373 @@
+//! A device in the simulator: the real [`Replica`] over a local store and a suite that only count.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::device_list::SignedDeviceList;
+use crate::envelope::{Audience, DeviceBox, InboxRow, Publish, RowContent, SendNumber};
+use crate::id::{ConversationId, DeviceAddress, InstallationId, MessageId, Seq};
+use crate::mutant::Mutants;
+use crate::replica::{
+    Change, Changes, Draft, Opened, Replica, Saved, SavedConversation, SavedEntry, SealFailure, Unreadable,
+};
+use crate::rng::Rng;
+use crate::time::Instant;
+use crate::wire::{Bundle, OneTimePrekey, PrekeyUpload};
+
+/// What a device showed at a place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Shown {
+    Message(InstallationId, MessageId),
+    Unreadable(Unreadable),
+    Nothing,
+}
+
+/// The durable state of a device.
+#[derive(Clone, Debug)]
+pub(super) struct LocalStore {
+    pub saved: Saved,
+    conversations: BTreeMap<ConversationId, SavedConversation>,
+    /// What was shown, in the order it was.
+    pub shown: Vec<(ConversationId, Seq, Shown)>,
+    ids: BTreeSet<(InstallationId, MessageId)>,
+    suite: SimSuite,
+    /// Times the store was put back to an earlier state.
+    pub restored: u32,
+}
+
+/// Sessions, counters and prekeys, as the Signal protocol would use them.
+#[derive(Clone, Debug, Default)]
+struct SimSuite {
+    /// By peer: session, the prekey it began with, next counter.
+    sending: HashMap<InstallationId, (u64, u64, u64)>,
+    /// By session: counters seen.
+    receiving: HashMap<u64, BTreeSet<u64>>,
+    prekeys: BTreeSet<u64>,
+    last_prekey: u64,
+    /// The reusable prekey, of this incarnation.
+    last_resort: u64,
+}
+
+const LAST_RESORT: u64 = 1 << 63;
+
+/// One box: which key opened it, and what its header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SimBox {
+    pub session: u64,
+    pub prekey: u64,
+    pub counter: u64,
+    pub from: InstallationId,
+    pub to: InstallationId,
+    pub conversation: ConversationId,
+    pub id: MessageId,
+}
+
+impl SimBox {
+    fn encode(&self) -> Bytes {
+        let mut bytes = BytesMut::with_capacity(96);
+        bytes.put_u64(self.session);
+        bytes.put_u64(self.prekey);
+        bytes.put_u64(self.counter);
+        bytes.put_slice(self.from.as_bytes());
+        bytes.put_slice(self.to.as_bytes());
+        bytes.put_slice(self.conversation.as_bytes());
+        bytes.put_slice(self.id.as_bytes());
+        bytes.freeze()
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let number = |at: usize| bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_be_bytes);
+        Some(Self {
+            session: number(0)?,
+            prekey: number(8)?,
+            counter: number(16)?,
+            from: InstallationId::parse(bytes.get(24..40)?).ok()?,
+            to: InstallationId::parse(bytes.get(40..56)?).ok()?,
+            conversation: ConversationId::parse(bytes.get(56..73)?).ok()?,
+            id: MessageId::parse(bytes.get(73..89)?).ok()?,
+        })
+    }
+}
+
+/// A device: its durable state, and the process that runs on it, if it does.
+#[derive(Debug)]
+pub(super) struct Device {
+    pub store: LocalStore,
+    pub replica: Option<Replica>,
+    /// What the open transaction changed in the suite.
+    suite: SimSuite,
+    pub connection: Option<u64>,
+    pub snapshot: Option<LocalStore>,
+    /// Increases with each start, so that old timers are told apart.
+    pub life: u64,
+    mutants: Mutants,
+}
+
+impl Device {
+    pub(super) fn new(address: DeviceAddress, mutants: Mutants) -> Self {
+        let store = LocalStore {
+            saved: Saved::new(address),
+            conversations: BTreeMap::new(),
+            shown: Vec::new(),
+            ids: BTreeSet::new(),
+            suite: SimSuite { last_resort: LAST_RESORT, ..SimSuite::default() },
+            restored: 0,
+        };
+        Self {
+            suite: store.suite.clone(),
+            store,
+            replica: None,
+            connection: None,
+            snapshot: None,
+            life: 0,
+            mutants,
+        }
+    }
+
+    pub(super) fn address(&self) -> DeviceAddress {
+        self.store.saved.device
+    }
+
+    pub(super) fn start(&mut self, now: Instant, seed: u64) {
+        self.life += 1;
+        self.suite = self.store.suite.clone();
+        let saved = Saved {
+            conversations: self.store.conversations.values().cloned().collect(),
+            ..self.store.saved.clone()
+        };
+        self.replica = Some(Replica::new(now, saved, seed, self.mutants));
+    }
+
+    pub(super) fn crash(&mut self) {
+        self.replica = None;
+        self.connection = None;
+        self.life += 1;
+    }
+
+    pub(super) fn restore(&mut self) -> bool {
+        let Some(snapshot) = self.snapshot.take() else { return false };
+        self.crash();
+        let restored = self.store.restored + 1;
+        self.store = snapshot;
+        self.store.restored = restored;
+        true
+    }
+
+    // ---- the suite -----------------------------------------------------------------------------------
+
+    pub(super) fn open(&mut self, row: &InboxRow, list: Option<&SignedDeviceList>) -> Opened {
+        let RowContent::Message { message, sealed } = &row.content else {
+            return Opened { content: Err(Unreadable::Malformed), known: false };
+        };
+        let known = self.store.ids.contains(&(message.sender.installation, message.id));
+        let content = match (list, SimBox::decode(sealed)) {
+            (None, _) => Err(Unreadable::UnknownDevice),
+            (_, None) => Err(Unreadable::Malformed),
+            (_, Some(sealed)) => self.open_box(&sealed, row).map(|()| message.body.clone()),
+        };
+        Opened { content, known }
+    }
+
+    fn open_box(&mut self, sealed: &SimBox, row: &InboxRow) -> Result<(), Unreadable> {
+        let own = self.address().installation;
+        let suite = &mut self.suite;
+        if !suite.receiving.contains_key(&sealed.session) {
+            let reusable = sealed.prekey == suite.last_resort;
+            if !reusable && !suite.prekeys.remove(&sealed.prekey) {
+                return Err(Unreadable::NoSession);
+            }
+        }
+        if !suite.receiving.entry(sealed.session).or_default().insert(sealed.counter) {
+            return Err(Unreadable::Undecryptable);
+        }
+        let RowContent::Message { message, .. } = &row.content else { return Err(Unreadable::Malformed) };
+        let placed = sealed.to == own
+            && sealed.from == message.sender.installation
+            && sealed.conversation == row.conversation
+            && sealed.id == message.id;
+        if placed { Ok(()) } else { Err(Unreadable::Misplaced) }
+    }
+
+    pub(super) fn seal(
+        &mut self,
+        draft: &Draft,
+        number: SendNumber,
+        lists: &[SignedDeviceList],
+    ) -> Result<Publish, SealFailure> {
+        let own = self.address().installation;
+        for list in lists {
+            let missing: Vec<_> = list
+                .list()
+                .addresses()
+                .map(|device| device.installation)
+                .filter(|device| *device != own && !self.suite.sending.contains_key(device))
+                .collect();
+            if !missing.is_empty() {
+                return Err(SealFailure::NeedBundles(list.list().user, missing));
+            }
+        }
+        let mut boxes = Vec::new();
+        for to in lists.iter().flat_map(|list| list.list().addresses()).map(|device| device.installation) {
+            if let Some((session, prekey, counter)) = self.suite.sending.get_mut(&to) {
+                *counter += 1;
+                let sealed = SimBox {
+                    session: *session,
+                    prekey: *prekey,
+                    counter: *counter,
+                    from: own,
+                    to,
+                    conversation: number.conversation,
+                    id: draft.id,
+                };
+                boxes.push(DeviceBox { installation: to, data: sealed.encode() });
+            }
+        }
+        let audience = lists.iter().map(|l| Audience { user: l.list().user, list_version: l.list().version });
+        Ok(Publish {
+            number,
+            first: false,
+            audience: audience.collect(),
+            body: draft.content.clone(),
+            boxes,
+            sent_at: draft.sent_at,
+        })
+    }
+
+    pub(super) fn start_sessions(&mut self, bundles: Vec<Bundle>, rng: &mut Rng) {
+        for bundle in bundles {
+            let raw = if bundle.one_time.is_empty() { &bundle.signed } else { &bundle.one_time };
+            if let Ok(prekey) = raw.as_ref().try_into().map(u64::from_be_bytes) {
+                self.suite.sending.entry(bundle.installation).or_insert((rng.next_u64(), prekey, 0));
+            }
+        }
+    }
+
+    /// Drops every session and prekey: they may have been used by the store's other life.
+    pub(super) fn forget(&mut self, incarnation: u32) {
+        self.suite = SimSuite {
+            last_prekey: u64::from(incarnation) << 32,
+            last_resort: LAST_RESORT | u64::from(incarnation),
+            ..SimSuite::default()
+        };
+    }
+
+    pub(super) fn make_prekeys(&mut self, replace: bool) -> PrekeyUpload {
+        if replace {
+            self.suite.prekeys.clear();
+        }
+        let first = self.suite.last_prekey + 1;
+        self.suite.last_prekey += 20;
+        let ids = first..=self.suite.last_prekey;
+        self.suite.prekeys.extend(ids.clone());
+        PrekeyUpload {
+            signed: Bytes::copy_from_slice(&self.suite.last_resort.to_be_bytes()),
+            signature: Bytes::new(),
+            one_time: ids.map(|id| OneTimePrekey { id, data: Bytes::copy_from_slice(&id.to_be_bytes()) }).collect(),
+            uploaded_through: self.suite.last_prekey,
+            replace,
+        }
+    }
+
+    // ---- the local store -----------------------------------------------------------------------------
+
+    /// Makes changes durable; gives what became stored, as (conversation, id, seq).
+    pub(super) fn commit(&mut self, changes: Changes) -> Vec<(ConversationId, MessageId, Seq)> {
+        let mut stored = Vec::new();
+        self.store.saved.generation = changes.generation;
+        for change in changes.list {
+            if let Change::Stored(conversation, id, seq) = &change {
+                stored.push((*conversation, *id, *seq));
+            }
+            self.store.apply(change);
+        }
+        self.store.suite = self.suite.clone();
+        stored
+    }
+}
+
+impl LocalStore {
+    fn conversation(&mut self, id: ConversationId) -> &mut SavedConversation {
+        self.conversations.entry(id).or_insert(SavedConversation {
+            id,
+            cursor: 0,
+            client_seq: 0,
+            prev: MessageId::NIL,
+            last_own: 0,
+            delivered: 0,
+            read: 0,
+        })
+    }
+
+    pub(super) fn cursor(&self, id: ConversationId) -> Seq {
+        self.conversations.get(&id).map_or(0, |c| c.cursor)
+    }
+
+    fn apply(&mut self, change: Change) {
+        match change {
+            Change::Queued(draft) => self.saved.outbox.push(SavedEntry { draft, publish: None, void: false }),
+            Change::Sealed(publish) => {
+                let conversation = self.conversation(publish.number.conversation);
+                if publish.number.client_seq > conversation.client_seq {
+                    conversation.client_seq = publish.number.client_seq;
+                    conversation.prev = publish.number.message_id;
+                }
+                let id = publish.number.message_id;
+                if let Some(entry) = self.saved.outbox.iter_mut().find(|entry| entry.draft.id == id) {
+                    entry.publish = Some(*publish);
+                }
+            }
+            Change::Stored(conversation, id, seq) => {
+                self.saved.outbox.retain(|entry| entry.draft.id != id);
+                let own = self.saved.device.installation;
+                self.ids.insert((own, id));
+                let known = self.conversation(conversation);
+                known.last_own = known.last_own.max(seq);
+            }
+            Change::Refused(id, _) => {
+                let numbered = |entry: &SavedEntry| entry.draft.id != id || entry.publish.is_some();
+                self.saved.outbox.retain(numbered);
+                for entry in self.saved.outbox.iter_mut().filter(|entry| entry.draft.id == id) {
+                    entry.void = true;
+                }
+            }
+            Change::Voided(id) => self.saved.outbox.retain(|entry| entry.draft.id != id),
+            Change::Received(row, opened) => {
+                let RowContent::Message { message, .. } = &row.content else { return };
+                let key = (message.sender.installation, message.id);
+                self.ids.insert(key);
+                let shown = match opened.content {
+                    Ok(_) => Shown::Message(key.0, key.1),
+                    Err(why) => Shown::Unreadable(why),
+                };
+                self.shown.push((row.conversation, row.seq, shown));
+            }
+            Change::Cursor(conversation, seq) => self.conversation(conversation).cursor = seq,
+            Change::Gap(conversation, from, to, _) => {
+                self.shown.extend((from..=to).map(|seq| (conversation, seq, Shown::Nothing)));
+            }
+            Change::Handle(handle, user) => self.saved.handles.push((handle, user)),
+            Change::List(list, _) => {
+                self.saved.lists.retain(|known| known.list().user != list.list().user);
+                self.saved.lists.push(list);
+            }
+            Change::Receipt(conversation, _, delivered, _) => {
+                let known = self.conversation(conversation);
+                known.delivered = known.delivered.max(delivered);
+            }
+            Change::Read(conversation, seq) => self.conversation(conversation).read = seq,
+            Change::Epoch(epoch) | Change::NewEpoch(epoch) => self.saved.epoch = Some(epoch),
+            Change::Nonce(nonce) => self.saved.nonce = Some(nonce),
+            Change::Reincarnated(incarnation) => {
+                self.saved.incarnation = incarnation;
+                self.saved.nonce = None;
+                for conversation in self.conversations.values_mut() {
+                    (conversation.client_seq, conversation.prev) = (0, MessageId::NIL);
+                }
+                self.saved.outbox.retain(|entry| !entry.void);
+                self.saved.outbox.iter_mut().for_each(|entry| entry.publish = None);
+            }
+            Change::Prekeys | Change::Sessions => {}
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! The server process in the simulator: the real [`Engine`] and [`Session`]s.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use super::accounts::ACCOUNTS;
+use super::store::SimStore;
+use crate::backend::{Backends, KeyDirectory};
+use crate::envelope::{Refusal, Subject};
+use crate::delivery::{Bound, Engine, EngineSettings};
+use crate::error::{ErrorKind, Result};
+use crate::memory::{ManualClock, MemoryKeys, MemoryPresence, MemoryPush, MemoryRegistry, MemoryRouter, OpenRegistration};
+use crate::mutant::Mutants;
+use crate::session::{Input, Output, Session};
+use crate::time::Instant;
+use crate::wire::{Answer, Ask, ClientFrame, ServerFrame};
+
+/// One life of the server process.
+pub(super) struct Gateway {
+    engine: Arc<Engine>,
+    keys: Arc<MemoryKeys>,
+    pub store: Arc<SimStore>,
+    shard: Pin<Box<dyn Future<Output = Result<()>>>>,
+    pub connections: BTreeMap<u64, Connection>,
+    mutants: Mutants,
+}
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    session: Session,
+    bound: Option<Bound>,
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway").field("connections", &self.connections).finish_non_exhaustive()
+    }
+}
+
+/// What a gateway does to a connection.
+#[derive(Debug)]
+pub(super) enum Effect {
+    Send(ServerFrame),
+    Close,
+    /// The shard has work.
+    Work,
+}
+
+impl Gateway {
+    pub(super) fn start(
+        store: Arc<SimStore>,
+        keys: Arc<MemoryKeys>,
+        clock: Arc<ManualClock>,
+        session_queue: usize,
+        mutants: Mutants,
+    ) -> Self {
+        let backends = Backends {
+            store: store.clone(),
+            keys: keys.clone(),
+            router: Arc::new(MemoryRouter::new(1, clock.clone())),
+            registry: Arc::new(MemoryRegistry::default()),
+            presence: Arc::new(MemoryPresence::default()),
+            push: Arc::new(MemoryPush::default()),
+            authenticator: Arc::new(OpenRegistration),
+        };
+        let settings = EngineSettings { session_queue, mutants, ..EngineSettings::default() };
+        let engine = Arc::new(Engine::new(backends, settings, clock));
+        let shard = Self::run_shard(engine.clone());
+        Self { engine, keys, store, shard, connections: BTreeMap::new(), mutants }
+    }
+
+    fn run_shard(engine: Arc<Engine>) -> Pin<Box<dyn Future<Output = Result<()>>>> {
+        Box::pin(async move { engine.run_shard(0).await })
+    }
+
+    /// Lets the shard go on until it waits for the disk or for work; `true` unless it waits for work.
+    pub(super) fn work(&mut self) -> bool {
+        let mut context = Context::from_waker(Waker::noop());
+        match self.shard.as_mut().poll(&mut context) {
+            Poll::Pending => self.store.is_busy(),
+            Poll::Ready(_) => {
+                self.shard = Self::run_shard(self.engine.clone());
+                true
+            }
+        }
+    }
+
+    pub(super) fn accept(&mut self, id: u64, now: Instant) {
+        self.connections.insert(id, Connection { session: Session::new(now, self.mutants), bound: None });
+    }
+
+    pub(super) fn drop_connection(&mut self, id: u64) {
+        if let Some(Connection { bound: Some(bound), .. }) = self.connections.remove(&id) {
+            ready(self.engine.unbind(&bound));
+        }
+    }
+
+    pub(super) fn deadline(&self, id: u64) -> Option<Instant> {
+        self.connections.get(&id).and_then(|c| c.session.deadline())
+    }
+
+    pub(super) fn is_live(&self, id: u64) -> bool {
+        self.connections.get(&id).is_some_and(|c| c.session.is_live())
+    }
+
+    /// Passes on what the engine told a session.
+    pub(super) fn pump(&mut self, id: u64, now: Instant, effects: &mut Vec<Effect>) {
+        loop {
+            let Some(Connection { bound: Some(bound), .. }) = self.connections.get_mut(&id) else { return };
+            let lagged = bound.take_lagged();
+            let events = bound.events.try_recv();
+            if lagged {
+                self.step(id, now, Input::Lagged, effects);
+            }
+            match events {
+                Ok(events) => self.step(id, now, Input::Events(events), effects),
+                Err(_) => return,
+            }
+        }
+    }
+
+    pub(super) fn frame(&mut self, id: u64, now: Instant, frame: ClientFrame, effects: &mut Vec<Effect>) {
+        self.step(id, now, Input::Frame(frame), effects);
+    }
+
+    /// The driver of a session: carries out what it wants, in order, and tells it what came of it.
+    pub(super) fn step(&mut self, id: u64, now: Instant, input: Input, effects: &mut Vec<Effect>) {
+        let engine = self.engine.clone();
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let mut outputs = Vec::new();
+        connection.session.step(now, input, &mut outputs);
+        let mut todo: VecDeque<Output> = outputs.into();
+        while let Some(output) = todo.pop_front() {
+            let device = connection.session.device();
+            let answer = match output {
+                Output::Send(frame) => {
+                    effects.push(Effect::Send(frame));
+                    None
+                }
+                Output::Authenticate(hello) => {
+                    let account = ACCOUNTS.iter().find(|a| a.lists[1].list().user == hello.claims.user);
+                    let greeting = account.and_then(|account| {
+                        let list = &account.lists[1];
+                        let entry = list.list().device(hello.claims.device)?;
+                        ready(engine.greet(&hello, list, entry.installation())).ok()
+                    });
+                    Some(match greeting {
+                        Some(greeting) => match ready(engine.bind(greeting.device)) {
+                            Ok(bound) => {
+                                connection.bound = Some(bound);
+                                Input::Admitted(greeting.device, greeting.welcome)
+                            }
+                            Err(_) => Input::Rejected(crate::wire::close::DRAIN),
+                        },
+                        None => Input::Rejected(crate::wire::close::UNAUTHORIZED),
+                    })
+                }
+                Output::Read(after) => device.map(|device| match ready(engine.inbox(device.installation, after)) {
+                    Ok(rows) => Input::Page(after, rows),
+                    Err(_) => Input::PageFailed,
+                }),
+                Output::Publish(publish) => {
+                    effects.push(Effect::Work);
+                    device.and_then(|device| ready(engine.publish(device, publish))).map(Input::Answer)
+                }
+                Output::Void(number) => {
+                    effects.push(Effect::Work);
+                    device.and_then(|device| ready(engine.void(device, number))).map(Input::Answer)
+                }
+                Output::Ack(acks, generation) => device.and_then(|device| {
+                    let outcome = ready(engine.ack(device.installation, generation, &acks));
+                    outcome.is_err_and(|e| e.kind() == ErrorKind::Invalid).then_some(Input::AckTooHigh)
+                }),
+                Output::Ask(request, ask) => device.map(|device| {
+                    // The simulated devices do not sign: the check of an upload's signature is passed by.
+                    let answer = match ask {
+                        Ask::Upload(upload) => ready(self.keys.upload(device.installation, &upload))
+                            .map(|prekeys| Answer { prekeys, ..Answer::default() })
+                            .map_err(|_| Refusal::Throttled(1000)),
+                        ask => ready(engine.answer(device, ask)),
+                    };
+                    Input::Answer(match answer {
+                        Ok(answer) => ServerFrame::Response(request, Box::new(answer)),
+                        Err(refusal) => {
+                            ServerFrame::Refused(Subject::Request(request), refusal)
+                        }
+                    })
+                }),
+                Output::Receipt(at, read) => {
+                    if let Some(device) = device {
+                        ready(engine.receipt(device, at, read));
+                    }
+                    None
+                }
+                Output::Close(_) => {
+                    effects.push(Effect::Close);
+                    None
+                }
+                Output::Register(_) | Output::Typing(_) | Output::Query(_) | Output::Beat => None,
+            };
+            if let Some(answer) = answer {
+                let mut more = Vec::new();
+                connection.session.step(now, answer, &mut more);
+                todo.extend(more);
+            }
+        }
+    }
+}
+
+/// Runs a future of the memory backends, which never wait.
+#[allow(clippy::panic)] // a bug of the simulator itself
+pub(super) fn ready<T>(future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => panic!("a memory backend waited"),
+    }
+}

@@ -1,0 +1,172 @@
+//! What happened, written down by the simulator itself, and the laws it must obey.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::device::{Device, Shown, SimBox};
+use crate::backend::{Commit, PageLimit};
+use crate::envelope::{InboxRow, RowContent};
+use crate::id::{ConversationId, InstallationId, MessageId, Seq};
+use crate::memory::Tables;
+
+/// A law that was broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Which: `lost`, `twice`, `order`, `ghost`, `ack`, `keys`, `unreadable` or `stuck`.
+    pub law: &'static str,
+    /// How.
+    pub how: String,
+}
+
+/// The log of what the users did and were told.
+#[derive(Debug, Default)]
+pub(super) struct Oracle {
+    /// By sending installation: ids in the order `send` returned.
+    pub sent: BTreeMap<InstallationId, Vec<MessageId>>,
+    /// What a device was told is stored.
+    pub acked: HashMap<(InstallationId, MessageId), (ConversationId, Seq)>,
+    violation: Option<Violation>,
+}
+
+impl Oracle {
+    pub(super) fn acked(&mut self, device: InstallationId, conversation: ConversationId, id: MessageId, seq: Seq) {
+        let told = self.acked.insert((device, id), (conversation, seq));
+        if told.is_some_and(|told| told != (conversation, seq)) {
+            self.broken("ack", format!("{id:?} was stored at {told:?} and at {seq}"));
+        }
+    }
+
+    pub(super) fn broken(&mut self, law: &'static str, how: String) {
+        self.violation.get_or_insert(Violation { law, how });
+    }
+
+    /// Checks everything once the world is quiet.
+    pub(super) fn check(mut self, devices: &[Device], tables: &Tables) -> Result<(), Violation> {
+        let conversations: HashSet<ConversationId> = self.acked.values().map(|(conversation, _)| *conversation).collect();
+        let logs: BTreeMap<ConversationId, Vec<InboxRow>> = conversations
+            .into_iter()
+            .map(|id| {
+                let everything = PageLimit { rows: usize::MAX, bytes: usize::MAX };
+                (id, tables.history(id, 0, everything).into_iter().rev().collect())
+            })
+            .collect();
+        for (id, log) in &logs {
+            self.check_log(*id, log);
+        }
+        self.check_acked(&logs);
+        let any_restore = devices.iter().any(|device| device.store.restored > 0);
+        for device in devices {
+            self.check_device(device, &logs, any_restore);
+        }
+        self.violation.map_or(Ok(()), Err)
+    }
+
+    fn check_log(&mut self, id: ConversationId, log: &[InboxRow]) {
+        let mut seen = HashSet::new();
+        let mut places: HashMap<InstallationId, usize> = HashMap::new();
+        for (n, row) in log.iter().enumerate() {
+            if row.seq != n as u64 + 1 {
+                return self.broken("order", format!("seq {} of {id:?} is missing", n + 1));
+            }
+            let RowContent::Message { message, .. } = &row.content else { continue };
+            let sender = message.sender.installation;
+            if !seen.insert((sender, message.id)) {
+                self.broken("twice", format!("{:?} has two places in {id:?}", message.id));
+            }
+            let sent = self.sent.get(&sender).and_then(|sent| sent.iter().position(|id| *id == message.id));
+            let Some(place) = sent else {
+                self.broken("ghost", format!("{:?} was never sent", message.id));
+                continue;
+            };
+            if places.insert(sender, place).is_some_and(|before| before > place) {
+                self.broken("order", format!("{:?} of {sender:?} overtook a later one", message.id));
+            }
+        }
+    }
+
+    fn check_acked(&mut self, logs: &BTreeMap<ConversationId, Vec<InboxRow>>) {
+        let acked: Vec<_> = self.acked.iter().map(|(key, at)| (*key, *at)).collect();
+        for ((device, id), (conversation, seq)) in acked {
+            let row = logs.get(&conversation).and_then(|log| log.get(seq as usize - 1));
+            let there = row.is_some_and(|row| match &row.content {
+                RowContent::Message { message, .. } => message.id == id && message.sender.installation == device,
+                _ => false,
+            });
+            if !there {
+                self.broken("lost", format!("{id:?} was acknowledged at {seq} and is not there"));
+            }
+        }
+    }
+
+    fn check_device(&mut self, device: &Device, logs: &BTreeMap<ConversationId, Vec<InboxRow>>, any_restore: bool) {
+        let own = device.address();
+        let mut shown: BTreeMap<(ConversationId, Seq), &Shown> = BTreeMap::new();
+        let mut last: HashMap<ConversationId, Seq> = HashMap::new();
+        let mut ids = HashSet::new();
+        for (conversation, seq, what) in &device.store.shown {
+            if last.insert(*conversation, *seq).is_some_and(|before| before >= *seq) {
+                self.broken("order", format!("{own:?} showed {seq} of {conversation:?} late"));
+            }
+            if let Shown::Message(sender, id) = what
+                && !ids.insert((*sender, *id))
+            {
+                self.broken("twice", format!("{own:?} showed {id:?} twice"));
+            }
+            if let Shown::Unreadable(why) = what
+                && !any_restore
+            {
+                self.broken("unreadable", format!("{own:?} could not read {seq}: {why:?}"));
+            }
+            shown.insert((*conversation, *seq), what);
+        }
+        for (id, log) in logs {
+            let cursor = device.store.cursor(*id);
+            if cursor != log.len() as u64 {
+                self.broken("stuck", format!("{own:?} has {cursor} of {} of {id:?}", log.len()));
+            }
+            for row in log {
+                let RowContent::Message { message, .. } = &row.content else { continue };
+                if message.sender.installation == own.installation {
+                    continue;
+                }
+                match shown.get(&(*id, row.seq)) {
+                    Some(Shown::Message(sender, id)) if (*sender, *id) == (message.sender.installation, message.id) => {}
+                    Some(Shown::Message(..)) => {
+                        self.broken("order", format!("{own:?} showed another message at {}", row.seq));
+                    }
+                    Some(Shown::Unreadable(_) | Shown::Nothing) if any_restore => {}
+                    _ => self.broken("lost", format!("{own:?} never showed {} of {id:?}", row.seq)),
+                }
+            }
+        }
+        let waiting = device.replica.as_ref().map_or(usize::MAX, |replica| replica.outbox_len());
+        if waiting != 0 {
+            self.broken("stuck", format!("{own:?} still has {waiting} to send"));
+        }
+    }
+}
+
+/// Every key of a ratchet seals one message: checked over everything that was committed.
+#[derive(Debug, Default)]
+pub(super) struct KeyUse {
+    used: HashMap<(u64, u64), (MessageId, InstallationId)>,
+    twice: Option<String>,
+}
+
+impl KeyUse {
+    pub(super) fn note(&mut self, commit: &Commit) {
+        for (_, row) in &commit.inbox {
+            let RowContent::Message { sealed, .. } = &row.content else { continue };
+            let Some(one) = SimBox::decode(sealed) else { continue };
+            let used = self.used.insert((one.session, one.counter), (one.id, one.to));
+            if used.is_some_and(|used| used != (one.id, one.to)) {
+                self.twice = Some(format!("key {} of session {:x} sealed two messages", one.counter, one.session));
+            }
+        }
+    }
+
+    pub(super) fn check(&self, oracle: &mut Oracle) {
+        if let Some(how) = &self.twice {
+            oracle.broken("keys", how.clone());
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! The memory store with a power switch.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+
+use super::oracle::KeyUse;
+
+use crate::backend::{Commit, ConversationState, DeviceRecord, MessageStore, PageLimit, StoreLife, WantCells};
+use crate::envelope::{AckOf, Durability, InboxRow, Place};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{ConversationId, InstallationId, MessageId, Seq, StoreEpoch};
+use crate::memory::Tables;
+use crate::mutant::{Mutant, Mutants};
+use crate::rng::Rng;
+
+/// What a [`SimStore`] does to commits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StoreFaults {
+    /// Apply a commit row by row, and stop anywhere: after a crash the first rows are there.
+    pub split: bool,
+    /// Percent of commits that fail before anything is applied.
+    pub error_before: u64,
+    /// Percent of commits whose outcome is unknown although all of it is applied.
+    pub error_after: u64,
+    pub mutants: Mutants,
+}
+
+/// Tables that outlive a crash, reached through one process's life of the store.
+#[derive(Debug)]
+pub(super) struct SimStore {
+    tables: Arc<Mutex<Tables>>,
+    rng: Mutex<Rng>,
+    faults: Mutex<StoreFaults>,
+    keys: Arc<Mutex<KeyUse>>,
+    busy: AtomicBool,
+}
+
+impl SimStore {
+    pub(super) fn new(
+        tables: Arc<Mutex<Tables>>,
+        keys: Arc<Mutex<KeyUse>>,
+        seed: u64,
+        faults: StoreFaults,
+    ) -> Self {
+        let busy = AtomicBool::new(false);
+        Self { tables, rng: Mutex::new(Rng::new(seed)), faults: Mutex::new(faults), keys, busy }
+    }
+
+    /// Whether a commit waits for the disk.
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn heal(&self) {
+        let mut faults = self.faults.lock();
+        (faults.error_before, faults.error_after) = (0, 0);
+    }
+}
+
+/// Lets the world go on once: the disk is busy.
+struct Busy(bool);
+
+impl Future for Busy {
+    type Output = ();
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        if std::mem::replace(&mut self.0, true) { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+const fn unknown() -> Error {
+    Error::new(ErrorKind::Unavailable, "the outcome is unknown")
+}
+
+#[async_trait]
+impl MessageStore for SimStore {
+    fn life(&self) -> StoreLife {
+        StoreLife { epoch: StoreEpoch::from_bytes([0x51; 16]), durability: Durability::Memory }
+    }
+
+    async fn state(&self, conversation: ConversationId) -> Result<Option<ConversationState>> {
+        Ok(self.tables.lock().state(conversation))
+    }
+
+    async fn find(&self, conversation: ConversationId, sender: InstallationId, id: MessageId) -> Result<Option<Seq>> {
+        Ok(self.tables.lock().find(conversation, sender, id))
+    }
+
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<()>> {
+        let faults = *self.faults.lock();
+        let mut outcomes = Vec::with_capacity(commits.len());
+        for commit in commits {
+            let (before, after, cut) = {
+                let mut rng = self.rng.lock();
+                (rng.chance(faults.error_before), rng.chance(faults.error_after), rng.next_u64())
+            };
+            self.keys.lock().note(&commit);
+            let mut writes = Tables::writes(commit);
+            if faults.mutants.has(Mutant::StateBeforeRows) {
+                writes.reverse();
+            }
+            let early = if faults.split { (cut % (writes.len() as u64 + 1)) as usize } else { 0 };
+            let late = writes.split_off(early);
+            writes.into_iter().for_each(|write| self.tables.lock().apply(write));
+            self.busy.store(true, Ordering::Relaxed);
+            Busy(false).await;
+            self.busy.store(false, Ordering::Relaxed);
+            if before {
+                outcomes.push(Err(unknown()));
+                continue;
+            }
+            let mut tables = self.tables.lock();
+            late.into_iter().for_each(|write| tables.apply(write));
+            outcomes.push(if after { Err(unknown()) } else { Ok(()) });
+        }
+        outcomes
+    }
+
+    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
+        self.tables.lock().ack(device, generation, acks)
+    }
+
+    async fn inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Result<Vec<InboxRow>> {
+        Ok(self.tables.lock().inbox(device, after, limit))
+    }
+
+    async fn history(&self, conversation: ConversationId, before: Seq, limit: PageLimit) -> Result<Vec<InboxRow>> {
+        Ok(self.tables.lock().history(conversation, before, limit))
+    }
+
+    async fn device(&self, device: InstallationId, cells: WantCells) -> Result<DeviceRecord> {
+        Ok(self.tables.lock().device(device, cells))
+    }
+}

@@ -1,0 +1,598 @@
+//! Time, network, crashes and users.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::accounts::ACCOUNTS;
+use super::device::Device;
+use super::gateway::{Effect, Gateway, ready};
+use super::oracle::{KeyUse, Oracle, Violation};
+use super::store::{SimStore, StoreFaults};
+use super::{Options, Report};
+use crate::backend::KeyDirectory;
+use crate::id::MessageId;
+use crate::memory::{ManualClock, MemoryKeys, Tables};
+use crate::replica::{Draft, Input, Output, To};
+use crate::rng::Rng;
+use crate::session;
+use crate::signing::HelloClaims;
+use crate::time::Instant;
+use crate::wire::{ClientFrame, Hello, ServerFrame};
+
+/// When faults end and everything must come to rest.
+const HEAL_MS: u64 = 60_000;
+/// When it must have come to rest.
+const END_MS: u64 = HEAL_MS + 400_000;
+
+#[derive(Debug)]
+enum Event {
+    /// A user writes.
+    Send(usize),
+    /// A user reads everything.
+    Read(usize),
+    DeviceTimer(usize, u64),
+    StartDevice(usize),
+    CrashDevice(usize),
+    Snapshot(usize),
+    Restore(usize),
+    StartServer,
+    CrashServer,
+    Work,
+    /// A session looks at what the engine told it.
+    Pump(u64),
+    GatewayTimer(u64),
+    Dialled(usize, u64, u64),
+    ToServer(u64, ClientFrame),
+    ToDevice(u64, ServerFrame),
+    Broken(u64),
+}
+
+/// How the network behaves in this schedule.
+#[derive(Clone, Copy, Debug)]
+struct Network {
+    /// Frames keep their order, as over TCP.
+    fifo: bool,
+    loss: u64,
+    duplication: u64,
+    delay: u64,
+}
+
+#[derive(Debug)]
+struct Pipe {
+    device: usize,
+    /// When the last frame arrives, in each direction.
+    last: [u64; 2],
+}
+
+pub(super) struct World {
+    now: u64,
+    order: u64,
+    events: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    slots: Vec<Option<Event>>,
+    free: Vec<usize>,
+    rng: Rng,
+    options: Options,
+    network: Network,
+    partition: Option<(u64, u64)>,
+    devices: Vec<Device>,
+    gateway: Option<Gateway>,
+    tables: Arc<Mutex<Tables>>,
+    keys: Arc<MemoryKeys>,
+    clock: Arc<ManualClock>,
+    pipes: BTreeMap<u64, Pipe>,
+    last_pipe: u64,
+    faults: StoreFaults,
+    session_queue: usize,
+    device_crash: u64,
+    healed: bool,
+    oracle: Oracle,
+    keys_used: Arc<Mutex<KeyUse>>,
+    report: Report,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, options: Options) -> Self {
+        let mut rng = Rng::new(seed);
+        let clock = Arc::new(ManualClock::default());
+        let keys = Arc::new(MemoryKeys::default());
+        for account in ACCOUNTS.iter() {
+            let _ = ready(keys.register(&account.handle, &account.lists[0]));
+            let _ = ready(keys.put_list(&account.lists[1]));
+        }
+        let devices: Vec<Device> = ACCOUNTS
+            .iter()
+            .flat_map(|account| account.lists[1].list().addresses())
+            .map(|address| Device::new(address, options.mutants))
+            .collect();
+        let stormy = rng.chance(60);
+        let network = Network {
+            fifo: rng.chance(60),
+            loss: if stormy { rng.below(12) } else { 0 },
+            duplication: if stormy { rng.below(12) } else { 0 },
+            delay: [5, 50, 400, 3000][rng.below(4) as usize],
+        };
+        let faulty_store = rng.chance(40);
+        let faults = StoreFaults {
+            split: options.split,
+            error_before: if faulty_store { rng.below(15) } else { 0 },
+            error_after: if faulty_store { rng.below(15) } else { 0 },
+            mutants: options.mutants,
+        };
+        let start = rng.below(HEAL_MS / 2);
+        let partition = rng.chance(40).then(|| (start, start + rng.below(HEAL_MS / 2)));
+        let device_crash = if rng.chance(50) { rng.below(30) } else { 0 };
+        let session_queue = [1, 2, 64][rng.below(3) as usize];
+        Self {
+            now: 0,
+            order: 0,
+            events: BinaryHeap::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            rng,
+            options,
+            network,
+            partition,
+            devices,
+            gateway: None,
+            tables: Arc::default(),
+            keys,
+            clock,
+            pipes: BTreeMap::new(),
+            last_pipe: 0,
+            faults,
+            session_queue,
+            device_crash,
+            healed: false,
+            oracle: Oracle::default(),
+            keys_used: Arc::default(),
+            report: Report::default(),
+        }
+    }
+
+    pub(super) fn run(mut self) -> Result<Report, Violation> {
+        self.plan();
+        while let Some(Reverse((at, _, slot))) = self.events.pop() {
+            if at > END_MS {
+                break;
+            }
+            if at >= HEAL_MS && !self.healed {
+                self.heal();
+            }
+            self.now = at;
+            self.clock.set_us(1_700_000_000_000_000 + at * 1000);
+            self.report.events += 1;
+            if self.report.events > 200_000 {
+                self.oracle.broken("stuck", "the schedule does not come to rest".to_owned());
+                break;
+            }
+            self.free.push(slot);
+            if let Some(event) = self.slots[slot].take() {
+                if self.options.trace {
+                    trace(at, &event);
+                }
+                self.happen(event);
+            }
+            if self.healed && self.at_rest() {
+                break;
+            }
+        }
+        let report = self.report;
+        let tables = self.tables.lock().clone();
+        self.keys_used.lock().check(&mut self.oracle);
+        self.oracle.check(&self.devices, &tables).map(|()| report)
+    }
+
+    /// Draws everything that is to happen.
+    fn plan(&mut self) {
+        self.at(0, Event::StartServer);
+        for device in 0..self.devices.len() {
+            let start = self.rng.below(HEAL_MS / 4);
+            self.at(start, Event::StartDevice(device));
+            // Bursts, so that several are on the way at once.
+            for _ in 0..self.rng.below(4) {
+                let at = self.rng.below(HEAL_MS * 3 / 4);
+                for _ in 0..=self.rng.below(5) {
+                    self.at(at + self.rng.clone().below(20), Event::Send(device));
+                }
+            }
+            if self.rng.chance(30) {
+                let at = self.rng.below(HEAL_MS);
+                self.at(at, Event::Read(device));
+            }
+            for _ in 0..self.rng.below(3) {
+                let at = self.rng.below(HEAL_MS);
+                self.at(at, Event::CrashDevice(device));
+            }
+        }
+        for _ in 0..self.rng.below(5) {
+            let at = self.rng.below(HEAL_MS);
+            self.at(at, Event::CrashServer);
+        }
+        if self.rng.chance(40) {
+            let device = self.rng.below(self.devices.len() as u64) as usize;
+            let snapshot = self.rng.below(HEAL_MS * 2 / 3);
+            let restore = snapshot + self.rng.below(HEAL_MS - snapshot);
+            self.at(snapshot, Event::Snapshot(device));
+            self.at(restore, Event::Restore(device));
+        }
+    }
+
+    fn heal(&mut self) {
+        self.healed = true;
+        self.partition = None;
+        self.network = Network { fifo: true, loss: 0, duplication: 0, delay: 20 };
+        (self.faults.error_before, self.faults.error_after, self.device_crash) = (0, 0, 0);
+        match &self.gateway {
+            Some(gateway) => gateway.store.heal(),
+            None => self.at(HEAL_MS, Event::StartServer),
+        }
+        for device in 0..self.devices.len() {
+            if self.devices[device].replica.is_none() {
+                self.at(HEAL_MS, Event::StartDevice(device));
+            }
+        }
+    }
+
+    /// Nothing is left to do but heartbeats.
+    fn at_rest(&self) -> bool {
+        let Some(gateway) = &self.gateway else { return false };
+        self.devices.iter().all(|device| {
+            let live = device.replica.as_ref().is_some_and(|r| r.is_live() && r.outbox_len() == 0);
+            let served = device.connection.is_some_and(|id| gateway.is_live(id));
+            let record = self.tables.lock().device(device.address().installation, crate::backend::WantCells::No);
+            live && served && record.waiting_rows == 0
+        })
+    }
+
+    fn at(&mut self, at: u64, event: Event) {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        self.slots[slot] = Some(event);
+        self.order += 1;
+        self.events.push(Reverse((at, self.order, slot)));
+    }
+
+    fn soon(&mut self, within: u64, event: Event) {
+        let at = self.now + self.rng.below(within + 1);
+        self.at(at, event);
+    }
+
+    fn time(&self) -> Instant {
+        Instant::from_millis(self.now)
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Send(device) => self.user_sends(device),
+            Event::Read(device) => self.user_reads(device),
+            Event::DeviceTimer(device, life) => {
+                if self.devices[device].life == life {
+                    self.device_step(device, Input::Tick);
+                }
+            }
+            Event::StartDevice(device) => {
+                if self.devices[device].replica.is_none() {
+                    let seed = self.rng.next_u64();
+                    let now = self.time();
+                    self.devices[device].start(now, seed);
+                    self.device_step(device, Input::Flush);
+                }
+            }
+            Event::CrashDevice(device) => self.crash_device(device),
+            Event::Snapshot(device) => {
+                self.devices[device].snapshot = Some(self.devices[device].store.clone());
+            }
+            Event::Restore(device) => {
+                let connection = self.devices[device].connection;
+                if self.devices[device].restore() {
+                    self.report.restores += 1;
+                    self.break_pipe(connection);
+                    self.soon(3000, Event::StartDevice(device));
+                }
+            }
+            Event::StartServer => self.start_server(),
+            Event::CrashServer => {
+                if self.gateway.take().is_some() {
+                    self.report.server_crashes += 1;
+                    let pipes: Vec<u64> = self.pipes.keys().copied().collect();
+                    for pipe in pipes {
+                        self.soon(200, Event::Broken(pipe));
+                    }
+                    self.soon(5000, Event::StartServer);
+                }
+            }
+            Event::Work => {
+                if let Some(gateway) = &mut self.gateway {
+                    let more = gateway.work();
+                    let connections: Vec<u64> = gateway.connections.keys().copied().collect();
+                    for id in connections {
+                        self.soon(10, Event::Pump(id));
+                    }
+                    if more {
+                        self.soon(30, Event::Work);
+                    }
+                }
+            }
+            Event::Pump(id) => {
+                let now = self.time();
+                self.with_gateway(id, |gateway, effects| gateway.pump(id, now, effects));
+            }
+            Event::GatewayTimer(id) => {
+                let now = self.time();
+                let due = self.gateway.as_ref().and_then(|g| g.deadline(id)).is_some_and(|at| now >= at);
+                if due {
+                    self.with_gateway(id, |gateway, effects| {
+                        gateway.step(id, now, session::Input::Tick, effects);
+                    });
+                } else {
+                    self.arm_gateway(id);
+                }
+            }
+            Event::Dialled(device, life, id) => self.dialled(device, life, id),
+            Event::ToServer(id, frame) => self.to_server(id, frame),
+            Event::ToDevice(id, frame) => {
+                if let Some(device) = self.pipes.get(&id).map(|pipe| pipe.device)
+                    && self.devices[device].connection == Some(id)
+                {
+                    self.device_step(device, Input::Frame(frame));
+                }
+            }
+            Event::Broken(id) => self.break_pipe(Some(id)),
+        }
+    }
+
+    // ---- users ---------------------------------------------------------------------------------------
+
+    fn user_sends(&mut self, device: usize) {
+        if self.devices[device].replica.is_none() {
+            return;
+        }
+        let own = self.devices[device].address();
+        let other = ACCOUNTS.iter().find(|account| account.lists[1].list().user != own.user);
+        let to = match other {
+            Some(other) if self.rng.chance(85) => To::Handle(other.handle.clone()),
+            _ => To::User(own.user),
+        };
+        let id = MessageId::new(self.now, self.rng.bytes());
+        let content = Bytes::copy_from_slice(id.as_bytes());
+        self.device_step(device, Input::Send(Draft { id, to, content, sent_at: self.now }));
+    }
+
+    fn user_reads(&mut self, device: usize) {
+        let own = self.devices[device].address().user;
+        let other = ACCOUNTS.iter().map(|a| a.lists[1].list().user).find(|user| *user != own);
+        let Some(other) = other else { return };
+        let conversation = crate::id::ConversationId::direct(own, other);
+        let seq = self.devices[device].store.cursor(conversation);
+        self.device_step(device, Input::Read(crate::envelope::AckOf { conversation, seq }));
+    }
+
+    // ---- devices -------------------------------------------------------------------------------------
+
+    fn crash_device(&mut self, device: usize) {
+        if self.devices[device].replica.is_some() {
+            self.report.device_crashes += 1;
+            let connection = self.devices[device].connection;
+            self.devices[device].crash();
+            self.break_pipe(connection);
+            self.soon(5000, Event::StartDevice(device));
+        }
+    }
+
+    /// The driver of a replica. A crash may come before anything it wants done.
+    fn device_step(&mut self, device: usize, input: Input) {
+        let mut inputs = VecDeque::from([input]);
+        // Commits gather what came at once, or do not.
+        if self.rng.chance(80) {
+            inputs.push_back(Input::Flush);
+        }
+        while let Some(input) = inputs.pop_front() {
+            let now = self.time();
+            let Some(replica) = self.devices[device].replica.as_mut() else { return };
+            let mut outputs = Vec::new();
+            replica.step(now, input, &mut outputs);
+            let mut answers = VecDeque::new();
+            for output in outputs {
+                if self.device_crash > 0 && self.rng.below(1000) < self.device_crash {
+                    return self.crash_device(device);
+                }
+                self.device_output(device, output, &mut answers);
+            }
+            // Answers come before anything else that waits.
+            while let Some(answer) = answers.pop_back() {
+                inputs.push_front(answer);
+            }
+        }
+        self.arm_device(device);
+    }
+
+    fn device_output(&mut self, device: usize, output: Output, answers: &mut VecDeque<Input>) {
+        let one = &mut self.devices[device];
+        match output {
+            Output::Dial => {
+                self.last_pipe += 1;
+                let (id, life) = (self.last_pipe, one.life);
+                let delay = self.network.delay;
+                self.soon(delay, Event::Dialled(device, life, id));
+            }
+            Output::Hangup => {
+                let connection = one.connection.take();
+                self.break_pipe(connection);
+            }
+            Output::Hello { nonce, incarnation, generation, epoch } => {
+                let address = one.address();
+                let claims = HelloClaims {
+                    authority: String::new(),
+                    nonce,
+                    version: crate::limits::WIRE_VERSION,
+                    token: String::new(),
+                    user: address.user,
+                    device: address.device,
+                    incarnation,
+                    generation,
+                };
+                let hello = Hello { claims, store_epoch: epoch, signature: Bytes::new() };
+                self.send_to_server(device, ClientFrame::Hello(Box::new(hello)));
+            }
+            Output::Send(frame) => self.send_to_server(device, frame),
+            Output::Open(row, list) => answers.push_back(Input::Opened(one.open(&row, list.as_ref()))),
+            Output::Seal { draft, number, lists } => {
+                answers.push_back(Input::Sealed(one.seal(&draft, number, &lists)));
+            }
+            Output::Bundles(_, bundles) => one.start_sessions(bundles, &mut self.rng),
+            Output::Forget(incarnation) => one.forget(incarnation),
+            Output::MakePrekeys(replace) => answers.push_back(Input::Prekeys(one.make_prekeys(replace))),
+            Output::Commit(changes, ticket) => {
+                let installation = one.address().installation;
+                for change in &changes.list {
+                    if let crate::replica::Change::Queued(draft) = change {
+                        self.oracle.sent.entry(installation).or_default().push(draft.id);
+                        self.report.sent += 1;
+                    }
+                }
+                for (conversation, id, seq) in one.commit(changes) {
+                    self.oracle.acked(installation, conversation, id, seq);
+                    self.report.acked += 1;
+                }
+                answers.push_back(Input::Committed(ticket));
+            }
+            Output::Answer(..) | Output::Event(_) => {}
+        }
+    }
+
+    fn arm_device(&mut self, device: usize) {
+        let one = &self.devices[device];
+        if let Some(at) = one.replica.as_ref().and_then(|replica| replica.deadline()) {
+            let life = one.life;
+            self.at(at.as_millis().max(self.now + 1), Event::DeviceTimer(device, life));
+        }
+    }
+
+    // ---- network -------------------------------------------------------------------------------------
+
+    fn partitioned(&self) -> bool {
+        self.partition.is_some_and(|(from, to)| (from..to).contains(&self.now))
+    }
+
+    fn dialled(&mut self, device: usize, life: u64, id: u64) {
+        if self.devices[device].life != life {
+            return;
+        }
+        if self.partitioned() || self.gateway.is_none() {
+            return self.device_step(device, Input::Disconnected);
+        }
+        let now = self.time();
+        self.pipes.insert(id, Pipe { device, last: [self.now; 2] });
+        self.devices[device].connection = Some(id);
+        if let Some(gateway) = &mut self.gateway {
+            gateway.accept(id, now);
+        }
+        self.device_step(device, Input::Connected);
+        let challenge = crate::wire::Challenge {
+            nonce: Bytes::from_static(&[0; 32]),
+            min_version: 1,
+            max_version: 1,
+        };
+        self.transmit(id, 1, Event::ToDevice(id, ServerFrame::Challenge(challenge)));
+        self.arm_gateway(id);
+    }
+
+    /// Sends a frame into a pipe: 0 to the server, 1 to the device.
+    fn transmit(&mut self, id: u64, direction: usize, event: Event) {
+        if self.partitioned() || self.rng.chance(self.network.loss) {
+            if self.network.fifo {
+                // TCP does not lose frames: it breaks.
+                self.soon(500, Event::Broken(id));
+            }
+            return;
+        }
+        let Some(pipe) = self.pipes.get_mut(&id) else { return };
+        let mut at = self.now + self.rng.below(self.network.delay + 1);
+        if self.network.fifo {
+            at = at.max(pipe.last[direction]);
+            pipe.last[direction] = at;
+        }
+        if !self.network.fifo && self.rng.chance(self.network.duplication) {
+            let copy = match &event {
+                Event::ToServer(id, frame) => Event::ToServer(*id, frame.clone()),
+                Event::ToDevice(id, frame) => Event::ToDevice(*id, frame.clone()),
+                _ => return,
+            };
+            let later = at + self.rng.below(self.network.delay * 3 + 1);
+            self.at(later, copy);
+        }
+        self.at(at, event);
+    }
+
+    fn send_to_server(&mut self, device: usize, frame: ClientFrame) {
+        if let Some(id) = self.devices[device].connection {
+            self.transmit(id, 0, Event::ToServer(id, frame));
+        }
+    }
+
+    fn break_pipe(&mut self, id: Option<u64>) {
+        let Some((id, pipe)) = id.and_then(|id| self.pipes.remove(&id).map(|pipe| (id, pipe))) else { return };
+        if let Some(gateway) = &mut self.gateway {
+            gateway.drop_connection(id);
+        }
+        if self.devices[pipe.device].connection == Some(id) {
+            self.devices[pipe.device].connection = None;
+            self.device_step(pipe.device, Input::Disconnected);
+        }
+    }
+
+    // ---- the server ----------------------------------------------------------------------------------
+
+    fn start_server(&mut self) {
+        if self.gateway.is_some() {
+            return;
+        }
+        let seed = self.rng.next_u64();
+        let store = Arc::new(SimStore::new(self.tables.clone(), self.keys_used.clone(), seed, self.faults));
+        let (keys, clock) = (self.keys.clone(), self.clock.clone());
+        self.gateway = Some(Gateway::start(store, keys, clock, self.session_queue, self.options.mutants));
+    }
+
+    fn to_server(&mut self, id: u64, frame: ClientFrame) {
+        let now = self.time();
+        self.with_gateway(id, |gateway, effects| gateway.frame(id, now, frame, effects));
+    }
+
+    fn with_gateway(&mut self, id: u64, act: impl FnOnce(&mut Gateway, &mut Vec<Effect>)) {
+        let mut effects = Vec::new();
+        let Some(gateway) = &mut self.gateway else { return };
+        if !gateway.connections.contains_key(&id) {
+            return;
+        }
+        act(gateway, &mut effects);
+        for effect in effects {
+            match effect {
+                Effect::Send(frame) => self.transmit(id, 1, Event::ToDevice(id, frame)),
+                Effect::Work => self.soon(20, Event::Work),
+                Effect::Close => self.soon(100, Event::Broken(id)),
+            }
+        }
+        self.arm_gateway(id);
+    }
+
+    fn arm_gateway(&mut self, id: u64) {
+        if let Some(at) = self.gateway.as_ref().and_then(|gateway| gateway.deadline(id)) {
+            self.at(at.as_millis().max(self.now + 1), Event::GatewayTimer(id));
+        }
+    }
+}
+
+#[allow(clippy::print_stdout)] // asked for by name
+fn trace(at: u64, event: &Event) {
+    if !matches!(event, Event::GatewayTimer(_) | Event::DeviceTimer(..) | Event::Pump(_)) {
+        let mut text = format!("{event:?}");
+        text.truncate(400);
+        println!("{at:>7} {text}");
+    }
+}

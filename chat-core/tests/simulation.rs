@@ -1,0 +1,83 @@
+//! Many schedules, and every mutant.
+//!
+//! `SIM_SCHEDULES` says how many (for each kind of store), `SIM_SEED` runs one seed and prints it.
+#![cfg(feature = "sim")]
+#![allow(clippy::print_stdout, missing_docs)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Mutex;
+
+use chat_core::mutant::{Mutant, Mutants};
+use chat_core::sim::{Options, Report, Violation, run};
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+/// Runs seeds from `first` on two threads until `count` are done or one fails.
+fn sweep(first: u64, count: u64, options: Options) -> Result<Report, (u64, Violation)> {
+    let next = AtomicU64::new(first);
+    let total = Mutex::new(Report::default());
+    let failed: Mutex<Option<(u64, Violation)>> = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut mine = Report::default();
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + count || failed.lock().unwrap().is_some() {
+                        break;
+                    }
+                    match run(seed, options) {
+                        Ok(report) => mine.add(&report),
+                        Err(violation) => {
+                            failed.lock().unwrap().get_or_insert((seed, violation));
+                        }
+                    }
+                }
+                total.lock().unwrap().add(&mine);
+            });
+        }
+    });
+    match failed.into_inner().unwrap() {
+        Some(failure) => Err(failure),
+        None => Ok(total.into_inner().unwrap()),
+    }
+}
+
+#[test]
+fn no_schedule_breaks_a_law() {
+    if let Some(seed) = number("SIM_SEED") {
+        let options = Options { split: number("SIM_SPLIT") == Some(1), trace: true, ..Options::default() };
+        println!("{:?}", run(seed, options));
+        return;
+    }
+    let count = number("SIM_SCHEDULES").unwrap_or(2_000);
+    for split in [false, true] {
+        match sweep(0, count, Options { split, ..Options::default() }) {
+            Ok(report) => println!("{count} schedules, split {split}: {report:?}"),
+            Err((seed, violation)) => {
+                panic!("SIM_SEED={seed} SIM_SPLIT={} breaks a law: {violation:?}", u8::from(split))
+            }
+        }
+    }
+}
+
+#[test]
+fn every_mutant_is_killed() {
+    let count = number("SIM_SCHEDULES").unwrap_or(20_000).max(20_000);
+    let mut survivors = Vec::new();
+    for mutant in Mutant::ALL {
+        let kill = [false, true].iter().find_map(|split| {
+            let options = Options { mutants: Mutants::only(mutant), split: *split, trace: false };
+            sweep(0, count, options).err().map(|failure| (*split, failure))
+        });
+        match kill {
+            Some((split, (seed, violation))) => {
+                println!("{mutant:?}: killed by seed {seed}, split {split}: {}: {}", violation.law, violation.how);
+            }
+            None => survivors.push(mutant),
+        }
+    }
+    assert!(survivors.is_empty(), "these survived {count} schedules of each store: {survivors:?}");
+}
