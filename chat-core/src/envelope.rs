@@ -195,6 +195,8 @@ pub struct Stored {
     pub message_id: MessageId,
     /// The number that was sent.
     pub client_seq: ClientSeq,
+    /// The incarnation it was sent in.
+    pub incarnation: Incarnation,
     /// The place.
     pub seq: Seq,
     /// Which life of the data set.
@@ -264,8 +266,8 @@ impl Refusal {
 /// What a [`Refusal`] is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Subject {
-    /// A publish or void.
-    Message(ConversationId, MessageId, ClientSeq),
+    /// A publish or void, with its number and the incarnation it was sent in.
+    Message(ConversationId, MessageId, ClientSeq, Incarnation),
     /// A request.
     Request(u64),
     /// The connection's opening.

@@ -78,8 +78,8 @@ pub enum Output {
     Typing(ConversationId),
     /// Find out who of these is present.
     Query(Vec<UserId>),
-    /// Note that the device is alive.
-    Beat,
+    /// Note that the device is alive; `true`: and answer its heartbeat with the server's time.
+    Beat(bool),
     /// Close the connection with this code. Nothing follows.
     Close(u16),
 }
@@ -279,7 +279,7 @@ impl Session {
         self.device = Some(device);
         self.epoch = Some(welcome.store_epoch);
         out.push(Output::Send(ServerFrame::Welcome(welcome)));
-        out.push(Output::Beat);
+        out.push(Output::Beat(false));
         if self.mutants.has(Mutant::LiveWithoutCatchUp) {
             self.phase = Phase::Live;
         } else {
@@ -393,7 +393,7 @@ impl Session {
                         let content = RowContent::Own {
                             message_id: stored.message_id,
                             client_seq: stored.client_seq,
-                            incarnation: 0,
+                            incarnation: stored.incarnation,
                         };
                         let (conversation, seq) = (stored.conversation, stored.seq);
                         self.fly(now, &InboxRow { conversation, seq, time_us, joined: false, content }, true);
@@ -465,7 +465,7 @@ impl Session {
 
     fn heartbeat(&mut self, now: Instant, out: &mut Vec<Output>) {
         self.catch_ups = 0;
-        out.push(Output::Beat);
+        out.push(Output::Beat(true));
         let oldest = self.flights.values().map(|flight| flight.sent).min();
         if oldest.is_some_and(|sent| now.since(sent).as_millis() as u64 >= HEARTBEAT_MS) {
             self.loops += 1;

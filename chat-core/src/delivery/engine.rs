@@ -383,6 +383,7 @@ impl Engine {
             conversation: number.conversation,
             message_id: number.message_id,
             client_seq: number.client_seq,
+            incarnation: number.incarnation,
             seq,
             store_epoch: epoch,
             durability,
@@ -668,6 +669,6 @@ fn addresses(state: &ConversationState, command: &Command) -> HashMap<Installati
 }
 
 fn refused(number: &SendNumber, refusal: Refusal) -> ServerFrame {
-    let subject = Subject::Message(number.conversation, number.message_id, number.client_seq);
+    let subject = Subject::Message(number.conversation, number.message_id, number.client_seq, number.incarnation);
     ServerFrame::Refused(subject, refusal)
 }

@@ -44,7 +44,9 @@ pub fn decide(state: &ConversationState, record: &Record, found: Option<Seq>, mu
         };
     }
     if number.client_seq > last.client_seq + 1 && !mutants.has(Mutant::AnyClientSeq) {
-        return found.map_or(Decision::Refuse(Refusal::Expected(last.client_seq + 1)), |seq| Decision::Repeat(seq, None));
+        // Even if its message is stored (in an earlier incarnation): an answer would let the sender forget
+        // a number that was not used up yet.
+        return Decision::Refuse(Refusal::Expected(last.client_seq + 1));
     }
     if number.prev != last.prev && !mutants.has(Mutant::NoPrevLink) && !mutants.has(Mutant::AnyClientSeq) {
         return Decision::Refuse(Refusal::Conflict);

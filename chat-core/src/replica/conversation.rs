@@ -21,6 +21,7 @@ pub(super) struct Conversation {
     pub sent: usize,
     pub wait: Wait,
     pub went_back: Option<(ClientSeq, Instant)>,
+    pub doubted: Option<Instant>,
     pub last_own: Seq,
     pub delivered: Seq,
     pub read: Seq,
@@ -76,8 +77,9 @@ impl Entry {
         self.void || self.publish.is_some()
     }
 
-    /// Forgets number and ciphertext: they belong to a closed incarnation.
+    /// Forgets number and ciphertext: they belong to a closed incarnation, which may have sent it.
     pub(super) fn unseal(&mut self) {
+        self.attempted = true;
         self.number = None;
         self.publish = None;
     }
@@ -116,7 +118,7 @@ impl Conversation {
         self.client_seq = 0;
         self.prev = MessageId::NIL;
         self.sent = 0;
-        self.went_back = None;
+        (self.went_back, self.doubted) = (None, None);
         self.wait = Wait::Nothing;
         self.queue.retain(|entry| !entry.void);
         self.queue.iter_mut().for_each(Entry::unseal);

@@ -147,8 +147,11 @@ impl Replica {
                 }
             }
             ServerFrame::Stored(stored) => self.stored(stored),
-            ServerFrame::Refused(Subject::Message(conversation, id, client_seq), refusal) => {
-                self.refused(now, conversation, id, client_seq, refusal, out);
+            ServerFrame::Refused(Subject::Message(conversation, id, client_seq, incarnation), refusal) => {
+                // A late answer to what a closed incarnation sent says nothing about this one.
+                if incarnation == self.incarnation {
+                    self.refused(now, conversation, id, client_seq, refusal, out);
+                }
             }
             ServerFrame::Refused(Subject::Request(id), refusal) => {
                 if let Some((purpose, ask, _)) = self.requests.remove(&id) {
@@ -332,6 +335,10 @@ impl Replica {
                         *heartbeat = now.after(HEARTBEAT_MS);
                     }
                     out.push(Output::Send(ClientFrame::Heartbeat));
+                    if !self.caught_up && self.recovery != Recovery::Cells {
+                        // "Nothing waits" never came: rows or the word itself were lost.
+                        out.push(Output::Send(ClientFrame::CatchUp));
+                    }
                 }
                 if self.catch_up_at.is_some_and(|at| now >= at) {
                     self.catch_up_at = None;

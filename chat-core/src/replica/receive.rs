@@ -2,8 +2,8 @@
 
 use super::io::{Change, Opened, Output};
 use super::{Replica, Recovery};
-use crate::envelope::{InboxRow, RowContent};
-use crate::id::{ConversationId, MessageId, Seq};
+use crate::envelope::{InboxRow, RowContent, SendNumber};
+use crate::id::{ClientSeq, ConversationId, Incarnation, MessageId, Seq};
 use crate::mutant::Mutant;
 use crate::time::Instant;
 use crate::wire::ClientFrame;
@@ -57,7 +57,9 @@ impl Replica {
 
     fn take_row(&mut self, row: InboxRow) {
         match row.content {
-            RowContent::Own { message_id, .. } => self.own_row(row.conversation, message_id, row.seq),
+            RowContent::Own { message_id, client_seq, incarnation } => {
+                self.own_row(row.conversation, message_id, (client_seq, incarnation), row.seq);
+            }
             RowContent::Empty { reason, from } => {
                 self.changes.push(Change::Gap(row.conversation, from, row.seq, reason));
             }
@@ -74,10 +76,15 @@ impl Replica {
     }
 
     /// What this device sent is in the log: if it waits in the outbox, it is stored.
-    fn own_row(&mut self, conversation: ConversationId, id: MessageId, seq: Seq) {
+    ///
+    /// Unless it was numbered again, in a new incarnation: then it stays until the server has used that
+    /// number up and said where the message is, or the numbers after it would have a hole before them.
+    fn own_row(&mut self, conversation: ConversationId, id: MessageId, number: (ClientSeq, Incarnation), seq: Seq) {
         let Some(known) = self.conversations.get_mut(&conversation) else { return };
         known.last_own = known.last_own.max(seq);
+        let same = |known: SendNumber| (known.client_seq, known.incarnation) == number;
         if let Some(index) = known.position(id)
+            && known.queue[index].number.is_none_or(same)
             && let Some(entry) = known.remove(index)
         {
             self.changes.push(if entry.void { Change::Voided(id) } else { Change::Stored(conversation, id, seq) });

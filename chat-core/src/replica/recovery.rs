@@ -12,6 +12,11 @@ impl Replica {
     pub(super) fn begin_recovery(&mut self, now: Instant, out: &mut Vec<Output>) {
         if self.recovery == Recovery::No {
             self.recovery = Recovery::Cells;
+            // Durable with the first thing that happens: else the generation, which rises with every commit,
+            // would reach what the server knows, and a crash in between would hide the rollback.
+            let nonce = self.nonce.unwrap_or_else(|| self.rng.bytes());
+            self.nonce = Some(nonce);
+            self.changes.push(Change::Nonce(nonce));
             self.ask(now, Ask::Cells, Purpose::Cells, out);
         }
     }
@@ -38,11 +43,7 @@ impl Replica {
         let drained = self.caught_up && self.rows.is_empty() && self.opening.is_none();
         if self.recovery == Recovery::Draining && drained && matches!(self.phase, Phase::Online { .. }) {
             self.recovery = Recovery::Reincarnating;
-            let nonce = match self.nonce {
-                Some(nonce) => nonce,
-                None => self.rng.bytes(),
-            };
-            self.nonce = Some(nonce);
+            let nonce = self.nonce.unwrap_or_else(|| self.rng.bytes());
             self.changes.push(Change::Nonce(nonce));
             let ask = Ask::Reincarnate { from: self.incarnation, nonce, asked: false };
             self.after_commit.push((ask, Purpose::Reincarnate));
@@ -53,6 +54,8 @@ impl Replica {
         self.recovery = Recovery::No;
         self.nonce = None;
         self.incarnation = incarnation;
+        // Above every generation of the lives before: the server keeps the highest it saw.
+        self.generation = self.generation.max(u64::from(incarnation) << 32);
         self.ratchets_moved = true;
         for conversation in self.conversations.values_mut() {
             conversation.begin_anew();

@@ -14,6 +14,10 @@ use crate::wire::{Ask, ClientFrame};
 /// before the first time are still coming in.
 const GO_BACK_MS: u64 = 1000;
 
+/// How long the server must go on expecting a number that was stored before it is believed: longer than
+/// any answer is late.
+const DOUBT_MS: u64 = 2 * RETRY_MS;
+
 impl Replica {
     pub(super) fn enqueue(&mut self, entry: Entry) {
         let user = match &entry.draft.to {
@@ -207,8 +211,11 @@ impl Replica {
         let mailbox = stored.conversation.kind() == Ok(ConversationKind::Mailbox);
         let Some(conversation) = self.conversations.get_mut(&stored.conversation) else { return };
         let index = conversation.queue.iter().position(|entry| {
-            let number = entry.number.map(|number| number.client_seq);
-            number == Some(stored.client_seq) && (by_number || entry.draft.id == stored.message_id)
+            entry.number.is_some_and(|number| {
+                number.client_seq == stored.client_seq
+                    && (by_number || number.incarnation == stored.incarnation)
+                    && (by_number || entry.draft.id == stored.message_id)
+            })
         });
         if let Some(index) = index
             && let Some(entry) = conversation.remove(index)
@@ -220,7 +227,7 @@ impl Replica {
                 Change::Stored(stored.conversation, id, stored.seq)
             });
             conversation.last_own = conversation.last_own.max(stored.seq);
-            conversation.went_back = None;
+            (conversation.went_back, conversation.doubted) = (None, None);
         }
         if !mailbox && stored.seq == conversation.cursor + 1 {
             self.advance_cursor(stored.conversation, stored.seq);
@@ -277,12 +284,22 @@ impl Replica {
         let index = conversation.queue.iter().position(|e| e.number.is_some_and(|n| n.client_seq == next));
         match index {
             Some(index) => {
-                conversation.went_back = Some((next, now));
+                (conversation.went_back, conversation.doubted) = (Some((next, now)), None);
                 conversation.go_back(index);
                 self.send_ready(now, out);
             }
-            // The server expects what was stored long ago: it or this device was rolled back.
-            None => self.begin_recovery(now, out),
+            // The server expects what was stored before. A late answer says so too; only if it keeps saying
+            // so was it, or this device, rolled back.
+            None => {
+                conversation.went_back = Some((next, now));
+                let since = *conversation.doubted.get_or_insert(now);
+                if now >= since.after(DOUBT_MS) {
+                    self.begin_recovery(now, out);
+                } else {
+                    conversation.go_back(0);
+                    self.send_ready(now, out);
+                }
+            }
         }
     }
 

@@ -200,7 +200,11 @@ impl Gateway {
                     effects.push(Effect::Close);
                     None
                 }
-                Output::Register(_) | Output::Typing(_) | Output::Query(_) | Output::Beat => None,
+                Output::Beat(true) => {
+                    effects.push(Effect::Send(ServerFrame::HeartbeatReply(engine.now_ms())));
+                    None
+                }
+                Output::Register(_) | Output::Typing(_) | Output::Query(_) | Output::Beat(false) => None,
             };
             if let Some(answer) = answer {
                 let mut more = Vec::new();

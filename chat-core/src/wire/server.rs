@@ -241,6 +241,7 @@ fn stored_to_proto(s: &Stored) -> proto::Stored {
         conversation: s.conversation.to_bytes(),
         message_id: s.message_id.to_bytes(),
         client_seq: s.client_seq,
+        incarnation: s.incarnation,
         seq: s.seq,
         store_epoch: s.store_epoch.to_bytes(),
         durability: durability.into(),
@@ -252,6 +253,7 @@ fn stored_from_proto(raw: &proto::Stored) -> Result<Stored> {
         conversation: ConversationId::parse(&raw.conversation)?,
         message_id: MessageId::parse(&raw.message_id)?,
         client_seq: raw.client_seq,
+        incarnation: raw.incarnation,
         seq: raw.seq,
         store_epoch: StoreEpoch::parse(&raw.store_epoch)?,
         durability: match raw.durability() {
@@ -264,7 +266,8 @@ fn stored_from_proto(raw: &proto::Stored) -> Result<Stored> {
 fn refused_to_proto(subject: &Subject, refusal: &Refusal) -> proto::Refused {
     let mut raw = proto::Refused::default();
     match *subject {
-        Subject::Message(conversation, message_id, client_seq) => {
+        Subject::Message(conversation, message_id, client_seq, incarnation) => {
+            raw.incarnation = incarnation;
             raw.conversation = conversation.to_bytes();
             raw.message_id = message_id.to_bytes();
             raw.client_seq = client_seq;
@@ -313,6 +316,7 @@ fn refused_from_proto(raw: proto::Refused) -> Result<ServerFrame> {
             ConversationId::parse(&raw.conversation)?,
             MessageId::parse(&raw.message_id)?,
             raw.client_seq,
+            raw.incarnation,
         )
     };
     let refusal = match raw.reason() {

@@ -325,6 +325,9 @@ pub struct Stored {
     /// What it is durable on.
     #[prost(enumeration = "Durability", tag = "6")]
     pub durability: i32,
+    /// As in the Publish.
+    #[prost(uint32, tag = "7")]
+    pub incarnation: u32,
 }
 /// What cannot be done.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -353,6 +356,9 @@ pub struct Refused {
     /// Milliseconds to wait before trying again.
     #[prost(uint32, tag = "8")]
     pub retry_after: u32,
+    /// Set for a Publish or Void: its incarnation.
+    #[prost(uint32, tag = "9")]
+    pub incarnation: u32,
 }
 /// Everything up to `seq` of a conversation is durably on the device.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -376,19 +382,6 @@ pub struct Ack {
     /// The generation of the local store.
     #[prost(uint64, tag = "3")]
     pub generation: u64,
-}
-/// The place of a row in the device-wide drain order.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Place {
-    /// Commit time.
-    #[prost(uint64, tag = "1")]
-    pub time_us: u64,
-    /// The conversation.
-    #[prost(bytes = "bytes", tag = "2")]
-    pub conversation: ::prost::bytes::Bytes,
-    /// The seq.
-    #[prost(uint64, tag = "3")]
-    pub seq: u64,
 }
 /// A message as a recipient's device gets it.
 #[derive(Clone, PartialEq, ::prost::Message)]
