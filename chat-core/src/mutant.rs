@@ -13,23 +13,24 @@ pub enum Mutant {
     OldIncarnationAccepted,
     DedupeInMemory,
     CommitOnStoreError,
-    UnknownWriteNewSeq,
     StateBeforeRows,
     CursorBeforeMessage,
     NoGapCheck,
     NoRollbackDetection,
-    NoClientIdDedupe,
     AckMatchedByNumber,
     AckBeforeCommit,
-    LiveWithoutCatchUp,
-    LagIgnored,
     NewIdOnRetry,
-    SealOnRetry,
+    RepeatAboveNext,
+    OwnRowFreesNumber,
+    RollbackForgotten,
+    GenerationNotRaised,
+    StaleListAccepted,
+    JoinIgnored,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::AckBeforeSync,
         Self::NoDedupe,
         Self::AnyClientSeq,
@@ -38,18 +39,19 @@ impl Mutant {
         Self::OldIncarnationAccepted,
         Self::DedupeInMemory,
         Self::CommitOnStoreError,
-        Self::UnknownWriteNewSeq,
         Self::StateBeforeRows,
         Self::CursorBeforeMessage,
         Self::NoGapCheck,
         Self::NoRollbackDetection,
-        Self::NoClientIdDedupe,
         Self::AckMatchedByNumber,
         Self::AckBeforeCommit,
-        Self::LiveWithoutCatchUp,
-        Self::LagIgnored,
         Self::NewIdOnRetry,
-        Self::SealOnRetry,
+        Self::RepeatAboveNext,
+        Self::OwnRowFreesNumber,
+        Self::RollbackForgotten,
+        Self::GenerationNotRaised,
+        Self::StaleListAccepted,
+        Self::JoinIgnored,
     ];
 }
 

@@ -280,11 +280,7 @@ impl Session {
         self.epoch = Some(welcome.store_epoch);
         out.push(Output::Send(ServerFrame::Welcome(welcome)));
         out.push(Output::Beat(false));
-        if self.mutants.has(Mutant::LiveWithoutCatchUp) {
-            self.phase = Phase::Live;
-        } else {
-            self.read_from(Place::START, out);
-        }
+        self.read_from(Place::START, out);
     }
 
     // ---- the inbox -----------------------------------------------------------------------------------
@@ -361,9 +357,6 @@ impl Session {
     }
 
     fn lagged(&mut self, out: &mut Vec<Output>) {
-        if self.mutants.has(Mutant::LagIgnored) {
-            return;
-        }
         match &mut self.phase {
             Phase::Live => self.read_from(Place::START, out),
             Phase::Behind { dropped, .. } => *dropped = true,

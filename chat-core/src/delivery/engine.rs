@@ -234,6 +234,11 @@ impl Engine {
         let _ = self.backends.presence.beat(device.user, device.installation, true, self.now_ms()).await;
     }
 
+    /// Reads every device list anew: another process may have changed some.
+    pub fn forget_lists(&self) {
+        self.lists.clear();
+    }
+
     // ---- sending -------------------------------------------------------------------------------------
 
     /// Takes a publish to its conversation's shard. Gives an answer only if it is known at once; else the

@@ -46,7 +46,10 @@ pub fn decide(state: &ConversationState, record: &Record, found: Option<Seq>, mu
     if number.client_seq > last.client_seq + 1 && !mutants.has(Mutant::AnyClientSeq) {
         // Even if its message is stored (in an earlier incarnation): an answer would let the sender forget
         // a number that was not used up yet.
-        return Decision::Refuse(Refusal::Expected(last.client_seq + 1));
+        return match found {
+            Some(seq) if mutants.has(Mutant::RepeatAboveNext) => Decision::Repeat(seq, None),
+            _ => Decision::Refuse(Refusal::Expected(last.client_seq + 1)),
+        };
     }
     if number.prev != last.prev && !mutants.has(Mutant::NoPrevLink) && !mutants.has(Mutant::AnyClientSeq) {
         return Decision::Refuse(Refusal::Conflict);
@@ -66,7 +69,7 @@ pub fn decide(state: &ConversationState, record: &Record, found: Option<Seq>, mu
         .filter(|r| state.members.iter().any(|m| m.user == r.user && m.list_version > r.list_version))
         .map(|r| r.user)
         .collect();
-    if !stale.is_empty() {
+    if !stale.is_empty() && !mutants.has(Mutant::StaleListAccepted) {
         return Decision::Refuse(Refusal::Mismatch(stale));
     }
     accept(state, record, command, number)

@@ -17,6 +17,7 @@ impl Replica {
         if self.recovery == Recovery::Cells {
             return;
         }
+        let joins = self.mutants.has(Mutant::JoinIgnored);
         while let Some(row) = self.rows.front() {
             let (conversation, seq) = (row.conversation, row.seq);
             let known = self.conversations.entry(conversation).or_default();
@@ -25,7 +26,7 @@ impl Replica {
                 self.rows.pop_front();
                 continue;
             }
-            if row.first_seq() > known.cursor + 1 && !row.joined && !self.mutants.has(Mutant::NoGapCheck) {
+            if row.first_seq() > known.cursor + 1 && (!row.joined || joins) && !self.mutants.has(Mutant::NoGapCheck) {
                 // Something between was lost on the way; it waits in the inbox.
                 self.rows.pop_front();
                 self.ask_catch_up(now, out);
@@ -80,11 +81,12 @@ impl Replica {
     /// Unless it was numbered again, in a new incarnation: then it stays until the server has used that
     /// number up and said where the message is, or the numbers after it would have a hole before them.
     fn own_row(&mut self, conversation: ConversationId, id: MessageId, number: (ClientSeq, Incarnation), seq: Seq) {
+        let frees = self.mutants.has(Mutant::OwnRowFreesNumber);
         let Some(known) = self.conversations.get_mut(&conversation) else { return };
         known.last_own = known.last_own.max(seq);
         let same = |known: SendNumber| (known.client_seq, known.incarnation) == number;
         if let Some(index) = known.position(id)
-            && known.queue[index].number.is_none_or(same)
+            && (frees || known.queue[index].number.is_none_or(same))
             && let Some(entry) = known.remove(index)
         {
             self.changes.push(if entry.void { Change::Voided(id) } else { Change::Stored(conversation, id, seq) });
@@ -94,7 +96,7 @@ impl Replica {
     pub(super) fn opened(&mut self, opened: Opened) {
         let Some(row) = self.opening.take() else { return };
         let (conversation, seq) = (row.conversation, row.seq);
-        let shown = if opened.known && !self.mutants.has(Mutant::NoClientIdDedupe) {
+        let shown = if opened.known {
             Change::Gap(conversation, seq, seq, crate::envelope::EmptyReason::Void)
         } else {
             Change::Received(Box::new(row), opened)

@@ -4,6 +4,7 @@ use super::io::{Change, Output};
 use super::{Phase, Purpose, Recovery, Replica};
 use crate::envelope::{Cell, EmptyReason};
 use crate::id::{ConversationId, Incarnation};
+use crate::mutant::Mutant;
 use crate::time::Instant;
 use crate::wire::{Ask, ClientFrame};
 
@@ -16,7 +17,9 @@ impl Replica {
             // would reach what the server knows, and a crash in between would hide the rollback.
             let nonce = self.nonce.unwrap_or_else(|| self.rng.bytes());
             self.nonce = Some(nonce);
-            self.changes.push(Change::Nonce(nonce));
+            if !self.mutants.has(Mutant::RollbackForgotten) {
+                self.changes.push(Change::Nonce(nonce));
+            }
             self.ask(now, Ask::Cells, Purpose::Cells, out);
         }
     }
@@ -55,7 +58,9 @@ impl Replica {
         self.nonce = None;
         self.incarnation = incarnation;
         // Above every generation of the lives before: the server keeps the highest it saw.
-        self.generation = self.generation.max(u64::from(incarnation) << 32);
+        if !self.mutants.has(Mutant::GenerationNotRaised) {
+            self.generation = self.generation.max(u64::from(incarnation) << 32);
+        }
         self.ratchets_moved = true;
         for conversation in self.conversations.values_mut() {
             conversation.begin_anew();

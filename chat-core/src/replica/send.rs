@@ -1,6 +1,6 @@
 //! Drafts out: resolve, seal, send, match the answer.
 
-use super::conversation::{Entry, Wait};
+use super::conversation::{Conversation, Entry, Wait};
 use super::io::{Change, Output, SealFailure, To};
 use super::{Phase, Purpose, RETRY_MS, Recovery, Replica, SEND_WINDOW};
 use crate::device_list::SignedDeviceList;
@@ -203,12 +203,18 @@ impl Replica {
         self.send_ready(now, out);
     }
 
-    pub(super) fn stored(&mut self, stored: Stored) {
+    pub(super) fn stored(&mut self, mut stored: Stored) {
         if self.epoch != Some(stored.store_epoch) {
             return;
         }
         let by_number = self.mutants.has(Mutant::AckMatchedByNumber);
         let mailbox = stored.conversation.kind() == Ok(ConversationKind::Mailbox);
+        let numbered = |c: &Conversation| {
+            c.queue.iter().any(|e| e.number.is_some_and(|n| n.client_seq == stored.client_seq))
+        };
+        if by_number && let Some((id, _)) = self.conversations.iter().find(|(_, c)| numbered(c)) {
+            stored.conversation = *id;
+        }
         let Some(conversation) = self.conversations.get_mut(&stored.conversation) else { return };
         let index = conversation.queue.iter().position(|entry| {
             entry.number.is_some_and(|number| {

@@ -54,6 +54,7 @@ impl Gateway {
     pub(super) fn start(
         store: Arc<SimStore>,
         keys: Arc<MemoryKeys>,
+        router: Arc<MemoryRouter>,
         clock: Arc<ManualClock>,
         session_queue: usize,
         mutants: Mutants,
@@ -61,7 +62,7 @@ impl Gateway {
         let backends = Backends {
             store: store.clone(),
             keys: keys.clone(),
-            router: Arc::new(MemoryRouter::new(1, clock.clone())),
+            router,
             registry: Arc::new(MemoryRegistry::default()),
             presence: Arc::new(MemoryPresence::default()),
             push: Arc::new(MemoryPush::default()),
@@ -71,6 +72,11 @@ impl Gateway {
         let engine = Arc::new(Engine::new(backends, settings, clock));
         let shard = Self::run_shard(engine.clone());
         Self { engine, keys, store, shard, connections: BTreeMap::new(), mutants }
+    }
+
+    /// The cluster's other gateways learn of a new list late; this one learns of it now.
+    pub(super) fn forget_lists(&self) {
+        self.engine.forget_lists();
     }
 
     fn run_shard(engine: Arc<Engine>) -> Pin<Box<dyn Future<Output = Result<()>>>> {

@@ -27,7 +27,7 @@ use crate::mutant::Mutants;
 pub struct Options {
     /// Rules to break.
     pub mutants: Mutants,
-    /// Apply commits row by row, stopping anywhere.
+    /// Apply commits row by row, stopping anywhere, under a log that outlives the server process.
     pub split: bool,
     /// Print every event.
     pub trace: bool,

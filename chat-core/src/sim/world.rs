@@ -13,9 +13,9 @@ use super::gateway::{Effect, Gateway, ready};
 use super::oracle::{KeyUse, Oracle, Violation};
 use super::store::{SimStore, StoreFaults};
 use super::{Options, Report};
-use crate::backend::KeyDirectory;
+use crate::backend::{KeyDirectory, Router};
 use crate::id::MessageId;
-use crate::memory::{ManualClock, MemoryKeys, Tables};
+use crate::memory::{ManualClock, MemoryKeys, MemoryRouter, Tables};
 use crate::replica::{Draft, Input, Output, To};
 use crate::rng::Rng;
 use crate::session;
@@ -37,6 +37,8 @@ enum Event {
     DeviceTimer(usize, u64),
     StartDevice(usize),
     CrashDevice(usize),
+    /// This device is put on its user's list.
+    Link(usize),
     Snapshot(usize),
     Restore(usize),
     StartServer,
@@ -83,10 +85,13 @@ pub(super) struct World {
     tables: Arc<Mutex<Tables>>,
     keys: Arc<MemoryKeys>,
     clock: Arc<ManualClock>,
+    router: Arc<MemoryRouter>,
     pipes: BTreeMap<u64, Pipe>,
     last_pipe: u64,
     faults: StoreFaults,
     session_queue: usize,
+    /// A second device that joins in the middle.
+    linked_later: Option<usize>,
     device_crash: u64,
     healed: bool,
     oracle: Oracle,
@@ -99,9 +104,13 @@ impl World {
         let mut rng = Rng::new(seed);
         let clock = Arc::new(ManualClock::default());
         let keys = Arc::new(MemoryKeys::default());
-        for account in ACCOUNTS.iter() {
+        // Devices are numbered 0 to 3: two of each account.
+        let linked_later = rng.chance(40).then(|| [1, 3][rng.below(2) as usize]);
+        for (n, account) in ACCOUNTS.iter().enumerate() {
             let _ = ready(keys.register(&account.handle, &account.lists[0]));
-            let _ = ready(keys.put_list(&account.lists[1]));
+            if linked_later != Some(2 * n + 1) {
+                let _ = ready(keys.put_list(&account.lists[1]));
+            }
         }
         let devices: Vec<Device> = ACCOUNTS
             .iter()
@@ -140,11 +149,13 @@ impl World {
             gateway: None,
             tables: Arc::default(),
             keys,
+            router: Arc::new(MemoryRouter::new(1, clock.clone())),
             clock,
             pipes: BTreeMap::new(),
             last_pipe: 0,
             faults,
             session_queue,
+            linked_later,
             device_crash,
             healed: false,
             oracle: Oracle::default(),
@@ -190,7 +201,12 @@ impl World {
     fn plan(&mut self) {
         self.at(0, Event::StartServer);
         for device in 0..self.devices.len() {
-            let start = self.rng.below(HEAL_MS / 4);
+            let mut start = self.rng.below(HEAL_MS / 4);
+            if self.linked_later == Some(device) {
+                start += self.rng.below(HEAL_MS / 2);
+                self.at(start, Event::Link(device));
+                start += self.rng.below(1000);
+            }
             self.at(start, Event::StartDevice(device));
             // Bursts, so that several are on the way at once.
             for _ in 0..self.rng.below(4) {
@@ -215,7 +231,9 @@ impl World {
         if self.rng.chance(40) {
             let device = self.rng.below(self.devices.len() as u64) as usize;
             let snapshot = self.rng.below(HEAL_MS * 2 / 3);
-            let restore = snapshot + self.rng.below(HEAL_MS - snapshot);
+            // Close to each other: what was sent between may still be on its way when the copy connects.
+            let within = if self.rng.chance(50) { 2000 } else { HEAL_MS - snapshot };
+            let restore = snapshot + self.rng.below(within);
             self.at(snapshot, Event::Snapshot(device));
             self.at(restore, Event::Restore(device));
         }
@@ -277,7 +295,11 @@ impl World {
                 }
             }
             Event::StartDevice(device) => {
-                if self.devices[device].replica.is_none() {
+                let user = self.devices[device].address().user;
+                let list = ready(self.keys.list(user)).ok().flatten();
+                let address = self.devices[device].address();
+                let listed = list.is_some_and(|list| list.list().addresses().any(|a| a == address));
+                if listed && self.devices[device].replica.is_none() {
                     let seed = self.rng.next_u64();
                     let now = self.time();
                     self.devices[device].start(now, seed);
@@ -285,6 +307,7 @@ impl World {
                 }
             }
             Event::CrashDevice(device) => self.crash_device(device),
+            Event::Link(device) => self.link(device),
             Event::Snapshot(device) => {
                 self.devices[device].snapshot = Some(self.devices[device].store.clone());
             }
@@ -292,7 +315,7 @@ impl World {
                 let connection = self.devices[device].connection;
                 if self.devices[device].restore() {
                     self.report.restores += 1;
-                    self.break_pipe(connection);
+                    self.break_pipe_later(connection);
                     self.soon(3000, Event::StartDevice(device));
                 }
             }
@@ -380,7 +403,7 @@ impl World {
             self.report.device_crashes += 1;
             let connection = self.devices[device].connection;
             self.devices[device].crash();
-            self.break_pipe(connection);
+            self.break_pipe_later(connection);
             self.soon(5000, Event::StartDevice(device));
         }
     }
@@ -423,7 +446,7 @@ impl World {
             }
             Output::Hangup => {
                 let connection = one.connection.take();
-                self.break_pipe(connection);
+                self.break_pipe_later(connection);
             }
             Output::Hello { nonce, incarnation, generation, epoch } => {
                 let address = one.address();
@@ -536,6 +559,13 @@ impl World {
         }
     }
 
+    /// What was sent before still arrives.
+    fn break_pipe_later(&mut self, id: Option<u64>) {
+        if let Some(id) = id {
+            self.soon(self.network.delay + 200, Event::Broken(id));
+        }
+    }
+
     fn break_pipe(&mut self, id: Option<u64>) {
         let Some((id, pipe)) = id.and_then(|id| self.pipes.remove(&id).map(|pipe| (id, pipe))) else { return };
         if let Some(gateway) = &mut self.gateway {
@@ -549,6 +579,15 @@ impl World {
 
     // ---- the server ----------------------------------------------------------------------------------
 
+    fn link(&mut self, device: usize) {
+        let user = self.devices[device].address().user;
+        let Some(account) = ACCOUNTS.iter().find(|a| a.lists[1].list().user == user) else { return };
+        let _ = ready(self.keys.put_list(&account.lists[1]));
+        if let Some(gateway) = &self.gateway {
+            gateway.forget_lists();
+        }
+    }
+
     fn start_server(&mut self) {
         if self.gateway.is_some() {
             return;
@@ -556,7 +595,16 @@ impl World {
         let seed = self.rng.next_u64();
         let store = Arc::new(SimStore::new(self.tables.clone(), self.keys_used.clone(), seed, self.faults));
         let (keys, clock) = (self.keys.clone(), self.clock.clone());
-        self.gateway = Some(Gateway::start(store, keys, clock, self.session_queue, self.options.mutants));
+        if !self.options.split {
+            // One process: the log dies with it, and commits are atomic.
+            self.router = Arc::new(MemoryRouter::new(1, clock.clone()));
+        }
+        // Else the log outlives the process, and what was not committed comes again: that is what lets a
+        // store apply commits in pieces.
+        let router = self.router.clone();
+        let _ = ready(router.rewind(0));
+        self.gateway = Some(Gateway::start(store, keys, router, clock, self.session_queue, self.options.mutants));
+        self.soon(30, Event::Work);
     }
 
     fn to_server(&mut self, id: u64, frame: ClientFrame) {
