@@ -29,14 +29,13 @@ pub enum Mutant {
 }
 
 impl Mutant {
-    /// All of them.
-    pub const ALL: [Self; 21] = [
+    /// Those the simulator must kill. The others need what one process does not have (a stale cache of
+    /// another gateway) or are shadowed by another rule; unit tests beside the rules kill them.
+    pub const SIMULATED: [Self; 17] = [
         Self::AckBeforeSync,
         Self::NoDedupe,
         Self::AnyClientSeq,
-        Self::NoPrevLink,
         Self::TrimOnPush,
-        Self::OldIncarnationAccepted,
         Self::DedupeInMemory,
         Self::CommitOnStoreError,
         Self::StateBeforeRows,
@@ -47,10 +46,8 @@ impl Mutant {
         Self::AckBeforeCommit,
         Self::NewIdOnRetry,
         Self::RepeatAboveNext,
-        Self::OwnRowFreesNumber,
         Self::RollbackForgotten,
         Self::GenerationNotRaised,
-        Self::StaleListAccepted,
         Self::JoinIgnored,
     ];
 }

@@ -1,1 +1,66 @@
-//! Suite (next).
+//! The suite that every backend passes: plain functions with names, one list of cases a trait, a fresh
+//! and isolated backend for each case. A contract sentence of a trait names its case.
+//!
+//! ```
+//! use chat_core::{conformance, memory::MemoryStore};
+//! # fn block_on<T>(future: impl std::future::Future<Output = T>) -> T {
+//! #     let mut future = std::pin::pin!(future);
+//! #     loop {
+//! #         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+//! #         if let std::task::Poll::Ready(value) = future.as_mut().poll(&mut context) { return value; }
+//! #     }
+//! # }
+//! for case in conformance::message_store() {
+//!     block_on((case.run)(std::sync::Arc::new(MemoryStore::new()))).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+//! }
+//! ```
+
+mod key_directory;
+mod message_store;
+mod router;
+
+pub use key_directory::key_directory;
+pub use message_store::message_store;
+pub use router::router;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use crate::error::Error;
+
+/// What a case says: nothing, or how the backend broke its contract.
+pub type Outcome = Result<(), String>;
+
+/// A case of a suite.
+#[allow(clippy::exhaustive_structs)]
+pub struct Case<B: ?Sized> {
+    /// The name the trait's contract gives it.
+    pub name: &'static str,
+    /// Runs it on a fresh backend.
+    #[allow(clippy::type_complexity)]
+    pub run: fn(Arc<B>) -> Pin<Box<dyn Future<Output = Outcome> + Send>>,
+}
+
+impl<B: ?Sized> fmt::Debug for Case<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Case").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Lists functions as cases under their own names.
+macro_rules! cases {
+    ($($name:ident),+ $(,)?) => {
+        vec![$(crate::conformance::Case { name: stringify!($name), run: |backend| Box::pin($name(backend)) }),+]
+    };
+}
+use cases;
+
+fn equal<T: PartialEq + fmt::Debug>(left: T, right: T, what: &str) -> Outcome {
+    if left == right { Ok(()) } else { Err(format!("{what}: {left:?} is not {right:?}")) }
+}
+
+fn failed(error: Error) -> String {
+    format!("{error:?}")
+}

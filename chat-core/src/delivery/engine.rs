@@ -1,5 +1,6 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use dashmap::DashMap;
@@ -74,9 +75,36 @@ pub struct Engine {
     members: DashMap<ConversationId, Arc<[UserId]>>,
     /// Devices that wait to be linked: rendezvous to offer and to whom the answer goes.
     offers: DashMap<Bytes, Offer>,
+    counters: Counters,
     /// What the broken variants of the engine keep in memory only.
     #[cfg(feature = "sim")]
     mutant_ids: parking_lot::Mutex<HashMap<IdKey, Seq>>,
+}
+
+/// What an engine did since it was made.
+#[derive(Debug, Default)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Counters {
+    /// Publishes and voids that gateways took.
+    pub published: AtomicU64,
+    /// Messages that got a place.
+    pub stored: AtomicU64,
+    /// Repeats that got their original answer.
+    pub repeated: AtomicU64,
+    /// Publishes refused, *retry* included.
+    pub refused: AtomicU64,
+    /// Batches committed.
+    pub batches: AtomicU64,
+    /// Rows told to connected devices.
+    pub pushed: AtomicU64,
+    /// Devices woken by a push service.
+    pub woken: AtomicU64,
+    /// Acks taken.
+    pub acked: AtomicU64,
+}
+
+fn count(counter: &AtomicU64, n: usize) {
+    counter.fetch_add(n as u64, Ordering::Relaxed);
 }
 
 #[derive(Debug)]
@@ -103,6 +131,7 @@ impl Engine {
             lists: DashMap::new(),
             members: DashMap::new(),
             offers: DashMap::new(),
+            counters: Counters::default(),
             #[cfg(feature = "sim")]
             mutant_ids: parking_lot::Mutex::default(),
         }
@@ -116,6 +145,11 @@ impl Engine {
     /// The sessions of this process.
     pub const fn hub(&self) -> &Hub {
         &self.hub
+    }
+
+    /// What it did so far.
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// The life of the store.
@@ -245,6 +279,7 @@ impl Engine {
     /// shard answers through the hub.
     pub async fn publish(&self, sender: DeviceAddress, publish: Publish) -> Option<ServerFrame> {
         let number = publish.number;
+        count(&self.counters.published, 1);
         match self.admit(sender, publish).await {
             Ok(command) => match refuse_now(&command) {
                 Some(refusal) => Some(refused(&number, refusal)),
@@ -321,6 +356,7 @@ impl Engine {
         }
         let commits: Vec<Commit> = batch.order.iter().filter_map(|id| batch.commits.remove(id)).collect();
         if !commits.is_empty() {
+            count(&self.counters.batches, 1);
             for outcome in self.backends.store.commit(commits).await {
                 outcome?;
             }
@@ -346,6 +382,7 @@ impl Engine {
         match decide(state, record, found, self.settings.mutants) {
             Decision::Store(seq, commit) => {
                 batch.ids.insert(key, seq);
+                count(&self.counters.stored, 1);
                 #[cfg(feature = "sim")]
                 self.mutant_ids.lock().insert(key, seq);
                 let time_us = commit.state.head.time_us;
@@ -361,6 +398,7 @@ impl Engine {
                 batch.add(commit);
             }
             Decision::Repeat(seq, commit) => {
+                count(&self.counters.repeated, 1);
                 let answer = Event::Answer(ServerFrame::Stored(self.stored(&number, seq)));
                 batch.events.push((sender, answer));
                 if let Some(commit) = commit {
@@ -368,6 +406,7 @@ impl Engine {
                 }
             }
             Decision::Refuse(refusal) => {
+                count(&self.counters.refused, 1);
                 batch.events.push((sender, Event::Answer(refused(&number, refusal))));
             }
         }
@@ -404,7 +443,9 @@ impl Engine {
         let users: Vec<UserId> = users.into_iter().collect();
         let routes = self.backends.registry.lookup(&users).await.unwrap_or_default();
         let plan = plan(events, &routes);
+        count(&self.counters.woken, plan.wake.len());
         for (route, events) in plan.tell {
+            count(&self.counters.pushed, events.len());
             if self.settings.mutants.has(Mutant::TrimOnPush) {
                 self.trim(route.device.installation, &events).await;
             }
@@ -441,6 +482,7 @@ impl Engine {
     /// # Errors
     /// As [`MessageStore::ack`](crate::backend::MessageStore::ack).
     pub async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
+        count(&self.counters.acked, acks.len());
         self.backends.store.ack(device, generation, acks).await
     }
 
@@ -518,7 +560,10 @@ impl Engine {
             }
             Ask::Lists(users) => {
                 for user in users {
-                    answer.lists.extend(self.device_list(user).await?.map(|list| SignedDeviceList::clone(&list)));
+                    if let Some(list) = self.device_list(user).await? {
+                        answer.lists.push(SignedDeviceList::clone(&list));
+                        answer.handles.push(self.backends.keys.handle_of(user).await?);
+                    }
                 }
             }
             Ask::PutList(list) => self.put_list(device, &list).await?,

@@ -6,7 +6,7 @@ mod hub;
 mod plan;
 mod shard;
 
-pub use engine::{Engine, EngineSettings, Greeting};
+pub use engine::{Counters, Engine, EngineSettings, Greeting};
 pub use hub::{Bound, Event, Hub};
 pub use plan::{Plan, plan};
 pub use shard::{Decision, decide};

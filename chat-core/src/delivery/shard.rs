@@ -174,3 +174,144 @@ fn message_row(command: &Command, publish: &Publish, time_us: u64) -> RowContent
 
 /// The key by which a batch looks up ids that it has just given a seq.
 pub(super) type IdKey = (crate::id::ConversationId, InstallationId, MessageId);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{LogPosition, Recipient};
+    use crate::id::{ConversationId, DeviceAddress, DeviceId, UserId};
+
+    const ALICE: UserId = UserId::from_bytes([1; 16]);
+    const BOB: UserId = UserId::from_bytes([2; 16]);
+
+    fn device(user: UserId, n: u8) -> DeviceAddress {
+        DeviceAddress { user, device: DeviceId::PRIMARY, installation: InstallationId::from_bytes([n; 16]) }
+    }
+
+    fn id(n: u8) -> MessageId {
+        if n == 0 { MessageId::NIL } else { MessageId::from_bytes([n; 16]) }
+    }
+
+    /// A publish of Alice's device to Bob: number, id and the id before it, incarnation, list version of Bob.
+    fn publish(client_seq: u64, n: u8, prev: u8, incarnation: u32, list_version: u64) -> Record {
+        let number = SendNumber {
+            conversation: ConversationId::direct(ALICE, BOB),
+            message_id: id(n),
+            client_seq,
+            prev: id(prev),
+            incarnation,
+            generation: 1,
+        };
+        let boxes = vec![crate::envelope::DeviceBox { installation: device(BOB, 2).installation, data: vec![n].into() }];
+        let publish = Publish { number, first: false, audience: Vec::new(), body: vec![n].into(), boxes, sent_at: 5 };
+        let recipient = |user, n, list_version| Recipient {
+            user,
+            list_version,
+            installations: vec![InstallationId::from_bytes([n; 16])],
+        };
+        let command = Command {
+            sender: device(ALICE, 1),
+            operation: Operation::Publish(publish),
+            recipients: vec![recipient(ALICE, 1, 1), recipient(BOB, 2, list_version)],
+            verdict: None,
+        };
+        let position = LogPosition { generation: 0, offset: u64::from(n) };
+        Record { position, appended_us: 1000, command: Arc::new(command) }
+    }
+
+    /// The state after these were stored.
+    fn after(records: &[Record]) -> ConversationState {
+        records.iter().fold(ConversationState::default(), |state, record| {
+            match decide(&state, record, None, Mutants::NONE) {
+                Decision::Store(_, commit) => commit.state,
+                other => panic!("{other:?}"),
+            }
+        })
+    }
+
+    fn refusal(decision: Decision) -> Refusal {
+        match decision {
+            Decision::Refuse(refusal) => refusal,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_device_gets_exactly_one_row_and_times_rise() {
+        let first = publish(1, 1, 0, 0, 1);
+        let state = after(std::slice::from_ref(&first));
+        let Decision::Store(2, commit) = decide(&state, &publish(2, 2, 1, 0, 1), None, Mutants::NONE) else { panic!() };
+        let devices: Vec<_> = commit.inbox.iter().map(|(device, _)| *device).collect();
+        assert_eq!(devices, vec![device(ALICE, 1).installation, device(BOB, 2).installation]);
+        assert!(matches!(commit.inbox[0].1.content, RowContent::Own { client_seq: 2, .. }));
+        assert!(matches!(commit.inbox[1].1.content, RowContent::Message { .. }));
+        assert_eq!((state.head.time_us, commit.state.head.time_us), (1000, 1001), "the log's clock stood still");
+        assert!(!commit.inbox[1].1.joined, "only a device's first row says so");
+    }
+
+    #[test]
+    fn deciding_twice_writes_the_same_bytes() {
+        let state = after(&[publish(1, 1, 0, 0, 1)]);
+        let record = publish(2, 2, 1, 0, 1);
+        assert_eq!(decide(&state, &record, None, Mutants::NONE), decide(&state, &record, None, Mutants::NONE));
+    }
+
+    #[test]
+    fn numbers_are_taken_in_order_only() {
+        let state = after(&[publish(1, 1, 0, 0, 1)]);
+        assert_eq!(refusal(decide(&state, &publish(3, 3, 2, 0, 1), None, Mutants::NONE)), Refusal::Expected(2));
+        assert_eq!(refusal(decide(&state, &publish(1, 9, 0, 0, 1), None, Mutants::NONE)), Refusal::Conflict);
+        assert_eq!(decide(&state, &publish(1, 1, 0, 0, 1), Some(1), Mutants::NONE), Decision::Repeat(1, None));
+    }
+
+    #[test]
+    fn a_number_must_follow_its_own_past() {
+        let state = after(&[publish(1, 1, 0, 0, 1)]);
+        let forked = publish(2, 2, 7, 0, 1);
+        assert_eq!(refusal(decide(&state, &forked, None, Mutants::NONE)), Refusal::Conflict);
+    }
+
+    #[test]
+    fn a_new_incarnation_closes_the_old_one_and_keeps_the_place_of_what_it_sends_again() {
+        let state = after(&[publish(1, 1, 0, 0, 1)]);
+        let Decision::Repeat(1, Some(commit)) = decide(&state, &publish(1, 1, 0, 1, 1), Some(1), Mutants::NONE) else {
+            panic!()
+        };
+        assert!(commit.inbox.is_empty() && commit.state.head.seq == 1, "it uses a number up, not a place");
+        let late = publish(2, 2, 1, 0, 1);
+        assert_eq!(refusal(decide(&commit.state, &late, None, Mutants::NONE)), Refusal::Superseded);
+        assert!(matches!(decide(&commit.state, &publish(2, 3, 1, 1, 1), None, Mutants::NONE), Decision::Store(2, _)));
+    }
+
+    #[test]
+    fn a_lower_list_version_than_seen_is_a_mismatch() {
+        let state = after(&[publish(1, 1, 0, 0, 2)]);
+        assert_eq!(refusal(decide(&state, &publish(2, 2, 1, 0, 1), None, Mutants::NONE)), Refusal::Mismatch(vec![BOB]));
+    }
+
+    #[test]
+    fn a_verdict_counts_only_if_the_message_is_not_stored() {
+        let state = after(&[publish(1, 1, 0, 0, 1)]);
+        let with = |mut record: Record| {
+            let command = Command { verdict: Some(Refusal::Quota), ..Command::clone(&record.command) };
+            record.command = Arc::new(command);
+            record
+        };
+        assert_eq!(refusal(decide(&state, &with(publish(2, 2, 1, 0, 1)), None, Mutants::NONE)), Refusal::Quota);
+        let stored = with(publish(1, 1, 0, 0, 1));
+        assert_eq!(decide(&state, &stored, Some(1), Mutants::NONE), Decision::Repeat(1, None));
+    }
+
+    #[cfg(feature = "sim")]
+    #[test]
+    fn the_mutants_of_these_rules_are_noticed() {
+        let state = after(&[publish(1, 1, 0, 0, 2)]);
+        let newer = after(&[publish(1, 1, 0, 1, 1)]);
+        let stores = |state: &ConversationState, record: &Record, mutant| {
+            matches!(decide(state, record, None, Mutants::only(mutant)), Decision::Store(..))
+        };
+        assert!(stores(&state, &publish(2, 2, 7, 0, 2), Mutant::NoPrevLink));
+        assert!(stores(&state, &publish(2, 2, 1, 0, 1), Mutant::StaleListAccepted));
+        assert!(stores(&newer, &publish(2, 2, 1, 0, 1), Mutant::OldIncarnationAccepted));
+    }
+}

@@ -161,6 +161,9 @@ impl Tables {
 
     pub(crate) fn history(&self, conversation: ConversationId, before: Seq, limit: PageLimit) -> Vec<InboxRow> {
         let end = if before == 0 { self.head(conversation) } else { (before - 1).min(self.head(conversation)) };
+        if end == 0 {
+            return Vec::new();
+        }
         page(self.history.range((conversation, 1)..=(conversation, end)).rev().map(|(_, row)| row.clone()), limit)
     }
 

@@ -188,8 +188,15 @@ impl Replica {
                 }
             }
             Purpose::Lists(users) => {
-                for list in answer.lists {
+                let handles = answer.handles.into_iter().chain(std::iter::repeat(None));
+                for (list, handle) in answer.lists.into_iter().zip(handles) {
+                    let user = list.list().user;
                     self.take_list(list);
+                    if let Some(handle) = handle
+                        && self.handles.get(&handle) != Some(&user)
+                    {
+                        self.resolved(handle, user);
+                    }
                 }
                 self.looked_up.extend(users.iter().copied());
                 for user in users {

@@ -99,7 +99,7 @@ impl MessageStore for SimStore {
                 let mut rng = self.rng.lock();
                 (rng.chance(faults.error_before), rng.chance(faults.error_after), rng.next_u64())
             };
-            self.keys.lock().note(&commit);
+            let whole = commit.clone();
             let mut writes = Tables::writes(commit);
             if faults.mutants.has(Mutant::StateBeforeRows) {
                 writes.reverse();
@@ -116,6 +116,7 @@ impl MessageStore for SimStore {
             }
             let mut tables = self.tables.lock();
             late.into_iter().for_each(|write| tables.apply(write));
+            self.keys.lock().note(&whole);
             outcomes.push(if after { Err(unknown()) } else { Ok(()) });
         }
         outcomes

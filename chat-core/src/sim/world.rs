@@ -200,6 +200,7 @@ impl World {
     /// Draws everything that is to happen.
     fn plan(&mut self) {
         self.at(0, Event::StartServer);
+        let mut bursts = Vec::new();
         for device in 0..self.devices.len() {
             let mut start = self.rng.below(HEAL_MS / 4);
             if self.linked_later == Some(device) {
@@ -211,6 +212,7 @@ impl World {
             // Bursts, so that several are on the way at once.
             for _ in 0..self.rng.below(4) {
                 let at = self.rng.below(HEAL_MS * 3 / 4);
+                bursts.push((device, at));
                 for _ in 0..=self.rng.below(5) {
                     self.at(at + self.rng.clone().below(20), Event::Send(device));
                 }
@@ -229,10 +231,15 @@ impl World {
             self.at(at, Event::CrashServer);
         }
         if self.rng.chance(40) {
-            let device = self.rng.below(self.devices.len() as u64) as usize;
-            let snapshot = self.rng.below(HEAL_MS * 2 / 3);
-            // Close to each other: what was sent between may still be on its way when the copy connects.
-            let within = if self.rng.chance(50) { 2000 } else { HEAL_MS - snapshot };
+            let mut device = self.rng.below(self.devices.len() as u64) as usize;
+            let mut snapshot = self.rng.below(HEAL_MS * 2 / 3);
+            let mut within = HEAL_MS - snapshot;
+            if self.rng.chance(60) && !bursts.is_empty() {
+                // In the middle of sending: it may still be on its way when the copy connects.
+                (device, snapshot) = bursts[self.rng.below(bursts.len() as u64) as usize];
+                snapshot += self.rng.below(500);
+                within = 3000;
+            }
             let restore = snapshot + self.rng.below(within);
             self.at(snapshot, Event::Snapshot(device));
             self.at(restore, Event::Restore(device));
@@ -316,7 +323,8 @@ impl World {
                 if self.devices[device].restore() {
                     self.report.restores += 1;
                     self.break_pipe_later(connection);
-                    self.soon(3000, Event::StartDevice(device));
+                    let pause = [100, 3000][self.rng.below(2) as usize];
+                    self.soon(pause, Event::StartDevice(device));
                 }
             }
             Event::StartServer => self.start_server(),

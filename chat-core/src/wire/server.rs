@@ -8,7 +8,7 @@ use super::{at_most, invalid, list_from_proto, list_to_proto, proto};
 use crate::device_list::SignedDeviceList;
 use crate::envelope::{Cell, Durability, InboxRow, Refusal, Stored, Subject};
 use crate::error::Result;
-use crate::id::{ConversationId, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId};
+use crate::id::{ConversationId, Handle, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId};
 use crate::limits::MAX_FRAME;
 
 /// The first frame of a connection.
@@ -59,6 +59,8 @@ pub struct Answer {
     pub user: Option<UserId>,
     /// To `Lists`.
     pub lists: Vec<SignedDeviceList>,
+    /// To `Lists`: the handle of each list's user.
+    pub handles: Vec<Option<Handle>>,
     /// To `Upload`.
     pub prekeys: u64,
     /// To `Claim`.
@@ -345,6 +347,7 @@ fn answer_to_proto(id: u64, answer: &Answer) -> proto::Response {
         id,
         user: answer.user.map_or_else(Bytes::new, UserId::to_bytes),
         lists: answer.lists.iter().map(list_to_proto).collect(),
+        handles: answer.handles.iter().map(|h| h.as_ref().map_or_else(String::new, |h| h.as_str().to_owned())).collect(),
         prekeys: answer.prekeys,
         bundles: answer
             .bundles
@@ -384,6 +387,7 @@ fn answer_from_proto(raw: proto::Response) -> Result<Answer> {
     Ok(Answer {
         user: if raw.user.is_empty() { None } else { Some(UserId::parse(&raw.user)?) },
         lists: raw.lists.into_iter().map(list_from_proto).collect::<Result<_>>()?,
+        handles: raw.handles.iter().map(|h| Handle::new(h).ok()).collect(),
         prekeys: raw.prekeys,
         bundles: bundles.collect::<Result<_>>()?,
         rows: raw.rows.into_iter().map(row_from_proto).collect::<Result<_>>()?,

@@ -732,6 +732,9 @@ pub struct Response {
     /// FetchLists: the lists found.
     #[prost(message, repeated, tag = "3")]
     pub lists: ::prost::alloc::vec::Vec<SignedDeviceList>,
+    /// FetchLists: the handle of each list's user, empty where there is none.
+    #[prost(string, repeated, tag = "11")]
+    pub handles: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// Upload: one-time prekeys now held.
     #[prost(uint64, tag = "4")]
     pub prekeys: u64,

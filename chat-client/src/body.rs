@@ -1,0 +1,242 @@
+//! Body and boxes: the content is encrypted once, under a fresh key; each device gets a box that holds
+//! that key, the body's hash, and a header that says where the message belongs.
+//!
+//! The body commits to its key: it begins with a commitment derived from it, and the box's hash covers
+//! context, commitment and ciphertext. So no body opens differently for two recipients.
+
+use bytes::Bytes;
+use chacha20poly1305::aead::{Aead, Payload};
+use chacha20poly1305::{ChaCha20Poly1305, Key, KeyInit, Nonce};
+use chat_core::envelope::{Message, SendNumber};
+use chat_core::replica::Unreadable;
+use chat_core::{ConversationId, DeviceAddress, InstallationId, MessageId};
+use hkdf::Hkdf;
+use prost::Message as _;
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+/// What a box holds before the suite encrypts it.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct BoxContent {
+    /// The version of this form: 1.
+    #[prost(uint32, tag = "1")]
+    version: u32,
+    #[prost(bytes = "vec", tag = "2")]
+    key: Vec<u8>,
+    #[prost(bytes = "vec", tag = "3")]
+    body_hash: Vec<u8>,
+    #[prost(bytes = "vec", tag = "4")]
+    sender_user: Vec<u8>,
+    #[prost(uint32, tag = "5")]
+    sender_device: u32,
+    #[prost(bytes = "vec", tag = "6")]
+    sender: Vec<u8>,
+    #[prost(bytes = "vec", tag = "7")]
+    recipient: Vec<u8>,
+    #[prost(bytes = "vec", tag = "8")]
+    conversation: Vec<u8>,
+    #[prost(bytes = "vec", tag = "9")]
+    message_id: Vec<u8>,
+    #[prost(uint64, tag = "10")]
+    client_seq: u64,
+    #[prost(bytes = "vec", tag = "11")]
+    prev: Vec<u8>,
+    #[prost(uint32, tag = "12")]
+    incarnation: u32,
+    #[prost(uint64, tag = "13")]
+    group_epoch: u64,
+    /// The sender's own list, so that hiding a version of it shows.
+    #[prost(uint64, tag = "14")]
+    sender_list_version: u64,
+    #[prost(bytes = "vec", tag = "15")]
+    sender_list_hash: Vec<u8>,
+}
+
+/// A body encrypted once, and what every box of it says.
+#[derive(Debug)]
+pub struct SealedBody {
+    /// The ciphertext.
+    pub body: Bytes,
+    header: BoxContent,
+}
+
+/// Which version of its own list a sender had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs)]
+pub struct ListSeen {
+    /// The version.
+    pub version: u64,
+    /// Its hash.
+    pub hash: Bytes,
+}
+
+/// Encryption key and commitment of a body key.
+fn derive(key: &[u8]) -> Option<(Zeroizing<[u8; 32]>, [u8; 32])> {
+    let mut out = Zeroizing::new([0; 64]);
+    Hkdf::<Sha256>::new(None, key).expand(b"chat/v1/body", &mut out[..]).ok()?;
+    let mut encryption = Zeroizing::new([0; 32]);
+    encryption.copy_from_slice(&out[..32]);
+    let mut commitment = [0; 32];
+    commitment.copy_from_slice(&out[32..]);
+    Some((encryption, commitment))
+}
+
+fn context(conversation: ConversationId, id: MessageId) -> Vec<u8> {
+    [&conversation.as_bytes()[..], id.as_bytes()].concat()
+}
+
+fn hash(context: &[u8], body: &[u8]) -> Vec<u8> {
+    let mut hash = Sha256::new();
+    hash.update(b"chat/v1/body-hash");
+    hash.update(context);
+    hash.update(body);
+    hash.finalize().to_vec()
+}
+
+impl SealedBody {
+    /// Encrypts padded content under `key`, which must be fresh.
+    pub fn seal(
+        content: &[u8],
+        key: &[u8; 32],
+        sender: DeviceAddress,
+        number: &SendNumber,
+        list: &ListSeen,
+    ) -> Option<Self> {
+        let context = context(number.conversation, number.message_id);
+        let (encryption, commitment) = derive(key)?;
+        let cipher = ChaCha20Poly1305::new(&Key::from(*encryption));
+        // The key is used once, so the nonce may be fixed.
+        let sealed = cipher.encrypt(&Nonce::from([0; 12]), Payload { msg: content, aad: &context }).ok()?;
+        let body = Bytes::from([&commitment[..], &sealed].concat());
+        let header = BoxContent {
+            version: 1,
+            key: key.to_vec(),
+            body_hash: hash(&context, &body),
+            sender_user: sender.user.as_bytes().to_vec(),
+            sender_device: u32::from(sender.device.get()),
+            sender: sender.installation.as_bytes().to_vec(),
+            recipient: Vec::new(),
+            conversation: number.conversation.as_bytes().to_vec(),
+            message_id: number.message_id.as_bytes().to_vec(),
+            client_seq: number.client_seq,
+            prev: number.prev.as_bytes().to_vec(),
+            incarnation: number.incarnation,
+            group_epoch: 0,
+            sender_list_version: list.version,
+            sender_list_hash: list.hash.to_vec(),
+        };
+        Some(Self { body, header })
+    }
+
+    /// What the suite encrypts for a device.
+    pub fn box_for(&self, recipient: InstallationId) -> Zeroizing<Vec<u8>> {
+        let content = BoxContent { recipient: recipient.as_bytes().to_vec(), ..self.header.clone() };
+        Zeroizing::new(content.encode_to_vec())
+    }
+}
+
+/// Opens a body with what the suite decrypted of this device's box. Every field of the header is compared
+/// with what the server said.
+///
+/// # Errors
+/// `Misplaced` if the header says something else than the envelope, `Malformed` if it cannot be read,
+/// `Undecryptable` if the body does not belong to the box.
+pub fn open_body(
+    content: &[u8],
+    own: InstallationId,
+    conversation: ConversationId,
+    message: &Message,
+) -> Result<(Vec<u8>, ListSeen), Unreadable> {
+    let content = BoxContent::decode(content).map_err(|_| Unreadable::Malformed)?;
+    if content.version != 1 {
+        return Err(Unreadable::Malformed);
+    }
+    let sender = message.sender;
+    let placed = content.sender_user == sender.user.as_bytes()
+        && content.sender_device == u32::from(sender.device.get())
+        && content.sender == sender.installation.as_bytes()
+        && content.recipient == own.as_bytes()
+        && content.conversation == conversation.as_bytes()
+        && content.message_id == message.id.as_bytes()
+        && content.client_seq == message.client_seq
+        && content.prev == message.prev.as_bytes()
+        && content.incarnation == message.incarnation
+        && content.group_epoch == 0;
+    if !placed {
+        return Err(Unreadable::Misplaced);
+    }
+    let context = context(conversation, message.id);
+    if content.body_hash != hash(&context, &message.body) {
+        return Err(Unreadable::Undecryptable);
+    }
+    let (encryption, commitment) = derive(&content.key).ok_or(Unreadable::Malformed)?;
+    let (claimed, sealed) = message.body.split_at_checked(32).ok_or(Unreadable::Malformed)?;
+    if claimed != commitment {
+        return Err(Unreadable::Undecryptable);
+    }
+    let cipher = ChaCha20Poly1305::new(&Key::from(*encryption));
+    let opened = cipher.decrypt(&Nonce::from([0; 12]), Payload { msg: sealed, aad: &context });
+    let seen = ListSeen { version: content.sender_list_version, hash: content.sender_list_hash.into() };
+    Ok((opened.map_err(|_| Unreadable::Undecryptable)?, seen))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chat_core::{DeviceId, UserId};
+
+    const OWN: InstallationId = InstallationId::from_bytes([9; 16]);
+
+    fn sealed() -> (Vec<u8>, ConversationId, Message) {
+        let user = UserId::from_bytes([1; 16]);
+        let installation = InstallationId::from_bytes([1; 16]);
+        let sender = DeviceAddress { user, device: DeviceId::PRIMARY, installation };
+        let conversation = ConversationId::own(user);
+        let number = SendNumber {
+            conversation,
+            message_id: MessageId::from_bytes([3; 16]),
+            client_seq: 4,
+            prev: MessageId::from_bytes([2; 16]),
+            incarnation: 1,
+            generation: 0,
+        };
+        let list = ListSeen { version: 1, hash: Bytes::from_static(&[7; 32]) };
+        let body = SealedBody::seal(b"content", &[5; 32], sender, &number, &list).unwrap();
+        let message = Message {
+            id: number.message_id,
+            sender,
+            client_seq: 4,
+            prev: number.prev,
+            incarnation: 1,
+            audience: Vec::new(),
+            body: body.body.clone(),
+            sent_at: 0,
+        };
+        (body.box_for(OWN).to_vec(), conversation, message)
+    }
+
+    #[test]
+    fn every_field_a_server_could_alter_is_checked() {
+        let (content, conversation, message) = sealed();
+        assert_eq!(open_body(&content, OWN, conversation, &message).unwrap().0, b"content");
+        let alter: [fn(&mut Message); 8] = [
+            |m| m.id = MessageId::from_bytes([8; 16]),
+            |m| m.sender.user = UserId::from_bytes([8; 16]),
+            |m| m.sender.device = DeviceId::new(2).unwrap(),
+            |m| m.sender.installation = OWN,
+            |m| m.client_seq = 5,
+            |m| m.prev = MessageId::NIL,
+            |m| m.incarnation = 2,
+            |m| m.body = Bytes::from([&m.body[..1], &[m.body[1] ^ 1], &m.body[2..]].concat()),
+        ];
+        for (n, alter) in alter.iter().enumerate() {
+            let mut altered = message.clone();
+            alter(&mut altered);
+            assert!(open_body(&content, OWN, conversation, &altered).is_err(), "field {n}");
+        }
+        let other = ConversationId::own(UserId::from_bytes([8; 16]));
+        assert!(open_body(&content, OWN, other, &message).is_err(), "another conversation");
+        let elsewhere = InstallationId::from_bytes([8; 16]);
+        assert!(open_body(&content, elsewhere, conversation, &message).is_err(), "another device");
+    }
+}

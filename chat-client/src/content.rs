@@ -1,0 +1,65 @@
+//! What a message says: a versioned protobuf, padded so that its length tells little.
+
+use chat_core::{Error, ErrorKind, Result};
+use prost::Message as _;
+
+/// Lengths are rounded up to a multiple of this many bytes.
+const BUCKET: usize = 160;
+
+/// The content of a message.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Content {
+    /// The version of this form: 1.
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    /// A text.
+    #[prost(string, optional, tag = "2")]
+    pub text: Option<String>,
+}
+
+impl Content {
+    /// A text.
+    pub fn text(text: &str) -> Self {
+        Self { version: 1, text: Some(text.to_owned()) }
+    }
+
+    /// The content, padded.
+    ///
+    /// ```
+    /// use chat_client::content::Content;
+    /// assert_eq!(Content::text("hi").pad().len(), Content::text("hello").pad().len());
+    /// ```
+    pub fn pad(&self) -> Vec<u8> {
+        let mut bytes = self.encode_to_vec();
+        bytes.push(0x80);
+        bytes.resize(bytes.len().next_multiple_of(BUCKET), 0);
+        bytes
+    }
+
+    /// Reads padded content.
+    ///
+    /// # Errors
+    /// `Invalid` if it is anything else.
+    pub fn unpad(bytes: &[u8]) -> Result<Self> {
+        let invalid = || Error::new(ErrorKind::Invalid, "not a message's content");
+        let end = bytes.iter().rposition(|byte| *byte != 0).ok_or_else(invalid)?;
+        if bytes[end] != 0x80 {
+            return Err(invalid());
+        }
+        Self::decode(&bytes[..end]).map_err(|_| invalid())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_comes_off_whatever_the_text() {
+        for text in ["", "\0\0", "x", &"é".repeat(1000), "\u{80}"] {
+            assert_eq!(Content::unpad(&Content::text(text).pad()), Ok(Content::text(text)));
+        }
+        assert!(Content::unpad(&[]).is_err() && Content::unpad(&[0; 160]).is_err());
+    }
+}

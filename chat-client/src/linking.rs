@@ -1,0 +1,206 @@
+//! How a second device joins an account: a code is shown on the new device and typed on the old one.
+//!
+//! The code holds a rendezvous and a hash of the new device's public keys; the server passes the keys on
+//! and the hash proves that it did not change them. The answer, sealed to a key of the offer, names the
+//! account key, which the new device pins.
+
+use bytes::Bytes;
+use chacha20poly1305::aead::{Aead, Payload};
+use chacha20poly1305::{ChaCha20Poly1305, Key, KeyInit, Nonce};
+use chat_core::{DeviceId, Error, ErrorKind, Handle, Result, UserId};
+use hkdf::Hkdf;
+use prost::Message as _;
+use sha2::{Digest, Sha256};
+use x25519_dalek::{PublicKey, StaticSecret};
+
+/// What the new device shows to the old one, through the server.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Offer {
+    /// The Ed25519 device key.
+    #[prost(bytes = "vec", tag = "1")]
+    pub device_key: Vec<u8>,
+    /// The suite identity key.
+    #[prost(bytes = "vec", tag = "2")]
+    pub suite_key: Vec<u8>,
+    /// The X25519 key the answer is sealed to.
+    #[prost(bytes = "vec", tag = "3")]
+    pub ephemeral: Vec<u8>,
+}
+
+/// What the old device answers.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct RawAnswer {
+    #[prost(bytes = "vec", tag = "1")]
+    account_key: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    user: Vec<u8>,
+    #[prost(uint32, tag = "3")]
+    device: u32,
+    #[prost(string, tag = "4")]
+    handle: String,
+}
+
+/// The account that a new device joined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Joined {
+    /// The account key to pin.
+    pub account_key: [u8; 32],
+    /// The user.
+    pub user: UserId,
+    /// The number the new device got.
+    pub device: DeviceId,
+    /// The user's handle.
+    pub handle: Handle,
+}
+
+/// A code as people type it: 16 bytes of rendezvous and 16 of the offer's hash, in hexadecimal groups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Code {
+    /// Where the offer is.
+    pub rendezvous: [u8; 16],
+    /// What it must hash to.
+    pub hash: [u8; 16],
+}
+
+fn invalid(what: &'static str) -> Error {
+    Error::new(ErrorKind::Invalid, what)
+}
+
+impl Offer {
+    /// The half of the code that proves the offer.
+    pub fn hash(&self) -> [u8; 16] {
+        let mut hash = Sha256::new();
+        hash.update(b"chat/v1/link");
+        for part in [&self.device_key, &self.suite_key, &self.ephemeral] {
+            hash.update((part.len() as u32).to_be_bytes());
+            hash.update(part);
+        }
+        let mut short = [0; 16];
+        short.copy_from_slice(&hash.finalize()[..16]);
+        short
+    }
+
+    /// The offer's bytes.
+    pub fn to_bytes(&self) -> Bytes {
+        self.encode_to_vec().into()
+    }
+
+    /// Reads an offer and checks it against a code.
+    ///
+    /// # Errors
+    /// `Denied` if the offer is not the one of the code.
+    pub fn check(bytes: &[u8], code: &Code) -> Result<Self> {
+        let offer = Self::decode(bytes).map_err(|_| invalid("not an offer"))?;
+        if offer.hash() != code.hash {
+            return Err(Error::new(ErrorKind::Denied, "the server shows another device than the one of the code"));
+        }
+        Ok(offer)
+    }
+
+    /// Seals the answer to this offer; `secret` must be fresh.
+    ///
+    /// # Errors
+    /// `Invalid` if the offer's key is not a proper one.
+    pub fn answer(&self, joined: &Joined, secret: [u8; 32]) -> Result<Bytes> {
+        let theirs: [u8; 32] = self.ephemeral[..].try_into().map_err(|_| invalid("not an X25519 key"))?;
+        let secret = StaticSecret::from(secret);
+        let own = PublicKey::from(&secret);
+        let cipher = cipher(&secret, PublicKey::from(theirs))?;
+        let raw = RawAnswer {
+            account_key: joined.account_key.to_vec(),
+            user: joined.user.as_bytes().to_vec(),
+            device: u32::from(joined.device.get()),
+            handle: joined.handle.as_str().to_owned(),
+        };
+        let sealed = cipher
+            .encrypt(&Nonce::from([0; 12]), Payload { msg: &raw.encode_to_vec(), aad: &self.hash() })
+            .map_err(|_| invalid("the answer cannot be sealed"))?;
+        Ok([&own.as_bytes()[..], &sealed].concat().into())
+    }
+
+    /// Opens the answer to this offer with the secret of its ephemeral key.
+    ///
+    /// # Errors
+    /// `Denied` if it was not sealed to this offer.
+    pub fn open(&self, answer: &[u8], secret: &[u8; 32]) -> Result<Joined> {
+        let (theirs, sealed) = answer.split_at_checked(32).ok_or_else(|| invalid("not an answer"))?;
+        let theirs: [u8; 32] = theirs.try_into().map_err(|_| invalid("not an answer"))?;
+        let cipher = cipher(&StaticSecret::from(*secret), PublicKey::from(theirs))?;
+        let opened = cipher
+            .decrypt(&Nonce::from([0; 12]), Payload { msg: sealed, aad: &self.hash() })
+            .map_err(|_| Error::new(ErrorKind::Denied, "the answer is not for this device"))?;
+        let raw = RawAnswer::decode(&opened[..]).map_err(|_| invalid("not an answer"))?;
+        Ok(Joined {
+            account_key: raw.account_key[..].try_into().map_err(|_| invalid("not an account key"))?,
+            user: UserId::parse(&raw.user)?,
+            device: DeviceId::new(raw.device)?,
+            handle: Handle::new(&raw.handle)?,
+        })
+    }
+}
+
+fn cipher(secret: &StaticSecret, theirs: PublicKey) -> Result<ChaCha20Poly1305> {
+    let shared = secret.diffie_hellman(&theirs);
+    if !shared.was_contributory() {
+        return Err(invalid("a key of small order"));
+    }
+    let mut key = [0; 32];
+    Hkdf::<Sha256>::new(None, shared.as_bytes())
+        .expand(b"chat/v1/link-answer", &mut key)
+        .map_err(|_| invalid("no key"))?;
+    Ok(ChaCha20Poly1305::new(&Key::from(key)))
+}
+
+impl Code {
+    /// The code in groups of eight characters.
+    pub fn to_text(&self) -> String {
+        let hex: String = self.rendezvous.iter().chain(&self.hash).map(|byte| format!("{byte:02x}")).collect();
+        let groups: Vec<&str> = (0..hex.len()).step_by(8).map(|at| &hex[at..at + 8]).collect();
+        groups.join("-")
+    }
+
+    /// Reads a code; case, spaces and dashes do not matter.
+    ///
+    /// # Errors
+    /// `Invalid` if it is not one.
+    pub fn parse(text: &str) -> Result<Self> {
+        let hex: String = text.chars().filter(|c| !c.is_whitespace() && *c != '-').collect();
+        let digits: Option<Vec<u8>> = hex.chars().map(|c| c.to_digit(16).map(|d| d as u8)).collect();
+        let digits = digits.filter(|d| d.len() == 64).ok_or_else(|| invalid("a code has 64 hexadecimal digits"))?;
+        let bytes: Vec<u8> = digits.chunks(2).map(|two| two[0] << 4 | two[1]).collect();
+        let mut code = Self { rendezvous: [0; 16], hash: [0; 16] };
+        code.rendezvous.copy_from_slice(&bytes[..16]);
+        code.hash.copy_from_slice(&bytes[16..]);
+        Ok(code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_joins_by_its_code_alone() {
+        let secret = [7; 32];
+        let ephemeral = PublicKey::from(&StaticSecret::from(secret)).as_bytes().to_vec();
+        let offer = Offer { device_key: vec![1; 32], suite_key: vec![2; 33], ephemeral };
+        let code = Code { rendezvous: [3; 16], hash: offer.hash() };
+        assert_eq!(Code::parse(&code.to_text().to_uppercase()), Ok(code.clone()));
+        let seen = Offer::check(&offer.to_bytes(), &code).unwrap();
+        let joined = Joined {
+            account_key: [4; 32],
+            user: UserId::from_bytes([5; 16]),
+            device: DeviceId::new(2).unwrap(),
+            handle: Handle::new("alice").unwrap(),
+        };
+        let answer = seen.answer(&joined, [8; 32]).unwrap();
+        assert_eq!(offer.open(&answer, &secret), Ok(joined));
+        assert!(offer.open(&answer, &[9; 32]).is_err(), "another device");
+
+        let swapped = Offer { device_key: vec![6; 32], ..offer };
+        assert!(Offer::check(&swapped.to_bytes(), &code).is_err(), "a server that shows its own device");
+    }
+}

@@ -1,0 +1,168 @@
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ed25519_dalek::{Signer, SigningKey};
+
+use super::{Case, Outcome, cases, equal, failed};
+use crate::backend::{KeyDirectory, Reincarnation};
+use crate::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
+use crate::error::ErrorKind;
+use crate::id::{DeviceId, Handle, InstallationId, UserId};
+use crate::limits::STORED_PREKEYS;
+use crate::wire::{OneTimePrekey, PrekeyUpload};
+
+type Keys = Arc<dyn KeyDirectory>;
+
+/// The cases of [`KeyDirectory`].
+pub fn key_directory() -> Vec<Case<dyn KeyDirectory>> {
+    cases![
+        a_handle_is_taken_once,
+        registering_again_is_the_same,
+        lists_follow_each_other,
+        an_installation_has_one_user,
+        an_upload_repeated_changes_nothing,
+        an_upload_can_replace,
+        too_many_prekeys_are_refused,
+        a_prekey_is_claimed_once,
+        a_bundle_without_one_time_prekey,
+        incarnations_rise,
+        an_unknown_user_is_empty,
+    ]
+}
+
+fn entry(key: u8) -> Result<DeviceEntry, String> {
+    let device = DeviceId::new(u32::from(key % 100) + 1).map_err(failed)?;
+    Ok(DeviceEntry::new(device, [key; 32], Bytes::from(vec![key; 33])))
+}
+
+fn sign(list: &DeviceList, key: u8) -> Result<SignedDeviceList, String> {
+    let key = SigningKey::from_bytes(&[key; 32]);
+    let encoded = list.encode();
+    let signature = key.sign(&DeviceList::transcript(&encoded)).to_bytes().to_vec();
+    SignedDeviceList::verify(encoded, key.verifying_key().to_bytes(), signature.into()).map_err(failed)
+}
+
+fn first(user: u8, device: u8) -> Result<SignedDeviceList, String> {
+    sign(&DeviceList::first(UserId::from_bytes([user; 16]), 1, vec![entry(device)?]), user)
+}
+
+fn handle(name: &str) -> Result<Handle, String> {
+    Handle::new(name).map_err(failed)
+}
+
+fn kind<T>(result: crate::Result<T>) -> Option<ErrorKind> {
+    result.err().map(|error| error.kind())
+}
+
+const DEVICE: InstallationId = InstallationId::from_bytes([5; 16]);
+
+fn upload(ids: std::ops::RangeInclusive<u64>, replace: bool) -> PrekeyUpload {
+    PrekeyUpload {
+        signed: Bytes::from_static(b"signed"),
+        signature: Bytes::from_static(b"signature"),
+        uploaded_through: *ids.end(),
+        one_time: ids.map(|id| OneTimePrekey { id, data: id.to_be_bytes().to_vec().into() }).collect(),
+        replace,
+    }
+}
+
+async fn a_handle_is_taken_once(keys: Keys) -> Outcome {
+    keys.register(&handle("alice")?, &first(1, 1)?).await.map_err(failed)?;
+    equal(kind(keys.register(&handle("alice")?, &first(2, 2)?).await), Some(ErrorKind::Conflict), "the second")?;
+    let user = keys.resolve(&handle("alice")?).await.map_err(failed)?;
+    equal(user, Some(UserId::from_bytes([1; 16])), "the user")?;
+    equal(keys.list(UserId::from_bytes([2; 16])).await.map_err(failed)?, None, "the loser's list")
+}
+
+async fn registering_again_is_the_same(keys: Keys) -> Outcome {
+    let list = first(1, 1)?;
+    keys.register(&handle("alice")?, &list).await.map_err(failed)?;
+    keys.register(&handle("alice")?, &list).await.map_err(failed)?;
+    equal(keys.list(list.list().user).await.map_err(failed)?, Some(list.clone()), "the list")?;
+    let name = keys.handle_of(list.list().user).await.map_err(failed)?;
+    equal(name, Some(handle("alice")?), "the handle")
+}
+
+async fn lists_follow_each_other(keys: Keys) -> Outcome {
+    let v1 = first(1, 1)?;
+    equal(kind(keys.put_list(&v1).await), Some(ErrorKind::NotFound), "a list without an account")?;
+    keys.register(&handle("alice")?, &v1).await.map_err(failed)?;
+    let v2 = sign(&DeviceList::next(&v1, 2, vec![entry(1)?, entry(2)?]), 1)?;
+    let v3 = sign(&DeviceList::next(&v2, 3, vec![entry(1)?]), 1)?;
+    equal(kind(keys.put_list(&v3).await), Some(ErrorKind::Conflict), "a skipped version")?;
+    keys.put_list(&v2).await.map_err(failed)?;
+    keys.put_list(&v2).await.map_err(failed)?;
+    let other = sign(&DeviceList::next(&v1, 9, vec![entry(1)?]), 1)?;
+    equal(kind(keys.put_list(&other).await), Some(ErrorKind::Conflict), "another second version")?;
+    keys.put_list(&v3).await.map_err(failed)?;
+    equal(keys.list(v1.list().user).await.map_err(failed)?, Some(v3), "the list")
+}
+
+async fn an_installation_has_one_user(keys: Keys) -> Outcome {
+    keys.register(&handle("alice")?, &first(1, 1)?).await.map_err(failed)?;
+    let stolen = keys.register(&handle("mallory")?, &first(2, 1)?).await;
+    equal(kind(stolen), Some(ErrorKind::Conflict), "a list with another user's device")
+}
+
+async fn an_upload_repeated_changes_nothing(keys: Keys) -> Outcome {
+    equal(keys.upload(DEVICE, &upload(1..=5, false)).await.map_err(failed)?, 5, "prekeys")?;
+    keys.claim(DEVICE).await.map_err(failed)?;
+    equal(keys.upload(DEVICE, &upload(1..=5, false)).await.map_err(failed)?, 4, "prekeys after a repeat")?;
+    equal(keys.upload(DEVICE, &upload(6..=7, false)).await.map_err(failed)?, 6, "prekeys after the next")
+}
+
+async fn an_upload_can_replace(keys: Keys) -> Outcome {
+    keys.upload(DEVICE, &upload(1..=5, false)).await.map_err(failed)?;
+    equal(keys.upload(DEVICE, &upload(100..=101, true)).await.map_err(failed)?, 2, "prekeys")?;
+    let bundle = keys.claim(DEVICE).await.map_err(failed)?.ok_or("no bundle")?;
+    equal(bundle.one_time.to_vec(), 100_u64.to_be_bytes().to_vec(), "the key given")
+}
+
+async fn too_many_prekeys_are_refused(keys: Keys) -> Outcome {
+    for n in 0..STORED_PREKEYS as u64 / 100 {
+        keys.upload(DEVICE, &upload(n * 100 + 1..=n * 100 + 100, false)).await.map_err(failed)?;
+    }
+    let more = keys.upload(DEVICE, &upload(1001..=1001, false)).await;
+    equal(kind(more), Some(ErrorKind::Throttled), "one more")
+}
+
+async fn a_prekey_is_claimed_once(keys: Keys) -> Outcome {
+    keys.upload(DEVICE, &upload(1..=50, false)).await.map_err(failed)?;
+    let mut given = BTreeSet::new();
+    for _ in 0..50 {
+        let bundle = keys.claim(DEVICE).await.map_err(failed)?.ok_or("no bundle")?;
+        equal(bundle.signed.as_ref(), b"signed", "the signed part")?;
+        if !given.insert(bundle.one_time) {
+            return Err("a key was given twice".into());
+        }
+    }
+    equal(given.len(), 50, "keys given")
+}
+
+async fn a_bundle_without_one_time_prekey(keys: Keys) -> Outcome {
+    equal(keys.claim(DEVICE).await.map_err(failed)?, None, "before any upload")?;
+    keys.upload(DEVICE, &upload(1..=1, false)).await.map_err(failed)?;
+    keys.claim(DEVICE).await.map_err(failed)?;
+    let bundle = keys.claim(DEVICE).await.map_err(failed)?.ok_or("no bundle")?;
+    equal(bundle.one_time.len(), 0, "the one-time prekey")
+}
+
+async fn incarnations_rise(keys: Keys) -> Outcome {
+    equal(keys.device(DEVICE).await.map_err(failed)?.incarnation, 0, "at first")?;
+    let wish = |nonce: u8, asked, now_ms| Reincarnation { nonce: [nonce; 16], asked, now_ms };
+    equal(keys.reincarnate(DEVICE, wish(1, false, 0)).await.map_err(failed)?, 1, "the first")?;
+    equal(keys.reincarnate(DEVICE, wish(1, false, 5)).await.map_err(failed)?, 1, "the same nonce")?;
+    let soon = keys.reincarnate(DEVICE, wish(2, false, 1000)).await;
+    equal(kind(soon), Some(ErrorKind::Throttled), "another on the same day")?;
+    equal(keys.reincarnate(DEVICE, wish(3, true, 1000)).await.map_err(failed)?, 2, "if the user asks")?;
+    let day = 24 * 3600 * 1000;
+    equal(keys.reincarnate(DEVICE, wish(4, false, 2000 + day)).await.map_err(failed)?, 3, "a day later")?;
+    equal(keys.device(DEVICE).await.map_err(failed)?.incarnation, 3, "what is kept")
+}
+
+async fn an_unknown_user_is_empty(keys: Keys) -> Outcome {
+    equal(keys.resolve(&handle("nobody")?).await.map_err(failed)?, None, "the user")?;
+    equal(keys.list(UserId::from_bytes([9; 16])).await.map_err(failed)?, None, "the list")?;
+    equal(keys.handle_of(UserId::from_bytes([9; 16])).await.map_err(failed)?, None, "the handle")
+}

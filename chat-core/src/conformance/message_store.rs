@@ -1,0 +1,339 @@
+use std::sync::Arc;
+
+use super::{Case, Outcome, cases, equal, failed};
+use crate::backend::{
+    Command, Commit, ConversationState, LogPosition, MessageStore, Operation, PageLimit, Recipient, Record, WantCells,
+};
+use crate::delivery::{Decision, decide};
+use crate::envelope::{AckOf, DeviceBox, InboxRow, Place, Publish, RowContent, SendNumber};
+use crate::error::ErrorKind;
+use crate::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
+use crate::mutant::Mutants;
+
+type Store = Arc<dyn MessageStore>;
+
+/// The cases of [`MessageStore`].
+pub fn message_store() -> Vec<Case<dyn MessageStore>> {
+    cases![
+        commit_is_seen,
+        commit_twice,
+        commits_of_many_conversations,
+        rows_above_the_head_are_not_found,
+        rows_wait_for_their_own_ack,
+        inbox_is_in_drain_order,
+        inbox_pages,
+        acks_never_go_back,
+        ack_above_the_tail,
+        an_acked_row_does_not_come_back,
+        a_device_that_joins_late_is_not_behind,
+        generation_never_goes_back,
+        history_is_newest_first_and_pages,
+        mailboxes_have_no_history,
+        state_reads_back,
+        large_rows_read_back,
+        waiting_is_counted,
+        an_unknown_conversation_is_empty,
+    ]
+}
+
+const ALICE: UserId = UserId::from_bytes([1; 16]);
+const BOB: UserId = UserId::from_bytes([2; 16]);
+
+fn device(user: UserId) -> DeviceAddress {
+    let installation = InstallationId::from_bytes(*user.as_bytes());
+    DeviceAddress { user, device: DeviceId::PRIMARY, installation }
+}
+
+/// Alice's device and Bob's, and what Alice's sends: the real decisions of a shard make the commits.
+struct Conversation {
+    id: ConversationId,
+    state: ConversationState,
+    time_us: u64,
+}
+
+impl Conversation {
+    fn new(id: ConversationId, time_us: u64) -> Self {
+        Self { id, state: ConversationState::default(), time_us }
+    }
+
+    fn direct() -> Self {
+        Self::new(ConversationId::direct(ALICE, BOB), 1000)
+    }
+
+    /// The commit of the next message, with a body of this size.
+    fn next(&mut self, size: usize) -> Result<Commit, String> {
+        let (alice, bob) = (device(ALICE), device(BOB));
+        let sent = self.state.senders.get(&alice.installation).copied().unwrap_or_default();
+        let n = sent.client_seq + 1;
+        let number = SendNumber {
+            conversation: self.id,
+            message_id: message_id(n),
+            client_seq: n,
+            prev: sent.prev,
+            incarnation: 0,
+            generation: 7,
+        };
+        let recipient = |d: DeviceAddress| Recipient {
+            user: d.user,
+            list_version: 1,
+            installations: vec![d.installation],
+        };
+        let publish = Publish {
+            number,
+            first: true,
+            audience: Vec::new(),
+            body: vec![n as u8; size].into(),
+            boxes: vec![DeviceBox { installation: bob.installation, data: vec![n as u8; 32].into() }],
+            sent_at: 1,
+        };
+        let command = Command {
+            sender: alice,
+            operation: Operation::Publish(publish),
+            recipients: vec![recipient(alice), recipient(bob)],
+            verdict: None,
+        };
+        let record = Record {
+            position: LogPosition { generation: 1, offset: n },
+            appended_us: self.time_us + n * 10,
+            command: Arc::new(command),
+        };
+        match decide(&self.state, &record, None, Mutants::NONE) {
+            Decision::Store(_, commit) => {
+                self.state = commit.state.clone();
+                Ok(commit)
+            }
+            other => Err(format!("the shard decided {other:?}")),
+        }
+    }
+
+    async fn fill(&mut self, store: &Store, count: usize) -> Outcome {
+        for _ in 0..count {
+            let commit = self.next(100)?;
+            done(store.commit(vec![commit]).await)?;
+        }
+        Ok(())
+    }
+}
+
+fn message_id(n: u64) -> MessageId {
+    let mut id = [9; 16];
+    id[8..].copy_from_slice(&n.to_be_bytes());
+    MessageId::from_bytes(id)
+}
+
+fn done(outcomes: Vec<crate::Result<()>>) -> Outcome {
+    outcomes.into_iter().try_for_each(|outcome| outcome.map_err(failed))
+}
+
+async fn inbox(store: &Store, who: UserId) -> Result<Vec<InboxRow>, String> {
+    store.inbox(device(who).installation, Place::START, PageLimit::MAX).await.map_err(failed)
+}
+
+fn seqs(rows: &[InboxRow]) -> Vec<u64> {
+    rows.iter().map(|row| row.seq).collect()
+}
+
+async fn ack(store: &Store, who: UserId, conversation: ConversationId, seq: u64) -> crate::Result<()> {
+    store.ack(device(who).installation, 0, &[AckOf { conversation, seq }]).await
+}
+
+async fn commit_is_seen(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    let commit = talk.next(100)?;
+    let row = commit.inbox[1].1.clone();
+    done(store.commit(vec![commit]).await)?;
+    equal(inbox(&store, BOB).await?, vec![row], "the inbox")?;
+    let found = store.find(talk.id, device(ALICE).installation, message_id(1)).await.map_err(failed)?;
+    equal(found, Some(1), "the seq found")?;
+    equal(store.state(talk.id).await.map_err(failed)?, Some(talk.state), "the state")
+}
+
+async fn commit_twice(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    let commit = talk.next(100)?;
+    done(store.commit(vec![commit.clone()]).await)?;
+    done(store.commit(vec![commit]).await)?;
+    equal(seqs(&inbox(&store, BOB).await?), vec![1], "the inbox")?;
+    let record = store.device(device(BOB).installation, WantCells::No).await.map_err(failed)?;
+    equal(record.waiting_rows, 1, "rows that wait")
+}
+
+async fn commits_of_many_conversations(store: Store) -> Outcome {
+    let mut one = Conversation::direct();
+    let mut two = Conversation::new(ConversationId::direct(ALICE, UserId::from_bytes([3; 16])), 5000);
+    let outcomes = store.commit(vec![one.next(10)?, two.next(10)?]).await;
+    equal(outcomes.len(), 2, "outcomes")?;
+    done(outcomes)?;
+    equal(store.state(two.id).await.map_err(failed)?, Some(two.state), "the second state")
+}
+
+async fn rows_above_the_head_are_not_found(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    talk.fill(&store, 1).await?;
+    // What a commit leaves behind that stopped before its state: rows, and an old head.
+    let mut torn = talk.next(100)?;
+    torn.state.head.seq = 1;
+    done(store.commit(vec![torn]).await)?;
+    let found = store.find(talk.id, device(ALICE).installation, message_id(2)).await.map_err(failed)?;
+    equal(found, None, "the seq found")?;
+    equal(seqs(&inbox(&store, BOB).await?), vec![1], "the inbox")
+}
+
+async fn rows_wait_for_their_own_ack(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    talk.fill(&store, 3).await?;
+    ack(&store, ALICE, talk.id, 3).await.map_err(failed)?;
+    equal(seqs(&inbox(&store, BOB).await?), vec![1, 2, 3], "Bob's inbox after Alice's ack")?;
+    ack(&store, BOB, talk.id, 2).await.map_err(failed)?;
+    equal(seqs(&inbox(&store, BOB).await?), vec![3], "Bob's inbox after his own")?;
+    equal(seqs(&inbox(&store, ALICE).await?), Vec::<u64>::new(), "Alice's inbox")
+}
+
+async fn inbox_is_in_drain_order(store: Store) -> Outcome {
+    let mut late = Conversation::new(ConversationId::direct(ALICE, BOB), 9000);
+    let mut early = Conversation::new(ConversationId::mailbox(device(ALICE).installation, device(BOB).installation), 1000);
+    let (a, b) = (late.next(10)?, early.next(10)?);
+    done(store.commit(vec![a]).await)?;
+    done(store.commit(vec![b]).await)?;
+    let rows = inbox(&store, BOB).await?;
+    let places: Vec<Place> = rows.iter().map(InboxRow::place).collect();
+    let mut sorted = places.clone();
+    sorted.sort_unstable();
+    equal(&places, &sorted, "the order")?;
+    equal(rows[0].conversation, early.id, "the first row")
+}
+
+async fn inbox_pages(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    talk.fill(&store, 25).await?;
+    let mut after = Place::START;
+    let mut read = Vec::new();
+    for _ in 0..20 {
+        let page = store.inbox(device(BOB).installation, after, PageLimit::rows(4)).await.map_err(failed)?;
+        let Some(last) = page.last() else { break };
+        after = last.place();
+        read.extend(seqs(&page));
+    }
+    equal(read, (1..=25).collect::<Vec<_>>(), "all pages")
+}
+
+async fn acks_never_go_back(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    talk.fill(&store, 3).await?;
+    ack(&store, BOB, talk.id, 2).await.map_err(failed)?;
+    ack(&store, BOB, talk.id, 1).await.map_err(failed)?;
+    let record = store.device(device(BOB).installation, WantCells::Of(talk.id)).await.map_err(failed)?;
+    equal(record.cells.iter().map(|(_, cell)| (cell.acked, cell.tail)).collect(), vec![(2, 3)], "the cell")
+}
+
+async fn ack_above_the_tail(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    talk.fill(&store, 2).await?;
+    let acks = [AckOf { conversation: talk.id, seq: 1 }, AckOf { conversation: ConversationId::own(BOB), seq: 1 }];
+    let refused = store.ack(device(BOB).installation, 0, &acks).await;
+    equal(refused.map_err(|e| e.kind()), Err(ErrorKind::Invalid), "an ack of what was never given")?;
+    let refused = ack(&store, BOB, talk.id, 3).await;
+    equal(refused.map_err(|e| e.kind()), Err(ErrorKind::Invalid), "an ack above the tail")?;
+    equal(seqs(&inbox(&store, BOB).await?), vec![1, 2], "the inbox")
+}
+
+async fn an_acked_row_does_not_come_back(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    let commit = talk.next(100)?;
+    done(store.commit(vec![commit.clone()]).await)?;
+    ack(&store, BOB, talk.id, 1).await.map_err(failed)?;
+    done(store.commit(vec![commit]).await)?;
+    equal(seqs(&inbox(&store, BOB).await?), Vec::<u64>::new(), "the inbox after a late copy of the commit")
+}
+
+async fn a_device_that_joins_late_is_not_behind(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    talk.fill(&store, 3).await?;
+    let mut commit = talk.next(100)?;
+    let late = InstallationId::from_bytes([0xee; 16]);
+    let mut row = commit.inbox[1].1.clone();
+    row.joined = true;
+    commit.inbox.push((late, row));
+    done(store.commit(vec![commit]).await)?;
+    let record = store.device(late, WantCells::All).await.map_err(failed)?;
+    equal(record.cells.iter().map(|(_, cell)| (cell.acked, cell.tail)).collect(), vec![(3, 4)], "the cell")
+}
+
+async fn generation_never_goes_back(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    talk.fill(&store, 1).await?;
+    let generation = |store: Store| async move {
+        store.device(device(ALICE).installation, WantCells::No).await.map(|record| record.generation).map_err(failed)
+    };
+    equal(generation(store.clone()).await?, 7, "after a commit")?;
+    store.ack(device(ALICE).installation, 9, &[]).await.map_err(failed)?;
+    equal(generation(store.clone()).await?, 9, "after an ack")?;
+    talk.fill(&store, 1).await?;
+    equal(generation(store).await?, 9, "after a commit with a lower one")
+}
+
+async fn history_is_newest_first_and_pages(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    talk.fill(&store, 7).await?;
+    let newest = store.history(talk.id, 0, PageLimit::rows(3)).await.map_err(failed)?;
+    equal(seqs(&newest), vec![7, 6, 5], "the newest page")?;
+    let next = store.history(talk.id, 5, PageLimit::MAX).await.map_err(failed)?;
+    equal(seqs(&next), vec![4, 3, 2, 1], "the page before 5")?;
+    match &next[3].content {
+        RowContent::Message { message, sealed } => {
+            equal(sealed.len(), 0, "history holds no boxes")?;
+            equal((message.id, message.body.len()), (message_id(1), 100), "the oldest message")
+        }
+        other => Err(format!("the oldest row is {other:?}")),
+    }
+}
+
+async fn mailboxes_have_no_history(store: Store) -> Outcome {
+    let mut talk =
+        Conversation::new(ConversationId::mailbox(device(ALICE).installation, device(BOB).installation), 1000);
+    talk.fill(&store, 1).await?;
+    equal(store.history(talk.id, 0, PageLimit::MAX).await.map_err(failed)?.len(), 0, "rows of history")?;
+    match inbox(&store, BOB).await?.as_slice() {
+        [InboxRow { content: RowContent::Message { message, .. }, .. }] => {
+            equal(message.body.len(), 100, "the body of a message that history does not hold")
+        }
+        other => Err(format!("the inbox is {other:?}")),
+    }
+}
+
+async fn state_reads_back(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    talk.fill(&store, 2).await?;
+    equal(store.state(talk.id).await.map_err(failed)?, Some(talk.state), "the state")
+}
+
+async fn large_rows_read_back(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    let commit = talk.next(crate::limits::MAX_BODY)?;
+    let row = commit.inbox[1].1.clone();
+    done(store.commit(vec![commit]).await)?;
+    equal(inbox(&store, BOB).await?, vec![row], "the inbox")
+}
+
+async fn waiting_is_counted(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    talk.fill(&store, 5).await?;
+    let bob = device(BOB).installation;
+    let before = store.device(bob, WantCells::No).await.map_err(failed)?;
+    equal(before.waiting_rows, 5, "rows that wait")?;
+    if before.waiting_bytes < 5 * 132 {
+        return Err(format!("{} bytes wait", before.waiting_bytes));
+    }
+    ack(&store, BOB, talk.id, 5).await.map_err(failed)?;
+    let after = store.device(bob, WantCells::No).await.map_err(failed)?;
+    equal((after.waiting_rows, after.waiting_bytes), (0, 0), "what waits after the ack")
+}
+
+async fn an_unknown_conversation_is_empty(store: Store) -> Outcome {
+    let id = ConversationId::own(ALICE);
+    equal(store.state(id).await.map_err(failed)?, None, "the state")?;
+    equal(store.history(id, 0, PageLimit::MAX).await.map_err(failed)?.len(), 0, "the history")?;
+    equal(inbox(&store, ALICE).await?.len(), 0, "the inbox")?;
+    let record = store.device(device(ALICE).installation, WantCells::All).await.map_err(failed)?;
+    equal((record.generation, record.cells.len()), (0, 0), "the device")
+}

@@ -1,0 +1,104 @@
+use std::sync::Arc;
+
+use super::{Case, Outcome, cases, equal, failed};
+use crate::backend::{Command, Operation, Router};
+use crate::envelope::SendNumber;
+use crate::error::ErrorKind;
+use crate::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
+
+type Log = Arc<dyn Router>;
+
+/// The cases of [`Router`].
+pub fn router() -> Vec<Case<dyn Router>> {
+    cases![fifo_per_conversation, one_shard_per_conversation, redelivers_until_commit, a_full_queue_refuses]
+}
+
+fn command(conversation: u8, n: u64) -> Command {
+    let user = UserId::from_bytes([1; 16]);
+    let installation = InstallationId::from_bytes([1; 16]);
+    Command {
+        sender: DeviceAddress { user, device: DeviceId::PRIMARY, installation },
+        operation: Operation::Void(SendNumber {
+            conversation: ConversationId::own(UserId::from_bytes([conversation; 16])),
+            message_id: MessageId::from_bytes([7; 16]),
+            client_seq: n,
+            prev: MessageId::NIL,
+            incarnation: 0,
+            generation: 0,
+        }),
+        recipients: Vec::new(),
+        verdict: None,
+    }
+}
+
+/// Everything that waits now, by shard: a marker appended to every conversation ends the wait.
+async fn drain(log: &Log, shard: usize, count: usize) -> Result<Vec<(ConversationId, u64)>, String> {
+    let mut taken = Vec::new();
+    while taken.len() < count {
+        for record in log.next(shard).await.map_err(failed)? {
+            taken.push((record.command.conversation(), record.command.number().client_seq));
+        }
+    }
+    Ok(taken)
+}
+
+async fn shard_of(log: &Log, conversation: u8) -> Result<usize, String> {
+    log.append(command(conversation, 0)).await.map_err(failed)?;
+    let mut nexts: Vec<_> = (0..log.shards()).map(|shard| log.next(shard)).collect();
+    std::future::poll_fn(|context| {
+        for (shard, next) in nexts.iter_mut().enumerate() {
+            if let std::task::Poll::Ready(records) = next.as_mut().poll(context) {
+                return std::task::Poll::Ready(records.map(|_| shard).map_err(failed));
+            }
+        }
+        std::task::Poll::Pending
+    })
+    .await
+}
+
+async fn fifo_per_conversation(log: Log) -> Outcome {
+    let shard = shard_of(&log, 1).await?;
+    for n in 1..=100 {
+        log.append(command(1, n)).await.map_err(failed)?;
+    }
+    let taken = drain(&log, shard, 100).await?;
+    equal(taken.iter().map(|(_, n)| *n).collect::<Vec<_>>(), (1..=100).collect(), "the order")
+}
+
+async fn one_shard_per_conversation(log: Log) -> Outcome {
+    for conversation in 1..=8 {
+        let first = shard_of(&log, conversation).await?;
+        equal(shard_of(&log, conversation).await?, first, "the shard")?;
+    }
+    Ok(())
+}
+
+async fn redelivers_until_commit(log: Log) -> Outcome {
+    let shard = shard_of(&log, 1).await?;
+    for n in 1..=3 {
+        log.append(command(1, n)).await.map_err(failed)?;
+    }
+    let mut seen = 0;
+    let mut position = None;
+    while seen < 3 {
+        let records = log.next(shard).await.map_err(failed)?;
+        seen += records.len();
+        for record in records {
+            if record.command.number().client_seq == 2 {
+                position = Some(record.position);
+            }
+        }
+    }
+    log.commit(shard, position.ok_or("the second record never came")?).await.map_err(failed)?;
+    log.rewind(shard).await.map_err(failed)?;
+    equal(drain(&log, shard, 1).await?.first().map(|(_, n)| *n), Some(3), "what comes again")
+}
+
+async fn a_full_queue_refuses(log: Log) -> Outcome {
+    for n in 0..1_000_000 {
+        if let Err(error) = log.append(command(1, n)).await {
+            return equal(error.kind(), ErrorKind::Throttled, "a full queue");
+        }
+    }
+    Err("a million records fitted".into())
+}

@@ -1,0 +1,6 @@
+//! The reference server as a library: settings, tokens, wiring. What is interesting is in `chat-core`.
+
+pub mod admin;
+pub mod serve;
+pub mod settings;
+pub mod tokens;

@@ -1,0 +1,33 @@
+//! `chat-server-ref`: settings, then one of `serve`, `token`, `audit`.
+
+use std::process::ExitCode;
+
+use chat_server_ref::settings::{Action, Arguments};
+use chat_server_ref::{serve, tokens};
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("chat-server-ref: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[allow(clippy::print_stdout)] // what the commands are for
+fn run(arguments: Arguments) -> Result<(), String> {
+    let (action, settings) = arguments.resolve()?;
+    match action {
+        Action::PrintConfig => print!("{}", settings.to_toml()?),
+        Action::Serve => serve::run(settings)?,
+        Action::Token { user, ttl } => println!("{}", tokens::issue(&settings, &user, ttl)?),
+        Action::Audit => {
+            let store = chat_store::EmbeddedStore::open(&settings.data).map_err(|e| format!("{e:?}"))?;
+            let audit = store.audit().map_err(|e| format!("audit failed: {e:?}"))?;
+            println!("audit ok: {audit}");
+        }
+    }
+    Ok(())
+}

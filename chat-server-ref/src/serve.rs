@@ -1,0 +1,235 @@
+//! Wiring: backends, engine, shards, listeners, drain.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use chat_core::backend::Backends;
+use chat_core::delivery::EngineSettings;
+use chat_core::memory::{MemoryPresence, MemoryPush, MemoryRegistry, MemoryRouter};
+use chat_core::{Engine, ErrorKind, WallClock};
+use chat_store::EmbeddedStore;
+use chat_transport::accept::{Upgrade, accept, busy};
+use chat_transport::gateway::Gateway;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+
+use crate::settings::Settings;
+use crate::tokens::Tokens;
+use crate::{admin, settings};
+
+/// How long a TLS handshake may take.
+const TLS_TIME: Duration = Duration::from_secs(5);
+
+/// The machine's clock.
+#[derive(Debug)]
+struct SystemClock;
+
+impl WallClock for SystemClock {
+    fn now_us(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
+    }
+}
+
+/// Serves until a signal drains the server.
+///
+/// # Errors
+/// Unsafe settings, an unusable data directory, an address in use: what, and what to do about it.
+pub fn run(settings: Settings) -> Result<(), String> {
+    settings.check()?;
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::try_new(&settings.log).map_err(|e| e.to_string())?)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    raise_file_limit();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| format!("no runtime: {e}"))?;
+    let result = runtime.block_on(serve(settings));
+    // Connections that did not end in time end with the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+/// A connection is a file: allow as many as the system does.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+async fn serve(settings: settings::Settings) -> Result<(), String> {
+    let store = EmbeddedStore::open(&settings.data)
+        .map_err(|error| format!("{}: {error:?}", settings.data.display()))?;
+    let store = Arc::new(store);
+    let clock = Arc::new(SystemClock);
+    let backends = Backends {
+        store: store.clone(),
+        keys: store.clone(),
+        router: Arc::new(MemoryRouter::new(settings.shards, clock.clone())),
+        registry: Arc::new(MemoryRegistry::default()),
+        presence: Arc::new(MemoryPresence::default()),
+        push: Arc::new(MemoryPush::default()),
+        authenticator: Arc::new(Tokens::new(&settings)?),
+    };
+    let engine_settings = EngineSettings { authorities: settings.authorities.clone(), ..EngineSettings::default() };
+    let engine = Arc::new(Engine::new(backends, engine_settings, clock));
+    for shard in 0..engine.shards() {
+        tokio::spawn(run_shard(engine.clone(), shard));
+    }
+
+    let tls = tls(&settings)?;
+    let bind = |address| async move { TcpListener::bind(address).await.map_err(|e| format!("{address}: {e}")) };
+    let listener = bind(settings.listen).await?;
+    let admin_listener = bind(settings.admin_listen).await?;
+    let listening = |l: &TcpListener| l.local_addr().map_err(|e| e.to_string());
+    let scheme = if tls.is_some() { "wss" } else { "ws" };
+    tracing::info!(
+        "listening on {scheme}://{}/v1, admin on http://{}, data in {}",
+        listening(&listener)?,
+        listening(&admin_listener)?,
+        settings.data.display()
+    );
+    if settings.is_open() {
+        tracing::warn!("open registration is on: anybody on this machine can register any free name; send limits are off");
+    }
+    let ready = Arc::new(AtomicBool::new(true));
+    tokio::spawn(admin::serve(admin_listener, engine.clone(), ready.clone()));
+
+    let (gateway, drain) = Gateway::new(engine);
+    let room = Arc::new(Semaphore::new(settings.max_connections));
+    let accepting = accept_all(listener, gateway, tls, &settings, room.clone());
+    tokio::select! {
+        () = accepting => {}
+        () = stop_signal() => {}
+        () = store.disk_failed() => {
+            tracing::error!("the disk failed: nothing is acknowledged any more; ending so that a restart can recover");
+            std::process::exit(1);
+        }
+    }
+    ready.store(false, Ordering::Relaxed);
+    tracing::info!("draining");
+    drain.begin(settings.drain_seconds.saturating_mul(1000));
+    let all = u32::try_from(settings.max_connections).unwrap_or(u32::MAX);
+    let _ = tokio::time::timeout(Duration::from_secs(65), room.acquire_many(all)).await;
+    tracing::info!("drained");
+    Ok(())
+}
+
+async fn run_shard(engine: Arc<Engine>, shard: usize) {
+    loop {
+        match engine.run_shard(shard).await {
+            Err(error) if error.kind() == ErrorKind::Closed => return,
+            Err(error) => {
+                // Nothing of the batch was answered, and it comes again: the shard stalls, it never skips.
+                tracing::error!(%error, shard, "a shard stalls");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            Ok(()) => {}
+        }
+    }
+}
+
+async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
+
+/// A token bucket: so many new connections a second, and as many at once.
+struct AcceptRate {
+    rate: f64,
+    tokens: f64,
+    at: Instant,
+}
+
+impl AcceptRate {
+    fn take(&mut self) -> bool {
+        let now = Instant::now();
+        self.tokens = (self.tokens + self.rate * now.duration_since(self.at).as_secs_f64()).min(self.rate);
+        self.at = now;
+        let granted = self.tokens >= 1.0;
+        if granted {
+            self.tokens -= 1.0;
+        }
+        granted
+    }
+}
+
+async fn accept_all(
+    listener: TcpListener,
+    gateway: Gateway,
+    tls: Option<TlsAcceptor>,
+    settings: &Settings,
+    room: Arc<Semaphore>,
+) {
+    let upgrade = Arc::new(Upgrade { path: "/v1".into(), origins: settings.origins.clone() });
+    let rate = f64::from(settings.accept_rate);
+    let mut accept_rate = AcceptRate { rate, tokens: rate, at: Instant::now() };
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of files, most likely: those who are connected are served.
+                tracing::warn!(%error, "cannot accept");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        match room.clone().try_acquire_owned() {
+            Ok(place) if accept_rate.take() => {
+                let (gateway, tls, upgrade) = (gateway.clone(), tls.clone(), upgrade.clone());
+                tokio::spawn(async move {
+                    serve_connection(stream, &gateway, tls, &upgrade).await;
+                    drop(place);
+                });
+            }
+            _ => {
+                tokio::spawn(busy(stream, 1 + u32::from(std::process::id() as u8 % 5)));
+            }
+        }
+    }
+}
+
+async fn serve_connection(stream: TcpStream, gateway: &Gateway, tls: Option<TlsAcceptor>, upgrade: &Upgrade) {
+    let _ = stream.set_nodelay(true);
+    match tls {
+        None => {
+            if let Ok(socket) = accept(stream, upgrade).await {
+                gateway.serve(Box::new(socket)).await;
+            }
+        }
+        Some(tls) => {
+            let Ok(Ok(stream)) = tokio::time::timeout(TLS_TIME, tls.accept(stream)).await else { return };
+            if let Ok(socket) = accept(stream, upgrade).await {
+                gateway.serve(Box::new(socket)).await;
+            }
+        }
+    }
+}
+
+fn tls(settings: &Settings) -> Result<Option<TlsAcceptor>, String> {
+    let (Some(cert), Some(key)) = (&settings.tls_cert, &settings.tls_key) else { return Ok(None) };
+    let failed = |path: &std::path::Path, e: rustls::pki_types::pem::Error| format!("{}: {e}", path.display());
+    let certs = CertificateDer::pem_file_iter(cert)
+        .and_then(|certs| certs.collect::<Result<Vec<_>, _>>())
+        .map_err(|e| failed(cert, e))?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(|e| failed(key, e))?;
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| e.to_string())?
+        .with_no_client_auth()
+        .with_single_cert(certs, key)
+        .map_err(|e| format!("the certificate cannot be used: {e}"))?;
+    Ok(Some(TlsAcceptor::from(Arc::new(config))))
+}

@@ -1,0 +1,169 @@
+//! Tokens: JWTs, signed with this server's secret (HS256) or by somebody whose public key is in a JWKS
+//! file (EdDSA). A token names a user; which device it is, the device's own signature says.
+
+use std::fmt;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use chat_core::backend::Authenticator;
+use chat_core::{Error, ErrorKind, Handle};
+use jsonwebtoken::jwk::{AlgorithmParameters, JwkSet};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::settings::Settings;
+
+#[derive(Serialize, Deserialize)]
+struct Claims {
+    sub: String,
+    exp: u64,
+    iat: u64,
+}
+
+/// Checks tokens.
+pub struct Tokens {
+    secret: DecodingKey,
+    keys: Option<JwkSet>,
+    open: bool,
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokens").field("open", &self.open).finish_non_exhaustive()
+    }
+}
+
+impl Tokens {
+    /// Tokens as the settings have them.
+    ///
+    /// # Errors
+    /// An unreadable or weak secret, or an unreadable JWKS file.
+    pub fn new(settings: &Settings) -> Result<Self, String> {
+        let secret = secret(settings)?;
+        let keys = match &settings.jwks_file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+                Some(serde_json::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))?)
+            }
+            None => None,
+        };
+        Ok(Self { secret: DecodingKey::from_secret(&secret), keys, open: settings.is_open() })
+    }
+
+    fn subject(&self, token: &str) -> Option<String> {
+        let header = decode_header(token).ok()?;
+        let validation = |algorithm| {
+            let mut validation = Validation::new(algorithm);
+            validation.leeway = 30;
+            validation.set_required_spec_claims(&["exp", "sub"]);
+            validation.validate_aud = false;
+            validation
+        };
+        // The key decides the algorithm, never the token.
+        if let Some(key) = header.kid.as_deref().and_then(|kid| self.keys.as_ref()?.find(kid)) {
+            if !matches!(key.algorithm, AlgorithmParameters::OctetKeyPair(_)) {
+                return None;
+            }
+            let key = DecodingKey::from_jwk(key).ok()?;
+            return decode::<Claims>(token, &key, &validation(Algorithm::EdDSA)).ok().map(|data| data.claims.sub);
+        }
+        decode::<Claims>(token, &self.secret, &validation(Algorithm::HS256)).ok().map(|data| data.claims.sub)
+    }
+}
+
+#[async_trait]
+impl Authenticator for Tokens {
+    async fn authenticate(&self, token: &str) -> chat_core::Result<Option<Handle>> {
+        if token.is_empty() && self.open {
+            return Ok(None);
+        }
+        let denied = || Error::new(ErrorKind::Denied, "the token is not valid");
+        let subject = self.subject(token).ok_or_else(denied)?;
+        Handle::new(&subject).map(Some).map_err(|_| denied())
+    }
+}
+
+fn secret_path(settings: &Settings) -> PathBuf {
+    settings.secret_file.clone().unwrap_or_else(|| settings.data.join("secret"))
+}
+
+/// Reads the secret, or makes one if none was ever made.
+fn secret(settings: &Settings) -> Result<Zeroizing<Vec<u8>>, String> {
+    let path = secret_path(settings);
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => Zeroizing::new(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && settings.secret_file.is_none() => make(&path)?,
+        Err(error) => return Err(format!("{}: {error}", path.display())),
+    };
+    match hex::decode(text.trim()) {
+        Ok(bytes) if bytes.len() >= 32 && bytes.iter().any(|byte| *byte != bytes[0]) => Ok(Zeroizing::new(bytes)),
+        _ => Err(format!("{}: a secret has at least 32 random bytes in hexadecimal", path.display())),
+    }
+}
+
+fn make(path: &Path) -> Result<Zeroizing<String>, String> {
+    let failed = |e: std::io::Error| format!("{}: {e}", path.display());
+    let mut bytes = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut bytes[..]).map_err(|e| e.to_string())?;
+    let text = Zeroizing::new(hex::encode(&bytes[..]));
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(failed)?;
+    }
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+    Ok(text)
+}
+
+/// A token for a user, signed with the server's secret.
+///
+/// # Errors
+/// A bad handle, or no usable secret.
+pub fn issue(settings: &Settings, user: &str, ttl: u64) -> Result<String, String> {
+    let handle = Handle::new(user).map_err(|e| e.to_string())?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|e| e.to_string())?.as_secs();
+    let claims = Claims { sub: handle.as_str().to_owned(), exp: now.saturating_add(ttl), iat: now };
+    let key = EncodingKey::from_secret(&secret(settings)?);
+    encode(&Header::new(Algorithm::HS256), &claims, &key).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(open: bool) -> (Settings, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        (Settings { data: dir.path().into(), open_registration: Some(open), ..Settings::default() }, dir)
+    }
+
+    #[tokio::test]
+    async fn a_token_names_its_user_and_nothing_else_does() {
+        let (settings, _dir) = settings(false);
+        let tokens = Tokens::new(&settings).unwrap();
+        let token = issue(&settings, "alice", 60).unwrap();
+        assert_eq!(tokens.authenticate(&token).await, Ok(Some(Handle::new("alice").unwrap())));
+        assert!(tokens.authenticate("").await.is_err(), "no token");
+        assert!(tokens.authenticate(&token[..token.len() - 2]).await.is_err(), "another signature");
+        let none = format!("eyJhbGciOiJub25lIn0.{}.", token.split('.').nth(1).unwrap());
+        assert!(tokens.authenticate(&none).await.is_err(), "no signature");
+        let expired = {
+            let key = EncodingKey::from_secret(&secret(&settings).unwrap());
+            encode(&Header::new(Algorithm::HS256), &Claims { sub: "alice".into(), exp: 1000, iat: 1 }, &key).unwrap()
+        };
+        assert!(tokens.authenticate(&expired).await.is_err(), "expired");
+    }
+
+    #[test]
+    fn the_secret_is_kept_for_its_owner_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let (settings, dir) = settings(true);
+        issue(&settings, "alice", 60).unwrap();
+        let mode = std::fs::metadata(dir.path().join("secret")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        std::fs::write(dir.path().join("secret"), "00".repeat(32)).unwrap();
+        assert!(issue(&settings, "alice", 60).is_err(), "a default secret");
+    }
+}

@@ -1,0 +1,120 @@
+//! Reads everything and proves what the store promises.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use chat_core::envelope::RowContent;
+use chat_core::wire::{decode_row, state};
+use chat_core::{ConversationId, ConversationKind, Error, ErrorKind, InstallationId, MessageId, Result};
+
+use super::{Tables, corrupt, failed, keys};
+
+/// What an audit counted. That there is one means: every record read back with its checksum, every
+/// conversation is dense from 1 to its head, every message has one place, and every inbox row stands for
+/// a place that is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Audit {
+    /// Conversations, mailboxes included.
+    pub conversations: u64,
+    /// Rows of history.
+    pub messages: u64,
+    /// Inbox rows that wait.
+    pub waiting: u64,
+    /// Devices that acknowledged or sent anything.
+    pub devices: u64,
+    /// Accounts.
+    pub accounts: u64,
+}
+
+impl fmt::Display for Audit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { conversations, messages, waiting, devices, accounts } = self;
+        write!(f, "conversations {conversations} messages {messages} waiting {waiting} devices {devices} accounts {accounts}")
+    }
+}
+
+const fn broken(what: &'static str) -> Error {
+    Error::new(ErrorKind::Corrupt, what)
+}
+
+pub(super) fn run(tables: &Tables) -> Result<Audit> {
+    let mut audit = Audit::default();
+    for guard in tables.state.iter() {
+        let (key, value) = guard.into_inner().map_err(failed)?;
+        let conversation = ConversationId::parse(&key).map_err(|_| corrupt())?;
+        audit.conversations += 1;
+        let head = state::decode(&value)?.head;
+        if conversation.kind() != Ok(ConversationKind::Mailbox) {
+            audit.messages += check_log(tables, conversation, head.seq, head.time_us)?;
+        }
+    }
+    for guard in tables.ids.iter() {
+        let (key, value) = guard.into_inner().map_err(failed)?;
+        check_id(tables, &key, keys::number(&value)?)?;
+    }
+    for guard in tables.inbox.iter() {
+        let (key, _) = guard.into_inner().map_err(failed)?;
+        let (device, place) = keys::read_inbox(&key)?;
+        let cell = tables.read_cell(device, place.conversation)?.ok_or(broken("an inbox row has no cell"))?;
+        if place.seq <= cell.acked || place.seq > cell.tail {
+            return Err(broken("an inbox row is outside of its cell"));
+        }
+        if tables.history.get(keys::history(place.conversation, place.seq)).map_err(failed)?.is_none() {
+            return Err(broken("an inbox row has no message"));
+        }
+        audit.waiting += 1;
+    }
+    audit.devices = count(tables.devices.iter())?;
+    audit.accounts = count(tables.lists.iter())?;
+    Ok(audit)
+}
+
+fn count(rows: fjall::Iter) -> Result<u64> {
+    rows.map(|guard| guard.value().map(|_| 1).map_err(failed)).sum()
+}
+
+fn check_log(tables: &Tables, conversation: ConversationId, head: u64, head_time: u64) -> Result<u64> {
+    let mut next = 1;
+    let mut last_time = 0;
+    let mut seen: HashSet<(InstallationId, MessageId)> = HashSet::new();
+    for guard in tables.history.prefix(conversation.as_bytes()) {
+        let row = decode_row(guard.value().map_err(failed)?.into()).map_err(|_| corrupt())?;
+        if row.seq != next || row.conversation != conversation {
+            return Err(broken("a conversation is not dense"));
+        }
+        if row.time_us <= last_time || row.time_us > head_time {
+            return Err(broken("the times of a conversation do not rise"));
+        }
+        if let RowContent::Message { message, .. } = &row.content
+            && !seen.insert((message.sender.installation, message.id))
+        {
+            return Err(broken("a message has two places"));
+        }
+        (next, last_time) = (next + 1, row.time_us);
+    }
+    if next != head + 1 {
+        return Err(broken("a conversation does not end at its head"));
+    }
+    Ok(head)
+}
+
+fn check_id(tables: &Tables, key: &[u8], seq: u64) -> Result<()> {
+    if key.len() != 17 + 16 + 16 {
+        return Err(corrupt());
+    }
+    let conversation = ConversationId::parse(&key[..17]).map_err(|_| corrupt())?;
+    if conversation.kind() == Ok(ConversationKind::Mailbox) {
+        return Ok(());
+    }
+    let value = tables.history.get(keys::history(conversation, seq)).map_err(failed)?;
+    let row = decode_row(value.ok_or(broken("an id points nowhere"))?.into()).map_err(|_| corrupt())?;
+    match &row.content {
+        RowContent::Message { message, .. }
+            if message.sender.installation.as_bytes()[..] != key[17..33] || message.id.as_bytes()[..] != key[33..] =>
+        {
+            Err(broken("an id points to another message"))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,185 @@
+//! Accounts, device lists and prekeys. Rare writes, each synced on its own under one lock.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chat_core::backend::{DeviceKeys, KeyDirectory, Reincarnation};
+use chat_core::device_list::SignedDeviceList;
+use chat_core::limits::STORED_PREKEYS;
+use chat_core::wire::{Bundle, PrekeyUpload, decode_list, encode_list};
+use chat_core::{Error, ErrorKind, Handle, Incarnation, InstallationId, Result, UserId};
+use fjall::{OwnedWriteBatch, PersistMode};
+
+use super::{EmbeddedStore, Tables, corrupt, failed, keys};
+
+impl Tables {
+    fn read_list(&self, user: UserId) -> Result<Option<SignedDeviceList>> {
+        let value = self.lists.get(user.as_bytes()).map_err(failed)?;
+        value.map(|value| decode_list(value.into()).map_err(|_| corrupt())).transpose()
+    }
+
+    /// Writes a list and who owns its installations; refuses another user's.
+    fn add_list(&self, batch: &mut OwnedWriteBatch, list: &SignedDeviceList) -> Result<()> {
+        let user = list.list().user;
+        for device in list.list().addresses() {
+            let owner = self.owners.get(device.installation.as_bytes()).map_err(failed)?;
+            if owner.is_some_and(|owner| owner[..] != user.as_bytes()[..]) {
+                return Err(Error::new(ErrorKind::Conflict, "an installation belongs to another user"));
+            }
+            batch.insert(&self.owners, &device.installation.as_bytes()[..], &user.as_bytes()[..]);
+        }
+        batch.insert(&self.lists, &user.as_bytes()[..], encode_list(list));
+        Ok(())
+    }
+
+    fn synced(&self) -> OwnedWriteBatch {
+        self.database.batch().durability(Some(PersistMode::SyncData))
+    }
+
+    /// Signed part, its signature, and the highest one-time id ever uploaded.
+    fn read_bundle(&self, device: InstallationId) -> Result<Option<(Bytes, Bytes, u64)>> {
+        let Some(value) = self.bundles.get(device.as_bytes()).map_err(failed)? else { return Ok(None) };
+        let value: Bytes = value.into();
+        let length = value.get(8..12).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes).ok_or_else(corrupt)?;
+        let end = 12 + length as usize;
+        if value.len() < end {
+            return Err(corrupt());
+        }
+        Ok(Some((value.slice(12..end), value.slice(end..), keys::number(&value[..8])?)))
+    }
+
+    fn count_prekeys(&self, device: InstallationId) -> u64 {
+        self.prekeys.prefix(device.as_bytes()).count() as u64
+    }
+
+    fn read_incarnation(&self, device: InstallationId) -> Result<Option<(Incarnation, [u8; 16], u64)>> {
+        let Some(value) = self.incarnations.get(device.as_bytes()).map_err(failed)? else { return Ok(None) };
+        let incarnation = value.get(..4).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes);
+        let nonce = value.get(4..20).and_then(|b| b.try_into().ok());
+        let at = value.get(20..28).map(keys::number).transpose()?;
+        match (incarnation, nonce, at) {
+            (Some(incarnation), Some(nonce), Some(at)) => Ok(Some((incarnation, nonce, at))),
+            _ => Err(corrupt()),
+        }
+    }
+}
+
+fn prekey(device: InstallationId, id: u64) -> Vec<u8> {
+    [&device.as_bytes()[..], &id.to_be_bytes()].concat()
+}
+
+fn bundle_value(upload: &PrekeyUpload) -> Vec<u8> {
+    let length = u32::try_from(upload.signed.len()).unwrap_or(u32::MAX);
+    [&upload.uploaded_through.to_be_bytes()[..], &length.to_be_bytes(), &upload.signed, &upload.signature].concat()
+}
+
+#[async_trait]
+impl KeyDirectory for EmbeddedStore {
+    async fn register(&self, handle: &Handle, list: &SignedDeviceList) -> Result<()> {
+        let user = list.list().user;
+        if list.list().version != 1 {
+            return Err(Error::new(ErrorKind::Invalid, "an account begins with version 1 of its list"));
+        }
+        let _one = self.directory.lock();
+        let named = self.tables.handles.get(handle.as_str()).map_err(failed)?;
+        match (named, self.tables.read_list(user)?) {
+            (None, None) => {}
+            (Some(named), Some(stored)) if named[..] == user.as_bytes()[..] && stored == *list => return Ok(()),
+            _ => return Err(Error::new(ErrorKind::Conflict, "the handle is taken")),
+        }
+        let mut batch = self.tables.synced();
+        self.tables.add_list(&mut batch, list)?;
+        batch.insert(&self.tables.handles, handle.as_str(), &user.as_bytes()[..]);
+        batch.insert(&self.tables.names, &user.as_bytes()[..], handle.as_str());
+        batch.commit().map_err(failed)
+    }
+
+    async fn resolve(&self, handle: &Handle) -> Result<Option<UserId>> {
+        let value = self.tables.handles.get(handle.as_str()).map_err(failed)?;
+        value.map(|value| UserId::parse(&value).map_err(|_| corrupt())).transpose()
+    }
+
+    async fn handle_of(&self, user: UserId) -> Result<Option<Handle>> {
+        let value = self.tables.names.get(user.as_bytes()).map_err(failed)?;
+        let read = |value: fjall::Slice| {
+            std::str::from_utf8(&value).ok().and_then(|text| Handle::new(text).ok()).ok_or_else(corrupt)
+        };
+        value.map(read).transpose()
+    }
+
+    async fn list(&self, user: UserId) -> Result<Option<SignedDeviceList>> {
+        self.tables.read_list(user)
+    }
+
+    async fn put_list(&self, list: &SignedDeviceList) -> Result<()> {
+        let _one = self.directory.lock();
+        let stored = self.tables.read_list(list.list().user)?;
+        let stored = stored.ok_or_else(|| Error::new(ErrorKind::NotFound, "there is no such account"))?;
+        if stored == *list {
+            return Ok(());
+        }
+        list.check_follows(&stored)?;
+        let mut batch = self.tables.synced();
+        self.tables.add_list(&mut batch, list)?;
+        batch.commit().map_err(failed)
+    }
+
+    async fn upload(&self, device: InstallationId, upload: &PrekeyUpload) -> Result<u64> {
+        let _one = self.directory.lock();
+        let through = self.tables.read_bundle(device)?.map(|(_, _, through)| through);
+        if through.is_some_and(|through| upload.uploaded_through <= through) {
+            return Ok(self.tables.count_prekeys(device));
+        }
+        let through = through.unwrap_or(0);
+        let mut batch = self.tables.synced();
+        let mut kept = self.tables.count_prekeys(device);
+        if upload.replace {
+            kept = 0;
+            for guard in self.tables.prekeys.prefix(device.as_bytes()) {
+                batch.remove(&self.tables.prekeys, guard.key().map_err(failed)?);
+            }
+        }
+        let fresh: Vec<_> = upload.one_time.iter().filter(|key| key.id > through).collect();
+        kept += fresh.len() as u64;
+        if kept > STORED_PREKEYS as u64 {
+            return Err(Error::new(ErrorKind::Throttled, "too many prekeys are stored for this device"));
+        }
+        for key in fresh {
+            batch.insert(&self.tables.prekeys, prekey(device, key.id), &key.data[..]);
+        }
+        batch.insert(&self.tables.bundles, &device.as_bytes()[..], bundle_value(upload));
+        batch.commit().map_err(failed)?;
+        Ok(kept)
+    }
+
+    async fn claim(&self, device: InstallationId) -> Result<Option<Bundle>> {
+        let _one = self.directory.lock();
+        let Some((signed, signature, _)) = self.tables.read_bundle(device)? else { return Ok(None) };
+        let mut one_time = Bytes::new();
+        if let Some(guard) = self.tables.prekeys.prefix(device.as_bytes()).next() {
+            let (key, value) = guard.into_inner().map_err(failed)?;
+            let mut batch = self.tables.synced();
+            batch.remove(&self.tables.prekeys, key);
+            batch.commit().map_err(failed)?;
+            one_time = value.into();
+        }
+        Ok(Some(Bundle { installation: device, signed, signature, one_time }))
+    }
+
+    async fn device(&self, device: InstallationId) -> Result<DeviceKeys> {
+        let incarnation = self.tables.read_incarnation(device)?.map_or(0, |last| last.0);
+        Ok(DeviceKeys { incarnation, prekeys: self.tables.count_prekeys(device) })
+    }
+
+    async fn reincarnate(&self, device: InstallationId, wish: Reincarnation) -> Result<Incarnation> {
+        let _one = self.directory.lock();
+        let last = self.tables.read_incarnation(device)?;
+        let next = wish.decide(last).ok_or_else(|| Error::new(ErrorKind::Throttled, "one new incarnation a day"))?;
+        if last.is_none_or(|last| last.0 != next) {
+            let value = [&next.to_be_bytes()[..], &wish.nonce, &wish.now_ms.to_be_bytes()].concat();
+            let mut batch = self.tables.synced();
+            batch.insert(&self.tables.incarnations, &device.as_bytes()[..], value);
+            batch.commit().map_err(failed)?;
+        }
+        Ok(next)
+    }
+}

@@ -1,0 +1,59 @@
+//! Keys and small values: fixed widths, big endian, so that byte order is the order of meaning.
+
+use chat_core::envelope::{Cell, Place};
+use chat_core::{ConversationId, InstallationId, MessageId, Result, Seq};
+
+use super::corrupt;
+
+pub(super) fn history(conversation: ConversationId, seq: Seq) -> Vec<u8> {
+    [&conversation.as_bytes()[..], &seq.to_be_bytes()].concat()
+}
+
+pub(super) fn id(conversation: ConversationId, sender: InstallationId, id: MessageId) -> Vec<u8> {
+    [&conversation.as_bytes()[..], sender.as_bytes(), id.as_bytes()].concat()
+}
+
+pub(super) fn inbox(device: InstallationId, place: Place) -> Vec<u8> {
+    [
+        &device.as_bytes()[..],
+        &place.time_us.to_be_bytes(),
+        place.conversation.as_bytes(),
+        &place.seq.to_be_bytes(),
+    ]
+    .concat()
+}
+
+/// The device and place of an inbox key.
+pub(super) fn read_inbox(key: &[u8]) -> Result<(InstallationId, Place)> {
+    if key.len() != 16 + 8 + 17 + 8 {
+        return Err(corrupt());
+    }
+    let place = Place {
+        time_us: number(&key[16..24])?,
+        conversation: ConversationId::parse(&key[24..41]).map_err(|_| corrupt())?,
+        seq: number(&key[41..49])?,
+    };
+    Ok((InstallationId::parse(&key[..16]).map_err(|_| corrupt())?, place))
+}
+
+pub(super) fn cell(device: InstallationId, conversation: ConversationId) -> Vec<u8> {
+    [&device.as_bytes()[..], conversation.as_bytes()].concat()
+}
+
+pub(super) fn cell_value(cell: Cell) -> [u8; 16] {
+    let mut value = [0; 16];
+    value[..8].copy_from_slice(&cell.acked.to_be_bytes());
+    value[8..].copy_from_slice(&cell.tail.to_be_bytes());
+    value
+}
+
+pub(super) fn read_cell(value: &[u8]) -> Result<Cell> {
+    if value.len() != 16 {
+        return Err(corrupt());
+    }
+    Ok(Cell { acked: number(&value[..8])?, tail: number(&value[8..])? })
+}
+
+pub(super) fn number(bytes: &[u8]) -> Result<u64> {
+    bytes.try_into().map(u64::from_be_bytes).map_err(|_| corrupt())
+}

@@ -1,0 +1,160 @@
+//! Reads. They go straight to the tables: what is there is durable, or about to be and harmless to see.
+
+use bytes::Bytes;
+use chat_core::backend::{ConversationState, PageLimit, WantCells};
+use chat_core::envelope::{Cell, InboxRow, Place, RowContent};
+use chat_core::wire::{decode_row, encode_row, state};
+use chat_core::{ConversationId, ConversationKind, InstallationId, MessageId, Result, Seq};
+use fjall::Readable;
+
+use super::{Tables, corrupt, failed, keys};
+
+/// A value of the inbox: what it is, whether the device joined with it, and the rest.
+const MESSAGE: u8 = 1;
+const JOINED: u8 = 2;
+
+/// The inbox value of a row: a message is this device's box, the rest of it is in history.
+pub(super) fn inbox_value(row: &InboxRow) -> Vec<u8> {
+    match &row.content {
+        RowContent::Message { sealed, .. } => {
+            let mut value = Vec::with_capacity(1 + sealed.len());
+            value.push(MESSAGE | if row.joined { JOINED } else { 0 });
+            value.extend_from_slice(sealed);
+            value
+        }
+        _ => {
+            let mut value = vec![0];
+            value.extend(encode_row(row));
+            value
+        }
+    }
+}
+
+/// The size of the inbox row with this value, whose message is this row of history.
+pub(super) fn inbox_size(history: &InboxRow, value: &[u8]) -> usize {
+    match value.first() {
+        Some(tag) if tag & MESSAGE != 0 => history.size() + value.len() - 1,
+        _ => 64,
+    }
+}
+
+impl Tables {
+    pub(super) fn read_state(&self, conversation: ConversationId) -> Result<Option<ConversationState>> {
+        let value = self.state.get(conversation.as_bytes()).map_err(failed)?;
+        value.map(|value| state::decode(&value)).transpose()
+    }
+
+    pub(super) fn find(
+        &self,
+        conversation: ConversationId,
+        sender: InstallationId,
+        id: MessageId,
+    ) -> Result<Option<Seq>> {
+        let Some(seq) = self.ids.get(keys::id(conversation, sender, id)).map_err(failed)? else { return Ok(None) };
+        let seq = keys::number(&seq)?;
+        let head = self.read_state(conversation)?.map_or(0, |state| state.head.seq);
+        Ok((seq <= head).then_some(seq))
+    }
+
+    pub(super) fn read_inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Result<Vec<InboxRow>> {
+        let mut start = keys::inbox(device, after);
+        start.push(0);
+        let mut end = keys::inbox(device, after);
+        end[16..].fill(0xff);
+        // One view of all tables: a row is never seen without its history and head.
+        let view = self.database.snapshot();
+        let mut rows: Vec<InboxRow> = Vec::new();
+        let mut bytes = 0;
+        let mut heads: std::collections::HashMap<ConversationId, Seq> = std::collections::HashMap::new();
+        for guard in view.range(&self.inbox, start..=end) {
+            let (key, value) = guard.into_inner().map_err(failed)?;
+            let (_, place) = keys::read_inbox(&key)?;
+            let head = match heads.get(&place.conversation) {
+                Some(head) => *head,
+                None => {
+                    let value = view.get(&self.state, place.conversation.as_bytes()).map_err(failed)?;
+                    let head = value.map(|value| state::decode(&value)).transpose()?.map_or(0, |s| s.head.seq);
+                    heads.insert(place.conversation, head);
+                    head
+                }
+            };
+            if place.seq > head {
+                continue;
+            }
+            let row = self.inbox_row(&view, place, value.into())?;
+            bytes += row.size();
+            rows.push(row);
+            if rows.len() >= limit.rows || bytes >= limit.bytes {
+                break;
+            }
+        }
+        Ok(rows)
+    }
+
+    fn inbox_row(&self, view: &impl Readable, place: Place, value: Bytes) -> Result<InboxRow> {
+        let tag = *value.first().ok_or_else(corrupt)?;
+        let rest = value.slice(1..);
+        if tag & MESSAGE == 0 {
+            return decode_row(rest).map_err(|_| corrupt());
+        }
+        let history = view.get(&self.history, keys::history(place.conversation, place.seq)).map_err(failed)?;
+        let mut row = decode_row(history.ok_or_else(corrupt)?.into()).map_err(|_| corrupt())?;
+        row.joined = tag & JOINED != 0;
+        match &mut row.content {
+            RowContent::Message { sealed, .. } => *sealed = rest,
+            _ => return Err(corrupt()),
+        }
+        Ok(row)
+    }
+
+    pub(super) fn read_history(
+        &self,
+        conversation: ConversationId,
+        before: Seq,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
+        let head = self.read_state(conversation)?.map_or(0, |state| state.head.seq);
+        let last = if before == 0 { head } else { head.min(before - 1) };
+        let mut rows = Vec::new();
+        let mut bytes = 0;
+        if last == 0 || conversation.kind() == Ok(ConversationKind::Mailbox) {
+            return Ok(rows);
+        }
+        for guard in self.history.range(keys::history(conversation, 1)..=keys::history(conversation, last)).rev() {
+            let row = decode_row(guard.value().map_err(failed)?.into()).map_err(|_| corrupt())?;
+            bytes += row.size();
+            rows.push(row);
+            if rows.len() >= limit.rows || bytes >= limit.bytes {
+                break;
+            }
+        }
+        Ok(rows)
+    }
+
+    pub(super) fn read_generation(&self, device: InstallationId) -> Result<u64> {
+        self.devices.get(device.as_bytes()).map_err(failed)?.map_or(Ok(0), |value| keys::number(&value))
+    }
+
+    pub(super) fn read_cell(&self, device: InstallationId, conversation: ConversationId) -> Result<Option<Cell>> {
+        let value = self.cells.get(keys::cell(device, conversation)).map_err(failed)?;
+        value.map(|value| keys::read_cell(&value)).transpose()
+    }
+
+    pub(super) fn read_cells(&self, device: InstallationId, want: WantCells) -> Result<Vec<(ConversationId, Cell)>> {
+        match want {
+            WantCells::No => Ok(Vec::new()),
+            WantCells::Of(conversation) => {
+                Ok(self.read_cell(device, conversation)?.map(|cell| (conversation, cell)).into_iter().collect())
+            }
+            WantCells::All => self
+                .cells
+                .prefix(device.as_bytes())
+                .map(|guard| {
+                    let (key, value) = guard.into_inner().map_err(failed)?;
+                    let conversation = ConversationId::parse(key.get(16..).unwrap_or_default());
+                    Ok((conversation.map_err(|_| corrupt())?, keys::read_cell(&value)?))
+                })
+                .collect(),
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! The one writer: everything that waits becomes one batch with one `fdatasync`.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use chat_core::backend::{Commit, PageLimit};
+use chat_core::envelope::{AckOf, Cell, InboxRow, Place};
+use chat_core::wire::{decode_row, encode_row, state};
+use chat_core::{ConversationId, ConversationKind, Error, ErrorKind, InstallationId, Result};
+use dashmap::DashMap;
+use fjall::{OwnedWriteBatch, PersistMode};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::read::{inbox_size, inbox_value};
+use super::watermark::Watermark;
+use super::{Tables, corrupt, failed, keys};
+
+/// Requests that may wait. A full queue makes callers wait, which makes the router's queues fill, which
+/// makes gateways answer *retry*.
+const QUEUE: usize = 4096;
+/// Requests in one batch.
+const BATCH: usize = 2048;
+/// Bytes kept free on the disk: below it writes are refused, while reads and acks, which free space, go on.
+const RESERVE: u64 = 64 << 20;
+/// Cells remembered between batches.
+const CELLS: usize = 200_000;
+
+/// What waits for a device.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Waiting {
+    pub rows: u64,
+    pub bytes: u64,
+}
+
+#[derive(Debug)]
+enum Request {
+    Commit(Vec<Commit>, oneshot::Sender<Result<()>>),
+    Ack(InstallationId, u64, Vec<AckOf>, oneshot::Sender<Result<()>>),
+    Count(InstallationId, oneshot::Sender<Result<()>>),
+    Stop,
+}
+
+#[derive(Debug)]
+pub(super) struct Writer {
+    requests: mpsc::Sender<Request>,
+    waiting: Arc<DashMap<InstallationId, Waiting>>,
+    failed: watch::Receiver<bool>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+const fn gone() -> Error {
+    Error::new(ErrorKind::Unavailable, "the store is closed")
+}
+
+impl Writer {
+    pub(super) fn start(tables: Tables, watermark: Watermark, commits: u64, path: PathBuf) -> Result<Self> {
+        let (requests, queue) = mpsc::channel(QUEUE);
+        let (fail, failed) = watch::channel(false);
+        let waiting: Arc<DashMap<_, _>> = Arc::default();
+        let work = Work {
+            tables,
+            watermark,
+            commits,
+            path,
+            waiting: waiting.clone(),
+            cells: HashMap::new(),
+            free_at: None,
+            full: false,
+        };
+        let thread = std::thread::Builder::new()
+            .name("chat-store-writer".into())
+            .spawn(move || work.run(queue, &fail))
+            .map_err(super::io)?;
+        Ok(Self { requests, waiting, failed, thread: Mutex::new(Some(thread)) })
+    }
+
+    async fn ask(&self, request: impl FnOnce(oneshot::Sender<Result<()>>) -> Request) -> Result<()> {
+        let (answer, answered) = oneshot::channel();
+        self.requests.send(request(answer)).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+
+    pub(super) async fn commit(&self, commits: Vec<Commit>) -> Result<()> {
+        self.ask(|answer| Request::Commit(commits, answer)).await
+    }
+
+    pub(super) async fn ack(&self, device: InstallationId, generation: u64, acks: Vec<AckOf>) -> Result<()> {
+        self.ask(|answer| Request::Ack(device, generation, acks, answer)).await
+    }
+
+    /// What waits for a device; counted once, by the writer, then kept.
+    pub(super) async fn waiting(&self, device: InstallationId) -> Result<Waiting> {
+        if let Some(waiting) = self.waiting.get(&device) {
+            return Ok(*waiting);
+        }
+        self.ask(|answer| Request::Count(device, answer)).await?;
+        Ok(self.waiting.get(&device).map_or_else(Waiting::default, |waiting| *waiting))
+    }
+
+    pub(super) async fn disk_failed(&self) {
+        let mut failed = self.failed.clone();
+        // An error means that the writer is gone, which is no better.
+        let _ = failed.wait_for(|failed| *failed).await;
+    }
+
+    /// Ends the writer after what waits is done.
+    pub(super) fn stop(&self) {
+        let Some(thread) = self.thread.lock().take() else { return };
+        let requests = self.requests.clone();
+        // `blocking_send` may not be called inside a runtime: spin on the bounded queue instead.
+        let mut request = Request::Stop;
+        while let Err(mpsc::error::TrySendError::Full(back)) = requests.try_send(request) {
+            request = back;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let _ = thread.join();
+    }
+}
+
+struct Work {
+    tables: Tables,
+    watermark: Watermark,
+    commits: u64,
+    path: PathBuf,
+    waiting: Arc<DashMap<InstallationId, Waiting>>,
+    cells: HashMap<(InstallationId, ConversationId), Cell>,
+    free_at: Option<Instant>,
+    full: bool,
+}
+
+/// What a batch changes outside of the database, once it is written.
+#[derive(Default)]
+struct Effects {
+    cells: HashMap<(InstallationId, ConversationId), Cell>,
+    generations: HashMap<InstallationId, u64>,
+    waiting: HashMap<InstallationId, (i64, i64)>,
+    /// Inbox rows written in this batch, which no reader sees yet: a batch may hold a row and its ack.
+    rows: HashMap<(InstallationId, ConversationId, u64), (u64, usize)>,
+    answers: Vec<(oneshot::Sender<Result<()>>, Result<()>)>,
+    sync: bool,
+}
+
+impl Work {
+    fn run(mut self, mut queue: mpsc::Receiver<Request>, fail: &watch::Sender<bool>) {
+        let mut requests = Vec::with_capacity(BATCH);
+        loop {
+            if queue.blocking_recv_many(&mut requests, BATCH) == 0 {
+                return;
+            }
+            let mut effects = Effects::default();
+            let mut batch = OwnedWriteBatch::with_capacity(self.tables.database.clone(), requests.len() * 8);
+            let mut stop = false;
+            for request in requests.drain(..) {
+                match request {
+                    Request::Commit(commits, answer) => {
+                        let outcome = self.add_commits(&mut batch, &mut effects, commits);
+                        effects.answers.push((answer, outcome));
+                    }
+                    Request::Ack(device, generation, acks, answer) => {
+                        let outcome = self.add_ack(&mut batch, &mut effects, device, generation, &acks);
+                        effects.answers.push((answer, outcome));
+                    }
+                    Request::Count(device, answer) => {
+                        let outcome = self.count(device);
+                        effects.answers.push((answer, outcome));
+                    }
+                    Request::Stop => stop = true,
+                }
+            }
+            let written = self.write(batch, &effects);
+            if let Err(error) = &written {
+                // Nothing of a failed batch counts, and an fsync is never tried again.
+                fail.send_replace(true);
+                for (answer, _) in effects.answers {
+                    let _ = answer.send(Err(error.clone()));
+                }
+                return;
+            }
+            self.settle(effects);
+            if stop {
+                return;
+            }
+        }
+    }
+
+    fn write(&mut self, mut batch: OwnedWriteBatch, effects: &Effects) -> Result<()> {
+        for ((device, conversation), cell) in &effects.cells {
+            batch.insert(&self.tables.cells, keys::cell(*device, *conversation), &keys::cell_value(*cell)[..]);
+        }
+        for (device, generation) in &effects.generations {
+            batch.insert(&self.tables.devices, &device.as_bytes()[..], &generation.to_be_bytes()[..]);
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let mode = if effects.sync {
+            self.commits += 1;
+            batch.insert(&self.tables.meta, "commits", &self.commits.to_be_bytes()[..]);
+            PersistMode::SyncData
+        } else {
+            // Acks alone: losing one costs a repetition that its device drops.
+            PersistMode::Buffer
+        };
+        batch.durability(Some(mode)).commit().map_err(failed)?;
+        if effects.sync { self.watermark.set(self.commits) } else { Ok(()) }
+    }
+
+    /// Makes the batch's effects seen and tells those who wait.
+    fn settle(&mut self, effects: Effects) {
+        if self.cells.len() > CELLS {
+            self.cells.clear();
+        }
+        self.cells.extend(effects.cells);
+        for (device, (rows, bytes)) in effects.waiting {
+            if let Some(mut known) = self.waiting.get_mut(&device) {
+                known.rows = known.rows.saturating_add_signed(rows);
+                known.bytes = known.bytes.saturating_add_signed(bytes);
+            }
+        }
+        for (answer, outcome) in effects.answers {
+            let _ = answer.send(outcome);
+        }
+    }
+
+    fn cell(&self, effects: &Effects, device: InstallationId, conversation: ConversationId) -> Result<Option<Cell>> {
+        let key = (device, conversation);
+        match effects.cells.get(&key).or_else(|| self.cells.get(&key)) {
+            Some(cell) => Ok(Some(*cell)),
+            None => self.tables.read_cell(device, conversation),
+        }
+    }
+
+    fn add_commits(&mut self, batch: &mut OwnedWriteBatch, effects: &mut Effects, commits: Vec<Commit>) -> Result<()> {
+        self.check_space()?;
+        for commit in commits {
+            let conversation = commit.conversation;
+            for row in &commit.history {
+                batch.insert(&self.tables.history, keys::history(conversation, row.seq), encode_row(row));
+            }
+            for (sender, id, seq) in &commit.ids {
+                batch.insert(&self.tables.ids, keys::id(conversation, *sender, *id), &seq.to_be_bytes()[..]);
+            }
+            for (device, row) in &commit.inbox {
+                self.add_row(batch, effects, *device, row)?;
+            }
+            for (device, generation) in commit.generations {
+                self.raise_generation(effects, device, generation)?;
+            }
+            batch.insert(&self.tables.state, &conversation.as_bytes()[..], state::encode(&commit.state));
+        }
+        effects.sync = true;
+        Ok(())
+    }
+
+    fn add_row(
+        &self,
+        batch: &mut OwnedWriteBatch,
+        effects: &mut Effects,
+        device: InstallationId,
+        row: &InboxRow,
+    ) -> Result<()> {
+        let mut cell = self.cell(effects, device, row.conversation)?.unwrap_or_default();
+        if row.joined && cell.tail == 0 {
+            cell.acked = row.seq - 1;
+        }
+        let repeated = row.seq <= cell.tail;
+        cell.tail = cell.tail.max(row.seq);
+        effects.cells.insert((device, row.conversation), cell);
+        // A late copy of a row that was acknowledged must not come back.
+        if row.seq > cell.acked {
+            batch.insert(&self.tables.inbox, keys::inbox(device, row.place()), inbox_value(row));
+            effects.rows.insert((device, row.conversation, row.seq), (row.time_us, row.size()));
+            if !repeated {
+                let waiting = effects.waiting.entry(device).or_default();
+                (waiting.0, waiting.1) = (waiting.0 + 1, waiting.1 + row.size() as i64);
+            }
+        }
+        Ok(())
+    }
+
+    fn raise_generation(&self, effects: &mut Effects, device: InstallationId, generation: u64) -> Result<()> {
+        let known = match effects.generations.get(&device) {
+            Some(known) => *known,
+            None => self.tables.read_generation(device)?,
+        };
+        if generation > known {
+            effects.generations.insert(device, generation);
+        }
+        Ok(())
+    }
+
+    fn add_ack(
+        &self,
+        batch: &mut OwnedWriteBatch,
+        effects: &mut Effects,
+        device: InstallationId,
+        generation: u64,
+        acks: &[AckOf],
+    ) -> Result<()> {
+        let mut cells = Vec::with_capacity(acks.len());
+        for ack in acks {
+            match self.cell(effects, device, ack.conversation)? {
+                Some(cell) if ack.seq <= cell.tail => cells.push(cell),
+                _ => return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail")),
+            }
+        }
+        for (ack, mut cell) in acks.iter().zip(cells) {
+            for seq in cell.acked + 1..=ack.seq {
+                self.remove_row(batch, effects, device, ack.conversation, seq)?;
+            }
+            if ack.seq > cell.acked {
+                cell.acked = ack.seq;
+                effects.cells.insert((device, ack.conversation), cell);
+            }
+        }
+        self.raise_generation(effects, device, generation)
+    }
+
+    fn remove_row(
+        &self,
+        batch: &mut OwnedWriteBatch,
+        effects: &mut Effects,
+        device: InstallationId,
+        conversation: ConversationId,
+        seq: u64,
+    ) -> Result<()> {
+        let (time_us, size) = match effects.rows.remove(&(device, conversation, seq)) {
+            Some(row) => row,
+            None => {
+                // The log knows when the row was committed, and so where it stands in the inbox.
+                let Some(value) = self.tables.history.get(keys::history(conversation, seq)).map_err(failed)? else {
+                    return Ok(());
+                };
+                let row = decode_row(value.into()).map_err(|_| corrupt())?;
+                let key = keys::inbox(device, Place { time_us: row.time_us, conversation, seq });
+                let Some(value) = self.tables.inbox.get(key).map_err(failed)? else { return Ok(()) };
+                (row.time_us, inbox_size(&row, &value))
+            }
+        };
+        batch.remove(&self.tables.inbox, keys::inbox(device, Place { time_us, conversation, seq }));
+        if conversation.kind() == Ok(ConversationKind::Mailbox) {
+            batch.remove(&self.tables.history, keys::history(conversation, seq));
+        }
+        let waiting = effects.waiting.entry(device).or_default();
+        (waiting.0, waiting.1) = (waiting.0 - 1, waiting.1 - size as i64);
+        Ok(())
+    }
+
+    fn count(&self, device: InstallationId) -> Result<()> {
+        let mut waiting = Waiting::default();
+        let mut after = Place::START;
+        loop {
+            let page = self.tables.read_inbox(device, after, PageLimit::rows(1000))?;
+            let Some(last) = page.last() else { break };
+            after = last.place();
+            waiting.rows += page.len() as u64;
+            waiting.bytes += page.iter().map(|row| row.size() as u64).sum::<u64>();
+        }
+        self.waiting.insert(device, waiting);
+        Ok(())
+    }
+
+    /// Refuses to write when little space is left, looking at most once a second.
+    fn check_space(&mut self) -> Result<()> {
+        let now = Instant::now();
+        if self.free_at.is_none_or(|at| now >= at) {
+            self.free_at = Some(now + Duration::from_secs(1));
+            self.full = fs4::available_space(&self.path).is_ok_and(|free| free < RESERVE);
+        }
+        if self.full { Err(Error::new(ErrorKind::Unavailable, "the disk is full")) } else { Ok(()) }
+    }
+}

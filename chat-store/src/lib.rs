@@ -1,0 +1,16 @@
+//! What remembers: durable backends of the traits in [`chat_core::backend`].
+//!
+//! | feature | type | what |
+//! |---|---|---|
+//! | `fjall` (default) | [`EmbeddedStore`] | messages, inboxes, accounts and prekeys in one directory; one `fdatasync` a wake-up |
+//! | `sqlite` | [`SqliteStore`] | messages and inboxes in one SQLite file |
+
+#[cfg(feature = "fjall")]
+mod embedded;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+
+#[cfg(feature = "fjall")]
+pub use embedded::{Audit, EmbeddedStore};
+#[cfg(feature = "sqlite")]
+pub use sqlite::SqliteStore;

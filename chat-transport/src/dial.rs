@@ -1,0 +1,175 @@
+//! The client's side of a connection: `ws://` for loopback, `wss://` (TLS 1.3) for everything else.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use chat_core::backend::Transport;
+use chat_core::limits::MAX_FRAME;
+use chat_core::{Error, ErrorKind, Result};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tungstenite::handshake::derive_accept_key;
+
+use crate::websocket::{Role, WebSocket};
+
+/// How long dialling may take, TLS and upgrade included.
+const DIAL_TIME: Duration = Duration::from_secs(10);
+
+/// Where to connect, and whom to trust there.
+#[derive(Clone)]
+pub struct Dialer {
+    host: String,
+    port: u16,
+    path: String,
+    tls: Option<Arc<ClientConfig>>,
+}
+
+impl fmt::Debug for Dialer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dialer").field("authority", &self.authority()).field("tls", &self.tls.is_some()).finish()
+    }
+}
+
+impl Dialer {
+    /// A dialer for a URL: `ws://host[:port][/path]` or `wss://…`; the path is `/v1` if there is none.
+    /// `extra_roots` are trusted beside the system's.
+    ///
+    /// # Errors
+    /// `Invalid` if the URL is anything else, or is `ws://` to a host that is not loopback.
+    pub fn new(url: &str, extra_roots: &[CertificateDer<'static>]) -> Result<Self> {
+        let invalid = |what| Error::new(ErrorKind::Invalid, what);
+        let (secure, rest) = match url.split_once("://") {
+            Some(("ws", rest)) => (false, rest),
+            Some(("wss", rest)) => (true, rest),
+            _ => return Err(invalid("a server URL begins with ws:// or wss://")),
+        };
+        let (authority, path) = rest.split_once('/').map_or((rest, "v1"), |(a, p)| (a, if p.is_empty() { "v1" } else { p }));
+        if path.contains(['?', '#', ' ', '\r', '\n']) || authority.contains('@') {
+            return Err(invalid("a server URL has a host, perhaps a port and a path, and nothing else"));
+        }
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => {
+                (host, port.parse().map_err(|_| invalid("the port of the server URL is not a number"))?)
+            }
+            _ => (authority, if secure { 443 } else { 80 }),
+        };
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        if host.is_empty() {
+            return Err(invalid("the server URL has no host"));
+        }
+        let loopback = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
+        if !secure && !loopback {
+            return Err(invalid("only a server on this machine may be reached without TLS: use wss://"));
+        }
+        let tls = if secure { Some(Arc::new(tls(extra_roots)?)) } else { None };
+        Ok(Self { host: host.to_owned(), port, path: format!("/{path}"), tls })
+    }
+
+    /// The authority that is dialled; it is part of what the device signs.
+    pub fn authority(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+
+    /// Connects.
+    ///
+    /// # Errors
+    /// `Closed` if there is no server or it took too long, `Denied` if its certificate is not trusted,
+    /// `Invalid` if it is no chat server.
+    pub async fn dial(&self) -> Result<Box<dyn Transport>> {
+        match tokio::time::timeout(DIAL_TIME, self.connect()).await {
+            Ok(connected) => connected,
+            Err(_) => Err(Error::new(ErrorKind::Closed, "the server does not answer")),
+        }
+    }
+
+    async fn connect(&self) -> Result<Box<dyn Transport>> {
+        let lost = |e| Error::new(ErrorKind::Closed, "the server cannot be reached").caused_by(e);
+        let tcp = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(lost)?;
+        tcp.set_nodelay(true).map_err(lost)?;
+        match &self.tls {
+            None => Ok(Box::new(self.upgrade(tcp).await?)),
+            Some(config) => {
+                let name = ServerName::try_from(self.host.clone())
+                    .map_err(|e| Error::new(ErrorKind::Invalid, "not a host name").caused_by(e))?;
+                let tls = tokio_rustls::TlsConnector::from(config.clone()).connect(name, tcp).await;
+                let tls = tls.map_err(|e| Error::new(ErrorKind::Denied, "no secure connection").caused_by(e))?;
+                Ok(Box::new(self.upgrade(tls).await?))
+            }
+        }
+    }
+
+    async fn upgrade<S>(&self, mut io: S) -> Result<WebSocket<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + fmt::Debug + 'static,
+    {
+        let lost = |e| Error::new(ErrorKind::Closed, "the connection broke").caused_by(e);
+        let mut nonce = [0; 16];
+        getrandom::fill(&mut nonce).map_err(|_| Error::new(ErrorKind::Unavailable, "no randomness"))?;
+        let key = base64::engine::general_purpose::STANDARD.encode(nonce);
+        let request = format!(
+            "GET {} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n",
+            self.path,
+            self.authority(),
+        );
+        io.write_all(request.as_bytes()).await.map_err(lost)?;
+        io.flush().await.map_err(lost)?;
+        let mut head = Vec::with_capacity(256);
+        while !head.ends_with(b"\r\n\r\n") {
+            // The server speaks first: byte by byte, so that nothing behind the head is taken.
+            let byte = io.read_u8().await.map_err(lost)?;
+            head.push(byte);
+            if head.len() > 8192 {
+                return Err(Error::new(ErrorKind::Invalid, "the server's answer is too long"));
+            }
+        }
+        let text = String::from_utf8_lossy(&head);
+        let accepted = text.starts_with("HTTP/1.1 101")
+            && text.lines().any(|line| {
+                line.split_once(':').is_some_and(|(name, value)| {
+                    name.eq_ignore_ascii_case("sec-websocket-accept")
+                        && value.trim() == derive_accept_key(key.as_bytes())
+                })
+            });
+        if accepted {
+            Ok(WebSocket::new(io, Role::Client, 4 * MAX_FRAME, &[]))
+        } else if text.starts_with("HTTP/1.1 503") {
+            Err(Error::new(ErrorKind::Throttled, "the server is busy"))
+        } else {
+            Err(Error::new(ErrorKind::Invalid, "the server is not a chat server"))
+        }
+    }
+}
+
+fn tls(extra_roots: &[CertificateDer<'static>]) -> Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots.add_parsable_certificates(extra_roots.iter().cloned());
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| Error::new(ErrorKind::Unavailable, "TLS 1.3 is not available").caused_by(e))?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_read_strictly() {
+        for bad in ["http://x", "localhost:7777", "ws://", "ws://localhost:x/v1", "ws://u@localhost", "ws://localhost/v1?token=x", "ws://example.com/v1"] {
+            assert!(Dialer::new(bad, &[]).is_err(), "{bad}");
+        }
+        for (good, authority, path) in [
+            ("ws://127.0.0.1:7777", "127.0.0.1:7777", "/v1"),
+            ("ws://[::1]:7777/v1", "::1:7777", "/v1"),
+            ("wss://chat.example/", "chat.example:443", "/v1"),
+        ] {
+            let dialer = Dialer::new(good, &[]).unwrap();
+            assert_eq!((dialer.authority().as_str(), dialer.path.as_str()), (authority, path));
+        }
+    }
+}

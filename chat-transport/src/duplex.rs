@@ -1,0 +1,39 @@
+//! Two transports joined in memory: for tests, and for a client in the server's own process.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chat_core::backend::Transport;
+use chat_core::{Error, ErrorKind, Result};
+use tokio::sync::mpsc;
+
+/// One end of a pipe in memory.
+#[derive(Debug)]
+pub struct Duplex {
+    out: mpsc::Sender<Bytes>,
+    into: mpsc::Receiver<Bytes>,
+}
+
+/// Two joined ends, each of which holds at most `frames` frames that the other has not taken.
+pub fn duplex(frames: usize) -> (Duplex, Duplex) {
+    let (a, from_a) = mpsc::channel(frames);
+    let (b, from_b) = mpsc::channel(frames);
+    (Duplex { out: a, into: from_b }, Duplex { out: b, into: from_a })
+}
+
+#[async_trait]
+impl Transport for Duplex {
+    async fn recv(&mut self) -> Result<Option<Bytes>> {
+        Ok(self.into.recv().await)
+    }
+
+    async fn send(&mut self, frames: Vec<Bytes>) -> Result<()> {
+        for frame in frames {
+            self.out.send(frame).await.map_err(|_| Error::new(ErrorKind::Closed, "the other end is gone"))?;
+        }
+        Ok(())
+    }
+
+    async fn close(&mut self, _code: u16) {
+        self.into.close();
+    }
+}

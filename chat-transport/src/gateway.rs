@@ -1,0 +1,308 @@
+//! Drives a [`Session`] over a transport: one task a connection, no timer of its own while idle but the
+//! session's deadline.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chat_core::backend::Transport;
+use chat_core::delivery::{Bound, Engine};
+use chat_core::envelope::{Refusal, Subject};
+use chat_core::limits::WIRE_VERSION;
+use chat_core::mutant::Mutants;
+use chat_core::session::{Input, Output, Session};
+use chat_core::wire::{Challenge, ClientFrame, Registration, ServerFrame, close};
+use chat_core::{ErrorKind, Instant};
+use tokio::sync::{mpsc, watch};
+
+/// What every connection of a gateway shares.
+#[derive(Clone, Debug)]
+pub struct Gateway {
+    engine: Arc<Engine>,
+    started: tokio::time::Instant,
+    /// Milliseconds over which a drain spreads reconnects; 0 while there is none.
+    drain: watch::Receiver<u32>,
+}
+
+/// Ends a gateway gently.
+#[derive(Debug)]
+pub struct Drain(watch::Sender<u32>);
+
+impl Drain {
+    /// Tells every session to close, each with its own delay up to `spread_ms` before it may come back.
+    pub fn begin(&self, spread_ms: u32) {
+        self.0.send_replace(spread_ms.max(1));
+    }
+}
+
+impl Gateway {
+    /// A gateway of this engine, and what drains it.
+    pub fn new(engine: Arc<Engine>) -> (Self, Drain) {
+        let (sender, drain) = watch::channel(0);
+        (Self { engine, started: tokio::time::Instant::now(), drain }, Drain(sender))
+    }
+
+    /// The engine.
+    pub const fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    fn now(&self) -> Instant {
+        Instant::from_millis(self.started.elapsed().as_millis() as u64)
+    }
+
+    /// Serves one connection until it ends.
+    pub async fn serve(&self, transport: Box<dyn Transport>) {
+        let mut nonce = [0; 32];
+        if getrandom::fill(&mut nonce).is_err() {
+            return;
+        }
+        let connection = Connection {
+            gateway: self.clone(),
+            transport,
+            nonce: Bytes::copy_from_slice(&nonce),
+            session: Session::new(self.now(), Mutants::NONE),
+            bound: None,
+            link: None,
+            out: Vec::new(),
+            closing: None,
+        };
+        connection.run().await;
+    }
+}
+
+struct Connection {
+    gateway: Gateway,
+    transport: Box<dyn Transport>,
+    nonce: Bytes,
+    session: Session,
+    bound: Option<Bound>,
+    /// The answer a device waits for that is being linked.
+    link: Option<mpsc::Receiver<Bytes>>,
+    out: Vec<Bytes>,
+    closing: Option<u16>,
+}
+
+enum Woken {
+    Frame(chat_core::Result<Option<Bytes>>),
+    Events(Option<Vec<chat_core::delivery::Event>>),
+    Linked(Option<Bytes>),
+    Deadline,
+    Drain(u32),
+}
+
+impl Connection {
+    async fn run(mut self) {
+        let challenge =
+            Challenge { nonce: self.nonce.clone(), min_version: WIRE_VERSION, max_version: WIRE_VERSION };
+        self.out.push(ServerFrame::Challenge(challenge).encode());
+        loop {
+            if !self.flush().await {
+                break;
+            }
+            if let Some(code) = self.closing {
+                self.transport.close(code).await;
+                break;
+            }
+            match self.wake().await {
+                Woken::Frame(Ok(Some(bytes))) => self.frame(bytes).await,
+                Woken::Frame(Ok(None)) => {
+                    self.transport.close(1000).await;
+                    break;
+                }
+                Woken::Frame(Err(error)) => {
+                    tracing::debug!(%error, "a connection broke");
+                    self.transport.close(1002).await;
+                    break;
+                }
+                Woken::Events(Some(events)) => {
+                    self.step(Input::Events(events)).await;
+                    self.more_events().await;
+                }
+                Woken::Events(None) => break,
+                Woken::Linked(answer) => {
+                    self.link = None;
+                    match answer {
+                        Some(answer) => self.out.push(ServerFrame::LinkAnswer(answer).encode()),
+                        None => self.closing = Some(close::IDLE),
+                    }
+                }
+                Woken::Deadline => self.step(Input::Tick).await,
+                Woken::Drain(spread) => {
+                    let mut random = [0; 4];
+                    let _ = getrandom::fill(&mut random);
+                    self.step(Input::Drain(u32::from_le_bytes(random) % spread)).await;
+                }
+            }
+            if self.bound.as_ref().is_some_and(Bound::take_lagged) {
+                self.step(Input::Lagged).await;
+            }
+        }
+        if let Some(bound) = self.bound.take() {
+            self.gateway.engine.unbind(&bound).await;
+        }
+    }
+
+    async fn wake(&mut self) -> Woken {
+        let deadline = self.session.deadline();
+        let deadline = deadline.map(|at| self.gateway.started + std::time::Duration::from_millis(at.as_millis()));
+        let drain = &mut self.gateway.drain;
+        tokio::select! {
+            biased;
+            events = async {
+                match &mut self.bound {
+                    Some(bound) => bound.events.recv().await,
+                    None => std::future::pending().await,
+                }
+            } => Woken::Events(events),
+            frame = self.transport.recv() => Woken::Frame(frame),
+            answer = async {
+                match &mut self.link {
+                    Some(link) => link.recv().await,
+                    None => std::future::pending().await,
+                }
+            } => Woken::Linked(answer),
+            () = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            } => Woken::Deadline,
+            spread = async {
+                match drain.wait_for(|spread| *spread > 0).await {
+                    Ok(spread) => Some(*spread),
+                    Err(_) => None,
+                }
+            }, if self.closing.is_none() => match spread {
+                Some(spread) => {
+                    // Once told, a session drains by itself.
+                    let (_, quiet) = watch::channel(0);
+                    self.gateway.drain = quiet;
+                    Woken::Drain(spread)
+                }
+                None => std::future::pending().await,
+            },
+        }
+    }
+
+    async fn flush(&mut self) -> bool {
+        if self.out.is_empty() {
+            return true;
+        }
+        let out = std::mem::take(&mut self.out);
+        self.transport.send(out).await.is_ok()
+    }
+
+    /// Takes what else the engine said meanwhile, so that it goes out in one write.
+    async fn more_events(&mut self) {
+        for _ in 0..16 {
+            let Some(Ok(events)) = self.bound.as_mut().map(|bound| bound.events.try_recv()) else { return };
+            self.step(Input::Events(events)).await;
+        }
+    }
+
+    async fn frame(&mut self, bytes: Bytes) {
+        match ClientFrame::parse(bytes, &self.nonce) {
+            Ok(frame) => self.step(Input::Frame(frame)).await,
+            Err(error) => {
+                tracing::debug!(%error, "a frame was refused");
+                self.out.push(ServerFrame::Close { code: close::PROTOCOL, retry_after: 0 }.encode());
+                self.closing = Some(close::PROTOCOL);
+            }
+        }
+    }
+
+    async fn step(&mut self, input: Input) {
+        let mut outputs = Vec::new();
+        let now = self.gateway.now();
+        self.session.step(now, input, &mut outputs);
+        let mut todo = VecDeque::from(outputs);
+        while let Some(output) = todo.pop_front() {
+            if let Some(answer) = self.carry_out(output).await {
+                let mut more = Vec::new();
+                self.session.step(now, answer, &mut more);
+                todo.extend(more);
+            }
+        }
+    }
+
+    /// Does what the session wants done; gives what it is to be told about it.
+    async fn carry_out(&mut self, output: Output) -> Option<Input> {
+        let engine = self.gateway.engine.clone();
+        let device = self.session.device();
+        match output {
+            Output::Send(frame) => {
+                self.out.push(frame.encode());
+                None
+            }
+            Output::Authenticate(hello) => Some(match engine.authenticate(&hello).await {
+                Ok(greeting) => match engine.bind(greeting.device).await {
+                    Ok(bound) => {
+                        self.bound = Some(bound);
+                        Input::Admitted(greeting.device, greeting.welcome)
+                    }
+                    Err(_) => Input::Rejected(close::DRAIN),
+                },
+                Err(code) => Input::Rejected(code),
+            }),
+            Output::Register(registration) => self.register(*registration).await,
+            Output::Read(after) => match engine.inbox(device?.installation, after).await {
+                Ok(rows) => Some(Input::Page(after, rows)),
+                Err(_) => Some(Input::PageFailed),
+            },
+            Output::Publish(publish) => engine.publish(device?, publish).await.map(Input::Answer),
+            Output::Void(number) => engine.void(device?, number).await.map(Input::Answer),
+            Output::Ack(acks, generation) => {
+                let outcome = engine.ack(device?.installation, generation, &acks).await;
+                outcome.is_err_and(|error| error.kind() == ErrorKind::Invalid).then_some(Input::AckTooHigh)
+            }
+            Output::Ask(id, ask) => Some(Input::Answer(match engine.answer(device?, ask).await {
+                Ok(answer) => ServerFrame::Response(id, Box::new(answer)),
+                Err(refusal) => ServerFrame::Refused(Subject::Request(id), refusal),
+            })),
+            Output::Receipt(at, read) => {
+                engine.receipt(device?, at, read).await;
+                None
+            }
+            Output::Typing(conversation) => {
+                engine.typing(device?, conversation).await;
+                None
+            }
+            Output::Query(users) => Some(Input::Presence(engine.presence(&users).await)),
+            Output::Beat(answer) => {
+                if let Some(bound) = &self.bound {
+                    engine.beat(bound).await;
+                }
+                if answer {
+                    self.out.push(ServerFrame::HeartbeatReply(engine.now_ms()).encode());
+                }
+                None
+            }
+            Output::Close(code) => {
+                self.closing = Some(code);
+                None
+            }
+            _ => None,
+        }
+    }
+
+    async fn register(&mut self, registration: Registration) -> Option<Input> {
+        let refused = |refusal| ServerFrame::Refused(Subject::Opening, refusal).encode();
+        match registration {
+            Registration::Link { rendezvous, offer } => match self.gateway.engine.offer(rendezvous, offer) {
+                Ok(answers) => {
+                    self.link = Some(answers);
+                    return Some(Input::Linking);
+                }
+                Err(_) => self.out.push(refused(Refusal::Taken)),
+            },
+            account @ Registration::Account { .. } => {
+                self.out.push(match self.gateway.engine.register(&account).await {
+                    Ok(user) => ServerFrame::Registered(user).encode(),
+                    Err(refusal) => refused(refusal),
+                });
+            }
+        }
+        None
+    }
+}

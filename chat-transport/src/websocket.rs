@@ -1,0 +1,382 @@
+//! RFC 6455 framing with our own limits.
+//!
+//! The frame header is parsed by `tungstenite`; the policy is ours, because its own stream joins
+//! fragments without counting them and cannot be told not to. Here a message is one frame: fragments,
+//! text, reserved bits, unmasked client frames and anything over the limit end the connection with the
+//! code that `docs/wire.md` names. Buffers are released when a connection is idle.
+
+use std::io;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Buf, Bytes, BytesMut};
+use chat_core::backend::Transport;
+use chat_core::wire::close;
+use chat_core::{Error, ErrorKind, Result};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, timeout};
+use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
+use tungstenite::protocol::frame::{Frame, FrameHeader};
+
+/// Which side of the connection this is: a client masks what it sends, a server does not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(clippy::exhaustive_enums)]
+pub enum Role {
+    /// Masks.
+    Client,
+    /// Does not.
+    Server,
+}
+
+/// Milliseconds a frame may take once its first byte is there.
+const FRAME_TIME: Duration = Duration::from_secs(10);
+/// Milliseconds the peer may take to accept what is written.
+const WRITE_TIME: Duration = Duration::from_secs(10);
+/// Milliseconds a closing handshake may take.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
+/// Control frames in one second.
+const CONTROL_RATE: u32 = 10;
+/// A read buffer this large or smaller is kept while a connection is idle.
+const KEEP: usize = 4096;
+
+/// A WebSocket over a byte stream whose upgrade is done.
+#[derive(Debug)]
+pub struct WebSocket<S> {
+    io: S,
+    role: Role,
+    /// Largest payload accepted.
+    limit: usize,
+    buffer: BytesMut,
+    header: Option<(FrameHeader, usize)>,
+    started: Option<Instant>,
+    control: (Instant, u32),
+    /// Pongs on their way out. Kept here, and written in pieces, so that `recv` can be cancelled.
+    pongs: BytesMut,
+    /// The code the peer is told, if it broke a rule.
+    verdict: Option<u16>,
+    /// A close frame of the peer was seen.
+    closed: bool,
+}
+
+/// A broken rule, with the code the peer is told.
+fn broken(code: u16, what: &'static str) -> (u16, Error) {
+    (code, Error::new(ErrorKind::Invalid, what))
+}
+
+fn lost(error: io::Error) -> Error {
+    Error::new(ErrorKind::Closed, "the connection broke").caused_by(error)
+}
+
+const PROTOCOL_ERROR: u16 = 1002;
+const UNSUPPORTED: u16 = 1003;
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSocket<S> {
+    /// A WebSocket on a stream, with bytes that were read past the upgrade.
+    pub fn new(io: S, role: Role, limit: usize, rest: &[u8]) -> Self {
+        Self {
+            io,
+            role,
+            limit,
+            buffer: BytesMut::from(rest),
+            header: None,
+            started: None,
+            control: (Instant::now(), 0),
+            pongs: BytesMut::new(),
+            verdict: None,
+            closed: false,
+        }
+    }
+
+    /// The code to close with because the peer broke a rule.
+    pub const fn verdict(&self) -> Option<u16> {
+        self.verdict
+    }
+
+    /// Reads the header of the next frame, if it is there.
+    fn parse_header(&mut self) -> std::result::Result<(), (u16, Error)> {
+        if self.header.is_some() {
+            return Ok(());
+        }
+        let mut cursor = io::Cursor::new(&self.buffer[..]);
+        let parsed = FrameHeader::parse(&mut cursor);
+        let Some((header, length)) = parsed.map_err(|_| broken(PROTOCOL_ERROR, "not a frame header"))? else {
+            return Ok(());
+        };
+        let used = cursor.position() as usize;
+        let minimal = match length {
+            0..=125 => 2,
+            126..=65535 => 4,
+            _ => 10,
+        };
+        let masked = if header.mask.is_some() { 4 } else { 0 };
+        if used != minimal + masked {
+            return Err(broken(PROTOCOL_ERROR, "the length is not in its shortest form"));
+        }
+        if header.rsv1 || header.rsv2 || header.rsv3 {
+            return Err(broken(PROTOCOL_ERROR, "a reserved bit is set"));
+        }
+        if header.mask.is_some() != (self.role == Role::Server) {
+            return Err(broken(PROTOCOL_ERROR, "a client masks its frames, a server does not"));
+        }
+        match header.opcode {
+            OpCode::Control(Control::Reserved(_)) | OpCode::Data(Data::Reserved(_)) => {
+                return Err(broken(PROTOCOL_ERROR, "an unknown opcode"));
+            }
+            OpCode::Control(_) if !header.is_final || length > 125 => {
+                return Err(broken(PROTOCOL_ERROR, "a control frame is whole and has at most 125 bytes"));
+            }
+            OpCode::Control(_) => {}
+            OpCode::Data(Data::Text) => return Err(broken(UNSUPPORTED, "frames are binary")),
+            OpCode::Data(Data::Continue) => return Err(broken(PROTOCOL_ERROR, "there is nothing to continue")),
+            OpCode::Data(Data::Binary) if !header.is_final => {
+                return Err(broken(UNSUPPORTED, "a message is one frame"));
+            }
+            OpCode::Data(Data::Binary) => {}
+        }
+        if length > self.limit as u64 {
+            return Err(broken(close::TOO_BIG, "the frame is too large"));
+        }
+        self.buffer.advance(used);
+        self.header = Some((header, length as usize));
+        Ok(())
+    }
+
+    /// Takes the next whole frame out of the buffer, if it is there.
+    fn take_frame(&mut self) -> std::result::Result<Option<(OpCode, Bytes)>, (u16, Error)> {
+        self.parse_header()?;
+        let Some((_, length)) = &self.header else { return Ok(None) };
+        if self.buffer.len() < *length {
+            return Ok(None);
+        }
+        let Some((header, length)) = self.header.take() else { return Ok(None) };
+        let mut payload = self.buffer.split_to(length);
+        if let Some(mask) = header.mask {
+            unmask(&mut payload, mask);
+        }
+        self.started = None;
+        Ok(Some((header.opcode, payload.freeze())))
+    }
+
+    fn count_control(&mut self) -> std::result::Result<(), (u16, Error)> {
+        let now = Instant::now();
+        if now.duration_since(self.control.0) >= Duration::from_secs(1) {
+            self.control = (now, 0);
+        }
+        self.control.1 += 1;
+        if self.control.1 > CONTROL_RATE {
+            return Err(broken(1008, "too many control frames"));
+        }
+        Ok(())
+    }
+
+    /// Handles a frame; gives a message, or the end.
+    fn handle(&mut self, opcode: OpCode, payload: Bytes) -> std::result::Result<Option<Option<Bytes>>, (u16, Error)> {
+        match opcode {
+            OpCode::Data(_) => Ok(Some(Some(payload))),
+            OpCode::Control(Control::Close) => {
+                self.closed = true;
+                let code = payload.get(..2).map(|b| u16::from_be_bytes([b[0], b[1]]));
+                let allowed = code.is_none_or(|c| matches!(c, 1000..=1003 | 1007..=1014 | 3000..=4999));
+                let text = payload.get(2..).unwrap_or_default();
+                if payload.len() == 1 || !allowed || std::str::from_utf8(text).is_err() {
+                    return Err(broken(PROTOCOL_ERROR, "a close frame holds a code and UTF-8"));
+                }
+                self.verdict = Some(1000);
+                Ok(Some(None))
+            }
+            OpCode::Control(Control::Ping) => {
+                self.count_control()?;
+                let mut out = Vec::with_capacity(payload.len() + 6);
+                self.format(&mut out, Frame::pong(payload)).map_err(|error| (PROTOCOL_ERROR, error))?;
+                self.pongs.extend_from_slice(&out);
+                Ok(None)
+            }
+            OpCode::Control(_) => self.count_control().map(|()| None),
+        }
+    }
+
+    async fn fill(&mut self) -> Result<usize> {
+        if self.buffer.is_empty() && self.buffer.capacity() > KEEP {
+            self.buffer = BytesMut::new();
+        }
+        let missing = self.header.as_ref().map_or(0, |(_, length)| length.saturating_sub(self.buffer.len()));
+        self.buffer.reserve(missing.clamp(512, 64 * 1024));
+        let read = self.io.read_buf(&mut self.buffer);
+        // The first byte may take as long as it likes, the rest of a frame may not.
+        match self.started {
+            None => read.await.map_err(lost),
+            Some(started) => match tokio::time::timeout_at(started + FRAME_TIME, read).await {
+                Ok(read) => read.map_err(lost),
+                Err(_) => {
+                    self.verdict = Some(1008);
+                    Err(Error::new(ErrorKind::Invalid, "a frame took too long"))
+                }
+            },
+        }
+    }
+
+    async fn next_message(&mut self) -> Result<Option<Bytes>> {
+        loop {
+            let taken = self.take_frame().and_then(|frame| match frame {
+                Some((opcode, payload)) => self.handle(opcode, payload).map(|out| (true, out)),
+                None => Ok((false, None)),
+            });
+            match taken {
+                Ok((_, Some(message))) => return Ok(message),
+                Ok((true, None)) => {
+                    if !self.pongs.is_empty() {
+                        self.send_pongs().await?;
+                    }
+                }
+                Ok((false, None)) => {
+                    if self.started.is_none() && (self.header.is_some() || !self.buffer.is_empty()) {
+                        self.started = Some(Instant::now());
+                    }
+                    if self.fill().await? == 0 {
+                        return Ok(None);
+                    }
+                }
+                Err((code, error)) => {
+                    self.verdict = Some(code);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Writes what is left of the pongs; a write that is cancelled has written nothing.
+    async fn send_pongs(&mut self) -> Result<()> {
+        while !self.pongs.is_empty() {
+            let written = timeout(WRITE_TIME, self.io.write(&self.pongs)).await;
+            match written {
+                Ok(Ok(n)) if n > 0 => self.pongs.advance(n),
+                Ok(Ok(_)) => return Err(Error::new(ErrorKind::Closed, "the connection broke")),
+                Ok(Err(error)) => return Err(lost(error)),
+                Err(_) => return Err(Error::new(ErrorKind::Closed, "the peer does not read")),
+            }
+        }
+        self.io.flush().await.map_err(lost)
+    }
+
+    fn format(&self, out: &mut Vec<u8>, mut frame: Frame) -> Result<()> {
+        if self.role == Role::Client {
+            let mut mask = [0; 4];
+            getrandom::fill(&mut mask).map_err(|_| Error::new(ErrorKind::Unavailable, "no randomness"))?;
+            frame.header_mut().mask = Some(mask);
+        }
+        frame.format(out).map_err(|e| Error::new(ErrorKind::Invalid, "a frame cannot be written").caused_by(e))
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let write = async {
+            self.io.write_all(bytes).await?;
+            self.io.flush().await
+        };
+        match timeout(WRITE_TIME, write).await {
+            Ok(written) => written.map_err(lost),
+            Err(_) => {
+                self.verdict = Some(close::SLOW);
+                Err(Error::new(ErrorKind::Closed, "the peer does not read"))
+            }
+        }
+    }
+}
+
+fn unmask(payload: &mut [u8], mask: [u8; 4]) {
+    let word = u64::from_ne_bytes([mask[0], mask[1], mask[2], mask[3], mask[0], mask[1], mask[2], mask[3]]);
+    let mut words = payload.chunks_exact_mut(8);
+    for chunk in &mut words {
+        if let Ok(bytes) = <[u8; 8]>::try_from(&*chunk) {
+            chunk.copy_from_slice(&(u64::from_ne_bytes(bytes) ^ word).to_ne_bytes());
+        }
+    }
+    for (byte, mask) in words.into_remainder().iter_mut().zip(mask) {
+        *byte ^= mask;
+    }
+    // A remainder of more than four bytes goes round the mask once more.
+    let tail = payload.len() % 8;
+    if tail > 4 {
+        let start = payload.len() - tail + 4;
+        for (byte, mask) in payload[start..].iter_mut().zip(mask) {
+            *byte ^= mask;
+        }
+    }
+}
+
+#[async_trait]
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> Transport for WebSocket<S> {
+    async fn recv(&mut self) -> Result<Option<Bytes>> {
+        self.next_message().await
+    }
+
+    async fn send(&mut self, frames: Vec<Bytes>) -> Result<()> {
+        let size: usize = frames.iter().map(|frame| frame.len() + 14).sum();
+        let mut out = Vec::with_capacity(size);
+        self.send_pongs().await?;
+        for frame in frames {
+            self.format(&mut out, Frame::message(frame, OpCode::Data(Data::Binary), true))?;
+        }
+        self.write(&out).await
+    }
+
+    async fn close(&mut self, code: u16) {
+        let code = self.verdict.unwrap_or(code);
+        let farewell = async {
+            let mut out = Vec::new();
+            let mut frame = Frame::close(Some(tungstenite::protocol::CloseFrame {
+                code: code.into(),
+                reason: tungstenite::Utf8Bytes::default(),
+            }));
+            if self.role == Role::Client {
+                let mut mask = [0; 4];
+                let _ = getrandom::fill(&mut mask);
+                frame.header_mut().mask = Some(mask);
+            }
+            if frame.format(&mut out).is_ok() && self.io.write_all(&out).await.is_ok() {
+                let _ = self.io.flush().await;
+                let _ = self.io.shutdown().await;
+                // Closing a socket that holds unread bytes resets it, and the peer never sees the code.
+                let mut rest = [0; 1024];
+                let mut taken = 0;
+                while !self.closed && taken < 1 << 20 {
+                    match self.io.read(&mut rest).await {
+                        Ok(0) | Err(_) => break,
+                        Ok(n) => taken += n,
+                    }
+                }
+            }
+        };
+        let _ = timeout(CLOSE_TIME, farewell).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unmasking_is_byte_for_byte() {
+        let mask = [1, 2, 3, 4];
+        for length in 0..40 {
+            let plain: Vec<u8> = (0..length).collect();
+            let mut fast = plain.clone();
+            unmask(&mut fast, mask);
+            let slow: Vec<u8> = plain.iter().enumerate().map(|(i, b)| b ^ mask[i % 4]).collect();
+            assert_eq!(fast, slow, "{length} bytes");
+        }
+    }
+
+    #[tokio::test]
+    async fn frames_cross_a_pipe_whole() {
+        let (a, b) = tokio::io::duplex(64);
+        let mut client = WebSocket::new(a, Role::Client, 1 << 20, &[]);
+        let mut server = WebSocket::new(b, Role::Server, 1 << 20, &[]);
+        let frames: Vec<Bytes> = [0, 1, 125, 126, 65535, 65536, 200_000].map(|n| vec![7; n].into()).to_vec();
+        let sent = frames.clone();
+        let sender = tokio::spawn(async move { client.send(sent).await.map(|()| client) });
+        for frame in frames {
+            assert_eq!(server.recv().await, Ok(Some(frame)));
+        }
+        assert!(sender.await.unwrap().is_ok());
+    }
+}
