@@ -20,7 +20,7 @@ pub struct Content {
 
 impl Content {
     /// A text.
-    pub fn text(text: &str) -> Self {
+    pub fn of_text(text: &str) -> Self {
         Self { version: 1, text: Some(text.to_owned()) }
     }
 
@@ -28,7 +28,7 @@ impl Content {
     ///
     /// ```
     /// use chat_client::content::Content;
-    /// assert_eq!(Content::text("hi").pad().len(), Content::text("hello").pad().len());
+    /// assert_eq!(Content::of_text("hi").pad().len(), Content::of_text("hello").pad().len());
     /// ```
     pub fn pad(&self) -> Vec<u8> {
         let mut bytes = self.encode_to_vec();
@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn padding_comes_off_whatever_the_text() {
         for text in ["", "\0\0", "x", &"é".repeat(1000), "\u{80}"] {
-            assert_eq!(Content::unpad(&Content::text(text).pad()), Ok(Content::text(text)));
+            assert_eq!(Content::unpad(&Content::of_text(text).pad()), Ok(Content::of_text(text)));
         }
         assert!(Content::unpad(&[]).is_err() && Content::unpad(&[0; 160]).is_err());
     }

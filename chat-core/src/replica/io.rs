@@ -265,6 +265,8 @@ pub enum Change {
 pub struct Saved {
     /// The device.
     pub device: DeviceAddress,
+    /// The account key of its user, where it is known: no list of this user by another key is taken.
+    pub account_key: Option<[u8; 32]>,
     /// Its incarnation.
     pub incarnation: Incarnation,
     /// The store's generation.
@@ -288,6 +290,7 @@ impl Saved {
     pub const fn new(device: DeviceAddress) -> Self {
         Self {
             device,
+            account_key: None,
             incarnation: 0,
             generation: 0,
             epoch: None,

@@ -264,6 +264,10 @@ impl Replica {
     /// Takes a list the server gave: never a lower version, never another account key unnoticed.
     fn take_list(&mut self, list: SignedDeviceList) {
         let user = list.list().user;
+        // Nobody but this user's own devices holds its account key: a list by another one is forged.
+        if user == self.device.user && self.account_key.is_some_and(|key| key != *list.account_key()) {
+            return;
+        }
         let change = match self.lists.get(&user) {
             None => ListChange::First,
             Some(known) if known.account_key() == list.account_key() => {
@@ -273,7 +277,6 @@ impl Replica {
                 let old: Vec<_> = known.list().addresses().collect();
                 ListChange::Updated(list.list().addresses().filter(|device| !old.contains(device)).collect())
             }
-            // Nobody but this user's own devices holds its account key: another one is forged.
             Some(_) if user == self.device.user => return,
             Some(_) => {
                 self.refuse_unsealed(user, "identity_changed");

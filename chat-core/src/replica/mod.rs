@@ -46,6 +46,7 @@ const MIN_PREKEYS: u32 = 20;
 #[derive(Debug)]
 pub struct Replica {
     device: DeviceAddress,
+    account_key: Option<[u8; 32]>,
     rng: Rng,
     mutants: Mutants,
     phase: Phase,
@@ -129,6 +130,7 @@ impl Replica {
     pub fn new(now: Instant, saved: Saved, seed: u64, mutants: Mutants) -> Self {
         let mut replica = Self {
             device: saved.device,
+            account_key: saved.account_key,
             rng: Rng::new(seed),
             mutants,
             phase: Phase::Idle(now, 0),

@@ -1,0 +1,257 @@
+//! `chat --json`: a JSON object a line in, an event a line out. `docs/cli.md` is the contract.
+
+use std::time::Duration;
+
+use chat_client::event::Event;
+use chat_client::{Client, Queued};
+use chat_core::replica::To;
+use chat_core::{ConversationId, Handle};
+use serde::Deserialize;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, BufWriter, Stdout};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{Arguments, text};
+
+/// Longest line of the input, in bytes: the longest text, every byte of it escaped, and room for the rest.
+const MAX_LINE: usize = 6 * 64 * 1024 + 64 * 1024;
+/// Sends on their way to their commit.
+const PENDING: usize = 1024;
+
+#[derive(Deserialize)]
+#[serde(tag = "cmd", rename_all = "snake_case")]
+enum Line {
+    Send {
+        to: String,
+        text: String,
+        #[serde(rename = "ref")]
+        reference: Option<String>,
+    },
+    Read {
+        conversation: String,
+        seq: u64,
+    },
+    Typing {
+        #[serde(default)]
+        to: Option<String>,
+        #[serde(default)]
+        conversation: Option<String>,
+    },
+    Presence {
+        users: Vec<String>,
+    },
+    History {
+        #[serde(default)]
+        with: Option<String>,
+        #[serde(default)]
+        conversation: Option<String>,
+        #[serde(default)]
+        before: u64,
+        #[serde(default = "fifty")]
+        limit: usize,
+    },
+    Quit,
+}
+
+const fn fifty() -> usize {
+    50
+}
+
+type Out = BufWriter<Stdout>;
+
+async fn write(out: &mut Out, line: &str) -> Result<(), String> {
+    let written = async {
+        out.write_all(line.as_bytes()).await?;
+        out.write_all(b"\n").await
+    };
+    written.await.map_err(|e| format!("the output broke: {e}"))
+}
+
+fn problem(reason: &str, message: &str) -> String {
+    serde_json::json!({"event": "error", "reason": reason, "message": message}).to_string()
+}
+
+pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
+    let client = arguments.open().await?;
+    let mut out = BufWriter::with_capacity(64 * 1024, tokio::io::stdout());
+    let mut events = client.events(arguments.after);
+    let ready = serde_json::json!({
+        "event": "ready", "user": client.handle().as_str(), "device": client.device(), "n": events.cursor()
+    });
+    write(&mut out, &ready.to_string()).await?;
+    out.flush().await.map_err(|e| e.to_string())?;
+
+    let (lines, mut said) = mpsc::channel::<String>(64);
+    let input = tokio::spawn(read_input(client.clone(), lines));
+    let mut input = std::pin::pin!(input);
+    let mut open = true;
+    let mut end = None;
+    loop {
+        tokio::select! {
+            biased;
+            Some(line) = said.recv() => write(&mut out, &line).await?,
+            next = events.next() => write(&mut out, &next.map_err(text)?.to_json()).await?,
+            _ = &mut input, if open => {
+                open = false;
+                end = Some(tokio::time::Instant::now() + Duration::from_secs(arguments.quit_after));
+            }
+            () = tokio::time::sleep(Duration::from_millis(20)), if end.is_some() => {
+                let left = client.outbox_len().await.map_err(text)?;
+                if left == 0 || end.is_some_and(|end| tokio::time::Instant::now() >= end) {
+                    let last = client.events(None).cursor();
+                    while events.cursor() < last {
+                        write(&mut out, &events.next().await.map_err(text)?.to_json()).await?;
+                    }
+                    if left > 0 {
+                        let message = format!("{left} messages wait in the outbox: they are sent next time");
+                        write(&mut out, &problem("unsent", &message)).await?;
+                    }
+                    break;
+                }
+            }
+        }
+        // Whole batches go out at once; a line never waits for the next one.
+        if said.is_empty() {
+            out.flush().await.map_err(|e| format!("the output broke: {e}"))?;
+        }
+    }
+    out.flush().await.map_err(|e| e.to_string())?;
+    client.close().await;
+    Ok(())
+}
+
+/// Reads the input until it ends or says `quit`. While the outbox is full nothing is read.
+async fn read_input(client: Client, say: mpsc::Sender<String>) {
+    let mut input = BufReader::with_capacity(64 * 1024, tokio::io::stdin());
+    let (pending, answers) = mpsc::channel(PENDING);
+    let repeats = tokio::spawn(repeat(answers, say.clone()));
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match read_line(&mut input, &mut line).await {
+            Ok(true) => {}
+            Ok(false) => {
+                let _ = say.send(problem("bad_line", "the line is too long")).await;
+                continue;
+            }
+            Err(()) => break,
+        }
+        if line.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        match serde_json::from_slice(&line) {
+            Ok(Line::Quit) => break,
+            Ok(command) => {
+                if let Err(said) = carry_out(&client, command, &pending, &say).await {
+                    let _ = say.send(said).await;
+                }
+            }
+            Err(error) => {
+                let _ = say.send(problem("bad_line", &error.to_string())).await;
+            }
+        }
+    }
+    drop(pending);
+    let _ = repeats.await;
+}
+
+/// Reads one line; `false` if it was too long (it is skipped), an error at the end of the input.
+async fn read_line(input: &mut BufReader<tokio::io::Stdin>, line: &mut Vec<u8>) -> Result<bool, ()> {
+    let mut fits = true;
+    loop {
+        let buffer = input.fill_buf().await.map_err(drop)?;
+        if buffer.is_empty() {
+            return if line.is_empty() { Err(()) } else { Ok(fits) };
+        }
+        let end = buffer.iter().position(|byte| *byte == b'\n');
+        let taken = end.unwrap_or(buffer.len());
+        if line.len() + taken <= MAX_LINE {
+            line.extend_from_slice(&buffer[..taken]);
+        } else {
+            fits = false;
+        }
+        input.consume(taken + usize::from(end.is_some()));
+        if end.is_some() {
+            return Ok(fits);
+        }
+    }
+}
+
+/// Repeats what was said about a `ref` that was used before.
+async fn repeat(
+    mut answers: mpsc::Receiver<oneshot::Receiver<chat_core::Result<Queued>>>,
+    say: mpsc::Sender<String>,
+) {
+    while let Some(answer) = answers.recv().await {
+        let lines: Vec<String> = match answer.await {
+            Ok(Ok(queued)) => queued.repeated.iter().map(|event| event.to_json()).collect(),
+            Ok(Err(error)) => vec![problem("send", error.what())],
+            Err(_) => return,
+        };
+        for line in lines {
+            let _ = say.send(line).await;
+        }
+    }
+}
+
+async fn carry_out(
+    client: &Client,
+    line: Line,
+    pending: &mpsc::Sender<oneshot::Receiver<chat_core::Result<Queued>>>,
+    say: &mpsc::Sender<String>,
+) -> Result<(), String> {
+    let failed = |error: chat_core::Error| problem("failed", error.what());
+    match line {
+        Line::Send { to, text, reference } => {
+            let Ok(to) = Handle::new(&to) else {
+                let refused = Event::Refused { reference, message_id: None, reason: "unknown_user".into() };
+                return Err(serde_json::to_string(&refused).unwrap_or_default());
+            };
+            let answer = client.send_later(To::Handle(to), text, reference).await.map_err(failed)?;
+            pending.send(answer).await.map_err(|_| problem("failed", "the client is closed"))
+        }
+        Line::Read { conversation, seq } => {
+            let conversation = ConversationId::from_hex(&conversation).map_err(failed)?;
+            client.read(conversation, seq).await.map_err(failed)
+        }
+        Line::Typing { to, conversation } => {
+            let conversation = find(client, to, conversation).await?;
+            client.typing(conversation).await.map_err(failed)
+        }
+        Line::Presence { users } => {
+            let mut found = Vec::new();
+            for user in users {
+                found.push(client.resolve(&Handle::new(&user).map_err(failed)?).await.map_err(failed)?);
+            }
+            client.watch(found).await.map_err(failed)
+        }
+        Line::History { with, conversation, before, limit } => {
+            let conversation = find(client, with, conversation).await?;
+            let messages = client.history(conversation, before, limit.min(200)).await.map_err(failed)?;
+            let mut shown = Vec::new();
+            for message in messages {
+                let from = client.name_of(message.user).await.map_err(failed)?;
+                shown.push(serde_json::json!({
+                    "from": from, "device": message.device, "seq": message.seq,
+                    "message_id": message.id.to_uuid_string(), "text": message.text, "sent_at": message.sent_at
+                }));
+            }
+            let line = serde_json::json!({
+                "event": "history", "conversation": conversation.to_hex(), "messages": shown
+            });
+            say.send(line.to_string()).await.map_err(|e| e.0)
+        }
+        Line::Quit => Ok(()),
+    }
+}
+
+async fn find(client: &Client, user: Option<String>, conversation: Option<String>) -> Result<ConversationId, String> {
+    let failed = |error: chat_core::Error| problem("failed", error.what());
+    match (user, conversation) {
+        (_, Some(conversation)) => ConversationId::from_hex(&conversation).map_err(failed),
+        (Some(user), None) => {
+            let user = client.resolve(&Handle::new(&user).map_err(failed)?).await.map_err(failed)?;
+            Ok(client.conversation_with(user))
+        }
+        (None, None) => Err(problem("bad_line", "name a user or a conversation")),
+    }
+}

@@ -1,0 +1,151 @@
+//! `chat`: a terminal client. `chat --json` is for programs: see `docs/cli.md`.
+#![allow(clippy::print_stdout)] // what a command-line program is for
+
+mod commands;
+mod json;
+mod screen;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use chat_client::Client;
+use chat_core::ErrorKind;
+use chat_signal::Signal;
+use chat_transport::dial::Dialer;
+use clap::{Parser, Subcommand};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+/// End-to-end encrypted chat in a terminal.
+#[derive(Parser, Debug)]
+#[command(name = "chat", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// The directory with this device's keys and messages.
+    #[arg(long, global = true, env = "CHAT_PROFILE", default_value = "./chat-profile")]
+    profile: PathBuf,
+    /// The server: wss://host[:port], or ws:// on this machine.
+    #[arg(long, global = true, env = "CHAT_SERVER", default_value = "ws://127.0.0.1:7777")]
+    server: String,
+    /// A PEM file with certificates to trust beside the system's.
+    #[arg(long, global = true, env = "CHAT_CA")]
+    ca: Option<PathBuf>,
+    /// A token, where the server wants one.
+    #[arg(long, global = true, env = "CHAT_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// Read commands and write events as JSON, one a line.
+    #[arg(long, global = true)]
+    json: bool,
+    /// With --json: first repeat all durable events after this number.
+    #[arg(long, global = true)]
+    after: Option<u64>,
+    /// With --json: at the end of the input wait at most this many seconds for what is queued.
+    #[arg(long, global = true, default_value_t = 30)]
+    quit_after: u64,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Open an account under a handle.
+    Register {
+        /// 1 to 64 of a-z 0-9 . _ - .
+        handle: String,
+    },
+    /// Use a new token (give it with --token) for the account of this profile.
+    Login,
+    /// Send a text to a user; `-` sends a message a line from the input.
+    Send {
+        /// The user's handle.
+        user: String,
+        /// The text, or `-`.
+        text: String,
+    },
+    /// Print what arrives.
+    Listen,
+    /// Print the newest messages with a user.
+    History {
+        /// The user's handle.
+        user: String,
+        /// How many.
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+    },
+    /// Without a code: show one and wait to be linked. With a code: approve the device that shows it.
+    Link {
+        /// The code shown on the new device.
+        code: Option<String>,
+    },
+    /// List this account's devices; `--remove N` unlinks one.
+    Devices {
+        /// The device to unlink.
+        #[arg(long)]
+        remove: Option<u8>,
+    },
+    /// Print the safety number with a user.
+    SafetyNumber {
+        /// The user's handle.
+        user: String,
+    },
+}
+
+impl Arguments {
+    fn dialer(&self) -> Result<Dialer, String> {
+        let roots: Vec<CertificateDer<'static>> = match &self.ca {
+            Some(path) => CertificateDer::pem_file_iter(path)
+                .and_then(|certs| certs.collect())
+                .map_err(|e| format!("{}: {e}", path.display()))?,
+            None => Vec::new(),
+        };
+        Dialer::new(&self.server, &roots).map_err(text)
+    }
+
+    async fn open(&self) -> Result<Client, String> {
+        let mut builder = Client::builder(&self.profile, Box::new(Signal::new()), self.dialer()?);
+        if let Some(token) = &self.token {
+            builder = builder.token(token.clone());
+        }
+        builder.open().await.map_err(text)
+    }
+}
+
+/// An error as a person reads it.
+fn text(error: chat_core::Error) -> String {
+    match error.kind() {
+        ErrorKind::Invalid | ErrorKind::Conflict | ErrorKind::NotFound | ErrorKind::Denied => error.what().to_owned(),
+        _ => format!("{error:?}"),
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let json = arguments.json;
+    match run(arguments).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if json {
+                let line = serde_json::json!({"event": "error", "reason": "fatal", "message": error});
+                println!("{line}");
+            }
+            eprintln!("chat: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<(), String> {
+    match &arguments.command {
+        Some(Command::Register { handle }) => commands::register(&arguments, handle).await,
+        Some(Command::Login) => commands::login(&arguments).await,
+        Some(Command::Link { code: None }) => commands::link(&arguments).await,
+        Some(Command::Link { code: Some(code) }) => commands::approve(&arguments, code).await,
+        Some(Command::Send { user, text }) => commands::send(&arguments, user, text).await,
+        Some(Command::Listen) if !arguments.json => commands::listen(&arguments).await,
+        Some(Command::History { user, limit }) => commands::history(&arguments, user, *limit).await,
+        Some(Command::Devices { remove }) => commands::devices(&arguments, *remove).await,
+        Some(Command::SafetyNumber { user }) => commands::safety_number(&arguments, user).await,
+        Some(Command::Listen) | None if arguments.json => json::run(&arguments).await,
+        Some(Command::Listen) | None => screen::run(&arguments).await,
+    }
+}

@@ -1,0 +1,172 @@
+//! The interactive screen: conversations on the left, messages on the right, a line to write below.
+
+use std::collections::BTreeMap;
+
+use chat_client::Client;
+use chat_client::event::Event;
+use chat_core::replica::To;
+use chat_core::{ConversationId, Handle};
+use crossterm::event::{Event as Key, EventStream, KeyCode, KeyEventKind, KeyModifiers};
+use futures_util::StreamExt;
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout};
+use ratatui::style::{Style, Stylize};
+use ratatui::text::Line;
+use ratatui::widgets::{Block, List, Paragraph};
+
+use crate::{Arguments, text};
+
+/// Lines kept of each conversation.
+const LINES: usize = 500;
+
+/// What is on the screen.
+struct Screen {
+    own: String,
+    online: bool,
+    /// By the other user's handle: what was said.
+    talks: BTreeMap<String, Vec<String>>,
+    with: Option<String>,
+    input: String,
+    note: String,
+}
+
+impl Screen {
+    fn say(&mut self, with: &str, line: String) {
+        let talk = self.talks.entry(with.to_owned()).or_default();
+        talk.push(line);
+        if talk.len() > LINES {
+            talk.remove(0);
+        }
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Connected => self.online = true,
+            Event::Disconnected => self.online = false,
+            Event::Message { from, text, .. } => {
+                let clean: String = text.chars().filter(|c| !c.is_control() || *c == '\n').collect();
+                let (with, line) = (from.clone(), format!("{from}: {clean}"));
+                self.say(&with, line);
+                self.with.get_or_insert(with);
+            }
+            Event::Undecryptable { from, reason, .. } => self.say(&from, format!("{from}: [cannot be read: {reason}]")),
+            Event::IdentityChanged { user } => {
+                self.say(&user, format!("* the keys of {user} changed: compare safety numbers"));
+            }
+            Event::DeviceAdded { user, device } => self.say(&user, format!("* {user} added device {device}")),
+            Event::Typing { user, .. } => self.note = format!("{user} is writing …"),
+            Event::Refused { reason, .. } => self.note = format!("refused: {reason}"),
+            Event::Delivered { user, .. } => self.note = format!("delivered to {user}"),
+            Event::Read { user, .. } => self.note = format!("read by {user}"),
+            Event::Error { message, .. } => self.note = message,
+            _ => {}
+        }
+    }
+
+    fn draw(&self, frame: &mut Frame<'_>) {
+        let [top, middle, bottom] =
+            Layout::vertical([Constraint::Length(1), Constraint::Min(3), Constraint::Length(3)]).areas(frame.area());
+        let [left, right] = Layout::horizontal([Constraint::Length(20), Constraint::Min(10)]).areas(middle);
+        let state = if self.online { "online" } else { "offline" };
+        let status = format!(" {} — {state}   {}", self.own, self.note);
+        frame.render_widget(Paragraph::new(status).style(Style::new().reversed()), top);
+        let names = self.talks.keys().map(|name| {
+            let line = Line::from(name.clone());
+            if Some(name) == self.with.as_ref() { line.bold() } else { line }
+        });
+        frame.render_widget(List::new(names).block(Block::bordered().title("chats")), left);
+        let title = self.with.clone().unwrap_or_else(|| "nobody yet: /to NAME".into());
+        let empty = Vec::new();
+        let talk = self.with.as_ref().and_then(|with| self.talks.get(with)).unwrap_or(&empty);
+        let room = usize::from(right.height.saturating_sub(2));
+        let shown: Vec<Line<'_>> =
+            talk.iter().skip(talk.len().saturating_sub(room)).map(|line| Line::from(line.as_str())).collect();
+        frame.render_widget(Paragraph::new(shown).block(Block::bordered().title(title)), right);
+        let help = "enter sends · /to NAME · tab next chat · ctrl-c quits";
+        frame.render_widget(Paragraph::new(self.input.as_str()).block(Block::bordered().title(help)), bottom);
+    }
+
+    fn next_talk(&mut self) {
+        let after = self.talks.keys().find(|name| self.with.as_ref().is_none_or(|with| *name > with));
+        self.with = after.or_else(|| self.talks.keys().next()).cloned();
+    }
+}
+
+pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
+    let client = arguments.open().await?;
+    let mut events = client.events(None);
+    let mut screen = Screen {
+        own: client.handle().as_str().to_owned(),
+        online: false,
+        talks: BTreeMap::new(),
+        with: None,
+        input: String::new(),
+        note: String::new(),
+    };
+    let mut terminal = ratatui::try_init().map_err(|e| format!("this is no terminal ({e}): try `chat --json`"))?;
+    let mut keys = EventStream::new();
+    let ended = loop {
+        if let Err(error) = terminal.draw(|frame| screen.draw(frame)) {
+            break Err(error.to_string());
+        }
+        tokio::select! {
+            next = events.next() => match next {
+                Ok(next) => screen.happen(next.event),
+                Err(error) => break Err(text(error)),
+            },
+            key = keys.next() => match key {
+                Some(Ok(Key::Key(key))) if key.kind == KeyEventKind::Press => match key.code {
+                    KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => break Ok(()),
+                    KeyCode::Char(c) => screen.input.push(c),
+                    KeyCode::Backspace => { screen.input.pop(); }
+                    KeyCode::Tab => screen.next_talk(),
+                    KeyCode::Enter => enter(&client, &mut screen).await,
+                    _ => {}
+                },
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => break Ok(()),
+            },
+        }
+    };
+    ratatui::restore();
+    client.close().await;
+    ended
+}
+
+async fn enter(client: &Client, screen: &mut Screen) {
+    let input = std::mem::take(&mut screen.input);
+    if let Some(name) = input.strip_prefix("/to ") {
+        open_talk(client, screen, name.trim()).await;
+        return;
+    }
+    let Some(with) = screen.with.clone() else {
+        screen.note = "first choose somebody: /to NAME".into();
+        return;
+    };
+    let Ok(handle) = Handle::new(&with) else { return };
+    match client.send(To::Handle(handle), &input, None).await {
+        Ok(_) => {
+            let line = format!("{}: {input}", screen.own);
+            screen.say(&with, line);
+        }
+        Err(error) => screen.note = text(error),
+    }
+}
+
+async fn open_talk(client: &Client, screen: &mut Screen, name: &str) {
+    let Ok(handle) = Handle::new(name) else {
+        screen.note = "that is no handle".into();
+        return;
+    };
+    screen.with = Some(name.to_owned());
+    if screen.talks.contains_key(name) {
+        return;
+    }
+    screen.talks.insert(name.to_owned(), Vec::new());
+    let Ok(user) = client.resolve(&handle).await else { return };
+    let conversation: ConversationId = client.conversation_with(user);
+    for message in client.history(conversation, 0, 50).await.unwrap_or_default().into_iter().rev() {
+        let from = client.name_of(message.user).await.unwrap_or_default();
+        screen.say(name, format!("{from}: {}", message.text.as_deref().unwrap_or("[cannot be read]")));
+    }
+}

@@ -1,0 +1,99 @@
+//! The two parts of a prekey bundle as they travel.
+
+use chat_core::{Error, ErrorKind, Result};
+use prost::Message as _;
+
+/// The part that the device key signs: signed prekey and reusable KEM prekey.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+#[allow(clippy::exhaustive_structs)]
+pub struct SignedPart {
+    /// The version of this form: 1.
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    /// Milliseconds since 1970.
+    #[prost(uint64, tag = "2")]
+    pub created: u64,
+    /// libsignal's registration id.
+    #[prost(uint32, tag = "3")]
+    pub registration_id: u32,
+    /// The signed prekey's id.
+    #[prost(uint32, tag = "4")]
+    pub signed_id: u32,
+    /// The signed prekey.
+    #[prost(bytes = "vec", tag = "5")]
+    pub signed_key: Vec<u8>,
+    /// Its signature by the suite identity key.
+    #[prost(bytes = "vec", tag = "6")]
+    pub signed_signature: Vec<u8>,
+    /// The reusable KEM prekey's id.
+    #[prost(uint32, tag = "7")]
+    pub kem_id: u32,
+    /// The reusable KEM prekey.
+    #[prost(bytes = "vec", tag = "8")]
+    pub kem_key: Vec<u8>,
+    /// Its signature by the suite identity key.
+    #[prost(bytes = "vec", tag = "9")]
+    pub kem_signature: Vec<u8>,
+}
+
+/// A one-time prekey: one for the curve, one for the KEM.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+#[allow(clippy::exhaustive_structs)]
+pub struct OneTimePart {
+    /// The id of both.
+    #[prost(uint32, tag = "1")]
+    pub id: u32,
+    /// The curve prekey.
+    #[prost(bytes = "vec", tag = "2")]
+    pub key: Vec<u8>,
+    /// The KEM prekey.
+    #[prost(bytes = "vec", tag = "3")]
+    pub kem_key: Vec<u8>,
+    /// Its signature by the suite identity key.
+    #[prost(bytes = "vec", tag = "4")]
+    pub kem_signature: Vec<u8>,
+}
+
+/// Bundles older than this are refused: their device should have made new ones long ago.
+const MAX_AGE_MS: u64 = 45 * 24 * 3600 * 1000;
+
+impl SignedPart {
+    /// Reads the signed part.
+    ///
+    /// # Errors
+    /// `Invalid` if it is not one, or is too old.
+    pub fn read(bytes: &[u8], now_ms: u64) -> Result<Self> {
+        let invalid = |what| Error::new(ErrorKind::Invalid, what);
+        let part = Self::decode(bytes).map_err(|_| invalid("not a prekey bundle"))?;
+        if part.version != 1 || part.kem_key.is_empty() || part.signed_key.is_empty() {
+            return Err(invalid("a prekey bundle lacks a part"));
+        }
+        if now_ms > part.created.saturating_add(MAX_AGE_MS) {
+            return Err(invalid("a prekey bundle is too old"));
+        }
+        Ok(part)
+    }
+
+    /// The bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.encode_to_vec()
+    }
+}
+
+impl OneTimePart {
+    /// Reads a one-time prekey; `None` if there was none left.
+    ///
+    /// # Errors
+    /// `Invalid` if it is not one.
+    pub fn read(bytes: &[u8]) -> Result<Option<Self>> {
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        Self::decode(bytes).map(Some).map_err(|_| Error::new(ErrorKind::Invalid, "not a one-time prekey"))
+    }
+
+    /// The bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.encode_to_vec()
+    }
+}

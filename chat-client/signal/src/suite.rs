@@ -1,0 +1,411 @@
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use chat_client::suite::{Peer, PrekeyBundle, Suite, SuiteTx, Table};
+use chat_core::replica::Unreadable;
+use chat_core::wire::OneTimePrekey;
+use chat_core::{Error, ErrorKind, InstallationId, Result};
+use futures_util::FutureExt;
+use libsignal_protocol::kem;
+use libsignal_protocol::{
+    CiphertextMessage, CiphertextMessageType, GenericSignedPreKey, IdentityKey, IdentityKeyPair, KeyPair,
+    KyberPreKeyRecord, PreKeyBundle, PreKeyRecord, PreKeySignalMessage, ProtocolAddress, PublicKey, SessionRecord,
+    SessionUsabilityRequirements, SignalMessage, SignalProtocolError, SignedPreKeyRecord, Timestamp, message_decrypt,
+    message_encrypt, process_prekey_bundle,
+};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::bundle::{OneTimePart, SignedPart};
+use crate::checks;
+use crate::stores::{Identities, OneKemPreKey, OnePreKey, OneSession, OneSignedPreKey};
+
+/// A signed prekey is replaced after this long.
+const ROTATE_MS: u64 = 7 * 24 * 3600 * 1000;
+
+const WHISPER: u8 = CiphertextMessageType::Whisper as u8;
+const FIRST: u8 = CiphertextMessageType::PreKey as u8;
+
+/// The Signal protocol.
+pub struct Signal {
+    rng: StdRng,
+    own: Option<(IdentityKeyPair, u32)>,
+    /// Sessions used since the last commit, and whether they changed.
+    sessions: HashMap<InstallationId, (SessionRecord, bool)>,
+}
+
+/// Sessions kept in memory between commits.
+const SESSIONS: usize = 1024;
+
+impl fmt::Debug for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Signal").field("sessions", &self.sessions.len()).finish_non_exhaustive()
+    }
+}
+
+impl Default for Signal {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Every store is in memory, so the future is ready at the first poll.
+fn ready<T>(future: impl Future<Output = Result<T, SignalProtocolError>>) -> Result<T, SignalProtocolError> {
+    future
+        .now_or_never()
+        .unwrap_or_else(|| Err(SignalProtocolError::InvalidState("suite", "a store in memory waited".into())))
+}
+
+fn signal(error: SignalProtocolError) -> Error {
+    match error {
+        SignalProtocolError::SessionNotFound(_) => Error::new(ErrorKind::NotFound, "there is no session"),
+        error => Error::new(ErrorKind::Invalid, "the Signal protocol refuses").caused_by(error),
+    }
+}
+
+const fn corrupt() -> Error {
+    Error::new(ErrorKind::Corrupt, "a key in the local store does not read back")
+}
+
+/// libsignal logs addresses: this one says nothing.
+fn address(peer: &Peer) -> Result<ProtocolAddress> {
+    let device = libsignal_protocol::DeviceId::new(peer.device.get());
+    Ok(ProtocolAddress::new("peer".into(), device.map_err(|_| corrupt())?))
+}
+
+fn time(tx: &dyn SuiteTx) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(tx.now_ms())
+}
+
+impl Signal {
+    /// The suite, seeded by the system.
+    pub fn new() -> Self {
+        Self { rng: StdRng::from_os_rng(), own: None, sessions: HashMap::new() }
+    }
+
+    fn own(&mut self, tx: &mut dyn SuiteTx) -> Result<(IdentityKeyPair, u32)> {
+        if let Some(own) = self.own {
+            return Ok(own);
+        }
+        let own = match tx.get(Table::Identity, b"pair")? {
+            Some(bytes) => {
+                let (registration, pair) = bytes.split_at_checked(4).ok_or_else(corrupt)?;
+                let registration = registration.try_into().map(u32::from_be_bytes).map_err(|_| corrupt())?;
+                (IdentityKeyPair::try_from(pair).map_err(|_| corrupt())?, registration)
+            }
+            None => {
+                let pair = IdentityKeyPair::generate(&mut self.rng);
+                let registration: u32 = self.rng.random_range(1..16380);
+                let bytes = [&registration.to_be_bytes()[..], &pair.serialize()].concat();
+                tx.put(Table::Identity, b"pair", &bytes)?;
+                (pair, registration)
+            }
+        };
+        self.own = Some(own);
+        Ok(own)
+    }
+
+    fn identities(&mut self, tx: &mut dyn SuiteTx, peer: &Peer) -> Result<Identities> {
+        let (own, registration_id) = self.own(tx)?;
+        checks::public_key(&peer.identity)?;
+        let identity = IdentityKey::decode(&peer.identity).map_err(signal)?;
+        if identity == *own.identity_key() {
+            return Err(Error::new(ErrorKind::Invalid, "a session with oneself"));
+        }
+        Ok(Identities { own, registration_id, peer: identity })
+    }
+
+    fn session(&mut self, tx: &mut dyn SuiteTx, peer: InstallationId) -> Result<Option<SessionRecord>> {
+        if let Some((record, _)) = self.sessions.get(&peer) {
+            return Ok(Some(record.clone()));
+        }
+        let Some(bytes) = tx.get(Table::Sessions, peer.as_bytes())? else { return Ok(None) };
+        let record = SessionRecord::deserialize(&bytes).map_err(|_| corrupt())?;
+        self.sessions.insert(peer, (record.clone(), false));
+        Ok(Some(record))
+    }
+
+    fn keep(&mut self, peer: InstallationId, session: OneSession) {
+        if let (true, Some(record)) = (session.stored, session.record) {
+            self.sessions.insert(peer, (record, true));
+        }
+    }
+
+    fn make_kem(&mut self, pair: &IdentityKeyPair, id: u32, now: u64) -> Result<(KyberPreKeyRecord, Vec<u8>)> {
+        let kem = kem::KeyPair::generate(kem::KeyType::Kyber1024, &mut self.rng);
+        let public = kem.public_key.serialize();
+        let signature = pair.private_key().calculate_signature(&public, &mut self.rng).map_err(curve)?;
+        let time = Timestamp::from_epoch_millis(now);
+        Ok((KyberPreKeyRecord::new(id.into(), time, &kem, &signature), signature.to_vec()))
+    }
+
+    /// The signed part in use, or a new one if it is due.
+    fn signed_part(&mut self, tx: &mut dyn SuiteTx, id: u32) -> Result<Vec<u8>> {
+        let now = tx.now_ms();
+        if let Some(current) = tx.get(Table::Identity, b"bundle")?
+            && let Ok(part) = SignedPart::read(&current, now)
+            && now < part.created.saturating_add(ROTATE_MS)
+        {
+            return Ok(current);
+        }
+        let (pair, registration_id) = self.own(tx)?;
+        let key = KeyPair::generate(&mut self.rng);
+        let signed_key = key.public_key.serialize().to_vec();
+        let signature = pair.private_key().calculate_signature(&signed_key, &mut self.rng).map_err(curve)?;
+        let record = SignedPreKeyRecord::new(id.into(), Timestamp::from_epoch_millis(now), &key, &signature);
+        tx.put(Table::SignedPrekeys, &id.to_be_bytes(), &record.serialize().map_err(signal)?)?;
+        // One-time KEM prekeys have the ids of their uploads; the reusable ones have the highest bit set.
+        let kem_id = id | REUSABLE;
+        let (kem, kem_signature) = self.make_kem(&pair, kem_id, now)?;
+        tx.put(Table::KemPrekeys, &kem_id.to_be_bytes(), &kem.serialize().map_err(signal)?)?;
+        let part = SignedPart {
+            version: 1,
+            created: now,
+            registration_id,
+            signed_id: id,
+            signed_key,
+            signed_signature: signature.to_vec(),
+            kem_id,
+            kem_key: kem.public_key().map_err(signal)?.serialize().to_vec(),
+            kem_signature,
+        };
+        let bytes = part.to_bytes();
+        tx.put(Table::Identity, b"bundle", &bytes)?;
+        Ok(bytes)
+    }
+
+    fn open_first(
+        &mut self,
+        tx: &mut dyn SuiteTx,
+        peer: &Peer,
+        bytes: &[u8],
+    ) -> Result<std::result::Result<Vec<u8>, Unreadable>> {
+        let Ok(first) = PreKeySignalMessage::try_from(bytes) else { return Ok(Err(Unreadable::Malformed)) };
+        if checks::first_message(&first, &peer.identity).is_err() {
+            return Ok(Err(Unreadable::Misplaced));
+        }
+        let mut one_time = OnePreKey::default();
+        if let Some(id) = first.pre_key_id() {
+            let bytes = tx.get(Table::Prekeys, &u32::from(id).to_be_bytes())?;
+            one_time.record = bytes.map(|b| PreKeyRecord::deserialize(&b)).transpose().map_err(|_| corrupt())?;
+        }
+        let signed_id = u32::from(first.signed_pre_key_id());
+        let signed = tx.get(Table::SignedPrekeys, &signed_id.to_be_bytes())?;
+        let signed = OneSignedPreKey(
+            signed.map(|b| SignedPreKeyRecord::deserialize(&b)).transpose().map_err(|_| corrupt())?,
+        );
+        let mut kem = OneKemPreKey::default();
+        let kem_id = first.kyber_pre_key_id().map_or(0, u32::from);
+        if let Some(bytes) = tx.get(Table::KemPrekeys, &kem_id.to_be_bytes())? {
+            kem.record = Some(KyberPreKeyRecord::deserialize(&bytes).map_err(|_| corrupt())?);
+        }
+        let base_key =
+            [&kem_id.to_be_bytes()[..], &signed_id.to_be_bytes(), &first.base_key().serialize()].concat();
+        kem.seen = tx.get(Table::SeenBaseKeys, &base_key)?.is_some();
+
+        let message = CiphertextMessage::PreKeySignalMessage(first);
+        let opened = self.decrypt(tx, peer, &message, &mut one_time, &signed, &mut kem)?;
+        if opened.is_ok() {
+            if let (true, CiphertextMessage::PreKeySignalMessage(first)) = (one_time.removed, &message)
+                && let Some(id) = first.pre_key_id()
+            {
+                tx.delete(Table::Prekeys, &u32::from(id).to_be_bytes())?;
+            }
+            if kem.used && kem_id & REUSABLE == 0 {
+                tx.delete(Table::KemPrekeys, &kem_id.to_be_bytes())?;
+            } else if kem.used {
+                tx.put(Table::SeenBaseKeys, &base_key, &[])?;
+            }
+        }
+        Ok(opened)
+    }
+
+    fn decrypt(
+        &mut self,
+        tx: &mut dyn SuiteTx,
+        peer: &Peer,
+        message: &CiphertextMessage,
+        one_time: &mut OnePreKey,
+        signed: &OneSignedPreKey,
+        kem: &mut OneKemPreKey,
+    ) -> Result<std::result::Result<Vec<u8>, Unreadable>> {
+        let Ok(mut identities) = self.identities(tx, peer) else { return Ok(Err(Unreadable::Misplaced)) };
+        let record = self.session(tx, peer.installation)?;
+        let mut session = OneSession { record, stored: false };
+        let address = address(peer)?;
+        let opened = ready(message_decrypt(
+            message,
+            &address,
+            &mut session,
+            &mut identities,
+            one_time,
+            signed,
+            kem,
+            &mut self.rng,
+        ));
+        Ok(match opened {
+            Ok(plaintext) => {
+                self.keep(peer.installation, session);
+                Ok(plaintext)
+            }
+            Err(
+                SignalProtocolError::SessionNotFound(_)
+                | SignalProtocolError::InvalidPreKeyId
+                | SignalProtocolError::InvalidSignedPreKeyId
+                | SignalProtocolError::InvalidKyberPreKeyId,
+            ) => Err(Unreadable::NoSession),
+            Err(SignalProtocolError::UntrustedIdentity(_)) => Err(Unreadable::Misplaced),
+            Err(_) => Err(Unreadable::Undecryptable),
+        })
+    }
+}
+
+/// The bit that marks the id of a KEM prekey that may be used again.
+const REUSABLE: u32 = 1 << 31;
+
+fn curve(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(ErrorKind::Unavailable, "a key cannot be signed").caused_by(error)
+}
+
+impl Suite for Signal {
+    fn identity(&mut self, tx: &mut dyn SuiteTx) -> Result<Bytes> {
+        Ok(Bytes::copy_from_slice(&self.own(tx)?.0.identity_key().serialize()))
+    }
+
+    fn has_session(&mut self, tx: &mut dyn SuiteTx, peer: &Peer) -> Result<bool> {
+        let now = time(tx);
+        let record = self.session(tx, peer.installation)?;
+        let usable = |record: SessionRecord| record.has_usable_sender_chain(now, SessionUsabilityRequirements::all());
+        Ok(record.is_some_and(|record| usable(record).unwrap_or(false)))
+    }
+
+    fn begin(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, bundle: &PrekeyBundle) -> Result<()> {
+        let signed = SignedPart::read(&bundle.signed, tx.now_ms())?;
+        let one_time = OneTimePart::read(&bundle.one_time)?;
+        let mut identities = self.identities(tx, peer)?;
+        checks::public_key(&signed.signed_key)?;
+        let key = |bytes: &[u8]| PublicKey::deserialize(bytes).map_err(curve);
+        let kem = |bytes: &[u8]| kem::PublicKey::deserialize(bytes).map_err(signal);
+        let (one_time_key, kem_id, kem_key, kem_signature) = match &one_time {
+            Some(one) => {
+                checks::public_key(&one.key)?;
+                (Some((one.id.into(), key(&one.key)?)), one.id, kem(&one.kem_key)?, one.kem_signature.clone())
+            }
+            None => (None, signed.kem_id, kem(&signed.kem_key)?, signed.kem_signature.clone()),
+        };
+        let address = address(peer)?;
+        let offered = PreKeyBundle::new(
+            signed.registration_id,
+            address.device_id(),
+            one_time_key,
+            signed.signed_id.into(),
+            key(&signed.signed_key)?,
+            signed.signed_signature,
+            kem_id.into(),
+            kem_key,
+            kem_signature,
+            identities.peer,
+        )
+        .map_err(signal)?;
+        let record = self.session(tx, peer.installation)?;
+        let mut session = OneSession { record, stored: false };
+        let now = time(tx);
+        ready(process_prekey_bundle(&address, &mut session, &mut identities, &offered, now, &mut self.rng))
+            .map_err(signal)?;
+        self.keep(peer.installation, session);
+        Ok(())
+    }
+
+    fn seal(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, plaintext: &[u8]) -> Result<Bytes> {
+        let mut identities = self.identities(tx, peer)?;
+        let record = self.session(tx, peer.installation)?;
+        let mut session = OneSession { record, stored: false };
+        let now = time(tx);
+        let address = address(peer)?;
+        let message =
+            ready(message_encrypt(plaintext, &address, &mut session, &mut identities, now, &mut self.rng))
+                .map_err(signal)?;
+        self.keep(peer.installation, session);
+        let mut sealed = vec![message.message_type() as u8];
+        sealed.extend_from_slice(message.serialize());
+        Ok(sealed.into())
+    }
+
+    fn open(
+        &mut self,
+        tx: &mut dyn SuiteTx,
+        peer: &Peer,
+        sealed: &[u8],
+    ) -> std::result::Result<Vec<u8>, Unreadable> {
+        let opened = match sealed.split_first() {
+            Some((&WHISPER, bytes)) => match SignalMessage::try_from(bytes) {
+                Ok(message) if checks::message(&message).is_ok() => self.decrypt(
+                    tx,
+                    peer,
+                    &CiphertextMessage::SignalMessage(message),
+                    &mut OnePreKey::default(),
+                    &OneSignedPreKey::default(),
+                    &mut OneKemPreKey::default(),
+                ),
+                _ => Ok(Err(Unreadable::Malformed)),
+            },
+            Some((&FIRST, bytes)) => self.open_first(tx, peer, bytes),
+            _ => Ok(Err(Unreadable::Malformed)),
+        };
+        // A failing store fails the commit that follows, too: nothing of this is kept then.
+        opened.unwrap_or(Err(Unreadable::Undecryptable))
+    }
+
+    fn make_prekeys(
+        &mut self,
+        tx: &mut dyn SuiteTx,
+        first: u64,
+        count: u64,
+    ) -> Result<(Bytes, Vec<OneTimePrekey>)> {
+        let too_many = || Error::new(ErrorKind::Invalid, "this device made too many prekeys");
+        let last = u32::try_from(first + count).ok().filter(|last| *last < REUSABLE).ok_or_else(too_many)?;
+        let signed = self.signed_part(tx, last)?;
+        let (pair, _) = self.own(tx)?;
+        let now = tx.now_ms();
+        let mut prekeys = Vec::new();
+        for wire_id in first..first + count {
+            let id = u32::try_from(wire_id).map_err(|_| too_many())?;
+            let key = KeyPair::generate(&mut self.rng);
+            let record = PreKeyRecord::new(id.into(), &key);
+            tx.put(Table::Prekeys, &id.to_be_bytes(), &record.serialize().map_err(signal)?)?;
+            let (kem, kem_signature) = self.make_kem(&pair, id, now)?;
+            tx.put(Table::KemPrekeys, &id.to_be_bytes(), &kem.serialize().map_err(signal)?)?;
+            let part = OneTimePart {
+                id,
+                key: key.public_key.serialize().to_vec(),
+                kem_key: kem.public_key().map_err(signal)?.serialize().to_vec(),
+                kem_signature,
+            };
+            prekeys.push(OneTimePrekey { id: wire_id, data: part.to_bytes().into() });
+        }
+        Ok((signed.into(), prekeys))
+    }
+
+    fn forget(&mut self, tx: &mut dyn SuiteTx) -> Result<()> {
+        self.sessions.clear();
+        for table in [Table::Sessions, Table::Prekeys, Table::SignedPrekeys, Table::KemPrekeys, Table::SeenBaseKeys] {
+            tx.clear(table)?;
+        }
+        tx.delete(Table::Identity, b"bundle")
+    }
+
+    fn flush(&mut self, tx: &mut dyn SuiteTx) -> Result<()> {
+        for (peer, (record, changed)) in &mut self.sessions {
+            if std::mem::take(changed) {
+                tx.put(Table::Sessions, peer.as_bytes(), &record.serialize().map_err(signal)?)?;
+            }
+        }
+        if self.sessions.len() > SESSIONS {
+            self.sessions.clear();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,398 @@
+//! The handle of an application.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use chat_core::device_list::SignedDeviceList;
+use chat_core::replica::To;
+use chat_core::{ConversationId, Error, ErrorKind, Handle, MessageId, Result, UserId};
+use chat_transport::dial::Dialer;
+use parking::Shared;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use crate::driver::{Command, Driver};
+use crate::event::{Event, Numbered};
+use crate::linking::Code;
+use crate::profile::Profile;
+use crate::safety::safety_number;
+use crate::store::{LocalStore, StoredMessage};
+use crate::suite::Suite;
+
+/// Commands that may wait for the owner; a full queue makes callers wait.
+const COMMANDS: usize = 256;
+/// Passing events kept for a slow listener; older ones are dropped, durable ones never.
+const PASSING: usize = 256;
+/// Durable events read at once.
+const PAGE: usize = 256;
+
+mod parking {
+    use std::sync::Mutex;
+    use std::thread::JoinHandle;
+
+    /// The owner thread and how it ended.
+    #[derive(Debug, Default)]
+    pub(super) struct Shared {
+        pub thread: Mutex<Option<JoinHandle<()>>>,
+        pub failure: Mutex<Option<chat_core::Error>>,
+    }
+}
+
+/// A client: one profile, one device. Handles are cheap to clone and `Send`; ratchets and store live on a
+/// thread of their own.
+#[derive(Clone, Debug)]
+pub struct Client {
+    commands: mpsc::Sender<Command>,
+    last: watch::Receiver<u64>,
+    passing: broadcast::Sender<Event>,
+    owner: Arc<Shared>,
+    user: UserId,
+    device: u8,
+    handle: Handle,
+    account_key: [u8; 32],
+}
+
+/// What became of a `send`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Queued {
+    /// The id of the message, durably in the outbox now. `None` if it was refused, or queued before under
+    /// the same `ref`.
+    pub message_id: Option<MessageId>,
+    /// For a `ref` that was used before with the same message: what was said about it, unchanged.
+    pub repeated: Vec<Numbered>,
+}
+
+/// How to open a client.
+#[derive(Debug)]
+pub struct Builder {
+    profile: PathBuf,
+    suite: Box<dyn Suite>,
+    dialer: Dialer,
+    token: Option<String>,
+}
+
+fn gone() -> Error {
+    Error::new(ErrorKind::Closed, "the client is closed")
+}
+
+impl Client {
+    /// A client for a profile directory, with an encryption suite and a server. The suite is demanded:
+    /// there is no default, and so no silent plaintext.
+    pub fn builder(profile: impl AsRef<Path>, suite: Box<dyn Suite>, dialer: Dialer) -> Builder {
+        Builder { profile: profile.as_ref().to_owned(), suite, dialer, token: None }
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| self.failure())?;
+        answer.await.map_err(|_| self.failure())?
+    }
+
+    fn failure(&self) -> Error {
+        self.owner.failure.lock().ok().and_then(|failure| failure.clone()).unwrap_or_else(gone)
+    }
+
+    /// This user.
+    pub const fn user(&self) -> UserId {
+        self.user
+    }
+
+    /// This user's handle.
+    pub const fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// This device's number.
+    pub const fn device(&self) -> u8 {
+        self.device
+    }
+
+    /// Queues a text; returns when it is durably in the outbox (or durably refused, which an event says).
+    /// While the outbox is full it waits. `reference` is the caller's own key: the same again is the same
+    /// message.
+    ///
+    /// # Errors
+    /// `Closed` or the failure of the local store; then it is not known whether it was queued, and the same
+    /// `reference` may be used again.
+    pub async fn send(&self, to: To, text: &str, reference: Option<&str>) -> Result<Queued> {
+        let (text, reference) = (text.to_owned(), reference.map(str::to_owned));
+        self.ask(|reply| Command::Send { to, text, reference, reply }).await
+    }
+
+    /// As [`send`](Self::send), but gives the future of the answer as soon as the owner took the message:
+    /// many sends share one commit.
+    ///
+    /// # Errors
+    /// `Closed` if the client is closed.
+    pub async fn send_later(
+        &self,
+        to: To,
+        text: String,
+        reference: Option<String>,
+    ) -> Result<oneshot::Receiver<Result<Queued>>> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Send { to, text, reference, reply };
+        self.commands.send(command).await.map_err(|_| self.failure())?;
+        Ok(answer)
+    }
+
+    /// Says that the user has read a conversation up to a place.
+    ///
+    /// # Errors
+    /// `Closed` if the client is closed.
+    pub async fn read(&self, conversation: ConversationId, seq: u64) -> Result<()> {
+        self.commands.send(Command::Read(conversation, seq)).await.map_err(|_| self.failure())
+    }
+
+    /// Says that the user is writing. Lost when there is no connection.
+    ///
+    /// # Errors
+    /// `Closed` if the client is closed.
+    pub async fn typing(&self, conversation: ConversationId) -> Result<()> {
+        self.commands.send(Command::Typing(conversation)).await.map_err(|_| self.failure())
+    }
+
+    /// Asks for events when these users come and go.
+    ///
+    /// # Errors
+    /// `Closed` if the client is closed.
+    pub async fn watch(&self, users: Vec<UserId>) -> Result<()> {
+        self.commands.send(Command::Watch(users)).await.map_err(|_| self.failure())
+    }
+
+    /// Messages of the local history below a place (0: from the newest), newest first.
+    ///
+    /// # Errors
+    /// `Closed`, or the failure of the local store.
+    pub async fn history(&self, conversation: ConversationId, before: u64, limit: usize) -> Result<Vec<StoredMessage>> {
+        self.ask(|reply| Command::History { conversation, before, limit, reply }).await
+    }
+
+    /// The user of a handle.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none, `Unavailable` without a connection.
+    pub async fn resolve(&self, handle: &Handle) -> Result<UserId> {
+        let handle = handle.clone();
+        self.ask(|reply| Command::User(handle, reply)).await
+    }
+
+    /// The handle of a user this device has dealt with, else its id.
+    ///
+    /// # Errors
+    /// `Closed`, or the failure of the local store.
+    pub async fn name_of(&self, user: UserId) -> Result<String> {
+        self.ask(|reply| Command::Name(user, reply)).await
+    }
+
+    /// The direct conversation with a user.
+    pub fn conversation_with(&self, user: UserId) -> ConversationId {
+        ConversationId::direct(self.user, user)
+    }
+
+    /// The devices of a user.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such user, `Unavailable` without a connection.
+    pub async fn devices(&self, user: UserId) -> Result<SignedDeviceList> {
+        self.ask(|reply| Command::List(user, reply)).await
+    }
+
+    /// The safety number with a user: the same on both sides, unless somebody is in between.
+    ///
+    /// # Errors
+    /// As [`devices`](Self::devices).
+    pub async fn safety_number(&self, user: UserId) -> Result<String> {
+        let list = self.devices(user).await?;
+        Ok(safety_number((self.user, self.account_key), (user, *list.account_key())))
+    }
+
+    /// Approves the device that shows this code; gives its number.
+    ///
+    /// # Errors
+    /// `Denied` if this device does not hold the account key or the server shows another device than the
+    /// code's, `NotFound` if nobody waits under this code, `Unavailable` without a connection.
+    pub async fn approve(&self, code: Code) -> Result<u8> {
+        self.ask(|reply| Command::Approve(code, reply)).await
+    }
+
+    /// Removes a device from this account: it is disconnected at once, and nothing more is encrypted for it.
+    ///
+    /// # Errors
+    /// `Denied` if this device does not hold the account key, `NotFound` if there is no such device,
+    /// `Unavailable` without a connection.
+    pub async fn unlink(&self, device: u8) -> Result<()> {
+        self.ask(|reply| Command::Unlink(device, reply)).await
+    }
+
+    /// Messages not yet stored or refused.
+    ///
+    /// # Errors
+    /// `Closed`, or the failure of the local store.
+    pub async fn outbox_len(&self) -> Result<usize> {
+        self.ask(Command::Outbox).await
+    }
+
+    /// Events: durable ones after a number (`None`: only new ones), and those that pass.
+    pub fn events(&self, after: Option<u64>) -> Events {
+        Events {
+            after: after.unwrap_or_else(|| *self.last.borrow()),
+            client: self.clone(),
+            last: self.last.clone(),
+            passing: self.passing.subscribe(),
+            ready: std::collections::VecDeque::new(),
+        }
+    }
+
+    /// Waits until the outbox is empty, at most this long; gives how many messages are left.
+    ///
+    /// # Errors
+    /// `Closed`, or the failure of the local store.
+    pub async fn drain(&self, at_most: Duration) -> Result<usize> {
+        let end = tokio::time::Instant::now() + at_most;
+        loop {
+            let left = self.outbox_len().await?;
+            if left == 0 || tokio::time::Instant::now() >= end {
+                return Ok(left);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Ends the owner and frees the profile. What is in the outbox stays there.
+    pub async fn close(self) {
+        let _ = self.commands.send(Command::Stop).await;
+        let thread = self.owner.thread.lock().ok().and_then(|mut thread| thread.take());
+        if let Some(thread) = thread {
+            join(thread).await;
+        }
+    }
+}
+
+/// Waits for a thread without holding up the runtime.
+async fn join(thread: JoinHandle<()>) {
+    while !thread.is_finished() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let _ = thread.join();
+}
+
+impl Builder {
+    /// Uses this token from now on instead of the stored one.
+    #[must_use]
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.token = Some(token.into());
+        self
+    }
+
+    /// Opens the profile and begins to connect.
+    ///
+    /// # Errors
+    /// `NotFound` if the profile has no account, `Conflict` if another process has it open, and the
+    /// failures of the local store.
+    pub async fn open(self) -> Result<Client> {
+        let (commands, queue) = mpsc::channel(COMMANDS);
+        let (last_sender, last) = watch::channel(0);
+        let (passing, _) = broadcast::channel(PASSING);
+        let (opened, opening) = oneshot::channel();
+        let owner = Arc::new(Shared::default());
+        let (events, shared) = (passing.clone(), owner.clone());
+        let Self { profile, suite, dialer, token } = self;
+        let thread = std::thread::Builder::new().name("chat-client".into()).spawn(move || {
+            let run = async {
+                let made = LocalStore::open(&profile).and_then(|store| {
+                    let about = Profile::load(&store)?;
+                    let driver = Driver::new(store, suite, dialer, token, queue, last_sender, events)?;
+                    Ok((driver, about))
+                });
+                match made {
+                    Ok((driver, about)) => {
+                        let _ = opened.send(Ok(about));
+                        driver.run().await
+                    }
+                    Err(error) => {
+                        let _ = opened.send(Err(error));
+                        Ok(())
+                    }
+                }
+            };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let ended = match runtime {
+                Ok(runtime) => runtime.block_on(run),
+                Err(error) => Err(Error::new(ErrorKind::Unavailable, "no runtime").caused_by(error)),
+            };
+            if let (Err(error), Ok(mut failure)) = (ended, shared.failure.lock()) {
+                *failure = Some(error);
+            }
+        });
+        let thread =
+            thread.map_err(|e| Error::new(ErrorKind::Unavailable, "the owner thread cannot start").caused_by(e))?;
+        if let Ok(mut slot) = owner.thread.lock() {
+            *slot = Some(thread);
+        }
+        let about = opening.await.map_err(|_| gone())??;
+        Ok(Client {
+            commands,
+            last,
+            passing,
+            owner,
+            user: about.device.user,
+            device: about.device.device.get(),
+            handle: about.handle.clone(),
+            account_key: *about.account_key(),
+        })
+    }
+}
+
+/// A stream of events: every durable one after its cursor, in order, and what passes by.
+#[derive(Debug)]
+pub struct Events {
+    client: Client,
+    after: u64,
+    last: watch::Receiver<u64>,
+    passing: broadcast::Receiver<Event>,
+    ready: std::collections::VecDeque<Numbered>,
+}
+
+impl Events {
+    /// The number of the last durable event given.
+    pub const fn cursor(&self) -> u64 {
+        self.after
+    }
+
+    /// The next event. Cancel safe.
+    ///
+    /// # Errors
+    /// `Closed` when the client is closed, or the failure of the local store.
+    pub async fn next(&mut self) -> Result<Numbered> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                if event.n > 0 {
+                    self.after = event.n;
+                }
+                return Ok(event);
+            }
+            if *self.last.borrow() > self.after {
+                let after = self.after;
+                let page = self.client.ask(|reply| Command::Events { after, limit: PAGE, reply }).await?;
+                self.ready.extend(page);
+                continue;
+            }
+            tokio::select! {
+                biased;
+                passing = self.passing.recv() => match passing {
+                    Ok(event) => return Ok(Numbered { n: 0, event }),
+                    Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => return Err(self.client.failure()),
+                },
+                changed = self.last.changed() => {
+                    if changed.is_err() {
+                        return Err(self.client.failure());
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,690 @@
+//! The local store: SQLite, one file, one process at a time.
+//!
+//! Everything between two commits lies in one transaction: ratchets, plaintext, cursors, outbox and events
+//! become durable together or not at all.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use chat_core::device_list::SignedDeviceList;
+use chat_core::envelope::{EmptyReason, InboxRow, Publish, RowContent};
+use chat_core::replica::{
+    Change, Changes, Draft, ListChange, Opened, Saved, SavedConversation, SavedEntry, To,
+};
+use chat_core::wire::{ClientFrame, decode_list, encode_list};
+use chat_core::{
+    ConversationId, DeviceAddress, Error, ErrorKind, Handle, InstallationId, MessageId, Result, Seq, StoreEpoch, UserId,
+};
+use rusqlite::{Connection, OptionalExtension, params};
+
+use crate::content::Content;
+use crate::event::{Event, Numbered};
+use crate::suite::{SuiteTx, Table};
+
+/// The version of the tables; a store of a later one is not opened.
+const VERSION: i64 = 1;
+
+const SCHEMA: &str = "
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE suite (tbl INTEGER, key BLOB, value BLOB NOT NULL, PRIMARY KEY (tbl, key)) WITHOUT ROWID;
+CREATE TABLE conversations (
+  id BLOB PRIMARY KEY, peer BLOB, cursor INTEGER NOT NULL DEFAULT 0, client_seq INTEGER NOT NULL DEFAULT 0,
+  prev BLOB NOT NULL DEFAULT x'00000000000000000000000000000000', last_own INTEGER NOT NULL DEFAULT 0,
+  delivered INTEGER NOT NULL DEFAULT 0, read INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE messages (
+  conversation BLOB NOT NULL, seq INTEGER NOT NULL, sender BLOB NOT NULL, user BLOB NOT NULL, device INTEGER NOT NULL,
+  message_id BLOB NOT NULL, content BLOB, sent_at INTEGER NOT NULL, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
+CREATE UNIQUE INDEX messages_by_id ON messages (sender, message_id);
+CREATE TABLE outbox (
+  n INTEGER PRIMARY KEY AUTOINCREMENT, message_id BLOB NOT NULL UNIQUE, handle TEXT, user BLOB, content BLOB NOT NULL,
+  sent_at INTEGER NOT NULL, publish BLOB, void INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE refs (ref TEXT PRIMARY KEY, message_id BLOB NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID;
+CREATE INDEX refs_by_id ON refs (message_id);
+CREATE TABLE lists (user BLOB PRIMARY KEY, list BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE handles (handle TEXT PRIMARY KEY, user BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE events (n INTEGER PRIMARY KEY AUTOINCREMENT, message_id BLOB, event TEXT NOT NULL);
+CREATE INDEX events_by_id ON events (message_id) WHERE message_id IS NOT NULL;
+";
+
+/// The open local store.
+#[derive(Debug)]
+pub struct LocalStore {
+    db: Connection,
+    open: bool,
+    own: Option<DeviceAddress>,
+    /// Held as long as the store is open; freed by any death of the process.
+    _lock: File,
+}
+
+fn failed(error: rusqlite::Error) -> Error {
+    let full = error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull);
+    let what = if full { "the disk is full" } else { "the local store failed" };
+    Error::new(ErrorKind::Unavailable, what).caused_by(error)
+}
+
+const fn corrupt(what: &'static str) -> Error {
+    Error::new(ErrorKind::Corrupt, what)
+}
+
+fn digest(to: &To, text: &str) -> Vec<u8> {
+    use sha2::{Digest, Sha256};
+    let to = match to {
+        To::Handle(handle) => handle.as_str().as_bytes().to_vec(),
+        To::User(user) => user.as_bytes().to_vec(),
+        _ => Vec::new(),
+    };
+    Sha256::new().chain_update((to.len() as u64).to_be_bytes()).chain_update(to).chain_update(text).finalize().to_vec()
+}
+
+/// What a message's `ref` was used for before.
+#[derive(Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums)]
+pub enum Reference {
+    /// Nothing.
+    New,
+    /// The same message: what was said about it.
+    Same(Vec<Numbered>),
+    /// Another one.
+    Other,
+}
+
+/// A message of the local history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs)]
+pub struct StoredMessage {
+    /// Its conversation.
+    pub conversation: ConversationId,
+    /// Its place.
+    pub seq: Seq,
+    /// Who sent it.
+    pub user: UserId,
+    /// From which device.
+    pub device: u8,
+    /// Its id.
+    pub id: MessageId,
+    /// What it says; `None` if it cannot be read.
+    pub text: Option<String>,
+    /// When it was sent, in milliseconds since 1970.
+    pub sent_at: u64,
+}
+
+impl LocalStore {
+    /// Opens the store in a profile directory, making it if it is not there.
+    ///
+    /// # Errors
+    /// `Conflict` if another process has the profile open, `Invalid` if it is of a later version,
+    /// `Unavailable` if it cannot be read or written.
+    pub fn open(profile: &Path) -> Result<Self> {
+        let io = |e: std::io::Error| Error::new(ErrorKind::Unavailable, "the profile cannot be used").caused_by(e);
+        create_private(profile).map_err(io)?;
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(profile.join("lock"))
+            .map_err(io)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Err(Error::new(ErrorKind::Conflict, "the profile is in use by another process"));
+            }
+            Err(std::fs::TryLockError::Error(error)) => return Err(io(error)),
+        }
+        let db = Connection::open(profile.join("chat.sqlite")).map_err(failed)?;
+        db.execute_batch(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA secure_delete = ON; PRAGMA cache_size = -16000;",
+        )
+        .map_err(failed)?;
+        db.set_prepared_statement_cache_capacity(64);
+        let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
+        match version {
+            0 => db
+                .execute_batch(&format!("BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"))
+                .map_err(failed)?,
+            VERSION => {}
+            _ => return Err(Error::new(ErrorKind::Invalid, "the profile was made by a later version")),
+        }
+        Ok(Self { db, open: false, own: None, _lock: lock })
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        if !self.open {
+            self.db.execute_batch("BEGIN IMMEDIATE").map_err(failed)?;
+            self.open = true;
+        }
+        Ok(())
+    }
+
+    /// Makes durable what was changed since the last commit.
+    ///
+    /// # Errors
+    /// `Unavailable`: nothing of it is durable.
+    pub fn commit_open(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.open) {
+            self.db.execute_batch("COMMIT").map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, sql: &str, params: impl rusqlite::Params) -> Result<usize> {
+        self.begin()?;
+        self.db.prepare_cached(sql).and_then(|mut statement| statement.execute(params)).map_err(failed)
+    }
+
+    /// A value of the profile.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn meta(&self, key: &str) -> Result<Option<Vec<u8>>> {
+        self.db
+            .prepare_cached("SELECT value FROM meta WHERE key = ?1")
+            .and_then(|mut s| s.query_row([key], |row| row.get(0)).optional())
+            .map_err(failed)
+    }
+
+    /// Sets a value of the profile, in the open transaction.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn set_meta(&mut self, key: &str, value: &[u8]) -> Result<()> {
+        self.run("INSERT OR REPLACE INTO meta VALUES (?1, ?2)", params![key, value]).map(drop)
+    }
+
+    fn meta_number(&self, key: &str) -> Result<u64> {
+        Ok(self.meta(key)?.and_then(|v| v.try_into().ok()).map_or(0, u64::from_be_bytes))
+    }
+
+    /// What a replica goes on from.
+    ///
+    /// # Errors
+    /// If the store fails or does not read back.
+    pub fn load(&mut self, device: DeviceAddress) -> Result<Saved> {
+        self.own = Some(device);
+        let mut saved = Saved::new(device);
+        saved.incarnation = u32::try_from(self.meta_number("incarnation")?).unwrap_or(u32::MAX);
+        saved.generation = self.meta_number("generation")?;
+        saved.epoch = self.meta("epoch")?.map(|v| StoreEpoch::parse(&v)).transpose()?;
+        saved.nonce = self.meta("nonce")?.and_then(|v| v.try_into().ok());
+        saved.conversations = self.rows(
+            "SELECT id, cursor, client_seq, prev, last_own, delivered, read FROM conversations",
+            |row| {
+                Ok(SavedConversation {
+                    id: ConversationId::parse(&blob(row, 0)?)?,
+                    cursor: number(row, 1)?,
+                    client_seq: number(row, 2)?,
+                    prev: MessageId::parse(&blob(row, 3)?)?,
+                    last_own: number(row, 4)?,
+                    delivered: number(row, 5)?,
+                    read: number(row, 6)?,
+                })
+            },
+        )?;
+        saved.outbox = self.rows(
+            "SELECT message_id, handle, user, content, sent_at, publish, void FROM outbox ORDER BY n",
+            |row| {
+                let handle: Option<String> = row.get(1).map_err(failed)?;
+                let to = match handle {
+                    Some(handle) => To::Handle(Handle::new(&handle)?),
+                    None => To::User(UserId::parse(&blob(row, 2)?)?),
+                };
+                let publish: Option<Vec<u8>> = row.get(5).map_err(failed)?;
+                Ok(SavedEntry {
+                    draft: Draft {
+                        id: MessageId::parse(&blob(row, 0)?)?,
+                        to,
+                        content: blob(row, 3)?.into(),
+                        sent_at: number(row, 4)?,
+                    },
+                    publish: publish.map(read_publish).transpose()?,
+                    void: number(row, 6)? != 0,
+                })
+            },
+        )?;
+        saved.lists = self.rows("SELECT list FROM lists", |row| decode_list(blob(row, 0)?.into()))?;
+        saved.handles = self.rows("SELECT handle, user FROM handles", |row| {
+            let handle: String = row.get(0).map_err(failed)?;
+            Ok((Handle::new(&handle)?, UserId::parse(&blob(row, 1)?)?))
+        })?;
+        Ok(saved)
+    }
+
+    fn rows<T>(&self, sql: &str, read: impl Fn(&rusqlite::Row<'_>) -> Result<T>) -> Result<Vec<T>> {
+        let mut statement = self.db.prepare(sql).map_err(failed)?;
+        let mut rows = statement.query([]).map_err(failed)?;
+        let mut all = Vec::new();
+        while let Some(row) = rows.next().map_err(failed)? {
+            all.push(read(row)?);
+        }
+        Ok(all)
+    }
+
+    /// Whether a message of this sender and id is here.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn knows(&self, sender: InstallationId, id: MessageId) -> Result<bool> {
+        self.db
+            .prepare_cached("SELECT 1 FROM messages WHERE sender = ?1 AND message_id = ?2")
+            .and_then(|mut s| s.exists(params![sender.as_bytes(), id.as_bytes()]))
+            .map_err(failed)
+    }
+
+    // ---- events --------------------------------------------------------------------------------------
+
+    /// The number of the last durable event.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn last_event(&self) -> Result<u64> {
+        self.db
+            .query_row("SELECT coalesce(max(n), 0) FROM events", [], |row| row.get::<_, i64>(0))
+            .map(|n| n as u64)
+            .map_err(failed)
+    }
+
+    /// Durable events after a number, in order.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn events(&self, after: u64, limit: usize) -> Result<Vec<Numbered>> {
+        let mut statement = self
+            .db
+            .prepare_cached("SELECT n, event FROM events WHERE n > ?1 ORDER BY n LIMIT ?2")
+            .map_err(failed)?;
+        let rows = statement.query(params![after as i64, limit as i64]).map_err(failed)?;
+        read_events(rows)
+    }
+
+    fn add_event(&mut self, id: Option<MessageId>, event: &Event) -> Result<()> {
+        let text = serde_json::to_string(event).map_err(|_| corrupt("an event cannot be written"))?;
+        let id = id.map(|id| id.as_bytes().to_vec());
+        self.run("INSERT INTO events (message_id, event) VALUES (?1, ?2)", params![id, text]).map(drop)
+    }
+
+    /// A refusal of something that never got an id.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn refuse(&mut self, reference: Option<String>, reason: &str) -> Result<Numbered> {
+        let event = Event::Refused { reference, message_id: None, reason: reason.to_owned() };
+        self.add_event(None, &event)?;
+        let n = self.db.last_insert_rowid() as u64;
+        self.commit_open()?;
+        Ok(Numbered { n, event })
+    }
+
+    /// What a `ref` was used for.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn reference(&self, reference: &str, to: &To, text: &str) -> Result<Reference> {
+        let known: Option<(Vec<u8>, Vec<u8>)> = self
+            .db
+            .prepare_cached("SELECT message_id, digest FROM refs WHERE ref = ?1")
+            .and_then(|mut s| s.query_row([reference], |row| Ok((row.get(0)?, row.get(1)?))).optional())
+            .map_err(failed)?;
+        let Some((id, known)) = known else { return Ok(Reference::New) };
+        if known != digest(to, text) {
+            return Ok(Reference::Other);
+        }
+        let mut statement =
+            self.db.prepare_cached("SELECT n, event FROM events WHERE message_id = ?1 ORDER BY n").map_err(failed)?;
+        read_events(statement.query([id]).map_err(failed)?).map(Reference::Same)
+    }
+
+    /// Remembers a `ref`, in the open transaction.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn add_reference(&mut self, reference: &str, draft: &Draft, text: &str) -> Result<()> {
+        self.run(
+            "INSERT INTO refs VALUES (?1, ?2, ?3)",
+            params![reference, draft.id.as_bytes(), digest(&draft.to, text)],
+        )
+        .map(drop)
+    }
+
+    fn reference_of(&self, id: MessageId) -> Result<Option<String>> {
+        self.db
+            .prepare_cached("SELECT ref FROM refs WHERE message_id = ?1")
+            .and_then(|mut s| s.query_row([id.as_bytes()], |row| row.get(0)).optional())
+            .map_err(failed)
+    }
+
+    /// The name of a user: its handle, or its id if that is not known.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn name_of(&self, user: UserId) -> Result<String> {
+        let handle: Option<String> = self
+            .db
+            .prepare_cached("SELECT handle FROM handles WHERE user = ?1")
+            .and_then(|mut s| s.query_row([user.as_bytes()], |row| row.get(0)).optional())
+            .map_err(failed)?;
+        Ok(handle.unwrap_or_else(|| user.to_hex()))
+    }
+
+    // ---- changes -------------------------------------------------------------------------------------
+
+    /// Makes a replica's changes durable, with everything else in the open transaction.
+    ///
+    /// # Errors
+    /// `Unavailable`: nothing of it is durable, and the replica's memory is ahead of the store: start anew.
+    pub fn commit(&mut self, changes: Changes) -> Result<()> {
+        self.begin()?;
+        for change in changes.list {
+            self.apply(change)?;
+        }
+        self.set_meta("generation", &changes.generation.to_be_bytes())?;
+        self.commit_open()
+    }
+
+    fn ensure_conversation(&mut self, id: ConversationId) -> Result<()> {
+        self.run("INSERT OR IGNORE INTO conversations (id) VALUES (?1)", [id.as_bytes()]).map(drop)
+    }
+
+    fn apply(&mut self, change: Change) -> Result<()> {
+        match change {
+            Change::Queued(draft) => self.queued(&draft),
+            Change::Sealed(publish) => self.sealed(&publish),
+            Change::Stored(conversation, id, seq) => self.stored(conversation, id, seq),
+            Change::Refused(id, reason) => self.refused(id, reason),
+            Change::Voided(id) => {
+                self.run("DELETE FROM outbox WHERE message_id = ?1", [id.as_bytes()]).map(drop)
+            }
+            Change::Received(row, opened) => self.received(&row, opened),
+            Change::Cursor(conversation, seq) => {
+                self.ensure_conversation(conversation)?;
+                self.run(
+                    "UPDATE conversations SET cursor = ?2 WHERE id = ?1",
+                    params![conversation.as_bytes(), seq as i64],
+                )
+                .map(drop)
+            }
+            Change::Gap(conversation, from, to, reason) => {
+                let reason = match reason {
+                    EmptyReason::Void => return Ok(()),
+                    EmptyReason::Expired => "expired",
+                    _ => "poison",
+                };
+                let event = Event::Gap {
+                    conversation: conversation.to_hex(),
+                    from_seq: from,
+                    to_seq: to,
+                    reason: reason.into(),
+                };
+                self.add_event(None, &event)
+            }
+            Change::Handle(handle, user) => self
+                .run("INSERT OR REPLACE INTO handles VALUES (?1, ?2)", params![handle.as_str(), user.as_bytes()])
+                .map(drop),
+            Change::List(list, change) => self.list(&list, change),
+            Change::Receipt(conversation, user, delivered, read) => self.receipt(conversation, user, delivered, read),
+            Change::Read(conversation, seq) => {
+                self.ensure_conversation(conversation)?;
+                self.run(
+                    "UPDATE conversations SET read = ?2 WHERE id = ?1",
+                    params![conversation.as_bytes(), seq as i64],
+                )
+                .map(drop)
+            }
+            Change::Epoch(epoch) => self.set_meta("epoch", epoch.as_bytes()),
+            Change::NewEpoch(epoch) => self.new_epoch(epoch),
+            Change::Nonce(nonce) => self.set_meta("nonce", &nonce),
+            Change::Reincarnated(incarnation) => self.reincarnated(incarnation),
+            _ => Ok(()),
+        }
+    }
+
+    fn queued(&mut self, draft: &Draft) -> Result<()> {
+        let (handle, user) = match &draft.to {
+            To::Handle(handle) => (Some(handle.as_str()), None),
+            To::User(user) => (None, Some(user.as_bytes())),
+            _ => return Err(corrupt("a draft is for nobody")),
+        };
+        self.run(
+            "INSERT INTO outbox (message_id, handle, user, content, sent_at) VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![draft.id.as_bytes(), handle, user, &draft.content[..], draft.sent_at as i64],
+        )?;
+        let reference = self.reference_of(draft.id)?;
+        let event = Event::Queued { reference, message_id: draft.id.to_uuid_string() };
+        self.add_event(Some(draft.id), &event)
+    }
+
+    fn sealed(&mut self, publish: &Publish) -> Result<()> {
+        let number = &publish.number;
+        self.ensure_conversation(number.conversation)?;
+        self.run(
+            "UPDATE conversations SET client_seq = ?2, prev = ?3 WHERE id = ?1 AND client_seq < ?2",
+            params![number.conversation.as_bytes(), number.client_seq as i64, number.message_id.as_bytes()],
+        )?;
+        // The same bytes go out at every retry, but only once as the first.
+        let frame = ClientFrame::Publish(Publish { first: false, ..publish.clone() }).encode();
+        self.run(
+            "UPDATE outbox SET publish = ?2 WHERE message_id = ?1",
+            params![number.message_id.as_bytes(), &frame[..]],
+        )
+        .map(drop)
+    }
+
+    fn stored(&mut self, conversation: ConversationId, id: MessageId, seq: Seq) -> Result<()> {
+        let own = self.own.ok_or(corrupt("the store is not loaded"))?;
+        self.ensure_conversation(conversation)?;
+        self.run(
+            "UPDATE conversations SET last_own = max(last_own, ?2) WHERE id = ?1",
+            params![conversation.as_bytes(), seq as i64],
+        )?;
+        self.run(
+            "INSERT OR IGNORE INTO messages SELECT ?2, ?3, ?4, ?5, ?6, message_id, content, sent_at
+             FROM outbox WHERE message_id = ?1",
+            params![
+                id.as_bytes(),
+                conversation.as_bytes(),
+                seq as i64,
+                own.installation.as_bytes(),
+                own.user.as_bytes(),
+                own.device.get()
+            ],
+        )?;
+        self.run("DELETE FROM outbox WHERE message_id = ?1", [id.as_bytes()])?;
+        let event = Event::Stored {
+            reference: self.reference_of(id)?,
+            message_id: id.to_uuid_string(),
+            conversation: conversation.to_hex(),
+            seq,
+        };
+        self.add_event(Some(id), &event)
+    }
+
+    fn refused(&mut self, id: MessageId, reason: &str) -> Result<()> {
+        self.run("DELETE FROM outbox WHERE message_id = ?1 AND publish IS NULL", [id.as_bytes()])?;
+        self.run("UPDATE outbox SET void = 1, content = x'' WHERE message_id = ?1", [id.as_bytes()])?;
+        let event = Event::Refused {
+            reference: self.reference_of(id)?,
+            message_id: Some(id.to_uuid_string()),
+            reason: reason.into(),
+        };
+        self.add_event(Some(id), &event)
+    }
+
+    fn received(&mut self, row: &InboxRow, opened: Opened) -> Result<()> {
+        let RowContent::Message { message, .. } = &row.content else { return Ok(()) };
+        let content = opened.content.as_ref().ok().map(|bytes| &bytes[..]);
+        self.run(
+            "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            params![
+                row.conversation.as_bytes(),
+                row.seq as i64,
+                message.sender.installation.as_bytes(),
+                message.sender.user.as_bytes(),
+                message.sender.device.get(),
+                message.id.as_bytes(),
+                content,
+                message.sent_at as i64
+            ],
+        )?;
+        let from = self.name_of(message.sender.user)?;
+        let (conversation, message_id, seq) = (row.conversation.to_hex(), message.id.to_uuid_string(), row.seq);
+        let text = opened.content.map(|bytes| Content::unpad(&bytes).ok().and_then(|content| content.text));
+        let event = match text {
+            Ok(Some(text)) => {
+                Event::Message { from, device: message.sender.device.get(), conversation, message_id, seq, text }
+            }
+            Ok(None) => Event::Undecryptable { from, conversation, message_id, seq, reason: "malformed".into() },
+            Err(why) => Event::Undecryptable { from, conversation, message_id, seq, reason: why.name().into() },
+        };
+        self.add_event(None, &event)
+    }
+
+    fn list(&mut self, list: &SignedDeviceList, change: ListChange) -> Result<()> {
+        let user = list.list().user;
+        self.run("INSERT OR REPLACE INTO lists VALUES (?1, ?2)", params![user.as_bytes(), encode_list(list)])?;
+        let name = self.name_of(user)?;
+        match change {
+            ListChange::IdentityChanged => self.add_event(None, &Event::IdentityChanged { user: name }),
+            ListChange::Updated(added) => added.iter().try_for_each(|device| {
+                self.add_event(None, &Event::DeviceAdded { user: name.clone(), device: device.device.get() })
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn receipt(&mut self, conversation: ConversationId, user: UserId, delivered: Seq, read: Seq) -> Result<()> {
+        self.ensure_conversation(conversation)?;
+        let before: i64 = self
+            .db
+            .prepare_cached("SELECT delivered FROM conversations WHERE id = ?1")
+            .and_then(|mut s| s.query_row([conversation.as_bytes()], |row| row.get(0)))
+            .map_err(failed)?;
+        let (name, conversation_id) = (self.name_of(user)?, conversation.to_hex());
+        if delivered > before as u64 {
+            self.run(
+                "UPDATE conversations SET delivered = ?2 WHERE id = ?1",
+                params![conversation.as_bytes(), delivered as i64],
+            )?;
+            let event =
+                Event::Delivered { conversation: conversation_id.clone(), user: name.clone(), seq: delivered };
+            self.add_event(None, &event)?;
+        }
+        let key = format!("read:{conversation_id}:{name}");
+        if read > self.meta_number(&key)? {
+            self.set_meta(&key, &read.to_be_bytes())?;
+            self.add_event(None, &Event::Read { conversation: conversation_id, user: name, seq: read })?;
+        }
+        Ok(())
+    }
+
+    fn new_epoch(&mut self, epoch: StoreEpoch) -> Result<()> {
+        self.set_meta("epoch", epoch.as_bytes())?;
+        // Places of the old data set mean nothing in the new one; what was said stays, under places below 0.
+        self.run("UPDATE messages SET seq = -seq - 1000000000 * (SELECT count(*) FROM meta WHERE key = 'epoch') WHERE seq > 0", [])?;
+        self.run("DELETE FROM outbox WHERE void = 1", [])?;
+        self.run("UPDATE outbox SET publish = NULL", [])?;
+        self.run(
+            "UPDATE conversations SET cursor = 0, client_seq = 0, prev = zeroblob(16), last_own = 0, delivered = 0, read = 0",
+            [],
+        )
+        .map(drop)
+    }
+
+    fn reincarnated(&mut self, incarnation: u32) -> Result<()> {
+        self.set_meta("incarnation", &u64::from(incarnation).to_be_bytes())?;
+        self.run("DELETE FROM meta WHERE key = 'nonce'", [])?;
+        self.run("DELETE FROM outbox WHERE void = 1", [])?;
+        self.run("UPDATE outbox SET publish = NULL", [])?;
+        self.run("UPDATE conversations SET client_seq = 0, prev = zeroblob(16)", []).map(drop)
+    }
+
+    /// The newest messages of a conversation below a place (0: from the newest), newest first.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn history(&self, conversation: ConversationId, before: Seq, limit: usize) -> Result<Vec<StoredMessage>> {
+        let before = if before == 0 { i64::MAX } else { before as i64 };
+        let mut statement = self
+            .db
+            .prepare_cached(
+                "SELECT seq, user, device, message_id, content, sent_at FROM messages
+                 WHERE conversation = ?1 AND seq < ?2 AND seq > 0 ORDER BY seq DESC LIMIT ?3",
+            )
+            .map_err(failed)?;
+        let mut rows =
+            statement.query(params![conversation.as_bytes(), before, limit as i64]).map_err(failed)?;
+        let mut messages = Vec::new();
+        while let Some(row) = rows.next().map_err(failed)? {
+            let content: Option<Vec<u8>> = row.get(4).map_err(failed)?;
+            messages.push(StoredMessage {
+                conversation,
+                seq: number(row, 0)?,
+                user: UserId::parse(&blob(row, 1)?)?,
+                device: row.get(2).map_err(failed)?,
+                id: MessageId::parse(&blob(row, 3)?)?,
+                text: content.and_then(|bytes| Content::unpad(&bytes).ok()).and_then(|content| content.text),
+                sent_at: number(row, 5)?,
+            });
+        }
+        Ok(messages)
+    }
+}
+
+fn create_private(profile: &Path) -> std::io::Result<()> {
+    if profile.is_dir() {
+        return Ok(());
+    }
+    let mut builder = std::fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.recursive(true).create(profile)
+}
+
+fn blob(row: &rusqlite::Row<'_>, index: usize) -> Result<Vec<u8>> {
+    row.get(index).map_err(failed)
+}
+
+fn number(row: &rusqlite::Row<'_>, index: usize) -> Result<u64> {
+    row.get::<_, i64>(index).map(|n| n as u64).map_err(failed)
+}
+
+fn read_publish(bytes: Vec<u8>) -> Result<Publish> {
+    match ClientFrame::parse(bytes.into(), &Bytes::new())? {
+        ClientFrame::Publish(publish) => Ok(publish),
+        _ => Err(corrupt("the outbox does not read back")),
+    }
+}
+
+fn read_events(mut rows: rusqlite::Rows<'_>) -> Result<Vec<Numbered>> {
+    let mut events = Vec::new();
+    while let Some(row) = rows.next().map_err(failed)? {
+        let text: String = row.get(1).map_err(failed)?;
+        let event = serde_json::from_str(&text).map_err(|_| corrupt("an event does not read back"))?;
+        events.push(Numbered { n: number(row, 0)?, event });
+    }
+    Ok(events)
+}
+
+impl SuiteTx for LocalStore {
+    fn get(&mut self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.db
+            .prepare_cached("SELECT value FROM suite WHERE tbl = ?1 AND key = ?2")
+            .and_then(|mut s| s.query_row(params![table as i64, key], |row| row.get(0)).optional())
+            .map_err(failed)
+    }
+
+    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<()> {
+        self.run("INSERT OR REPLACE INTO suite VALUES (?1, ?2, ?3)", params![table as i64, key, value]).map(drop)
+    }
+
+    fn delete(&mut self, table: Table, key: &[u8]) -> Result<()> {
+        self.run("DELETE FROM suite WHERE tbl = ?1 AND key = ?2", params![table as i64, key]).map(drop)
+    }
+
+    fn clear(&mut self, table: Table) -> Result<()> {
+        self.run("DELETE FROM suite WHERE tbl = ?1", [table as i64]).map(drop)
+    }
+
+    fn now_ms(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    }
+}
