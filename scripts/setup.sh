@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Installs what the build and the tests need and is not there: protoc, Node, cargo tools, a target.
+set -euo pipefail
+want=${1:-all}
+
+apt() {
+    export DEBIAN_FRONTEND=noninteractive
+    if [ ! -e /tmp/.chat-apt-updated ]; then apt-get update -qq && touch /tmp/.chat-apt-updated; fi
+    apt-get install -y -qq "$@" >/dev/null
+}
+
+command -v protoc >/dev/null || apt protobuf-compiler
+[ "$want" = protoc ] && exit 0
+
+command -v cc >/dev/null || apt build-essential
+command -v node >/dev/null || apt nodejs npm
+command -v cargo-deny >/dev/null || cargo install --locked --quiet cargo-deny
+command -v cargo-fuzz >/dev/null || cargo install --locked --quiet cargo-fuzz
+rustup target list --installed | grep -q wasm32-unknown-unknown || rustup target add wasm32-unknown-unknown
+rustup toolchain list | grep -q nightly || rustup toolchain install nightly --profile minimal

@@ -1,0 +1,187 @@
+//! A toy `MessageStore` by somebody who has only the public API: every row in one list, found by looking.
+//! Slow, and right: the suite says so.
+
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+use chat_core::backend::{Commit, ConversationState, DeviceRecord, MessageStore, PageLimit, StoreLife, WantCells};
+use chat_core::envelope::{AckOf, Cell, Durability, InboxRow, Place};
+use chat_core::{ConversationId, ConversationKind, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch};
+
+/// The store.
+#[derive(Debug, Default)]
+pub struct ToyStore(Mutex<Toy>);
+
+#[derive(Debug, Default)]
+struct Toy {
+    states: Vec<(ConversationId, ConversationState)>,
+    history: Vec<InboxRow>,
+    ids: Vec<(ConversationId, InstallationId, MessageId, Seq)>,
+    inbox: Vec<(InstallationId, InboxRow)>,
+    cells: Vec<(InstallationId, ConversationId, Cell)>,
+    generations: Vec<(InstallationId, u64)>,
+}
+
+impl Toy {
+    fn state(&self, id: ConversationId) -> Option<&ConversationState> {
+        self.states.iter().find(|(known, _)| *known == id).map(|(_, state)| state)
+    }
+
+    fn head(&self, id: ConversationId) -> Seq {
+        self.state(id).map_or(0, |state| state.head.seq)
+    }
+
+    fn cell(&mut self, device: InstallationId, id: ConversationId) -> &mut Cell {
+        let at = self.cells.iter().position(|(d, c, _)| (*d, *c) == (device, id));
+        let at = at.unwrap_or_else(|| {
+            self.cells.push((device, id, Cell::default()));
+            self.cells.len() - 1
+        });
+        &mut self.cells[at].2
+    }
+
+    fn raise(&mut self, device: InstallationId, generation: u64) {
+        match self.generations.iter_mut().find(|(known, _)| *known == device) {
+            Some((_, known)) => *known = generation.max(*known),
+            None => self.generations.push((device, generation)),
+        }
+    }
+
+    fn apply(&mut self, commit: Commit) {
+        let id = commit.conversation;
+        for row in commit.history {
+            self.history.retain(|known| (known.conversation, known.seq) != (id, row.seq));
+            if id.kind() != Ok(ConversationKind::Mailbox) {
+                self.history.push(row);
+            }
+        }
+        for (sender, message, seq) in commit.ids {
+            self.ids.retain(|known| (known.0, known.1, known.2) != (id, sender, message));
+            self.ids.push((id, sender, message, seq));
+        }
+        for (device, row) in commit.inbox {
+            let cell = self.cell(device, id);
+            if row.joined && cell.tail == 0 {
+                cell.acked = row.seq - 1;
+            }
+            cell.tail = cell.tail.max(row.seq);
+            if row.seq > cell.acked {
+                self.inbox.retain(|(d, known)| (*d, known.place()) != (device, row.place()));
+                self.inbox.push((device, row));
+            }
+        }
+        for (device, generation) in commit.generations {
+            self.raise(device, generation);
+        }
+        self.states.retain(|(known, _)| *known != id);
+        self.states.push((id, commit.state));
+    }
+}
+
+fn page(rows: impl Iterator<Item = InboxRow>, limit: PageLimit) -> Vec<InboxRow> {
+    let mut bytes = 0;
+    let mut page = Vec::new();
+    for row in rows.take(limit.rows) {
+        bytes += row.size();
+        page.push(row);
+        if bytes >= limit.bytes {
+            break;
+        }
+    }
+    page
+}
+
+impl ToyStore {
+    fn lock(&self) -> Result<std::sync::MutexGuard<'_, Toy>> {
+        self.0.lock().map_err(|_| Error::new(ErrorKind::Unavailable, "a reader panicked"))
+    }
+}
+
+#[async_trait]
+impl MessageStore for ToyStore {
+    fn life(&self) -> StoreLife {
+        StoreLife { epoch: StoreEpoch::from_bytes([1; 16]), durability: Durability::Memory }
+    }
+
+    async fn state(&self, id: ConversationId) -> Result<Option<ConversationState>> {
+        Ok(self.lock()?.state(id).cloned())
+    }
+
+    async fn find(&self, id: ConversationId, sender: InstallationId, message: MessageId) -> Result<Option<Seq>> {
+        let toy = self.lock()?;
+        let seq = toy.ids.iter().find(|known| (known.0, known.1, known.2) == (id, sender, message)).map(|k| k.3);
+        Ok(seq.filter(|seq| *seq <= toy.head(id)))
+    }
+
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<()>> {
+        commits.into_iter().map(|commit| self.lock().map(|mut toy| toy.apply(commit))).collect()
+    }
+
+    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
+        let mut toy = self.lock()?;
+        let known = |toy: &Toy, ack: &AckOf| {
+            toy.cells.iter().any(|(d, c, cell)| (*d, *c) == (device, ack.conversation) && ack.seq <= cell.tail)
+        };
+        if !acks.iter().all(|ack| known(&toy, ack)) {
+            return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail"));
+        }
+        toy.raise(device, generation);
+        for ack in acks {
+            let cell = toy.cell(device, ack.conversation);
+            cell.acked = cell.acked.max(ack.seq);
+            toy.inbox.retain(|(d, row)| {
+                *d != device || row.conversation != ack.conversation || row.seq > ack.seq
+            });
+        }
+        Ok(())
+    }
+
+    async fn inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Result<Vec<InboxRow>> {
+        let toy = self.lock()?;
+        let mut rows: Vec<InboxRow> = toy
+            .inbox
+            .iter()
+            .filter(|(d, row)| *d == device && row.place() > after && row.seq <= toy.head(row.conversation))
+            .map(|(_, row)| row.clone())
+            .collect();
+        rows.sort_by_key(InboxRow::place);
+        Ok(page(rows.into_iter(), limit))
+    }
+
+    async fn history(&self, id: ConversationId, before: Seq, limit: PageLimit) -> Result<Vec<InboxRow>> {
+        let toy = self.lock()?;
+        let head = toy.head(id);
+        let fits = |row: &&InboxRow| {
+            row.conversation == id && row.seq <= head && (before == 0 || row.seq < before)
+        };
+        let mut rows: Vec<InboxRow> = toy.history.iter().filter(fits).cloned().collect();
+        rows.sort_by_key(|row| std::cmp::Reverse(row.seq));
+        Ok(page(rows.into_iter(), limit))
+    }
+
+    async fn device(&self, device: InstallationId, want: WantCells) -> Result<DeviceRecord> {
+        let toy = self.lock()?;
+        let waiting: Vec<_> = toy.inbox.iter().filter(|(d, _)| *d == device).map(|(_, row)| row.size()).collect();
+        let cells = toy.cells.iter().filter(|(d, c, _)| {
+            *d == device && (want == WantCells::All || want == WantCells::Of(*c))
+        });
+        Ok(DeviceRecord {
+            generation: toy.generations.iter().find(|(d, _)| *d == device).map_or(0, |(_, g)| *g),
+            waiting_rows: waiting.len() as u64,
+            waiting_bytes: waiting.iter().sum::<usize>() as u64,
+            cells: cells.map(|(_, c, cell)| (*c, *cell)).collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_toy_passes_the_suite() {
+        for case in chat_core::conformance::message_store() {
+            assert_eq!((case.run)(std::sync::Arc::new(ToyStore::default())).await, Ok(()), "{}", case.name);
+        }
+    }
+}

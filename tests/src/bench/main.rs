@@ -1,0 +1,58 @@
+//! `make bench`: our server and the floor, in one run on one machine.
+//!
+//! The *floor* is what no durable chat server can be without: it frames, appends to a file, shares one
+//! `fdatasync` among all who wait, answers and forwards. It knows no users, no order, no inboxes and no
+//! encryption. The figures are ratios to it, because machines differ and the ratio does not.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+
+mod floor;
+mod load;
+mod process;
+
+use load::{Kind, Load, idle, run};
+use process::Process;
+use std::time::Duration;
+
+#[tokio::main]
+async fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, role, port, file] = arguments.as_slice()
+        && role == "floor"
+    {
+        return floor::serve(port.parse().unwrap(), file.into()).await;
+    }
+    let seconds: u64 = std::env::var("BENCH_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(8);
+    let duration = Duration::from_secs(seconds);
+    println!("256 B bodies, 100 connections (50 senders, 50 receivers), {seconds} s each");
+    let loads = [
+        ("16 outstanding", Load { outstanding: 16, rate: None }),
+        ("1 outstanding", Load { outstanding: 1, rate: None }),
+        ("light, 200/s", Load { outstanding: 16, rate: Some(200) }),
+    ];
+    for (name, load) in loads {
+        let mut results = Vec::new();
+        for kind in [Kind::Floor, Kind::Ours] {
+            let process = Process::start(kind);
+            results.push(run(&process, 50, load, duration).await);
+        }
+        let (floor, ours) = (&results[0], &results[1]);
+        println!("{name}");
+        println!("  floor {floor}");
+        println!("  ours  {ours}");
+        println!(
+            "  messages/s {:.3} × floor; p50 {:+.3} ms, p99 {:+.3} ms beside it; server CPU {:.1} × floor",
+            ours.rate / floor.rate,
+            ours.p50 - floor.p50,
+            ours.p99 - floor.p99,
+            ours.cpu_us / floor.cpu_us
+        );
+    }
+    let count: usize = std::env::var("BENCH_IDLE").ok().and_then(|s| s.parse().ok()).unwrap_or(5000);
+    let mut kib = Vec::new();
+    for kind in [Kind::Floor, Kind::Ours] {
+        let process = Process::start(kind);
+        kib.push(idle(&process, count).await);
+    }
+    println!("idle, {count} authenticated connections");
+    println!("  floor {:.2} KiB a connection, ours {:.2} KiB: {:+.2} KiB", kib[0], kib[1], kib[1] - kib[0]);
+}

@@ -1,0 +1,70 @@
+//! A server under load, as a process of its own, so that its CPU and memory can be told from the load's.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::load::Kind;
+
+pub(crate) struct Process {
+    pub(crate) kind: Kind,
+    pub(crate) port: u16,
+    child: Child,
+    _dir: tempfile::TempDir,
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Process {
+    pub(crate) fn start(kind: Kind) -> Self {
+        // On the build's own disk: a directory in memory would make every sync free.
+        let mut base = std::env::current_exe().unwrap();
+        base.pop();
+        let dir = tempfile::tempdir_in(&base).unwrap();
+        let port = free_port();
+        let mut command = match kind {
+            Kind::Floor => {
+                let mut command = Command::new(std::env::current_exe().unwrap());
+                command.args(["floor", &port.to_string()]).arg(dir.path().join("log"));
+                command
+            }
+            Kind::Ours => {
+                let mut command = Command::new(PathBuf::from(&base).join("chat-server-ref"));
+                command.arg("--data").arg(dir.path().join("data"));
+                command.args(["--listen", &format!("127.0.0.1:{port}")]);
+                command.args(["--admin-listen", &format!("127.0.0.1:{}", free_port()), "--log", "warn"]);
+                command
+            }
+        };
+        let child = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let end = Instant::now() + Duration::from_secs(20);
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(Instant::now() < end, "{kind:?} does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Self { kind, port, child, _dir: dir }
+    }
+
+    /// CPU time of the process so far.
+    pub(crate) fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 2..].split(' ').collect();
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
+    }
+
+    pub(crate) fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,118 @@
+//! `chat --json` as a process.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Runs a subcommand of `chat` to its end.
+pub fn command(profile: &Path, url: &str, arguments: &[&str]) -> Output {
+    Command::new(crate::binary("chat"))
+        .arg("--profile")
+        .arg(profile)
+        .args(["--server", url])
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+/// Registers a user in a new profile.
+pub fn register(dir: &Path, url: &str, name: &str) -> PathBuf {
+    let profile = dir.join(name);
+    let out = command(&profile, url, &["register", name]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    profile
+}
+
+/// A running `chat --json`.
+#[derive(Debug)]
+pub struct Chat {
+    child: Child,
+    input: Option<ChildStdin>,
+    events: Receiver<String>,
+}
+
+impl Chat {
+    pub fn start(profile: &Path, url: &str, after: Option<u64>) -> Self {
+        let mut command = Command::new(crate::binary("chat"));
+        command.arg("--profile").arg(profile).args(["--server", url, "--json"]);
+        if let Some(after) = after {
+            command.args(["--after", &after.to_string()]);
+        }
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+        let (lines, events) = sync_channel(100_000);
+        let out = child.stdout.take().unwrap();
+        std::thread::spawn(move || {
+            for line in BufReader::new(out).lines() {
+                let Ok(line) = line else { return };
+                if lines.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let input = child.stdin.take();
+        Self { child, input, events }
+    }
+
+    /// Writes a command; `false` if the process is gone.
+    pub fn say(&mut self, command: &Value) -> bool {
+        self.say_raw(&command.to_string())
+    }
+
+    pub fn say_raw(&mut self, line: &str) -> bool {
+        let Some(input) = &mut self.input else { return false };
+        input.write_all(line.as_bytes()).and_then(|()| input.write_all(b"\n")).is_ok()
+    }
+
+    /// The next event, if one comes in time and the process lives.
+    pub fn next(&mut self, within: Duration) -> Option<Value> {
+        match self.events.recv_timeout(within) {
+            Ok(line) => Some(serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"))),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+        }
+    }
+
+    /// The next event of a kind; the others are dropped.
+    pub fn wait(&mut self, kind: &str) -> Value {
+        let end = Instant::now() + Duration::from_secs(30);
+        let mut seen = Vec::new();
+        while Instant::now() < end {
+            if let Some(event) = self.next(Duration::from_millis(200)) {
+                if event["event"] == kind {
+                    return event;
+                }
+                seen.push(event);
+            }
+        }
+        panic!("no {kind} came; before it: {seen:?}");
+    }
+
+    /// kill -9.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Ends the input, and gives what is still said until the process ends.
+    pub fn finish(mut self) -> Vec<Value> {
+        drop(self.input.take());
+        let mut rest = Vec::new();
+        while let Ok(line) = self.events.recv_timeout(Duration::from_secs(60)) {
+            rest.push(serde_json::from_str(&line).unwrap());
+        }
+        assert!(self.child.wait().unwrap().success());
+        rest
+    }
+}
+
+impl Drop for Chat {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

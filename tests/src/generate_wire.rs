@@ -1,0 +1,20 @@
+//! Generates the wire's types from `chat-core/proto`: `make generate`. With `--check` it only says whether
+//! the checked-in code is what it would write.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+
+use std::path::Path;
+
+fn main() {
+    let core = Path::new(env!("CARGO_MANIFEST_DIR")).join("../chat-core");
+    let generated = core.join("src/wire/generated");
+    let check = std::env::args().any(|argument| argument == "--check");
+    let dir = tempfile::tempdir().unwrap();
+    let out = if check { dir.path() } else { &generated };
+    let files = protox::compile(["chat/v1/chat.proto", "chat/v1/store.proto"], [core.join("proto")]).unwrap();
+    prost_build::Config::new().bytes(["."]).out_dir(out).compile_fds(files).unwrap();
+    for name in ["chat.v1.rs", "chat.store.v1.rs"] {
+        let same = std::fs::read(out.join(name)).unwrap() == std::fs::read(generated.join(name)).unwrap();
+        assert!(same, "{name} is not what the protocol files say: run `make generate`");
+    }
+    println!("the wire's types are up to date");
+}

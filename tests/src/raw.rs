@@ -1,0 +1,260 @@
+//! A client that says exactly the bytes it is told to.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use chat_core::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
+use chat_core::envelope::{Audience, Publish, SendNumber};
+use chat_core::signing::HelloClaims;
+use chat_core::wire::{ClientFrame, Hello, Registration, ServerFrame, Welcome};
+use chat_core::{ConversationId, DeviceAddress, DeviceId, Handle, MessageId, UserId};
+use ed25519_dalek::{Signer, SigningKey};
+
+/// An upgrade request as it should be, for `/v1`.
+pub const UPGRADE: &str = "GET /v1 HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+
+/// A connection of bytes.
+#[derive(Debug)]
+pub struct Raw {
+    pub stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+/// What a frame from the server was.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Said {
+    Frame(Vec<u8>),
+    Pong,
+    Closed(u16),
+    /// The stream ended without a word.
+    Gone,
+    /// Nothing came in time.
+    Silence,
+}
+
+/// One masked frame.
+pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mask = [1, 2, 3, 4];
+    let mut out = vec![first];
+    match payload.len() {
+        n @ 0..=125 => out.push(0x80 | n as u8),
+        n @ 126..=65535 => {
+            out.push(0x80 | 126);
+            out.extend((n as u16).to_be_bytes());
+        }
+        n => {
+            out.push(0x80 | 127);
+            out.extend((n as u64).to_be_bytes());
+        }
+    }
+    out.extend(mask);
+    out.extend(payload.iter().enumerate().map(|(i, byte)| byte ^ mask[i % 4]));
+    out
+}
+
+impl Raw {
+    pub fn connect(port: u16) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream, buffer: Vec::new() }
+    }
+
+    /// Connects and upgrades.
+    pub fn open(port: u16) -> Self {
+        let mut raw = Self::connect(port);
+        raw.write(UPGRADE.as_bytes());
+        assert!(raw.head().starts_with("HTTP/1.1 101"));
+        raw
+    }
+
+    /// Writes as much as the other end takes.
+    pub fn write(&mut self, bytes: &[u8]) {
+        let _ = self.stream.write_all(bytes);
+    }
+
+    fn fill(&mut self, until: Instant) -> Option<usize> {
+        let left = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+        self.stream.set_read_timeout(Some(left)).unwrap();
+        let mut chunk = [0; 65536];
+        match self.stream.read(&mut chunk) {
+            Ok(n) => {
+                self.buffer.extend_from_slice(&chunk[..n]);
+                Some(n)
+            }
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => None,
+            Err(_) => Some(0),
+        }
+    }
+
+    /// The head of an HTTP answer.
+    pub fn head(&mut self) -> String {
+        let until = Instant::now() + Duration::from_secs(15);
+        loop {
+            if let Some(end) = self.buffer.windows(4).position(|four| four == b"\r\n\r\n") {
+                let head = self.buffer.drain(..end + 4).collect();
+                return String::from_utf8(head).unwrap();
+            }
+            match self.fill(until) {
+                Some(0) | None => return String::from_utf8_lossy(&self.buffer).into_owned(),
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// The next thing the server says.
+    pub fn hear(&mut self, within: Duration) -> Said {
+        let until = Instant::now() + within;
+        loop {
+            if let Some((said, used)) = parse(&self.buffer) {
+                self.buffer.drain(..used);
+                return said;
+            }
+            match self.fill(until) {
+                Some(0) => return Said::Gone,
+                Some(_) => {}
+                None => return Said::Silence,
+            }
+        }
+    }
+
+    /// The code the connection is closed with; frames before it are passed over.
+    pub fn close_code(&mut self) -> u16 {
+        loop {
+            match self.hear(Duration::from_secs(20)) {
+                Said::Closed(code) => return code,
+                Said::Gone => return 0,
+                Said::Silence => panic!("the connection stays open"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Sends a frame of the protocol.
+    pub fn send(&mut self, what: &ClientFrame) {
+        self.write(&frame(0x82, &what.encode()));
+    }
+
+    /// The next frame of the protocol.
+    pub fn next(&mut self) -> ServerFrame {
+        loop {
+            match self.hear(Duration::from_secs(10)) {
+                Said::Frame(bytes) => return ServerFrame::parse(bytes.into()).unwrap(),
+                Said::Pong => {}
+                other => panic!("{other:?} instead of a frame"),
+            }
+        }
+    }
+}
+
+fn parse(buffer: &[u8]) -> Option<(Said, usize)> {
+    let (first, second) = (*buffer.first()?, *buffer.get(1)?);
+    let (length, head) = match second {
+        126 => (usize::from(u16::from_be_bytes(buffer.get(2..4)?.try_into().ok()?)), 4),
+        127 => (u64::from_be_bytes(buffer.get(2..10)?.try_into().ok()?) as usize, 10),
+        n => (usize::from(n), 2),
+    };
+    let payload = buffer.get(head..head + length)?;
+    let said = match first {
+        0x82 => Said::Frame(payload.to_vec()),
+        0x88 => Said::Closed(payload.get(..2).map_or(1005, |b| u16::from_be_bytes([b[0], b[1]]))),
+        _ => Said::Pong,
+    };
+    Some((said, head + length))
+}
+
+/// A user with one device, spoken for by a test.
+#[derive(Debug)]
+pub struct User {
+    pub device: DeviceAddress,
+    pub handle: Handle,
+    key: SigningKey,
+    list: SignedDeviceList,
+}
+
+impl User {
+    pub fn new(name: &str) -> Self {
+        let mut seed = [0; 32];
+        let key = |seed: &mut [u8; 32]| {
+            getrandom::fill(seed).unwrap();
+            SigningKey::from_bytes(seed)
+        };
+        let (account, device) = (key(&mut seed), key(&mut seed));
+        let mut id = [0; 16];
+        getrandom::fill(&mut id).unwrap();
+        let public = device.verifying_key().to_bytes();
+        let entry = DeviceEntry::new(DeviceId::PRIMARY, public, Bytes::copy_from_slice(&public));
+        let list = DeviceList::first(UserId::from_bytes(id), 1, vec![entry]);
+        let encoded = list.encode();
+        let signature = Bytes::copy_from_slice(&account.sign(&DeviceList::transcript(&encoded)).to_bytes());
+        let list = SignedDeviceList::verify(encoded, account.verifying_key().to_bytes(), signature).unwrap();
+        let address = list.list().addresses().next().unwrap();
+        Self { device: address, handle: Handle::new(name).unwrap(), key: device, list }
+    }
+
+    pub fn registration(&self) -> ClientFrame {
+        ClientFrame::Register(Box::new(Registration::Account {
+            token: String::new(),
+            handle: self.handle.clone(),
+            list: self.list.clone(),
+            replace: false,
+        }))
+    }
+
+    /// A `Hello` for a challenge.
+    pub fn hello(&self, nonce: Bytes, generation: u64) -> ClientFrame {
+        let claims = HelloClaims {
+            authority: "localhost:1".into(),
+            nonce,
+            version: 1,
+            token: String::new(),
+            user: self.device.user,
+            device: self.device.device,
+            incarnation: 0,
+            generation,
+        };
+        let signature = Bytes::copy_from_slice(&self.key.sign(&claims.transcript()).to_bytes());
+        ClientFrame::Hello(Box::new(Hello { claims, store_epoch: None, signature }))
+    }
+
+    /// Opens a session, registering the user if need be.
+    pub fn session(&self, port: u16) -> (Raw, Welcome) {
+        let mut raw = Raw::open(port);
+        let ServerFrame::Challenge(challenge) = raw.next() else { panic!() };
+        raw.send(&self.registration());
+        let _ = raw.next();
+        raw.send(&self.hello(challenge.nonce, u64::MAX / 4));
+        let ServerFrame::Welcome(welcome) = raw.next() else { panic!("no welcome") };
+        assert_eq!(raw.next(), ServerFrame::Deliver(Vec::new(), true));
+        (raw, welcome)
+    }
+
+    /// A publish to the own conversation.
+    pub fn publish(&self, client_seq: u64, id: u8, prev: u8) -> Publish {
+        let id_of = |n: u8| if n == 0 { MessageId::NIL } else { MessageId::from_bytes([n; 16]) };
+        Publish {
+            number: SendNumber {
+                conversation: ConversationId::own(self.device.user),
+                message_id: id_of(id),
+                client_seq,
+                prev: id_of(prev),
+                incarnation: 0,
+                generation: u64::MAX / 4,
+            },
+            first: true,
+            audience: vec![Audience { user: self.device.user, list_version: 1 }],
+            body: Bytes::from_static(b"body"),
+            boxes: Vec::new(),
+            sent_at: 1,
+        }
+    }
+}
+
+impl User {
+    /// What others know of this user.
+    #[must_use]
+    pub fn public(&self) -> Self {
+        Self { device: self.device, handle: self.handle.clone(), key: self.key.clone(), list: self.list.clone() }
+    }
+}

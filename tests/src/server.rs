@@ -1,0 +1,136 @@
+//! The server as a process.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A server process over a data directory that outlives it.
+#[derive(Debug)]
+pub struct Server {
+    pub data: PathBuf,
+    pub port: u16,
+    pub admin: u16,
+    flags: Vec<String>,
+    child: Option<Child>,
+    log: PathBuf,
+}
+
+/// A port nobody listens on now.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Server {
+    pub fn start(dir: &Path) -> Self {
+        Self::start_with(dir, &[])
+    }
+
+    pub fn start_with(dir: &Path, flags: &[&str]) -> Self {
+        let mut server = Self {
+            data: dir.join("data"),
+            port: free_port(),
+            admin: free_port(),
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            child: None,
+            log: dir.join("server.log"),
+        };
+        server.restart();
+        server
+    }
+
+    pub fn url(&self) -> String {
+        format!("ws://127.0.0.1:{}", self.port)
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// Starts the process again on the same data and port, and waits until it answers.
+    pub fn restart(&mut self) {
+        assert!(self.child.is_none());
+        let log = File::options().create(true).append(true).open(&self.log).unwrap();
+        let child = Command::new(crate::binary("chat-server-ref"))
+            .arg("--data")
+            .arg(&self.data)
+            .args(["--listen", &format!("127.0.0.1:{}", self.port)])
+            .args(["--admin-listen", &format!("127.0.0.1:{}", self.admin)])
+            .args(&self.flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+        let end = Instant::now() + Duration::from_secs(30);
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            let exited = self.child.as_mut().unwrap().try_wait().unwrap();
+            assert!(exited.is_none(), "the server ended: {}", self.log());
+            assert!(Instant::now() < end, "the server does not listen: {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// SIGTERM; waits for the end and gives how long that took.
+    pub fn terminate(&mut self) -> Duration {
+        let start = Instant::now();
+        let mut child = self.child.take().unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        assert!(child.wait().unwrap().success(), "{}", self.log());
+        start.elapsed()
+    }
+
+    /// What `chat-server-ref audit` says of the data; the server must not run.
+    pub fn audit(&self) -> String {
+        assert!(self.child.is_none());
+        let out = Command::new(crate::binary("chat-server-ref"))
+            .args(["audit", "--data"])
+            .arg(&self.data)
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Resident memory of the process, in bytes.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    /// A page of the admin listener.
+    pub fn admin_page(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.admin)).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).unwrap();
+        page
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

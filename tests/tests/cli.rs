@@ -1,0 +1,269 @@
+//! The app as its users and programs see it.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use chat_tests::chat::{Chat, command, register};
+use chat_tests::server::{Server, free_port};
+use serde_json::json;
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn a_ref_is_the_same_message_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let alice = register(dir.path(), &server.url(), "alice");
+    register(dir.path(), &server.url(), "bob");
+    let mut chat = Chat::start(&alice, &server.url(), None);
+    assert!(chat.say(&json!({"cmd": "send", "to": "bob", "text": "one", "ref": "r"})));
+    let queued = chat.wait("queued");
+    let stored = chat.wait("stored");
+    assert_eq!(queued["ref"], "r");
+    chat.kill();
+    let mut chat = Chat::start(&alice, &server.url(), None);
+    assert!(chat.say(&json!({"cmd": "send", "to": "bob", "text": "one", "ref": "r"})));
+    assert_eq!(chat.wait("queued"), queued);
+    assert_eq!(chat.wait("stored"), stored);
+    assert!(chat.say(&json!({"cmd": "send", "to": "bob", "text": "two", "ref": "r"})));
+    let refused = chat.wait("refused");
+    assert_eq!((refused["reason"].as_str(), refused["ref"].as_str()), (Some("ref_reused"), Some("r")));
+    assert!(refused["n"].as_u64() > stored["n"].as_u64());
+    chat.finish();
+}
+
+#[test]
+fn events_after_a_number_come_again_unchanged() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let alice = register(dir.path(), &server.url(), "alice");
+    let bob = register(dir.path(), &server.url(), "bob");
+    let out = command(&alice, &server.url(), &["send", "bob", "hello"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let mut chat = Chat::start(&bob, &server.url(), Some(0));
+    let message = chat.wait("message");
+    chat.kill();
+    let mut chat = Chat::start(&bob, &server.url(), Some(message["n"].as_u64().unwrap() - 1));
+    assert_eq!(chat.wait("message"), message);
+    chat.finish();
+    let mut chat = Chat::start(&bob, &server.url(), None);
+    chat.wait("caught_up");
+    assert!(chat.finish().iter().all(|event| event["event"] != "message"), "without --after only what is new");
+}
+
+#[test]
+fn receipts_typing_and_presence_reach_the_other_side() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let alice = register(dir.path(), &server.url(), "alice");
+    let bob = register(dir.path(), &server.url(), "bob");
+    let mut a = Chat::start(&alice, &server.url(), None);
+    a.wait("caught_up");
+    assert!(a.say(&json!({"cmd": "send", "to": "bob", "text": "hello"})));
+    let stored = a.wait("stored");
+    assert!(a.say(&json!({"cmd": "presence", "users": ["bob"]})));
+    assert_eq!(a.wait("presence")["online"], false);
+    let mut b = Chat::start(&bob, &server.url(), None);
+    let message = b.wait("message");
+    assert_eq!(message["conversation"], stored["conversation"]);
+    let (mut online, mut delivered) = (false, false);
+    while !(online && delivered) {
+        let event = a.next(Duration::from_secs(10)).expect("presence and receipt");
+        online |= event["event"] == "presence" && event["online"] == true;
+        delivered |= event["event"] == "delivered" && event["seq"] == stored["seq"];
+    }
+    assert!(b.say(&json!({"cmd": "typing", "to": "alice"})));
+    assert_eq!(a.wait("typing")["user"], "bob");
+    assert!(b.say(&json!({"cmd": "read", "conversation": message["conversation"], "seq": message["seq"]})));
+    let read = a.wait("read");
+    assert_eq!((read["user"].as_str(), read["seq"].as_u64()), (Some("bob"), message["seq"].as_u64()));
+    assert!(b.say(&json!({"cmd": "history", "with": "alice"})));
+    assert_eq!(b.wait("history")["messages"][0]["text"], "hello");
+    b.finish();
+    assert_eq!(a.wait("presence")["online"], false);
+    a.finish();
+}
+
+#[test]
+fn a_second_device_is_linked_by_its_code_and_gets_what_follows() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let url = server.url();
+    let alice = register(dir.path(), &url, "alice");
+    let bob = register(dir.path(), &url, "bob");
+    assert!(command(&alice, &url, &["send", "bob", "before"]).status.success());
+
+    let tablet = dir.path().join("tablet");
+    let mut linking = Command::new(chat_tests::binary("chat"))
+        .arg("--profile")
+        .arg(&tablet)
+        .args(["--server", &url, "link"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(linking.stdout.take().unwrap()).lines();
+    let code = loop {
+        let line = lines.next().unwrap().unwrap();
+        if let Some(code) = line.trim().strip_prefix("chat link ") {
+            break code.to_owned();
+        }
+    };
+    let wrong = format!("{}0", &code[..code.len() - 1]);
+    if wrong != code {
+        assert!(!command(&alice, &url, &["link", &wrong]).status.success(), "a wrong code");
+    }
+    let out = command(&alice, &url, &["link", &code]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert!(linking.wait().unwrap().success());
+    assert!(text(&command(&alice, &url, &["devices"]).stdout).contains("device 2"));
+
+    let mut phone = Chat::start(&alice, &url, None);
+    let mut other = Chat::start(&tablet, &url, None);
+    let mut b = Chat::start(&bob, &url, None);
+    other.wait("caught_up");
+    assert!(phone.say(&json!({"cmd": "send", "to": "bob", "text": "from the phone"})));
+    let seen = other.wait("message");
+    assert_eq!((seen["from"].as_str(), seen["device"].as_u64()), (Some("alice"), Some(1)));
+    while b.wait("message")["text"] != "from the phone" {}
+    assert!(other.say(&json!({"cmd": "send", "to": "bob", "text": "from the tablet"})));
+    assert_eq!(b.wait("message")["device"], 2);
+    assert_eq!(phone.wait("message")["text"], "from the tablet");
+    assert!(b.say(&json!({"cmd": "send", "to": "alice", "text": "to both"})));
+    assert_eq!(phone.wait("message")["text"], "to both");
+    assert_eq!(other.wait("message")["text"], "to both");
+    assert!(phone.say(&json!({"cmd": "send", "to": "alice", "text": "note to self"})));
+    assert_eq!(other.wait("message")["text"], "note to self");
+    phone.finish();
+
+    let out = command(&alice, &url, &["devices", "--remove", "2"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert_eq!(other.wait("error")["reason"], "unauthorized");
+    let numbers = [command(&alice, &url, &["safety-number", "bob"]), {
+        b.finish();
+        command(&bob, &url, &["safety-number", "alice"])
+    }];
+    assert!(numbers.iter().all(|out| out.status.success()));
+    assert_eq!(numbers[0].stdout, numbers[1].stdout);
+    assert_eq!(text(&numbers[0].stdout).split_whitespace().count(), 12);
+}
+
+#[test]
+fn what_goes_wrong_is_said_and_nothing_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let url = server.url();
+    let alice = register(dir.path(), &url, "alice");
+
+    let taken = command(&dir.path().join("other"), &url, &["register", "alice"]);
+    assert!(!taken.status.success() && text(&taken.stderr).contains("taken"), "{}", text(&taken.stderr));
+    let name = command(&dir.path().join("other2"), &url, &["register", "Alice Smith"]);
+    assert!(!name.status.success() && text(&name.stderr).contains("handle"), "{}", text(&name.stderr));
+    let address = command(&alice, "http://127.0.0.1", &["send", "bob", "x"]);
+    assert!(!address.status.success() && text(&address.stderr).contains("ws://"), "{}", text(&address.stderr));
+    let plain = command(&alice, "ws://chat.example", &["send", "bob", "x"]);
+    assert!(!plain.status.success() && text(&plain.stderr).contains("wss://"), "{}", text(&plain.stderr));
+    let nobody = command(&alice, &url, &["send", "nobody", "x"]);
+    assert!(!nobody.status.success() && text(&nobody.stderr).contains("unknown_user"), "{}", text(&nobody.stderr));
+    let empty = command(&dir.path().join("empty"), &url, &["send", "bob", "x"]);
+    assert!(!empty.status.success() && text(&empty.stderr).contains("register"), "{}", text(&empty.stderr));
+
+    let mut chat = Chat::start(&alice, &url, None);
+    chat.wait("caught_up");
+    let busy = command(&alice, &url, &["history", "alice"]);
+    assert!(!busy.status.success() && text(&busy.stderr).contains("in use"), "{}", text(&busy.stderr));
+    for bad in ["{", "[]", "{\"cmd\":\"fly\"}", "{\"cmd\":\"send\"}", "\u{feff}{}"] {
+        assert!(chat.say_raw(bad));
+        assert_eq!(chat.wait("error")["reason"], "bad_line");
+    }
+    assert!(chat.say(&json!({"cmd": "send", "to": "NOT A HANDLE", "text": "x", "ref": "h"})));
+    assert_eq!(chat.wait("refused")["ref"], "h");
+    assert!(chat.say(&json!({"cmd": "send", "to": "alice", "text": ""})));
+    chat.wait("stored");
+    chat.finish();
+
+    // With nobody there, what is written waits, and the end of the input says how much.
+    let gone = format!("ws://127.0.0.1:{}", free_port());
+    let mut child = Command::new(chat_tests::binary("chat"))
+        .arg("--profile")
+        .arg(&alice)
+        .args(["--server", &gone, "--json", "--quit-after", "1"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    {
+        use std::io::Write;
+        let mut input = child.stdin.take().unwrap();
+        writeln!(input, "{}", json!({"cmd": "send", "to": "alice", "text": "later", "ref": "l"})).unwrap();
+    }
+    let out = child.wait_with_output().unwrap();
+    assert!(text(&out.stdout).contains("1 messages wait"), "{}", text(&out.stdout));
+    let chat = Chat::start(&alice, &url, None);
+    let rest = chat.finish();
+    assert!(rest.iter().any(|event| event["event"] == "stored" && event["ref"] == "l"), "{rest:?}");
+}
+
+#[test]
+fn a_server_with_tokens_wants_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::start_with(dir.path(), &["--open-registration", "false"]);
+    let url = server.url();
+    let token = |user: &str, ttl: &str| {
+        let out = Command::new(chat_tests::binary("chat-server-ref"))
+            .args(["token", user, "--ttl", ttl, "--data"])
+            .arg(&server.data)
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        text(&out.stdout).trim().to_owned()
+    };
+    let alice = dir.path().join("alice");
+    let without = command(&alice, &url, &["register", "alice"]);
+    assert!(!without.status.success() && text(&without.stderr).contains("token"), "{}", text(&without.stderr));
+    let others = command(&alice, &url, &["register", "alice", "--token", &token("bob", "60")]);
+    assert!(!others.status.success(), "another user's token");
+    let out = command(&alice, &url, &["register", "alice", "--token", &token("alice", "60")]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let expired = command(&alice, &url, &["login", "--token", &token("alice", "0").replace('.', ".x")]);
+    assert!(!expired.status.success() && text(&expired.stderr).contains("log in again"), "{}", text(&expired.stderr));
+    let out = command(&alice, &url, &["login", "--token", &token("alice", "60")]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+
+    assert!(server.admin_page("/healthz").contains("ok"));
+    assert!(server.admin_page("/readyz").contains("ready"));
+    assert!(server.admin_page("/metrics").contains("chat_sessions"));
+    assert!(!server.log().contains("eyJ"), "a token is in the log");
+
+    let chat = Chat::start(&alice, &url, None);
+    std::thread::sleep(Duration::from_millis(500));
+    let took = server.terminate();
+    assert!(took < Duration::from_secs(70), "{took:?}");
+    chat.kill();
+    assert!(server.audit().starts_with("audit ok"));
+}
+
+#[test]
+fn two_servers_do_not_share_a_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let out = Command::new(chat_tests::binary("chat-server-ref"))
+        .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--data"])
+        .arg(&server.data)
+        .output()
+        .unwrap();
+    assert!(!out.status.success() && text(&out.stderr).contains("another process"), "{}", text(&out.stderr));
+    let public = Command::new(chat_tests::binary("chat-server-ref"))
+        .args(["--listen", "0.0.0.0:0", "--open-registration", "true", "--data"])
+        .arg(dir.path().join("x"))
+        .output()
+        .unwrap();
+    assert!(!public.status.success() && text(&public.stderr).contains("open_registration"));
+    let config = dir.path().join("bad.toml");
+    std::fs::write(&config, "lisen = \"127.0.0.1:1\"\n").unwrap();
+    let bad = Command::new(chat_tests::binary("chat-server-ref")).arg("--config").arg(&config).output().unwrap();
+    assert!(!bad.status.success() && text(&bad.stderr).contains("lisen"), "{}", text(&bad.stderr));
+}
