@@ -14,8 +14,6 @@ use chat_tests::text::real_lines;
 use serde_json::{Value, json};
 
 const LONGEST: usize = 64 * 1024;
-/// Commands written ahead of their `queued`.
-const AHEAD: usize = 400;
 
 /// A program that uses `chat --json`: it sends its lines, keeps what it was told, and may be killed.
 struct Talker<'a> {
@@ -31,12 +29,28 @@ struct Talker<'a> {
     refused: usize,
     received: usize,
     kills: u64,
+    /// Commands written ahead of what is stored.
+    ahead: usize,
 }
 
 impl<'a> Talker<'a> {
     fn new(profile: PathBuf, url: String, to: &'static str, lines: &'a [String], expected: &'a [String]) -> Self {
         let queued = vec![false; lines.len()];
-        Self { profile, url, to, lines, expected, n: 0, queued, first_open: 0, done: 0, refused: 0, received: 0, kills: 0 }
+        Self {
+            profile,
+            url,
+            to,
+            lines,
+            expected,
+            n: 0,
+            queued,
+            first_open: 0,
+            done: 0,
+            refused: 0,
+            received: 0,
+            kills: 0,
+            ahead: 1000,
+        }
     }
 
     fn finished(&self) -> bool {
@@ -65,7 +79,7 @@ impl<'a> Talker<'a> {
                 self.kills += 1;
                 return chat.kill();
             }
-            while next < self.lines.len() && next < self.first_open + AHEAD {
+            while next < self.lines.len() && next < self.done + self.ahead {
                 let command = json!({"cmd": "send", "to": self.to, "text": self.lines[next], "ref": next.to_string()});
                 if !self.queued[next] && !chat.say(&command) {
                     return;
@@ -150,13 +164,17 @@ fn replay(dir: &Path, count: usize, at_least_kills: u64, clients_die: bool) -> O
     let over = AtomicBool::new(false);
     let mut alice = Talker::new(a, url.clone(), "bob", &from_a, &to_a);
     let mut bob = Talker::new(b, url, "alice", &from_b, &to_b);
+    if at_least_kills > 0 {
+        // Slowly enough for that many kills to come in between.
+        (alice.ahead, bob.ahead) = (80, 80);
+    }
     let kills = std::thread::scope(|scope| {
         let killer = scope.spawn(|| {
             let mut kills = 0;
             let mut seen = stored.load(Ordering::Relaxed);
             let mut dice = Dice::new(42);
             while !over.load(Ordering::Relaxed) && at_least_kills > 0 {
-                std::thread::sleep(Duration::from_millis(dice.below(120)));
+                std::thread::sleep(Duration::from_millis(dice.below(60)));
                 let now = stored.load(Ordering::Relaxed);
                 if now > seen {
                     seen = now;
@@ -198,9 +216,9 @@ fn real_text_arrives_once_in_order_byte_for_byte() {
 #[test]
 fn the_same_while_server_and_clients_are_killed() {
     let dir = tempfile::tempdir().unwrap();
-    let outcome = replay(dir.path(), 20_000, 100, true);
+    let outcome = replay(dir.path(), 10_000, 100, true);
     println!(
-        "40000 lines both ways in {:?}: {} kills of the server, {} of the clients, 0 lost, 0 twice, 0 out of order",
+        "20000 lines both ways in {:?}: {} kills of the server, {} of the clients, 0 lost, 0 twice, 0 out of order",
         outcome.took, outcome.kills, outcome.client_kills
     );
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chat_client::event::Event;
+use chat_client::event::{Event, Numbered};
 use chat_client::{Client, Queued};
 use chat_core::replica::To;
 use chat_core::{ConversationId, Handle};
@@ -58,6 +58,14 @@ const fn fifty() -> usize {
 
 type Out = BufWriter<Stdout>;
 
+/// What the reader of the input has to say.
+enum Said {
+    /// An answer.
+    Line(String),
+    /// An event that a repeated `ref` brings up again.
+    Again(Numbered),
+}
+
 async fn write(out: &mut Out, line: &str) -> Result<(), String> {
     let written = async {
         out.write_all(line.as_bytes()).await?;
@@ -80,7 +88,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
     write(&mut out, &ready.to_string()).await?;
     out.flush().await.map_err(|e| e.to_string())?;
 
-    let (lines, mut said) = mpsc::channel::<String>(64);
+    let (lines, mut said) = mpsc::channel::<Said>(64);
     let input = tokio::spawn(read_input(client.clone(), lines));
     let mut input = std::pin::pin!(input);
     let mut open = true;
@@ -88,7 +96,13 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
     loop {
         tokio::select! {
             biased;
-            Some(line) = said.recv() => write(&mut out, &line).await?,
+            Some(said) = said.recv() => match said {
+                Said::Line(line) => write(&mut out, &line).await?,
+                // What the stream has not come to yet it will say itself, in its order: a program's cursor
+                // may never run ahead of an event it was not told.
+                Said::Again(event) if event.n > events.cursor() => {}
+                Said::Again(event) => write(&mut out, &event.to_json()).await?,
+            },
             next = events.next() => write(&mut out, &next.map_err(text)?.to_json()).await?,
             _ = &mut input, if open => {
                 open = false;
@@ -120,7 +134,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
 }
 
 /// Reads the input until it ends or says `quit`. While the outbox is full nothing is read.
-async fn read_input(client: Client, say: mpsc::Sender<String>) {
+async fn read_input(client: Client, say: mpsc::Sender<Said>) {
     let mut input = BufReader::with_capacity(64 * 1024, tokio::io::stdin());
     let (pending, answers) = mpsc::channel(PENDING);
     let repeats = tokio::spawn(repeat(answers, say.clone()));
@@ -130,7 +144,7 @@ async fn read_input(client: Client, say: mpsc::Sender<String>) {
         match read_line(&mut input, &mut line).await {
             Ok(true) => {}
             Ok(false) => {
-                let _ = say.send(problem("bad_line", "the line is too long")).await;
+                let _ = say.send(Said::Line(problem("bad_line", "the line is too long"))).await;
                 continue;
             }
             Err(()) => break,
@@ -142,11 +156,11 @@ async fn read_input(client: Client, say: mpsc::Sender<String>) {
             Ok(Line::Quit) => break,
             Ok(command) => {
                 if let Err(said) = carry_out(&client, command, &pending, &say).await {
-                    let _ = say.send(said).await;
+                    let _ = say.send(Said::Line(said)).await;
                 }
             }
             Err(error) => {
-                let _ = say.send(problem("bad_line", &error.to_string())).await;
+                let _ = say.send(Said::Line(problem("bad_line", &error.to_string()))).await;
             }
         }
     }
@@ -179,12 +193,12 @@ async fn read_line(input: &mut BufReader<tokio::io::Stdin>, line: &mut Vec<u8>) 
 /// Repeats what was said about a `ref` that was used before.
 async fn repeat(
     mut answers: mpsc::Receiver<oneshot::Receiver<chat_core::Result<Queued>>>,
-    say: mpsc::Sender<String>,
+    say: mpsc::Sender<Said>,
 ) {
     while let Some(answer) = answers.recv().await {
-        let lines: Vec<String> = match answer.await {
-            Ok(Ok(queued)) => queued.repeated.iter().map(|event| event.to_json()).collect(),
-            Ok(Err(error)) => vec![problem("send", error.what())],
+        let lines: Vec<Said> = match answer.await {
+            Ok(Ok(queued)) => queued.repeated.into_iter().map(Said::Again).collect(),
+            Ok(Err(error)) => vec![Said::Line(problem("send", error.what()))],
             Err(_) => return,
         };
         for line in lines {
@@ -197,7 +211,7 @@ async fn carry_out(
     client: &Client,
     line: Line,
     pending: &mpsc::Sender<oneshot::Receiver<chat_core::Result<Queued>>>,
-    say: &mpsc::Sender<String>,
+    say: &mpsc::Sender<Said>,
 ) -> Result<(), String> {
     let failed = |error: chat_core::Error| problem("failed", error.what());
     match line {
@@ -238,7 +252,7 @@ async fn carry_out(
             let line = serde_json::json!({
                 "event": "history", "conversation": conversation.to_hex(), "messages": shown
             });
-            say.send(line.to_string()).await.map_err(|e| e.0)
+            say.send(Said::Line(line.to_string())).await.map_err(|_| problem("failed", "the output is closed"))
         }
         Line::Quit => Ok(()),
     }
