@@ -166,7 +166,12 @@ impl Client {
     ///
     /// # Errors
     /// `Closed`, or the failure of the local store.
-    pub async fn history(&self, conversation: ConversationId, before: u64, limit: usize) -> Result<Vec<StoredMessage>> {
+    pub async fn history(
+        &self,
+        conversation: ConversationId,
+        before: u64,
+        limit: usize,
+    ) -> Result<Vec<StoredMessage>> {
         self.ask(|reply| Command::History { conversation, before, limit, reply }).await
     }
 
@@ -327,8 +332,8 @@ impl Builder {
                 *failure = Some(error);
             }
         });
-        let thread =
-            thread.map_err(|e| Error::new(ErrorKind::Unavailable, "the owner thread cannot start").caused_by(e))?;
+        let thread = thread
+            .map_err(|e| Error::new(ErrorKind::Unavailable, "the owner thread cannot start").caused_by(e))?;
         if let Ok(mut slot) = owner.thread.lock() {
             *slot = Some(thread);
         }

@@ -180,7 +180,10 @@ impl Driver {
                         }
                         Err(error) => {
                             if matches!(error.kind(), ErrorKind::Denied | ErrorKind::Invalid) {
-                                self.pass(Event::Error { reason: "connect".into(), message: error.to_string() });
+                                self.pass(Event::Error {
+                                    reason: "connect".into(),
+                                    message: error.to_string(),
+                                });
                             }
                             self.step(Input::Disconnected)?;
                         }
@@ -309,12 +312,18 @@ impl Driver {
                 self.suite.forget(&mut self.store)?;
                 self.store.set_meta("last_prekey", &(u64::from(incarnation) << 20).to_be_bytes())?;
             }
-            Output::MakePrekeys(replace) => return self.make_prekeys(replace).map(|p| Some(Input::Prekeys(p))),
+            Output::MakePrekeys(replace) => {
+                return self.make_prekeys(replace).map(|p| Some(Input::Prekeys(p)));
+            }
             Output::Commit(changes, ticket) => {
                 let queued: Vec<MessageId> = changes
                     .list
                     .iter()
-                    .filter_map(|change| if let Change::Queued(draft) = change { Some(draft.id) } else { None })
+                    .filter_map(
+                        |change| {
+                            if let Change::Queued(draft) = change { Some(draft.id) } else { None }
+                        },
+                    )
                     .collect();
                 self.suite.flush(&mut self.store)?;
                 self.store.commit(changes)?;
@@ -350,9 +359,14 @@ impl Driver {
             Ephemeral::Presence(user, online) => Event::Presence { user: self.store.name_of(user)?, online },
             Ephemeral::Stopped(why) => {
                 let (reason, message) = match why {
-                    Stopped::Unauthorized => ("unauthorized", "the token expired or this device was unlinked: log in again"),
+                    Stopped::Unauthorized => {
+                        ("unauthorized", "the token expired or this device was unlinked: log in again")
+                    }
                     Stopped::Version => ("version", "the server speaks another version"),
-                    _ => ("superseded", "another copy of this profile is in use, or it was restored twice in a day"),
+                    _ => (
+                        "superseded",
+                        "another copy of this profile is in use, or it was restored twice in a day",
+                    ),
                 };
                 Event::Error { reason: reason.into(), message: message.into() }
             }
@@ -374,7 +388,9 @@ impl Driver {
             Some(entry) if entry.installation() == message.sender.installation => {
                 let own = self.profile.device.installation;
                 let opened = self.suite.open(&mut self.store, &peer(entry), sealed).map(Zeroizing::new);
-                opened.and_then(|content| open_body(self.suite.as_ref(), &content, own, row.conversation, message))
+                opened.and_then(|content| {
+                    open_body(self.suite.as_ref(), &content, own, row.conversation, message)
+                })
             }
             _ => Err(Unreadable::UnknownDevice),
         };
@@ -406,7 +422,8 @@ impl Driver {
             hash: list.hash(),
         });
         let key = Zeroizing::new(random()?);
-        let Some(body) = SealedBody::seal(self.suite.as_ref(), &draft.content, &key, own, &number, &seen) else {
+        let Some(body) = SealedBody::seal(self.suite.as_ref(), &draft.content, &key, own, &number, &seen)
+        else {
             return Ok(Err(SealFailure::Never("cannot_encrypt")));
         };
         let mut boxes = Vec::new();
@@ -416,7 +433,8 @@ impl Driver {
             match self.suite.seal(&mut self.store, &peer(entry), &content) {
                 Ok(data) => boxes.push(DeviceBox { installation, data }),
                 Err(error) if error.kind() == ErrorKind::NotFound => {
-                    let user = lists.iter().find(|l| l.list().addresses().any(|d| d.installation == installation));
+                    let user =
+                        lists.iter().find(|l| l.list().addresses().any(|d| d.installation == installation));
                     let user = user.map_or(own.user, |list| list.list().user);
                     return Ok(Err(SealFailure::NeedBundles(user, vec![installation])));
                 }
@@ -439,7 +457,8 @@ impl Driver {
 
     fn begin_sessions(&mut self, list: &SignedDeviceList, bundles: Vec<Bundle>) -> Result<()> {
         for bundle in bundles {
-            let Some(entry) = list.list().devices.iter().find(|d| d.installation() == bundle.installation) else {
+            let Some(entry) = list.list().devices.iter().find(|d| d.installation() == bundle.installation)
+            else {
                 continue;
             };
             let signed = verify(&entry.device_key, &prekeys_transcript(&bundle.signed), &bundle.signature);
@@ -451,7 +470,8 @@ impl Driver {
                     tracing::warn!(%error, "a prekey bundle was refused");
                     self.pass(Event::Error {
                         reason: "bundle_refused".into(),
-                        message: "the server gave keys that their device did not sign, or that are unsafe".into(),
+                        message: "the server gave keys that their device did not sign, or that are unsafe"
+                            .into(),
                     });
                 }
                 Err(error) => return Err(error),
@@ -461,7 +481,8 @@ impl Driver {
     }
 
     fn make_prekeys(&mut self, replace: bool) -> Result<PrekeyUpload> {
-        let last = self.store.meta("last_prekey")?.and_then(|v| v.try_into().ok()).map_or(0, u64::from_be_bytes);
+        let last =
+            self.store.meta("last_prekey")?.and_then(|v| v.try_into().ok()).map_or(0, u64::from_be_bytes);
         let (signed, one_time) = self.suite.make_prekeys(&mut self.store, last + 1, PREKEYS)?;
         let uploaded_through = last + PREKEYS;
         self.store.set_meta("last_prekey", &uploaded_through.to_be_bytes())?;
@@ -560,7 +581,9 @@ impl Driver {
     }
 
     fn answered(&mut self, token: u64, answer: std::result::Result<Box<Answer>, Refusal>) -> Result<()> {
-        let Some(waiting) = self.waiting.remove(&token) else { return Ok(()) };
+        let Some(waiting) = self.waiting.remove(&token) else {
+            return Ok(());
+        };
         let answer = answer.map_err(|refusal| match refusal {
             Refusal::NotFound => Error::new(ErrorKind::NotFound, "there is no such thing"),
             Refusal::Taken => Error::new(ErrorKind::Conflict, "it changed meanwhile: try again"),
@@ -570,11 +593,13 @@ impl Driver {
         });
         match (waiting, answer) {
             (Waiting::Resolve(reply), answer) => {
-                let user = answer.and_then(|a| a.user.ok_or(Error::new(ErrorKind::NotFound, "there is no such user")));
+                let user = answer
+                    .and_then(|a| a.user.ok_or(Error::new(ErrorKind::NotFound, "there is no such user")));
                 let _ = reply.send(user);
             }
             (Waiting::List(reply), answer) => {
-                let list = answer.and_then(|mut a| a.lists.pop().ok_or(Error::new(ErrorKind::NotFound, "no list")));
+                let list =
+                    answer.and_then(|mut a| a.lists.pop().ok_or(Error::new(ErrorKind::NotFound, "no list")));
                 let _ = reply.send(list);
             }
             (Waiting::Offer(code, reply), answer) => {
@@ -616,7 +641,9 @@ impl Driver {
 
     fn own_list(&self) -> Result<SignedDeviceList> {
         let list = self.replica.list(self.profile.device.user).cloned();
-        list.ok_or_else(|| Error::new(ErrorKind::Unavailable, "the own device list is not read yet: connect first"))
+        list.ok_or_else(|| {
+            Error::new(ErrorKind::Unavailable, "the own device list is not read yet: connect first")
+        })
     }
 
     fn approve(&self, code: &Code, offer: &[u8]) -> Result<(SignedDeviceList, (Offer, Joined))> {
@@ -624,7 +651,9 @@ impl Driver {
         let before = self.own_list()?;
         let full = || Error::new(ErrorKind::Conflict, "the account has as many devices as it can have");
         let device = before.list().free_device().ok_or_else(full)?;
-        let key = offer.device_key[..].try_into().map_err(|_| Error::new(ErrorKind::Invalid, "not a device key"))?;
+        let key = offer.device_key[..]
+            .try_into()
+            .map_err(|_| Error::new(ErrorKind::Invalid, "not a device key"))?;
         let mut devices = before.list().devices.clone();
         devices.push(DeviceEntry::new(device, key, offer.suite_key.clone().into()));
         devices.sort_by_key(|entry| entry.device);

@@ -95,7 +95,10 @@ impl Offer {
     pub fn check(bytes: &[u8], code: &Code) -> Result<Self> {
         let offer = Self::decode(bytes).map_err(|_| invalid("not an offer"))?;
         if offer.hash() != code.hash {
-            return Err(Error::new(ErrorKind::Denied, "the server shows another device than the one of the code"));
+            return Err(Error::new(
+                ErrorKind::Denied,
+                "the server shows another device than the one of the code",
+            ));
         }
         Ok(offer)
     }
@@ -157,7 +160,8 @@ fn cipher(secret: &StaticSecret, theirs: PublicKey) -> Result<ChaCha20Poly1305> 
 impl Code {
     /// The code in groups of eight characters.
     pub fn to_text(&self) -> String {
-        let hex: String = self.rendezvous.iter().chain(&self.hash).map(|byte| format!("{byte:02x}")).collect();
+        let hex: String =
+            self.rendezvous.iter().chain(&self.hash).map(|byte| format!("{byte:02x}")).collect();
         let groups: Vec<&str> = (0..hex.len()).step_by(8).map(|at| &hex[at..at + 8]).collect();
         groups.join("-")
     }
@@ -169,7 +173,8 @@ impl Code {
     pub fn parse(text: &str) -> Result<Self> {
         let hex: String = text.chars().filter(|c| !c.is_whitespace() && *c != '-').collect();
         let digits: Option<Vec<u8>> = hex.chars().map(|c| c.to_digit(16).map(|d| d as u8)).collect();
-        let digits = digits.filter(|d| d.len() == 64).ok_or_else(|| invalid("a code has 64 hexadecimal digits"))?;
+        let digits =
+            digits.filter(|d| d.len() == 64).ok_or_else(|| invalid("a code has 64 hexadecimal digits"))?;
         let bytes: Vec<u8> = digits.chunks(2).map(|two| two[0] << 4 | two[1]).collect();
         let mut code = Self { rendezvous: [0; 16], hash: [0; 16] };
         code.rendezvous.copy_from_slice(&bytes[..16]);

@@ -19,7 +19,8 @@ use crate::suite::{Suite, SuiteTx};
 /// Random bytes from the system.
 pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(|_| Error::new(ErrorKind::Unavailable, "the system gives no randomness"))?;
+    getrandom::fill(&mut bytes)
+        .map_err(|_| Error::new(ErrorKind::Unavailable, "the system gives no randomness"))?;
     Ok(bytes)
 }
 
@@ -61,7 +62,8 @@ impl Profile {
     /// # Errors
     /// `NotFound` if none was registered or linked.
     pub fn load(store: &LocalStore) -> Result<Self> {
-        let missing = || Error::new(ErrorKind::NotFound, "the profile has no account: register or link it first");
+        let missing =
+            || Error::new(ErrorKind::NotFound, "the profile has no account: register or link it first");
         if store.meta("registered")?.is_none() {
             return Err(missing());
         }
@@ -102,11 +104,15 @@ impl Profile {
     ///
     /// # Errors
     /// `Denied` if this device does not hold the account key.
-    pub fn sign_list(&self, before: &SignedDeviceList, devices: Vec<DeviceEntry>, now: u64) -> Result<SignedDeviceList> {
-        let key = self
-            .account_secret
-            .as_ref()
-            .ok_or_else(|| Error::new(ErrorKind::Denied, "only the first device can change the device list"))?;
+    pub fn sign_list(
+        &self,
+        before: &SignedDeviceList,
+        devices: Vec<DeviceEntry>,
+        now: u64,
+    ) -> Result<SignedDeviceList> {
+        let key = self.account_secret.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::Denied, "only the first device can change the device list")
+        })?;
         sign_list(key, &DeviceList::next(before, now, devices))
     }
 
@@ -137,15 +143,21 @@ impl Profile {
         let account = secret(&store, "account_secret")?.ok_or_else(missing)?;
         let encoded: Bytes = store.meta("first_list")?.ok_or_else(missing)?.into();
         let list = sign_list_bytes(&account, encoded)?;
-        let registration =
-            Registration::Account { token: token.to_owned(), handle: handle.clone(), list: list.clone(), replace: false };
+        let registration = Registration::Account {
+            token: token.to_owned(),
+            handle: handle.clone(),
+            list: list.clone(),
+            replace: false,
+        };
         let mut transport = dialer.dial().await?;
         transport.send(vec![ClientFrame::Register(Box::new(registration)).encode()]).await?;
         loop {
             match next_frame(transport.as_mut()).await? {
                 ServerFrame::Registered(user) if user == list.list().user => break,
                 ServerFrame::Refused(Subject::Opening, refusal) => return Err(refused(&refusal)),
-                ServerFrame::Close { .. } => return Err(Error::new(ErrorKind::Closed, "the server closed the connection")),
+                ServerFrame::Close { .. } => {
+                    return Err(Error::new(ErrorKind::Closed, "the server closed the connection"));
+                }
                 _ => {}
             }
         }
@@ -158,8 +170,8 @@ impl Profile {
 
     /// Keys and the first list, durable before anything is sent.
     fn make_keys(store: &mut LocalStore, suite: &mut dyn Suite, handle: &Handle) -> Result<()> {
-        let account = SigningKey::from_bytes(&*Zeroizing::new(random()?));
-        let device = SigningKey::from_bytes(&*Zeroizing::new(random()?));
+        let account = SigningKey::from_bytes(&Zeroizing::new(random()?));
+        let device = SigningKey::from_bytes(&Zeroizing::new(random()?));
         let user = UserId::from_bytes(random()?);
         let suite_key = suite.identity(store)?;
         let entry = DeviceEntry::new(DeviceId::PRIMARY, device.verifying_key().to_bytes(), suite_key);
@@ -178,12 +190,17 @@ impl Profile {
     ///
     /// # Errors
     /// `Conflict` if the profile has an account already, and those of dialling.
-    pub async fn link(profile: &Path, dialer: &Dialer, suite: &mut dyn Suite, token: &str) -> Result<Pending> {
+    pub async fn link(
+        profile: &Path,
+        dialer: &Dialer,
+        suite: &mut dyn Suite,
+        token: &str,
+    ) -> Result<Pending> {
         let mut store = LocalStore::open(profile)?;
         if store.meta("registered")?.is_some() || store.meta("account_secret")?.is_some() {
             return Err(Error::new(ErrorKind::Conflict, "the profile has an account already"));
         }
-        let device = SigningKey::from_bytes(&*Zeroizing::new(random()?));
+        let device = SigningKey::from_bytes(&Zeroizing::new(random()?));
         store.set_meta("device_key", &device.to_bytes())?;
         store.set_meta("token", token.as_bytes())?;
         let suite_key = suite.identity(&mut store)?;
@@ -221,7 +238,9 @@ impl Pending {
             match next_frame(self.transport.as_mut()).await? {
                 ServerFrame::LinkAnswer(answer) => break answer,
                 ServerFrame::Refused(Subject::Opening, refusal) => return Err(refused(&refusal)),
-                ServerFrame::Close { .. } => return Err(Error::new(ErrorKind::Closed, "nobody approved this device")),
+                ServerFrame::Close { .. } => {
+                    return Err(Error::new(ErrorKind::Closed, "nobody approved this device"));
+                }
                 _ => {}
             }
         };
@@ -248,7 +267,9 @@ fn refused(refusal: &Refusal) -> Error {
     match refusal {
         Refusal::Taken => Error::new(ErrorKind::Conflict, "the handle is taken"),
         Refusal::Denied => Error::new(ErrorKind::Denied, "the token is not accepted for this handle"),
-        Refusal::Throttled(_) | Refusal::Retry(_) => Error::new(ErrorKind::Throttled, "the server is busy: try again"),
+        Refusal::Throttled(_) | Refusal::Retry(_) => {
+            Error::new(ErrorKind::Throttled, "the server is busy: try again")
+        }
         _ => Error::new(ErrorKind::Invalid, "the server refused"),
     }
 }

@@ -15,7 +15,8 @@ use chat_core::replica::{
 };
 use chat_core::wire::{ClientFrame, decode_list, encode_list};
 use chat_core::{
-    ConversationId, DeviceAddress, Error, ErrorKind, Handle, InstallationId, MessageId, Result, Seq, StoreEpoch, UserId,
+    ConversationId, DeviceAddress, Error, ErrorKind, Handle, InstallationId, MessageId, Result, Seq,
+    StoreEpoch, UserId,
 };
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -75,7 +76,12 @@ fn digest(to: &To, text: &str) -> Vec<u8> {
         To::User(user) => user.as_bytes().to_vec(),
         _ => Vec::new(),
     };
-    Sha256::new().chain_update((to.len() as u64).to_be_bytes()).chain_update(to).chain_update(text).finalize().to_vec()
+    Sha256::new()
+        .chain_update((to.len() as u64).to_be_bytes())
+        .chain_update(to)
+        .chain_update(text)
+        .finalize()
+        .to_vec()
 }
 
 /// What a message's `ref` was used for before.
@@ -117,7 +123,8 @@ impl LocalStore {
     /// `Conflict` if another process has the profile open, `Invalid` if it is of a later version,
     /// `Unavailable` if it cannot be read or written.
     pub fn open(profile: &Path) -> Result<Self> {
-        let io = |e: std::io::Error| Error::new(ErrorKind::Unavailable, "the profile cannot be used").caused_by(e);
+        let io =
+            |e: std::io::Error| Error::new(ErrorKind::Unavailable, "the profile cannot be used").caused_by(e);
         create_private(profile).map_err(io)?;
         let lock = File::options()
             .create(true)
@@ -144,7 +151,9 @@ impl LocalStore {
                 .execute_batch(&format!("BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"))
                 .map_err(failed)?,
             VERSION => {}
-            _ => return Err(Error::new(ErrorKind::Invalid, "the profile was made by a later version")),
+            _ => {
+                return Err(Error::new(ErrorKind::Invalid, "the profile was made by a later version"));
+            }
         }
         Ok(Self { db, open: false, own: None, _lock: lock })
     }
@@ -325,12 +334,16 @@ impl LocalStore {
             .prepare_cached("SELECT message_id, digest FROM refs WHERE ref = ?1")
             .and_then(|mut s| s.query_row([reference], |row| Ok((row.get(0)?, row.get(1)?))).optional())
             .map_err(failed)?;
-        let Some((id, known)) = known else { return Ok(Reference::New) };
+        let Some((id, known)) = known else {
+            return Ok(Reference::New);
+        };
         if known != digest(to, text) {
             return Ok(Reference::Other);
         }
-        let mut statement =
-            self.db.prepare_cached("SELECT n, event FROM events WHERE message_id = ?1 ORDER BY n").map_err(failed)?;
+        let mut statement = self
+            .db
+            .prepare_cached("SELECT n, event FROM events WHERE message_id = ?1 ORDER BY n")
+            .map_err(failed)?;
         read_events(statement.query([id]).map_err(failed)?).map(Reference::Same)
     }
 
@@ -418,10 +431,15 @@ impl LocalStore {
                 self.add_event(None, &event)
             }
             Change::Handle(handle, user) => self
-                .run("INSERT OR REPLACE INTO handles VALUES (?1, ?2)", params![handle.as_str(), user.as_bytes()])
+                .run(
+                    "INSERT OR REPLACE INTO handles VALUES (?1, ?2)",
+                    params![handle.as_str(), user.as_bytes()],
+                )
                 .map(drop),
             Change::List(list, change) => self.list(&list, change),
-            Change::Receipt(conversation, user, delivered, read) => self.receipt(conversation, user, delivered, read),
+            Change::Receipt(conversation, user, delivered, read) => {
+                self.receipt(conversation, user, delivered, read)
+            }
             Change::Read(conversation, seq) => {
                 self.ensure_conversation(conversation)?;
                 self.run(
@@ -510,7 +528,9 @@ impl LocalStore {
     }
 
     fn received(&mut self, row: &InboxRow, opened: Opened) -> Result<()> {
-        let RowContent::Message { message, .. } = &row.content else { return Ok(()) };
+        let RowContent::Message { message, .. } = &row.content else {
+            return Ok(());
+        };
         let content = opened.content.as_ref().ok().map(|bytes| &bytes[..]);
         self.run(
             "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
@@ -526,21 +546,34 @@ impl LocalStore {
             ],
         )?;
         let from = self.name_of(message.sender.user)?;
-        let (conversation, message_id, seq) = (row.conversation.to_hex(), message.id.to_uuid_string(), row.seq);
+        let (conversation, message_id, seq) =
+            (row.conversation.to_hex(), message.id.to_uuid_string(), row.seq);
         let text = opened.content.map(|bytes| Content::unpad(&bytes).ok().and_then(|content| content.text));
         let event = match text {
-            Ok(Some(text)) => {
-                Event::Message { from, device: message.sender.device.get(), conversation, message_id, seq, text }
+            Ok(Some(text)) => Event::Message {
+                from,
+                device: message.sender.device.get(),
+                conversation,
+                message_id,
+                seq,
+                text,
+            },
+            Ok(None) => {
+                Event::Undecryptable { from, conversation, message_id, seq, reason: "malformed".into() }
             }
-            Ok(None) => Event::Undecryptable { from, conversation, message_id, seq, reason: "malformed".into() },
-            Err(why) => Event::Undecryptable { from, conversation, message_id, seq, reason: why.name().into() },
+            Err(why) => {
+                Event::Undecryptable { from, conversation, message_id, seq, reason: why.name().into() }
+            }
         };
         self.add_event(None, &event)
     }
 
     fn list(&mut self, list: &SignedDeviceList, change: ListChange) -> Result<()> {
         let user = list.list().user;
-        self.run("INSERT OR REPLACE INTO lists VALUES (?1, ?2)", params![user.as_bytes(), encode_list(list)])?;
+        self.run(
+            "INSERT OR REPLACE INTO lists VALUES (?1, ?2)",
+            params![user.as_bytes(), encode_list(list)],
+        )?;
         let name = self.name_of(user)?;
         match change {
             ListChange::IdentityChanged => self.add_event(None, &Event::IdentityChanged { user: name }),
@@ -551,7 +584,13 @@ impl LocalStore {
         }
     }
 
-    fn receipt(&mut self, conversation: ConversationId, user: UserId, delivered: Seq, read: Seq) -> Result<()> {
+    fn receipt(
+        &mut self,
+        conversation: ConversationId,
+        user: UserId,
+        delivered: Seq,
+        read: Seq,
+    ) -> Result<()> {
         self.ensure_conversation(conversation)?;
         let before: i64 = self
             .db
@@ -564,8 +603,11 @@ impl LocalStore {
                 "UPDATE conversations SET delivered = ?2 WHERE id = ?1",
                 params![conversation.as_bytes(), delivered as i64],
             )?;
-            let event =
-                Event::Delivered { conversation: conversation_id.clone(), user: name.clone(), seq: delivered };
+            let event = Event::Delivered {
+                conversation: conversation_id.clone(),
+                user: name.clone(),
+                seq: delivered,
+            };
             self.add_event(None, &event)?;
         }
         let key = format!("read:{conversation_id}:{name}");
@@ -601,7 +643,12 @@ impl LocalStore {
     ///
     /// # Errors
     /// If the store fails.
-    pub fn history(&self, conversation: ConversationId, before: Seq, limit: usize) -> Result<Vec<StoredMessage>> {
+    pub fn history(
+        &self,
+        conversation: ConversationId,
+        before: Seq,
+        limit: usize,
+    ) -> Result<Vec<StoredMessage>> {
         let before = if before == 0 { i64::MAX } else { before as i64 };
         let mut statement = self
             .db
@@ -673,7 +720,8 @@ impl SuiteTx for LocalStore {
     }
 
     fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<()> {
-        self.run("INSERT OR REPLACE INTO suite VALUES (?1, ?2, ?3)", params![table as i64, key, value]).map(drop)
+        self.run("INSERT OR REPLACE INTO suite VALUES (?1, ?2, ?3)", params![table as i64, key, value])
+            .map(drop)
     }
 
     fn delete(&mut self, table: Table, key: &[u8]) -> Result<()> {

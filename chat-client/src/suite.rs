@@ -55,7 +55,12 @@ pub trait Suite: fmt::Debug + Send {
     ///
     /// # Errors
     /// If the store or the system's randomness fails.
-    fn make_prekeys(&mut self, tx: &mut dyn SuiteTx, first: u64, count: u64) -> Result<(Bytes, Vec<OneTimePrekey>)>;
+    fn make_prekeys(
+        &mut self,
+        tx: &mut dyn SuiteTx,
+        first: u64,
+        count: u64,
+    ) -> Result<(Bytes, Vec<OneTimePrekey>)>;
 
     /// Drops every session and prekey; the identity stays.
     ///

@@ -94,7 +94,11 @@ impl DeviceList {
 
     /// The addresses of all devices.
     pub fn addresses(&self) -> impl Iterator<Item = DeviceAddress> + '_ {
-        self.devices.iter().map(|d| DeviceAddress { user: self.user, device: d.device, installation: d.installation() })
+        self.devices.iter().map(|d| DeviceAddress {
+            user: self.user,
+            device: d.device,
+            installation: d.installation(),
+        })
     }
 
     /// The lowest number no device has.
@@ -110,7 +114,8 @@ impl DeviceList {
             let device_key = entry.device_key.as_ref().try_into();
             devices.push(DeviceEntry {
                 device: DeviceId::new(entry.device)?,
-                device_key: device_key.map_err(|_| Error::new(ErrorKind::Invalid, "a device key has 32 bytes"))?,
+                device_key: device_key
+                    .map_err(|_| Error::new(ErrorKind::Invalid, "a device key has 32 bytes"))?,
                 suite_key: entry.suite_key,
             });
         }
@@ -176,7 +181,11 @@ impl SignedDeviceList {
             && self.list.user == before.list.user
             && self.list.version == before.list.version + 1
             && self.list.previous == before.hash();
-        if follows { Ok(()) } else { Err(Error::new(ErrorKind::Conflict, "the device list does not follow the last one")) }
+        if follows {
+            Ok(())
+        } else {
+            Err(Error::new(ErrorKind::Conflict, "the device list does not follow the last one"))
+        }
     }
 
     /// The list.
@@ -238,7 +247,12 @@ mod tests {
     fn bad_lists_are_refused() {
         let key = SigningKey::from_bytes(&[7; 32]);
         let user = UserId::from_bytes([1; 16]);
-        for devices in [vec![], vec![entry(2, 2), entry(1, 1)], vec![entry(1, 1), entry(2, 1)], (1..=7).map(|n| entry(n, n as u8)).collect()] {
+        for devices in [
+            vec![],
+            vec![entry(2, 2), entry(1, 1)],
+            vec![entry(1, 1), entry(2, 1)],
+            (1..=7).map(|n| entry(n, n as u8)).collect(),
+        ] {
             assert!(sign(&DeviceList::first(user, 0, devices), &key).is_err());
         }
     }
@@ -250,7 +264,9 @@ mod tests {
         for i in 0..good.encoded().len() {
             let mut bad = good.encoded().to_vec();
             bad[i] ^= 1;
-            assert!(SignedDeviceList::verify(bad.into(), *good.account_key(), good.signature().clone()).is_err());
+            assert!(
+                SignedDeviceList::verify(bad.into(), *good.account_key(), good.signature().clone()).is_err()
+            );
         }
     }
 }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::id::{ClientSeq, ConversationId, DeviceAddress, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId};
+use crate::id::{
+    ClientSeq, ConversationId, DeviceAddress, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
+};
 
 /// A user a message is for, and the version of that user's device list its boxes were made for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -240,7 +242,10 @@ pub enum Refusal {
 impl Refusal {
     /// Whether sending the same ids again can never succeed.
     pub const fn is_final(&self) -> bool {
-        matches!(self, Self::Denied | Self::TooLarge | Self::Quota | Self::Unsupported | Self::Invalid | Self::NotFound)
+        matches!(
+            self,
+            Self::Denied | Self::TooLarge | Self::Quota | Self::Unsupported | Self::Invalid | Self::NotFound
+        )
     }
 
     /// A name for logs, metrics and the `chat --json` protocol.

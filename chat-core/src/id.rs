@@ -75,7 +75,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
-    if text.len() % 2 != 0 || !text.is_ascii() {
+    if !text.len().is_multiple_of(2) || !text.is_ascii() {
         return None;
     }
     (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).ok()).collect()
@@ -265,7 +265,10 @@ impl Handle {
         if fits {
             Ok(Self(text.to_owned()))
         } else {
-            Err(Error::new(ErrorKind::Invalid, "a handle is 1 to 64 of a-z 0-9 . _ - and begins with a letter or digit"))
+            Err(Error::new(
+                ErrorKind::Invalid,
+                "a handle is 1 to 64 of a-z 0-9 . _ - and begins with a letter or digit",
+            ))
         }
     }
 

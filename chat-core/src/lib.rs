@@ -39,7 +39,7 @@ pub use backend::Backends;
 pub use delivery::{Engine, EngineSettings};
 pub use error::{Error, ErrorKind, Result};
 pub use id::{
-    ClientSeq, ConversationId, ConversationKind, DeviceAddress, DeviceId, Handle, Incarnation, InstallationId,
-    MessageId, Seq, StoreEpoch, UserId,
+    ClientSeq, ConversationId, ConversationKind, DeviceAddress, DeviceId, Handle, Incarnation,
+    InstallationId, MessageId, Seq, StoreEpoch, UserId,
 };
 pub use time::{Instant, WallClock};

@@ -91,7 +91,11 @@ enum Phase {
     Linking,
     Live,
     /// `after`: the last row read. `reading`: a page was asked for. `dropped`: a push was dropped since.
-    Behind { after: Place, reading: bool, dropped: bool },
+    Behind {
+        after: Place,
+        reading: bool,
+        dropped: bool,
+    },
     Closed,
 }
 
@@ -232,7 +236,9 @@ impl Session {
                 self.phase = Phase::Authenticating;
                 out.push(Output::Authenticate(hello));
             }
-            (Phase::Greeting, ClientFrame::Register(registration)) => out.push(Output::Register(registration)),
+            (Phase::Greeting, ClientFrame::Register(registration)) => {
+                out.push(Output::Register(registration))
+            }
             (Phase::Linking, ClientFrame::Heartbeat) => {}
             (Phase::Greeting | Phase::Authenticating | Phase::Linking, _)
             | (_, ClientFrame::Hello(_) | ClientFrame::Register(_)) => self.close(close::PROTOCOL, 0, out),
@@ -315,7 +321,9 @@ impl Session {
     }
 
     fn page(&mut self, now: Instant, asked: Place, rows: Vec<InboxRow>, out: &mut Vec<Output>) {
-        let Phase::Behind { mut after, dropped, reading: true } = self.phase else { return };
+        let Phase::Behind { mut after, dropped, reading: true } = self.phase else {
+            return;
+        };
         if after != asked {
             return;
         }
@@ -504,7 +512,9 @@ impl Session {
         if self.receipts_at.is_some_and(|at| now >= at) {
             self.receipts_at = None;
             let receipts = self.receipts.drain();
-            out.extend(receipts.map(|(conversation, seq)| Output::Receipt(AckOf { conversation, seq }, false)));
+            out.extend(
+                receipts.map(|(conversation, seq)| Output::Receipt(AckOf { conversation, seq }, false)),
+            );
         }
         if self.watch_at.is_some_and(|at| now >= at) {
             self.watch_at = Some(now.after(GATHER_MS));

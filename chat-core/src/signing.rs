@@ -30,10 +30,12 @@ pub fn transcript(purpose: &str, fields: &[&[u8]]) -> Vec<u8> {
 /// [`ErrorKind::Denied`] if it is not one of this key over this message; [`ErrorKind::Invalid`] if key or
 /// signature are not of the right form.
 pub fn verify(key: &[u8; 32], message: &[u8], signature: &[u8]) -> Result<()> {
-    let key = VerifyingKey::from_bytes(key).map_err(|_| Error::new(ErrorKind::Invalid, "not an Ed25519 key"))?;
-    let signature =
-        Signature::from_slice(signature).map_err(|_| Error::new(ErrorKind::Invalid, "not an Ed25519 signature"))?;
-    key.verify_strict(message, &signature).map_err(|_| Error::new(ErrorKind::Denied, "the signature does not match"))
+    let key =
+        VerifyingKey::from_bytes(key).map_err(|_| Error::new(ErrorKind::Invalid, "not an Ed25519 key"))?;
+    let signature = Signature::from_slice(signature)
+        .map_err(|_| Error::new(ErrorKind::Invalid, "not an Ed25519 signature"))?;
+    key.verify_strict(message, &signature)
+        .map_err(|_| Error::new(ErrorKind::Denied, "the signature does not match"))
 }
 
 /// What a device signs to open a session. Covering the authority that the client dialled keeps a

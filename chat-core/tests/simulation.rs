@@ -2,10 +2,10 @@
 //!
 //! `SIM_SCHEDULES` says how many (for each kind of store), `SIM_SEED` runs one seed and prints it.
 #![cfg(feature = "sim")]
-#![allow(clippy::print_stdout, missing_docs)]
+#![allow(clippy::print_stdout, clippy::unwrap_used, clippy::panic, missing_docs)]
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use chat_core::mutant::{Mutant, Mutants};
 use chat_core::sim::{Options, Report, Violation, run};
@@ -68,14 +68,19 @@ fn every_mutant_is_killed() {
     let count = number("SIM_SCHEDULES").unwrap_or(20_000).max(20_000);
     let mut survivors = Vec::new();
     let only = std::env::var("SIM_MUTANT").ok();
-    for mutant in Mutant::SIMULATED.into_iter().filter(|m| only.as_ref().is_none_or(|only| *only == format!("{m:?}"))) {
+    for mutant in
+        Mutant::SIMULATED.into_iter().filter(|m| only.as_ref().is_none_or(|only| *only == format!("{m:?}")))
+    {
         let kill = [false, true].iter().find_map(|split| {
             let options = Options { mutants: Mutants::only(mutant), split: *split, trace: false };
             sweep(0, count, options).err().map(|failure| (*split, failure))
         });
         match kill {
             Some((split, (seed, violation))) => {
-                println!("{mutant:?}: killed by seed {seed}, split {split}: {}: {}", violation.law, violation.how);
+                println!(
+                    "{mutant:?}: killed by seed {seed}, split {split}: {}: {}",
+                    violation.law, violation.how
+                );
             }
             None => survivors.push(mutant),
         }

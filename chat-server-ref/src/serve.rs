@@ -48,8 +48,10 @@ pub fn run(settings: Settings) -> Result<(), String> {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     raise_file_limit();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| format!("no runtime: {e}"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| format!("no runtime: {e}"))?;
     let result = runtime.block_on(serve(settings));
     // Connections that did not end in time end with the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -77,14 +79,16 @@ async fn serve(settings: settings::Settings) -> Result<(), String> {
         push: Arc::new(MemoryPush::default()),
         authenticator: Arc::new(Tokens::new(&settings)?),
     };
-    let engine_settings = EngineSettings { authorities: settings.authorities.clone(), ..EngineSettings::default() };
+    let engine_settings =
+        EngineSettings { authorities: settings.authorities.clone(), ..EngineSettings::default() };
     let engine = Arc::new(Engine::new(backends, engine_settings, clock));
     for shard in 0..engine.shards() {
         tokio::spawn(run_shard(engine.clone(), shard));
     }
 
     let tls = tls(&settings)?;
-    let bind = |address| async move { TcpListener::bind(address).await.map_err(|e| format!("{address}: {e}")) };
+    let bind =
+        |address| async move { TcpListener::bind(address).await.map_err(|e| format!("{address}: {e}")) };
     let listener = bind(settings.listen).await?;
     let admin_listener = bind(settings.admin_listen).await?;
     let listening = |l: &TcpListener| l.local_addr().map_err(|e| e.to_string());
@@ -96,7 +100,9 @@ async fn serve(settings: settings::Settings) -> Result<(), String> {
         settings.data.display()
     );
     if settings.is_open() {
-        tracing::warn!("open registration is on: anybody on this machine can register any free name; send limits are off");
+        tracing::warn!(
+            "open registration is on: anybody on this machine can register any free name; send limits are off"
+        );
     }
     let ready = Arc::new(AtomicBool::new(true));
     tokio::spawn(admin::serve(admin_listener, engine.clone(), ready.clone()));
@@ -137,7 +143,8 @@ async fn run_shard(engine: Arc<Engine>, shard: usize) {
 
 async fn stop_signal() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         return std::future::pending().await;
     };
     tokio::select! {
@@ -210,7 +217,9 @@ async fn serve_connection(stream: TcpStream, gateway: &Gateway, tls: Option<TlsA
             }
         }
         Some(tls) => {
-            let Ok(Ok(stream)) = tokio::time::timeout(TLS_TIME, tls.accept(stream)).await else { return };
+            let Ok(Ok(stream)) = tokio::time::timeout(TLS_TIME, tls.accept(stream)).await else {
+                return;
+            };
             if let Ok(socket) = accept(stream, upgrade).await {
                 gateway.serve(Box::new(socket)).await;
             }
@@ -219,17 +228,21 @@ async fn serve_connection(stream: TcpStream, gateway: &Gateway, tls: Option<TlsA
 }
 
 fn tls(settings: &Settings) -> Result<Option<TlsAcceptor>, String> {
-    let (Some(cert), Some(key)) = (&settings.tls_cert, &settings.tls_key) else { return Ok(None) };
-    let failed = |path: &std::path::Path, e: rustls::pki_types::pem::Error| format!("{}: {e}", path.display());
+    let (Some(cert), Some(key)) = (&settings.tls_cert, &settings.tls_key) else {
+        return Ok(None);
+    };
+    let failed =
+        |path: &std::path::Path, e: rustls::pki_types::pem::Error| format!("{}: {e}", path.display());
     let certs = CertificateDer::pem_file_iter(cert)
         .and_then(|certs| certs.collect::<Result<Vec<_>, _>>())
         .map_err(|e| failed(cert, e))?;
     let key = PrivateKeyDer::from_pem_file(key).map_err(|e| failed(key, e))?;
-    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|e| e.to_string())?
-        .with_no_client_auth()
-        .with_single_cert(certs, key)
-        .map_err(|e| format!("the certificate cannot be used: {e}"))?;
+    let config =
+        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|e| e.to_string())?
+            .with_no_client_auth()
+            .with_single_cert(certs, key)
+            .map_err(|e| format!("the certificate cannot be used: {e}"))?;
     Ok(Some(TlsAcceptor::from(Arc::new(config))))
 }

@@ -69,7 +69,9 @@ impl Tokens {
                 return None;
             }
             let key = DecodingKey::from_jwk(key).ok()?;
-            return decode::<Claims>(token, &key, &validation(Algorithm::EdDSA)).ok().map(|data| data.claims.sub);
+            return decode::<Claims>(token, &key, &validation(Algorithm::EdDSA))
+                .ok()
+                .map(|data| data.claims.sub);
         }
         decode::<Claims>(token, &self.secret, &validation(Algorithm::HS256)).ok().map(|data| data.claims.sub)
     }
@@ -96,11 +98,15 @@ fn secret(settings: &Settings) -> Result<Zeroizing<Vec<u8>>, String> {
     let path = secret_path(settings);
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => Zeroizing::new(text),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && settings.secret_file.is_none() => make(&path)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && settings.secret_file.is_none() => {
+            make(&path)?
+        }
         Err(error) => return Err(format!("{}: {error}", path.display())),
     };
     match hex::decode(text.trim()) {
-        Ok(bytes) if bytes.len() >= 32 && bytes.iter().any(|byte| *byte != bytes[0]) => Ok(Zeroizing::new(bytes)),
+        Ok(bytes) if bytes.len() >= 32 && bytes.iter().any(|byte| *byte != bytes[0]) => {
+            Ok(Zeroizing::new(bytes))
+        }
         _ => Err(format!("{}: a secret has at least 32 random bytes in hexadecimal", path.display())),
     }
 }
@@ -113,7 +119,8 @@ fn make(path: &Path) -> Result<Zeroizing<String>, String> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(failed)?;
     }
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
     Ok(text)
 }
@@ -151,7 +158,8 @@ mod tests {
         assert!(tokens.authenticate(&none).await.is_err(), "no signature");
         let expired = {
             let key = EncodingKey::from_secret(&secret(&settings).unwrap());
-            encode(&Header::new(Algorithm::HS256), &Claims { sub: "alice".into(), exp: 1000, iat: 1 }, &key).unwrap()
+            encode(&Header::new(Algorithm::HS256), &Claims { sub: "alice".into(), exp: 1000, iat: 1 }, &key)
+                .unwrap()
         };
         assert!(tokens.authenticate(&expired).await.is_err(), "expired");
     }

@@ -1,5 +1,5 @@
 //! The embedded stores pass the suites of their traits.
-#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::sync::Arc;
 
@@ -17,7 +17,8 @@ async fn embedded_store() {
     for case in conformance::message_store() {
         let store = fresh(&mut dirs);
         assert_eq!((case.run)(store.clone()).await, Ok(()), "{}", case.name);
-        let clean = case.name != "rows_above_the_head_are_not_found" && case.name != "an_acked_row_does_not_come_back";
+        let clean = case.name != "rows_above_the_head_are_not_found"
+            && case.name != "an_acked_row_does_not_come_back";
         if clean && case.name != "a_device_that_joins_late_is_not_behind" {
             assert!(store.audit().is_ok(), "{}: {:?}", case.name, store.audit());
         }

@@ -77,7 +77,8 @@ pub async fn busy<S: AsyncWrite + Unpin>(mut io: S, retry_after: u32) {
 }
 
 async fn refuse<S: AsyncRead + AsyncWrite + Unpin, T>(mut io: S, status: &'static str) -> Result<T> {
-    let extra = if status.starts_with("426") { "Sec-WebSocket-Version: 13\r\nUpgrade: websocket\r\n" } else { "" };
+    let extra =
+        if status.starts_with("426") { "Sec-WebSocket-Version: 13\r\nUpgrade: websocket\r\n" } else { "" };
     let answer = format!("HTTP/1.1 {status}\r\n{extra}Connection: close\r\nContent-Length: 0\r\n\r\n");
     let farewell = async {
         if io.write_all(answer.as_bytes()).await.is_ok() && io.shutdown().await.is_ok() {
@@ -97,12 +98,18 @@ async fn refuse<S: AsyncRead + AsyncWrite + Unpin, T>(mut io: S, status: &'stati
 }
 
 /// The request's bytes up to the empty line, and what came behind it.
-async fn read_head<S: AsyncRead + Unpin>(io: &mut S) -> std::result::Result<(Vec<u8>, Vec<u8>), &'static str> {
+async fn read_head<S: AsyncRead + Unpin>(
+    io: &mut S,
+) -> std::result::Result<(Vec<u8>, Vec<u8>), &'static str> {
     let mut buffer = BytesMut::with_capacity(1024);
     loop {
         if let Some(end) = buffer.windows(4).position(|four| four == b"\r\n\r\n") {
             let rest = buffer.split_off(end + 4);
-            return Ok((buffer.to_vec(), rest.to_vec()));
+            return if is_clean(&buffer) {
+                Ok((buffer.to_vec(), rest.to_vec()))
+            } else {
+                Err("400 Bad Request")
+            };
         }
         if buffer.starts_with(b"PRI * HTTP/2.0") {
             return Err("505 HTTP Version Not Supported");
@@ -110,8 +117,7 @@ async fn read_head<S: AsyncRead + Unpin>(io: &mut S) -> std::result::Result<(Vec
         if buffer.len() >= HEAD {
             return Err("431 Request Header Fields Too Large");
         }
-        // A line that ends without CR is not HTTP; a proxy may read it otherwise than we do.
-        if buffer.windows(2).any(|two| two[1] == b'\n' && two[0] != b'\r') || buffer.contains(&0) {
+        if !is_clean(&buffer) {
             return Err("400 Bad Request");
         }
         buffer.reserve(512);
@@ -121,6 +127,11 @@ async fn read_head<S: AsyncRead + Unpin>(io: &mut S) -> std::result::Result<(Vec
             Ok(_) => {}
         }
     }
+}
+
+/// A line that ends without CR is not HTTP, nor is a NUL; a proxy may read them otherwise than we do.
+fn is_clean(head: &[u8]) -> bool {
+    !head.contains(&0) && !head.windows(2).any(|two| two[1] == b'\n' && two[0] != b'\r')
 }
 
 /// Checks a request; gives its key.

@@ -30,7 +30,10 @@ pub struct Dialer {
 
 impl fmt::Debug for Dialer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Dialer").field("authority", &self.authority()).field("tls", &self.tls.is_some()).finish()
+        f.debug_struct("Dialer")
+            .field("authority", &self.authority())
+            .field("tls", &self.tls.is_some())
+            .finish()
     }
 }
 
@@ -47,7 +50,8 @@ impl Dialer {
             Some(("wss", rest)) => (true, rest),
             _ => return Err(invalid("a server URL begins with ws:// or wss://")),
         };
-        let (authority, path) = rest.split_once('/').map_or((rest, "v1"), |(a, p)| (a, if p.is_empty() { "v1" } else { p }));
+        let (authority, path) =
+            rest.split_once('/').map_or((rest, "v1"), |(a, p)| (a, if p.is_empty() { "v1" } else { p }));
         if path.contains(['?', '#', ' ', '\r', '\n']) || authority.contains('@') {
             return Err(invalid("a server URL has a host, perhaps a port and a path, and nothing else"));
         }
@@ -96,7 +100,8 @@ impl Dialer {
                 let name = ServerName::try_from(self.host.clone())
                     .map_err(|e| Error::new(ErrorKind::Invalid, "not a host name").caused_by(e))?;
                 let tls = tokio_rustls::TlsConnector::from(config.clone()).connect(name, tcp).await;
-                let tls = tls.map_err(|e| Error::new(ErrorKind::Denied, "no secure connection").caused_by(e))?;
+                let tls =
+                    tls.map_err(|e| Error::new(ErrorKind::Denied, "no secure connection").caused_by(e))?;
                 Ok(Box::new(self.upgrade(tls).await?))
             }
         }
@@ -160,7 +165,15 @@ mod tests {
 
     #[test]
     fn urls_are_read_strictly() {
-        for bad in ["http://x", "localhost:7777", "ws://", "ws://localhost:x/v1", "ws://u@localhost", "ws://localhost/v1?token=x", "ws://example.com/v1"] {
+        for bad in [
+            "http://x",
+            "localhost:7777",
+            "ws://",
+            "ws://localhost:x/v1",
+            "ws://u@localhost",
+            "ws://localhost/v1?token=x",
+            "ws://example.com/v1",
+        ] {
             assert!(Dialer::new(bad, &[]).is_err(), "{bad}");
         }
         for (good, authority, path) in [

@@ -145,7 +145,8 @@ impl Connection {
 
     async fn wake(&mut self) -> Woken {
         let deadline = self.session.deadline();
-        let deadline = deadline.map(|at| self.gateway.started + std::time::Duration::from_millis(at.as_millis()));
+        let deadline =
+            deadline.map(|at| self.gateway.started + std::time::Duration::from_millis(at.as_millis()));
         let drain = &mut self.gateway.drain;
         tokio::select! {
             biased;
@@ -196,7 +197,9 @@ impl Connection {
     /// Takes what else the engine said meanwhile, so that it goes out in one write.
     async fn more_events(&mut self) {
         for _ in 0..16 {
-            let Some(Ok(events)) = self.bound.as_mut().map(|bound| bound.events.try_recv()) else { return };
+            let Some(Ok(events)) = self.bound.as_mut().map(|bound| bound.events.try_recv()) else {
+                return;
+            };
             self.step(Input::Events(events)).await;
         }
     }

@@ -127,7 +127,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
             }
             OpCode::Control(_) => {}
             OpCode::Data(Data::Text) => return Err(broken(UNSUPPORTED, "frames are binary")),
-            OpCode::Data(Data::Continue) => return Err(broken(PROTOCOL_ERROR, "there is nothing to continue")),
+            OpCode::Data(Data::Continue) => {
+                return Err(broken(PROTOCOL_ERROR, "there is nothing to continue"));
+            }
             OpCode::Data(Data::Binary) if !header.is_final => {
                 return Err(broken(UNSUPPORTED, "a message is one frame"));
             }
@@ -144,11 +146,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
     /// Takes the next whole frame out of the buffer, if it is there.
     fn take_frame(&mut self) -> std::result::Result<Option<(OpCode, Bytes)>, (u16, Error)> {
         self.parse_header()?;
-        let Some((_, length)) = &self.header else { return Ok(None) };
+        let Some((_, length)) = &self.header else {
+            return Ok(None);
+        };
         if self.buffer.len() < *length {
             return Ok(None);
         }
-        let Some((header, length)) = self.header.take() else { return Ok(None) };
+        let Some((header, length)) = self.header.take() else {
+            return Ok(None);
+        };
         let mut payload = self.buffer.split_to(length);
         if let Some(mask) = header.mask {
             unmask(&mut payload, mask);
@@ -170,7 +176,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
     }
 
     /// Handles a frame; gives a message, or the end.
-    fn handle(&mut self, opcode: OpCode, payload: Bytes) -> std::result::Result<Option<Option<Bytes>>, (u16, Error)> {
+    fn handle(
+        &mut self,
+        opcode: OpCode,
+        payload: Bytes,
+    ) -> std::result::Result<Option<Option<Bytes>>, (u16, Error)> {
         match opcode {
             OpCode::Data(_) => Ok(Some(Some(payload))),
             OpCode::Control(Control::Close) => {
@@ -264,7 +274,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
             getrandom::fill(&mut mask).map_err(|_| Error::new(ErrorKind::Unavailable, "no randomness"))?;
             frame.header_mut().mask = Some(mask);
         }
-        frame.format(out).map_err(|e| Error::new(ErrorKind::Invalid, "a frame cannot be written").caused_by(e))
+        frame
+            .format(out)
+            .map_err(|e| Error::new(ErrorKind::Invalid, "a frame cannot be written").caused_by(e))
     }
 
     async fn write(&mut self, bytes: &[u8]) -> Result<()> {

@@ -65,7 +65,9 @@ impl Chat {
     }
 
     pub fn say_raw(&mut self, line: &str) -> bool {
-        let Some(input) = &mut self.input else { return false };
+        let Some(input) = &mut self.input else {
+            return false;
+        };
         input.write_all(line.as_bytes()).and_then(|()| input.write_all(b"\n")).is_ok()
     }
 

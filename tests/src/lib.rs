@@ -17,7 +17,11 @@ pub fn binary(name: &str) -> PathBuf {
         dir.pop();
     }
     let path = dir.join(name);
-    assert!(path.exists(), "{} is not built: run `make test`, or build chat-server-ref and chat-cli first", path.display());
+    assert!(
+        path.exists(),
+        "{} is not built: run `make test`, or build chat-server-ref and chat-cli first",
+        path.display()
+    );
     path
 }
 

@@ -19,7 +19,9 @@ impl Proxy {
         let keep = seen.clone();
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                let Ok(server) = TcpStream::connect(("127.0.0.1", to)) else { continue };
+                let Ok(server) = TcpStream::connect(("127.0.0.1", to)) else {
+                    continue;
+                };
                 for (from, into) in [(&client, &server), (&server, &client)] {
                     let (from, into) = (from.try_clone().unwrap(), into.try_clone().unwrap());
                     let keep = keep.clone();
@@ -54,7 +56,9 @@ fn pass(mut from: TcpStream, mut into: TcpStream, keep: &Mutex<Vec<u8>>) {
 
 fn unmasked(stream: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
-    let Some(start) = stream.windows(4).position(|four| four == b"\r\n\r\n") else { return out };
+    let Some(start) = stream.windows(4).position(|four| four == b"\r\n\r\n") else {
+        return out;
+    };
     let mut rest = &stream[start + 4..];
     while rest.len() > 2 {
         let (short, masked) = (usize::from(rest[1] & 0x7f), rest[1] & 0x80 != 0);

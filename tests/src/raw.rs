@@ -83,7 +83,11 @@ impl Raw {
                 self.buffer.extend_from_slice(&chunk[..n]);
                 Some(n)
             }
-            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => None,
+            Err(error)
+                if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) =>
+            {
+                None
+            }
             Err(_) => Some(0),
         }
     }
@@ -137,7 +141,7 @@ impl Raw {
     }
 
     /// The next frame of the protocol.
-    pub fn next(&mut self) -> ServerFrame {
+    pub fn take(&mut self) -> ServerFrame {
         loop {
             match self.hear(Duration::from_secs(10)) {
                 Said::Frame(bytes) => return ServerFrame::parse(bytes.into()).unwrap(),
@@ -221,18 +225,20 @@ impl User {
     /// Opens a session, registering the user if need be.
     pub fn session(&self, port: u16) -> (Raw, Welcome) {
         let mut raw = Raw::open(port);
-        let ServerFrame::Challenge(challenge) = raw.next() else { panic!() };
+        let ServerFrame::Challenge(challenge) = raw.take() else { panic!() };
         raw.send(&self.registration());
-        let _ = raw.next();
+        let _ = raw.take();
         raw.send(&self.hello(challenge.nonce, u64::MAX / 4));
-        let ServerFrame::Welcome(welcome) = raw.next() else { panic!("no welcome") };
-        assert_eq!(raw.next(), ServerFrame::Deliver(Vec::new(), true));
+        let ServerFrame::Welcome(welcome) = raw.take() else { panic!("no welcome") };
+        assert_eq!(raw.take(), ServerFrame::Deliver(Vec::new(), true));
         (raw, welcome)
     }
 
     /// A publish to the own conversation.
     pub fn publish(&self, client_seq: u64, id: u8, prev: u8) -> Publish {
-        let id_of = |n: u8| if n == 0 { MessageId::NIL } else { MessageId::from_bytes([n; 16]) };
+        let id_of = |n: u8| {
+            if n == 0 { MessageId::NIL } else { MessageId::from_bytes([n; 16]) }
+        };
         Publish {
             number: SendNumber {
                 conversation: ConversationId::own(self.device.user),
@@ -255,6 +261,11 @@ impl User {
     /// What others know of this user.
     #[must_use]
     pub fn public(&self) -> Self {
-        Self { device: self.device, handle: self.handle.clone(), key: self.key.clone(), list: self.list.clone() }
+        Self {
+            device: self.device,
+            handle: self.handle.clone(),
+            key: self.key.clone(),
+            list: self.list.clone(),
+        }
     }
 }

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 fn collect(dir: &Path, depth: usize, files: &mut Vec<PathBuf>) {
-    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return;
+    };
     for entry in entries.flatten() {
         let path = entry.path();
         if path.is_dir() && depth > 0 {
@@ -17,16 +19,16 @@ fn collect(dir: &Path, depth: usize, files: &mut Vec<PathBuf>) {
 /// At least `count` lines, split at newlines only, with lines in many scripts, empty ones, and one too long
 /// to send among them.
 pub fn real_lines(count: usize, skip: usize) -> Vec<String> {
-    let home = std::env::var_os("CARGO_HOME").map_or_else(
-        || PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cargo"),
-        PathBuf::from,
-    );
+    let home = std::env::var_os("CARGO_HOME")
+        .map_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cargo"), PathBuf::from);
     let mut files = Vec::new();
     collect(&home.join("registry/src"), 3, &mut files);
     files.sort();
     let mut lines: Vec<String> = Vec::new();
     for file in files {
-        let Ok(text) = std::fs::read_to_string(file) else { continue };
+        let Ok(text) = std::fs::read_to_string(file) else {
+            continue;
+        };
         lines.extend(text.split('\n').map(str::to_owned));
         if lines.len() >= count + skip {
             break;
@@ -35,8 +37,18 @@ pub fn real_lines(count: usize, skip: usize) -> Vec<String> {
     let mut lines: Vec<String> = lines.into_iter().skip(skip).take(count).collect();
     assert!(lines.len() >= count, "only {} lines of real text are here", lines.len());
     let scripts = [
-        "", " ", "日本語のテキスト", "עברית ועוד", "العربية", "हिन्दी", "👩‍👩‍👧‍👦 🏳️‍🌈 é é", "\u{202e}backwards", "\0\u{1}\u{7f}\r",
-        "{\"cmd\":\"quit\"}", "'; DROP TABLE messages; --", "{\"$ne\":null}",
+        "",
+        " ",
+        "日本語のテキスト",
+        "עברית ועוד",
+        "العربية",
+        "हिन्दी",
+        "👩‍👩‍👧‍👦 🏳️‍🌈 é é",
+        "\u{202e}backwards",
+        "\0\u{1}\u{7f}\r",
+        "{\"cmd\":\"quit\"}",
+        "'; DROP TABLE messages; --",
+        "{\"$ne\":null}",
     ];
     for (n, text) in scripts.iter().enumerate() {
         lines[n * 7 + 3] = (*text).to_owned();

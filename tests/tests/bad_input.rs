@@ -38,7 +38,7 @@ impl Stage {
 
     fn check_bystander(&mut self) {
         self.bystander.1.send(&ClientFrame::Heartbeat);
-        assert!(matches!(self.bystander.1.next(), ServerFrame::HeartbeatReply(_)));
+        assert!(matches!(self.bystander.1.take(), ServerFrame::HeartbeatReply(_)));
     }
 
     /// Tries one item; the server may not grow by a MiB, nor the bystander be held up.
@@ -153,7 +153,7 @@ fn frames() {
         bytes.extend([0; 4]);
         bytes.extend(&registration);
         raw.write(&bytes);
-        assert!(matches!(raw.next(), ServerFrame::Registered(_)));
+        assert!(matches!(raw.take(), ServerFrame::Registered(_)));
     });
     stage.closes("21 RSV1", &frame(0xC2, b"x"), 1002);
     stage.closes("22 opcode 3", &frame(0x83, b"x"), 1002);
@@ -164,7 +164,11 @@ fn frames() {
     let declared = |length: u64| [&[0x82, 0xFF][..], &length.to_be_bytes(), &[0; 5]].concat();
     stage.closes("27 length 2^63", &declared(1 << 63), 1009);
     stage.closes("28 length 2^64 - 1", &declared(u64::MAX), 1009);
-    stage.closes("29 a length not in its shortest form", &[0x82, 0x80 | 126, 0, 5, 0, 0, 0, 0, 1, 2, 3, 4, 5], 1002);
+    stage.closes(
+        "29 a length not in its shortest form",
+        &[0x82, 0x80 | 126, 0, 5, 0, 0, 0, 0, 1, 2, 3, 4, 5],
+        1002,
+    );
     stage.closes("30 one byte over the limit", &declared(256 * 1024 + 1), 1009);
     stage.item("31 64 KiB declared, one byte sent", |port| {
         let mut raw = Raw::open(port);
@@ -174,7 +178,11 @@ fn frames() {
         assert!(matches!(code, 1008 | 4504), "{code}");
     });
     stage.closes("32 65 fragments", &[frame(0x02, b"x"), frame(0x00, b"x").repeat(64)].concat(), 1003);
-    stage.closes("33 empty fragments without end", &[frame(0x02, b""), frame(0x00, b"").repeat(1000)].concat(), 1003);
+    stage.closes(
+        "33 empty fragments without end",
+        &[frame(0x02, b""), frame(0x00, b"").repeat(1000)].concat(),
+        1003,
+    );
     stage.closes("34 fragments of a byte, never the last", &frame(0x02, b"x").repeat(100), 1003);
     stage.closes("35 text that is not UTF-8", &frame(0x81, &[0xff, 0xfe]), 1003);
     for code in [1005_u16, 999, 65535] {
@@ -188,7 +196,7 @@ fn frames() {
         let (mut raw, _) = User::new(&unique()).session(port);
         raw.write(&frame(0x8A, b"p"));
         raw.send(&ClientFrame::Heartbeat);
-        assert!(matches!(raw.next(), ServerFrame::HeartbeatReply(_)));
+        assert!(matches!(raw.take(), ServerFrame::HeartbeatReply(_)));
     });
     println!("{} frames", stage.tried);
 }
@@ -204,11 +212,15 @@ fn somebody_who_reads_nothing_and_asks_for_everything() {
         publish.body = Bytes::from(vec![n; 60_000]);
         raw.send(&ClientFrame::Publish(publish));
         prev = n;
-        assert!(matches!(raw.next(), ServerFrame::Stored(_)));
+        assert!(matches!(raw.take(), ServerFrame::Stored(_)));
     }
     let before = stage.server.resident();
     raw.stream.set_nonblocking(true).unwrap();
-    let ask = chat_core::wire::Ask::History { conversation: ConversationId::own(user.device.user), before: 0, limit: 200 };
+    let ask = chat_core::wire::Ask::History {
+        conversation: ConversationId::own(user.device.user),
+        before: 0,
+        limit: 200,
+    };
     let ask = frame(0x82, &ClientFrame::Request(1, ask).encode());
     for _ in 0..10_000 {
         use std::io::Write;
@@ -229,18 +241,22 @@ fn protocol() {
         raw.write(&frame(0x82, &[0xfa, 0x01, 0x00]));
         // A request with an id and a question of a later version.
         raw.write(&frame(0x82, &[0x42, 0x05, 0x08, 0x07, 0xfa, 0x01, 0x00]));
-        let ServerFrame::Refused(subject, Refusal::Unsupported) = raw.next() else { panic!() };
+        let ServerFrame::Refused(subject, Refusal::Unsupported) = raw.take() else { panic!() };
         assert_eq!(subject, chat_core::envelope::Subject::Request(7));
         raw.send(&ClientFrame::Heartbeat);
-        assert!(matches!(raw.next(), ServerFrame::HeartbeatReply(_)));
+        assert!(matches!(raw.take(), ServerFrame::HeartbeatReply(_)));
     });
     stage.session_closes("43 a truncated varint", &[0x08, 0x80], 4400);
-    stage.session_closes("43 a varint of 11 bytes", &[0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01], 4400);
+    stage.session_closes(
+        "43 a varint of 11 bytes",
+        &[0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01],
+        4400,
+    );
     stage.item("44 a field twice: the last one counts", |port| {
         let (mut raw, _) = User::new(&unique()).session(port);
         let twice = [ClientFrame::CatchUp.encode(), ClientFrame::Heartbeat.encode()].concat();
         raw.write(&frame(0x82, &twice));
-        assert!(matches!(raw.next(), ServerFrame::HeartbeatReply(_)));
+        assert!(matches!(raw.take(), ServerFrame::HeartbeatReply(_)));
     });
     stage.session_closes("45 groups 10,000 deep", &[0x7b; 10_000], 4400);
     stage.session_closes("46 2^31 bytes declared", &[0x1a, 0xff, 0xff, 0xff, 0xff, 0x07], 4400);
@@ -253,7 +269,7 @@ fn protocol() {
         let (mut raw, _) = user.session(port);
         let mut say = |publish| {
             raw.send(&ClientFrame::Publish(publish));
-            raw.next()
+            raw.take()
         };
         assert!(matches!(say(user.publish(1, 1, 0)), ServerFrame::Stored(s) if s.seq == 1));
         assert!(matches!(say(user.publish(3, 3, 1)), ServerFrame::Refused(_, Refusal::Expected(2))));
@@ -279,7 +295,7 @@ fn protocol() {
         let (user, other) = (User::new(&unique()), User::new(&unique()));
         drop(user.session(port));
         let mut raw = Raw::open(port);
-        let ServerFrame::Challenge(challenge) = raw.next() else { panic!() };
+        let ServerFrame::Challenge(challenge) = raw.take() else { panic!() };
         let ClientFrame::Hello(mut hello) = other.hello(challenge.nonce, 0) else { panic!() };
         hello.claims.user = user.device.user;
         raw.send(&ClientFrame::Hello(hello));
@@ -289,7 +305,7 @@ fn protocol() {
         let user = User::new(&unique());
         drop(user.session(port));
         let mut raw = Raw::open(port);
-        let _ = raw.next();
+        let _ = raw.take();
         raw.send(&user.hello(Bytes::from_static(&[0; 32]), 0));
         assert_eq!(raw.close_code(), 4401);
     });

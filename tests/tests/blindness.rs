@@ -42,7 +42,12 @@ impl Suite for Plain {
     fn seal(&mut self, _: &mut dyn SuiteTx, _: &Peer, plaintext: &[u8]) -> Result<Bytes> {
         Ok(Bytes::copy_from_slice(plaintext))
     }
-    fn open(&mut self, _: &mut dyn SuiteTx, _: &Peer, sealed: &[u8]) -> std::result::Result<Vec<u8>, Unreadable> {
+    fn open(
+        &mut self,
+        _: &mut dyn SuiteTx,
+        _: &Peer,
+        sealed: &[u8],
+    ) -> std::result::Result<Vec<u8>, Unreadable> {
         Ok(sealed.to_vec())
     }
     fn encrypt_body(&self, _: &[u8; 32], _: &[u8], content: &[u8]) -> Option<Vec<u8>> {
@@ -107,7 +112,8 @@ fn read_all(dir: &Path, into: &mut Vec<u8>) {
 /// Canaries found in any form.
 fn search(canaries: &[String], haystack: &[u8]) -> usize {
     // All forms of all canaries, by their first eight bytes.
-    let mut needles: std::collections::HashMap<[u8; 8], Vec<(usize, Vec<u8>)>> = std::collections::HashMap::new();
+    let mut needles: std::collections::HashMap<[u8; 8], Vec<(usize, Vec<u8>)>> =
+        std::collections::HashMap::new();
     for (n, canary) in canaries.iter().enumerate() {
         for form in forms(canary) {
             // The random part alone tells canaries apart: begin there.
@@ -172,5 +178,9 @@ async fn talk(suite: fn() -> Box<dyn Suite>) -> usize {
 #[tokio::test]
 async fn the_server_sees_nothing_of_what_is_said() {
     assert_eq!(talk(|| Box::new(chat_signal::Signal::new())).await, 0, "canaries in the server's hands");
-    assert_eq!(talk(|| Box::new(Plain)).await, CANARIES, "the search must find them when nothing is encrypted");
+    assert_eq!(
+        talk(|| Box::new(Plain)).await,
+        CANARIES,
+        "the search must find them when nothing is encrypted"
+    );
 }

@@ -52,7 +52,10 @@ fn events_after_a_number_come_again_unchanged() {
     chat.finish();
     let mut chat = Chat::start(&bob, &server.url(), None);
     chat.wait("caught_up");
-    assert!(chat.finish().iter().all(|event| event["event"] != "message"), "without --after only what is new");
+    assert!(
+        chat.finish().iter().all(|event| event["event"] != "message"),
+        "without --after only what is new"
+    );
 }
 
 #[test]
@@ -163,11 +166,19 @@ fn what_goes_wrong_is_said_and_nothing_is_lost() {
     let name = command(&dir.path().join("other2"), &url, &["register", "Alice Smith"]);
     assert!(!name.status.success() && text(&name.stderr).contains("handle"), "{}", text(&name.stderr));
     let address = command(&alice, "http://127.0.0.1", &["send", "bob", "x"]);
-    assert!(!address.status.success() && text(&address.stderr).contains("ws://"), "{}", text(&address.stderr));
+    assert!(
+        !address.status.success() && text(&address.stderr).contains("ws://"),
+        "{}",
+        text(&address.stderr)
+    );
     let plain = command(&alice, "ws://chat.example", &["send", "bob", "x"]);
     assert!(!plain.status.success() && text(&plain.stderr).contains("wss://"), "{}", text(&plain.stderr));
     let nobody = command(&alice, &url, &["send", "nobody", "x"]);
-    assert!(!nobody.status.success() && text(&nobody.stderr).contains("unknown_user"), "{}", text(&nobody.stderr));
+    assert!(
+        !nobody.status.success() && text(&nobody.stderr).contains("unknown_user"),
+        "{}",
+        text(&nobody.stderr)
+    );
     let empty = command(&dir.path().join("empty"), &url, &["send", "bob", "x"]);
     assert!(!empty.status.success() && text(&empty.stderr).contains("register"), "{}", text(&empty.stderr));
 
@@ -223,13 +234,21 @@ fn a_server_with_tokens_wants_them() {
     };
     let alice = dir.path().join("alice");
     let without = command(&alice, &url, &["register", "alice"]);
-    assert!(!without.status.success() && text(&without.stderr).contains("token"), "{}", text(&without.stderr));
+    assert!(
+        !without.status.success() && text(&without.stderr).contains("token"),
+        "{}",
+        text(&without.stderr)
+    );
     let others = command(&alice, &url, &["register", "alice", "--token", &token("bob", "60")]);
     assert!(!others.status.success(), "another user's token");
     let out = command(&alice, &url, &["register", "alice", "--token", &token("alice", "60")]);
     assert!(out.status.success(), "{}", text(&out.stderr));
     let expired = command(&alice, &url, &["login", "--token", &token("alice", "0").replace('.', ".x")]);
-    assert!(!expired.status.success() && text(&expired.stderr).contains("log in again"), "{}", text(&expired.stderr));
+    assert!(
+        !expired.status.success() && text(&expired.stderr).contains("log in again"),
+        "{}",
+        text(&expired.stderr)
+    );
     let out = command(&alice, &url, &["login", "--token", &token("alice", "60")]);
     assert!(out.status.success(), "{}", text(&out.stderr));
 
@@ -264,6 +283,7 @@ fn two_servers_do_not_share_a_directory() {
     assert!(!public.status.success() && text(&public.stderr).contains("open_registration"));
     let config = dir.path().join("bad.toml");
     std::fs::write(&config, "lisen = \"127.0.0.1:1\"\n").unwrap();
-    let bad = Command::new(chat_tests::binary("chat-server-ref")).arg("--config").arg(&config).output().unwrap();
+    let bad =
+        Command::new(chat_tests::binary("chat-server-ref")).arg("--config").arg(&config).output().unwrap();
     assert!(!bad.status.success() && text(&bad.stderr).contains("lisen"), "{}", text(&bad.stderr));
 }

@@ -58,7 +58,10 @@ fn ten_thousand_wait_and_all_arrive() {
 
     send_all(&alice, &url, "bob");
     let never_answered = receive_all(&bob, &url);
-    println!("never answered (every box a prekey message): {:.0} messages/s", COUNT as f64 / never_answered.as_secs_f64());
+    println!(
+        "never answered (every box a prekey message): {:.0} messages/s",
+        COUNT as f64 / never_answered.as_secs_f64()
+    );
 
     // An answer: from here on the session is established both ways.
     assert!(command(&bob, &url, &["send", "alice", "answer"]).status.success());

@@ -34,7 +34,13 @@ struct Talker<'a> {
 }
 
 impl<'a> Talker<'a> {
-    fn new(profile: PathBuf, url: String, to: &'static str, lines: &'a [String], expected: &'a [String]) -> Self {
+    fn new(
+        profile: PathBuf,
+        url: String,
+        to: &'static str,
+        lines: &'a [String],
+        expected: &'a [String],
+    ) -> Self {
         let queued = vec![false; lines.len()];
         Self {
             profile,
@@ -73,14 +79,19 @@ impl<'a> Talker<'a> {
             assert!(
                 Instant::now() < end,
                 "{}: {} of {} done, {} of {} received",
-                self.to, self.done, self.lines.len(), self.received, self.expected.len()
+                self.to,
+                self.done,
+                self.lines.len(),
+                self.received,
+                self.expected.len()
             );
             if dies.is_some_and(|at| Instant::now() >= at) {
                 self.kills += 1;
                 return chat.kill();
             }
             while next < self.lines.len() && next < self.done + self.ahead {
-                let command = json!({"cmd": "send", "to": self.to, "text": self.lines[next], "ref": next.to_string()});
+                let command =
+                    json!({"cmd": "send", "to": self.to, "text": self.lines[next], "ref": next.to_string()});
                 if !self.queued[next] && !chat.say(&command) {
                     return;
                 }

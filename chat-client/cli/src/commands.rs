@@ -22,7 +22,9 @@ fn handle(name: &str) -> Result<Handle, String> {
 pub(crate) async fn register(arguments: &Arguments, name: &str) -> Result<(), String> {
     let (handle, dialer) = (handle(name)?, arguments.dialer()?);
     let token = arguments.token.clone().unwrap_or_default();
-    Profile::register(&arguments.profile, &dialer, &mut Signal::new(), &handle, &token).await.map_err(text)?;
+    Profile::register(&arguments.profile, &dialer, &mut Signal::new(), &handle, &token)
+        .await
+        .map_err(text)?;
     // Once connected, prekeys are uploaded: from then on others can write to this account.
     let client = arguments.open().await?;
     connected(&client).await?;
@@ -169,7 +171,9 @@ pub(crate) async fn listen(arguments: &Arguments) -> Result<(), String> {
         match next.event {
             Event::Message { from, text, .. } => println!("{from}: {text}"),
             Event::Undecryptable { from, reason, .. } => println!("{from}: [cannot be read: {reason}]"),
-            Event::IdentityChanged { user } => println!("* the keys of {user} changed: compare safety numbers"),
+            Event::IdentityChanged { user } => {
+                println!("* the keys of {user} changed: compare safety numbers")
+            }
             Event::Error { message, .. } => eprintln!("chat: {message}"),
             _ => {}
         }
@@ -191,7 +195,10 @@ pub(crate) async fn history(arguments: &Arguments, user: &str, limit: usize) -> 
     Ok(())
 }
 
-async fn own_devices(client: &Client, user: UserId) -> Result<chat_core::device_list::SignedDeviceList, String> {
+async fn own_devices(
+    client: &Client,
+    user: UserId,
+) -> Result<chat_core::device_list::SignedDeviceList, String> {
     retry(|| client.devices(user)).await
 }
 

@@ -252,13 +252,19 @@ async fn carry_out(
             let line = serde_json::json!({
                 "event": "history", "conversation": conversation.to_hex(), "messages": shown
             });
-            say.send(Said::Line(line.to_string())).await.map_err(|_| problem("failed", "the output is closed"))
+            say.send(Said::Line(line.to_string()))
+                .await
+                .map_err(|_| problem("failed", "the output is closed"))
         }
         Line::Quit => Ok(()),
     }
 }
 
-async fn find(client: &Client, user: Option<String>, conversation: Option<String>) -> Result<ConversationId, String> {
+async fn find(
+    client: &Client,
+    user: Option<String>,
+    conversation: Option<String>,
+) -> Result<ConversationId, String> {
     let failed = |error: chat_core::Error| problem("failed", error.what());
     match (user, conversation) {
         (_, Some(conversation)) => ConversationId::from_hex(&conversation).map_err(failed),

@@ -25,7 +25,7 @@ struct Arguments {
     /// The directory with this device's keys and messages.
     #[arg(long, global = true, env = "CHAT_PROFILE", default_value = "./chat-profile")]
     profile: PathBuf,
-    /// The server: wss://host[:port], or ws:// on this machine.
+    /// The server: `wss://host:port`, or `ws://` on this machine.
     #[arg(long, global = true, env = "CHAT_SERVER", default_value = "ws://127.0.0.1:7777")]
     server: String,
     /// A PEM file with certificates to trust beside the system's.
@@ -112,7 +112,9 @@ impl Arguments {
 /// An error as a person reads it.
 fn text(error: chat_core::Error) -> String {
     match error.kind() {
-        ErrorKind::Invalid | ErrorKind::Conflict | ErrorKind::NotFound | ErrorKind::Denied => error.what().to_owned(),
+        ErrorKind::Invalid | ErrorKind::Conflict | ErrorKind::NotFound | ErrorKind::Denied => {
+            error.what().to_owned()
+        }
         _ => format!("{error:?}"),
     }
 }

@@ -49,7 +49,9 @@ impl Screen {
                 self.say(&with, line);
                 self.with.get_or_insert(with);
             }
-            Event::Undecryptable { from, reason, .. } => self.say(&from, format!("{from}: [cannot be read: {reason}]")),
+            Event::Undecryptable { from, reason, .. } => {
+                self.say(&from, format!("{from}: [cannot be read: {reason}]"))
+            }
             Event::IdentityChanged { user } => {
                 self.say(&user, format!("* the keys of {user} changed: compare safety numbers"));
             }
@@ -65,7 +67,8 @@ impl Screen {
 
     fn draw(&self, frame: &mut Frame<'_>) {
         let [top, middle, bottom] =
-            Layout::vertical([Constraint::Length(1), Constraint::Min(3), Constraint::Length(3)]).areas(frame.area());
+            Layout::vertical([Constraint::Length(1), Constraint::Min(3), Constraint::Length(3)])
+                .areas(frame.area());
         let [left, right] = Layout::horizontal([Constraint::Length(20), Constraint::Min(10)]).areas(middle);
         let state = if self.online { "online" } else { "offline" };
         let status = format!(" {} — {state}   {}", self.own, self.note);
@@ -103,7 +106,8 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
         input: String::new(),
         note: String::new(),
     };
-    let mut terminal = ratatui::try_init().map_err(|e| format!("this is no terminal ({e}): try `chat --json`"))?;
+    let mut terminal =
+        ratatui::try_init().map_err(|e| format!("this is no terminal ({e}): try `chat --json`"))?;
     let mut keys = EventStream::new();
     let ended = loop {
         if let Err(error) = terminal.draw(|frame| screen.draw(frame)) {
@@ -163,7 +167,9 @@ async fn open_talk(client: &Client, screen: &mut Screen, name: &str) {
         return;
     }
     screen.talks.insert(name.to_owned(), Vec::new());
-    let Ok(user) = client.resolve(&handle).await else { return };
+    let Ok(user) = client.resolve(&handle).await else {
+        return;
+    };
     let conversation: ConversationId = client.conversation_with(user);
     for message in client.history(conversation, 0, 50).await.unwrap_or_default().into_iter().rev() {
         let from = client.name_of(message.user).await.unwrap_or_default();

@@ -3,9 +3,10 @@
 use async_trait::async_trait;
 use libsignal_protocol::error::Result as SignalResult;
 use libsignal_protocol::{
-    CiphertextMessageType, Direction, IdentityChange, IdentityKey, IdentityKeyPair, IdentityKeyStore, KyberPreKeyId,
-    KyberPreKeyRecord, KyberPreKeyStore, PreKeyId, PreKeyRecord, PreKeyStore, ProtocolAddress, PublicKey,
-    SessionRecord, SessionStore, SignalProtocolError, SignedPreKeyId, SignedPreKeyRecord, SignedPreKeyStore,
+    CiphertextMessageType, Direction, IdentityChange, IdentityKey, IdentityKeyPair, IdentityKeyStore,
+    KyberPreKeyId, KyberPreKeyRecord, KyberPreKeyStore, PreKeyId, PreKeyRecord, PreKeyStore, ProtocolAddress,
+    PublicKey, SessionRecord, SessionStore, SignalProtocolError, SignedPreKeyId, SignedPreKeyRecord,
+    SignedPreKeyStore,
 };
 
 /// The own identity, and the one identity the other end may have.
@@ -25,11 +26,20 @@ impl IdentityKeyStore for Identities {
         Ok(self.registration_id)
     }
 
-    async fn save_identity(&mut self, _: &ProtocolAddress, key: &IdentityKey) -> SignalResult<IdentityChange> {
+    async fn save_identity(
+        &mut self,
+        _: &ProtocolAddress,
+        key: &IdentityKey,
+    ) -> SignalResult<IdentityChange> {
         Ok(IdentityChange::from_changed(*key != self.peer))
     }
 
-    async fn is_trusted_identity(&self, _: &ProtocolAddress, key: &IdentityKey, _: Direction) -> SignalResult<bool> {
+    async fn is_trusted_identity(
+        &self,
+        _: &ProtocolAddress,
+        key: &IdentityKey,
+        _: Direction,
+    ) -> SignalResult<bool> {
         // The device list, signed by the account key, says who this is.
         Ok(*key == self.peer)
     }
@@ -122,7 +132,10 @@ impl KyberPreKeyStore for OneKemPreKey {
         _: &PublicKey,
     ) -> SignalResult<()> {
         if self.seen {
-            return Err(SignalProtocolError::InvalidMessage(CiphertextMessageType::PreKey, "reused base key"));
+            return Err(SignalProtocolError::InvalidMessage(
+                CiphertextMessageType::PreKey,
+                "reused base key",
+            ));
         }
         self.used = true;
         Ok(())

@@ -13,9 +13,9 @@ use futures_util::FutureExt;
 use libsignal_protocol::kem;
 use libsignal_protocol::{
     CiphertextMessage, CiphertextMessageType, GenericSignedPreKey, IdentityKey, IdentityKeyPair, KeyPair,
-    KyberPreKeyRecord, PreKeyBundle, PreKeyRecord, PreKeySignalMessage, ProtocolAddress, PublicKey, SessionRecord,
-    SessionUsabilityRequirements, SignalMessage, SignalProtocolError, SignedPreKeyRecord, Timestamp, message_decrypt,
-    message_encrypt, process_prekey_bundle,
+    KyberPreKeyRecord, PreKeyBundle, PreKeyRecord, PreKeySignalMessage, ProtocolAddress, PublicKey,
+    SessionRecord, SessionUsabilityRequirements, SignalMessage, SignalProtocolError, SignedPreKeyRecord,
+    Timestamp, message_decrypt, message_encrypt, process_prekey_bundle,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -123,7 +123,9 @@ impl Signal {
         if let Some((record, _)) = self.sessions.get(&peer) {
             return Ok(Some(record.clone()));
         }
-        let Some(bytes) = tx.get(Table::Sessions, peer.as_bytes())? else { return Ok(None) };
+        let Some(bytes) = tx.get(Table::Sessions, peer.as_bytes())? else {
+            return Ok(None);
+        };
         let record = SessionRecord::deserialize(&bytes).map_err(|_| corrupt())?;
         self.sessions.insert(peer, (record.clone(), false));
         Ok(Some(record))
@@ -135,7 +137,12 @@ impl Signal {
         }
     }
 
-    fn make_kem(&mut self, pair: &IdentityKeyPair, id: u32, now: u64) -> Result<(KyberPreKeyRecord, Vec<u8>)> {
+    fn make_kem(
+        &mut self,
+        pair: &IdentityKeyPair,
+        id: u32,
+        now: u64,
+    ) -> Result<(KyberPreKeyRecord, Vec<u8>)> {
         let kem = kem::KeyPair::generate(kem::KeyType::Kyber1024, &mut self.rng);
         let public = kem.public_key.serialize();
         let signature = pair.private_key().calculate_signature(&public, &mut self.rng).map_err(curve)?;
@@ -184,14 +191,17 @@ impl Signal {
         peer: &Peer,
         bytes: &[u8],
     ) -> Result<std::result::Result<Vec<u8>, Unreadable>> {
-        let Ok(first) = PreKeySignalMessage::try_from(bytes) else { return Ok(Err(Unreadable::Malformed)) };
+        let Ok(first) = PreKeySignalMessage::try_from(bytes) else {
+            return Ok(Err(Unreadable::Malformed));
+        };
         if checks::first_message(&first, &peer.identity).is_err() {
             return Ok(Err(Unreadable::Misplaced));
         }
         let mut one_time = OnePreKey::default();
         if let Some(id) = first.pre_key_id() {
             let bytes = tx.get(Table::Prekeys, &u32::from(id).to_be_bytes())?;
-            one_time.record = bytes.map(|b| PreKeyRecord::deserialize(&b)).transpose().map_err(|_| corrupt())?;
+            one_time.record =
+                bytes.map(|b| PreKeyRecord::deserialize(&b)).transpose().map_err(|_| corrupt())?;
         }
         let signed_id = u32::from(first.signed_pre_key_id());
         let signed = tx.get(Table::SignedPrekeys, &signed_id.to_be_bytes())?;
@@ -233,7 +243,9 @@ impl Signal {
         signed: &OneSignedPreKey,
         kem: &mut OneKemPreKey,
     ) -> Result<std::result::Result<Vec<u8>, Unreadable>> {
-        let Ok(mut identities) = self.identities(tx, peer) else { return Ok(Err(Unreadable::Misplaced)) };
+        let Ok(mut identities) = self.identities(tx, peer) else {
+            return Ok(Err(Unreadable::Misplaced));
+        };
         let record = self.session(tx, peer.installation)?;
         let mut session = OneSession { record, stored: false };
         let address = address(peer)?;
@@ -279,7 +291,8 @@ impl Suite for Signal {
     fn has_session(&mut self, tx: &mut dyn SuiteTx, peer: &Peer) -> Result<bool> {
         let now = time(tx);
         let record = self.session(tx, peer.installation)?;
-        let usable = |record: SessionRecord| record.has_usable_sender_chain(now, SessionUsabilityRequirements::all());
+        let usable =
+            |record: SessionRecord| record.has_usable_sender_chain(now, SessionUsabilityRequirements::all());
         Ok(record.is_some_and(|record| usable(record).unwrap_or(false)))
     }
 
@@ -400,7 +413,9 @@ impl Suite for Signal {
 
     fn forget(&mut self, tx: &mut dyn SuiteTx) -> Result<()> {
         self.sessions.clear();
-        for table in [Table::Sessions, Table::Prekeys, Table::SignedPrekeys, Table::KemPrekeys, Table::SeenBaseKeys] {
+        for table in
+            [Table::Sessions, Table::Prekeys, Table::SignedPrekeys, Table::KemPrekeys, Table::SeenBaseKeys]
+        {
             tx.clear(table)?;
         }
         tx.delete(Table::Identity, b"bundle")

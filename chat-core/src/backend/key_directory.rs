@@ -109,7 +109,11 @@ impl Reincarnation {
     pub fn decide(&self, last: Option<(Incarnation, [u8; 16], u64)>) -> Option<Incarnation> {
         match last {
             Some((incarnation, nonce, _)) if nonce == self.nonce => Some(incarnation),
-            Some((_, _, at_ms)) if !self.asked && self.now_ms < at_ms.saturating_add(REINCARNATION_EVERY_MS) => None,
+            Some((_, _, at_ms))
+                if !self.asked && self.now_ms < at_ms.saturating_add(REINCARNATION_EVERY_MS) =>
+            {
+                None
+            }
             Some((incarnation, ..)) => Some(incarnation + 1),
             None => Some(1),
         }

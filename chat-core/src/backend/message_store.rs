@@ -42,7 +42,12 @@ pub trait MessageStore: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// As [`state`](Self::state).
-    async fn find(&self, conversation: ConversationId, sender: InstallationId, id: MessageId) -> Result<Option<Seq>>;
+    async fn find(
+        &self,
+        conversation: ConversationId,
+        sender: InstallationId,
+        id: MessageId,
+    ) -> Result<Option<Seq>>;
 
     /// Makes everything of each commit true, together or not at all for readers of the state, and gives
     /// an outcome for each, in order.
@@ -69,7 +74,12 @@ pub trait MessageStore: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// As [`state`](Self::state).
-    async fn history(&self, conversation: ConversationId, before: Seq, limit: PageLimit) -> Result<Vec<InboxRow>>;
+    async fn history(
+        &self,
+        conversation: ConversationId,
+        before: Seq,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>>;
 
     /// Where a device stands.
     ///

@@ -13,7 +13,8 @@ mod transport;
 pub use authenticator::Authenticator;
 pub use key_directory::{DeviceKeys, KeyDirectory, Reincarnation};
 pub use message_store::{
-    Commit, ConversationState, DeviceRecord, Head, Member, MessageStore, PageLimit, SenderState, StoreLife, WantCells,
+    Commit, ConversationState, DeviceRecord, Head, Member, MessageStore, PageLimit, SenderState, StoreLife,
+    WantCells,
 };
 pub use presence::Presence;
 pub use push_sink::PushSink;

@@ -69,7 +69,11 @@ fn upload(ids: std::ops::RangeInclusive<u64>, replace: bool) -> PrekeyUpload {
 
 async fn a_handle_is_taken_once(keys: Keys) -> Outcome {
     keys.register(&handle("alice")?, &first(1, 1)?).await.map_err(failed)?;
-    equal(kind(keys.register(&handle("alice")?, &first(2, 2)?).await), Some(ErrorKind::Conflict), "the second")?;
+    equal(
+        kind(keys.register(&handle("alice")?, &first(2, 2)?).await),
+        Some(ErrorKind::Conflict),
+        "the second",
+    )?;
     let user = keys.resolve(&handle("alice")?).await.map_err(failed)?;
     equal(user, Some(UserId::from_bytes([1; 16])), "the user")?;
     equal(keys.list(UserId::from_bytes([2; 16])).await.map_err(failed)?, None, "the loser's list")

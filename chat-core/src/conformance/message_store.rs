@@ -2,7 +2,8 @@ use std::sync::Arc;
 
 use super::{Case, Outcome, cases, equal, failed};
 use crate::backend::{
-    Command, Commit, ConversationState, LogPosition, MessageStore, Operation, PageLimit, Recipient, Record, WantCells,
+    Command, Commit, ConversationState, LogPosition, MessageStore, Operation, PageLimit, Recipient, Record,
+    WantCells,
 };
 use crate::delivery::{Decision, decide};
 use crate::envelope::{AckOf, DeviceBox, InboxRow, Place, Publish, RowContent, SendNumber};
@@ -191,7 +192,10 @@ async fn rows_wait_for_their_own_ack(store: Store) -> Outcome {
 
 async fn inbox_is_in_drain_order(store: Store) -> Outcome {
     let mut late = Conversation::new(ConversationId::direct(ALICE, BOB), 9000);
-    let mut early = Conversation::new(ConversationId::mailbox(device(ALICE).installation, device(BOB).installation), 1000);
+    let mut early = Conversation::new(
+        ConversationId::mailbox(device(ALICE).installation, device(BOB).installation),
+        1000,
+    );
     let (a, b) = (late.next(10)?, early.next(10)?);
     done(store.commit(vec![a]).await)?;
     done(store.commit(vec![b]).await)?;
@@ -229,7 +233,8 @@ async fn acks_never_go_back(store: Store) -> Outcome {
 async fn ack_above_the_tail(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     talk.fill(&store, 2).await?;
-    let acks = [AckOf { conversation: talk.id, seq: 1 }, AckOf { conversation: ConversationId::own(BOB), seq: 1 }];
+    let acks =
+        [AckOf { conversation: talk.id, seq: 1 }, AckOf { conversation: ConversationId::own(BOB), seq: 1 }];
     let refused = store.ack(device(BOB).installation, 0, &acks).await;
     equal(refused.map_err(|e| e.kind()), Err(ErrorKind::Invalid), "an ack of what was never given")?;
     let refused = ack(&store, BOB, talk.id, 3).await;
@@ -263,7 +268,11 @@ async fn generation_never_goes_back(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     talk.fill(&store, 1).await?;
     let generation = |store: Store| async move {
-        store.device(device(ALICE).installation, WantCells::No).await.map(|record| record.generation).map_err(failed)
+        store
+            .device(device(ALICE).installation, WantCells::No)
+            .await
+            .map(|record| record.generation)
+            .map_err(failed)
     };
     equal(generation(store.clone()).await?, 7, "after a commit")?;
     store.ack(device(ALICE).installation, 9, &[]).await.map_err(failed)?;
@@ -289,8 +298,10 @@ async fn history_is_newest_first_and_pages(store: Store) -> Outcome {
 }
 
 async fn mailboxes_have_no_history(store: Store) -> Outcome {
-    let mut talk =
-        Conversation::new(ConversationId::mailbox(device(ALICE).installation, device(BOB).installation), 1000);
+    let mut talk = Conversation::new(
+        ConversationId::mailbox(device(ALICE).installation, device(BOB).installation),
+        1000,
+    );
     talk.fill(&store, 1).await?;
     equal(store.history(talk.id, 0, PageLimit::MAX).await.map_err(failed)?.len(), 0, "rows of history")?;
     match inbox(&store, BOB).await?.as_slice() {

@@ -27,7 +27,11 @@ impl Engine {
                 stale.push(audience.user);
             }
             let installations = self.addressed(&publish, &list);
-            recipients.push(Recipient { user: audience.user, list_version: list.list().version, installations });
+            recipients.push(Recipient {
+                user: audience.user,
+                list_version: list.list().version,
+                installations,
+            });
         }
         if verdict.is_none() && stale.is_empty() {
             stale = uncovered(sender, &publish, &recipients);
@@ -53,7 +57,8 @@ impl Engine {
 
     /// Whether an inbox has no room: a soft check, the store's own sweeper is the hard one.
     async fn full(&self, sender: DeviceAddress, recipients: &[Recipient]) -> Result<bool> {
-        for device in recipients.iter().flat_map(|r| &r.installations).filter(|d| **d != sender.installation) {
+        for device in recipients.iter().flat_map(|r| &r.installations).filter(|d| **d != sender.installation)
+        {
             let record = self.backends.store.device(*device, WantCells::No).await?;
             if record.waiting_rows >= INBOX_MESSAGES || record.waiting_bytes >= INBOX_BYTES {
                 return Ok(true);
@@ -67,7 +72,9 @@ impl Engine {
         if let Some(list) = self.lists.get(&user) {
             return Ok(Some(list.clone()));
         }
-        let Some(list) = self.backends.keys.list(user).await? else { return Ok(None) };
+        let Some(list) = self.backends.keys.list(user).await? else {
+            return Ok(None);
+        };
         let list = Arc::new(list);
         if self.lists.len() > 100_000 {
             self.lists.clear();
@@ -83,12 +90,18 @@ fn shape(sender: DeviceAddress, publish: &Publish) -> std::result::Result<(), Re
     let users: Vec<UserId> = publish.audience.iter().map(|a| a.user).collect();
     let id = publish.number.conversation;
     let mut seen = HashSet::new();
-    if publish.boxes.iter().any(|one| !seen.insert(one.installation) || one.installation == sender.installation) {
+    if publish
+        .boxes
+        .iter()
+        .any(|one| !seen.insert(one.installation) || one.installation == sender.installation)
+    {
         return Err(Refusal::Invalid);
     }
     let fits = match id.kind() {
         Ok(ConversationKind::Direct) => {
-            users.len() == 2 && users.contains(&sender.user) && id == ConversationId::direct(users[0], users[1])
+            users.len() == 2
+                && users.contains(&sender.user)
+                && id == ConversationId::direct(users[0], users[1])
         }
         Ok(ConversationKind::Own) => users == [sender.user] && id == ConversationId::own(sender.user),
         Ok(ConversationKind::Mailbox) => {
@@ -106,7 +119,8 @@ fn shape(sender: DeviceAddress, publish: &Publish) -> std::result::Result<(), Re
 /// The users whose devices and the boxes do not match.
 fn uncovered(sender: DeviceAddress, publish: &Publish, recipients: &[Recipient]) -> Vec<UserId> {
     let boxed: HashSet<InstallationId> = publish.boxes.iter().map(|one| one.installation).collect();
-    let missing = |r: &&Recipient| r.installations.iter().any(|i| *i != sender.installation && !boxed.contains(i));
+    let missing =
+        |r: &&Recipient| r.installations.iter().any(|i| *i != sender.installation && !boxed.contains(i));
     let mut stale: Vec<UserId> = recipients.iter().filter(missing).map(|r| r.user).collect();
     let wanted: usize =
         recipients.iter().flat_map(|r| &r.installations).filter(|i| **i != sender.installation).count();

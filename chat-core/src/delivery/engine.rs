@@ -9,8 +9,8 @@ use super::admission::{refusal_of, refuse_now};
 use super::shard::{Decision, IdKey, decide};
 use super::{Bound, Event, Hub, plan};
 use crate::backend::{
-    Backends, Command, Commit, ConversationState, GatewayId, LogPosition, Operation, PageLimit, Record, Reincarnation,
-    StoreLife, WantCells,
+    Backends, Command, Commit, ConversationState, GatewayId, LogPosition, Operation, PageLimit, Record,
+    Reincarnation, StoreLife, WantCells,
 };
 use crate::device_list::SignedDeviceList;
 use crate::envelope::{AckOf, InboxRow, Place, Publish, Refusal, SendNumber, Stored, Subject};
@@ -303,11 +303,14 @@ impl Engine {
     /// The sender's own devices as the recipients of a void: whoever else takes part, the state knows.
     async fn sender_recipient(&self, sender: DeviceAddress) -> Result<Vec<crate::backend::Recipient>> {
         let list = self.device_list(sender.user).await?;
-        Ok(list.iter().map(|list| crate::backend::Recipient {
-            user: sender.user,
-            list_version: list.list().version,
-            installations: list.list().addresses().map(|d| d.installation).collect(),
-        }).collect())
+        Ok(list
+            .iter()
+            .map(|list| crate::backend::Recipient {
+                user: sender.user,
+                list_version: list.list().version,
+                installations: list.list().addresses().map(|d| d.installation).collect(),
+            })
+            .collect())
     }
 
     async fn append(&self, number: &SendNumber, command: Command) -> Option<ServerFrame> {
@@ -370,15 +373,17 @@ impl Engine {
         let number = *command.number();
         let sender = command.sender;
         let key: IdKey = (number.conversation, sender.installation, number.message_id);
-        if !batch.states.contains_key(&number.conversation) {
+        if let std::collections::hash_map::Entry::Vacant(e) = batch.states.entry(number.conversation) {
             let state = self.backends.store.state(number.conversation).await?.unwrap_or_default();
-            batch.states.insert(number.conversation, state);
+            e.insert(state);
         }
         let found = match batch.ids.get(&key) {
             Some(seq) => Some(*seq),
             None => self.find(key).await?,
         };
-        let Some(state) = batch.states.get(&number.conversation) else { return Ok(()) };
+        let Some(state) = batch.states.get(&number.conversation) else {
+            return Ok(());
+        };
         match decide(state, record, found, self.settings.mutants) {
             Decision::Store(seq, commit) => {
                 batch.ids.insert(key, seq);
@@ -506,11 +511,14 @@ impl Engine {
         frame: ServerFrame,
         own_devices: bool,
     ) {
-        let Ok(Some(members)) = self.members_of(conversation).await else { return };
+        let Ok(Some(members)) = self.members_of(conversation).await else {
+            return;
+        };
         if !members.contains(&from.user) {
             return;
         }
-        let others: Vec<UserId> = members.iter().filter(|u| own_devices || **u != from.user).copied().collect();
+        let others: Vec<UserId> =
+            members.iter().filter(|u| own_devices || **u != from.user).copied().collect();
         for route in self.backends.registry.lookup(&others).await.unwrap_or_default() {
             if route.device.installation != from.installation {
                 self.hub.tell(route.device.installation, vec![Event::Ephemeral(frame.clone())]);
@@ -525,7 +533,9 @@ impl Engine {
         if let Some(members) = self.members.get(&conversation) {
             return Ok(Some(members.clone()));
         }
-        let Some(state) = self.backends.store.state(conversation).await? else { return Ok(None) };
+        let Some(state) = self.backends.store.state(conversation).await? else {
+            return Ok(None);
+        };
         let members: Arc<[UserId]> = state.members.iter().map(|m| m.user).collect();
         if self.members.len() > 100_000 {
             self.members.clear();
@@ -571,7 +581,10 @@ impl Engine {
             Ask::Claim(user, installations) => {
                 let list = self.device_list(user).await?;
                 for installation in installations {
-                    let listed = list.iter().flat_map(|l| l.list().addresses()).any(|d| d.installation == installation);
+                    let listed = list
+                        .iter()
+                        .flat_map(|l| l.list().addresses())
+                        .any(|d| d.installation == installation);
                     if listed && installation != device.installation {
                         answer.bundles.extend(self.backends.keys.claim(installation).await?);
                     }
@@ -596,15 +609,19 @@ impl Engine {
             Ask::Offer(rendezvous) => {
                 let now = self.now_ms();
                 let offer = self.offers.get(&rendezvous).filter(|offer| now < offer.made_ms + OFFER_MS);
-                answer.offer =
-                    offer.map(|o| o.offer.clone()).ok_or_else(|| Error::new(ErrorKind::NotFound, "no such offer"))?;
+                answer.offer = offer
+                    .map(|o| o.offer.clone())
+                    .ok_or_else(|| Error::new(ErrorKind::NotFound, "no such offer"))?;
             }
             Ask::LinkAnswer(rendezvous, sealed) => {
                 let (_, offer) = self
                     .offers
                     .remove(&rendezvous)
                     .ok_or_else(|| Error::new(ErrorKind::NotFound, "no such offer"))?;
-                offer.answer.try_send(sealed).map_err(|_| Error::new(ErrorKind::NotFound, "nobody waits for it"))?;
+                offer
+                    .answer
+                    .try_send(sealed)
+                    .map_err(|_| Error::new(ErrorKind::NotFound, "nobody waits for it"))?;
             }
             Ask::Delivered(conversation) => answer.delivered = self.delivered(device, conversation).await?,
         }
@@ -711,7 +728,9 @@ fn addresses(state: &ConversationState, command: &Command) -> HashMap<Installati
         .members
         .iter()
         .flat_map(|m| {
-            m.installations.iter().map(move |i| (*i, DeviceAddress { user: m.user, device, installation: *i }))
+            m.installations
+                .iter()
+                .map(move |i| (*i, DeviceAddress { user: m.user, device, installation: *i }))
         })
         .collect();
     known.insert(command.sender.installation, command.sender);
@@ -719,6 +738,7 @@ fn addresses(state: &ConversationState, command: &Command) -> HashMap<Installati
 }
 
 fn refused(number: &SendNumber, refusal: Refusal) -> ServerFrame {
-    let subject = Subject::Message(number.conversation, number.message_id, number.client_seq, number.incarnation);
+    let subject =
+        Subject::Message(number.conversation, number.message_id, number.client_seq, number.incarnation);
     ServerFrame::Refused(subject, refusal)
 }

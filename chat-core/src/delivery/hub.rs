@@ -99,7 +99,9 @@ impl Hub {
 
     /// Tells a device's session these events; `false` if it is not connected here.
     pub fn tell(&self, device: InstallationId, events: Vec<Event>) -> bool {
-        let Some(connection) = self.connections.get(&device) else { return false };
+        let Some(connection) = self.connections.get(&device) else {
+            return false;
+        };
         let lossless = events.iter().any(|event| !matches!(event, Event::Ephemeral(_)));
         if connection.queue.try_send(events).is_err() && lossless {
             connection.lagged.store(true, Ordering::Release);

@@ -44,7 +44,8 @@ pub fn plan(events: Vec<(DeviceAddress, Event)>, routes: &[Route]) -> Plan {
                 plan.tell[place].1.push(event);
             }
             None => {
-                let is_message = matches!(&event, Event::Row(InboxRow { content: RowContent::Message { .. }, .. }));
+                let is_message =
+                    matches!(&event, Event::Row(InboxRow { content: RowContent::Message { .. }, .. }));
                 if is_message && !plan.wake.contains(&device) {
                     plan.wake.push(device);
                 }

@@ -77,8 +77,11 @@ pub fn decide(state: &ConversationState, record: &Record, found: Option<Seq>, mu
 
 fn note_sender(state: &mut ConversationState, record: &Record, number: SendNumber) {
     state.head.position = record.position;
-    let sender =
-        SenderState { incarnation: number.incarnation, client_seq: number.client_seq, prev: number.message_id };
+    let sender = SenderState {
+        incarnation: number.incarnation,
+        client_seq: number.client_seq,
+        prev: number.message_id,
+    };
     state.senders.insert(record.command.sender.installation, sender);
 }
 
@@ -202,8 +205,12 @@ mod tests {
             incarnation,
             generation: 1,
         };
-        let boxes = vec![crate::envelope::DeviceBox { installation: device(BOB, 2).installation, data: vec![n].into() }];
-        let publish = Publish { number, first: false, audience: Vec::new(), body: vec![n].into(), boxes, sent_at: 5 };
+        let boxes = vec![crate::envelope::DeviceBox {
+            installation: device(BOB, 2).installation,
+            data: vec![n].into(),
+        }];
+        let publish =
+            Publish { number, first: false, audience: Vec::new(), body: vec![n].into(), boxes, sent_at: 5 };
         let recipient = |user, n, list_version| Recipient {
             user,
             list_version,
@@ -240,12 +247,18 @@ mod tests {
     fn every_device_gets_exactly_one_row_and_times_rise() {
         let first = publish(1, 1, 0, 0, 1);
         let state = after(std::slice::from_ref(&first));
-        let Decision::Store(2, commit) = decide(&state, &publish(2, 2, 1, 0, 1), None, Mutants::NONE) else { panic!() };
+        let Decision::Store(2, commit) = decide(&state, &publish(2, 2, 1, 0, 1), None, Mutants::NONE) else {
+            panic!()
+        };
         let devices: Vec<_> = commit.inbox.iter().map(|(device, _)| *device).collect();
         assert_eq!(devices, vec![device(ALICE, 1).installation, device(BOB, 2).installation]);
         assert!(matches!(commit.inbox[0].1.content, RowContent::Own { client_seq: 2, .. }));
         assert!(matches!(commit.inbox[1].1.content, RowContent::Message { .. }));
-        assert_eq!((state.head.time_us, commit.state.head.time_us), (1000, 1001), "the log's clock stood still");
+        assert_eq!(
+            (state.head.time_us, commit.state.head.time_us),
+            (1000, 1001),
+            "the log's clock stood still"
+        );
         assert!(!commit.inbox[1].1.joined, "only a device's first row says so");
     }
 
@@ -253,15 +266,24 @@ mod tests {
     fn deciding_twice_writes_the_same_bytes() {
         let state = after(&[publish(1, 1, 0, 0, 1)]);
         let record = publish(2, 2, 1, 0, 1);
-        assert_eq!(decide(&state, &record, None, Mutants::NONE), decide(&state, &record, None, Mutants::NONE));
+        assert_eq!(
+            decide(&state, &record, None, Mutants::NONE),
+            decide(&state, &record, None, Mutants::NONE)
+        );
     }
 
     #[test]
     fn numbers_are_taken_in_order_only() {
         let state = after(&[publish(1, 1, 0, 0, 1)]);
-        assert_eq!(refusal(decide(&state, &publish(3, 3, 2, 0, 1), None, Mutants::NONE)), Refusal::Expected(2));
+        assert_eq!(
+            refusal(decide(&state, &publish(3, 3, 2, 0, 1), None, Mutants::NONE)),
+            Refusal::Expected(2)
+        );
         assert_eq!(refusal(decide(&state, &publish(1, 9, 0, 0, 1), None, Mutants::NONE)), Refusal::Conflict);
-        assert_eq!(decide(&state, &publish(1, 1, 0, 0, 1), Some(1), Mutants::NONE), Decision::Repeat(1, None));
+        assert_eq!(
+            decide(&state, &publish(1, 1, 0, 0, 1), Some(1), Mutants::NONE),
+            Decision::Repeat(1, None)
+        );
     }
 
     #[test]
@@ -274,19 +296,27 @@ mod tests {
     #[test]
     fn a_new_incarnation_closes_the_old_one_and_keeps_the_place_of_what_it_sends_again() {
         let state = after(&[publish(1, 1, 0, 0, 1)]);
-        let Decision::Repeat(1, Some(commit)) = decide(&state, &publish(1, 1, 0, 1, 1), Some(1), Mutants::NONE) else {
+        let Decision::Repeat(1, Some(commit)) =
+            decide(&state, &publish(1, 1, 0, 1, 1), Some(1), Mutants::NONE)
+        else {
             panic!()
         };
         assert!(commit.inbox.is_empty() && commit.state.head.seq == 1, "it uses a number up, not a place");
         let late = publish(2, 2, 1, 0, 1);
         assert_eq!(refusal(decide(&commit.state, &late, None, Mutants::NONE)), Refusal::Superseded);
-        assert!(matches!(decide(&commit.state, &publish(2, 3, 1, 1, 1), None, Mutants::NONE), Decision::Store(2, _)));
+        assert!(matches!(
+            decide(&commit.state, &publish(2, 3, 1, 1, 1), None, Mutants::NONE),
+            Decision::Store(2, _)
+        ));
     }
 
     #[test]
     fn a_lower_list_version_than_seen_is_a_mismatch() {
         let state = after(&[publish(1, 1, 0, 0, 2)]);
-        assert_eq!(refusal(decide(&state, &publish(2, 2, 1, 0, 1), None, Mutants::NONE)), Refusal::Mismatch(vec![BOB]));
+        assert_eq!(
+            refusal(decide(&state, &publish(2, 2, 1, 0, 1), None, Mutants::NONE)),
+            Refusal::Mismatch(vec![BOB])
+        );
     }
 
     #[test]
@@ -297,7 +327,10 @@ mod tests {
             record.command = Arc::new(command);
             record
         };
-        assert_eq!(refusal(decide(&state, &with(publish(2, 2, 1, 0, 1)), None, Mutants::NONE)), Refusal::Quota);
+        assert_eq!(
+            refusal(decide(&state, &with(publish(2, 2, 1, 0, 1)), None, Mutants::NONE)),
+            Refusal::Quota
+        );
         let stored = with(publish(1, 1, 0, 0, 1));
         assert_eq!(decide(&state, &stored, Some(1), Mutants::NONE), Decision::Repeat(1, None));
     }

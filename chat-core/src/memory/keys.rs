@@ -132,7 +132,8 @@ impl KeyDirectory for MemoryKeys {
     async fn reincarnate(&self, device: InstallationId, wish: Reincarnation) -> Result<Incarnation> {
         let mut inner = self.0.lock();
         let last = inner.incarnations.get(&device).copied();
-        let next = wish.decide(last).ok_or_else(|| Error::new(ErrorKind::Throttled, "one new incarnation a day"))?;
+        let next =
+            wish.decide(last).ok_or_else(|| Error::new(ErrorKind::Throttled, "one new incarnation a day"))?;
         if last.is_none_or(|last| last.0 != next) {
             inner.incarnations.insert(device, (next, wish.nonce, wish.now_ms));
         }

@@ -28,7 +28,9 @@ impl Presence for MemoryPresence {
 
     async fn query(&self, users: &[UserId], now_ms: u64) -> Result<Vec<bool>> {
         let present = |user| {
-            self.0.get(user).is_some_and(|devices| devices.values().any(|beat| now_ms < beat.saturating_add(IDLE_MS)))
+            self.0
+                .get(user)
+                .is_some_and(|devices| devices.values().any(|beat| now_ms < beat.saturating_add(IDLE_MS)))
         };
         Ok(users.iter().map(present).collect())
     }

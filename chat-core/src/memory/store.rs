@@ -4,7 +4,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use crate::backend::{Commit, ConversationState, DeviceRecord, MessageStore, PageLimit, StoreLife, WantCells};
+use crate::backend::{
+    Commit, ConversationState, DeviceRecord, MessageStore, PageLimit, StoreLife, WantCells,
+};
 use crate::envelope::{AckOf, Cell, Durability, InboxRow, Place};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ConversationId, ConversationKind, InstallationId, MessageId, Seq, StoreEpoch};
@@ -71,7 +73,9 @@ impl Tables {
         if !mailbox {
             writes.extend(commit.history.into_iter().map(Write::History));
         }
-        writes.extend(commit.ids.into_iter().map(|(sender, id, seq)| Write::Id((conversation, sender, id), seq)));
+        writes.extend(
+            commit.ids.into_iter().map(|(sender, id, seq)| Write::Id((conversation, sender, id), seq)),
+        );
         writes.extend(commit.inbox.into_iter().map(|(device, row)| Write::Inbox(device, Arc::new(row))));
         writes.extend(commit.generations.into_iter().map(|(device, g)| Write::Generation(device, g)));
         writes.push(Write::State(conversation, Box::new(commit.state)));
@@ -115,7 +119,12 @@ impl Tables {
         self.states.get(&conversation).cloned()
     }
 
-    pub(crate) fn find(&self, conversation: ConversationId, sender: InstallationId, id: MessageId) -> Option<Seq> {
+    pub(crate) fn find(
+        &self,
+        conversation: ConversationId,
+        sender: InstallationId,
+        id: MessageId,
+    ) -> Option<Seq> {
         let seq = *self.ids.get(&(conversation, sender, id))?;
         (seq <= self.head(conversation)).then_some(seq)
     }
@@ -159,22 +168,35 @@ impl Tables {
         page(rows, limit)
     }
 
-    pub(crate) fn history(&self, conversation: ConversationId, before: Seq, limit: PageLimit) -> Vec<InboxRow> {
-        let end = if before == 0 { self.head(conversation) } else { (before - 1).min(self.head(conversation)) };
+    pub(crate) fn history(
+        &self,
+        conversation: ConversationId,
+        before: Seq,
+        limit: PageLimit,
+    ) -> Vec<InboxRow> {
+        let end =
+            if before == 0 { self.head(conversation) } else { (before - 1).min(self.head(conversation)) };
         if end == 0 {
             return Vec::new();
         }
-        page(self.history.range((conversation, 1)..=(conversation, end)).rev().map(|(_, row)| row.clone()), limit)
+        page(
+            self.history.range((conversation, 1)..=(conversation, end)).rev().map(|(_, row)| row.clone()),
+            limit,
+        )
     }
 
     pub(crate) fn device(&self, device: InstallationId, want: WantCells) -> DeviceRecord {
-        let waiting = self.inbox.range((device, Place::START)..).take_while(|((owner, _), _)| *owner == device);
+        let waiting =
+            self.inbox.range((device, Place::START)..).take_while(|((owner, _), _)| *owner == device);
         let (rows, bytes) = waiting.fold((0, 0), |(n, b), (_, row)| (n + 1, b + row.size() as u64));
         let cells = match want {
             WantCells::No => Vec::new(),
-            WantCells::Of(conversation) => {
-                self.cells.get(&(device, conversation)).map(|cell| (conversation, *cell)).into_iter().collect()
-            }
+            WantCells::Of(conversation) => self
+                .cells
+                .get(&(device, conversation))
+                .map(|cell| (conversation, *cell))
+                .into_iter()
+                .collect(),
             WantCells::All => self
                 .cells
                 .range((device, ConversationId::from_bytes([0; 17]))..)
@@ -214,7 +236,12 @@ impl MessageStore for MemoryStore {
         Ok(self.tables.lock().state(conversation))
     }
 
-    async fn find(&self, conversation: ConversationId, sender: InstallationId, id: MessageId) -> Result<Option<Seq>> {
+    async fn find(
+        &self,
+        conversation: ConversationId,
+        sender: InstallationId,
+        id: MessageId,
+    ) -> Result<Option<Seq>> {
         Ok(self.tables.lock().find(conversation, sender, id))
     }
 
@@ -235,7 +262,12 @@ impl MessageStore for MemoryStore {
         Ok(self.tables.lock().inbox(device, after, limit))
     }
 
-    async fn history(&self, conversation: ConversationId, before: Seq, limit: PageLimit) -> Result<Vec<InboxRow>> {
+    async fn history(
+        &self,
+        conversation: ConversationId,
+        before: Seq,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
         Ok(self.tables.lock().history(conversation, before, limit))
     }
 

@@ -4,7 +4,9 @@ use bytes::Bytes;
 
 use crate::device_list::SignedDeviceList;
 use crate::envelope::{AckOf, EmptyReason, InboxRow, Publish, Refusal, SendNumber};
-use crate::id::{ConversationId, DeviceAddress, Handle, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId};
+use crate::id::{
+    ConversationId, DeviceAddress, Handle, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
+};
 use crate::wire::{Answer, Ask, Bundle, ClientFrame, PrekeyUpload, ServerFrame};
 
 /// Whom a draft is for.

@@ -96,7 +96,8 @@ impl Replica {
                 }
             }
             (Phase::Greeting(_, attempts), ServerFrame::Welcome(welcome)) => {
-                self.phase = Phase::Online { since: now, heard: now, heartbeat: now.after(HEARTBEAT_MS), attempts };
+                self.phase =
+                    Phase::Online { since: now, heard: now, heartbeat: now.after(HEARTBEAT_MS), attempts };
                 self.welcome(now, &welcome, out);
             }
             (_, ServerFrame::Close { code, retry_after }) => match code {
@@ -147,12 +148,11 @@ impl Replica {
                 }
             }
             ServerFrame::Stored(stored) => self.stored(stored),
-            ServerFrame::Refused(Subject::Message(conversation, id, client_seq, incarnation), refusal) => {
+            ServerFrame::Refused(Subject::Message(conversation, id, client_seq, incarnation), refusal)
                 // A late answer to what a closed incarnation sent says nothing about this one.
-                if incarnation == self.incarnation {
+                if incarnation == self.incarnation => {
                     self.refused(now, conversation, id, client_seq, refusal, out);
                 }
-            }
             ServerFrame::Refused(Subject::Request(id), refusal) => {
                 if let Some((purpose, ask, _)) = self.requests.remove(&id) {
                     self.request_refused(now, purpose, ask, refusal, out);
@@ -163,18 +163,26 @@ impl Replica {
                     self.answered(now, purpose, answer, out);
                 }
             }
-            ServerFrame::Receipt { conversation, user, delivered, read } => {
+            ServerFrame::Receipt {
+                conversation,
+                user,
+                delivered,
+                read,
+            } => {
                 self.receipt(conversation, user, delivered, read);
             }
             ServerFrame::Typing(conversation, user) => {
                 out.push(Output::Event(Ephemeral::Typing(conversation, user)));
             }
             ServerFrame::Presence(user, online) => out.push(Output::Event(Ephemeral::Presence(user, online))),
-            ServerFrame::ListChanged(user, version) => {
-                if self.lists.get(&user).is_none_or(|list| list.list().version < version) {
+            ServerFrame::ListChanged(user, version)
+                if self
+                    .lists
+                    .get(&user)
+                    .is_none_or(|list| list.list().version < version)
+                => {
                     self.fetch_list(now, user, out);
                 }
-            }
             _ => {}
         }
     }
@@ -224,9 +232,10 @@ impl Replica {
             Purpose::Cells => self.cells(answer.cells, out),
             Purpose::Reincarnate => self.reincarnated(answer.incarnation, out),
             Purpose::Delivered(conversation) => {
-                let peer = self.lists.keys().find(|user| {
-                    crate::id::ConversationId::direct(**user, self.device.user) == conversation
-                });
+                let peer = self
+                    .lists
+                    .keys()
+                    .find(|user| crate::id::ConversationId::direct(**user, self.device.user) == conversation);
                 if let Some(user) = peer.copied() {
                     self.receipt(conversation, user, answer.delivered, 0);
                 }
@@ -234,7 +243,14 @@ impl Replica {
         }
     }
 
-    fn request_refused(&mut self, now: Instant, purpose: Purpose, ask: Ask, refusal: Refusal, out: &mut Vec<Output>) {
+    fn request_refused(
+        &mut self,
+        now: Instant,
+        purpose: Purpose,
+        ask: Ask,
+        refusal: Refusal,
+        out: &mut Vec<Output>,
+    ) {
         match (purpose, refusal) {
             (Purpose::Application(token), refusal) => out.push(Output::Answer(token, Err(refusal))),
             (Purpose::Resolve(handle), Refusal::NotFound | Refusal::Denied | Refusal::Invalid) => {
@@ -309,7 +325,9 @@ impl Replica {
 
     fn receipt(&mut self, conversation: crate::id::ConversationId, user: UserId, delivered: u64, read: u64) {
         let own = user == self.device.user;
-        let Some(known) = self.conversations.get_mut(&conversation) else { return };
+        let Some(known) = self.conversations.get_mut(&conversation) else {
+            return;
+        };
         if own {
             if read > known.read {
                 known.read = read.min(known.cursor);
@@ -326,7 +344,9 @@ impl Replica {
     }
 
     pub(super) fn read(&mut self, read: AckOf, out: &mut Vec<Output>) {
-        let Some(known) = self.conversations.get_mut(&read.conversation) else { return };
+        let Some(known) = self.conversations.get_mut(&read.conversation) else {
+            return;
+        };
         let seq = read.seq.min(known.cursor);
         if seq > known.read {
             known.read = seq;
@@ -338,7 +358,9 @@ impl Replica {
     pub(super) fn tick(&mut self, now: Instant, out: &mut Vec<Output>) {
         match self.phase {
             Phase::Dialing(at, _) | Phase::Greeting(at, _) if now >= at => self.hangup(now, 0, out),
-            Phase::Online { heard, .. } if now >= heard.after(2 * HEARTBEAT_MS + RETRY_MS) => self.hangup(now, 0, out),
+            Phase::Online { heard, .. } if now >= heard.after(2 * HEARTBEAT_MS + RETRY_MS) => {
+                self.hangup(now, 0, out)
+            }
             Phase::Online { heartbeat, .. } => {
                 if now >= heartbeat {
                     if let Phase::Online { heartbeat, .. } = &mut self.phase {
@@ -361,8 +383,12 @@ impl Replica {
     }
 
     fn retry_requests(&mut self, now: Instant, out: &mut Vec<Output>) {
-        let late: Vec<u64> =
-            self.requests.iter().filter(|(_, (_, _, sent))| now >= sent.after(RETRY_MS)).map(|(id, _)| *id).collect();
+        let late: Vec<u64> = self
+            .requests
+            .iter()
+            .filter(|(_, (_, _, sent))| now >= sent.after(RETRY_MS))
+            .map(|(id, _)| *id)
+            .collect();
         for id in late {
             if let Some((purpose, ask, _)) = self.requests.remove(&id) {
                 self.ask(now, ask, purpose, out);

@@ -18,8 +18,8 @@ mod recovery;
 mod send;
 
 pub use io::{
-    Change, Changes, Draft, Ephemeral, Input, Opened, Output, Saved, SavedConversation, SavedEntry, SealFailure, To,
-    Unreadable, ListChange, Stopped,
+    Change, Changes, Draft, Ephemeral, Input, ListChange, Opened, Output, Saved, SavedConversation,
+    SavedEntry, SealFailure, Stopped, To, Unreadable,
 };
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -94,7 +94,12 @@ enum Phase {
     Idle(Instant, u32),
     Dialing(Instant, u32),
     Greeting(Instant, u32),
-    Online { since: Instant, heard: Instant, heartbeat: Instant, attempts: u32 },
+    Online {
+        since: Instant,
+        heard: Instant,
+        heartbeat: Instant,
+        attempts: u32,
+    },
     Stopped(Stopped),
 }
 
@@ -306,7 +311,9 @@ impl Replica {
     }
 
     fn committed(&mut self, now: Instant, ticket: u64, out: &mut Vec<Output>) {
-        let Some((waiting, acks)) = self.committing.take() else { return };
+        let Some((waiting, acks)) = self.committing.take() else {
+            return;
+        };
         if waiting != ticket {
             self.committing = Some((waiting, acks));
             return;

@@ -1,7 +1,7 @@
 //! Rows in: gap check, opening, cursor.
 
 use super::io::{Change, Opened, Output};
-use super::{Replica, Recovery};
+use super::{Recovery, Replica};
 use crate::envelope::{InboxRow, RowContent, SendNumber};
 use crate::id::{ClientSeq, ConversationId, Incarnation, MessageId, Seq};
 use crate::mutant::Mutant;
@@ -26,7 +26,10 @@ impl Replica {
                 self.rows.pop_front();
                 continue;
             }
-            if row.first_seq() > known.cursor + 1 && (!row.joined || joins) && !self.mutants.has(Mutant::NoGapCheck) {
+            if row.first_seq() > known.cursor + 1
+                && (!row.joined || joins)
+                && !self.mutants.has(Mutant::NoGapCheck)
+            {
                 // Something between was lost on the way; it waits in the inbox.
                 self.rows.pop_front();
                 self.ask_catch_up(now, out);
@@ -80,16 +83,28 @@ impl Replica {
     ///
     /// Unless it was numbered again, in a new incarnation: then it stays until the server has used that
     /// number up and said where the message is, or the numbers after it would have a hole before them.
-    fn own_row(&mut self, conversation: ConversationId, id: MessageId, number: (ClientSeq, Incarnation), seq: Seq) {
+    fn own_row(
+        &mut self,
+        conversation: ConversationId,
+        id: MessageId,
+        number: (ClientSeq, Incarnation),
+        seq: Seq,
+    ) {
         let frees = self.mutants.has(Mutant::OwnRowFreesNumber);
-        let Some(known) = self.conversations.get_mut(&conversation) else { return };
+        let Some(known) = self.conversations.get_mut(&conversation) else {
+            return;
+        };
         known.last_own = known.last_own.max(seq);
         let same = |known: SendNumber| (known.client_seq, known.incarnation) == number;
         if let Some(index) = known.position(id)
             && (frees || known.queue[index].number.is_none_or(same))
             && let Some(entry) = known.remove(index)
         {
-            self.changes.push(if entry.void { Change::Voided(id) } else { Change::Stored(conversation, id, seq) });
+            self.changes.push(if entry.void {
+                Change::Voided(id)
+            } else {
+                Change::Stored(conversation, id, seq)
+            });
         }
     }
 

@@ -51,7 +51,9 @@ impl Replica {
     /// Refuses what was written for a user and not yet encrypted.
     pub(super) fn refuse_unsealed(&mut self, user: UserId, why: &'static str) {
         let id = ConversationId::direct(self.device.user, user);
-        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        let Some(conversation) = self.conversations.get_mut(&id) else {
+            return;
+        };
         let changes = &mut self.changes;
         conversation.queue.retain(|entry| {
             let keep = entry.number.is_some();
@@ -82,21 +84,30 @@ impl Replica {
         let ids: Vec<ConversationId> =
             self.conversations.iter().filter(|(_, c)| !c.queue.is_empty()).map(|(id, _)| *id).collect();
         for id in ids {
-            let Some(conversation) = self.conversations.get(&id) else { continue };
+            let Some(conversation) = self.conversations.get(&id) else {
+                continue;
+            };
             if conversation.wait != Wait::Nothing {
                 continue;
             }
             // Sealed and not sent yet: they take their place first.
-            let ready = conversation.queue.iter().skip(conversation.sent).take_while(|e| e.is_ready()).count();
+            let ready =
+                conversation.queue.iter().skip(conversation.sent).take_while(|e| e.is_ready()).count();
             room = room.saturating_sub(ready);
             if room == 0 {
                 return;
             }
             let index = conversation.sent + ready;
-            let Some(entry) = conversation.queue.get(index) else { continue };
+            let Some(entry) = conversation.queue.get(index) else {
+                continue;
+            };
             let entry = entry.clone();
-            let Some(lists) = self.audience(now, &entry, out) else { continue };
-            let Some(conversation) = self.conversations.get(&id) else { continue };
+            let Some(lists) = self.audience(now, &entry, out) else {
+                continue;
+            };
+            let Some(conversation) = self.conversations.get(&id) else {
+                continue;
+            };
             let number = entry.number.unwrap_or(SendNumber {
                 conversation: id,
                 message_id: entry.draft.id,
@@ -113,7 +124,12 @@ impl Replica {
     }
 
     /// The lists of everybody an entry is for, or `None` while they are being fetched.
-    fn audience(&mut self, now: Instant, entry: &Entry, out: &mut Vec<Output>) -> Option<Vec<SignedDeviceList>> {
+    fn audience(
+        &mut self,
+        now: Instant,
+        entry: &Entry,
+        out: &mut Vec<Output>,
+    ) -> Option<Vec<SignedDeviceList>> {
         let peer = match &entry.draft.to {
             To::User(user) => *user,
             To::Handle(handle) => *self.handles.get(handle)?,
@@ -130,10 +146,21 @@ impl Replica {
         complete.then_some(lists)
     }
 
-    pub(super) fn sealed(&mut self, now: Instant, sealed: Result<Publish, SealFailure>, out: &mut Vec<Output>) {
-        let Some((id, message)) = self.sealing.take() else { return };
-        let Some(conversation) = self.conversations.get_mut(&id) else { return };
-        let Some(index) = conversation.position(message) else { return };
+    pub(super) fn sealed(
+        &mut self,
+        now: Instant,
+        sealed: Result<Publish, SealFailure>,
+        out: &mut Vec<Output>,
+    ) {
+        let Some((id, message)) = self.sealing.take() else {
+            return;
+        };
+        let Some(conversation) = self.conversations.get_mut(&id) else {
+            return;
+        };
+        let Some(index) = conversation.position(message) else {
+            return;
+        };
         match sealed {
             Ok(mut publish) => {
                 let entry = &mut conversation.queue[index];
@@ -192,7 +219,8 @@ impl Replica {
             match conversation.wait {
                 Wait::Until(at) if now >= at => conversation.wait = Wait::Nothing,
                 Wait::Nothing | Wait::Bundles if conversation.sent > 0 => {
-                    let late = conversation.queue.front().is_some_and(|entry| now >= entry.sent_at.after(RETRY_MS));
+                    let late =
+                        conversation.queue.front().is_some_and(|entry| now >= entry.sent_at.after(RETRY_MS));
                     if late {
                         conversation.sent = 0;
                     }
@@ -215,7 +243,9 @@ impl Replica {
         if by_number && let Some((id, _)) = self.conversations.iter().find(|(_, c)| numbered(c)) {
             stored.conversation = *id;
         }
-        let Some(conversation) = self.conversations.get_mut(&stored.conversation) else { return };
+        let Some(conversation) = self.conversations.get_mut(&stored.conversation) else {
+            return;
+        };
         let index = conversation.queue.iter().position(|entry| {
             entry.number.is_some_and(|number| {
                 number.client_seq == stored.client_seq
@@ -250,7 +280,9 @@ impl Replica {
         refusal: Refusal,
         out: &mut Vec<Output>,
     ) {
-        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        let Some(conversation) = self.conversations.get_mut(&id) else {
+            return;
+        };
         let index = conversation.position(message).filter(|index| {
             conversation.queue[*index].number.is_some_and(|number| number.client_seq == client_seq)
         });
@@ -282,7 +314,9 @@ impl Replica {
     }
 
     fn go_back(&mut self, now: Instant, id: ConversationId, next: ClientSeq, out: &mut Vec<Output>) {
-        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        let Some(conversation) = self.conversations.get_mut(&id) else {
+            return;
+        };
         let recent = |(to, at): (ClientSeq, Instant)| to >= next && now < at.after(GO_BACK_MS);
         if conversation.went_back.is_some_and(recent) {
             return;
@@ -311,8 +345,12 @@ impl Replica {
 
     /// Refuses an entry; if it has a number, a void takes its place, so that the next one can follow.
     fn refuse_for_good(&mut self, id: ConversationId, index: usize, why: &'static str) {
-        let Some(conversation) = self.conversations.get_mut(&id) else { return };
-        let Some(entry) = conversation.queue.get_mut(index) else { return };
+        let Some(conversation) = self.conversations.get_mut(&id) else {
+            return;
+        };
+        let Some(entry) = conversation.queue.get_mut(index) else {
+            return;
+        };
         if entry.void {
             return;
         }

@@ -35,4 +35,5 @@ fn account(name: &str, n: u8) -> Account {
     Account { handle: Handle::new(name).expect("a handle"), lists: [first, second] }
 }
 
-pub(super) static ACCOUNTS: LazyLock<[Account; 2]> = LazyLock::new(|| [account("alice", 1), account("bob", 2)]);
+pub(super) static ACCOUNTS: LazyLock<[Account; 2]> =
+    LazyLock::new(|| [account("alice", 1), account("bob", 2)]);

@@ -77,7 +77,8 @@ impl SimBox {
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        let number = |at: usize| bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_be_bytes);
+        let number =
+            |at: usize| bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_be_bytes);
         Some(Self {
             session: number(0)?,
             prekey: number(8)?,
@@ -146,7 +147,9 @@ impl Device {
     }
 
     pub(super) fn restore(&mut self) -> bool {
-        let Some(snapshot) = self.snapshot.take() else { return false };
+        let Some(snapshot) = self.snapshot.take() else {
+            return false;
+        };
         self.crash();
         let restored = self.store.restored + 1;
         self.store = snapshot;
@@ -181,7 +184,9 @@ impl Device {
         if !suite.receiving.entry(sealed.session).or_default().insert(sealed.counter) {
             return Err(Unreadable::Undecryptable);
         }
-        let RowContent::Message { message, .. } = &row.content else { return Err(Unreadable::Malformed) };
+        let RowContent::Message { message, .. } = &row.content else {
+            return Err(Unreadable::Malformed);
+        };
         let placed = sealed.to == own
             && sealed.from == message.sender.installation
             && sealed.conversation == row.conversation
@@ -263,7 +268,9 @@ impl Device {
         PrekeyUpload {
             signed: Bytes::copy_from_slice(&self.suite.last_resort.to_be_bytes()),
             signature: Bytes::new(),
-            one_time: ids.map(|id| OneTimePrekey { id, data: Bytes::copy_from_slice(&id.to_be_bytes()) }).collect(),
+            one_time: ids
+                .map(|id| OneTimePrekey { id, data: Bytes::copy_from_slice(&id.to_be_bytes()) })
+                .collect(),
             uploaded_through: self.suite.last_prekey,
             replace,
         }
@@ -333,7 +340,9 @@ impl LocalStore {
             }
             Change::Voided(id) => self.saved.outbox.retain(|entry| entry.draft.id != id),
             Change::Received(row, opened) => {
-                let RowContent::Message { message, .. } = &row.content else { return };
+                let RowContent::Message { message, .. } = &row.content else {
+                    return;
+                };
                 let key = (message.sender.installation, message.id);
                 self.ids.insert(key);
                 let shown = match opened.content {

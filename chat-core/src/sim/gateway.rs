@@ -10,10 +10,12 @@ use std::task::{Context, Poll, Waker};
 use super::accounts::ACCOUNTS;
 use super::store::SimStore;
 use crate::backend::{Backends, KeyDirectory};
-use crate::envelope::{Refusal, Subject};
 use crate::delivery::{Bound, Engine, EngineSettings};
+use crate::envelope::{Refusal, Subject};
 use crate::error::{ErrorKind, Result};
-use crate::memory::{ManualClock, MemoryKeys, MemoryPresence, MemoryPush, MemoryRegistry, MemoryRouter, OpenRegistration};
+use crate::memory::{
+    ManualClock, MemoryKeys, MemoryPresence, MemoryPush, MemoryRegistry, MemoryRouter, OpenRegistration,
+};
 use crate::mutant::Mutants;
 use crate::session::{Input, Output, Session};
 use crate::time::Instant;
@@ -116,7 +118,9 @@ impl Gateway {
     /// Passes on what the engine told a session.
     pub(super) fn pump(&mut self, id: u64, now: Instant, effects: &mut Vec<Effect>) {
         loop {
-            let Some(Connection { bound: Some(bound), .. }) = self.connections.get_mut(&id) else { return };
+            let Some(Connection { bound: Some(bound), .. }) = self.connections.get_mut(&id) else {
+                return;
+            };
             let lagged = bound.take_lagged();
             let events = bound.events.try_recv();
             if lagged {
@@ -136,7 +140,9 @@ impl Gateway {
     /// The driver of a session: carries out what it wants, in order, and tells it what came of it.
     pub(super) fn step(&mut self, id: u64, now: Instant, input: Input, effects: &mut Vec<Effect>) {
         let engine = self.engine.clone();
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
         let mut outputs = Vec::new();
         connection.session.step(now, input, &mut outputs);
         let mut todo: VecDeque<Output> = outputs.into();
@@ -165,10 +171,12 @@ impl Gateway {
                         None => Input::Rejected(crate::wire::close::UNAUTHORIZED),
                     })
                 }
-                Output::Read(after) => device.map(|device| match ready(engine.inbox(device.installation, after)) {
-                    Ok(rows) => Input::Page(after, rows),
-                    Err(_) => Input::PageFailed,
-                }),
+                Output::Read(after) => {
+                    device.map(|device| match ready(engine.inbox(device.installation, after)) {
+                        Ok(rows) => Input::Page(after, rows),
+                        Err(_) => Input::PageFailed,
+                    })
+                }
                 Output::Publish(publish) => {
                     effects.push(Effect::Work);
                     device.and_then(|device| ready(engine.publish(device, publish))).map(Input::Answer)
@@ -191,9 +199,7 @@ impl Gateway {
                     };
                     Input::Answer(match answer {
                         Ok(answer) => ServerFrame::Response(request, Box::new(answer)),
-                        Err(refusal) => {
-                            ServerFrame::Refused(Subject::Request(request), refusal)
-                        }
+                        Err(refusal) => ServerFrame::Refused(Subject::Request(request), refusal),
                     })
                 }),
                 Output::Receipt(at, read) => {

@@ -29,7 +29,13 @@ pub(super) struct Oracle {
 }
 
 impl Oracle {
-    pub(super) fn acked(&mut self, device: InstallationId, conversation: ConversationId, id: MessageId, seq: Seq) {
+    pub(super) fn acked(
+        &mut self,
+        device: InstallationId,
+        conversation: ConversationId,
+        id: MessageId,
+        seq: Seq,
+    ) {
         let told = self.acked.insert((device, id), (conversation, seq));
         if told.is_some_and(|told| told != (conversation, seq)) {
             self.broken("ack", format!("{id:?} was stored at {told:?} and at {seq}"));
@@ -42,7 +48,8 @@ impl Oracle {
 
     /// Checks everything once the world is quiet.
     pub(super) fn check(mut self, devices: &[Device], tables: &Tables) -> Result<(), Violation> {
-        let conversations: HashSet<ConversationId> = self.acked.values().map(|(conversation, _)| *conversation).collect();
+        let conversations: HashSet<ConversationId> =
+            self.acked.values().map(|(conversation, _)| *conversation).collect();
         let logs: BTreeMap<ConversationId, Vec<InboxRow>> = conversations
             .into_iter()
             .map(|id| {
@@ -68,7 +75,9 @@ impl Oracle {
             if row.seq != n as u64 + 1 {
                 return self.broken("order", format!("seq {} of {id:?} is missing", n + 1));
             }
-            let RowContent::Message { message, .. } = &row.content else { continue };
+            let RowContent::Message { message, .. } = &row.content else {
+                continue;
+            };
             let sender = message.sender.installation;
             if !seen.insert((sender, message.id)) {
                 self.broken("twice", format!("{:?} has two places in {id:?}", message.id));
@@ -89,7 +98,9 @@ impl Oracle {
         for ((device, id), (conversation, seq)) in acked {
             let row = logs.get(&conversation).and_then(|log| log.get(seq as usize - 1));
             let there = row.is_some_and(|row| match &row.content {
-                RowContent::Message { message, .. } => message.id == id && message.sender.installation == device,
+                RowContent::Message { message, .. } => {
+                    message.id == id && message.sender.installation == device
+                }
                 _ => false,
             });
             if !there {
@@ -98,7 +109,12 @@ impl Oracle {
         }
     }
 
-    fn check_device(&mut self, device: &Device, logs: &BTreeMap<ConversationId, Vec<InboxRow>>, any_restore: bool) {
+    fn check_device(
+        &mut self,
+        device: &Device,
+        logs: &BTreeMap<ConversationId, Vec<InboxRow>>,
+        any_restore: bool,
+    ) {
         let own = device.address();
         let mut shown: BTreeMap<(ConversationId, Seq), &Shown> = BTreeMap::new();
         let mut last: HashMap<ConversationId, Seq> = HashMap::new();
@@ -130,12 +146,15 @@ impl Oracle {
                 self.broken("stuck", format!("{own:?} has {cursor} of {last} of {id:?}"));
             }
             for row in log.iter().filter(|row| is_for(row, own)) {
-                let RowContent::Message { message, .. } = &row.content else { continue };
+                let RowContent::Message { message, .. } = &row.content else {
+                    continue;
+                };
                 if message.sender.installation == own.installation {
                     continue;
                 }
                 match shown.get(&(*id, row.seq)) {
-                    Some(Shown::Message(sender, id)) if (*sender, *id) == (message.sender.installation, message.id) => {}
+                    Some(Shown::Message(sender, id))
+                        if (*sender, *id) == (message.sender.installation, message.id) => {}
                     Some(Shown::Message(..)) => {
                         self.broken("order", format!("{own:?} showed another message at {}", row.seq));
                     }
@@ -153,7 +172,9 @@ impl Oracle {
 
 /// Whether a row's message was encrypted for a device.
 fn is_for(row: &InboxRow, device: DeviceAddress) -> bool {
-    let RowContent::Message { message, .. } = &row.content else { return false };
+    let RowContent::Message { message, .. } = &row.content else {
+        return false;
+    };
     message.audience.iter().any(|audience| {
         let account = ACCOUNTS.iter().find(|account| account.lists[0].list().user == audience.user);
         let list = account.and_then(|account| account.lists.get(audience.list_version as usize - 1));
@@ -171,11 +192,16 @@ pub(super) struct KeyUse {
 impl KeyUse {
     pub(super) fn note(&mut self, commit: &Commit) {
         for (_, row) in &commit.inbox {
-            let RowContent::Message { sealed, .. } = &row.content else { continue };
-            let Some(one) = SimBox::decode(sealed) else { continue };
+            let RowContent::Message { sealed, .. } = &row.content else {
+                continue;
+            };
+            let Some(one) = SimBox::decode(sealed) else {
+                continue;
+            };
             let used = self.used.insert((one.session, one.counter), (one.id, one.to));
             if used.is_some_and(|used| used != (one.id, one.to)) {
-                self.twice = Some(format!("key {} of session {:x} sealed two messages", one.counter, one.session));
+                self.twice =
+                    Some(format!("key {} of session {:x} sealed two messages", one.counter, one.session));
             }
         }
     }

@@ -11,7 +11,9 @@ use parking_lot::Mutex;
 
 use super::oracle::KeyUse;
 
-use crate::backend::{Commit, ConversationState, DeviceRecord, MessageStore, PageLimit, StoreLife, WantCells};
+use crate::backend::{
+    Commit, ConversationState, DeviceRecord, MessageStore, PageLimit, StoreLife, WantCells,
+};
 use crate::envelope::{AckOf, Durability, InboxRow, Place};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ConversationId, InstallationId, MessageId, Seq, StoreEpoch};
@@ -87,7 +89,12 @@ impl MessageStore for SimStore {
         Ok(self.tables.lock().state(conversation))
     }
 
-    async fn find(&self, conversation: ConversationId, sender: InstallationId, id: MessageId) -> Result<Option<Seq>> {
+    async fn find(
+        &self,
+        conversation: ConversationId,
+        sender: InstallationId,
+        id: MessageId,
+    ) -> Result<Option<Seq>> {
         Ok(self.tables.lock().find(conversation, sender, id))
     }
 
@@ -130,7 +137,12 @@ impl MessageStore for SimStore {
         Ok(self.tables.lock().inbox(device, after, limit))
     }
 
-    async fn history(&self, conversation: ConversationId, before: Seq, limit: PageLimit) -> Result<Vec<InboxRow>> {
+    async fn history(
+        &self,
+        conversation: ConversationId,
+        before: Seq,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
         Ok(self.tables.lock().history(conversation, before, limit))
     }
 

@@ -264,11 +264,14 @@ impl World {
 
     /// Nothing is left to do but heartbeats.
     fn at_rest(&self) -> bool {
-        let Some(gateway) = &self.gateway else { return false };
+        let Some(gateway) = &self.gateway else {
+            return false;
+        };
         self.devices.iter().all(|device| {
             let live = device.replica.as_ref().is_some_and(|r| r.is_live() && r.outbox_len() == 0);
             let served = device.connection.is_some_and(|id| gateway.is_live(id));
-            let record = self.tables.lock().device(device.address().installation, crate::backend::WantCells::No);
+            let record =
+                self.tables.lock().device(device.address().installation, crate::backend::WantCells::No);
             live && served && record.waiting_rows == 0
         })
     }
@@ -366,7 +369,7 @@ impl World {
                 }
             }
             Event::Dialled(device, life, id) => self.dialled(device, life, id),
-            Event::ToServer(id, frame) => self.to_server(id, frame),
+            Event::ToServer(id, frame) => self.deliver_to_server(id, frame),
             Event::ToDevice(id, frame) => {
                 if let Some(device) = self.pipes.get(&id).map(|pipe| pipe.device)
                     && self.devices[device].connection == Some(id)
@@ -425,7 +428,9 @@ impl World {
         }
         while let Some(input) = inputs.pop_front() {
             let now = self.time();
-            let Some(replica) = self.devices[device].replica.as_mut() else { return };
+            let Some(replica) = self.devices[device].replica.as_mut() else {
+                return;
+            };
             let mut outputs = Vec::new();
             replica.step(now, input, &mut outputs);
             let mut answers = VecDeque::new();
@@ -525,11 +530,8 @@ impl World {
             gateway.accept(id, now);
         }
         self.device_step(device, Input::Connected);
-        let challenge = crate::wire::Challenge {
-            nonce: Bytes::from_static(&[0; 32]),
-            min_version: 1,
-            max_version: 1,
-        };
+        let challenge =
+            crate::wire::Challenge { nonce: Bytes::from_static(&[0; 32]), min_version: 1, max_version: 1 };
         self.transmit(id, 1, Event::ToDevice(id, ServerFrame::Challenge(challenge)));
         self.arm_gateway(id);
     }
@@ -543,7 +545,9 @@ impl World {
             }
             return;
         }
-        let Some(pipe) = self.pipes.get_mut(&id) else { return };
+        let Some(pipe) = self.pipes.get_mut(&id) else {
+            return;
+        };
         let mut at = self.now + self.rng.below(self.network.delay + 1);
         if self.network.fifo {
             at = at.max(pipe.last[direction]);
@@ -575,7 +579,9 @@ impl World {
     }
 
     fn break_pipe(&mut self, id: Option<u64>) {
-        let Some((id, pipe)) = id.and_then(|id| self.pipes.remove(&id).map(|pipe| (id, pipe))) else { return };
+        let Some((id, pipe)) = id.and_then(|id| self.pipes.remove(&id).map(|pipe| (id, pipe))) else {
+            return;
+        };
         if let Some(gateway) = &mut self.gateway {
             gateway.drop_connection(id);
         }
@@ -589,7 +595,9 @@ impl World {
 
     fn link(&mut self, device: usize) {
         let user = self.devices[device].address().user;
-        let Some(account) = ACCOUNTS.iter().find(|a| a.lists[1].list().user == user) else { return };
+        let Some(account) = ACCOUNTS.iter().find(|a| a.lists[1].list().user == user) else {
+            return;
+        };
         let _ = ready(self.keys.put_list(&account.lists[1]));
         if let Some(gateway) = &self.gateway {
             gateway.forget_lists();
@@ -611,11 +619,12 @@ impl World {
         // store apply commits in pieces.
         let router = self.router.clone();
         let _ = ready(router.rewind(0));
-        self.gateway = Some(Gateway::start(store, keys, router, clock, self.session_queue, self.options.mutants));
+        self.gateway =
+            Some(Gateway::start(store, keys, router, clock, self.session_queue, self.options.mutants));
         self.soon(30, Event::Work);
     }
 
-    fn to_server(&mut self, id: u64, frame: ClientFrame) {
+    fn deliver_to_server(&mut self, id: u64, frame: ClientFrame) {
         let now = self.time();
         self.with_gateway(id, |gateway, effects| gateway.frame(id, now, frame, effects));
     }

@@ -8,7 +8,9 @@ use super::{at_most, invalid, list_from_proto, list_to_proto, proto};
 use crate::device_list::SignedDeviceList;
 use crate::envelope::{AckOf, DeviceBox, Publish, SendNumber};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{ConversationId, DeviceId, Handle, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId};
+use crate::id::{
+    ConversationId, DeviceId, Handle, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
+};
 use crate::limits::{MAX_BODY, MAX_BOX, MAX_BOXES, MAX_FRAME, MAX_WATCHED, PAGE_ROWS, UPLOAD_PREKEYS};
 use crate::signing::HelloClaims;
 
@@ -158,7 +160,9 @@ impl ClientFrame {
         at_most(bytes.len(), MAX_FRAME, "the frame is too large")?;
         let raw = proto::ClientFrame::decode(bytes).map_err(|e| invalid("not a frame").caused_by(e))?;
         use proto::client_frame::Frame;
-        let Some(frame) = raw.frame else { return Ok(Self::Unknown(None)) };
+        let Some(frame) = raw.frame else {
+            return Ok(Self::Unknown(None));
+        };
         Ok(match frame {
             Frame::Hello(hello) => Self::Hello(Box::new(hello_from_proto(hello, nonce)?)),
             Frame::Register(register) => Self::Register(Box::new(registration_from_proto(register)?)),
@@ -221,10 +225,18 @@ impl ClientFrame {
             }),
             Self::Heartbeat => Frame::Heartbeat(proto::Heartbeat {}),
             Self::CatchUp => Frame::CatchUp(proto::CatchUp {}),
-            Self::Request(id, ask) => Frame::Request(proto::Request { id: *id, ask: Some(ask_to_proto(ask)) }),
-            Self::Read(read) => Frame::Read(proto::Read { conversation: read.conversation.to_bytes(), seq: read.seq }),
-            Self::Typing(conversation) => Frame::Typing(proto::Typing { conversation: conversation.to_bytes() }),
-            Self::Watch(users) => Frame::Watch(proto::Watch { users: users.iter().map(|u| u.to_bytes()).collect() }),
+            Self::Request(id, ask) => {
+                Frame::Request(proto::Request { id: *id, ask: Some(ask_to_proto(ask)) })
+            }
+            Self::Read(read) => {
+                Frame::Read(proto::Read { conversation: read.conversation.to_bytes(), seq: read.seq })
+            }
+            Self::Typing(conversation) => {
+                Frame::Typing(proto::Typing { conversation: conversation.to_bytes() })
+            }
+            Self::Watch(users) => {
+                Frame::Watch(proto::Watch { users: users.iter().map(|u| u.to_bytes()).collect() })
+            }
             Self::Unknown(_) => return Bytes::new(),
         };
         proto::ClientFrame { frame: Some(frame) }.encode_to_vec().into()
@@ -241,7 +253,8 @@ fn ack_from_proto(conversation: &[u8], seq: Seq) -> Result<AckOf> {
 fn hello_from_proto(raw: proto::Hello, nonce: &Bytes) -> Result<Hello> {
     at_most(raw.token.len(), 3000, "the token is too large")?;
     at_most(raw.authority.len(), 300, "the authority is too large")?;
-    let store_epoch = if raw.store_epoch.is_empty() { None } else { Some(StoreEpoch::parse(&raw.store_epoch)?) };
+    let store_epoch =
+        if raw.store_epoch.is_empty() { None } else { Some(StoreEpoch::parse(&raw.store_epoch)?) };
     Ok(Hello {
         claims: HelloClaims {
             authority: raw.authority,
@@ -283,7 +296,12 @@ fn registration_from_proto(raw: proto::Register) -> Result<Registration> {
         return Ok(Registration::Link { rendezvous: link.rendezvous, offer: link.offer });
     }
     let list = list_from_proto(raw.list.ok_or_else(|| invalid("a registration brings a device list"))?)?;
-    Ok(Registration::Account { token: raw.token, handle: Handle::new(&raw.handle)?, list, replace: raw.replace })
+    Ok(Registration::Account {
+        token: raw.token,
+        handle: Handle::new(&raw.handle)?,
+        list,
+        replace: raw.replace,
+    })
 }
 
 fn registration_to_proto(registration: &Registration) -> proto::Register {
@@ -319,7 +337,14 @@ fn number_from_proto(
     if message_id == MessageId::NIL {
         return Err(invalid("a message id is not nil"));
     }
-    Ok(SendNumber { conversation, message_id, client_seq, prev: prev_from_proto(prev)?, incarnation, generation })
+    Ok(SendNumber {
+        conversation,
+        message_id,
+        client_seq,
+        prev: prev_from_proto(prev)?,
+        incarnation,
+        generation,
+    })
 }
 
 fn publish_from_proto(raw: proto::Publish) -> Result<Publish> {
@@ -451,9 +476,11 @@ fn ask_to_proto(ask: &Ask) -> proto::request::Ask {
             user: user.to_bytes(),
             installations: installations.iter().map(|i| i.to_bytes()).collect(),
         }),
-        Ask::History { conversation, before, limit } => {
-            Raw::History(proto::FetchHistory { conversation: conversation.to_bytes(), before: *before, limit: *limit })
-        }
+        Ask::History { conversation, before, limit } => Raw::History(proto::FetchHistory {
+            conversation: conversation.to_bytes(),
+            before: *before,
+            limit: *limit,
+        }),
         Ask::Cells => Raw::Cells(proto::FetchCells {}),
         Ask::Reincarnate { from, nonce, asked } => Raw::Reincarnate(proto::Reincarnate {
             from: *from,

@@ -12,7 +12,10 @@ use crate::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, Message
 use crate::limits::MAX_AUDIENCE;
 
 pub(super) fn audience_to_proto(audience: &[Audience]) -> Vec<proto::Audience> {
-    audience.iter().map(|a| proto::Audience { user: a.user.to_bytes(), list_version: a.list_version }).collect()
+    audience
+        .iter()
+        .map(|a| proto::Audience { user: a.user.to_bytes(), list_version: a.list_version })
+        .collect()
 }
 
 pub(super) fn audience_from_proto(raw: Vec<proto::Audience>) -> Result<Vec<Audience>> {

@@ -136,7 +136,9 @@ impl ServerFrame {
         at_most(bytes.len(), 4 * MAX_FRAME, "the frame is too large")?;
         let raw = proto::ServerFrame::decode(bytes).map_err(|e| invalid("not a frame").caused_by(e))?;
         use proto::server_frame::Frame;
-        let Some(frame) = raw.frame else { return Ok(Self::Unknown) };
+        let Some(frame) = raw.frame else {
+            return Ok(Self::Unknown);
+        };
         Ok(match frame {
             Frame::Challenge(c) => Self::Challenge(Challenge {
                 nonce: c.nonce,
@@ -166,7 +168,9 @@ impl ServerFrame {
                 delivered: r.delivered,
                 read: r.read,
             },
-            Frame::Typing(t) => Self::Typing(ConversationId::parse(&t.conversation)?, UserId::parse(&t.user)?),
+            Frame::Typing(t) => {
+                Self::Typing(ConversationId::parse(&t.conversation)?, UserId::parse(&t.user)?)
+            }
             Frame::Presence(p) => Self::Presence(UserId::parse(&p.user)?, p.online),
             Frame::ListChanged(changed) => Self::ListChanged(UserId::parse(&changed.user)?, changed.version),
             Frame::LinkAnswer(answer) => Self::LinkAnswer(answer.answer),
@@ -213,9 +217,10 @@ impl ServerFrame {
                 delivered: *delivered,
                 read: *read,
             }),
-            Self::Typing(conversation, user) => {
-                Frame::Typing(proto::TypingFrom { conversation: conversation.to_bytes(), user: user.to_bytes() })
-            }
+            Self::Typing(conversation, user) => Frame::Typing(proto::TypingFrom {
+                conversation: conversation.to_bytes(),
+                user: user.to_bytes(),
+            }),
             Self::Presence(user, online) => {
                 Frame::Presence(proto::PresenceOf { user: user.to_bytes(), online: *online })
             }
@@ -347,7 +352,11 @@ fn answer_to_proto(id: u64, answer: &Answer) -> proto::Response {
         id,
         user: answer.user.map_or_else(Bytes::new, UserId::to_bytes),
         lists: answer.lists.iter().map(list_to_proto).collect(),
-        handles: answer.handles.iter().map(|h| h.as_ref().map_or_else(String::new, |h| h.as_str().to_owned())).collect(),
+        handles: answer
+            .handles
+            .iter()
+            .map(|h| h.as_ref().map_or_else(String::new, |h| h.as_str().to_owned()))
+            .collect(),
         prekeys: answer.prekeys,
         bundles: answer
             .bundles
@@ -381,9 +390,10 @@ fn answer_from_proto(raw: proto::Response) -> Result<Answer> {
             one_time: b.one_time,
         })
     });
-    let cells = raw.cells.into_iter().map(|c| {
-        Ok((ConversationId::parse(&c.conversation)?, Cell { acked: c.acked, tail: c.tail }))
-    });
+    let cells = raw
+        .cells
+        .into_iter()
+        .map(|c| Ok((ConversationId::parse(&c.conversation)?, Cell { acked: c.acked, tail: c.tail })));
     Ok(Answer {
         user: if raw.user.is_empty() { None } else { Some(UserId::parse(&raw.user)?) },
         lists: raw.lists.into_iter().map(list_from_proto).collect::<Result<_>>()?,

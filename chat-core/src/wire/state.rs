@@ -54,8 +54,11 @@ pub fn decode(bytes: &[u8]) -> Result<ConversationState> {
         })
     });
     let senders = raw.senders.into_iter().map(|s| {
-        let state =
-            SenderState { incarnation: s.incarnation, client_seq: s.client_seq, prev: MessageId::parse(&s.prev)? };
+        let state = SenderState {
+            incarnation: s.incarnation,
+            client_seq: s.client_seq,
+            prev: MessageId::parse(&s.prev)?,
+        };
         Ok((InstallationId::parse(&s.installation)?, state))
     });
     Ok(ConversationState {

@@ -30,7 +30,10 @@ pub struct Audit {
 impl fmt::Display for Audit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { conversations, messages, waiting, devices, accounts } = self;
-        write!(f, "conversations {conversations} messages {messages} waiting {waiting} devices {devices} accounts {accounts}")
+        write!(
+            f,
+            "conversations {conversations} messages {messages} waiting {waiting} devices {devices} accounts {accounts}"
+        )
     }
 }
 
@@ -111,7 +114,8 @@ fn check_id(tables: &Tables, key: &[u8], seq: u64) -> Result<()> {
     let row = decode_row(value.ok_or(broken("an id points nowhere"))?.into()).map_err(|_| corrupt())?;
     match &row.content {
         RowContent::Message { message, .. }
-            if message.sender.installation.as_bytes()[..] != key[17..33] || message.id.as_bytes()[..] != key[33..] =>
+            if message.sender.installation.as_bytes()[..] != key[17..33]
+                || message.id.as_bytes()[..] != key[33..] =>
         {
             Err(broken("an id points to another message"))
         }

@@ -37,9 +37,12 @@ impl Tables {
 
     /// Signed part, its signature, and the highest one-time id ever uploaded.
     fn read_bundle(&self, device: InstallationId) -> Result<Option<(Bytes, Bytes, u64)>> {
-        let Some(value) = self.bundles.get(device.as_bytes()).map_err(failed)? else { return Ok(None) };
+        let Some(value) = self.bundles.get(device.as_bytes()).map_err(failed)? else {
+            return Ok(None);
+        };
         let value: Bytes = value.into();
-        let length = value.get(8..12).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes).ok_or_else(corrupt)?;
+        let length =
+            value.get(8..12).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes).ok_or_else(corrupt)?;
         let end = 12 + length as usize;
         if value.len() < end {
             return Err(corrupt());
@@ -52,7 +55,9 @@ impl Tables {
     }
 
     fn read_incarnation(&self, device: InstallationId) -> Result<Option<(Incarnation, [u8; 16], u64)>> {
-        let Some(value) = self.incarnations.get(device.as_bytes()).map_err(failed)? else { return Ok(None) };
+        let Some(value) = self.incarnations.get(device.as_bytes()).map_err(failed)? else {
+            return Ok(None);
+        };
         let incarnation = value.get(..4).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes);
         let nonce = value.get(4..20).and_then(|b| b.try_into().ok());
         let at = value.get(20..28).map(keys::number).transpose()?;
@@ -69,7 +74,8 @@ fn prekey(device: InstallationId, id: u64) -> Vec<u8> {
 
 fn bundle_value(upload: &PrekeyUpload) -> Vec<u8> {
     let length = u32::try_from(upload.signed.len()).unwrap_or(u32::MAX);
-    [&upload.uploaded_through.to_be_bytes()[..], &length.to_be_bytes(), &upload.signed, &upload.signature].concat()
+    [&upload.uploaded_through.to_be_bytes()[..], &length.to_be_bytes(), &upload.signed, &upload.signature]
+        .concat()
 }
 
 #[async_trait]
@@ -83,7 +89,9 @@ impl KeyDirectory for EmbeddedStore {
         let named = self.tables.handles.get(handle.as_str()).map_err(failed)?;
         match (named, self.tables.read_list(user)?) {
             (None, None) => {}
-            (Some(named), Some(stored)) if named[..] == user.as_bytes()[..] && stored == *list => return Ok(()),
+            (Some(named), Some(stored)) if named[..] == user.as_bytes()[..] && stored == *list => {
+                return Ok(());
+            }
             _ => return Err(Error::new(ErrorKind::Conflict, "the handle is taken")),
         }
         let mut batch = self.tables.synced();
@@ -153,7 +161,9 @@ impl KeyDirectory for EmbeddedStore {
 
     async fn claim(&self, device: InstallationId) -> Result<Option<Bundle>> {
         let _one = self.directory.lock();
-        let Some((signed, signature, _)) = self.tables.read_bundle(device)? else { return Ok(None) };
+        let Some((signed, signature, _)) = self.tables.read_bundle(device)? else {
+            return Ok(None);
+        };
         let mut one_time = Bytes::new();
         if let Some(guard) = self.tables.prekeys.prefix(device.as_bytes()).next() {
             let (key, value) = guard.into_inner().map_err(failed)?;
@@ -173,7 +183,8 @@ impl KeyDirectory for EmbeddedStore {
     async fn reincarnate(&self, device: InstallationId, wish: Reincarnation) -> Result<Incarnation> {
         let _one = self.directory.lock();
         let last = self.tables.read_incarnation(device)?;
-        let next = wish.decide(last).ok_or_else(|| Error::new(ErrorKind::Throttled, "one new incarnation a day"))?;
+        let next =
+            wish.decide(last).ok_or_else(|| Error::new(ErrorKind::Throttled, "one new incarnation a day"))?;
         if last.is_none_or(|last| last.0 != next) {
             let value = [&next.to_be_bytes()[..], &wish.nonce, &wish.now_ms.to_be_bytes()].concat();
             let mut batch = self.tables.synced();

@@ -191,7 +191,8 @@ impl Tables {
             return StoreEpoch::parse(&epoch).map_err(|_| corrupt());
         }
         let mut epoch = [0; 16];
-        getrandom::fill(&mut epoch).map_err(|_| Error::new(ErrorKind::Unavailable, "the system gives no randomness"))?;
+        getrandom::fill(&mut epoch)
+            .map_err(|_| Error::new(ErrorKind::Unavailable, "the system gives no randomness"))?;
         let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
         batch.insert(&self.meta, "epoch", &epoch[..]);
         batch.commit().map_err(failed)?;
@@ -216,7 +217,12 @@ impl MessageStore for EmbeddedStore {
         self.tables.read_state(conversation)
     }
 
-    async fn find(&self, conversation: ConversationId, sender: InstallationId, id: MessageId) -> Result<Option<Seq>> {
+    async fn find(
+        &self,
+        conversation: ConversationId,
+        sender: InstallationId,
+        id: MessageId,
+    ) -> Result<Option<Seq>> {
         self.tables.find(conversation, sender, id)
     }
 
@@ -234,7 +240,12 @@ impl MessageStore for EmbeddedStore {
         self.tables.read_inbox(device, after, limit)
     }
 
-    async fn history(&self, conversation: ConversationId, before: Seq, limit: PageLimit) -> Result<Vec<InboxRow>> {
+    async fn history(
+        &self,
+        conversation: ConversationId,
+        before: Seq,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
         self.tables.read_history(conversation, before, limit)
     }
 

@@ -50,13 +50,20 @@ impl Tables {
         sender: InstallationId,
         id: MessageId,
     ) -> Result<Option<Seq>> {
-        let Some(seq) = self.ids.get(keys::id(conversation, sender, id)).map_err(failed)? else { return Ok(None) };
+        let Some(seq) = self.ids.get(keys::id(conversation, sender, id)).map_err(failed)? else {
+            return Ok(None);
+        };
         let seq = keys::number(&seq)?;
         let head = self.read_state(conversation)?.map_or(0, |state| state.head.seq);
         Ok((seq <= head).then_some(seq))
     }
 
-    pub(super) fn read_inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Result<Vec<InboxRow>> {
+    pub(super) fn read_inbox(
+        &self,
+        device: InstallationId,
+        after: Place,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
         let mut start = keys::inbox(device, after);
         start.push(0);
         let mut end = keys::inbox(device, after);
@@ -73,7 +80,8 @@ impl Tables {
                 Some(head) => *head,
                 None => {
                     let value = view.get(&self.state, place.conversation.as_bytes()).map_err(failed)?;
-                    let head = value.map(|value| state::decode(&value)).transpose()?.map_or(0, |s| s.head.seq);
+                    let head =
+                        value.map(|value| state::decode(&value)).transpose()?.map_or(0, |s| s.head.seq);
                     heads.insert(place.conversation, head);
                     head
                 }
@@ -97,7 +105,8 @@ impl Tables {
         if tag & MESSAGE == 0 {
             return decode_row(rest).map_err(|_| corrupt());
         }
-        let history = view.get(&self.history, keys::history(place.conversation, place.seq)).map_err(failed)?;
+        let history =
+            view.get(&self.history, keys::history(place.conversation, place.seq)).map_err(failed)?;
         let mut row = decode_row(history.ok_or_else(corrupt)?.into()).map_err(|_| corrupt())?;
         row.joined = tag & JOINED != 0;
         match &mut row.content {
@@ -120,7 +129,9 @@ impl Tables {
         if last == 0 || conversation.kind() == Ok(ConversationKind::Mailbox) {
             return Ok(rows);
         }
-        for guard in self.history.range(keys::history(conversation, 1)..=keys::history(conversation, last)).rev() {
+        for guard in
+            self.history.range(keys::history(conversation, 1)..=keys::history(conversation, last)).rev()
+        {
             let row = decode_row(guard.value().map_err(failed)?.into()).map_err(|_| corrupt())?;
             bytes += row.size();
             rows.push(row);
@@ -135,17 +146,27 @@ impl Tables {
         self.devices.get(device.as_bytes()).map_err(failed)?.map_or(Ok(0), |value| keys::number(&value))
     }
 
-    pub(super) fn read_cell(&self, device: InstallationId, conversation: ConversationId) -> Result<Option<Cell>> {
+    pub(super) fn read_cell(
+        &self,
+        device: InstallationId,
+        conversation: ConversationId,
+    ) -> Result<Option<Cell>> {
         let value = self.cells.get(keys::cell(device, conversation)).map_err(failed)?;
         value.map(|value| keys::read_cell(&value)).transpose()
     }
 
-    pub(super) fn read_cells(&self, device: InstallationId, want: WantCells) -> Result<Vec<(ConversationId, Cell)>> {
+    pub(super) fn read_cells(
+        &self,
+        device: InstallationId,
+        want: WantCells,
+    ) -> Result<Vec<(ConversationId, Cell)>> {
         match want {
             WantCells::No => Ok(Vec::new()),
-            WantCells::Of(conversation) => {
-                Ok(self.read_cell(device, conversation)?.map(|cell| (conversation, cell)).into_iter().collect())
-            }
+            WantCells::Of(conversation) => Ok(self
+                .read_cell(device, conversation)?
+                .map(|cell| (conversation, cell))
+                .into_iter()
+                .collect()),
             WantCells::All => self
                 .cells
                 .prefix(device.as_bytes())

@@ -21,7 +21,8 @@ const SLOT: u64 = 32;
 impl Watermark {
     /// Opens the file and compares it with what the database holds.
     pub(super) fn open(path: &Path, commits: u64) -> Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;
         let known = [0, SLOT].iter().filter_map(|at| read(&file, *at)).max();
         if known.is_some_and(|known| known > commits) {
             return Err(Error::new(

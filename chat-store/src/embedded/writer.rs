@@ -109,7 +109,9 @@ impl Writer {
 
     /// Ends the writer after what waits is done.
     pub(super) fn stop(&self) {
-        let Some(thread) = self.thread.lock().take() else { return };
+        let Some(thread) = self.thread.lock().take() else {
+            return;
+        };
         let requests = self.requests.clone();
         // `blocking_send` may not be called inside a runtime: spin on the bounded queue instead.
         let mut request = Request::Stop;
@@ -189,7 +191,11 @@ impl Work {
 
     fn write(&mut self, mut batch: OwnedWriteBatch, effects: &Effects) -> Result<()> {
         for ((device, conversation), cell) in &effects.cells {
-            batch.insert(&self.tables.cells, keys::cell(*device, *conversation), &keys::cell_value(*cell)[..]);
+            batch.insert(
+                &self.tables.cells,
+                keys::cell(*device, *conversation),
+                &keys::cell_value(*cell)[..],
+            );
         }
         for (device, generation) in &effects.generations {
             batch.insert(&self.tables.devices, &device.as_bytes()[..], &generation.to_be_bytes()[..]);
@@ -226,7 +232,12 @@ impl Work {
         }
     }
 
-    fn cell(&self, effects: &Effects, device: InstallationId, conversation: ConversationId) -> Result<Option<Cell>> {
+    fn cell(
+        &self,
+        effects: &Effects,
+        device: InstallationId,
+        conversation: ConversationId,
+    ) -> Result<Option<Cell>> {
         let key = (device, conversation);
         match effects.cells.get(&key).or_else(|| self.cells.get(&key)) {
             Some(cell) => Ok(Some(*cell)),
@@ -234,7 +245,12 @@ impl Work {
         }
     }
 
-    fn add_commits(&mut self, batch: &mut OwnedWriteBatch, effects: &mut Effects, commits: Vec<Commit>) -> Result<()> {
+    fn add_commits(
+        &mut self,
+        batch: &mut OwnedWriteBatch,
+        effects: &mut Effects,
+        commits: Vec<Commit>,
+    ) -> Result<()> {
         self.check_space()?;
         for commit in commits {
             let conversation = commit.conversation;
@@ -332,12 +348,16 @@ impl Work {
             Some(row) => row,
             None => {
                 // The log knows when the row was committed, and so where it stands in the inbox.
-                let Some(value) = self.tables.history.get(keys::history(conversation, seq)).map_err(failed)? else {
+                let Some(value) =
+                    self.tables.history.get(keys::history(conversation, seq)).map_err(failed)?
+                else {
                     return Ok(());
                 };
                 let row = decode_row(value.into()).map_err(|_| corrupt())?;
                 let key = keys::inbox(device, Place { time_us: row.time_us, conversation, seq });
-                let Some(value) = self.tables.inbox.get(key).map_err(failed)? else { return Ok(()) };
+                let Some(value) = self.tables.inbox.get(key).map_err(failed)? else {
+                    return Ok(());
+                };
                 (row.time_us, inbox_size(&row, &value))
             }
         };

@@ -23,7 +23,9 @@ pub(crate) async fn serve(port: u16, log: PathBuf) {
     let peers: Peers = Arc::default();
     let upgrade = Arc::new(Upgrade { path: "/v1".into(), origins: Vec::new() });
     loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok((stream, _)) = listener.accept().await else {
+            continue;
+        };
         let (append, peers, upgrade) = (append.clone(), peers.clone(), upgrade.clone());
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
@@ -51,7 +53,11 @@ fn write(log: PathBuf, mut waiting: mpsc::Receiver<(Bytes, oneshot::Sender<()>)>
     }
 }
 
-async fn connection(mut socket: Box<dyn Transport>, append: mpsc::Sender<(Bytes, oneshot::Sender<()>)>, peers: Peers) {
+async fn connection(
+    mut socket: Box<dyn Transport>,
+    append: mpsc::Sender<(Bytes, oneshot::Sender<()>)>,
+    peers: Peers,
+) {
     let (out, mut queue) = mpsc::channel::<Bytes>(1024);
     let mut frames = Vec::new();
     loop {

@@ -93,7 +93,8 @@ impl End {
             return body.freeze();
         }
         self.sent += 1;
-        let message_id = MessageId::new(at, (u128::from(self.sent) << 16).to_be_bytes()[6..].try_into().unwrap());
+        let message_id =
+            MessageId::new(at, (u128::from(self.sent) << 16).to_be_bytes()[6..].try_into().unwrap());
         let publish = Publish {
             number: SendNumber {
                 conversation: ConversationId::direct(self.user.device.user, to.device.user),
@@ -106,14 +107,18 @@ impl End {
             first: true,
             audience: [to, &self.user].map(|u| Audience { user: u.device.user, list_version: 1 }).to_vec(),
             body: body.freeze(),
-            boxes: vec![DeviceBox { installation: to.device.installation, data: Bytes::from_static(&[9; 128]) }],
+            boxes: vec![DeviceBox {
+                installation: to.device.installation,
+                data: Bytes::from_static(&[9; 128]),
+            }],
             sent_at: 0,
         };
         ClientFrame::Publish(publish).encode()
     }
 
     fn ack(&self, acks: Vec<AckOf>) -> Bytes {
-        ClientFrame::Ack { acks, store_epoch: self.epoch.unwrap(), generation: (1 << 40) + self.sent }.encode()
+        ClientFrame::Ack { acks, store_epoch: self.epoch.unwrap(), generation: (1 << 40) + self.sent }
+            .encode()
     }
 }
 
@@ -121,7 +126,15 @@ async fn next(transport: &mut dyn Transport) -> ServerFrame {
     ServerFrame::parse(transport.recv().await.unwrap().expect("a frame")).unwrap()
 }
 
-async fn send(mut end: End, to: User, to_number: u32, load: Load, pairs: u64, start: Instant, stop: Arc<AtomicBool>) {
+async fn send(
+    mut end: End,
+    to: User,
+    to_number: u32,
+    load: Load,
+    pairs: u64,
+    start: Instant,
+    stop: Arc<AtomicBool>,
+) {
     let mut room = load.outstanding;
     let gap = load.rate.map(|rate| Duration::from_micros(1_000_000 * pairs / rate));
     // Spread evenly, not all at once.
@@ -139,8 +152,14 @@ async fn send(mut end: End, to: User, to_number: u32, load: Load, pairs: u64, st
         if stop.load(Ordering::Relaxed) && room == load.outstanding {
             return;
         }
-        let wait = if gap.is_some() && room > 0 { due.saturating_duration_since(Instant::now()) } else { Duration::from_millis(500) };
-        let Ok(frame) = tokio::time::timeout(wait, end.transport.recv()).await else { continue };
+        let wait = if gap.is_some() && room > 0 {
+            due.saturating_duration_since(Instant::now())
+        } else {
+            Duration::from_millis(500)
+        };
+        let Ok(frame) = tokio::time::timeout(wait, end.transport.recv()).await else {
+            continue;
+        };
         let frame = frame.unwrap().expect("a frame");
         if end.kind == Kind::Floor {
             room += usize::from(frame[0] == 1);

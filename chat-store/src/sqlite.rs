@@ -1,0 +1,369 @@
+//! A second built-in store, so that one suite over both finds what an engine does wrong.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chat_core::backend::{
+    Commit, ConversationState, DeviceRecord, MessageStore, PageLimit, StoreLife, WantCells,
+};
+use chat_core::envelope::{AckOf, Cell, Durability, InboxRow, Place, RowContent};
+use chat_core::wire::{decode_row, encode_row, state};
+use chat_core::{
+    ConversationId, ConversationKind, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch,
+};
+use parking_lot::Mutex;
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS state (conversation BLOB PRIMARY KEY, seq INTEGER NOT NULL, state BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS history (conversation BLOB, seq INTEGER, row BLOB NOT NULL, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS ids (conversation BLOB, sender BLOB, id BLOB, seq INTEGER NOT NULL, PRIMARY KEY (conversation, sender, id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS inbox (device BLOB, time_us INTEGER, conversation BLOB, seq INTEGER, row BLOB NOT NULL, size INTEGER NOT NULL,
+  PRIMARY KEY (device, time_us, conversation, seq)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS inbox_by_seq ON inbox (device, conversation, seq);
+CREATE TABLE IF NOT EXISTS cells (device BLOB, conversation BLOB, acked INTEGER NOT NULL, tail INTEGER NOT NULL, PRIMARY KEY (device, conversation)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS devices (device BLOB PRIMARY KEY, generation INTEGER NOT NULL) WITHOUT ROWID;
+";
+
+/// A [`MessageStore`] in one SQLite file. Each call of `commit` is one transaction, synced before its
+/// outcome is given. It blocks the thread it is called on: use it where there are few conversations at once.
+#[derive(Debug)]
+pub struct SqliteStore {
+    db: Arc<Mutex<Connection>>,
+    epoch: StoreEpoch,
+}
+
+fn failed(error: rusqlite::Error) -> Error {
+    match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
+            Error::new(ErrorKind::Corrupt, "the database does not read back").caused_by(error)
+        }
+        Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
+            Error::new(ErrorKind::Conflict, "the database is in use by another process").caused_by(error)
+        }
+        _ => Error::new(ErrorKind::Unavailable, "the disk failed").caused_by(error),
+    }
+}
+
+const fn corrupt() -> Error {
+    Error::new(ErrorKind::Corrupt, "a stored record does not read back")
+}
+
+impl SqliteStore {
+    /// Opens the store in a file, making it if it is not there.
+    ///
+    /// # Errors
+    /// `Conflict` if another process has it open, `Corrupt` if it is no database, `Unavailable` if it cannot
+    /// be read or written.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let db = Connection::open(path).map_err(failed)?;
+        db.execute_batch(
+            "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; BEGIN IMMEDIATE;",
+        )
+        .and_then(|()| db.execute_batch(SCHEMA))
+        .map_err(failed)?;
+        let known: Option<Vec<u8>> = db
+            .query_row("SELECT value FROM meta WHERE key = 'epoch'", [], |row| row.get(0))
+            .optional()
+            .map_err(failed)?;
+        let epoch = match known {
+            Some(epoch) => StoreEpoch::parse(&epoch).map_err(|_| corrupt())?,
+            None => {
+                let mut epoch = [0; 16];
+                getrandom::fill(&mut epoch)
+                    .map_err(|_| Error::new(ErrorKind::Unavailable, "the system gives no randomness"))?;
+                db.execute("INSERT INTO meta VALUES ('epoch', ?1)", [&epoch[..]]).map_err(failed)?;
+                StoreEpoch::from_bytes(epoch)
+            }
+        };
+        db.execute_batch("COMMIT").map_err(failed)?;
+        Ok(Self { db: Arc::new(Mutex::new(db)), epoch })
+    }
+}
+
+fn cell(db: &Connection, device: InstallationId, conversation: ConversationId) -> Result<Option<Cell>> {
+    db.prepare_cached("SELECT acked, tail FROM cells WHERE device = ?1 AND conversation = ?2")
+        .and_then(|mut s| {
+            s.query_row(params![device.as_bytes(), conversation.as_bytes()], |row| {
+                Ok(Cell { acked: row.get::<_, i64>(0)? as u64, tail: row.get::<_, i64>(1)? as u64 })
+            })
+            .optional()
+        })
+        .map_err(failed)
+}
+
+fn set_cell(db: &Connection, device: InstallationId, conversation: ConversationId, cell: Cell) -> Result<()> {
+    db.prepare_cached("INSERT OR REPLACE INTO cells VALUES (?1, ?2, ?3, ?4)")
+        .and_then(|mut s| {
+            s.execute(params![
+                device.as_bytes(),
+                conversation.as_bytes(),
+                cell.acked as i64,
+                cell.tail as i64
+            ])
+        })
+        .map(drop)
+        .map_err(failed)
+}
+
+fn raise_generation(db: &Connection, device: InstallationId, generation: u64) -> Result<()> {
+    db.prepare_cached(
+        "INSERT INTO devices VALUES (?1, ?2) ON CONFLICT (device) DO UPDATE SET generation = max(generation, ?2)",
+    )
+    .and_then(|mut s| s.execute(params![device.as_bytes(), generation as i64]))
+    .map(drop)
+    .map_err(failed)
+}
+
+fn head(db: &Connection, conversation: ConversationId) -> Result<Seq> {
+    db.prepare_cached("SELECT seq FROM state WHERE conversation = ?1")
+        .and_then(|mut s| s.query_row([conversation.as_bytes()], |row| row.get::<_, i64>(0)).optional())
+        .map(|seq| seq.unwrap_or(0) as u64)
+        .map_err(failed)
+}
+
+fn apply(tx: &Transaction<'_>, commit: Commit) -> Result<()> {
+    let id = commit.conversation;
+    let mailbox = id.kind() == Ok(ConversationKind::Mailbox);
+    for row in commit.history.iter().filter(|_| !mailbox) {
+        tx.prepare_cached("INSERT OR REPLACE INTO history VALUES (?1, ?2, ?3)")
+            .and_then(|mut s| s.execute(params![id.as_bytes(), row.seq as i64, encode_row(row)]))
+            .map_err(failed)?;
+    }
+    for (sender, message, seq) in commit.ids {
+        tx.prepare_cached("INSERT OR REPLACE INTO ids VALUES (?1, ?2, ?3, ?4)")
+            .and_then(|mut s| {
+                s.execute(params![id.as_bytes(), sender.as_bytes(), message.as_bytes(), seq as i64])
+            })
+            .map_err(failed)?;
+    }
+    for (device, row) in commit.inbox {
+        let mut known = cell(tx, device, id)?.unwrap_or_default();
+        if row.joined && known.tail == 0 {
+            known.acked = row.seq - 1;
+        }
+        known.tail = known.tail.max(row.seq);
+        set_cell(tx, device, id, known)?;
+        if row.seq > known.acked {
+            insert_row(tx, device, &row, mailbox)?;
+        }
+    }
+    for (device, generation) in commit.generations {
+        raise_generation(tx, device, generation)?;
+    }
+    tx.prepare_cached("INSERT OR REPLACE INTO state VALUES (?1, ?2, ?3)")
+        .and_then(|mut s| {
+            s.execute(params![id.as_bytes(), commit.state.head.seq as i64, state::encode(&commit.state)])
+        })
+        .map(drop)
+        .map_err(failed)
+}
+
+/// A row of the inbox; the body of a message is in history, unless there is none.
+fn insert_row(tx: &Transaction<'_>, device: InstallationId, row: &InboxRow, mailbox: bool) -> Result<()> {
+    let mut kept = row.clone();
+    if let (RowContent::Message { message, .. }, false) = (&mut kept.content, mailbox) {
+        Arc::make_mut(message).body = bytes::Bytes::new();
+    }
+    tx.prepare_cached("INSERT OR REPLACE INTO inbox VALUES (?1, ?2, ?3, ?4, ?5, ?6)")
+        .and_then(|mut s| {
+            s.execute(params![
+                device.as_bytes(),
+                row.time_us as i64,
+                row.conversation.as_bytes(),
+                row.seq as i64,
+                encode_row(&kept),
+                row.size() as i64
+            ])
+        })
+        .map(drop)
+        .map_err(failed)
+}
+
+fn read_history(db: &Connection, conversation: ConversationId, seq: Seq) -> Result<InboxRow> {
+    let row: Option<Vec<u8>> = db
+        .prepare_cached("SELECT row FROM history WHERE conversation = ?1 AND seq = ?2")
+        .and_then(|mut s| {
+            s.query_row(params![conversation.as_bytes(), seq as i64], |row| row.get(0)).optional()
+        })
+        .map_err(failed)?;
+    decode_row(row.ok_or_else(corrupt)?.into()).map_err(|_| corrupt())
+}
+
+/// Rows of a query whose column 0 is a row, up to the limit.
+fn page(
+    mut rows: rusqlite::Rows<'_>,
+    limit: PageLimit,
+    complete: impl Fn(InboxRow) -> Result<Option<InboxRow>>,
+) -> Result<Vec<InboxRow>> {
+    let mut page = Vec::new();
+    let mut bytes = 0;
+    while let Some(row) = rows.next().map_err(failed)? {
+        let row: Vec<u8> = row.get(0).map_err(failed)?;
+        let Some(row) = complete(decode_row(row.into()).map_err(|_| corrupt())?)? else {
+            continue;
+        };
+        bytes += row.size();
+        page.push(row);
+        if page.len() >= limit.rows || bytes >= limit.bytes {
+            break;
+        }
+    }
+    Ok(page)
+}
+
+#[async_trait]
+impl MessageStore for SqliteStore {
+    fn life(&self) -> StoreLife {
+        StoreLife { epoch: self.epoch, durability: Durability::Fsync }
+    }
+
+    async fn state(&self, conversation: ConversationId) -> Result<Option<ConversationState>> {
+        let db = self.db.lock();
+        let value: Option<Vec<u8>> = db
+            .prepare_cached("SELECT state FROM state WHERE conversation = ?1")
+            .and_then(|mut s| s.query_row([conversation.as_bytes()], |row| row.get(0)).optional())
+            .map_err(failed)?;
+        value.map(|value| state::decode(&value)).transpose()
+    }
+
+    async fn find(
+        &self,
+        conversation: ConversationId,
+        sender: InstallationId,
+        id: MessageId,
+    ) -> Result<Option<Seq>> {
+        let db = self.db.lock();
+        let seq: Option<i64> = db
+            .prepare_cached("SELECT seq FROM ids WHERE conversation = ?1 AND sender = ?2 AND id = ?3")
+            .and_then(|mut s| {
+                s.query_row(params![conversation.as_bytes(), sender.as_bytes(), id.as_bytes()], |row| {
+                    row.get(0)
+                })
+                .optional()
+            })
+            .map_err(failed)?;
+        let head = head(&db, conversation)?;
+        Ok(seq.map(|seq| seq as u64).filter(|seq| *seq <= head))
+    }
+
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<()>> {
+        let count = commits.len();
+        let mut db = self.db.lock();
+        let written = db.transaction().map_err(failed).and_then(|tx| {
+            commits.into_iter().try_for_each(|commit| apply(&tx, commit))?;
+            tx.commit().map_err(failed)
+        });
+        vec![written; count]
+    }
+
+    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
+        let mut db = self.db.lock();
+        let tx = db.transaction().map_err(failed)?;
+        let mut cells = Vec::with_capacity(acks.len());
+        for ack in acks {
+            match cell(&tx, device, ack.conversation)? {
+                Some(known) if ack.seq <= known.tail => cells.push(known),
+                _ => return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail")),
+            }
+        }
+        raise_generation(&tx, device, generation)?;
+        for (ack, mut known) in acks.iter().zip(cells) {
+            known.acked = known.acked.max(ack.seq);
+            set_cell(&tx, device, ack.conversation, known)?;
+            tx.prepare_cached("DELETE FROM inbox WHERE device = ?1 AND conversation = ?2 AND seq <= ?3")
+                .and_then(|mut s| {
+                    s.execute(params![device.as_bytes(), ack.conversation.as_bytes(), ack.seq as i64])
+                })
+                .map_err(failed)?;
+        }
+        tx.commit().map_err(failed)
+    }
+
+    async fn inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Result<Vec<InboxRow>> {
+        let db = self.db.lock();
+        let mut statement = db
+            .prepare_cached(
+                "SELECT row FROM inbox WHERE device = ?1 AND (time_us, conversation, seq) > (?2, ?3, ?4)
+                 ORDER BY time_us, conversation, seq",
+            )
+            .map_err(failed)?;
+        let rows = statement
+            .query(params![
+                device.as_bytes(),
+                after.time_us as i64,
+                after.conversation.as_bytes(),
+                after.seq as i64
+            ])
+            .map_err(failed)?;
+        page(rows, limit, |mut row| {
+            if row.seq > head(&db, row.conversation)? {
+                return Ok(None);
+            }
+            let mailbox = row.conversation.kind() == Ok(ConversationKind::Mailbox);
+            if let (RowContent::Message { message, .. }, false) = (&mut row.content, mailbox) {
+                match read_history(&db, row.conversation, row.seq)?.content {
+                    RowContent::Message { message: whole, .. } => *message = whole,
+                    _ => return Err(corrupt()),
+                }
+            }
+            Ok(Some(row))
+        })
+    }
+
+    async fn history(
+        &self,
+        conversation: ConversationId,
+        before: Seq,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
+        let db = self.db.lock();
+        let head = head(&db, conversation)?;
+        let last = if before == 0 { head } else { head.min(before - 1) };
+        let mut statement = db
+            .prepare_cached("SELECT row FROM history WHERE conversation = ?1 AND seq <= ?2 ORDER BY seq DESC")
+            .map_err(failed)?;
+        let rows = statement.query(params![conversation.as_bytes(), last as i64]).map_err(failed)?;
+        page(rows, limit, |row| Ok(Some(row)))
+    }
+
+    async fn device(&self, device: InstallationId, want: WantCells) -> Result<DeviceRecord> {
+        let db = self.db.lock();
+        let generation: Option<i64> = db
+            .prepare_cached("SELECT generation FROM devices WHERE device = ?1")
+            .and_then(|mut s| s.query_row([device.as_bytes()], |row| row.get(0)).optional())
+            .map_err(failed)?;
+        let (rows, bytes): (i64, i64) = db
+            .prepare_cached("SELECT count(*), coalesce(sum(size), 0) FROM inbox WHERE device = ?1")
+            .and_then(|mut s| s.query_row([device.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?))))
+            .map_err(failed)?;
+        let cells = match want {
+            WantCells::No => Vec::new(),
+            WantCells::Of(id) => cell(&db, device, id)?.map(|cell| (id, cell)).into_iter().collect(),
+            WantCells::All => {
+                let mut statement = db
+                    .prepare_cached(
+                        "SELECT conversation, acked, tail FROM cells WHERE device = ?1 ORDER BY conversation",
+                    )
+                    .map_err(failed)?;
+                let mut rows = statement.query([device.as_bytes()]).map_err(failed)?;
+                let mut cells = Vec::new();
+                while let Some(row) = rows.next().map_err(failed)? {
+                    let id: Vec<u8> = row.get(0).map_err(failed)?;
+                    let number = |n: usize| row.get::<_, i64>(n).map(|n| n as u64).map_err(failed);
+                    let cell = Cell { acked: number(1)?, tail: number(2)? };
+                    cells.push((ConversationId::parse(&id).map_err(|_| corrupt())?, cell));
+                }
+                cells
+            }
+        };
+        Ok(DeviceRecord {
+            generation: generation.unwrap_or(0) as u64,
+            waiting_rows: rows as u64,
+            waiting_bytes: bytes as u64,
+            cells,
+        })
+    }
+}
