@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use chat_core::backend::Backends;
+use chat_core::backend::{Backends, Transport};
 use chat_core::delivery::EngineSettings;
 use chat_core::memory::{MemoryPresence, MemoryPush, MemoryRegistry, MemoryRouter};
 use chat_core::{Engine, ErrorKind, WallClock};
@@ -210,19 +210,19 @@ async fn accept_all(
 
 async fn serve_connection(stream: TcpStream, gateway: &Gateway, tls: Option<TlsAcceptor>, upgrade: &Upgrade) {
     let _ = stream.set_nodelay(true);
+    // Boxed: what the opening needs is large, and an idle connection must not carry it.
+    if let Some(transport) = Box::pin(open(stream, tls, upgrade)).await {
+        gateway.serve(transport).await;
+    }
+}
+
+/// TLS, if there is to be any, and the upgrade.
+async fn open(stream: TcpStream, tls: Option<TlsAcceptor>, upgrade: &Upgrade) -> Option<Box<dyn Transport>> {
     match tls {
-        None => {
-            if let Ok(socket) = accept(stream, upgrade).await {
-                gateway.serve(Box::new(socket)).await;
-            }
-        }
+        None => Some(Box::new(accept(stream, upgrade).await.ok()?)),
         Some(tls) => {
-            let Ok(Ok(stream)) = tokio::time::timeout(TLS_TIME, tls.accept(stream)).await else {
-                return;
-            };
-            if let Ok(socket) = accept(stream, upgrade).await {
-                gateway.serve(Box::new(socket)).await;
-            }
+            let stream = tokio::time::timeout(TLS_TIME, tls.accept(stream)).await.ok()?.ok()?;
+            Some(Box::new(accept(stream, upgrade).await.ok()?))
         }
     }
 }

@@ -104,43 +104,53 @@ impl Connection {
                 self.transport.close(code).await;
                 break;
             }
-            match self.wake().await {
-                Woken::Frame(Ok(Some(bytes))) => self.frame(bytes).await,
-                Woken::Frame(Ok(None)) => {
-                    self.transport.close(1000).await;
-                    break;
-                }
-                Woken::Frame(Err(error)) => {
-                    tracing::debug!(%error, "a connection broke");
-                    self.transport.close(1002).await;
-                    break;
-                }
-                Woken::Events(Some(events)) => {
-                    self.step(Input::Events(events)).await;
-                    self.more_events().await;
-                }
-                Woken::Events(None) => break,
-                Woken::Linked(answer) => {
-                    self.link = None;
-                    match answer {
-                        Some(answer) => self.out.push(ServerFrame::LinkAnswer(answer).encode()),
-                        None => self.closing = Some(close::IDLE),
-                    }
-                }
-                Woken::Deadline => self.step(Input::Tick).await,
-                Woken::Drain(spread) => {
-                    let mut random = [0; 4];
-                    let _ = getrandom::fill(&mut random);
-                    self.step(Input::Drain(u32::from_le_bytes(random) % spread)).await;
-                }
-            }
-            if self.bound.as_ref().is_some_and(Bound::take_lagged) {
-                self.step(Input::Lagged).await;
+            let woken = self.wake().await;
+            // Boxed: what handling needs is large, and an idle connection must not carry it.
+            if !Box::pin(self.handle(woken)).await {
+                break;
             }
         }
         if let Some(bound) = self.bound.take() {
             self.gateway.engine.unbind(&bound).await;
         }
+    }
+
+    /// Does what a wake-up asks for; `false` ends the connection.
+    async fn handle(&mut self, woken: Woken) -> bool {
+        match woken {
+            Woken::Frame(Ok(Some(bytes))) => self.frame(bytes).await,
+            Woken::Frame(Ok(None)) => {
+                self.transport.close(1000).await;
+                return false;
+            }
+            Woken::Frame(Err(error)) => {
+                tracing::debug!(%error, "a connection broke");
+                self.transport.close(1002).await;
+                return false;
+            }
+            Woken::Events(Some(events)) => {
+                self.step(Input::Events(events)).await;
+                self.more_events().await;
+            }
+            Woken::Events(None) => return false,
+            Woken::Linked(answer) => {
+                self.link = None;
+                match answer {
+                    Some(answer) => self.out.push(ServerFrame::LinkAnswer(answer).encode()),
+                    None => self.closing = Some(close::IDLE),
+                }
+            }
+            Woken::Deadline => self.step(Input::Tick).await,
+            Woken::Drain(spread) => {
+                let mut random = [0; 4];
+                let _ = getrandom::fill(&mut random);
+                self.step(Input::Drain(u32::from_le_bytes(random) % spread)).await;
+            }
+        }
+        if self.bound.as_ref().is_some_and(Bound::take_lagged) {
+            self.step(Input::Lagged).await;
+        }
+        true
     }
 
     async fn wake(&mut self) -> Woken {

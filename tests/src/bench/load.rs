@@ -61,9 +61,12 @@ struct End {
 
 impl End {
     async fn open(process: &Process, number: u32) -> Self {
+        Self::open_as(process, number, User::new(&format!("user{number}"))).await
+    }
+
+    async fn open_as(process: &Process, number: u32, user: User) -> Self {
         let dialer = Dialer::new(&format!("ws://127.0.0.1:{}", process.port), &[]).unwrap();
         let mut transport = dialer.dial().await.unwrap();
-        let user = User::new(&format!("user{number}"));
         let mut epoch = None;
         if process.kind == Kind::Floor {
             let mut hello = vec![0];
@@ -245,16 +248,20 @@ pub(crate) async fn run(process: &Process, pairs: u32, load: Load, duration: Dur
     }
 }
 
-/// Resident KiB for each of so many authenticated connections that do nothing.
+/// Resident KiB for each of so many authenticated connections that do nothing. The accounts are there before:
+/// what is measured is a connection, not an account.
 pub(crate) async fn idle(process: &Process, count: usize) -> f64 {
-    let warm = End::open(process, 0).await;
+    let mut users: Vec<User> = Vec::with_capacity(count);
+    for number in 0..count {
+        users.push(End::open(process, number as u32).await.user);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let before = process.resident();
     let mut ends = Vec::with_capacity(count);
-    for number in 1..=count {
-        ends.push(End::open(process, number as u32).await);
+    for (number, user) in users.into_iter().enumerate() {
+        ends.push(End::open_as(process, number as u32, user).await);
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
     let after = process.resident();
-    drop(warm);
     (after - before) as f64 / 1024.0 / count as f64
 }
