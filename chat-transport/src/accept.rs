@@ -103,6 +103,9 @@ async fn read_head<S: AsyncRead + Unpin>(
 ) -> std::result::Result<(Vec<u8>, Vec<u8>), &'static str> {
     let mut buffer = BytesMut::with_capacity(1024);
     loop {
+        if buffer.starts_with(b"PRI * HTTP/2.0") {
+            return Err("505 HTTP Version Not Supported");
+        }
         if let Some(end) = buffer.windows(4).position(|four| four == b"\r\n\r\n") {
             let rest = buffer.split_off(end + 4);
             return if is_clean(&buffer) {
@@ -110,9 +113,6 @@ async fn read_head<S: AsyncRead + Unpin>(
             } else {
                 Err("400 Bad Request")
             };
-        }
-        if buffer.starts_with(b"PRI * HTTP/2.0") {
-            return Err("505 HTTP Version Not Supported");
         }
         if buffer.len() >= HEAD {
             return Err("431 Request Header Fields Too Large");
