@@ -78,6 +78,12 @@ fuzz_target!(|data: &[u8]| {
     let dir = tempfile::tempdir().unwrap();
     let mut files = Vec::new();
     copy(template(), dir.path(), &mut files);
+    // Journals, which a power cut can tear, and our own two files. The engine's level manifests are written
+    // whole and renamed; it allocates what a damaged one claims (lsm-tree 3.1.10), which aborts the process.
+    files.retain(|file| {
+        let name = file.file_name().unwrap_or_default();
+        file.extension().is_some_and(|e| e == "jnl") || name == "watermark" || name == "FORMAT"
+    });
     files.sort();
     let file = &files[usize::from(data[0]) % files.len()];
     let length = std::fs::metadata(file).unwrap().len().min(64 * 1024);
