@@ -15,7 +15,7 @@ use crate::backend::PageLimit;
 use crate::delivery::Event;
 use crate::envelope::{AckOf, InboxRow, Place, Publish, RowContent, SendNumber};
 use crate::id::{ConversationId, DeviceAddress, Seq, UserId};
-use crate::limits::{GREETING_MS, HEARTBEAT_MS, IDLE_MS, WINDOW_BYTES, WINDOW_ROWS};
+use crate::limits::{GREETING_MS, HEARTBEAT_MS, IDLE_MS, PAGE_BYTES, WINDOW_BYTES, WINDOW_ROWS};
 use crate::mutant::{Mutant, Mutants};
 use crate::time::Instant;
 use crate::wire::{Ask, ClientFrame, Hello, Registration, ServerFrame, Welcome, close};
@@ -374,12 +374,18 @@ impl Session {
 
     fn events(&mut self, now: Instant, events: Vec<Event>, out: &mut Vec<Output>) {
         let mut rows = Vec::new();
+        let mut bytes = 0;
         for event in events {
             match event {
                 Event::Row(row) => {
                     if self.take_push(out) {
                         self.fly(now, &row, false);
+                        bytes += row.size();
                         rows.push(row);
+                        if bytes >= PAGE_BYTES {
+                            bytes = 0;
+                            out.push(Output::Send(ServerFrame::Deliver(std::mem::take(&mut rows), false)));
+                        }
                     }
                 }
                 Event::Own(stored, time_us) => {

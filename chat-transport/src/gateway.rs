@@ -180,19 +180,18 @@ impl Connection {
                 }
             } => Woken::Deadline,
             spread = async {
-                match drain.wait_for(|spread| *spread > 0).await {
-                    Ok(spread) => Some(*spread),
-                    Err(_) => None,
+                let told = drain.wait_for(|spread| *spread > 0).await.map(|spread| *spread);
+                match told {
+                    Ok(spread) => spread,
+                    // Nobody can drain this gateway any more; that is no reason to wake.
+                    Err(_) => std::future::pending().await,
                 }
-            }, if self.closing.is_none() => match spread {
-                Some(spread) => {
-                    // Once told, a session drains by itself.
-                    let (_, quiet) = watch::channel(0);
-                    self.gateway.drain = quiet;
-                    Woken::Drain(spread)
-                }
-                None => std::future::pending().await,
-            },
+            }, if self.closing.is_none() => {
+                // Once told, a session drains by itself.
+                let (_, quiet) = watch::channel(0);
+                self.gateway.drain = quiet;
+                Woken::Drain(spread)
+            }
         }
     }
 
@@ -254,6 +253,7 @@ impl Connection {
                         self.bound = Some(bound);
                         Input::Admitted(greeting.device, greeting.welcome)
                     }
+                    Err(error) if error.kind() == ErrorKind::Denied => Input::Rejected(close::UNAUTHORIZED),
                     Err(_) => Input::Rejected(close::DRAIN),
                 },
                 Err(code) => Input::Rejected(code),
@@ -281,7 +281,7 @@ impl Connection {
                 engine.typing(device?, conversation).await;
                 None
             }
-            Output::Query(users) => Some(Input::Presence(engine.presence(&users).await)),
+            Output::Query(users) => Some(Input::Presence(engine.presence(device?, &users).await)),
             Output::Beat(answer) => {
                 if let Some(bound) = &self.bound {
                     engine.beat(bound).await;

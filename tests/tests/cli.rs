@@ -287,3 +287,29 @@ fn two_servers_do_not_share_a_directory() {
         Command::new(chat_tests::binary("chat-server-ref")).arg("--config").arg(&config).output().unwrap();
     assert!(!bad.status.success() && text(&bad.stderr).contains("lisen"), "{}", text(&bad.stderr));
 }
+
+#[test]
+fn over_tls_the_certificate_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(vec!["localhost".to_string()]).unwrap();
+    let (cert_file, key_file, config) =
+        (dir.path().join("cert"), dir.path().join("key"), dir.path().join("toml"));
+    std::fs::write(&cert_file, cert.pem()).unwrap();
+    std::fs::write(&key_file, signing_key.serialize_pem()).unwrap();
+    std::fs::write(&config, format!("tls_cert = {cert_file:?}\ntls_key = {key_file:?}\n")).unwrap();
+    let server = Server::start_with(dir.path(), &["--config", config.to_str().unwrap()]);
+    let url = format!("wss://localhost:{}", server.port);
+    let alice = dir.path().join("alice");
+    let stranger = command(&alice, &url, &["register", "alice"]);
+    assert!(
+        !stranger.status.success() && text(&stranger.stderr).contains("secure"),
+        "{}",
+        text(&stranger.stderr)
+    );
+    let ca = cert_file.to_str().unwrap();
+    let out = command(&alice, &url, &["register", "alice", "--ca", ca]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let out = command(&alice, &url, &["--ca", ca, "send", "alice", "note"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+}

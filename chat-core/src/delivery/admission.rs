@@ -18,6 +18,10 @@ impl Engine {
         let mut recipients = Vec::with_capacity(publish.audience.len());
         let mut stale = Vec::new();
         let mut verdict = shape(sender, &publish).err();
+        let own = self.device_list(sender.user).await?;
+        if !own.iter().any(|list| list.list().addresses().any(|device| device == sender)) {
+            verdict = verdict.or(Some(Refusal::Denied));
+        }
         for audience in &publish.audience {
             let Some(list) = self.device_list(audience.user).await? else {
                 verdict = verdict.or(Some(Refusal::Denied));
@@ -79,9 +83,16 @@ impl Engine {
         if self.lists.len() > 100_000 {
             self.lists.clear();
         }
-        // A newer version that was put meanwhile must not be shadowed by the one read before it.
-        let known = self.lists.entry(user).or_insert_with(|| list.clone()).clone();
-        Ok(Some(if known.list().version >= list.list().version { known } else { list }))
+        Ok(Some(self.remember(list)))
+    }
+
+    /// Keeps the newest list of a user; one read or put late does not shadow it.
+    pub(super) fn remember(&self, list: Arc<SignedDeviceList>) -> Arc<SignedDeviceList> {
+        let mut known = self.lists.entry(list.list().user).or_insert_with(|| list.clone());
+        if known.list().version < list.list().version {
+            *known = list;
+        }
+        known.clone()
     }
 }
 

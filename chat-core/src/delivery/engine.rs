@@ -248,6 +248,13 @@ impl Engine {
     pub async fn bind(&self, device: DeviceAddress) -> Result<Bound> {
         let epoch = self.backends.registry.bind(device, self.settings.gateway).await?;
         let bound = self.hub.bind(crate::backend::Route { device, gateway: self.settings.gateway, epoch });
+        // Unlinked between its `Hello` and here? Read from the directory: from here on it would be told.
+        let list = self.backends.keys.list(device.user).await;
+        let listed = |list: &SignedDeviceList| list.list().addresses().any(|known| known == device);
+        if !matches!(&list, Ok(Some(list)) if listed(list)) {
+            self.unbind(&bound).await;
+            return Err(list.err().unwrap_or(Error::new(ErrorKind::Denied, "the device is not listed")));
+        }
         let _ = self.backends.presence.beat(device.user, device.installation, true, self.now_ms()).await;
         Ok(bound)
     }
@@ -540,15 +547,26 @@ impl Engine {
         if self.members.len() > 100_000 {
             self.members.clear();
         }
-        // The users of a direct conversation never change, and its first commit names both.
-        self.members.insert(conversation, members.clone());
+        // The users of a direct conversation never change once its first message named both.
+        if members.len() == 2 || conversation.kind() == Ok(ConversationKind::Own) {
+            self.members.insert(conversation, members.clone());
+        }
         Ok(Some(members))
     }
 
-    /// Which of these users are present.
-    pub async fn presence(&self, users: &[UserId]) -> Vec<(UserId, bool)> {
+    /// Which of these users are present, as far as this device may know: of a user it shares no conversation
+    /// with it hears the same as of one that does not exist.
+    pub async fn presence(&self, asker: DeviceAddress, users: &[UserId]) -> Vec<(UserId, bool)> {
         let present = self.backends.presence.query(users, self.now_ms()).await.unwrap_or_default();
-        users.iter().copied().zip(present).collect()
+        let mut answers = Vec::with_capacity(users.len());
+        for (user, present) in users.iter().copied().zip(present) {
+            let shared = ConversationId::direct(asker.user, user);
+            let members = if present { self.members_of(shared).await.ok().flatten() } else { None };
+            let known =
+                user == asker.user || members.is_some_and(|m| m.contains(&user) && m.contains(&asker.user));
+            answers.push((user, present && known));
+        }
+        answers
     }
 
     // ---- questions -----------------------------------------------------------------------------------
@@ -580,7 +598,8 @@ impl Engine {
             Ask::Upload(upload) => answer.prekeys = self.upload(device, &upload).await?,
             Ask::Claim(user, installations) => {
                 let list = self.device_list(user).await?;
-                for installation in installations {
+                let wanted: HashSet<InstallationId> = installations.into_iter().collect();
+                for installation in wanted {
                     let listed = list
                         .iter()
                         .flat_map(|l| l.list().addresses())
@@ -633,12 +652,16 @@ impl Engine {
             return Err(Error::new(ErrorKind::Denied, "the list is another user's"));
         }
         let before = self.device_list(device.user).await?;
-        self.backends.keys.put_list(list).await?;
-        let list = Arc::new(list.clone());
-        self.lists.insert(device.user, list.clone());
+        let put = self.backends.keys.put_list(list).await;
+        if put.is_err() {
+            // It may be stored all the same: what is cached may be old.
+            self.lists.remove(&device.user);
+        }
+        put?;
+        let list = self.remember(Arc::new(list.clone()));
         for old in before.iter().flat_map(|before| before.list().addresses()) {
             if !list.list().addresses().any(|d| d.installation == old.installation) {
-                self.hub.tell(old.installation, vec![Event::Closed(close::UNAUTHORIZED)]);
+                self.hub.close(old.installation, close::UNAUTHORIZED);
             }
         }
         let changed = ServerFrame::ListChanged(device.user, list.list().version);

@@ -109,6 +109,13 @@ impl Hub {
         true
     }
 
+    /// Ends a device's session. Dropping its queue ends it even if the word does not fit.
+    pub fn close(&self, device: InstallationId, code: u16) {
+        if let Some((_, gone)) = self.connections.remove(&device) {
+            let _ = gone.queue.try_send(vec![Event::Closed(code)]);
+        }
+    }
+
     /// How many sessions there are.
     pub fn len(&self) -> usize {
         self.connections.len()

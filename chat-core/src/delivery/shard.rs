@@ -3,7 +3,7 @@
 
 use crate::backend::{Command, Commit, ConversationState, Member, Operation, Record, SenderState};
 use crate::envelope::{EmptyReason, InboxRow, Message, Publish, Refusal, RowContent, SendNumber};
-use crate::id::{ConversationKind, InstallationId, MessageId, Seq};
+use crate::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq};
 use crate::mutant::{Mutant, Mutants};
 
 use std::sync::Arc;
@@ -60,6 +60,11 @@ pub fn decide(state: &ConversationState, record: &Record, found: Option<Seq>, mu
         note_sender(&mut next, record, number);
         return Decision::Repeat(seq, Some(commit(record, next)));
     }
+    if matches!(command.operation, Operation::Void(_))
+        && !may_void(state, command.sender, number.conversation)
+    {
+        return Decision::Refuse(Refusal::Denied);
+    }
     if let Some(verdict) = &command.verdict {
         return Decision::Refuse(verdict.clone());
     }
@@ -73,6 +78,22 @@ pub fn decide(state: &ConversationState, record: &Record, found: Option<Seq>, mu
         return Decision::Refuse(Refusal::Mismatch(stale));
     }
     accept(state, record, command, number)
+}
+
+/// Whether a sender may use a number up: where it takes part, or where nobody does yet.
+fn may_void(state: &ConversationState, sender: DeviceAddress, id: ConversationId) -> bool {
+    let mut installations = state.members.iter().flat_map(|m| &m.installations);
+    match id.kind() {
+        Ok(ConversationKind::Own) => id == ConversationId::own(sender.user),
+        Ok(ConversationKind::Direct) => {
+            state.members.is_empty() || state.members.iter().any(|m| m.user == sender.user)
+        }
+        Ok(ConversationKind::Mailbox) => {
+            state.members.is_empty()
+                || installations.any(|i| id == ConversationId::mailbox(sender.installation, *i))
+        }
+        _ => false,
+    }
 }
 
 fn note_sender(state: &mut ConversationState, record: &Record, number: SendNumber) {
@@ -113,6 +134,7 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
         .filter(|i| !state.members.iter().any(|m| m.installations.contains(i)))
         .copied()
         .collect();
+    let void = matches!(command.operation, Operation::Void(_));
     for recipient in &command.recipients {
         let member = Member {
             user: recipient.user,
@@ -121,6 +143,8 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
         };
         match next.members.iter_mut().find(|m| m.user == member.user) {
             Some(known) => *known = member,
+            // A void brings nobody in: whoever could use a number up could read the conversation else.
+            None if void => {}
             None => next.members.push(member),
         }
     }
@@ -153,6 +177,12 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
                 made.inbox.push((*installation, row(joined, content)));
             }
         }
+    }
+    let sender = command.sender.installation;
+    if !mailbox && !made.inbox.iter().any(|(installation, _)| *installation == sender) {
+        // A void before anybody takes part: the sender's own cursor still gets its row.
+        let first = !state.senders.contains_key(&sender);
+        made.inbox.push((sender, row(first, own)));
     }
     made.history.push(row(false, content));
     made.ids.push((command.sender.installation, number.message_id, seq));
@@ -333,6 +363,34 @@ mod tests {
         );
         let stored = with(publish(1, 1, 0, 0, 1));
         assert_eq!(decide(&state, &stored, Some(1), Mutants::NONE), Decision::Repeat(1, None));
+    }
+
+    fn void(sender: DeviceAddress, client_seq: u64) -> Record {
+        let number = SendNumber {
+            conversation: ConversationId::direct(ALICE, BOB),
+            message_id: id(99),
+            client_seq,
+            prev: MessageId::NIL,
+            incarnation: 0,
+            generation: 1,
+        };
+        let own = Recipient { user: sender.user, list_version: 1, installations: vec![sender.installation] };
+        let command =
+            Command { sender, operation: Operation::Void(number), recipients: vec![own], verdict: None };
+        let position = LogPosition { generation: 0, offset: 99 };
+        Record { position, appended_us: 1000, command: Arc::new(command) }
+    }
+
+    #[test]
+    fn a_void_brings_nobody_into_a_conversation() {
+        let mallory = device(UserId::from_bytes([3; 16]), 3);
+        let state = after(&[publish(1, 1, 0, 0, 1)]);
+        assert_eq!(refusal(decide(&state, &void(mallory, 1), None, Mutants::NONE)), Refusal::Denied);
+        let empty = ConversationState::default();
+        let Decision::Store(1, commit) = decide(&empty, &void(mallory, 1), None, Mutants::NONE) else {
+            panic!()
+        };
+        assert!(commit.state.members.is_empty(), "a number was used up, nobody joined");
     }
 
     #[cfg(feature = "sim")]

@@ -11,7 +11,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{
     ConversationId, DeviceId, Handle, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
 };
-use crate::limits::{MAX_BODY, MAX_BOX, MAX_BOXES, MAX_FRAME, MAX_WATCHED, PAGE_ROWS, UPLOAD_PREKEYS};
+use crate::limits::{
+    MAX_BODY, MAX_BOX, MAX_BOXES, MAX_DEVICES, MAX_FRAME, MAX_WATCHED, PAGE_ROWS, UPLOAD_PREKEYS,
+};
 use crate::signing::HelloClaims;
 
 /// Opens a session.
@@ -177,6 +179,7 @@ impl ClientFrame {
             )?),
             Frame::Ack(ack) => {
                 at_most(ack.acks.len(), 4096, "too many acks in a frame")?;
+                check_generation(ack.generation)?;
                 let acks = ack.acks.iter().map(|a| ack_from_proto(&a.conversation, a.seq));
                 Self::Ack {
                     acks: acks.collect::<Result<_>>()?,
@@ -250,7 +253,13 @@ fn ack_from_proto(conversation: &[u8], seq: Seq) -> Result<AckOf> {
     Ok(AckOf { conversation: ConversationId::parse(conversation)?, seq })
 }
 
+/// A generation that leaves room to rise, in stores that count in signed numbers, too.
+fn check_generation(generation: u64) -> Result<()> {
+    if generation > u64::MAX / 2 { Err(invalid("a generation is below 2^63")) } else { Ok(()) }
+}
+
 fn hello_from_proto(raw: proto::Hello, nonce: &Bytes) -> Result<Hello> {
+    check_generation(raw.generation)?;
     at_most(raw.token.len(), 3000, "the token is too large")?;
     at_most(raw.authority.len(), 300, "the authority is too large")?;
     let store_epoch =
@@ -331,6 +340,7 @@ fn number_from_proto(
     if client_seq == 0 || client_seq > u64::MAX / 2 {
         return Err(invalid("a client_seq is 1 or more"));
     }
+    check_generation(generation)?;
     let conversation = ConversationId::parse(conversation)?;
     conversation.kind()?;
     let message_id = MessageId::parse(message_id)?;
@@ -424,7 +434,7 @@ fn ask_from_proto(raw: proto::request::Ask) -> Result<Ask> {
         Raw::PutList(list) => Ask::PutList(list_from_proto(list)?),
         Raw::Upload(upload) => Ask::Upload(upload_from_proto(upload)?),
         Raw::Claim(claim) => {
-            at_most(claim.installations.len(), 64, "too many installations in one request")?;
+            at_most(claim.installations.len(), MAX_DEVICES, "too many installations in one request")?;
             let installations = claim.installations.iter().map(|i| InstallationId::parse(i));
             Ask::Claim(UserId::parse(&claim.user)?, installations.collect::<Result<_>>()?)
         }

@@ -317,14 +317,15 @@ impl Work {
         generation: u64,
         acks: &[AckOf],
     ) -> Result<()> {
-        let mut cells = Vec::with_capacity(acks.len());
         for ack in acks {
             match self.cell(effects, device, ack.conversation)? {
-                Some(cell) if ack.seq <= cell.tail => cells.push(cell),
+                Some(cell) if ack.seq <= cell.tail => {}
                 _ => return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail")),
             }
         }
-        for (ack, mut cell) in acks.iter().zip(cells) {
+        for ack in acks {
+            // Read again: an earlier ack of this batch may have moved it.
+            let Some(mut cell) = self.cell(effects, device, ack.conversation)? else { continue };
             for seq in cell.acked + 1..=ack.seq {
                 self.remove_row(batch, effects, device, ack.conversation, seq)?;
             }
