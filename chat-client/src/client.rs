@@ -44,6 +44,7 @@ mod parking {
 #[derive(Clone, Debug)]
 pub struct Client {
     commands: mpsc::Sender<Command>,
+    sends: mpsc::Sender<Command>,
     last: watch::Receiver<u64>,
     passing: broadcast::Sender<Event>,
     owner: Arc<Shared>,
@@ -118,7 +119,8 @@ impl Client {
     /// `reference` may be used again.
     pub async fn send(&self, to: To, text: &str, reference: Option<&str>) -> Result<Queued> {
         let (text, reference) = (text.to_owned(), reference.map(str::to_owned));
-        self.ask(|reply| Command::Send { to, text, reference, reply }).await
+        let answer = self.send_later(to, text, reference).await?;
+        answer.await.map_err(|_| self.failure())?
     }
 
     /// As [`send`](Self::send), but gives the future of the answer as soon as the owner took the message:
@@ -134,7 +136,7 @@ impl Client {
     ) -> Result<oneshot::Receiver<Result<Queued>>> {
         let (reply, answer) = oneshot::channel();
         let command = Command::Send { to, text, reference, reply };
-        self.commands.send(command).await.map_err(|_| self.failure())?;
+        self.sends.send(command).await.map_err(|_| self.failure())?;
         Ok(answer)
     }
 
@@ -299,6 +301,7 @@ impl Builder {
     /// failures of the local store.
     pub async fn open(self) -> Result<Client> {
         let (commands, queue) = mpsc::channel(COMMANDS);
+        let (sends, send_queue) = mpsc::channel(COMMANDS);
         let (last_sender, last) = watch::channel(0);
         let (passing, _) = broadcast::channel(PASSING);
         let (opened, opening) = oneshot::channel();
@@ -309,7 +312,8 @@ impl Builder {
             let run = async {
                 let made = LocalStore::open(&profile).and_then(|store| {
                     let about = Profile::load(&store)?;
-                    let driver = Driver::new(store, suite, dialer, token, queue, last_sender, events)?;
+                    let driver =
+                        Driver::new(store, suite, dialer, token, queue, send_queue, last_sender, events)?;
                     Ok((driver, about))
                 });
                 match made {
@@ -340,6 +344,7 @@ impl Builder {
         let about = opening.await.map_err(|_| gone())??;
         Ok(Client {
             commands,
+            sends,
             last,
             passing,
             owner,

@@ -61,7 +61,7 @@ enum Waiting {
     Resolve(Reply<UserId>),
     List(Reply<SignedDeviceList>),
     Offer(Code, Reply<u8>),
-    Approved(SignedDeviceList, Box<(Offer, Code, Joined)>, Reply<u8>),
+    Approved(SignedDeviceList, Box<(Bytes, Code, Joined)>, Reply<u8>),
     Linked(u8, Reply<u8>),
     Unlinked(SignedDeviceList, Reply<()>),
 }
@@ -79,6 +79,8 @@ pub(crate) struct Driver {
     dialing: Option<Dialing>,
     out: Vec<Bytes>,
     commands: mpsc::Receiver<Command>,
+    /// Messages to send: a queue of their own, not read while the outbox is full.
+    sends: mpsc::Receiver<Command>,
     /// The number of the last durable event.
     last: watch::Sender<u64>,
     passing: broadcast::Sender<Event>,
@@ -103,6 +105,7 @@ impl Driver {
         dialer: Dialer,
         token: Option<String>,
         commands: mpsc::Receiver<Command>,
+        sends: mpsc::Receiver<Command>,
         last: watch::Sender<u64>,
         passing: broadcast::Sender<Event>,
     ) -> Result<Self> {
@@ -128,6 +131,7 @@ impl Driver {
             dialing: None,
             out: Vec::new(),
             commands,
+            sends,
             last,
             passing,
             started: tokio::time::Instant::now(),
@@ -152,9 +156,11 @@ impl Driver {
                 Woken::Command(Some(command)) => {
                     self.command(command)?;
                     for _ in 1..BATCH {
-                        match self.commands.try_recv() {
-                            Ok(Command::Stop) => return self.stop().await,
-                            Ok(command) => self.command(command)?,
+                        if self.replica.outbox_len() >= OUTBOX {
+                            break;
+                        }
+                        match self.sends.try_recv() {
+                            Ok(send) => self.command(send)?,
                             Err(_) => break,
                         }
                     }
@@ -229,7 +235,8 @@ impl Driver {
                     None => std::future::pending().await,
                 }
             } => Woken::Deadline,
-            command = self.commands.recv(), if room => Woken::Command(command),
+            command = self.commands.recv() => Woken::Command(command),
+            Some(send) = self.sends.recv(), if room => Woken::Command(Some(send)),
         }
     }
 
@@ -603,11 +610,17 @@ impl Driver {
                 let _ = reply.send(list);
             }
             (Waiting::Offer(code, reply), answer) => {
-                let begun = answer.and_then(|answer| self.approve(&code, &answer.offer));
+                // The answer is sealed before the list is changed: a device that cannot be answered is not listed.
+                let begun = answer.and_then(|answer| self.approve(&code, &answer.offer)).and_then(
+                    |(list, joined)| {
+                        let sealed = joined.0.answer(&joined.1, random()?)?;
+                        Ok((list, sealed, joined.1))
+                    },
+                );
                 match begun {
-                    Ok((list, joined)) => {
+                    Ok((list, sealed, joined)) => {
                         let ask = Ask::PutList(list.clone());
-                        let waiting = Waiting::Approved(list, Box::new((joined.0, code, joined.1)), reply);
+                        let waiting = Waiting::Approved(list, Box::new((sealed, code, joined)), reply);
                         self.ask(ask, waiting)?;
                     }
                     Err(error) => {
@@ -617,8 +630,7 @@ impl Driver {
             }
             (Waiting::Approved(list, parts, reply), Ok(_)) => {
                 self.step(Input::OwnList(list))?;
-                let (offer, code, joined) = *parts;
-                let sealed = offer.answer(&joined, random()?)?;
+                let (sealed, code, joined) = *parts;
                 let ask = Ask::LinkAnswer(Bytes::copy_from_slice(&code.rendezvous), sealed);
                 self.ask(ask, Waiting::Linked(joined.device.get(), reply))?;
             }

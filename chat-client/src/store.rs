@@ -40,7 +40,7 @@ CREATE TABLE messages (
 CREATE UNIQUE INDEX messages_by_id ON messages (sender, message_id);
 CREATE TABLE outbox (
   n INTEGER PRIMARY KEY AUTOINCREMENT, message_id BLOB NOT NULL UNIQUE, handle TEXT, user BLOB, content BLOB NOT NULL,
-  sent_at INTEGER NOT NULL, publish BLOB, void INTEGER NOT NULL DEFAULT 0);
+  sent_at INTEGER NOT NULL, publish BLOB, void INTEGER NOT NULL DEFAULT 0, attempted INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE refs (ref TEXT PRIMARY KEY, message_id BLOB NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX refs_by_id ON refs (message_id);
 CREATE TABLE lists (user BLOB PRIMARY KEY, list BLOB NOT NULL) WITHOUT ROWID;
@@ -231,7 +231,7 @@ impl LocalStore {
             },
         )?;
         saved.outbox = self.rows(
-            "SELECT message_id, handle, user, content, sent_at, publish, void FROM outbox ORDER BY n",
+            "SELECT message_id, handle, user, content, sent_at, publish, void, attempted FROM outbox ORDER BY n",
             |row| {
                 let handle: Option<String> = row.get(1).map_err(failed)?;
                 let to = match handle {
@@ -248,6 +248,7 @@ impl LocalStore {
                     },
                     publish: publish.map(read_publish).transpose()?,
                     void: number(row, 6)? != 0,
+                    attempted: number(row, 7)? != 0,
                 })
             },
         )?;
@@ -621,9 +622,13 @@ impl LocalStore {
     fn new_epoch(&mut self, epoch: StoreEpoch) -> Result<()> {
         self.set_meta("epoch", epoch.as_bytes())?;
         // Places of the old data set mean nothing in the new one; what was said stays, under places below 0.
-        self.run("UPDATE messages SET seq = -seq - 1000000000 * (SELECT count(*) FROM meta WHERE key = 'epoch') WHERE seq > 0", [])?;
+        self.run(
+            "UPDATE messages SET seq = (SELECT min(0, coalesce(min(seq), 0)) FROM messages) - seq WHERE seq > 0",
+            [],
+        )?;
+        self.run("DELETE FROM meta WHERE key LIKE 'read:%'", [])?;
         self.run("DELETE FROM outbox WHERE void = 1", [])?;
-        self.run("UPDATE outbox SET publish = NULL", [])?;
+        self.run("UPDATE outbox SET attempted = 1, publish = NULL WHERE publish IS NOT NULL", [])?;
         self.run(
             "UPDATE conversations SET cursor = 0, client_seq = 0, prev = zeroblob(16), last_own = 0, delivered = 0, read = 0",
             [],
@@ -635,7 +640,7 @@ impl LocalStore {
         self.set_meta("incarnation", &u64::from(incarnation).to_be_bytes())?;
         self.run("DELETE FROM meta WHERE key = 'nonce'", [])?;
         self.run("DELETE FROM outbox WHERE void = 1", [])?;
-        self.run("UPDATE outbox SET publish = NULL", [])?;
+        self.run("UPDATE outbox SET attempted = 1, publish = NULL WHERE publish IS NOT NULL", [])?;
         self.run("UPDATE conversations SET client_seq = 0, prev = zeroblob(16)", []).map(drop)
     }
 

@@ -21,6 +21,7 @@ use crate::wire::{Bundle, PrekeyUpload};
 /// - [`claim`](Self::claim) gives each one-time prekey to exactly one caller (`a_prekey_is_claimed_once`),
 ///   and a bundle without one when none is left (`a_bundle_without_one_time_prekey`).
 /// - Incarnations only rise; the same nonce gets the same answer (`incarnations_rise`).
+/// - A new incarnation has no prekeys until it uploads some (`a_new_incarnation_has_no_prekeys`).
 #[async_trait]
 pub trait KeyDirectory: fmt::Debug + Send + Sync + 'static {
     /// Opens an account: maps the handle to the list's user and stores version 1 of the list.

@@ -27,6 +27,7 @@ pub fn key_directory() -> Vec<Case<dyn KeyDirectory>> {
         a_prekey_is_claimed_once,
         a_bundle_without_one_time_prekey,
         incarnations_rise,
+        a_new_incarnation_has_no_prekeys,
         an_unknown_user_is_empty,
     ]
 }
@@ -163,6 +164,16 @@ async fn incarnations_rise(keys: Keys) -> Outcome {
     let day = 24 * 3600 * 1000;
     equal(keys.reincarnate(DEVICE, wish(4, false, 2000 + day)).await.map_err(failed)?, 3, "a day later")?;
     equal(keys.device(DEVICE).await.map_err(failed)?.incarnation, 3, "what is kept")
+}
+
+async fn a_new_incarnation_has_no_prekeys(keys: Keys) -> Outcome {
+    keys.upload(DEVICE, &upload(1..=5, false)).await.map_err(failed)?;
+    let wish = Reincarnation { nonce: [1; 16], asked: false, now_ms: 0 };
+    keys.reincarnate(DEVICE, wish).await.map_err(failed)?;
+    equal(keys.claim(DEVICE).await.map_err(failed)?, None, "a bundle of the life before")?;
+    equal(keys.upload(DEVICE, &upload(100..=104, true)).await.map_err(failed)?, 5, "prekeys of the new one")?;
+    keys.reincarnate(DEVICE, wish).await.map_err(failed)?;
+    equal(keys.device(DEVICE).await.map_err(failed)?.prekeys, 5, "after the same wish again")
 }
 
 async fn an_unknown_user_is_empty(keys: Keys) -> Outcome {

@@ -136,6 +136,7 @@ impl KeyDirectory for MemoryKeys {
             wish.decide(last).ok_or_else(|| Error::new(ErrorKind::Throttled, "one new incarnation a day"))?;
         if last.is_none_or(|last| last.0 != next) {
             inner.incarnations.insert(device, (next, wish.nonce, wish.now_ms));
+            inner.prekeys.remove(&device);
         }
         Ok(next)
     }

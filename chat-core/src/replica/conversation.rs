@@ -22,6 +22,8 @@ pub(super) struct Conversation {
     pub wait: Wait,
     pub went_back: Option<(ClientSeq, Instant)>,
     pub doubted: Option<Instant>,
+    /// Claims of bundles since the last message was sealed.
+    pub claims: u32,
     pub last_own: Seq,
     pub delivered: Seq,
     pub read: Seq,
@@ -67,7 +69,7 @@ impl Entry {
             number,
             publish: saved.publish,
             void: saved.void,
-            attempted: number.is_some(),
+            attempted: saved.attempted || number.is_some(),
             ..Self::from_draft(saved.draft)
         }
     }

@@ -335,4 +335,6 @@ pub struct SavedEntry {
     pub publish: Option<Publish>,
     /// It was refused for good and only its number is to be used up.
     pub void: bool,
+    /// Its id may have been sent before, in an earlier incarnation.
+    pub attempted: bool,
 }

@@ -15,6 +15,8 @@ const BACKOFF_BASE_MS: u64 = 100;
 const BACKOFF_CAP_MS: u64 = 30_000;
 /// A connection this old counts as a success.
 const SETTLED_MS: u64 = 5_000;
+/// Rows that may wait for a device list.
+const MAX_ROWS: usize = 2048;
 /// Conversations whose watermarks are exchanged after a reconnect.
 const WATERMARKS: usize = 64;
 
@@ -121,6 +123,7 @@ impl Replica {
                 for conversation in self.conversations.values_mut() {
                     conversation.begin_anew();
                     (conversation.cursor, conversation.last_own, conversation.delivered) = (0, 0, 0);
+                    conversation.read = 0;
                 }
             }
             Some(_) => {}
@@ -140,6 +143,10 @@ impl Replica {
     fn online_frame(&mut self, now: Instant, frame: ServerFrame, out: &mut Vec<Output>) {
         match frame {
             ServerFrame::Deliver(rows, caught_up) => {
+                if self.rows.len() + rows.len() > MAX_ROWS {
+                    // More than the protocol allows on the way: what is dropped comes again.
+                    return self.hangup(now, 1000, out);
+                }
                 self.rows.extend(rows);
                 if caught_up && !self.caught_up {
                     self.caught_up = true;
@@ -199,9 +206,13 @@ impl Replica {
                 let handles = answer.handles.into_iter().chain(std::iter::repeat(None));
                 for (list, handle) in answer.lists.into_iter().zip(handles) {
                     let user = list.list().user;
+                    // Only what was asked for, and a name once known stays whose it is.
+                    if !users.contains(&user) {
+                        continue;
+                    }
                     self.take_list(list);
                     if let Some(handle) = handle
-                        && self.handles.get(&handle) != Some(&user)
+                        && !self.handles.contains_key(&handle)
                     {
                         self.resolved(handle, user);
                     }
@@ -215,9 +226,10 @@ impl Replica {
                 if let Some(conversation) = self.conversations.get_mut(&conversation)
                     && conversation.wait == Wait::Bundles
                 {
-                    conversation.wait = if answer.bundles.is_empty() {
-                        // A device that never uploaded prekeys: it may do so any moment.
-                        Wait::Until(now.after(1000))
+                    conversation.wait = if answer.bundles.is_empty() || conversation.claims > 1 {
+                        // A device that never uploaded prekeys, or whose bundle is refused: it may upload
+                        // others any moment, but each claim costs it one.
+                        Wait::Until(now.after(1000 << conversation.claims.min(6)))
                     } else {
                         Wait::Nothing
                     };
@@ -257,6 +269,9 @@ impl Replica {
                 self.unknown_user(&handle);
             }
             (Purpose::Reincarnate, Refusal::Throttled(_)) => self.stop_superseded(out),
+            (Purpose::Cells | Purpose::Reincarnate, refusal) if refusal.is_final() => {
+                self.hangup(now, 5000, out)
+            }
             (purpose, Refusal::Retry(_) | Refusal::Throttled(_)) => {
                 // Comes round again with the retry timer.
                 self.last_request += 1;
@@ -295,7 +310,7 @@ impl Replica {
             }
             Some(_) if user == self.device.user => return,
             Some(_) => {
-                self.refuse_unsealed(user, "identity_changed");
+                self.refuse_unstored(user, "identity_changed");
                 ListChange::IdentityChanged
             }
         };

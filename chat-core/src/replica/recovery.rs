@@ -54,6 +54,10 @@ impl Replica {
     }
 
     pub(super) fn reincarnated(&mut self, incarnation: Incarnation, out: &mut Vec<Output>) {
+        if incarnation <= self.incarnation || incarnation > self.incarnation.saturating_add(1024) {
+            // Not what an honest server says.
+            return self.stop_superseded(out);
+        }
         self.recovery = Recovery::No;
         self.nonce = None;
         self.incarnation = incarnation;

@@ -48,20 +48,14 @@ impl Replica {
         }
     }
 
-    /// Refuses what was written for a user and not yet encrypted.
-    pub(super) fn refuse_unsealed(&mut self, user: UserId, why: &'static str) {
+    /// Refuses what was written for a user and is not stored: it would have to be encrypted for whoever the
+    /// server now says this user is.
+    pub(super) fn refuse_unstored(&mut self, user: UserId, why: &'static str) {
         let id = ConversationId::direct(self.device.user, user);
-        let Some(conversation) = self.conversations.get_mut(&id) else {
-            return;
-        };
-        let changes = &mut self.changes;
-        conversation.queue.retain(|entry| {
-            let keep = entry.number.is_some();
-            if !keep {
-                changes.push(Change::Refused(entry.draft.id, why));
-            }
-            keep
-        });
+        let count = self.conversations.get(&id).map_or(0, |c| c.queue.len());
+        for index in (0..count).rev() {
+            self.refuse_for_good(id, index, why);
+        }
     }
 
     const fn may_send(&self) -> bool {
@@ -163,6 +157,7 @@ impl Replica {
         };
         match sealed {
             Ok(mut publish) => {
+                conversation.claims = 0;
                 let entry = &mut conversation.queue[index];
                 publish.first = !entry.attempted;
                 entry.number = Some(publish.number);
@@ -176,6 +171,7 @@ impl Replica {
             }
             Err(SealFailure::NeedBundles(user, installations)) => {
                 conversation.wait = Wait::Bundles;
+                conversation.claims += 1;
                 self.ask(now, Ask::Claim(user, installations), Purpose::Claim(id, user), out);
             }
             Err(SealFailure::Never(why)) => self.refuse_for_good(id, index, why),

@@ -312,7 +312,9 @@ impl LocalStore {
 
     fn apply(&mut self, change: Change) {
         match change {
-            Change::Queued(draft) => self.saved.outbox.push(SavedEntry { draft, publish: None, void: false }),
+            Change::Queued(draft) => {
+                self.saved.outbox.push(SavedEntry { draft, publish: None, void: false, attempted: false })
+            }
             Change::Sealed(publish) => {
                 let conversation = self.conversation(publish.number.conversation);
                 if publish.number.client_seq > conversation.client_seq {
@@ -374,7 +376,9 @@ impl LocalStore {
                     (conversation.client_seq, conversation.prev) = (0, MessageId::NIL);
                 }
                 self.saved.outbox.retain(|entry| !entry.void);
-                self.saved.outbox.iter_mut().for_each(|entry| entry.publish = None);
+                for entry in &mut self.saved.outbox {
+                    entry.attempted |= entry.publish.take().is_some();
+                }
             }
             Change::Prekeys | Change::Sessions => {}
         }

@@ -189,6 +189,10 @@ impl KeyDirectory for EmbeddedStore {
             let value = [&next.to_be_bytes()[..], &wish.nonce, &wish.now_ms.to_be_bytes()].concat();
             let mut batch = self.tables.synced();
             batch.insert(&self.tables.incarnations, &device.as_bytes()[..], value);
+            batch.remove(&self.tables.bundles, &device.as_bytes()[..]);
+            for guard in self.tables.prekeys.prefix(device.as_bytes()) {
+                batch.remove(&self.tables.prekeys, guard.key().map_err(failed)?);
+            }
             batch.commit().map_err(failed)?;
         }
         Ok(next)
