@@ -12,7 +12,7 @@ use chat_transport::dial::Dialer;
 use parking::Shared;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use crate::driver::{Command, Driver};
+use crate::driver::{Channels, Command, Driver};
 use crate::event::{Event, Numbered};
 use crate::linking::Code;
 use crate::profile::Profile;
@@ -306,14 +306,15 @@ impl Builder {
         let (passing, _) = broadcast::channel(PASSING);
         let (opened, opening) = oneshot::channel();
         let owner = Arc::new(Shared::default());
-        let (events, shared) = (passing.clone(), owner.clone());
+        let channels =
+            Channels { commands: queue, sends: send_queue, last: last_sender, passing: passing.clone() };
+        let shared = owner.clone();
         let Self { profile, suite, dialer, token } = self;
         let thread = std::thread::Builder::new().name("chat-client".into()).spawn(move || {
             let run = async {
                 let made = LocalStore::open(&profile).and_then(|store| {
                     let about = Profile::load(&store)?;
-                    let driver =
-                        Driver::new(store, suite, dialer, token, queue, send_queue, last_sender, events)?;
+                    let driver = Driver::new(store, suite, dialer, token, channels)?;
                     Ok((driver, about))
                 });
                 match made {

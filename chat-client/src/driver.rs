@@ -91,6 +91,14 @@ pub(crate) struct Driver {
     queued: Vec<(MessageId, Reply<Queued>)>,
 }
 
+/// The owner's ends of what it shares with its handles.
+pub(crate) struct Channels {
+    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) sends: mpsc::Receiver<Command>,
+    pub(crate) last: watch::Sender<u64>,
+    pub(crate) passing: broadcast::Sender<Event>,
+}
+
 enum Woken {
     Command(Option<Command>),
     Frame(Result<Option<Bytes>>),
@@ -104,11 +112,9 @@ impl Driver {
         suite: Box<dyn Suite>,
         dialer: Dialer,
         token: Option<String>,
-        commands: mpsc::Receiver<Command>,
-        sends: mpsc::Receiver<Command>,
-        last: watch::Sender<u64>,
-        passing: broadcast::Sender<Event>,
+        channels: Channels,
     ) -> Result<Self> {
+        let Channels { commands, sends, last, passing } = channels;
         let profile = Profile::load(&store)?;
         if let Some(token) = &token {
             store.set_meta("token", token.as_bytes())?;
