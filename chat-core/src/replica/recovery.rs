@@ -74,3 +74,55 @@ impl Replica {
         out.push(Output::MakePrekeys(true));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{DeviceAddress, DeviceId, InstallationId, StoreEpoch, UserId};
+    use crate::mutant::Mutants;
+    use crate::replica::{Input, Saved};
+    use crate::wire::{Challenge, ServerFrame, Welcome};
+
+    /// The first commit of a device whose server says that its store was rolled back.
+    fn first_commit(mutants: Mutants) -> Vec<Change> {
+        let device = DeviceAddress {
+            user: UserId::from_bytes([1; 16]),
+            device: DeviceId::PRIMARY,
+            installation: InstallationId::from_bytes([1; 16]),
+        };
+        let now = Instant::from_millis(0);
+        let mut replica = Replica::new(now, Saved::new(device), 1, mutants);
+        let challenge = Challenge { nonce: bytes::Bytes::new(), min_version: 1, max_version: 1 };
+        let welcome = Welcome {
+            store_epoch: StoreEpoch::from_bytes([1; 16]),
+            server_time: 0,
+            rollback: true,
+            incarnation: 0,
+            prekeys: 100,
+            list_version: 1,
+        };
+        let mut out = Vec::new();
+        for input in [
+            Input::Flush,
+            Input::Connected,
+            Input::Frame(ServerFrame::Challenge(challenge)),
+            Input::Frame(ServerFrame::Welcome(welcome)),
+            Input::Flush,
+        ] {
+            replica.step(now, input, &mut out);
+        }
+        let commit = out.into_iter().find_map(|output| match output {
+            Output::Commit(changes, _) => Some(changes.list),
+            _ => None,
+        });
+        commit.unwrap_or_default()
+    }
+
+    #[test]
+    fn that_a_recovery_began_is_durable_before_anything_it_does() {
+        let remembered = |changes: &[Change]| changes.iter().any(|change| matches!(change, Change::Nonce(_)));
+        assert!(remembered(&first_commit(Mutants::NONE)));
+        #[cfg(feature = "sim")]
+        assert!(!remembered(&first_commit(Mutants::only(Mutant::RollbackForgotten))), "the test can fail");
+    }
+}
