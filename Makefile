@@ -1,8 +1,7 @@
 # The two commands are `make run` and `make test`.
-PROFILE ?= sim
 CARGO ?= cargo
 
-.PHONY: run chat test test-fast bench generate setup lint unit simulate e2e fuzz wasm outsider
+.PHONY: run chat test bench generate setup
 
 run: ## Build and start the server; it says what to type next.
 	@$(CARGO) build --release --locked -p chat-server-ref

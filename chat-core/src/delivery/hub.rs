@@ -125,11 +125,4 @@ impl Hub {
     pub fn is_empty(&self) -> bool {
         self.connections.is_empty()
     }
-
-    /// Tells every session the same.
-    pub fn tell_all(&self, event: &Event) {
-        for connection in &self.connections {
-            let _ = connection.queue.try_send(vec![event.clone()]);
-        }
-    }
 }

@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 
-use crate::backend::{GatewayId, Route};
+use crate::backend::Route;
 use crate::delivery::Event;
 use crate::envelope::{InboxRow, RowContent};
 use crate::id::{DeviceAddress, InstallationId};
@@ -13,13 +13,6 @@ pub struct Plan {
     pub tell: Vec<(Route, Vec<Event>)>,
     /// Devices with a new message and no connection.
     pub wake: Vec<DeviceAddress>,
-}
-
-impl Plan {
-    /// Splits what is for this gateway from what is for others.
-    pub fn local(&self, gateway: GatewayId) -> impl Iterator<Item = &(Route, Vec<Event>)> {
-        self.tell.iter().filter(move |(route, _)| route.gateway == gateway)
-    }
 }
 
 /// Plans the delivery of a batch: a pure function of the rows that were committed, whose they are, and the
@@ -58,6 +51,7 @@ pub fn plan(events: Vec<(DeviceAddress, Event)>, routes: &[Route]) -> Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::GatewayId;
     use crate::envelope::EmptyReason;
     use crate::id::{ConversationId, DeviceId, UserId};
 

@@ -25,7 +25,6 @@ mod writer;
 pub use audit::Audit;
 
 use std::path::Path;
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use chat_core::backend::{
@@ -263,13 +262,5 @@ impl MessageStore for EmbeddedStore {
 impl Drop for EmbeddedStore {
     fn drop(&mut self) {
         self.writer.stop();
-    }
-}
-
-/// Shares a store between the two traits it implements.
-impl EmbeddedStore {
-    /// Both traits of one store.
-    pub fn backends(self: Arc<Self>) -> (Arc<dyn MessageStore>, Arc<dyn chat_core::backend::KeyDirectory>) {
-        (self.clone(), self)
     }
 }
