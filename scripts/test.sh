@@ -53,13 +53,24 @@ outsider() {
     CARGO_TARGET_DIR=$PWD/target cargo test --locked --manifest-path tests/outsider/Cargo.toml
 }
 
+# One build; `--release` because the profile in fuzz/Cargo.toml says which assertions are on.
 fuzz() {
     export CARGO_TARGET_DIR=$PWD/target/fuzz
-    cargo +nightly fuzz build --fuzz-dir fuzz
+    cargo +nightly fuzz build --release --fuzz-dir fuzz
+    local target log
+    log=$(mktemp)
     for target in frame session recovery; do
-        cargo +nightly fuzz run --fuzz-dir fuzz "$target" -- \
-            -max_total_time="${FUZZ_SECONDS:-60}" -rss_limit_mb=2048 -print_final_stats=1 2>&1 | tail -n 8
+        echo "--- $target"
+        if ! cargo +nightly fuzz run --release --fuzz-dir fuzz "$target" -- \
+            -max_total_time="${FUZZ_SECONDS:-60}" -rss_limit_mb=2048 -malloc_limit_mb=8192 \
+            -print_final_stats=1 >"$log" 2>&1; then
+            grep -a -A 3 "panicked\|ERROR:" "$log" || true
+            tail -n 40 "$log"
+            return 1
+        fi
+        grep -a "^Done\|peak_rss" "$log"
     done
+    rm "$log"
 }
 
 step setup scripts/setup.sh all
