@@ -27,4 +27,4 @@ bench: ## Server and floor in one run.
 	@target/release/bench
 
 generate: ## The wire's types from chat-core/proto.
-	@$(CARGO) run -q --locked -p chat-tests --bin generate-wire
+	@$(CARGO) run -q --locked -p generate-wire

@@ -32,7 +32,7 @@ unit() {
     cargo test --locked --profile "$profile" --workspace --exclude chat-tests \
         --features chat-core/sim,chat-core/conformance,chat-store/sqlite -- \
         --skip no_schedule_breaks_a_law --skip every_mutant_is_killed
-    cargo run -q --locked --profile "$profile" -p chat-tests --bin generate-wire -- --check
+    cargo run -q --locked --profile "$profile" -p generate-wire -- --check
 }
 
 simulate() {

@@ -188,6 +188,23 @@ impl SignedDeviceList {
         }
     }
 
+    /// Checks that this may replace `before`, whose account key is lost: same user, next version, right
+    /// hash, another account key.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`] if not.
+    pub fn check_replaces(&self, before: &Self) -> Result<()> {
+        let replaces = self.account_key != before.account_key
+            && self.list.user == before.list.user
+            && self.list.version == before.list.version + 1
+            && self.list.previous == before.hash();
+        if replaces {
+            Ok(())
+        } else {
+            Err(Error::new(ErrorKind::Conflict, "the device list does not replace the last one"))
+        }
+    }
+
     /// The list.
     pub const fn list(&self) -> &DeviceList {
         &self.list

@@ -151,6 +151,17 @@ impl InboxRow {
         }
     }
 
+    /// The row that stands for all from `from` to a place that retention removed.
+    pub const fn expired(conversation: ConversationId, from: Seq, last: Place, joined: bool) -> Self {
+        let content = RowContent::Empty { reason: EmptyReason::Expired, from };
+        Self { conversation, seq: last.seq, time_us: last.time_us, joined, content }
+    }
+
+    /// Whether it stands for what retention removed.
+    pub const fn is_expired(&self) -> bool {
+        matches!(self.content, RowContent::Empty { reason: EmptyReason::Expired, .. })
+    }
+
     /// About how many bytes it takes on the wire.
     pub fn size(&self) -> usize {
         match &self.content {

@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`id`], [`envelope`], [`device_list`], [`signing`] | the words: ids, messages and rows, signed device lists, what is signed |
+//! | [`to_device`], [`padding`] | what devices say to each other unseen, and how lengths are hidden |
 //! | [`wire`] | the frames, parsed and checked once, at the edge |
 //! | [`backend`] | the traits that stores, routers and registries implement |
 //! | [`memory`] | all of them in memory: the executable specification |
@@ -26,6 +27,7 @@ pub mod id;
 pub mod limits;
 pub mod memory;
 pub mod mutant;
+pub mod padding;
 pub mod replica;
 pub mod rng;
 pub mod session;
@@ -33,6 +35,7 @@ pub mod signing;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod time;
+pub mod to_device;
 pub mod wire;
 
 pub use backend::Backends;

@@ -30,6 +30,8 @@ pub const INBOX_BYTES: u64 = 64 * 1024 * 1024;
 pub const UPLOAD_PREKEYS: usize = 100;
 /// Most one-time prekeys held for a device.
 pub const STORED_PREKEYS: usize = 200;
+/// Fewer one-time prekeys than this are to be replenished.
+pub const LOW_PREKEYS: u32 = 20;
 /// Most users whose presence one session watches.
 pub const MAX_WATCHED: usize = 512;
 /// Milliseconds between two heartbeats of a device.

@@ -26,12 +26,14 @@ pub enum Mutant {
     GenerationNotRaised,
     StaleListAccepted,
     JoinIgnored,
+    /// What was asked for again does not fill its placeholder.
+    RecoveredDropped,
 }
 
 impl Mutant {
     /// Those the simulator must kill. The others need what one process does not have (a stale cache of
     /// another gateway) or are shadowed by another rule; unit tests beside the rules kill them.
-    pub const SIMULATED: [Self; 16] = [
+    pub const SIMULATED: [Self; 17] = [
         Self::AckBeforeSync,
         Self::NoDedupe,
         Self::AnyClientSeq,
@@ -48,6 +50,7 @@ impl Mutant {
         Self::RepeatAboveNext,
         Self::GenerationNotRaised,
         Self::JoinIgnored,
+        Self::RecoveredDropped,
     ];
 }
 

@@ -16,6 +16,8 @@ use crate::wire::{Bundle, PrekeyUpload};
 ///   (`registering_again_is_the_same`).
 /// - A list is written only if it follows the stored one (`lists_follow_each_other`); the stored one again
 ///   succeeds.
+/// - A list by another account key is written only where the account is being replaced by name
+///   (`an_account_is_replaced_by_name_only`).
 /// - An installation belongs to one user for ever (`an_installation_has_one_user`).
 /// - An upload repeated changes nothing (`an_upload_repeated_changes_nothing`).
 /// - [`claim`](Self::claim) gives each one-time prekey to exactly one caller (`a_prekey_is_claimed_once`),
@@ -48,12 +50,13 @@ pub trait KeyDirectory: fmt::Debug + Send + Sync + 'static {
     /// `Unavailable` if it cannot be read now, `Corrupt` if it does not read back.
     async fn list(&self, user: UserId) -> Result<Option<SignedDeviceList>>;
 
-    /// Stores the next version of a list.
+    /// Stores the next version of a list, by the same account key or, where whoever may said so, by a new
+    /// one.
     ///
     /// # Errors
     /// `Conflict` if it does not follow the stored one or an installation is another user's; `NotFound`
     /// without an account.
-    async fn put_list(&self, list: &SignedDeviceList) -> Result<()>;
+    async fn put_list(&self, list: &SignedDeviceList, key: AccountKey) -> Result<()>;
 
     /// Stores prekeys of a device; gives how many one-time prekeys it has now.
     ///
@@ -78,6 +81,29 @@ pub trait KeyDirectory: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `Throttled` if the device had one by itself less than a day ago.
     async fn reincarnate(&self, device: InstallationId, wish: Reincarnation) -> Result<Incarnation>;
+}
+
+/// Which account key a list may be signed by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(clippy::exhaustive_enums)]
+pub enum AccountKey {
+    /// The one that signed the list before.
+    Same,
+    /// A new one: the old one is lost.
+    New,
+}
+
+impl AccountKey {
+    /// Checks that a list may follow the stored one.
+    ///
+    /// # Errors
+    /// `Conflict` if not.
+    pub fn check(self, list: &SignedDeviceList, stored: &SignedDeviceList) -> Result<()> {
+        match self {
+            Self::Same => list.check_follows(stored),
+            Self::New => list.check_replaces(stored),
+        }
+    }
 }
 
 /// What is kept of a device.

@@ -20,6 +20,8 @@ use crate::id::{ClientSeq, ConversationId, Incarnation, InstallationId, MessageI
 ///   decision ([`find`](Self::find) included) but may be there (`rows_above_the_head_are_not_found`).
 /// - An inbox row is removed by that device's ack, or by retention, and by nothing else
 ///   (`rows_wait_for_their_own_ack`).
+/// - Retention leaves an explicit gap: one empty row at the last place removed, which reaches back to the
+///   first and stays until the device acknowledges it (`expired_rows_leave_a_gap`).
 /// - An inbox is read in its drain order, [`Place`] (`inbox_is_in_drain_order`).
 /// - Acks are cumulative and never go back (`acks_never_go_back`); above the tail they are refused and
 ///   change nothing (`ack_above_the_tail`).
@@ -86,6 +88,13 @@ pub trait MessageStore: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// As [`state`](Self::state).
     async fn device(&self, device: InstallationId, cells: WantCells) -> Result<DeviceRecord>;
+
+    /// Removes at most `limit` inbox rows that were committed before a time, in microseconds; gives how many.
+    /// Fewer than the limit means that there are no more.
+    ///
+    /// # Errors
+    /// `Unavailable`: some may be removed; call it again.
+    async fn expire(&self, before_us: u64, limit: usize) -> Result<usize>;
 }
 
 /// Which life of a data set, and what a commit to it survives.

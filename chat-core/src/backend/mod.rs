@@ -11,7 +11,7 @@ mod router;
 mod transport;
 
 pub use authenticator::Authenticator;
-pub use key_directory::{DeviceKeys, KeyDirectory, Reincarnation};
+pub use key_directory::{AccountKey, DeviceKeys, KeyDirectory, Reincarnation};
 pub use message_store::{
     Commit, ConversationState, DeviceRecord, Head, Member, MessageStore, PageLimit, SenderState, StoreLife,
     WantCells,

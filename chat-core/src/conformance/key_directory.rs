@@ -5,7 +5,7 @@ use bytes::Bytes;
 use ed25519_dalek::{Signer, SigningKey};
 
 use super::{Case, Outcome, cases, equal, failed};
-use crate::backend::{KeyDirectory, Reincarnation};
+use crate::backend::{AccountKey, KeyDirectory, Reincarnation};
 use crate::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
 use crate::error::ErrorKind;
 use crate::id::{DeviceId, Handle, InstallationId, UserId};
@@ -20,6 +20,7 @@ pub fn key_directory() -> Vec<Case<dyn KeyDirectory>> {
         a_handle_is_taken_once,
         registering_again_is_the_same,
         lists_follow_each_other,
+        an_account_is_replaced_by_name_only,
         an_installation_has_one_user,
         an_upload_repeated_changes_nothing,
         an_upload_can_replace,
@@ -91,17 +92,31 @@ async fn registering_again_is_the_same(keys: Keys) -> Outcome {
 
 async fn lists_follow_each_other(keys: Keys) -> Outcome {
     let v1 = first(1, 1)?;
-    equal(kind(keys.put_list(&v1).await), Some(ErrorKind::NotFound), "a list without an account")?;
+    equal(kind(keys.put_list(&v1, AccountKey::Same).await), Some(ErrorKind::NotFound), "a list without an account")?;
     keys.register(&handle("alice")?, &v1).await.map_err(failed)?;
     let v2 = sign(&DeviceList::next(&v1, 2, vec![entry(1)?, entry(2)?]), 1)?;
     let v3 = sign(&DeviceList::next(&v2, 3, vec![entry(1)?]), 1)?;
-    equal(kind(keys.put_list(&v3).await), Some(ErrorKind::Conflict), "a skipped version")?;
-    keys.put_list(&v2).await.map_err(failed)?;
-    keys.put_list(&v2).await.map_err(failed)?;
+    equal(kind(keys.put_list(&v3, AccountKey::Same).await), Some(ErrorKind::Conflict), "a skipped version")?;
+    keys.put_list(&v2, AccountKey::Same).await.map_err(failed)?;
+    keys.put_list(&v2, AccountKey::Same).await.map_err(failed)?;
     let other = sign(&DeviceList::next(&v1, 9, vec![entry(1)?]), 1)?;
-    equal(kind(keys.put_list(&other).await), Some(ErrorKind::Conflict), "another second version")?;
-    keys.put_list(&v3).await.map_err(failed)?;
+    equal(kind(keys.put_list(&other, AccountKey::Same).await), Some(ErrorKind::Conflict), "another second version")?;
+    keys.put_list(&v3, AccountKey::Same).await.map_err(failed)?;
     equal(keys.list(v1.list().user).await.map_err(failed)?, Some(v3), "the list")
+}
+
+async fn an_account_is_replaced_by_name_only(keys: Keys) -> Outcome {
+    let v1 = first(1, 1)?;
+    keys.register(&handle("alice")?, &v1).await.map_err(failed)?;
+    let replaced = sign(&DeviceList::next(&v1, 2, vec![entry(2)?]), 9)?;
+    let unasked = keys.put_list(&replaced, AccountKey::Same).await;
+    equal(kind(unasked), Some(ErrorKind::Conflict), "another account key, unasked")?;
+    let same = sign(&DeviceList::next(&v1, 2, vec![entry(3)?]), 1)?;
+    let same = keys.put_list(&same, AccountKey::New).await;
+    equal(kind(same), Some(ErrorKind::Conflict), "the same account key as a new one")?;
+    keys.put_list(&replaced, AccountKey::New).await.map_err(failed)?;
+    keys.put_list(&replaced, AccountKey::New).await.map_err(failed)?;
+    equal(keys.list(v1.list().user).await.map_err(failed)?, Some(replaced), "the list")
 }
 
 async fn an_installation_has_one_user(keys: Keys) -> Outcome {

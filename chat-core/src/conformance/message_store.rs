@@ -21,6 +21,7 @@ pub fn message_store() -> Vec<Case<dyn MessageStore>> {
         commits_of_many_conversations,
         rows_above_the_head_are_not_found,
         rows_wait_for_their_own_ack,
+        expired_rows_leave_a_gap,
         inbox_is_in_drain_order,
         inbox_pages,
         acks_never_go_back,
@@ -188,6 +189,36 @@ async fn rows_wait_for_their_own_ack(store: Store) -> Outcome {
     ack(&store, BOB, talk.id, 2).await.map_err(failed)?;
     equal(seqs(&inbox(&store, BOB).await?), vec![3], "Bob's inbox after his own")?;
     equal(seqs(&inbox(&store, ALICE).await?), Vec::<u64>::new(), "Alice's inbox")
+}
+
+async fn expired_rows_leave_a_gap(store: Store) -> Outcome {
+    let bob = device(BOB).installation;
+    let mut talk = Conversation::direct();
+    talk.fill(&store, 6).await?;
+    // Message n is committed at 1000 + 10 n µs; Bob has the first.
+    store.ack(bob, 1, &[AckOf { conversation: talk.id, seq: 1 }]).await.map_err(failed)?;
+    equal(store.expire(1005, 100).await.map_err(failed)?, 0, "nothing is that old")?;
+    let seen = |rows: &[InboxRow]| rows.iter().map(|row| (row.first_seq(), row.seq)).collect::<Vec<_>>();
+    // Alice's own device has all six rows, Bob's five: the first four are older.
+    equal(store.expire(1045, 100).await.map_err(failed)?, 4 + 3, "rows removed")?;
+    let rows = store.inbox(bob, Place::START, PageLimit::MAX).await.map_err(failed)?;
+    equal(seen(&rows), vec![(2, 4), (5, 5), (6, 6)], "a gap, then the rest")?;
+    equal(rows[0].is_expired(), true, "the gap says why")?;
+    equal(store.expire(1045, 100).await.map_err(failed)?, 0, "a gap does not expire")?;
+    equal(store.expire(1055, 1).await.map_err(failed)?, 1, "in pieces")?;
+    equal(store.expire(1055, 100).await.map_err(failed)?, 1, "the rest of them")?;
+    let rows = store.inbox(bob, Place::START, PageLimit::MAX).await.map_err(failed)?;
+    equal(seen(&rows), vec![(2, 5), (6, 6)], "the gap grew")?;
+    let alice = store.inbox(device(ALICE).installation, Place::START, PageLimit::MAX).await;
+    let alice = alice.map_err(failed)?;
+    equal((seen(&alice), alice[0].joined), (vec![(1, 5), (6, 6)], true), "a first row stays one")?;
+    equal(store.device(bob, WantCells::No).await.map_err(failed)?.waiting_rows, 2, "rows that wait")?;
+    let history = store.history(talk.id, 0, PageLimit::MAX).await.map_err(failed)?;
+    equal(history.len(), 6, "history is kept")?;
+    store.ack(bob, 1, &[AckOf { conversation: talk.id, seq: 5 }]).await.map_err(failed)?;
+    let rows = store.inbox(bob, Place::START, PageLimit::MAX).await.map_err(failed)?;
+    equal(seen(&rows), vec![(6, 6)], "an ack removes the gap")?;
+    equal(store.device(bob, WantCells::No).await.map_err(failed)?.waiting_rows, 1, "one row waits")
 }
 
 async fn inbox_is_in_drain_order(store: Store) -> Outcome {

@@ -2,16 +2,71 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Engine;
+use super::rates::Wait;
 use crate::backend::{Command, Operation, Recipient, WantCells};
 use crate::device_list::SignedDeviceList;
-use crate::envelope::{Publish, Refusal};
+use crate::envelope::{Publish, Refusal, SendNumber};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, UserId};
 use crate::limits::{INBOX_BYTES, INBOX_MESSAGES};
 
 impl Engine {
+    /// Whether a device may send now; if not, when it may. Nothing was decided then: it sends the same again.
+    pub(super) async fn pace(&self, sender: DeviceAddress, publish: &Publish) -> std::result::Result<(), Wait> {
+        let now = self.now_ms();
+        self.limits.send(sender.installation, now)?;
+        let bytes = publish.body.len() + publish.boxes.iter().map(|one| one.data.len()).sum::<usize>();
+        let apart = self.limits.tells_strangers_apart();
+        for audience in publish.audience.iter().filter(|audience| audience.user != sender.user) {
+            let known = apart && self.wrote_back(sender, audience.user).await;
+            self.limits.send_to((sender.user, audience.user), known, bytes, now)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a user wrote in the direct conversation with this sender. What cannot be read now counts as
+    /// yes: sending fails open.
+    async fn wrote_back(&self, sender: DeviceAddress, user: UserId) -> bool {
+        let id = ConversationId::direct(sender.user, user);
+        if self.contacts.contains_key(&id) {
+            return true;
+        }
+        let Ok(state) = self.backends.store.state(id).await else { return true };
+        let wrote = state.is_some_and(|state| {
+            let theirs = state.members.iter().find(|member| member.user == user);
+            theirs.is_some_and(|member| member.installations.iter().any(|i| state.senders.contains_key(i)))
+        });
+        if wrote {
+            if self.contacts.len() > 100_000 {
+                self.contacts.clear();
+            }
+            self.contacts.insert(id, ());
+        }
+        wrote
+    }
+
+    /// A void gives rows to everybody, and nobody can refuse it: it waits while an inbox is full.
+    pub(super) async fn pace_void(
+        &self,
+        sender: DeviceAddress,
+        number: &SendNumber,
+    ) -> std::result::Result<(), Wait> {
+        const LATER_MS: u32 = 5000;
+        self.limits.send(sender.installation, self.now_ms())?;
+        let state = self.backends.store.state(number.conversation).await.map_err(|_| LATER_MS)?;
+        let members = state.map(|state| state.members).unwrap_or_default();
+        let devices = members.iter().flat_map(|member| &member.installations);
+        for device in devices.filter(|device| **device != sender.installation) {
+            if self.is_full(*device).await.map_err(|_| LATER_MS)? {
+                return Err(LATER_MS);
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the command of a publish: the devices of its audience, and the reason to refuse it if there
     /// is one. An error means that it cannot be decided now.
     pub(super) async fn admit(&self, sender: DeviceAddress, publish: Publish) -> Result<Command> {
@@ -63,12 +118,16 @@ impl Engine {
     async fn full(&self, sender: DeviceAddress, recipients: &[Recipient]) -> Result<bool> {
         for device in recipients.iter().flat_map(|r| &r.installations).filter(|d| **d != sender.installation)
         {
-            let record = self.backends.store.device(*device, WantCells::No).await?;
-            if record.waiting_rows >= INBOX_MESSAGES || record.waiting_bytes >= INBOX_BYTES {
+            if self.is_full(*device).await? {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    async fn is_full(&self, device: InstallationId) -> Result<bool> {
+        let record = self.backends.store.device(device, WantCells::No).await?;
+        Ok(record.waiting_rows >= INBOX_MESSAGES || record.waiting_bytes >= INBOX_BYTES)
     }
 
     /// The newest list of a user, from the cache if it is there.
@@ -76,10 +135,15 @@ impl Engine {
         if let Some(list) = self.lists.get(&user) {
             return Ok(Some(list.clone()));
         }
+        let before = self.lists_changed.load(Ordering::Acquire);
         let Some(list) = self.backends.keys.list(user).await? else {
             return Ok(None);
         };
         let list = Arc::new(list);
+        if self.lists_changed.load(Ordering::Acquire) != before {
+            // It may have changed since it was read.
+            return Ok(Some(list));
+        }
         if self.lists.len() > 100_000 {
             self.lists.clear();
         }

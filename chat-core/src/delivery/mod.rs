@@ -2,11 +2,17 @@
 
 mod admission;
 mod engine;
+mod ephemeral;
 mod hub;
+mod opening;
 mod plan;
+mod questions;
+mod rates;
 mod shard;
 
-pub use engine::{Counters, Engine, EngineSettings, Greeting};
+pub use engine::{Counters, Engine, EngineSettings};
 pub use hub::{Bound, Event, Hub};
+pub use opening::Greeting;
 pub use plan::{Plan, plan};
+pub use rates::{Rate, Rates};
 pub use shard::{Decision, decide};

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::backend::{DeviceKeys, KeyDirectory, Reincarnation};
+use crate::backend::{AccountKey, DeviceKeys, KeyDirectory, Reincarnation};
 use crate::device_list::SignedDeviceList;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{Handle, Incarnation, InstallationId, UserId};
@@ -77,14 +77,14 @@ impl KeyDirectory for MemoryKeys {
         Ok(self.0.lock().lists.get(&user).cloned())
     }
 
-    async fn put_list(&self, list: &SignedDeviceList) -> Result<()> {
+    async fn put_list(&self, list: &SignedDeviceList, key: AccountKey) -> Result<()> {
         let mut inner = self.0.lock();
         let stored = inner.lists.get(&list.list().user);
         let stored = stored.ok_or_else(|| Error::new(ErrorKind::NotFound, "there is no such account"))?;
         if stored == list {
             return Ok(());
         }
-        list.check_follows(stored)?;
+        key.check(list, stored)?;
         inner.take_installations(list)?;
         inner.lists.insert(list.list().user, list.clone());
         Ok(())

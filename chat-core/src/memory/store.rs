@@ -98,7 +98,8 @@ impl Tables {
                 cell.tail = cell.tail.max(row.seq);
                 // A late copy of a row that was acknowledged must not come back.
                 if row.seq > cell.acked {
-                    self.inbox.insert((device, row.place()), row);
+                    // Nor may it take the place of the gap that retention left.
+                    self.inbox.entry((device, row.place())).or_insert(row);
                 }
             }
             Write::Generation(device, generation) => {
@@ -213,6 +214,41 @@ impl Tables {
     }
 }
 
+/// A gap in the making: where it begins, whether the device joined in it, and its last place.
+type Gap = (Seq, bool, Place);
+
+impl Tables {
+    pub(crate) fn expire(&mut self, before_us: u64, limit: usize) -> usize {
+        let mut gaps: BTreeMap<(InstallationId, ConversationId), Gap> = BTreeMap::new();
+        let mut gone = Vec::new();
+        let mut count = 0;
+        for ((device, place), row) in &self.inbox {
+            if count == limit {
+                break;
+            }
+            if place.time_us >= before_us || place.seq > self.head(place.conversation) {
+                continue;
+            }
+            let gap = gaps.entry((*device, place.conversation)).or_insert((row.first_seq(), false, *place));
+            (gap.1, gap.2) = (gap.1 | row.joined, *place);
+            gone.push((*device, *place));
+            // A gap that grows is no row.
+            count += usize::from(!row.is_expired());
+        }
+        if count == 0 {
+            return 0;
+        }
+        for key in gone {
+            self.inbox.remove(&key);
+        }
+        for ((device, conversation), (from, joined, place)) in gaps {
+            let row = InboxRow::expired(conversation, from, place, joined);
+            self.inbox.insert((device, place), Arc::new(row));
+        }
+        count
+    }
+}
+
 fn page(rows: impl Iterator<Item = InboxRow>, limit: PageLimit) -> Vec<InboxRow> {
     let mut bytes = 0;
     let mut page = Vec::new();
@@ -273,5 +309,9 @@ impl MessageStore for MemoryStore {
 
     async fn device(&self, device: InstallationId, cells: WantCells) -> Result<DeviceRecord> {
         Ok(self.tables.lock().device(device, cells))
+    }
+
+    async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
+        Ok(self.tables.lock().expire(before_us, limit))
     }
 }

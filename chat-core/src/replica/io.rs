@@ -17,6 +17,8 @@ pub enum To {
     Handle(Handle),
     /// A user.
     User(UserId),
+    /// One device: a to-device message, which nobody is shown.
+    Device(DeviceAddress),
 }
 
 /// A message that was not sent yet.
@@ -55,12 +57,16 @@ pub enum Input {
     Ask(u64, Ask),
     /// What [`Output::Open`] gave.
     Opened(Opened),
+    /// What [`Output::Recall`] gave: who asked, the message, its content if they may have it.
+    Recalled(DeviceAddress, ConversationId, MessageId, Option<Bytes>),
     /// What [`Output::Seal`] gave.
     Sealed(Result<Publish, SealFailure>),
     /// What [`Output::MakePrekeys`] made.
     Prekeys(PrekeyUpload),
     /// The server took this new version of the own list.
     OwnList(SignedDeviceList),
+    /// A list that the application asked for.
+    List(SignedDeviceList),
     /// Nothing more is at hand: make durable what gathered.
     Flush,
     /// A commit is durable.
@@ -79,6 +85,8 @@ pub struct Opened {
     pub content: Result<Bytes, Unreadable>,
     /// The local store has a message of this sender and id already.
     pub known: bool,
+    /// The version of its own device list that the sender claims, end to end; 0 if that is not known.
+    pub list_version: u64,
 }
 
 /// Why a message could not be read.
@@ -146,6 +154,8 @@ pub enum Ephemeral {
     Typing(ConversationId, UserId),
     /// Whether a user is connected.
     Presence(UserId, bool),
+    /// The server hides a later device list of this user from this device.
+    ListHidden(UserId),
     /// The replica gave up.
     Stopped(Stopped),
 }
@@ -184,6 +194,12 @@ pub enum Output {
     },
     /// Start sessions with these bundles of devices on this list, in the open transaction.
     Bundles(SignedDeviceList, Vec<Bundle>),
+    /// The own message of this id, if its content is still there and this device was in its audience; answer
+    /// with `Recalled` at once.
+    Recall(DeviceAddress, ConversationId, MessageId),
+    /// Let the next message to this device begin a new session, in the open transaction. What is on its way
+    /// in the old one can still be read.
+    EndSession(InstallationId),
     /// Drop every session, prekey and own sender key in the open transaction: this incarnation begins anew,
     /// and prekey ids go on above those of all earlier ones.
     Forget(Incarnation),
@@ -235,6 +251,8 @@ pub enum Change {
     Voided(MessageId),
     /// A message arrived.
     Received(Box<InboxRow>, Opened),
+    /// The content of a message that could not be read when it came: sender, conversation, id, content.
+    Recovered(DeviceAddress, ConversationId, MessageId, Bytes),
     /// Everything up to this place was received.
     Cursor(ConversationId, Seq),
     /// Nothing will come for these places.
@@ -255,8 +273,8 @@ pub enum Change {
     Nonce([u8; 16]),
     /// A new incarnation: sessions, prekeys, numbers and ciphertexts of the old one are void.
     Reincarnated(Incarnation),
-    /// Prekeys were made.
-    Prekeys,
+    /// Prekeys were made, at this time of the server.
+    Prekeys(u64),
     /// Sessions were started.
     Sessions,
 }
@@ -277,6 +295,10 @@ pub struct Saved {
     pub epoch: Option<StoreEpoch>,
     /// The nonce of an unfinished re-incarnation.
     pub nonce: Option<[u8; 16]>,
+    /// It took a new incarnation by itself within the last day.
+    pub reincarnated_lately: bool,
+    /// When it last made prekeys, in the server's milliseconds.
+    pub prekeys_at: u64,
     /// The conversations.
     pub conversations: Vec<SavedConversation>,
     /// The outbox, in order.
@@ -297,6 +319,8 @@ impl Saved {
             generation: 0,
             epoch: None,
             nonce: None,
+            reincarnated_lately: false,
+            prekeys_at: 0,
             conversations: Vec::new(),
             outbox: Vec::new(),
             lists: Vec::new(),

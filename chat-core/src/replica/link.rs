@@ -2,11 +2,11 @@
 
 use super::conversation::Wait;
 use super::io::{Change, Ephemeral, ListChange, Output, Stopped};
-use super::{MIN_PREKEYS, Phase, Purpose, RETRY_MS, Recovery, Replica};
+use super::{DAY_MS, Phase, Purpose, RETRY_MS, Recovery, Replica};
 use crate::device_list::SignedDeviceList;
 use crate::envelope::{AckOf, Refusal, Subject};
-use crate::id::UserId;
-use crate::limits::{HEARTBEAT_MS, WIRE_VERSION};
+use crate::id::{ConversationKind, UserId};
+use crate::limits::{HEARTBEAT_MS, LOW_PREKEYS, WIRE_VERSION};
 use crate::time::Instant;
 use crate::wire::{Answer, Ask, ClientFrame, ServerFrame, Welcome, close};
 
@@ -116,6 +116,7 @@ impl Replica {
 
     fn welcome(&mut self, now: Instant, welcome: &Welcome, out: &mut Vec<Output>) {
         out.push(Output::Event(Ephemeral::Connected));
+        self.server_time = (welcome.server_time, now);
         match self.epoch {
             None => self.changes.push(Change::Epoch(welcome.store_epoch)),
             Some(known) if known != welcome.store_epoch => {
@@ -131,7 +132,7 @@ impl Replica {
         self.epoch = Some(welcome.store_epoch);
         if welcome.rollback || self.nonce.is_some() {
             self.begin_recovery(now, out);
-        } else if welcome.prekeys < MIN_PREKEYS {
+        } else if welcome.prekeys < LOW_PREKEYS || self.prekeys_are_old(now) {
             out.push(Output::MakePrekeys(false));
         }
         let own = self.device.user;
@@ -178,6 +179,17 @@ impl Replica {
             } => {
                 self.receipt(conversation, user, delivered, read);
             }
+            ServerFrame::HeartbeatReply(server_time) => {
+                self.server_time = (server_time, now);
+                if self.recovery == Recovery::No && self.prekeys_are_old(now) {
+                    out.push(Output::MakePrekeys(false));
+                }
+            }
+            ServerFrame::PrekeysLow(left) if left < LOW_PREKEYS && !self.is_asked(&Purpose::Upload) => {
+                if self.recovery == Recovery::No {
+                    out.push(Output::MakePrekeys(false));
+                }
+            }
             ServerFrame::Typing(conversation, user) => {
                 out.push(Output::Event(Ephemeral::Typing(conversation, user)));
             }
@@ -220,6 +232,11 @@ impl Replica {
                 self.looked_up.extend(users.iter().copied());
                 for user in users {
                     self.stale.remove(&user);
+                    let known = self.lists.get(&user).map_or(0, |list| list.list().version);
+                    if self.claimed.get(&user).is_some_and(|claimed| *claimed > known) {
+                        self.claimed.remove(&user);
+                        out.push(Output::Event(Ephemeral::ListHidden(user)));
+                    }
                 }
             }
             Purpose::Claim(conversation, user) => {
@@ -242,7 +259,7 @@ impl Replica {
             }
             Purpose::Upload => {}
             Purpose::Cells => self.cells(answer.cells, out),
-            Purpose::Reincarnate => self.reincarnated(answer.incarnation, out),
+            Purpose::Reincarnate => self.reincarnated(now, answer.incarnation, out),
             Purpose::Delivered(conversation) => {
                 let peer = self
                     .lists
@@ -293,7 +310,7 @@ impl Replica {
     }
 
     /// Takes a list the server gave: never a lower version, never another account key unnoticed.
-    fn take_list(&mut self, list: SignedDeviceList) {
+    pub(super) fn take_list(&mut self, list: SignedDeviceList) {
         let user = list.list().user;
         // Nobody but this user's own devices holds its account key: a list by another one is forged.
         if user == self.device.user && self.account_key.is_some_and(|key| key != *list.account_key()) {
@@ -309,6 +326,7 @@ impl Replica {
                 ListChange::Updated(list.list().addresses().filter(|device| !old.contains(device)).collect())
             }
             Some(_) if user == self.device.user => return,
+            Some(known) if list.list().version <= known.list().version => return,
             Some(_) => {
                 self.refuse_unstored(user, "identity_changed");
                 ListChange::IdentityChanged
@@ -316,6 +334,21 @@ impl Replica {
         };
         self.lists.insert(user, list.clone());
         self.changes.push(Change::List(list, change));
+    }
+
+    /// Whether the signed prekeys are to be replaced: a week old by the server's clock.
+    fn prekeys_are_old(&self, now: Instant) -> bool {
+        !self.is_asked(&Purpose::Upload) && self.server_ms(now) > self.prekeys_at.saturating_add(7 * DAY_MS)
+    }
+
+    /// A sender says, end to end, which version its own list has: if that is later than what the server
+    /// gave, it is read again, and told of if the server goes on hiding it.
+    pub(super) fn claimed_list(&mut self, now: Instant, user: UserId, version: u64, out: &mut Vec<Output>) {
+        let known = self.lists.get(&user).map_or(0, |list| list.list().version);
+        if version > known && self.claimed.get(&user).is_none_or(|claimed| *claimed < version) {
+            self.claimed.insert(user, version);
+            self.fetch_list(now, user, out);
+        }
     }
 
     pub(super) fn fetch_list(&mut self, now: Instant, user: UserId, out: &mut Vec<Output>) {
@@ -327,7 +360,10 @@ impl Replica {
 
     /// After a reconnect each side says its watermarks again: a lost receipt is healed by the next.
     fn exchange_watermarks(&mut self, now: Instant, out: &mut Vec<Output>) {
-        let behind = self.conversations.iter().filter(|(_, c)| c.last_own > c.delivered).map(|(id, _)| *id);
+        let behind = self.conversations.iter().filter(|(id, c)| {
+            c.last_own > c.delivered && id.kind() == Ok(ConversationKind::Direct)
+        });
+        let behind = behind.map(|(id, _)| *id);
         let behind: Vec<_> = behind.take(WATERMARKS).collect();
         for conversation in behind {
             self.ask(now, Ask::Delivered(conversation), Purpose::Delivered(conversation), out);

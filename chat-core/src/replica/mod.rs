@@ -13,6 +13,7 @@
 mod conversation;
 mod io;
 mod link;
+mod mailbox;
 mod receive;
 mod recovery;
 mod send;
@@ -25,12 +26,13 @@ pub use io::{
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use conversation::{Conversation, Entry};
+use mailbox::Mailbox;
 
 use crate::device_list::SignedDeviceList;
 use crate::envelope::{AckOf, InboxRow};
 use crate::id::{ConversationId, DeviceAddress, Handle, Incarnation, MessageId, StoreEpoch, UserId};
 use crate::limits::HEARTBEAT_MS;
-use crate::mutant::Mutants;
+use crate::mutant::{Mutant, Mutants};
 use crate::rng::Rng;
 use crate::time::Instant;
 use crate::wire::{Ask, ClientFrame};
@@ -39,8 +41,8 @@ use crate::wire::{Ask, ClientFrame};
 const SEND_WINDOW: usize = 256;
 /// Milliseconds without an answer after which a publish or a question goes out again.
 const RETRY_MS: u64 = 10_000;
-/// Fewer one-time prekeys than this on the server are replenished.
-const MIN_PREKEYS: u32 = 20;
+/// How long a device waits before it takes another incarnation by itself, and checks its prekeys' age.
+const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// The device's side of the protocol.
 #[derive(Debug)]
@@ -86,6 +88,14 @@ pub struct Replica {
     caught_up: bool,
     catch_up_at: Option<Instant>,
     deferred: Vec<Change>,
+    mailbox: Mailbox,
+    /// The server's clock, and when it was read.
+    server_time: (u64, Instant),
+    prekeys_at: u64,
+    /// No new incarnation by itself before this: one a day.
+    reincarnate_from: Instant,
+    /// The highest list version each user's devices claimed, end to end.
+    claimed: BTreeMap<UserId, u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -165,6 +175,11 @@ impl Replica {
             caught_up: false,
             catch_up_at: None,
             deferred: Vec::new(),
+            mailbox: Mailbox::default(),
+            server_time: (0, now),
+            prekeys_at: saved.prekeys_at,
+            reincarnate_from: if saved.reincarnated_lately { now.after(DAY_MS) } else { now },
+            claimed: BTreeMap::new(),
         };
         for conversation in saved.conversations {
             replica.conversations.insert(conversation.id, Conversation::from_saved(&conversation));
@@ -211,6 +226,12 @@ impl Replica {
         self.conversations.get(&conversation).map_or(0, |c| c.cursor)
     }
 
+    /// The server's clock now, as far as it is known.
+    fn server_ms(&self, now: Instant) -> u64 {
+        let (time, read) = self.server_time;
+        time + now.since(read).as_millis() as u64
+    }
+
     /// When [`Input::Tick`] is due.
     pub fn deadline(&self) -> Option<Instant> {
         match self.phase {
@@ -239,17 +260,22 @@ impl Replica {
             Input::Typing(conversation) => self.send_if_online(ClientFrame::Typing(conversation), out),
             Input::Watch(users) => self.send_if_online(ClientFrame::Watch(users), out),
             Input::Ask(token, ask) => self.ask(now, ask, Purpose::Application(token), out),
-            Input::Opened(opened) => self.opened(opened),
+            Input::Opened(opened) => self.opened(now, opened, out),
+            Input::Recalled(asker, conversation, id, content) => {
+                self.recalled(now, asker, conversation, id, content);
+            }
             Input::Sealed(sealed) => self.sealed(now, sealed, out),
             Input::Prekeys(upload) => {
                 self.ratchets_moved = true;
-                self.changes.push(Change::Prekeys);
+                self.prekeys_at = self.server_ms(now);
+                self.changes.push(Change::Prekeys(self.prekeys_at));
                 self.after_commit.push((Ask::Upload(upload), Purpose::Upload));
             }
             Input::OwnList(list) => {
                 self.lists.insert(list.list().user, list.clone());
                 self.changes.push(Change::List(list, ListChange::Updated(Vec::new())));
             }
+            Input::List(list) => self.take_list(list),
             Input::Flush => self.flushing = true,
             Input::Committed(ticket) => self.committed(now, ticket, out),
             Input::Tick => self.tick(now, out),
@@ -301,7 +327,7 @@ impl Replica {
         let changes = Changes { list: std::mem::take(&mut self.changes), generation: self.generation };
         self.changes.append(&mut self.deferred);
         out.push(Output::Commit(changes, self.tickets));
-        if self.mutants.has(crate::mutant::Mutant::AckBeforeCommit) {
+        if self.mutants.has(Mutant::AckBeforeCommit) {
             // Broken on purpose: says "durably mine" before it is.
             let early = std::mem::take(out);
             self.send_acks(acks.clone(), out);

@@ -2,6 +2,7 @@
 
 use super::io::{Change, Opened, Output};
 use super::{Recovery, Replica};
+use crate::id::ConversationKind;
 use crate::envelope::{InboxRow, RowContent, SendNumber};
 use crate::id::{ClientSeq, ConversationId, Incarnation, MessageId, Seq};
 use crate::mutant::Mutant;
@@ -65,6 +66,8 @@ impl Replica {
                 self.own_row(row.conversation, message_id, (client_seq, incarnation), row.seq);
             }
             RowContent::Empty { reason, from } => {
+                // Retention may reach back over what this device has and had not yet acknowledged.
+                let from = from.max(self.cursor(row.conversation) + 1);
                 self.changes.push(Change::Gap(row.conversation, from, row.seq, reason));
             }
             RowContent::Message { .. } => {}
@@ -108,9 +111,20 @@ impl Replica {
         }
     }
 
-    pub(super) fn opened(&mut self, opened: Opened) {
+    pub(super) fn opened(&mut self, now: Instant, opened: Opened, out: &mut Vec<Output>) {
         let Some(row) = self.opening.take() else { return };
-        let (conversation, seq) = (row.conversation, row.seq);
+        let RowContent::Message { message, .. } = &row.content else { return };
+        let (conversation, seq, sender) = (row.conversation, row.seq, message.sender);
+        if opened.content.is_ok() {
+            self.claimed_list(now, sender.user, opened.list_version, out);
+        }
+        if conversation.kind() == Ok(ConversationKind::Mailbox) {
+            self.heard(now, sender, opened.content, out);
+            return self.advance_cursor(conversation, seq);
+        }
+        if let (Err(why), false) = (&opened.content, opened.known) {
+            self.unreadable(now, sender, Some((conversation, message.id)), *why, out);
+        }
         let shown = if opened.known {
             Change::Gap(conversation, seq, seq, crate::envelope::EmptyReason::Void)
         } else {

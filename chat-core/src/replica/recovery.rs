@@ -1,7 +1,7 @@
 //! A restored or cloned store: find out, process what is one's own, begin a new incarnation.
 
 use super::io::{Change, Output};
-use super::{Phase, Purpose, Recovery, Replica};
+use super::{DAY_MS, Phase, Purpose, Recovery, Replica};
 use crate::envelope::{Cell, EmptyReason};
 use crate::id::{ConversationId, Incarnation};
 use crate::mutant::Mutant;
@@ -12,6 +12,10 @@ impl Replica {
     /// Nothing is encrypted or sent from here until the new incarnation is there.
     pub(super) fn begin_recovery(&mut self, now: Instant, out: &mut Vec<Output>) {
         if self.recovery == Recovery::No {
+            // Not at the word of a server alone: one a day, whatever it says. An unfinished one goes on.
+            if self.nonce.is_none() && now < self.reincarnate_from {
+                return self.stop_superseded(out);
+            }
             self.recovery = Recovery::Cells;
             // Durable with the first thing that happens: else the generation, which rises with every commit,
             // would reach what the server knows, and a crash in between would hide the rollback.
@@ -53,13 +57,14 @@ impl Replica {
         }
     }
 
-    pub(super) fn reincarnated(&mut self, incarnation: Incarnation, out: &mut Vec<Output>) {
+    pub(super) fn reincarnated(&mut self, now: Instant, incarnation: Incarnation, out: &mut Vec<Output>) {
         if incarnation <= self.incarnation || incarnation > self.incarnation.saturating_add(1024) {
             // Not what an honest server says.
             return self.stop_superseded(out);
         }
         self.recovery = Recovery::No;
         self.nonce = None;
+        self.reincarnate_from = now.after(DAY_MS);
         self.incarnation = incarnation;
         // Above every generation of the lives before: the server keeps the highest it saw.
         if !self.mutants.has(Mutant::GenerationNotRaised) {

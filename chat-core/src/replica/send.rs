@@ -21,6 +21,11 @@ const DOUBT_MS: u64 = 2 * RETRY_MS;
 impl Replica {
     pub(super) fn enqueue(&mut self, entry: Entry) {
         let user = match &entry.draft.to {
+            To::Device(device) => {
+                let id = ConversationId::mailbox(self.device.installation, device.installation);
+                self.conversations.entry(id).or_default().queue.push_back(entry);
+                return;
+            }
             To::User(user) => *user,
             To::Handle(handle) => match self.handles.get(handle) {
                 Some(user) => *user,
@@ -124,11 +129,18 @@ impl Replica {
         entry: &Entry,
         out: &mut Vec<Output>,
     ) -> Option<Vec<SignedDeviceList>> {
-        let peer = match &entry.draft.to {
-            To::User(user) => *user,
-            To::Handle(handle) => *self.handles.get(handle)?,
+        let users = match &entry.draft.to {
+            To::Device(device) => vec![device.user],
+            to => {
+                let peer = match to {
+                    To::Handle(handle) => *self.handles.get(handle)?,
+                    To::User(user) => *user,
+                    To::Device(device) => device.user,
+                };
+                if peer == self.device.user { vec![peer] } else { vec![peer, self.device.user] }
+            }
         };
-        let users = if peer == self.device.user { vec![peer] } else { vec![peer, self.device.user] };
+        let wanted = users.len();
         let mut lists = Vec::with_capacity(users.len());
         for user in users {
             match self.lists.get(&user) {
@@ -136,8 +148,7 @@ impl Replica {
                 _ => self.fetch_list(now, user, out),
             }
         }
-        let complete = lists.len() == if peer == self.device.user { 1 } else { 2 };
-        complete.then_some(lists)
+        (lists.len() == wanted).then_some(lists)
     }
 
     pub(super) fn sealed(

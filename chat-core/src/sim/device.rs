@@ -1,15 +1,16 @@
 //! A device in the simulator: the real [`Replica`] over a local store and a suite that only count.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::device_list::SignedDeviceList;
 use crate::envelope::{Audience, DeviceBox, InboxRow, Publish, RowContent, SendNumber};
-use crate::id::{ConversationId, DeviceAddress, InstallationId, MessageId, Seq};
+use crate::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq};
 use crate::mutant::Mutants;
 use crate::replica::{
-    Change, Changes, Draft, Opened, Replica, Saved, SavedConversation, SavedEntry, SealFailure, Unreadable,
+    Change, Changes, Draft, Opened, Replica, Saved, SavedConversation, SavedEntry, SealFailure, To, Unreadable,
 };
 use crate::rng::Rng;
 use crate::time::Instant;
@@ -19,7 +20,7 @@ use crate::wire::{Bundle, OneTimePrekey, PrekeyUpload};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Shown {
     Message(InstallationId, MessageId),
-    Unreadable(Unreadable),
+    Unreadable(InstallationId, MessageId, Unreadable),
     Nothing,
 }
 
@@ -31,6 +32,8 @@ pub(super) struct LocalStore {
     /// What was shown, in the order it was.
     pub shown: Vec<(ConversationId, Seq, Shown)>,
     ids: BTreeSet<(InstallationId, MessageId)>,
+    /// Own messages, with their conversations.
+    sent: BTreeMap<MessageId, ConversationId>,
     suite: SimSuite,
     /// Times the store was put back to an earlier state.
     pub restored: u32,
@@ -39,9 +42,11 @@ pub(super) struct LocalStore {
 /// Sessions, counters and prekeys, as the Signal protocol would use them.
 #[derive(Clone, Debug, Default)]
 struct SimSuite {
-    /// By peer: session, the prekey it began with, next counter.
-    sending: HashMap<InstallationId, (u64, u64, u64)>,
-    /// By session: counters seen.
+    /// By peer: the session in use.
+    current: HashMap<InstallationId, u64>,
+    /// By session that is sent in: the prekey it began with (0: the peer began it), and the last counter.
+    sending: HashMap<u64, (u64, u64)>,
+    /// By session that is received in: counters seen.
     receiving: HashMap<u64, BTreeSet<u64>>,
     prekeys: BTreeSet<u64>,
     last_prekey: u64,
@@ -50,6 +55,8 @@ struct SimSuite {
 }
 
 const LAST_RESORT: u64 = 1 << 63;
+/// The bit that tells the direction of a session: whoever began it sends without.
+const BACK: u64 = 1;
 
 /// One box: which key opened it, and what its header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +119,7 @@ impl Device {
             conversations: BTreeMap::new(),
             shown: Vec::new(),
             ids: BTreeSet::new(),
+            sent: BTreeMap::new(),
             suite: SimSuite { last_resort: LAST_RESORT, ..SimSuite::default() },
             restored: 0,
         };
@@ -161,7 +169,7 @@ impl Device {
 
     pub(super) fn open(&mut self, row: &InboxRow, list: Option<&SignedDeviceList>) -> Opened {
         let RowContent::Message { message, sealed } = &row.content else {
-            return Opened { content: Err(Unreadable::Malformed), known: false };
+            return Opened { content: Err(Unreadable::Malformed), known: false, list_version: 0 };
         };
         let known = self.store.ids.contains(&(message.sender.installation, message.id));
         let content = match (list, SimBox::decode(sealed)) {
@@ -169,7 +177,7 @@ impl Device {
             (_, None) => Err(Unreadable::Malformed),
             (_, Some(sealed)) => self.open_box(&sealed, row).map(|()| message.body.clone()),
         };
-        Opened { content, known }
+        Opened { content, known, list_version: 0 }
     }
 
     fn open_box(&mut self, sealed: &SimBox, row: &InboxRow) -> Result<(), Unreadable> {
@@ -180,10 +188,13 @@ impl Device {
             if !reusable && !suite.prekeys.remove(&sealed.prekey) {
                 return Err(Unreadable::NoSession);
             }
+            suite.sending.insert(sealed.session ^ BACK, (0, 0));
         }
         if !suite.receiving.entry(sealed.session).or_default().insert(sealed.counter) {
             return Err(Unreadable::Undecryptable);
         }
+        // The session that was heard in last is answered in, as libsignal promotes it.
+        suite.current.insert(sealed.from, sealed.session ^ BACK);
         let RowContent::Message { message, .. } = &row.content else {
             return Err(Unreadable::Malformed);
         };
@@ -194,6 +205,19 @@ impl Device {
         if placed { Ok(()) } else { Err(Unreadable::Misplaced) }
     }
 
+    /// The content of an own message, for a device that asks for it again.
+    pub(super) fn recall(&self, conversation: ConversationId, id: MessageId) -> Option<Bytes> {
+        // Others may have it before this device knows that it is stored.
+        let sealed = self.store.saved.outbox.iter().filter_map(|entry| entry.publish.as_ref());
+        let waits = sealed.map(|publish| publish.number).find(|number| number.message_id == id);
+        let own = self.store.sent.get(&id).copied().or(waits.map(|number| number.conversation))?;
+        (own == conversation).then(|| Bytes::copy_from_slice(id.as_bytes()))
+    }
+
+    pub(super) fn end_session(&mut self, peer: InstallationId) {
+        self.suite.current.remove(&peer);
+    }
+
     pub(super) fn seal(
         &mut self,
         draft: &Draft,
@@ -201,23 +225,29 @@ impl Device {
         lists: &[SignedDeviceList],
     ) -> Result<Publish, SealFailure> {
         let own = self.address().installation;
+        let wanted = |device: &InstallationId| match &draft.to {
+            To::Device(only) => *device == only.installation,
+            _ => *device != own,
+        };
         for list in lists {
             let missing: Vec<_> = list
                 .list()
                 .addresses()
                 .map(|device| device.installation)
-                .filter(|device| *device != own && !self.suite.sending.contains_key(device))
+                .filter(|device| wanted(device) && !self.suite.current.contains_key(device))
                 .collect();
             if !missing.is_empty() {
                 return Err(SealFailure::NeedBundles(list.list().user, missing));
             }
         }
         let mut boxes = Vec::new();
-        for to in lists.iter().flat_map(|list| list.list().addresses()).map(|device| device.installation) {
-            if let Some((session, prekey, counter)) = self.suite.sending.get_mut(&to) {
+        let devices = lists.iter().flat_map(|list| list.list().addresses()).map(|device| device.installation);
+        for to in devices.filter(wanted) {
+            let session = self.suite.current.get(&to).copied().unwrap_or_default();
+            if let Some((prekey, counter)) = self.suite.sending.get_mut(&session) {
                 *counter += 1;
                 let sealed = SimBox {
-                    session: *session,
+                    session,
                     prekey: *prekey,
                     counter: *counter,
                     from: own,
@@ -243,7 +273,12 @@ impl Device {
         for bundle in bundles {
             let raw = if bundle.one_time.is_empty() { &bundle.signed } else { &bundle.one_time };
             if let Ok(prekey) = raw.as_ref().try_into().map(u64::from_be_bytes) {
-                self.suite.sending.entry(bundle.installation).or_insert((rng.next_u64(), prekey, 0));
+                let session = rng.next_u64() & !BACK;
+                if let Entry::Vacant(free) = self.suite.current.entry(bundle.installation) {
+                    free.insert(session);
+                    self.suite.sending.insert(session, (prekey, 0));
+                    self.suite.receiving.entry(session | BACK).or_default();
+                }
             }
         }
     }
@@ -326,7 +361,22 @@ impl LocalStore {
                     entry.publish = Some(*publish);
                 }
             }
+            Change::Recovered(sender, conversation, id, content) => {
+                let placeholder = |(place, _, shown): &&mut (ConversationId, Seq, Shown)| {
+                    *place == conversation
+                        && matches!(shown, Shown::Unreadable(from, known, _)
+                            if (*from, *known) == (sender.installation, id))
+                };
+                if let (Some((.., shown)), true) =
+                    (self.shown.iter_mut().find(placeholder), content[..] == id.as_bytes()[..])
+                {
+                    *shown = Shown::Message(sender.installation, id);
+                }
+            }
             Change::Stored(conversation, id, seq) => {
+                if conversation.kind() != Ok(ConversationKind::Mailbox) {
+                    self.sent.insert(id, conversation);
+                }
                 self.saved.outbox.retain(|entry| entry.draft.id != id);
                 let own = self.saved.device.installation;
                 self.ids.insert((own, id));
@@ -349,7 +399,7 @@ impl LocalStore {
                 self.ids.insert(key);
                 let shown = match opened.content {
                     Ok(_) => Shown::Message(key.0, key.1),
-                    Err(why) => Shown::Unreadable(why),
+                    Err(why) => Shown::Unreadable(key.0, key.1, why),
                 };
                 self.shown.push((row.conversation, row.seq, shown));
             }
@@ -380,7 +430,8 @@ impl LocalStore {
                     entry.attempted |= entry.publish.take().is_some();
                 }
             }
-            Change::Prekeys | Change::Sessions => {}
+            Change::Prekeys(at) => self.saved.prekeys_at = at,
+            Change::Sessions => {}
         }
     }
 }

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 use super::accounts::ACCOUNTS;
 use super::store::SimStore;
 use crate::backend::{Backends, KeyDirectory};
-use crate::delivery::{Bound, Engine, EngineSettings};
+use crate::delivery::{Bound, Engine, EngineSettings, Rates};
 use crate::envelope::{Refusal, Subject};
 use crate::error::{ErrorKind, Result};
 use crate::memory::{
@@ -70,7 +70,7 @@ impl Gateway {
             push: Arc::new(MemoryPush::default()),
             authenticator: Arc::new(OpenRegistration),
         };
-        let settings = EngineSettings { session_queue, mutants, ..EngineSettings::default() };
+        let settings = EngineSettings { session_queue, rates: Rates::OFF, mutants, ..EngineSettings::default() };
         let engine = Arc::new(Engine::new(backends, settings, clock));
         let shard = Self::run_shard(engine.clone());
         Self { engine, keys, store, shard, connections: BTreeMap::new(), mutants }

@@ -12,7 +12,7 @@ use crate::memory::Tables;
 /// A law that was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// Which: `lost`, `twice`, `order`, `ghost`, `ack`, `keys`, `unreadable` or `stuck`.
+    /// Which: `lost`, `twice`, `order`, `ghost`, `ack`, `keys`, `unreadable`, `recovered` or `stuck`.
     pub law: &'static str,
     /// How.
     pub how: String,
@@ -25,6 +25,8 @@ pub(super) struct Oracle {
     pub sent: BTreeMap<InstallationId, Vec<MessageId>>,
     /// What a device was told is stored.
     pub acked: HashMap<(InstallationId, MessageId), (ConversationId, Seq)>,
+    /// Rows committed before this may have been removed by retention, in microseconds.
+    pub swept_us: u64,
     violation: Option<Violation>,
 }
 
@@ -62,8 +64,14 @@ impl Oracle {
         }
         self.check_acked(&logs);
         let any_restore = devices.iter().any(|device| device.store.restored > 0);
+        let restored: HashSet<InstallationId> = devices
+            .iter()
+            .filter(|device| device.store.restored > 0)
+            .map(|device| device.address().installation)
+            .collect();
         for device in devices {
             self.check_device(device, &logs, any_restore);
+            self.check_recovered(device, &restored);
         }
         self.violation.map_or(Ok(()), Err)
     }
@@ -109,6 +117,19 @@ impl Oracle {
         }
     }
 
+    /// What could not be read was asked for again, and whoever still has it sent it.
+    fn check_recovered(&mut self, device: &Device, restored: &HashSet<InstallationId>) {
+        for (conversation, seq, what) in &device.store.shown {
+            if let Shown::Unreadable(sender, id, why) = what
+                && !restored.contains(sender)
+                && self.swept_us == 0
+            {
+                let own = device.address();
+                self.broken("recovered", format!("{own:?} never read {id:?} at {seq} of {conversation:?}: {why:?}"));
+            }
+        }
+    }
+
     fn check_device(
         &mut self,
         device: &Device,
@@ -128,7 +149,7 @@ impl Oracle {
             {
                 self.broken("twice", format!("{own:?} showed {id:?} twice"));
             }
-            if let Shown::Unreadable(why) = what
+            if let Shown::Unreadable(_, _, why) = what
                 && !any_restore
             {
                 self.broken("unreadable", format!("{own:?} could not read {seq}: {why:?}"));
@@ -158,7 +179,8 @@ impl Oracle {
                     Some(Shown::Message(..)) => {
                         self.broken("order", format!("{own:?} showed another message at {}", row.seq));
                     }
-                    Some(Shown::Unreadable(_) | Shown::Nothing) if any_restore => {}
+                    Some(Shown::Unreadable(..) | Shown::Nothing) if any_restore => {}
+                    Some(Shown::Nothing) if row.time_us < self.swept_us => {}
                     _ => self.broken("lost", format!("{own:?} never showed {} of {id:?}", row.seq)),
                 }
             }

@@ -149,4 +149,8 @@ impl MessageStore for SimStore {
     async fn device(&self, device: InstallationId, cells: WantCells) -> Result<DeviceRecord> {
         Ok(self.tables.lock().device(device, cells))
     }
+
+    async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
+        Ok(self.tables.lock().expire(before_us, limit))
+    }
 }

@@ -13,14 +13,14 @@ use super::gateway::{Effect, Gateway, ready};
 use super::oracle::{KeyUse, Oracle, Violation};
 use super::store::{SimStore, StoreFaults};
 use super::{Options, Report};
-use crate::backend::{KeyDirectory, Router};
-use crate::id::MessageId;
+use crate::backend::{AccountKey, KeyDirectory, MessageStore, Router};
+use crate::id::{ConversationKind, MessageId};
 use crate::memory::{ManualClock, MemoryKeys, MemoryRouter, Tables};
 use crate::replica::{Draft, Input, Output, To};
 use crate::rng::Rng;
 use crate::session;
 use crate::signing::HelloClaims;
-use crate::time::Instant;
+use crate::time::{Instant, WallClock};
 use crate::wire::{ClientFrame, Hello, ServerFrame};
 
 /// When faults end and everything must come to rest.
@@ -41,6 +41,8 @@ enum Event {
     Link(usize),
     Snapshot(usize),
     Restore(usize),
+    /// Retention removes what has waited for so many milliseconds.
+    Sweep(u64),
     StartServer,
     CrashServer,
     Work,
@@ -109,7 +111,7 @@ impl World {
         for (n, account) in ACCOUNTS.iter().enumerate() {
             let _ = ready(keys.register(&account.handle, &account.lists[0]));
             if linked_later != Some(2 * n + 1) {
-                let _ = ready(keys.put_list(&account.lists[1]));
+                let _ = ready(keys.put_list(&account.lists[1], AccountKey::Same));
             }
         }
         let devices: Vec<Device> = ACCOUNTS
@@ -230,6 +232,10 @@ impl World {
             let at = self.rng.below(HEAL_MS);
             self.at(at, Event::CrashServer);
         }
+        if self.rng.chance(15) {
+            let (at, age) = (self.rng.below(HEAL_MS), self.rng.below(HEAL_MS / 4));
+            self.at(at, Event::Sweep(age));
+        }
         if self.rng.chance(40) {
             let mut device = self.rng.below(self.devices.len() as u64) as usize;
             let mut snapshot = self.rng.below(HEAL_MS * 2 / 3);
@@ -328,6 +334,13 @@ impl World {
                     self.break_pipe_later(connection);
                     let pause = [100, 3000][self.rng.below(2) as usize];
                     self.soon(pause, Event::StartDevice(device));
+                }
+            }
+            Event::Sweep(age) => {
+                let before_us = self.clock.now_us().saturating_sub(age * 1000);
+                if let Some(gateway) = &self.gateway {
+                    let _ = ready(gateway.store.expire(before_us, usize::MAX));
+                    self.oracle.swept_us = self.oracle.swept_us.max(before_us);
                 }
             }
             Event::StartServer => self.start_server(),
@@ -478,6 +491,11 @@ impl World {
             }
             Output::Send(frame) => self.send_to_server(device, frame),
             Output::Open(row, list) => answers.push_back(Input::Opened(one.open(&row, list.as_ref()))),
+            Output::Recall(asker, conversation, id) => {
+                let content = one.recall(conversation, id);
+                answers.push_back(Input::Recalled(asker, conversation, id, content));
+            }
+            Output::EndSession(peer) => one.end_session(peer),
             Output::Seal { draft, number, lists } => {
                 answers.push_back(Input::Sealed(one.seal(&draft, number, &lists)));
             }
@@ -487,12 +505,17 @@ impl World {
             Output::Commit(changes, ticket) => {
                 let installation = one.address().installation;
                 for change in &changes.list {
-                    if let crate::replica::Change::Queued(draft) = change {
+                    if let crate::replica::Change::Queued(draft) = change
+                        && !matches!(draft.to, To::Device(_))
+                    {
                         self.oracle.sent.entry(installation).or_default().push(draft.id);
                         self.report.sent += 1;
                     }
                 }
                 for (conversation, id, seq) in one.commit(changes) {
+                    if conversation.kind() == Ok(ConversationKind::Mailbox) {
+                        continue;
+                    }
                     self.oracle.acked(installation, conversation, id, seq);
                     self.report.acked += 1;
                 }
@@ -598,7 +621,7 @@ impl World {
         let Some(account) = ACCOUNTS.iter().find(|a| a.lists[1].list().user == user) else {
             return;
         };
-        let _ = ready(self.keys.put_list(&account.lists[1]));
+        let _ = ready(self.keys.put_list(&account.lists[1], AccountKey::Same));
         if let Some(gateway) = &self.gateway {
             gateway.forget_lists();
         }

@@ -36,10 +36,18 @@ pub enum Registration {
         token: String,
         /// The name people type.
         handle: Handle,
-        /// Version 1 of the new account's list.
+        /// Version 1 of the new account's list; or the version after the one in force, by the new account
+        /// key.
         list: SignedDeviceList,
         /// Replace an account whose keys are lost.
         replace: bool,
+    },
+    /// Asks for the list in force of an account whose keys are lost.
+    Lookup {
+        /// The token.
+        token: String,
+        /// The name people type.
+        handle: Handle,
     },
     /// A device that waits to be linked.
     Link {
@@ -304,10 +312,15 @@ fn registration_from_proto(raw: proto::Register) -> Result<Registration> {
         at_most(link.offer.len(), 1024, "the offer is too large")?;
         return Ok(Registration::Link { rendezvous: link.rendezvous, offer: link.offer });
     }
-    let list = list_from_proto(raw.list.ok_or_else(|| invalid("a registration brings a device list"))?)?;
+    let handle = Handle::new(&raw.handle)?;
+    let list = match raw.list {
+        Some(list) => list_from_proto(list)?,
+        None if raw.replace => return Ok(Registration::Lookup { token: raw.token, handle }),
+        None => return Err(invalid("a registration brings a device list")),
+    };
     Ok(Registration::Account {
         token: raw.token,
-        handle: Handle::new(&raw.handle)?,
+        handle,
         list,
         replace: raw.replace,
     })
@@ -321,6 +334,12 @@ fn registration_to_proto(registration: &Registration) -> proto::Register {
             list: Some(list_to_proto(list)),
             replace: *replace,
             link: None,
+        },
+        Registration::Lookup { token, handle } => proto::Register {
+            token: token.clone(),
+            handle: handle.as_str().to_owned(),
+            replace: true,
+            ..Default::default()
         },
         Registration::Link { rendezvous, offer } => proto::Register {
             link: Some(proto::LinkOffer { rendezvous: rendezvous.clone(), offer: offer.clone() }),

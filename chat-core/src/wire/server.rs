@@ -85,8 +85,8 @@ pub enum ServerFrame {
     Challenge(Challenge),
     /// Answers `Hello`.
     Welcome(Welcome),
-    /// Answers `Register`.
-    Registered(UserId),
+    /// Answers `Register`: the user, and the list in force where that was asked for.
+    Registered(UserId, Option<Box<SignedDeviceList>>),
     /// One tick.
     Stored(Stored),
     /// What cannot be done.
@@ -116,6 +116,8 @@ pub enum ServerFrame {
     ListChanged(UserId, u64),
     /// The answer a device that waits to be linked waits for.
     LinkAnswer(Bytes),
+    /// Few one-time prekeys are left on the server.
+    PrekeysLow(u32),
     /// The last frame.
     Close {
         /// As the WebSocket close code.
@@ -153,7 +155,10 @@ impl ServerFrame {
                 prekeys: w.prekeys,
                 list_version: w.list_version,
             }),
-            Frame::Registered(r) => Self::Registered(UserId::parse(&r.user)?),
+            Frame::Registered(r) => {
+                let list = r.list.map(list_from_proto).transpose()?;
+                Self::Registered(UserId::parse(&r.user)?, list.map(Box::new))
+            }
             Frame::Stored(stored) => Self::Stored(stored_from_proto(&stored)?),
             Frame::Refused(refused) => refused_from_proto(refused)?,
             Frame::Deliver(deliver) => {
@@ -174,6 +179,7 @@ impl ServerFrame {
             Frame::Presence(p) => Self::Presence(UserId::parse(&p.user)?, p.online),
             Frame::ListChanged(changed) => Self::ListChanged(UserId::parse(&changed.user)?, changed.version),
             Frame::LinkAnswer(answer) => Self::LinkAnswer(answer.answer),
+            Frame::PrekeysLow(low) => Self::PrekeysLow(low.left),
             Frame::Close(close) => Self::Close {
                 code: u16::try_from(close.code).unwrap_or(super::close::PROTOCOL),
                 retry_after: close.retry_after,
@@ -202,7 +208,10 @@ impl ServerFrame {
                 list_version: w.list_version,
                 heartbeat: (crate::limits::HEARTBEAT_MS / 1000) as u32,
             }),
-            Self::Registered(user) => Frame::Registered(proto::Registered { user: user.to_bytes() }),
+            Self::Registered(user, list) => Frame::Registered(proto::Registered {
+                user: user.to_bytes(),
+                list: list.as_deref().map(list_to_proto),
+            }),
             Self::Stored(s) => Frame::Stored(stored_to_proto(s)),
             Self::Refused(subject, refusal) => Frame::Refused(refused_to_proto(subject, refusal)),
             Self::Deliver(rows, caught_up) => Frame::Deliver(proto::Deliver {
@@ -230,6 +239,7 @@ impl ServerFrame {
             Self::LinkAnswer(answer) => {
                 Frame::LinkAnswer(proto::LinkAnswer { rendezvous: Bytes::new(), answer: answer.clone() })
             }
+            Self::PrekeysLow(left) => Frame::PrekeysLow(proto::PrekeysLow { left: *left }),
             Self::Close { code, retry_after } => {
                 Frame::Close(proto::Close { code: u32::from(*code), retry_after: *retry_after })
             }

@@ -49,7 +49,7 @@ pub mod client_frame {
 pub struct ServerFrame {
     #[prost(
         oneof = "server_frame::Frame",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15"
     )]
     pub frame: ::core::option::Option<server_frame::Frame>,
 }
@@ -99,6 +99,9 @@ pub mod server_frame {
         /// The last frame of a connection.
         #[prost(message, tag = "14")]
         Close(super::Close),
+        /// The server holds few one-time prekeys of this device.
+        #[prost(message, tag = "15")]
+        PrekeysLow(super::PrekeysLow),
     }
 }
 /// Sent at once after the upgrade.
@@ -154,7 +157,9 @@ pub struct Register {
     /// The name people type; must equal the token's subject where there is a token.
     #[prost(string, tag = "2")]
     pub handle: ::prost::alloc::string::String,
-    /// The signed device list, version 1, that names the new user and its first device.
+    /// The signed device list, version 1, that names the new user and its first device. With `replace`: the
+    /// version after the one in force, of the same user, signed by the new account key; absent to ask for the
+    /// list in force first.
     #[prost(message, optional, tag = "3")]
     pub list: ::core::option::Option<SignedDeviceList>,
     /// Replace an account of this handle whose keys are lost. Needs a token.
@@ -170,6 +175,9 @@ pub struct Registered {
     /// The user the handle now means.
     #[prost(bytes = "bytes", tag = "1")]
     pub user: ::prost::bytes::Bytes,
+    /// The list in force, where it was asked for.
+    #[prost(message, optional, tag = "2")]
+    pub list: ::core::option::Option<SignedDeviceList>,
 }
 /// What a device that waits to be linked shows to the server.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -826,6 +834,13 @@ pub struct ListChanged {
     /// The newest version.
     #[prost(uint64, tag = "2")]
     pub version: u64,
+}
+/// The server holds few one-time prekeys of this device: upload more.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PrekeysLow {
+    /// How many are left.
+    #[prost(uint32, tag = "1")]
+    pub left: u32,
 }
 /// The last frame.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 fn main() {
-    let core = Path::new(env!("CARGO_MANIFEST_DIR")).join("../chat-core");
+    let core = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let generated = core.join("src/wire/generated");
     let check = std::env::args().any(|argument| argument == "--check");
     let dir = tempfile::tempdir().unwrap();

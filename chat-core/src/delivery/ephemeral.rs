@@ -1,0 +1,83 @@
+//! What may be lost: receipts, typing, presence.
+
+use std::sync::Arc;
+
+use super::Engine;
+use super::hub::Event;
+use crate::envelope::AckOf;
+use crate::error::Result;
+use crate::id::{ConversationId, ConversationKind, DeviceAddress, UserId};
+use crate::wire::ServerFrame;
+
+impl Engine {
+    /// Tells the other users of a conversation how far this one's device has it, or has read it.
+    pub async fn receipt(&self, device: DeviceAddress, at: AckOf, read: bool) {
+        let (delivered, seen) = if read { (0, at.seq) } else { (at.seq, 0) };
+        let frame =
+            ServerFrame::Receipt { conversation: at.conversation, user: device.user, delivered, read: seen };
+        self.tell_members(device, at.conversation, frame, read).await;
+    }
+
+    /// Tells the other users of a conversation that this one is writing.
+    pub async fn typing(&self, device: DeviceAddress, conversation: ConversationId) {
+        self.tell_members(device, conversation, ServerFrame::Typing(conversation, device.user), false).await;
+    }
+
+    async fn tell_members(
+        &self,
+        from: DeviceAddress,
+        conversation: ConversationId,
+        frame: ServerFrame,
+        own_devices: bool,
+    ) {
+        let Ok(Some(members)) = self.members_of(conversation).await else {
+            return;
+        };
+        if !members.contains(&from.user) {
+            return;
+        }
+        let others: Vec<UserId> =
+            members.iter().filter(|u| own_devices || **u != from.user).copied().collect();
+        for route in self.backends.registry.lookup(&others).await.unwrap_or_default() {
+            if route.device.installation != from.installation {
+                self.hub.tell(route.device.installation, vec![Event::Ephemeral(frame.clone())]);
+            }
+        }
+    }
+
+    async fn members_of(&self, conversation: ConversationId) -> Result<Option<Arc<[UserId]>>> {
+        if !matches!(conversation.kind(), Ok(ConversationKind::Direct | ConversationKind::Own)) {
+            return Ok(None);
+        }
+        if let Some(members) = self.members.get(&conversation) {
+            return Ok(Some(members.clone()));
+        }
+        let Some(state) = self.backends.store.state(conversation).await? else {
+            return Ok(None);
+        };
+        let members: Arc<[UserId]> = state.members.iter().map(|m| m.user).collect();
+        if self.members.len() > 100_000 {
+            self.members.clear();
+        }
+        // The users of a direct conversation never change once its first message named both.
+        if members.len() == 2 || conversation.kind() == Ok(ConversationKind::Own) {
+            self.members.insert(conversation, members.clone());
+        }
+        Ok(Some(members))
+    }
+
+    /// Which of these users are present, as far as this device may know: of a user it shares no conversation
+    /// with it hears the same as of one that does not exist.
+    pub async fn presence(&self, asker: DeviceAddress, users: &[UserId]) -> Vec<(UserId, bool)> {
+        let present = self.backends.presence.query(users, self.now_ms()).await.unwrap_or_default();
+        let mut answers = Vec::with_capacity(users.len());
+        for (user, present) in users.iter().copied().zip(present) {
+            let shared = ConversationId::direct(asker.user, user);
+            let members = if present { self.members_of(shared).await.ok().flatten() } else { None };
+            let known =
+                user == asker.user || members.is_some_and(|m| m.contains(&user) && m.contains(&asker.user));
+            answers.push((user, present && known));
+        }
+        answers
+    }
+}

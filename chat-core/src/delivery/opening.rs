@@ -1,0 +1,212 @@
+//! How a session begins: accounts, `Hello`, routes, and devices that wait to be linked.
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::Engine;
+use super::admission::refusal_of;
+use super::hub::Bound;
+use crate::backend::{AccountKey, Route, WantCells};
+use crate::device_list::SignedDeviceList;
+use crate::envelope::Refusal;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{DeviceAddress, Handle, InstallationId, UserId};
+use crate::limits::WIRE_VERSION;
+use crate::mutant::Mutant;
+use crate::signing::verify;
+use crate::wire::{Hello, Registration, ServerFrame, Welcome, close};
+
+/// What a device gets for its `Hello`.
+#[derive(Debug)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Greeting {
+    /// Who it is.
+    pub device: DeviceAddress,
+    /// What to answer.
+    pub welcome: Welcome,
+}
+
+/// A device that waits to be linked.
+#[derive(Debug)]
+pub(super) struct Offer {
+    pub(super) offer: Bytes,
+    pub(super) made_ms: u64,
+    pub(super) answer: tokio::sync::mpsc::Sender<Bytes>,
+}
+
+/// Milliseconds an offer to be linked stands.
+pub(super) const OFFER_MS: u64 = 10 * 60 * 1000;
+/// Offers that may stand at once.
+const OFFERS: usize = 10_000;
+
+impl Engine {
+    /// Opens an account, or replaces one whose keys are lost.
+    ///
+    /// To replace one takes a token that names it; who is at the door of open registration may not. The
+    /// list in force is asked for first, since the new one must follow it.
+    ///
+    /// # Errors
+    /// What to refuse it with.
+    pub async fn register(&self, registration: &Registration) -> Result<ServerFrame, Refusal> {
+        let (token, handle, list, replace) = match registration {
+            Registration::Account { token, handle, list, replace } => (token, handle, Some(list), *replace),
+            Registration::Lookup { token, handle } => (token, handle, None, true),
+            Registration::Link { .. } => return Err(Refusal::Unsupported),
+        };
+        let named = self.backends.authenticator.authenticate(token).await.map_err(|_| Refusal::Denied)?;
+        if named.as_ref().map_or(replace, |named| named != handle) {
+            return Err(Refusal::Denied);
+        }
+        let opened = match (list, replace) {
+            (Some(list), false) => {
+                self.backends.keys.register(handle, list).await.map(|()| (list.list().user, None))
+            }
+            (list, _) => self.replace(handle, list).await,
+        };
+        let (user, in_force) = opened.map_err(|error| refusal_of(&error))?;
+        Ok(ServerFrame::Registered(user, in_force))
+    }
+
+    async fn replace(
+        &self,
+        handle: &Handle,
+        list: Option<&SignedDeviceList>,
+    ) -> Result<(UserId, Option<Box<SignedDeviceList>>)> {
+        let missing = || Error::new(ErrorKind::NotFound, "there is no such account");
+        let user = self.backends.keys.resolve(handle).await?.ok_or_else(missing)?;
+        match list {
+            None => {
+                let list = self.backends.keys.list(user).await?.ok_or_else(missing)?;
+                Ok((user, Some(Box::new(list))))
+            }
+            Some(list) => {
+                self.put_list(user, list, AccountKey::New).await?;
+                Ok((user, None))
+            }
+        }
+    }
+
+    /// Checks who a device is: its token says which user, its signature which device.
+    ///
+    /// # Errors
+    /// The code to close the connection with.
+    pub async fn authenticate(&self, hello: &Hello) -> Result<Greeting, u16> {
+        let claims = &hello.claims;
+        if claims.version != WIRE_VERSION {
+            return Err(close::VERSION);
+        }
+        let known = &self.settings.authorities;
+        if !known.is_empty() && !known.contains(&claims.authority) {
+            return Err(close::UNAUTHORIZED);
+        }
+        let later = |_: Error| close::DRAIN;
+        let named = match self.backends.authenticator.authenticate(&claims.token).await {
+            Ok(named) => named,
+            Err(error) if error.kind() == ErrorKind::Unavailable => return Err(close::DRAIN),
+            Err(_) => return Err(close::UNAUTHORIZED),
+        };
+        if let Some(handle) = named {
+            let user = self.backends.keys.resolve(&handle).await.map_err(later)?;
+            if user != Some(claims.user) {
+                return Err(close::UNAUTHORIZED);
+            }
+        }
+        let now = self.now_ms();
+        self.limits.may_try(claims.user, now).map_err(|_| close::THROTTLED)?;
+        let list = self.device_list(claims.user).await.map_err(later)?.ok_or(close::UNAUTHORIZED)?;
+        let entry = list.list().device(claims.device).ok_or(close::UNAUTHORIZED)?;
+        if verify(&entry.device_key, &claims.transcript(), &hello.signature).is_err() {
+            let _ = self.limits.failed(claims.user, now);
+            return Err(close::UNAUTHORIZED);
+        }
+        self.greet(hello, &list, entry.installation()).await.map_err(later)
+    }
+
+    /// Compares what an authenticated device claims with what was seen of it.
+    pub(crate) async fn greet(
+        &self,
+        hello: &Hello,
+        list: &SignedDeviceList,
+        installation: InstallationId,
+    ) -> Result<Greeting> {
+        let claims = &hello.claims;
+        let device = DeviceAddress { user: claims.user, device: claims.device, installation };
+        let keys = self.backends.keys.device(device.installation).await?;
+        let record = self.backends.store.device(device.installation, WantCells::No).await?;
+        let life = self.life();
+        let rollback = (claims.generation < record.generation || claims.incarnation < keys.incarnation)
+            && hello.store_epoch.is_none_or(|epoch| epoch == life.epoch)
+            && !self.settings.mutants.has(Mutant::NoRollbackDetection);
+        let welcome = Welcome {
+            store_epoch: life.epoch,
+            server_time: self.now_ms(),
+            rollback,
+            incarnation: keys.incarnation,
+            prekeys: u32::try_from(keys.prekeys).unwrap_or(u32::MAX),
+            list_version: list.list().version,
+        };
+        Ok(Greeting { device, welcome })
+    }
+
+    /// Registers a session: from here on the engine tells it what happens. Comes before the first read of
+    /// its inbox, so that nothing falls between the two.
+    ///
+    /// # Errors
+    /// `Unavailable` if the registry cannot be reached.
+    pub async fn bind(&self, device: DeviceAddress) -> Result<Bound> {
+        let epoch = self.backends.registry.bind(device, self.settings.gateway).await?;
+        let bound = self.hub.bind(Route { device, gateway: self.settings.gateway, epoch });
+        // Unlinked between its `Hello` and here? Read from the directory: from here on it would be told.
+        let list = self.backends.keys.list(device.user).await;
+        let listed = |list: &SignedDeviceList| list.list().addresses().any(|known| known == device);
+        if !matches!(&list, Ok(Some(list)) if listed(list)) {
+            self.unbind(&bound).await;
+            return Err(list.err().unwrap_or(Error::new(ErrorKind::Denied, "the device is not listed")));
+        }
+        let _ = self.backends.presence.beat(device.user, device.installation, true, self.now_ms()).await;
+        Ok(bound)
+    }
+
+    /// Forgets a session.
+    pub async fn unbind(&self, bound: &Bound) {
+        let device = bound.route.device;
+        if self.hub.unbind(&bound.route) {
+            let _ = self.backends.presence.beat(device.user, device.installation, false, self.now_ms()).await;
+        }
+        let _ = self.backends.registry.unbind(bound.route).await;
+    }
+
+    /// Notes that a session is alive.
+    pub async fn beat(&self, bound: &Bound) {
+        let device = bound.route.device;
+        let _ = self.backends.registry.renew(bound.route).await;
+        let _ = self.backends.presence.beat(device.user, device.installation, true, self.now_ms()).await;
+    }
+
+    /// Reads every device list anew: another process may have changed some.
+    pub fn forget_lists(&self) {
+        self.lists_changed.fetch_add(1, Ordering::AcqRel);
+        self.lists.clear();
+    }
+
+    /// Puts up the offer of a device that waits to be linked; gives what its answer comes through.
+    ///
+    /// # Errors
+    /// `Throttled` if too many wait, `Conflict` if the rendezvous is taken.
+    pub fn offer(&self, rendezvous: Bytes, offer: Bytes) -> Result<tokio::sync::mpsc::Receiver<Bytes>> {
+        let now = self.now_ms();
+        self.offers.retain(|_, offer| now < offer.made_ms + OFFER_MS && !offer.answer.is_closed());
+        if self.offers.len() >= OFFERS {
+            return Err(Error::new(ErrorKind::Throttled, "too many devices wait to be linked"));
+        }
+        let (answer, answers) = tokio::sync::mpsc::channel(1);
+        match self.offers.entry(rendezvous) {
+            dashmap::Entry::Occupied(_) => Err(Error::new(ErrorKind::Conflict, "the rendezvous is taken")),
+            dashmap::Entry::Vacant(free) => {
+                free.insert(Offer { offer, made_ms: now, answer });
+                Ok(answers)
+            }
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! What a device asks: lists, prekeys, history, cells.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Engine;
+use super::admission::refusal_of;
+use super::hub::Event;
+use super::opening::OFFER_MS;
+use super::rates::Wait;
+use crate::backend::{AccountKey, PageLimit, Reincarnation, WantCells};
+use crate::device_list::SignedDeviceList;
+use crate::envelope::Refusal;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{ConversationId, DeviceAddress, InstallationId, Seq, UserId};
+use crate::limits::LOW_PREKEYS;
+use crate::signing::{prekeys_transcript, verify};
+use crate::wire::{Answer, Ask, PrekeyUpload, ServerFrame, close};
+
+impl Engine {
+    /// Answers a question of a device.
+    ///
+    /// # Errors
+    /// What to refuse it with.
+    pub async fn answer(&self, device: DeviceAddress, ask: Ask) -> Result<Answer, Refusal> {
+        self.pace_question(device, &ask).map_err(Refusal::Throttled)?;
+        self.try_answer(device, ask).await.map_err(|error| refusal_of(&error))
+    }
+
+    fn pace_question(&self, device: DeviceAddress, ask: &Ask) -> Result<(), Wait> {
+        let now = self.now_ms();
+        match ask {
+            Ask::Resolve(_) => self.limits.resolve(device.user, now),
+            Ask::Claim(user, _) => self.limits.claim((device.user, *user), now),
+            Ask::Offer(_) => self.limits.link(device.user, now),
+            _ => Ok(()),
+        }
+    }
+
+    async fn try_answer(&self, device: DeviceAddress, ask: Ask) -> Result<Answer> {
+        let mut answer = Answer::default();
+        match ask {
+            Ask::Resolve(handle) => {
+                let user = self.backends.keys.resolve(&handle).await?;
+                answer.user = Some(user.ok_or_else(|| Error::new(ErrorKind::NotFound, "no such user"))?);
+            }
+            Ask::Lists(users) => {
+                for user in users {
+                    if let Some(list) = self.device_list(user).await? {
+                        answer.lists.push(SignedDeviceList::clone(&list));
+                        answer.handles.push(self.backends.keys.handle_of(user).await?);
+                    }
+                }
+            }
+            Ask::PutList(list) => self.put_list(device.user, &list, AccountKey::Same).await?,
+            Ask::Upload(upload) => answer.prekeys = self.upload(device, &upload).await?,
+            Ask::Claim(user, installations) => {
+                let list = self.device_list(user).await?;
+                let wanted: HashSet<InstallationId> = installations.into_iter().collect();
+                for listed in list.iter().flat_map(|list| list.list().addresses()) {
+                    let installation = listed.installation;
+                    if wanted.contains(&installation) && installation != device.installation {
+                        answer.bundles.extend(self.backends.keys.claim(installation).await?);
+                        self.warn_of_few_prekeys(installation).await;
+                    }
+                }
+            }
+            Ask::History { conversation, before, limit } => {
+                let state = self.backends.store.state(conversation).await?;
+                if !state.is_some_and(|state| state.members.iter().any(|m| m.user == device.user)) {
+                    // The same answer for "not yours" and "not there".
+                    return Err(Error::new(ErrorKind::NotFound, "no such conversation"));
+                }
+                let limit = PageLimit::rows(limit as usize);
+                answer.rows = self.backends.store.history(conversation, before, limit).await?;
+            }
+            Ask::Cells => {
+                answer.cells = self.backends.store.device(device.installation, WantCells::All).await?.cells;
+            }
+            Ask::Reincarnate { nonce, asked, .. } => {
+                let wish = Reincarnation { nonce, asked, now_ms: self.now_ms() };
+                answer.incarnation = self.backends.keys.reincarnate(device.installation, wish).await?;
+            }
+            Ask::Offer(rendezvous) => {
+                let now = self.now_ms();
+                let offer = self.offers.get(&rendezvous).filter(|offer| now < offer.made_ms + OFFER_MS);
+                answer.offer = offer
+                    .map(|o| o.offer.clone())
+                    .ok_or_else(|| Error::new(ErrorKind::NotFound, "no such offer"))?;
+            }
+            Ask::LinkAnswer(rendezvous, sealed) => {
+                let (_, offer) = self
+                    .offers
+                    .remove(&rendezvous)
+                    .ok_or_else(|| Error::new(ErrorKind::NotFound, "no such offer"))?;
+                offer
+                    .answer
+                    .try_send(sealed)
+                    .map_err(|_| Error::new(ErrorKind::NotFound, "nobody waits for it"))?;
+            }
+            Ask::Delivered(conversation) => answer.delivered = self.delivered(device, conversation).await?,
+        }
+        Ok(answer)
+    }
+
+    /// Tells a device that few of its prekeys are left, if it is here to hear it; else its next `Welcome` does.
+    async fn warn_of_few_prekeys(&self, device: InstallationId) {
+        if self.hub.route(device).is_some()
+            && let Ok(keys) = self.backends.keys.device(device).await
+            && keys.prekeys < u64::from(LOW_PREKEYS)
+        {
+            let low = ServerFrame::PrekeysLow(u32::try_from(keys.prekeys).unwrap_or(0));
+            self.hub.tell(device, vec![Event::Ephemeral(low)]);
+        }
+    }
+
+    pub(super) async fn put_list(
+        &self,
+        user: UserId,
+        list: &SignedDeviceList,
+        key: AccountKey,
+    ) -> Result<()> {
+        if list.list().user != user {
+            return Err(Error::new(ErrorKind::Denied, "the list is another user's"));
+        }
+        let before = self.device_list(user).await?;
+        let put = self.backends.keys.put_list(list, key).await;
+        // Even if it failed it may be stored: whoever read the list before now must not cache it.
+        self.lists_changed.fetch_add(1, Ordering::AcqRel);
+        if put.is_err() {
+            self.lists.remove(&user);
+        }
+        put?;
+        let list = self.remember(Arc::new(list.clone()));
+        for old in before.iter().flat_map(|before| before.list().addresses()) {
+            if !list.list().addresses().any(|d| d.installation == old.installation) {
+                self.hub.close(old.installation, close::UNAUTHORIZED);
+            }
+        }
+        let changed = ServerFrame::ListChanged(user, list.list().version);
+        for own in list.list().addresses() {
+            self.hub.tell(own.installation, vec![Event::Ephemeral(changed.clone())]);
+        }
+        Ok(())
+    }
+
+    async fn upload(&self, device: DeviceAddress, upload: &PrekeyUpload) -> Result<u64> {
+        let list = self.device_list(device.user).await?;
+        let entry = list.iter().find_map(|list| list.list().device(device.device).cloned());
+        let entry = entry.ok_or_else(|| Error::new(ErrorKind::Denied, "the device is not listed"))?;
+        verify(&entry.device_key, &prekeys_transcript(&upload.signed), &upload.signature)?;
+        self.backends.keys.upload(device.installation, upload).await
+    }
+
+    async fn delivered(&self, device: DeviceAddress, conversation: ConversationId) -> Result<Seq> {
+        let state = self.backends.store.state(conversation).await?.unwrap_or_default();
+        if !state.members.iter().any(|m| m.user == device.user) {
+            return Err(Error::new(ErrorKind::NotFound, "no such conversation"));
+        }
+        let mut highest = 0;
+        for other in state.members.iter().filter(|m| m.user != device.user).flat_map(|m| &m.installations) {
+            let record = self.backends.store.device(*other, WantCells::Of(conversation)).await?;
+            highest = record.cells.iter().map(|(_, cell)| cell.acked).fold(highest, Seq::max);
+        }
+        Ok(highest)
+    }
+}

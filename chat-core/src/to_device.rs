@@ -1,0 +1,126 @@
+//! What one device says to another and nobody is shown: the content of a mailbox's messages.
+//!
+//! It is encrypted and padded like any content; the server sees neither what it says nor that it differs.
+
+use bytes::Bytes;
+use prost::Message as _;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{ConversationId, MessageId};
+use crate::padding::{pad, unpad};
+
+/// The content of a to-device message.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum ToDevice {
+    /// This message of yours cannot be read here: send its content again.
+    Rerequest {
+        /// The conversation it is in.
+        conversation: ConversationId,
+        /// Its id.
+        id: MessageId,
+    },
+    /// The content of a message that was asked for again; it fills the placeholder.
+    Recovered {
+        /// The conversation it is in.
+        conversation: ConversationId,
+        /// Its id.
+        id: MessageId,
+        /// Its content.
+        content: Bytes,
+    },
+    /// Nothing. Its sender began a new session, and this brings it.
+    Renew,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Raw {
+    /// 1.
+    #[prost(uint32, tag = "1")]
+    version: u32,
+    #[prost(enumeration = "Kind", tag = "2")]
+    kind: i32,
+    #[prost(bytes = "bytes", tag = "3")]
+    conversation: Bytes,
+    #[prost(bytes = "bytes", tag = "4")]
+    message_id: Bytes,
+    #[prost(bytes = "bytes", tag = "5")]
+    content: Bytes,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, prost::Enumeration)]
+#[repr(i32)]
+enum Kind {
+    Unspecified = 0,
+    Rerequest = 1,
+    Recovered = 2,
+    Renew = 3,
+}
+
+impl ToDevice {
+    /// The padded content.
+    ///
+    /// ```
+    /// use chat_core::to_device::ToDevice;
+    /// assert_eq!(ToDevice::decode(&ToDevice::Renew.encode()), Ok(ToDevice::Renew));
+    /// ```
+    pub fn encode(&self) -> Bytes {
+        let (kind, about, content) = match self {
+            Self::Rerequest { conversation, id } => (Kind::Rerequest, Some((conversation, id)), None),
+            Self::Recovered { conversation, id, content } => {
+                (Kind::Recovered, Some((conversation, id)), Some(content.clone()))
+            }
+            Self::Renew => (Kind::Renew, None, None),
+        };
+        let bytes = |bytes: Option<&[u8]>| bytes.map(Bytes::copy_from_slice).unwrap_or_default();
+        let raw = Raw {
+            version: 1,
+            kind: kind.into(),
+            conversation: bytes(about.map(|(conversation, _)| &conversation.as_bytes()[..])),
+            message_id: bytes(about.map(|(_, id)| &id.as_bytes()[..])),
+            content: content.unwrap_or_default(),
+        };
+        pad(raw.encode_to_vec()).into()
+    }
+
+    /// Reads padded content.
+    ///
+    /// # Errors
+    /// `Invalid` if it is anything else.
+    pub fn decode(padded: &[u8]) -> Result<Self> {
+        let invalid = || Error::new(ErrorKind::Invalid, "not a to-device message");
+        let raw = Raw::decode(unpad(padded)?).map_err(|_| invalid())?;
+        let about = || Ok((ConversationId::parse(&raw.conversation)?, MessageId::parse(&raw.message_id)?));
+        match (raw.version, Kind::try_from(raw.kind)) {
+            (1, Ok(Kind::Rerequest)) => {
+                about().map(|(conversation, id)| Self::Rerequest { conversation, id })
+            }
+            (1, Ok(Kind::Recovered)) => about().map(|(conversation, id)| Self::Recovered {
+                conversation,
+                id,
+                content: raw.content.clone(),
+            }),
+            (1, Ok(Kind::Renew)) => Ok(Self::Renew),
+            _ => Err(invalid()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_reads_back_and_the_rest_does_not() {
+        let conversation = ConversationId::from_bytes([0x11; 17]);
+        let id = MessageId::from_bytes([7; 16]);
+        for said in [
+            ToDevice::Rerequest { conversation, id },
+            ToDevice::Recovered { conversation, id, content: Bytes::from_static(b"\0\0") },
+            ToDevice::Renew,
+        ] {
+            assert_eq!(ToDevice::decode(&said.encode()), Ok(said));
+        }
+        assert!(ToDevice::decode(&[]).is_err() && ToDevice::decode(&pad(vec![8, 2])).is_err());
+    }
+}
