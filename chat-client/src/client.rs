@@ -72,6 +72,7 @@ pub struct Builder {
     suite: Box<dyn Suite>,
     dialer: Dialer,
     token: Option<String>,
+    strict: bool,
 }
 
 fn gone() -> Error {
@@ -82,7 +83,7 @@ impl Client {
     /// A client for a profile directory, with an encryption suite and a server. The suite is demanded:
     /// there is no default, and so no silent plaintext.
     pub fn builder(profile: impl AsRef<Path>, suite: Box<dyn Suite>, dialer: Dialer) -> Builder {
-        Builder { profile: profile.as_ref().to_owned(), suite, dialer, token: None }
+        Builder { profile: profile.as_ref().to_owned(), suite, dialer, token: None, strict: false }
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {
@@ -138,6 +139,43 @@ impl Client {
         let command = Command::Send { to, text, reference, reply };
         self.sends.send(command).await.map_err(|_| self.failure())?;
         Ok(answer)
+    }
+
+    /// As [`send_later`](Self::send_later), to a name as it was typed: what is no handle is refused with
+    /// `unknown_user`, durably, as any other message to nobody.
+    ///
+    /// # Errors
+    /// `Closed` if the client is closed.
+    pub async fn send_to(
+        &self,
+        name: &str,
+        text: String,
+        reference: Option<String>,
+    ) -> Result<oneshot::Receiver<Result<Queued>>> {
+        if let Ok(handle) = Handle::new(name) {
+            return self.send_later(To::Handle(handle), text, reference).await;
+        }
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Refuse { reference, reason: "unknown_user", reply };
+        self.sends.send(command).await.map_err(|_| self.failure())?;
+        Ok(answer)
+    }
+
+    /// Accepts the changed account key of a user, after its safety number was compared.
+    ///
+    /// # Errors
+    /// `Closed`, or the failure of the local store.
+    pub async fn accept(&self, user: UserId) -> Result<()> {
+        self.ask(|reply| Command::Accept(user, reply)).await
+    }
+
+    /// Asks for a new incarnation: this store goes on, a copy of it that is in use elsewhere does not. For
+    /// a profile that stopped with `superseded`.
+    ///
+    /// # Errors
+    /// `Closed` if the client is closed.
+    pub async fn reincarnate(&self) -> Result<()> {
+        self.commands.send(Command::Reincarnate).await.map_err(|_| self.failure())
     }
 
     /// Says that the user has read a conversation up to a place.
@@ -294,6 +332,15 @@ impl Builder {
         self
     }
 
+    /// Sends nothing to a user whose account key changed until [`Client::accept`] says so: such messages
+    /// are refused with `identity_changed`. Without it the change is an event and sending goes on; what was
+    /// written before the change is never encrypted for the new key either way.
+    #[must_use]
+    pub const fn strict(mut self) -> Self {
+        self.strict = true;
+        self
+    }
+
     /// Opens the profile and begins to connect.
     ///
     /// # Errors
@@ -309,12 +356,12 @@ impl Builder {
         let channels =
             Channels { commands: queue, sends: send_queue, last: last_sender, passing: passing.clone() };
         let shared = owner.clone();
-        let Self { profile, suite, dialer, token } = self;
+        let Self { profile, suite, dialer, token, strict } = self;
         let thread = std::thread::Builder::new().name("chat-client".into()).spawn(move || {
             let run = async {
                 let made = LocalStore::open(&profile).and_then(|store| {
                     let about = Profile::load(&store)?;
-                    let driver = Driver::new(store, suite, dialer, token, channels)?;
+                    let driver = Driver::new(store, suite, dialer, token, strict, channels)?;
                     Ok((driver, about))
                 });
                 match made {

@@ -1,10 +1,8 @@
 //! What a message says: a versioned protobuf, padded so that its length tells little.
 
+use chat_core::padding::{pad, unpad};
 use chat_core::{Error, ErrorKind, Result};
 use prost::Message as _;
-
-/// Lengths are rounded up to a multiple of this many bytes.
-const BUCKET: usize = 160;
 
 /// The content of a message.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -31,10 +29,7 @@ impl Content {
     /// assert_eq!(Content::of_text("hi").pad().len(), Content::of_text("hello").pad().len());
     /// ```
     pub fn pad(&self) -> Vec<u8> {
-        let mut bytes = self.encode_to_vec();
-        bytes.push(0x80);
-        bytes.resize(bytes.len().next_multiple_of(BUCKET), 0);
-        bytes
+        pad(self.encode_to_vec())
     }
 
     /// Reads padded content.
@@ -42,12 +37,8 @@ impl Content {
     /// # Errors
     /// `Invalid` if it is anything else.
     pub fn unpad(bytes: &[u8]) -> Result<Self> {
-        let invalid = || Error::new(ErrorKind::Invalid, "not a message's content");
-        let end = bytes.iter().rposition(|byte| *byte != 0).ok_or_else(invalid)?;
-        if bytes[end] != 0x80 {
-            return Err(invalid());
-        }
-        Self::decode(&bytes[..end]).map_err(|_| invalid())
+        let content = Self::decode(unpad(bytes)?);
+        content.map_err(|_| Error::new(ErrorKind::Invalid, "not a message's content"))
     }
 }
 

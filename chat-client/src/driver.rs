@@ -41,25 +41,47 @@ type Reply<T> = oneshot::Sender<Result<T>>;
 /// What a handle asks of the owner.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Send { to: To, text: String, reference: Option<String>, reply: Reply<Queued> },
+    Send {
+        to: To,
+        text: String,
+        reference: Option<String>,
+        reply: Reply<Queued>,
+    },
     Read(ConversationId, u64),
     Typing(ConversationId),
     Watch(Vec<UserId>),
-    Events { after: u64, limit: usize, reply: Reply<Vec<Numbered>> },
-    History { conversation: ConversationId, before: u64, limit: usize, reply: Reply<Vec<StoredMessage>> },
+    Events {
+        after: u64,
+        limit: usize,
+        reply: Reply<Vec<Numbered>>,
+    },
+    History {
+        conversation: ConversationId,
+        before: u64,
+        limit: usize,
+        reply: Reply<Vec<StoredMessage>>,
+    },
     Name(UserId, Reply<String>),
     User(chat_core::Handle, Reply<UserId>),
     List(UserId, Reply<SignedDeviceList>),
     Approve(Code, Reply<u8>),
     Unlink(u8, Reply<()>),
     Outbox(Reply<usize>),
+    /// Something that cannot even be queued.
+    Refuse {
+        reference: Option<String>,
+        reason: &'static str,
+        reply: Reply<Queued>,
+    },
+    Accept(UserId, Reply<()>),
+    Reincarnate,
     Stop,
 }
 
 /// What an answer of the server is for.
 enum Waiting {
     Resolve(Reply<UserId>),
-    List(Reply<SignedDeviceList>),
+    List(UserId, Reply<SignedDeviceList>),
     Offer(Code, Reply<u8>),
     Approved(SignedDeviceList, Box<(Bytes, Code, Joined)>, Reply<u8>),
     Linked(u8, Reply<u8>),
@@ -89,6 +111,8 @@ pub(crate) struct Driver {
     tokens: u64,
     /// Replies to sends that wait for their commit.
     queued: Vec<(MessageId, Reply<Queued>)>,
+    /// Nothing is sent to a user whose account key changed until that is accepted.
+    strict: bool,
 }
 
 /// The owner's ends of what it shares with its handles.
@@ -112,6 +136,7 @@ impl Driver {
         suite: Box<dyn Suite>,
         dialer: Dialer,
         token: Option<String>,
+        strict: bool,
         channels: Channels,
     ) -> Result<Self> {
         let Channels { commands, sends, last, passing } = channels;
@@ -144,6 +169,7 @@ impl Driver {
             waiting: HashMap::new(),
             tokens: 0,
             queued: Vec::new(),
+            strict,
         })
     }
 
@@ -317,6 +343,11 @@ impl Driver {
             }
             Output::Send(frame) => self.out.push(frame.encode()),
             Output::Open(row, list) => return self.open(&row, list.as_ref()).map(|o| Some(Input::Opened(o))),
+            Output::Recall(asker, conversation, id) => {
+                let content = self.store.recall(conversation, id, asker.installation)?;
+                return Ok(Some(Input::Recalled(asker, conversation, id, content)));
+            }
+            Output::EndSession(peer) => self.suite.end_session(&mut self.store, peer)?,
             Output::Seal { draft, number, lists } => {
                 return self.seal(&draft, number, &lists).map(|sealed| Some(Input::Sealed(sealed)));
             }
@@ -370,6 +401,13 @@ impl Driver {
                 Event::Typing { conversation: conversation.to_hex(), user: self.store.name_of(user)? }
             }
             Ephemeral::Presence(user, online) => Event::Presence { user: self.store.name_of(user)?, online },
+            Ephemeral::ListHidden(user) => Event::Error {
+                reason: "list_hidden".into(),
+                message: format!(
+                    "the server hides a later device list of {} from this device",
+                    self.store.name_of(user)?
+                ),
+            },
             Ephemeral::Stopped(why) => {
                 let (reason, message) = match why {
                     Stopped::Unauthorized => {
@@ -393,22 +431,30 @@ impl Driver {
 
     fn open(&mut self, row: &InboxRow, list: Option<&SignedDeviceList>) -> Result<Opened> {
         let RowContent::Message { message, sealed } = &row.content else {
-            return Ok(Opened { content: Err(Unreadable::Malformed), known: false });
+            return Ok(Opened { content: Err(Unreadable::Malformed), known: false, list_version: 0 });
         };
         let known = self.store.knows(message.sender.installation, message.id)?;
         let entry = list.and_then(|list| list.list().device(message.sender.device));
         let content = match entry {
             Some(entry) if entry.installation() == message.sender.installation => {
                 let own = self.profile.device.installation;
-                let opened = self.suite.open(&mut self.store, &peer(entry), sealed).map(Zeroizing::new);
+                let opened = self.suite.open(&mut self.store, &peer(entry), sealed)?.map(Zeroizing::new);
                 opened.and_then(|content| {
                     open_body(self.suite.as_ref(), &content, own, row.conversation, message)
                 })
             }
             _ => Err(Unreadable::UnknownDevice),
         };
-        let content = content.map(|(content, _)| Bytes::from(content));
-        Ok(Opened { content, known })
+        let list_version = content.as_ref().map_or(0, |(_, seen)| seen.version);
+        let forked = |seen: &ListSeen| {
+            list.is_some_and(|list| list.list().version == seen.version && list.hash() != seen.hash)
+        };
+        let content = match content {
+            // The server shows its sender another list of that version than it shows this device.
+            Ok((_, seen)) if forked(&seen) => Err(Unreadable::Misplaced),
+            content => content.map(|(content, _)| Bytes::from(content)),
+        };
+        Ok(Opened { content, known, list_version })
     }
 
     fn seal(
@@ -418,9 +464,18 @@ impl Driver {
         lists: &[SignedDeviceList],
     ) -> Result<Result<Publish, SealFailure>> {
         let own = self.profile.device;
+        let wanted = |entry: &&DeviceEntry| match &draft.to {
+            To::Device(only) => entry.installation() == only.installation,
+            _ => entry.installation() != own.installation,
+        };
+        if let To::Device(only) = &draft.to
+            && !lists.iter().any(|list| list.list().addresses().any(|device| device == *only))
+        {
+            return Ok(Err(SealFailure::Never("unlinked")));
+        }
         for list in lists {
             let mut missing = Vec::new();
-            for entry in others(list, own.installation) {
+            for entry in list.list().devices.iter().filter(wanted) {
                 if !self.suite.has_session(&mut self.store, &peer(entry))? {
                     missing.push(entry.installation());
                 }
@@ -429,7 +484,7 @@ impl Driver {
                 return Ok(Err(SealFailure::NeedBundles(list.list().user, missing)));
             }
         }
-        let own_list = lists.iter().find(|list| list.list().user == own.user);
+        let own_list = lists.iter().find(|list| list.list().user == own.user).or(self.replica.list(own.user));
         let seen = own_list.map_or(ListSeen { version: 0, hash: Bytes::new() }, |list| ListSeen {
             version: list.list().version,
             hash: list.hash(),
@@ -440,7 +495,7 @@ impl Driver {
             return Ok(Err(SealFailure::Never("cannot_encrypt")));
         };
         let mut boxes = Vec::new();
-        for entry in lists.iter().flat_map(|list| others(list, own.installation)) {
+        for entry in lists.iter().flat_map(|list| &list.list().devices).filter(wanted) {
             let installation = entry.installation();
             let content = body.box_for(installation);
             match self.suite.seal(&mut self.store, &peer(entry), &content) {
@@ -530,7 +585,7 @@ impl Driver {
                 Some(list) => {
                     let _ = reply.send(Ok(list.clone()));
                 }
-                None => self.ask(Ask::Lists(vec![user]), Waiting::List(reply))?,
+                None => self.ask(Ask::Lists(vec![user]), Waiting::List(user, reply))?,
             },
             Command::Approve(code, reply) => {
                 let rendezvous = Bytes::copy_from_slice(&code.rendezvous);
@@ -540,6 +595,13 @@ impl Driver {
             Command::Outbox(reply) => {
                 let _ = reply.send(Ok(self.replica.outbox_len()));
             }
+            Command::Refuse { reference, reason, reply } => self.refuse(reference, reason, reply)?,
+            Command::Accept(user, reply) => {
+                self.step(Input::Flush)?;
+                let accepted = self.store.accept(user).and_then(|()| self.store.commit_open());
+                let _ = reply.send(accepted);
+            }
+            Command::Reincarnate => self.step(Input::Reincarnate)?,
             Command::Stop => {}
         }
         Ok(())
@@ -565,6 +627,9 @@ impl Driver {
                 return self.refuse(Some(reference.clone()), reason, reply);
             }
         }
+        if self.strict && self.is_unaccepted(&to)? {
+            return self.refuse(reference, "identity_changed", reply);
+        }
         if text.len() > MAX_TEXT {
             return self.refuse(reference, "too_long", reply);
         }
@@ -576,6 +641,16 @@ impl Driver {
         }
         self.queued.push((id, reply));
         self.step(Input::Send(draft))
+    }
+
+    /// Whether a message is for somebody whose new account key nobody accepted.
+    fn is_unaccepted(&self, to: &To) -> Result<bool> {
+        let user = match to {
+            To::Handle(handle) => self.replica.user(handle),
+            To::User(user) => Some(*user),
+            _ => None,
+        };
+        user.map_or(Ok(false), |user| self.store.is_unaccepted(user))
     }
 
     fn refuse(&mut self, reference: Option<String>, reason: &str, reply: Reply<Queued>) -> Result<()> {
@@ -610,9 +685,19 @@ impl Driver {
                     .and_then(|a| a.user.ok_or(Error::new(ErrorKind::NotFound, "there is no such user")));
                 let _ = reply.send(user);
             }
-            (Waiting::List(reply), answer) => {
-                let list =
-                    answer.and_then(|mut a| a.lists.pop().ok_or(Error::new(ErrorKind::NotFound, "no list")));
+            (Waiting::List(user, reply), answer) => {
+                let list = match answer {
+                    Ok(answer) => {
+                        let list = answer.lists.into_iter().find(|list| list.list().user == user);
+                        // From here on it is pinned like any list that was needed to send.
+                        if let Some(list) = list {
+                            self.step(Input::List(list))?;
+                        }
+                        let known = self.replica.list(user).cloned();
+                        known.ok_or(Error::new(ErrorKind::NotFound, "there is no such user"))
+                    }
+                    Err(error) => Err(error),
+                };
                 let _ = reply.send(list);
             }
             (Waiting::Offer(code, reply), answer) => {
@@ -640,8 +725,14 @@ impl Driver {
                 let ask = Ask::LinkAnswer(Bytes::copy_from_slice(&code.rendezvous), sealed);
                 self.ask(ask, Waiting::Linked(joined.device.get(), reply))?;
             }
-            (Waiting::Linked(device, reply), answer) => {
-                let _ = reply.send(answer.map(|_| device));
+            (Waiting::Linked(device, reply), Ok(_)) => {
+                let _ = reply.send(Ok(device));
+            }
+            (Waiting::Linked(device, reply), Err(error)) => {
+                // It does not know that it is listed, and would never upload prekeys: take it off again.
+                let (ignored, _) = oneshot::channel();
+                self.unlink(device, ignored)?;
+                let _ = reply.send(Err(error));
             }
             (Waiting::Unlinked(list, reply), Ok(_)) => {
                 self.step(Input::OwnList(list))?;
@@ -709,11 +800,4 @@ impl Driver {
 
 fn peer(entry: &DeviceEntry) -> Peer {
     Peer { installation: entry.installation(), device: entry.device, identity: entry.suite_key.clone() }
-}
-
-fn others(
-    list: &SignedDeviceList,
-    own: chat_core::InstallationId,
-) -> impl Iterator<Item = &DeviceEntry> + use<'_> {
-    list.list().devices.iter().filter(move |entry| entry.installation() != own)
 }

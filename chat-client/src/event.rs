@@ -85,6 +85,21 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// The content of a message that could not be read when it came; it belongs at its old place.
+    Recovered {
+        /// Who sent it.
+        from: String,
+        /// From which device.
+        device: u8,
+        /// Its conversation.
+        conversation: String,
+        /// Its id.
+        message_id: String,
+        /// Its place.
+        seq: u64,
+        /// What it says.
+        text: String,
+    },
     /// Nothing will come for these places.
     Gap {
         /// The conversation.

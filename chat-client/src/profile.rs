@@ -128,37 +128,75 @@ impl Profile {
         handle: &Handle,
         token: &str,
     ) -> Result<()> {
-        let mut store = LocalStore::open(profile)?;
+        let Some(mut store) = Self::begin(profile, handle)? else { return Ok(()) };
+        if store.meta("account_secret")?.is_none() {
+            Self::make_keys(&mut store, suite, handle, None)?;
+        }
+        let transport = dialer.dial().await?;
+        Self::open_account(store, transport, handle, token, false).await
+    }
+
+    /// Opens the account of this handle anew, because every device of it is lost. It keeps its user; its
+    /// account key is another one, of which everybody who knew the old one is told. Takes a token that
+    /// names the handle.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such account, `Denied` without a token for it, `Conflict` if the profile has
+    /// an account or the account changed meanwhile (try again), and those of dialling.
+    pub async fn replace(
+        profile: &Path,
+        dialer: &Dialer,
+        suite: &mut dyn Suite,
+        handle: &Handle,
+        token: &str,
+    ) -> Result<()> {
+        let Some(mut store) = Self::begin(profile, handle)? else { return Ok(()) };
+        let mut transport = dialer.dial().await?;
+        if store.meta("account_secret")?.is_none() {
+            let lookup = Registration::Lookup { token: token.to_owned(), handle: handle.clone() };
+            match ask(transport.as_mut(), lookup).await? {
+                (_, Some(before)) => Self::make_keys(&mut store, suite, handle, Some(&before))?,
+                (_, None) => return Err(Error::new(ErrorKind::Invalid, "the server sent no device list")),
+            }
+        }
+        Self::open_account(store, transport, handle, token, true).await
+    }
+
+    /// The store of a profile that has no account yet, or that of this handle half opened; `None` if it is
+    /// open.
+    fn begin(profile: &Path, handle: &Handle) -> Result<Option<LocalStore>> {
+        let store = LocalStore::open(profile)?;
         let known = store.meta("handle")?;
         if known.is_some_and(|known| known != handle.as_str().as_bytes()) {
             return Err(Error::new(ErrorKind::Conflict, "the profile belongs to another account"));
         }
-        if store.meta("registered")?.is_some() {
-            return Ok(());
-        }
-        if store.meta("account_secret")?.is_none() {
-            Self::make_keys(&mut store, suite, handle)?;
-        }
+        Ok(if store.meta("registered")?.is_some() { None } else { Some(store) })
+    }
+
+    async fn open_account(
+        mut store: LocalStore,
+        mut transport: Box<dyn Transport>,
+        handle: &Handle,
+        token: &str,
+        replace: bool,
+    ) -> Result<()> {
         let missing = || Error::new(ErrorKind::Corrupt, "the profile lost its keys");
         let account = secret(&store, "account_secret")?.ok_or_else(missing)?;
         let encoded: Bytes = store.meta("first_list")?.ok_or_else(missing)?.into();
         let list = sign_list_bytes(&account, encoded)?;
-        let registration = Registration::Account {
-            token: token.to_owned(),
-            handle: handle.clone(),
-            list: list.clone(),
-            replace: false,
-        };
-        let mut transport = dialer.dial().await?;
-        transport.send(vec![ClientFrame::Register(Box::new(registration)).encode()]).await?;
-        loop {
-            match next_frame(transport.as_mut()).await? {
-                ServerFrame::Registered(user) if user == list.list().user => break,
-                ServerFrame::Refused(Subject::Opening, refusal) => return Err(refused(&refusal)),
-                ServerFrame::Close { .. } => {
-                    return Err(Error::new(ErrorKind::Closed, "the server closed the connection"));
+        let (token_text, handle) = (token.to_owned(), handle.clone());
+        let user = list.list().user;
+        let registration = Registration::Account { token: token_text, handle, list, replace };
+        match ask(transport.as_mut(), registration).await {
+            Ok((opened, _)) if opened == user => {}
+            Ok(_) => return Err(Error::new(ErrorKind::Invalid, "the server opened another account")),
+            Err(error) => {
+                if replace && error.kind() == ErrorKind::Conflict {
+                    // The list that ours follows is no longer the last: the next try asks again.
+                    store.remove_meta("account_secret")?;
+                    store.commit_open()?;
                 }
-                _ => {}
+                return Err(error);
             }
         }
         store.set_meta("registered", &[1])?;
@@ -168,18 +206,25 @@ impl Profile {
         Ok(())
     }
 
-    /// Keys and the first list, durable before anything is sent.
-    fn make_keys(store: &mut LocalStore, suite: &mut dyn Suite, handle: &Handle) -> Result<()> {
+    /// Keys and the first list of this account key, durable before anything is sent.
+    fn make_keys(
+        store: &mut LocalStore,
+        suite: &mut dyn Suite,
+        handle: &Handle,
+        before: Option<&SignedDeviceList>,
+    ) -> Result<()> {
         let account = SigningKey::from_bytes(&Zeroizing::new(random()?));
         let device = SigningKey::from_bytes(&Zeroizing::new(random()?));
-        let user = UserId::from_bytes(random()?);
         let suite_key = suite.identity(store)?;
         let entry = DeviceEntry::new(DeviceId::PRIMARY, device.verifying_key().to_bytes(), suite_key);
-        let list = DeviceList::first(user, store.now_ms(), vec![entry]);
+        let list = match before {
+            Some(before) => DeviceList::next(before, store.now_ms(), vec![entry]),
+            None => DeviceList::first(UserId::from_bytes(random()?), store.now_ms(), vec![entry]),
+        };
         store.set_meta("account_secret", &account.to_bytes())?;
         store.set_meta("account_key", &account.verifying_key().to_bytes())?;
         store.set_meta("device_key", &device.to_bytes())?;
-        store.set_meta("user", user.as_bytes())?;
+        store.set_meta("user", list.user.as_bytes())?;
         store.set_meta("device", &[1])?;
         store.set_meta("handle", handle.as_str().as_bytes())?;
         store.set_meta("first_list", &list.encode())?;
@@ -256,6 +301,24 @@ impl Pending {
     }
 }
 
+/// Sends a registration and waits for what it opened.
+async fn ask(
+    transport: &mut dyn Transport,
+    registration: Registration,
+) -> Result<(UserId, Option<Box<SignedDeviceList>>)> {
+    transport.send(vec![ClientFrame::Register(Box::new(registration)).encode()]).await?;
+    loop {
+        match next_frame(transport).await? {
+            ServerFrame::Registered(user, list) => return Ok((user, list)),
+            ServerFrame::Refused(Subject::Opening, refusal) => return Err(refused(&refusal)),
+            ServerFrame::Close { .. } => {
+                return Err(Error::new(ErrorKind::Closed, "the server closed the connection"));
+            }
+            _ => {}
+        }
+    }
+}
+
 async fn next_frame(transport: &mut dyn Transport) -> Result<ServerFrame> {
     match transport.recv().await? {
         Some(bytes) => ServerFrame::parse(bytes),
@@ -267,6 +330,7 @@ fn refused(refusal: &Refusal) -> Error {
     match refusal {
         Refusal::Taken => Error::new(ErrorKind::Conflict, "the handle is taken"),
         Refusal::Denied => Error::new(ErrorKind::Denied, "the token is not accepted for this handle"),
+        Refusal::NotFound => Error::new(ErrorKind::NotFound, "there is no such account"),
         Refusal::Throttled(_) | Refusal::Retry(_) => {
             Error::new(ErrorKind::Throttled, "the server is busy: try again")
         }

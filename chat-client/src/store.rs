@@ -15,8 +15,8 @@ use chat_core::replica::{
 };
 use chat_core::wire::{ClientFrame, decode_list, encode_list};
 use chat_core::{
-    ConversationId, DeviceAddress, Error, ErrorKind, Handle, InstallationId, MessageId, Result, Seq,
-    StoreEpoch, UserId,
+    ConversationId, ConversationKind, DeviceAddress, DeviceId, Error, ErrorKind, Handle, InstallationId,
+    MessageId, Result, Seq, StoreEpoch, UserId,
 };
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -25,7 +25,7 @@ use crate::event::{Event, Numbered};
 use crate::suite::{SuiteTx, Table};
 
 /// The version of the tables; a store of a later one is not opened.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -36,10 +36,11 @@ CREATE TABLE conversations (
   delivered INTEGER NOT NULL DEFAULT 0, read INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE messages (
   conversation BLOB NOT NULL, seq INTEGER NOT NULL, sender BLOB NOT NULL, user BLOB NOT NULL, device INTEGER NOT NULL,
-  message_id BLOB NOT NULL, content BLOB, sent_at INTEGER NOT NULL, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
+  message_id BLOB NOT NULL, content BLOB, sent_at INTEGER NOT NULL, audience BLOB, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
 CREATE UNIQUE INDEX messages_by_id ON messages (sender, message_id);
 CREATE TABLE outbox (
   n INTEGER PRIMARY KEY AUTOINCREMENT, message_id BLOB NOT NULL UNIQUE, handle TEXT, user BLOB, content BLOB NOT NULL,
+  installation BLOB, device INTEGER, bound INTEGER NOT NULL DEFAULT 0,
   sent_at INTEGER NOT NULL, publish BLOB, void INTEGER NOT NULL DEFAULT 0, attempted INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE refs (ref TEXT PRIMARY KEY, message_id BLOB NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX refs_by_id ON refs (message_id);
@@ -48,6 +49,17 @@ CREATE TABLE handles (handle TEXT PRIMARY KEY, user BLOB NOT NULL) WITHOUT ROWID
 CREATE TABLE events (n INTEGER PRIMARY KEY AUTOINCREMENT, message_id BLOB, event TEXT NOT NULL);
 CREATE INDEX events_by_id ON events (message_id) WHERE message_id IS NOT NULL;
 ";
+
+/// What version 2 added to version 1.
+const FROM_1: &str = "
+ALTER TABLE messages ADD COLUMN audience BLOB;
+ALTER TABLE outbox ADD COLUMN installation BLOB;
+ALTER TABLE outbox ADD COLUMN device INTEGER;
+ALTER TABLE outbox ADD COLUMN bound INTEGER NOT NULL DEFAULT 0;
+";
+
+/// One incarnation in this long, unless the user asks for another.
+const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// The open local store.
 #[derive(Debug)]
@@ -150,6 +162,9 @@ impl LocalStore {
             0 => db
                 .execute_batch(&format!("BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"))
                 .map_err(failed)?,
+            1 => db
+                .execute_batch(&format!("BEGIN; {FROM_1} PRAGMA user_version = {VERSION}; COMMIT;"))
+                .map_err(failed)?,
             VERSION => {}
             _ => {
                 return Err(Error::new(ErrorKind::Invalid, "the profile was made by a later version"));
@@ -201,6 +216,14 @@ impl LocalStore {
         self.run("INSERT OR REPLACE INTO meta VALUES (?1, ?2)", params![key, value]).map(drop)
     }
 
+    /// Removes a value of the profile, in the open transaction.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn remove_meta(&mut self, key: &str) -> Result<()> {
+        self.run("DELETE FROM meta WHERE key = ?1", [key]).map(drop)
+    }
+
     fn meta_number(&self, key: &str) -> Result<u64> {
         Ok(self.meta(key)?.and_then(|v| v.try_into().ok()).map_or(0, u64::from_be_bytes))
     }
@@ -216,6 +239,9 @@ impl LocalStore {
         saved.generation = self.meta_number("generation")?;
         saved.epoch = self.meta("epoch")?.map(|v| StoreEpoch::parse(&v)).transpose()?;
         saved.nonce = self.meta("nonce")?.and_then(|v| v.try_into().ok());
+        saved.prekeys_at = self.meta_number("prekeys_at")?;
+        let reincarnated = self.meta_number("reincarnated_at")?;
+        saved.reincarnated_lately = reincarnated > 0 && self.now_ms() < reincarnated + DAY_MS;
         saved.conversations = self.rows(
             "SELECT id, cursor, client_seq, prev, last_own, delivered, read FROM conversations",
             |row| {
@@ -231,12 +257,19 @@ impl LocalStore {
             },
         )?;
         saved.outbox = self.rows(
-            "SELECT message_id, handle, user, content, sent_at, publish, void, attempted FROM outbox ORDER BY n",
+            "SELECT message_id, handle, user, content, sent_at, publish, void, attempted, installation, device, bound
+             FROM outbox ORDER BY n",
             |row| {
                 let handle: Option<String> = row.get(1).map_err(failed)?;
-                let to = match handle {
-                    Some(handle) => To::Handle(Handle::new(&handle)?),
-                    None => To::User(UserId::parse(&blob(row, 2)?)?),
+                let installation: Option<Vec<u8>> = row.get(8).map_err(failed)?;
+                let to = match (handle, installation) {
+                    (Some(handle), _) => To::Handle(Handle::new(&handle)?),
+                    (None, None) => To::User(UserId::parse(&blob(row, 2)?)?),
+                    (None, Some(installation)) => To::Device(DeviceAddress {
+                        user: UserId::parse(&blob(row, 2)?)?,
+                        device: DeviceId::new(number(row, 9)? as u32)?,
+                        installation: InstallationId::parse(&installation)?,
+                    }),
                 };
                 let publish: Option<Vec<u8>> = row.get(5).map_err(failed)?;
                 Ok(SavedEntry {
@@ -249,6 +282,7 @@ impl LocalStore {
                     publish: publish.map(read_publish).transpose()?,
                     void: number(row, 6)? != 0,
                     attempted: number(row, 7)? != 0,
+                    bound: number(row, 10)? != 0,
                 })
             },
         )?;
@@ -279,6 +313,65 @@ impl LocalStore {
             .prepare_cached("SELECT 1 FROM messages WHERE sender = ?1 AND message_id = ?2")
             .and_then(|mut s| s.exists(params![sender.as_bytes(), id.as_bytes()]))
             .map_err(failed)
+    }
+
+    /// The content of an own message, if a device that asks for it was in its audience.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn recall(
+        &self,
+        conversation: ConversationId,
+        id: MessageId,
+        asker: InstallationId,
+    ) -> Result<Option<Bytes>> {
+        let own = self.own.ok_or(corrupt("the store is not loaded"))?;
+        let stored: Option<(Option<Vec<u8>>, Option<Vec<u8>>)> = self
+            .db
+            .prepare_cached(
+                "SELECT content, audience FROM messages WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3",
+            )
+            .and_then(|mut s| {
+                s.query_row(
+                    params![own.installation.as_bytes(), id.as_bytes(), conversation.as_bytes()],
+                    |row| Ok((row.get(0)?, row.get(1)?)),
+                )
+                .optional()
+            })
+            .map_err(failed)?;
+        if let Some((content, audience)) = stored {
+            let audience = audience.unwrap_or_default();
+            let was_in_it = audience.chunks(16).any(|installation| installation == asker.as_bytes());
+            return Ok(content.filter(|_| was_in_it).map(Bytes::from));
+        }
+        // Others may have it before this device knows that it is stored.
+        let waiting: Option<(Vec<u8>, Vec<u8>)> = self
+            .db
+            .prepare_cached(
+                "SELECT content, publish FROM outbox WHERE message_id = ?1 AND publish IS NOT NULL",
+            )
+            .and_then(|mut s| s.query_row([id.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?))).optional())
+            .map_err(failed)?;
+        let Some((content, publish)) = waiting else { return Ok(None) };
+        let publish = read_publish(publish)?;
+        let was_in_it = publish.boxes.iter().any(|one| one.installation == asker);
+        Ok((was_in_it && publish.number.conversation == conversation).then(|| content.into()))
+    }
+
+    /// Whether the account key of a user changed and nobody accepted the new one.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn is_unaccepted(&self, user: UserId) -> Result<bool> {
+        Ok(self.meta(&changed_key(user))?.is_some())
+    }
+
+    /// Accepts the account key of a user.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn accept(&mut self, user: UserId) -> Result<()> {
+        self.remove_meta(&changed_key(user))
     }
 
     // ---- events --------------------------------------------------------------------------------------
@@ -405,10 +498,17 @@ impl LocalStore {
             Change::Sealed(publish) => self.sealed(&publish),
             Change::Stored(conversation, id, seq) => self.stored(conversation, id, seq),
             Change::Refused(id, reason) => self.refused(id, reason),
+            Change::Bound(id) => {
+                self.run("UPDATE outbox SET bound = 1 WHERE message_id = ?1", [id.as_bytes()]).map(drop)
+            }
             Change::Voided(id) => {
                 self.run("DELETE FROM outbox WHERE message_id = ?1", [id.as_bytes()]).map(drop)
             }
             Change::Received(row, opened) => self.received(&row, opened),
+            Change::Recovered(sender, conversation, id, content) => {
+                self.recovered(sender, conversation, id, &content)
+            }
+            Change::Prekeys(at) => self.set_meta("prekeys_at", &at.to_be_bytes()),
             Change::Cursor(conversation, seq) => {
                 self.ensure_conversation(conversation)?;
                 self.run(
@@ -458,15 +558,29 @@ impl LocalStore {
     }
 
     fn queued(&mut self, draft: &Draft) -> Result<()> {
-        let (handle, user) = match &draft.to {
-            To::Handle(handle) => (Some(handle.as_str()), None),
-            To::User(user) => (None, Some(user.as_bytes())),
+        let (handle, user, device) = match &draft.to {
+            To::Handle(handle) => (Some(handle.as_str()), None, None),
+            To::User(user) => (None, Some(user.as_bytes()), None),
+            To::Device(device) => (None, Some(device.user.as_bytes()), Some(device)),
             _ => return Err(corrupt("a draft is for nobody")),
         };
         self.run(
-            "INSERT INTO outbox (message_id, handle, user, content, sent_at) VALUES (?1, ?2, ?3, ?4, ?5)",
-            params![draft.id.as_bytes(), handle, user, &draft.content[..], draft.sent_at as i64],
+            "INSERT INTO outbox (message_id, handle, user, installation, device, content, sent_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            params![
+                draft.id.as_bytes(),
+                handle,
+                user,
+                device.map(|device| device.installation.as_bytes()),
+                device.map(|device| device.device.get()),
+                &draft.content[..],
+                draft.sent_at as i64
+            ],
         )?;
+        if device.is_some() {
+            // What devices say to each other is nobody's event.
+            return Ok(());
+        }
         let reference = self.reference_of(draft.id)?;
         let event = Event::Queued { reference, message_id: draft.id.to_uuid_string() };
         self.add_event(Some(draft.id), &event)
@@ -489,14 +603,27 @@ impl LocalStore {
     }
 
     fn stored(&mut self, conversation: ConversationId, id: MessageId, seq: Seq) -> Result<()> {
+        if conversation.kind() == Ok(ConversationKind::Mailbox) {
+            return self.run("DELETE FROM outbox WHERE message_id = ?1", [id.as_bytes()]).map(drop);
+        }
         let own = self.own.ok_or(corrupt("the store is not loaded"))?;
+        let publish: Option<Vec<u8>> = self
+            .db
+            .prepare_cached("SELECT publish FROM outbox WHERE message_id = ?1")
+            .and_then(|mut s| s.query_row([id.as_bytes()], |row| row.get(0)).optional())
+            .map_err(failed)?
+            .flatten();
+        let audience = publish.map(read_publish).transpose()?.map(|publish| {
+            let installations = publish.boxes.iter().flat_map(|one| *one.installation.as_bytes());
+            installations.collect::<Vec<u8>>()
+        });
         self.ensure_conversation(conversation)?;
         self.run(
             "UPDATE conversations SET last_own = max(last_own, ?2) WHERE id = ?1",
             params![conversation.as_bytes(), seq as i64],
         )?;
         self.run(
-            "INSERT OR IGNORE INTO messages SELECT ?2, ?3, ?4, ?5, ?6, message_id, content, sent_at
+            "INSERT OR IGNORE INTO messages SELECT ?2, ?3, ?4, ?5, ?6, message_id, content, sent_at, ?7
              FROM outbox WHERE message_id = ?1",
             params![
                 id.as_bytes(),
@@ -504,7 +631,8 @@ impl LocalStore {
                 seq as i64,
                 own.installation.as_bytes(),
                 own.user.as_bytes(),
-                own.device.get()
+                own.device.get(),
+                audience
             ],
         )?;
         self.run("DELETE FROM outbox WHERE message_id = ?1", [id.as_bytes()])?;
@@ -518,8 +646,16 @@ impl LocalStore {
     }
 
     fn refused(&mut self, id: MessageId, reason: &str) -> Result<()> {
+        let to_device = self
+            .db
+            .prepare_cached("SELECT 1 FROM outbox WHERE message_id = ?1 AND installation IS NOT NULL")
+            .and_then(|mut s| s.exists([id.as_bytes()]))
+            .map_err(failed)?;
         self.run("DELETE FROM outbox WHERE message_id = ?1 AND publish IS NULL", [id.as_bytes()])?;
         self.run("UPDATE outbox SET void = 1, content = x'' WHERE message_id = ?1", [id.as_bytes()])?;
+        if to_device {
+            return Ok(());
+        }
         let event = Event::Refused {
             reference: self.reference_of(id)?,
             message_id: Some(id.to_uuid_string()),
@@ -534,7 +670,7 @@ impl LocalStore {
         };
         let content = opened.content.as_ref().ok().map(|bytes| &bytes[..]);
         self.run(
-            "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL)",
             params![
                 row.conversation.as_bytes(),
                 row.seq as i64,
@@ -569,6 +705,44 @@ impl LocalStore {
         self.add_event(None, &event)
     }
 
+    /// Fills the placeholder of a message that could not be read, if there is one of this sender.
+    fn recovered(
+        &mut self,
+        sender: DeviceAddress,
+        conversation: ConversationId,
+        id: MessageId,
+        content: &[u8],
+    ) -> Result<()> {
+        let Some(text) = Content::unpad(content).ok().and_then(|content| content.text) else {
+            return Ok(());
+        };
+        let place = params![sender.installation.as_bytes(), id.as_bytes(), conversation.as_bytes(), content];
+        let filled = self.run(
+            "UPDATE messages SET content = ?4
+             WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3 AND content IS NULL",
+            place,
+        )?;
+        if filled == 0 {
+            return Ok(());
+        }
+        let seq: i64 = self
+            .db
+            .prepare_cached("SELECT seq FROM messages WHERE sender = ?1 AND message_id = ?2")
+            .and_then(|mut s| {
+                s.query_row(params![sender.installation.as_bytes(), id.as_bytes()], |row| row.get(0))
+            })
+            .map_err(failed)?;
+        let event = Event::Recovered {
+            from: self.name_of(sender.user)?,
+            device: sender.device.get(),
+            conversation: conversation.to_hex(),
+            message_id: id.to_uuid_string(),
+            seq: seq.max(0) as u64,
+            text,
+        };
+        self.add_event(None, &event)
+    }
+
     fn list(&mut self, list: &SignedDeviceList, change: ListChange) -> Result<()> {
         let user = list.list().user;
         self.run(
@@ -577,7 +751,10 @@ impl LocalStore {
         )?;
         let name = self.name_of(user)?;
         match change {
-            ListChange::IdentityChanged => self.add_event(None, &Event::IdentityChanged { user: name }),
+            ListChange::IdentityChanged => {
+                self.set_meta(&changed_key(user), &[1])?;
+                self.add_event(None, &Event::IdentityChanged { user: name })
+            }
             ListChange::Updated(added) => added.iter().try_for_each(|device| {
                 self.add_event(None, &Event::DeviceAdded { user: name.clone(), device: device.device.get() })
             }),
@@ -638,6 +815,8 @@ impl LocalStore {
 
     fn reincarnated(&mut self, incarnation: u32) -> Result<()> {
         self.set_meta("incarnation", &u64::from(incarnation).to_be_bytes())?;
+        let now = self.now_ms();
+        self.set_meta("reincarnated_at", &now.to_be_bytes())?;
         self.run("DELETE FROM meta WHERE key = 'nonce'", [])?;
         self.run("DELETE FROM outbox WHERE void = 1", [])?;
         self.run("UPDATE outbox SET attempted = 1, publish = NULL WHERE publish IS NOT NULL", [])?;
@@ -679,6 +858,10 @@ impl LocalStore {
         }
         Ok(messages)
     }
+}
+
+fn changed_key(user: UserId) -> String {
+    format!("changed:{}", user.to_hex())
 }
 
 fn create_private(profile: &Path) -> std::io::Result<()> {

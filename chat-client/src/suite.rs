@@ -37,11 +37,18 @@ pub trait Suite: fmt::Debug + Send {
     /// `NotFound` without a session that can be used.
     fn seal(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, plaintext: &[u8]) -> Result<Bytes>;
 
-    /// Decrypts what a device sent. On failure nothing is changed.
+    /// Decrypts what a device sent, or says why it cannot be read: nothing is changed then.
     ///
     /// # Errors
-    /// Why it cannot be read.
-    fn open(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, sealed: &[u8]) -> Result<Vec<u8>, Unreadable>;
+    /// If the store fails.
+    fn open(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, sealed: &[u8]) -> Result<Opening>;
+
+    /// Lets the next message to this device begin a new session. What is on its way in the old one can still
+    /// be read.
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn end_session(&mut self, tx: &mut dyn SuiteTx, peer: InstallationId) -> Result<()>;
 
     /// Encrypts a body under a fresh key; the box of each recipient will hold the key. A suite that has no
     /// reason to differ calls [`body::encrypt`](crate::body::encrypt).
@@ -74,6 +81,9 @@ pub trait Suite: fmt::Debug + Send {
     /// If the store fails.
     fn flush(&mut self, tx: &mut dyn SuiteTx) -> Result<()>;
 }
+
+/// What a device sent, or why it cannot be read.
+pub type Opening = std::result::Result<Vec<u8>, Unreadable>;
 
 /// The device at the other end of a session.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -125,6 +125,11 @@ pub struct Session {
     pending: usize,
     drain: Option<(u32, Instant)>,
     receipts: HashMap<ConversationId, Seq>,
+    /// Read up to here, to be told when its time has come.
+    reads: HashMap<ConversationId, Seq>,
+    /// When each conversation's last read watermark was told, and the last that its user writes.
+    read_at: HashMap<ConversationId, Instant>,
+    typed_at: HashMap<ConversationId, Instant>,
     receipts_at: Option<Instant>,
     watched: HashMap<UserId, Option<bool>>,
     watch_at: Option<Instant>,
@@ -137,6 +142,10 @@ const MAX_LOOPS: u32 = 5;
 const MAX_CATCH_UPS: u32 = 64;
 /// Milliseconds that receipts are gathered, and between two looks at who is present.
 const GATHER_MS: u64 = 1000;
+/// Milliseconds between two words that a user is writing in a conversation.
+const TYPING_MS: u64 = 3000;
+/// Conversations whose ephemeral frames are paced at once; those of more are dropped.
+const MAX_PACED: usize = 256;
 /// Milliseconds a draining session waits for answers.
 const DRAIN_MS: u64 = 5000;
 
@@ -157,6 +166,9 @@ impl Session {
             pending: 0,
             drain: None,
             receipts: HashMap::new(),
+            reads: HashMap::new(),
+            read_at: HashMap::new(),
+            typed_at: HashMap::new(),
             receipts_at: None,
             watched: HashMap::new(),
             watch_at: None,
@@ -267,8 +279,8 @@ impl Session {
                 }
             }
             (_, ClientFrame::Request(id, ask)) => out.push(Output::Ask(id, ask)),
-            (_, ClientFrame::Read(read)) => out.push(Output::Receipt(read, true)),
-            (_, ClientFrame::Typing(conversation)) => out.push(Output::Typing(conversation)),
+            (_, ClientFrame::Read(read)) => self.read(now, read, out),
+            (_, ClientFrame::Typing(conversation)) => self.typing(now, conversation, out),
             (_, ClientFrame::Watch(users)) => {
                 self.watched = users.into_iter().map(|user| (user, None)).collect();
                 self.watch_at = (!self.watched.is_empty()).then_some(now);
@@ -278,6 +290,32 @@ impl Session {
                 out.push(Output::Send(ServerFrame::Refused(subject, crate::envelope::Refusal::Unsupported)));
             }
             (_, ClientFrame::Unknown(None)) => {}
+        }
+    }
+
+    /// A watermark goes out at once, the next of that conversation after a while.
+    fn read(&mut self, now: Instant, read: AckOf, out: &mut Vec<Output>) {
+        if self.read_at.get(&read.conversation).is_none_or(|at| now >= at.after(GATHER_MS))
+            && self.read_at.len() < MAX_PACED
+        {
+            self.read_at.insert(read.conversation, now);
+            out.push(Output::Receipt(read, true));
+        } else if self.reads.len() < MAX_PACED {
+            let known = self.reads.entry(read.conversation).or_default();
+            *known = read.seq.max(*known);
+            self.receipts_at = self.receipts_at.or(Some(now.after(GATHER_MS)));
+        }
+    }
+
+    /// More often than this it says nothing new; under pressure it is the first to go.
+    fn typing(&mut self, now: Instant, conversation: ConversationId, out: &mut Vec<Output>) {
+        if self.typed_at.len() >= MAX_PACED {
+            self.typed_at.retain(|_, at| now < at.after(TYPING_MS));
+        }
+        let due = self.typed_at.get(&conversation).is_none_or(|at| now >= at.after(TYPING_MS));
+        if due && self.typed_at.len() < MAX_PACED {
+            self.typed_at.insert(conversation, now);
+            out.push(Output::Typing(conversation));
         }
     }
 
@@ -521,6 +559,11 @@ impl Session {
             out.extend(
                 receipts.map(|(conversation, seq)| Output::Receipt(AckOf { conversation, seq }, false)),
             );
+            self.read_at.retain(|_, at| now < at.after(GATHER_MS));
+            for (conversation, seq) in self.reads.drain() {
+                self.read_at.insert(conversation, now);
+                out.push(Output::Receipt(AckOf { conversation, seq }, true));
+            }
         }
         if self.watch_at.is_some_and(|at| now >= at) {
             self.watch_at = Some(now.after(GATHER_MS));

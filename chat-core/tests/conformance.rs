@@ -5,7 +5,10 @@
 use std::sync::Arc;
 
 use chat_core::conformance::{self, Case};
-use chat_core::memory::{ManualClock, MemoryKeys, MemoryRouter, MemoryStore};
+use chat_core::memory::{
+    ManualClock, MemoryKeys, MemoryPresence, MemoryPush, MemoryRegistry, MemoryRouter, MemoryStore,
+    OpenRegistration,
+};
 
 fn check<B: ?Sized>(cases: Vec<Case<B>>, fresh: impl Fn() -> Arc<B>) {
     for case in cases {
@@ -22,6 +25,31 @@ fn memory_store() {
 #[test]
 fn memory_keys() {
     check(conformance::key_directory(), || Arc::new(MemoryKeys::default()));
+}
+
+#[test]
+fn memory_registry() {
+    check(conformance::registry(), || Arc::new(MemoryRegistry::default()));
+}
+
+#[test]
+fn memory_presence() {
+    check(conformance::presence(), || Arc::new(MemoryPresence::default()));
+}
+
+#[test]
+fn memory_push() {
+    check(conformance::push_sink(), || Arc::new(MemoryPush::default()));
+}
+
+#[test]
+fn open_registration() {
+    let door = || conformance::Doorkeeper {
+        authenticator: Arc::new(OpenRegistration),
+        good: Vec::new(),
+        open: true,
+    };
+    check(conformance::authenticator(), || Arc::new(door()));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chat_core::backend::{Backends, Transport};
-use chat_core::delivery::EngineSettings;
+use chat_core::delivery::{EngineSettings, Rates};
 use chat_core::memory::{MemoryPresence, MemoryPush, MemoryRegistry, MemoryRouter};
 use chat_core::{Engine, ErrorKind, WallClock};
 use chat_store::EmbeddedStore;
@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
+use crate::doors::{Doors, Knock};
 use crate::settings::Settings;
 use crate::tokens::Tokens;
 use crate::{admin, settings};
@@ -79,12 +80,16 @@ async fn serve(settings: settings::Settings) -> Result<(), String> {
         push: Arc::new(MemoryPush::default()),
         authenticator: Arc::new(Tokens::new(&settings)?),
     };
-    let engine_settings =
-        EngineSettings { authorities: settings.authorities.clone(), ..EngineSettings::default() };
+    let engine_settings = EngineSettings {
+        authorities: settings.authorities.clone(),
+        rates: if settings.is_open() { Rates::local() } else { Rates::default() },
+        ..EngineSettings::default()
+    };
     let engine = Arc::new(Engine::new(backends, engine_settings, clock));
     for shard in 0..engine.shards() {
         tokio::spawn(run_shard(engine.clone(), shard));
     }
+    tokio::spawn(sweep(engine.clone(), settings.retention_days));
 
     let tls = tls(&settings)?;
     let bind =
@@ -141,6 +146,19 @@ async fn run_shard(engine: Arc<Engine>, shard: usize) {
     }
 }
 
+/// Ends, hour by hour, what waited for longer than retention allows.
+async fn sweep(engine: Arc<Engine>, retention_days: u32) {
+    let retention_ms = u64::from(retention_days) * 24 * 3600 * 1000;
+    loop {
+        match engine.sweep(retention_ms).await {
+            Ok(0) => {}
+            Ok(rows) => tracing::info!(rows, "retention removed rows of inboxes"),
+            Err(error) => tracing::warn!(%error, "retention waits"),
+        }
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+    }
+}
+
 async fn stop_signal() {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
@@ -180,12 +198,13 @@ async fn accept_all(
     settings: &Settings,
     room: Arc<Semaphore>,
 ) {
+    let doors = Arc::new(Doors::default());
     let upgrade = Arc::new(Upgrade { path: "/v1".into(), origins: settings.origins.clone() });
     let rate = f64::from(settings.accept_rate);
     let mut accept_rate = AcceptRate { rate, tokens: rate, at: Instant::now() };
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of files, most likely: those who are connected are served.
                 tracing::warn!(%error, "cannot accept");
@@ -193,11 +212,12 @@ async fn accept_all(
                 continue;
             }
         };
-        match room.clone().try_acquire_owned() {
-            Ok(place) if accept_rate.take() => {
+        let knock = doors.knock(from.ip(), std::time::Instant::now());
+        match (room.clone().try_acquire_owned(), knock) {
+            (Ok(place), Some(knock)) if accept_rate.take() => {
                 let (gateway, tls, upgrade) = (gateway.clone(), tls.clone(), upgrade.clone());
                 tokio::spawn(async move {
-                    serve_connection(stream, &gateway, tls, &upgrade).await;
+                    serve_connection(stream, &gateway, tls, &upgrade, knock).await;
                     drop(place);
                 });
             }
@@ -208,11 +228,17 @@ async fn accept_all(
     }
 }
 
-async fn serve_connection(stream: TcpStream, gateway: &Gateway, tls: Option<TlsAcceptor>, upgrade: &Upgrade) {
+async fn serve_connection(
+    stream: TcpStream,
+    gateway: &Gateway,
+    tls: Option<TlsAcceptor>,
+    upgrade: &Upgrade,
+    knock: Knock,
+) {
     let _ = stream.set_nodelay(true);
     // Boxed: what the opening needs is large, and an idle connection must not carry it.
     if let Some(transport) = Box::pin(open(stream, tls, upgrade)).await {
-        gateway.serve(transport).await;
+        gateway.serve(transport, Box::new(move |let_in| knock.answered(let_in))).await;
     }
 }
 

@@ -116,6 +116,8 @@ pub struct Settings {
     pub accept_rate: u32,
     /// Seconds over which a drain spreads reconnects.
     pub drain_seconds: u32,
+    /// Days a message waits for a device before it is shown a gap instead.
+    pub retention_days: u32,
     /// Which log lines are written.
     pub log: String,
 }
@@ -137,6 +139,7 @@ impl Default for Settings {
             max_connections: 20_000,
             accept_rate: 2000,
             drain_seconds: 60,
+            retention_days: 30,
             log: "info".into(),
         }
     }
@@ -180,6 +183,9 @@ impl Settings {
         }
         if self.tls_cert.is_some() != self.tls_key.is_some() {
             return Err("tls_cert and tls_key belong together".into());
+        }
+        if self.retention_days == 0 {
+            return Err("retention_days is at least 1".into());
         }
         if self.shards == 0 || self.max_connections == 0 || self.accept_rate == 0 {
             return Err("shards, max_connections and accept_rate are at least 1".into());

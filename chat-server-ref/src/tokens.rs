@@ -164,6 +164,58 @@ mod tests {
         assert!(tokens.authenticate(&expired).await.is_err(), "expired");
     }
 
+    #[tokio::test]
+    async fn tokens_pass_the_suite() {
+        use chat_core::conformance::{Doorkeeper, authenticator};
+        for open in [false, true] {
+            let (settings, _dir) = settings(open);
+            let good = ["alice", "bob"]
+                .map(|name| (issue(&settings, name, 60).unwrap(), Handle::new(name).unwrap()));
+            for case in authenticator() {
+                let authenticator = std::sync::Arc::new(Tokens::new(&settings).unwrap());
+                let door = Doorkeeper { authenticator, good: good.to_vec(), open };
+                assert_eq!((case.run)(std::sync::Arc::new(door)).await, Ok(()), "{}", case.name);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_of_the_jwks_file_signs_with_its_own_algorithm_alone() {
+        use base64::Engine as _;
+        let base64 = |bytes: &[u8]| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes);
+        let (mut settings, dir) = settings(false);
+        let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        let public = pair.public_key_raw().to_vec();
+        let jwks = serde_json::json!({ "keys": [
+            { "kty": "OKP", "crv": "Ed25519", "kid": "one", "alg": "EdDSA", "use": "sig", "x": base64(&public) },
+            { "kty": "oct", "kid": "weak", "k": base64(b"a shared secret that a file should not hold") },
+        ]});
+        let file = dir.path().join("jwks.json");
+        std::fs::write(&file, jwks.to_string()).unwrap();
+        settings.jwks_file = Some(file.clone());
+        let tokens = Tokens::new(&settings).unwrap();
+        let exp = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 60;
+        let claims = || Claims { sub: "alice".into(), exp, iat: 1 };
+        let with = |algorithm, kid: &str| Header { kid: Some(kid.into()), ..Header::new(algorithm) };
+        let signed = |header: Header, key: &EncodingKey| encode(&header, &claims(), key).unwrap();
+        let key = EncodingKey::from_ed_der(&pair.serialize_der());
+
+        let good = signed(with(Algorithm::EdDSA, "one"), &key);
+        assert_eq!(tokens.authenticate(&good).await, Ok(Some(Handle::new("alice").unwrap())));
+        let unknown = signed(with(Algorithm::EdDSA, "two"), &key);
+        assert!(tokens.authenticate(&unknown).await.is_err(), "a key that is not in the file");
+        let other = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        let forged = signed(with(Algorithm::EdDSA, "one"), &EncodingKey::from_ed_der(&other.serialize_der()));
+        assert!(tokens.authenticate(&forged).await.is_err(), "another key under its name");
+        // The public key as the secret of HS256: the classical confusion.
+        let confused = signed(with(Algorithm::HS256, "one"), &EncodingKey::from_secret(&public));
+        assert!(tokens.authenticate(&confused).await.is_err(), "another algorithm");
+        let weak = EncodingKey::from_secret(b"a shared secret that a file should not hold");
+        assert!(tokens.authenticate(&signed(with(Algorithm::HS256, "weak"), &weak)).await.is_err());
+        std::fs::write(&file, "{}").unwrap();
+        assert!(Tokens::new(&settings).unwrap_err().contains("jwks.json"), "the file is named");
+    }
+
     #[test]
     fn the_secret_is_kept_for_its_owner_alone() {
         use std::os::unix::fs::PermissionsExt;

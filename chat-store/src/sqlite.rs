@@ -1,5 +1,6 @@
 //! A second built-in store, so that one suite over both finds what an engine does wrong.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -167,7 +168,7 @@ fn insert_row(tx: &Transaction<'_>, device: InstallationId, row: &InboxRow, mail
     if let (RowContent::Message { message, .. }, false) = (&mut kept.content, mailbox) {
         Arc::make_mut(message).body = bytes::Bytes::new();
     }
-    tx.prepare_cached("INSERT OR REPLACE INTO inbox VALUES (?1, ?2, ?3, ?4, ?5, ?6)")
+    tx.prepare_cached("INSERT OR IGNORE INTO inbox VALUES (?1, ?2, ?3, ?4, ?5, ?6)")
         .and_then(|mut s| {
             s.execute(params![
                 device.as_bytes(),
@@ -180,6 +181,51 @@ fn insert_row(tx: &Transaction<'_>, device: InstallationId, row: &InboxRow, mail
         })
         .map(drop)
         .map_err(failed)
+}
+
+/// Removes old rows of every inbox and leaves gaps; gives how many rows.
+fn expire(tx: &Transaction<'_>, before_us: u64, limit: usize) -> Result<usize> {
+    let mut old: Vec<(InstallationId, InboxRow)> = Vec::new();
+    let mut removed = 0;
+    {
+        let mut statement = tx
+            .prepare_cached(
+                "SELECT device, row FROM inbox WHERE time_us < ?1 ORDER BY device, time_us, conversation, seq",
+            )
+            .map_err(failed)?;
+        let mut rows = statement.query([before_us as i64]).map_err(failed)?;
+        while let (true, Some(row)) = (removed < limit, rows.next().map_err(failed)?) {
+            let (device, row): (Vec<u8>, Vec<u8>) =
+                (row.get(0).map_err(failed)?, row.get(1).map_err(failed)?);
+            let row = decode_row(row.into()).map_err(|_| corrupt())?;
+            if row.seq <= head(tx, row.conversation)? {
+                removed += usize::from(!row.is_expired());
+                old.push((InstallationId::parse(&device).map_err(|_| corrupt())?, row));
+            }
+        }
+    }
+    if removed == 0 {
+        return Ok(0);
+    }
+    let mut gaps: BTreeMap<(InstallationId, ConversationId), InboxRow> = BTreeMap::new();
+    for (device, row) in old {
+        let (from, joined) = match gaps.get(&(device, row.conversation)) {
+            Some(gap) => (gap.first_seq(), gap.joined),
+            None => (row.first_seq(), row.joined),
+        };
+        let gap = InboxRow::expired(row.conversation, from, row.place(), joined);
+        gaps.insert((device, row.conversation), gap);
+        tx.prepare_cached("DELETE FROM inbox WHERE device = ?1 AND conversation = ?2 AND seq = ?3")
+            .and_then(|mut s| {
+                s.execute(params![device.as_bytes(), row.conversation.as_bytes(), row.seq as i64])
+            })
+            .map_err(failed)?;
+    }
+    for ((device, conversation), gap) in gaps {
+        let mailbox = conversation.kind() == Ok(ConversationKind::Mailbox);
+        insert_row(tx, device, &gap, mailbox)?;
+    }
+    Ok(removed)
 }
 
 fn read_history(db: &Connection, conversation: ConversationId, seq: Seq) -> Result<InboxRow> {
@@ -365,5 +411,13 @@ impl MessageStore for SqliteStore {
             waiting_bytes: bytes as u64,
             cells,
         })
+    }
+
+    async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
+        let mut db = self.db.lock();
+        let tx = db.transaction().map_err(failed)?;
+        let removed = expire(&tx, before_us, limit)?;
+        tx.commit().map_err(failed)?;
+        Ok(removed)
     }
 }

@@ -9,7 +9,8 @@ use tokio::sync::mpsc;
 /// One end of a pipe in memory.
 #[derive(Debug)]
 pub struct Duplex {
-    out: mpsc::Sender<Bytes>,
+    /// `None` once closed.
+    out: Option<mpsc::Sender<Bytes>>,
     into: mpsc::Receiver<Bytes>,
 }
 
@@ -17,7 +18,7 @@ pub struct Duplex {
 pub fn duplex(frames: usize) -> (Duplex, Duplex) {
     let (a, from_a) = mpsc::channel(frames);
     let (b, from_b) = mpsc::channel(frames);
-    (Duplex { out: a, into: from_b }, Duplex { out: b, into: from_a })
+    (Duplex { out: Some(a), into: from_b }, Duplex { out: Some(b), into: from_a })
 }
 
 #[async_trait]
@@ -27,13 +28,16 @@ impl Transport for Duplex {
     }
 
     async fn send(&mut self, frames: Vec<Bytes>) -> Result<()> {
+        let gone = || Error::new(ErrorKind::Closed, "the other end is gone");
+        let out = self.out.as_ref().ok_or_else(gone)?;
         for frame in frames {
-            self.out.send(frame).await.map_err(|_| Error::new(ErrorKind::Closed, "the other end is gone"))?;
+            out.send(frame).await.map_err(|_| gone())?;
         }
         Ok(())
     }
 
     async fn close(&mut self, _code: u16) {
+        self.out = None;
         self.into.close();
     }
 }

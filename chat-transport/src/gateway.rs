@@ -11,7 +11,7 @@ use chat_core::envelope::{Refusal, Subject};
 use chat_core::limits::WIRE_VERSION;
 use chat_core::mutant::Mutants;
 use chat_core::session::{Input, Output, Session};
-use chat_core::wire::{Challenge, ClientFrame, Registration, ServerFrame, close};
+use chat_core::wire::{Challenge, ClientFrame, Hello, Registration, ServerFrame, close};
 use chat_core::{ErrorKind, Instant};
 use tokio::sync::{mpsc, watch};
 
@@ -51,8 +51,9 @@ impl Gateway {
         Instant::from_millis(self.started.elapsed().as_millis() as u64)
     }
 
-    /// Serves one connection until it ends.
-    pub async fn serve(&self, transport: Box<dyn Transport>) {
+    /// Serves one connection until it ends. `opened` is told whether its session was opened; it is dropped
+    /// if the connection ends before that.
+    pub async fn serve(&self, transport: Box<dyn Transport>, opened: Opened) {
         let mut nonce = [0; 32];
         if getrandom::fill(&mut nonce).is_err() {
             return;
@@ -66,10 +67,14 @@ impl Gateway {
             link: None,
             out: Vec::new(),
             closing: None,
+            opened: Some(opened),
         };
         connection.run().await;
     }
 }
+
+/// Is told whether a session was opened (`true`), or refused because of its token or signature (`false`).
+pub type Opened = Box<dyn FnOnce(bool) + Send>;
 
 struct Connection {
     gateway: Gateway,
@@ -81,6 +86,7 @@ struct Connection {
     link: Option<mpsc::Receiver<Bytes>>,
     out: Vec<Bytes>,
     closing: Option<u16>,
+    opened: Option<Opened>,
 }
 
 enum Woken {
@@ -247,17 +253,18 @@ impl Connection {
                 self.out.push(frame.encode());
                 None
             }
-            Output::Authenticate(hello) => Some(match engine.authenticate(&hello).await {
-                Ok(greeting) => match engine.bind(greeting.device).await {
-                    Ok(bound) => {
-                        self.bound = Some(bound);
-                        Input::Admitted(greeting.device, greeting.welcome)
-                    }
-                    Err(error) if error.kind() == ErrorKind::Denied => Input::Rejected(close::UNAUTHORIZED),
-                    Err(_) => Input::Rejected(close::DRAIN),
-                },
-                Err(code) => Input::Rejected(code),
-            }),
+            Output::Authenticate(hello) => {
+                let answer = self.authenticate(&hello).await;
+                let let_in = match &answer {
+                    Input::Admitted(..) => Some(true),
+                    Input::Rejected(close::UNAUTHORIZED | close::THROTTLED) => Some(false),
+                    _ => None,
+                };
+                if let (Some(let_in), Some(opened)) = (let_in, self.opened.take()) {
+                    opened(let_in);
+                }
+                Some(answer)
+            }
             Output::Register(registration) => self.register(*registration).await,
             Output::Read(after) => match engine.inbox(device?.installation, after).await {
                 Ok(rows) => Some(Input::Page(after, rows)),
@@ -299,6 +306,23 @@ impl Connection {
         }
     }
 
+    /// Checks a `Hello` and binds its session.
+    async fn authenticate(&mut self, hello: &Hello) -> Input {
+        let engine = self.gateway.engine.clone();
+        let greeting = match engine.authenticate(hello).await {
+            Ok(greeting) => greeting,
+            Err(code) => return Input::Rejected(code),
+        };
+        match engine.bind(greeting.device).await {
+            Ok(bound) => {
+                self.bound = Some(bound);
+                Input::Admitted(greeting.device, greeting.welcome)
+            }
+            Err(error) if error.kind() == ErrorKind::Denied => Input::Rejected(close::UNAUTHORIZED),
+            Err(_) => Input::Rejected(close::DRAIN),
+        }
+    }
+
     async fn register(&mut self, registration: Registration) -> Option<Input> {
         let refused = |refusal| ServerFrame::Refused(Subject::Opening, refusal).encode();
         match registration {
@@ -309,9 +333,9 @@ impl Connection {
                 }
                 Err(_) => self.out.push(refused(Refusal::Taken)),
             },
-            account @ Registration::Account { .. } => {
+            account => {
                 self.out.push(match self.gateway.engine.register(&account).await {
-                    Ok(user) => ServerFrame::Registered(user).encode(),
+                    Ok(opened) => opened.encode(),
                     Err(refusal) => refused(refusal),
                 });
             }

@@ -8,11 +8,11 @@ use std::time::Duration;
 use base64::Engine;
 use bytes::Bytes;
 use chat_client::event::Event;
-use chat_client::suite::{Peer, PrekeyBundle, Suite, SuiteTx, Table};
+use chat_client::suite::{Opening, Peer, PrekeyBundle, Suite, SuiteTx, Table};
 use chat_client::{Client, Profile};
-use chat_core::replica::{To, Unreadable};
+use chat_core::replica::To;
 use chat_core::wire::OneTimePrekey;
-use chat_core::{Handle, Result};
+use chat_core::{Handle, InstallationId, Result};
 use chat_tests::proxy::Proxy;
 use chat_tests::server::Server;
 use chat_transport::dial::Dialer;
@@ -42,13 +42,11 @@ impl Suite for Plain {
     fn seal(&mut self, _: &mut dyn SuiteTx, _: &Peer, plaintext: &[u8]) -> Result<Bytes> {
         Ok(Bytes::copy_from_slice(plaintext))
     }
-    fn open(
-        &mut self,
-        _: &mut dyn SuiteTx,
-        _: &Peer,
-        sealed: &[u8],
-    ) -> std::result::Result<Vec<u8>, Unreadable> {
-        Ok(sealed.to_vec())
+    fn open(&mut self, _: &mut dyn SuiteTx, _: &Peer, sealed: &[u8]) -> Result<Opening> {
+        Ok(Ok(sealed.to_vec()))
+    }
+    fn end_session(&mut self, _: &mut dyn SuiteTx, _: InstallationId) -> Result<()> {
+        Ok(())
     }
     fn encrypt_body(&self, _: &[u8; 32], _: &[u8], content: &[u8]) -> Option<Vec<u8>> {
         Some(content.to_vec())

@@ -147,7 +147,7 @@ fn exchange(node: &mut Node, suite: &mut Signal, tx: &mut Memory, peer: &Peer) {
         assert_eq!(node.open(sealed), *text);
     }
     for (text, sealed) in &theirs {
-        assert_eq!(suite.open(tx, peer, sealed).unwrap(), text.as_bytes());
+        assert_eq!(suite.open(tx, peer, sealed).unwrap().unwrap(), text.as_bytes());
     }
     suite.flush(tx).unwrap();
     let again = &theirs[MESSAGES / 2].1;
@@ -204,7 +204,7 @@ fn node_begins(one_time: bool) {
     }));
     let peer = peer(begun["identity"].as_str().unwrap());
     let hello = node.seal("hello");
-    assert_eq!(suite.open(&mut tx, &peer, &hello).unwrap(), b"hello");
+    assert_eq!(suite.open(&mut tx, &peer, &hello).unwrap().unwrap(), b"hello");
     exchange(&mut node, &mut suite, &mut tx, &peer);
 }
 

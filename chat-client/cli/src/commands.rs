@@ -19,12 +19,16 @@ fn handle(name: &str) -> Result<Handle, String> {
     Handle::new(name).map_err(text)
 }
 
-pub(crate) async fn register(arguments: &Arguments, name: &str) -> Result<(), String> {
+pub(crate) async fn register(arguments: &Arguments, name: &str, replace: bool) -> Result<(), String> {
     let (handle, dialer) = (handle(name)?, arguments.dialer()?);
     let token = arguments.token.clone().unwrap_or_default();
-    Profile::register(&arguments.profile, &dialer, &mut Signal::new(), &handle, &token)
-        .await
-        .map_err(text)?;
+    let mut suite = Signal::new();
+    let opened = if replace {
+        Profile::replace(&arguments.profile, &dialer, &mut suite, &handle, &token).await
+    } else {
+        Profile::register(&arguments.profile, &dialer, &mut suite, &handle, &token).await
+    };
+    opened.map_err(text)?;
     // Once connected, prekeys are uploaded: from then on others can write to this account.
     let client = arguments.open().await?;
     connected(&client).await?;
@@ -49,6 +53,25 @@ pub(crate) async fn login(arguments: &Arguments) -> Result<(), String> {
     let client = arguments.open().await?;
     connected(&client).await?;
     println!("logged in as {}", client.handle().as_str());
+    client.close().await;
+    Ok(())
+}
+
+pub(crate) async fn accept(arguments: &Arguments, user: &str) -> Result<(), String> {
+    let handle = handle(user)?;
+    let client = arguments.open().await?;
+    let id = retry(|| client.resolve(&handle)).await?;
+    client.accept(id).await.map_err(text)?;
+    println!("accepted the keys of {user}");
+    client.close().await;
+    Ok(())
+}
+
+pub(crate) async fn reincarnate(arguments: &Arguments) -> Result<(), String> {
+    let client = arguments.open().await?;
+    client.reincarnate().await.map_err(text)?;
+    connected(&client).await?;
+    println!("this profile goes on");
     client.close().await;
     Ok(())
 }
@@ -170,6 +193,7 @@ pub(crate) async fn listen(arguments: &Arguments) -> Result<(), String> {
         };
         match next.event {
             Event::Message { from, text, .. } => println!("{from}: {text}"),
+            Event::Recovered { from, text, .. } => println!("{from} (earlier): {text}"),
             Event::Undecryptable { from, reason, .. } => println!("{from}: [cannot be read: {reason}]"),
             Event::IdentityChanged { user } => {
                 println!("* the keys of {user} changed: compare safety numbers")

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use chat_client::event::{Event, Numbered};
+use chat_client::event::Numbered;
 use chat_client::{Client, Queued};
-use chat_core::replica::To;
 use chat_core::{ConversationId, Handle};
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, BufWriter, Stdout};
@@ -49,6 +48,10 @@ enum Line {
         #[serde(default = "fifty")]
         limit: usize,
     },
+    Accept {
+        user: String,
+    },
+    Reincarnate,
     Quit,
 }
 
@@ -216,11 +219,7 @@ async fn carry_out(
     let failed = |error: chat_core::Error| problem("failed", error.what());
     match line {
         Line::Send { to, text, reference } => {
-            let Ok(to) = Handle::new(&to) else {
-                let refused = Event::Refused { reference, message_id: None, reason: "unknown_user".into() };
-                return Err(serde_json::to_string(&refused).unwrap_or_default());
-            };
-            let answer = client.send_later(To::Handle(to), text, reference).await.map_err(failed)?;
+            let answer = client.send_to(&to, text, reference).await.map_err(failed)?;
             pending.send(answer).await.map_err(|_| problem("failed", "the client is closed"))
         }
         Line::Read { conversation, seq } => {
@@ -256,6 +255,11 @@ async fn carry_out(
                 .await
                 .map_err(|_| problem("failed", "the output is closed"))
         }
+        Line::Accept { user } => {
+            let user = client.resolve(&Handle::new(&user).map_err(failed)?).await.map_err(failed)?;
+            client.accept(user).await.map_err(failed)
+        }
+        Line::Reincarnate => client.reincarnate().await.map_err(failed),
         Line::Quit => Ok(()),
     }
 }

@@ -40,6 +40,9 @@ struct Arguments {
     /// With --json: first repeat all durable events after this number.
     #[arg(long, global = true)]
     after: Option<u64>,
+    /// Send nothing to a user whose keys changed until `accept`.
+    #[arg(long, global = true)]
+    strict: bool,
     /// With --json: at the end of the input wait at most this many seconds for what is queued.
     #[arg(long, global = true, default_value_t = 30)]
     quit_after: u64,
@@ -51,6 +54,9 @@ enum Command {
     Register {
         /// 1 to 64 of a-z 0-9 . _ - .
         handle: String,
+        /// Every device of this account is lost: give it new keys. Takes a token; others are told.
+        #[arg(long)]
+        replace: bool,
     },
     /// Use a new token (give it with --token) for the account of this profile.
     Login,
@@ -87,6 +93,13 @@ enum Command {
         /// The user's handle.
         user: String,
     },
+    /// Accept the changed keys of a user, after comparing the safety number.
+    Accept {
+        /// The user's handle.
+        user: String,
+    },
+    /// Go on with this profile although a copy of it was in use: the copy stops.
+    Reincarnate,
 }
 
 impl Arguments {
@@ -104,6 +117,9 @@ impl Arguments {
         let mut builder = Client::builder(&self.profile, Box::new(Signal::new()), self.dialer()?);
         if let Some(token) = &self.token {
             builder = builder.token(token.clone());
+        }
+        if self.strict {
+            builder = builder.strict();
         }
         builder.open().await.map_err(text)
     }
@@ -138,7 +154,7 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> Result<(), String> {
     match &arguments.command {
-        Some(Command::Register { handle }) => commands::register(&arguments, handle).await,
+        Some(Command::Register { handle, replace }) => commands::register(&arguments, handle, *replace).await,
         Some(Command::Login) => commands::login(&arguments).await,
         Some(Command::Link { code: None }) => commands::link(&arguments).await,
         Some(Command::Link { code: Some(code) }) => commands::approve(&arguments, code).await,
@@ -147,6 +163,8 @@ async fn run(arguments: Arguments) -> Result<(), String> {
         Some(Command::History { user, limit }) => commands::history(&arguments, user, *limit).await,
         Some(Command::Devices { remove }) => commands::devices(&arguments, *remove).await,
         Some(Command::SafetyNumber { user }) => commands::safety_number(&arguments, user).await,
+        Some(Command::Accept { user }) => commands::accept(&arguments, user).await,
+        Some(Command::Reincarnate) => commands::reincarnate(&arguments).await,
         Some(Command::Listen) | None if arguments.json => json::run(&arguments).await,
         Some(Command::Listen) | None => screen::run(&arguments).await,
     }

@@ -49,6 +49,10 @@ impl Screen {
                 self.say(&with, line);
                 self.with.get_or_insert(with);
             }
+            Event::Recovered { from, text, .. } => {
+                let clean: String = text.chars().filter(|c| !c.is_control() || *c == '\n').collect();
+                self.say(&from, format!("{from} (earlier): {clean}"));
+            }
             Event::Undecryptable { from, reason, .. } => {
                 self.say(&from, format!("{from}: [cannot be read: {reason}]"))
             }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use chat_client::body;
-use chat_client::suite::{Peer, PrekeyBundle, Suite, SuiteTx, Table};
+use chat_client::suite::{Opening, Peer, PrekeyBundle, Suite, SuiteTx, Table};
 use chat_core::replica::Unreadable;
 use chat_core::wire::OneTimePrekey;
 use chat_core::{Error, ErrorKind, InstallationId, Result};
@@ -185,12 +185,7 @@ impl Signal {
         Ok(bytes)
     }
 
-    fn open_first(
-        &mut self,
-        tx: &mut dyn SuiteTx,
-        peer: &Peer,
-        bytes: &[u8],
-    ) -> Result<std::result::Result<Vec<u8>, Unreadable>> {
+    fn open_first(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, bytes: &[u8]) -> Result<Opening> {
         let Ok(first) = PreKeySignalMessage::try_from(bytes) else {
             return Ok(Err(Unreadable::Malformed));
         };
@@ -242,7 +237,7 @@ impl Signal {
         one_time: &mut OnePreKey,
         signed: &OneSignedPreKey,
         kem: &mut OneKemPreKey,
-    ) -> Result<std::result::Result<Vec<u8>, Unreadable>> {
+    ) -> Result<Opening> {
         let Ok(mut identities) = self.identities(tx, peer) else {
             return Ok(Err(Unreadable::Misplaced));
         };
@@ -348,13 +343,8 @@ impl Suite for Signal {
         Ok(sealed.into())
     }
 
-    fn open(
-        &mut self,
-        tx: &mut dyn SuiteTx,
-        peer: &Peer,
-        sealed: &[u8],
-    ) -> std::result::Result<Vec<u8>, Unreadable> {
-        let opened = match sealed.split_first() {
+    fn open(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, sealed: &[u8]) -> Result<Opening> {
+        match sealed.split_first() {
             Some((&WHISPER, bytes)) => match SignalMessage::try_from(bytes) {
                 Ok(message) if checks::message(&message).is_ok() => self.decrypt(
                     tx,
@@ -368,9 +358,15 @@ impl Suite for Signal {
             },
             Some((&FIRST, bytes)) => self.open_first(tx, peer, bytes),
             _ => Ok(Err(Unreadable::Malformed)),
-        };
-        // A failing store fails the commit that follows, too: nothing of this is kept then.
-        opened.unwrap_or(Err(Unreadable::Undecryptable))
+        }
+    }
+
+    fn end_session(&mut self, tx: &mut dyn SuiteTx, peer: InstallationId) -> Result<()> {
+        if let Some(mut record) = self.session(tx, peer)? {
+            record.archive_current_state().map_err(signal)?;
+            self.sessions.insert(peer, (record, true));
+        }
+        Ok(())
     }
 
     fn encrypt_body(&self, key: &[u8; 32], context: &[u8], content: &[u8]) -> Option<Vec<u8>> {

@@ -8,6 +8,11 @@ use crate::error::Result;
 use crate::id::Handle;
 
 /// Says whose token this is.
+///
+/// # Contract
+/// - A good token names its user (`a_good_token_names_its_user`), and nothing else does
+///   (`a_changed_token_is_denied`, `nonsense_is_denied`).
+/// - No token is good only under open registration (`no_token`).
 #[async_trait]
 pub trait Authenticator: fmt::Debug + Send + Sync + 'static {
     /// The handle a token names; `None` means that no token is needed (open registration).

@@ -11,7 +11,9 @@ use crate::id::{InstallationId, UserId};
 ///
 /// # Contract
 /// - A user is present from a beat until [`IDLE_MS`](crate::limits::IDLE_MS) after the last one
-///   (`present_until_the_ttl`), or until the last of its devices left (`absent_after_leaving`).
+///   (`present_until_the_ttl`, `one_lost_heartbeat_shows_nothing`), or until the last of its devices left
+///   (`absent_after_leaving`, `a_user_is_present_by_any_device`).
+/// - Answers come in the order of the users (`answers_come_in_order`).
 #[async_trait]
 pub trait Presence: fmt::Debug + Send + Sync + 'static {
     /// A device was heard of (`alive`), or left.

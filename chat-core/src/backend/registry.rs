@@ -26,9 +26,12 @@ pub struct Route {
 /// Where users' devices are connected now. A hint: losing it costs delay only.
 ///
 /// # Contract
+/// - A bound device is found until it is unbound or not renewed (`a_bound_device_is_found`,
+///   `an_unknown_user_has_no_route`).
 /// - [`bind`](Self::bind) gives a larger epoch each time, and the last one wins (`the_last_bind_wins`).
 /// - [`unbind`](Self::unbind) removes only the very route it names (`unbind_compares`).
-/// - [`renew`](Self::renew) brings a forgotten route back, but never over a newer one (`renew_compares`).
+/// - [`renew`](Self::renew) brings a forgotten route back (`renew_brings_a_forgotten_route_back`), but never
+///   over a newer one (`renew_compares`).
 #[async_trait]
 pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// Routes a device to a gateway; gives the new connection's epoch.

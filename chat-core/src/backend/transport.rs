@@ -8,6 +8,12 @@ use bytes::Bytes;
 use crate::error::Result;
 
 /// A pipe for whole frames, in order while it lasts. A hint: it may end at any moment.
+///
+/// # Contract
+/// - Frames arrive whole, once and in order (`frames_arrive_whole_and_in_order`, `both_ways`), of any size up
+///   to [`MAX_FRAME`](crate::limits::MAX_FRAME) (`an_empty_frame_and_the_largest`).
+/// - A close ends the other end after what was sent before it (`a_close_ends_the_other_end`), and sending
+///   into a pipe that ended fails, if not at once (`sending_after_the_end_fails`).
 #[async_trait]
 pub trait Transport: fmt::Debug + Send + 'static {
     /// The next frame; `None` when the other end closed. Cancel safe.

@@ -92,7 +92,11 @@ async fn registering_again_is_the_same(keys: Keys) -> Outcome {
 
 async fn lists_follow_each_other(keys: Keys) -> Outcome {
     let v1 = first(1, 1)?;
-    equal(kind(keys.put_list(&v1, AccountKey::Same).await), Some(ErrorKind::NotFound), "a list without an account")?;
+    equal(
+        kind(keys.put_list(&v1, AccountKey::Same).await),
+        Some(ErrorKind::NotFound),
+        "a list without an account",
+    )?;
     keys.register(&handle("alice")?, &v1).await.map_err(failed)?;
     let v2 = sign(&DeviceList::next(&v1, 2, vec![entry(1)?, entry(2)?]), 1)?;
     let v3 = sign(&DeviceList::next(&v2, 3, vec![entry(1)?]), 1)?;
@@ -100,7 +104,11 @@ async fn lists_follow_each_other(keys: Keys) -> Outcome {
     keys.put_list(&v2, AccountKey::Same).await.map_err(failed)?;
     keys.put_list(&v2, AccountKey::Same).await.map_err(failed)?;
     let other = sign(&DeviceList::next(&v1, 9, vec![entry(1)?]), 1)?;
-    equal(kind(keys.put_list(&other, AccountKey::Same).await), Some(ErrorKind::Conflict), "another second version")?;
+    equal(
+        kind(keys.put_list(&other, AccountKey::Same).await),
+        Some(ErrorKind::Conflict),
+        "another second version",
+    )?;
     keys.put_list(&v3, AccountKey::Same).await.map_err(failed)?;
     equal(keys.list(v1.list().user).await.map_err(failed)?, Some(v3), "the list")
 }

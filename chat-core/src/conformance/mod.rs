@@ -15,13 +15,23 @@
 //! }
 //! ```
 
+mod authenticator;
 mod key_directory;
 mod message_store;
+mod presence;
+mod push_sink;
+mod registry;
 mod router;
+mod transport;
 
+pub use authenticator::{Doorkeeper, authenticator};
 pub use key_directory::key_directory;
 pub use message_store::message_store;
+pub use presence::presence;
+pub use push_sink::push_sink;
+pub use registry::registry;
 pub use router::router;
+pub use transport::{Pipe, transport};
 
 use std::fmt;
 use std::future::Future;

@@ -15,7 +15,11 @@ use crate::limits::{INBOX_BYTES, INBOX_MESSAGES};
 
 impl Engine {
     /// Whether a device may send now; if not, when it may. Nothing was decided then: it sends the same again.
-    pub(super) async fn pace(&self, sender: DeviceAddress, publish: &Publish) -> std::result::Result<(), Wait> {
+    pub(super) async fn pace(
+        &self,
+        sender: DeviceAddress,
+        publish: &Publish,
+    ) -> std::result::Result<(), Wait> {
         let now = self.now_ms();
         self.limits.send(sender.installation, now)?;
         let bytes = publish.body.len() + publish.boxes.iter().map(|one| one.data.len()).sum::<usize>();

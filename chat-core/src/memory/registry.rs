@@ -16,6 +16,9 @@ pub struct MemoryRegistry {
 impl Registry for MemoryRegistry {
     async fn bind(&self, device: DeviceAddress, gateway: GatewayId) -> Result<u64> {
         let mut routes = self.routes.entry(device.user).or_default();
+        // Above every epoch it gave, and above those it forgot and was told of again.
+        let renewed = routes.iter().map(|route| route.epoch).max().unwrap_or(0);
+        self.epochs.fetch_max(renewed, std::sync::atomic::Ordering::Relaxed);
         let epoch = self.epochs.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
         routes.retain(|route| route.device.installation != device.installation);
         routes.push(Route { device, gateway, epoch });

@@ -24,6 +24,8 @@ pub(super) struct Conversation {
     pub doubted: Option<Instant>,
     /// Claims of bundles since the last message was sealed.
     pub claims: u32,
+    /// Boxes that did not match the device lists since the last message was stored.
+    pub mismatches: u32,
     pub last_own: Seq,
     pub delivered: Seq,
     pub read: Seq,
@@ -48,6 +50,8 @@ pub(super) struct Entry {
     pub void: bool,
     /// Its ids may have been sent before.
     pub attempted: bool,
+    /// It is sent as it is sealed or not at all: the account key it was sealed for is no longer its user's.
+    pub bound: bool,
     pub sent_at: Instant,
 }
 
@@ -59,6 +63,7 @@ impl Entry {
             publish: None,
             void: false,
             attempted: false,
+            bound: false,
             sent_at: Instant::default(),
         }
     }
@@ -70,6 +75,7 @@ impl Entry {
             publish: saved.publish,
             void: saved.void,
             attempted: saved.attempted || number.is_some(),
+            bound: saved.bound,
             ..Self::from_draft(saved.draft)
         }
     }

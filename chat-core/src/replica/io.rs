@@ -75,6 +75,9 @@ pub enum Input {
     Tick,
     /// Connect anew, even if stopped.
     Restart,
+    /// The user asks for a new incarnation, though there was one within a day: this store goes on, a copy of
+    /// it does not.
+    Reincarnate,
 }
 
 /// What a row held.
@@ -247,6 +250,8 @@ pub enum Change {
     Stored(ConversationId, MessageId, Seq),
     /// A draft is refused for good. If it has a number it stays in the outbox as a void.
     Refused(MessageId, &'static str),
+    /// A draft was sealed for an account key that is no longer its user's: it is sent as it is or not at all.
+    Bound(MessageId),
     /// A void used its number up; it leaves the outbox.
     Voided(MessageId),
     /// A message arrived.
@@ -361,4 +366,6 @@ pub struct SavedEntry {
     pub void: bool,
     /// Its id may have been sent before, in an earlier incarnation.
     pub attempted: bool,
+    /// It is sent as it is sealed or not at all.
+    pub bound: bool,
 }

@@ -17,6 +17,8 @@ const BACKOFF_CAP_MS: u64 = 30_000;
 const SETTLED_MS: u64 = 5_000;
 /// Rows that may wait for a device list.
 const MAX_ROWS: usize = 2048;
+/// Milliseconds before a list is asked for again that the server did not give.
+const LISTLESS_MS: u64 = 5000;
 /// Conversations whose watermarks are exchanged after a reconnect.
 const WATERMARKS: usize = 64;
 
@@ -130,7 +132,10 @@ impl Replica {
             Some(_) => {}
         }
         self.epoch = Some(welcome.store_epoch);
-        if welcome.rollback || self.nonce.is_some() {
+        if !self.watched.is_empty() {
+            out.push(Output::Send(ClientFrame::Watch(self.watched.clone())));
+        }
+        if welcome.rollback || self.nonce.is_some() || self.reincarnation_asked {
             self.begin_recovery(now, out);
         } else if welcome.prekeys < LOW_PREKEYS || self.prekeys_are_old(now) {
             out.push(Output::MakePrekeys(false));
@@ -209,11 +214,10 @@ impl Replica {
     fn answered(&mut self, now: Instant, purpose: Purpose, answer: Box<Answer>, out: &mut Vec<Output>) {
         match purpose {
             Purpose::Application(token) => out.push(Output::Answer(token, Ok(answer))),
-            Purpose::Resolve(handle) => {
-                if let Some(user) = answer.user {
-                    self.resolved(handle, user);
-                }
-            }
+            Purpose::Resolve(handle) => match answer.user {
+                Some(user) => self.resolved(handle, user),
+                None => self.unknown_user(&handle),
+            },
             Purpose::Lists(users) => {
                 let handles = answer.handles.into_iter().chain(std::iter::repeat(None));
                 for (list, handle) in answer.lists.into_iter().zip(handles) {
@@ -232,6 +236,9 @@ impl Replica {
                 self.looked_up.extend(users.iter().copied());
                 for user in users {
                     self.stale.remove(&user);
+                    if !self.lists.contains_key(&user) {
+                        self.listless.insert(user, now.after(LISTLESS_MS));
+                    }
                     let known = self.lists.get(&user).map_or(0, |list| list.list().version);
                     if self.claimed.get(&user).is_some_and(|claimed| *claimed > known) {
                         self.claimed.remove(&user);
@@ -289,16 +296,18 @@ impl Replica {
             (Purpose::Cells | Purpose::Reincarnate, refusal) if refusal.is_final() => {
                 self.hangup(now, 5000, out)
             }
-            (purpose, Refusal::Retry(_) | Refusal::Throttled(_)) => {
-                // Comes round again with the retry timer.
+            (purpose, Refusal::Retry(wait) | Refusal::Throttled(wait)) => {
+                // Comes round again with the retry timer, but not before its time.
                 self.last_request += 1;
-                self.requests.insert(self.last_request, (purpose, ask, now));
+                let asked = now.after(u64::from(wait).saturating_sub(RETRY_MS));
+                self.requests.insert(self.last_request, (purpose, ask, asked));
             }
             (Purpose::Lists(users), _) => {
                 self.looked_up.extend(users.iter().copied());
-                users.iter().for_each(|user| {
-                    self.stale.remove(user);
-                });
+                for user in users {
+                    self.stale.remove(&user);
+                    self.listless.insert(user, now.after(LISTLESS_MS));
+                }
             }
             (Purpose::Claim(conversation, _), _) => {
                 if let Some(conversation) = self.conversations.get_mut(&conversation) {
@@ -353,16 +362,18 @@ impl Replica {
 
     pub(super) fn fetch_list(&mut self, now: Instant, user: UserId, out: &mut Vec<Output>) {
         let purpose = Purpose::Lists(vec![user]);
-        if !self.is_asked(&purpose) {
+        let waits = self.listless.get(&user).is_some_and(|at| now < *at);
+        if !waits && !self.is_asked(&purpose) {
             self.ask(now, Ask::Lists(vec![user]), purpose, out);
         }
     }
 
     /// After a reconnect each side says its watermarks again: a lost receipt is healed by the next.
     fn exchange_watermarks(&mut self, now: Instant, out: &mut Vec<Output>) {
-        let behind = self.conversations.iter().filter(|(id, c)| {
-            c.last_own > c.delivered && id.kind() == Ok(ConversationKind::Direct)
-        });
+        let behind = self
+            .conversations
+            .iter()
+            .filter(|(id, c)| c.last_own > c.delivered && id.kind() == Ok(ConversationKind::Direct));
         let behind = behind.map(|(id, _)| *id);
         let behind: Vec<_> = behind.take(WATERMARKS).collect();
         for conversation in behind {
@@ -426,6 +437,7 @@ impl Replica {
                 if self.catch_up_at.is_some_and(|at| now >= at) {
                     self.catch_up_at = None;
                 }
+                self.listless.retain(|_, at| now < *at);
                 self.retry_requests(now, out);
                 self.retry_publishes(now, out);
             }

@@ -94,6 +94,12 @@ pub struct Replica {
     prekeys_at: u64,
     /// No new incarnation by itself before this: one a day.
     reincarnate_from: Instant,
+    /// The user asked for a new incarnation.
+    reincarnation_asked: bool,
+    /// Whose presence is watched, to be asked for again after a reconnect.
+    watched: Vec<UserId>,
+    /// Users the server gave no list of: not asked for again before this.
+    listless: BTreeMap<UserId, Instant>,
     /// The highest list version each user's devices claimed, end to end.
     claimed: BTreeMap<UserId, u64>,
 }
@@ -179,6 +185,9 @@ impl Replica {
             server_time: (0, now),
             prekeys_at: saved.prekeys_at,
             reincarnate_from: if saved.reincarnated_lately { now.after(DAY_MS) } else { now },
+            reincarnation_asked: false,
+            watched: Vec::new(),
+            listless: BTreeMap::new(),
             claimed: BTreeMap::new(),
         };
         for conversation in saved.conversations {
@@ -241,7 +250,8 @@ impl Replica {
                 let waits = self.conversations.values().filter_map(Conversation::deadline);
                 let requests = self.requests.values().map(|(_, _, sent)| sent.after(RETRY_MS));
                 let fixed = [heartbeat, heard.after(2 * HEARTBEAT_MS + RETRY_MS)];
-                waits.chain(requests).chain(fixed).chain(self.catch_up_at).min()
+                let listless = self.listless.values().copied();
+                waits.chain(requests).chain(fixed).chain(listless).chain(self.catch_up_at).min()
             }
         }
     }
@@ -258,7 +268,10 @@ impl Replica {
             }
             Input::Read(read) => self.read(read, out),
             Input::Typing(conversation) => self.send_if_online(ClientFrame::Typing(conversation), out),
-            Input::Watch(users) => self.send_if_online(ClientFrame::Watch(users), out),
+            Input::Watch(users) => {
+                self.watched.clone_from(&users);
+                self.send_if_online(ClientFrame::Watch(users), out);
+            }
             Input::Ask(token, ask) => self.ask(now, ask, Purpose::Application(token), out),
             Input::Opened(opened) => self.opened(now, opened, out),
             Input::Recalled(asker, conversation, id, content) => {
@@ -279,12 +292,19 @@ impl Replica {
             Input::Flush => self.flushing = true,
             Input::Committed(ticket) => self.committed(now, ticket, out),
             Input::Tick => self.tick(now, out),
-            Input::Restart => {
-                self.phase = Phase::Idle(now, 0);
-                out.push(Output::Hangup);
+            Input::Restart => self.restart(now, out),
+            Input::Reincarnate => {
+                self.reincarnation_asked = true;
+                self.restart(now, out);
             }
         }
         self.advance(now, out);
+    }
+
+    fn restart(&mut self, now: Instant, out: &mut Vec<Output>) {
+        out.push(Output::Hangup);
+        self.disconnected(now, 0, out);
+        self.phase = Phase::Idle(now, 0);
     }
 
     /// Goes on with whatever is possible: rows first, then seals, then the commit.

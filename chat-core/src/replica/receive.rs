@@ -2,8 +2,8 @@
 
 use super::io::{Change, Opened, Output};
 use super::{Recovery, Replica};
-use crate::id::ConversationKind;
 use crate::envelope::{InboxRow, RowContent, SendNumber};
+use crate::id::ConversationKind;
 use crate::id::{ClientSeq, ConversationId, Incarnation, MessageId, Seq};
 use crate::mutant::Mutant;
 use crate::time::Instant;

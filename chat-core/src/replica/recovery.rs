@@ -13,7 +13,7 @@ impl Replica {
     pub(super) fn begin_recovery(&mut self, now: Instant, out: &mut Vec<Output>) {
         if self.recovery == Recovery::No {
             // Not at the word of a server alone: one a day, whatever it says. An unfinished one goes on.
-            if self.nonce.is_none() && now < self.reincarnate_from {
+            if self.nonce.is_none() && !self.reincarnation_asked && now < self.reincarnate_from {
                 return self.stop_superseded(out);
             }
             self.recovery = Recovery::Cells;
@@ -52,7 +52,7 @@ impl Replica {
             self.recovery = Recovery::Reincarnating;
             let nonce = self.nonce.unwrap_or_else(|| self.rng.bytes());
             self.changes.push(Change::Nonce(nonce));
-            let ask = Ask::Reincarnate { from: self.incarnation, nonce, asked: false };
+            let ask = Ask::Reincarnate { from: self.incarnation, nonce, asked: self.reincarnation_asked };
             self.after_commit.push((ask, Purpose::Reincarnate));
         }
     }
@@ -64,6 +64,7 @@ impl Replica {
         }
         self.recovery = Recovery::No;
         self.nonce = None;
+        self.reincarnation_asked = false;
         self.reincarnate_from = now.after(DAY_MS);
         self.incarnation = incarnation;
         // Above every generation of the lives before: the server keeps the highest it saw.

@@ -18,6 +18,9 @@ const GO_BACK_MS: u64 = 1000;
 /// any answer is late.
 const DOUBT_MS: u64 = 2 * RETRY_MS;
 
+/// Mismatches in a row that are answered at once.
+const PATIENT: u32 = 4;
+
 impl Replica {
     pub(super) fn enqueue(&mut self, entry: Entry) {
         let user = match &entry.draft.to {
@@ -57,9 +60,17 @@ impl Replica {
     /// server now says this user is.
     pub(super) fn refuse_unstored(&mut self, user: UserId, why: &'static str) {
         let id = ConversationId::direct(self.device.user, user);
-        let count = self.conversations.get(&id).map_or(0, |c| c.queue.len());
-        for index in (0..count).rev() {
-            self.refuse_for_good(id, index, why);
+        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        for entry in conversation.queue.iter_mut().filter(|entry| entry.number.is_some() && !entry.void) {
+            // It may be stored already, and what was sealed was sealed for the old key: it may go out again
+            // as it is, and never be sealed anew.
+            entry.bound = true;
+            self.changes.push(Change::Bound(entry.draft.id));
+        }
+        for index in (0..conversation.queue.len()).rev() {
+            if self.conversations.get(&id).is_some_and(|c| c.queue[index].number.is_none()) {
+                self.refuse_for_good(id, index, why);
+            }
         }
     }
 
@@ -100,6 +111,10 @@ impl Replica {
             let Some(entry) = conversation.queue.get(index) else {
                 continue;
             };
+            if entry.bound {
+                self.refuse_for_good(id, index, "identity_changed");
+                continue;
+            }
             let entry = entry.clone();
             let Some(lists) = self.audience(now, &entry, out) else {
                 continue;
@@ -271,6 +286,7 @@ impl Replica {
             });
             conversation.last_own = conversation.last_own.max(stored.seq);
             (conversation.went_back, conversation.doubted) = (None, None);
+            conversation.mismatches = 0;
         }
         if !mailbox && stored.seq == conversation.cursor + 1 {
             self.advance_cursor(stored.conversation, stored.seq);
@@ -307,6 +323,12 @@ impl Replica {
                     entry.publish = None;
                 }
                 conversation.go_back(index);
+                conversation.mismatches += 1;
+                if conversation.mismatches > PATIENT {
+                    // The server gives lists that do not please it: do not go round with it.
+                    let doublings = (conversation.mismatches - PATIENT).min(6);
+                    conversation.wait = Wait::Until(now.after(500 << doublings));
+                }
                 for user in users {
                     self.stale.insert(user);
                     self.fetch_list(now, user, out);

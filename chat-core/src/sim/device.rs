@@ -10,7 +10,8 @@ use crate::envelope::{Audience, DeviceBox, InboxRow, Publish, RowContent, SendNu
 use crate::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq};
 use crate::mutant::Mutants;
 use crate::replica::{
-    Change, Changes, Draft, Opened, Replica, Saved, SavedConversation, SavedEntry, SealFailure, To, Unreadable,
+    Change, Changes, Draft, Opened, Replica, Saved, SavedConversation, SavedEntry, SealFailure, To,
+    Unreadable,
 };
 use crate::rng::Rng;
 use crate::time::Instant;
@@ -347,9 +348,13 @@ impl LocalStore {
 
     fn apply(&mut self, change: Change) {
         match change {
-            Change::Queued(draft) => {
-                self.saved.outbox.push(SavedEntry { draft, publish: None, void: false, attempted: false })
-            }
+            Change::Queued(draft) => self.saved.outbox.push(SavedEntry {
+                draft,
+                publish: None,
+                void: false,
+                attempted: false,
+                bound: false,
+            }),
             Change::Sealed(publish) => {
                 let conversation = self.conversation(publish.number.conversation);
                 if publish.number.client_seq > conversation.client_seq {
@@ -388,6 +393,11 @@ impl LocalStore {
                 self.saved.outbox.retain(numbered);
                 for entry in self.saved.outbox.iter_mut().filter(|entry| entry.draft.id == id) {
                     entry.void = true;
+                }
+            }
+            Change::Bound(id) => {
+                for entry in self.saved.outbox.iter_mut().filter(|entry| entry.draft.id == id) {
+                    entry.bound = true;
                 }
             }
             Change::Voided(id) => self.saved.outbox.retain(|entry| entry.draft.id != id),

@@ -70,7 +70,8 @@ impl Gateway {
             push: Arc::new(MemoryPush::default()),
             authenticator: Arc::new(OpenRegistration),
         };
-        let settings = EngineSettings { session_queue, rates: Rates::OFF, mutants, ..EngineSettings::default() };
+        let settings =
+            EngineSettings { session_queue, rates: Rates::OFF, mutants, ..EngineSettings::default() };
         let engine = Arc::new(Engine::new(backends, settings, clock));
         let shard = Self::run_shard(engine.clone());
         Self { engine, keys, store, shard, connections: BTreeMap::new(), mutants }

@@ -125,7 +125,10 @@ impl Oracle {
                 && self.swept_us == 0
             {
                 let own = device.address();
-                self.broken("recovered", format!("{own:?} never read {id:?} at {seq} of {conversation:?}: {why:?}"));
+                self.broken(
+                    "recovered",
+                    format!("{own:?} never read {id:?} at {seq} of {conversation:?}: {why:?}"),
+                );
             }
         }
     }

@@ -318,12 +318,7 @@ fn registration_from_proto(raw: proto::Register) -> Result<Registration> {
         None if raw.replace => return Ok(Registration::Lookup { token: raw.token, handle }),
         None => return Err(invalid("a registration brings a device list")),
     };
-    Ok(Registration::Account {
-        token: raw.token,
-        handle,
-        list,
-        replace: raw.replace,
-    })
+    Ok(Registration::Account { token: raw.token, handle, list, replace: raw.replace })
 }
 
 fn registration_to_proto(registration: &Registration) -> proto::Register {

@@ -1,13 +1,14 @@
-//! Accounts, device lists and prekeys. Rare writes, each synced on its own under one lock.
+//! Accounts, device lists and prekeys. The writer's thread changes them one after the other, and they share
+//! its syncs.
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use chat_core::backend::{DeviceKeys, KeyDirectory, Reincarnation};
+use chat_core::backend::{AccountKey, DeviceKeys, KeyDirectory, Reincarnation};
 use chat_core::device_list::SignedDeviceList;
 use chat_core::limits::STORED_PREKEYS;
 use chat_core::wire::{Bundle, PrekeyUpload, decode_list, encode_list};
 use chat_core::{Error, ErrorKind, Handle, Incarnation, InstallationId, Result, UserId};
-use fjall::{OwnedWriteBatch, PersistMode};
+use fjall::OwnedWriteBatch;
 
 use super::{EmbeddedStore, Tables, corrupt, failed, keys};
 
@@ -29,10 +30,6 @@ impl Tables {
         }
         batch.insert(&self.lists, &user.as_bytes()[..], encode_list(list));
         Ok(())
-    }
-
-    fn synced(&self) -> OwnedWriteBatch {
-        self.database.batch().durability(Some(PersistMode::SyncData))
     }
 
     /// Signed part, its signature, and the highest one-time id ever uploaded.
@@ -78,27 +75,109 @@ fn bundle_value(upload: &PrekeyUpload) -> Vec<u8> {
         .concat()
 }
 
-#[async_trait]
-impl KeyDirectory for EmbeddedStore {
-    async fn register(&self, handle: &Handle, list: &SignedDeviceList) -> Result<()> {
+/// What a change gives, and what it writes.
+type Changed<T> = Result<(T, Option<OwnedWriteBatch>)>;
+
+/// The changes: each reads what is there and writes one batch.
+impl Tables {
+    fn register(&self, handle: &Handle, list: &SignedDeviceList) -> Changed<()> {
         let user = list.list().user;
-        if list.list().version != 1 {
-            return Err(Error::new(ErrorKind::Invalid, "an account begins with version 1 of its list"));
-        }
-        let _one = self.directory.lock();
-        let named = self.tables.handles.get(handle.as_str()).map_err(failed)?;
-        match (named, self.tables.read_list(user)?) {
+        let named = self.handles.get(handle.as_str()).map_err(failed)?;
+        match (named, self.read_list(user)?) {
             (None, None) => {}
             (Some(named), Some(stored)) if named[..] == user.as_bytes()[..] && stored == *list => {
-                return Ok(());
+                return Ok(((), None));
             }
             _ => return Err(Error::new(ErrorKind::Conflict, "the handle is taken")),
         }
-        let mut batch = self.tables.synced();
-        self.tables.add_list(&mut batch, list)?;
-        batch.insert(&self.tables.handles, handle.as_str(), &user.as_bytes()[..]);
-        batch.insert(&self.tables.names, &user.as_bytes()[..], handle.as_str());
-        batch.commit().map_err(failed)
+        let mut batch = self.database.batch();
+        self.add_list(&mut batch, list)?;
+        batch.insert(&self.handles, handle.as_str(), &user.as_bytes()[..]);
+        batch.insert(&self.names, &user.as_bytes()[..], handle.as_str());
+        Ok(((), Some(batch)))
+    }
+
+    fn put_list(&self, list: &SignedDeviceList, key: AccountKey) -> Changed<()> {
+        let stored = self.read_list(list.list().user)?;
+        let stored = stored.ok_or_else(|| Error::new(ErrorKind::NotFound, "there is no such account"))?;
+        if stored == *list {
+            return Ok(((), None));
+        }
+        key.check(list, &stored)?;
+        let mut batch = self.database.batch();
+        self.add_list(&mut batch, list)?;
+        Ok(((), Some(batch)))
+    }
+
+    fn upload(&self, device: InstallationId, upload: &PrekeyUpload) -> Changed<u64> {
+        let through = self.read_bundle(device)?.map(|(_, _, through)| through);
+        let mut kept = self.count_prekeys(device);
+        if through.is_some_and(|through| upload.uploaded_through <= through) {
+            return Ok((kept, None));
+        }
+        let through = through.unwrap_or(0);
+        let mut batch = self.database.batch();
+        if upload.replace {
+            kept = 0;
+            self.remove_prekeys(&mut batch, device)?;
+        }
+        let fresh: Vec<_> = upload.one_time.iter().filter(|key| key.id > through).collect();
+        kept += fresh.len() as u64;
+        if kept > STORED_PREKEYS as u64 {
+            return Err(Error::new(ErrorKind::Throttled, "too many prekeys are stored for this device"));
+        }
+        for key in fresh {
+            batch.insert(&self.prekeys, prekey(device, key.id), &key.data[..]);
+        }
+        batch.insert(&self.bundles, &device.as_bytes()[..], bundle_value(upload));
+        Ok((kept, Some(batch)))
+    }
+
+    fn claim(&self, device: InstallationId) -> Changed<Option<Bundle>> {
+        let Some((signed, signature, _)) = self.read_bundle(device)? else {
+            return Ok((None, None));
+        };
+        let bundle = |one_time| Some(Bundle { installation: device, signed, signature, one_time });
+        let Some(guard) = self.prekeys.prefix(device.as_bytes()).next() else {
+            return Ok((bundle(Bytes::new()), None));
+        };
+        let (key, value) = guard.into_inner().map_err(failed)?;
+        let mut batch = self.database.batch();
+        batch.remove(&self.prekeys, key);
+        Ok((bundle(value.into()), Some(batch)))
+    }
+
+    fn reincarnate(&self, device: InstallationId, wish: Reincarnation) -> Changed<Incarnation> {
+        let last = self.read_incarnation(device)?;
+        let next =
+            wish.decide(last).ok_or_else(|| Error::new(ErrorKind::Throttled, "one new incarnation a day"))?;
+        if last.is_some_and(|last| last.0 == next) {
+            return Ok((next, None));
+        }
+        let value = [&next.to_be_bytes()[..], &wish.nonce, &wish.now_ms.to_be_bytes()].concat();
+        let mut batch = self.database.batch();
+        batch.insert(&self.incarnations, &device.as_bytes()[..], value);
+        batch.remove(&self.bundles, &device.as_bytes()[..]);
+        self.remove_prekeys(&mut batch, device)?;
+        Ok((next, Some(batch)))
+    }
+
+    fn remove_prekeys(&self, batch: &mut OwnedWriteBatch, device: InstallationId) -> Result<()> {
+        for guard in self.prekeys.prefix(device.as_bytes()) {
+            batch.remove(&self.prekeys, guard.key().map_err(failed)?);
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl KeyDirectory for EmbeddedStore {
+    async fn register(&self, handle: &Handle, list: &SignedDeviceList) -> Result<()> {
+        if list.list().version != 1 {
+            return Err(Error::new(ErrorKind::Invalid, "an account begins with version 1 of its list"));
+        }
+        let (handle, list) = (handle.clone(), list.clone());
+        self.writer.change(move |tables| tables.register(&handle, &list)).await
     }
 
     async fn resolve(&self, handle: &Handle) -> Result<Option<UserId>> {
@@ -118,61 +197,18 @@ impl KeyDirectory for EmbeddedStore {
         self.tables.read_list(user)
     }
 
-    async fn put_list(&self, list: &SignedDeviceList) -> Result<()> {
-        let _one = self.directory.lock();
-        let stored = self.tables.read_list(list.list().user)?;
-        let stored = stored.ok_or_else(|| Error::new(ErrorKind::NotFound, "there is no such account"))?;
-        if stored == *list {
-            return Ok(());
-        }
-        list.check_follows(&stored)?;
-        let mut batch = self.tables.synced();
-        self.tables.add_list(&mut batch, list)?;
-        batch.commit().map_err(failed)
+    async fn put_list(&self, list: &SignedDeviceList, key: AccountKey) -> Result<()> {
+        let list = list.clone();
+        self.writer.change(move |tables| tables.put_list(&list, key)).await
     }
 
     async fn upload(&self, device: InstallationId, upload: &PrekeyUpload) -> Result<u64> {
-        let _one = self.directory.lock();
-        let through = self.tables.read_bundle(device)?.map(|(_, _, through)| through);
-        if through.is_some_and(|through| upload.uploaded_through <= through) {
-            return Ok(self.tables.count_prekeys(device));
-        }
-        let through = through.unwrap_or(0);
-        let mut batch = self.tables.synced();
-        let mut kept = self.tables.count_prekeys(device);
-        if upload.replace {
-            kept = 0;
-            for guard in self.tables.prekeys.prefix(device.as_bytes()) {
-                batch.remove(&self.tables.prekeys, guard.key().map_err(failed)?);
-            }
-        }
-        let fresh: Vec<_> = upload.one_time.iter().filter(|key| key.id > through).collect();
-        kept += fresh.len() as u64;
-        if kept > STORED_PREKEYS as u64 {
-            return Err(Error::new(ErrorKind::Throttled, "too many prekeys are stored for this device"));
-        }
-        for key in fresh {
-            batch.insert(&self.tables.prekeys, prekey(device, key.id), &key.data[..]);
-        }
-        batch.insert(&self.tables.bundles, &device.as_bytes()[..], bundle_value(upload));
-        batch.commit().map_err(failed)?;
-        Ok(kept)
+        let upload = upload.clone();
+        self.writer.change(move |tables| tables.upload(device, &upload)).await
     }
 
     async fn claim(&self, device: InstallationId) -> Result<Option<Bundle>> {
-        let _one = self.directory.lock();
-        let Some((signed, signature, _)) = self.tables.read_bundle(device)? else {
-            return Ok(None);
-        };
-        let mut one_time = Bytes::new();
-        if let Some(guard) = self.tables.prekeys.prefix(device.as_bytes()).next() {
-            let (key, value) = guard.into_inner().map_err(failed)?;
-            let mut batch = self.tables.synced();
-            batch.remove(&self.tables.prekeys, key);
-            batch.commit().map_err(failed)?;
-            one_time = value.into();
-        }
-        Ok(Some(Bundle { installation: device, signed, signature, one_time }))
+        self.writer.change(move |tables| tables.claim(device)).await
     }
 
     async fn device(&self, device: InstallationId) -> Result<DeviceKeys> {
@@ -181,20 +217,6 @@ impl KeyDirectory for EmbeddedStore {
     }
 
     async fn reincarnate(&self, device: InstallationId, wish: Reincarnation) -> Result<Incarnation> {
-        let _one = self.directory.lock();
-        let last = self.tables.read_incarnation(device)?;
-        let next =
-            wish.decide(last).ok_or_else(|| Error::new(ErrorKind::Throttled, "one new incarnation a day"))?;
-        if last.is_none_or(|last| last.0 != next) {
-            let value = [&next.to_be_bytes()[..], &wish.nonce, &wish.now_ms.to_be_bytes()].concat();
-            let mut batch = self.tables.synced();
-            batch.insert(&self.tables.incarnations, &device.as_bytes()[..], value);
-            batch.remove(&self.tables.bundles, &device.as_bytes()[..]);
-            for guard in self.tables.prekeys.prefix(device.as_bytes()) {
-                batch.remove(&self.tables.prekeys, guard.key().map_err(failed)?);
-            }
-            batch.commit().map_err(failed)?;
-        }
-        Ok(next)
+        self.writer.change(move |tables| tables.reincarnate(device, wish)).await
     }
 }

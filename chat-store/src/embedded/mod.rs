@@ -83,8 +83,6 @@ pub struct EmbeddedStore {
     tables: Tables,
     writer: Writer,
     epoch: StoreEpoch,
-    /// Serialises read-modify-write of the key directory.
-    directory: parking_lot::Mutex<()>,
 }
 
 /// An error of the database, as its callers see it.
@@ -146,7 +144,7 @@ impl EmbeddedStore {
         let commits = tables.commits()?;
         let watermark = Watermark::open(&path.join("watermark"), commits)?;
         let writer = Writer::start(tables.clone(), watermark, commits, path.to_owned())?;
-        Ok(Self { tables, writer, epoch, directory: parking_lot::Mutex::new(()) })
+        Ok(Self { tables, writer, epoch })
     }
 
     /// Reads everything and proves what the store promises; see [`Audit`].
@@ -256,6 +254,10 @@ impl MessageStore for EmbeddedStore {
             waiting_bytes: waiting.bytes,
             cells: self.tables.read_cells(device, want)?,
         })
+    }
+
+    async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
+        self.writer.expire(before_us, limit).await
     }
 }
 

@@ -41,7 +41,22 @@ enum Request {
     Commit(Vec<Commit>, oneshot::Sender<Result<()>>),
     Ack(InstallationId, u64, Vec<AckOf>, oneshot::Sender<Result<()>>),
     Count(InstallationId, oneshot::Sender<Result<()>>),
+    Change(Change),
+    Expire(u64, usize, oneshot::Sender<Result<usize>>),
     Stop,
+}
+
+/// What waits for the sync that makes a change durable.
+type Reply = Box<dyn FnOnce(Result<()>) + Send>;
+
+/// A read-modify-write of the key directory: it writes, unless nothing is to be written, and gives what is
+/// to be told once that is durable.
+struct Change(Box<dyn FnOnce(&Tables) -> Option<Reply> + Send>);
+
+impl std::fmt::Debug for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Change").finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -101,6 +116,47 @@ impl Writer {
         Ok(self.waiting.get(&device).map_or_else(Waiting::default, |waiting| *waiting))
     }
 
+    /// Changes the key directory on the writer's thread, one change after the other. The outcome is given
+    /// after the sync that it shares with everything else of that wake-up.
+    pub(super) async fn change<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&Tables) -> Result<(T, Option<OwnedWriteBatch>)> + Send + 'static,
+    ) -> Result<T> {
+        let (answer, answered) = oneshot::channel::<Result<T>>();
+        let work = move |tables: &Tables| -> Option<Reply> {
+            let written = change(tables).and_then(|(value, batch)| match batch {
+                // Seen by the changes after it at once; durable with the batch that ends this wake-up.
+                Some(batch) => {
+                    batch.durability(Some(PersistMode::Buffer)).commit().map_err(failed)?;
+                    Ok((value, true))
+                }
+                None => Ok((value, false)),
+            });
+            match written {
+                Ok((value, true)) => Some(Box::new(move |synced: Result<()>| {
+                    let _ = answer.send(synced.map(|()| value));
+                })),
+                Ok((value, false)) => {
+                    let _ = answer.send(Ok(value));
+                    None
+                }
+                Err(error) => {
+                    let _ = answer.send(Err(error));
+                    None
+                }
+            }
+        };
+        self.requests.send(Request::Change(Change(Box::new(work)))).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+
+    /// Removes inbox rows that were committed before a time; gives how many.
+    pub(super) async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
+        let (answer, answered) = oneshot::channel();
+        self.requests.send(Request::Expire(before_us, limit, answer)).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+
     pub(super) async fn disk_failed(&self) {
         let mut failed = self.failed.clone();
         // An error means that the writer is gone, which is no better.
@@ -143,6 +199,7 @@ struct Effects {
     /// Inbox rows written in this batch, which no reader sees yet: a batch may hold a row and its ack.
     rows: HashMap<(InstallationId, ConversationId, u64), (u64, usize)>,
     answers: Vec<(oneshot::Sender<Result<()>>, Result<()>)>,
+    replies: Vec<Reply>,
     sync: bool,
 }
 
@@ -156,6 +213,7 @@ impl Work {
             let mut effects = Effects::default();
             let mut batch = OwnedWriteBatch::with_capacity(self.tables.database.clone(), requests.len() * 8);
             let mut stop = false;
+            let mut expire = Vec::new();
             for request in requests.drain(..) {
                 match request {
                     Request::Commit(commits, answer) => {
@@ -170,6 +228,13 @@ impl Work {
                         let outcome = self.count(device);
                         effects.answers.push((answer, outcome));
                     }
+                    Request::Change(change) => {
+                        if let Some(reply) = change.0(&self.tables) {
+                            effects.replies.push(reply);
+                            effects.sync = true;
+                        }
+                    }
+                    Request::Expire(before_us, limit, answer) => expire.push((before_us, limit, answer)),
                     Request::Stop => stop = true,
                 }
             }
@@ -180,9 +245,16 @@ impl Work {
                 for (answer, _) in effects.answers {
                     let _ = answer.send(Err(error.clone()));
                 }
+                for reply in effects.replies {
+                    reply(Err(error.clone()));
+                }
                 return;
             }
             self.settle(effects);
+            // A batch of its own: it must see what the batch before it wrote.
+            for (before_us, limit, answer) in expire {
+                let _ = answer.send(self.expire(before_us, limit));
+            }
             if stop {
                 return;
             }
@@ -200,7 +272,7 @@ impl Work {
         for (device, generation) in &effects.generations {
             batch.insert(&self.tables.devices, &device.as_bytes()[..], &generation.to_be_bytes()[..]);
         }
-        if batch.is_empty() {
+        if batch.is_empty() && !effects.sync {
             return Ok(());
         }
         let mode = if effects.sync {
@@ -230,6 +302,88 @@ impl Work {
         for (answer, outcome) in effects.answers {
             let _ = answer.send(outcome);
         }
+        for reply in effects.replies {
+            reply(Ok(()));
+        }
+    }
+
+    /// Removes old rows of every inbox and leaves gaps. Losing this in a crash costs doing it again.
+    fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
+        let mut batch = OwnedWriteBatch::with_capacity(self.tables.database.clone(), limit.min(BATCH));
+        let mut waiting: HashMap<InstallationId, (i64, i64)> = HashMap::new();
+        let mut removed = 0;
+        let mut next = vec![0; 16];
+        while removed < limit {
+            let Some(first) = self.tables.inbox.range(next..).next() else { break };
+            let (device, _) = keys::read_inbox(&first.key().map_err(failed)?)?;
+            removed += self.expire_of(&mut batch, &mut waiting, device, before_us, limit - removed)?;
+            // On to the next inbox: no key of this one is above.
+            next = [&device.as_bytes()[..], &[0xff; 34]].concat();
+        }
+        batch.durability(Some(PersistMode::Buffer)).commit().map_err(failed)?;
+        for (device, (rows, bytes)) in waiting {
+            if let Some(mut known) = self.waiting.get_mut(&device) {
+                known.rows = known.rows.saturating_add_signed(rows);
+                known.bytes = known.bytes.saturating_add_signed(bytes);
+            }
+        }
+        Ok(removed)
+    }
+
+    /// The oldest rows of an inbox that were committed before a time: at most so many, and the gaps between
+    /// them.
+    fn old_rows(&self, device: InstallationId, before_us: u64, limit: usize) -> Result<Vec<InboxRow>> {
+        let mut old = Vec::new();
+        let mut count = 0;
+        let mut after = Place::START;
+        loop {
+            let page = self.tables.read_inbox(device, after, PageLimit::rows(1000))?;
+            let Some(last) = page.last() else { return Ok(old) };
+            after = last.place();
+            for row in page {
+                if row.time_us >= before_us || count == limit {
+                    return Ok(old);
+                }
+                count += usize::from(!row.is_expired());
+                old.push(row);
+            }
+        }
+    }
+
+    fn expire_of(
+        &self,
+        batch: &mut OwnedWriteBatch,
+        waiting: &mut HashMap<InstallationId, (i64, i64)>,
+        device: InstallationId,
+        before_us: u64,
+        limit: usize,
+    ) -> Result<usize> {
+        let old = self.old_rows(device, before_us, limit)?;
+        let removed = old.iter().filter(|row| !row.is_expired()).count();
+        if removed == 0 {
+            return Ok(0);
+        }
+        let mut gaps: HashMap<ConversationId, InboxRow> = HashMap::new();
+        let counted = waiting.entry(device).or_default();
+        for row in old {
+            let known = gaps.get(&row.conversation);
+            let (from, joined) =
+                known.map_or((row.first_seq(), row.joined), |gap| (gap.first_seq(), gap.joined));
+            let grown = InboxRow::expired(row.conversation, from, row.place(), joined);
+            // A mailbox keeps what an ack of the gap looks for, that of its last place.
+            if let (Some(before), Ok(ConversationKind::Mailbox)) =
+                (gaps.insert(row.conversation, grown), row.conversation.kind())
+            {
+                batch.remove(&self.tables.history, keys::history(row.conversation, before.seq));
+            }
+            batch.remove(&self.tables.inbox, keys::inbox(device, row.place()));
+            (counted.0, counted.1) = (counted.0 - 1, counted.1 - row.size() as i64);
+        }
+        for gap in gaps.into_values() {
+            (counted.0, counted.1) = (counted.0 + 1, counted.1 + gap.size() as i64);
+            batch.insert(&self.tables.inbox, keys::inbox(device, gap.place()), inbox_value(&gap));
+        }
+        Ok(removed)
     }
 
     fn cell(
@@ -284,11 +438,14 @@ impl Work {
             cell.acked = row.seq - 1;
         }
         let repeated = row.seq <= cell.tail;
+        let key = keys::inbox(device, row.place());
+        // Written again, it may not take the place of the gap that retention left.
+        let kept = repeated && self.tables.inbox.contains_key(&key).map_err(failed)?;
         cell.tail = cell.tail.max(row.seq);
         effects.cells.insert((device, row.conversation), cell);
         // A late copy of a row that was acknowledged must not come back.
-        if row.seq > cell.acked {
-            batch.insert(&self.tables.inbox, keys::inbox(device, row.place()), inbox_value(row));
+        if row.seq > cell.acked && !kept {
+            batch.insert(&self.tables.inbox, key, inbox_value(row));
             effects.rows.insert((device, row.conversation, row.seq), (row.time_us, row.size()));
             if !repeated {
                 let waiting = effects.waiting.entry(device).or_default();

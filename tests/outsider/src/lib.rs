@@ -172,6 +172,35 @@ impl MessageStore for ToyStore {
             cells: cells.map(|(_, c, cell)| (*c, *cell)).collect(),
         })
     }
+
+    async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
+        let mut toy = self.lock()?;
+        toy.inbox.sort_by_key(|(device, row)| (*device, row.place()));
+        let (mut kept, mut gaps, mut removed): (Vec<_>, Vec<(InstallationId, InboxRow)>, _) =
+            (Vec::new(), Vec::new(), 0);
+        for (device, row) in std::mem::take(&mut toy.inbox) {
+            if row.time_us >= before_us || removed == limit {
+                kept.push((device, row));
+                continue;
+            }
+            removed += usize::from(!row.is_expired());
+            let same = |gap: &&mut (InstallationId, InboxRow)| {
+                (gap.0, gap.1.conversation) == (device, row.conversation)
+            };
+            match gaps.iter_mut().find(same) {
+                Some((_, gap)) => {
+                    *gap = InboxRow::expired(row.conversation, gap.first_seq(), row.place(), gap.joined);
+                }
+                None => {
+                    let gap = InboxRow::expired(row.conversation, row.first_seq(), row.place(), row.joined);
+                    gaps.push((device, gap));
+                }
+            }
+        }
+        toy.inbox = kept;
+        toy.inbox.extend(gaps);
+        Ok(removed)
+    }
 }
 
 #[cfg(test)]

@@ -75,7 +75,7 @@ impl End {
         } else {
             let ServerFrame::Challenge(challenge) = next(&mut *transport).await else { panic!() };
             transport.send(vec![user.registration().encode()]).await.unwrap();
-            assert!(matches!(next(&mut *transport).await, ServerFrame::Registered(_)));
+            assert!(matches!(next(&mut *transport).await, ServerFrame::Registered(..)));
             transport.send(vec![user.hello(challenge.nonce, 1 << 40).encode()]).await.unwrap();
             let ServerFrame::Welcome(welcome) = next(&mut *transport).await else { panic!() };
             epoch = Some(welcome.store_epoch);

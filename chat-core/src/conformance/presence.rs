@@ -1,0 +1,73 @@
+use std::sync::Arc;
+
+use super::{Case, Outcome, cases, equal, failed};
+use crate::backend::Presence;
+use crate::id::{InstallationId, UserId};
+use crate::limits::{HEARTBEAT_MS, IDLE_MS};
+
+type Present = Arc<dyn Presence>;
+
+/// The cases of [`Presence`]. Their clock begins at the time the backend's own has, if it has one: what a
+/// backend lets expire by its own clock must last at least as long.
+pub fn presence() -> Vec<Case<dyn Presence>> {
+    cases![
+        present_until_the_ttl,
+        one_lost_heartbeat_shows_nothing,
+        absent_after_leaving,
+        a_user_is_present_by_any_device,
+        answers_come_in_order,
+    ]
+}
+
+/// When the cases begin, in milliseconds since 1970.
+const START: u64 = 1_700_000_000_000;
+const USER: UserId = UserId::from_bytes([1; 16]);
+const PHONE: InstallationId = InstallationId::from_bytes([1; 16]);
+const LAPTOP: InstallationId = InstallationId::from_bytes([2; 16]);
+
+async fn is_present(present: &Present, after_ms: u64) -> Result<bool, String> {
+    let answers = present.query(&[USER], START + after_ms).await.map_err(failed)?;
+    answers.first().copied().ok_or_else(|| "no answer".to_owned())
+}
+
+async fn present_until_the_ttl(present: Present) -> Outcome {
+    equal(is_present(&present, 0).await?, false, "before the first beat")?;
+    present.beat(USER, PHONE, true, START).await.map_err(failed)?;
+    equal(is_present(&present, 0).await?, true, "at once")?;
+    equal(is_present(&present, IDLE_MS - 1).await?, true, "just before the end")?;
+    equal(is_present(&present, IDLE_MS).await?, false, "at the end")
+}
+
+async fn one_lost_heartbeat_shows_nothing(present: Present) -> Outcome {
+    present.beat(USER, PHONE, true, START).await.map_err(failed)?;
+    equal(is_present(&present, 2 * HEARTBEAT_MS).await?, true, "one is lost")?;
+    present.beat(USER, PHONE, true, START + 2 * HEARTBEAT_MS).await.map_err(failed)?;
+    equal(is_present(&present, 2 * HEARTBEAT_MS + IDLE_MS - 1).await?, true, "the next one counts")
+}
+
+async fn absent_after_leaving(present: Present) -> Outcome {
+    present.beat(USER, PHONE, true, START).await.map_err(failed)?;
+    present.beat(USER, PHONE, false, START + 1).await.map_err(failed)?;
+    equal(is_present(&present, 2).await?, false, "after it left")?;
+    present.beat(USER, PHONE, false, START + 3).await.map_err(failed)?;
+    equal(is_present(&present, 4).await?, false, "after it left again")
+}
+
+async fn a_user_is_present_by_any_device(present: Present) -> Outcome {
+    present.beat(USER, PHONE, true, START).await.map_err(failed)?;
+    present.beat(USER, LAPTOP, true, START).await.map_err(failed)?;
+    present.beat(USER, PHONE, false, START + 1).await.map_err(failed)?;
+    equal(is_present(&present, 2).await?, true, "the other device is there")?;
+    present.beat(USER, LAPTOP, false, START + 3).await.map_err(failed)?;
+    equal(is_present(&present, 4).await?, false, "none is there")
+}
+
+async fn answers_come_in_order(present: Present) -> Outcome {
+    let users: Vec<UserId> = (1..=5).map(|n| UserId::from_bytes([n; 16])).collect();
+    for user in users.iter().step_by(2) {
+        present.beat(*user, PHONE, true, START).await.map_err(failed)?;
+    }
+    let answers = present.query(&users, START).await.map_err(failed)?;
+    equal(answers, vec![true, false, true, false, true], "the answers")?;
+    equal(present.query(&[], START).await.map_err(failed)?, vec![], "nobody asked for")
+}

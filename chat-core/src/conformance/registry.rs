@@ -1,0 +1,93 @@
+use std::sync::Arc;
+
+use super::{Case, Outcome, cases, equal, failed};
+use crate::backend::{GatewayId, Registry, Route};
+use crate::error::ErrorKind;
+use crate::id::{DeviceAddress, DeviceId, InstallationId, UserId};
+
+type Routes = Arc<dyn Registry>;
+
+/// The cases of [`Registry`].
+pub fn registry() -> Vec<Case<dyn Registry>> {
+    cases![
+        a_bound_device_is_found,
+        the_last_bind_wins,
+        unbind_compares,
+        renew_compares,
+        renew_brings_a_forgotten_route_back,
+        an_unknown_user_has_no_route,
+    ]
+}
+
+const HERE: GatewayId = GatewayId(1);
+const THERE: GatewayId = GatewayId(2);
+
+fn device(user: u8, n: u8) -> Result<DeviceAddress, String> {
+    Ok(DeviceAddress {
+        user: UserId::from_bytes([user; 16]),
+        device: DeviceId::new(u32::from(n)).map_err(failed)?,
+        installation: InstallationId::from_bytes([16 * user + n; 16]),
+    })
+}
+
+async fn bound(routes: &Routes, device: DeviceAddress, gateway: GatewayId) -> Result<Route, String> {
+    let epoch = routes.bind(device, gateway).await.map_err(failed)?;
+    Ok(Route { device, gateway, epoch })
+}
+
+async fn found(routes: &Routes, users: &[u8]) -> Result<Vec<Route>, String> {
+    let users: Vec<UserId> = users.iter().map(|user| UserId::from_bytes([*user; 16])).collect();
+    let mut found = routes.lookup(&users).await.map_err(failed)?;
+    found.sort_by_key(|route| route.device);
+    Ok(found)
+}
+
+async fn a_bound_device_is_found(routes: Routes) -> Outcome {
+    let all = [
+        bound(&routes, device(1, 1)?, HERE).await?,
+        bound(&routes, device(1, 2)?, THERE).await?,
+        bound(&routes, device(2, 1)?, HERE).await?,
+    ];
+    equal(found(&routes, &[1, 2]).await?, all.to_vec(), "the routes of both")?;
+    equal(found(&routes, &[2]).await?, all[2..].to_vec(), "the routes of one")
+}
+
+async fn the_last_bind_wins(routes: Routes) -> Outcome {
+    let first = bound(&routes, device(1, 1)?, HERE).await?;
+    let second = bound(&routes, device(1, 1)?, THERE).await?;
+    equal(second.epoch > first.epoch, true, "a later connection has the larger epoch")?;
+    equal(found(&routes, &[1]).await?, vec![second], "the route")
+}
+
+async fn unbind_compares(routes: Routes) -> Outcome {
+    let first = bound(&routes, device(1, 1)?, HERE).await?;
+    let second = bound(&routes, device(1, 1)?, HERE).await?;
+    routes.unbind(first).await.map_err(failed)?;
+    equal(found(&routes, &[1]).await?, vec![second], "after the old one left")?;
+    routes.unbind(second).await.map_err(failed)?;
+    routes.unbind(second).await.map_err(failed)?;
+    equal(found(&routes, &[1]).await?, vec![], "after the last one left")
+}
+
+async fn renew_compares(routes: Routes) -> Outcome {
+    let first = bound(&routes, device(1, 1)?, HERE).await?;
+    let second = bound(&routes, device(1, 1)?, THERE).await?;
+    let late = routes.renew(first).await.err().map(|error| error.kind());
+    equal(late, Some(ErrorKind::Conflict), "renewing the old one")?;
+    routes.renew(second).await.map_err(failed)?;
+    equal(found(&routes, &[1]).await?, vec![second], "the route")
+}
+
+async fn renew_brings_a_forgotten_route_back(routes: Routes) -> Outcome {
+    // A registry that lost everything is told again by those who are connected.
+    let route = Route { device: device(1, 1)?, gateway: HERE, epoch: 1 };
+    routes.renew(route).await.map_err(failed)?;
+    equal(found(&routes, &[1]).await?, vec![route], "the route")?;
+    let next = bound(&routes, device(1, 1)?, THERE).await?;
+    equal(next.epoch > route.epoch, true, "the next connection's epoch is larger")
+}
+
+async fn an_unknown_user_has_no_route(routes: Routes) -> Outcome {
+    equal(found(&routes, &[9]).await?, vec![], "nobody")?;
+    equal(found(&routes, &[]).await?, vec![], "no users")
+}

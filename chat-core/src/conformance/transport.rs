@@ -1,0 +1,129 @@
+use std::future::Future;
+use std::sync::Arc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::{Case, Outcome, cases, equal, failed};
+use crate::backend::Transport;
+use crate::limits::MAX_FRAME;
+use crate::wire::close;
+
+/// The two ends of a pipe.
+#[derive(Debug)]
+pub struct Pipe(Mutex<Option<Ends>>);
+
+type End = Box<dyn Transport>;
+type Ends = (End, End);
+
+impl Pipe {
+    /// A pipe with these ends; each case takes them.
+    pub fn new(one: End, other: End) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Some((one, other)))))
+    }
+
+    fn ends(&self) -> Result<Ends, String> {
+        self.0.lock().take().ok_or_else(|| "the ends were taken".to_owned())
+    }
+}
+
+/// The cases of [`Transport`].
+pub fn transport() -> Vec<Case<Pipe>> {
+    cases![
+        frames_arrive_whole_and_in_order,
+        both_ways,
+        an_empty_frame_and_the_largest,
+        a_close_ends_the_other_end,
+        sending_after_the_end_fails,
+    ]
+}
+
+async fn receive(end: &mut End) -> Result<Bytes, String> {
+    end.recv().await.map_err(failed)?.ok_or_else(|| "the pipe ended".to_owned())
+}
+
+/// Runs two futures together.
+async fn both<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) -> (A, B) {
+    let (mut a, mut b) = (std::pin::pin!(a), std::pin::pin!(b));
+    let (mut left, mut right) = (None, None);
+    std::future::poll_fn(move |context| {
+        if left.is_none() {
+            left = ready(a.as_mut().poll(context));
+        }
+        if right.is_none() {
+            right = ready(b.as_mut().poll(context));
+        }
+        match (left.take(), right.take()) {
+            (Some(a), Some(b)) => Poll::Ready((a, b)),
+            some => {
+                (left, right) = some;
+                Poll::Pending
+            }
+        }
+    })
+    .await
+}
+
+fn ready<T>(poll: Poll<T>) -> Option<T> {
+    match poll {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}
+
+async fn frames_arrive_whole_and_in_order(pipe: Arc<Pipe>) -> Outcome {
+    let (mut one, mut other) = pipe.ends()?;
+    for batch in 0..4_u8 {
+        let frames: Vec<Bytes> = (0..8).map(|n| vec![batch * 8 + n; 100 * usize::from(n)].into()).collect();
+        one.send(frames.clone()).await.map_err(failed)?;
+        for frame in frames {
+            equal(receive(&mut other).await?, frame, "a frame")?;
+        }
+    }
+    Ok(())
+}
+
+async fn both_ways(pipe: Arc<Pipe>) -> Outcome {
+    let (mut one, mut other) = pipe.ends()?;
+    one.send(vec![Bytes::from_static(b"there")]).await.map_err(failed)?;
+    other.send(vec![Bytes::from_static(b"back")]).await.map_err(failed)?;
+    equal(receive(&mut one).await?, Bytes::from_static(b"back"), "back")?;
+    equal(receive(&mut other).await?, Bytes::from_static(b"there"), "there")
+}
+
+async fn an_empty_frame_and_the_largest(pipe: Arc<Pipe>) -> Outcome {
+    let (mut one, mut other) = pipe.ends()?;
+    let largest = Bytes::from(vec![0xa5; MAX_FRAME]);
+    one.send(vec![Bytes::new()]).await.map_err(failed)?;
+    equal(receive(&mut other).await?, Bytes::new(), "the empty frame")?;
+    // The pipe may hold less than it: somebody reads while it is written.
+    let sent = largest.clone();
+    let (sent, got) = both(one.send(vec![sent]), other.recv()).await;
+    sent.map_err(failed)?;
+    equal(got.map_err(failed)?, Some(largest), "the largest frame")
+}
+
+async fn a_close_ends_the_other_end(pipe: Arc<Pipe>) -> Outcome {
+    let (mut one, mut other) = pipe.ends()?;
+    one.send(vec![Bytes::from_static(b"last")]).await.map_err(failed)?;
+    let ((), last) = both(one.close(close::DRAIN), async {
+        let last = other.recv().await;
+        (last, other.recv().await)
+    })
+    .await;
+    equal(last.0.map_err(failed)?, Some(Bytes::from_static(b"last")), "what was sent before")?;
+    equal(matches!(last.1, Ok(Some(_))), false, "a frame after the end")
+}
+
+async fn sending_after_the_end_fails(pipe: Arc<Pipe>) -> Outcome {
+    let (mut one, other) = pipe.ends()?;
+    drop(other);
+    // What is sent may sit in a buffer for a while; not for ever.
+    for _ in 0..1000 {
+        if one.send(vec![Bytes::from(vec![0; 10_000])]).await.is_err() {
+            return Ok(());
+        }
+    }
+    Err("ten megabytes went nowhere".into())
+}
