@@ -239,6 +239,7 @@ impl LocalStore {
         saved.generation = self.meta_number("generation")?;
         saved.epoch = self.meta("epoch")?.map(|v| StoreEpoch::parse(&v)).transpose()?;
         saved.nonce = self.meta("nonce")?.and_then(|v| v.try_into().ok());
+        saved.reincarnation_asked = self.meta("reincarnation_asked")?.is_some();
         saved.prekeys_at = self.meta_number("prekeys_at")?;
         let reincarnated = self.meta_number("reincarnated_at")?;
         saved.reincarnated_lately = reincarnated > 0 && self.now_ms() < reincarnated + DAY_MS;
@@ -552,6 +553,7 @@ impl LocalStore {
             Change::Epoch(epoch) => self.set_meta("epoch", epoch.as_bytes()),
             Change::NewEpoch(epoch) => self.new_epoch(epoch),
             Change::Nonce(nonce) => self.set_meta("nonce", &nonce),
+            Change::Asked => self.set_meta("reincarnation_asked", &[1]),
             Change::Reincarnated(incarnation) => self.reincarnated(incarnation),
             _ => Ok(()),
         }
@@ -817,7 +819,7 @@ impl LocalStore {
         self.set_meta("incarnation", &u64::from(incarnation).to_be_bytes())?;
         let now = self.now_ms();
         self.set_meta("reincarnated_at", &now.to_be_bytes())?;
-        self.run("DELETE FROM meta WHERE key = 'nonce'", [])?;
+        self.run("DELETE FROM meta WHERE key IN ('nonce', 'reincarnation_asked')", [])?;
         self.run("DELETE FROM outbox WHERE void = 1", [])?;
         self.run("UPDATE outbox SET attempted = 1, publish = NULL WHERE publish IS NOT NULL", [])?;
         self.run("UPDATE conversations SET client_seq = 0, prev = zeroblob(16)", []).map(drop)

@@ -312,4 +312,42 @@ fn over_tls_the_certificate_counts() {
     assert!(out.status.success(), "{}", text(&out.stderr));
     let out = command(&alice, &url, &["--ca", ca, "send", "alice", "note"]);
     assert!(out.status.success(), "{}", text(&out.stderr));
+
+    // Bad input 18 (RUSTSEC-2024-0399): a ClientHello in records of one byte is unusual, and fine.
+    let port = in_records_of_one_byte(server.port);
+    let url = format!("wss://localhost:{port}");
+    let before = server.resident();
+    let out = command(&alice, &url, &["--ca", ca, "send", "alice", "bit by bit"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert!(server.resident() < before + (1 << 20), "and costs next to nothing");
+}
+
+/// A proxy that cuts the first TLS record of each connection, the ClientHello, into records of one byte.
+fn in_records_of_one_byte(to: u16) -> u16 {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let mut server = TcpStream::connect(("127.0.0.1", to)).unwrap();
+            let mut head = [0; 5];
+            client.read_exact(&mut head).unwrap();
+            let mut hello = vec![0; usize::from(u16::from_be_bytes([head[3], head[4]]))];
+            client.read_exact(&mut hello).unwrap();
+            let records: Vec<u8> =
+                hello.iter().flat_map(|byte| [head[0], head[1], head[2], 0, 1, *byte]).collect();
+            server.write_all(&records).unwrap();
+            for (mut from, mut into) in [
+                (client.try_clone().unwrap(), server.try_clone().unwrap()),
+                (server.try_clone().unwrap(), client.try_clone().unwrap()),
+            ] {
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut into);
+                    let _ = into.shutdown(std::net::Shutdown::Write);
+                });
+            }
+        }
+    });
+    port
 }

@@ -276,6 +276,8 @@ pub enum Change {
     NewEpoch(StoreEpoch),
     /// About to take a new incarnation with this nonce.
     Nonce([u8; 16]),
+    /// The user asked for a new incarnation.
+    Asked,
     /// A new incarnation: sessions, prekeys, numbers and ciphertexts of the old one are void.
     Reincarnated(Incarnation),
     /// Prekeys were made, at this time of the server.
@@ -300,6 +302,8 @@ pub struct Saved {
     pub epoch: Option<StoreEpoch>,
     /// The nonce of an unfinished re-incarnation.
     pub nonce: Option<[u8; 16]>,
+    /// The user asked for a new incarnation that it did not take yet.
+    pub reincarnation_asked: bool,
     /// It took a new incarnation by itself within the last day.
     pub reincarnated_lately: bool,
     /// When it last made prekeys, in the server's milliseconds.
@@ -324,6 +328,7 @@ impl Saved {
             generation: 0,
             epoch: None,
             nonce: None,
+            reincarnation_asked: false,
             reincarnated_lately: false,
             prekeys_at: 0,
             conversations: Vec::new(),

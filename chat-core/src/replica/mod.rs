@@ -185,7 +185,7 @@ impl Replica {
             server_time: (0, now),
             prekeys_at: saved.prekeys_at,
             reincarnate_from: if saved.reincarnated_lately { now.after(DAY_MS) } else { now },
-            reincarnation_asked: false,
+            reincarnation_asked: saved.reincarnation_asked,
             watched: Vec::new(),
             listless: BTreeMap::new(),
             claimed: BTreeMap::new(),
@@ -295,6 +295,7 @@ impl Replica {
             Input::Restart => self.restart(now, out),
             Input::Reincarnate => {
                 self.reincarnation_asked = true;
+                self.changes.push(Change::Asked);
                 self.restart(now, out);
             }
         }

@@ -431,7 +431,7 @@ impl LocalStore {
             Change::Nonce(nonce) => self.saved.nonce = Some(nonce),
             Change::Reincarnated(incarnation) => {
                 self.saved.incarnation = incarnation;
-                self.saved.nonce = None;
+                (self.saved.nonce, self.saved.reincarnation_asked) = (None, false);
                 for conversation in self.conversations.values_mut() {
                     (conversation.client_seq, conversation.prev) = (0, MessageId::NIL);
                 }
@@ -441,6 +441,7 @@ impl LocalStore {
                 }
             }
             Change::Prekeys(at) => self.saved.prekeys_at = at,
+            Change::Asked => self.saved.reincarnation_asked = true,
             Change::Sessions => {}
         }
     }
