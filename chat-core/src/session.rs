@@ -573,3 +573,59 @@ impl Session {
 }
 
 const _: () = assert!(PageLimit::MAX.rows <= WINDOW_ROWS, "a page fits the window");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{DeviceId, InstallationId, StoreEpoch};
+
+    fn live() -> Session {
+        let device = DeviceAddress {
+            user: UserId::from_bytes([1; 16]),
+            device: DeviceId::PRIMARY,
+            installation: InstallationId::from_bytes([1; 16]),
+        };
+        let welcome = Welcome {
+            store_epoch: StoreEpoch::from_bytes([1; 16]),
+            server_time: 0,
+            rollback: false,
+            incarnation: 0,
+            prekeys: 0,
+            list_version: 1,
+        };
+        let mut session = Session::new(Instant::from_millis(0), Mutants::NONE);
+        session.step(Instant::from_millis(0), Input::Admitted(device, welcome), &mut Vec::new());
+        session
+    }
+
+    fn said(session: &mut Session, at_ms: u64, input: Input) -> Vec<Output> {
+        let mut out = Vec::new();
+        session.step(Instant::from_millis(at_ms), input, &mut out);
+        out
+    }
+
+    #[test]
+    fn typing_is_passed_on_once_in_three_seconds_a_conversation() {
+        let mut session = live();
+        let conversation = |n| ConversationId::own(UserId::from_bytes([n; 16]));
+        let mut passed =
+            |at, n| !said(&mut session, at, Input::Frame(ClientFrame::Typing(conversation(n)))).is_empty();
+        assert!(passed(0, 1) && !passed(2999, 1) && passed(2999, 2) && passed(3000, 1));
+        assert_eq!((0..1000).filter(|n| passed(10_000, *n as u8)).count(), 256, "one of each");
+    }
+
+    #[test]
+    fn of_many_read_watermarks_the_first_and_the_last_are_told() {
+        let mut session = live();
+        let conversation = ConversationId::own(UserId::from_bytes([1; 16]));
+        let receipt = |seq| Output::Receipt(AckOf { conversation, seq }, true);
+        let read = |seq| Input::Frame(ClientFrame::Read(AckOf { conversation, seq }));
+        assert_eq!(said(&mut session, 0, read(1)), vec![receipt(1)]);
+        for seq in 2..100 {
+            assert_eq!(said(&mut session, 10, read(seq)), vec![]);
+        }
+        assert!(session.deadline().is_some_and(|at| at <= Instant::from_millis(1010)));
+        assert_eq!(said(&mut session, 1010, Input::Tick), vec![receipt(99)]);
+        assert_eq!(said(&mut session, 3000, read(100)), vec![receipt(100)]);
+    }
+}

@@ -190,10 +190,12 @@ impl Replica {
                     out.push(Output::MakePrekeys(false));
                 }
             }
-            ServerFrame::PrekeysLow(left) if left < LOW_PREKEYS && !self.is_asked(&Purpose::Upload) => {
-                if self.recovery == Recovery::No {
-                    out.push(Output::MakePrekeys(false));
-                }
+            ServerFrame::PrekeysLow(left)
+                if left < LOW_PREKEYS
+                    && self.recovery == Recovery::No
+                    && !self.is_asked(&Purpose::Upload) =>
+            {
+                out.push(Output::MakePrekeys(false));
             }
             ServerFrame::Typing(conversation, user) => {
                 out.push(Output::Event(Ephemeral::Typing(conversation, user)));

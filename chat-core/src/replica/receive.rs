@@ -146,3 +146,77 @@ impl Replica {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envelope::{Publish, SendNumber};
+    use crate::id::{DeviceAddress, DeviceId, InstallationId, StoreEpoch, UserId};
+    use crate::mutant::Mutants;
+    use crate::replica::{Draft, Input, Replica, Saved, SavedEntry, To};
+    use crate::wire::{Challenge, ServerFrame, Welcome};
+
+    /// What is left in the outbox of a device that numbered a message anew, in its second life, when the
+    /// row of its first life arrives.
+    fn left_after_the_old_row(mutants: Mutants) -> usize {
+        let user = UserId::from_bytes([1; 16]);
+        let installation = InstallationId::from_bytes([1; 16]);
+        let device = DeviceAddress { user, device: DeviceId::PRIMARY, installation };
+        let (id, conversation) = (MessageId::from_bytes([7; 16]), ConversationId::own(user));
+        let number = SendNumber {
+            conversation,
+            message_id: id,
+            client_seq: 1,
+            prev: MessageId::NIL,
+            incarnation: 1,
+            generation: 1 << 32,
+        };
+        let (audience, boxes) = (Vec::new(), Vec::new());
+        let publish =
+            Publish { number, first: false, audience, body: bytes::Bytes::new(), boxes, sent_at: 0 };
+        let draft = Draft { id, to: To::User(user), content: bytes::Bytes::new(), sent_at: 0 };
+        let saved = Saved {
+            incarnation: 1,
+            generation: 1 << 32,
+            epoch: Some(StoreEpoch::from_bytes([1; 16])),
+            outbox: vec![SavedEntry {
+                draft,
+                publish: Some(publish),
+                void: false,
+                attempted: true,
+                bound: false,
+            }],
+            ..Saved::new(device)
+        };
+        let now = Instant::from_millis(0);
+        let mut replica = Replica::new(now, saved, 1, mutants);
+        let challenge = Challenge { nonce: bytes::Bytes::new(), min_version: 1, max_version: 1 };
+        let welcome = Welcome {
+            store_epoch: StoreEpoch::from_bytes([1; 16]),
+            server_time: 0,
+            rollback: false,
+            incarnation: 1,
+            prekeys: 100,
+            list_version: 0,
+        };
+        let content = RowContent::Own { message_id: id, client_seq: 3, incarnation: 0 };
+        let old = InboxRow { conversation, seq: 1, time_us: 1, joined: true, content };
+        for input in [
+            Input::Flush,
+            Input::Connected,
+            Input::Frame(ServerFrame::Challenge(challenge)),
+            Input::Frame(ServerFrame::Welcome(welcome)),
+            Input::Frame(ServerFrame::Deliver(vec![old], true)),
+        ] {
+            replica.step(now, input, &mut Vec::new());
+        }
+        replica.outbox_len()
+    }
+
+    #[test]
+    fn a_number_of_this_life_is_used_up_before_its_message_is_forgotten() {
+        assert_eq!(left_after_the_old_row(Mutants::NONE), 1);
+        #[cfg(feature = "sim")]
+        assert_eq!(left_after_the_old_row(Mutants::only(Mutant::OwnRowFreesNumber)), 0, "the test can fail");
+    }
+}

@@ -1,5 +1,8 @@
 //! Time, network, crashes and users.
 
+mod network;
+mod server;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::Arc;
@@ -9,11 +12,11 @@ use parking_lot::Mutex;
 
 use super::accounts::ACCOUNTS;
 use super::device::Device;
-use super::gateway::{Effect, Gateway, ready};
+use super::gateway::{Gateway, ready};
 use super::oracle::{KeyUse, Oracle, Violation};
-use super::store::{SimStore, StoreFaults};
+use super::store::StoreFaults;
 use super::{Options, Report};
-use crate::backend::{AccountKey, KeyDirectory, MessageStore, Router};
+use crate::backend::{AccountKey, KeyDirectory, MessageStore};
 use crate::id::{ConversationKind, MessageId};
 use crate::memory::{ManualClock, MemoryKeys, MemoryRouter, Tables};
 use crate::replica::{Draft, Input, Output, To};
@@ -530,148 +533,6 @@ impl World {
         if let Some(at) = one.replica.as_ref().and_then(|replica| replica.deadline()) {
             let life = one.life;
             self.at(at.as_millis().max(self.now + 1), Event::DeviceTimer(device, life));
-        }
-    }
-
-    // ---- network -------------------------------------------------------------------------------------
-
-    fn partitioned(&self) -> bool {
-        self.partition.is_some_and(|(from, to)| (from..to).contains(&self.now))
-    }
-
-    fn dialled(&mut self, device: usize, life: u64, id: u64) {
-        if self.devices[device].life != life {
-            return;
-        }
-        if self.partitioned() || self.gateway.is_none() {
-            return self.device_step(device, Input::Disconnected);
-        }
-        let now = self.time();
-        self.pipes.insert(id, Pipe { device, last: [self.now; 2] });
-        self.devices[device].connection = Some(id);
-        if let Some(gateway) = &mut self.gateway {
-            gateway.accept(id, now);
-        }
-        self.device_step(device, Input::Connected);
-        let challenge =
-            crate::wire::Challenge { nonce: Bytes::from_static(&[0; 32]), min_version: 1, max_version: 1 };
-        self.transmit(id, 1, Event::ToDevice(id, ServerFrame::Challenge(challenge)));
-        self.arm_gateway(id);
-    }
-
-    /// Sends a frame into a pipe: 0 to the server, 1 to the device.
-    fn transmit(&mut self, id: u64, direction: usize, event: Event) {
-        if self.partitioned() || self.rng.chance(self.network.loss) {
-            if self.network.fifo {
-                // TCP does not lose frames: it breaks.
-                self.soon(500, Event::Broken(id));
-            }
-            return;
-        }
-        let Some(pipe) = self.pipes.get_mut(&id) else {
-            return;
-        };
-        let mut at = self.now + self.rng.below(self.network.delay + 1);
-        if self.network.fifo {
-            at = at.max(pipe.last[direction]);
-            pipe.last[direction] = at;
-        }
-        if !self.network.fifo && self.rng.chance(self.network.duplication) {
-            let copy = match &event {
-                Event::ToServer(id, frame) => Event::ToServer(*id, frame.clone()),
-                Event::ToDevice(id, frame) => Event::ToDevice(*id, frame.clone()),
-                _ => return,
-            };
-            let later = at + self.rng.below(self.network.delay * 3 + 1);
-            self.at(later, copy);
-        }
-        self.at(at, event);
-    }
-
-    fn send_to_server(&mut self, device: usize, frame: ClientFrame) {
-        if let Some(id) = self.devices[device].connection {
-            self.transmit(id, 0, Event::ToServer(id, frame));
-        }
-    }
-
-    /// What was sent before still arrives.
-    fn break_pipe_later(&mut self, id: Option<u64>) {
-        if let Some(id) = id {
-            self.soon(self.network.delay + 200, Event::Broken(id));
-        }
-    }
-
-    fn break_pipe(&mut self, id: Option<u64>) {
-        let Some((id, pipe)) = id.and_then(|id| self.pipes.remove(&id).map(|pipe| (id, pipe))) else {
-            return;
-        };
-        if let Some(gateway) = &mut self.gateway {
-            gateway.drop_connection(id);
-        }
-        if self.devices[pipe.device].connection == Some(id) {
-            self.devices[pipe.device].connection = None;
-            self.device_step(pipe.device, Input::Disconnected);
-        }
-    }
-
-    // ---- the server ----------------------------------------------------------------------------------
-
-    fn link(&mut self, device: usize) {
-        let user = self.devices[device].address().user;
-        let Some(account) = ACCOUNTS.iter().find(|a| a.lists[1].list().user == user) else {
-            return;
-        };
-        let _ = ready(self.keys.put_list(&account.lists[1], AccountKey::Same));
-        if let Some(gateway) = &self.gateway {
-            gateway.forget_lists();
-        }
-    }
-
-    fn start_server(&mut self) {
-        if self.gateway.is_some() {
-            return;
-        }
-        let seed = self.rng.next_u64();
-        let store = Arc::new(SimStore::new(self.tables.clone(), self.keys_used.clone(), seed, self.faults));
-        let (keys, clock) = (self.keys.clone(), self.clock.clone());
-        if !self.options.split {
-            // One process: the log dies with it, and commits are atomic.
-            self.router = Arc::new(MemoryRouter::new(1, clock.clone()));
-        }
-        // Else the log outlives the process, and what was not committed comes again: that is what lets a
-        // store apply commits in pieces.
-        let router = self.router.clone();
-        let _ = ready(router.rewind(0));
-        self.gateway =
-            Some(Gateway::start(store, keys, router, clock, self.session_queue, self.options.mutants));
-        self.soon(30, Event::Work);
-    }
-
-    fn deliver_to_server(&mut self, id: u64, frame: ClientFrame) {
-        let now = self.time();
-        self.with_gateway(id, |gateway, effects| gateway.frame(id, now, frame, effects));
-    }
-
-    fn with_gateway(&mut self, id: u64, act: impl FnOnce(&mut Gateway, &mut Vec<Effect>)) {
-        let mut effects = Vec::new();
-        let Some(gateway) = &mut self.gateway else { return };
-        if !gateway.connections.contains_key(&id) {
-            return;
-        }
-        act(gateway, &mut effects);
-        for effect in effects {
-            match effect {
-                Effect::Send(frame) => self.transmit(id, 1, Event::ToDevice(id, frame)),
-                Effect::Work => self.soon(20, Event::Work),
-                Effect::Close => self.soon(100, Event::Broken(id)),
-            }
-        }
-        self.arm_gateway(id);
-    }
-
-    fn arm_gateway(&mut self, id: u64) {
-        if let Some(at) = self.gateway.as_ref().and_then(|gateway| gateway.deadline(id)) {
-            self.at(at.as_millis().max(self.now + 1), Event::GatewayTimer(id));
         }
     }
 }

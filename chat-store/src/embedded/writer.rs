@@ -51,7 +51,9 @@ type Reply = Box<dyn FnOnce(Result<()>) + Send>;
 
 /// A read-modify-write of the key directory: it writes, unless nothing is to be written, and gives what is
 /// to be told once that is durable.
-struct Change(Box<dyn FnOnce(&Tables) -> Option<Reply> + Send>);
+struct Change(Box<Job>);
+
+type Job = dyn FnOnce(&Tables) -> Option<Reply> + Send;
 
 impl std::fmt::Debug for Change {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -1,0 +1,272 @@
+//! What handles ask of the owner, and what the server answers.
+
+use bytes::Bytes;
+use chat_core::device_list::{DeviceEntry, SignedDeviceList};
+use chat_core::envelope::{AckOf, Refusal};
+use chat_core::limits::MAX_TEXT;
+use chat_core::replica::{Draft, Input, To};
+use chat_core::wire::{Answer, Ask};
+use chat_core::{Error, ErrorKind, MessageId, Result};
+use tokio::sync::oneshot;
+
+use super::{Command, Driver, Reply, Waiting};
+use crate::client::Queued;
+use crate::content::Content;
+use crate::linking::{Code, Joined, Offer};
+use crate::profile::random;
+use crate::store::Reference;
+use crate::suite::SuiteTx;
+
+impl Driver {
+    pub(super) fn command(&mut self, command: Command) -> Result<()> {
+        match command {
+            Command::Send { to, text, reference, reply } => self.send(to, &text, reference, reply)?,
+            Command::Read(conversation, seq) => self.step(Input::Read(AckOf { conversation, seq }))?,
+            Command::Typing(conversation) => self.step(Input::Typing(conversation))?,
+            Command::Watch(users) => self.step(Input::Watch(users))?,
+            Command::Events { after, limit, reply } => {
+                let _ = reply.send(self.store.events(after, limit));
+            }
+            Command::History { conversation, before, limit, reply } => {
+                let _ = reply.send(self.store.history(conversation, before, limit));
+            }
+            Command::Name(user, reply) => {
+                let _ = reply.send(self.store.name_of(user));
+            }
+            Command::User(handle, reply) => match self.replica.user(&handle) {
+                Some(user) => {
+                    let _ = reply.send(Ok(user));
+                }
+                None => self.ask(Ask::Resolve(handle), Waiting::Resolve(reply))?,
+            },
+            Command::List(user, reply) => match self.replica.list(user) {
+                Some(list) => {
+                    let _ = reply.send(Ok(list.clone()));
+                }
+                None => self.ask(Ask::Lists(vec![user]), Waiting::List(user, reply))?,
+            },
+            Command::Approve(code, reply) => {
+                let rendezvous = Bytes::copy_from_slice(&code.rendezvous);
+                self.ask(Ask::Offer(rendezvous), Waiting::Offer(code, reply))?;
+            }
+            Command::Unlink(device, reply) => self.unlink(device, reply)?,
+            Command::Outbox(reply) => {
+                let _ = reply.send(Ok(self.replica.outbox_len()));
+            }
+            Command::Refuse { reference, reason, reply } => self.refuse(reference, reason, reply)?,
+            Command::Accept(user, reply) => {
+                self.step(Input::Flush)?;
+                let accepted = self.store.accept(user).and_then(|()| self.store.commit_open());
+                let _ = reply.send(accepted);
+            }
+            Command::Reincarnate => self.step(Input::Reincarnate)?,
+            Command::Stop => {}
+        }
+        Ok(())
+    }
+
+    pub(super) fn send(
+        &mut self,
+        to: To,
+        text: &str,
+        reference: Option<String>,
+        reply: Reply<Queued>,
+    ) -> Result<()> {
+        if let Some(reference) = &reference {
+            let mut known = self.store.reference(reference, &to, text)?;
+            if known == Reference::Same(Vec::new()) {
+                // It waits in the open transaction: let it become an event first.
+                self.step(Input::Flush)?;
+                known = self.store.reference(reference, &to, text)?;
+            }
+            let refused = match known {
+                Reference::New => None,
+                Reference::Same(repeated) => {
+                    let _ = reply.send(Ok(Queued { message_id: None, repeated }));
+                    return Ok(());
+                }
+                Reference::Other => Some("ref_reused"),
+            };
+            if let Some(reason) = refused {
+                return self.refuse(Some(reference.clone()), reason, reply);
+            }
+        }
+        if self.strict && self.is_unaccepted(&to)? {
+            return self.refuse(reference, "identity_changed", reply);
+        }
+        if text.len() > MAX_TEXT {
+            return self.refuse(reference, "too_long", reply);
+        }
+        let now = self.store.now_ms();
+        let id = MessageId::new(now, random()?);
+        let draft = Draft { id, to, content: Content::of_text(text).pad().into(), sent_at: now };
+        if let Some(reference) = &reference {
+            self.store.add_reference(reference, &draft, text)?;
+        }
+        self.queued.push((id, reply));
+        self.step(Input::Send(draft))
+    }
+
+    /// Whether a message is for somebody whose new account key nobody accepted.
+    pub(super) fn is_unaccepted(&self, to: &To) -> Result<bool> {
+        let user = match to {
+            To::Handle(handle) => self.replica.user(handle),
+            To::User(user) => Some(*user),
+            _ => None,
+        };
+        user.map_or(Ok(false), |user| self.store.is_unaccepted(user))
+    }
+
+    pub(super) fn refuse(
+        &mut self,
+        reference: Option<String>,
+        reason: &str,
+        reply: Reply<Queued>,
+    ) -> Result<()> {
+        // The refusal is durable on its own; what else is open goes with it, whole.
+        self.step(Input::Flush)?;
+        self.store.refuse(reference, reason)?;
+        self.last.send_replace(self.store.last_event()?);
+        let _ = reply.send(Ok(Queued { message_id: None, repeated: Vec::new() }));
+        Ok(())
+    }
+
+    pub(super) fn ask(&mut self, ask: Ask, waiting: Waiting) -> Result<()> {
+        self.tokens += 1;
+        self.waiting.insert(self.tokens, waiting);
+        self.step(Input::Ask(self.tokens, ask))
+    }
+
+    pub(super) fn answered(
+        &mut self,
+        token: u64,
+        answer: std::result::Result<Box<Answer>, Refusal>,
+    ) -> Result<()> {
+        let Some(waiting) = self.waiting.remove(&token) else {
+            return Ok(());
+        };
+        let answer = answer.map_err(|refusal| match refusal {
+            Refusal::NotFound => Error::new(ErrorKind::NotFound, "there is no such thing"),
+            Refusal::Taken => Error::new(ErrorKind::Conflict, "it changed meanwhile: try again"),
+            Refusal::Retry(_) => Error::new(ErrorKind::Unavailable, "there is no connection"),
+            Refusal::Throttled(_) => Error::new(ErrorKind::Throttled, "too many requests: wait"),
+            _ => Error::new(ErrorKind::Denied, "the server refused"),
+        });
+        match (waiting, answer) {
+            (Waiting::Resolve(reply), answer) => {
+                let user = answer
+                    .and_then(|a| a.user.ok_or(Error::new(ErrorKind::NotFound, "there is no such user")));
+                let _ = reply.send(user);
+            }
+            (Waiting::List(user, reply), answer) => {
+                let list = match answer {
+                    Ok(answer) => {
+                        let list = answer.lists.into_iter().find(|list| list.list().user == user);
+                        // From here on it is pinned like any list that was needed to send.
+                        if let Some(list) = list {
+                            self.step(Input::List(list))?;
+                        }
+                        let known = self.replica.list(user).cloned();
+                        known.ok_or(Error::new(ErrorKind::NotFound, "there is no such user"))
+                    }
+                    Err(error) => Err(error),
+                };
+                let _ = reply.send(list);
+            }
+            (Waiting::Offer(code, reply), answer) => {
+                // The answer is sealed before the list is changed: a device that cannot be answered is not listed.
+                let begun = answer.and_then(|answer| self.approve(&code, &answer.offer)).and_then(
+                    |(list, joined)| {
+                        let sealed = joined.0.answer(&joined.1, random()?)?;
+                        Ok((list, sealed, joined.1))
+                    },
+                );
+                match begun {
+                    Ok((list, sealed, joined)) => {
+                        let ask = Ask::PutList(list.clone());
+                        let waiting = Waiting::Approved(list, Box::new((sealed, code, joined)), reply);
+                        self.ask(ask, waiting)?;
+                    }
+                    Err(error) => {
+                        let _ = reply.send(Err(error));
+                    }
+                }
+            }
+            (Waiting::Approved(list, parts, reply), Ok(_)) => {
+                self.step(Input::OwnList(list))?;
+                let (sealed, code, joined) = *parts;
+                let ask = Ask::LinkAnswer(Bytes::copy_from_slice(&code.rendezvous), sealed);
+                self.ask(ask, Waiting::Linked(joined.device.get(), reply))?;
+            }
+            (Waiting::Linked(device, reply), Ok(_)) => {
+                let _ = reply.send(Ok(device));
+            }
+            (Waiting::Linked(device, reply), Err(error)) => {
+                // It does not know that it is listed, and would never upload prekeys: take it off again.
+                let (ignored, _) = oneshot::channel();
+                self.unlink(device, ignored)?;
+                let _ = reply.send(Err(error));
+            }
+            (Waiting::Unlinked(list, reply), Ok(_)) => {
+                self.step(Input::OwnList(list))?;
+                let _ = reply.send(Ok(()));
+            }
+            (Waiting::Approved(_, _, reply), Err(error)) => {
+                let _ = reply.send(Err(error));
+            }
+            (Waiting::Unlinked(_, reply), Err(error)) => {
+                let _ = reply.send(Err(error));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn own_list(&self) -> Result<SignedDeviceList> {
+        let list = self.replica.list(self.profile.device.user).cloned();
+        list.ok_or_else(|| {
+            Error::new(ErrorKind::Unavailable, "the own device list is not read yet: connect first")
+        })
+    }
+
+    pub(super) fn approve(&self, code: &Code, offer: &[u8]) -> Result<(SignedDeviceList, (Offer, Joined))> {
+        let offer = Offer::check(offer, code)?;
+        let before = self.own_list()?;
+        let full = || Error::new(ErrorKind::Conflict, "the account has as many devices as it can have");
+        let device = before.list().free_device().ok_or_else(full)?;
+        let key = offer.device_key[..]
+            .try_into()
+            .map_err(|_| Error::new(ErrorKind::Invalid, "not a device key"))?;
+        let mut devices = before.list().devices.clone();
+        devices.push(DeviceEntry::new(device, key, offer.suite_key.clone().into()));
+        devices.sort_by_key(|entry| entry.device);
+        let list = self.profile.sign_list(&before, devices, self.store.now_ms())?;
+        let joined = Joined {
+            account_key: *self.profile.account_key(),
+            user: self.profile.device.user,
+            device,
+            handle: self.profile.handle.clone(),
+        };
+        Ok((list, (offer, joined)))
+    }
+
+    pub(super) fn unlink(&mut self, device: u8, reply: Reply<()>) -> Result<()> {
+        let made = self.own_list().and_then(|before| {
+            if device == self.profile.device.device.get() {
+                return Err(Error::new(ErrorKind::Invalid, "this device cannot unlink itself"));
+            }
+            let mut devices = before.list().devices.clone();
+            devices.retain(|entry| entry.device.get() != device);
+            if devices.len() == before.list().devices.len() {
+                return Err(Error::new(ErrorKind::NotFound, "there is no such device"));
+            }
+            self.profile.sign_list(&before, devices, self.store.now_ms())
+        });
+        match made {
+            Ok(list) => self.ask(Ask::PutList(list.clone()), Waiting::Unlinked(list, reply)),
+            Err(error) => {
+                let _ = reply.send(Err(error));
+                Ok(())
+            }
+        }
+    }
+}

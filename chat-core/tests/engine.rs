@@ -1,0 +1,263 @@
+//! What the engine decides before the log: paces, quotas, presence, accounts.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chat_core::backend::Backends;
+use chat_core::delivery::{EngineSettings, Rates};
+use chat_core::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
+use chat_core::envelope::{AckOf, Audience, DeviceBox, Publish, Refusal, SendNumber, Subject};
+use chat_core::limits::{HEARTBEAT_MS, IDLE_MS, STORED_PREKEYS};
+use chat_core::memory::{ManualClock, MemoryRouter};
+use chat_core::signing::prekeys_transcript;
+use chat_core::wire::{Ask, OneTimePrekey, PrekeyUpload, Registration, ServerFrame};
+use chat_core::{ConversationId, DeviceAddress, DeviceId, Engine, Handle, MessageId};
+use ed25519_dalek::{Signer, SigningKey};
+use futures_util::FutureExt;
+
+const START_US: u64 = 1_700_000_000_000_000;
+
+fn ready<T>(future: impl Future<Output = T>) -> T {
+    future.now_or_never().unwrap()
+}
+
+/// A user with one device.
+struct User {
+    handle: Handle,
+    account: SigningKey,
+    key: SigningKey,
+    list: SignedDeviceList,
+    sent: u64,
+    prev: MessageId,
+}
+
+fn sign(key: &SigningKey, list: &DeviceList) -> SignedDeviceList {
+    let encoded = list.encode();
+    let signature = key.sign(&DeviceList::transcript(&encoded)).to_bytes().to_vec();
+    SignedDeviceList::verify(encoded, key.verifying_key().to_bytes(), signature.into()).unwrap()
+}
+
+impl User {
+    fn new(n: u8, name: &str) -> Self {
+        let (account, key) = (SigningKey::from_bytes(&[n; 32]), SigningKey::from_bytes(&[n + 100; 32]));
+        let entry = DeviceEntry::new(DeviceId::PRIMARY, key.verifying_key().to_bytes(), vec![n; 33].into());
+        let list = sign(&account, &DeviceList::first(chat_core::UserId::from_bytes([n; 16]), 0, vec![entry]));
+        let handle = Handle::new(name).unwrap();
+        Self { handle, account, key, list, sent: 0, prev: MessageId::NIL }
+    }
+
+    fn device(&self) -> DeviceAddress {
+        self.list.list().addresses().next().unwrap()
+    }
+
+    fn register(&self, engine: &Engine) {
+        let registration = Registration::Account {
+            token: String::new(),
+            handle: self.handle.clone(),
+            list: self.list.clone(),
+            replace: false,
+        };
+        assert!(ready(engine.register(&registration)).is_ok());
+    }
+
+    fn number(&self, to: &Self) -> SendNumber {
+        let mut id = [self.list.list().user.as_bytes()[0]; 16];
+        id[..8].copy_from_slice(&(self.sent + 1).to_be_bytes());
+        SendNumber {
+            conversation: ConversationId::direct(self.device().user, to.device().user),
+            message_id: MessageId::from_bytes(id),
+            client_seq: self.sent + 1,
+            prev: self.prev,
+            incarnation: 0,
+            generation: self.sent + 1,
+        }
+    }
+
+    /// Publishes a message; what is answered at once, if anything is.
+    fn publish(&mut self, engine: &Engine, to: &Self, size: usize) -> Option<Refusal> {
+        let number = self.number(to);
+        let audience = [self, to]
+            .map(|user: &Self| Audience { user: user.device().user, list_version: user.list.list().version });
+        let boxes =
+            vec![DeviceBox { installation: to.device().installation, data: Bytes::from_static(b"box") }];
+        let body = vec![7; size].into();
+        let publish = Publish { number, first: true, audience: audience.to_vec(), body, boxes, sent_at: 0 };
+        match ready(engine.publish(self.device(), publish)) {
+            None => {
+                (self.sent, self.prev) = (number.client_seq, number.message_id);
+                None
+            }
+            Some(ServerFrame::Refused(Subject::Message(..), refusal)) => Some(refusal),
+            Some(other) => panic!("{other:?}"),
+        }
+    }
+}
+
+fn engine(rates: Rates) -> (Engine, Arc<ManualClock>) {
+    let clock = Arc::new(ManualClock::default());
+    clock.set_us(START_US);
+    let settings = EngineSettings { rates, ..EngineSettings::default() };
+    let router = Arc::new(MemoryRouter::new(4, clock.clone()));
+    (Engine::new(Backends { router, ..Backends::memory() }, settings, clock.clone()), clock)
+}
+
+/// Lets every shard apply what waits for it.
+fn work(engine: &Engine) {
+    for shard in 0..engine.shards() {
+        while engine.turn_shard(shard).now_or_never().is_some_and(|turned| turned.is_ok()) {}
+    }
+}
+
+#[test]
+fn a_stranger_is_paced_until_the_other_writes_back() {
+    let (engine, clock) = engine(Rates::default());
+    let (mut alice, mut bob) = (User::new(1, "alice"), User::new(2, "bob"));
+    alice.register(&engine);
+    bob.register(&engine);
+    for n in 0..60 {
+        assert_eq!(alice.publish(&engine, &bob, 10), None, "message {n}");
+    }
+    assert_eq!(alice.publish(&engine, &bob, 10), Some(Refusal::Throttled(1000)), "then one a second");
+    work(&engine);
+    clock.set_us(START_US + 1_000_000);
+    assert_eq!(alice.publish(&engine, &bob, 10), None);
+    assert!(alice.publish(&engine, &bob, 10).is_some());
+    assert_eq!(bob.publish(&engine, &alice, 10), None, "the other has a pace of his own");
+    work(&engine);
+    for n in 0..1000 {
+        assert_eq!(alice.publish(&engine, &bob, 10), None, "message {n} to somebody who wrote back");
+    }
+}
+
+#[test]
+fn a_full_inbox_refuses_messages_and_makes_voids_wait() {
+    let (engine, _clock) = engine(Rates::OFF);
+    let (mut alice, bob) = (User::new(1, "alice"), User::new(2, "bob"));
+    alice.register(&engine);
+    bob.register(&engine);
+    let refusal = loop {
+        if let Some(refusal) = alice.publish(&engine, &bob, 64 * 1024) {
+            break refusal;
+        }
+        work(&engine);
+        assert!(alice.sent < 2000, "64 MiB are a thousand of these");
+    };
+    assert_eq!(refusal, Refusal::Quota);
+    let number = alice.number(&bob);
+    let answer = ready(engine.void(alice.device(), number));
+    assert!(matches!(answer, Some(ServerFrame::Refused(_, Refusal::Throttled(_)))), "{answer:?}");
+    // Bob makes room; the number can be used up.
+    let inbox = ready(engine.inbox(bob.device().installation, chat_core::envelope::Place::START)).unwrap();
+    let acks = [AckOf { conversation: number.conversation, seq: inbox.last().unwrap().seq }];
+    ready(engine.ack(bob.device().installation, 1, &acks)).unwrap();
+    assert_eq!(ready(engine.void(alice.device(), number)), None);
+}
+
+#[test]
+fn a_user_is_present_until_seventy_five_seconds_after_the_last_heartbeat() {
+    let (engine, clock) = engine(Rates::OFF);
+    let (mut alice, bob, eve) = (User::new(1, "alice"), User::new(2, "bob"), User::new(3, "eve"));
+    for user in [&alice, &bob, &eve] {
+        user.register(&engine);
+    }
+    alice.publish(&engine, &bob, 10);
+    work(&engine);
+    let sees = |who: &User, at_ms: u64| {
+        clock.set_us(START_US + at_ms * 1000);
+        ready(engine.presence(who.device(), &[bob.device().user]))[0].1
+    };
+    assert!(!sees(&alice, 0));
+    let bound = ready(engine.bind(bob.device())).unwrap();
+    assert!(sees(&alice, 1), "online at once");
+    assert!(!sees(&eve, 1), "not for whoever shares no conversation");
+    assert!(sees(&alice, 2 * HEARTBEAT_MS), "one lost heartbeat shows nothing");
+    assert!(sees(&alice, IDLE_MS - 1) && !sees(&alice, IDLE_MS), "offline in time");
+    ready(engine.beat(&bound));
+    assert!(sees(&alice, IDLE_MS + 1));
+    ready(engine.unbind(&bound));
+    assert!(!sees(&alice, IDLE_MS + 2), "offline at once after a clean close");
+}
+
+#[test]
+fn prekeys_are_handed_out_slowly_and_their_owner_is_told_of_few() {
+    let (engine, clock) = engine(Rates::local());
+    let (alice, bob) = (User::new(1, "alice"), User::new(2, "bob"));
+    alice.register(&engine);
+    bob.register(&engine);
+    let signed = Bytes::from_static(b"signed part");
+    let upload = |through: u64| {
+        let ids = through - 24..=through;
+        Ask::Upload(PrekeyUpload {
+            signed: signed.clone(),
+            signature: bob.key.sign(&prekeys_transcript(&signed)).to_bytes().to_vec().into(),
+            one_time: ids.map(|id| OneTimePrekey { id, data: id.to_be_bytes().to_vec().into() }).collect(),
+            uploaded_through: through,
+            replace: false,
+        })
+    };
+    assert_eq!(ready(engine.answer(bob.device(), upload(25))).unwrap().prekeys, 25);
+    let mut bound = ready(engine.bind(bob.device())).unwrap();
+    let claim = || {
+        let ask = Ask::Claim(bob.device().user, vec![bob.device().installation]);
+        ready(engine.answer(alice.device(), ask))
+    };
+    for _ in 0..6 {
+        assert!(!claim().unwrap().bundles[0].one_time.is_empty());
+    }
+    assert_eq!(claim(), Err(Refusal::Throttled(600_000)), "six, then one in ten minutes");
+    clock.set_us(START_US + 600_000_000);
+    assert!(claim().is_ok());
+    let told: Vec<_> = std::iter::from_fn(|| bound.events.try_recv().ok()).flatten().collect();
+    let low = |left| chat_core::delivery::Event::Ephemeral(ServerFrame::PrekeysLow(left));
+    assert_eq!(told, vec![low(19), low(18)]);
+    for n in 2..=8 {
+        assert!(ready(engine.answer(bob.device(), upload(25 * n))).is_ok());
+    }
+    let more = ready(engine.answer(bob.device(), upload(225)));
+    assert!(matches!(more, Err(Refusal::Throttled(_))), "no more than {STORED_PREKEYS} are kept");
+}
+
+#[test]
+fn open_registration_replaces_nobody() {
+    let (engine, _clock) = engine(Rates::OFF);
+    let alice = User::new(1, "alice");
+    alice.register(&engine);
+    let mut other = User::new(9, "alice");
+    other.list = sign(&other.account, &DeviceList::next(&alice.list, 1, other.list.list().devices.clone()));
+    for registration in [
+        Registration::Lookup { token: String::new(), handle: alice.handle.clone() },
+        Registration::Account {
+            token: String::new(),
+            handle: alice.handle.clone(),
+            list: other.list.clone(),
+            replace: true,
+        },
+    ] {
+        assert_eq!(ready(engine.register(&registration)), Err(Refusal::Denied));
+    }
+    let lists = ready(engine.answer(alice.device(), Ask::Lists(vec![alice.device().user]))).unwrap().lists;
+    assert_eq!(lists, vec![alice.list.clone()]);
+}
+
+#[test]
+fn retention_ends_what_waits_too_long() {
+    let (engine, clock) = engine(Rates::OFF);
+    let (mut alice, bob) = (User::new(1, "alice"), User::new(2, "bob"));
+    alice.register(&engine);
+    bob.register(&engine);
+    const DAY_MS: u64 = 24 * 3600 * 1000;
+    for _ in 0..1500 {
+        alice.publish(&engine, &bob, 10);
+        work(&engine);
+    }
+    let id = ConversationId::direct(alice.device().user, bob.device().user);
+    assert_eq!(ready(engine.sweep(30 * DAY_MS)), Ok(0), "not yet");
+    clock.set_us(START_US + 31 * DAY_MS * 1000);
+    assert_eq!(ready(engine.sweep(30 * DAY_MS)), Ok(3000), "the rows of both devices");
+    let inbox = ready(engine.inbox(bob.device().installation, chat_core::envelope::Place::START)).unwrap();
+    assert_eq!(inbox.len(), 1);
+    assert_eq!((inbox[0].conversation, inbox[0].first_seq(), inbox[0].seq), (id, 1, 1500));
+    assert!(inbox[0].is_expired());
+}
