@@ -1,6 +1,5 @@
 //! The handle of an application.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -17,7 +16,7 @@ use crate::event::{Event, Numbered};
 use crate::linking::Code;
 use crate::profile::Profile;
 use crate::safety::safety_number;
-use crate::store::{LocalStore, StoredMessage};
+use crate::store::{LocalStore, ProfilePath, StoredMessage};
 use crate::suite::Suite;
 
 /// Commands that may wait for the owner; a full queue makes callers wait.
@@ -68,7 +67,7 @@ pub struct Queued {
 /// How to open a client.
 #[derive(Debug)]
 pub struct Builder {
-    profile: PathBuf,
+    profile: ProfilePath,
     suite: Box<dyn Suite>,
     dialer: Dialer,
     token: Option<String>,
@@ -82,8 +81,8 @@ fn gone() -> Error {
 impl Client {
     /// A client for a profile directory, with an encryption suite and a server. The suite is demanded:
     /// there is no default, and so no silent plaintext.
-    pub fn builder(profile: impl AsRef<Path>, suite: Box<dyn Suite>, dialer: Dialer) -> Builder {
-        Builder { profile: profile.as_ref().to_owned(), suite, dialer, token: None, strict: false }
+    pub fn builder(profile: impl Into<ProfilePath>, suite: Box<dyn Suite>, dialer: Dialer) -> Builder {
+        Builder { profile: profile.into(), suite, dialer, token: None, strict: false }
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {

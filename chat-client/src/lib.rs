@@ -33,4 +33,6 @@ pub mod store;
 pub use client::{Builder, Client, Events, Queued};
 #[cfg(feature = "native")]
 pub use profile::{Pending, Profile};
+#[cfg(feature = "native")]
+pub use store::ProfilePath;
 pub use suite::Suite;

@@ -1,7 +1,5 @@
 //! A profile: the keys of an account and a device in a local store, and how they come to be.
 
-use std::path::Path;
-
 use bytes::Bytes;
 use chat_core::backend::Transport;
 use chat_core::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
@@ -13,7 +11,7 @@ use ed25519_dalek::{Signer, SigningKey};
 use zeroize::Zeroizing;
 
 use crate::linking::{Code, Offer};
-use crate::store::LocalStore;
+use crate::store::{LocalStore, ProfilePath};
 use crate::suite::{Suite, SuiteTx};
 
 /// Random bytes from the system.
@@ -122,13 +120,13 @@ impl Profile {
     /// `Conflict` if the handle is taken or the profile has another account, `Denied` if the token is not
     /// accepted, and those of dialling.
     pub async fn register(
-        profile: &Path,
+        profile: impl Into<ProfilePath>,
         dialer: &Dialer,
         suite: &mut dyn Suite,
         handle: &Handle,
         token: &str,
     ) -> Result<()> {
-        let Some(mut store) = Self::begin(profile, handle)? else { return Ok(()) };
+        let Some(mut store) = Self::begin(profile.into(), handle)? else { return Ok(()) };
         if store.meta("account_secret")?.is_none() {
             Self::make_keys(&mut store, suite, handle, None)?;
         }
@@ -144,13 +142,13 @@ impl Profile {
     /// `NotFound` if there is no such account, `Denied` without a token for it, `Conflict` if the profile has
     /// an account or the account changed meanwhile (try again), and those of dialling.
     pub async fn replace(
-        profile: &Path,
+        profile: impl Into<ProfilePath>,
         dialer: &Dialer,
         suite: &mut dyn Suite,
         handle: &Handle,
         token: &str,
     ) -> Result<()> {
-        let Some(mut store) = Self::begin(profile, handle)? else { return Ok(()) };
+        let Some(mut store) = Self::begin(profile.into(), handle)? else { return Ok(()) };
         let mut transport = dialer.dial().await?;
         if store.meta("account_secret")?.is_none() {
             let lookup = Registration::Lookup { token: token.to_owned(), handle: handle.clone() };
@@ -164,8 +162,8 @@ impl Profile {
 
     /// The store of a profile that has no account yet, or that of this handle half opened; `None` if it is
     /// open.
-    fn begin(profile: &Path, handle: &Handle) -> Result<Option<LocalStore>> {
-        let store = LocalStore::open(profile)?;
+    fn begin(profile: ProfilePath, handle: &Handle) -> Result<Option<LocalStore>> {
+        let store = LocalStore::open(&profile)?;
         let known = store.meta("handle")?;
         if known.is_some_and(|known| known != handle.as_str().as_bytes()) {
             return Err(Error::new(ErrorKind::Conflict, "the profile belongs to another account"));
@@ -236,12 +234,12 @@ impl Profile {
     /// # Errors
     /// `Conflict` if the profile has an account already, and those of dialling.
     pub async fn link(
-        profile: &Path,
+        profile: impl Into<ProfilePath>,
         dialer: &Dialer,
         suite: &mut dyn Suite,
         token: &str,
     ) -> Result<Pending> {
-        let mut store = LocalStore::open(profile)?;
+        let mut store = LocalStore::open(&profile.into())?;
         if store.meta("registered")?.is_some() || store.meta("account_secret")?.is_some() {
             return Err(Error::new(ErrorKind::Conflict, "the profile has an account already"));
         }

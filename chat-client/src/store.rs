@@ -5,6 +5,9 @@
 
 mod changes;
 mod events;
+mod path;
+
+pub use path::ProfilePath;
 
 use std::fs::File;
 use std::path::Path;
@@ -19,6 +22,7 @@ use chat_core::{
     Seq, StoreEpoch, UserId,
 };
 use rusqlite::{Connection, OptionalExtension, params};
+use zeroize::Zeroizing;
 
 use crate::event::Numbered;
 use crate::suite::{SuiteTx, Table};
@@ -78,6 +82,14 @@ fn failed(error: rusqlite::Error) -> Error {
     Error::new(ErrorKind::Unavailable, what).caused_by(error)
 }
 
+/// A database that is none: it is encrypted, and not with what was given.
+fn locked_out(error: rusqlite::Error) -> Error {
+    if error.sqlite_error_code() == Some(rusqlite::ErrorCode::NotADatabase) {
+        return Error::new(ErrorKind::Denied, "the key or passphrase of the profile is missing or wrong");
+    }
+    failed(error)
+}
+
 const fn corrupt(what: &'static str) -> Error {
     Error::new(ErrorKind::Corrupt, what)
 }
@@ -133,9 +145,11 @@ impl LocalStore {
     /// Opens the store in a profile directory, making it if it is not there.
     ///
     /// # Errors
-    /// `Conflict` if another process has the profile open, `Invalid` if it is of a later version,
+    /// `Conflict` if another process has the profile open, `Invalid` if it is of a later version, `Denied` if
+    /// it is encrypted and not with this key or passphrase, or not encrypted and one is given,
     /// `Unavailable` if it cannot be read or written.
-    pub fn open(profile: &Path) -> Result<Self> {
+    pub fn open(path: &ProfilePath) -> Result<Self> {
+        let profile = path.dir();
         let io =
             |e: std::io::Error| Error::new(ErrorKind::Unavailable, "the profile cannot be used").caused_by(e);
         create_private(profile).map_err(io)?;
@@ -153,10 +167,18 @@ impl LocalStore {
             Err(std::fs::TryLockError::Error(error)) => return Err(io(error)),
         }
         let db = Connection::open(profile.join("chat.sqlite")).map_err(failed)?;
+        if let Some(key) = path.database_key()? {
+            // A raw key: SQLCipher stretches nothing itself.
+            let hex: Zeroizing<String> =
+                key.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into();
+            let pragma = Zeroizing::new(format!("PRAGMA key = \"x'{}'\";", *hex));
+            db.execute_batch(&pragma).map_err(failed)?;
+        }
         db.execute_batch(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA secure_delete = ON; PRAGMA cache_size = -16000;",
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA secure_delete = ON; PRAGMA cache_size = -16000;
+             PRAGMA temp_store = MEMORY;",
         )
-        .map_err(failed)?;
+        .map_err(locked_out)?;
         db.set_prepared_statement_cache_capacity(64);
         let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
         match version {

@@ -24,9 +24,9 @@ pub(crate) async fn register(arguments: &Arguments, name: &str, replace: bool) -
     let token = arguments.token.clone().unwrap_or_default();
     let mut suite = Signal::new();
     let opened = if replace {
-        Profile::replace(&arguments.profile, &dialer, &mut suite, &handle, &token).await
+        Profile::replace(arguments.profile()?, &dialer, &mut suite, &handle, &token).await
     } else {
-        Profile::register(&arguments.profile, &dialer, &mut suite, &handle, &token).await
+        Profile::register(arguments.profile()?, &dialer, &mut suite, &handle, &token).await
     };
     opened.map_err(text)?;
     // Once connected, prekeys are uploaded: from then on others can write to this account.
@@ -106,7 +106,7 @@ async fn connected(client: &Client) -> Result<(), String> {
 
 pub(crate) async fn link(arguments: &Arguments) -> Result<(), String> {
     let token = arguments.token.clone().unwrap_or_default();
-    let pending = Profile::link(&arguments.profile, &arguments.dialer()?, &mut Signal::new(), &token).await;
+    let pending = Profile::link(arguments.profile()?, &arguments.dialer()?, &mut Signal::new(), &token).await;
     let pending = pending.map_err(text)?;
     println!("On your first device type:\n  chat link {}", pending.code().to_text());
     pending.wait().await.map_err(text)?;

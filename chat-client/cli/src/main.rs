@@ -8,7 +8,7 @@ mod screen;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use chat_client::Client;
+use chat_client::{Client, ProfilePath};
 use chat_core::ErrorKind;
 use chat_signal::Signal;
 use chat_transport::dial::Dialer;
@@ -25,6 +25,10 @@ struct Arguments {
     /// The directory with this device's keys and messages.
     #[arg(long, global = true, env = "CHAT_PROFILE", default_value = "./chat-profile")]
     profile: PathBuf,
+    /// A file whose first line is the passphrase that the profile is encrypted with. It counts from the
+    /// command that makes the profile on.
+    #[arg(long, global = true, env = "CHAT_PASSPHRASE_FILE")]
+    passphrase_file: Option<PathBuf>,
     /// The server: `wss://host:port`, or `ws://` on this machine.
     #[arg(long, global = true, env = "CHAT_SERVER", default_value = "ws://127.0.0.1:7777")]
     server: String,
@@ -113,8 +117,19 @@ impl Arguments {
         Dialer::new(&self.server, &roots).map_err(text)
     }
 
+    /// The profile, with its passphrase if there is one.
+    fn profile(&self) -> Result<ProfilePath, String> {
+        let path = ProfilePath::from(&self.profile);
+        let Some(file) = &self.passphrase_file else { return Ok(path) };
+        let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+        match text.lines().next() {
+            Some(passphrase) if !passphrase.is_empty() => Ok(path.passphrase(passphrase)),
+            _ => Err(format!("{}: there is no passphrase in it", file.display())),
+        }
+    }
+
     async fn open(&self) -> Result<Client, String> {
-        let mut builder = Client::builder(&self.profile, Box::new(Signal::new()), self.dialer()?);
+        let mut builder = Client::builder(self.profile()?, Box::new(Signal::new()), self.dialer()?);
         if let Some(token) = &self.token {
             builder = builder.token(token.clone());
         }
