@@ -55,7 +55,7 @@ pub struct OneTimePart {
 }
 
 /// Bundles older than this are refused: their device should have made new ones long ago.
-const MAX_AGE_MS: u64 = 45 * 24 * 3600 * 1000;
+const MAX_AGE_MS: u64 = 30 * 24 * 3600 * 1000;
 
 impl SignedPart {
     /// Reads the signed part.

@@ -293,6 +293,12 @@ impl Suite for Signal {
 
     fn begin(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, bundle: &PrekeyBundle) -> Result<()> {
         let signed = SignedPart::read(&bundle.signed, tx.now_ms())?;
+        // A server must not bring back keys that their device has replaced.
+        let newest = [b"newest", &peer.installation.as_bytes()[..]].concat();
+        let seen = tx.get(Table::Identity, &newest)?.and_then(|v| v.try_into().ok()).map(u64::from_be_bytes);
+        if seen.is_some_and(|seen| signed.created < seen) {
+            return Err(Error::new(ErrorKind::Invalid, "a prekey bundle is older than one seen before"));
+        }
         let one_time = OneTimePart::read(&bundle.one_time)?;
         let mut identities = self.identities(tx, peer)?;
         checks::public_key(&signed.signed_key)?;
@@ -324,6 +330,7 @@ impl Suite for Signal {
         let now = time(tx);
         ready(process_prekey_bundle(&address, &mut session, &mut identities, &offered, now, &mut self.rng))
             .map_err(signal)?;
+        tx.put(Table::Identity, &newest, &signed.created.to_be_bytes())?;
         self.keep(peer.installation, session);
         Ok(())
     }
@@ -427,5 +434,130 @@ impl Suite for Signal {
             self.sessions.clear();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chat_core::DeviceId;
+
+    /// A device: its suite over tables in memory, with a clock of its own.
+    #[derive(Default)]
+    struct Memory {
+        tables: HashMap<(Table, Vec<u8>), Vec<u8>>,
+        now_ms: u64,
+    }
+
+    impl SuiteTx for Memory {
+        fn get(&mut self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
+            Ok(self.tables.get(&(table, key.to_vec())).cloned())
+        }
+        fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<()> {
+            self.tables.insert((table, key.to_vec()), value.to_vec());
+            Ok(())
+        }
+        fn delete(&mut self, table: Table, key: &[u8]) -> Result<()> {
+            self.tables.remove(&(table, key.to_vec()));
+            Ok(())
+        }
+        fn clear(&mut self, table: Table) -> Result<()> {
+            self.tables.retain(|(known, _), _| *known != table);
+            Ok(())
+        }
+        fn now_ms(&self) -> u64 {
+            self.now_ms
+        }
+    }
+
+    const DAY_MS: u64 = 24 * 3600 * 1000;
+
+    struct Device {
+        suite: Signal,
+        tx: Memory,
+        n: u8,
+    }
+
+    impl Device {
+        fn new(n: u8) -> Self {
+            let tx = Memory { now_ms: 1000 * DAY_MS, ..Memory::default() };
+            Self { suite: Signal::new(), tx, n }
+        }
+
+        fn peer(&mut self) -> Peer {
+            let identity = self.suite.identity(&mut self.tx).unwrap();
+            Peer {
+                installation: InstallationId::from_bytes([self.n; 16]),
+                device: DeviceId::PRIMARY,
+                identity,
+            }
+        }
+
+        fn bundle(&mut self, first: u64) -> PrekeyBundle {
+            let (signed, mut one_time) = self.suite.make_prekeys(&mut self.tx, first, 1).unwrap();
+            PrekeyBundle { signed, one_time: one_time.remove(0).data }
+        }
+
+        fn seal(&mut self, to: &Peer, text: &str) -> Bytes {
+            self.suite.seal(&mut self.tx, to, text.as_bytes()).unwrap()
+        }
+
+        fn open(&mut self, from: &Peer, sealed: &[u8]) -> Opening {
+            self.suite.open(&mut self.tx, from, sealed).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_session_that_was_ended_is_begun_anew_and_what_was_on_its_way_opens() {
+        let (mut alice, mut bob) = (Device::new(1), Device::new(2));
+        let (a, b) = (alice.peer(), bob.peer());
+        let bundle = bob.bundle(1);
+        alice.suite.begin(&mut alice.tx, &b, &bundle).unwrap();
+        let hello = alice.seal(&b, "hello");
+        assert_eq!(bob.open(&a, &hello), Ok(b"hello".to_vec()));
+        let back = bob.seal(&a, "on its way");
+        alice.suite.end_session(&mut alice.tx, b.installation).unwrap();
+        assert_eq!(alice.suite.has_session(&mut alice.tx, &b), Ok(false));
+        let again = bob.bundle(2);
+        alice.suite.begin(&mut alice.tx, &b, &again).unwrap();
+        let anew = alice.seal(&b, "anew");
+        assert_eq!(alice.open(&b, &back), Ok(b"on its way".to_vec()));
+        assert_eq!(bob.open(&a, &anew), Ok(b"anew".to_vec()));
+    }
+
+    #[test]
+    fn after_forgetting_nothing_old_opens_and_a_new_session_does() {
+        let (mut alice, mut bob) = (Device::new(1), Device::new(2));
+        let (a, b) = (alice.peer(), bob.peer());
+        let bundle = bob.bundle(1);
+        alice.suite.begin(&mut alice.tx, &b, &bundle).unwrap();
+        let hello = alice.seal(&b, "hello");
+        assert!(bob.open(&a, &hello).is_ok());
+        bob.suite.forget(&mut bob.tx).unwrap();
+        let lost = alice.seal(&b, "lost");
+        assert_eq!(bob.open(&a, &lost), Err(Unreadable::NoSession));
+        // The device that forgot begins, and its peer answers in that session.
+        let bundle = alice.bundle(1);
+        bob.suite.begin(&mut bob.tx, &a, &bundle).unwrap();
+        let ask = bob.seal(&a, "again, please");
+        assert!(alice.open(&b, &ask).is_ok());
+        let again = alice.seal(&b, "lost");
+        assert_eq!(bob.open(&a, &again), Ok(b"lost".to_vec()));
+    }
+
+    #[test]
+    fn bundles_that_are_old_or_older_than_one_seen_are_refused() {
+        let (mut alice, mut bob) = (Device::new(1), Device::new(2));
+        let b = bob.peer();
+        let old = bob.bundle(1);
+        bob.tx.now_ms += 8 * DAY_MS;
+        let new = bob.bundle(2);
+        alice.tx.now_ms = bob.tx.now_ms;
+        alice.suite.begin(&mut alice.tx, &b, &new).unwrap();
+        let refused = alice.suite.begin(&mut alice.tx, &b, &old);
+        assert_eq!(refused.err().map(|error| error.kind()), Some(ErrorKind::Invalid), "brought back");
+        alice.tx.now_ms += 31 * DAY_MS;
+        let refused = alice.suite.begin(&mut alice.tx, &b, &new);
+        assert_eq!(refused.err().map(|error| error.kind()), Some(ErrorKind::Invalid), "too old");
     }
 }
