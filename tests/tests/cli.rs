@@ -289,6 +289,30 @@ fn two_servers_do_not_share_a_directory() {
 }
 
 #[test]
+fn an_encrypted_profile_opens_with_its_passphrase_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let (url, alice, word) = (server.url(), dir.path().join("alice"), dir.path().join("word"));
+    std::fs::write(&word, "a passphrase\n").unwrap();
+    let file = word.to_str().unwrap();
+    let out = command(&alice, &url, &["--passphrase-file", file, "register", "alice"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let out = command(&alice, &url, &["--passphrase-file", file, "send", "alice", "canary in a note"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let history = command(&alice, &url, &["--passphrase-file", file, "history", "alice"]);
+    assert!(text(&history.stdout).contains("canary in a note"));
+    let without = command(&alice, &url, &["history", "alice"]);
+    assert!(!without.status.success() && text(&without.stderr).contains("passphrase"));
+    std::fs::write(&word, "another\n").unwrap();
+    let wrong = command(&alice, &url, &["--passphrase-file", file, "history", "alice"]);
+    assert!(!wrong.status.success() && text(&wrong.stderr).contains("passphrase"));
+    for entry in std::fs::read_dir(&alice).unwrap().flatten() {
+        let bytes = std::fs::read(entry.path()).unwrap();
+        assert!(!bytes.windows(6).any(|six| six == b"canary"), "{:?}", entry.file_name());
+    }
+}
+
+#[test]
 fn over_tls_the_certificate_counts() {
     let dir = tempfile::tempdir().unwrap();
     let rcgen::CertifiedKey { cert, signing_key } =
