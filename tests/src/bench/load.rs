@@ -11,7 +11,6 @@ use chat_core::envelope::{AckOf, Audience, DeviceBox, Publish, SendNumber};
 use chat_core::wire::{ClientFrame, ServerFrame};
 use chat_core::{ConversationId, MessageId, StoreEpoch};
 use chat_tests::raw::User;
-use chat_transport::dial::Dialer;
 
 use crate::process::Process;
 
@@ -21,6 +20,8 @@ const BODY: usize = 256;
 pub(crate) enum Kind {
     Floor,
     Ours,
+    /// Ours, by `wss`.
+    Tls,
 }
 
 #[derive(Clone, Copy)]
@@ -65,8 +66,7 @@ impl End {
     }
 
     async fn open_as(process: &Process, number: u32, user: User) -> Self {
-        let dialer = Dialer::new(&format!("ws://127.0.0.1:{}", process.port), &[]).unwrap();
-        let mut transport = dialer.dial().await.unwrap();
+        let mut transport = process.dialer.dial().await.unwrap();
         let mut epoch = None;
         if process.kind == Kind::Floor {
             let mut hello = vec![0];

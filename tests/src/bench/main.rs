@@ -49,10 +49,11 @@ async fn main() {
     }
     let count: usize = std::env::var("BENCH_IDLE").ok().and_then(|s| s.parse().ok()).unwrap_or(5000);
     let mut kib = Vec::new();
-    for kind in [Kind::Floor, Kind::Ours] {
+    for kind in [Kind::Floor, Kind::Ours, Kind::Tls] {
         let process = Process::start(kind);
         kib.push(idle(&process, count).await);
     }
     println!("idle, {count} authenticated connections");
     println!("  floor {:.2} KiB a connection, ours {:.2} KiB: {:+.2} KiB", kib[0], kib[1], kib[1] - kib[0]);
+    println!("  ours by wss {:.2} KiB a connection", kib[2]);
 }

@@ -4,11 +4,13 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use chat_transport::dial::Dialer;
+
 use crate::load::Kind;
 
 pub(crate) struct Process {
     pub(crate) kind: Kind,
-    pub(crate) port: u16,
+    pub(crate) dialer: Dialer,
     child: Child,
     _dir: tempfile::TempDir,
 }
@@ -30,7 +32,7 @@ impl Process {
                 command.args(["floor", &port.to_string()]).arg(dir.path().join("log"));
                 command
             }
-            Kind::Ours => {
+            Kind::Ours | Kind::Tls => {
                 let mut command = Command::new(PathBuf::from(&base).join("chat-server-ref"));
                 command.arg("--data").arg(dir.path().join("data"));
                 command.args(["--listen", &format!("127.0.0.1:{port}")]);
@@ -38,13 +40,25 @@ impl Process {
                 command
             }
         };
+        let mut dialer = Dialer::new(&format!("ws://127.0.0.1:{port}"), &[]).unwrap();
+        if kind == Kind::Tls {
+            let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+            let files = ["cert", "key", "settings"].map(|name| dir.path().join(name));
+            std::fs::write(&files[0], made.cert.pem()).unwrap();
+            std::fs::write(&files[1], made.signing_key.serialize_pem()).unwrap();
+            let settings = format!("tls_cert = {:?}\ntls_key = {:?}\n", files[0], files[1]);
+            std::fs::write(&files[2], settings).unwrap();
+            command.arg("--config").arg(&files[2]);
+            let root = made.cert.der().clone();
+            dialer = Dialer::new(&format!("wss://localhost:{port}"), &[root]).unwrap();
+        }
         let child = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let end = Instant::now() + Duration::from_secs(20);
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(Instant::now() < end, "{kind:?} does not listen");
             std::thread::sleep(Duration::from_millis(10));
         }
-        Self { kind, port, child, _dir: dir }
+        Self { kind, dialer, child, _dir: dir }
     }
 
     /// CPU time of the process so far.
