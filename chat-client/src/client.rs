@@ -160,12 +160,15 @@ impl Client {
         Ok(answer)
     }
 
-    /// Accepts the changed account key of a user, after its safety number was compared.
+    /// Accepts the changed account key of a user, by the safety number that was compared: so nothing is
+    /// accepted but what was seen.
     ///
     /// # Errors
+    /// `Denied` if that is not the safety number (any more), `NotFound` if the user's keys are not known,
     /// `Closed`, or the failure of the local store.
-    pub async fn accept(&self, user: UserId) -> Result<()> {
-        self.ask(|reply| Command::Accept(user, reply)).await
+    pub async fn accept(&self, user: UserId, safety_number: &str) -> Result<()> {
+        let number = safety_number.to_owned();
+        self.ask(|reply| Command::Accept(user, number, reply)).await
     }
 
     /// Asks for a new incarnation: this store goes on, a copy of it that is in use elsewhere does not. For

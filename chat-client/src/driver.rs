@@ -15,7 +15,7 @@ use chat_core::mutant::Mutants;
 use chat_core::replica::{Change, Ephemeral, Input, Output, Replica, Stopped, To};
 use chat_core::signing::HelloClaims;
 use chat_core::wire::{ClientFrame, Hello, ServerFrame};
-use chat_core::{ConversationId, ErrorKind, Instant, MessageId, Result, UserId};
+use chat_core::{ConversationId, ErrorKind, InstallationId, Instant, MessageId, Result, UserId};
 use chat_transport::dial::Dialer;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
@@ -30,8 +30,6 @@ use crate::suite::{Peer, Suite};
 pub(crate) const OUTBOX: usize = 10_000;
 /// Commands taken into one commit.
 const BATCH: usize = 256;
-/// One-time prekeys made at once.
-const PREKEYS: u64 = 50;
 
 type Reply<T> = oneshot::Sender<Result<T>>;
 
@@ -70,7 +68,8 @@ pub(crate) enum Command {
         reason: &'static str,
         reply: Reply<Queued>,
     },
-    Accept(UserId, Reply<()>),
+    /// Accepts the keys of a user whose safety number is this one.
+    Accept(UserId, String, Reply<()>),
     Reincarnate,
     Stop,
 }
@@ -82,6 +81,8 @@ enum Waiting {
     Offer(Code, Reply<u8>),
     Approved(SignedDeviceList, Box<(Bytes, Code, Joined)>, Reply<u8>),
     Linked(u8, Reply<u8>),
+    /// Whether a device that was listed has prekeys.
+    Alive(u8),
     Unlinked(SignedDeviceList, Reply<()>),
 }
 
@@ -110,6 +111,8 @@ pub(crate) struct Driver {
     queued: Vec<(MessageId, Reply<Queued>)>,
     /// Nothing is sent to a user whose account key changed until that is accepted.
     strict: bool,
+    /// A device that was put on the list and may not know it: its installation, its number, and when.
+    linking: Option<(InstallationId, u8, u64)>,
 }
 
 /// The owner's ends of what it shares with its handles.
@@ -143,6 +146,7 @@ impl Driver {
             store.commit_open()?;
         }
         let token = store.meta("token")?.and_then(|v| String::from_utf8(v).ok()).unwrap_or_default();
+        let linking = read_linking(&store)?;
         let mut saved = store.load(profile.device)?;
         saved.account_key = Some(*profile.account_key());
         let seed = u64::from_le_bytes(random()?);
@@ -167,6 +171,7 @@ impl Driver {
             tokens: 0,
             queued: Vec::new(),
             strict,
+            linking,
         })
     }
 
@@ -224,7 +229,10 @@ impl Driver {
                         }
                     }
                 }
-                Woken::Deadline => self.step(Input::Tick)?,
+                Woken::Deadline => {
+                    self.step(Input::Tick)?;
+                    self.check_linking()?;
+                }
             }
             self.step(Input::Flush)?;
         }
@@ -353,8 +361,8 @@ impl Driver {
                 self.suite.forget(&mut self.store)?;
                 self.store.set_meta("last_prekey", &(u64::from(incarnation) << 20).to_be_bytes())?;
             }
-            Output::MakePrekeys(replace) => {
-                return self.make_prekeys(replace).map(|p| Some(Input::Prekeys(p)));
+            Output::MakePrekeys { replace, count } => {
+                return self.make_prekeys(replace, u64::from(count)).map(|p| Some(Input::Prekeys(p)));
             }
             Output::Commit(changes, ticket) => {
                 let queued: Vec<MessageId> = changes
@@ -423,6 +431,16 @@ impl Driver {
         self.pass(event);
         Ok(())
     }
+}
+
+/// What was remembered of a device that is being linked.
+fn read_linking(store: &LocalStore) -> Result<Option<(InstallationId, u8, u64)>> {
+    let Some(value) = store.meta("linking")? else { return Ok(None) };
+    let parts = value.split_at_checked(16).and_then(|(installation, rest)| {
+        let (device, at) = rest.split_first()?;
+        Some((InstallationId::parse(installation).ok()?, *device, u64::from_be_bytes(at.try_into().ok()?)))
+    });
+    Ok(parts)
 }
 
 fn peer(entry: &DeviceEntry) -> Peer {

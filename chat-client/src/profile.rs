@@ -150,7 +150,9 @@ impl Profile {
     ) -> Result<()> {
         let Some(mut store) = Self::begin(profile.into(), handle)? else { return Ok(()) };
         let mut transport = dialer.dial().await?;
-        if store.meta("account_secret")?.is_none() {
+        // Keys of an account that was never opened, if somebody tried to register first, replace nothing.
+        let replaces = store.meta("first_list")?.map(DeviceList::read).transpose()?;
+        if replaces.is_none_or(|list| list.version == 1) || store.meta("account_secret")?.is_none() {
             let lookup = Registration::Lookup { token: token.to_owned(), handle: handle.clone() };
             match ask(transport.as_mut(), lookup).await? {
                 (_, Some(before)) => Self::make_keys(&mut store, suite, handle, Some(&before))?,
@@ -189,8 +191,8 @@ impl Profile {
             Ok((opened, _)) if opened == user => {}
             Ok(_) => return Err(Error::new(ErrorKind::Invalid, "the server opened another account")),
             Err(error) => {
-                if replace && error.kind() == ErrorKind::Conflict {
-                    // The list that ours follows is no longer the last: the next try asks again.
+                if replace && error.kind() != ErrorKind::Throttled {
+                    // The list that ours follows may be no longer the last: the next try asks again.
                     store.remove_meta("account_secret")?;
                     store.commit_open()?;
                 }

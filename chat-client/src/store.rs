@@ -39,7 +39,9 @@ CREATE TABLE conversations (
   delivered INTEGER NOT NULL DEFAULT 0, read INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE messages (
   conversation BLOB NOT NULL, seq INTEGER NOT NULL, sender BLOB NOT NULL, user BLOB NOT NULL, device INTEGER NOT NULL,
-  message_id BLOB NOT NULL, content BLOB, sent_at INTEGER NOT NULL, audience BLOB, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
+  message_id BLOB NOT NULL, content BLOB, sent_at INTEGER NOT NULL, audience BLOB,
+  unasked INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
+CREATE INDEX messages_unasked ON messages (unasked) WHERE unasked = 1;
 CREATE UNIQUE INDEX messages_by_id ON messages (sender, message_id);
 CREATE TABLE outbox (
   n INTEGER PRIMARY KEY AUTOINCREMENT, message_id BLOB NOT NULL UNIQUE, handle TEXT, user BLOB, content BLOB NOT NULL,
@@ -56,6 +58,8 @@ CREATE INDEX events_by_id ON events (message_id) WHERE message_id IS NOT NULL;
 /// What version 2 added to version 1.
 const FROM_1: &str = "
 ALTER TABLE messages ADD COLUMN audience BLOB;
+ALTER TABLE messages ADD COLUMN unasked INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX messages_unasked ON messages (unasked) WHERE unasked = 1;
 ALTER TABLE outbox ADD COLUMN installation BLOB;
 ALTER TABLE outbox ADD COLUMN device INTEGER;
 ALTER TABLE outbox ADD COLUMN bound INTEGER NOT NULL DEFAULT 0;
@@ -171,7 +175,7 @@ impl LocalStore {
             // A raw key: SQLCipher stretches nothing itself.
             let hex: Zeroizing<String> =
                 key.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into();
-            let pragma = Zeroizing::new(format!("PRAGMA key = \"x'{}'\";", *hex));
+            let pragma = Zeroizing::new(format!("PRAGMA cipher_log_level = NONE; PRAGMA key = \"x'{}'\";", *hex));
             db.execute_batch(&pragma).map_err(failed)?;
         }
         db.execute_batch(
@@ -262,6 +266,17 @@ impl LocalStore {
         saved.generation = self.meta_number("generation")?;
         saved.epoch = self.meta("epoch")?.map(|v| StoreEpoch::parse(&v)).transpose()?;
         saved.nonce = self.meta("nonce")?.and_then(|v| v.try_into().ok());
+        saved.unasked = self.rows(
+            "SELECT user, device, sender, conversation, message_id FROM messages WHERE unasked = 1",
+            |row| {
+                let sender = DeviceAddress {
+                    user: UserId::parse(&blob(row, 0)?)?,
+                    device: DeviceId::new(number(row, 1)? as u32)?,
+                    installation: InstallationId::parse(&blob(row, 2)?)?,
+                };
+                Ok((sender, ConversationId::parse(&blob(row, 3)?)?, MessageId::parse(&blob(row, 4)?)?))
+            },
+        )?;
         saved.reincarnation_asked = self.meta("reincarnation_asked")?.is_some();
         saved.prekeys_at = self.meta_number("prekeys_at")?;
         let reincarnated = self.meta_number("reincarnated_at")?;

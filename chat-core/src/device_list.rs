@@ -106,6 +106,14 @@ impl DeviceList {
         (1..=127).filter_map(|id| DeviceId::new(id).ok()).find(|id| self.device(*id).is_none())
     }
 
+    /// Reads an encoded list that nobody signed yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] if it breaks a rule.
+    pub fn read(bytes: Vec<u8>) -> Result<Self> {
+        Self::decode(bytes.into())
+    }
+
     fn decode(bytes: Bytes) -> Result<Self> {
         let raw = proto::DeviceList::decode(bytes)
             .map_err(|e| Error::new(ErrorKind::Invalid, "not a device list").caused_by(e))?;

@@ -104,10 +104,7 @@ fn a_restored_profile_goes_on_and_what_it_cannot_read_is_recovered() {
     let mut b = Chat::start(&bob, &url, None);
     let error = b.wait("error");
     assert_eq!(error["reason"], "superseded", "{error}");
-    b.finish();
-    let out = command(&bob, &url, &["reincarnate"]);
-    assert!(out.status.success(), "{}", text(&out.stderr));
-    let mut b = Chat::start(&bob, &url, None);
+    assert!(b.say(&json!({"cmd": "reincarnate"})));
     say(&mut b, "alice", &["eleven"]);
     assert_eq!(a.wait("message")["text"], "eleven");
     b.finish();
@@ -189,7 +186,11 @@ fn an_account_whose_devices_are_lost_is_replaced_and_everybody_is_told() {
     // Strict: nothing more until it is accepted.
     let strict = command(&profile("alice"), &url, &["--strict", "send", "bob", "unsure"]);
     assert!(text(&strict.stderr).contains("identity_changed"), "{}", text(&strict.stderr));
-    assert!(command(&profile("alice"), &url, &["accept", "bob"]).status.success());
+    let old = command(&profile("alice"), &url, &["accept", "bob", before.trim()]);
+    assert!(!old.status.success(), "the number of the old keys");
+    let seen = number("new", "alice");
+    let out = command(&profile("alice"), &url, &["accept", "bob", seen.trim()]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
     let out = command(&profile("alice"), &url, &["--strict", "send", "bob", "sure"]);
     assert!(out.status.success(), "{}", text(&out.stderr));
 }

@@ -57,11 +57,11 @@ pub(crate) async fn login(arguments: &Arguments) -> Result<(), String> {
     Ok(())
 }
 
-pub(crate) async fn accept(arguments: &Arguments, user: &str) -> Result<(), String> {
+pub(crate) async fn accept(arguments: &Arguments, user: &str, number: &str) -> Result<(), String> {
     let handle = handle(user)?;
     let client = arguments.open().await?;
     let id = retry(|| client.resolve(&handle)).await?;
-    client.accept(id).await.map_err(text)?;
+    client.accept(id, number).await.map_err(text)?;
     println!("accepted the keys of {user}");
     client.close().await;
     Ok(())

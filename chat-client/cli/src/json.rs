@@ -50,6 +50,10 @@ enum Line {
     },
     Accept {
         user: String,
+        number: String,
+    },
+    SafetyNumber {
+        user: String,
     },
     Reincarnate,
     Quit,
@@ -255,9 +259,17 @@ async fn carry_out(
                 .await
                 .map_err(|_| problem("failed", "the output is closed"))
         }
-        Line::Accept { user } => {
+        Line::Accept { user, number } => {
             let user = client.resolve(&Handle::new(&user).map_err(failed)?).await.map_err(failed)?;
-            client.accept(user).await.map_err(failed)
+            client.accept(user, &number).await.map_err(failed)
+        }
+        Line::SafetyNumber { user } => {
+            let id = client.resolve(&Handle::new(&user).map_err(failed)?).await.map_err(failed)?;
+            let number = client.safety_number(id).await.map_err(failed)?;
+            let line = serde_json::json!({"event": "safety_number", "user": user, "number": number});
+            say.send(Said::Line(line.to_string()))
+                .await
+                .map_err(|_| problem("failed", "the output is closed"))
         }
         Line::Reincarnate => client.reincarnate().await.map_err(failed),
         Line::Quit => Ok(()),

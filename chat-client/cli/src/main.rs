@@ -101,6 +101,9 @@ enum Command {
     Accept {
         /// The user's handle.
         user: String,
+        /// The safety number that was compared, with or without its spaces.
+        #[arg(required = true, num_args = 1..)]
+        number: Vec<String>,
     },
     /// Go on with this profile although a copy of it was in use: the copy stops.
     Reincarnate,
@@ -178,7 +181,7 @@ async fn run(arguments: Arguments) -> Result<(), String> {
         Some(Command::History { user, limit }) => commands::history(&arguments, user, *limit).await,
         Some(Command::Devices { remove }) => commands::devices(&arguments, *remove).await,
         Some(Command::SafetyNumber { user }) => commands::safety_number(&arguments, user).await,
-        Some(Command::Accept { user }) => commands::accept(&arguments, user).await,
+        Some(Command::Accept { user, number }) => commands::accept(&arguments, user, &number.concat()).await,
         Some(Command::Reincarnate) => commands::reincarnate(&arguments).await,
         Some(Command::Listen) | None if arguments.json => json::run(&arguments).await,
         Some(Command::Listen) | None => screen::run(&arguments).await,

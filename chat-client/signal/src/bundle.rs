@@ -57,6 +57,9 @@ pub struct OneTimePart {
 /// Bundles older than this are refused: their device should have made new ones long ago.
 const MAX_AGE_MS: u64 = 30 * 24 * 3600 * 1000;
 
+/// Bundles from further in the future are refused: a device that went by a wrong clock makes others.
+const MAX_AHEAD_MS: u64 = 24 * 3600 * 1000;
+
 impl SignedPart {
     /// Reads the signed part.
     ///
@@ -70,6 +73,9 @@ impl SignedPart {
         }
         if now_ms > part.created.saturating_add(MAX_AGE_MS) {
             return Err(invalid("a prekey bundle is too old"));
+        }
+        if part.created > now_ms.saturating_add(MAX_AHEAD_MS) {
+            return Err(invalid("a prekey bundle is from the future"));
         }
         Ok(part)
     }

@@ -27,6 +27,8 @@ use crate::stores::{Identities, OneKemPreKey, OnePreKey, OneSession, OneSignedPr
 /// A signed prekey is replaced after this long.
 const ROTATE_MS: u64 = 7 * 24 * 3600 * 1000;
 
+const DAY_MS: u64 = 24 * 3600 * 1000;
+
 const WHISPER: u8 = CiphertextMessageType::Whisper as u8;
 const FIRST: u8 = CiphertextMessageType::PreKey as u8;
 
@@ -160,6 +162,12 @@ impl Signal {
             return Ok(current);
         }
         let (pair, registration_id) = self.own(tx)?;
+        // Rises even over a clock that was put back: peers refuse what is older than they have seen. Unless
+        // the clock was far ahead; then they never saw it.
+        let last = tx.get(Table::Identity, b"created")?.and_then(|v| v.try_into().ok());
+        let last = last.map_or(0, u64::from_be_bytes);
+        let created = if last < now.saturating_add(DAY_MS) { now.max(last + 1) } else { now };
+        tx.put(Table::Identity, b"created", &created.to_be_bytes())?;
         let key = KeyPair::generate(&mut self.rng);
         let signed_key = key.public_key.serialize().to_vec();
         let signature = pair.private_key().calculate_signature(&signed_key, &mut self.rng).map_err(curve)?;
@@ -171,7 +179,7 @@ impl Signal {
         tx.put(Table::KemPrekeys, &kem_id.to_be_bytes(), &kem.serialize().map_err(signal)?)?;
         let part = SignedPart {
             version: 1,
-            created: now,
+            created,
             registration_id,
             signed_id: id,
             signed_key,
@@ -469,8 +477,6 @@ mod tests {
             self.now_ms
         }
     }
-
-    const DAY_MS: u64 = 24 * 3600 * 1000;
 
     struct Device {
         suite: Signal,

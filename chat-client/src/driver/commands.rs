@@ -6,7 +6,7 @@ use chat_core::envelope::{AckOf, Refusal};
 use chat_core::limits::MAX_TEXT;
 use chat_core::replica::{Draft, Input, To};
 use chat_core::wire::{Answer, Ask};
-use chat_core::{Error, ErrorKind, MessageId, Result};
+use chat_core::{Error, ErrorKind, MessageId, Result, UserId};
 use tokio::sync::oneshot;
 
 use super::{Command, Driver, Reply, Waiting};
@@ -14,8 +14,12 @@ use crate::client::Queued;
 use crate::content::Content;
 use crate::linking::{Code, Joined, Offer};
 use crate::profile::random;
+use crate::safety::safety_number;
 use crate::store::Reference;
 use crate::suite::SuiteTx;
+
+/// How long a device that was listed has to upload its prekeys.
+const LINKING_MS: u64 = 5 * 60 * 1000;
 
 impl Driver {
     pub(super) fn command(&mut self, command: Command) -> Result<()> {
@@ -54,10 +58,9 @@ impl Driver {
                 let _ = reply.send(Ok(self.replica.outbox_len()));
             }
             Command::Refuse { reference, reason, reply } => self.refuse(reference, reason, reply)?,
-            Command::Accept(user, reply) => {
+            Command::Accept(user, number, reply) => {
                 self.step(Input::Flush)?;
-                let accepted = self.store.accept(user).and_then(|()| self.store.commit_open());
-                let _ = reply.send(accepted);
+                let _ = reply.send(self.accept(user, &number));
             }
             Command::Reincarnate => self.step(Input::Reincarnate)?,
             Command::Stop => {}
@@ -105,6 +108,23 @@ impl Driver {
         }
         self.queued.push((id, reply));
         self.step(Input::Send(draft))
+    }
+
+    /// Accepts the keys that were compared, and no others.
+    pub(super) fn accept(&mut self, user: UserId, number: &str) -> Result<()> {
+        let list = self.replica.list(user);
+        let list =
+            list.ok_or_else(|| Error::new(ErrorKind::NotFound, "the keys of this user are not known"))?;
+        let own = (self.profile.device.user, *self.profile.account_key());
+        let digits = |text: &str| text.chars().filter(char::is_ascii_digit).collect::<String>();
+        if digits(&safety_number(own, (user, *list.account_key()))) != digits(number) {
+            return Err(Error::new(
+                ErrorKind::Denied,
+                "this is not the safety number with this user (any more)",
+            ));
+        }
+        self.store.accept(user)?;
+        self.store.commit_open()
     }
 
     /// Whether a message is for somebody whose new account key nobody accepted.
@@ -183,6 +203,7 @@ impl Driver {
                 );
                 match begun {
                     Ok((list, sealed, joined)) => {
+                        self.remember_linking(&list, joined.device.get())?;
                         let ask = Ask::PutList(list.clone());
                         let waiting = Waiting::Approved(list, Box::new((sealed, code, joined)), reply);
                         self.ask(ask, waiting)?;
@@ -198,15 +219,20 @@ impl Driver {
                 let ask = Ask::LinkAnswer(Bytes::copy_from_slice(&code.rendezvous), sealed);
                 self.ask(ask, Waiting::Linked(joined.device.get(), reply))?;
             }
-            (Waiting::Linked(device, reply), Ok(_)) => {
-                let _ = reply.send(Ok(device));
+            (Waiting::Linked(device, reply), answer) => {
+                // Whether it heard of it, its prekeys will say.
+                let _ = reply.send(answer.map(|_| device));
             }
-            (Waiting::Linked(device, reply), Err(error)) => {
-                // It does not know that it is listed, and would never upload prekeys: take it off again.
-                let (ignored, _) = oneshot::channel();
-                self.unlink(device, ignored)?;
-                let _ = reply.send(Err(error));
+            (Waiting::Alive(device), Ok(answer)) => {
+                self.forget_linking()?;
+                if answer.bundles.is_empty() {
+                    // It does not know that it is listed, and would hold up everybody who writes to this
+                    // account: off it goes.
+                    let (ignored, _) = oneshot::channel();
+                    self.unlink(device, ignored)?;
+                }
             }
+            (Waiting::Alive(_), Err(_)) => {}
             (Waiting::Unlinked(list, reply), Ok(_)) => {
                 self.step(Input::OwnList(list))?;
                 let _ = reply.send(Ok(()));
@@ -219,6 +245,41 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// Durable before the device is listed: if what follows fails, or this process ends, it is looked after.
+    fn remember_linking(&mut self, list: &SignedDeviceList, device: u8) -> Result<()> {
+        let Some(listed) = list.list().addresses().find(|listed| listed.device.get() == device) else {
+            return Ok(());
+        };
+        let at = self.store.now_ms();
+        let value = [&listed.installation.as_bytes()[..], &[device], &at.to_be_bytes()].concat();
+        self.step(Input::Flush)?;
+        self.store.set_meta("linking", &value)?;
+        self.store.commit_open()?;
+        self.linking = Some((listed.installation, device, at));
+        Ok(())
+    }
+
+    fn forget_linking(&mut self) -> Result<()> {
+        self.linking = None;
+        self.step(Input::Flush)?;
+        self.store.remove_meta("linking")?;
+        self.store.commit_open()
+    }
+
+    /// Looks, a while after a device was listed, whether it has prekeys; takes it off the list if it has none.
+    pub(super) fn check_linking(&mut self) -> Result<()> {
+        let Some((installation, device, at)) = self.linking else { return Ok(()) };
+        let asked = self.waiting.values().any(|waiting| matches!(waiting, Waiting::Alive(_)));
+        if asked || !self.replica.is_live() || self.store.now_ms() < at.saturating_add(LINKING_MS) {
+            return Ok(());
+        }
+        let listed = self.own_list()?.list().addresses().any(|known| known.installation == installation);
+        if !listed {
+            return self.forget_linking();
+        }
+        self.ask(Ask::Claim(self.profile.device.user, vec![installation]), Waiting::Alive(device))
     }
 
     pub(super) fn own_list(&self) -> Result<SignedDeviceList> {

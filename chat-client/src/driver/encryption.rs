@@ -9,7 +9,7 @@ use chat_core::wire::{Bundle, PrekeyUpload};
 use chat_core::{ErrorKind, Result};
 use zeroize::Zeroizing;
 
-use super::{Driver, PREKEYS, peer};
+use super::{Driver, peer};
 use crate::body::{ListSeen, SealedBody, open_body};
 use crate::event::Event;
 use crate::profile::random;
@@ -135,11 +135,12 @@ impl Driver {
         Ok(())
     }
 
-    pub(super) fn make_prekeys(&mut self, replace: bool) -> Result<PrekeyUpload> {
+    pub(super) fn make_prekeys(&mut self, replace: bool, count: u64) -> Result<PrekeyUpload> {
         let last =
             self.store.meta("last_prekey")?.and_then(|v| v.try_into().ok()).map_or(0, u64::from_be_bytes);
-        let (signed, one_time) = self.suite.make_prekeys(&mut self.store, last + 1, PREKEYS)?;
-        let uploaded_through = last + PREKEYS;
+        let (signed, one_time) = self.suite.make_prekeys(&mut self.store, last + 1, count)?;
+        // An upload of the signed part alone is a new one, too.
+        let uploaded_through = last + count.max(1);
         self.store.set_meta("last_prekey", &uploaded_through.to_be_bytes())?;
         let signature = self.profile.sign(&prekeys_transcript(&signed));
         Ok(PrekeyUpload { signed, signature, one_time, uploaded_through, replace })

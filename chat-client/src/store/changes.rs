@@ -48,6 +48,12 @@ impl LocalStore {
             Change::Recovered(sender, conversation, id, content) => {
                 self.recovered(sender, conversation, id, &content)
             }
+            Change::AskedAgain(sender, conversation, id) => self
+                .run(
+                    "UPDATE messages SET unasked = 0 WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3",
+                    params![sender.as_bytes(), id.as_bytes(), conversation.as_bytes()],
+                )
+                .map(drop),
             Change::Prekeys(at) => self.set_meta("prekeys_at", &at.to_be_bytes()),
             Change::Cursor(conversation, seq) => {
                 self.ensure_conversation(conversation)?;
@@ -57,6 +63,8 @@ impl LocalStore {
                 )
                 .map(drop)
             }
+            // Of what devices say to each other nobody is told, nor of what is missing of it.
+            Change::Gap(conversation, ..) if conversation.kind() == Ok(ConversationKind::Mailbox) => Ok(()),
             Change::Gap(conversation, from, to, reason) => {
                 let reason = match reason {
                     EmptyReason::Void => return Ok(()),
@@ -164,7 +172,7 @@ impl LocalStore {
             params![conversation.as_bytes(), seq as i64],
         )?;
         self.run(
-            "INSERT OR IGNORE INTO messages SELECT ?2, ?3, ?4, ?5, ?6, message_id, content, sent_at, ?7
+            "INSERT OR IGNORE INTO messages SELECT ?2, ?3, ?4, ?5, ?6, message_id, content, sent_at, ?7, 0
              FROM outbox WHERE message_id = ?1",
             params![
                 id.as_bytes(),
@@ -210,8 +218,9 @@ impl LocalStore {
             return Ok(());
         };
         let content = opened.content.as_ref().ok().map(|bytes| &bytes[..]);
+        let unasked = opened.content.as_ref().is_err_and(|why| why.is_of_session());
         self.run(
-            "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL)",
+            "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL, ?9)",
             params![
                 row.conversation.as_bytes(),
                 row.seq as i64,
@@ -220,7 +229,8 @@ impl LocalStore {
                 message.sender.device.get(),
                 message.id.as_bytes(),
                 content,
-                message.sent_at as i64
+                message.sent_at as i64,
+                unasked
             ],
         )?;
         let from = self.name_of(message.sender.user)?;

@@ -103,11 +103,16 @@ impl ProfilePath {
                 .map_err(|_| Error::new(ErrorKind::Corrupt, "the salt of the passphrase does not read back")),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let salt = crate::profile::random()?;
-                let written = std::fs::File::create_new(&file).and_then(|mut file| {
+                // Whole or not at all, and there before anything is encrypted with it.
+                let new = self.dir.join("salt.new");
+                let written = std::fs::File::create(&new).and_then(|mut file| {
                     file.write_all(&salt)?;
                     file.sync_all()
                 });
-                written.map_err(io)?;
+                written
+                    .and_then(|()| std::fs::rename(&new, &file))
+                    .and_then(|()| std::fs::File::open(&self.dir)?.sync_all())
+                    .map_err(io)?;
                 Ok(salt)
             }
             Err(error) => Err(io(error)),

@@ -33,6 +33,8 @@ pub(super) struct Offer {
     pub(super) offer: Bytes,
     pub(super) made_ms: u64,
     pub(super) answer: tokio::sync::mpsc::Sender<Bytes>,
+    /// What it was answered: the same again is the same answer.
+    pub(super) answered: Option<Bytes>,
 }
 
 /// Milliseconds an offer to be linked stands.
@@ -196,7 +198,10 @@ impl Engine {
     /// `Throttled` if too many wait, `Conflict` if the rendezvous is taken.
     pub fn offer(&self, rendezvous: Bytes, offer: Bytes) -> Result<tokio::sync::mpsc::Receiver<Bytes>> {
         let now = self.now_ms();
-        self.offers.retain(|_, offer| now < offer.made_ms + OFFER_MS && !offer.answer.is_closed());
+        self.offers.retain(|_, offer| {
+            let waits = offer.answered.is_some() || !offer.answer.is_closed();
+            now < offer.made_ms + OFFER_MS && waits
+        });
         if self.offers.len() >= OFFERS {
             return Err(Error::new(ErrorKind::Throttled, "too many devices wait to be linked"));
         }
@@ -204,7 +209,7 @@ impl Engine {
         match self.offers.entry(rendezvous) {
             dashmap::Entry::Occupied(_) => Err(Error::new(ErrorKind::Conflict, "the rendezvous is taken")),
             dashmap::Entry::Vacant(free) => {
-                free.insert(Offer { offer, made_ms: now, answer });
+                free.insert(Offer { offer, made_ms: now, answer, answered: None });
                 Ok(answers)
             }
         }

@@ -90,14 +90,16 @@ impl Engine {
                     .ok_or_else(|| Error::new(ErrorKind::NotFound, "no such offer"))?;
             }
             Ask::LinkAnswer(rendezvous, sealed) => {
-                let (_, offer) = self
-                    .offers
-                    .remove(&rendezvous)
-                    .ok_or_else(|| Error::new(ErrorKind::NotFound, "no such offer"))?;
-                offer
-                    .answer
-                    .try_send(sealed)
-                    .map_err(|_| Error::new(ErrorKind::NotFound, "nobody waits for it"))?;
+                let nobody = || Error::new(ErrorKind::NotFound, "nobody waits for it");
+                let mut offer = self.offers.get_mut(&rendezvous).ok_or_else(nobody)?;
+                match &offer.answered {
+                    Some(known) if *known == sealed => {}
+                    Some(_) => return Err(nobody()),
+                    None => {
+                        offer.answer.try_send(sealed.clone()).map_err(|_| nobody())?;
+                        offer.answered = Some(sealed);
+                    }
+                }
             }
             Ask::Delivered(conversation) => answer.delivered = self.delivered(device, conversation).await?,
         }

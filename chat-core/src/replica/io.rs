@@ -109,6 +109,11 @@ pub enum Unreadable {
 }
 
 impl Unreadable {
+    /// Whether asking its sender again may help: the session was missing or failed.
+    pub const fn is_of_session(self) -> bool {
+        matches!(self, Self::NoSession | Self::Undecryptable)
+    }
+
     /// A name for logs and the `chat --json` protocol.
     pub const fn name(self) -> &'static str {
         match self {
@@ -206,8 +211,13 @@ pub enum Output {
     /// Drop every session, prekey and own sender key in the open transaction: this incarnation begins anew,
     /// and prekey ids go on above those of all earlier ones.
     Forget(Incarnation),
-    /// Make prekeys in the open transaction; answer with `Prekeys` at once. `true`: all old ones are void.
-    MakePrekeys(bool),
+    /// Make prekeys in the open transaction; answer with `Prekeys` at once.
+    MakePrekeys {
+        /// All old ones are void.
+        replace: bool,
+        /// So many one-time prekeys; perhaps none, then the signed part alone is uploaded.
+        count: u32,
+    },
     /// Make these changes and everything since the last commit durable together; answer with `Committed`.
     Commit(Changes, u64),
     /// The answer to a question of the application.
@@ -280,8 +290,12 @@ pub enum Change {
     Asked,
     /// A new incarnation: sessions, prekeys, numbers and ciphertexts of the old one are void.
     Reincarnated(Incarnation),
-    /// Prekeys were made, at this time of the server.
+    /// Prekeys were made.
+    PrekeysMade,
+    /// The server has the prekeys, since this time of its clock.
     Prekeys(u64),
+    /// A message of this sender that cannot be read was asked for again.
+    AskedAgain(InstallationId, ConversationId, MessageId),
     /// Sessions were started.
     Sessions,
 }
@@ -306,7 +320,9 @@ pub struct Saved {
     pub reincarnation_asked: bool,
     /// It took a new incarnation by itself within the last day.
     pub reincarnated_lately: bool,
-    /// When it last made prekeys, in the server's milliseconds.
+    /// Messages that cannot be read and were not asked for again yet: their senders, conversations and ids.
+    pub unasked: Vec<(DeviceAddress, ConversationId, MessageId)>,
+    /// When the server last took prekeys, in its milliseconds.
     pub prekeys_at: u64,
     /// The conversations.
     pub conversations: Vec<SavedConversation>,
@@ -330,6 +346,7 @@ impl Saved {
             nonce: None,
             reincarnation_asked: false,
             reincarnated_lately: false,
+            unasked: Vec::new(),
             prekeys_at: 0,
             conversations: Vec::new(),
             outbox: Vec::new(),

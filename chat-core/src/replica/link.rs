@@ -19,6 +19,10 @@ const SETTLED_MS: u64 = 5_000;
 const MAX_ROWS: usize = 2048;
 /// Milliseconds before a list is asked for again that the server did not give.
 const LISTLESS_MS: u64 = 5000;
+/// One-time prekeys that a device tops up to.
+const PREKEYS: u32 = 70;
+/// Versions a list may be ahead of what is known, and be believed to exist.
+const MOST_AHEAD: u64 = 1000;
 /// Conversations whose watermarks are exchanged after a reconnect.
 const WATERMARKS: usize = 64;
 
@@ -41,6 +45,11 @@ impl Replica {
         let ceiling = BACKOFF_CAP_MS.min(BACKOFF_BASE_MS << attempts.min(16));
         let wait = self.rng.below(ceiling + 1).max(u64::from(retry_after));
         self.phase = Phase::Idle(now.after(wait), attempts.saturating_add(1));
+        self.forget_connection(out);
+    }
+
+    /// Forgets everything that belonged to the connection; whoever waited for an answer is told.
+    fn forget_connection(&mut self, out: &mut Vec<Output>) {
         self.recovery = Recovery::No;
         self.caught_up = false;
         self.catch_up_at = None;
@@ -62,6 +71,7 @@ impl Replica {
         if let Phase::Online { .. } = self.phase {
             out.push(Output::Event(Ephemeral::Disconnected));
         }
+        self.forget_connection(out);
         self.phase = Phase::Stopped(why);
         out.push(Output::Hangup);
         out.push(Output::Event(Ephemeral::Stopped(why)));
@@ -119,6 +129,11 @@ impl Replica {
     fn welcome(&mut self, now: Instant, welcome: &Welcome, out: &mut Vec<Output>) {
         out.push(Output::Event(Ephemeral::Connected));
         self.server_time = (welcome.server_time, now);
+        self.prekeys_held = welcome.prekeys;
+        self.ask_again(now);
+        for (user, version) in self.claimed.clone() {
+            self.claimed_list(now, user, version, out);
+        }
         match self.epoch {
             None => self.changes.push(Change::Epoch(welcome.store_epoch)),
             Some(known) if known != welcome.store_epoch => {
@@ -138,7 +153,7 @@ impl Replica {
         if welcome.rollback || self.nonce.is_some() || self.reincarnation_asked {
             self.begin_recovery(now, out);
         } else if welcome.prekeys < LOW_PREKEYS || self.prekeys_are_old(now) {
-            out.push(Output::MakePrekeys(false));
+            self.make_prekeys(false, out);
         }
         let own = self.device.user;
         if self.lists.get(&own).is_none_or(|list| list.list().version < welcome.list_version) {
@@ -187,7 +202,7 @@ impl Replica {
             ServerFrame::HeartbeatReply(server_time) => {
                 self.server_time = (server_time, now);
                 if self.recovery == Recovery::No && self.prekeys_are_old(now) {
-                    out.push(Output::MakePrekeys(false));
+                    self.make_prekeys(false, out);
                 }
             }
             ServerFrame::PrekeysLow(left)
@@ -195,7 +210,8 @@ impl Replica {
                     && self.recovery == Recovery::No
                     && !self.is_asked(&Purpose::Upload) =>
             {
-                out.push(Output::MakePrekeys(false));
+                self.prekeys_held = left;
+                self.make_prekeys(false, out);
             }
             ServerFrame::Typing(conversation, user) => {
                 out.push(Output::Event(Ephemeral::Typing(conversation, user)));
@@ -241,14 +257,15 @@ impl Replica {
                     if !self.lists.contains_key(&user) {
                         self.listless.insert(user, now.after(LISTLESS_MS));
                     }
-                    let known = self.lists.get(&user).map_or(0, |list| list.list().version);
-                    if self.claimed.get(&user).is_some_and(|claimed| *claimed > known) {
-                        self.claimed.remove(&user);
-                        out.push(Output::Event(Ephemeral::ListHidden(user)));
-                    }
+                    self.tell_if_hidden(user, out);
                 }
             }
-            Purpose::Claim(conversation, user) => {
+            Purpose::Claim(conversation, user, wanted) => {
+                if answer.bundles.len() < wanted {
+                    // A device without prekeys may be one that is on no list any more.
+                    self.stale.insert(user);
+                    self.fetch_list(now, user, out);
+                }
                 if let Some(conversation) = self.conversations.get_mut(&conversation)
                     && conversation.wait == Wait::Bundles
                 {
@@ -266,7 +283,11 @@ impl Replica {
                     out.push(Output::Bundles(list.clone(), answer.bundles));
                 }
             }
-            Purpose::Upload => {}
+            Purpose::Upload => {
+                self.prekeys_held = u32::try_from(answer.prekeys).unwrap_or(u32::MAX);
+                self.prekeys_at = self.server_ms(now);
+                self.changes.push(Change::Prekeys(self.prekeys_at));
+            }
             Purpose::Cells => self.cells(answer.cells, out),
             Purpose::Reincarnate => self.reincarnated(now, answer.incarnation, out),
             Purpose::Delivered(conversation) => {
@@ -309,9 +330,12 @@ impl Replica {
                 for user in users {
                     self.stale.remove(&user);
                     self.listless.insert(user, now.after(LISTLESS_MS));
+                    self.tell_if_hidden(user, out);
                 }
             }
-            (Purpose::Claim(conversation, _), _) => {
+            (Purpose::Claim(conversation, user, _), _) => {
+                self.stale.insert(user);
+                self.fetch_list(now, user, out);
                 if let Some(conversation) = self.conversations.get_mut(&conversation) {
                     conversation.wait = Wait::Until(now.after(RETRY_MS));
                 }
@@ -347,18 +371,40 @@ impl Replica {
         self.changes.push(Change::List(list, change));
     }
 
-    /// Whether the signed prekeys are to be replaced: a week old by the server's clock.
+    /// Whether the signed prekeys are to be replaced: a week old by the server's clock, or made in what it
+    /// says is the future.
     fn prekeys_are_old(&self, now: Instant) -> bool {
-        !self.is_asked(&Purpose::Upload) && self.server_ms(now) > self.prekeys_at.saturating_add(7 * DAY_MS)
+        let time = self.server_ms(now);
+        let old = time < self.prekeys_at || time > self.prekeys_at.saturating_add(7 * DAY_MS);
+        old && !self.is_asked(&Purpose::Upload)
+    }
+
+    /// Makes a new signed part if it is due, and as many one-time prekeys as the server has room for.
+    pub(super) fn make_prekeys(&mut self, replace: bool, out: &mut Vec<Output>) {
+        let held = if replace { 0 } else { self.prekeys_held };
+        out.push(Output::MakePrekeys { replace, count: PREKEYS.saturating_sub(held) });
     }
 
     /// A sender says, end to end, which version its own list has: if that is later than what the server
     /// gave, it is read again, and told of if the server goes on hiding it.
     pub(super) fn claimed_list(&mut self, now: Instant, user: UserId, version: u64, out: &mut Vec<Output>) {
         let known = self.lists.get(&user).map_or(0, |list| list.list().version);
-        if version > known && self.claimed.get(&user).is_none_or(|claimed| *claimed < version) {
-            self.claimed.insert(user, version);
-            self.fetch_list(now, user, out);
+        if (known + 1..=known.saturating_add(MOST_AHEAD)).contains(&version) {
+            let claimed = self.claimed.entry(user).or_default();
+            *claimed = version.max(*claimed);
+            if self.hidden.get(&user).is_none_or(|told| *told < version) {
+                self.fetch_list(now, user, out);
+            }
+        }
+    }
+
+    /// Tells, once for each version, that the server does not give a list which exists.
+    fn tell_if_hidden(&mut self, user: UserId, out: &mut Vec<Output>) {
+        let Some(claimed) = self.claimed.get(&user).copied() else { return };
+        if self.lists.get(&user).is_some_and(|list| list.list().version >= claimed) {
+            self.claimed.remove(&user);
+        } else if self.hidden.insert(user, claimed) != Some(claimed) {
+            out.push(Output::Event(Ephemeral::ListHidden(user)));
         }
     }
 
@@ -440,6 +486,7 @@ impl Replica {
                     self.catch_up_at = None;
                 }
                 self.listless.retain(|_, at| now < *at);
+                self.ask_again(now);
                 self.retry_requests(now, out);
                 self.retry_publishes(now, out);
             }

@@ -4,7 +4,7 @@
 //! asking itself begins a session if there is none, so whoever lost its sessions is heard again; nothing
 //! here can go round in a circle: an answer that cannot be read is not asked for again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
@@ -16,14 +16,17 @@ use crate::time::Instant;
 use crate::to_device::ToDevice;
 
 const HOUR_MS: u64 = 3600 * 1000;
-/// Messages asked for again in an hour, and answers in an hour to one device.
-const AN_HOUR: u32 = 100;
+/// Messages asked for again in an hour.
+const ASKED: u32 = 100;
+/// Answers in an hour to one device: twice what it may ask, since its hours begin at other times.
+const ANSWERED: u32 = 200;
 /// Devices whose answers are counted.
 const COUNTED: usize = 1024;
 
-/// What was done in the last hour.
+/// What waits to be asked for, and what was done in the last hour.
 #[derive(Debug, Default)]
 pub(super) struct Mailbox {
+    unasked: VecDeque<(DeviceAddress, ConversationId, MessageId)>,
     asked: Hourly,
     answered: BTreeMap<InstallationId, Hourly>,
     renewed: BTreeMap<InstallationId, Instant>,
@@ -37,12 +40,26 @@ struct Hourly {
 }
 
 impl Hourly {
-    fn take(&mut self, now: Instant) -> bool {
+    fn take(&mut self, now: Instant, most: u32) -> bool {
         if now >= self.since.after(HOUR_MS) {
             *self = Self { since: now, count: 0 };
         }
-        self.count += 1;
-        self.count <= AN_HOUR
+        if self.count < most {
+            self.count += 1;
+            return true;
+        }
+        false
+    }
+}
+
+impl Mailbox {
+    pub(super) fn new(unasked: Vec<(DeviceAddress, ConversationId, MessageId)>) -> Self {
+        Self { unasked: unasked.into(), ..Self::default() }
+    }
+
+    /// When the next may be asked for.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        (!self.unasked.is_empty()).then(|| self.asked.since.after(HOUR_MS))
     }
 }
 
@@ -65,17 +82,26 @@ impl Replica {
         why: Unreadable,
         out: &mut Vec<Output>,
     ) {
-        let session = matches!(why, Unreadable::NoSession | Unreadable::Undecryptable);
-        if !session || sender.installation == self.device.installation {
+        if !why.is_of_session() || sender.installation == self.device.installation {
             return;
         }
         let renew = self.renew(now, sender.installation, why, out);
         match about {
-            Some((conversation, id)) if self.mailbox.asked.take(now) => {
-                self.say(now, sender, &ToDevice::Rerequest { conversation, id });
+            Some((conversation, id)) => {
+                self.mailbox.unasked.push_back((sender, conversation, id));
+                self.ask_again(now);
             }
             None if renew => self.say(now, sender, &ToDevice::Renew),
-            _ => {}
+            None => {}
+        }
+    }
+
+    /// Asks for what cannot be read, as much as an hour allows; the rest waits for the next.
+    pub(super) fn ask_again(&mut self, now: Instant) {
+        while !self.mailbox.unasked.is_empty() && self.mailbox.asked.take(now, ASKED) {
+            let Some((sender, conversation, id)) = self.mailbox.unasked.pop_front() else { return };
+            self.changes.push(Change::AskedAgain(sender.installation, conversation, id));
+            self.say(now, sender, &ToDevice::Rerequest { conversation, id });
         }
     }
 
@@ -114,7 +140,7 @@ impl Replica {
                 if self.mailbox.answered.len() >= COUNTED {
                     self.mailbox.answered.clear();
                 }
-                if self.mailbox.answered.entry(from.installation).or_default().take(now) {
+                if self.mailbox.answered.entry(from.installation).or_default().take(now, ANSWERED) {
                     out.push(Output::Recall(from, conversation, id));
                 }
             }

@@ -92,6 +92,8 @@ pub struct Replica {
     /// The server's clock, and when it was read.
     server_time: (u64, Instant),
     prekeys_at: u64,
+    /// One-time prekeys that the server holds, as far as it is known.
+    prekeys_held: u32,
     /// No new incarnation by itself before this: one a day.
     reincarnate_from: Instant,
     /// The user asked for a new incarnation.
@@ -102,6 +104,8 @@ pub struct Replica {
     listless: BTreeMap<UserId, Instant>,
     /// The highest list version each user's devices claimed, end to end.
     claimed: BTreeMap<UserId, u64>,
+    /// The versions of which it was told that the server hides them.
+    hidden: BTreeMap<UserId, u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -136,7 +140,8 @@ enum Recovery {
 enum Purpose {
     Resolve(Handle),
     Lists(Vec<UserId>),
-    Claim(ConversationId, UserId),
+    /// For a conversation, of a user, so many bundles.
+    Claim(ConversationId, UserId, usize),
     Upload,
     Cells,
     Reincarnate,
@@ -181,14 +186,16 @@ impl Replica {
             caught_up: false,
             catch_up_at: None,
             deferred: Vec::new(),
-            mailbox: Mailbox::default(),
+            mailbox: Mailbox::new(saved.unasked),
             server_time: (0, now),
             prekeys_at: saved.prekeys_at,
+            prekeys_held: 0,
             reincarnate_from: if saved.reincarnated_lately { now.after(DAY_MS) } else { now },
             reincarnation_asked: saved.reincarnation_asked,
             watched: Vec::new(),
             listless: BTreeMap::new(),
             claimed: BTreeMap::new(),
+            hidden: BTreeMap::new(),
         };
         for conversation in saved.conversations {
             replica.conversations.insert(conversation.id, Conversation::from_saved(&conversation));
@@ -238,7 +245,7 @@ impl Replica {
     /// The server's clock now, as far as it is known.
     fn server_ms(&self, now: Instant) -> u64 {
         let (time, read) = self.server_time;
-        time + now.since(read).as_millis() as u64
+        time.saturating_add(now.since(read).as_millis() as u64)
     }
 
     /// When [`Input::Tick`] is due.
@@ -251,7 +258,8 @@ impl Replica {
                 let requests = self.requests.values().map(|(_, _, sent)| sent.after(RETRY_MS));
                 let fixed = [heartbeat, heard.after(2 * HEARTBEAT_MS + RETRY_MS)];
                 let listless = self.listless.values().copied();
-                waits.chain(requests).chain(fixed).chain(listless).chain(self.catch_up_at).min()
+                let asks = self.mailbox.deadline();
+                waits.chain(requests).chain(fixed).chain(listless).chain(asks).chain(self.catch_up_at).min()
             }
         }
     }
@@ -280,8 +288,7 @@ impl Replica {
             Input::Sealed(sealed) => self.sealed(now, sealed, out),
             Input::Prekeys(upload) => {
                 self.ratchets_moved = true;
-                self.prekeys_at = self.server_ms(now);
-                self.changes.push(Change::Prekeys(self.prekeys_at));
+                self.changes.push(Change::PrekeysMade);
                 self.after_commit.push((Ask::Upload(upload), Purpose::Upload));
             }
             Input::OwnList(list) => {

@@ -8,6 +8,9 @@ use crate::mutant::Mutant;
 use crate::time::Instant;
 use crate::wire::{Ask, ClientFrame};
 
+/// Incarnations that a server may be ahead: each is a restore that this copy of the store knows nothing of.
+const MOST_LIVES: Incarnation = 64;
+
 impl Replica {
     /// Nothing is encrypted or sent from here until the new incarnation is there.
     pub(super) fn begin_recovery(&mut self, now: Instant, out: &mut Vec<Output>) {
@@ -58,7 +61,7 @@ impl Replica {
     }
 
     pub(super) fn reincarnated(&mut self, now: Instant, incarnation: Incarnation, out: &mut Vec<Output>) {
-        if incarnation <= self.incarnation || incarnation > self.incarnation.saturating_add(1024) {
+        if incarnation <= self.incarnation || incarnation > self.incarnation.saturating_add(MOST_LIVES) {
             // Not what an honest server says.
             return self.stop_superseded(out);
         }
@@ -77,7 +80,7 @@ impl Replica {
         }
         self.changes.push(Change::Reincarnated(incarnation));
         out.push(Output::Forget(incarnation));
-        out.push(Output::MakePrekeys(true));
+        self.make_prekeys(true, out);
     }
 }
 

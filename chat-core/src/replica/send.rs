@@ -198,7 +198,8 @@ impl Replica {
             Err(SealFailure::NeedBundles(user, installations)) => {
                 conversation.wait = Wait::Bundles;
                 conversation.claims += 1;
-                self.ask(now, Ask::Claim(user, installations), Purpose::Claim(id, user), out);
+                let purpose = Purpose::Claim(id, user, installations.len());
+                self.ask(now, Ask::Claim(user, installations), purpose, out);
             }
             Err(SealFailure::Never(why)) => self.refuse_for_good(id, index, why),
         }

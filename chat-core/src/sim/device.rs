@@ -407,6 +407,11 @@ impl LocalStore {
                 };
                 let key = (message.sender.installation, message.id);
                 self.ids.insert(key);
+                if let (Err(why), false) = (&opened.content, opened.known)
+                    && why.is_of_session()
+                {
+                    self.saved.unasked.push((message.sender, row.conversation, message.id));
+                }
                 let shown = match opened.content {
                     Ok(_) => Shown::Message(key.0, key.1),
                     Err(why) => Shown::Unreadable(key.0, key.1, why),
@@ -440,9 +445,14 @@ impl LocalStore {
                     entry.attempted |= entry.publish.take().is_some();
                 }
             }
+            Change::AskedAgain(sender, _, id) => {
+                self.saved
+                    .unasked
+                    .retain(|(known, _, message)| (known.installation, *message) != (sender, id));
+            }
             Change::Prekeys(at) => self.saved.prekeys_at = at,
             Change::Asked => self.saved.reincarnation_asked = true,
-            Change::Sessions => {}
+            Change::Sessions | Change::PrekeysMade => {}
         }
     }
 }

@@ -504,7 +504,9 @@ impl World {
             }
             Output::Bundles(_, bundles) => one.start_sessions(bundles, &mut self.rng),
             Output::Forget(incarnation) => one.forget(incarnation),
-            Output::MakePrekeys(replace) => answers.push_back(Input::Prekeys(one.make_prekeys(replace))),
+            Output::MakePrekeys { replace, .. } => {
+                answers.push_back(Input::Prekeys(one.make_prekeys(replace)));
+            }
             Output::Commit(changes, ticket) => {
                 let installation = one.address().installation;
                 for change in &changes.list {

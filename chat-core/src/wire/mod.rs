@@ -55,6 +55,9 @@ pub mod close {
     pub const TOO_BIG: u16 = 1009;
 }
 
+/// The largest seq, number and time: nothing that is counted on from it overflows.
+const MAX_NUMBER: u64 = i64::MAX as u64;
+
 const fn invalid(what: &'static str) -> Error {
     Error::new(ErrorKind::Invalid, what)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::{at_most, invalid, proto};
+use super::{MAX_NUMBER, at_most, invalid, proto};
 use crate::envelope::{Audience, EmptyReason, InboxRow, Message, RowContent};
 use crate::error::Result;
 use crate::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
@@ -75,8 +75,8 @@ pub(super) fn to_proto(row: &InboxRow) -> proto::Row {
 }
 
 pub(super) fn from_proto(raw: proto::Row) -> Result<InboxRow> {
-    if raw.seq == 0 {
-        return Err(invalid("a row has a seq above 0"));
+    if raw.seq == 0 || raw.seq > MAX_NUMBER || raw.time_us > MAX_NUMBER {
+        return Err(invalid("a row has a seq above 0, and one that can be counted on from"));
     }
     let content = match raw.row.ok_or_else(|| invalid("a row holds nothing"))? {
         proto::row::Row::Message(m) => RowContent::Message {

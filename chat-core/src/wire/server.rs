@@ -4,7 +4,7 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use super::row::{from_proto as row_from_proto, to_proto as row_to_proto};
-use super::{at_most, invalid, list_from_proto, list_to_proto, proto};
+use super::{MAX_NUMBER, at_most, invalid, list_from_proto, list_to_proto, proto};
 use crate::device_list::SignedDeviceList;
 use crate::envelope::{Cell, Durability, InboxRow, Refusal, Stored, Subject};
 use crate::error::Result;
@@ -149,7 +149,7 @@ impl ServerFrame {
             }),
             Frame::Welcome(w) => Self::Welcome(Welcome {
                 store_epoch: StoreEpoch::parse(&w.store_epoch)?,
-                server_time: w.server_time,
+                server_time: w.server_time.min(MAX_NUMBER),
                 rollback: w.rollback,
                 incarnation: w.incarnation,
                 prekeys: w.prekeys,
@@ -165,7 +165,7 @@ impl ServerFrame {
                 let rows = deliver.rows.into_iter().map(row_from_proto).collect::<Result<_>>()?;
                 Self::Deliver(rows, deliver.caught_up)
             }
-            Frame::HeartbeatReply(reply) => Self::HeartbeatReply(reply.server_time),
+            Frame::HeartbeatReply(reply) => Self::HeartbeatReply(reply.server_time.min(MAX_NUMBER)),
             Frame::Response(response) => Self::Response(response.id, Box::new(answer_from_proto(response)?)),
             Frame::Receipt(r) => Self::Receipt {
                 conversation: ConversationId::parse(&r.conversation)?,
@@ -266,6 +266,9 @@ fn stored_to_proto(s: &Stored) -> proto::Stored {
 }
 
 fn stored_from_proto(raw: &proto::Stored) -> Result<Stored> {
+    if raw.seq > MAX_NUMBER || raw.client_seq > MAX_NUMBER {
+        return Err(invalid("a message has a seq that can be counted on from"));
+    }
     Ok(Stored {
         conversation: ConversationId::parse(&raw.conversation)?,
         message_id: MessageId::parse(&raw.message_id)?,
@@ -400,10 +403,10 @@ fn answer_from_proto(raw: proto::Response) -> Result<Answer> {
             one_time: b.one_time,
         })
     });
-    let cells = raw
-        .cells
-        .into_iter()
-        .map(|c| Ok((ConversationId::parse(&c.conversation)?, Cell { acked: c.acked, tail: c.tail })));
+    let cells = raw.cells.into_iter().map(|c| {
+        let cell = Cell { acked: c.acked.min(MAX_NUMBER), tail: c.tail.min(MAX_NUMBER) };
+        Ok((ConversationId::parse(&c.conversation)?, cell))
+    });
     Ok(Answer {
         user: if raw.user.is_empty() { None } else { Some(UserId::parse(&raw.user)?) },
         lists: raw.lists.into_iter().map(list_from_proto).collect::<Result<_>>()?,
