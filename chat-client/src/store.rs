@@ -175,7 +175,8 @@ impl LocalStore {
             // A raw key: SQLCipher stretches nothing itself.
             let hex: Zeroizing<String> =
                 key.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into();
-            let pragma = Zeroizing::new(format!("PRAGMA cipher_log_level = NONE; PRAGMA key = \"x'{}'\";", *hex));
+            let pragma =
+                Zeroizing::new(format!("PRAGMA cipher_log_level = NONE; PRAGMA key = \"x'{}'\";", *hex));
             db.execute_batch(&pragma).map_err(failed)?;
         }
         db.execute_batch(

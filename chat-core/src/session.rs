@@ -103,7 +103,8 @@ enum Phase {
 #[derive(Debug)]
 struct Flight {
     bytes: usize,
-    own: bool,
+    /// No message of somebody else: having it is nobody's receipt.
+    silent: bool,
     sent: Instant,
 }
 
@@ -350,8 +351,8 @@ impl Session {
         self.read_from(Place::START, out);
     }
 
-    fn fly(&mut self, now: Instant, row: &InboxRow, own: bool) {
-        let flight = Flight { bytes: row.size(), own, sent: now };
+    fn fly(&mut self, now: Instant, row: &InboxRow, silent: bool) {
+        let flight = Flight { bytes: row.size(), silent, sent: now };
         self.flying_bytes += flight.bytes;
         if let Some(old) = self.flights.insert((row.conversation, row.seq), flight) {
             self.flying_bytes -= old.bytes;
@@ -386,7 +387,7 @@ impl Session {
                     full = true;
                     break;
                 }
-                self.fly(now, &row, matches!(row.content, RowContent::Own { .. }));
+                self.fly(now, &row, !matches!(row.content, RowContent::Message { .. }));
                 after = row.place();
                 fresh.push(row);
             } else {
@@ -417,7 +418,7 @@ impl Session {
             match event {
                 Event::Row(row) => {
                     if self.take_push(out) {
-                        self.fly(now, &row, false);
+                        self.fly(now, &row, !matches!(row.content, RowContent::Message { .. }));
                         bytes += row.size();
                         rows.push(row);
                         if bytes >= PAGE_BYTES {
@@ -492,7 +493,7 @@ impl Session {
             for key in &landed {
                 if let Some(flight) = self.flights.remove(key) {
                     self.flying_bytes -= flight.bytes;
-                    of_others |= !flight.own;
+                    of_others |= !flight.silent;
                 }
             }
             if !landed.is_empty() {

@@ -156,6 +156,80 @@ fn a_full_inbox_refuses_messages_and_makes_voids_wait() {
 }
 
 #[test]
+fn an_unlinked_device_with_a_full_inbox_holds_up_nobody() {
+    let (engine, _clock) = engine(Rates::OFF);
+    let (mut alice, mut bob) = (User::new(1, "alice"), User::new(2, "bob"));
+    alice.register(&engine);
+    bob.register(&engine);
+    while alice.publish(&engine, &bob, 64 * 1024).is_none() {
+        work(&engine);
+    }
+    let number = alice.number(&bob);
+    assert!(ready(engine.void(alice.device(), number)).is_some(), "it waits");
+    // Bob's only device is lost; he replaces it.
+    let key = SigningKey::from_bytes(&[77; 32]);
+    let entry =
+        DeviceEntry::new(DeviceId::new(2).unwrap(), key.verifying_key().to_bytes(), vec![77; 33].into());
+    let lost = bob.device();
+    bob.list = sign(&bob.account, &DeviceList::next(&bob.list, 1, vec![entry]));
+    assert!(ready(engine.answer(lost, Ask::PutList(bob.list.clone()))).is_ok());
+    assert_eq!(ready(engine.void(alice.device(), number)), None, "and goes on");
+}
+
+#[test]
+fn whoever_was_written_to_is_no_contact_by_having_written() {
+    let (engine, _clock) = engine(Rates::default());
+    let (mut eve, mut bob) = (User::new(1, "eve"), User::new(2, "bob"));
+    eve.register(&engine);
+    bob.register(&engine);
+    assert_eq!(eve.publish(&engine, &bob, 10), None);
+    work(&engine);
+    // Bob's device asks for what it cannot read, in a mailbox: that is no answer of Bob.
+    let number = SendNumber {
+        conversation: ConversationId::mailbox(bob.device().installation, eve.device().installation),
+        ..bob.number(&eve)
+    };
+    let publish = Publish {
+        number,
+        first: true,
+        audience: vec![Audience { user: eve.device().user, list_version: 1 }],
+        body: Bytes::from_static(b"body"),
+        boxes: vec![DeviceBox { installation: eve.device().installation, data: Bytes::from_static(b"box") }],
+        sent_at: 0,
+    };
+    assert_eq!(ready(engine.publish(bob.device(), publish)), None);
+    work(&engine);
+    for _ in 1..60 {
+        assert_eq!(eve.publish(&engine, &bob, 10), None);
+    }
+    assert!(eve.publish(&engine, &bob, 10).is_some(), "still a stranger");
+    work(&engine);
+    let void = ready(engine.void(eve.device(), eve.number(&bob)));
+    assert!(void.is_some(), "nor does using numbers up go faster");
+    assert_eq!(bob.publish(&engine, &eve, 10), None);
+}
+
+#[test]
+fn users_made_up_get_no_buckets() {
+    let (engine, _clock) = engine(Rates::default());
+    let alice = User::new(1, "alice");
+    alice.register(&engine);
+    for n in 0..5000_u64 {
+        let mut user = [9; 16];
+        user[..8].copy_from_slice(&n.to_be_bytes());
+        let ask = Ask::Claim(chat_core::UserId::from_bytes(user), Vec::new());
+        assert_eq!(ready(engine.answer(alice.device(), ask)).unwrap().bundles, vec![]);
+    }
+    let own = Ask::Claim(alice.device().user, Vec::new());
+    for _ in 0..100 {
+        assert!(
+            ready(engine.answer(alice.device(), own.clone())).is_ok(),
+            "one's own devices are not limited"
+        );
+    }
+}
+
+#[test]
 fn a_user_is_present_until_seventy_five_seconds_after_the_last_heartbeat() {
     let (engine, clock) = engine(Rates::OFF);
     let (mut alice, bob, eve) = (User::new(1, "alice"), User::new(2, "bob"), User::new(3, "eve"));

@@ -1,6 +1,7 @@
 //! Who may knock: connections that did not say who they are, and those that said so wrongly, by address.
 //!
-//! Addresses of this machine are not counted: behind a proxy everybody has one.
+//! Addresses of this machine are not counted, nor those of proxies, which the settings name: behind one
+//! everybody has the same.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -21,6 +22,8 @@ const ADDRESSES: usize = 100_000;
 /// The doors of a server.
 #[derive(Debug, Default)]
 pub struct Doors {
+    /// Proxies, whose addresses say nothing about who is behind them.
+    proxies: Vec<IpAddr>,
     knocking: DashMap<IpAddr, u32>,
     failures: DashMap<IpAddr, Failures>,
 }
@@ -41,9 +44,15 @@ pub struct Knock {
 }
 
 impl Doors {
+    /// Doors that do not count these addresses.
+    pub fn new(proxies: Vec<IpAddr>) -> Self {
+        Self { proxies, ..Self::default() }
+    }
+
     /// Lets a connection knock, unless its address has too many, or failed too often.
     pub fn knock(self: &Arc<Self>, address: IpAddr, now: Instant) -> Option<Knock> {
-        let Some(address) = counted(address) else {
+        let Some(address) = counted(address).filter(|_| !self.proxies.contains(&address.to_canonical()))
+        else {
             return Some(Knock { doors: self.clone(), address: None });
         };
         let waits = self.failures.get(&address).and_then(|known| known.until);
@@ -134,6 +143,8 @@ mod tests {
             knock.answered(true);
         }
         assert!(doors.knock(address("192.0.2.1"), now).is_some(), "who was let in counts no more");
+        let proxied = Arc::new(Doors::new(vec![address("192.0.2.9")]));
+        assert!((0..100).all(|_| proxied.knock(address("192.0.2.9"), now).map(std::mem::forget).is_some()));
         assert!((0..100).all(|_| doors.knock(address("127.0.0.1"), now).map(std::mem::forget).is_some()));
     }
 

@@ -198,7 +198,7 @@ async fn accept_all(
     settings: &Settings,
     room: Arc<Semaphore>,
 ) {
-    let doors = Arc::new(Doors::default());
+    let doors = Arc::new(Doors::new(settings.proxies.clone()));
     let upgrade = Arc::new(Upgrade { path: "/v1".into(), origins: settings.origins.clone() });
     let rate = f64::from(settings.accept_rate);
     let mut accept_rate = AcceptRate { rate, tokens: rate, at: Instant::now() };

@@ -1,6 +1,6 @@
 //! Settings: defaults, then a TOML file, then the environment, then flags.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
@@ -94,6 +94,8 @@ pub struct Settings {
     /// The `host:port` names under which clients reach this server; what they sign names one of them.
     /// Required outside of loopback.
     pub authorities: Vec<String>,
+    /// Addresses of proxies in front of this server: connections of theirs are not limited by address.
+    pub proxies: Vec<IpAddr>,
     /// Origins of web pages that may connect.
     pub origins: Vec<String>,
     /// The file with the secret of HS256 tokens; made in the data directory if it is not given.
@@ -130,6 +132,7 @@ impl Default for Settings {
             data: PathBuf::from("./chat-data"),
             open_registration: None,
             authorities: Vec::new(),
+            proxies: Vec::new(),
             origins: Vec::new(),
             secret_file: None,
             jwks_file: None,

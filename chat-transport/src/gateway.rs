@@ -257,7 +257,7 @@ impl Connection {
                 let answer = self.authenticate(&hello).await;
                 let let_in = match &answer {
                     Input::Admitted(..) => Some(true),
-                    Input::Rejected(close::UNAUTHORIZED | close::THROTTLED) => Some(false),
+                    Input::Rejected(close::UNAUTHORIZED) => Some(false),
                     _ => None,
                 };
                 if let (Some(let_in), Some(opened)) = (let_in, self.opened.take()) {

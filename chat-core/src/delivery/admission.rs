@@ -22,11 +22,39 @@ impl Engine {
     ) -> std::result::Result<(), Wait> {
         let now = self.now_ms();
         self.limits.send(sender.installation, now)?;
-        let bytes = publish.body.len() + publish.boxes.iter().map(|one| one.data.len()).sum::<usize>();
-        let apart = self.limits.tells_strangers_apart();
-        for audience in publish.audience.iter().filter(|audience| audience.user != sender.user) {
-            let known = apart && self.wrote_back(sender, audience.user).await;
-            self.limits.send_to((sender.user, audience.user), known, bytes, now)?;
+        // What has no proper audience is refused, not paced: nobody gets a bucket for a user made up.
+        if shape(sender, publish).is_ok() {
+            for audience in &publish.audience {
+                self.pace_pair(sender, audience.user, now).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn pace_pair(
+        &self,
+        sender: DeviceAddress,
+        user: UserId,
+        now: u64,
+    ) -> std::result::Result<(), Wait> {
+        if user == sender.user || !matches!(self.device_list(user).await, Ok(Some(_))) {
+            return Ok(());
+        }
+        let known = !self.limits.tells_strangers_apart() || self.wrote_back(sender, user).await;
+        self.limits.send_to((sender.user, user), known, now)
+    }
+
+    /// Whether there is room for the bytes of a publish that will be stored.
+    pub(super) fn pace_bytes(&self, command: &Command) -> std::result::Result<(), Wait> {
+        let (Operation::Publish(publish), None) = (&command.operation, &command.verdict) else {
+            return Ok(());
+        };
+        let now = self.now_ms();
+        for recipient in command.recipients.iter().filter(|recipient| recipient.user != command.sender.user) {
+            let boxes =
+                publish.boxes.iter().filter(|one| recipient.installations.contains(&one.installation));
+            let bytes = publish.body.len() + boxes.map(|one| one.data.len()).sum::<usize>();
+            self.limits.bytes_to(recipient.user, bytes, now)?;
         }
         Ok(())
     }
@@ -34,10 +62,12 @@ impl Engine {
     /// Whether a user wrote in the direct conversation with this sender. What cannot be read now counts as
     /// yes: sending fails open.
     async fn wrote_back(&self, sender: DeviceAddress, user: UserId) -> bool {
-        let id = ConversationId::direct(sender.user, user);
-        if self.contacts.contains_key(&id) {
+        // The one may have written back to the other, and not the other way round.
+        let pair = (sender.user, user);
+        if self.contacts.contains_key(&pair) {
             return true;
         }
+        let id = ConversationId::direct(sender.user, user);
         let Ok(state) = self.backends.store.state(id).await else { return true };
         let wrote = state.is_some_and(|state| {
             let theirs = state.members.iter().find(|member| member.user == user);
@@ -47,25 +77,30 @@ impl Engine {
             if self.contacts.len() > 100_000 {
                 self.contacts.clear();
             }
-            self.contacts.insert(id, ());
+            self.contacts.insert(pair, ());
         }
         wrote
     }
 
-    /// A void gives rows to everybody, and nobody can refuse it: it waits while an inbox is full.
+    /// A void gives rows to everybody, and nobody can refuse it: it is paced like a message, and waits while
+    /// an inbox is full. That of a device which was unlinked does not count: it would wait for ever.
     pub(super) async fn pace_void(
         &self,
         sender: DeviceAddress,
         number: &SendNumber,
     ) -> std::result::Result<(), Wait> {
         const LATER_MS: u32 = 5000;
-        self.limits.send(sender.installation, self.now_ms())?;
+        let now = self.now_ms();
+        self.limits.send(sender.installation, now)?;
         let state = self.backends.store.state(number.conversation).await.map_err(|_| LATER_MS)?;
-        let members = state.map(|state| state.members).unwrap_or_default();
-        let devices = members.iter().flat_map(|member| &member.installations);
-        for device in devices.filter(|device| **device != sender.installation) {
-            if self.is_full(*device).await.map_err(|_| LATER_MS)? {
-                return Err(LATER_MS);
+        for member in state.map(|state| state.members).unwrap_or_default() {
+            self.pace_pair(sender, member.user, now).await?;
+            let list = self.device_list(member.user).await.map_err(|_| LATER_MS)?;
+            for device in list.iter().flat_map(|list| list.list().addresses()) {
+                let concerned = member.installations.contains(&device.installation) && device != sender;
+                if concerned && self.is_full(device.installation).await.map_err(|_| LATER_MS)? {
+                    return Err(LATER_MS);
+                }
             }
         }
         Ok(())

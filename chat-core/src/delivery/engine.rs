@@ -73,8 +73,8 @@ pub struct Engine {
     pub(super) lists_changed: AtomicU64,
     /// The users of conversations, for receipts and typing.
     pub(super) members: DashMap<ConversationId, Arc<[UserId]>>,
-    /// Direct conversations in which both have written.
-    pub(super) contacts: DashMap<ConversationId, ()>,
+    /// Whom (second) each user (first) has an answer of.
+    pub(super) contacts: DashMap<(UserId, UserId), ()>,
     /// Devices that wait to be linked: rendezvous to offer and to whom the answer goes.
     pub(super) offers: DashMap<Bytes, Offer>,
     pub(super) limits: Limits,
@@ -168,7 +168,10 @@ impl Engine {
         match self.admit(sender, publish).await {
             Ok(command) => match refuse_now(&command) {
                 Some(refusal) => Some(refused(&number, refusal)),
-                None => self.append(&number, command).await,
+                None => match self.pace_bytes(&command) {
+                    Ok(()) => self.append(&number, command).await,
+                    Err(wait) => Some(refused(&number, Refusal::Throttled(wait))),
+                },
             },
             Err(error) => Some(refused(&number, refusal_of(&error))),
         }

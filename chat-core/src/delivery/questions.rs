@@ -24,15 +24,20 @@ impl Engine {
     /// # Errors
     /// What to refuse it with.
     pub async fn answer(&self, device: DeviceAddress, ask: Ask) -> Result<Answer, Refusal> {
-        self.pace_question(device, &ask).map_err(Refusal::Throttled)?;
+        self.pace_question(device, &ask).await.map_err(Refusal::Throttled)?;
         self.try_answer(device, ask).await.map_err(|error| refusal_of(&error))
     }
 
-    fn pace_question(&self, device: DeviceAddress, ask: &Ask) -> Result<(), Wait> {
+    async fn pace_question(&self, device: DeviceAddress, ask: &Ask) -> Result<(), Wait> {
         let now = self.now_ms();
         match ask {
             Ask::Resolve(_) => self.limits.resolve(device.user, now),
-            Ask::Claim(user, _) => self.limits.claim((device.user, *user), now),
+            // The own devices are spared nothing, and a user who does not exist has no prekeys.
+            Ask::Claim(user, _) if *user == device.user => Ok(()),
+            Ask::Claim(user, _) => match self.device_list(*user).await {
+                Ok(Some(_)) => self.limits.claim((device.user, *user), now),
+                _ => Ok(()),
+            },
             Ask::Offer(_) => self.limits.link(device.user, now),
             _ => Ok(()),
         }

@@ -4,6 +4,7 @@
 //! answer that says how long to wait. Nothing that was accepted is touched, and a restart forgets them.
 
 use std::hash::Hash;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use dashmap::DashMap;
 
@@ -48,6 +49,8 @@ pub struct Rates {
     pub claims: Option<Rate>,
     /// Claims of prekeys of one user by all. Fail closed.
     pub claimed: Option<Rate>,
+    /// Claims of prekeys of all by one user. Fail closed.
+    pub claimant: Option<Rate>,
     /// Devices that one user links.
     pub links: Option<Rate>,
     /// Connections with a good token and a wrong signature, to one user. Fail closed.
@@ -65,6 +68,7 @@ impl Default for Rates {
             resolve: Some(Rate::new(100, 4)),
             claims: Some(Rate::new(6, 6)),
             claimed: Some(Rate::new(60, 60)),
+            claimant: Some(Rate::new(1000, 1000)),
             links: Some(Rate::new(6, 180)),
             failures: Some(Rate::new(5, 300)),
         }
@@ -81,14 +85,15 @@ impl Rates {
         resolve: None,
         claims: None,
         claimed: None,
+        claimant: None,
         links: None,
         failures: None,
     };
 
     /// What stays on where everybody is the same person, on loopback: prekeys are spared all the same.
     pub fn local() -> Self {
-        let Self { claims, claimed, links, failures, .. } = Self::default();
-        Self { claims, claimed, links, failures, ..Self::OFF }
+        let Self { claims, claimed, claimant, links, failures, .. } = Self::default();
+        Self { claims, claimed, claimant, links, failures, ..Self::OFF }
     }
 }
 
@@ -102,6 +107,8 @@ struct Buckets<K: Eq + Hash> {
     rate: Option<Rate>,
     closed: bool,
     left: DashMap<K, Bucket>,
+    /// When full buckets were last forgotten.
+    swept_ms: AtomicU64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -116,14 +123,18 @@ const TOKEN: u64 = 3_600_000;
 
 impl<K: Eq + Hash> Buckets<K> {
     fn new(rate: Option<Rate>, closed: bool) -> Self {
-        Self { rate, closed, left: DashMap::new() }
+        Self { rate, closed, left: DashMap::new(), swept_ms: AtomicU64::new(0) }
     }
 
     /// Takes tokens, or says in how many milliseconds there may be enough.
     fn take(&self, key: K, tokens: u64, now_ms: u64) -> Result<(), u32> {
         let Some(rate) = self.rate else { return Ok(()) };
-        if self.left.len() >= BUCKETS {
-            self.left.retain(|_, bucket| refilled(*bucket, rate, now_ms).spent > 0);
+        if self.left.len() >= BUCKETS && !self.left.contains_key(&key) {
+            // Looked through at most once a second: it takes a while.
+            let due = self.swept_ms.fetch_max(now_ms, Ordering::AcqRel).saturating_add(1000) <= now_ms;
+            if due {
+                self.left.retain(|_, bucket| refilled(*bucket, rate, now_ms).spent > 0);
+            }
             if self.left.len() >= BUCKETS {
                 if self.closed {
                     return Err(60_000);
@@ -160,6 +171,7 @@ pub(super) struct Limits {
     resolve: Buckets<UserId>,
     claims: Buckets<(UserId, UserId)>,
     claimed: Buckets<UserId>,
+    claimant: Buckets<UserId>,
     links: Buckets<UserId>,
     failures: Buckets<UserId>,
 }
@@ -177,6 +189,7 @@ impl Limits {
             resolve: Buckets::new(rates.resolve, false),
             claims: Buckets::new(rates.claims, true),
             claimed: Buckets::new(rates.claimed, true),
+            claimant: Buckets::new(rates.claimant, true),
             links: Buckets::new(rates.links, true),
             failures: Buckets::new(rates.failures, true),
         }
@@ -191,23 +204,22 @@ impl Limits {
         self.device.take(from, 1, now_ms)
     }
 
-    pub(super) fn send_to(
-        &self,
-        pair: (UserId, UserId),
-        known: bool,
-        bytes: usize,
-        now_ms: u64,
-    ) -> Result<(), Wait> {
+    pub(super) fn send_to(&self, pair: (UserId, UserId), known: bool, now_ms: u64) -> Result<(), Wait> {
         let messages = if known { &self.contact } else { &self.stranger };
-        messages.take(pair, 1, now_ms)?;
-        self.inbound.take(pair.1, bytes as u64, now_ms)
+        messages.take(pair, 1, now_ms)
+    }
+
+    pub(super) fn bytes_to(&self, user: UserId, bytes: usize, now_ms: u64) -> Result<(), Wait> {
+        self.inbound.take(user, bytes as u64, now_ms)
     }
 
     pub(super) fn resolve(&self, user: UserId, now_ms: u64) -> Result<(), Wait> {
         self.resolve.take(user, 1, now_ms)
     }
 
+    /// For a user there is; one who does not exist gets no bucket.
     pub(super) fn claim(&self, pair: (UserId, UserId), now_ms: u64) -> Result<(), Wait> {
+        self.claimant.take(pair.0, 1, now_ms)?;
         self.claims.take(pair, 1, now_ms)?;
         self.claimed.take(pair.1, 1, now_ms)
     }

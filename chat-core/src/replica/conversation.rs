@@ -24,6 +24,8 @@ pub(super) struct Conversation {
     pub doubted: Option<Instant>,
     /// Claims of bundles since the last message was sealed.
     pub claims: u32,
+    /// The server slows it down: one at a time, until nothing waits.
+    pub paced: bool,
     /// Boxes that did not match the device lists since the last message was stored.
     pub mismatches: u32,
     pub last_own: Seq,

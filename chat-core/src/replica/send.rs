@@ -215,7 +215,11 @@ impl Replica {
             if matches!(conversation.wait, Wait::Until(_)) {
                 continue;
             }
+            conversation.paced &= !conversation.queue.is_empty();
             while let Some(entry) = conversation.queue.get_mut(conversation.sent) {
+                if conversation.paced && conversation.sent > 0 {
+                    break;
+                }
                 let frame = match (&mut entry.publish, entry.number) {
                     (_, Some(number)) if entry.void => ClientFrame::Void(number),
                     (Some(publish), _) => {
@@ -313,6 +317,7 @@ impl Replica {
         let Some(index) = index else { return };
         match refusal {
             Refusal::Retry(wait) | Refusal::Throttled(wait) => {
+                conversation.paced |= matches!(refusal, Refusal::Throttled(_));
                 let jitter = self.rng.below(u64::from(wait) / 2 + 1);
                 conversation.wait = Wait::Until(now.after(u64::from(wait).max(50) + jitter));
                 conversation.sent = 0;

@@ -50,10 +50,17 @@ enum Request {
 type Reply = Box<dyn FnOnce(Result<()>) + Send>;
 
 /// A read-modify-write of the key directory: it writes, unless nothing is to be written, and gives what is
-/// to be told once that is durable.
+/// to be told once everything of this wake-up is durable. An error is one of the database.
 struct Change(Box<Job>);
 
-type Job = dyn FnOnce(&Tables) -> Option<Reply> + Send;
+type Job = dyn FnOnce(&Tables) -> (Reply, Result<Wrote>) + Send;
+
+/// Whether a change wrote something.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wrote {
+    Something,
+    Nothing,
+}
 
 impl std::fmt::Debug for Change {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -125,28 +132,21 @@ impl Writer {
         change: impl FnOnce(&Tables) -> Result<(T, Option<OwnedWriteBatch>)> + Send + 'static,
     ) -> Result<T> {
         let (answer, answered) = oneshot::channel::<Result<T>>();
-        let work = move |tables: &Tables| -> Option<Reply> {
-            let written = change(tables).and_then(|(value, batch)| match batch {
+        let work = move |tables: &Tables| -> (Reply, Result<Wrote>) {
+            let (value, wrote) = match change(tables) {
                 // Seen by the changes after it at once; durable with the batch that ends this wake-up.
-                Some(batch) => {
-                    batch.durability(Some(PersistMode::Buffer)).commit().map_err(failed)?;
-                    Ok((value, true))
+                Ok((value, Some(batch))) => {
+                    let written = batch.durability(Some(PersistMode::Buffer)).commit().map_err(failed);
+                    (Ok(value), written.map(|()| Wrote::Something))
                 }
-                None => Ok((value, false)),
+                // What it found may not be durable yet: it is told no sooner than the rest.
+                Ok((value, None)) => (Ok(value), Ok(Wrote::Nothing)),
+                Err(error) => (Err(error), Ok(Wrote::Nothing)),
+            };
+            let reply: Reply = Box::new(move |synced: Result<()>| {
+                let _ = answer.send(synced.and(value));
             });
-            match written {
-                Ok((value, true)) => Some(Box::new(move |synced: Result<()>| {
-                    let _ = answer.send(synced.map(|()| value));
-                })),
-                Ok((value, false)) => {
-                    let _ = answer.send(Ok(value));
-                    None
-                }
-                Err(error) => {
-                    let _ = answer.send(Err(error));
-                    None
-                }
-            }
+            (reply, wrote)
         };
         self.requests.send(Request::Change(Change(Box::new(work)))).await.map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
@@ -216,6 +216,7 @@ impl Work {
             let mut batch = OwnedWriteBatch::with_capacity(self.tables.database.clone(), requests.len() * 8);
             let mut stop = false;
             let mut expire = Vec::new();
+            let mut broken = None;
             for request in requests.drain(..) {
                 match request {
                     Request::Commit(commits, answer) => {
@@ -231,16 +232,21 @@ impl Work {
                         effects.answers.push((answer, outcome));
                     }
                     Request::Change(change) => {
-                        if let Some(reply) = change.0(&self.tables) {
-                            effects.replies.push(reply);
-                            effects.sync = true;
+                        let (reply, wrote) = change.0(&self.tables);
+                        effects.replies.push(reply);
+                        match wrote {
+                            Ok(wrote) => effects.sync |= wrote == Wrote::Something,
+                            Err(error) => broken = Some(error),
                         }
                     }
                     Request::Expire(before_us, limit, answer) => expire.push((before_us, limit, answer)),
                     Request::Stop => stop = true,
                 }
             }
-            let written = self.write(batch, &effects);
+            let written = match broken {
+                None => self.write(batch, &effects),
+                Some(error) => Err(error),
+            };
             if let Err(error) = &written {
                 // Nothing of a failed batch counts, and an fsync is never tried again.
                 fail.send_replace(true);
@@ -317,8 +323,11 @@ impl Work {
         let mut next = vec![0; 16];
         while removed < limit {
             let Some(first) = self.tables.inbox.range(next..).next() else { break };
-            let (device, _) = keys::read_inbox(&first.key().map_err(failed)?)?;
-            removed += self.expire_of(&mut batch, &mut waiting, device, before_us, limit - removed)?;
+            let (device, oldest) = keys::read_inbox(&first.key().map_err(failed)?)?;
+            // Most inboxes hold nothing that old: a look at the oldest key says so.
+            if oldest.time_us < before_us {
+                removed += self.expire_of(&mut batch, &mut waiting, device, before_us, limit - removed)?;
+            }
             // On to the next inbox: no key of this one is above.
             next = [&device.as_bytes()[..], &[0xff; 34]].concat();
         }
