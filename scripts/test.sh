@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
 profile=${PROFILE:-sim}
+features=chat-core/sim,chat-core/conformance,chat-store/sqlite,chat-store/redis
 
 step() {
     local name=$1
@@ -17,20 +18,20 @@ step() {
 lint() {
     cargo fmt --all --check
     cargo clippy --locked --workspace --all-targets \
-        --features chat-core/sim,chat-core/conformance,chat-store/sqlite -- -D warnings
+        --features "$features" -- -D warnings
     cargo deny --locked check bans licenses sources
 }
 
 docs() {
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps \
-        --features chat-core/sim,chat-core/conformance,chat-store/sqlite
+        --features "$features"
 }
 
 # Unit tests, conformance suites and doc tests, with the binaries that the end-to-end tests start.
 unit() {
     cargo build --locked --profile "$profile" -p chat-server-ref -p chat-cli
     cargo test --locked --profile "$profile" --workspace --exclude chat-tests \
-        --features chat-core/sim,chat-core/conformance,chat-store/sqlite -- \
+        --features "$features" -- \
         --skip no_schedule_breaks_a_law --skip every_mutant_is_killed
     cargo run -q --locked --profile "$profile" -p generate-wire -- --check
 }
@@ -51,6 +52,26 @@ wasm() {
 
 outsider() {
     CARGO_TARGET_DIR=$PWD/target cargo test --locked --manifest-path tests/outsider/Cargo.toml
+}
+
+# The backends on real services, where they can be installed: the suites of the memory backends.
+services() {
+    local single=(env CHAT_SERVICES_DIR="$PWD/target/services" tests/services/services.sh)
+    local cluster=(env CHAT_SERVICES_DIR="$PWD/target/services-cluster"
+        CHAT_SERVICES_DIST="$PWD/target/services/dist" CHAT_SERVICES_NET=127.0.7 tests/services/services.sh)
+    if ! { "${single[@]}" install redis && "${single[@]}" start redis 1 && "${cluster[@]}" start redis 6; }; then
+        echo "not run: Redis cannot be installed or started here"
+        "${single[@]}" stop || true
+        return 0
+    fi
+    local outcome=0
+    CHAT_TEST_REDIS=redis://127.0.0.1:6379 \
+        CHAT_TEST_REDIS_CLUSTER=redis-cluster://127.0.7.1:6379,127.0.7.2:6379 \
+        cargo test --locked --profile "$profile" --workspace --exclude chat-tests --features "$features" \
+        --test redis -- --nocapture || outcome=$?
+    "${single[@]}" stop
+    "${cluster[@]}" stop
+    return "$outcome"
 }
 
 # One build; `--release` because the profile in fuzz/Cargo.toml says which assertions are on.
@@ -78,6 +99,7 @@ step lint lint
 step docs docs
 step wasm wasm
 step unit unit
+step services services
 step outsider outsider
 step simulate simulate
 step e2e e2e

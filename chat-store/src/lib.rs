@@ -4,9 +4,12 @@
 //! |---|---|---|
 //! | `fjall` (default) | [`EmbeddedStore`] | messages, inboxes, accounts and prekeys in one directory; one `fdatasync` a wake-up |
 //! | `sqlite` | [`SqliteStore`] | messages and inboxes in one SQLite file |
+//! | `redis` | [`redis::RedisRegistry`], [`redis::RedisPresence`] | who is connected where, and who was heard of lately |
 
 #[cfg(feature = "fjall")]
 mod embedded;
+#[cfg(feature = "redis")]
+pub mod redis;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 

@@ -1,0 +1,67 @@
+use ::redis::{Script, cmd};
+use async_trait::async_trait;
+use chat_core::backend::Presence;
+use chat_core::limits::IDLE_MS;
+use chat_core::{InstallationId, Result, UserId};
+use futures_util::future::try_join_all;
+use std::fmt;
+
+use super::link::RedisLink;
+
+/// Notes a beat and lets the key expire a second after it stops to count.
+const BEAT: &str = r"
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return 1
+";
+
+/// A [`Presence`] in Redis: a key a user, which expires by itself.
+pub struct RedisPresence {
+    link: RedisLink,
+    beat: Script,
+}
+
+impl fmt::Debug for RedisPresence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisPresence").field("link", &self.link).finish_non_exhaustive()
+    }
+}
+
+fn key(user: UserId) -> String {
+    format!("chat:{{{}}}:presence", user.to_hex())
+}
+
+impl RedisPresence {
+    /// A presence on this connection.
+    pub fn new(link: RedisLink) -> Self {
+        Self { link, beat: Script::new(BEAT) }
+    }
+
+    async fn is_present(&self, user: UserId, now_ms: u64) -> Result<bool> {
+        let mut values = cmd("HVALS");
+        values.arg(key(user));
+        let beats: Vec<u64> = self.link.run(&values).await?;
+        Ok(beats.iter().any(|beat| now_ms < beat.saturating_add(IDLE_MS)))
+    }
+}
+
+#[async_trait]
+impl Presence for RedisPresence {
+    async fn beat(&self, user: UserId, device: InstallationId, alive: bool, now_ms: u64) -> Result<()> {
+        if alive {
+            let expires = IDLE_MS / 1000 + 1;
+            let script = &self.beat;
+            return self
+                .link
+                .script::<()>(script.key(key(user)).arg(device.to_hex()).arg(now_ms).arg(expires))
+                .await;
+        }
+        let mut forget = cmd("HDEL");
+        forget.arg(key(user)).arg(device.to_hex());
+        self.link.run::<()>(&forget).await
+    }
+
+    async fn query(&self, users: &[UserId], now_ms: u64) -> Result<Vec<bool>> {
+        try_join_all(users.iter().map(|user| self.is_present(*user, now_ms))).await
+    }
+}

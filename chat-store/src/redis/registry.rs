@@ -1,0 +1,196 @@
+use std::collections::HashMap;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use ::redis::{Script, cmd};
+use async_trait::async_trait;
+use chat_core::backend::{GatewayId, Registry, Route};
+use chat_core::{DeviceAddress, DeviceId, Error, ErrorKind, InstallationId, Result, UserId};
+use dashmap::DashMap;
+use futures_util::future::{join_all, try_join_all};
+
+use super::link::RedisLink;
+
+/// Seconds that a gateway's lease lasts without being renewed.
+const LEASE_SECS: u64 = 75;
+/// How often it is renewed at most, whatever many sessions ask for it.
+const RENEW_EVERY: Duration = Duration::from_secs(10);
+/// Seconds after which a user's routes are forgotten that nobody touched.
+const ROUTES_SECS: u64 = 24 * 3600;
+
+/// Registers a route above every epoch that is known, and above the clock: so also above those that were
+/// forgotten.
+const BIND: &str = r"
+local now = redis.call('TIME')
+local epoch = now[1] * 1000000 + now[2]
+local known = redis.call('HGET', KEYS[1], ARGV[1])
+if known then
+  local other = tonumber(string.match(known, '(%d+)$'))
+  if other >= epoch then epoch = other + 1 end
+end
+epoch = string.format('%.0f', epoch)
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. ':' .. epoch)
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return epoch
+";
+
+/// Brings a forgotten route back; writes nothing while it is there.
+const RENEW: &str = r"
+local known = redis.call('HGET', KEYS[1], ARGV[1])
+if known == ARGV[2] then return 1 end
+if known and tonumber(string.match(known, '(%d+)$')) > tonumber(ARGV[3]) then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+return 1
+";
+
+/// Removes a route if it is still this one.
+const UNBIND: &str = r"
+if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
+return 1
+";
+
+/// A [`Registry`] in Redis: one script a call, in the slot of the user.
+///
+/// Gateways have leases: a heartbeat of a device renews that of its gateway, at most every ten seconds, and
+/// writes nothing of its own. What Redis forgot is brought back by the next heartbeat.
+pub struct RedisRegistry {
+    link: RedisLink,
+    leases: DashMap<GatewayId, Instant>,
+    bind: Script,
+    renew: Script,
+    unbind: Script,
+}
+
+impl fmt::Debug for RedisRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisRegistry").field("link", &self.link).finish_non_exhaustive()
+    }
+}
+
+fn key(user: UserId) -> String {
+    format!("chat:{{{}}}:routes", user.to_hex())
+}
+
+fn lease(gateway: GatewayId) -> String {
+    format!("chat:gateway:{}", gateway.0)
+}
+
+fn value(route: &Route) -> String {
+    format!("{}:{}:{}", route.device.device.get(), route.gateway.0, route.epoch)
+}
+
+fn read(user: UserId, installation: &str, value: &str) -> Option<Route> {
+    let mut parts = value.split(':');
+    let device = DeviceAddress {
+        user,
+        device: DeviceId::new(parts.next()?.parse().ok()?).ok()?,
+        installation: InstallationId::from_hex(installation).ok()?,
+    };
+    let gateway = GatewayId(parts.next()?.parse().ok()?);
+    Some(Route { device, gateway, epoch: parts.next()?.parse().ok()? })
+}
+
+impl RedisRegistry {
+    /// A registry on this connection.
+    pub fn new(link: RedisLink) -> Self {
+        Self {
+            link,
+            leases: DashMap::new(),
+            bind: Script::new(BIND),
+            renew: Script::new(RENEW),
+            unbind: Script::new(UNBIND),
+        }
+    }
+
+    async fn hold_lease(&self, gateway: GatewayId) -> Result<()> {
+        let now = Instant::now();
+        if self.leases.get(&gateway).is_some_and(|at| now.duration_since(*at) < RENEW_EVERY) {
+            return Ok(());
+        }
+        let mut set = cmd("SET");
+        set.arg(lease(gateway)).arg(1).arg("EX").arg(LEASE_SECS);
+        self.link.run::<()>(&set).await?;
+        self.leases.insert(gateway, now);
+        Ok(())
+    }
+
+    async fn routes_of(&self, user: UserId) -> Result<Vec<Route>> {
+        let mut all = cmd("HGETALL");
+        all.arg(key(user));
+        let known: HashMap<String, String> = self.link.run(&all).await?;
+        Ok(known.iter().filter_map(|(installation, value)| read(user, installation, value)).collect())
+    }
+
+    /// Which of these gateways hold their lease.
+    async fn alive(&self, routes: &[Route]) -> Result<Vec<GatewayId>> {
+        let mut gateways: Vec<GatewayId> = routes.iter().map(|route| route.gateway).collect();
+        gateways.sort_unstable();
+        gateways.dedup();
+        let held = join_all(gateways.iter().map(|gateway| async {
+            let mut exists = cmd("EXISTS");
+            exists.arg(lease(*gateway));
+            self.link.run::<bool>(&exists).await
+        }))
+        .await;
+        let mut alive = Vec::with_capacity(gateways.len());
+        for (gateway, held) in gateways.into_iter().zip(held) {
+            if held? {
+                alive.push(gateway);
+            }
+        }
+        Ok(alive)
+    }
+}
+
+#[async_trait]
+impl Registry for RedisRegistry {
+    async fn bind(&self, device: DeviceAddress, gateway: GatewayId) -> Result<u64> {
+        self.hold_lease(gateway).await?;
+        let epoch: String = self
+            .link
+            .script(
+                self.bind
+                    .key(key(device.user))
+                    .arg(device.installation.to_hex())
+                    .arg(format!("{}:{}", device.device.get(), gateway.0))
+                    .arg(ROUTES_SECS),
+            )
+            .await?;
+        epoch.parse().map_err(|_| Error::new(ErrorKind::Unavailable, "Redis answered no epoch"))
+    }
+
+    async fn renew(&self, route: Route) -> Result<()> {
+        self.hold_lease(route.gateway).await?;
+        let renewed: bool = self
+            .link
+            .script(
+                self.renew
+                    .key(key(route.device.user))
+                    .arg(route.device.installation.to_hex())
+                    .arg(value(&route))
+                    .arg(route.epoch)
+                    .arg(ROUTES_SECS),
+            )
+            .await?;
+        if renewed {
+            Ok(())
+        } else {
+            Err(Error::new(ErrorKind::Conflict, "a newer connection is registered"))
+        }
+    }
+
+    async fn unbind(&self, route: Route) -> Result<()> {
+        let device = route.device;
+        let script = &self.unbind;
+        self.link
+            .script::<()>(script.key(key(device.user)).arg(device.installation.to_hex()).arg(value(&route)))
+            .await
+    }
+
+    async fn lookup(&self, users: &[UserId]) -> Result<Vec<Route>> {
+        let routes = try_join_all(users.iter().map(|user| self.routes_of(*user))).await?.concat();
+        let alive = self.alive(&routes).await?;
+        Ok(routes.into_iter().filter(|route| alive.contains(&route.gateway)).collect())
+    }
+}
