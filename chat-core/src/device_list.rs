@@ -154,11 +154,15 @@ impl DeviceList {
             }
         }
         match (self.version, self.previous.len()) {
-            (1, 0) | (2.., 32) => Ok(()),
+            // Whoever signs a list may write any number: one that cannot be counted on from is none.
+            (1, 0) | (2..=MAX_VERSION, 32) => Ok(()),
             _ => broken("a device list names the hash of the version before"),
         }
     }
 }
+
+/// The highest version of a list.
+const MAX_VERSION: u64 = i64::MAX as u64;
 
 /// A [`DeviceList`] as its account key signed it. Holding one means that form and signature are right;
 /// whether the account key is the expected one is for the caller to compare.
@@ -280,6 +284,16 @@ mod tests {
         ] {
             assert!(sign(&DeviceList::first(user, 0, devices), &key).is_err());
         }
+    }
+
+    #[test]
+    fn a_version_that_cannot_be_counted_on_from_is_refused() {
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let v1 = sign(&DeviceList::first(UserId::from_bytes([1; 16]), 0, vec![entry(1, 1)]), &key).unwrap();
+        let next = DeviceList::next(&v1, 1, vec![entry(1, 1)]);
+        assert!(sign(&DeviceList { version: MAX_VERSION, ..next.clone() }, &key).is_ok());
+        assert!(sign(&DeviceList { version: MAX_VERSION + 1, ..next.clone() }, &key).is_err());
+        assert!(sign(&DeviceList { version: u64::MAX, ..next }, &key).is_err());
     }
 
     #[test]

@@ -9,80 +9,20 @@
 //! reads its inbox, from the oldest row, as fast as the device acknowledges. It becomes *Live* again only
 //! when a page came back empty and no push was dropped since that page was asked for. Nothing grows.
 
+mod io;
+
+pub use io::{Input, Output};
+
 use std::collections::{BTreeMap, HashMap};
 
 use crate::backend::PageLimit;
 use crate::delivery::Event;
-use crate::envelope::{AckOf, InboxRow, Place, Publish, RowContent, SendNumber};
+use crate::envelope::{AckOf, InboxRow, Place, RowContent};
 use crate::id::{ConversationId, DeviceAddress, Seq, UserId};
 use crate::limits::{GREETING_MS, HEARTBEAT_MS, IDLE_MS, PAGE_BYTES, WINDOW_BYTES, WINDOW_ROWS};
 use crate::mutant::{Mutant, Mutants};
 use crate::time::Instant;
-use crate::wire::{Ask, ClientFrame, Hello, Registration, ServerFrame, Welcome, close};
-
-/// What happens to a session.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Input {
-    /// A frame of the device.
-    Frame(ClientFrame),
-    /// The `Hello` was right.
-    Admitted(DeviceAddress, Welcome),
-    /// The `Hello` was wrong: close with this code.
-    Rejected(u16),
-    /// The device waits to be linked.
-    Linking,
-    /// What the engine says.
-    Events(Vec<Event>),
-    /// Some of what the engine said was dropped.
-    Lagged,
-    /// The page after this place, as it was asked for.
-    Page(Place, Vec<InboxRow>),
-    /// The page could not be read now.
-    PageFailed,
-    /// An answer to something this session passed on.
-    Answer(ServerFrame),
-    /// An ack was above what was given.
-    AckTooHigh,
-    /// Who is present.
-    Presence(Vec<(UserId, bool)>),
-    /// The deadline passed.
-    Tick,
-    /// The gateway drains: the device may come back after this many milliseconds.
-    Drain(u32),
-}
-
-/// What a session wants done, in order.
-#[derive(Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Output {
-    /// Send a frame.
-    Send(ServerFrame),
-    /// Check a `Hello`, bind the session, and say what came of it.
-    Authenticate(Box<Hello>),
-    /// Open an account and answer, or wait to be linked.
-    Register(Box<Registration>),
-    /// Read a page of the inbox.
-    Read(Place),
-    /// Take a publish to its shard.
-    Publish(Publish),
-    /// Take a void to its shard.
-    Void(SendNumber),
-    /// Apply acks.
-    Ack(Vec<AckOf>, u64),
-    /// Answer a question.
-    Ask(u64, Ask),
-    /// Tell the others how far this device has a conversation (`false`) or has read it (`true`).
-    Receipt(AckOf, bool),
-    /// Tell the others that this user is writing.
-    Typing(ConversationId),
-    /// Find out who of these is present.
-    Query(Vec<UserId>),
-    /// Note that the device is alive; `true`: and answer its heartbeat with the server's time.
-    Beat(bool),
-    /// Close the connection with this code. Nothing follows.
-    Close(u16),
-}
+use crate::wire::{ClientFrame, ServerFrame, Welcome, close};
 
 #[derive(Debug)]
 enum Phase {
@@ -578,7 +518,7 @@ const _: () = assert!(PageLimit::MAX.rows <= WINDOW_ROWS, "a page fits the windo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{DeviceId, InstallationId, StoreEpoch};
+    use crate::id::{DeviceId, InstallationId};
 
     fn live() -> Session {
         let device = DeviceAddress {
@@ -586,14 +526,7 @@ mod tests {
             device: DeviceId::PRIMARY,
             installation: InstallationId::from_bytes([1; 16]),
         };
-        let welcome = Welcome {
-            store_epoch: StoreEpoch::from_bytes([1; 16]),
-            server_time: 0,
-            rollback: false,
-            incarnation: 0,
-            prekeys: 0,
-            list_version: 1,
-        };
+        let welcome = Welcome::example();
         let mut session = Session::new(Instant::from_millis(0), Mutants::NONE);
         session.step(Instant::from_millis(0), Input::Admitted(device, welcome), &mut Vec::new());
         session

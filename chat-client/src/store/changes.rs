@@ -269,7 +269,7 @@ impl LocalStore {
         };
         let place = params![sender.installation.as_bytes(), id.as_bytes(), conversation.as_bytes(), content];
         let filled = self.run(
-            "UPDATE messages SET content = ?4
+            "UPDATE messages SET content = ?4, unasked = 0
              WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3 AND content IS NULL",
             place,
         )?;

@@ -195,8 +195,8 @@ impl Limits {
         }
     }
 
-    /// Whether it matters if a user wrote back.
-    pub(super) const fn tells_strangers_apart(&self) -> bool {
+    /// Whether messages from one user to another are limited.
+    pub(super) const fn paces_pairs(&self) -> bool {
         self.contact.rate.is_some() || self.stranger.rate.is_some()
     }
 

@@ -122,9 +122,8 @@ impl Replica {
             self.heard(now, sender, opened.content, out);
             return self.advance_cursor(conversation, seq);
         }
-        if let (Err(why), false) = (&opened.content, opened.known) {
-            self.unreadable(now, sender, Some((conversation, message.id)), *why, out);
-        }
+        let id = message.id;
+        let unreadable = opened.content.as_ref().err().copied().filter(|_| !opened.known);
         let shown = if opened.known {
             Change::Gap(conversation, seq, seq, crate::envelope::EmptyReason::Void)
         } else {
@@ -134,6 +133,10 @@ impl Replica {
             self.deferred.push(shown);
         } else {
             self.changes.push(shown);
+        }
+        // After the message itself: what is noted about it is noted on its row.
+        if let Some(why) = unreadable {
+            self.unreadable(now, sender, Some((conversation, id)), why, out);
         }
         self.advance_cursor(conversation, seq);
     }
@@ -191,14 +194,7 @@ mod tests {
         let now = Instant::from_millis(0);
         let mut replica = Replica::new(now, saved, 1, mutants);
         let challenge = Challenge { nonce: bytes::Bytes::new(), min_version: 1, max_version: 1 };
-        let welcome = Welcome {
-            store_epoch: StoreEpoch::from_bytes([1; 16]),
-            server_time: 0,
-            rollback: false,
-            incarnation: 1,
-            prekeys: 100,
-            list_version: 0,
-        };
+        let welcome = Welcome { incarnation: 1, ..Welcome::example() };
         let content = RowContent::Own { message_id: id, client_seq: 3, incarnation: 0 };
         let old = InboxRow { conversation, seq: 1, time_us: 1, joined: true, content };
         for input in [

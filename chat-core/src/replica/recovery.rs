@@ -87,7 +87,7 @@ impl Replica {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{DeviceAddress, DeviceId, InstallationId, StoreEpoch, UserId};
+    use crate::id::{DeviceAddress, DeviceId, InstallationId, UserId};
     use crate::mutant::Mutants;
     use crate::replica::{Input, Saved};
     use crate::wire::{Challenge, ServerFrame, Welcome};
@@ -102,14 +102,7 @@ mod tests {
         let now = Instant::from_millis(0);
         let mut replica = Replica::new(now, Saved::new(device), 1, mutants);
         let challenge = Challenge { nonce: bytes::Bytes::new(), min_version: 1, max_version: 1 };
-        let welcome = Welcome {
-            store_epoch: StoreEpoch::from_bytes([1; 16]),
-            server_time: 0,
-            rollback: true,
-            incarnation: 0,
-            prekeys: 100,
-            list_version: 1,
-        };
+        let welcome = Welcome { rollback: true, ..Welcome::example() };
         let mut out = Vec::new();
         for input in [
             Input::Flush,

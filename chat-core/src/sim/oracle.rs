@@ -119,6 +119,11 @@ impl Oracle {
 
     /// What could not be read was asked for again, and whoever still has it sent it.
     fn check_recovered(&mut self, device: &Device, restored: &HashSet<InstallationId>) {
+        let unasked = device.store.saved.unasked.len();
+        if unasked > 0 {
+            // Noted as unasked, it would be asked for again at every start.
+            self.broken("recovered", format!("{:?} has {unasked} still to ask for", device.address()));
+        }
         for (conversation, seq, what) in &device.store.shown {
             if let Shown::Unreadable(sender, id, why) = what
                 && !restored.contains(sender)

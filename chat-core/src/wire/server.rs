@@ -39,6 +39,21 @@ pub struct Welcome {
     pub list_version: u64,
 }
 
+#[cfg(test)]
+impl Welcome {
+    /// That of a server on which all is well, for tests.
+    pub(crate) fn example() -> Self {
+        Self {
+            store_epoch: StoreEpoch::from_bytes([1; 16]),
+            server_time: 0,
+            rollback: false,
+            incarnation: 0,
+            prekeys: 100,
+            list_version: 0,
+        }
+    }
+}
+
 /// A prekey bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bundle {

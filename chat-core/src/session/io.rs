@@ -1,0 +1,70 @@
+//! What goes in and comes out of a [`Session`](super::Session).
+
+use crate::delivery::Event;
+use crate::envelope::{AckOf, InboxRow, Place, Publish, SendNumber};
+use crate::id::{ConversationId, DeviceAddress, UserId};
+use crate::wire::{Ask, ClientFrame, Hello, Registration, ServerFrame, Welcome};
+
+/// What happens to a session.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Input {
+    /// A frame of the device.
+    Frame(ClientFrame),
+    /// The `Hello` was right.
+    Admitted(DeviceAddress, Welcome),
+    /// The `Hello` was wrong: close with this code.
+    Rejected(u16),
+    /// The device waits to be linked.
+    Linking,
+    /// What the engine says.
+    Events(Vec<Event>),
+    /// Some of what the engine said was dropped.
+    Lagged,
+    /// The page after this place, as it was asked for.
+    Page(Place, Vec<InboxRow>),
+    /// The page could not be read now.
+    PageFailed,
+    /// An answer to something this session passed on.
+    Answer(ServerFrame),
+    /// An ack was above what was given.
+    AckTooHigh,
+    /// Who is present.
+    Presence(Vec<(UserId, bool)>),
+    /// The deadline passed.
+    Tick,
+    /// The gateway drains: the device may come back after this many milliseconds.
+    Drain(u32),
+}
+
+/// What a session wants done, in order.
+#[derive(Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Output {
+    /// Send a frame.
+    Send(ServerFrame),
+    /// Check a `Hello`, bind the session, and say what came of it.
+    Authenticate(Box<Hello>),
+    /// Open an account and answer, or wait to be linked.
+    Register(Box<Registration>),
+    /// Read a page of the inbox.
+    Read(Place),
+    /// Take a publish to its shard.
+    Publish(Publish),
+    /// Take a void to its shard.
+    Void(SendNumber),
+    /// Apply acks.
+    Ack(Vec<AckOf>, u64),
+    /// Answer a question.
+    Ask(u64, Ask),
+    /// Tell the others how far this device has a conversation (`false`) or has read it (`true`).
+    Receipt(AckOf, bool),
+    /// Tell the others that this user is writing.
+    Typing(ConversationId),
+    /// Find out who of these is present.
+    Query(Vec<UserId>),
+    /// Note that the device is alive; `true`: and answer its heartbeat with the server's time.
+    Beat(bool),
+    /// Close the connection with this code. Nothing follows.
+    Close(u16),
+}
