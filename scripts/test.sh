@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
 profile=${PROFILE:-sim}
-features=chat-core/sim,chat-core/conformance,chat-store/sqlite,chat-store/redis
+features=chat-core/sim,chat-core/conformance,chat-store/sqlite,chat-store/redis,chat-transport/kafka
 
 step() {
     local name=$1

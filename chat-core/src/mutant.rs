@@ -26,6 +26,14 @@ pub enum Mutant {
     GenerationNotRaised,
     StaleListAccepted,
     JoinIgnored,
+    /// A record that was applied is decided again.
+    ReplayDecidesAnew,
+    /// What a later owner stored counts as found by one that is behind.
+    FoundAheadOfState,
+    /// A late write of an older state takes a newer one back.
+    OlderStateWins,
+    /// What is remembered of a shard's conversations outlives the tenure.
+    StatesOutliveTenure,
     /// What was asked for again does not fill its placeholder.
     RecoveredDropped,
 }
@@ -33,7 +41,7 @@ pub enum Mutant {
 impl Mutant {
     /// Those the simulator must kill. The others need what one process does not have (a stale cache of
     /// another gateway) or are shadowed by another rule; unit tests beside the rules kill them.
-    pub const SIMULATED: [Self; 17] = [
+    pub const SIMULATED: [Self; 21] = [
         Self::AckBeforeSync,
         Self::NoDedupe,
         Self::AnyClientSeq,
@@ -51,6 +59,10 @@ impl Mutant {
         Self::GenerationNotRaised,
         Self::JoinIgnored,
         Self::RecoveredDropped,
+        Self::ReplayDecidesAnew,
+        Self::FoundAheadOfState,
+        Self::OlderStateWins,
+        Self::StatesOutliveTenure,
     ];
 }
 

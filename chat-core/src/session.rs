@@ -391,6 +391,8 @@ impl Session {
                 }
                 Event::Ephemeral(frame) => out.push(Output::Send(frame)),
                 Event::Closed(code) => return self.close(code, 0, out),
+                // The driver passes it on as `Input::Lagged`.
+                Event::Lagged => {}
             }
         }
         if !rows.is_empty() {

@@ -45,20 +45,33 @@ fn sweep(first: u64, count: u64, options: Options) -> Result<Report, (u64, Viola
     }
 }
 
+/// Each kind of server, by what selects it for `SIM_SEED`.
+fn kinds(mutants: Mutants) -> [(&'static str, Options); 3] {
+    let options = Options { mutants, ..Options::default() };
+    [
+        ("SIM_SPLIT=0", options),
+        ("SIM_SPLIT=1", Options { split: true, ..options }),
+        ("SIM_CLUSTER=1", Options { cluster: true, ..options }),
+    ]
+}
+
 #[test]
 fn no_schedule_breaks_a_law() {
     if let Some(seed) = number("SIM_SEED") {
-        let options = Options { split: number("SIM_SPLIT") == Some(1), trace: true, ..Options::default() };
+        let options = Options {
+            split: number("SIM_SPLIT") == Some(1),
+            cluster: number("SIM_CLUSTER") == Some(1),
+            trace: true,
+            ..Options::default()
+        };
         println!("{:?}", run(seed, options));
         return;
     }
     let count = number("SIM_SCHEDULES").unwrap_or(2_000);
-    for split in [false, true] {
-        match sweep(0, count, Options { split, ..Options::default() }) {
-            Ok(report) => println!("{count} schedules, split {split}: {report:?}"),
-            Err((seed, violation)) => {
-                panic!("SIM_SEED={seed} SIM_SPLIT={} breaks a law: {violation:?}", u8::from(split))
-            }
+    for (kind, options) in kinds(Mutants::NONE) {
+        match sweep(0, count, options) {
+            Ok(report) => println!("{count} schedules, {kind}: {report:?}"),
+            Err((seed, violation)) => panic!("SIM_SEED={seed} {kind} breaks a law: {violation:?}"),
         }
     }
 }
@@ -71,19 +84,15 @@ fn every_mutant_is_killed() {
     for mutant in
         Mutant::SIMULATED.into_iter().filter(|m| only.as_ref().is_none_or(|only| *only == format!("{m:?}")))
     {
-        let kill = [false, true].iter().find_map(|split| {
-            let options = Options { mutants: Mutants::only(mutant), split: *split, trace: false };
-            sweep(0, count, options).err().map(|failure| (*split, failure))
-        });
+        let kill = kinds(Mutants::only(mutant))
+            .into_iter()
+            .find_map(|(kind, options)| sweep(0, count, options).err().map(|failure| (kind, failure)));
         match kill {
-            Some((split, (seed, violation))) => {
-                println!(
-                    "{mutant:?}: killed by seed {seed}, split {split}: {}: {}",
-                    violation.law, violation.how
-                );
+            Some((kind, (seed, violation))) => {
+                println!("{mutant:?}: killed by seed {seed}, {kind}: {}: {}", violation.law, violation.how);
             }
             None => survivors.push(mutant),
         }
     }
-    assert!(survivors.is_empty(), "these survived {count} schedules of each store: {survivors:?}");
+    assert!(survivors.is_empty(), "these survived {count} schedules of each kind: {survivors:?}");
 }

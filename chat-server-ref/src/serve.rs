@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chat_core::backend::{Backends, Transport};
 use chat_core::delivery::{EngineSettings, Rates};
-use chat_core::memory::{MemoryPresence, MemoryPush, MemoryRegistry, MemoryRouter};
+use chat_core::memory::{MemoryPresence, MemoryPush, MemoryRegistry, MemoryRouter, NoLink};
 use chat_core::{Engine, ErrorKind, WallClock};
 use chat_store::EmbeddedStore;
 use chat_transport::accept::{Upgrade, accept, busy};
@@ -76,6 +76,7 @@ async fn serve(settings: settings::Settings) -> Result<(), String> {
         keys: store.clone(),
         router: Arc::new(MemoryRouter::new(settings.shards, clock.clone())),
         registry: Arc::new(MemoryRegistry::default()),
+        link: Arc::new(NoLink),
         presence: Arc::new(MemoryPresence::default()),
         push: Arc::new(MemoryPush::default()),
         authenticator: Arc::new(Tokens::new(&settings)?),

@@ -326,13 +326,15 @@ impl Connection {
     async fn register(&mut self, registration: Registration) -> Option<Input> {
         let refused = |refusal| ServerFrame::Refused(Subject::Opening, refusal).encode();
         match registration {
-            Registration::Link { rendezvous, offer } => match self.gateway.engine.offer(rendezvous, offer) {
-                Ok(answers) => {
-                    self.link = Some(answers);
-                    return Some(Input::Linking);
+            Registration::Link { rendezvous, offer } => {
+                match self.gateway.engine.offer(rendezvous, offer).await {
+                    Ok(answers) => {
+                        self.link = Some(answers);
+                        return Some(Input::Linking);
+                    }
+                    Err(_) => self.out.push(refused(Refusal::Taken)),
                 }
-                Err(_) => self.out.push(refused(Refusal::Taken)),
-            },
+            }
             account => {
                 self.out.push(match self.gateway.engine.register(&account).await {
                     Ok(opened) => opened.encode(),

@@ -6,10 +6,14 @@
 //! | [`accept`] | the server's side of the upgrade: bounded in bytes and in time |
 //! | [`dial`] | the client's side, plain or over TLS 1.3 |
 //! | [`duplex`] | two transports joined in memory |
+//! | `kafka` (feature) | the log that orders conversations, as a Kafka topic |
+//! | `link` (feature) | from one gateway to another |
 //! | [`gateway`] | drives a [`Session`](chat_core::session::Session) over a transport: one task a connection |
 
 pub mod accept;
 pub mod dial;
 pub mod duplex;
 pub mod gateway;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod websocket;

@@ -4,15 +4,17 @@
 
 use std::path::Path;
 
+const FILES: [&str; 3] = ["chat/v1/chat.proto", "chat/v1/store.proto", "chat/v1/node.proto"];
+
 fn main() {
     let core = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let generated = core.join("src/wire/generated");
     let check = std::env::args().any(|argument| argument == "--check");
     let dir = tempfile::tempdir().unwrap();
     let out = if check { dir.path() } else { &generated };
-    let files = protox::compile(["chat/v1/chat.proto", "chat/v1/store.proto"], [core.join("proto")]).unwrap();
+    let files = protox::compile(FILES, [core.join("proto")]).unwrap();
     prost_build::Config::new().bytes(["."]).out_dir(out).compile_fds(files).unwrap();
-    for name in ["chat.v1.rs", "chat.store.v1.rs"] {
+    for name in ["chat.v1.rs", "chat.store.v1.rs", "chat.node.v1.rs"] {
         let same = std::fs::read(out.join(name)).unwrap() == std::fs::read(generated.join(name)).unwrap();
         assert!(same, "{name} is not what the protocol files say: run `make generate`");
     }

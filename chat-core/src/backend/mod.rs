@@ -3,7 +3,9 @@
 
 mod authenticator;
 mod key_directory;
+mod log_anchor;
 mod message_store;
+mod node_link;
 mod presence;
 mod push_sink;
 mod registry;
@@ -12,14 +14,16 @@ mod transport;
 
 pub use authenticator::Authenticator;
 pub use key_directory::{AccountKey, DeviceKeys, KeyDirectory, Reincarnation};
+pub use log_anchor::{LogAnchor, LogIdentity};
 pub use message_store::{
     Commit, ConversationState, DeviceRecord, Head, Member, MessageStore, PageLimit, SenderState, StoreLife,
     WantCells,
 };
+pub use node_link::{NodeLink, Told};
 pub use presence::Presence;
 pub use push_sink::PushSink;
 pub use registry::{GatewayId, Registry, Route};
-pub use router::{Command, LogPosition, Operation, Recipient, Record, Router};
+pub use router::{Command, LogPosition, Operation, Recipient, Record, Router, Taken};
 pub use transport::Transport;
 
 use std::sync::Arc;
@@ -43,6 +47,8 @@ pub struct Backends {
     pub router: Arc<dyn Router>,
     /// Who is connected where.
     pub registry: Arc<dyn Registry>,
+    /// To the other gateways.
+    pub link: Arc<dyn NodeLink>,
     /// Who was heard of lately.
     pub presence: Arc<dyn Presence>,
     /// Wakes sleeping devices.
@@ -59,6 +65,7 @@ impl Backends {
             keys: Arc::new(memory::MemoryKeys::default()),
             router: Arc::new(memory::MemoryRouter::new(4, Arc::new(memory::ManualClock::default()))),
             registry: Arc::new(memory::MemoryRegistry::default()),
+            link: Arc::new(memory::NoLink),
             presence: Arc::new(memory::MemoryPresence::default()),
             push: Arc::new(memory::MemoryPush::default()),
             authenticator: Arc::new(memory::OpenRegistration),

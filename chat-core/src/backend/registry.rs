@@ -32,6 +32,7 @@ pub struct Route {
 /// - [`unbind`](Self::unbind) removes only the very route it names (`unbind_compares`).
 /// - [`renew`](Self::renew) brings a forgotten route back (`renew_brings_a_forgotten_route_back`), but never
 ///   over a newer one (`renew_compares`).
+/// - An announced gateway is found by its id (`an_announced_gateway_has_an_address`).
 #[async_trait]
 pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// Routes a device to a gateway; gives the new connection's epoch.
@@ -51,6 +52,18 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `Unavailable` if it cannot be done now.
     async fn unbind(&self, route: Route) -> Result<()>;
+
+    /// Says where the other nodes reach a gateway; to be said again every few seconds.
+    ///
+    /// # Errors
+    /// `Unavailable` if it cannot be done now.
+    async fn announce(&self, gateway: GatewayId, address: &str) -> Result<()>;
+
+    /// Where a gateway is reached.
+    ///
+    /// # Errors
+    /// `Unavailable` if it cannot be read now.
+    async fn address(&self, gateway: GatewayId) -> Result<Option<String>>;
 
     /// The routes of users.
     ///

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use super::Route;
 use crate::envelope::{Publish, Refusal, SendNumber};
 use crate::error::Result;
 use crate::id::{ConversationId, DeviceAddress, InstallationId, UserId};
@@ -17,6 +18,7 @@ use crate::id::{ConversationId, DeviceAddress, InstallationId, UserId};
 /// - A conversation is always on the same shard (`one_shard_per_conversation`).
 /// - What was taken and not committed comes again after [`rewind`](Self::rewind) (`redelivers_until_commit`).
 /// - A full queue refuses instead of growing (`a_full_queue_refuses`).
+/// - What one owner takes in one tenure follows on without a gap (`a_tenure_has_no_gaps`).
 #[async_trait]
 pub trait Router: fmt::Debug + Send + Sync + 'static {
     /// How many shards there are.
@@ -32,7 +34,7 @@ pub trait Router: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// `Closed` when the router shuts down.
-    async fn next(&self, shard: usize) -> Result<Vec<Record>>;
+    async fn next(&self, shard: usize) -> Result<Taken>;
 
     /// Says that everything up to a position is applied.
     ///
@@ -47,11 +49,22 @@ pub trait Router: fmt::Debug + Send + Sync + 'static {
     async fn rewind(&self, shard: usize) -> Result<()>;
 }
 
+/// Records that were taken from a shard's log.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Taken {
+    /// Changes whenever somebody else may have owned the shard in between: what is remembered of its
+    /// conversations counts in the same tenure only.
+    pub tenure: u64,
+    /// The records, in order.
+    pub records: Vec<Record>,
+}
+
 /// A place in a shard's log.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 #[allow(clippy::exhaustive_structs)]
 pub struct LogPosition {
-    /// Which log.
+    /// Which log. Offsets of different logs do not compare.
     pub generation: u64,
     /// Rising in it.
     pub offset: u64,
@@ -82,6 +95,8 @@ pub struct Command {
     pub recipients: Vec<Recipient>,
     /// Why the gateway would refuse it; counts only if the message is not stored already.
     pub verdict: Option<Refusal>,
+    /// The connection that waits for the answer. Decides nothing.
+    pub reply: Option<Route>,
 }
 
 impl Command {

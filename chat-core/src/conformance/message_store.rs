@@ -93,6 +93,7 @@ impl Conversation {
             operation: Operation::Publish(publish),
             recipients: vec![recipient(alice), recipient(bob)],
             verdict: None,
+            reply: None,
         };
         let record = Record {
             position: LogPosition { generation: 1, offset: n },

@@ -16,6 +16,7 @@ pub fn registry() -> Vec<Case<dyn Registry>> {
         renew_compares,
         renew_brings_a_forgotten_route_back,
         an_unknown_user_has_no_route,
+        an_announced_gateway_has_an_address,
     ]
 }
 
@@ -85,6 +86,17 @@ async fn renew_brings_a_forgotten_route_back(routes: Routes) -> Outcome {
     equal(found(&routes, &[1]).await?, vec![route], "the route")?;
     let next = bound(&routes, device(1, 1)?, THERE).await?;
     equal(next.epoch > route.epoch, true, "the next connection's epoch is larger")
+}
+
+async fn an_announced_gateway_has_an_address(routes: Routes) -> Outcome {
+    equal(routes.address(THERE).await.map_err(failed)?, None, "before it is announced")?;
+    for address in ["127.0.0.1:1", "127.0.0.1:2"] {
+        routes.announce(THERE, address).await.map_err(failed)?;
+        equal(routes.address(THERE).await.map_err(failed)?, Some(address.to_owned()), "its address")?;
+    }
+    let route = bound(&routes, device(1, 1)?, THERE).await?;
+    equal(found(&routes, &[1]).await?, vec![route], "a route to it")?;
+    equal(routes.address(THERE).await.map_err(failed)?.is_some(), true, "binding forgets no address")
 }
 
 async fn an_unknown_user_has_no_route(routes: Routes) -> Outcome {

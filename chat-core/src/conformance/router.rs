@@ -10,7 +10,13 @@ type Log = Arc<dyn Router>;
 
 /// The cases of [`Router`].
 pub fn router() -> Vec<Case<dyn Router>> {
-    cases![fifo_per_conversation, one_shard_per_conversation, redelivers_until_commit, a_full_queue_refuses]
+    cases![
+        fifo_per_conversation,
+        one_shard_per_conversation,
+        redelivers_until_commit,
+        a_tenure_has_no_gaps,
+        a_full_queue_refuses,
+    ]
 }
 
 fn command(conversation: u8, n: u64) -> Command {
@@ -28,6 +34,7 @@ fn command(conversation: u8, n: u64) -> Command {
         }),
         recipients: Vec::new(),
         verdict: None,
+        reply: None,
     }
 }
 
@@ -35,7 +42,7 @@ fn command(conversation: u8, n: u64) -> Command {
 async fn drain(log: &Log, shard: usize, count: usize) -> Result<Vec<(ConversationId, u64)>, String> {
     let mut taken = Vec::new();
     while taken.len() < count {
-        for record in log.next(shard).await.map_err(failed)? {
+        for record in log.next(shard).await.map_err(failed)?.records {
             taken.push((record.command.conversation(), record.command.number().client_seq));
         }
     }
@@ -43,7 +50,7 @@ async fn drain(log: &Log, shard: usize, count: usize) -> Result<Vec<(Conversatio
 }
 
 async fn shard_of(log: &Log, conversation: u8) -> Result<usize, String> {
-    log.append(command(conversation, 0)).await.map_err(failed)?;
+    log.append(command(conversation, 1_000_000)).await.map_err(failed)?;
     let mut nexts: Vec<_> = (0..log.shards()).map(|shard| log.next(shard)).collect();
     std::future::poll_fn(|context| {
         for (shard, next) in nexts.iter_mut().enumerate() {
@@ -81,7 +88,7 @@ async fn redelivers_until_commit(log: Log) -> Outcome {
     let mut seen = 0;
     let mut position = None;
     while seen < 3 {
-        let records = log.next(shard).await.map_err(failed)?;
+        let records = log.next(shard).await.map_err(failed)?.records;
         seen += records.len();
         for record in records {
             if record.command.number().client_seq == 2 {
@@ -94,11 +101,29 @@ async fn redelivers_until_commit(log: Log) -> Outcome {
     equal(drain(&log, shard, 1).await?.first().map(|(_, n)| *n), Some(3), "what comes again")
 }
 
-async fn a_full_queue_refuses(log: Log) -> Outcome {
-    for n in 0..1_000_000 {
-        if let Err(error) = log.append(command(1, n)).await {
-            return equal(error.kind(), ErrorKind::Throttled, "a full queue");
+async fn a_tenure_has_no_gaps(log: Log) -> Outcome {
+    let shard = shard_of(&log, 1).await?;
+    let mut taken = Vec::new();
+    let mut tenure = None;
+    for n in 1..=50 {
+        log.append(command(1, n)).await.map_err(failed)?;
+        while taken.len() < n as usize {
+            let more = log.next(shard).await.map_err(failed)?;
+            equal(*tenure.get_or_insert(more.tenure), more.tenure, "the tenure of an only owner")?;
+            taken.extend(more.records.iter().map(|record| record.position));
+        }
+        if n % 10 == 0 {
+            log.commit(shard, *taken.last().ok_or("nothing was taken")?).await.map_err(failed)?;
         }
     }
-    Err("a million records fitted".into())
+    let rising = taken.windows(2).all(|pair| pair[0].generation == pair[1].generation && pair[0] < pair[1]);
+    equal(rising, true, "positions rise")
+}
+
+async fn a_full_queue_refuses(log: Log) -> Outcome {
+    // At once: one log is full of what nobody took, another one of what it has not written yet.
+    let appends = (1..=100_000).map(|n| log.append(command(1, n)));
+    let outcomes = futures_util::future::join_all(appends).await;
+    let refused = outcomes.into_iter().find_map(Result::err).ok_or("a hundred thousand records fitted")?;
+    equal(refused.kind(), ErrorKind::Throttled, "a full queue")
 }

@@ -118,7 +118,7 @@ impl Engine {
             verdict = verdict.or(Some(Refusal::Denied));
         }
         for audience in &publish.audience {
-            let Some(list) = self.device_list(audience.user).await? else {
+            let Some(list) = self.list_at_least(audience.user, audience.list_version).await? else {
                 verdict = verdict.or(Some(Refusal::Denied));
                 continue;
             };
@@ -141,7 +141,7 @@ impl Engine {
         if verdict.is_none() && self.full(sender, &recipients).await? {
             verdict = Some(Refusal::Quota);
         }
-        Ok(Command { sender, operation: Operation::Publish(publish), recipients, verdict })
+        Ok(Command { sender, operation: Operation::Publish(publish), recipients, verdict, reply: None })
     }
 
     /// The devices of a list that a publish is for: all, or the one of a mailbox.
@@ -166,15 +166,47 @@ impl Engine {
     }
 
     async fn is_full(&self, device: InstallationId) -> Result<bool> {
+        /// For how many milliseconds, and how many publishes, an inbox that is less than half full is not looked
+        /// at again. So many of the largest fit into the other half.
+        const ROOM: (u64, u32) = (1000, 100);
+        let now = self.now_ms();
+        if let Some(mut room) = self.room.get_mut(&device)
+            && now < room.0.saturating_add(ROOM.0)
+            && room.1 > 0
+        {
+            room.1 -= 1;
+            return Ok(false);
+        }
         let record = self.backends.store.device(device, WantCells::No).await?;
+        if record.waiting_rows < INBOX_MESSAGES / 2 && record.waiting_bytes < INBOX_BYTES / 2 {
+            if self.room.len() > 100_000 {
+                self.room.clear();
+            }
+            self.room.insert(device, (now, ROOM.1));
+        }
         Ok(record.waiting_rows >= INBOX_MESSAGES || record.waiting_bytes >= INBOX_BYTES)
     }
 
     /// The newest list of a user, from the cache if it is there.
     pub(super) async fn device_list(&self, user: UserId) -> Result<Option<Arc<SignedDeviceList>>> {
-        if let Some(list) = self.lists.get(&user) {
-            return Ok(Some(list.clone()));
+        if let Some(known) = self.lists.get(&user)
+            && self.now_ms() < known.1.saturating_add(self.settings.lists_ms)
+        {
+            return Ok(Some(known.0.clone()));
         }
+        self.read_list(user).await
+    }
+
+    /// The newest list of a user, read anew if what is cached is older than this version: the device that
+    /// names it has heard of it already.
+    async fn list_at_least(&self, user: UserId, version: u64) -> Result<Option<Arc<SignedDeviceList>>> {
+        match self.device_list(user).await? {
+            Some(list) if list.list().version < version => self.read_list(user).await,
+            list => Ok(list),
+        }
+    }
+
+    async fn read_list(&self, user: UserId) -> Result<Option<Arc<SignedDeviceList>>> {
         let before = self.lists_changed.load(Ordering::Acquire);
         let Some(list) = self.backends.keys.list(user).await? else {
             return Ok(None);
@@ -192,11 +224,12 @@ impl Engine {
 
     /// Keeps the newest list of a user; one read or put late does not shadow it.
     pub(super) fn remember(&self, list: Arc<SignedDeviceList>) -> Arc<SignedDeviceList> {
-        let mut known = self.lists.entry(list.list().user).or_insert_with(|| list.clone());
-        if known.list().version < list.list().version {
-            *known = list;
+        let now = self.now_ms();
+        let mut known = self.lists.entry(list.list().user).or_insert_with(|| (list.clone(), now));
+        if known.0.list().version <= list.list().version {
+            *known = (list, now);
         }
-        known.clone()
+        known.0.clone()
     }
 }
 

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use dashmap::DashMap;
+use futures_util::future::try_join_all;
+use parking_lot::Mutex;
 
 use super::admission::{refusal_of, refuse_now};
 use super::opening::Offer;
@@ -12,7 +14,7 @@ use super::shard::{Decision, IdKey, decide};
 use super::{Event, Hub, plan};
 use crate::backend::{
     Backends, Command, Commit, ConversationState, GatewayId, LogPosition, Operation, PageLimit, Record,
-    StoreLife,
+    Route, StoreLife, Taken, Told,
 };
 use crate::device_list::SignedDeviceList;
 use crate::envelope::{AckOf, InboxRow, Place, Publish, Refusal, SendNumber, Stored, Subject};
@@ -35,6 +37,9 @@ pub struct EngineSettings {
     pub session_queue: usize,
     /// How much one may do in a while.
     pub rates: Rates,
+    /// Milliseconds for which a device list that was read counts as the newest. For ever is right only where
+    /// no other process changes lists.
+    pub lists_ms: u64,
     /// Rules to break, in the simulator.
     pub mutants: Mutants,
 }
@@ -46,6 +51,7 @@ impl Default for EngineSettings {
             authorities: Vec::new(),
             session_queue: 64,
             rates: Rates::default(),
+            lists_ms: u64::MAX,
             mutants: Mutants::NONE,
         }
     }
@@ -68,7 +74,8 @@ pub struct Engine {
     pub(super) settings: EngineSettings,
     clock: Arc<dyn WallClock>,
     pub(super) hub: Hub,
-    pub(super) lists: DashMap<UserId, Arc<SignedDeviceList>>,
+    /// Device lists, and when each was read.
+    pub(super) lists: DashMap<UserId, (Arc<SignedDeviceList>, u64)>,
     /// Rises when what is cached of lists may be old: what was read before is not cached then.
     pub(super) lists_changed: AtomicU64,
     /// The users of conversations, for receipts and typing.
@@ -78,10 +85,14 @@ pub struct Engine {
     /// Devices that wait to be linked: rendezvous to offer and to whom the answer goes.
     pub(super) offers: DashMap<Bytes, Offer>,
     pub(super) limits: Limits,
+    /// Devices whose inbox was far from full: when that was looked at, and for how many publishes it still counts.
+    pub(super) room: DashMap<InstallationId, (u64, u32)>,
+    /// What each shard remembers of its conversations.
+    shards: Vec<Mutex<Remembered>>,
     counters: Counters,
     /// What the broken variants of the engine keep in memory only.
     #[cfg(feature = "sim")]
-    mutant_ids: parking_lot::Mutex<HashMap<IdKey, Seq>>,
+    mutant_ids: Mutex<HashMap<IdKey, Seq>>,
 }
 
 /// What an engine did since it was made.
@@ -100,6 +111,8 @@ pub struct Counters {
     pub batches: AtomicU64,
     /// Rows told to connected devices.
     pub pushed: AtomicU64,
+    /// Batches of events that went to other gateways.
+    pub forwarded: AtomicU64,
     /// Devices woken by a push service.
     pub woken: AtomicU64,
     /// Acks taken.
@@ -115,6 +128,7 @@ impl Engine {
     pub fn new(backends: Backends, settings: EngineSettings, clock: Arc<dyn WallClock>) -> Self {
         let hub = Hub::new(settings.session_queue);
         let limits = Limits::new(&settings.rates);
+        let shards = (0..backends.router.shards()).map(|_| Mutex::default()).collect();
         Self {
             backends,
             settings,
@@ -126,9 +140,11 @@ impl Engine {
             contacts: DashMap::new(),
             offers: DashMap::new(),
             limits,
+            room: DashMap::new(),
+            shards,
             counters: Counters::default(),
             #[cfg(feature = "sim")]
-            mutant_ids: parking_lot::Mutex::default(),
+            mutant_ids: Mutex::default(),
         }
     }
 
@@ -165,7 +181,7 @@ impl Engine {
         if let Err(wait) = self.pace(sender, &publish).await {
             return Some(refused(&number, Refusal::Throttled(wait)));
         }
-        match self.admit(sender, publish).await {
+        match self.admit(sender, publish).await.map(|command| self.expecting(command)) {
             Ok(command) => match refuse_now(&command) {
                 Some(refusal) => Some(refused(&number, refusal)),
                 None => match self.pace_bytes(&command) {
@@ -185,7 +201,8 @@ impl Engine {
         match self.sender_recipient(sender).await {
             Ok(own) => {
                 let operation = Operation::Void(number);
-                self.append(&number, Command { sender, operation, recipients: own, verdict: None }).await
+                let command = Command { sender, operation, recipients: own, verdict: None, reply: None };
+                self.append(&number, self.expecting(command)).await
             }
             Err(error) => Some(refused(&number, refusal_of(&error))),
         }
@@ -202,6 +219,11 @@ impl Engine {
                 installations: list.list().addresses().map(|d| d.installation).collect(),
             })
             .collect())
+    }
+
+    /// Notes which connection waits for the answer, so that it comes back even while the registry knows nothing.
+    fn expecting(&self, command: Command) -> Command {
+        Command { reply: self.hub.route(command.sender.installation), ..command }
     }
 
     async fn append(&self, number: &SendNumber, command: Command) -> Option<ServerFrame> {
@@ -227,9 +249,14 @@ impl Engine {
     /// # Errors
     /// As [`run_shard`](Self::run_shard). The batch comes again.
     pub async fn turn_shard(&self, shard: usize) -> Result<()> {
-        let records = self.backends.router.next(shard).await?;
+        let Taken { tenure, records } = self.backends.router.next(shard).await?;
         let last = records.last().map_or(LogPosition::default(), |record| record.position);
-        if let Err(error) = self.apply(records).await {
+        let mut states = self.remembered(shard, tenure);
+        let applied = self.apply(records, &mut states).await;
+        if applied.is_ok() {
+            self.remember_states(shard, tenure, states);
+        }
+        if let Err(error) = applied {
             if self.settings.mutants.has(Mutant::CommitOnStoreError) {
                 self.backends.router.commit(shard, last).await?;
             } else {
@@ -240,13 +267,34 @@ impl Engine {
         self.backends.router.commit(shard, last).await
     }
 
-    async fn apply(&self, records: Vec<Record>) -> Result<()> {
-        let mut batch = Batch::default();
+    /// The states that this shard left behind in this tenure.
+    fn remembered(&self, shard: usize, tenure: u64) -> States {
+        let Some(known) = self.shards.get(shard) else { return States::new() };
+        let known = std::mem::take(&mut *known.lock());
+        if known.tenure == tenure || self.settings.mutants.has(Mutant::StatesOutliveTenure) {
+            known.states
+        } else {
+            States::new()
+        }
+    }
+
+    fn remember_states(&self, shard: usize, tenure: u64, states: States) {
+        const MOST: usize = 10_000;
+        if let Some(known) = self.shards.get(shard)
+            && states.len() <= MOST
+        {
+            *known.lock() = Remembered { tenure, states };
+        }
+    }
+
+    async fn apply(&self, records: Vec<Record>, states: &mut States) -> Result<()> {
+        let mut batch = Batch { states: std::mem::take(states), ..Batch::default() };
+        let found = self.read_before(&mut batch.states, &records).await?;
         for record in &records {
-            self.decide(&mut batch, record).await?;
+            self.decide(&mut batch, record, &found);
         }
         if self.settings.mutants.has(Mutant::AckBeforeSync) {
-            self.deliver(std::mem::take(&mut batch.events)).await;
+            self.deliver(std::mem::take(&mut batch.events), &batch.replies).await;
         }
         let commits: Vec<Commit> = batch.order.iter().filter_map(|id| batch.commits.remove(id)).collect();
         if !commits.is_empty() {
@@ -255,25 +303,34 @@ impl Engine {
                 outcome?;
             }
         }
-        self.deliver(batch.events).await;
+        self.deliver(batch.events, &batch.replies).await;
+        *states = batch.states;
         Ok(())
     }
 
-    async fn decide(&self, batch: &mut Batch, record: &Record) -> Result<()> {
+    /// Reads what deciding needs, all at once: states that are not remembered, and the places of ids.
+    async fn read_before(&self, states: &mut States, records: &[Record]) -> Result<HashMap<IdKey, Seq>> {
+        let unknown: HashSet<ConversationId> =
+            records.iter().map(|r| r.command.conversation()).filter(|id| !states.contains_key(id)).collect();
+        let read = unknown.into_iter().map(|id| async move {
+            Ok::<_, crate::Error>((id, self.backends.store.state(id).await?.unwrap_or_default()))
+        });
+        let keys: HashSet<IdKey> = records.iter().map(id_key).collect();
+        let found = keys.into_iter().map(|key| async move { Ok((key, self.find(key).await?)) });
+        let (read, found) = futures_util::future::try_join(try_join_all(read), try_join_all(found)).await?;
+        states.extend(read);
+        Ok(found.into_iter().filter_map(|(key, seq)| Some((key, seq?))).collect())
+    }
+
+    fn decide(&self, batch: &mut Batch, record: &Record, found: &HashMap<IdKey, Seq>) {
         let command = &record.command;
         let number = *command.number();
         let sender = command.sender;
-        let key: IdKey = (number.conversation, sender.installation, number.message_id);
-        if let std::collections::hash_map::Entry::Vacant(e) = batch.states.entry(number.conversation) {
-            let state = self.backends.store.state(number.conversation).await?.unwrap_or_default();
-            e.insert(state);
-        }
-        let found = match batch.ids.get(&key) {
-            Some(seq) => Some(*seq),
-            None => self.find(key).await?,
-        };
+        let key = id_key(record);
+        let found = batch.ids.get(&key).or_else(|| found.get(&key)).copied();
+        batch.replies.extend(command.reply);
         let Some(state) = batch.states.get(&number.conversation) else {
-            return Ok(());
+            return;
         };
         match decide(state, record, found, self.settings.mutants) {
             Decision::Store(seq, commit) => {
@@ -306,7 +363,6 @@ impl Engine {
                 batch.events.push((sender, Event::Answer(refused(&number, refusal))));
             }
         }
-        Ok(())
     }
 
     async fn find(&self, key: IdKey) -> Result<Option<Seq>> {
@@ -331,27 +387,60 @@ impl Engine {
     }
 
     /// Tells connected devices, wakes the others. Nothing here may fail a message: it is stored.
-    async fn deliver(&self, events: Vec<(DeviceAddress, Event)>) {
+    ///
+    /// The registry is a hint: who is connected here is told without it, and who waits for an answer is told
+    /// where it asked from.
+    async fn deliver(&self, events: Vec<(DeviceAddress, Event)>, replies: &[Route]) {
         if events.is_empty() {
             return;
         }
         let users: HashSet<UserId> = events.iter().map(|(device, _)| device.user).collect();
         let users: Vec<UserId> = users.into_iter().collect();
-        let routes = self.backends.registry.lookup(&users).await.unwrap_or_default();
+        let mut routes = self.backends.registry.lookup(&users).await.unwrap_or_default();
+        routes.extend_from_slice(replies);
+        let devices: HashSet<InstallationId> = events.iter().map(|(device, _)| device.installation).collect();
+        routes.extend(devices.into_iter().filter_map(|device| self.hub.route(device)));
         let plan = plan(events, &routes);
         count(&self.counters.woken, plan.wake.len());
-        for (route, events) in plan.tell {
+        for (route, events) in &plan.tell {
             count(&self.counters.pushed, events.len());
             if self.settings.mutants.has(Mutant::TrimOnPush) {
-                self.trim(route.device.installation, &events).await;
-            }
-            if !self.hub.tell(route.device.installation, events) {
-                let _ = self.backends.registry.unbind(route).await;
+                self.trim(route.device.installation, events).await;
             }
         }
+        self.tell(plan.tell).await;
         if !plan.wake.is_empty() {
             let _ = self.backends.push.wake(&plan.wake).await;
         }
+    }
+
+    /// Tells sessions, wherever they are.
+    pub(super) async fn tell(&self, told: Vec<Told>) {
+        let mut elsewhere: HashMap<GatewayId, Vec<Told>> = HashMap::new();
+        let mut here = Vec::with_capacity(told.len());
+        for (route, events) in told {
+            if route.gateway == self.settings.gateway {
+                here.push((route, events));
+            } else {
+                elsewhere.entry(route.gateway).or_default().push((route, events));
+            }
+        }
+        for (gateway, told) in elsewhere {
+            count(&self.counters.forwarded, 1);
+            self.backends.link.tell(gateway, told);
+        }
+        for stale in self.told(here) {
+            let _ = self.backends.registry.unbind(stale).await;
+        }
+    }
+
+    /// Tells sessions of this process what another one sent for them; gives the connections that are not here.
+    pub fn told(&self, told: Vec<Told>) -> Vec<Route> {
+        let absent = |(route, events): Told| {
+            let here = self.hub.tell(route.device.installation, events);
+            (!here).then_some(route)
+        };
+        told.into_iter().filter_map(absent).collect()
     }
 
     async fn trim(&self, device: InstallationId, events: &[Event]) {
@@ -399,10 +488,22 @@ impl Engine {
     }
 }
 
+/// Conversations and where they stand.
+type States = HashMap<ConversationId, ConversationState>;
+
+/// What a shard remembers: its conversations as its last batch left them, good for one tenure.
+#[derive(Debug, Default)]
+struct Remembered {
+    tenure: u64,
+    states: States,
+}
+
 /// What a batch of records adds up to before it is committed.
 #[derive(Debug, Default)]
 struct Batch {
-    states: HashMap<ConversationId, ConversationState>,
+    states: States,
+    /// Connections that wait for answers.
+    replies: Vec<Route>,
     commits: HashMap<ConversationId, Commit>,
     /// Conversations in the order of their first commit.
     order: Vec<ConversationId>,
@@ -444,6 +545,11 @@ fn addresses(state: &ConversationState, command: &Command) -> HashMap<Installati
         .collect();
     known.insert(command.sender.installation, command.sender);
     known
+}
+
+fn id_key(record: &Record) -> IdKey {
+    let number = record.command.number();
+    (number.conversation, record.command.sender.installation, number.message_id)
 }
 
 fn refused(number: &SendNumber, refusal: Refusal) -> ServerFrame {

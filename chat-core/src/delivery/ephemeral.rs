@@ -38,11 +38,9 @@ impl Engine {
         }
         let others: Vec<UserId> =
             members.iter().filter(|u| own_devices || **u != from.user).copied().collect();
-        for route in self.backends.registry.lookup(&others).await.unwrap_or_default() {
-            if route.device.installation != from.installation {
-                self.hub.tell(route.device.installation, vec![Event::Ephemeral(frame.clone())]);
-            }
-        }
+        let routes = self.backends.registry.lookup(&others).await.unwrap_or_default();
+        let others = routes.into_iter().filter(|route| route.device.installation != from.installation);
+        self.tell(others.map(|route| (route, vec![Event::Ephemeral(frame.clone())])).collect()).await;
     }
 
     async fn members_of(&self, conversation: ConversationId) -> Result<Option<Arc<[UserId]>>> {

@@ -23,6 +23,8 @@ pub enum Event {
     Ephemeral(ServerFrame),
     /// A later connection of this device took over, or the device was unlinked.
     Closed(u16),
+    /// Something was dropped on the way: read the inbox.
+    Lagged,
 }
 
 /// The connections of this process, by device.
@@ -97,13 +99,15 @@ impl Hub {
         self.connections.get(&device).map(|known| known.route)
     }
 
-    /// Tells a device's session these events; `false` if it is not connected here.
+    /// Tells a device's session these events; `false` if it is not connected here. Told [`Event::Lagged`],
+    /// it reads its inbox.
     pub fn tell(&self, device: InstallationId, events: Vec<Event>) -> bool {
         let Some(connection) = self.connections.get(&device) else {
             return false;
         };
         let lossless = events.iter().any(|event| !matches!(event, Event::Ephemeral(_)));
-        if connection.queue.try_send(events).is_err() && lossless {
+        let lagged = events.iter().any(|event| matches!(event, Event::Lagged));
+        if (connection.queue.try_send(events).is_err() && lossless) || lagged {
             connection.lagged.store(true, Ordering::Release);
         }
         true

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use sha2::{Digest, Sha256};
 
 use super::Engine;
 use super::admission::refusal_of;
@@ -11,7 +12,7 @@ use crate::backend::{AccountKey, Route, WantCells};
 use crate::device_list::SignedDeviceList;
 use crate::envelope::Refusal;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{DeviceAddress, Handle, InstallationId, UserId};
+use crate::id::{DeviceAddress, DeviceId, Handle, InstallationId, UserId};
 use crate::limits::WIRE_VERSION;
 use crate::mutant::Mutant;
 use crate::signing::verify;
@@ -183,6 +184,12 @@ impl Engine {
     pub async fn beat(&self, bound: &Bound) {
         let device = bound.route.device;
         let _ = self.backends.registry.renew(bound.route).await;
+        // The word that it was unlinked may have been lost on the way from another gateway.
+        if let Ok(Some(list)) = self.device_list(device.user).await
+            && !list.list().addresses().any(|listed| listed == device)
+        {
+            self.hub.close(device.installation, close::UNAUTHORIZED);
+        }
         let _ = self.backends.presence.beat(device.user, device.installation, true, self.now_ms()).await;
     }
 
@@ -192,11 +199,20 @@ impl Engine {
         self.lists.clear();
     }
 
-    /// Puts up the offer of a device that waits to be linked; gives what its answer comes through.
+    /// Puts up the offer of a device that waits to be linked; gives what its answer comes through. Other
+    /// gateways find it by the registry, under the hash of its rendezvous.
     ///
     /// # Errors
     /// `Throttled` if too many wait, `Conflict` if the rendezvous is taken.
-    pub fn offer(&self, rendezvous: Bytes, offer: Bytes) -> Result<tokio::sync::mpsc::Receiver<Bytes>> {
+    pub async fn offer(&self, rendezvous: Bytes, offer: Bytes) -> Result<tokio::sync::mpsc::Receiver<Bytes>> {
+        let place = rendezvous_place(&rendezvous);
+        let answers = self.put_up(rendezvous, offer)?;
+        // Without the registry it is still found from this gateway.
+        let _ = self.backends.registry.bind(place, self.settings.gateway).await;
+        Ok(answers)
+    }
+
+    fn put_up(&self, rendezvous: Bytes, offer: Bytes) -> Result<tokio::sync::mpsc::Receiver<Bytes>> {
         let now = self.now_ms();
         self.offers.retain(|_, offer| {
             let waits = offer.answered.is_some() || !offer.answer.is_closed();
@@ -213,5 +229,18 @@ impl Engine {
                 Ok(answers)
             }
         }
+    }
+}
+
+/// Where the registry keeps an offer: nobody who does not know the rendezvous can look for it.
+pub(super) fn rendezvous_place(rendezvous: &[u8]) -> DeviceAddress {
+    let hash: [u8; 32] =
+        Sha256::new().chain_update(b"chat/v1/rendezvous").chain_update(rendezvous).finalize().into();
+    let mut id = [0; 16];
+    id.copy_from_slice(&hash[..16]);
+    DeviceAddress {
+        user: UserId::from_bytes(id),
+        device: DeviceId::PRIMARY,
+        installation: InstallationId::from_bytes(id),
     }
 }

@@ -4,12 +4,14 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
+
 use super::Engine;
 use super::admission::refusal_of;
 use super::hub::Event;
-use super::opening::OFFER_MS;
+use super::opening::{OFFER_MS, rendezvous_place};
 use super::rates::Wait;
-use crate::backend::{AccountKey, PageLimit, Reincarnation, WantCells};
+use crate::backend::{AccountKey, GatewayId, PageLimit, Reincarnation, WantCells};
 use crate::device_list::SignedDeviceList;
 use crate::envelope::Refusal;
 use crate::error::{Error, ErrorKind, Result};
@@ -87,28 +89,63 @@ impl Engine {
                 let wish = Reincarnation { nonce, asked, now_ms: self.now_ms() };
                 answer.incarnation = self.backends.keys.reincarnate(device.installation, wish).await?;
             }
-            Ask::Offer(rendezvous) => {
-                let now = self.now_ms();
-                let offer = self.offers.get(&rendezvous).filter(|offer| now < offer.made_ms + OFFER_MS);
-                answer.offer = offer
-                    .map(|o| o.offer.clone())
-                    .ok_or_else(|| Error::new(ErrorKind::NotFound, "no such offer"))?;
-            }
-            Ask::LinkAnswer(rendezvous, sealed) => {
-                let nobody = || Error::new(ErrorKind::NotFound, "nobody waits for it");
-                let mut offer = self.offers.get_mut(&rendezvous).ok_or_else(nobody)?;
-                match &offer.answered {
-                    Some(known) if *known == sealed => {}
-                    Some(_) => return Err(nobody()),
-                    None => {
-                        offer.answer.try_send(sealed.clone()).map_err(|_| nobody())?;
-                        offer.answered = Some(sealed);
-                    }
-                }
-            }
+            Ask::Offer(rendezvous) => answer.offer = self.find_offer(rendezvous).await?,
+            Ask::LinkAnswer(rendezvous, sealed) => self.pass_link_answer(rendezvous, sealed).await?,
             Ask::Delivered(conversation) => answer.delivered = self.delivered(device, conversation).await?,
         }
         Ok(answer)
+    }
+
+    /// The offer of a device that waits at this gateway.
+    ///
+    /// # Errors
+    /// `NotFound` if nobody waits here.
+    pub fn offer_here(&self, rendezvous: &Bytes) -> Result<Bytes> {
+        let now = self.now_ms();
+        let offer = self.offers.get(rendezvous).filter(|offer| now < offer.made_ms + OFFER_MS);
+        offer.map(|o| o.offer.clone()).ok_or_else(|| Error::new(ErrorKind::NotFound, "no such offer"))
+    }
+
+    /// Answers a device that waits at this gateway; the same again is the same answer.
+    ///
+    /// # Errors
+    /// `NotFound` if nobody waits here for it.
+    pub fn answer_offer_here(&self, rendezvous: &Bytes, sealed: Bytes) -> Result<()> {
+        let nobody = || Error::new(ErrorKind::NotFound, "nobody waits for it");
+        let mut offer = self.offers.get_mut(rendezvous).ok_or_else(nobody)?;
+        match &offer.answered {
+            Some(known) if *known == sealed => {}
+            Some(_) => return Err(nobody()),
+            None => {
+                offer.answer.try_send(sealed.clone()).map_err(|_| nobody())?;
+                offer.answered = Some(sealed);
+            }
+        }
+        Ok(())
+    }
+
+    /// The other gateway at which a device waits to be linked.
+    async fn waits_at(&self, rendezvous: &[u8]) -> Result<GatewayId> {
+        let routes = self.backends.registry.lookup(&[rendezvous_place(rendezvous).user]).await?;
+        let newest = routes.into_iter().max_by_key(|route| route.epoch).map(|route| route.gateway);
+        newest
+            .filter(|gateway| *gateway != self.settings.gateway)
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, "no such offer"))
+    }
+
+    async fn find_offer(&self, rendezvous: Bytes) -> Result<Bytes> {
+        match self.offer_here(&rendezvous) {
+            Ok(offer) => Ok(offer),
+            Err(_) => self.backends.link.offer(self.waits_at(&rendezvous).await?, rendezvous).await,
+        }
+    }
+
+    async fn pass_link_answer(&self, rendezvous: Bytes, sealed: Bytes) -> Result<()> {
+        if self.offers.contains_key(&rendezvous) {
+            return self.answer_offer_here(&rendezvous, sealed);
+        }
+        let gateway = self.waits_at(&rendezvous).await?;
+        self.backends.link.answer_offer(gateway, rendezvous, sealed).await
     }
 
     /// Tells a device that few of its prekeys are left, if it is here to hear it; else its next `Welcome` does.
@@ -140,15 +177,23 @@ impl Engine {
         }
         put?;
         let list = self.remember(Arc::new(list.clone()));
+        let listed = |device: InstallationId| list.list().addresses().any(|d| d.installation == device);
         for old in before.iter().flat_map(|before| before.list().addresses()) {
-            if !list.list().addresses().any(|d| d.installation == old.installation) {
+            if !listed(old.installation) {
                 self.hub.close(old.installation, close::UNAUTHORIZED);
             }
         }
         let changed = ServerFrame::ListChanged(user, list.list().version);
-        for own in list.list().addresses() {
-            self.hub.tell(own.installation, vec![Event::Ephemeral(changed.clone())]);
-        }
+        let routes = self.backends.registry.lookup(&[user]).await.unwrap_or_default();
+        let told = routes.into_iter().map(|route| {
+            let event = if listed(route.device.installation) {
+                Event::Ephemeral(changed.clone())
+            } else {
+                Event::Closed(close::UNAUTHORIZED)
+            };
+            (route, vec![event])
+        });
+        self.tell(told.collect()).await;
         Ok(())
     }
 

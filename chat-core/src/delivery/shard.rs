@@ -20,13 +20,21 @@ pub enum Decision {
     Refuse(Refusal),
 }
 
-/// Decides about a record. `found` is the seq at which the sender's message of this id is stored, at or
-/// below the head.
+/// Decides about a record. `found` is the seq at which the sender's message of this id is stored.
+///
+/// A record that the state has applied already changes nothing: whoever replays the log, and an owner that
+/// was replaced and goes on, decide it again in a state that is further on. For the same reason only what is
+/// stored at or below the head of *this* state counts as found.
 pub fn decide(state: &ConversationState, record: &Record, found: Option<Seq>, mutants: Mutants) -> Decision {
     let command = &*record.command;
     let number = *command.number();
     let known = state.senders.get(&command.sender.installation).copied().unwrap_or_default();
     let found = if mutants.has(Mutant::NoDedupe) { None } else { found };
+    let found = found.filter(|seq| *seq <= state.head.seq || mutants.has(Mutant::FoundAheadOfState));
+    if has_applied(state, record) && !mutants.has(Mutant::ReplayDecidesAnew) {
+        // If it was refused, the device asks again and is answered by the state as it is now.
+        return found.map_or(Decision::Refuse(Refusal::Retry(0)), |seq| Decision::Repeat(seq, None));
+    }
 
     if number.incarnation < known.incarnation && !mutants.has(Mutant::OldIncarnationAccepted) {
         return found.map_or(Decision::Refuse(Refusal::Superseded), |seq| Decision::Repeat(seq, None));
@@ -80,6 +88,12 @@ pub fn decide(state: &ConversationState, record: &Record, found: Option<Seq>, mu
     accept(state, record, command, number)
 }
 
+/// Whether a state holds what became of a record. Offsets of another log say nothing.
+fn has_applied(state: &ConversationState, record: &Record) -> bool {
+    let (at, head) = (record.position, state.head.position);
+    at.generation == head.generation && at.offset <= head.offset
+}
+
 /// Whether a sender may use a number up: where it takes part, or where nobody does yet.
 fn may_void(state: &ConversationState, sender: DeviceAddress, id: ConversationId) -> bool {
     let mut installations = state.members.iter().flat_map(|m| &m.installations);
@@ -96,8 +110,10 @@ fn may_void(state: &ConversationState, sender: DeviceAddress, id: ConversationId
     }
 }
 
+/// Every change of the state has a time of its own, which orders its writes in the store.
 fn note_sender(state: &mut ConversationState, record: &Record, number: SendNumber) {
     state.head.position = record.position;
+    state.head.time_us = record.appended_us.max(state.head.time_us + 1);
     let sender = SenderState {
         incarnation: number.incarnation,
         client_seq: number.client_seq,
@@ -121,7 +137,6 @@ fn commit(record: &Record, state: ConversationState) -> Commit {
 fn accept(state: &ConversationState, record: &Record, command: &Command, number: SendNumber) -> Decision {
     let mut next = state.clone();
     next.head.seq += 1;
-    next.head.time_us = record.appended_us.max(next.head.time_us + 1);
     note_sender(&mut next, record, number);
     let (seq, time_us) = (next.head.seq, next.head.time_us);
     let mailbox = number.conversation.kind() == Ok(ConversationKind::Mailbox);
@@ -225,6 +240,11 @@ mod tests {
         if n == 0 { MessageId::NIL } else { MessageId::from_bytes([n; 16]) }
     }
 
+    fn next_position() -> LogPosition {
+        static OFFSET: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+        LogPosition { generation: 0, offset: OFFSET.fetch_add(1, std::sync::atomic::Ordering::Relaxed) }
+    }
+
     /// A publish of Alice's device to Bob: number, id and the id before it, incarnation, list version of Bob.
     fn publish(client_seq: u64, n: u8, prev: u8, incarnation: u32, list_version: u64) -> Record {
         let number = SendNumber {
@@ -251,8 +271,9 @@ mod tests {
             operation: Operation::Publish(publish),
             recipients: vec![recipient(ALICE, 1, 1), recipient(BOB, 2, list_version)],
             verdict: None,
+            reply: None,
         };
-        let position = LogPosition { generation: 0, offset: u64::from(n) };
+        let position = next_position();
         Record { position, appended_us: 1000, command: Arc::new(command) }
     }
 
@@ -300,6 +321,19 @@ mod tests {
             decide(&state, &record, None, Mutants::NONE),
             decide(&state, &record, None, Mutants::NONE)
         );
+    }
+
+    #[test]
+    fn what_was_applied_changes_nothing_again() {
+        let (early, first) = (publish(2, 2, 1, 0, 1), publish(1, 1, 0, 0, 1));
+        let state = after(std::slice::from_ref(&first));
+        // It came before the first message and was refused then; it must not be taken now.
+        assert_eq!(refusal(decide(&state, &early, None, Mutants::NONE)), Refusal::Retry(0));
+        assert_eq!(decide(&state, &first, Some(1), Mutants::NONE), Decision::Repeat(1, None));
+        // Whoever replaced this owner is further on: that must not show.
+        let second = publish(2, 2, 1, 0, 1);
+        let alone = decide(&state, &second, None, Mutants::NONE);
+        assert_eq!(decide(&state, &second, Some(2), Mutants::NONE), alone);
     }
 
     #[test]
@@ -375,9 +409,14 @@ mod tests {
             generation: 1,
         };
         let own = Recipient { user: sender.user, list_version: 1, installations: vec![sender.installation] };
-        let command =
-            Command { sender, operation: Operation::Void(number), recipients: vec![own], verdict: None };
-        let position = LogPosition { generation: 0, offset: 99 };
+        let command = Command {
+            sender,
+            operation: Operation::Void(number),
+            recipients: vec![own],
+            verdict: None,
+            reply: None,
+        };
+        let position = next_position();
         Record { position, appended_us: 1000, command: Arc::new(command) }
     }
 

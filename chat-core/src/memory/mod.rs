@@ -1,15 +1,19 @@
 //! Backends in memory: the executable specification of each trait, and what every example runs on.
 
 mod keys;
+mod link;
 mod presence;
 mod registry;
 mod router;
 mod store;
 
 pub use keys::MemoryKeys;
+pub use link::NoLink;
 pub use presence::MemoryPresence;
 pub use registry::MemoryRegistry;
 pub use router::MemoryRouter;
+#[cfg(feature = "sim")]
+pub(crate) use store::Write;
 pub use store::{MemoryStore, Tables};
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use crate::backend::{Authenticator, PushSink};
+use crate::backend::{Authenticator, LogAnchor, LogIdentity, PushSink};
 use crate::error::Result;
 use crate::id::{DeviceAddress, Handle};
 use crate::time::WallClock;
@@ -36,6 +40,32 @@ impl ManualClock {
 impl WallClock for ManualClock {
     fn now_us(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A [`LogAnchor`] in memory.
+#[derive(Debug, Default)]
+pub struct MemoryAnchor(Mutex<Option<LogIdentity>>);
+
+#[async_trait]
+impl LogAnchor for MemoryAnchor {
+    async fn log(&self) -> Result<Option<LogIdentity>> {
+        Ok(*self.0.lock())
+    }
+
+    async fn begin_log(&self, log: LogIdentity) -> Result<LogIdentity> {
+        let mut known = self.0.lock();
+        if known.is_none_or(|known| known.generation < log.generation) {
+            *known = Some(log);
+        }
+        Ok(known.unwrap_or(log))
+    }
+
+    async fn open_log(&self, generation: u64) -> Result<()> {
+        if let Some(known) = self.0.lock().as_mut().filter(|known| known.generation == generation) {
+            known.opened = true;
+        }
+        Ok(())
     }
 }
 

@@ -10,6 +10,15 @@ use crate::id::{DeviceAddress, UserId};
 pub struct MemoryRegistry {
     routes: DashMap<UserId, Vec<Route>>,
     epochs: std::sync::atomic::AtomicU64,
+    addresses: DashMap<GatewayId, String>,
+}
+
+#[cfg(feature = "sim")]
+impl MemoryRegistry {
+    /// Forgets every route.
+    pub(crate) fn forget(&self) {
+        self.routes.clear();
+    }
 }
 
 #[async_trait]
@@ -45,6 +54,15 @@ impl Registry for MemoryRegistry {
             routes.is_empty()
         });
         Ok(())
+    }
+
+    async fn announce(&self, gateway: GatewayId, address: &str) -> Result<()> {
+        self.addresses.insert(gateway, address.to_owned());
+        Ok(())
+    }
+
+    async fn address(&self, gateway: GatewayId) -> Result<Option<String>> {
+        Ok(self.addresses.get(&gateway).map(|known| known.clone()))
     }
 
     async fn lookup(&self, users: &[UserId]) -> Result<Vec<Route>> {

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::backend::{Command, LogPosition, Record, Router};
+use crate::backend::{Command, LogPosition, Record, Router, Taken};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::ConversationId;
 use crate::time::WallClock;
@@ -23,6 +23,8 @@ const BATCH_BYTES: usize = 4 * 1024 * 1024;
 pub struct MemoryRouter {
     shards: Vec<Shard>,
     clock: Arc<dyn WallClock>,
+    /// This life of the log: offsets begin anew with the process.
+    generation: u64,
 }
 
 #[derive(Debug, Default)]
@@ -43,7 +45,8 @@ struct Log {
 impl MemoryRouter {
     /// A router of this many shards, whose records carry this clock's time.
     pub fn new(shards: usize, clock: Arc<dyn WallClock>) -> Self {
-        Self { shards: (0..shards.max(1)).map(|_| Shard::default()).collect(), clock }
+        let generation = clock.now_us();
+        Self { shards: (0..shards.max(1)).map(|_| Shard::default()).collect(), clock, generation }
     }
 
     /// The shard of a conversation.
@@ -91,7 +94,7 @@ impl Router for MemoryRouter {
             // A clock that steps back must not take the drain order with it.
             log.last_us = self.clock.now_us().max(log.last_us);
             let record = Record {
-                position: LogPosition { generation: 0, offset: log.offset },
+                position: LogPosition { generation: self.generation, offset: log.offset },
                 appended_us: log.last_us,
                 command: Arc::new(command),
             };
@@ -101,13 +104,13 @@ impl Router for MemoryRouter {
         Ok(())
     }
 
-    async fn next(&self, shard: usize) -> Result<Vec<Record>> {
+    async fn next(&self, shard: usize) -> Result<Taken> {
         let shard = self.shard(shard)?;
         loop {
             let appended = shard.appended.notified();
-            let batch = shard.log.lock().take();
-            if !batch.is_empty() {
-                return Ok(batch);
+            let records = shard.log.lock().take();
+            if !records.is_empty() {
+                return Ok(Taken { tenure: 0, records });
             }
             appended.await;
         }

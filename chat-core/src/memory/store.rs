@@ -107,9 +107,25 @@ impl Tables {
                 *known = (*known).max(generation);
             }
             Write::State(conversation, state) => {
-                self.states.insert(conversation, *state);
+                // An owner that was replaced may still write what it knew.
+                let known = self.states.get(&conversation).map_or(0, |known| known.head.time_us);
+                if state.head.time_us >= known {
+                    self.states.insert(conversation, *state);
+                }
             }
         }
+    }
+
+    /// Writes a state even if it is older than what is there.
+    #[cfg(feature = "sim")]
+    pub(crate) fn put_state(&mut self, conversation: ConversationId, state: ConversationState) {
+        self.states.insert(conversation, state);
+    }
+
+    /// Whether other bytes are written at a row's place.
+    #[cfg(feature = "sim")]
+    pub(crate) fn differs(&self, row: &InboxRow) -> bool {
+        self.history.get(&(row.conversation, row.seq)).is_some_and(|known| known != row)
     }
 
     fn head(&self, conversation: ConversationId) -> Seq {

@@ -9,24 +9,36 @@ use std::task::{Context, Poll, Waker};
 
 use super::accounts::ACCOUNTS;
 use super::store::SimStore;
-use crate::backend::{Backends, KeyDirectory};
+use crate::backend::{Backends, GatewayId, KeyDirectory, NodeLink, Registry, Router, Told};
 use crate::delivery::{Bound, Engine, EngineSettings, Rates};
 use crate::envelope::{Refusal, Subject};
 use crate::error::{ErrorKind, Result};
-use crate::memory::{
-    ManualClock, MemoryKeys, MemoryPresence, MemoryPush, MemoryRegistry, MemoryRouter, OpenRegistration,
-};
+use crate::memory::{ManualClock, MemoryKeys, MemoryPresence, MemoryPush, OpenRegistration};
 use crate::mutant::Mutants;
 use crate::session::{Input, Output, Session};
 use crate::time::Instant;
 use crate::wire::{Answer, Ask, ClientFrame, ServerFrame};
 
-/// One life of the server process.
+/// What a life of a server process begins with.
+pub(super) struct Start {
+    pub gateway: GatewayId,
+    pub store: Arc<SimStore>,
+    pub keys: Arc<MemoryKeys>,
+    pub router: Arc<dyn Router>,
+    pub registry: Arc<dyn Registry>,
+    pub link: Arc<dyn NodeLink>,
+    pub clock: Arc<ManualClock>,
+    pub session_queue: usize,
+    pub mutants: Mutants,
+}
+
+/// One life of a server process.
 pub(super) struct Gateway {
+    pub id: GatewayId,
     engine: Arc<Engine>,
     keys: Arc<MemoryKeys>,
     pub store: Arc<SimStore>,
-    shard: Pin<Box<dyn Future<Output = Result<()>>>>,
+    shards: Vec<Pin<Box<dyn Future<Output = Result<()>>>>>,
     pub connections: BTreeMap<u64, Connection>,
     mutants: Mutants,
 }
@@ -53,28 +65,28 @@ pub(super) enum Effect {
 }
 
 impl Gateway {
-    pub(super) fn start(
-        store: Arc<SimStore>,
-        keys: Arc<MemoryKeys>,
-        router: Arc<MemoryRouter>,
-        clock: Arc<ManualClock>,
-        session_queue: usize,
-        mutants: Mutants,
-    ) -> Self {
+    pub(super) fn start(start: Start) -> Self {
+        let Start { gateway, store, keys, router, registry, link, clock, session_queue, mutants } = start;
         let backends = Backends {
             store: store.clone(),
             keys: keys.clone(),
             router,
-            registry: Arc::new(MemoryRegistry::default()),
+            registry,
+            link,
             presence: Arc::new(MemoryPresence::default()),
             push: Arc::new(MemoryPush::default()),
             authenticator: Arc::new(OpenRegistration),
         };
-        let settings =
-            EngineSettings { session_queue, rates: Rates::OFF, mutants, ..EngineSettings::default() };
+        let settings = EngineSettings {
+            gateway,
+            session_queue,
+            rates: Rates::OFF,
+            mutants,
+            ..EngineSettings::default()
+        };
         let engine = Arc::new(Engine::new(backends, settings, clock));
-        let shard = Self::run_shard(engine.clone());
-        Self { engine, keys, store, shard, connections: BTreeMap::new(), mutants }
+        let shards = (0..engine.shards()).map(|shard| Self::run_shard(engine.clone(), shard)).collect();
+        Self { id: gateway, engine, keys, store, shards, connections: BTreeMap::new(), mutants }
     }
 
     /// The cluster's other gateways learn of a new list late; this one learns of it now.
@@ -82,20 +94,26 @@ impl Gateway {
         self.engine.forget_lists();
     }
 
-    fn run_shard(engine: Arc<Engine>) -> Pin<Box<dyn Future<Output = Result<()>>>> {
-        Box::pin(async move { engine.run_shard(0).await })
+    fn run_shard(engine: Arc<Engine>, shard: usize) -> Pin<Box<dyn Future<Output = Result<()>>>> {
+        Box::pin(async move { engine.run_shard(shard).await })
     }
 
-    /// Lets the shard go on until it waits for the disk or for work; `true` unless it waits for work.
+    /// Lets the shards go on until they wait for the disk or for work; `true` unless all wait for work.
     pub(super) fn work(&mut self) -> bool {
         let mut context = Context::from_waker(Waker::noop());
-        match self.shard.as_mut().poll(&mut context) {
-            Poll::Pending => self.store.is_busy(),
-            Poll::Ready(_) => {
-                self.shard = Self::run_shard(self.engine.clone());
-                true
+        let mut more = false;
+        for (shard, running) in self.shards.iter_mut().enumerate() {
+            if running.as_mut().poll(&mut context).is_ready() {
+                *running = Self::run_shard(self.engine.clone(), shard);
+                more = true;
             }
         }
+        more || self.store.is_busy()
+    }
+
+    /// Takes what another gateway sent for sessions of this one; gives the connections that are not here.
+    pub(super) fn told(&self, told: Vec<Told>) -> Vec<crate::backend::Route> {
+        self.engine.told(told)
     }
 
     pub(super) fn accept(&mut self, id: u64, now: Instant) {
@@ -214,6 +232,9 @@ impl Gateway {
                     None
                 }
                 Output::Beat(true) => {
+                    if let Some(bound) = &connection.bound {
+                        ready(engine.beat(bound));
+                    }
                     effects.push(Effect::Send(ServerFrame::HeartbeatReply(engine.now_ms())));
                     None
                 }

@@ -11,6 +11,7 @@
 //! ```
 
 mod accounts;
+mod cluster;
 mod device;
 mod gateway;
 mod oracle;
@@ -29,13 +30,16 @@ pub struct Options {
     pub mutants: Mutants,
     /// Apply commits row by row, stopping anywhere, under a log that outlives the server process.
     pub split: bool,
+    /// Three server processes over one log, whose two shards move between them, and a store they share.
+    /// Implies `split`.
+    pub cluster: bool,
     /// Print every event.
     pub trace: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { mutants: Mutants::NONE, split: false, trace: false }
+        Self { mutants: Mutants::NONE, split: false, cluster: false, trace: false }
     }
 }
 
@@ -49,6 +53,8 @@ pub struct Report {
     pub acked: u64,
     /// Crashes of the server.
     pub server_crashes: u64,
+    /// Shards that were given to another process.
+    pub moves: u64,
     /// Crashes of devices.
     pub device_crashes: u64,
     /// Devices restored from a backup.
@@ -63,6 +69,7 @@ impl Report {
         self.sent += other.sent;
         self.acked += other.acked;
         self.server_crashes += other.server_crashes;
+        self.moves += other.moves;
         self.device_crashes += other.device_crashes;
         self.restores += other.restores;
         self.events += other.events;

@@ -12,7 +12,7 @@ use crate::memory::Tables;
 /// A law that was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// Which: `lost`, `twice`, `order`, `ghost`, `ack`, `keys`, `unreadable`, `recovered` or `stuck`.
+    /// Which: `lost`, `twice`, `order`, `ghost`, `ack`, `keys`, `differs`, `unreadable`, `recovered` or `stuck`.
     pub law: &'static str,
     /// How.
     pub how: String,
@@ -217,6 +217,8 @@ fn is_for(row: &InboxRow, device: DeviceAddress) -> bool {
 pub(super) struct KeyUse {
     used: HashMap<(u64, u64), (MessageId, InstallationId)>,
     twice: Option<String>,
+    /// A row that was written again with other bytes.
+    pub differing: Option<String>,
 }
 
 impl KeyUse {
@@ -239,6 +241,9 @@ impl KeyUse {
     pub(super) fn check(&self, oracle: &mut Oracle) {
         if let Some(how) = &self.twice {
             oracle.broken("keys", how.clone());
+        }
+        if let Some(how) = &self.differing {
+            oracle.broken("differs", how.clone());
         }
     }
 }

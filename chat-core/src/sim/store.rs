@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use async_trait::async_trait;
@@ -17,7 +17,7 @@ use crate::backend::{
 use crate::envelope::{AckOf, Durability, InboxRow, Place};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ConversationId, InstallationId, MessageId, Seq, StoreEpoch};
-use crate::memory::Tables;
+use crate::memory::{Tables, Write};
 use crate::mutant::{Mutant, Mutants};
 use crate::rng::Rng;
 
@@ -40,7 +40,7 @@ pub(super) struct SimStore {
     rng: Mutex<Rng>,
     faults: Mutex<StoreFaults>,
     keys: Arc<Mutex<KeyUse>>,
-    busy: AtomicBool,
+    busy: AtomicUsize,
 }
 
 impl SimStore {
@@ -50,13 +50,34 @@ impl SimStore {
         seed: u64,
         faults: StoreFaults,
     ) -> Self {
-        let busy = AtomicBool::new(false);
+        let busy = AtomicUsize::new(0);
         Self { tables, rng: Mutex::new(Rng::new(seed)), faults: Mutex::new(faults), keys, busy }
     }
 
     /// Whether a commit waits for the disk.
     pub(super) fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::Relaxed)
+        self.busy.load(Ordering::Relaxed) > 0
+    }
+
+    fn apply(&self, writes: Vec<Write>) {
+        let mut tables = self.tables.lock();
+        for write in writes {
+            match write {
+                Write::State(conversation, state)
+                    if self.faults.lock().mutants.has(Mutant::OlderStateWins) =>
+                {
+                    tables.put_state(conversation, *state);
+                }
+                write => {
+                    if let Write::History(row) = &write
+                        && tables.differs(row)
+                    {
+                        self.keys.lock().differing.get_or_insert(format!("{row:?}"));
+                    }
+                    tables.apply(write);
+                }
+            }
+        }
     }
 
     pub(super) fn heal(&self) {
@@ -113,16 +134,15 @@ impl MessageStore for SimStore {
             }
             let early = if faults.split { (cut % (writes.len() as u64 + 1)) as usize } else { 0 };
             let late = writes.split_off(early);
-            writes.into_iter().for_each(|write| self.tables.lock().apply(write));
-            self.busy.store(true, Ordering::Relaxed);
+            self.apply(writes);
+            self.busy.fetch_add(1, Ordering::Relaxed);
             Busy(false).await;
-            self.busy.store(false, Ordering::Relaxed);
+            self.busy.fetch_sub(1, Ordering::Relaxed);
             if before {
                 outcomes.push(Err(unknown()));
                 continue;
             }
-            let mut tables = self.tables.lock();
-            late.into_iter().for_each(|write| tables.apply(write));
+            self.apply(late);
             self.keys.lock().note(&whole);
             outcomes.push(if after { Err(unknown()) } else { Ok(()) });
         }

@@ -1,5 +1,6 @@
 //! Time, network, crashes and users.
 
+mod cluster;
 mod network;
 mod server;
 
@@ -10,15 +11,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use self::cluster::{Cluster, SERVERS};
 use super::accounts::ACCOUNTS;
 use super::device::Device;
 use super::gateway::{Gateway, ready};
 use super::oracle::{KeyUse, Oracle, Violation};
 use super::store::StoreFaults;
 use super::{Options, Report};
-use crate::backend::{AccountKey, KeyDirectory, MessageStore};
+use crate::backend::{AccountKey, GatewayId, KeyDirectory, MessageStore, Told};
 use crate::id::{ConversationKind, MessageId};
-use crate::memory::{ManualClock, MemoryKeys, MemoryRouter, Tables};
+use crate::memory::{ManualClock, MemoryKeys, MemoryRegistry, MemoryRouter, Tables};
 use crate::replica::{Draft, Input, Output, To};
 use crate::rng::Rng;
 use crate::session;
@@ -46,9 +48,23 @@ enum Event {
     Restore(usize),
     /// Retention removes what has waited for so many milliseconds.
     Sweep(u64),
-    StartServer,
-    CrashServer,
-    Work,
+    StartServer(usize),
+    CrashServer(usize),
+    /// A process is stopped for so many milliseconds.
+    Stop(usize, u64),
+    /// The shards of a process go on.
+    Work(usize),
+    /// A shard is given to another process.
+    Move(usize),
+    /// A process learns that a shard is its own, or no longer.
+    Assigned(usize, usize),
+    Revoked(usize, usize),
+    /// Shards of the dead go to others.
+    Rebalance,
+    /// The registry loses everything.
+    Forget,
+    /// What one gateway told another arrives.
+    Told(GatewayId, Vec<Told>),
     /// A session looks at what the engine told it.
     Pump(u64),
     GatewayTimer(u64),
@@ -71,6 +87,7 @@ struct Network {
 #[derive(Debug)]
 struct Pipe {
     device: usize,
+    server: usize,
     /// When the last frame arrives, in each direction.
     last: [u64; 2],
 }
@@ -86,7 +103,11 @@ pub(super) struct World {
     network: Network,
     partition: Option<(u64, u64)>,
     devices: Vec<Device>,
-    gateway: Option<Gateway>,
+    servers: Vec<Option<Gateway>>,
+    /// Server processes started so far.
+    lives: u64,
+    cluster: Cluster,
+    registry: Arc<MemoryRegistry>,
     tables: Arc<Mutex<Tables>>,
     keys: Arc<MemoryKeys>,
     clock: Arc<ManualClock>,
@@ -131,7 +152,7 @@ impl World {
         };
         let faulty_store = rng.chance(40);
         let faults = StoreFaults {
-            split: options.split,
+            split: options.split || options.cluster,
             error_before: if faulty_store { rng.below(15) } else { 0 },
             error_after: if faulty_store { rng.below(15) } else { 0 },
             mutants: options.mutants,
@@ -139,6 +160,7 @@ impl World {
         let start = rng.below(HEAL_MS / 2);
         let partition = rng.chance(40).then(|| (start, start + rng.below(HEAL_MS / 2)));
         let device_crash = if rng.chance(50) { rng.below(30) } else { 0 };
+        let servers = if options.cluster { SERVERS } else { 1 };
         let session_queue = [1, 2, 64][rng.below(3) as usize];
         Self {
             now: 0,
@@ -151,7 +173,15 @@ impl World {
             network,
             partition,
             devices,
-            gateway: None,
+            servers: (0..servers).map(|_| None).collect(),
+            lives: 0,
+            cluster: Cluster {
+                routers: (0..servers).map(|_| None).collect(),
+                stopped: vec![0; servers],
+                last_told: vec![0; servers],
+                ..Cluster::default()
+            },
+            registry: Arc::default(),
             tables: Arc::default(),
             keys,
             router: Arc::new(MemoryRouter::new(1, clock.clone())),
@@ -204,7 +234,12 @@ impl World {
 
     /// Draws everything that is to happen.
     fn plan(&mut self) {
-        self.at(0, Event::StartServer);
+        for server in 0..self.servers.len() {
+            self.at(0, Event::StartServer(server));
+        }
+        if self.options.cluster {
+            self.plan_cluster();
+        }
         let mut bursts = Vec::new();
         for device in 0..self.devices.len() {
             let mut start = self.rng.below(HEAL_MS / 4);
@@ -233,7 +268,8 @@ impl World {
         }
         for _ in 0..self.rng.below(5) {
             let at = self.rng.below(HEAL_MS);
-            self.at(at, Event::CrashServer);
+            let server = self.rng.below(self.servers.len() as u64) as usize;
+            self.at(at, Event::CrashServer(server));
         }
         if self.rng.chance(15) {
             let (at, age) = (self.rng.below(HEAL_MS), self.rng.below(HEAL_MS / 4));
@@ -260,9 +296,12 @@ impl World {
         self.partition = None;
         self.network = Network { fifo: true, loss: 0, duplication: 0, delay: 20 };
         (self.faults.error_before, self.faults.error_after, self.device_crash) = (0, 0, 0);
-        match &self.gateway {
-            Some(gateway) => gateway.store.heal(),
-            None => self.at(HEAL_MS, Event::StartServer),
+        self.cluster.stopped.fill(0);
+        for server in 0..self.servers.len() {
+            match &self.servers[server] {
+                Some(gateway) => gateway.store.heal(),
+                None => self.at(HEAL_MS, Event::StartServer(server)),
+            }
         }
         for device in 0..self.devices.len() {
             if self.devices[device].replica.is_none() {
@@ -273,16 +312,18 @@ impl World {
 
     /// Nothing is left to do but heartbeats.
     fn at_rest(&self) -> bool {
-        let Some(gateway) = &self.gateway else {
-            return false;
-        };
-        self.devices.iter().all(|device| {
-            let live = device.replica.as_ref().is_some_and(|r| r.is_live() && r.outbox_len() == 0);
-            let served = device.connection.is_some_and(|id| gateway.is_live(id));
-            let record =
-                self.tables.lock().device(device.address().installation, crate::backend::WantCells::No);
-            live && served && record.waiting_rows == 0
-        })
+        let quiet = self.servers.iter().all(Option::is_some) && self.cluster.log.lock().is_applied();
+        quiet
+            && self.devices.iter().all(|device| {
+                let live = device.replica.as_ref().is_some_and(|r| r.is_live() && r.outbox_len() == 0);
+                let served = device.connection.is_some_and(|id| {
+                    let server = self.pipes.get(&id).and_then(|pipe| self.servers[pipe.server].as_ref());
+                    server.is_some_and(|gateway| gateway.is_live(id))
+                });
+                let record =
+                    self.tables.lock().device(device.address().installation, crate::backend::WantCells::No);
+                live && served && record.waiting_rows == 0
+            })
     }
 
     fn at(&mut self, at: u64, event: Event) {
@@ -304,7 +345,22 @@ impl World {
         Instant::from_millis(self.now)
     }
 
+    /// Which process an event is for.
+    fn server_of(&self, event: &Event) -> Option<usize> {
+        match event {
+            Event::Work(server) | Event::Assigned(server, _) | Event::Revoked(server, _) => Some(*server),
+            Event::Told(gateway, _) => Some(gateway.0 as usize % SERVERS),
+            Event::Pump(id) | Event::GatewayTimer(id) | Event::ToServer(id, _) => {
+                self.pipes.get(id).map(|pipe| pipe.server)
+            }
+            _ => None,
+        }
+    }
+
     fn happen(&mut self, event: Event) {
+        if let Some(until) = self.server_of(&event).and_then(|server| self.stopped_until(server)) {
+            return self.at(until, event);
+        }
         match event {
             Event::Send(device) => self.user_sends(device),
             Event::Read(device) => self.user_reads(device),
@@ -341,32 +397,42 @@ impl World {
             }
             Event::Sweep(age) => {
                 let before_us = self.clock.now_us().saturating_sub(age * 1000);
-                if let Some(gateway) = &self.gateway {
+                if let Some(gateway) = self.servers.iter().flatten().next() {
                     let _ = ready(gateway.store.expire(before_us, usize::MAX));
                     self.oracle.swept_us = self.oracle.swept_us.max(before_us);
                 }
             }
-            Event::StartServer => self.start_server(),
-            Event::CrashServer => {
-                if self.gateway.take().is_some() {
+            Event::StartServer(server) => self.start_server(server),
+            Event::Stop(server, length) => self.stop_server(server, length),
+            Event::Move(shard) => self.move_shard(shard),
+            Event::Assigned(server, shard) => self.assigned(server, shard),
+            Event::Revoked(server, shard) => self.revoked(server, shard),
+            Event::Rebalance => self.rebalance(),
+            Event::Forget => self.registry.forget(),
+            Event::Told(gateway, told) => self.told(gateway, told),
+            Event::CrashServer(server) => {
+                if self.servers[server].take().is_some() {
                     self.report.server_crashes += 1;
-                    let pipes: Vec<u64> = self.pipes.keys().copied().collect();
+                    let pipes = self.pipes.iter().filter(|(_, pipe)| pipe.server == server);
+                    let pipes: Vec<u64> = pipes.map(|(id, _)| *id).collect();
                     for pipe in pipes {
                         self.soon(200, Event::Broken(pipe));
                     }
-                    self.soon(5000, Event::StartServer);
+                    self.cluster.routers[server] = None;
+                    self.soon(5000, Event::StartServer(server));
                 }
             }
-            Event::Work => {
-                if let Some(gateway) = &mut self.gateway {
+            Event::Work(server) => {
+                if let Some(gateway) = &mut self.servers[server] {
                     let more = gateway.work();
                     let connections: Vec<u64> = gateway.connections.keys().copied().collect();
                     for id in connections {
                         self.soon(10, Event::Pump(id));
                     }
                     if more {
-                        self.soon(30, Event::Work);
+                        self.soon(30, Event::Work(server));
                     }
+                    self.carry();
                 }
             }
             Event::Pump(id) => {
@@ -375,7 +441,8 @@ impl World {
             }
             Event::GatewayTimer(id) => {
                 let now = self.time();
-                let due = self.gateway.as_ref().and_then(|g| g.deadline(id)).is_some_and(|at| now >= at);
+                let server = self.pipes.get(&id).and_then(|pipe| self.servers[pipe.server].as_ref());
+                let due = server.and_then(|gateway| gateway.deadline(id)).is_some_and(|at| now >= at);
                 if due {
                     self.with_gateway(id, |gateway, effects| {
                         gateway.step(id, now, session::Input::Tick, effects);

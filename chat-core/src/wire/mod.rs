@@ -4,6 +4,7 @@
 //! every size once, at the edge, and give domain types; bodies and boxes stay the bytes they came in.
 
 mod client;
+pub mod node;
 mod row;
 mod server;
 pub mod state;
@@ -24,6 +25,10 @@ pub(crate) mod proto {
 
     pub(crate) mod store {
         include!("generated/chat.store.v1.rs");
+    }
+
+    pub(crate) mod node {
+        include!("generated/chat.node.v1.rs");
     }
 }
 

@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | `chat:{user}:routes` | hash, installation to `device:gateway:epoch` | a day after the last change |
 //! | `chat:{user}:presence` | hash, installation to milliseconds of the last beat | 76 s |
-//! | `chat:gateway:{id}` | the lease of a gateway: without it its routes are not found | 75 s |
+//! | `chat:gateway:{id}` | the lease of a gateway, with its address: without it its routes are not found | 75 s |
 //!
 //! Everything of a user lies in one slot of a Cluster, so each script touches one node.
 

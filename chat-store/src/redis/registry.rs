@@ -15,6 +15,8 @@ use super::link::RedisLink;
 const LEASE_SECS: u64 = 75;
 /// How often it is renewed at most, whatever many sessions ask for it.
 const RENEW_EVERY: Duration = Duration::from_secs(10);
+/// How long a gateway that held its lease counts as alive without being asked again.
+const SEEN_FOR: Duration = Duration::from_secs(1);
 /// Seconds after which a user's routes are forgotten that nobody touched.
 const ROUTES_SECS: u64 = 24 * 3600;
 
@@ -52,11 +54,14 @@ return 1
 
 /// A [`Registry`] in Redis: one script a call, in the slot of the user.
 ///
-/// Gateways have leases: a heartbeat of a device renews that of its gateway, at most every ten seconds, and
+/// Gateways have leases, which also say where they are reached: a heartbeat of a device renews that of its gateway, at most every ten seconds, and
 /// writes nothing of its own. What Redis forgot is brought back by the next heartbeat.
 pub struct RedisRegistry {
     link: RedisLink,
-    leases: DashMap<GatewayId, Instant>,
+    /// When the lease of each gateway of this process was renewed last, and where it is reached.
+    leases: DashMap<GatewayId, (Instant, String)>,
+    /// Gateways that held their lease when it was looked at.
+    seen: DashMap<GatewayId, Instant>,
     bind: Script,
     renew: Script,
     unbind: Script,
@@ -97,6 +102,7 @@ impl RedisRegistry {
         Self {
             link,
             leases: DashMap::new(),
+            seen: DashMap::new(),
             bind: Script::new(BIND),
             renew: Script::new(RENEW),
             unbind: Script::new(UNBIND),
@@ -104,14 +110,18 @@ impl RedisRegistry {
     }
 
     async fn hold_lease(&self, gateway: GatewayId) -> Result<()> {
-        let now = Instant::now();
-        if self.leases.get(&gateway).is_some_and(|at| now.duration_since(*at) < RENEW_EVERY) {
+        let known = self.leases.get(&gateway).map(|lease| lease.clone());
+        if known.as_ref().is_some_and(|(at, _)| at.elapsed() < RENEW_EVERY) {
             return Ok(());
         }
+        self.take_lease(gateway, known.map(|(_, address)| address).unwrap_or_default()).await
+    }
+
+    async fn take_lease(&self, gateway: GatewayId, address: String) -> Result<()> {
         let mut set = cmd("SET");
-        set.arg(lease(gateway)).arg(1).arg("EX").arg(LEASE_SECS);
+        set.arg(lease(gateway)).arg(&address).arg("EX").arg(LEASE_SECS);
         self.link.run::<()>(&set).await?;
-        self.leases.insert(gateway, now);
+        self.leases.insert(gateway, (Instant::now(), address));
         Ok(())
     }
 
@@ -127,15 +137,19 @@ impl RedisRegistry {
         let mut gateways: Vec<GatewayId> = routes.iter().map(|route| route.gateway).collect();
         gateways.sort_unstable();
         gateways.dedup();
+        let now = Instant::now();
+        let fresh =
+            |gateway: &GatewayId| self.seen.get(gateway).is_some_and(|at| now.duration_since(*at) < SEEN_FOR);
+        let (mut alive, gateways): (Vec<_>, Vec<_>) = gateways.into_iter().partition(fresh);
         let held = join_all(gateways.iter().map(|gateway| async {
             let mut exists = cmd("EXISTS");
             exists.arg(lease(*gateway));
             self.link.run::<bool>(&exists).await
         }))
         .await;
-        let mut alive = Vec::with_capacity(gateways.len());
         for (gateway, held) in gateways.into_iter().zip(held) {
             if held? {
+                self.seen.insert(gateway, now);
                 alive.push(gateway);
             }
         }
@@ -186,6 +200,17 @@ impl Registry for RedisRegistry {
         self.link
             .script::<()>(script.key(key(device.user)).arg(device.installation.to_hex()).arg(value(&route)))
             .await
+    }
+
+    async fn announce(&self, gateway: GatewayId, address: &str) -> Result<()> {
+        self.take_lease(gateway, address.to_owned()).await
+    }
+
+    async fn address(&self, gateway: GatewayId) -> Result<Option<String>> {
+        let mut get = cmd("GET");
+        get.arg(lease(gateway));
+        let address: Option<String> = self.link.run(&get).await?;
+        Ok(address.filter(|address| !address.is_empty()))
     }
 
     async fn lookup(&self, users: &[UserId]) -> Result<Vec<Route>> {

@@ -15,13 +15,14 @@ impl World {
         if self.devices[device].life != life {
             return;
         }
-        if self.partitioned() || self.gateway.is_none() {
+        let server = self.rng.below(self.servers.len() as u64) as usize;
+        if self.partitioned() || self.servers[server].is_none() {
             return self.device_step(device, Input::Disconnected);
         }
         let now = self.time();
-        self.pipes.insert(id, Pipe { device, last: [self.now; 2] });
+        self.pipes.insert(id, Pipe { device, server, last: [self.now; 2] });
         self.devices[device].connection = Some(id);
-        if let Some(gateway) = &mut self.gateway {
+        if let Some(gateway) = &mut self.servers[server] {
             gateway.accept(id, now);
         }
         self.device_step(device, Input::Connected);
@@ -77,7 +78,7 @@ impl World {
         let Some((id, pipe)) = id.and_then(|id| self.pipes.remove(&id).map(|pipe| (id, pipe))) else {
             return;
         };
-        if let Some(gateway) = &mut self.gateway {
+        if let Some(gateway) = &mut self.servers[pipe.server] {
             gateway.drop_connection(id);
         }
         if self.devices[pipe.device].connection == Some(id) {

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use super::super::accounts::ACCOUNTS;
-use super::super::gateway::{Effect, Gateway, ready};
+use super::super::cluster::{SimLink, SimRouter};
+use super::super::gateway::{Effect, Gateway, Start, ready};
 use super::super::store::SimStore;
 use super::{Event, World};
-use crate::backend::{AccountKey, KeyDirectory, Router};
-use crate::memory::MemoryRouter;
+use crate::backend::{AccountKey, GatewayId, KeyDirectory, NodeLink, Router};
+use crate::memory::{MemoryRegistry, MemoryRouter, NoLink};
 use crate::wire::ClientFrame;
 
 impl World {
@@ -17,29 +18,50 @@ impl World {
             return;
         };
         let _ = ready(self.keys.put_list(&account.lists[1], AccountKey::Same));
-        if let Some(gateway) = &self.gateway {
+        for gateway in self.servers.iter().flatten() {
             gateway.forget_lists();
         }
     }
 
-    pub(super) fn start_server(&mut self) {
-        if self.gateway.is_some() {
+    pub(super) fn start_server(&mut self, server: usize) {
+        if self.servers[server].is_some() {
             return;
         }
         let seed = self.rng.next_u64();
+        self.lives += 1;
         let store = Arc::new(SimStore::new(self.tables.clone(), self.keys_used.clone(), seed, self.faults));
-        let (keys, clock) = (self.keys.clone(), self.clock.clone());
+        let (router, link) = self.carriers(server);
+        self.servers[server] = Some(Gateway::start(Start {
+            gateway: GatewayId(self.lives * self.servers.len() as u64 + server as u64),
+            store,
+            keys: self.keys.clone(),
+            router,
+            registry: self.registry.clone(),
+            link,
+            clock: self.clock.clone(),
+            session_queue: self.session_queue,
+            mutants: self.options.mutants,
+        }));
+        self.soon(30, Event::Work(server));
+    }
+
+    /// The router and the link that a life of a server process begins with.
+    fn carriers(&mut self, server: usize) -> (Arc<dyn Router>, Arc<dyn NodeLink>) {
+        if self.options.cluster {
+            let router = Arc::new(SimRouter::new(self.cluster.log.clone(), self.clock.clone()));
+            self.cluster.routers[server] = Some(router.clone());
+            return (router, Arc::new(SimLink(self.cluster.carried.clone())));
+        }
+        self.registry = Arc::new(MemoryRegistry::default());
         if !self.options.split {
             // One process: the log dies with it, and commits are atomic.
-            self.router = Arc::new(MemoryRouter::new(1, clock.clone()));
+            self.router = Arc::new(MemoryRouter::new(1, self.clock.clone()));
         }
         // Else the log outlives the process, and what was not committed comes again: that is what lets a
         // store apply commits in pieces.
         let router = self.router.clone();
         let _ = ready(router.rewind(0));
-        self.gateway =
-            Some(Gateway::start(store, keys, router, clock, self.session_queue, self.options.mutants));
-        self.soon(30, Event::Work);
+        (router, Arc::new(NoLink))
     }
 
     pub(super) fn deliver_to_server(&mut self, id: u64, frame: ClientFrame) {
@@ -49,7 +71,8 @@ impl World {
 
     pub(super) fn with_gateway(&mut self, id: u64, act: impl FnOnce(&mut Gateway, &mut Vec<Effect>)) {
         let mut effects = Vec::new();
-        let Some(gateway) = &mut self.gateway else { return };
+        let Some(server) = self.pipes.get(&id).map(|pipe| pipe.server) else { return };
+        let Some(gateway) = &mut self.servers[server] else { return };
         if !gateway.connections.contains_key(&id) {
             return;
         }
@@ -57,15 +80,18 @@ impl World {
         for effect in effects {
             match effect {
                 Effect::Send(frame) => self.transmit(id, 1, Event::ToDevice(id, frame)),
-                Effect::Work => self.soon(20, Event::Work),
+                // Whoever owns the shard.
+                Effect::Work => (0..self.servers.len()).for_each(|one| self.soon(20, Event::Work(one))),
                 Effect::Close => self.soon(100, Event::Broken(id)),
             }
         }
+        self.carry();
         self.arm_gateway(id);
     }
 
     pub(super) fn arm_gateway(&mut self, id: u64) {
-        if let Some(at) = self.gateway.as_ref().and_then(|gateway| gateway.deadline(id)) {
+        let server = self.pipes.get(&id).and_then(|pipe| self.servers[pipe.server].as_ref());
+        if let Some(at) = server.and_then(|gateway| gateway.deadline(id)) {
             self.at(at.as_millis().max(self.now + 1), Event::GatewayTimer(id));
         }
     }

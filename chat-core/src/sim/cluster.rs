@@ -1,0 +1,160 @@
+//! What several server processes share: a log whose shards move between them, and the link between gateways.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::backend::{Command, GatewayId, LogPosition, NodeLink, Record, Router, Taken, Told};
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::{ManualClock, NoLink};
+use crate::time::WallClock;
+
+/// Shards of the log.
+pub(super) const SHARDS: usize = 2;
+
+/// A log that outlives every process.
+#[derive(Debug, Default)]
+pub(super) struct SimLog {
+    shards: [Shard; SHARDS],
+    tenures: u64,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    records: Vec<Record>,
+    committed: usize,
+    /// The server that is meant to own it.
+    owner: Option<usize>,
+}
+
+impl SimLog {
+    pub(super) fn owner(&self, shard: usize) -> Option<usize> {
+        self.shards[shard].owner
+    }
+
+    pub(super) fn set_owner(&mut self, shard: usize, owner: usize) {
+        self.shards[shard].owner = Some(owner);
+    }
+
+    pub(super) fn is_applied(&self) -> bool {
+        self.shards.iter().all(|shard| shard.committed == shard.records.len())
+    }
+}
+
+/// One process's view of the log: the shards it believes it owns.
+pub(super) struct SimRouter {
+    log: Arc<Mutex<SimLog>>,
+    clock: Arc<ManualClock>,
+    owned: Mutex<[Option<Owned>; SHARDS]>,
+}
+
+#[derive(Clone, Copy)]
+struct Owned {
+    next: usize,
+    tenure: u64,
+}
+
+impl fmt::Debug for SimRouter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SimRouter")
+    }
+}
+
+impl SimRouter {
+    pub(super) fn new(log: Arc<Mutex<SimLog>>, clock: Arc<ManualClock>) -> Self {
+        Self { log, clock, owned: Mutex::default() }
+    }
+
+    /// The process learns that a shard is its own.
+    pub(super) fn assign(&self, shard: usize) {
+        let mut log = self.log.lock();
+        log.tenures += 1;
+        self.owned.lock()[shard] = Some(Owned { next: log.shards[shard].committed, tenure: log.tenures });
+    }
+
+    /// The process learns that it is not any more.
+    pub(super) fn revoke(&self, shard: usize) {
+        self.owned.lock()[shard] = None;
+    }
+
+    pub(super) fn owns(&self, shard: usize) -> bool {
+        self.owned.lock()[shard].is_some()
+    }
+
+    fn take(&self, shard: usize) -> Option<Taken> {
+        let log = self.log.lock();
+        let mut owned = self.owned.lock();
+        let own = owned[shard].as_mut()?;
+        let records = &log.shards[shard].records;
+        // Batches of two owners do not begin and end at the same records.
+        let most = 1 + (own.tenure as usize + own.next) % 3;
+        let taken: Vec<Record> = records.iter().skip(own.next).take(most).cloned().collect();
+        own.next += taken.len();
+        (!taken.is_empty()).then_some(Taken { tenure: own.tenure, records: taken })
+    }
+}
+
+#[async_trait]
+impl Router for SimRouter {
+    fn shards(&self) -> usize {
+        SHARDS
+    }
+
+    async fn append(&self, command: Command) -> Result<()> {
+        let shard = usize::from(command.conversation().as_bytes()[16]) % SHARDS;
+        let mut log = self.log.lock();
+        let records = &mut log.shards[shard].records;
+        let appended_us = records.last().map_or(0, |last| last.appended_us).max(self.clock.now_us());
+        let position = LogPosition { generation: 1, offset: records.len() as u64 + 1 };
+        records.push(Record { position, appended_us, command: Arc::new(command) });
+        Ok(())
+    }
+
+    async fn next(&self, shard: usize) -> Result<Taken> {
+        std::future::poll_fn(|_| match self.take(shard) {
+            Some(taken) => std::task::Poll::Ready(Ok(taken)),
+            None => std::task::Poll::Pending,
+        })
+        .await
+    }
+
+    /// Whoever says it: also an owner that was replaced, and is behind or ahead.
+    async fn commit(&self, shard: usize, position: LogPosition) -> Result<()> {
+        self.log.lock().shards[shard].committed = position.offset as usize;
+        Ok(())
+    }
+
+    async fn rewind(&self, shard: usize) -> Result<()> {
+        let committed = self.log.lock().shards[shard].committed;
+        if let Some(own) = &mut self.owned.lock()[shard] {
+            own.next = committed;
+        }
+        Ok(())
+    }
+}
+
+/// What gateways told each other and the world has not carried yet.
+pub(super) type Carried = Arc<Mutex<VecDeque<(GatewayId, Vec<Told>)>>>;
+
+/// A gateway's end of the links to the others.
+#[derive(Debug)]
+pub(super) struct SimLink(pub Carried);
+
+#[async_trait]
+impl NodeLink for SimLink {
+    fn tell(&self, gateway: GatewayId, told: Vec<Told>) {
+        self.0.lock().push_back((gateway, told));
+    }
+
+    async fn offer(&self, gateway: GatewayId, rendezvous: Bytes) -> Result<Bytes> {
+        NoLink.offer(gateway, rendezvous).await
+    }
+
+    async fn answer_offer(&self, _: GatewayId, _: Bytes, _: Bytes) -> Result<()> {
+        Err(Error::new(ErrorKind::NotFound, "nobody links a device in the simulator"))
+    }
+}

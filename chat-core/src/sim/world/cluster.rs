@@ -1,0 +1,141 @@
+//! What happens only where several server processes share the work.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::super::cluster::{Carried, SHARDS, SimLog, SimRouter};
+use super::super::gateway::ready;
+use super::{Event, HEAL_MS, World};
+use crate::backend::{GatewayId, Registry, Told};
+
+/// Server processes of a cluster.
+pub(super) const SERVERS: usize = 3;
+
+/// What the processes of a cluster share, and what the world knows about them.
+#[derive(Debug, Default)]
+pub(super) struct Cluster {
+    pub log: Arc<Mutex<SimLog>>,
+    pub routers: Vec<Option<Arc<SimRouter>>>,
+    pub carried: Carried,
+    /// Until when each process is stopped.
+    pub stopped: Vec<u64>,
+    /// When the last word to each process arrives: links keep their order.
+    pub last_told: Vec<u64>,
+}
+
+impl World {
+    /// Draws what happens to a cluster.
+    pub(super) fn plan_cluster(&mut self) {
+        for shard in 0..SHARDS {
+            self.at(1, Event::Move(shard));
+            for _ in 0..self.rng.below(6) {
+                let at = self.rng.below(HEAL_MS);
+                self.at(at, Event::Move(shard));
+            }
+        }
+        for _ in 0..self.rng.below(4) {
+            let (at, server) = (self.rng.below(HEAL_MS), self.rng.below(SERVERS as u64) as usize);
+            let length = [200, 3000, 15_000][self.rng.below(3) as usize];
+            let length = self.rng.below(length);
+            self.at(at, Event::Stop(server, length));
+        }
+        for _ in 0..self.rng.below(3) {
+            let at = self.rng.below(HEAL_MS);
+            self.at(at, Event::Forget);
+        }
+        self.at(2000, Event::Rebalance);
+    }
+
+    /// When a stopped process goes on, if it is stopped.
+    pub(super) fn stopped_until(&self, server: usize) -> Option<u64> {
+        self.cluster.stopped.get(server).copied().filter(|until| *until > self.now)
+    }
+
+    pub(super) fn stop_server(&mut self, server: usize, length: u64) {
+        if !self.healed {
+            self.cluster.stopped[server] = self.now + length;
+        }
+    }
+
+    /// Gives a shard to another process. The one before learns of it later, and goes on until then.
+    pub(super) fn move_shard(&mut self, shard: usize) {
+        let running: Vec<usize> = (0..SERVERS).filter(|server| self.servers[*server].is_some()).collect();
+        if running.is_empty() {
+            return;
+        }
+        let owner = running[self.rng.below(running.len() as u64) as usize];
+        let before = self.cluster.log.lock().owner(shard);
+        self.cluster.log.lock().set_owner(shard, owner);
+        self.report.moves += 1;
+        self.soon(200, Event::Assigned(owner, shard));
+        if let Some(before) = before.filter(|before| *before != owner) {
+            let late = [50, 1000, 10_000][self.rng.below(3) as usize];
+            self.soon(late, Event::Revoked(before, shard));
+        }
+    }
+
+    pub(super) fn assigned(&mut self, server: usize, shard: usize) {
+        if self.cluster.log.lock().owner(shard) == Some(server)
+            && let Some(router) = &self.cluster.routers[server]
+            && !router.owns(shard)
+        {
+            router.assign(shard);
+            self.soon(5, Event::Work(server));
+        }
+    }
+
+    pub(super) fn revoked(&mut self, server: usize, shard: usize) {
+        if self.cluster.log.lock().owner(shard) != Some(server)
+            && let Some(router) = &self.cluster.routers[server]
+        {
+            router.revoke(shard);
+        }
+    }
+
+    /// What a coordinator does every few seconds: shards of the dead and the silent go to others.
+    pub(super) fn rebalance(&mut self) {
+        for shard in 0..SHARDS {
+            let owner = self.cluster.log.lock().owner(shard);
+            let well = owner.is_some_and(|owner| {
+                self.servers[owner].is_some()
+                    && self.stopped_until(owner).is_none()
+                    && self.cluster.routers[owner].as_ref().is_some_and(|router| router.owns(shard))
+            });
+            if !well {
+                self.move_shard(shard);
+            }
+        }
+        self.soon(3000, Event::Rebalance);
+    }
+
+    /// Puts on their way what gateways told each other.
+    pub(super) fn carry(&mut self) {
+        loop {
+            let Some((gateway, told)) = self.cluster.carried.lock().pop_front() else { return };
+            if self.rng.chance(self.network.loss) {
+                continue;
+            }
+            let server = gateway.0 as usize % SERVERS;
+            let at = (self.now + self.rng.below(30)).max(self.cluster.last_told[server]);
+            self.cluster.last_told[server] = at;
+            self.at(at, Event::Told(gateway, told));
+        }
+    }
+
+    pub(super) fn told(&mut self, gateway: GatewayId, told: Vec<Told>) {
+        let server = gateway.0 as usize % SERVERS;
+        let stale = match &self.servers[server] {
+            Some(here) if here.id == gateway => here.told(told),
+            _ => told.into_iter().map(|(route, _)| route).collect(),
+        };
+        for route in stale {
+            let _ = ready(self.registry.unbind(route));
+        }
+        let Some(here) = &self.servers[server] else { return };
+        let connections: Vec<u64> = here.connections.keys().copied().collect();
+        for id in connections {
+            self.soon(5, Event::Pump(id));
+        }
+    }
+}

@@ -1,0 +1,278 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use chat_core::backend::{LogPosition, Record};
+use chat_core::wire::node::decode_command;
+use chat_core::{Error, ErrorKind, Result};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::BorrowedMessage;
+use rdkafka::{ClientContext, Message as _, Offset, TopicPartitionList};
+
+use super::partition::Partition;
+use super::topic::{GENESIS, Topic};
+use super::{Broken, KafkaSettings, failed};
+
+/// How often offsets are told to Kafka: what was applied since comes again after a crash, and changes nothing.
+const COMMIT_EVERY: Duration = Duration::from_millis(200);
+/// How often the topic is looked at.
+const VERIFY_EVERY: Duration = Duration::from_secs(5);
+
+/// Threads that read partitions, tell offsets, and look after the topic. They end when this is dropped.
+#[derive(Debug)]
+pub(super) struct Consumer {
+    stop: Arc<AtomicBool>,
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+    }
+}
+
+/// Notes who owns what; nothing in here waits.
+struct Ownership {
+    partitions: Arc<[Partition]>,
+    tenures: AtomicU64,
+}
+
+impl Ownership {
+    fn of<'a>(&'a self, list: &TopicPartitionList) -> impl Iterator<Item = &'a Partition> + use<'a> {
+        let numbers: Vec<usize> =
+            list.elements().iter().filter_map(|one| usize::try_from(one.partition()).ok()).collect();
+        numbers.into_iter().filter_map(|number| self.partitions.get(number))
+    }
+}
+
+impl ClientContext for Ownership {
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "Kafka");
+    }
+}
+
+impl ConsumerContext for Ownership {
+    fn pre_rebalance(&self, _: &BaseConsumer<Self>, change: &Rebalance<'_>) {
+        match change {
+            Rebalance::Revoke(list) => {
+                let gone = self.of(list).map(Partition::revoke).count();
+                tracing::info!(gone, "shards went to another node");
+            }
+            // Before records of them can be polled.
+            Rebalance::Assign(list) => {
+                let own = self.of(list).map(|partition| {
+                    partition.assign(self.tenures.fetch_add(1, Ordering::Relaxed) + 1);
+                });
+                let own = own.count();
+                if own > 0 {
+                    tracing::info!(own, "shards came from another node");
+                }
+            }
+            Rebalance::Error(error) => tracing::warn!(%error, "a rebalance failed"),
+        }
+    }
+
+    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, change: &Rebalance<'_>) {
+        if let Rebalance::Assign(list) = change {
+            // A pause outlives the ownership in which it was made.
+            let _ = consumer.resume(list);
+        }
+    }
+}
+
+impl Consumer {
+    pub(super) fn start(
+        settings: &KafkaSettings,
+        topic: &Topic,
+        partitions: Arc<[Partition]>,
+        broken: Arc<Broken>,
+        own_shards: bool,
+    ) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+            thread.map(drop).map_err(|e| Error::new(ErrorKind::Unavailable, "no thread").caused_by(e))
+        };
+        let watch = Watch { topic: topic.clone(), partitions: partitions.clone(), broken: broken.clone() };
+        let stopped = stop.clone();
+        spawn("kafka-verify", Box::new(move || watch.run(&stopped)))?;
+        if own_shards {
+            let ownership = Ownership { partitions: partitions.clone(), tenures: AtomicU64::new(0) };
+            let consumer = Arc::new(subscribe(settings, topic, ownership)?);
+            let reader = Reader {
+                consumer: consumer.clone(),
+                topic: topic.name.clone(),
+                generation: topic.log.generation,
+                partitions: partitions.clone(),
+                broken,
+            };
+            let stopped = stop.clone();
+            let committer = Committer { consumer, topic: topic.name.clone(), partitions };
+            let committing = std::thread::Builder::new()
+                .name("kafka-commit".to_owned())
+                .spawn(move || committer.run(&stopped))
+                .map_err(|e| Error::new(ErrorKind::Unavailable, "no thread").caused_by(e))?;
+            let stopped = stop.clone();
+            spawn(
+                "kafka-poll",
+                Box::new(move || {
+                    reader.run(&stopped);
+                    // The last handle leaves the group, which polls: it has to be dropped here.
+                    let _ = committing.join();
+                }),
+            )?;
+        }
+        Ok(Self { stop })
+    }
+}
+
+fn subscribe(
+    settings: &KafkaSettings,
+    topic: &Topic,
+    ownership: Ownership,
+) -> Result<BaseConsumer<Ownership>> {
+    let consumer: BaseConsumer<Ownership> = settings
+        .client()
+        .set("group.id", &topic.name)
+        .set("partition.assignment.strategy", "cooperative-sticky")
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        // Nothing was committed yet: from the first record. What was applied changes nothing.
+        .set("auto.offset.reset", "earliest")
+        .set("session.timeout.ms", "6000")
+        .set("heartbeat.interval.ms", "1000")
+        .set("max.poll.interval.ms", "30000")
+        .set("fetch.wait.max.ms", "100")
+        .set("fetch.queue.backoff.ms", "20")
+        .set("fetch.error.backoff.ms", "100")
+        .set("queued.min.messages", "2000")
+        .set("queued.max.messages.kbytes", "16384")
+        .set("isolation.level", "read_uncommitted")
+        .create_with_context(ownership)
+        .map_err(failed)?;
+    consumer.subscribe(&[&topic.name]).map_err(failed)?;
+    Ok(consumer)
+}
+
+/// Reads the partitions that this process owns.
+struct Reader {
+    consumer: Arc<BaseConsumer<Ownership>>,
+    topic: String,
+    generation: u64,
+    partitions: Arc<[Partition]>,
+    broken: Arc<Broken>,
+}
+
+impl Reader {
+    fn run(&self, stop: &AtomicBool) {
+        while !stop.load(Ordering::Acquire) {
+            match self.consumer.poll(Duration::from_millis(50)) {
+                None => {}
+                Some(Ok(message)) => self.take_in(&message),
+                Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset))) => {
+                    self.broken.set(Error::new(
+                        ErrorKind::Corrupt,
+                        "records of the log that were not applied are gone: begin a new log generation with \
+                         `chat-server-ref migrate --new-log`",
+                    ));
+                    self.partitions.iter().for_each(Partition::wake);
+                }
+                Some(Err(error)) => tracing::debug!(%error, "Kafka"),
+            }
+            for (number, partition) in self.partitions.iter().enumerate() {
+                if partition.resumes() {
+                    let _ = self.consumer.resume(&self.list(number));
+                }
+            }
+        }
+    }
+
+    fn list(&self, partition: usize) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        list.add_partition(&self.topic, i32::try_from(partition).unwrap_or(0));
+        list
+    }
+
+    fn take_in(&self, message: &BorrowedMessage<'_>) {
+        let Ok(number) = usize::try_from(message.partition()) else { return };
+        let Some(partition) = self.partitions.get(number) else { return };
+        if message.key() == Some(GENESIS) {
+            return;
+        }
+        let payload = Bytes::copy_from_slice(message.payload().unwrap_or_default());
+        match decode_command(payload) {
+            Ok(command) => {
+                let position = LogPosition {
+                    generation: self.generation,
+                    offset: u64::try_from(message.offset()).unwrap_or(0),
+                };
+                let millis = message.timestamp().to_millis().unwrap_or(0);
+                let appended_us = u64::try_from(millis).unwrap_or(0).saturating_mul(1000);
+                if partition.push(Record { position, appended_us, command: Arc::new(command) }) {
+                    let _ = self.consumer.pause(&self.list(number));
+                }
+            }
+            // Whether a record can be read is a function of its bytes: every owner passes over it.
+            Err(error) => {
+                tracing::error!(%error, partition = number, offset = message.offset(), "a record is no command");
+            }
+        }
+    }
+}
+
+/// Tells Kafka what was applied.
+struct Committer {
+    consumer: Arc<BaseConsumer<Ownership>>,
+    topic: String,
+    partitions: Arc<[Partition]>,
+}
+
+impl Committer {
+    fn run(&self, stop: &AtomicBool) {
+        while !stop.load(Ordering::Acquire) {
+            std::thread::sleep(COMMIT_EVERY);
+            let mut list = TopicPartitionList::new();
+            for (number, partition) in self.partitions.iter().enumerate() {
+                if let Some(next) = partition.take_applied().and_then(|next| i64::try_from(next).ok()) {
+                    let number = i32::try_from(number).unwrap_or(0);
+                    let _ = list.add_partition_offset(&self.topic, number, Offset::Offset(next));
+                }
+            }
+            if list.count() > 0
+                && let Err(error) = self.consumer.commit(&list, CommitMode::Sync)
+            {
+                // The next one says more.
+                tracing::debug!(%error, "offsets were not committed");
+            }
+        }
+    }
+}
+
+/// Looks whether the topic is still the log that it was.
+struct Watch {
+    topic: Topic,
+    partitions: Arc<[Partition]>,
+    broken: Arc<Broken>,
+}
+
+impl Watch {
+    fn run(&self, stop: &AtomicBool) {
+        let mut next = Instant::now() + VERIFY_EVERY;
+        while !stop.load(Ordering::Acquire) {
+            std::thread::sleep(Duration::from_millis(200));
+            if Instant::now() < next {
+                continue;
+            }
+            next = Instant::now() + VERIFY_EVERY;
+            if let Err(error) = self.topic.verify()
+                && error.kind() == ErrorKind::Corrupt
+            {
+                tracing::error!(%error, "the log cannot be trusted any more: nothing is taken or applied");
+                self.broken.set(error);
+                self.partitions.iter().for_each(Partition::wake);
+                return;
+            }
+        }
+    }
+}

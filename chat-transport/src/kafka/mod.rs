@@ -1,0 +1,215 @@
+//! A [`Router`] whose log is a Kafka topic: one partition a shard, keyed by conversation.
+//!
+//! - A command is appended with `acks=all` by an idempotent producer, to the partition that
+//!   [`partition_of`] names.
+//! - The processes of a consumer group own the partitions, and hand them over cooperatively. Two owners may
+//!   overlap: a shard is a function of its state and the log, so they write the same bytes.
+//! - The offset is committed last, and lazily: what comes again was applied and changes nothing.
+//! - The topic is made by us, with settings that keep the promises, and begins with a record that names the
+//!   log. A topic that was made anew, lost its beginning or was given partitions is refused.
+//!
+//! All talking to Kafka that can block happens on threads of its own; rebalance callbacks only note what
+//! changed.
+
+mod consumer;
+mod partition;
+mod settings;
+mod topic;
+
+pub use settings::KafkaSettings;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use chat_core::backend::{Command, LogAnchor, LogPosition, Router, Taken};
+use chat_core::wire::node::encode_command;
+use chat_core::{ConversationId, Error, ErrorKind, Result};
+use parking_lot::RwLock;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
+use tokio::sync::Semaphore;
+
+use consumer::Consumer;
+use partition::Partition;
+use topic::Topic;
+
+/// Commands of this process that may wait for Kafka's acknowledgement.
+const IN_FLIGHT: usize = 4096;
+
+/// The partition of a conversation: FNV-1a (64 bit) of its id, modulo their number.
+///
+/// ```
+/// use chat_core::{ConversationId, UserId};
+/// use chat_transport::kafka::partition_of;
+/// assert_eq!(partition_of(ConversationId::own(UserId::from_bytes([1; 16])), 16), 7);
+/// ```
+pub fn partition_of(conversation: ConversationId, partitions: u32) -> u32 {
+    let hash = conversation.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    (hash % u64::from(partitions.max(1))) as u32
+}
+
+/// The log of a cluster in a Kafka topic.
+pub struct KafkaRouter {
+    topic: Topic,
+    partitions: Arc<[Partition]>,
+    producer: RwLock<FutureProducer>,
+    in_flight: Semaphore,
+    /// Why the log cannot be trusted any more, once it cannot.
+    broken: Arc<Broken>,
+    /// Ends the threads when it is dropped.
+    consumer: Option<Consumer>,
+}
+
+/// Whether the log was found to be another one than it was.
+#[derive(Debug, Default)]
+pub(crate) struct Broken {
+    is: AtomicBool,
+    why: RwLock<Option<Error>>,
+}
+
+impl Broken {
+    fn set(&self, error: Error) {
+        self.why.write().get_or_insert(error);
+        self.is.store(true, Ordering::Release);
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.is.load(Ordering::Acquire)
+            && let Some(error) = &*self.why.read()
+        {
+            return Err(error.clone());
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for KafkaRouter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KafkaRouter").field("topic", &self.topic).finish_non_exhaustive()
+    }
+}
+
+pub(crate) fn failed(error: KafkaError) -> Error {
+    Error::new(ErrorKind::Unavailable, "Kafka does not answer").caused_by(error)
+}
+
+impl KafkaRouter {
+    /// Opens the log that the anchor names; begins the first one.
+    ///
+    /// With `own_shards`, this process joins those that apply commands; else it only appends.
+    ///
+    /// # Errors
+    /// `Unavailable` if Kafka or the anchor cannot be reached; `Invalid` if settings of the topic cannot keep
+    /// the promises; `Corrupt` if the topic is not the log that the data follows: made anew, or with other
+    /// partitions. The text says what to do.
+    pub async fn open(
+        settings: &KafkaSettings,
+        anchor: Arc<dyn LogAnchor>,
+        own_shards: bool,
+    ) -> Result<Self> {
+        let topic = Topic::open(settings, &*anchor).await?;
+        let partitions: Arc<[Partition]> = (0..topic.log.partitions).map(|_| Partition::default()).collect();
+        let broken = Arc::new(Broken::default());
+        let consumer = Consumer::start(settings, &topic, partitions.clone(), broken.clone(), own_shards)?;
+        let producer = RwLock::new(settings.producer()?);
+        let in_flight = Semaphore::new(IN_FLIGHT);
+        Ok(Self { topic, partitions, producer, in_flight, broken, consumer: Some(consumer) })
+    }
+
+    /// What was found out about the topic, for people: name, partitions, replication.
+    pub fn describe(&self) -> String {
+        self.topic.describe()
+    }
+
+    /// Commands that were read from Kafka and wait to be applied, and shards that this process owns.
+    pub fn backlog(&self) -> (usize, usize) {
+        self.partitions.iter().fold((0, 0), |(queued, owned), partition| {
+            let (waiting, own) = partition.backlog();
+            (queued + waiting, owned + usize::from(own))
+        })
+    }
+
+    fn partition(&self, shard: usize) -> Result<&Partition> {
+        self.partitions.get(shard).ok_or_else(|| Error::new(ErrorKind::NotFound, "no such shard"))
+    }
+
+    /// A producer that saw a fatal error appends nothing any more: it is made anew.
+    fn replace_if_fatal(&self, settings: &KafkaSettings) {
+        if self.producer.read().client().fatal_error().is_some()
+            && let Ok(fresh) = settings.producer()
+        {
+            tracing::warn!("the Kafka producer was made anew after a fatal error");
+            *self.producer.write() = fresh;
+        }
+    }
+}
+
+impl Drop for KafkaRouter {
+    fn drop(&mut self) {
+        // The consumer leaves its group on a thread of its own.
+        drop(self.consumer.take());
+    }
+}
+
+#[async_trait]
+impl Router for KafkaRouter {
+    fn shards(&self) -> usize {
+        self.partitions.len()
+    }
+
+    async fn append(&self, command: Command) -> Result<()> {
+        self.broken.check()?;
+        let full = || Error::new(ErrorKind::Throttled, "too many commands wait for Kafka");
+        let _room = self.in_flight.try_acquire().map_err(|_| full())?;
+        let conversation = command.conversation();
+        let partition = partition_of(conversation, self.topic.log.partitions);
+        let payload = encode_command(&command);
+        let sent = {
+            let record = FutureRecord::to(&self.topic.name)
+                .partition(i32::try_from(partition).unwrap_or(0))
+                .key(&conversation.as_bytes()[..])
+                .payload(&payload);
+            // Queued here and now, so that commands keep the order in which `append` was called.
+            self.producer.read().send_result(record).map_err(|(error, _)| error)
+        };
+        let outcome = match sent {
+            Err(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)) => return Err(full()),
+            Err(error) => Err(error),
+            Ok(delivery) => match delivery.await {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err((error, _))) => Err(error),
+                Err(_) => Err(KafkaError::Canceled),
+            },
+        };
+        outcome.map_err(|error| {
+            self.replace_if_fatal(&self.topic.settings);
+            failed(error)
+        })
+    }
+
+    async fn next(&self, shard: usize) -> Result<Taken> {
+        let partition = self.partition(shard)?;
+        loop {
+            let arrived = partition.arrived();
+            self.broken.check()?;
+            if let Some(taken) = partition.take() {
+                return Ok(taken);
+            }
+            arrived.await;
+        }
+    }
+
+    async fn commit(&self, shard: usize, position: LogPosition) -> Result<()> {
+        self.partition(shard)?.commit(position);
+        Ok(())
+    }
+
+    async fn rewind(&self, shard: usize) -> Result<()> {
+        self.partition(shard)?.rewind();
+        Ok(())
+    }
+}

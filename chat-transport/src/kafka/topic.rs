@@ -1,0 +1,269 @@
+use std::time::{Duration, Instant};
+
+use chat_core::backend::{LogAnchor, LogIdentity};
+use chat_core::{Error, ErrorKind, Result};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::producer::FutureRecord;
+use rdkafka::{Message as _, Offset, TopicPartitionList};
+
+use super::{KafkaSettings, failed};
+
+/// The key of the record that a partition begins with; its value is the log's id.
+pub(super) const GENESIS: &[u8] = b"genesis";
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Milliseconds that records are kept at least: a week to repair what stalls a shard.
+const RETENTION_MS: u64 = 7 * 24 * 3600 * 1000;
+
+/// The topic of a log.
+#[derive(Clone, Debug)]
+pub(super) struct Topic {
+    pub name: String,
+    pub log: LogIdentity,
+    pub settings: KafkaSettings,
+    replication: usize,
+}
+
+const fn gone() -> Error {
+    Error::new(
+        ErrorKind::Corrupt,
+        "the topic of the log is gone: restore it, or give up what was not applied yet and begin a new log \
+         generation with `chat-server-ref migrate --new-log`",
+    )
+}
+
+const fn made_anew() -> Error {
+    Error::new(
+        ErrorKind::Corrupt,
+        "the topic was made anew or its partitions lost their beginning: its offsets are not those of the \
+         data; begin a new log generation with `chat-server-ref migrate --new-log`",
+    )
+}
+
+const fn repartitioned() -> Error {
+    Error::new(
+        ErrorKind::Corrupt,
+        "the topic has other partitions than the log was begun with: conversations would change their \
+         shards; stop every node and begin a new log generation with `chat-server-ref migrate --new-log`",
+    )
+}
+
+impl Topic {
+    /// Finds the topic of the log in force, or makes the first.
+    pub(super) async fn open(settings: &KafkaSettings, anchor: &dyn LogAnchor) -> Result<Self> {
+        let known = match anchor.log().await? {
+            Some(known) => known,
+            None => {
+                let mut id = [0; 16];
+                getrandom::fill(&mut id)
+                    .map_err(|e| Error::new(ErrorKind::Unavailable, "no randomness").caused_by(e))?;
+                let partitions = settings.partitions;
+                anchor.begin_log(LogIdentity { generation: 1, id, partitions, opened: false }).await?
+            }
+        };
+        let name = format!("{}.g{}", settings.topic, known.generation);
+        let mut topic =
+            Self { name, log: known, settings: settings.clone(), replication: settings.replication as usize };
+        if !known.opened {
+            topic.create().await?;
+            let (one, fresh) = (topic.clone(), anchor);
+            blocking(move || one.wait_for_leaders()).await?;
+            topic.write_beginnings().await?;
+            fresh.open_log(known.generation).await?;
+            topic.log.opened = true;
+        }
+        topic.check_settings().await?;
+        let one = topic.clone();
+        topic.replication = blocking(move || one.verify()).await?;
+        Ok(topic)
+    }
+
+    pub(super) fn describe(&self) -> String {
+        format!(
+            "topic {}: {} partitions, {} copies each, LogAppendTime, acks=all",
+            self.name, self.log.partitions, self.replication
+        )
+    }
+
+    fn admin(&self) -> Result<AdminClient<DefaultClientContext>> {
+        self.settings.client().create().map_err(failed)
+    }
+
+    fn options() -> AdminOptions {
+        AdminOptions::new().request_timeout(Some(PATIENCE)).operation_timeout(Some(PATIENCE))
+    }
+
+    async fn create(&self) -> Result<()> {
+        let copies = i32::try_from(self.settings.replication).unwrap_or(3);
+        let in_sync = if copies > 2 { "2" } else { "1" };
+        let retention = RETENTION_MS.to_string();
+        let partitions = i32::try_from(self.log.partitions).unwrap_or(16);
+        let topic = NewTopic::new(&self.name, partitions, TopicReplication::Fixed(copies))
+            .set("message.timestamp.type", "LogAppendTime")
+            .set("min.insync.replicas", in_sync)
+            .set("unclean.leader.election.enable", "false")
+            .set("cleanup.policy", "delete")
+            .set("retention.ms", &retention)
+            .set("max.message.bytes", "1048576");
+        let made = self.admin()?.create_topics(&[topic], &Self::options()).await.map_err(failed)?;
+        match made.into_iter().next() {
+            Some(Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
+            Some(Err((_, RDKafkaErrorCode::InvalidReplicationFactor))) => Err(Error::new(
+                ErrorKind::Invalid,
+                "Kafka has fewer brokers than the log is to have copies: add brokers, or ask for less by \
+                 name with ?replication=1 (what one broker loses is lost)",
+            )),
+            other => Err(Error::new(ErrorKind::Unavailable, "the topic cannot be made")
+                .caused_by(std::io::Error::other(format!("{other:?}")))),
+        }
+    }
+
+    fn consumer(&self) -> Result<BaseConsumer> {
+        self.settings
+            .client()
+            .set("group.id", format!("{}.look", self.name))
+            .set("enable.auto.commit", "false")
+            .set("auto.offset.reset", "error")
+            .create()
+            .map_err(failed)
+    }
+
+    fn wait_for_leaders(&self) -> Result<()> {
+        let consumer = self.consumer()?;
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let metadata = consumer.fetch_metadata(Some(&self.name), PATIENCE).map_err(failed)?;
+            let led = metadata.topics().first().map_or(0, |topic| {
+                topic.partitions().iter().filter(|partition| partition.leader() >= 0).count()
+            });
+            if led >= self.log.partitions as usize {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(Error::new(ErrorKind::Unavailable, "the topic's partitions have no leaders"));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Writes the first record of every partition. Several nodes may: the first one counts.
+    async fn write_beginnings(&self) -> Result<()> {
+        let producer = self.settings.producer()?;
+        let sent = (0..self.log.partitions).map(|partition| {
+            let record = FutureRecord::to(&self.name)
+                .partition(i32::try_from(partition).unwrap_or(0))
+                .key(GENESIS)
+                .payload(&self.log.id[..]);
+            producer.send_result(record).map_err(|(error, _)| failed(error))
+        });
+        let sent = sent.collect::<Result<Vec<_>>>()?;
+        for delivery in sent {
+            let written = delivery.await.map_err(|_| failed(rdkafka::error::KafkaError::Canceled))?;
+            written.map_err(|(error, _)| failed(error))?;
+        }
+        Ok(())
+    }
+
+    /// Refuses settings under which an acknowledged record can be lost, or its time is not the broker's.
+    async fn check_settings(&self) -> Result<()> {
+        let admin = self.admin()?;
+        let described = admin
+            .describe_configs(&[ResourceSpecifier::Topic(&self.name)], &Self::options())
+            .await
+            .map_err(failed)?;
+        // Of a topic that is not there, no settings are told.
+        let config = described.into_iter().find_map(|config| config.ok().filter(|c| !c.entries.is_empty()));
+        let config = config.ok_or_else(gone)?;
+        let value = |name: &str| config.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
+        if value("message.timestamp.type") != "LogAppendTime" {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "the topic's message.timestamp.type has to be LogAppendTime: the order of writes follows it",
+            ));
+        }
+        if value("unclean.leader.election.enable") == "true" {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "the topic's unclean.leader.election.enable has to be false: a leader that was behind would \
+                 take acknowledged records back",
+            ));
+        }
+        if self.settings.replication > 2 && value("min.insync.replicas").parse().unwrap_or(0) < 2 {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "the topic's min.insync.replicas has to be 2 or more: one broker's copy is no copy",
+            ));
+        }
+        if value("cleanup.policy") != "delete" {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "the topic's cleanup.policy has to be delete: compaction drops commands",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Checks that the topic is the log it was, partition by partition; gives how many copies there are.
+    /// Blocks.
+    pub(super) fn verify(&self) -> Result<usize> {
+        let consumer = self.consumer()?;
+        let metadata = consumer.fetch_metadata(Some(&self.name), PATIENCE).map_err(failed)?;
+        let topic = metadata.topics().first().filter(|topic| !topic.partitions().is_empty());
+        let topic = topic.ok_or_else(gone)?;
+        if topic.partitions().len() != self.log.partitions as usize {
+            return Err(repartitioned());
+        }
+        let copies = topic.partitions().iter().map(|partition| partition.replicas().len()).min().unwrap_or(0);
+        if copies < self.settings.replication as usize {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "the topic has fewer copies than settings ask for: add replicas, or ask for less by name \
+                 with ?replication=1",
+            ));
+        }
+        self.verify_beginnings(&consumer)?;
+        Ok(copies)
+    }
+
+    /// Partitions that still have their first record have to begin with ours.
+    fn verify_beginnings(&self, consumer: &BaseConsumer) -> Result<()> {
+        let mut first = TopicPartitionList::new();
+        for partition in 0..self.log.partitions {
+            let partition = i32::try_from(partition).unwrap_or(0);
+            let (low, high) = consumer.fetch_watermarks(&self.name, partition, PATIENCE).map_err(failed)?;
+            if high == 0 {
+                return Err(made_anew());
+            }
+            if low == 0 {
+                first.add_partition_offset(&self.name, partition, Offset::Beginning).map_err(failed)?;
+            }
+        }
+        let mut missing = first.count();
+        consumer.assign(&first).map_err(failed)?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while missing > 0 {
+            if Instant::now() > deadline {
+                return Err(Error::new(ErrorKind::Unavailable, "the beginning of the log cannot be read"));
+            }
+            match consumer.poll(Duration::from_millis(200)) {
+                Some(Ok(record)) if record.offset() == 0 => {
+                    if record.key() != Some(GENESIS) || record.payload() != Some(&self.log.id[..]) {
+                        return Err(made_anew());
+                    }
+                    missing -= 1;
+                }
+                Some(Ok(_)) | None => {}
+                Some(Err(error)) => tracing::debug!(%error, "reading the beginning of the log"),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs what blocks on a thread for such.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let ended = |_| Error::new(ErrorKind::Closed, "the runtime ended");
+    tokio::task::spawn_blocking(work).await.map_err(ended)?
+}

@@ -1,0 +1,160 @@
+//! Kafka passes the suite that the memory router passes: a real broker, at the address that
+//! `tests/services/services.sh env` gives.
+#![cfg(feature = "kafka")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chat_core::backend::{Command, LogAnchor, Operation, Router};
+use chat_core::envelope::SendNumber;
+use chat_core::memory::MemoryAnchor;
+use chat_core::{
+    ConversationId, DeviceAddress, DeviceId, ErrorKind, InstallationId, MessageId, UserId, conformance,
+};
+use chat_transport::kafka::{KafkaRouter, KafkaSettings};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use tokio::time::timeout;
+
+/// Settings for a topic nobody used; `None`, said aloud, if there is no Kafka here.
+fn fresh(variable: &str) -> Option<KafkaSettings> {
+    let Ok(url) = std::env::var(variable) else {
+        println!("ignored: {variable} is not set: start Kafka with tests/services/services.sh");
+        return None;
+    };
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).unwrap();
+    let mut settings: KafkaSettings = url.parse().unwrap();
+    settings.topic = format!("test-{:x}", u64::from_le_bytes(random));
+    settings.partitions = 4;
+    Some(settings)
+}
+
+fn admin(settings: &KafkaSettings) -> AdminClient<DefaultClientContext> {
+    ClientConfig::new().set("bootstrap.servers", &settings.brokers).create().unwrap()
+}
+
+async fn remove(settings: &KafkaSettings) {
+    let name = format!("{}.g1", settings.topic);
+    let _ = admin(settings).delete_topics(&[&name], &AdminOptions::new()).await;
+}
+
+async fn suite(variable: &str) {
+    for case in conformance::router() {
+        let Some(settings) = fresh(variable) else { return };
+        let anchor: Arc<dyn LogAnchor> = Arc::new(MemoryAnchor::default());
+        let router: Arc<dyn Router> = Arc::new(KafkaRouter::open(&settings, anchor, true).await.unwrap());
+        let outcome = timeout(Duration::from_secs(60), (case.run)(router)).await;
+        assert_eq!(outcome, Ok(Ok(())), "{}", case.name);
+        println!("{variable}: {} holds", case.name);
+        remove(&settings).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_single_broker_passes() {
+    suite("CHAT_TEST_KAFKA").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_brokers_pass() {
+    suite("CHAT_TEST_KAFKA_CLUSTER").await;
+}
+
+fn command(n: u64) -> Command {
+    let user = UserId::from_bytes([1; 16]);
+    let sender =
+        DeviceAddress { user, device: DeviceId::PRIMARY, installation: InstallationId::from_bytes([1; 16]) };
+    let number = SendNumber {
+        conversation: ConversationId::own(user),
+        message_id: MessageId::from_bytes([7; 16]),
+        client_seq: n,
+        prev: MessageId::NIL,
+        incarnation: 0,
+        generation: 0,
+    };
+    Command { sender, operation: Operation::Void(number), recipients: Vec::new(), verdict: None, reply: None }
+}
+
+/// Takes a record from whichever shard has one.
+async fn take_any(router: &KafkaRouter) -> chat_core::Result<u64> {
+    let shards = (0..router.shards()).map(|shard| Box::pin(router.next(shard)));
+    let (taken, _, _) = futures_util::future::select_all(shards).await;
+    Ok(taken?.records[0].command.number().client_seq)
+}
+
+async fn refusal(settings: &KafkaSettings, anchor: &Arc<MemoryAnchor>) -> chat_core::Error {
+    KafkaRouter::open(settings, anchor.clone(), false).await.err().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_not_what_it_was_is_refused() {
+    let Some(settings) = fresh("CHAT_TEST_KAFKA") else { return };
+    let anchor = Arc::new(MemoryAnchor::default());
+    let name = format!("{}.g1", settings.topic);
+    let router = KafkaRouter::open(&settings, anchor.clone(), true).await.unwrap();
+    router.append(command(1)).await.unwrap();
+    assert_eq!(timeout(Duration::from_secs(30), take_any(&router)).await.unwrap(), Ok(1));
+
+    // A partition more: who runs notices it within seconds, who starts at once.
+    let more = NewPartitions::new(&name, 5);
+    admin(&settings).create_partitions(&[more], &AdminOptions::new()).await.unwrap();
+    let stopped = timeout(Duration::from_secs(30), async {
+        loop {
+            if let Err(error) = router.append(command(2)).await
+                && error.kind() == ErrorKind::Corrupt
+            {
+                return error;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let stopped = stopped.await.unwrap();
+    assert!(stopped.what().contains("other partitions") && stopped.what().contains("--new-log"), "{stopped}");
+    // What was read before still waits; after it the shard says why it stands still.
+    let next = timeout(Duration::from_secs(10), take_any(&router)).await.unwrap();
+    assert_eq!(next.map_err(|error| error.kind()), Err(ErrorKind::Corrupt));
+    let refused = refusal(&settings, &anchor).await;
+    assert!(refused.what().contains("other partitions"), "{refused}");
+    drop(router);
+
+    // Gone, then made anew by somebody.
+    remove(&settings).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let refused = refusal(&settings, &anchor).await;
+    assert!(refused.what().contains("is gone"), "{refused}");
+    let anew =
+        NewTopic::new(&name, 4, TopicReplication::Fixed(1)).set("message.timestamp.type", "LogAppendTime");
+    admin(&settings).create_topics(&[anew], &AdminOptions::new()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let refused = refusal(&settings, &anchor).await;
+    assert!(refused.what().contains("made anew"), "{refused}");
+    remove(&settings).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_that_cannot_keep_the_promises_are_refused() {
+    let Some(settings) = fresh("CHAT_TEST_KAFKA") else { return };
+    // One broker, three copies.
+    let three = KafkaSettings { replication: 3, ..settings.clone() };
+    let refused = refusal(&three, &Arc::default()).await;
+    assert!(refused.what().contains("fewer brokers"), "{refused}");
+    let name = format!("{}.g1", settings.topic);
+    for (key, value) in [
+        ("message.timestamp.type", "CreateTime"),
+        ("unclean.leader.election.enable", "true"),
+        ("cleanup.policy", "compact"),
+    ] {
+        let mut topic = NewTopic::new(&name, 4, TopicReplication::Fixed(1));
+        if key != "message.timestamp.type" {
+            topic = topic.set("message.timestamp.type", "LogAppendTime");
+        }
+        admin(&settings).create_topics(&[topic.set(key, value)], &AdminOptions::new()).await.unwrap();
+        let refused = refusal(&settings, &Arc::default()).await;
+        assert!(refused.kind() == ErrorKind::Invalid && refused.what().contains(key), "{key}: {refused}");
+        remove(&settings).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+}
