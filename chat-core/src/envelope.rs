@@ -174,7 +174,7 @@ impl InboxRow {
 }
 
 /// A place in a device's drain order: commit time, then conversation, then seq.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Place {
     /// Commit time in microseconds.
     pub time_us: u64,

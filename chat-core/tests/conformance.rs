@@ -20,6 +20,7 @@ fn check<B: ?Sized>(cases: Vec<Case<B>>, fresh: impl Fn() -> Arc<B>) {
 #[test]
 fn memory_store() {
     check(conformance::message_store(), || Arc::new(MemoryStore::new()));
+    check(conformance::shared_message_store(), || Arc::new(MemoryStore::new()));
 }
 
 #[test]

@@ -4,8 +4,11 @@
 //! |---|---|---|
 //! | `fjall` (default) | [`EmbeddedStore`] | messages, inboxes, accounts and prekeys in one directory; one `fdatasync` a wake-up |
 //! | `sqlite` | [`SqliteStore`] | messages and inboxes in one SQLite file |
+//! | `cassandra` | `cassandra::CassandraStore` | messages, inboxes, accounts and prekeys, shared by the nodes of a cluster |
 //! | `redis` | [`redis::RedisRegistry`], [`redis::RedisPresence`] | who is connected where, and who was heard of lately |
 
+#[cfg(feature = "cassandra")]
+pub mod cassandra;
 #[cfg(feature = "fjall")]
 mod embedded;
 #[cfg(feature = "redis")]

@@ -26,6 +26,9 @@ use crate::id::{ClientSeq, ConversationId, Incarnation, InstallationId, MessageI
 /// - Acks are cumulative and never go back (`acks_never_go_back`); above the tail they are refused and
 ///   change nothing (`ack_above_the_tail`).
 /// - The generation of a device never goes back (`generation_never_goes_back`).
+/// - In a store that several processes share, what an owner writes late that is behind changes nothing
+///   (`an_older_state_does_not_come_back`, `an_owner_that_is_behind_changes_nothing`): of two states the one
+///   with the later `head.time_us` stays.
 ///
 /// # Wrappers
 /// There are no default methods: a wrapper that forwards everything keeps compiling only if it does.

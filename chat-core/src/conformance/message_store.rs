@@ -38,6 +38,11 @@ pub fn message_store() -> Vec<Case<dyn MessageStore>> {
     ]
 }
 
+/// The cases of a [`MessageStore`] that several processes share: two owners of a shard may overlap.
+pub fn shared_message_store() -> Vec<Case<dyn MessageStore>> {
+    cases![an_older_state_does_not_come_back, an_owner_that_is_behind_changes_nothing]
+}
+
 const ALICE: UserId = UserId::from_bytes([1; 16]);
 const BOB: UserId = UserId::from_bytes([2; 16]);
 
@@ -168,6 +173,37 @@ async fn commits_of_many_conversations(store: Store) -> Outcome {
     equal(outcomes.len(), 2, "outcomes")?;
     done(outcomes)?;
     equal(store.state(two.id).await.map_err(failed)?, Some(two.state), "the second state")
+}
+
+async fn an_older_state_does_not_come_back(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    let early = talk.next(100)?;
+    done(store.commit(vec![early.clone()]).await)?;
+    talk.fill(&store, 2).await?;
+    done(store.commit(vec![early]).await)?;
+    equal(store.state(talk.id).await.map_err(failed)?, Some(talk.state), "the state")
+}
+
+async fn an_owner_that_is_behind_changes_nothing(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    let commits = (0..4).map(|_| talk.next(100)).collect::<Result<Vec<_>, _>>()?;
+    for commit in &commits {
+        done(store.commit(vec![commit.clone()]).await)?;
+    }
+    ack(&store, BOB, talk.id, 3).await.map_err(failed)?;
+    let seen = || async {
+        Ok::<_, String>((
+            inbox(&store, BOB).await?,
+            store.history(talk.id, 0, PageLimit::MAX).await.map_err(failed)?,
+        ))
+    };
+    let before = seen().await?;
+    for commit in commits {
+        done(store.commit(vec![commit]).await)?;
+        equal(seen().await?, before.clone(), "inbox and history after a late commit")?;
+    }
+    let cell = store.device(device(BOB).installation, WantCells::All).await.map_err(failed)?.cells;
+    equal(cell.iter().map(|(_, cell)| (cell.acked, cell.tail)).collect(), vec![(3, 4)], "the cell")
 }
 
 async fn rows_above_the_head_are_not_found(store: Store) -> Outcome {

@@ -26,7 +26,7 @@ mod transport;
 
 pub use authenticator::{Doorkeeper, authenticator};
 pub use key_directory::key_directory;
-pub use message_store::message_store;
+pub use message_store::{message_store, shared_message_store};
 pub use presence::presence;
 pub use push_sink::push_sink;
 pub use registry::registry;

@@ -1,0 +1,187 @@
+//! Writing what becomes true together.
+
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use chat_core::backend::Commit;
+use chat_core::envelope::InboxRow;
+use chat_core::wire::{encode_row, state};
+use chat_core::{ConversationKind, InstallationId, MessageId, Result};
+use futures_util::future::try_join_all;
+use scylla::value::CqlValue;
+
+use super::link::Write;
+use super::{BUCKET, CassandraStore, signed};
+
+/// Rows and bytes of one request.
+const REQUEST: (usize, usize) = (100, 512 * 1024);
+pub(super) const DAY_US: u64 = 24 * 3600 * 1_000_000;
+/// A row that is committed this long after its time is *late*.
+const LATE_US: u64 = 3600 * 1_000_000;
+/// Where late rows go: read always, whatever the floor.
+pub(super) const LATE_DAY: i32 = 0;
+/// Registers that keep the smallest value count their timestamps down from here.
+const TOP: i64 = i64::MAX / 2;
+
+pub(super) fn now_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
+}
+
+pub(super) fn blob(bytes: &[u8]) -> CqlValue {
+    CqlValue::Blob(bytes.to_vec())
+}
+
+pub(super) const fn big(number: i64) -> CqlValue {
+    CqlValue::BigInt(number)
+}
+
+pub(super) fn day_of(time_us: u64) -> i32 {
+    i32::try_from(time_us / DAY_US).unwrap_or(i32::MAX)
+}
+
+/// The minute (65.5 s) in which an id says it was made: what keeps a partition of ids small.
+pub(super) fn minute(id: MessageId) -> i32 {
+    let bytes = id.as_bytes();
+    i32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+impl CassandraStore {
+    /// Rows first, at their commit times; then the state, at its head's.
+    pub(super) async fn commit_one(&self, commit: Commit) -> Result<()> {
+        let partitions = self.partitions(&commit);
+        try_join_all(partitions.iter().map(|writes| self.write_partition(writes))).await?;
+        let head = commit.state.head;
+        let value = state::encode(&commit.state);
+        let values = (&commit.conversation.as_bytes()[..], signed(head.seq), value, signed(head.time_us));
+        self.link.write(&self.link.statements.put_state, values).await?;
+        self.note_head(commit.conversation, head.seq);
+        Ok(())
+    }
+
+    async fn write_partition(&self, writes: &[Write<'_>]) -> Result<()> {
+        let (mut from, mut bytes) = (0, 0);
+        for (at, write) in writes.iter().enumerate() {
+            bytes += write.size();
+            if at + 1 - from >= REQUEST.0 || bytes >= REQUEST.1 {
+                self.link.batch(&writes[from..=at]).await?;
+                (from, bytes) = (at + 1, 0);
+            }
+        }
+        self.link.batch(&writes[from..]).await
+    }
+
+    /// The writes of a commit but the state's, by partition.
+    fn partitions(&self, commit: &Commit) -> Vec<Vec<Write<'_>>> {
+        let mut partitions: Vec<Vec<Write<'_>>> = Vec::new();
+        let mailbox = commit.conversation.kind() == Ok(ConversationKind::Mailbox);
+        if !mailbox {
+            partitions.extend(self.history_writes(commit));
+        }
+        partitions.extend(self.id_writes(commit));
+        partitions.extend(self.inbox_writes(&commit.inbox));
+        partitions.extend(self.cell_writes(commit));
+        partitions
+    }
+
+    fn history_writes(&self, commit: &Commit) -> impl Iterator<Item = Vec<Write<'_>>> {
+        let mut buckets: BTreeMap<u64, Vec<Write<'_>>> = BTreeMap::new();
+        for row in &commit.history {
+            let bucket = row.seq / BUCKET;
+            let values = vec![
+                blob(row.conversation.as_bytes()),
+                big(signed(bucket)),
+                big(signed(row.seq)),
+                CqlValue::Blob(encode_row(row)),
+                big(signed(row.time_us)),
+            ];
+            let write = Write { statement: &self.link.statements.put_history, values };
+            buckets.entry(bucket).or_default().push(write);
+        }
+        buckets.into_values()
+    }
+
+    fn id_writes(&self, commit: &Commit) -> impl Iterator<Item = Vec<Write<'_>>> {
+        let mut minutes: BTreeMap<(InstallationId, i32), Vec<Write<'_>>> = BTreeMap::new();
+        for (sender, id, seq) in &commit.ids {
+            let minute = minute(*id);
+            let values = vec![
+                blob(commit.conversation.as_bytes()),
+                blob(sender.as_bytes()),
+                CqlValue::Int(minute),
+                blob(id.as_bytes()),
+                big(signed(*seq)),
+                big(signed(*seq)),
+            ];
+            let write = Write { statement: &self.link.statements.put_id, values };
+            minutes.entry((*sender, minute)).or_default().push(write);
+        }
+        minutes.into_values()
+    }
+
+    fn inbox_writes(&self, rows: &[(InstallationId, InboxRow)]) -> impl Iterator<Item = Vec<Write<'_>>> {
+        let mut days: BTreeMap<(InstallationId, i32), Vec<Write<'_>>> = BTreeMap::new();
+        let late = now_us().saturating_sub(LATE_US);
+        for (device, row) in rows {
+            let day = if row.time_us < late { LATE_DAY } else { day_of(row.time_us) };
+            let write = self.inbox_write(*device, day, row, row.time_us);
+            days.entry((*device, day)).or_default().push(write);
+        }
+        days.into_values()
+    }
+
+    pub(super) fn inbox_write(
+        &self,
+        device: InstallationId,
+        day: i32,
+        row: &InboxRow,
+        timestamp: u64,
+    ) -> Write<'_> {
+        let values = vec![
+            blob(device.as_bytes()),
+            CqlValue::Int(day),
+            big(signed(row.time_us)),
+            blob(row.conversation.as_bytes()),
+            big(signed(row.seq)),
+            CqlValue::Int(i32::try_from(row.size()).unwrap_or(i32::MAX)),
+            CqlValue::Blob(encode_row(row)),
+            big(signed(timestamp)),
+        ];
+        Write { statement: &self.link.statements.put_inbox, values }
+    }
+
+    /// One request a device: how far its rows reach, where it joined, its generation.
+    fn cell_writes(&self, commit: &Commit) -> impl Iterator<Item = Vec<Write<'_>>> {
+        let statements = &self.link.statements;
+        let mut devices: BTreeMap<InstallationId, Vec<Write<'_>>> = BTreeMap::new();
+        let mut tails: BTreeMap<InstallationId, &InboxRow> = BTreeMap::new();
+        let conversation = || blob(commit.conversation.as_bytes());
+        for (device, row) in &commit.inbox {
+            let tail = tails.entry(*device).or_insert(row);
+            if row.seq > tail.seq {
+                *tail = row;
+            }
+            if row.joined {
+                let writes = devices.entry(*device).or_default();
+                let (seq, time) = (signed(row.seq), signed(row.time_us));
+                let first = vec![big(TOP - seq), big(seq), blob(device.as_bytes()), conversation()];
+                writes.push(Write { statement: &statements.put_first, values: first });
+                let born = vec![big(TOP - time), big(time), blob(device.as_bytes())];
+                writes.push(Write { statement: &statements.put_born, values: born });
+            }
+        }
+        for (device, row) in tails {
+            let values =
+                vec![big(signed(row.time_us)), big(signed(row.seq)), blob(device.as_bytes()), conversation()];
+            devices.entry(device).or_default().push(Write { statement: &statements.put_tail, values });
+        }
+        for (device, generation) in &commit.generations {
+            devices.entry(*device).or_default().push(self.generation_write(*device, *generation));
+        }
+        devices.into_values()
+    }
+
+    pub(super) fn generation_write(&self, device: InstallationId, generation: u64) -> Write<'_> {
+        let values = vec![big(signed(generation) + 1), big(signed(generation)), blob(device.as_bytes())];
+        Write { statement: &self.link.statements.put_generation, values }
+    }
+}

@@ -1,0 +1,259 @@
+//! Accounts, device lists and prekeys: every change is conditional, and a claim of a prekey is one that held.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chat_core::backend::{AccountKey, DeviceKeys, KeyDirectory, Reincarnation};
+use chat_core::device_list::SignedDeviceList;
+use chat_core::limits::STORED_PREKEYS;
+use chat_core::wire::{Bundle, PrekeyUpload, decode_list, encode_list};
+use chat_core::{Error, ErrorKind, Handle, Incarnation, InstallationId, Result, UserId};
+use scylla::value::CqlValue;
+
+use super::commit::{big, blob};
+use super::link::Write;
+use super::{CassandraStore, corrupt, signed, unsigned};
+
+/// How often a change is tried again that somebody else was faster than.
+const TRIES: usize = 20;
+
+const fn contended() -> Error {
+    Error::new(ErrorKind::Unavailable, "others change the same thing all the time")
+}
+
+/// What is kept of a device: all of it may be missing.
+#[derive(Default)]
+struct Keys {
+    signed: Option<Vec<u8>>,
+    through: Option<i64>,
+    incarnation: Option<i32>,
+    nonce: Option<Vec<u8>>,
+    at_ms: Option<i64>,
+}
+
+impl Keys {
+    fn last(&self) -> Result<Option<(Incarnation, [u8; 16], u64)>> {
+        let (Some(incarnation), Some(nonce)) = (self.incarnation, &self.nonce) else { return Ok(None) };
+        let nonce = nonce.as_slice().try_into().map_err(|_| corrupt())?;
+        let incarnation = u32::try_from(incarnation).map_err(|_| corrupt())?;
+        Ok(Some((incarnation, nonce, self.at_ms.map_or(0, unsigned))))
+    }
+}
+
+fn optional(value: Option<CqlValue>) -> CqlValue {
+    value.unwrap_or(CqlValue::Empty)
+}
+
+type RawKeys = (Option<Vec<u8>>, Option<i64>, Option<i32>, Option<Vec<u8>>, Option<i64>);
+
+impl CassandraStore {
+    async fn read_account(&self, user: UserId) -> Result<Option<(Handle, SignedDeviceList)>> {
+        let rows = self.link.rows(&self.link.statements.account, (&user.as_bytes()[..],)).await?;
+        let row = rows.maybe_first_row::<(String, Vec<u8>)>().map_err(|_| corrupt())?;
+        let Some((handle, list)) = row else { return Ok(None) };
+        let handle = Handle::new(&handle).map_err(|_| corrupt())?;
+        Ok(Some((handle, decode_list(list.into()).map_err(|_| corrupt())?)))
+    }
+
+    async fn read_keys(&self, device: InstallationId) -> Result<Keys> {
+        let rows = self.link.rows(&self.link.statements.keys, (&device.as_bytes()[..],)).await?;
+        let row = rows.maybe_first_row::<RawKeys>().map_err(|_| corrupt())?;
+        let (signed, through, incarnation, nonce, at_ms) = row.unwrap_or_default();
+        Ok(Keys { signed, through, incarnation, nonce, at_ms })
+    }
+
+    async fn prekey_ids(&self, device: InstallationId) -> Result<Vec<i64>> {
+        let rows = self.link.rows(&self.link.statements.prekey_ids, (&device.as_bytes()[..],)).await?;
+        let ids = rows.rows::<(Option<i64>,)>().map_err(|_| corrupt())?;
+        let ids = ids.map(|row| row.map(|(id,)| id).map_err(|_| corrupt())).collect::<Result<Vec<_>>>()?;
+        Ok(ids.into_iter().flatten().collect())
+    }
+
+    async fn owner_of(&self, device: InstallationId) -> Result<Option<Vec<u8>>> {
+        let rows = self.link.rows(&self.link.statements.owner, (&device.as_bytes()[..],)).await?;
+        Ok(rows.maybe_first_row::<(Vec<u8>,)>().map_err(|_| corrupt())?.map(|(user,)| user))
+    }
+
+    /// Looks whether somebody else has an installation of a list, before anything is taken.
+    async fn check_owners(&self, list: &SignedDeviceList) -> Result<()> {
+        for device in list.list().addresses() {
+            let owner = self.owner_of(device.installation).await?;
+            if owner.is_some_and(|owner| owner != list.list().user.as_bytes()) {
+                return Err(Error::new(ErrorKind::Conflict, "an installation belongs to another user"));
+            }
+        }
+        Ok(())
+    }
+
+    async fn take_owners(&self, list: &SignedDeviceList) -> Result<()> {
+        for device in list.list().addresses() {
+            if self.owner_of(device.installation).await?.is_none() {
+                let values = (&device.installation.as_bytes()[..], &list.list().user.as_bytes()[..]);
+                self.link.applied(&self.link.statements.take_owner, values).await?;
+            }
+        }
+        self.check_owners(list).await
+    }
+
+    fn drop_prekeys(&self, device: InstallationId, ids: &[i64]) -> Vec<Write<'_>> {
+        let write = |id: &i64| Write {
+            statement: &self.link.statements.drop_prekey,
+            values: vec![blob(device.as_bytes()), big(*id)],
+        };
+        ids.iter().map(write).collect()
+    }
+}
+
+#[async_trait]
+impl KeyDirectory for CassandraStore {
+    async fn register(&self, handle: &Handle, list: &SignedDeviceList) -> Result<()> {
+        let user = list.list().user;
+        if list.list().version != 1 {
+            return Err(Error::new(ErrorKind::Invalid, "an account begins with version 1 of its list"));
+        }
+        let taken = || Error::new(ErrorKind::Conflict, "the handle is taken");
+        let known = self.read_account(user).await?;
+        if known.as_ref().is_some_and(|(name, stored)| name != handle || stored != list) {
+            return Err(taken());
+        }
+        self.check_owners(list).await?;
+        // Each step may have been taken by an earlier try of the same registration.
+        let values = (handle.as_str(), &user.as_bytes()[..]);
+        if !self.link.applied(&self.link.statements.take_handle, values).await?
+            && self.resolve(handle).await? != Some(user)
+        {
+            return Err(taken());
+        }
+        self.take_owners(list).await?;
+        let values = (&user.as_bytes()[..], handle.as_str(), 1_i64, encode_list(list));
+        self.link.applied(&self.link.statements.open_account, values).await?;
+        match self.read_account(user).await? {
+            Some((name, stored)) if name == *handle && stored == *list => Ok(()),
+            _ => Err(taken()),
+        }
+    }
+
+    async fn resolve(&self, handle: &Handle) -> Result<Option<UserId>> {
+        let rows = self.link.rows(&self.link.statements.resolve, (handle.as_str(),)).await?;
+        let row = rows.maybe_first_row::<(Vec<u8>,)>().map_err(|_| corrupt())?;
+        row.map(|(user,)| UserId::parse(&user).map_err(|_| corrupt())).transpose()
+    }
+
+    async fn handle_of(&self, user: UserId) -> Result<Option<Handle>> {
+        Ok(self.read_account(user).await?.map(|(handle, _)| handle))
+    }
+
+    async fn list(&self, user: UserId) -> Result<Option<SignedDeviceList>> {
+        Ok(self.read_account(user).await?.map(|(_, list)| list))
+    }
+
+    async fn put_list(&self, list: &SignedDeviceList, key: AccountKey) -> Result<()> {
+        let user = list.list().user;
+        let missing = || Error::new(ErrorKind::NotFound, "there is no such account");
+        let stored = self.list(user).await?.ok_or_else(missing)?;
+        if stored == *list {
+            return Ok(());
+        }
+        key.check(list, &stored)?;
+        self.check_owners(list).await?;
+        self.take_owners(list).await?;
+        let (next, last) = (signed(list.list().version), signed(stored.list().version));
+        let values = (next, encode_list(list), &user.as_bytes()[..], last);
+        if self.link.applied(&self.link.statements.put_list, values).await?
+            || self.list(user).await?.as_ref() == Some(list)
+        {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Conflict, "another list was written meanwhile"))
+    }
+
+    async fn upload(&self, device: InstallationId, upload: &PrekeyUpload) -> Result<u64> {
+        for _ in 0..TRIES {
+            let (keys, known) =
+                futures_util::future::try_join(self.read_keys(device), self.prekey_ids(device)).await?;
+            let through = if keys.signed.is_some() { keys.through } else { None };
+            if through.is_some_and(|through| signed(upload.uploaded_through) <= through) {
+                return Ok(known.len() as u64);
+            }
+            let fresh = upload.one_time.iter().filter(|key| signed(key.id) > through.unwrap_or(0));
+            let mut writes = if upload.replace { self.drop_prekeys(device, &known) } else { Vec::new() };
+            let mut count = if upload.replace { 0 } else { known.len() };
+            for key in fresh {
+                let values =
+                    vec![blob(device.as_bytes()), big(signed(key.id)), CqlValue::Blob(key.data.to_vec())];
+                writes.push(Write { statement: &self.link.statements.put_prekey, values });
+                count += 1;
+            }
+            if count > STORED_PREKEYS {
+                return Err(Error::new(ErrorKind::Throttled, "too many prekeys are stored for this device"));
+            }
+            let values = vec![
+                CqlValue::Blob(upload.signed.to_vec()),
+                CqlValue::Blob(upload.signature.to_vec()),
+                big(signed(upload.uploaded_through)),
+                blob(device.as_bytes()),
+                optional(keys.through.map(big)),
+                optional(keys.incarnation.map(CqlValue::Int)),
+            ];
+            writes.push(Write { statement: &self.link.statements.put_bundle, values });
+            if self.link.batch_applied(&writes).await? {
+                return Ok(count as u64);
+            }
+        }
+        Err(contended())
+    }
+
+    async fn claim(&self, device: InstallationId) -> Result<Option<Bundle>> {
+        for _ in 0..TRIES {
+            let rows = self.link.rows(&self.link.statements.first_prekey, (&device.as_bytes()[..],)).await?;
+            let row = rows
+                .maybe_first_row::<(Option<Vec<u8>>, Option<Vec<u8>>, Option<i64>, Option<Vec<u8>>)>()
+                .map_err(|_| corrupt())?;
+            let Some((Some(signed), Some(signature), id, data)) = row else { return Ok(None) };
+            let bundle = |one_time: Vec<u8>| Bundle {
+                installation: device,
+                signed: signed.into(),
+                signature: signature.into(),
+                one_time: Bytes::from(one_time),
+            };
+            let (Some(id), Some(data)) = (id, data) else { return Ok(Some(bundle(Vec::new()))) };
+            // If the outcome is unknown, so is the error: the key may be gone, and is nobody's then.
+            if self.link.applied(&self.link.statements.take_prekey, (&device.as_bytes()[..], id)).await? {
+                return Ok(Some(bundle(data)));
+            }
+        }
+        Err(contended())
+    }
+
+    async fn device(&self, device: InstallationId) -> Result<DeviceKeys> {
+        let (keys, ids) =
+            futures_util::future::try_join(self.read_keys(device), self.prekey_ids(device)).await?;
+        let incarnation = keys.last()?.map_or(0, |last| last.0);
+        Ok(DeviceKeys { incarnation, prekeys: ids.len() as u64 })
+    }
+
+    async fn reincarnate(&self, device: InstallationId, wish: Reincarnation) -> Result<Incarnation> {
+        for _ in 0..TRIES {
+            let (keys, known) =
+                futures_util::future::try_join(self.read_keys(device), self.prekey_ids(device)).await?;
+            let last = keys.last()?;
+            let throttled = || Error::new(ErrorKind::Throttled, "one new incarnation a day");
+            let next = wish.decide(last).ok_or_else(throttled)?;
+            if last.is_some_and(|last| last.0 == next) {
+                return Ok(next);
+            }
+            let mut writes = self.drop_prekeys(device, &known);
+            let values = vec![
+                CqlValue::Int(i32::try_from(next).unwrap_or(i32::MAX)),
+                blob(&wish.nonce),
+                big(signed(wish.now_ms)),
+                blob(device.as_bytes()),
+                optional(keys.incarnation.map(CqlValue::Int)),
+            ];
+            writes.push(Write { statement: &self.link.statements.put_incarnation, values });
+            if self.link.batch_applied(&writes).await? {
+                return Ok(next);
+            }
+        }
+        Err(contended())
+    }
+}

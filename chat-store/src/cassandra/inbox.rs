@@ -1,0 +1,353 @@
+//! Reading, acknowledging and ending what waits for a device.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use bytes::Bytes;
+use chat_core::backend::{DeviceRecord, PageLimit, WantCells};
+use chat_core::envelope::{AckOf, Cell, InboxRow, Place};
+use chat_core::wire::decode_row;
+use chat_core::{ConversationId, Error, ErrorKind, InstallationId, Result};
+use futures_util::future::try_join_all;
+use scylla::response::query_result::QueryRowsResult;
+use scylla::value::CqlValue;
+
+use super::commit::{DAY_US, LATE_DAY, big, blob, day_of, now_us};
+use super::link::Write;
+use super::{CassandraStore, corrupt, signed, unsigned};
+
+/// How far the floor of an inbox stays behind the clock: more than rows may be late without being noticed.
+const FLOOR_BEHIND_US: u64 = 2 * 3600 * 1_000_000;
+/// Acknowledged rows that a device may leave behind before they are deleted.
+const TRIM_AT: u64 = 64;
+/// Rows of one request.
+const PAGE: usize = 64;
+
+/// What is known of a device beside its cells.
+#[derive(Clone, Copy, Default)]
+struct Standing {
+    generation: u64,
+    /// Below it nothing waits but what came late.
+    floor_us: u64,
+}
+
+/// A row's key with its size.
+#[derive(Clone, Copy)]
+struct Key {
+    day: i32,
+    place: Place,
+    size: u64,
+}
+
+/// Where a device stands in a conversation: of what it acknowledged and where it joined, the higher counts.
+type RawCell = (Vec<u8>, Option<i64>, Option<i64>, Option<i64>);
+
+fn read_cells(rows: &QueryRowsResult) -> Result<HashMap<ConversationId, Cell>> {
+    let mut cells = HashMap::new();
+    for row in
+        rows.rows::<(Option<Vec<u8>>, Option<i64>, Option<i64>, Option<i64>)>().map_err(|_| corrupt())?
+    {
+        let (conversation, tail, acked, first) = row.map_err(|_| corrupt())?;
+        // A partition of which only the static columns are set reads as one row without a key.
+        let Some(conversation) = conversation else { continue };
+        let raw: RawCell = (conversation, tail, acked, first);
+        let joined = raw.3.map_or(0, |first| unsigned(first).saturating_sub(1));
+        let cell = Cell { acked: raw.2.map_or(0, unsigned).max(joined), tail: raw.1.map_or(0, unsigned) };
+        cells.insert(ConversationId::parse(&raw.0).map_err(|_| corrupt())?, cell);
+    }
+    Ok(cells)
+}
+
+impl CassandraStore {
+    async fn standing(&self, device: InstallationId) -> Result<Standing> {
+        let rows = self.link.rows(&self.link.statements.device, (&device.as_bytes()[..],)).await?;
+        let row = rows.maybe_first_row::<(Option<i64>, Option<i64>, Option<i64>)>().map_err(|_| corrupt())?;
+        let Some((generation, born, floor)) = row else { return Ok(Standing::default()) };
+        let floor_us = born.map_or(0, unsigned).max(floor.map_or(0, unsigned));
+        Ok(Standing { generation: generation.map_or(0, unsigned), floor_us })
+    }
+
+    async fn cells_of(
+        &self,
+        device: InstallationId,
+        conversations: &HashSet<ConversationId>,
+    ) -> Result<HashMap<ConversationId, Cell>> {
+        if conversations.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let wanted: Vec<&[u8]> = conversations.iter().map(|id| &id.as_bytes()[..]).collect();
+        let rows = self.link.rows(&self.link.statements.cells_of, (&device.as_bytes()[..], wanted)).await?;
+        read_cells(&rows)
+    }
+
+    async fn all_cells(&self, device: InstallationId) -> Result<HashMap<ConversationId, Cell>> {
+        read_cells(&self.link.rows(&self.link.statements.cells, (&device.as_bytes()[..],)).await?)
+    }
+
+    /// The days in which rows of a device may lie, from a time on, oldest first.
+    fn days(standing: Standing, from_us: u64) -> impl Iterator<Item = i32> {
+        let from = standing.floor_us.max(from_us);
+        // A broker's clock may be ahead, and commit times run ahead of it.
+        let to = day_of(now_us() + DAY_US / 24);
+        // Nobody's rows are older than retention, and a device without a single row has no days.
+        let oldest = if standing.floor_us == 0 { to } else { day_of(from).max(to - 400) };
+        oldest..=to
+    }
+
+    pub(super) async fn read_inbox(
+        &self,
+        device: InstallationId,
+        after: Place,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
+        let standing = self.standing(device).await?;
+        let late = self.read_day(device, LATE_DAY, after, limit).await?;
+        let mut rows: BTreeMap<Place, InboxRow> = late.into_iter().map(|row| (row.place(), row)).collect();
+        let (mut read, mut bytes) = (0, 0);
+        for day in Self::days(standing, after.time_us) {
+            for row in self.read_day(device, day, after, limit).await? {
+                (read, bytes) = (read + 1, bytes + row.size());
+                rows.insert(row.place(), row);
+            }
+            if read >= limit.rows || bytes >= limit.bytes {
+                break;
+            }
+        }
+        let (mut page, mut bytes) = (Vec::new(), 0);
+        for row in rows.into_values() {
+            bytes += row.size();
+            page.push(row);
+            if page.len() >= limit.rows || bytes >= limit.bytes {
+                break;
+            }
+        }
+        Ok(page)
+    }
+
+    /// What waits in one day after a place: committed, and not acknowledged.
+    async fn read_day(
+        &self,
+        device: InstallationId,
+        day: i32,
+        after: Place,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
+        let (mut page, mut bytes, mut after) = (Vec::new(), 0, after);
+        loop {
+            let most = PAGE.min(limit.rows.max(1));
+            let values = (
+                &device.as_bytes()[..],
+                day,
+                signed(after.time_us),
+                &after.conversation.as_bytes()[..],
+                signed(after.seq),
+                i32::try_from(most).unwrap_or(1),
+            );
+            let read = self.link.rows(&self.link.statements.inbox, values).await?;
+            let mut rows = Vec::new();
+            for row in read.rows::<(Vec<u8>,)>().map_err(|_| corrupt())? {
+                let (value,) = row.map_err(|_| corrupt())?;
+                rows.push(decode_row(Bytes::from(value)).map_err(|_| corrupt())?);
+            }
+            let more = rows.len() == most;
+            if let Some(last) = rows.last() {
+                after = last.place();
+            }
+            for row in self.waiting(device, rows).await? {
+                bytes += row.size();
+                page.push(row);
+            }
+            if !more || page.len() >= limit.rows || bytes >= limit.bytes {
+                return Ok(page);
+            }
+        }
+    }
+
+    async fn waiting(&self, device: InstallationId, rows: Vec<InboxRow>) -> Result<Vec<InboxRow>> {
+        let conversations: HashSet<ConversationId> = rows.iter().map(|row| row.conversation).collect();
+        let cells = self.cells_of(device, &conversations).await?;
+        let committed = rows.iter().map(|row| self.is_committed(row.conversation, row.seq));
+        let committed = try_join_all(committed).await?;
+        let acked = |row: &InboxRow| cells.get(&row.conversation).map_or(0, |cell| cell.acked);
+        let rows = rows.into_iter().zip(committed);
+        Ok(rows.filter(|(row, committed)| *committed && row.seq > acked(row)).map(|(row, _)| row).collect())
+    }
+
+    pub(super) async fn acknowledge(
+        &self,
+        device: InstallationId,
+        generation: u64,
+        acks: &[AckOf],
+    ) -> Result<()> {
+        let conversations: HashSet<ConversationId> = acks.iter().map(|ack| ack.conversation).collect();
+        let cells = self.cells_of(device, &conversations).await?;
+        let cell = |ack: &AckOf| cells.get(&ack.conversation).copied().unwrap_or_default();
+        if acks.iter().any(|ack| ack.seq > cell(ack).tail) {
+            return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail"));
+        }
+        let mut writes = vec![self.generation_write(device, generation)];
+        let mut removed = 0;
+        for ack in acks.iter().filter(|ack| ack.seq > cell(ack).acked) {
+            removed += ack.seq - cell(ack).acked;
+            let values = vec![
+                big(signed(ack.seq)),
+                big(signed(ack.seq)),
+                blob(device.as_bytes()),
+                blob(ack.conversation.as_bytes()),
+            ];
+            writes.push(Write { statement: &self.link.statements.put_acked, values });
+        }
+        self.link.batch(&writes).await?;
+        self.note_removed(device, removed).await;
+        Ok(())
+    }
+
+    /// Deletes what was acknowledged once it is worth it. It only frees space: nobody waits for its success.
+    async fn note_removed(&self, device: InstallationId, removed: u64) {
+        let due = {
+            let mut left = self.untrimmed.entry(device).or_default();
+            *left += removed;
+            *left >= TRIM_AT
+        };
+        if due && self.trim(device).await.is_ok() {
+            self.untrimmed.remove(&device);
+        }
+        if self.untrimmed.len() > 100_000 {
+            self.untrimmed.clear();
+        }
+    }
+
+    /// The keys of everything in a device's inbox, acknowledged or not.
+    async fn keys(&self, device: InstallationId, standing: Standing) -> Result<Vec<Key>> {
+        let mut keys = Vec::new();
+        for day in std::iter::once(LATE_DAY).chain(Self::days(standing, 0)) {
+            let from = if day == LATE_DAY { 0 } else { signed(standing.floor_us) };
+            let rows =
+                self.link.rows(&self.link.statements.inbox_keys, (&device.as_bytes()[..], day, from)).await?;
+            for row in rows.rows::<(i64, Vec<u8>, i64, i32)>().map_err(|_| corrupt())? {
+                let (time_us, conversation, seq, size) = row.map_err(|_| corrupt())?;
+                let conversation = ConversationId::parse(&conversation).map_err(|_| corrupt())?;
+                let place = Place { time_us: unsigned(time_us), conversation, seq: unsigned(seq) };
+                keys.push(Key { day, place, size: u64::try_from(size).unwrap_or(0) });
+            }
+        }
+        Ok(keys)
+    }
+
+    async fn trim(&self, device: InstallationId) -> Result<()> {
+        let standing = self.standing(device).await?;
+        let (keys, cells) =
+            futures_util::future::try_join(self.keys(device, standing), self.all_cells(device)).await?;
+        let acked =
+            |key: &Key| cells.get(&key.place.conversation).is_some_and(|cell| key.place.seq <= cell.acked);
+        let gone: Vec<Key> = keys.iter().copied().filter(acked).collect();
+        self.delete(device, &gone).await?;
+        // Nothing waits below the first row that is left, nor, if none is, below now; what comes late is late.
+        let left =
+            keys.iter().filter(|key| !acked(key) && key.day != LATE_DAY).map(|key| key.place.time_us).min();
+        let behind = now_us().saturating_sub(FLOOR_BEHIND_US);
+        let floor = left.map_or(behind, |left| left.min(behind));
+        if floor > standing.floor_us && standing.floor_us > 0 {
+            let values = (signed(floor), signed(floor), &device.as_bytes()[..]);
+            self.link.write(&self.link.statements.put_floor, values).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes rows, above every write of theirs: an original's is its commit time, a gap's one more.
+    async fn delete(&self, device: InstallationId, keys: &[Key]) -> Result<()> {
+        let mut days: BTreeMap<i32, Vec<Write<'_>>> = BTreeMap::new();
+        for key in keys {
+            let values = vec![
+                big(signed(key.place.time_us) + 1),
+                blob(device.as_bytes()),
+                CqlValue::Int(key.day),
+                big(signed(key.place.time_us)),
+                blob(key.place.conversation.as_bytes()),
+                big(signed(key.place.seq)),
+            ];
+            let write = Write { statement: &self.link.statements.delete_inbox, values };
+            days.entry(key.day).or_default().push(write);
+        }
+        for writes in days.values() {
+            for some in writes.chunks(200) {
+                self.link.batch(some).await?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn read_device(&self, device: InstallationId, want: WantCells) -> Result<DeviceRecord> {
+        let standing = self.standing(device).await?;
+        let (keys, cells) =
+            futures_util::future::try_join(self.keys(device, standing), self.all_cells(device)).await?;
+        let mut places = HashSet::new();
+        let waiting = keys.iter().filter(|key| {
+            let acked = cells.get(&key.place.conversation).map_or(0, |cell| cell.acked);
+            key.place.seq > acked && places.insert(key.place)
+        });
+        let (rows, bytes) = waiting.fold((0, 0), |(rows, bytes), key| (rows + 1, bytes + key.size));
+        let wanted = |conversation: &ConversationId| match want {
+            WantCells::No => false,
+            WantCells::Of(one) => *conversation == one,
+            WantCells::All => true,
+        };
+        let mut cells: Vec<_> = cells.into_iter().filter(|(conversation, _)| wanted(conversation)).collect();
+        cells.sort_unstable_by_key(|(conversation, _)| *conversation);
+        Ok(DeviceRecord { generation: standing.generation, waiting_rows: rows, waiting_bytes: bytes, cells })
+    }
+
+    pub(super) async fn expire_rows(&self, before_us: u64, limit: usize) -> Result<usize> {
+        let rows = self.link.rows(&self.link.statements.inbox_partitions, ()).await?;
+        let mut devices = HashSet::new();
+        for row in rows.rows::<(Vec<u8>, i32)>().map_err(|_| corrupt())? {
+            let (device, day) = row.map_err(|_| corrupt())?;
+            if day <= day_of(before_us) {
+                devices.insert(InstallationId::parse(&device).map_err(|_| corrupt())?);
+            }
+        }
+        let mut devices: Vec<InstallationId> = devices.into_iter().collect();
+        devices.sort_unstable();
+        let mut removed = 0;
+        for device in devices {
+            if removed >= limit {
+                break;
+            }
+            removed += self.expire_of(device, before_us, limit - removed).await?;
+        }
+        Ok(removed)
+    }
+
+    /// Ends what is too old in one inbox: each conversation's rows become one gap, at the last one's place.
+    async fn expire_of(&self, device: InstallationId, before_us: u64, limit: usize) -> Result<usize> {
+        let all = PageLimit { rows: usize::MAX, bytes: usize::MAX };
+        let rows = self.read_inbox(device, Place::START, all).await?;
+        let mut gaps: BTreeMap<ConversationId, (u64, bool, Place)> = BTreeMap::new();
+        let mut places = HashSet::new();
+        let mut count = 0;
+        for row in rows.iter().filter(|row| row.time_us < before_us) {
+            if count == limit {
+                break;
+            }
+            let gap = gaps.entry(row.conversation).or_insert((row.first_seq(), false, row.place()));
+            (gap.1, gap.2) = (gap.1 | row.joined, row.place());
+            places.insert(row.place());
+            count += usize::from(!row.is_expired());
+        }
+        if count == 0 {
+            return Ok(0);
+        }
+        let keys = self.keys(device, self.standing(device).await?).await?;
+        let gone = keys.iter().filter(|key| places.contains(&key.place)).copied();
+        let (last, gone): (Vec<Key>, Vec<Key>) =
+            gone.partition(|key| gaps.values().any(|gap| gap.2 == key.place));
+        // The gap first: a reader in between sees rows that are about to go, never a hole.
+        for key in last {
+            if let Some((from, joined, place)) = gaps.get(&key.place.conversation) {
+                let row = InboxRow::expired(key.place.conversation, *from, *place, *joined);
+                self.link.batch(&[self.inbox_write(device, key.day, &row, place.time_us + 1)]).await?;
+            }
+        }
+        self.delete(device, &gone).await?;
+        Ok(count)
+    }
+}

@@ -1,0 +1,236 @@
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chat_core::{Error, ErrorKind, Result};
+use scylla::client::PoolSize;
+use scylla::client::execution_profile::ExecutionProfile;
+use scylla::client::session::Session;
+use scylla::client::session_builder::SessionBuilder;
+use scylla::policies::speculative_execution::SimpleSpeculativeExecutionPolicy;
+use scylla::response::query_result::{QueryResult, QueryRowsResult};
+use scylla::serialize::row::SerializeRow;
+use scylla::statement::batch::{Batch, BatchStatement, BatchType};
+use scylla::statement::prepared::PreparedStatement;
+use scylla::statement::{Consistency, SerialConsistency};
+use scylla::value::{CqlValue, Row};
+
+use super::schema::Statements;
+
+/// How long a statement may take: then its outcome is unknown.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// Where Cassandra is.
+///
+/// ```
+/// use chat_store::cassandra::CassandraSettings;
+/// let settings: CassandraSettings = "cassandra://10.0.0.1:9042,10.0.0.2:9042/chat?dc=eu".parse().unwrap();
+/// assert_eq!((settings.keyspace.as_str(), settings.replication), ("chat", 3));
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(clippy::exhaustive_structs)]
+pub struct CassandraSettings {
+    /// Some nodes, `host:port`.
+    pub nodes: Vec<String>,
+    /// The keyspace.
+    pub keyspace: String,
+    /// The data centre whose quorum counts.
+    pub datacenter: String,
+    /// Copies of a new keyspace. Less than 3 has to be asked for by name.
+    pub replication: u32,
+}
+
+impl FromStr for CassandraSettings {
+    type Err = Error;
+
+    fn from_str(url: &str) -> Result<Self> {
+        let invalid = || {
+            Error::new(
+                ErrorKind::Invalid,
+                "a Cassandra address looks like cassandra://host:port,host:port/keyspace?dc=datacenter1&replication=3",
+            )
+        };
+        let rest = url.strip_prefix("cassandra://").ok_or_else(invalid)?;
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (nodes, keyspace) = rest.split_once('/').unwrap_or((rest, ""));
+        let keyspace = if keyspace.is_empty() { "chat" } else { keyspace };
+        let named = |text: &str| {
+            text.starts_with(|c: char| c.is_ascii_lowercase())
+                && text.len() <= 48
+                && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        };
+        if nodes.is_empty() || !named(keyspace) {
+            return Err(invalid());
+        }
+        let mut settings = Self {
+            nodes: nodes.split(',').map(str::to_owned).collect(),
+            keyspace: keyspace.to_owned(),
+            datacenter: "datacenter1".to_owned(),
+            replication: 3,
+        };
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            match pair.split_once('=') {
+                Some(("dc", name)) if name.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)) => {
+                    settings.datacenter = name.to_owned();
+                }
+                Some(("replication", copies)) => {
+                    let copies = copies.parse().ok().filter(|copies| (1..=9).contains(copies));
+                    settings.replication = copies.ok_or_else(invalid)?;
+                }
+                _ => return Err(invalid()),
+            }
+        }
+        Ok(settings)
+    }
+}
+
+/// A session with its prepared statements.
+pub(super) struct Link {
+    pub session: Session,
+    pub settings: CassandraSettings,
+    pub statements: Statements,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// Whatever went wrong with a statement: it may have been carried out.
+pub(super) fn unknown(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(ErrorKind::Unavailable, "Cassandra does not answer").caused_by(error)
+}
+
+pub(super) async fn session(settings: &CassandraSettings) -> Result<Session> {
+    // Statements that may be repeated are sent to a second node when the first takes its time.
+    let speculative =
+        SimpleSpeculativeExecutionPolicy { max_retry_count: 1, retry_interval: Duration::from_millis(100) };
+    let profile = ExecutionProfile::builder()
+        .consistency(Consistency::LocalQuorum)
+        .serial_consistency(Some(SerialConsistency::LocalSerial))
+        .request_timeout(Some(PATIENCE))
+        .speculative_execution_policy(Some(Arc::new(speculative)))
+        .build();
+    SessionBuilder::new()
+        .known_nodes(&settings.nodes)
+        .prefer_datacenter(settings.datacenter.clone())
+        .connection_timeout(Duration::from_secs(3))
+        .keepalive_interval(Duration::from_secs(3))
+        .keepalive_timeout(Duration::from_secs(3))
+        .pool_size(PoolSize::PerHost(NonZeroUsize::MIN.saturating_add(1)))
+        .default_execution_profile_handle(profile.into_handle())
+        .fetch_full_schema_metadata(false)
+        .build()
+        .await
+        .map_err(unknown)
+}
+
+impl Link {
+    pub(super) async fn connect(settings: &CassandraSettings) -> Result<Self> {
+        let session = session(settings).await?;
+        let statements = Statements::prepare(&session, &settings.keyspace).await?;
+        Ok(Self { session, settings: settings.clone(), statements })
+    }
+
+    /// The rows of a statement that reads.
+    pub(super) async fn rows(
+        &self,
+        statement: &PreparedStatement,
+        values: impl SerializeRow + Send,
+    ) -> Result<QueryRowsResult> {
+        let result = self.session.execute_unpaged(statement, values).await.map_err(unknown)?;
+        result.into_rows_result().map_err(unknown)
+    }
+
+    /// Carries out a write that may be repeated.
+    pub(super) async fn write(
+        &self,
+        statement: &PreparedStatement,
+        values: impl SerializeRow + Send,
+    ) -> Result<()> {
+        self.session.execute_unpaged(statement, values).await.map(drop).map_err(unknown)
+    }
+
+    /// Carries out a conditional statement; whether its condition held.
+    pub(super) async fn applied(
+        &self,
+        statement: &PreparedStatement,
+        values: impl SerializeRow + Send,
+    ) -> Result<bool> {
+        was_applied(self.session.execute_unpaged(statement, values).await.map_err(unknown)?)
+    }
+
+    /// Writes to one partition together.
+    pub(super) async fn batch(&self, writes: &[Write<'_>]) -> Result<()> {
+        if writes.is_empty() {
+            return Ok(());
+        }
+        self.send_batch(writes, true).await.map(drop)
+    }
+
+    /// Writes to one partition if the conditions among them hold; whether they did.
+    pub(super) async fn batch_applied(&self, writes: &[Write<'_>]) -> Result<bool> {
+        was_applied(self.send_batch(writes, false).await?)
+    }
+
+    async fn send_batch(&self, writes: &[Write<'_>], repeatable: bool) -> Result<QueryResult> {
+        let statements =
+            writes.iter().map(|write| BatchStatement::PreparedStatement(write.statement.clone())).collect();
+        let mut batch = Batch::new_with_statements(BatchType::Unlogged, statements);
+        batch.set_is_idempotent(repeatable);
+        let bound = |value| if matches!(value, &CqlValue::Empty) { None } else { Some(value) };
+        let values: Vec<Vec<Option<&CqlValue>>> =
+            writes.iter().map(|write| write.values.iter().map(bound).collect()).collect();
+        self.session.batch(&batch, &values).await.map_err(unknown)
+    }
+}
+
+/// One write of a batch.
+pub(super) struct Write<'a> {
+    pub statement: &'a PreparedStatement,
+    /// `Empty` stands for null.
+    pub values: Vec<CqlValue>,
+}
+
+impl Write<'_> {
+    /// About how many bytes it takes.
+    pub(super) fn size(&self) -> usize {
+        let blob = |value: &CqlValue| match value {
+            CqlValue::Blob(bytes) => bytes.len(),
+            _ => 8,
+        };
+        self.values.iter().map(blob).sum()
+    }
+}
+
+fn was_applied(result: QueryResult) -> Result<bool> {
+    // The columns of the answer depend on whether it was.
+    let rows = result.into_rows_result().map_err(unknown)?;
+    let row = rows.maybe_first_row::<Row>().map_err(unknown)?;
+    let first = row.and_then(|row| row.columns.into_iter().next().flatten());
+    Ok(matches!(first, Some(CqlValue::Boolean(true))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_or_refused() {
+        let settings: CassandraSettings = "cassandra://a:1,b:2".parse().unwrap();
+        assert_eq!((settings.nodes.len(), settings.keyspace.as_str()), (2, "chat"));
+        for bad in [
+            "redis://a:1",
+            "cassandra://",
+            "cassandra://a:1/Bad;DROP",
+            "cassandra://a:1/k?dc=a'b",
+            "cassandra://a:1/k?replication=0",
+            "cassandra://a:1/k?x=1",
+        ] {
+            assert!(bad.parse::<CassandraSettings>().is_err(), "{bad}");
+        }
+    }
+}

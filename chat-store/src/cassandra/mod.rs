@@ -1,0 +1,242 @@
+//! Messages, inboxes, accounts and prekeys in Apache Cassandra, shared by all nodes of a cluster.
+//!
+//! What makes unconditional writes safe when two owners of a shard overlap, or one write is sent twice:
+//!
+//! - **Every write of a message table carries a timestamp that follows from the log**, never a clock's. A row
+//!   of history or inbox is written at its commit time, a conversation's state at its head's, which strictly
+//!   rises: the same write twice is one write, and an older state never takes a newer one back.
+//! - **Counters are registers that keep the largest value** because the value itself is the timestamp:
+//!   `acked`, `tail`, `generation`. `first` and `born` keep the smallest in the same way.
+//! - **The state is written last.** Rows above its head do not exist for any decision.
+//! - **What a device acknowledged is told by `acked`**, not by tombstones: a row that comes back is passed
+//!   over. Deleting only frees space, so tombstones need not be kept for long.
+//!
+//! | table | partition, then order | bounded by |
+//! |---|---|---|
+//! | `state` | conversation | members and senders |
+//! | `history` | (conversation, seq / 10,000), seq descending | 10,000 rows |
+//! | `ids` | (conversation, sender, minute of the id) | what one device sends in about a minute |
+//! | `inbox` | (installation, day), commit time, conversation, seq | a day, and the quota |
+//! | `cells` | installation, conversation | conversations of a device |
+//! | `accounts`, `handles`, `owners` | one row each | |
+//! | `devices` | installation, prekey id | 200 prekeys |
+//!
+//! An inbox is read from the day of its *floor*, below which everything is acknowledged; the floor stays two
+//! hours behind the clock. A row that is committed more than an hour late goes to day 0, which is always read.
+
+mod commit;
+mod directory;
+mod inbox;
+mod link;
+mod schema;
+
+pub use link::CassandraSettings;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chat_core::backend::{
+    Commit, ConversationState, DeviceRecord, LogAnchor, LogIdentity, MessageStore, PageLimit, StoreLife,
+    WantCells,
+};
+use chat_core::envelope::{AckOf, Durability, InboxRow, Place};
+use chat_core::wire::{decode_row, state};
+use chat_core::{ConversationId, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch};
+use dashmap::DashMap;
+
+use link::Link;
+
+/// A [`MessageStore`] and [`KeyDirectory`](chat_core::backend::KeyDirectory) in Cassandra.
+#[derive(Debug)]
+pub struct CassandraStore {
+    link: Link,
+    life: StoreLife,
+    /// The highest head seen of conversations: it only rises.
+    heads: DashMap<ConversationId, Seq>,
+    /// Rows that devices acknowledged and that were not deleted yet.
+    untrimmed: DashMap<InstallationId, u64>,
+}
+
+/// Rows of a partition of history.
+const BUCKET: u64 = 10_000;
+
+const fn corrupt() -> Error {
+    Error::new(ErrorKind::Corrupt, "what Cassandra holds does not read back")
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+impl CassandraStore {
+    /// Makes or updates the schema; gives what it found and did, for people.
+    ///
+    /// # Errors
+    /// `Unavailable` if Cassandra cannot be reached, `Invalid` if it cannot hold what is asked for.
+    pub async fn migrate(settings: &CassandraSettings) -> Result<String> {
+        schema::migrate(settings).await
+    }
+
+    /// Connects to a keyspace that [`migrate`](Self::migrate) made.
+    ///
+    /// # Errors
+    /// `Unavailable` if Cassandra cannot be reached, `Invalid` if the schema is not of this release.
+    pub async fn connect(settings: &CassandraSettings) -> Result<Self> {
+        let link = Link::connect(settings).await?;
+        let epoch = schema::check(&link).await?;
+        let life = StoreLife { epoch: StoreEpoch::from_bytes(epoch), durability: Durability::Fsync };
+        Ok(Self { link, life, heads: DashMap::new(), untrimmed: DashMap::new() })
+    }
+
+    /// What was found, for people: release, nodes, copies.
+    ///
+    /// # Errors
+    /// `Unavailable` if Cassandra cannot be reached.
+    pub async fn describe(&self) -> Result<String> {
+        schema::describe(&self.link).await
+    }
+
+    async fn head(&self, conversation: ConversationId) -> Result<Seq> {
+        let rows = self.link.rows(&self.link.statements.head, (&conversation.as_bytes()[..],)).await?;
+        let seq = rows.maybe_first_row::<(i64,)>().map_err(|_| corrupt())?.map_or(0, |(seq,)| unsigned(seq));
+        self.note_head(conversation, seq);
+        Ok(seq)
+    }
+
+    fn note_head(&self, conversation: ConversationId, seq: Seq) {
+        if self.heads.len() > 100_000 {
+            self.heads.clear();
+        }
+        let mut known = self.heads.entry(conversation).or_default();
+        *known = (*known).max(seq);
+    }
+
+    /// Whether a row is at or below its conversation's head.
+    async fn is_committed(&self, conversation: ConversationId, seq: Seq) -> Result<bool> {
+        if self.heads.get(&conversation).is_some_and(|head| seq <= *head) {
+            return Ok(true);
+        }
+        Ok(seq <= self.head(conversation).await?)
+    }
+}
+
+#[async_trait]
+impl MessageStore for CassandraStore {
+    fn life(&self) -> StoreLife {
+        self.life
+    }
+
+    async fn state(&self, conversation: ConversationId) -> Result<Option<ConversationState>> {
+        let rows = self.link.rows(&self.link.statements.state, (&conversation.as_bytes()[..],)).await?;
+        let row = rows.maybe_first_row::<(Vec<u8>,)>().map_err(|_| corrupt())?;
+        row.map(|(bytes,)| state::decode(&bytes)).transpose()
+    }
+
+    async fn find(
+        &self,
+        conversation: ConversationId,
+        sender: InstallationId,
+        id: MessageId,
+    ) -> Result<Option<Seq>> {
+        let key =
+            (&conversation.as_bytes()[..], &sender.as_bytes()[..], commit::minute(id), &id.as_bytes()[..]);
+        let rows = self.link.rows(&self.link.statements.find, key).await?;
+        let Some((seq,)) = rows.maybe_first_row::<(i64,)>().map_err(|_| corrupt())? else {
+            return Ok(None);
+        };
+        let seq = unsigned(seq);
+        Ok(self.is_committed(conversation, seq).await?.then_some(seq))
+    }
+
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<()>> {
+        futures_util::future::join_all(commits.into_iter().map(|commit| self.commit_one(commit))).await
+    }
+
+    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
+        self.acknowledge(device, generation, acks).await
+    }
+
+    async fn inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Result<Vec<InboxRow>> {
+        self.read_inbox(device, after, limit).await
+    }
+
+    async fn history(
+        &self,
+        conversation: ConversationId,
+        before: Seq,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
+        let head = self.head(conversation).await?;
+        let mut below = if before == 0 { head + 1 } else { before.min(head + 1) };
+        let (mut page, mut bytes) = (Vec::new(), 0);
+        while below > 1 && page.len() < limit.rows && (page.is_empty() || bytes < limit.bytes) {
+            let bucket = (below - 1) / BUCKET;
+            let most = i32::try_from((limit.rows - page.len()).min(50)).unwrap_or(50);
+            let key = (&conversation.as_bytes()[..], signed(bucket), signed(below), most);
+            let rows = self.link.rows(&self.link.statements.history, key).await?;
+            let mut found = false;
+            for row in rows.rows::<(Vec<u8>,)>().map_err(|_| corrupt())? {
+                let (value,) = row.map_err(|_| corrupt())?;
+                let row = decode_row(Bytes::from(value)).map_err(|_| corrupt())?;
+                (below, found) = (row.seq, true);
+                bytes += row.size();
+                page.push(row);
+                if page.len() >= limit.rows || bytes >= limit.bytes {
+                    return Ok(page);
+                }
+            }
+            if !found {
+                below = bucket * BUCKET;
+            }
+        }
+        Ok(page)
+    }
+
+    async fn device(&self, device: InstallationId, cells: WantCells) -> Result<DeviceRecord> {
+        self.read_device(device, cells).await
+    }
+
+    async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
+        self.expire_rows(before_us, limit).await
+    }
+}
+
+#[async_trait]
+impl LogAnchor for CassandraStore {
+    async fn log(&self) -> Result<Option<LogIdentity>> {
+        let rows = self.link.rows(&self.link.statements.log, ()).await?;
+        let row = rows.maybe_first_row::<(i64, Vec<u8>, i32, bool)>().map_err(|_| corrupt())?;
+        let Some((generation, id, partitions, opened)) = row else { return Ok(None) };
+        Ok(Some(LogIdentity {
+            generation: unsigned(generation),
+            id: id.try_into().map_err(|_| corrupt())?,
+            partitions: u32::try_from(partitions).unwrap_or(0),
+            opened,
+        }))
+    }
+
+    async fn begin_log(&self, log: LogIdentity) -> Result<LogIdentity> {
+        let known = self.log().await?;
+        let partitions = i32::try_from(log.partitions).unwrap_or(i32::MAX);
+        let (generation, id) = (signed(log.generation), &log.id[..]);
+        match known {
+            None => {
+                let values = (generation, id, partitions, log.opened);
+                self.link.applied(&self.link.statements.first_log, values).await?;
+            }
+            Some(known) if known.generation < log.generation => {
+                let values = (generation, id, partitions, log.opened, signed(known.generation));
+                self.link.applied(&self.link.statements.next_log, values).await?;
+            }
+            Some(_) => {}
+        }
+        self.log().await?.ok_or_else(corrupt)
+    }
+
+    async fn open_log(&self, generation: u64) -> Result<()> {
+        self.link.applied(&self.link.statements.open_log, (signed(generation),)).await.map(drop)
+    }
+}

@@ -1,0 +1,169 @@
+use chat_core::{Error, ErrorKind, Result};
+use scylla::client::session::Session;
+use scylla::statement::Statement;
+use scylla::statement::prepared::PreparedStatement;
+
+use super::link::{CassandraSettings, Link, session, unknown};
+
+/// The version of the tables below.
+const VERSION: i32 = 1;
+
+/// What version 1 is made of. Tombstones only free space, so they are kept for hours and not for days.
+const TABLES: [&str; 9] = [
+    "meta (one text PRIMARY KEY, version int, epoch blob, generation bigint, log blob, partitions int, opened boolean)",
+    "state (conversation blob PRIMARY KEY, seq bigint, state blob) \
+     WITH compaction = {'class': 'LeveledCompactionStrategy'}",
+    "history (conversation blob, bucket bigint, seq bigint, row blob, PRIMARY KEY ((conversation, bucket), seq)) \
+     WITH CLUSTERING ORDER BY (seq DESC)",
+    "ids (conversation blob, sender blob, minute int, id blob, seq bigint, \
+     PRIMARY KEY ((conversation, sender, minute), id))",
+    "inbox (installation blob, day int, time_us bigint, conversation blob, seq bigint, size int, row blob, \
+     PRIMARY KEY ((installation, day), time_us, conversation, seq)) WITH gc_grace_seconds = 10800",
+    "cells (installation blob, conversation blob, generation bigint static, born bigint static, \
+     floor bigint static, tail bigint, acked bigint, first bigint, PRIMARY KEY (installation, conversation)) \
+     WITH compaction = {'class': 'LeveledCompactionStrategy'}",
+    "accounts (user blob PRIMARY KEY, handle text, version bigint, list blob)",
+    "devices (installation blob, id bigint, signed blob static, signature blob static, through bigint static, \
+     incarnation int static, nonce blob static, at_ms bigint static, data blob, PRIMARY KEY (installation, id)) \
+     WITH gc_grace_seconds = 86400",
+    "owners (installation blob PRIMARY KEY, user blob)",
+];
+const HANDLES: &str = "handles (handle text PRIMARY KEY, user blob)";
+
+async fn run(session: &Session, statement: String) -> Result<()> {
+    session.query_unpaged(statement, ()).await.map(drop).map_err(unknown)
+}
+
+pub(super) async fn migrate(settings: &CassandraSettings) -> Result<String> {
+    let session = session(settings).await?;
+    let nodes = session.get_cluster_state().get_nodes_info().len();
+    if nodes < settings.replication as usize {
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            "Cassandra has fewer nodes than there are to be copies: add nodes, or ask for less by name with \
+             ?replication=1 (what one node loses is lost)",
+        ));
+    }
+    let CassandraSettings { keyspace, datacenter, replication, .. } = settings;
+    run(
+        &session,
+        format!(
+            "CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = \
+             {{'class': 'NetworkTopologyStrategy', '{datacenter}': {replication}}} AND durable_writes = true"
+        ),
+    )
+    .await?;
+    for table in TABLES.iter().chain([&HANDLES]) {
+        run(&session, format!("CREATE TABLE IF NOT EXISTS {keyspace}.{table}")).await?;
+    }
+    session.await_schema_agreement().await.map_err(unknown)?;
+    let mut epoch = [0; 16];
+    getrandom::fill(&mut epoch)
+        .map_err(|e| Error::new(ErrorKind::Unavailable, "no randomness").caused_by(e))?;
+    let first =
+        format!("INSERT INTO {keyspace}.meta (one, version, epoch) VALUES ('life', ?, ?) IF NOT EXISTS");
+    session.query_unpaged(first, (VERSION, &epoch[..])).await.map_err(unknown)?;
+    Ok(format!("keyspace {keyspace}: schema version {VERSION}, {replication} copies in {datacenter}"))
+}
+
+/// Checks the schema's version; gives the life of the data set.
+pub(super) async fn check(link: &Link) -> Result<[u8; 16]> {
+    let other = || {
+        Error::new(
+            ErrorKind::Invalid,
+            "the keyspace does not hold this release's schema: run `chat-server-ref migrate`",
+        )
+    };
+    let rows = link.rows(&link.statements.life, ()).await?;
+    let (version, epoch) =
+        rows.maybe_first_row::<(i32, Vec<u8>)>().map_err(|_| other())?.ok_or_else(other)?;
+    if version != VERSION {
+        return Err(other());
+    }
+    epoch.try_into().map_err(|_| other())
+}
+
+pub(super) async fn describe(link: &Link) -> Result<String> {
+    let release = link.session.query_unpaged("SELECT release_version FROM system.local", ()).await;
+    let release = release.map_err(unknown)?.into_rows_result().map_err(unknown)?;
+    let (release,) = release.first_row::<(String,)>().map_err(unknown)?;
+    let state = link.session.get_cluster_state();
+    let nodes = state.get_nodes_info();
+    let up = nodes.iter().filter(|node| node.is_connected()).count();
+    Ok(format!(
+        "release {release}, {up} of {} nodes connected, keyspace {}",
+        nodes.len(),
+        link.settings.keyspace
+    ))
+}
+
+macro_rules! statements {
+    ($($(#[$conditional:ident])? $name:ident: $cql:literal,)+) => {
+        /// Every statement, prepared once.
+        pub(super) struct Statements {
+            $(pub $name: PreparedStatement,)+
+        }
+
+        impl Statements {
+            pub(super) async fn prepare(session: &Session, keyspace: &str) -> Result<Self> {
+                Ok(Self {
+                    $($name: prepare(session, &$cql.replace("@", &format!("{keyspace}.")), true $(&& stringify!($conditional).is_empty())?).await?,)+
+                })
+            }
+        }
+    };
+}
+
+statements! {
+    life: "SELECT version, epoch FROM @meta WHERE one = 'life'",
+    log: "SELECT generation, log, partitions, opened FROM @meta WHERE one = 'log'",
+    #[conditional] first_log: "INSERT INTO @meta (one, generation, log, partitions, opened) VALUES ('log', ?, ?, ?, ?) IF NOT EXISTS",
+    #[conditional] next_log: "UPDATE @meta SET generation = ?, log = ?, partitions = ?, opened = ? WHERE one = 'log' IF generation = ?",
+    #[conditional] open_log: "UPDATE @meta SET opened = true WHERE one = 'log' IF generation = ?",
+    state: "SELECT state FROM @state WHERE conversation = ?",
+    head: "SELECT seq FROM @state WHERE conversation = ?",
+    put_state: "INSERT INTO @state (conversation, seq, state) VALUES (?, ?, ?) USING TIMESTAMP ?",
+    history: "SELECT row FROM @history WHERE conversation = ? AND bucket = ? AND seq < ? LIMIT ?",
+    put_history: "INSERT INTO @history (conversation, bucket, seq, row) VALUES (?, ?, ?, ?) USING TIMESTAMP ?",
+    find: "SELECT seq FROM @ids WHERE conversation = ? AND sender = ? AND minute = ? AND id = ?",
+    put_id: "INSERT INTO @ids (conversation, sender, minute, id, seq) VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?",
+    inbox: "SELECT row FROM @inbox WHERE installation = ? AND day = ? AND (time_us, conversation, seq) > (?, ?, ?) LIMIT ?",
+    inbox_keys: "SELECT time_us, conversation, seq, size FROM @inbox WHERE installation = ? AND day = ? AND time_us >= ?",
+    inbox_partitions: "SELECT DISTINCT installation, day FROM @inbox",
+    put_inbox: "INSERT INTO @inbox (installation, day, time_us, conversation, seq, size, row) VALUES (?, ?, ?, ?, ?, ?, ?) USING TIMESTAMP ?",
+    delete_inbox: "DELETE FROM @inbox USING TIMESTAMP ? WHERE installation = ? AND day = ? AND time_us = ? AND conversation = ? AND seq = ?",
+    device: "SELECT generation, born, floor FROM @cells WHERE installation = ? LIMIT 1",
+    cells: "SELECT conversation, tail, acked, first FROM @cells WHERE installation = ?",
+    cells_of: "SELECT conversation, tail, acked, first FROM @cells WHERE installation = ? AND conversation IN ?",
+    put_tail: "UPDATE @cells USING TIMESTAMP ? SET tail = ? WHERE installation = ? AND conversation = ?",
+    put_acked: "UPDATE @cells USING TIMESTAMP ? SET acked = ? WHERE installation = ? AND conversation = ?",
+    put_first: "UPDATE @cells USING TIMESTAMP ? SET first = ? WHERE installation = ? AND conversation = ?",
+    put_generation: "UPDATE @cells USING TIMESTAMP ? SET generation = ? WHERE installation = ?",
+    put_born: "UPDATE @cells USING TIMESTAMP ? SET born = ? WHERE installation = ?",
+    put_floor: "UPDATE @cells USING TIMESTAMP ? SET floor = ? WHERE installation = ?",
+    resolve: "SELECT user FROM @handles WHERE handle = ?",
+    #[conditional] take_handle: "INSERT INTO @handles (handle, user) VALUES (?, ?) IF NOT EXISTS",
+    account: "SELECT handle, list FROM @accounts WHERE user = ?",
+    #[conditional] open_account: "INSERT INTO @accounts (user, handle, version, list) VALUES (?, ?, ?, ?) IF NOT EXISTS",
+    #[conditional] put_list: "UPDATE @accounts SET version = ?, list = ? WHERE user = ? IF version = ?",
+    owner: "SELECT user FROM @owners WHERE installation = ?",
+    #[conditional] take_owner: "INSERT INTO @owners (installation, user) VALUES (?, ?) IF NOT EXISTS",
+    keys: "SELECT signed, through, incarnation, nonce, at_ms FROM @devices WHERE installation = ? LIMIT 1",
+    prekey_ids: "SELECT id FROM @devices WHERE installation = ?",
+    first_prekey: "SELECT signed, signature, id, data FROM @devices WHERE installation = ? LIMIT 1",
+    #[conditional] take_prekey: "DELETE FROM @devices WHERE installation = ? AND id = ? IF EXISTS",
+    #[conditional] put_prekey: "INSERT INTO @devices (installation, id, data) VALUES (?, ?, ?)",
+    #[conditional] drop_prekey: "DELETE FROM @devices WHERE installation = ? AND id = ?",
+    #[conditional] put_bundle: "UPDATE @devices SET signed = ?, signature = ?, through = ? WHERE installation = ? IF through = ? AND incarnation = ?",
+    #[conditional] put_incarnation: "UPDATE @devices SET incarnation = ?, nonce = ?, at_ms = ?, signed = null, signature = null, through = null WHERE installation = ? IF incarnation = ?",
+}
+
+async fn prepare(session: &Session, cql: &str, repeatable: bool) -> Result<PreparedStatement> {
+    let mut statement = Statement::new(cql);
+    statement.set_is_idempotent(repeatable);
+    let missing = |e| {
+        Error::new(ErrorKind::Invalid, "Cassandra does not know the schema: run `chat-server-ref migrate`")
+            .caused_by(e)
+    };
+    session.prepare(statement).await.map_err(missing)
+}
