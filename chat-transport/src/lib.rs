@@ -16,4 +16,6 @@ pub mod duplex;
 pub mod gateway;
 #[cfg(feature = "kafka")]
 pub mod kafka;
+#[cfg(feature = "link")]
+pub mod link;
 pub mod websocket;

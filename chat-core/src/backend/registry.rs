@@ -12,7 +12,7 @@ use crate::id::{DeviceAddress, UserId};
 pub struct GatewayId(pub u64);
 
 /// Where a device is connected.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Route {
     /// The device.

@@ -1,0 +1,397 @@
+//! From one gateway to another, by HTTP/2: what happened to sessions that are connected elsewhere, and the
+//! offers of devices that wait to be linked.
+//!
+//! Each other gateway has a bounded queue and one request on its way at a time, which carries all that
+//! gathered meanwhile. A gateway that does not answer within a second is forgotten for a moment; what was
+//! meant for it waits in inboxes, and its sessions are told that they lag once it answers again.
+//!
+//! Outside of loopback both sides show certificates of one authority: whoever can speak on the link can
+//! tell sessions anything.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Buf, BufMut, Bytes};
+use chat_core::backend::{GatewayId, NodeLink, PushSink, Registry, Route, Told};
+use chat_core::delivery::Event;
+use chat_core::envelope::{InboxRow, RowContent};
+use chat_core::wire::node::{
+    decode_not_here, decode_rendezvous, decode_told, encode_not_here, encode_rendezvous, encode_told,
+};
+use chat_core::{Engine, Error, ErrorKind, Result};
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tonic::body::Body;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codegen::http;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::codegen::tokio_stream::wrappers::TcpListenerStream;
+use tonic::server::{Grpc, NamedService, UnaryService};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Server, ServerTlsConfig};
+use tonic::{Code, Request, Response, Status};
+
+const TELL: &str = "/chat.node.v1.Link/Tell";
+const OFFER: &str = "/chat.node.v1.Link/Offer";
+/// How long a gateway may take to answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Connections with something to tell that may wait for one gateway; what is above is dropped.
+const QUEUE: usize = 8192;
+/// Deliveries of one request.
+const REQUEST: usize = 512;
+
+/// What a node shows to the others, and whom it believes: PEM.
+#[derive(Clone)]
+pub struct LinkTls {
+    identity: Identity,
+    authority: Certificate,
+}
+
+impl fmt::Debug for LinkTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LinkTls")
+    }
+}
+
+impl LinkTls {
+    /// The certificate and key of this node, and the certificate of the authority that signed everybody's.
+    /// Each is to be valid for the name `chat-node`.
+    pub fn new(certificate: &[u8], key: &[u8], authority: &[u8]) -> Self {
+        Self { identity: Identity::from_pem(certificate, key), authority: Certificate::from_pem(authority) }
+    }
+}
+
+/// Bytes as they are: `wire::node` encodes and checks them.
+#[derive(Clone, Copy, Default)]
+struct Plain;
+
+impl Codec for Plain {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Plain {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> std::result::Result<(), Status> {
+        buffer.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for Plain {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> std::result::Result<Option<Bytes>, Status> {
+        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
+    }
+}
+
+fn invalid(error: &Error) -> Status {
+    Status::new(Code::InvalidArgument, error.what())
+}
+
+/// The receiving end.
+#[derive(Clone)]
+struct Receiver(Arc<Engine>);
+
+impl NamedService for Receiver {
+    const NAME: &'static str = "chat.node.v1.Link";
+}
+
+struct Tell(Arc<Engine>);
+
+impl UnaryService<Bytes> for Tell {
+    type Response = Bytes;
+    type Future = BoxFuture<'static, std::result::Result<Response<Bytes>, Status>>;
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        let engine = self.0.clone();
+        Box::pin(async move {
+            let told = decode_told(request.into_inner()).map_err(|e| invalid(&e))?;
+            Ok(Response::new(encode_not_here(&engine.told(told)).into()))
+        })
+    }
+}
+
+struct Offer(Arc<Engine>);
+
+impl UnaryService<Bytes> for Offer {
+    type Response = Bytes;
+    type Future = BoxFuture<'static, std::result::Result<Response<Bytes>, Status>>;
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        let engine = self.0.clone();
+        Box::pin(async move {
+            let (rendezvous, sealed) = decode_rendezvous(request.into_inner()).map_err(|e| invalid(&e))?;
+            let answer = match sealed {
+                None => engine.offer_here(&rendezvous),
+                Some(sealed) => engine.answer_offer_here(&rendezvous, sealed).map(|()| Bytes::new()),
+            };
+            answer.map(Response::new).map_err(|e| Status::new(Code::NotFound, e.what()))
+        })
+    }
+}
+
+impl tower_service::Service<http::Request<Body>> for Receiver {
+    type Response = http::Response<Body>;
+    type Error = std::convert::Infallible;
+    type Future = BoxFuture<'static, std::result::Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<std::result::Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let engine = self.0.clone();
+        Box::pin(async move {
+            let mut grpc = Grpc::new(Plain).max_decoding_message_size(64 * 1024 * 1024);
+            Ok(match request.uri().path() {
+                TELL => grpc.unary(Tell(engine), request).await,
+                OFFER => grpc.unary(Offer(engine), request).await,
+                _ => Status::new(Code::Unimplemented, "no such call").into_http(),
+            })
+        })
+    }
+}
+
+/// Takes what other gateways send, until the listener fails.
+///
+/// # Errors
+/// `Invalid` if the certificates cannot be used, `Unavailable` if listening ends.
+pub async fn serve_link(listener: TcpListener, engine: Arc<Engine>, tls: Option<LinkTls>) -> Result<()> {
+    let mut server = Server::builder();
+    if let Some(tls) = tls {
+        let config = ServerTlsConfig::new().identity(tls.identity).client_ca_root(tls.authority);
+        let unusable =
+            |e| Error::new(ErrorKind::Invalid, "the link's certificates cannot be used").caused_by(e);
+        server = server.tls_config(config).map_err(unusable)?;
+    }
+    let ended = |e| Error::new(ErrorKind::Unavailable, "the node link ended").caused_by(e);
+    let incoming = TcpListenerStream::new(listener);
+    server.add_service(Receiver(engine)).serve_with_incoming(incoming).await.map_err(ended)
+}
+
+/// The sending end: a [`NodeLink`] to every gateway that the registry has an address of.
+pub struct GatewayLink {
+    shared: Arc<Shared>,
+    peers: Mutex<HashMap<GatewayId, Arc<Peer>>>,
+}
+
+struct Shared {
+    registry: Arc<dyn Registry>,
+    push: Arc<dyn PushSink>,
+    tls: Option<LinkTls>,
+}
+
+impl fmt::Debug for GatewayLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GatewayLink").field("peers", &self.peers.lock().len()).finish_non_exhaustive()
+    }
+}
+
+/// What waits for one gateway.
+#[derive(Default)]
+struct Peer {
+    waiting: Mutex<Waiting>,
+    more: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    told: VecDeque<Told>,
+    /// Connections for which something was dropped.
+    lagged: HashSet<Route>,
+}
+
+impl Peer {
+    fn put(&self, told: Vec<Told>) {
+        let mut waiting = self.waiting.lock();
+        for (route, events) in told {
+            if waiting.told.len() < QUEUE {
+                waiting.told.push_back((route, events));
+            } else if waiting.lagged.len() < QUEUE {
+                waiting.lagged.insert(route);
+            }
+        }
+        drop(waiting);
+        self.more.notify_one();
+    }
+
+    fn take(&self) -> Vec<Told> {
+        let mut waiting = self.waiting.lock();
+        let most = waiting.told.len().min(REQUEST);
+        let mut told: Vec<Told> = waiting.told.drain(..most).collect();
+        told.extend(waiting.lagged.drain().map(|route| (route, vec![Event::Lagged])));
+        told
+    }
+
+    /// What was not delivered: its sessions are told that they lag, if there is a next time.
+    fn lost(&self, told: &[Told]) {
+        let mut waiting = self.waiting.lock();
+        let room = QUEUE.saturating_sub(waiting.lagged.len());
+        waiting.lagged.extend(told.iter().map(|(route, _)| *route).take(room));
+    }
+}
+
+fn unanswered(status: Status) -> Error {
+    let kind = if status.code() == Code::NotFound { ErrorKind::NotFound } else { ErrorKind::Unavailable };
+    Error::new(kind, "the other gateway did not answer").caused_by(status)
+}
+
+impl Shared {
+    async fn connect(&self, gateway: GatewayId) -> Result<Channel> {
+        let address = self.registry.address(gateway).await?;
+        let unknown = || Error::new(ErrorKind::NotFound, "nobody knows where the gateway is");
+        let address = address.ok_or_else(unknown)?;
+        let wrong = |e| Error::new(ErrorKind::Invalid, "not an address of a gateway").caused_by(e);
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
+            .map_err(wrong)?
+            .connect_timeout(PATIENCE)
+            .timeout(PATIENCE);
+        if let Some(tls) = &self.tls {
+            let config = ClientTlsConfig::new()
+                .identity(tls.identity.clone())
+                .ca_certificate(tls.authority.clone())
+                .domain_name("chat-node");
+            endpoint = endpoint.tls_config(config).map_err(wrong)?;
+        }
+        let down = |e| Error::new(ErrorKind::Unavailable, "the other gateway cannot be reached").caused_by(e);
+        tokio::time::timeout(PATIENCE, endpoint.connect())
+            .await
+            .map_err(|e| Error::new(ErrorKind::Unavailable, "the other gateway is silent").caused_by(e))?
+            .map_err(down)
+    }
+
+    async fn call(&self, channel: &Channel, path: &'static str, body: Bytes) -> Result<Bytes> {
+        let mut grpc = tonic::client::Grpc::new(channel.clone()).max_decoding_message_size(64 * 1024 * 1024);
+        let call = async {
+            grpc.ready().await.map_err(|e| {
+                Error::new(ErrorKind::Unavailable, "the other gateway cannot be reached").caused_by(e)
+            })?;
+            let path = PathAndQuery::from_static(path);
+            grpc.unary(Request::new(body), path, Plain).await.map_err(unanswered)
+        };
+        let silent = |e| Error::new(ErrorKind::Unavailable, "the other gateway is silent").caused_by(e);
+        Ok(tokio::time::timeout(PATIENCE, call).await.map_err(silent)??.into_inner())
+    }
+
+    /// Tells one gateway for as long as somebody has something to tell it.
+    async fn run(&self, gateway: GatewayId, peer: &Peer) {
+        let mut channel: Option<Channel> = None;
+        loop {
+            let told = peer.take();
+            if told.is_empty() {
+                // An idle gateway's task ends; the next word starts another.
+                match tokio::time::timeout(Duration::from_secs(60), peer.more.notified()).await {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                }
+            }
+            if channel.is_none() {
+                channel = self.connect(gateway).await.ok();
+            }
+            let answer = match &channel {
+                Some(channel) => self.call(channel, TELL, encode_told(&told).into()).await,
+                None => Err(Error::new(ErrorKind::Unavailable, "not connected")),
+            };
+            match answer.and_then(decode_not_here) {
+                Ok(stale) if stale.is_empty() => {}
+                Ok(stale) => self.not_there(&stale, &told).await,
+                Err(error) => {
+                    tracing::debug!(%error, gateway = gateway.0, "the node link");
+                    channel = None;
+                    peer.lost(&told);
+                    let devices: Vec<Route> = told.iter().map(|(route, _)| *route).collect();
+                    self.wake(&devices, &told).await;
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+    }
+
+    async fn not_there(&self, stale: &[Route], told: &[Told]) {
+        for route in stale {
+            let _ = self.registry.unbind(*route).await;
+        }
+        self.wake(stale, told).await;
+    }
+
+    /// Wakes the devices of these connections that have a message.
+    async fn wake(&self, routes: &[Route], told: &[Told]) {
+        let message =
+            |event: &Event| matches!(event, Event::Row(InboxRow { content: RowContent::Message { .. }, .. }));
+        let devices: Vec<_> = told
+            .iter()
+            .filter(|(route, events)| routes.contains(route) && events.iter().any(message))
+            .map(|(route, _)| route.device)
+            .collect();
+        if !devices.is_empty() {
+            let _ = self.push.wake(&devices).await;
+        }
+    }
+}
+
+impl GatewayLink {
+    /// A link that finds gateways by this registry. Needs a runtime.
+    pub fn new(registry: Arc<dyn Registry>, push: Arc<dyn PushSink>, tls: Option<LinkTls>) -> Self {
+        Self { shared: Arc::new(Shared { registry, push, tls }), peers: Mutex::default() }
+    }
+
+    fn peer(&self, gateway: GatewayId) -> Arc<Peer> {
+        let mut peers = self.peers.lock();
+        peers.retain(|_, peer| Arc::strong_count(peer) > 1);
+        let known = peers.entry(gateway);
+        let peer = known.or_insert_with(|| {
+            let peer = Arc::new(Peer::default());
+            let (shared, running) = (self.shared.clone(), peer.clone());
+            tokio::spawn(async move { shared.run(gateway, &running).await });
+            peer
+        });
+        peer.clone()
+    }
+
+    async fn rendezvous(&self, gateway: GatewayId, body: Vec<u8>) -> Result<Bytes> {
+        let channel = self.shared.connect(gateway).await?;
+        self.shared.call(&channel, OFFER, body.into()).await
+    }
+}
+
+#[async_trait]
+impl NodeLink for GatewayLink {
+    fn tell(&self, gateway: GatewayId, told: Vec<Told>) {
+        self.peer(gateway).put(told);
+    }
+
+    async fn offer(&self, gateway: GatewayId, rendezvous: Bytes) -> Result<Bytes> {
+        self.rendezvous(gateway, encode_rendezvous(&rendezvous, None)).await
+    }
+
+    async fn answer_offer(&self, gateway: GatewayId, rendezvous: Bytes, sealed: Bytes) -> Result<()> {
+        self.rendezvous(gateway, encode_rendezvous(&rendezvous, Some(&sealed))).await.map(drop)
+    }
+}
+
+/// Whether the link may go without certificates: only where nobody else can speak on it.
+pub fn may_be_plain(address: SocketAddr) -> bool {
+    address.ip().is_loopback()
+}

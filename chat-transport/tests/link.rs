@@ -1,0 +1,124 @@
+//! Two gateways over loopback: what sessions are told arrives in order, stale routes go, silence costs nobody.
+#![cfg(feature = "link")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use chat_core::backend::{Backends, GatewayId, NodeLink, Registry, Route};
+use chat_core::delivery::{Bound, EngineSettings, Event};
+use chat_core::memory::{ManualClock, MemoryPush, MemoryRegistry};
+use chat_core::wire::ServerFrame;
+use chat_core::{ConversationId, DeviceAddress, DeviceId, Engine, ErrorKind, InstallationId, UserId};
+use chat_transport::link::{GatewayLink, serve_link};
+use tokio::net::TcpListener;
+
+const THERE: GatewayId = GatewayId(2);
+
+fn device(n: u8) -> DeviceAddress {
+    DeviceAddress {
+        user: UserId::from_bytes([n; 16]),
+        device: DeviceId::PRIMARY,
+        installation: InstallationId::from_bytes([n; 16]),
+    }
+}
+
+struct Two {
+    link: GatewayLink,
+    there: Arc<Engine>,
+    registry: Arc<MemoryRegistry>,
+}
+
+impl Two {
+    async fn start() -> Self {
+        let registry = Arc::new(MemoryRegistry::default());
+        let backends = Backends { registry: registry.clone(), ..Backends::memory() };
+        let settings = EngineSettings { gateway: THERE, ..EngineSettings::default() };
+        let there = Arc::new(Engine::new(backends, settings, Arc::new(ManualClock::default())));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        registry.announce(THERE, &address).await.unwrap();
+        tokio::spawn(serve_link(listener, there.clone(), None));
+        let link = GatewayLink::new(registry.clone(), Arc::new(MemoryPush::default()), None);
+        Self { link, there, registry }
+    }
+
+    async fn bind(&self, n: u8) -> Bound {
+        let epoch = self.registry.bind(device(n), THERE).await.unwrap();
+        self.there.hub().bind(Route { device: device(n), gateway: THERE, epoch })
+    }
+}
+
+fn typing(n: u8) -> Event {
+    let user = UserId::from_bytes([n; 16]);
+    Event::Ephemeral(ServerFrame::Typing(ConversationId::own(user), user))
+}
+
+async fn next(bound: &mut Bound) -> Vec<Event> {
+    tokio::time::timeout(Duration::from_secs(5), bound.events.recv()).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn what_is_told_arrives_in_order() {
+    let two = Two::start().await;
+    let mut bound = two.bind(1).await;
+    for n in 0..50 {
+        two.link.tell(THERE, vec![(bound.route, vec![typing(n)])]);
+    }
+    let mut seen = Vec::new();
+    while seen.len() < 50 {
+        seen.extend(next(&mut bound).await);
+    }
+    assert_eq!(seen, (0..50).map(typing).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_stale_route_is_unbound() {
+    let two = Two::start().await;
+    let bound = two.bind(1).await;
+    two.there.hub().unbind(&bound.route);
+    two.link.tell(THERE, vec![(bound.route, vec![typing(1)])]);
+    for _ in 0..100 {
+        if two.registry.lookup(&[device(1).user]).await.unwrap().is_empty() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the route is still there");
+}
+
+#[tokio::test]
+async fn a_silent_gateway_costs_nobody_and_its_sessions_catch_up() {
+    let two = Two::start().await;
+    let mut bound = two.bind(1).await;
+    // Accepts, and never says a word.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let working = two.registry.address(THERE).await.unwrap().unwrap();
+    two.registry.announce(THERE, &silent.local_addr().unwrap().to_string()).await.unwrap();
+    let begun = Instant::now();
+    two.link.tell(THERE, vec![(bound.route, vec![typing(1)])]);
+    assert!(begun.elapsed() < Duration::from_millis(500), "nobody waits for it");
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    two.registry.announce(THERE, &working).await.unwrap();
+    two.link.tell(THERE, vec![(bound.route, vec![typing(2)])]);
+    let mut seen = Vec::new();
+    while !seen.contains(&Event::Lagged) {
+        seen.extend(next(&mut bound).await);
+    }
+    assert!(bound.take_lagged(), "the session reads its inbox");
+}
+
+#[tokio::test]
+async fn an_offer_is_found_and_answered_from_another_gateway() {
+    let two = Two::start().await;
+    let (rendezvous, offer) = (Bytes::from_static(b"rendezvous"), Bytes::from_static(b"offer"));
+    let missing = two.link.offer(THERE, rendezvous.clone()).await;
+    assert_eq!(missing.map_err(|error| error.kind()), Err(ErrorKind::NotFound));
+    let mut answers = two.there.offer(rendezvous.clone(), offer.clone()).await.unwrap();
+    assert_eq!(two.link.offer(THERE, rendezvous.clone()).await, Ok(offer));
+    let sealed = Bytes::from_static(b"sealed");
+    two.link.answer_offer(THERE, rendezvous.clone(), sealed.clone()).await.unwrap();
+    two.link.answer_offer(THERE, rendezvous, sealed.clone()).await.unwrap();
+    assert_eq!(answers.recv().await, Some(sealed));
+}
