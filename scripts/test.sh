@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
 profile=${PROFILE:-sim}
-features=chat-core/sim,chat-core/conformance,chat-store/sqlite,chat-store/redis,chat-transport/kafka
+features=chat-core/sim,chat-core/conformance,chat-store/sqlite,chat-server-ref/cluster
 
 step() {
     local name=$1
@@ -54,23 +54,35 @@ outsider() {
     CARGO_TARGET_DIR=$PWD/target cargo test --locked --manifest-path tests/outsider/Cargo.toml
 }
 
-# The backends on real services, where they can be installed: the suites of the memory backends.
+# The backends on real services, where they can be installed: the suites of the memory backends, on one node
+# of each service and on a cluster of each.
 services() {
     local single=(env CHAT_SERVICES_DIR="$PWD/target/services" tests/services/services.sh)
     local cluster=(env CHAT_SERVICES_DIR="$PWD/target/services-cluster"
         CHAT_SERVICES_DIST="$PWD/target/services/dist" CHAT_SERVICES_NET=127.0.7 tests/services/services.sh)
-    if ! { "${single[@]}" install redis && "${single[@]}" start redis 1 && "${cluster[@]}" start redis 6; }; then
-        echo "not run: Redis cannot be installed or started here"
-        "${single[@]}" stop || true
-        return 0
-    fi
     local outcome=0
-    CHAT_TEST_REDIS=redis://127.0.0.1:6379 \
-        CHAT_TEST_REDIS_CLUSTER=redis-cluster://127.0.7.1:6379,127.0.7.2:6379 \
-        cargo test --locked --profile "$profile" --workspace --exclude chat-tests --features "$features" \
-        --test redis -- --nocapture || outcome=$?
-    "${single[@]}" stop
-    "${cluster[@]}" stop
+    trap '"${single[@]}" stop || true; "${cluster[@]}" stop || true' RETURN
+    if "${single[@]}" install redis && "${single[@]}" start redis 1 && "${cluster[@]}" start redis 6; then
+        export CHAT_TEST_REDIS=redis://127.0.0.1:6379
+        export CHAT_TEST_REDIS_CLUSTER=redis-cluster://127.0.7.1:6379,127.0.7.2:6379
+    else
+        echo "not run: Redis cannot be installed or started here"
+    fi
+    if "${single[@]}" install kafka && "${single[@]}" start kafka 1 && "${cluster[@]}" start kafka 3; then
+        export CHAT_TEST_KAFKA="kafka://127.0.0.1:9092/test?replication=1"
+        export CHAT_TEST_KAFKA_CLUSTER="kafka://127.0.7.1:9092,127.0.7.2:9092/test?replication=3"
+    else
+        echo "not run: Kafka cannot be installed or started here"
+    fi
+    if "${single[@]}" install cassandra && "${single[@]}" start cassandra 1 \
+        && "${cluster[@]}" start cassandra 3; then
+        export CHAT_TEST_CASSANDRA="cassandra://127.0.0.1:9042/test?replication=1"
+        export CHAT_TEST_CASSANDRA_CLUSTER="cassandra://127.0.7.1:9042,127.0.7.2:9042/test?replication=3"
+    else
+        echo "not run: Cassandra cannot be installed or started here"
+    fi
+    cargo test --locked --profile "$profile" --workspace --exclude chat-tests --features "$features" \
+        --test redis --test kafka --test cassandra -- --nocapture --test-threads 1 || outcome=$?
     return "$outcome"
 }
 

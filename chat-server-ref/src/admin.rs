@@ -43,6 +43,7 @@ fn render(engine: &Engine, handle: &PrometheusHandle) -> String {
         ("chat_refused_total", &counters.refused),
         ("chat_commits_total", &counters.batches),
         ("chat_pushed_total", &counters.pushed),
+        ("chat_forwarded_total", &counters.forwarded),
         ("chat_woken_total", &counters.woken),
         ("chat_acked_total", &counters.acked),
     ] {

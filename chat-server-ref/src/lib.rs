@@ -1,6 +1,7 @@
 //! The reference server as a library: settings, tokens, wiring. What is interesting is in `chat-core`.
 
 pub mod admin;
+pub mod backends;
 pub mod doors;
 pub mod serve;
 pub mod settings;

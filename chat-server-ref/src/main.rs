@@ -1,4 +1,4 @@
-//! `chat-server-ref`: settings, then one of `serve`, `token`, `audit`.
+//! `chat-server-ref`: settings, then one of `serve`, `check`, `migrate`, `token`, `audit`.
 
 use std::process::ExitCode;
 
@@ -22,6 +22,10 @@ fn run(arguments: Arguments) -> Result<(), String> {
     match action {
         Action::PrintConfig => print!("{}", settings.to_toml()?),
         Action::Serve => serve::run(settings)?,
+        Action::Check => serve::check(settings)?.iter().for_each(|line| println!("{line}")),
+        Action::Migrate(new_log) => {
+            serve::migrate(settings, new_log)?.iter().for_each(|line| println!("{line}"));
+        }
         Action::Token { user, ttl } => println!("{}", tokens::issue(&settings, &user, ttl)?),
         Action::Audit => {
             let store = chat_store::EmbeddedStore::open(&settings.data).map_err(|e| format!("{e:?}"))?;

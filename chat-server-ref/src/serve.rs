@@ -5,11 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use chat_core::backend::{Backends, Transport};
+use chat_core::backend::Transport;
 use chat_core::delivery::{EngineSettings, Rates};
-use chat_core::memory::{MemoryPresence, MemoryPush, MemoryRegistry, MemoryRouter, NoLink};
 use chat_core::{Engine, ErrorKind, WallClock};
-use chat_store::EmbeddedStore;
 use chat_transport::accept::{Upgrade, accept, busy};
 use chat_transport::gateway::Gateway;
 use rustls::pki_types::pem::PemObject;
@@ -19,9 +17,9 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
+use crate::backends::{self, Node};
 use crate::doors::{Doors, Knock};
-use crate::settings::Settings;
-use crate::tokens::Tokens;
+use crate::settings::{Role, Settings};
 use crate::{admin, settings};
 
 /// How long a TLS handshake may take.
@@ -59,6 +57,34 @@ pub fn run(settings: Settings) -> Result<(), String> {
     result
 }
 
+fn block_on<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.map_err(|e| format!("no runtime: {e}"))?.block_on(work)
+}
+
+/// Connects to every backend; gives what was found.
+///
+/// # Errors
+/// As [`run`].
+pub fn check(settings: Settings) -> Result<Vec<String>, String> {
+    settings.check()?;
+    // Looking takes no shard from anybody.
+    let settings = Settings { roles: vec![Role::Gateway], ..settings };
+    block_on(async { Ok(Node::open(&settings, Arc::new(SystemClock)).await?.found) })
+}
+
+/// Makes or updates the schema of the cluster's store; gives what was done.
+///
+/// # Errors
+/// As [`run`].
+pub fn migrate(settings: Settings, new_log: bool) -> Result<Vec<String>, String> {
+    settings.check()?;
+    if !settings.is_cluster() {
+        return Err("the embedded store needs no migration: name a cluster's backends".into());
+    }
+    block_on(backends::migrate(&settings, new_log))
+}
+
 /// A connection is a file: allow as many as the system does.
 fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -67,30 +93,30 @@ fn raise_file_limit() {
 }
 
 async fn serve(settings: settings::Settings) -> Result<(), String> {
-    let store = EmbeddedStore::open(&settings.data)
-        .map_err(|error| format!("{}: {error:?}", settings.data.display()))?;
-    let store = Arc::new(store);
     let clock = Arc::new(SystemClock);
-    let backends = Backends {
-        store: store.clone(),
-        keys: store.clone(),
-        router: Arc::new(MemoryRouter::new(settings.shards, clock.clone())),
-        registry: Arc::new(MemoryRegistry::default()),
-        link: Arc::new(NoLink),
-        presence: Arc::new(MemoryPresence::default()),
-        push: Arc::new(MemoryPush::default()),
-        authenticator: Arc::new(Tokens::new(&settings)?),
-    };
+    let node = Node::open(&settings, clock.clone()).await?;
+    let embedded = node.embedded.clone();
     let engine_settings = EngineSettings {
+        gateway: node.gateway,
+        lists_ms: if settings.is_cluster() { 5000 } else { u64::MAX },
         authorities: settings.authorities.clone(),
         rates: if settings.is_open() { Rates::local() } else { Rates::default() },
         ..EngineSettings::default()
     };
-    let engine = Arc::new(Engine::new(backends, engine_settings, clock));
-    for shard in 0..engine.shards() {
-        tokio::spawn(run_shard(engine.clone(), shard));
+    for line in &node.found {
+        tracing::info!("{line}");
     }
-    tokio::spawn(sweep(engine.clone(), settings.retention_days));
+    let registry = node.backends.registry.clone();
+    let engine = Arc::new(Engine::new(node.backends, engine_settings, clock));
+    if settings.roles.contains(&Role::Router) {
+        for shard in 0..engine.shards() {
+            tokio::spawn(run_shard(engine.clone(), shard));
+        }
+        tokio::spawn(sweep(engine.clone(), settings.retention_days));
+    }
+    if settings.is_cluster() && settings.roles.contains(&Role::Gateway) {
+        join_cluster(&settings, engine.clone(), registry, node.gateway).await?;
+    }
 
     let tls = tls(&settings)?;
     let bind =
@@ -100,10 +126,14 @@ async fn serve(settings: settings::Settings) -> Result<(), String> {
     let listening = |l: &TcpListener| l.local_addr().map_err(|e| e.to_string());
     let scheme = if tls.is_some() { "wss" } else { "ws" };
     tracing::info!(
-        "listening on {scheme}://{}/v1, admin on http://{}, data in {}",
+        "listening on {scheme}://{}/v1, admin on http://{}, {}",
         listening(&listener)?,
         listening(&admin_listener)?,
-        settings.data.display()
+        if settings.is_cluster() {
+            format!("node of a cluster as {:?}", settings.roles)
+        } else {
+            format!("data in {}", settings.data.display())
+        }
     );
     if settings.is_open() {
         tracing::warn!(
@@ -115,11 +145,25 @@ async fn serve(settings: settings::Settings) -> Result<(), String> {
 
     let (gateway, drain) = Gateway::new(engine);
     let room = Arc::new(Semaphore::new(settings.max_connections));
-    let accepting = accept_all(listener, gateway, tls, &settings, room.clone());
+    let is_gateway = settings.roles.contains(&Role::Gateway);
+    let accepting = async {
+        if is_gateway {
+            accept_all(listener, gateway, tls, &settings, room.clone()).await;
+        } else {
+            drop(listener);
+            std::future::pending::<()>().await;
+        }
+    };
+    let disk_failed = async {
+        match &embedded {
+            Some(store) => store.disk_failed().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         () = accepting => {}
         () = stop_signal() => {}
-        () = store.disk_failed() => {
+        () = disk_failed => {
             tracing::error!("the disk failed: nothing is acknowledged any more; ending so that a restart can recover");
             std::process::exit(1);
         }
@@ -131,6 +175,48 @@ async fn serve(settings: settings::Settings) -> Result<(), String> {
     let _ = tokio::time::timeout(Duration::from_secs(65), room.acquire_many(all)).await;
     tracing::info!("drained");
     Ok(())
+}
+
+/// Takes what other gateways send, and says again and again where this one is reached.
+#[cfg(feature = "cluster")]
+async fn join_cluster(
+    settings: &Settings,
+    engine: Arc<Engine>,
+    registry: Arc<dyn chat_core::backend::Registry>,
+    gateway: chat_core::backend::GatewayId,
+) -> Result<(), String> {
+    let listener = TcpListener::bind(settings.link_listen)
+        .await
+        .map_err(|e| format!("link_listen {}: {e}", settings.link_listen))?;
+    let own = listener.local_addr().map_err(|e| e.to_string())?.to_string();
+    let address = settings.link_address.clone().unwrap_or(own);
+    tracing::info!("the other nodes reach this one at {address}");
+    let tls = settings.link_tls()?;
+    tokio::spawn(async move {
+        if let Err(error) = chat_transport::link::serve_link(listener, engine, tls).await {
+            tracing::error!(%error, "the node link ended");
+        }
+    });
+    tokio::spawn(async move {
+        loop {
+            if let Err(error) = registry.announce(gateway, &address).await {
+                tracing::warn!(%error, "the registry was not told where this node is");
+            }
+            tokio::time::sleep(Duration::from_secs(10)).await;
+        }
+    });
+    Ok(())
+}
+
+#[cfg(not(feature = "cluster"))]
+#[allow(clippy::unused_async)]
+async fn join_cluster(
+    _: &Settings,
+    _: Arc<Engine>,
+    _: Arc<dyn chat_core::backend::Registry>,
+    _: chat_core::backend::GatewayId,
+) -> Result<(), String> {
+    Err(backends::missing_feature())
 }
 
 async fn run_shard(engine: Arc<Engine>, shard: usize) {

@@ -22,7 +22,19 @@ pub struct Arguments {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Serve (the default).
-    Serve,
+    Serve {
+        /// What this node does, separated by commas: gateway, router. Both by default.
+        #[arg(long, value_delimiter = ',')]
+        role: Vec<Role>,
+    },
+    /// Connect to every backend and say what was found.
+    Check,
+    /// Make or update the schema of the cluster's store.
+    Migrate {
+        /// Give up the log and what was not applied of it, and begin another one.
+        #[arg(long)]
+        new_log: bool,
+    },
     /// Print a token for a user.
     Token {
         /// The user's handle.
@@ -65,6 +77,10 @@ pub enum Action {
     PrintConfig,
     /// Serve.
     Serve,
+    /// Connect to every backend and say what was found.
+    Check,
+    /// Make or update the schema; `true`: begin a new log.
+    Migrate(bool),
     /// Print a token.
     Token {
         /// For this handle.
@@ -76,6 +92,17 @@ pub enum Action {
     Audit,
 }
 
+/// What a node does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+#[allow(clippy::exhaustive_enums)]
+pub enum Role {
+    /// Holds connections of clients.
+    Gateway,
+    /// Owns shards of the log.
+    Router,
+}
+
 /// All settings.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -85,8 +112,26 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Where /healthz, /readyz and /metrics are. Keep it on loopback: it asks for no password.
     pub admin_listen: SocketAddr,
-    /// The data directory.
+    /// The data directory of the embedded store.
     pub data: PathBuf,
+    /// Messages, accounts and prekeys: `fjall` (in `data`), or
+    /// `cassandra://host:port,host:port/keyspace?dc=datacenter1&replication=3`.
+    pub store: String,
+    /// The log that orders conversations: `memory`, or `kafka://host:port/topic?partitions=16&replication=3`.
+    pub router: String,
+    /// Who is connected where: `memory`, `redis://host:port`, or `redis-cluster://host:port,host:port`.
+    pub registry: String,
+    /// What this node does in a cluster.
+    pub roles: Vec<Role>,
+    /// Where the other nodes of a cluster reach this one.
+    pub link_listen: SocketAddr,
+    /// The `host:port` that the others are told, if it is not where this one listens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link_address: Option<String>,
+    /// PEM files: certificate and key of this node for the name `chat-node`, and the certificate of the
+    /// authority that signed everybody's. Required outside of loopback.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link_tls: Option<LinkFiles>,
     /// Let anybody register any free name without a token. On by default on loopback only, and refused
     /// elsewhere.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -124,12 +169,32 @@ pub struct Settings {
     pub log: String,
 }
 
+/// PEM files of the node link.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(clippy::exhaustive_structs)]
+pub struct LinkFiles {
+    /// This node's certificate.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// The authority's certificate.
+    pub ca: PathBuf,
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7777)),
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 7778)),
             data: PathBuf::from("./chat-data"),
+            store: "fjall".into(),
+            router: "memory".into(),
+            registry: "memory".into(),
+            roles: vec![Role::Gateway, Role::Router],
+            link_listen: SocketAddr::from(([127, 0, 0, 1], 7779)),
+            link_address: None,
+            link_tls: None,
             open_registration: None,
             authorities: Vec::new(),
             proxies: Vec::new(),
@@ -152,6 +217,58 @@ impl Settings {
     /// Whether tokens are not needed.
     pub fn is_open(&self) -> bool {
         self.open_registration.unwrap_or_else(|| self.listen.ip().is_loopback())
+    }
+
+    /// Whether any of the backends is one that several nodes share.
+    pub fn is_cluster(&self) -> bool {
+        self.store != "fjall" || self.router != "memory" || self.registry != "memory"
+    }
+
+    /// Refuses backends that cannot keep the promises together.
+    fn check_cluster(&self) -> Result<(), String> {
+        for (name, value, alone, shared) in [
+            ("store", &self.store, "fjall", &["cassandra://"][..]),
+            ("router", &self.router, "memory", &["kafka://"][..]),
+            ("registry", &self.registry, "memory", &["redis://", "rediss://", "redis-cluster://"][..]),
+        ] {
+            if value != alone && !shared.iter().any(|scheme| value.starts_with(scheme)) {
+                return Err(format!(
+                    "{name} is {value:?}: it is {alone:?}, or begins with {}",
+                    shared.join(" or ")
+                ));
+            }
+            if value == alone && self.is_cluster() {
+                return Err(format!(
+                    "{name} is {alone:?}, which is this process's own: a cluster needs store, router and \
+                     registry that nodes share, because a commit in pieces is only safe under a log that outlives the \
+                     process"
+                ));
+            }
+        }
+        if self.is_cluster() && !self.link_listen.ip().is_loopback() && self.link_tls.is_none() {
+            return Err("link_tls is missing: outside of loopback nodes show each other certificates".into());
+        }
+        if self.is_cluster() && !self.is_open() && self.secret_file.is_none() && self.jwks_file.is_none() {
+            return Err(
+                "secret_file or jwks_file is missing: the nodes of a cluster accept the same tokens".into()
+            );
+        }
+        if self.roles.is_empty() {
+            return Err("roles is empty: gateway, router, or both".into());
+        }
+        Ok(())
+    }
+
+    /// The certificates of the node link.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    #[cfg(feature = "cluster")]
+    pub fn link_tls(&self) -> Result<Option<chat_transport::link::LinkTls>, String> {
+        let Some(files) = &self.link_tls else { return Ok(None) };
+        let read = |path: &Path| std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()));
+        let (cert, key, ca) = (read(&files.cert)?, read(&files.key)?, read(&files.ca)?);
+        Ok(Some(chat_transport::link::LinkTls::new(&cert, &key, &ca)))
     }
 
     /// The settings as a TOML file.
@@ -184,6 +301,7 @@ impl Settings {
                         so that no other server can pass their signatures on"
                 .into());
         }
+        self.check_cluster()?;
         if self.tls_cert.is_some() != self.tls_key.is_some() {
             return Err("tls_cert and tls_key belong together".into());
         }
@@ -215,7 +333,15 @@ impl Arguments {
         settings.log = flags.log.unwrap_or(settings.log);
         let action = match (self.print_config, self.command) {
             (true, _) => Action::PrintConfig,
-            (_, None | Some(Command::Serve)) => Action::Serve,
+            (_, None) => Action::Serve,
+            (_, Some(Command::Serve { role })) => {
+                if !role.is_empty() {
+                    settings.roles = role;
+                }
+                Action::Serve
+            }
+            (_, Some(Command::Check)) => Action::Check,
+            (_, Some(Command::Migrate { new_log })) => Action::Migrate(new_log),
             (_, Some(Command::Token { user, ttl })) => Action::Token { user, ttl },
             (_, Some(Command::Audit)) => Action::Audit,
         };
@@ -237,6 +363,23 @@ mod tests {
     fn what_is_printed_reads_back() {
         let text = Settings::default().to_toml().unwrap();
         assert_eq!(toml::from_str::<Settings>(&text).unwrap().listen, Settings::default().listen);
+    }
+
+    #[test]
+    fn backends_are_shared_together_or_not_at_all() {
+        let cluster = Settings {
+            store: "cassandra://127.0.0.1:9042".into(),
+            router: "kafka://127.0.0.1:9092".into(),
+            registry: "redis://127.0.0.1:6379".into(),
+            ..Settings::default()
+        };
+        assert_eq!(cluster.check(), Ok(()));
+        let half = Settings { router: "memory".into(), ..cluster.clone() };
+        assert!(half.check().unwrap_err().contains("router"));
+        let unknown = Settings { store: "mongodb://x".into(), ..cluster.clone() };
+        assert!(unknown.check().unwrap_err().contains("store"));
+        let public = Settings { link_listen: "0.0.0.0:7779".parse().unwrap(), ..cluster };
+        assert!(public.check().unwrap_err().contains("link_tls"));
     }
 
     #[test]

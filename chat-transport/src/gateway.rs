@@ -2,10 +2,12 @@
 //! session's deadline.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::Bytes;
-use chat_core::backend::Transport;
+use chat_core::backend::{Command, Transport};
 use chat_core::delivery::{Bound, Engine};
 use chat_core::envelope::{Refusal, Subject};
 use chat_core::limits::WIRE_VERSION;
@@ -13,6 +15,8 @@ use chat_core::mutant::Mutants;
 use chat_core::session::{Input, Output, Session};
 use chat_core::wire::{Challenge, ClientFrame, Hello, Registration, ServerFrame, close};
 use chat_core::{ErrorKind, Instant};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 
 /// What every connection of a gateway shares.
@@ -65,6 +69,7 @@ impl Gateway {
             session: Session::new(self.now(), Mutants::NONE),
             bound: None,
             link: None,
+            appending: None,
             out: Vec::new(),
             closing: None,
             opened: Some(opened),
@@ -84,12 +89,20 @@ struct Connection {
     bound: Option<Bound>,
     /// The answer a device waits for that is being linked.
     link: Option<mpsc::Receiver<Bytes>>,
+    /// Commands that the log has not confirmed yet. An idle connection carries no room for them.
+    appending: Option<Box<FuturesUnordered<Appending>>>,
     out: Vec<Bytes>,
     closing: Option<u16>,
     opened: Option<Opened>,
 }
 
+type Appending = Pin<Box<dyn Future<Output = Option<ServerFrame>> + Send>>;
+
+/// Commands of one connection that may wait for the log.
+const APPENDING: usize = 64;
+
 enum Woken {
+    Appended(Option<ServerFrame>),
     Frame(chat_core::Result<Option<Bytes>>),
     Events(Option<Vec<chat_core::delivery::Event>>),
     Linked(Option<Bytes>),
@@ -139,6 +152,11 @@ impl Connection {
                 self.more_events().await;
             }
             Woken::Events(None) => return false,
+            Woken::Appended(answer) => {
+                if let Some(answer) = answer {
+                    self.step(Input::Answer(answer)).await;
+                }
+            }
             Woken::Linked(answer) => {
                 self.link = None;
                 match answer {
@@ -173,6 +191,12 @@ impl Connection {
                 }
             } => Woken::Events(events),
             frame = self.transport.recv() => Woken::Frame(frame),
+            answer = async {
+                match &mut self.appending {
+                    Some(appending) if !appending.is_empty() => appending.next().await.flatten(),
+                    _ => std::future::pending().await,
+                }
+            } => Woken::Appended(answer),
             answer = async {
                 match &mut self.link {
                     Some(link) => link.recv().await,
@@ -270,8 +294,14 @@ impl Connection {
                 Ok(rows) => Some(Input::Page(after, rows)),
                 Err(_) => Some(Input::PageFailed),
             },
-            Output::Publish(publish) => engine.publish(device?, publish).await.map(Input::Answer),
-            Output::Void(number) => engine.void(device?, number).await.map(Input::Answer),
+            Output::Publish(publish) => match engine.admit_publish(device?, publish).await {
+                Ok(command) => self.append(command).await.map(Input::Answer),
+                Err(answer) => Some(Input::Answer(*answer)),
+            },
+            Output::Void(number) => match engine.admit_void(device?, number).await {
+                Ok(command) => self.append(command).await.map(Input::Answer),
+                Err(answer) => Some(Input::Answer(*answer)),
+            },
             Output::Ack(acks, generation) => {
                 let outcome = engine.ack(device?.installation, generation, &acks).await;
                 outcome.is_err_and(|error| error.kind() == ErrorKind::Invalid).then_some(Input::AckTooHigh)
@@ -303,6 +333,20 @@ impl Connection {
                 None
             }
             _ => None,
+        }
+    }
+
+    /// Appends a command in its order, and waits for the log's word only if much waits already.
+    async fn append(&mut self, command: Command) -> Option<ServerFrame> {
+        let engine = self.gateway.engine.clone();
+        let mut append: Appending = Box::pin(async move { engine.append(command).await });
+        match std::future::poll_fn(|context| Poll::Ready(append.as_mut().poll(context))).await {
+            Poll::Ready(answer) => answer,
+            Poll::Pending => {
+                let appending = self.appending.get_or_insert_default();
+                appending.push(append);
+                if appending.len() < APPENDING { None } else { appending.next().await.flatten() }
+            }
         }
     }
 

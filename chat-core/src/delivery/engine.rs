@@ -176,36 +176,55 @@ impl Engine {
     /// Takes a publish to its conversation's shard. Gives an answer only if it is known at once; else the
     /// shard answers through the hub.
     pub async fn publish(&self, sender: DeviceAddress, publish: Publish) -> Option<ServerFrame> {
-        let number = publish.number;
-        count(&self.counters.published, 1);
-        if let Err(wait) = self.pace(sender, &publish).await {
-            return Some(refused(&number, Refusal::Throttled(wait)));
-        }
-        match self.admit(sender, publish).await.map(|command| self.expecting(command)) {
-            Ok(command) => match refuse_now(&command) {
-                Some(refusal) => Some(refused(&number, refusal)),
-                None => match self.pace_bytes(&command) {
-                    Ok(()) => self.append(&number, command).await,
-                    Err(wait) => Some(refused(&number, Refusal::Throttled(wait))),
-                },
-            },
-            Err(error) => Some(refused(&number, refusal_of(&error))),
+        match self.admit_publish(sender, publish).await {
+            Ok(command) => self.append(command).await,
+            Err(answer) => Some(*answer),
         }
     }
 
     /// Takes a void to its conversation's shard.
     pub async fn void(&self, sender: DeviceAddress, number: SendNumber) -> Option<ServerFrame> {
-        if let Err(wait) = self.pace_void(sender, &number).await {
-            return Some(refused(&number, Refusal::Throttled(wait)));
+        match self.admit_void(sender, number).await {
+            Ok(command) => self.append(command).await,
+            Err(answer) => Some(*answer),
         }
-        match self.sender_recipient(sender).await {
-            Ok(own) => {
-                let operation = Operation::Void(number);
-                let command = Command { sender, operation, recipients: own, verdict: None, reply: None };
-                self.append(&number, self.expecting(command)).await
-            }
-            Err(error) => Some(refused(&number, refusal_of(&error))),
+    }
+
+    /// Checks a publish; gives what is to be [appended](Self::append).
+    ///
+    /// # Errors
+    /// The answer, where it is known at once.
+    pub async fn admit_publish(
+        &self,
+        sender: DeviceAddress,
+        publish: Publish,
+    ) -> Result<Command, Box<ServerFrame>> {
+        let number = publish.number;
+        let refuse = |refusal| Box::new(refused(&number, refusal));
+        count(&self.counters.published, 1);
+        self.pace(sender, &publish).await.map_err(|wait| refuse(Refusal::Throttled(wait)))?;
+        let command = self.admit(sender, publish).await.map_err(|error| refuse(refusal_of(&error)))?;
+        if let Some(refusal) = refuse_now(&command) {
+            return Err(refuse(refusal));
         }
+        self.pace_bytes(&command).map_err(|wait| refuse(Refusal::Throttled(wait)))?;
+        Ok(self.expecting(command))
+    }
+
+    /// Checks a void; gives what is to be [appended](Self::append).
+    ///
+    /// # Errors
+    /// The answer, where it is known at once.
+    pub async fn admit_void(
+        &self,
+        sender: DeviceAddress,
+        number: SendNumber,
+    ) -> Result<Command, Box<ServerFrame>> {
+        let refuse = |refusal| Box::new(refused(&number, refusal));
+        self.pace_void(sender, &number).await.map_err(|wait| refuse(Refusal::Throttled(wait)))?;
+        let own = self.sender_recipient(sender).await.map_err(|error| refuse(refusal_of(&error)))?;
+        let operation = Operation::Void(number);
+        Ok(self.expecting(Command { sender, operation, recipients: own, verdict: None, reply: None }))
     }
 
     /// The sender's own devices as the recipients of a void: whoever else takes part, the state knows.
@@ -226,11 +245,14 @@ impl Engine {
         Command { reply: self.hub.route(command.sender.installation), ..command }
     }
 
-    async fn append(&self, number: &SendNumber, command: Command) -> Option<ServerFrame> {
+    /// Appends a command to the log. It takes its place in the order of appends when this is first polled;
+    /// a log may take its time to say that it has it.
+    pub async fn append(&self, command: Command) -> Option<ServerFrame> {
+        let number = *command.number();
         // Whatever went wrong, the record may be in the log: the only true answer is "try the same again".
         let error = self.backends.router.append(command).await.err()?;
         let wait = if error.kind() == ErrorKind::Throttled { 200 } else { 1000 };
-        Some(refused(number, Refusal::Retry(wait)))
+        Some(refused(&number, Refusal::Retry(wait)))
     }
 
     /// Applies a shard's records for as long as the router lives.

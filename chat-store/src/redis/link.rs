@@ -59,6 +59,18 @@ impl RedisLink {
         Ok(Self(Kind::Single(manager)))
     }
 
+    /// What was found, for people.
+    ///
+    /// # Errors
+    /// `Unavailable` if nobody answers.
+    pub async fn describe(&self) -> Result<String> {
+        self.run::<String>(&::redis::cmd("PING")).await?;
+        Ok(match self.0 {
+            Kind::Single(_) => "a single server".to_owned(),
+            Kind::Cluster(_) => "a Cluster".to_owned(),
+        })
+    }
+
     /// Runs a command.
     pub(super) async fn run<T: FromRedisValue>(&self, command: &Cmd) -> Result<T> {
         async fn on<T: FromRedisValue>(mut link: impl ConnectionLike, command: &Cmd) -> Result<T> {

@@ -1,0 +1,147 @@
+//! Which backends a node runs on: all in this process, or a cluster's, by settings alone.
+
+use std::sync::Arc;
+
+use chat_core::WallClock;
+use chat_core::backend::{Backends, GatewayId};
+use chat_core::memory::{MemoryPresence, MemoryPush, MemoryRegistry, MemoryRouter, NoLink};
+use chat_store::EmbeddedStore;
+
+use crate::settings::Settings;
+use crate::tokens::Tokens;
+
+/// The backends of a node.
+#[derive(Debug)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Node {
+    /// For the engine.
+    pub backends: Backends,
+    /// This life of this process among the gateways.
+    pub gateway: GatewayId,
+    /// The store, if it is this process's own: when its disk fails, the process ends.
+    pub embedded: Option<Arc<EmbeddedStore>>,
+    /// Lines that say what was found.
+    pub found: Vec<String>,
+}
+
+/// What went wrong, with its cause: the settings name what it is about.
+#[cfg(feature = "cluster")]
+fn explain(what: &str) -> impl FnOnce(chat_core::Error) -> String + '_ {
+    move |error| {
+        let cause = std::error::Error::source(&error).map(|cause| format!(" ({cause})")).unwrap_or_default();
+        format!("{what}: {error}{cause}")
+    }
+}
+
+impl Node {
+    /// Opens what the settings name.
+    ///
+    /// # Errors
+    /// A backend that cannot be reached, is not part of this build, or cannot keep the promises, by name.
+    pub async fn open(settings: &Settings, clock: Arc<dyn WallClock>) -> Result<Self, String> {
+        if settings.is_cluster() { cluster(settings).await } else { single(settings, clock) }
+    }
+}
+
+fn single(settings: &Settings, clock: Arc<dyn WallClock>) -> Result<Node, String> {
+    let store = EmbeddedStore::open(&settings.data)
+        .map_err(|error| format!("{}: {error:?}", settings.data.display()))?;
+    let store = Arc::new(store);
+    let backends = Backends {
+        store: store.clone(),
+        keys: store.clone(),
+        router: Arc::new(MemoryRouter::new(settings.shards, clock)),
+        registry: Arc::new(MemoryRegistry::default()),
+        link: Arc::new(NoLink),
+        presence: Arc::new(MemoryPresence::default()),
+        push: Arc::new(MemoryPush::default()),
+        authenticator: Arc::new(Tokens::new(settings)?),
+    };
+    let found = vec![format!("store: data in {}", settings.data.display())];
+    Ok(Node { backends, gateway: GatewayId(1), embedded: Some(store), found })
+}
+
+#[cfg(not(feature = "cluster"))]
+async fn cluster(_settings: &Settings) -> Result<Node, String> {
+    Err(missing_feature())
+}
+
+/// What to say where this build has no cluster backends.
+pub fn missing_feature() -> String {
+    "store, router and registry name Cassandra, Kafka and Redis, and this binary was built without the \
+     feature `cluster`: build it with `cargo build --release -p chat-server-ref --features cluster`"
+        .to_owned()
+}
+
+#[cfg(feature = "cluster")]
+async fn cluster(settings: &Settings) -> Result<Node, String> {
+    use crate::settings::Role;
+    use chat_core::backend::Registry;
+    use chat_store::cassandra::CassandraStore;
+    use chat_store::redis::{RedisLink, RedisPresence, RedisRegistry};
+    use chat_transport::kafka::KafkaRouter;
+    use chat_transport::link::GatewayLink;
+
+    let mut found = Vec::new();
+    let cassandra = settings.store.parse().map_err(explain("store"))?;
+    let store = Arc::new(CassandraStore::connect(&cassandra).await.map_err(explain("store"))?);
+    found.push(format!("store: Cassandra, {}", store.describe().await.map_err(explain("store"))?));
+    let redis = RedisLink::connect(&settings.registry).await.map_err(explain("registry"))?;
+    found.push(format!("registry: Redis, {}", redis.describe().await.map_err(explain("registry"))?));
+    let kafka = settings.router.parse().map_err(explain("router"))?;
+    let own_shards = settings.roles.contains(&Role::Router);
+    let router = KafkaRouter::open(&kafka, store.clone(), own_shards).await.map_err(explain("router"))?;
+    found.push(format!("router: Kafka, {}", router.describe()));
+    let registry: Arc<dyn Registry> = Arc::new(RedisRegistry::new(redis.clone()));
+    let push = Arc::new(MemoryPush::default());
+    let link = Arc::new(GatewayLink::new(registry.clone(), push.clone(), settings.link_tls()?));
+    let mut id = [0; 8];
+    getrandom::fill(&mut id).map_err(|e| e.to_string())?;
+    let backends = Backends {
+        store: store.clone(),
+        keys: store,
+        router: Arc::new(router),
+        registry,
+        link,
+        presence: Arc::new(RedisPresence::new(redis)),
+        push,
+        authenticator: Arc::new(Tokens::new(settings)?),
+    };
+    Ok(Node { backends, gateway: GatewayId(u64::from_le_bytes(id) >> 1), embedded: None, found })
+}
+
+/// Makes or updates what the cluster's backends need; with `new_log`, gives up the log and begins another.
+///
+/// # Errors
+/// As [`Node::open`].
+#[cfg(feature = "cluster")]
+pub async fn migrate(settings: &Settings, new_log: bool) -> Result<Vec<String>, String> {
+    use chat_core::backend::{LogAnchor, LogIdentity};
+    use chat_store::cassandra::{CassandraSettings, CassandraStore};
+
+    let cassandra: CassandraSettings = settings.store.parse().map_err(explain("store"))?;
+    let mut done =
+        vec![format!("store: {}", CassandraStore::migrate(&cassandra).await.map_err(explain("store"))?)];
+    if new_log {
+        let kafka: chat_transport::kafka::KafkaSettings =
+            settings.router.parse().map_err(explain("router"))?;
+        let store = CassandraStore::connect(&cassandra).await.map_err(explain("store"))?;
+        let last = store.log().await.map_err(explain("store"))?;
+        let mut id = [0; 16];
+        getrandom::fill(&mut id).map_err(|e| e.to_string())?;
+        let generation = last.map_or(0, |log| log.generation) + 1;
+        let log = LogIdentity { generation, id, partitions: kafka.partitions, opened: false };
+        let log = store.begin_log(log).await.map_err(explain("store"))?;
+        done.push(format!("router: log generation {}, {} partitions", log.generation, log.partitions));
+    }
+    Ok(done)
+}
+
+/// What to say where this build has no cluster backends.
+///
+/// # Errors
+/// Always.
+#[cfg(not(feature = "cluster"))]
+pub async fn migrate(_settings: &Settings, _new_log: bool) -> Result<Vec<String>, String> {
+    Err(missing_feature())
+}
