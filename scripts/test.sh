@@ -61,7 +61,6 @@ services() {
     local cluster=(env CHAT_SERVICES_DIR="$PWD/target/services-cluster"
         CHAT_SERVICES_DIST="$PWD/target/services/dist" CHAT_SERVICES_NET=127.0.7 tests/services/services.sh)
     local outcome=0
-    trap '"${single[@]}" stop || true; "${cluster[@]}" stop || true' RETURN
     if "${single[@]}" install redis && "${single[@]}" start redis 1 && "${cluster[@]}" start redis 6; then
         export CHAT_TEST_REDIS=redis://127.0.0.1:6379
         export CHAT_TEST_REDIS_CLUSTER=redis-cluster://127.0.7.1:6379,127.0.7.2:6379
@@ -83,6 +82,10 @@ services() {
     fi
     cargo test --locked --profile "$profile" --workspace --exclude chat-tests --features "$features" \
         --test redis --test kafka --test cassandra -- --nocapture --test-threads 1 || outcome=$?
+    unset CHAT_TEST_REDIS CHAT_TEST_REDIS_CLUSTER CHAT_TEST_KAFKA CHAT_TEST_KAFKA_CLUSTER
+    unset CHAT_TEST_CASSANDRA CHAT_TEST_CASSANDRA_CLUSTER
+    "${single[@]}" stop || true
+    "${cluster[@]}" stop || true
     return "$outcome"
 }
 

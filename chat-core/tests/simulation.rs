@@ -78,7 +78,8 @@ fn no_schedule_breaks_a_law() {
 
 #[test]
 fn every_mutant_is_killed() {
-    let count = number("SIM_SCHEDULES").unwrap_or(20_000).max(20_000);
+    // Every one of them falls within the first two thousand schedules of some kind.
+    let count = 20_000;
     let mut survivors = Vec::new();
     let only = std::env::var("SIM_MUTANT").ok();
     for mutant in
