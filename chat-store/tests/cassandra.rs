@@ -5,8 +5,14 @@
 
 use std::sync::Arc;
 
-use chat_core::backend::{KeyDirectory, LogAnchor, LogIdentity, MessageStore};
-use chat_core::conformance;
+use chat_core::backend::{
+    Command, Commit, ConversationState, KeyDirectory, LogAnchor, LogIdentity, LogPosition, MessageStore,
+    Operation, PageLimit, Recipient, Record, WantCells,
+};
+use chat_core::delivery::{Decision, decide};
+use chat_core::envelope::{AckOf, DeviceBox, Place, Publish, SendNumber};
+use chat_core::mutant::Mutants;
+use chat_core::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId, conformance};
 use chat_store::cassandra::{CassandraSettings, CassandraStore};
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
@@ -97,5 +103,151 @@ async fn a_keyspace_without_the_schema_is_refused() {
     let copies = CassandraSettings { replication: 9, ..keyspace.settings.clone() };
     let refused = CassandraStore::migrate(&copies).await.err().unwrap();
     assert!(refused.what().contains("fewer nodes"), "{refused}");
+    keyspace.remove().await;
+}
+
+const MINUTE_US: u64 = 60 * 1_000_000;
+
+fn now_us() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    since.as_micros() as u64
+}
+
+fn device(n: u8) -> DeviceAddress {
+    DeviceAddress {
+        user: UserId::from_bytes([n; 16]),
+        device: DeviceId::PRIMARY,
+        installation: InstallationId::from_bytes([n; 16]),
+    }
+}
+
+/// What a device says to another, at times of its choice.
+struct Talk {
+    from: DeviceAddress,
+    to: DeviceAddress,
+    state: ConversationState,
+}
+
+impl Talk {
+    fn id(&self) -> ConversationId {
+        ConversationId::direct(self.from.user, self.to.user)
+    }
+
+    fn next(&mut self, time_us: u64) -> Commit {
+        let sent = self.state.senders.get(&self.from.installation).copied().unwrap_or_default();
+        let n = sent.client_seq + 1;
+        let mut id = [self.from.installation.as_bytes()[0]; 16];
+        id[8..].copy_from_slice(&n.to_be_bytes());
+        let number = SendNumber {
+            conversation: self.id(),
+            message_id: MessageId::from_bytes(id),
+            client_seq: n,
+            prev: sent.prev,
+            incarnation: 0,
+            generation: n,
+        };
+        let boxes = vec![DeviceBox { installation: self.to.installation, data: vec![1; 20].into() }];
+        let audience = Vec::new();
+        let publish =
+            Publish { number, first: true, audience, body: vec![n as u8; 100].into(), boxes, sent_at: 0 };
+        let recipients = [self.from, self.to].map(|one| Recipient {
+            user: one.user,
+            list_version: 1,
+            installations: vec![one.installation],
+        });
+        let command = Command {
+            sender: self.from,
+            operation: Operation::Publish(publish),
+            recipients: recipients.to_vec(),
+            verdict: None,
+            reply: None,
+        };
+        let position = LogPosition { generation: 1, offset: n };
+        let record = Record { position, appended_us: time_us, command: Arc::new(command) };
+        match decide(&self.state, &record, None, Mutants::NONE) {
+            Decision::Store(_, commit) => {
+                self.state = commit.state.clone();
+                commit
+            }
+            other => unreachable!("{other:?}"),
+        }
+    }
+}
+
+async fn commit(store: &CassandraStore, commit: Commit) {
+    for outcome in store.commit(vec![commit]).await {
+        outcome.unwrap();
+    }
+}
+
+/// All that waits for a device, page by page.
+async fn drain(store: &CassandraStore, device: InstallationId) -> Vec<Place> {
+    let mut places = Vec::new();
+    loop {
+        let after = places.last().copied().unwrap_or(Place::START);
+        let page = store.inbox(device, after, PageLimit::rows(70)).await.unwrap();
+        if page.is_empty() {
+            return places;
+        }
+        places.extend(page.iter().map(chat_core::envelope::InboxRow::place));
+    }
+}
+
+/// The suites' times are of 1970, when every row comes late. These are of the last three days.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_inbox_of_several_days_is_read_in_order_and_trimmed_behind_the_clock() {
+    let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
+    let store = keyspace.store().await;
+    let now = now_us();
+    let bob = device(2).installation;
+    let mut alice = Talk { from: device(1), to: device(2), state: ConversationState::default() };
+    let mut carol = Talk { from: device(3), to: device(2), state: ConversationState::default() };
+    // Every quarter of an hour for three days, in turn: the older ones come late, the last hour's do not.
+    for n in 0..288 {
+        let time_us = now - (288 - n) * 15 * MINUTE_US;
+        let talk = if n % 2 == 0 { &mut alice } else { &mut carol };
+        let next = talk.next(time_us);
+        commit(&store, next).await;
+    }
+    // And as many within the last half hour.
+    for n in 0..200 {
+        let next = alice.next(now - 30 * MINUTE_US + n * 1_000_000);
+        commit(&store, next).await;
+    }
+    let all = drain(&store, bob).await;
+    assert_eq!(all.len(), 488);
+    assert!(all.is_sorted(), "one order over late rows and days");
+    // In pieces, as a device does: far more than what makes the store delete.
+    for ack in [100, 200, 300] {
+        let acks = [AckOf { conversation: alice.id(), seq: ack }];
+        store.ack(bob, 1, &acks).await.unwrap();
+        let left = drain(&store, bob).await;
+        assert_eq!(left.len() as u64, 488 - ack);
+        let record = MessageStore::device(&*store, bob, WantCells::No).await.unwrap();
+        assert_eq!(record.waiting_rows, 488 - ack);
+    }
+    let all_of = |talk: &Talk| AckOf { conversation: talk.id(), seq: talk.state.head.seq };
+    store.ack(bob, 1, &[all_of(&alice), all_of(&carol)]).await.unwrap();
+    assert_eq!(drain(&store, bob).await, Vec::new());
+    let kept = format!(
+        "SELECT count(*) FROM {}.inbox WHERE installation = ? ALLOW FILTERING",
+        keyspace.settings.keyspace
+    );
+    let rows = keyspace.session.query_unpaged(kept, (&bob.as_bytes()[..],)).await.unwrap();
+    let (kept,) = rows.into_rows_result().unwrap().first_row::<(i64,)>().unwrap();
+    assert_eq!(kept, 0, "what was acknowledged is deleted");
+    let floor =
+        format!("SELECT floor FROM {}.cells WHERE installation = ? LIMIT 1", keyspace.settings.keyspace);
+    let rows = keyspace.session.query_unpaged(floor, (&bob.as_bytes()[..],)).await.unwrap();
+    let (floor,) = rows.into_rows_result().unwrap().first_row::<(i64,)>().unwrap();
+    assert!(now - (floor as u64) > 100 * MINUTE_US, "the floor stays behind the clock");
+    // A shard that stood still for a day goes on: its row is below the floor, and seen.
+    let mut dave = Talk { from: device(4), to: device(2), state: ConversationState::default() };
+    let (late, fresh) = (dave.next(now - 24 * 60 * MINUTE_US), carol.next(now));
+    assert!(late.state.head.time_us < floor as u64);
+    commit(&store, fresh).await;
+    commit(&store, late).await;
+    let seen: Vec<_> = drain(&store, bob).await.iter().map(|place| place.conversation).collect();
+    assert_eq!(seen, vec![dave.id(), carol.id()]);
     keyspace.remove().await;
 }

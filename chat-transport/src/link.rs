@@ -10,7 +10,6 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -41,6 +40,10 @@ const TELL: &str = "/chat.node.v1.Link/Tell";
 const OFFER: &str = "/chat.node.v1.Link/Offer";
 /// How long a gateway may take to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a gateway that nobody has anything to tell is remembered.
+const IDLE: Duration = Duration::from_secs(60);
+/// How long a gateway that did not answer is left alone.
+const PAUSE: Duration = Duration::from_millis(200);
 /// Connections with something to tell that may wait for one gateway; what is above is dropped.
 const QUEUE: usize = 8192;
 /// Deliveries of one request.
@@ -191,12 +194,11 @@ pub async fn serve_link(listener: TcpListener, engine: Arc<Engine>, tls: Option<
 }
 
 /// The sending end: a [`NodeLink`] to every gateway that the registry has an address of.
-pub struct GatewayLink {
-    shared: Arc<Shared>,
-    peers: Mutex<HashMap<GatewayId, Arc<Peer>>>,
-}
+pub struct GatewayLink(Arc<Shared>);
 
 struct Shared {
+    /// Gateways that somebody had something to tell lately, each with a task.
+    peers: Mutex<HashMap<GatewayId, Arc<Peer>>>,
     registry: Arc<dyn Registry>,
     push: Arc<dyn PushSink>,
     tls: Option<LinkTls>,
@@ -204,7 +206,7 @@ struct Shared {
 
 impl fmt::Debug for GatewayLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GatewayLink").field("peers", &self.peers.lock().len()).finish_non_exhaustive()
+        f.debug_struct("GatewayLink").field("peers", &self.0.peers.lock().len()).finish_non_exhaustive()
     }
 }
 
@@ -234,6 +236,11 @@ impl Peer {
         }
         drop(waiting);
         self.more.notify_one();
+    }
+
+    fn is_idle(&self) -> bool {
+        let waiting = self.waiting.lock();
+        waiting.told.is_empty() && waiting.lagged.is_empty()
     }
 
     fn take(&self) -> Vec<Told> {
@@ -301,32 +308,54 @@ impl Shared {
         loop {
             let told = peer.take();
             if told.is_empty() {
-                // An idle gateway's task ends; the next word starts another.
-                match tokio::time::timeout(Duration::from_secs(60), peer.more.notified()).await {
-                    Ok(()) => continue,
-                    Err(_) => return,
+                let more = tokio::time::timeout(IDLE, peer.more.notified()).await;
+                if more.is_err() && self.retire(gateway, peer) {
+                    return;
                 }
+                continue;
             }
-            if channel.is_none() {
-                channel = self.connect(gateway).await.ok();
-            }
-            let answer = match &channel {
-                Some(channel) => self.call(channel, TELL, encode_told(&told).into()).await,
-                None => Err(Error::new(ErrorKind::Unavailable, "not connected")),
-            };
-            match answer.and_then(decode_not_here) {
+            match self.send(gateway, &mut channel, &told).await {
                 Ok(stale) if stale.is_empty() => {}
                 Ok(stale) => self.not_there(&stale, &told).await,
+                // Its lease is over: nobody is connected there.
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    let all: Vec<Route> = told.iter().map(|(route, _)| *route).collect();
+                    self.not_there(&all, &told).await;
+                }
                 Err(error) => {
                     tracing::debug!(%error, gateway = gateway.0, "the node link");
                     channel = None;
                     peer.lost(&told);
-                    let devices: Vec<Route> = told.iter().map(|(route, _)| *route).collect();
-                    self.wake(&devices, &told).await;
-                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    let all: Vec<Route> = told.iter().map(|(route, _)| *route).collect();
+                    self.wake(&all, &told).await;
+                    tokio::time::sleep(PAUSE).await;
                 }
             }
         }
+    }
+
+    /// Forgets an idle gateway, unless somebody just had something to tell it.
+    fn retire(&self, gateway: GatewayId, peer: &Peer) -> bool {
+        let mut peers = self.peers.lock();
+        let idle = peer.is_idle();
+        if idle {
+            peers.remove(&gateway);
+        }
+        idle
+    }
+
+    /// Sends one request; gives the connections that are not there.
+    async fn send(
+        &self,
+        gateway: GatewayId,
+        known: &mut Option<Channel>,
+        told: &[Told],
+    ) -> Result<Vec<Route>> {
+        let channel = match known {
+            Some(channel) => channel,
+            None => known.insert(self.connect(gateway).await?),
+        };
+        decode_not_here(self.call(channel, TELL, encode_told(told).into()).await?)
     }
 
     async fn not_there(&self, stale: &[Route], told: &[Told]) {
@@ -354,32 +383,27 @@ impl Shared {
 impl GatewayLink {
     /// A link that finds gateways by this registry. Needs a runtime.
     pub fn new(registry: Arc<dyn Registry>, push: Arc<dyn PushSink>, tls: Option<LinkTls>) -> Self {
-        Self { shared: Arc::new(Shared { registry, push, tls }), peers: Mutex::default() }
-    }
-
-    fn peer(&self, gateway: GatewayId) -> Arc<Peer> {
-        let mut peers = self.peers.lock();
-        peers.retain(|_, peer| Arc::strong_count(peer) > 1);
-        let known = peers.entry(gateway);
-        let peer = known.or_insert_with(|| {
-            let peer = Arc::new(Peer::default());
-            let (shared, running) = (self.shared.clone(), peer.clone());
-            tokio::spawn(async move { shared.run(gateway, &running).await });
-            peer
-        });
-        peer.clone()
+        Self(Arc::new(Shared { peers: Mutex::default(), registry, push, tls }))
     }
 
     async fn rendezvous(&self, gateway: GatewayId, body: Vec<u8>) -> Result<Bytes> {
-        let channel = self.shared.connect(gateway).await?;
-        self.shared.call(&channel, OFFER, body.into()).await
+        let channel = self.0.connect(gateway).await?;
+        self.0.call(&channel, OFFER, body.into()).await
     }
 }
 
 #[async_trait]
 impl NodeLink for GatewayLink {
     fn tell(&self, gateway: GatewayId, told: Vec<Told>) {
-        self.peer(gateway).put(told);
+        let mut peers = self.0.peers.lock();
+        let peer = peers.entry(gateway).or_insert_with(|| {
+            let peer = Arc::new(Peer::default());
+            let (shared, running) = (self.0.clone(), peer.clone());
+            tokio::spawn(async move { shared.run(gateway, &running).await });
+            peer
+        });
+        // Under the lock, so that an idle task does not end in between.
+        peer.put(told);
     }
 
     async fn offer(&self, gateway: GatewayId, rendezvous: Bytes) -> Result<Bytes> {
@@ -389,9 +413,4 @@ impl NodeLink for GatewayLink {
     async fn answer_offer(&self, gateway: GatewayId, rendezvous: Bytes, sealed: Bytes) -> Result<()> {
         self.rendezvous(gateway, encode_rendezvous(&rendezvous, Some(&sealed))).await.map(drop)
     }
-}
-
-/// Whether the link may go without certificates: only where nobody else can speak on it.
-pub fn may_be_plain(address: SocketAddr) -> bool {
-    address.ip().is_loopback()
 }

@@ -8,6 +8,7 @@ mod message_store;
 mod node_link;
 mod presence;
 mod push_sink;
+mod record_queue;
 mod registry;
 mod router;
 mod transport;
@@ -22,6 +23,7 @@ pub use message_store::{
 pub use node_link::{NodeLink, Told};
 pub use presence::Presence;
 pub use push_sink::PushSink;
+pub use record_queue::RecordQueue;
 pub use registry::{GatewayId, Registry, Route};
 pub use router::{Command, LogPosition, Operation, Recipient, Record, Router, Taken};
 pub use transport::Transport;

@@ -14,7 +14,8 @@ use crate::id::{ConversationId, DeviceAddress, InstallationId, UserId};
 /// one intended owner a shard.
 ///
 /// # Contract
-/// - Records of one conversation come in the order they were appended (`fifo_per_conversation`).
+/// - Records of one conversation come in the order in which their appends were polled first, however many
+///   of them wait for the log at once (`fifo_per_conversation`).
 /// - A conversation is always on the same shard (`one_shard_per_conversation`).
 /// - What was taken and not committed comes again after [`rewind`](Self::rewind) (`redelivers_until_commit`).
 /// - A full queue refuses instead of growing (`a_full_queue_refuses`).

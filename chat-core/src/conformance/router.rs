@@ -68,8 +68,10 @@ async fn fifo_per_conversation(log: Log) -> Outcome {
     for n in 1..=100 {
         log.append(command(1, n)).await.map_err(failed)?;
     }
-    let taken = drain(&log, shard, 100).await?;
-    equal(taken.iter().map(|(_, n)| *n).collect::<Vec<_>>(), (1..=100).collect(), "the order")
+    let at_once = futures_util::future::join_all((101..=200).map(|n| log.append(command(1, n)))).await;
+    at_once.into_iter().collect::<crate::Result<()>>().map_err(failed)?;
+    let taken = drain(&log, shard, 200).await?;
+    equal(taken.iter().map(|(_, n)| *n).collect::<Vec<_>>(), (1..=200).collect(), "the order")
 }
 
 async fn one_shard_per_conversation(log: Log) -> Outcome {

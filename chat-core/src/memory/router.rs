@@ -1,4 +1,3 @@
-use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -6,17 +5,13 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::backend::{Command, LogPosition, Record, Router, Taken};
+use crate::backend::{Command, LogPosition, Record, RecordQueue, Router, Taken};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::ConversationId;
 use crate::time::WallClock;
 
 /// Commands that may wait for a shard; a full queue answers *throttled*, and the device tries again.
 const QUEUE: usize = 4096;
-/// Records taken at once: what one commit of the store may have to hold in memory.
-const BATCH: usize = 512;
-/// Bytes taken at once.
-const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
 /// The [`Router`] of a single process: a bounded queue a shard.
 #[derive(Debug)]
@@ -35,9 +30,7 @@ struct Shard {
 
 #[derive(Debug, Default)]
 struct Log {
-    records: VecDeque<Record>,
-    /// How many of `records` were taken and wait for their commit.
-    taken: usize,
+    queue: RecordQueue,
     offset: u64,
     last_us: u64,
 }
@@ -61,22 +54,6 @@ impl MemoryRouter {
     }
 }
 
-impl Log {
-    fn take(&mut self) -> Vec<Record> {
-        let mut bytes = 0;
-        let batch = self.records.iter().skip(self.taken).take(BATCH).take_while(|record| {
-            let fits = bytes < BATCH_BYTES;
-            if let crate::backend::Operation::Publish(publish) = &record.command.operation {
-                bytes += publish.body.len() + publish.boxes.iter().map(|b| b.data.len()).sum::<usize>();
-            }
-            fits
-        });
-        let batch: Vec<_> = batch.cloned().collect();
-        self.taken += batch.len();
-        batch
-    }
-}
-
 #[async_trait]
 impl Router for MemoryRouter {
     fn shards(&self) -> usize {
@@ -87,7 +64,7 @@ impl Router for MemoryRouter {
         let shard = &self.shards[self.shard_of(command.conversation())];
         {
             let mut log = shard.log.lock();
-            if log.records.len() >= QUEUE {
+            if log.queue.len() >= QUEUE {
                 return Err(Error::new(ErrorKind::Throttled, "the shard's queue is full"));
             }
             log.offset += 1;
@@ -98,7 +75,7 @@ impl Router for MemoryRouter {
                 appended_us: log.last_us,
                 command: Arc::new(command),
             };
-            log.records.push_back(record);
+            log.queue.push(record);
         }
         shard.appended.notify_one();
         Ok(())
@@ -108,7 +85,7 @@ impl Router for MemoryRouter {
         let shard = self.shard(shard)?;
         loop {
             let appended = shard.appended.notified();
-            let records = shard.log.lock().take();
+            let records = shard.log.lock().queue.take();
             if !records.is_empty() {
                 return Ok(Taken { tenure: 0, records });
             }
@@ -117,17 +94,13 @@ impl Router for MemoryRouter {
     }
 
     async fn commit(&self, shard: usize, position: LogPosition) -> Result<()> {
-        let mut log = self.shard(shard)?.log.lock();
-        while log.taken > 0 && log.records.front().is_some_and(|record| record.position <= position) {
-            log.records.pop_front();
-            log.taken -= 1;
-        }
+        self.shard(shard)?.log.lock().queue.commit(position);
         Ok(())
     }
 
     async fn rewind(&self, shard: usize) -> Result<()> {
         let shard = self.shard(shard)?;
-        shard.log.lock().taken = 0;
+        shard.log.lock().queue.rewind();
         shard.appended.notify_one();
         Ok(())
     }

@@ -38,10 +38,10 @@ struct Key {
     size: u64,
 }
 
-/// Where a device stands in a conversation: of what it acknowledged and where it joined, the higher counts.
-type RawCell = (Vec<u8>, Option<i64>, Option<i64>, Option<i64>);
+/// Where a device stands in each conversation: of what it acknowledged and where it joined, the higher counts.
+type Cells = HashMap<ConversationId, Cell>;
 
-fn read_cells(rows: &QueryRowsResult) -> Result<HashMap<ConversationId, Cell>> {
+fn read_cells(rows: &QueryRowsResult) -> Result<Cells> {
     let mut cells = HashMap::new();
     for row in
         rows.rows::<(Option<Vec<u8>>, Option<i64>, Option<i64>, Option<i64>)>().map_err(|_| corrupt())?
@@ -49,12 +49,15 @@ fn read_cells(rows: &QueryRowsResult) -> Result<HashMap<ConversationId, Cell>> {
         let (conversation, tail, acked, first) = row.map_err(|_| corrupt())?;
         // A partition of which only the static columns are set reads as one row without a key.
         let Some(conversation) = conversation else { continue };
-        let raw: RawCell = (conversation, tail, acked, first);
-        let joined = raw.3.map_or(0, |first| unsigned(first).saturating_sub(1));
-        let cell = Cell { acked: raw.2.map_or(0, unsigned).max(joined), tail: raw.1.map_or(0, unsigned) };
-        cells.insert(ConversationId::parse(&raw.0).map_err(|_| corrupt())?, cell);
+        let joined = first.map_or(0, |first| unsigned(first).saturating_sub(1));
+        let cell = Cell { acked: acked.map_or(0, unsigned).max(joined), tail: tail.map_or(0, unsigned) };
+        cells.insert(ConversationId::parse(&conversation).map_err(|_| corrupt())?, cell);
     }
     Ok(cells)
+}
+
+fn conversations(keys: &[Key]) -> HashSet<ConversationId> {
+    keys.iter().map(|key| key.place.conversation).collect()
 }
 
 impl CassandraStore {
@@ -66,20 +69,26 @@ impl CassandraStore {
         Ok(Standing { generation: generation.map_or(0, unsigned), floor_us })
     }
 
+    /// The cells of these conversations.
     async fn cells_of(
         &self,
         device: InstallationId,
         conversations: &HashSet<ConversationId>,
-    ) -> Result<HashMap<ConversationId, Cell>> {
+    ) -> Result<Cells> {
+        /// Above this many it is cheaper to read all.
+        const NAMED: usize = 50;
         if conversations.is_empty() {
-            return Ok(HashMap::new());
+            return Ok(Cells::new());
+        }
+        if conversations.len() > NAMED {
+            return self.all_cells(device).await;
         }
         let wanted: Vec<&[u8]> = conversations.iter().map(|id| &id.as_bytes()[..]).collect();
         let rows = self.link.rows(&self.link.statements.cells_of, (&device.as_bytes()[..], wanted)).await?;
         read_cells(&rows)
     }
 
-    async fn all_cells(&self, device: InstallationId) -> Result<HashMap<ConversationId, Cell>> {
+    async fn all_cells(&self, device: InstallationId) -> Result<Cells> {
         read_cells(&self.link.rows(&self.link.statements.cells, (&device.as_bytes()[..],)).await?)
     }
 
@@ -103,8 +112,10 @@ impl CassandraStore {
         let late = self.read_day(device, LATE_DAY, after, limit).await?;
         let mut rows: BTreeMap<Place, InboxRow> = late.into_iter().map(|row| (row.place(), row)).collect();
         let (mut read, mut bytes) = (0, 0);
+        // What lies below the floor was deleted: reading over it would cost as much as if it were there.
+        let above = after.max(Place { time_us: standing.floor_us, ..Place::START });
         for day in Self::days(standing, after.time_us) {
-            for row in self.read_day(device, day, after, limit).await? {
+            for row in self.read_day(device, day, above, limit).await? {
                 (read, bytes) = (read + 1, bytes + row.size());
                 rows.insert(row.place(), row);
             }
@@ -278,20 +289,27 @@ impl CassandraStore {
 
     pub(super) async fn read_device(&self, device: InstallationId, want: WantCells) -> Result<DeviceRecord> {
         let standing = self.standing(device).await?;
-        let (keys, cells) =
-            futures_util::future::try_join(self.keys(device, standing), self.all_cells(device)).await?;
+        let keys = self.keys(device, standing).await?;
+        let mut needed = conversations(&keys);
+        if let WantCells::Of(one) = want {
+            needed.insert(one);
+        }
+        let cells = match want {
+            WantCells::All => self.all_cells(device).await?,
+            _ => self.cells_of(device, &needed).await?,
+        };
+        // A row may lie in its day and among the late ones: two owners did not agree how late it was.
         let mut places = HashSet::new();
         let waiting = keys.iter().filter(|key| {
             let acked = cells.get(&key.place.conversation).map_or(0, |cell| cell.acked);
             key.place.seq > acked && places.insert(key.place)
         });
         let (rows, bytes) = waiting.fold((0, 0), |(rows, bytes), key| (rows + 1, bytes + key.size));
-        let wanted = |conversation: &ConversationId| match want {
-            WantCells::No => false,
-            WantCells::Of(one) => *conversation == one,
-            WantCells::All => true,
+        let mut cells: Vec<_> = match want {
+            WantCells::No => Vec::new(),
+            WantCells::Of(one) => cells.get(&one).map(|cell| (one, *cell)).into_iter().collect(),
+            WantCells::All => cells.into_iter().collect(),
         };
-        let mut cells: Vec<_> = cells.into_iter().filter(|(conversation, _)| wanted(conversation)).collect();
         cells.sort_unstable_by_key(|(conversation, _)| *conversation);
         Ok(DeviceRecord { generation: standing.generation, waiting_rows: rows, waiting_bytes: bytes, cells })
     }

@@ -98,69 +98,83 @@ pub(super) async fn describe(link: &Link) -> Result<String> {
 }
 
 macro_rules! statements {
-    ($($(#[$conditional:ident])? $name:ident: $cql:literal,)+) => {
+    ($($kind:ident { $($name:ident: $cql:literal,)+ })+) => {
         /// Every statement, prepared once.
         pub(super) struct Statements {
-            $(pub $name: PreparedStatement,)+
+            $($(pub $name: PreparedStatement,)+)+
         }
 
         impl Statements {
             pub(super) async fn prepare(session: &Session, keyspace: &str) -> Result<Self> {
+                let prefix = format!("{keyspace}.");
                 Ok(Self {
-                    $($name: prepare(session, &$cql.replace("@", &format!("{keyspace}.")), true $(&& stringify!($conditional).is_empty())?).await?,)+
+                    $($($name: prepare(session, &$cql.replace('@', &prefix), Kind::$kind).await?,)+)+
                 })
             }
         }
     };
 }
 
-statements! {
-    life: "SELECT version, epoch FROM @meta WHERE one = 'life'",
-    log: "SELECT generation, log, partitions, opened FROM @meta WHERE one = 'log'",
-    #[conditional] first_log: "INSERT INTO @meta (one, generation, log, partitions, opened) VALUES ('log', ?, ?, ?, ?) IF NOT EXISTS",
-    #[conditional] next_log: "UPDATE @meta SET generation = ?, log = ?, partitions = ?, opened = ? WHERE one = 'log' IF generation = ?",
-    #[conditional] open_log: "UPDATE @meta SET opened = true WHERE one = 'log' IF generation = ?",
-    state: "SELECT state FROM @state WHERE conversation = ?",
-    head: "SELECT seq FROM @state WHERE conversation = ?",
-    put_state: "INSERT INTO @state (conversation, seq, state) VALUES (?, ?, ?) USING TIMESTAMP ?",
-    history: "SELECT row FROM @history WHERE conversation = ? AND bucket = ? AND seq < ? LIMIT ?",
-    put_history: "INSERT INTO @history (conversation, bucket, seq, row) VALUES (?, ?, ?, ?) USING TIMESTAMP ?",
-    find: "SELECT seq FROM @ids WHERE conversation = ? AND sender = ? AND minute = ? AND id = ?",
-    put_id: "INSERT INTO @ids (conversation, sender, minute, id, seq) VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?",
-    inbox: "SELECT row FROM @inbox WHERE installation = ? AND day = ? AND (time_us, conversation, seq) > (?, ?, ?) LIMIT ?",
-    inbox_keys: "SELECT time_us, conversation, seq, size FROM @inbox WHERE installation = ? AND day = ? AND time_us >= ?",
-    inbox_partitions: "SELECT DISTINCT installation, day FROM @inbox",
-    put_inbox: "INSERT INTO @inbox (installation, day, time_us, conversation, seq, size, row) VALUES (?, ?, ?, ?, ?, ?, ?) USING TIMESTAMP ?",
-    delete_inbox: "DELETE FROM @inbox USING TIMESTAMP ? WHERE installation = ? AND day = ? AND time_us = ? AND conversation = ? AND seq = ?",
-    device: "SELECT generation, born, floor FROM @cells WHERE installation = ? LIMIT 1",
-    cells: "SELECT conversation, tail, acked, first FROM @cells WHERE installation = ?",
-    cells_of: "SELECT conversation, tail, acked, first FROM @cells WHERE installation = ? AND conversation IN ?",
-    put_tail: "UPDATE @cells USING TIMESTAMP ? SET tail = ? WHERE installation = ? AND conversation = ?",
-    put_acked: "UPDATE @cells USING TIMESTAMP ? SET acked = ? WHERE installation = ? AND conversation = ?",
-    put_first: "UPDATE @cells USING TIMESTAMP ? SET first = ? WHERE installation = ? AND conversation = ?",
-    put_generation: "UPDATE @cells USING TIMESTAMP ? SET generation = ? WHERE installation = ?",
-    put_born: "UPDATE @cells USING TIMESTAMP ? SET born = ? WHERE installation = ?",
-    put_floor: "UPDATE @cells USING TIMESTAMP ? SET floor = ? WHERE installation = ?",
-    resolve: "SELECT user FROM @handles WHERE handle = ?",
-    #[conditional] take_handle: "INSERT INTO @handles (handle, user) VALUES (?, ?) IF NOT EXISTS",
-    account: "SELECT handle, list FROM @accounts WHERE user = ?",
-    #[conditional] open_account: "INSERT INTO @accounts (user, handle, version, list) VALUES (?, ?, ?, ?) IF NOT EXISTS",
-    #[conditional] put_list: "UPDATE @accounts SET version = ?, list = ? WHERE user = ? IF version = ?",
-    owner: "SELECT user FROM @owners WHERE installation = ?",
-    #[conditional] take_owner: "INSERT INTO @owners (installation, user) VALUES (?, ?) IF NOT EXISTS",
-    keys: "SELECT signed, through, incarnation, nonce, at_ms FROM @devices WHERE installation = ? LIMIT 1",
-    prekey_ids: "SELECT id FROM @devices WHERE installation = ?",
-    first_prekey: "SELECT signed, signature, id, data FROM @devices WHERE installation = ? LIMIT 1",
-    #[conditional] take_prekey: "DELETE FROM @devices WHERE installation = ? AND id = ? IF EXISTS",
-    #[conditional] put_prekey: "INSERT INTO @devices (installation, id, data) VALUES (?, ?, ?)",
-    #[conditional] drop_prekey: "DELETE FROM @devices WHERE installation = ? AND id = ?",
-    #[conditional] put_bundle: "UPDATE @devices SET signed = ?, signature = ?, through = ? WHERE installation = ? IF through = ? AND incarnation = ?",
-    #[conditional] put_incarnation: "UPDATE @devices SET incarnation = ?, nonce = ?, at_ms = ?, signed = null, signature = null, through = null WHERE installation = ? IF incarnation = ?",
+/// Whether a statement may be carried out twice.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// It reads, or writes with a timestamp of its own: the driver may repeat it.
+    Repeatable,
+    /// It, or the batch it is part of, has a condition: a second try may not hold because the first did.
+    Conditional,
 }
 
-async fn prepare(session: &Session, cql: &str, repeatable: bool) -> Result<PreparedStatement> {
+statements! {
+    Repeatable {
+        life: "SELECT version, epoch FROM @meta WHERE one = 'life'",
+        log: "SELECT generation, log, partitions, opened FROM @meta WHERE one = 'log'",
+        state: "SELECT state FROM @state WHERE conversation = ?",
+        head: "SELECT seq FROM @state WHERE conversation = ?",
+        put_state: "INSERT INTO @state (conversation, seq, state) VALUES (?, ?, ?) USING TIMESTAMP ?",
+        history: "SELECT row FROM @history WHERE conversation = ? AND bucket = ? AND seq < ? LIMIT ?",
+        put_history: "INSERT INTO @history (conversation, bucket, seq, row) VALUES (?, ?, ?, ?) USING TIMESTAMP ?",
+        find: "SELECT seq FROM @ids WHERE conversation = ? AND sender = ? AND minute = ? AND id = ?",
+        put_id: "INSERT INTO @ids (conversation, sender, minute, id, seq) VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?",
+        inbox: "SELECT row FROM @inbox WHERE installation = ? AND day = ? AND (time_us, conversation, seq) > (?, ?, ?) LIMIT ?",
+        inbox_keys: "SELECT time_us, conversation, seq, size FROM @inbox WHERE installation = ? AND day = ? AND time_us >= ?",
+        inbox_partitions: "SELECT DISTINCT installation, day FROM @inbox",
+        put_inbox: "INSERT INTO @inbox (installation, day, time_us, conversation, seq, size, row) VALUES (?, ?, ?, ?, ?, ?, ?) USING TIMESTAMP ?",
+        delete_inbox: "DELETE FROM @inbox USING TIMESTAMP ? WHERE installation = ? AND day = ? AND time_us = ? AND conversation = ? AND seq = ?",
+        device: "SELECT generation, born, floor FROM @cells WHERE installation = ? LIMIT 1",
+        cells: "SELECT conversation, tail, acked, first FROM @cells WHERE installation = ?",
+        cells_of: "SELECT conversation, tail, acked, first FROM @cells WHERE installation = ? AND conversation IN ?",
+        put_tail: "UPDATE @cells USING TIMESTAMP ? SET tail = ? WHERE installation = ? AND conversation = ?",
+        put_acked: "UPDATE @cells USING TIMESTAMP ? SET acked = ? WHERE installation = ? AND conversation = ?",
+        put_first: "UPDATE @cells USING TIMESTAMP ? SET first = ? WHERE installation = ? AND conversation = ?",
+        put_generation: "UPDATE @cells USING TIMESTAMP ? SET generation = ? WHERE installation = ?",
+        put_born: "UPDATE @cells USING TIMESTAMP ? SET born = ? WHERE installation = ?",
+        put_floor: "UPDATE @cells USING TIMESTAMP ? SET floor = ? WHERE installation = ?",
+        resolve: "SELECT user FROM @handles WHERE handle = ?",
+        account: "SELECT handle, list FROM @accounts WHERE user = ?",
+        owner: "SELECT user FROM @owners WHERE installation = ?",
+        keys: "SELECT signed, through, incarnation, nonce, at_ms FROM @devices WHERE installation = ? LIMIT 1",
+        prekey_ids: "SELECT id FROM @devices WHERE installation = ?",
+        first_prekey: "SELECT signed, signature, id, data FROM @devices WHERE installation = ? LIMIT 1",
+    }
+    Conditional {
+        first_log: "INSERT INTO @meta (one, generation, log, partitions, opened) VALUES ('log', ?, ?, ?, ?) IF NOT EXISTS",
+        next_log: "UPDATE @meta SET generation = ?, log = ?, partitions = ?, opened = ? WHERE one = 'log' IF generation = ?",
+        open_log: "UPDATE @meta SET opened = true WHERE one = 'log' IF generation = ?",
+        take_handle: "INSERT INTO @handles (handle, user) VALUES (?, ?) IF NOT EXISTS",
+        open_account: "INSERT INTO @accounts (user, handle, version, list) VALUES (?, ?, ?, ?) IF NOT EXISTS",
+        put_list: "UPDATE @accounts SET version = ?, list = ? WHERE user = ? IF version = ?",
+        take_owner: "INSERT INTO @owners (installation, user) VALUES (?, ?) IF NOT EXISTS",
+        take_prekey: "DELETE FROM @devices WHERE installation = ? AND id = ? IF EXISTS",
+        put_prekey: "INSERT INTO @devices (installation, id, data) VALUES (?, ?, ?)",
+        drop_prekey: "DELETE FROM @devices WHERE installation = ? AND id = ?",
+        put_bundle: "UPDATE @devices SET signed = ?, signature = ?, through = ? WHERE installation = ? IF through = ? AND incarnation = ?",
+        put_incarnation: "UPDATE @devices SET incarnation = ?, nonce = ?, at_ms = ?, signed = null, signature = null, through = null WHERE installation = ? IF incarnation = ?",
+    }
+}
+
+async fn prepare(session: &Session, cql: &str, kind: Kind) -> Result<PreparedStatement> {
     let mut statement = Statement::new(cql);
-    statement.set_is_idempotent(repeatable);
+    statement.set_is_idempotent(kind == Kind::Repeatable);
     let missing = |e| {
         Error::new(ErrorKind::Invalid, "Cassandra does not know the schema: run `chat-server-ref migrate`")
             .caused_by(e)

@@ -149,6 +149,9 @@ impl RedisRegistry {
         .await;
         for (gateway, held) in gateways.into_iter().zip(held) {
             if held? {
+                if self.seen.len() > 1000 {
+                    self.seen.clear();
+                }
                 self.seen.insert(gateway, now);
                 alive.push(gateway);
             }

@@ -166,10 +166,11 @@ struct Reader {
 
 impl Reader {
     fn run(&self, stop: &AtomicBool) {
+        let mut paused = Vec::new();
         while !stop.load(Ordering::Acquire) {
             match self.consumer.poll(Duration::from_millis(50)) {
                 None => {}
-                Some(Ok(message)) => self.take_in(&message),
+                Some(Ok(message)) => paused.extend(self.take_in(&message)),
                 Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset))) => {
                     self.broken.set(Error::new(
                         ErrorKind::Corrupt,
@@ -180,11 +181,7 @@ impl Reader {
                 }
                 Some(Err(error)) => tracing::debug!(%error, "Kafka"),
             }
-            for (number, partition) in self.partitions.iter().enumerate() {
-                if partition.resumes() {
-                    let _ = self.consumer.resume(&self.list(number));
-                }
-            }
+            paused.retain(|number| !self.resume(*number));
         }
     }
 
@@ -194,11 +191,21 @@ impl Reader {
         list
     }
 
-    fn take_in(&self, message: &BorrowedMessage<'_>) {
-        let Ok(number) = usize::try_from(message.partition()) else { return };
-        let Some(partition) = self.partitions.get(number) else { return };
+    /// Reads a partition again once there is room; `true` if it does.
+    fn resume(&self, number: usize) -> bool {
+        let room = self.partitions.get(number).is_none_or(Partition::has_room);
+        if room {
+            let _ = self.consumer.resume(&self.list(number));
+        }
+        room
+    }
+
+    /// Takes in a record; gives its partition if that was paused because of it.
+    fn take_in(&self, message: &BorrowedMessage<'_>) -> Option<usize> {
+        let number = usize::try_from(message.partition()).ok()?;
+        let partition = self.partitions.get(number)?;
         if message.key() == Some(GENESIS) {
-            return;
+            return None;
         }
         let payload = Bytes::copy_from_slice(message.payload().unwrap_or_default());
         match decode_command(payload) {
@@ -211,6 +218,7 @@ impl Reader {
                 let appended_us = u64::try_from(millis).unwrap_or(0).saturating_mul(1000);
                 if partition.push(Record { position, appended_us, command: Arc::new(command) }) {
                     let _ = self.consumer.pause(&self.list(number));
+                    return Some(number);
                 }
             }
             // Whether a record can be read is a function of its bytes: every owner passes over it.
@@ -218,6 +226,7 @@ impl Reader {
                 tracing::error!(%error, partition = number, offset = message.offset(), "a record is no command");
             }
         }
+        None
     }
 }
 

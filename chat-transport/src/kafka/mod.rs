@@ -125,22 +125,14 @@ impl KafkaRouter {
         self.topic.describe()
     }
 
-    /// Commands that were read from Kafka and wait to be applied, and shards that this process owns.
-    pub fn backlog(&self) -> (usize, usize) {
-        self.partitions.iter().fold((0, 0), |(queued, owned), partition| {
-            let (waiting, own) = partition.backlog();
-            (queued + waiting, owned + usize::from(own))
-        })
-    }
-
     fn partition(&self, shard: usize) -> Result<&Partition> {
         self.partitions.get(shard).ok_or_else(|| Error::new(ErrorKind::NotFound, "no such shard"))
     }
 
     /// A producer that saw a fatal error appends nothing any more: it is made anew.
-    fn replace_if_fatal(&self, settings: &KafkaSettings) {
+    fn replace_if_fatal(&self) {
         if self.producer.read().client().fatal_error().is_some()
-            && let Ok(fresh) = settings.producer()
+            && let Ok(fresh) = self.topic.settings.producer()
         {
             tracing::warn!("the Kafka producer was made anew after a fatal error");
             *self.producer.write() = fresh;
@@ -186,7 +178,7 @@ impl Router for KafkaRouter {
             },
         };
         outcome.map_err(|error| {
-            self.replace_if_fatal(&self.topic.settings);
+            self.replace_if_fatal();
             failed(error)
         })
     }
