@@ -11,7 +11,7 @@ use chat_core::delivery::{Bound, EngineSettings, Event};
 use chat_core::memory::{ManualClock, MemoryPush, MemoryRegistry};
 use chat_core::wire::ServerFrame;
 use chat_core::{ConversationId, DeviceAddress, DeviceId, Engine, ErrorKind, InstallationId, UserId};
-use chat_transport::link::{GatewayLink, serve_link};
+use chat_transport::link::{GatewayLink, LinkTls, serve_link};
 use tokio::net::TcpListener;
 
 const THERE: GatewayId = GatewayId(2);
@@ -30,8 +30,36 @@ struct Two {
     registry: Arc<MemoryRegistry>,
 }
 
+/// A node's certificate by an authority, as PEM.
+struct Authority {
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: rcgen::Issuer::new(params, key), pem }
+    }
+
+    /// Certificates that this authority signed, for one that believes `trusted`.
+    fn node(&self, trusted: &Self) -> LinkTls {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["chat-node".to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        LinkTls::new(certificate.pem().as_bytes(), key.serialize_pem().as_bytes(), trusted.pem.as_bytes())
+    }
+}
+
 impl Two {
     async fn start() -> Self {
+        Self::start_with(None, None).await
+    }
+
+    async fn start_with(here: Option<LinkTls>, there_tls: Option<LinkTls>) -> Self {
         let registry = Arc::new(MemoryRegistry::default());
         let backends = Backends { registry: registry.clone(), ..Backends::memory() };
         let settings = EngineSettings { gateway: THERE, ..EngineSettings::default() };
@@ -39,8 +67,8 @@ impl Two {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         registry.announce(THERE, &address).await.unwrap();
-        tokio::spawn(serve_link(listener, there.clone(), None));
-        let link = GatewayLink::new(registry.clone(), Arc::new(MemoryPush::default()), None);
+        tokio::spawn(serve_link(listener, there.clone(), there_tls));
+        let link = GatewayLink::new(registry.clone(), Arc::new(MemoryPush::default()), here);
         Self { link, there, registry }
     }
 
@@ -121,4 +149,21 @@ async fn an_offer_is_found_and_answered_from_another_gateway() {
     two.link.answer_offer(THERE, rendezvous.clone(), sealed.clone()).await.unwrap();
     two.link.answer_offer(THERE, rendezvous, sealed.clone()).await.unwrap();
     assert_eq!(answers.recv().await, Some(sealed));
+}
+
+#[tokio::test]
+async fn only_who_shows_a_certificate_of_the_authority_speaks() {
+    let (ours, strange) = (Authority::new(), Authority::new());
+    let two = Two::start_with(Some(ours.node(&ours)), Some(ours.node(&ours))).await;
+    let mut bound = two.bind(1).await;
+    two.link.tell(THERE, vec![(bound.route, vec![typing(1)])]);
+    assert_eq!(next(&mut bound).await, vec![typing(1)]);
+    // A stranger's certificate, and none at all.
+    for here in [Some(strange.node(&ours)), None] {
+        let two = Two::start_with(here, Some(ours.node(&ours))).await;
+        let mut bound = two.bind(1).await;
+        two.link.tell(THERE, vec![(bound.route, vec![typing(1)])]);
+        let heard = tokio::time::timeout(Duration::from_secs(2), bound.events.recv()).await;
+        assert!(heard.is_err(), "{heard:?}");
+    }
 }

@@ -1,14 +1,14 @@
 //! Time, network, crashes and users.
 
 mod cluster;
+mod devices;
 mod network;
 mod server;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 
 use self::cluster::{Cluster, SERVERS};
@@ -19,14 +19,12 @@ use super::oracle::{KeyUse, Oracle, Violation};
 use super::store::StoreFaults;
 use super::{Options, Report};
 use crate::backend::{AccountKey, GatewayId, KeyDirectory, MessageStore, Told};
-use crate::id::{ConversationKind, MessageId};
 use crate::memory::{ManualClock, MemoryKeys, MemoryRegistry, MemoryRouter, Tables};
-use crate::replica::{Draft, Input, Output, To};
+use crate::replica::Input;
 use crate::rng::Rng;
 use crate::session;
-use crate::signing::HelloClaims;
 use crate::time::{Instant, WallClock};
-use crate::wire::{ClientFrame, Hello, ServerFrame};
+use crate::wire::{ClientFrame, ServerFrame};
 
 /// When faults end and everything must come to rest.
 const HEAL_MS: u64 = 60_000;
@@ -461,147 +459,6 @@ impl World {
                 }
             }
             Event::Broken(id) => self.break_pipe(Some(id)),
-        }
-    }
-
-    // ---- users ---------------------------------------------------------------------------------------
-
-    fn user_sends(&mut self, device: usize) {
-        if self.devices[device].replica.is_none() {
-            return;
-        }
-        let own = self.devices[device].address();
-        let other = ACCOUNTS.iter().find(|account| account.lists[1].list().user != own.user);
-        let to = match other {
-            Some(other) if self.rng.chance(85) => To::Handle(other.handle.clone()),
-            _ => To::User(own.user),
-        };
-        let id = MessageId::new(self.now, self.rng.bytes());
-        let content = Bytes::copy_from_slice(id.as_bytes());
-        self.device_step(device, Input::Send(Draft { id, to, content, sent_at: self.now }));
-    }
-
-    fn user_reads(&mut self, device: usize) {
-        let own = self.devices[device].address().user;
-        let other = ACCOUNTS.iter().map(|a| a.lists[1].list().user).find(|user| *user != own);
-        let Some(other) = other else { return };
-        let conversation = crate::id::ConversationId::direct(own, other);
-        let seq = self.devices[device].store.cursor(conversation);
-        self.device_step(device, Input::Read(crate::envelope::AckOf { conversation, seq }));
-    }
-
-    // ---- devices -------------------------------------------------------------------------------------
-
-    fn crash_device(&mut self, device: usize) {
-        if self.devices[device].replica.is_some() {
-            self.report.device_crashes += 1;
-            let connection = self.devices[device].connection;
-            self.devices[device].crash();
-            self.break_pipe_later(connection);
-            self.soon(5000, Event::StartDevice(device));
-        }
-    }
-
-    /// The driver of a replica. A crash may come before anything it wants done.
-    fn device_step(&mut self, device: usize, input: Input) {
-        let mut inputs = VecDeque::from([input]);
-        // Commits gather what came at once, or do not.
-        if self.rng.chance(80) {
-            inputs.push_back(Input::Flush);
-        }
-        while let Some(input) = inputs.pop_front() {
-            let now = self.time();
-            let Some(replica) = self.devices[device].replica.as_mut() else {
-                return;
-            };
-            let mut outputs = Vec::new();
-            replica.step(now, input, &mut outputs);
-            let mut answers = VecDeque::new();
-            for output in outputs {
-                if self.device_crash > 0 && self.rng.below(1000) < self.device_crash {
-                    return self.crash_device(device);
-                }
-                self.device_output(device, output, &mut answers);
-            }
-            // Answers come before anything else that waits.
-            while let Some(answer) = answers.pop_back() {
-                inputs.push_front(answer);
-            }
-        }
-        self.arm_device(device);
-    }
-
-    fn device_output(&mut self, device: usize, output: Output, answers: &mut VecDeque<Input>) {
-        let one = &mut self.devices[device];
-        match output {
-            Output::Dial => {
-                self.last_pipe += 1;
-                let (id, life) = (self.last_pipe, one.life);
-                let delay = self.network.delay;
-                self.soon(delay, Event::Dialled(device, life, id));
-            }
-            Output::Hangup => {
-                let connection = one.connection.take();
-                self.break_pipe_later(connection);
-            }
-            Output::Hello { nonce, incarnation, generation, epoch } => {
-                let address = one.address();
-                let claims = HelloClaims {
-                    authority: String::new(),
-                    nonce,
-                    version: crate::limits::WIRE_VERSION,
-                    token: String::new(),
-                    user: address.user,
-                    device: address.device,
-                    incarnation,
-                    generation,
-                };
-                let hello = Hello { claims, store_epoch: epoch, signature: Bytes::new() };
-                self.send_to_server(device, ClientFrame::Hello(Box::new(hello)));
-            }
-            Output::Send(frame) => self.send_to_server(device, frame),
-            Output::Open(row, list) => answers.push_back(Input::Opened(one.open(&row, list.as_ref()))),
-            Output::Recall(asker, conversation, id) => {
-                let content = one.recall(conversation, id);
-                answers.push_back(Input::Recalled(asker, conversation, id, content));
-            }
-            Output::EndSession(peer) => one.end_session(peer),
-            Output::Seal { draft, number, lists } => {
-                answers.push_back(Input::Sealed(one.seal(&draft, number, &lists)));
-            }
-            Output::Bundles(_, bundles) => one.start_sessions(bundles, &mut self.rng),
-            Output::Forget(incarnation) => one.forget(incarnation),
-            Output::MakePrekeys { replace, .. } => {
-                answers.push_back(Input::Prekeys(one.make_prekeys(replace)));
-            }
-            Output::Commit(changes, ticket) => {
-                let installation = one.address().installation;
-                for change in &changes.list {
-                    if let crate::replica::Change::Queued(draft) = change
-                        && !matches!(draft.to, To::Device(_))
-                    {
-                        self.oracle.sent.entry(installation).or_default().push(draft.id);
-                        self.report.sent += 1;
-                    }
-                }
-                for (conversation, id, seq) in one.commit(changes) {
-                    if conversation.kind() == Ok(ConversationKind::Mailbox) {
-                        continue;
-                    }
-                    self.oracle.acked(installation, conversation, id, seq);
-                    self.report.acked += 1;
-                }
-                answers.push_back(Input::Committed(ticket));
-            }
-            Output::Answer(..) | Output::Event(_) => {}
-        }
-    }
-
-    fn arm_device(&mut self, device: usize) {
-        let one = &self.devices[device];
-        if let Some(at) = one.replica.as_ref().and_then(|replica| replica.deadline()) {
-            let life = one.life;
-            self.at(at.as_millis().max(self.now + 1), Event::DeviceTimer(device, life));
         }
     }
 }
