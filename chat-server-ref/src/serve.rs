@@ -121,20 +121,15 @@ async fn serve(settings: settings::Settings) -> Result<(), String> {
     let tls = tls(&settings)?;
     let bind =
         |address| async move { TcpListener::bind(address).await.map_err(|e| format!("{address}: {e}")) };
-    let listener = bind(settings.listen).await?;
+    let is_gateway = settings.roles.contains(&Role::Gateway);
+    let listener = if is_gateway { Some(bind(settings.listen).await?) } else { None };
     let admin_listener = bind(settings.admin_listen).await?;
     let listening = |l: &TcpListener| l.local_addr().map_err(|e| e.to_string());
     let scheme = if tls.is_some() { "wss" } else { "ws" };
-    tracing::info!(
-        "listening on {scheme}://{}/v1, admin on http://{}, {}",
-        listening(&listener)?,
-        listening(&admin_listener)?,
-        if settings.is_cluster() {
-            format!("node of a cluster as {:?}", settings.roles)
-        } else {
-            format!("data in {}", settings.data.display())
-        }
-    );
+    if let Some(listener) = &listener {
+        tracing::info!("listening on {scheme}://{}/v1", listening(listener)?);
+    }
+    tracing::info!("admin on http://{}, as {:?}", listening(&admin_listener)?, settings.roles);
     if settings.is_open() {
         tracing::warn!(
             "open registration is on: anybody on this machine can register any free name; send limits are off"
@@ -145,13 +140,10 @@ async fn serve(settings: settings::Settings) -> Result<(), String> {
 
     let (gateway, drain) = Gateway::new(engine);
     let room = Arc::new(Semaphore::new(settings.max_connections));
-    let is_gateway = settings.roles.contains(&Role::Gateway);
     let accepting = async {
-        if is_gateway {
-            accept_all(listener, gateway, tls, &settings, room.clone()).await;
-        } else {
-            drop(listener);
-            std::future::pending::<()>().await;
+        match listener {
+            Some(listener) => accept_all(listener, gateway, tls, &settings, room.clone()).await,
+            None => std::future::pending().await,
         }
     };
     let disk_failed = async {

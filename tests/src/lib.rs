@@ -5,6 +5,7 @@ pub mod chat;
 pub mod proxy;
 pub mod raw;
 pub mod server;
+pub mod talker;
 pub mod text;
 
 use std::path::PathBuf;

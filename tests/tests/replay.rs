@@ -2,159 +2,16 @@
 //! is killed again and again.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use chat_tests::Dice;
-use chat_tests::chat::{Chat, register};
+use chat_tests::chat::register;
 use chat_tests::server::Server;
+use chat_tests::talker::{Talker, sendable};
 use chat_tests::text::real_lines;
-use serde_json::{Value, json};
-
-const LONGEST: usize = 64 * 1024;
-
-/// A program that uses `chat --json`: it sends its lines, keeps what it was told, and may be killed.
-struct Talker<'a> {
-    profile: PathBuf,
-    url: String,
-    to: &'static str,
-    lines: &'a [String],
-    expected: &'a [String],
-    n: u64,
-    queued: Vec<bool>,
-    first_open: usize,
-    done: usize,
-    refused: usize,
-    received: usize,
-    kills: u64,
-    /// Commands written ahead of what is stored.
-    ahead: usize,
-}
-
-impl<'a> Talker<'a> {
-    fn new(
-        profile: PathBuf,
-        url: String,
-        to: &'static str,
-        lines: &'a [String],
-        expected: &'a [String],
-    ) -> Self {
-        let queued = vec![false; lines.len()];
-        Self {
-            profile,
-            url,
-            to,
-            lines,
-            expected,
-            n: 0,
-            queued,
-            first_open: 0,
-            done: 0,
-            refused: 0,
-            received: 0,
-            kills: 0,
-            ahead: 1000,
-        }
-    }
-
-    fn finished(&self) -> bool {
-        self.done == self.lines.len() && self.received == self.expected.len()
-    }
-
-    /// Runs lives of the process until everything was sent and received.
-    fn run(&mut self, mut dice: Option<Dice>, stored: &AtomicU64, end: Instant) {
-        while !self.finished() {
-            let life = dice.as_mut().map(|dice| Duration::from_millis(500 + dice.below(6000)));
-            self.live(life, stored, end);
-        }
-    }
-
-    fn live(&mut self, life: Option<Duration>, stored: &AtomicU64, end: Instant) {
-        let mut chat = Chat::start(&self.profile, &self.url, Some(self.n));
-        let dies = life.map(|life| Instant::now() + life);
-        let mut next = self.first_open;
-        while !self.finished() {
-            assert!(
-                Instant::now() < end,
-                "{}: {} of {} done, {} of {} received",
-                self.to,
-                self.done,
-                self.lines.len(),
-                self.received,
-                self.expected.len()
-            );
-            if dies.is_some_and(|at| Instant::now() >= at) {
-                self.kills += 1;
-                return chat.kill();
-            }
-            while next < self.lines.len() && next < self.done + self.ahead {
-                let command =
-                    json!({"cmd": "send", "to": self.to, "text": self.lines[next], "ref": next.to_string()});
-                if !self.queued[next] && !chat.say(&command) {
-                    return;
-                }
-                next += 1;
-            }
-            if let Some(event) = chat.next(Duration::from_millis(50)) {
-                self.take(&event, stored);
-                while let Some(event) = chat.next(Duration::ZERO) {
-                    self.take(&event, stored);
-                }
-            }
-        }
-        let rest = chat.finish();
-        assert!(rest.iter().all(|e| e["event"] != "message"), "something came twice: {rest:?}");
-    }
-
-    fn take(&mut self, event: &Value, stored: &AtomicU64) {
-        let n = event["n"].as_u64().unwrap_or(0);
-        let repeated = n != 0 && n <= self.n;
-        self.n = self.n.max(n);
-        if repeated {
-            // Only a repeated `ref` repeats events.
-            assert!(event["ref"].is_string(), "repeated: {event}");
-            return;
-        }
-        let reference = event["ref"].as_str().and_then(|text| text.parse::<usize>().ok());
-        match event["event"].as_str().unwrap() {
-            "queued" => self.mark(reference.unwrap()),
-            "stored" => {
-                self.done += 1;
-                stored.fetch_add(1, Ordering::Relaxed);
-                assert!(self.lines[reference.unwrap()].len() <= LONGEST);
-            }
-            "refused" => {
-                let line = reference.unwrap();
-                assert_eq!(event["reason"], "too_long");
-                assert!(self.lines[line].len() > LONGEST, "{} bytes were refused", self.lines[line].len());
-                if !self.queued[line] {
-                    self.mark(line);
-                    (self.done, self.refused) = (self.done + 1, self.refused + 1);
-                }
-            }
-            "message" => {
-                let expected = self.expected.get(self.received).expect("more came than was sent");
-                assert_eq!(event["text"].as_str().unwrap(), expected, "message {}", self.received);
-                self.received += 1;
-            }
-            "undecryptable" | "gap" | "identity_changed" => panic!("{event}"),
-            _ => {}
-        }
-    }
-
-    fn mark(&mut self, line: usize) {
-        self.queued[line] = true;
-        while self.queued.get(self.first_open).copied().unwrap_or(false) {
-            self.first_open += 1;
-        }
-    }
-}
-
-fn sendable(lines: &[String]) -> Vec<String> {
-    lines.iter().filter(|line| line.len() <= LONGEST).cloned().collect()
-}
 
 struct Outcome {
     kills: u64,
@@ -173,8 +30,8 @@ fn replay(dir: &Path, count: usize, at_least_kills: u64, clients_die: bool) -> O
     let end = start + Duration::from_secs(900);
     let stored = AtomicU64::new(0);
     let over = AtomicBool::new(false);
-    let mut alice = Talker::new(a, url.clone(), "bob", &from_a, &to_a);
-    let mut bob = Talker::new(b, url, "alice", &from_b, &to_b);
+    let mut alice = Talker::new(a, vec![url.clone()], "bob", &from_a, &to_a);
+    let mut bob = Talker::new(b, vec![url], "alice", &from_b, &to_b);
     if at_least_kills > 0 {
         // Slowly enough for that many kills to come in between.
         (alice.ahead, bob.ahead) = (80, 80);

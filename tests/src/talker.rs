@@ -1,0 +1,163 @@
+//! A program over `chat --json` that sends its lines and checks what it gets: whole, in order, once.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::Dice;
+use crate::chat::Chat;
+
+/// Bytes of the longest text that is sent.
+const LONGEST: usize = 64 * 1024;
+
+/// A program that uses `chat --json`: it sends its lines, keeps what it was told, and may be killed.
+#[derive(Debug)]
+pub struct Talker<'a> {
+    profile: PathBuf,
+    /// The gateways it uses, another one in each life.
+    urls: Vec<String>,
+    lives: usize,
+    to: &'static str,
+    lines: &'a [String],
+    expected: &'a [String],
+    n: u64,
+    queued: Vec<bool>,
+    first_open: usize,
+    done: usize,
+    /// Lines that were refused as too long.
+    pub refused: usize,
+    received: usize,
+    /// How often it was killed.
+    pub kills: u64,
+    /// Commands written ahead of what is stored.
+    pub ahead: usize,
+}
+
+impl<'a> Talker<'a> {
+    pub fn new(
+        profile: PathBuf,
+        urls: Vec<String>,
+        to: &'static str,
+        lines: &'a [String],
+        expected: &'a [String],
+    ) -> Self {
+        let queued = vec![false; lines.len()];
+        Self {
+            profile,
+            urls,
+            lives: 0,
+            to,
+            lines,
+            expected,
+            n: 0,
+            queued,
+            first_open: 0,
+            done: 0,
+            refused: 0,
+            received: 0,
+            kills: 0,
+            ahead: 1000,
+        }
+    }
+
+    pub fn finished(&self) -> bool {
+        self.done == self.lines.len() && self.received == self.expected.len()
+    }
+
+    /// Runs lives of the process until everything was sent and received.
+    pub fn run(&mut self, mut dice: Option<Dice>, stored: &AtomicU64, end: Instant) {
+        while !self.finished() {
+            let life = dice.as_mut().map(|dice| Duration::from_millis(500 + dice.below(6000)));
+            self.live(life, stored, end);
+        }
+    }
+
+    fn live(&mut self, life: Option<Duration>, stored: &AtomicU64, end: Instant) {
+        let url = &self.urls[self.lives % self.urls.len()];
+        self.lives += 1;
+        let mut chat = Chat::start(&self.profile, url, Some(self.n));
+        let dies = life.map(|life| Instant::now() + life);
+        let mut next = self.first_open;
+        while !self.finished() {
+            assert!(
+                Instant::now() < end,
+                "{}: {} of {} done, {} of {} received",
+                self.to,
+                self.done,
+                self.lines.len(),
+                self.received,
+                self.expected.len()
+            );
+            if dies.is_some_and(|at| Instant::now() >= at) {
+                self.kills += 1;
+                return chat.kill();
+            }
+            while next < self.lines.len() && next < self.done + self.ahead {
+                let command =
+                    json!({"cmd": "send", "to": self.to, "text": self.lines[next], "ref": next.to_string()});
+                if !self.queued[next] && !chat.say(&command) {
+                    return;
+                }
+                next += 1;
+            }
+            if let Some(event) = chat.next(Duration::from_millis(50)) {
+                self.take(&event, stored);
+                while let Some(event) = chat.next(Duration::ZERO) {
+                    self.take(&event, stored);
+                }
+            }
+        }
+        let rest = chat.finish();
+        assert!(rest.iter().all(|e| e["event"] != "message"), "something came twice: {rest:?}");
+    }
+
+    fn take(&mut self, event: &Value, stored: &AtomicU64) {
+        let n = event["n"].as_u64().unwrap_or(0);
+        let repeated = n != 0 && n <= self.n;
+        self.n = self.n.max(n);
+        if repeated {
+            // Only a repeated `ref` repeats events.
+            assert!(event["ref"].is_string(), "repeated: {event}");
+            return;
+        }
+        let reference = event["ref"].as_str().and_then(|text| text.parse::<usize>().ok());
+        match event["event"].as_str().unwrap() {
+            "queued" => self.mark(reference.unwrap()),
+            "stored" => {
+                self.done += 1;
+                stored.fetch_add(1, Ordering::Relaxed);
+                assert!(self.lines[reference.unwrap()].len() <= LONGEST);
+            }
+            "refused" => {
+                let line = reference.unwrap();
+                assert_eq!(event["reason"], "too_long");
+                assert!(self.lines[line].len() > LONGEST, "{} bytes were refused", self.lines[line].len());
+                if !self.queued[line] {
+                    self.mark(line);
+                    (self.done, self.refused) = (self.done + 1, self.refused + 1);
+                }
+            }
+            "message" => {
+                let expected = self.expected.get(self.received).expect("more came than was sent");
+                assert_eq!(event["text"].as_str().unwrap(), expected, "message {}", self.received);
+                self.received += 1;
+            }
+            "undecryptable" | "gap" | "identity_changed" => panic!("{event}"),
+            _ => {}
+        }
+    }
+
+    fn mark(&mut self, line: usize) {
+        self.queued[line] = true;
+        while self.queued.get(self.first_open).copied().unwrap_or(false) {
+            self.first_open += 1;
+        }
+    }
+}
+
+/// The lines that are not too long to be sent.
+pub fn sendable(lines: &[String]) -> Vec<String> {
+    lines.iter().filter(|line| line.len() <= LONGEST).cloned().collect()
+}
