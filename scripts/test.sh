@@ -55,7 +55,7 @@ outsider() {
 }
 
 # The backends on real services, where they can be installed: the suites of the memory backends, on one node
-# of each service and on a cluster of each.
+# of each service and on a cluster of each; then the replay over three gateways and two routers.
 services() {
     local single=(env CHAT_SERVICES_DIR="$PWD/target/services" tests/services/services.sh)
     local cluster=(env CHAT_SERVICES_DIR="$PWD/target/services-cluster"
@@ -82,10 +82,13 @@ services() {
     fi
     cargo test --locked --profile "$profile" --workspace --exclude chat-tests --features "$features" \
         --test redis --test kafka --test cassandra -- --nocapture --test-threads 1 || outcome=$?
+    "${cluster[@]}" stop || true
+    cargo build --locked --profile "$profile" -p chat-server-ref -p chat-cli --features chat-server-ref/cluster
+    cargo test --locked --profile "$profile" -p chat-tests --test cluster \
+        -- --nocapture --test-threads 1 || outcome=$?
     unset CHAT_TEST_REDIS CHAT_TEST_REDIS_CLUSTER CHAT_TEST_KAFKA CHAT_TEST_KAFKA_CLUSTER
     unset CHAT_TEST_CASSANDRA CHAT_TEST_CASSANDRA_CLUSTER
     "${single[@]}" stop || true
-    "${cluster[@]}" stop || true
     return "$outcome"
 }
 

@@ -177,5 +177,5 @@ fn lines_arrive_once_in_order_over_three_gateways_and_two_routers() {
 #[test]
 fn the_same_while_nodes_are_killed_and_stopped_and_redis_forgets() {
     let faults = std::env::var("CHAT_TEST_CLUSTER_FAULTS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
-    let _ = replay(250 * faults as usize, faults);
+    let _ = replay(500 * faults as usize, faults);
 }
