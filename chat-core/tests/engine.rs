@@ -10,7 +10,7 @@ use chat_core::delivery::{EngineSettings, Rates};
 use chat_core::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
 use chat_core::envelope::{AckOf, Audience, DeviceBox, Publish, Refusal, SendNumber, Subject};
 use chat_core::limits::{HEARTBEAT_MS, IDLE_MS, STORED_PREKEYS};
-use chat_core::memory::{ManualClock, MemoryRouter};
+use chat_core::memory::{ManualClock, MemoryRegistry, MemoryRouter};
 use chat_core::signing::prekeys_transcript;
 use chat_core::wire::{Ask, OneTimePrekey, PrekeyUpload, Registration, ServerFrame};
 use chat_core::{ConversationId, DeviceAddress, DeviceId, Engine, Handle, MessageId};
@@ -334,4 +334,17 @@ fn retention_ends_what_waits_too_long() {
     assert_eq!(inbox.len(), 1);
     assert_eq!((inbox[0].conversation, inbox[0].first_seq(), inbox[0].seq), (id, 1, 1500));
     assert!(inbox[0].is_expired());
+}
+
+#[test]
+fn an_offer_leaves_nothing_behind() {
+    let registry = Arc::new(MemoryRegistry::default());
+    let backends = Backends { registry: registry.clone(), ..Backends::memory() };
+    let engine = Engine::new(backends, EngineSettings::default(), Arc::new(ManualClock::default()));
+    let offer = || ready(engine.offer(Bytes::from_static(b"rendezvous"), Bytes::from_static(b"offer")));
+    let linking = offer().unwrap();
+    assert!(!registry.is_empty(), "other gateways find it");
+    ready(engine.withdraw(linking));
+    assert!(registry.is_empty());
+    assert!(offer().is_ok(), "the rendezvous is free again");
 }

@@ -8,7 +8,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use chat_core::backend::{Command, Transport};
-use chat_core::delivery::{Bound, Engine};
+use chat_core::delivery::{Bound, Engine, Linking};
 use chat_core::envelope::{Refusal, Subject};
 use chat_core::limits::WIRE_VERSION;
 use chat_core::mutant::Mutants;
@@ -17,7 +17,7 @@ use chat_core::wire::{Challenge, ClientFrame, Hello, Registration, ServerFrame, 
 use chat_core::{ErrorKind, Instant};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 /// What every connection of a gateway shares.
 #[derive(Clone, Debug)]
@@ -88,7 +88,7 @@ struct Connection {
     session: Session,
     bound: Option<Bound>,
     /// The answer a device waits for that is being linked.
-    link: Option<mpsc::Receiver<Bytes>>,
+    link: Option<Linking>,
     /// Commands that the log has not confirmed yet. An idle connection carries no room for them.
     appending: Option<Box<FuturesUnordered<Appending>>>,
     out: Vec<Bytes>,
@@ -132,6 +132,9 @@ impl Connection {
         if let Some(bound) = self.bound.take() {
             self.gateway.engine.unbind(&bound).await;
         }
+        if let Some(link) = self.link.take() {
+            self.gateway.engine.withdraw(link).await;
+        }
     }
 
     /// Does what a wake-up asks for; `false` ends the connection.
@@ -158,7 +161,9 @@ impl Connection {
                 }
             }
             Woken::Linked(answer) => {
-                self.link = None;
+                if let Some(link) = self.link.take() {
+                    self.gateway.engine.withdraw(link).await;
+                }
                 match answer {
                     Some(answer) => self.out.push(ServerFrame::LinkAnswer(answer).encode()),
                     None => self.closing = Some(close::IDLE),
@@ -199,7 +204,7 @@ impl Connection {
             } => Woken::Appended(answer),
             answer = async {
                 match &mut self.link {
-                    Some(link) => link.recv().await,
+                    Some(link) => link.answers.recv().await,
                     None => std::future::pending().await,
                 }
             } => Woken::Linked(answer),

@@ -46,8 +46,10 @@ const IDLE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(200);
 /// Connections with something to tell that may wait for one gateway; what is above is dropped.
 const QUEUE: usize = 8192;
-/// Deliveries of one request.
-const REQUEST: usize = 512;
+/// Deliveries and bytes of one request, about; a delivery more may bring it above.
+const REQUEST: (usize, usize) = (512, 8 * 1024 * 1024);
+/// Bytes of a request that are taken in.
+const LARGEST: usize = 64 * 1024 * 1024;
 
 /// What a node shows to the others, and whom it believes: PEM.
 #[derive(Clone)]
@@ -166,7 +168,7 @@ impl tower_service::Service<http::Request<Body>> for Receiver {
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let engine = self.0.clone();
         Box::pin(async move {
-            let mut grpc = Grpc::new(Plain).max_decoding_message_size(64 * 1024 * 1024);
+            let mut grpc = Grpc::new(Plain).max_decoding_message_size(LARGEST);
             Ok(match request.uri().path() {
                 TELL => grpc.unary(Tell(engine), request).await,
                 OFFER => grpc.unary(Offer(engine), request).await,
@@ -224,6 +226,14 @@ struct Waiting {
     lagged: HashSet<Route>,
 }
 
+/// About how many bytes an event takes.
+fn size(event: &Event) -> usize {
+    match event {
+        Event::Row(row) => row.size(),
+        _ => 200,
+    }
+}
+
 impl Peer {
     fn put(&self, told: Vec<Told>) {
         let mut waiting = self.waiting.lock();
@@ -245,8 +255,14 @@ impl Peer {
 
     fn take(&self) -> Vec<Told> {
         let mut waiting = self.waiting.lock();
-        let most = waiting.told.len().min(REQUEST);
-        let mut told: Vec<Told> = waiting.told.drain(..most).collect();
+        let (mut told, mut bytes) = (Vec::new(), 0);
+        while told.len() < REQUEST.0
+            && bytes < REQUEST.1
+            && let Some((route, events)) = waiting.told.pop_front()
+        {
+            bytes += events.iter().map(size).sum::<usize>();
+            told.push((route, events));
+        }
         told.extend(waiting.lagged.drain().map(|route| (route, vec![Event::Lagged])));
         told
     }
@@ -290,7 +306,7 @@ impl Shared {
     }
 
     async fn call(&self, channel: &Channel, path: &'static str, body: Bytes) -> Result<Bytes> {
-        let mut grpc = tonic::client::Grpc::new(channel.clone()).max_decoding_message_size(64 * 1024 * 1024);
+        let mut grpc = tonic::client::Grpc::new(channel.clone()).max_decoding_message_size(LARGEST);
         let call = async {
             grpc.ready().await.map_err(|e| {
                 Error::new(ErrorKind::Unavailable, "the other gateway cannot be reached").caused_by(e)

@@ -143,12 +143,12 @@ async fn an_offer_is_found_and_answered_from_another_gateway() {
     let (rendezvous, offer) = (Bytes::from_static(b"rendezvous"), Bytes::from_static(b"offer"));
     let missing = two.link.offer(THERE, rendezvous.clone()).await;
     assert_eq!(missing.map_err(|error| error.kind()), Err(ErrorKind::NotFound));
-    let mut answers = two.there.offer(rendezvous.clone(), offer.clone()).await.unwrap();
+    let mut linking = two.there.offer(rendezvous.clone(), offer.clone()).await.unwrap();
     assert_eq!(two.link.offer(THERE, rendezvous.clone()).await, Ok(offer));
     let sealed = Bytes::from_static(b"sealed");
     two.link.answer_offer(THERE, rendezvous.clone(), sealed.clone()).await.unwrap();
     two.link.answer_offer(THERE, rendezvous, sealed.clone()).await.unwrap();
-    assert_eq!(answers.recv().await, Some(sealed));
+    assert_eq!(linking.answers.recv().await, Some(sealed));
 }
 
 #[tokio::test]

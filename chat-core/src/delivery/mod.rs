@@ -12,7 +12,7 @@ mod shard;
 
 pub use engine::{Counters, Engine, EngineSettings};
 pub use hub::{Bound, Event, Hub};
-pub use opening::Greeting;
+pub use opening::{Greeting, Linking};
 pub use plan::{Plan, plan};
 pub use rates::{Rate, Rates};
 pub use shard::{Decision, decide};

@@ -28,6 +28,15 @@ pub struct Greeting {
     pub welcome: Welcome,
 }
 
+/// What a device that waits to be linked waits for.
+#[derive(Debug)]
+pub struct Linking {
+    /// The answer comes through here.
+    pub answers: tokio::sync::mpsc::Receiver<Bytes>,
+    /// Where other gateways find the offer, unless the registry could not be told.
+    route: Option<Route>,
+}
+
 /// A device that waits to be linked.
 #[derive(Debug)]
 pub(super) struct Offer {
@@ -200,16 +209,25 @@ impl Engine {
     }
 
     /// Puts up the offer of a device that waits to be linked; gives what its answer comes through. Other
-    /// gateways find it by the registry, under the hash of its rendezvous.
+    /// gateways find it by the registry, under the hash of its rendezvous, until it is
+    /// [withdrawn](Self::withdraw).
     ///
     /// # Errors
     /// `Throttled` if too many wait, `Conflict` if the rendezvous is taken.
-    pub async fn offer(&self, rendezvous: Bytes, offer: Bytes) -> Result<tokio::sync::mpsc::Receiver<Bytes>> {
-        let place = rendezvous_place(&rendezvous);
+    pub async fn offer(&self, rendezvous: Bytes, offer: Bytes) -> Result<Linking> {
+        let (device, gateway) = (rendezvous_place(&rendezvous), self.settings.gateway);
         let answers = self.put_up(rendezvous, offer)?;
         // Without the registry it is still found from this gateway.
-        let _ = self.backends.registry.bind(place, self.settings.gateway).await;
-        Ok(answers)
+        let epoch = self.backends.registry.bind(device, gateway).await.ok();
+        Ok(Linking { answers, route: epoch.map(|epoch| Route { device, gateway, epoch }) })
+    }
+
+    /// Takes an offer back that was answered, or whose device is gone.
+    pub async fn withdraw(&self, linking: Linking) {
+        drop(linking.answers);
+        if let Some(route) = linking.route {
+            let _ = self.backends.registry.unbind(route).await;
+        }
     }
 
     fn put_up(&self, rendezvous: Bytes, offer: Bytes) -> Result<tokio::sync::mpsc::Receiver<Bytes>> {

@@ -13,9 +13,14 @@ pub struct MemoryRegistry {
     addresses: DashMap<GatewayId, String>,
 }
 
-#[cfg(feature = "sim")]
 impl MemoryRegistry {
+    /// Whether it knows no route.
+    pub fn is_empty(&self) -> bool {
+        self.routes.is_empty()
+    }
+
     /// Forgets every route.
+    #[cfg(feature = "sim")]
     pub(crate) fn forget(&self) {
         self.routes.clear();
     }
