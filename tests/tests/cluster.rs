@@ -35,9 +35,9 @@ fn services() -> Option<[String; 3]> {
 impl Cluster {
     fn start(dir: &Path) -> Option<Self> {
         let [cassandra, kafka, redis] = services()?;
-        let mut dice = [0; 4];
-        getrandom::fill(&mut dice).unwrap();
-        let name = format!("c{}", hex::encode(dice));
+        let mut random = [0; 4];
+        getrandom::fill(&mut random).unwrap();
+        let name = format!("c{}", hex::encode(random));
         let config = dir.join("cluster.toml");
         let text = format!(
             "store = {:?}\nrouter = {:?}\nregistry = {redis:?}\nlink_listen = \"127.0.0.1:0\"\n\
@@ -120,6 +120,7 @@ fn replay(count: usize, faults: u64) -> Option<()> {
     let b = register(dir.path(), &cluster.urls(1)[0], "bob");
     let (from_a, from_b) = (real_lines(count, 0), real_lines(count, count));
     let (to_a, to_b) = (sendable(&from_b), sendable(&from_a));
+    let lines = (to_a.len() + to_b.len()) as u64;
     let (start, stored, over) = (Instant::now(), AtomicU64::new(0), AtomicBool::new(false));
     let end = start + Duration::from_secs(1200);
     let mut alice = Talker::new(a, cluster.urls(0), "bob", &from_a, &to_a);
@@ -128,28 +129,33 @@ fn replay(count: usize, faults: u64) -> Option<()> {
         (alice.ahead, bob.ahead) = (8, 8);
     }
     let mut dice = Dice::new(7);
-    let gaps = std::thread::scope(|scope| {
+    let gap = std::thread::scope(|scope| {
         let die = |seed| (faults > 0).then(|| Dice::new(seed));
         let (dice_a, dice_b) = (die(1), die(2));
         let one = scope.spawn(|| alice.run(dice_a, &stored, end));
         let two = scope.spawn(|| bob.run(dice_b, &stored, end));
         let watch = scope.spawn(|| longest_gap(&stored, &over));
-        let mut done = 0;
-        while done < faults && !(one.is_finished() || two.is_finished()) {
-            std::thread::sleep(Duration::from_millis(500 + dice.below(1500)));
-            println!("{:?}: {}", start.elapsed(), cluster.fault(done, &mut dice));
-            done += 1;
+        let mut amid = 0;
+        for n in 0..faults {
+            // By progress and not by the clock: a fast machine has as many in between as a slow one.
+            let due = n * lines / faults;
+            let waits = || !one.is_finished() && !two.is_finished() && Instant::now() < end;
+            while stored.load(Ordering::Relaxed) < due && waits() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            amid += u64::from(waits());
+            println!("{:?}: {}", start.elapsed(), cluster.fault(n, &mut dice));
         }
         let outcome = (one.join(), two.join());
         over.store(true, Ordering::Relaxed);
         assert!(outcome.0.is_ok() && outcome.1.is_ok(), "{}", cluster.logs());
-        assert_eq!(done, faults, "the replay needs more lines");
+        // While a process is stopped for seconds, the others may get through the rest.
+        assert!(amid >= faults / 2, "only {amid} faults came while somebody wrote");
         watch.join().unwrap()
     });
-    let lines = to_a.len() + to_b.len();
     println!(
         "{lines} lines over 3 gateways and 2 routers in {:?}: {faults} faults, {} kills of clients, longest gap \
-         {gaps:?}, 0 lost, 0 twice, 0 out of order",
+         {gap:?}, 0 lost, 0 twice, 0 out of order",
         start.elapsed(),
         alice.kills + bob.kills
     );
