@@ -55,6 +55,7 @@ impl Replica {
         self.catch_up_at = None;
         self.rows.clear();
         self.looked_up.clear();
+        self.looking_up.clear();
         for (_, (purpose, ..)) in self.requests.drain() {
             if let Purpose::Application(token) = purpose {
                 out.push(Output::Answer(token, Err(Refusal::Retry(0))));
@@ -168,6 +169,7 @@ impl Replica {
                     // More than the protocol allows on the way: what is dropped comes again.
                     return self.hangup(now, 1000, out);
                 }
+                self.rows_in += rows.len() as u64;
                 self.rows.extend(rows);
                 if caught_up && !self.caught_up {
                     self.caught_up = true;
@@ -251,8 +253,8 @@ impl Replica {
                         self.resolved(handle, user);
                     }
                 }
-                self.looked_up.extend(users.iter().copied());
                 for user in users {
+                    self.note_looked_up(user);
                     self.stale.remove(&user);
                     if !self.lists.contains_key(&user) {
                         self.listless.insert(user, now.after(LISTLESS_MS));
@@ -326,8 +328,8 @@ impl Replica {
                 self.requests.insert(self.last_request, (purpose, ask, asked));
             }
             (Purpose::Lists(users), _) => {
-                self.looked_up.extend(users.iter().copied());
                 for user in users {
+                    self.note_looked_up(user);
                     self.stale.remove(&user);
                     self.listless.insert(user, now.after(LISTLESS_MS));
                     self.tell_if_hidden(user, out);
@@ -406,6 +408,12 @@ impl Replica {
         } else if self.hidden.insert(user, claimed) != Some(claimed) {
             out.push(Output::Event(Ephemeral::ListHidden(user)));
         }
+    }
+
+    fn note_looked_up(&mut self, user: UserId) {
+        let asked_after = self.looking_up.remove(&user).unwrap_or(0);
+        let known = self.looked_up.entry(user).or_default();
+        *known = (*known).max(asked_after);
     }
 
     pub(super) fn fetch_list(&mut self, now: Instant, user: UserId, out: &mut Vec<Output>) {

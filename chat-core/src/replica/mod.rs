@@ -83,8 +83,12 @@ pub struct Replica {
     last_request: u64,
     /// Users whose lists must be read again before anything is sealed for them.
     stale: BTreeSet<UserId>,
-    /// Lists that were read again for a row whose sender they did not name.
-    looked_up: BTreeSet<UserId>,
+    /// Users whose list was read, with how many rows had come before it was asked for: it holds for those.
+    looked_up: BTreeMap<UserId, u64>,
+    /// Users whose list is asked for, with how many rows had come before that.
+    looking_up: BTreeMap<UserId, u64>,
+    /// Rows that came so far.
+    rows_in: u64,
     caught_up: bool,
     catch_up_at: Option<Instant>,
     deferred: Vec<Change>,
@@ -182,7 +186,9 @@ impl Replica {
             requests: HashMap::new(),
             last_request: 0,
             stale: BTreeSet::new(),
-            looked_up: BTreeSet::new(),
+            looked_up: BTreeMap::new(),
+            looking_up: BTreeMap::new(),
+            rows_in: 0,
             caught_up: false,
             catch_up_at: None,
             deferred: Vec::new(),
@@ -402,6 +408,11 @@ impl Replica {
     fn ask(&mut self, now: Instant, ask: Ask, purpose: Purpose, out: &mut Vec<Output>) {
         if let Phase::Online { .. } = self.phase {
             self.last_request += 1;
+            if let Purpose::Lists(users) = &purpose {
+                for user in users {
+                    self.looking_up.entry(*user).or_insert(self.rows_in);
+                }
+            }
             self.requests.insert(self.last_request, (purpose, ask.clone(), now));
             out.push(Output::Send(ClientFrame::Request(self.last_request, ask)));
         } else if let Purpose::Application(token) = purpose {

@@ -4,7 +4,7 @@ use super::io::{Change, Opened, Output};
 use super::{Recovery, Replica};
 use crate::envelope::{InboxRow, RowContent, SendNumber};
 use crate::id::ConversationKind;
-use crate::id::{ClientSeq, ConversationId, Incarnation, MessageId, Seq};
+use crate::id::{ClientSeq, ConversationId, Incarnation, MessageId, Seq, UserId};
 use crate::mutant::Mutant;
 use crate::time::Instant;
 use crate::wire::ClientFrame;
@@ -42,7 +42,7 @@ impl Replica {
                     .lists
                     .get(&sender.user)
                     .is_some_and(|list| list.list().addresses().any(|device| device == sender));
-                if !listed && !self.looked_up.contains(&sender.user) {
+                if !listed && !self.is_looked_up(now, sender.user) {
                     self.fetch_list(now, sender.user, out);
                     return;
                 }
@@ -56,8 +56,15 @@ impl Replica {
                 self.take_row(row);
             }
         }
-        // Lists read for a row hold for the rows that were there, not for ever.
         self.looked_up.clear();
+    }
+
+    /// Whether the list of a user was asked for since the first row that waits came: an older answer does not
+    /// know the device that sent it, if that was linked in between.
+    fn is_looked_up(&self, now: Instant, user: UserId) -> bool {
+        let first = self.rows_in - self.rows.len() as u64;
+        self.looked_up.get(&user).is_some_and(|asked_after| first < *asked_after)
+            || self.listless.get(&user).is_some_and(|at| now < *at)
     }
 
     fn take_row(&mut self, row: InboxRow) {
@@ -214,5 +221,88 @@ mod tests {
         assert_eq!(left_after_the_old_row(Mutants::NONE), 1);
         #[cfg(feature = "sim")]
         assert_eq!(left_after_the_old_row(Mutants::only(Mutant::OwnRowFreesNumber)), 0, "the test can fail");
+    }
+
+    /// A list of one device, which belongs to the account with this key.
+    fn own_list(user: UserId) -> crate::device_list::SignedDeviceList {
+        use ed25519_dalek::{Signer, SigningKey};
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let entry = crate::device_list::DeviceEntry::new(DeviceId::PRIMARY, [3; 32], vec![3; 33].into());
+        let list = crate::device_list::DeviceList::first(user, 0, vec![entry]);
+        let encoded = list.encode();
+        let signature = key.sign(&crate::device_list::DeviceList::transcript(&encoded));
+        let signature = signature.to_bytes().to_vec().into();
+        crate::device_list::SignedDeviceList::verify(encoded, key.verifying_key().to_bytes(), signature)
+            .unwrap()
+    }
+
+    fn message(sender: DeviceAddress, conversation: ConversationId) -> InboxRow {
+        let message = crate::envelope::Message {
+            id: MessageId::from_bytes([9; 16]),
+            sender,
+            client_seq: 1,
+            prev: MessageId::NIL,
+            incarnation: 0,
+            audience: Vec::new(),
+            body: bytes::Bytes::new(),
+            sent_at: 0,
+        };
+        let content = RowContent::Message { message: message.into(), sealed: bytes::Bytes::new() };
+        InboxRow { conversation, seq: 1, time_us: 1, joined: true, content }
+    }
+
+    /// The ids of the questions for lists of a user in these outputs.
+    fn asked(outputs: &[Output], user: UserId) -> Vec<u64> {
+        let asked = outputs.iter().filter_map(|output| match output {
+            Output::Send(ClientFrame::Request(id, crate::wire::Ask::Lists(users))) if *users == [user] => {
+                Some(*id)
+            }
+            _ => None,
+        });
+        asked.collect()
+    }
+
+    #[test]
+    fn a_list_that_was_asked_for_before_a_row_came_does_not_speak_for_its_sender() {
+        let (own, other) = (UserId::from_bytes([1; 16]), UserId::from_bytes([2; 16]));
+        let list = own_list(own);
+        let device = list.list().addresses().next().unwrap();
+        let saved = Saved { epoch: Some(StoreEpoch::from_bytes([1; 16])), ..Saved::new(device) };
+        let now = Instant::from_millis(0);
+        let mut replica = Replica::new(now, saved, 1, Mutants::NONE);
+        let mut step = |input| {
+            let mut outputs = Vec::new();
+            replica.step(now, input, &mut outputs);
+            outputs
+        };
+        let answer = |id, lists| {
+            let answer = crate::wire::Answer { lists, ..crate::wire::Answer::default() };
+            Input::Frame(ServerFrame::Response(id, Box::new(answer)))
+        };
+        let challenge = Challenge { nonce: bytes::Bytes::new(), min_version: 1, max_version: 1 };
+        step(Input::Flush);
+        step(Input::Connected);
+        step(Input::Frame(ServerFrame::Challenge(challenge)));
+        let welcome = Welcome { list_version: 1, prekeys: 100, ..Welcome::example() };
+        let first = asked(&step(Input::Frame(ServerFrame::Welcome(welcome))), own);
+        // Somebody unknown is at the head of the queue, and the answer about him takes its time.
+        let stranger = DeviceAddress { user: other, ..device };
+        let head = message(stranger, ConversationId::direct(own, other));
+        let about_other = asked(&step(Input::Frame(ServerFrame::Deliver(vec![head], true))), other);
+        step(answer(first[0], vec![list.clone()]));
+        // Meanwhile a device is linked, and writes.
+        let linked = DeviceAddress { installation: InstallationId::from_bytes([8; 16]), ..device };
+        let row = message(linked, ConversationId::own(own));
+        step(Input::Frame(ServerFrame::Deliver(vec![row], true)));
+        let outputs = step(answer(about_other[0], Vec::new()));
+        assert!(outputs.iter().any(|output| matches!(output, Output::Open(_, None))), "{outputs:?}");
+        let opened = crate::replica::Opened {
+            content: Err(crate::replica::Unreadable::UnknownDevice),
+            known: false,
+            list_version: 0,
+        };
+        let outputs = step(Input::Opened(opened));
+        assert!(!outputs.iter().any(|output| matches!(output, Output::Open(..))), "{outputs:?}");
+        assert_eq!(asked(&outputs, own).len(), 1, "asked again: {outputs:?}");
     }
 }
