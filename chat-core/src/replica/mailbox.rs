@@ -1,8 +1,9 @@
 //! To-device messages: what cannot be read is asked for again, and what was asked for is sent again.
 //!
 //! A message that cannot be decrypted is asked for once, of the device that sent it, in its mailbox. The
-//! asking itself begins a session if there is none, so whoever lost its sessions is heard again; nothing
-//! here can go round in a circle: an answer that cannot be read is not asked for again.
+//! asking itself begins a session if there is none, so whoever lost its sessions is heard again. An answer
+//! may still be sealed in a session that is gone: a message of before, heard late, made the answerer go back
+//! to it. Then it is asked for once more, and never a third time: nothing here can go round in a circle.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -23,10 +24,17 @@ const ANSWERED: u32 = 200;
 /// Devices whose answers are counted.
 const COUNTED: usize = 1024;
 
+/// A message that cannot be read, and whose it is.
+type Wanted = (DeviceAddress, ConversationId, MessageId);
+
 /// What waits to be asked for, and what was done in the last hour.
 #[derive(Debug, Default)]
 pub(super) struct Mailbox {
-    unasked: VecDeque<(DeviceAddress, ConversationId, MessageId)>,
+    unasked: VecDeque<Wanted>,
+    /// What was asked for once, the newest.
+    once: VecDeque<Wanted>,
+    /// What is to be asked for a second time.
+    second: VecDeque<Wanted>,
     asked: Hourly,
     answered: BTreeMap<InstallationId, Hourly>,
     renewed: BTreeMap<InstallationId, Instant>,
@@ -53,13 +61,14 @@ impl Hourly {
 }
 
 impl Mailbox {
-    pub(super) fn new(unasked: Vec<(DeviceAddress, ConversationId, MessageId)>) -> Self {
+    pub(super) fn new(unasked: Vec<Wanted>) -> Self {
         Self { unasked: unasked.into(), ..Self::default() }
     }
 
     /// When the next may be asked for.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        (!self.unasked.is_empty()).then(|| self.asked.since.after(HOUR_MS))
+        let waits = !self.unasked.is_empty() || !self.second.is_empty();
+        waits.then(|| self.asked.since.after(HOUR_MS))
     }
 }
 
@@ -91,8 +100,18 @@ impl Replica {
                 self.mailbox.unasked.push_back((sender, conversation, id));
                 self.ask_again(now);
             }
-            None if renew => self.say(now, sender, &ToDevice::Renew),
-            None => {}
+            None => {
+                let (again, once) = std::mem::take(&mut self.mailbox.once)
+                    .into_iter()
+                    .partition::<VecDeque<_>, _>(|(asked, ..)| asked.installation == sender.installation);
+                self.mailbox.once = once;
+                // Whoever is asked hears from this device; else a word that says nothing has to do.
+                if renew && again.is_empty() {
+                    self.say(now, sender, &ToDevice::Renew);
+                }
+                self.mailbox.second.extend(again);
+                self.ask_again(now);
+            }
         }
     }
 
@@ -101,6 +120,14 @@ impl Replica {
         while !self.mailbox.unasked.is_empty() && self.mailbox.asked.take(now, ASKED) {
             let Some((sender, conversation, id)) = self.mailbox.unasked.pop_front() else { return };
             self.changes.push(Change::AskedAgain(sender.installation, conversation, id));
+            self.say(now, sender, &ToDevice::Rerequest { conversation, id });
+            if self.mailbox.once.len() >= ASKED as usize {
+                self.mailbox.once.pop_front();
+            }
+            self.mailbox.once.push_back((sender, conversation, id));
+        }
+        while !self.mailbox.second.is_empty() && self.mailbox.asked.take(now, ASKED) {
+            let Some((sender, conversation, id)) = self.mailbox.second.pop_front() else { return };
             self.say(now, sender, &ToDevice::Rerequest { conversation, id });
         }
     }
@@ -147,6 +174,7 @@ impl Replica {
             Ok(ToDevice::Recovered { conversation, id, content })
                 if !self.mutants.has(Mutant::RecoveredDropped) =>
             {
+                self.mailbox.once.retain(|wanted| *wanted != (from, conversation, id));
                 self.changes.push(Change::Recovered(from, conversation, id, content));
             }
             // A session was all it brought; or a later release wrote it.
