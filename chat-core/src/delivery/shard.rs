@@ -26,15 +26,25 @@ pub enum Decision {
 /// was replaced and goes on, decide it again in a state that is further on. For the same reason only what is
 /// stored at or below the head of *this* state counts as found.
 pub fn decide(state: &ConversationState, record: &Record, found: Option<Seq>, mutants: Mutants) -> Decision {
+    let decision = decide_anew(state, record, found, mutants);
+    if !has_applied(state, record) || mutants.has(Mutant::ReplayDecidesAnew) {
+        return decision;
+    }
+    match decision {
+        // Only where the number was used up: else the sender would forget it.
+        Decision::Repeat(seq, None) => Decision::Repeat(seq, None),
+        // It was refused. The device asks again and is answered by the state as it is now.
+        _ => Decision::Refuse(Refusal::Retry(0)),
+    }
+}
+
+/// Decides about a record that comes next.
+fn decide_anew(state: &ConversationState, record: &Record, found: Option<Seq>, mutants: Mutants) -> Decision {
     let command = &*record.command;
     let number = *command.number();
     let known = state.senders.get(&command.sender.installation).copied().unwrap_or_default();
     let found = if mutants.has(Mutant::NoDedupe) { None } else { found };
     let found = found.filter(|seq| *seq <= state.head.seq || mutants.has(Mutant::FoundAheadOfState));
-    if has_applied(state, record) && !mutants.has(Mutant::ReplayDecidesAnew) {
-        // If it was refused, the device asks again and is answered by the state as it is now.
-        return found.map_or(Decision::Refuse(Refusal::Retry(0)), |seq| Decision::Repeat(seq, None));
-    }
 
     if number.incarnation < known.incarnation && !mutants.has(Mutant::OldIncarnationAccepted) {
         return found.map_or(Decision::Refuse(Refusal::Superseded), |seq| Decision::Repeat(seq, None));
@@ -330,6 +340,12 @@ mod tests {
         // It came before the first message and was refused then; it must not be taken now.
         assert_eq!(refusal(decide(&state, &early, None, Mutants::NONE)), Refusal::Retry(0));
         assert_eq!(decide(&state, &first, Some(1), Mutants::NONE), Decision::Repeat(1, None));
+        // A message of an earlier life, whose number in this one came too early: it is stored, and its number
+        // is not used up.
+        let (again, next) = (publish(2, 1, 9, 1, 1), publish(1, 8, 0, 1, 1));
+        assert_eq!(refusal(decide(&state, &again, Some(1), Mutants::NONE)), Refusal::Expected(1));
+        let Decision::Store(_, commit) = decide(&state, &next, None, Mutants::NONE) else { panic!() };
+        assert_eq!(refusal(decide(&commit.state, &again, Some(1), Mutants::NONE)), Refusal::Retry(0));
         // Whoever replaced this owner is further on: that must not show.
         let second = publish(2, 2, 1, 0, 1);
         let alone = decide(&state, &second, None, Mutants::NONE);
