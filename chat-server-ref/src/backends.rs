@@ -145,3 +145,28 @@ pub async fn migrate(settings: &Settings, new_log: bool) -> Result<Vec<String>, 
 pub async fn migrate(_settings: &Settings, _new_log: bool) -> Result<Vec<String>, String> {
     Err(missing_feature())
 }
+
+/// Moves a data set from the embedded store to Cassandra; gives what was copied.
+///
+/// # Errors
+/// As [`chat_store::copy`].
+#[cfg(feature = "cluster")]
+pub async fn copy(from: &str, to: &str, tell: impl Fn(String) + Send + Sync) -> Result<String, String> {
+    let path = from.strip_prefix("fjall:").ok_or("--from is fjall:DIRECTORY, the data of one process")?;
+    let to = to.parse().map_err(explain("--to"))?;
+    let sealed = chat_store::SealedStore::seal(path).map_err(explain("--from"))?;
+    let audit = sealed.audit().map_err(explain("--from"))?;
+    tell(format!("{path} is sealed and in order: {audit}"));
+    let copied = chat_store::copy(&sealed, &to, tell).await.map_err(explain("copy"))?;
+    Ok(copied.to_string())
+}
+
+/// What to say where this build has no cluster backends.
+///
+/// # Errors
+/// Always.
+#[cfg(not(feature = "cluster"))]
+#[allow(clippy::unused_async)]
+pub async fn copy(_from: &str, _to: &str, _tell: impl Fn(String) + Send + Sync) -> Result<String, String> {
+    Err(missing_feature())
+}

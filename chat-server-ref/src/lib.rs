@@ -3,6 +3,8 @@
 pub mod admin;
 pub mod backends;
 pub mod doors;
+pub mod explain;
+pub mod measured;
 pub mod serve;
 pub mod settings;
 pub mod tokens;

@@ -1,9 +1,10 @@
-//! `chat-server-ref`: settings, then one of `serve`, `check`, `migrate`, `token`, `audit`.
+//! `chat-server-ref`: settings, then one of `serve`, `check`, `migrate`, `copy`, `explain`, `token`,
+//! `audit`.
 
 use std::process::ExitCode;
 
 use chat_server_ref::settings::{Action, Arguments};
-use chat_server_ref::{serve, tokens};
+use chat_server_ref::{explain, serve, tokens};
 use clap::Parser;
 
 fn main() -> ExitCode {
@@ -25,6 +26,12 @@ fn run(arguments: Arguments) -> Result<(), String> {
         Action::Check => serve::check(settings)?.iter().for_each(|line| println!("{line}")),
         Action::Migrate(new_log) => {
             serve::migrate(settings, new_log)?.iter().for_each(|line| println!("{line}"));
+        }
+        Action::Copy { from, to } => {
+            println!("copied: {}", serve::copy(&from, &to, |line| println!("{line}"))?)
+        }
+        Action::Explain { message_id, nodes } => {
+            explain::explain(&message_id, &nodes)?.iter().for_each(|line| println!("{line}"));
         }
         Action::Token { user, ttl } => println!("{}", tokens::issue(&settings, &user, ttl)?),
         Action::Audit => {

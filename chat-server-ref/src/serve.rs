@@ -19,6 +19,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::backends::{self, Node};
 use crate::doors::{Doors, Knock};
+use crate::measured::measured;
 use crate::settings::{Role, Settings};
 use crate::{admin, settings};
 
@@ -85,6 +86,14 @@ pub fn migrate(settings: Settings, new_log: bool) -> Result<Vec<String>, String>
     block_on(backends::migrate(&settings, new_log))
 }
 
+/// Moves a data set from one process to a cluster, telling how far it is; gives what was copied.
+///
+/// # Errors
+/// What cannot be copied, and why.
+pub fn copy(from: &str, to: &str, tell: impl Fn(String) + Send + Sync) -> Result<String, String> {
+    block_on(backends::copy(from, to, tell))
+}
+
 /// A connection is a file: allow as many as the system does.
 fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -94,6 +103,7 @@ fn raise_file_limit() {
 
 async fn serve(settings: settings::Settings) -> Result<(), String> {
     let clock = Arc::new(SystemClock);
+    let metrics = admin::record()?;
     let node = Node::open(&settings, clock.clone()).await?;
     let embedded = node.embedded.clone();
     let engine_settings = EngineSettings {
@@ -107,7 +117,7 @@ async fn serve(settings: settings::Settings) -> Result<(), String> {
         tracing::info!("{line}");
     }
     let registry = node.backends.registry.clone();
-    let engine = Arc::new(Engine::new(node.backends, engine_settings, clock));
+    let engine = Arc::new(Engine::new(measured(node.backends), engine_settings, clock));
     if settings.roles.contains(&Role::Router) {
         for shard in 0..engine.shards() {
             tokio::spawn(run_shard(engine.clone(), shard));
@@ -136,9 +146,9 @@ async fn serve(settings: settings::Settings) -> Result<(), String> {
         );
     }
     let ready = Arc::new(AtomicBool::new(true));
-    tokio::spawn(admin::serve(admin_listener, engine.clone(), ready.clone()));
+    tokio::spawn(admin::serve(admin_listener, engine.clone(), metrics, ready.clone()));
 
-    let (gateway, drain) = Gateway::new(engine);
+    let (gateway, drain) = Gateway::new(engine.clone());
     let room = Arc::new(Semaphore::new(settings.max_connections));
     let accepting = async {
         match listener {
@@ -165,6 +175,8 @@ async fn serve(settings: settings::Settings) -> Result<(), String> {
     drain.begin(settings.drain_seconds.saturating_mul(1000));
     let all = u32::try_from(settings.max_connections).unwrap_or(u32::MAX);
     let _ = tokio::time::timeout(Duration::from_secs(65), room.acquire_many(all)).await;
+    // Connections first: what they sent is still applied here. Then the others need not wait to notice.
+    let _ = tokio::time::timeout(Duration::from_secs(10), engine.close()).await;
     tracing::info!("drained");
     Ok(())
 }

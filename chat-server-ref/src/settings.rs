@@ -35,6 +35,24 @@ enum Command {
         #[arg(long)]
         new_log: bool,
     },
+    /// Move a data set from one process to a cluster; interrupted, it goes on when it is called again.
+    Copy {
+        /// `fjall:DIRECTORY`. It is sealed first: nothing serves it any more.
+        #[arg(long)]
+        from: String,
+        /// `cassandra://host:port,host:port/keyspace?dc=datacenter1&replication=3`, a keyspace that is not there
+        /// yet.
+        #[arg(long)]
+        to: String,
+    },
+    /// Say what happened to a message, stage by stage, without its content.
+    Explain {
+        /// Its id, as `chat --json` shows it.
+        message_id: String,
+        /// The admin addresses of the nodes to ask, separated by commas; this node's own by default.
+        #[arg(long, value_delimiter = ',')]
+        node: Vec<String>,
+    },
     /// Print a token for a user.
     Token {
         /// The user's handle.
@@ -81,6 +99,20 @@ pub enum Action {
     Check,
     /// Make or update the schema; `true`: begin a new log.
     Migrate(bool),
+    /// Move a data set.
+    Copy {
+        /// From here.
+        from: String,
+        /// To there.
+        to: String,
+    },
+    /// Say what happened to a message.
+    Explain {
+        /// Its id.
+        message_id: String,
+        /// The admin addresses of the nodes to ask.
+        nodes: Vec<String>,
+    },
     /// Print a token.
     Token {
         /// For this handle.
@@ -305,8 +337,8 @@ impl Settings {
         if self.tls_cert.is_some() != self.tls_key.is_some() {
             return Err("tls_cert and tls_key belong together".into());
         }
-        if self.retention_days == 0 {
-            return Err("retention_days is at least 1".into());
+        if !(1..=365).contains(&self.retention_days) {
+            return Err("retention_days is 1 to 365".into());
         }
         if self.shards == 0 || self.max_connections == 0 || self.accept_rate == 0 {
             return Err("shards, max_connections and accept_rate are at least 1".into());
@@ -342,6 +374,11 @@ impl Arguments {
             }
             (_, Some(Command::Check)) => Action::Check,
             (_, Some(Command::Migrate { new_log })) => Action::Migrate(new_log),
+            (_, Some(Command::Explain { message_id, node })) => {
+                let own = || vec![settings.admin_listen.to_string()];
+                Action::Explain { message_id, nodes: if node.is_empty() { own() } else { node } }
+            }
+            (_, Some(Command::Copy { from, to })) => Action::Copy { from, to },
             (_, Some(Command::Token { user, ttl })) => Action::Token { user, ttl },
             (_, Some(Command::Audit)) => Action::Audit,
         };

@@ -6,9 +6,13 @@
 //! | `sqlite` | [`SqliteStore`] | messages and inboxes in one SQLite file |
 //! | `cassandra` | `cassandra::CassandraStore` | messages, inboxes, accounts and prekeys, shared by the nodes of a cluster |
 //! | `redis` | [`redis::RedisRegistry`], [`redis::RedisPresence`] | who is connected where, and who was heard of lately |
+//!
+//! `copy` moves a data set from the embedded store to Cassandra.
 
 #[cfg(feature = "cassandra")]
 pub mod cassandra;
+#[cfg(all(feature = "cassandra", feature = "fjall"))]
+mod copy;
 #[cfg(feature = "fjall")]
 mod embedded;
 #[cfg(feature = "redis")]
@@ -16,6 +20,10 @@ pub mod redis;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
+#[cfg(all(feature = "cassandra", feature = "fjall"))]
+pub use copy::{Copied, copy};
+#[cfg(all(feature = "cassandra", feature = "fjall"))]
+pub use embedded::SealedStore;
 #[cfg(feature = "fjall")]
 pub use embedded::{Audit, EmbeddedStore};
 #[cfg(feature = "sqlite")]

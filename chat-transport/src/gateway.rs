@@ -279,6 +279,9 @@ impl Connection {
         let device = self.session.device();
         match output {
             Output::Send(frame) => {
+                if let (ServerFrame::Deliver(rows, _), Some(device)) = (&frame, device) {
+                    engine.note_delivered(device.installation, rows);
+                }
                 self.out.push(frame.encode());
                 None
             }

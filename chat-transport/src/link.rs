@@ -240,8 +240,12 @@ impl Peer {
         for (route, events) in told {
             if waiting.told.len() < QUEUE {
                 waiting.told.push_back((route, events));
-            } else if waiting.lagged.len() < QUEUE {
-                waiting.lagged.insert(route);
+            } else {
+                metrics::counter!("chat_dropped_total", "reason" => "link_full")
+                    .increment(events.len() as u64);
+                if waiting.lagged.len() < QUEUE {
+                    waiting.lagged.insert(route);
+                }
             }
         }
         drop(waiting);
@@ -269,6 +273,8 @@ impl Peer {
 
     /// What was not delivered: its sessions are told that they lag, if there is a next time.
     fn lost(&self, told: &[Told]) {
+        let events: usize = told.iter().map(|(_, events)| events.len()).sum();
+        metrics::counter!("chat_dropped_total", "reason" => "link_unanswered").increment(events as u64);
         let mut waiting = self.waiting.lock();
         let room = QUEUE.saturating_sub(waiting.lagged.len());
         waiting.lagged.extend(told.iter().map(|(route, _)| *route).take(room));
@@ -371,7 +377,11 @@ impl Shared {
             Some(channel) => channel,
             None => known.insert(self.connect(gateway).await?),
         };
-        decode_not_here(self.call(channel, TELL, encode_told(told).into()).await?)
+        let start = std::time::Instant::now();
+        let answer = self.call(channel, TELL, encode_told(told).into()).await?;
+        metrics::histogram!("chat_link_seconds").record(start.elapsed().as_secs_f64());
+        metrics::histogram!("chat_link_request_sessions").record(told.len() as f64);
+        decode_not_here(answer)
     }
 
     async fn not_there(&self, stale: &[Route], told: &[Told]) {

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 pub mod chat;
+pub mod cluster;
+pub mod faults;
 pub mod proxy;
 pub mod raw;
 pub mod server;

@@ -20,6 +20,7 @@ use crate::id::{ConversationId, DeviceAddress, InstallationId, UserId};
 /// - What was taken and not committed comes again after [`rewind`](Self::rewind) (`redelivers_until_commit`).
 /// - A full queue refuses instead of growing (`a_full_queue_refuses`).
 /// - What one owner takes in one tenure follows on without a gap (`a_tenure_has_no_gaps`).
+/// - A closed router gives no records any more, and whoever waits for some is told (`a_closed_router_says_so`).
 #[async_trait]
 pub trait Router: fmt::Debug + Send + Sync + 'static {
     /// How many shards there are.
@@ -34,7 +35,7 @@ pub trait Router: fmt::Debug + Send + Sync + 'static {
     /// Takes what waits for a shard, at least one record, waiting for it if need be. Cancel safe.
     ///
     /// # Errors
-    /// `Closed` when the router shuts down.
+    /// `Closed` once the router was [closed](Self::close).
     async fn next(&self, shard: usize) -> Result<Taken>;
 
     /// Says that everything up to a position is applied.
@@ -48,6 +49,10 @@ pub trait Router: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `Unavailable` if that cannot be done now.
     async fn rewind(&self, shard: usize) -> Result<()>;
+
+    /// Gives this process's shards up: others that read the same log own them when this returns, or soon.
+    /// What was taken may still be committed. Appending is not affected.
+    async fn close(&self);
 }
 
 /// Records that were taken from a shard's log.

@@ -16,6 +16,7 @@ pub fn router() -> Vec<Case<dyn Router>> {
         redelivers_until_commit,
         a_tenure_has_no_gaps,
         a_full_queue_refuses,
+        a_closed_router_says_so,
     ]
 }
 
@@ -128,4 +129,12 @@ async fn a_full_queue_refuses(log: Log) -> Outcome {
     let outcomes = futures_util::future::join_all(appends).await;
     let refused = outcomes.into_iter().find_map(Result::err).ok_or("a hundred thousand records fitted")?;
     equal(refused.kind(), ErrorKind::Throttled, "a full queue")
+}
+
+async fn a_closed_router_says_so(log: Log) -> Outcome {
+    let shard = shard_of(&log, 1).await?;
+    let (waited, ()) = futures_util::future::join(log.next(shard), log.close()).await;
+    equal(waited.map_err(|error| error.kind()).err(), Some(ErrorKind::Closed), "whoever waited")?;
+    let later = log.next(shard).await;
+    equal(later.map_err(|error| error.kind()).err(), Some(ErrorKind::Closed), "whoever asks later")
 }

@@ -11,15 +11,15 @@ use super::admission::{refusal_of, refuse_now};
 use super::opening::Offer;
 use super::rates::{Limits, Rates};
 use super::shard::{Decision, IdKey, decide};
-use super::{Event, Hub, plan};
+use super::{Event, Hub, Stage, Trail, plan};
 use crate::backend::{
     Backends, Command, Commit, ConversationState, GatewayId, LogPosition, Operation, PageLimit, Record,
     Route, StoreLife, Taken, Told,
 };
 use crate::device_list::SignedDeviceList;
-use crate::envelope::{AckOf, InboxRow, Place, Publish, Refusal, SendNumber, Stored, Subject};
+use crate::envelope::{AckOf, InboxRow, Place, Publish, Refusal, RowContent, SendNumber, Stored, Subject};
 use crate::error::{ErrorKind, Result};
-use crate::id::{ConversationId, DeviceAddress, InstallationId, Seq, UserId};
+use crate::id::{ConversationId, DeviceAddress, InstallationId, MessageId, Seq, UserId};
 use crate::mutant::{Mutant, Mutants};
 use crate::time::WallClock;
 use crate::wire::ServerFrame;
@@ -40,6 +40,8 @@ pub struct EngineSettings {
     /// Milliseconds for which a device list that was read counts as the newest. For ever is right only where
     /// no other process changes lists.
     pub lists_ms: u64,
+    /// Steps of messages to remember, for [`explain`](Engine::explain): about 100 bytes each.
+    pub trail: usize,
     /// Rules to break, in the simulator.
     pub mutants: Mutants,
 }
@@ -52,6 +54,7 @@ impl Default for EngineSettings {
             session_queue: 64,
             rates: Rates::default(),
             lists_ms: u64::MAX,
+            trail: 65_536,
             mutants: Mutants::NONE,
         }
     }
@@ -90,6 +93,7 @@ pub struct Engine {
     /// What each shard remembers of its conversations.
     shards: Vec<Mutex<Remembered>>,
     counters: Counters,
+    pub(super) trail: Trail,
     /// What the broken variants of the engine keep in memory only.
     #[cfg(feature = "sim")]
     mutant_ids: Mutex<HashMap<IdKey, Seq>>,
@@ -129,6 +133,7 @@ impl Engine {
         let hub = Hub::new(settings.session_queue);
         let limits = Limits::new(&settings.rates);
         let shards = (0..backends.router.shards()).map(|_| Mutex::default()).collect();
+        let trail = Trail::new(settings.trail);
         Self {
             backends,
             settings,
@@ -143,6 +148,7 @@ impl Engine {
             room: DashMap::new(),
             shards,
             counters: Counters::default(),
+            trail,
             #[cfg(feature = "sim")]
             mutant_ids: Mutex::default(),
         }
@@ -170,7 +176,11 @@ impl Engine {
 
     /// The wall clock, in milliseconds.
     pub fn now_ms(&self) -> u64 {
-        self.clock.now_us() / 1000
+        self.now_us() / 1000
+    }
+
+    pub(super) fn now_us(&self) -> u64 {
+        self.clock.now_us()
     }
 
     /// Takes a publish to its conversation's shard. Gives an answer only if it is known at once; else the
@@ -202,6 +212,8 @@ impl Engine {
         let number = publish.number;
         let refuse = |refusal| Box::new(refused(&number, refusal));
         count(&self.counters.published, 1);
+        let accepted = Stage::Accepted { conversation: number.conversation, sender: sender.installation };
+        self.note(number.message_id, accepted);
         self.pace(sender, &publish).await.map_err(|wait| refuse(Refusal::Throttled(wait)))?;
         let command = self.admit(sender, publish).await.map_err(|error| refuse(refusal_of(&error)))?;
         if let Some(refusal) = refuse_now(&command) {
@@ -250,9 +262,17 @@ impl Engine {
     pub async fn append(&self, command: Command) -> Option<ServerFrame> {
         let number = *command.number();
         // Whatever went wrong, the record may be in the log: the only true answer is "try the same again".
-        let error = self.backends.router.append(command).await.err()?;
+        let Err(error) = self.backends.router.append(command).await else {
+            self.note(number.message_id, Stage::Logged);
+            return None;
+        };
         let wait = if error.kind() == ErrorKind::Throttled { 200 } else { 1000 };
         Some(refused(&number, Refusal::Retry(wait)))
+    }
+
+    /// Gives this process's shards up; see [`Router::close`](crate::backend::Router::close).
+    pub async fn close(&self) {
+        self.backends.router.close().await;
     }
 
     /// Applies a shard's records for as long as the router lives.
@@ -325,6 +345,7 @@ impl Engine {
                 outcome?;
             }
         }
+        batch.steps.drain(..).for_each(|(id, stage)| self.note(id, stage));
         self.deliver(batch.events, &batch.replies).await;
         *states = batch.states;
         Ok(())
@@ -337,7 +358,8 @@ impl Engine {
         let read = unknown.into_iter().map(|id| async move {
             Ok::<_, crate::Error>((id, self.backends.store.state(id).await?.unwrap_or_default()))
         });
-        let keys: HashSet<IdKey> = records.iter().map(id_key).collect();
+        let keys: HashSet<IdKey> =
+            records.iter().filter(|record| may_be_stored(states, record)).map(id_key).collect();
         let found = keys.into_iter().map(|key| async move { Ok((key, self.find(key).await?)) });
         let (read, found) = futures_util::future::try_join(try_join_all(read), try_join_all(found)).await?;
         states.extend(read);
@@ -363,6 +385,14 @@ impl Engine {
                 let time_us = commit.state.head.time_us;
                 batch.events.push((sender, Event::Own(self.stored(&number, seq), time_us)));
                 let devices = addresses(&commit.state, command);
+                let stored = Stage::Stored {
+                    conversation: number.conversation,
+                    sender: sender.installation,
+                    seq,
+                    position: record.position,
+                    rows: commit.inbox.len() as u32,
+                };
+                batch.steps.push((number.message_id, stored));
                 for (installation, row) in &commit.inbox {
                     if *installation != sender.installation
                         && let Some(device) = devices.get(installation)
@@ -374,6 +404,7 @@ impl Engine {
             }
             Decision::Repeat(seq, commit) => {
                 count(&self.counters.repeated, 1);
+                batch.steps.push((number.message_id, Stage::Repeated { seq }));
                 let answer = Event::Answer(ServerFrame::Stored(self.stored(&number, seq)));
                 batch.events.push((sender, answer));
                 if let Some(commit) = commit {
@@ -382,6 +413,7 @@ impl Engine {
             }
             Decision::Refuse(refusal) => {
                 count(&self.counters.refused, 1);
+                batch.steps.push((number.message_id, Stage::Refused { reason: refusal.name() }));
                 batch.events.push((sender, Event::Answer(refused(&number, refusal))));
             }
         }
@@ -424,6 +456,8 @@ impl Engine {
         routes.extend(devices.into_iter().filter_map(|device| self.hub.route(device)));
         let plan = plan(events, &routes);
         count(&self.counters.woken, plan.wake.len());
+        self.note_routes(&plan.tell);
+        plan.unseen.iter().for_each(|(id, devices)| self.note(*id, Stage::Pushed { devices: *devices }));
         for (route, events) in &plan.tell {
             count(&self.counters.pushed, events.len());
             if self.settings.mutants.has(Mutant::TrimOnPush) {
@@ -433,6 +467,21 @@ impl Engine {
         self.tell(plan.tell).await;
         if !plan.wake.is_empty() {
             let _ = self.backends.push.wake(&plan.wake).await;
+        }
+    }
+
+    /// Notes which gateways are told about each message.
+    fn note_routes(&self, told: &[Told]) {
+        let mut routed: HashMap<(MessageId, GatewayId), u32> = HashMap::new();
+        for (route, events) in told {
+            for event in events {
+                if let Event::Row(InboxRow { content: RowContent::Message { message, .. }, .. }) = event {
+                    *routed.entry((message.id, route.gateway)).or_default() += 1;
+                }
+            }
+        }
+        for ((id, gateway), devices) in routed {
+            self.note(id, Stage::Routed { gateway, devices });
         }
     }
 
@@ -531,6 +580,8 @@ struct Batch {
     order: Vec<ConversationId>,
     ids: HashMap<IdKey, Seq>,
     events: Vec<(DeviceAddress, Event)>,
+    /// What happened to messages, once it is committed.
+    steps: Vec<(MessageId, Stage)>,
 }
 
 impl Batch {
@@ -567,6 +618,16 @@ fn addresses(state: &ConversationState, command: &Command) -> HashMap<Installati
         .collect();
     known.insert(command.sender.installation, command.sender);
     known
+}
+
+/// Whether the store has to be asked for a record's id. A device says of an id that it never sent before, and
+/// knows that for good; only a record that comes again can still be stored then.
+fn may_be_stored(states: &States, record: &Record) -> bool {
+    let Operation::Publish(Publish { first: true, .. }) = &record.command.operation else { return true };
+    states.get(&record.command.conversation()).is_none_or(|state| {
+        let head = state.head.position;
+        head.generation != record.position.generation || record.position <= head
+    })
 }
 
 fn id_key(record: &Record) -> IdKey {

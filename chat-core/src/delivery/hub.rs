@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dashmap::DashMap;
 use tokio::sync::mpsc;
@@ -35,6 +35,8 @@ pub enum Event {
 pub struct Hub {
     connections: DashMap<InstallationId, Connection>,
     queue: usize,
+    /// How often what was told did not fit.
+    dropped: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -64,7 +66,7 @@ impl Bound {
 impl Hub {
     /// A hub whose connections each hold this many batches.
     pub fn new(queue: usize) -> Self {
-        Self { connections: DashMap::new(), queue: queue.max(1) }
+        Self { connections: DashMap::new(), queue: queue.max(1), dropped: AtomicU64::new(0) }
     }
 
     /// Connects a session; an older one of the same device is told to close. Of two sessions the one with
@@ -107,7 +109,11 @@ impl Hub {
         };
         let lossless = events.iter().any(|event| !matches!(event, Event::Ephemeral(_)));
         let lagged = events.iter().any(|event| matches!(event, Event::Lagged));
-        if (connection.queue.try_send(events).is_err() && lossless) || lagged {
+        let full = connection.queue.try_send(events).is_err();
+        if full {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        if (full && lossless) || lagged {
             connection.lagged.store(true, Ordering::Release);
         }
         true
@@ -118,6 +124,11 @@ impl Hub {
         if let Some((_, gone)) = self.connections.remove(&device) {
             let _ = gone.queue.try_send(vec![Event::Closed(code)]);
         }
+    }
+
+    /// How many batches of events did not fit, since the process began.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 
     /// How many sessions there are.

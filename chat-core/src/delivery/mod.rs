@@ -3,16 +3,20 @@
 mod admission;
 mod engine;
 mod ephemeral;
+mod explain;
 mod hub;
 mod opening;
 mod plan;
 mod questions;
 mod rates;
 mod shard;
+mod trail;
 
 pub use engine::{Counters, Engine, EngineSettings};
+pub use explain::{Explanation, Place as StoredPlace};
 pub use hub::{Bound, Event, Hub};
 pub use opening::{Greeting, Linking};
 pub use plan::{Plan, plan};
 pub use rates::{Rate, Rates};
 pub use shard::{Decision, decide};
+pub use trail::{Stage, Step, Trail};

@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use crate::backend::Route;
 use crate::delivery::Event;
 use crate::envelope::{InboxRow, RowContent};
-use crate::id::{DeviceAddress, InstallationId};
+use crate::id::{DeviceAddress, InstallationId, MessageId};
 
 /// Who is told what, and how.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub struct Plan {
     pub tell: Vec<(Route, Vec<Event>)>,
     /// Devices with a new message and no connection.
     pub wake: Vec<DeviceAddress>,
+    /// The messages that those have not got, and how many of them.
+    pub unseen: HashMap<MessageId, u32>,
 }
 
 /// Plans the delivery of a batch: a pure function of the rows that were committed, whose they are, and the
@@ -37,10 +39,11 @@ pub fn plan(events: Vec<(DeviceAddress, Event)>, routes: &[Route]) -> Plan {
                 plan.tell[place].1.push(event);
             }
             None => {
-                let is_message =
-                    matches!(&event, Event::Row(InboxRow { content: RowContent::Message { .. }, .. }));
-                if is_message && !plan.wake.contains(&device) {
-                    plan.wake.push(device);
+                if let Event::Row(InboxRow { content: RowContent::Message { message, .. }, .. }) = &event {
+                    *plan.unseen.entry(message.id).or_default() += 1;
+                    if !plan.wake.contains(&device) {
+                        plan.wake.push(device);
+                    }
                 }
             }
         }

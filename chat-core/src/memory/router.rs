@@ -1,5 +1,6 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -20,6 +21,7 @@ pub struct MemoryRouter {
     clock: Arc<dyn WallClock>,
     /// This life of the log: offsets begin anew with the process.
     generation: u64,
+    closed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -39,7 +41,8 @@ impl MemoryRouter {
     /// A router of this many shards, whose records carry this clock's time.
     pub fn new(shards: usize, clock: Arc<dyn WallClock>) -> Self {
         let generation = clock.now_us();
-        Self { shards: (0..shards.max(1)).map(|_| Shard::default()).collect(), clock, generation }
+        let shards = (0..shards.max(1)).map(|_| Shard::default()).collect();
+        Self { shards, clock, generation, closed: AtomicBool::new(false) }
     }
 
     /// The shard of a conversation.
@@ -85,6 +88,9 @@ impl Router for MemoryRouter {
         let shard = self.shard(shard)?;
         loop {
             let appended = shard.appended.notified();
+            if self.closed.load(Ordering::Acquire) {
+                return Err(Error::new(ErrorKind::Closed, "the router is closed"));
+            }
             let records = shard.log.lock().queue.take();
             if !records.is_empty() {
                 return Ok(Taken { tenure: 0, records });
@@ -103,5 +109,10 @@ impl Router for MemoryRouter {
         shard.log.lock().queue.rewind();
         shard.appended.notify_one();
         Ok(())
+    }
+
+    async fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.shards.iter().for_each(|shard| shard.appended.notify_one());
     }
 }

@@ -135,6 +135,10 @@ impl Router for SimRouter {
         }
         Ok(())
     }
+
+    async fn close(&self) {
+        // A simulated process that ends is gone at once, with whatever it owned.
+    }
 }
 
 /// What gateways told each other and the world has not carried yet.

@@ -58,7 +58,7 @@ impl CassandraStore {
         Ok(())
     }
 
-    async fn write_partition(&self, writes: &[Write<'_>]) -> Result<()> {
+    pub(super) async fn write_partition(&self, writes: &[Write<'_>]) -> Result<()> {
         let (mut from, mut bytes) = (0, 0);
         for (at, write) in writes.iter().enumerate() {
             bytes += write.size();
@@ -162,11 +162,10 @@ impl CassandraStore {
             }
             if row.joined {
                 let writes = devices.entry(*device).or_default();
-                let (seq, time) = (signed(row.seq), signed(row.time_us));
+                let seq = signed(row.seq);
                 let first = vec![big(TOP - seq), big(seq), blob(device.as_bytes()), conversation()];
                 writes.push(Write { statement: &statements.put_first, values: first });
-                let born = vec![big(TOP - time), big(time), blob(device.as_bytes())];
-                writes.push(Write { statement: &statements.put_born, values: born });
+                writes.push(self.born_write(*device, row.time_us));
             }
         }
         for (device, row) in tails {
@@ -178,6 +177,13 @@ impl CassandraStore {
             devices.entry(*device).or_default().push(self.generation_write(*device, *generation));
         }
         devices.into_values()
+    }
+
+    /// A device has no rows that are older.
+    pub(super) fn born_write(&self, device: InstallationId, time_us: u64) -> Write<'_> {
+        let time = signed(time_us);
+        let values = vec![big(TOP - time), big(time), blob(device.as_bytes())];
+        Write { statement: &self.link.statements.put_born, values }
     }
 
     pub(super) fn generation_write(&self, device: InstallationId, generation: u64) -> Write<'_> {

@@ -22,16 +22,18 @@ const fn contended() -> Error {
 
 /// What is kept of a device: all of it may be missing.
 #[derive(Default)]
-struct Keys {
-    signed: Option<Vec<u8>>,
-    through: Option<i64>,
+pub(super) struct Keys {
+    pub(super) signed: Option<Vec<u8>>,
+    #[cfg_attr(not(feature = "fjall"), allow(dead_code))]
+    pub(super) signature: Option<Vec<u8>>,
+    pub(super) through: Option<i64>,
     incarnation: Option<i32>,
     nonce: Option<Vec<u8>>,
     at_ms: Option<i64>,
 }
 
 impl Keys {
-    fn last(&self) -> Result<Option<(Incarnation, [u8; 16], u64)>> {
+    pub(super) fn last(&self) -> Result<Option<(Incarnation, [u8; 16], u64)>> {
         let (Some(incarnation), Some(nonce)) = (self.incarnation, &self.nonce) else { return Ok(None) };
         let nonce = nonce.as_slice().try_into().map_err(|_| corrupt())?;
         let incarnation = u32::try_from(incarnation).map_err(|_| corrupt())?;
@@ -43,10 +45,10 @@ fn optional(value: Option<CqlValue>) -> CqlValue {
     value.unwrap_or(CqlValue::Empty)
 }
 
-type RawKeys = (Option<Vec<u8>>, Option<i64>, Option<i32>, Option<Vec<u8>>, Option<i64>);
+type RawKeys = (Option<Vec<u8>>, Option<Vec<u8>>, Option<i64>, Option<i32>, Option<Vec<u8>>, Option<i64>);
 
 impl CassandraStore {
-    async fn read_account(&self, user: UserId) -> Result<Option<(Handle, SignedDeviceList)>> {
+    pub(super) async fn read_account(&self, user: UserId) -> Result<Option<(Handle, SignedDeviceList)>> {
         let rows = self.link.rows(&self.link.statements.account, (&user.as_bytes()[..],)).await?;
         let row = rows.maybe_first_row::<(String, Vec<u8>)>().map_err(|_| corrupt())?;
         let Some((handle, list)) = row else { return Ok(None) };
@@ -54,11 +56,11 @@ impl CassandraStore {
         Ok(Some((handle, decode_list(list.into()).map_err(|_| corrupt())?)))
     }
 
-    async fn read_keys(&self, device: InstallationId) -> Result<Keys> {
+    pub(super) async fn read_keys(&self, device: InstallationId) -> Result<Keys> {
         let rows = self.link.rows(&self.link.statements.keys, (&device.as_bytes()[..],)).await?;
         let row = rows.maybe_first_row::<RawKeys>().map_err(|_| corrupt())?;
-        let (signed, through, incarnation, nonce, at_ms) = row.unwrap_or_default();
-        Ok(Keys { signed, through, incarnation, nonce, at_ms })
+        let (signed, signature, through, incarnation, nonce, at_ms) = row.unwrap_or_default();
+        Ok(Keys { signed, signature, through, incarnation, nonce, at_ms })
     }
 
     async fn prekey_ids(&self, device: InstallationId) -> Result<Vec<i64>> {
@@ -68,7 +70,7 @@ impl CassandraStore {
         Ok(ids.into_iter().flatten().collect())
     }
 
-    async fn owner_of(&self, device: InstallationId) -> Result<Option<Vec<u8>>> {
+    pub(super) async fn owner_of(&self, device: InstallationId) -> Result<Option<Vec<u8>>> {
         let rows = self.link.rows(&self.link.statements.owner, (&device.as_bytes()[..],)).await?;
         Ok(rows.maybe_first_row::<(Vec<u8>,)>().map_err(|_| corrupt())?.map(|(user,)| user))
     }

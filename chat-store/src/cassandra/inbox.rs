@@ -16,7 +16,9 @@ use super::link::Write;
 use super::{CassandraStore, corrupt, signed, unsigned};
 
 /// How far the floor of an inbox stays behind the clock: more than rows may be late without being noticed.
-const FLOOR_BEHIND_US: u64 = 2 * 3600 * 1_000_000;
+pub(super) const FLOOR_BEHIND_US: u64 = 2 * 3600 * 1_000_000;
+/// Days that are looked at; retention is at most a year.
+pub(super) const DAYS_READ: i32 = 400;
 /// Acknowledged rows that a device may leave behind before they are deleted.
 const TRIM_AT: u64 = 64;
 /// Rows of one request.
@@ -98,7 +100,7 @@ impl CassandraStore {
         // A broker's clock may be ahead, and commit times run ahead of it.
         let to = day_of(now_us() + DAY_US / 24);
         // Nobody's rows are older than retention, and a device without a single row has no days.
-        let oldest = if standing.floor_us == 0 { to } else { day_of(from).max(to - 400) };
+        let oldest = if standing.floor_us == 0 { to } else { day_of(from).max(to - DAYS_READ) };
         oldest..=to
     }
 

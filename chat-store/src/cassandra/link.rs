@@ -177,6 +177,7 @@ impl Link {
     }
 
     async fn send_batch(&self, writes: &[Write<'_>], repeatable: bool) -> Result<QueryResult> {
+        metrics::histogram!("chat_cassandra_batch_writes").record(writes.len() as f64);
         let statements =
             writes.iter().map(|write| BatchStatement::PreparedStatement(write.statement.clone())).collect();
         let mut batch = Batch::new_with_statements(BatchType::Unlogged, statements);

@@ -26,6 +26,8 @@
 
 mod commit;
 mod directory;
+#[cfg(feature = "fjall")]
+pub(crate) mod import;
 mod inbox;
 mod link;
 mod schema;

@@ -7,6 +7,8 @@ use super::link::{CassandraSettings, Link, session, unknown};
 
 /// The version of the tables below.
 const VERSION: i32 = 1;
+/// What stands for it while a data set is copied to the keyspace.
+const COPYING: i32 = 0;
 
 /// What version 1 is made of. Tombstones only free space, so they are kept for hours and not for days.
 const TABLES: [&str; 9] = [
@@ -34,7 +36,8 @@ async fn run(session: &Session, statement: String) -> Result<()> {
     session.query_unpaged(statement, ()).await.map(drop).map_err(unknown)
 }
 
-pub(super) async fn migrate(settings: &CassandraSettings) -> Result<String> {
+/// Makes what is missing of the schema.
+async fn make_tables(settings: &CassandraSettings) -> Result<Session> {
     let session = session(settings).await?;
     let nodes = session.get_cluster_state().get_nodes_info().len();
     if nodes < settings.replication as usize {
@@ -57,30 +60,67 @@ pub(super) async fn migrate(settings: &CassandraSettings) -> Result<String> {
         run(&session, format!("CREATE TABLE IF NOT EXISTS {keyspace}.{table}")).await?;
     }
     session.await_schema_agreement().await.map_err(unknown)?;
+    Ok(session)
+}
+
+async fn begin_life(session: &Session, keyspace: &str, version: i32, epoch: [u8; 16]) -> Result<()> {
+    let first =
+        format!("INSERT INTO {keyspace}.meta (one, version, epoch) VALUES ('life', ?, ?) IF NOT EXISTS");
+    session.query_unpaged(first, (version, &epoch[..])).await.map(drop).map_err(unknown)
+}
+
+pub(super) async fn migrate(settings: &CassandraSettings) -> Result<String> {
+    let session = make_tables(settings).await?;
     let mut epoch = [0; 16];
     getrandom::fill(&mut epoch)
         .map_err(|e| Error::new(ErrorKind::Unavailable, "no randomness").caused_by(e))?;
-    let first =
-        format!("INSERT INTO {keyspace}.meta (one, version, epoch) VALUES ('life', ?, ?) IF NOT EXISTS");
-    session.query_unpaged(first, (VERSION, &epoch[..])).await.map_err(unknown)?;
+    let CassandraSettings { keyspace, datacenter, replication, .. } = settings;
+    begin_life(&session, keyspace, VERSION, epoch).await?;
     Ok(format!("keyspace {keyspace}: schema version {VERSION}, {replication} copies in {datacenter}"))
+}
+
+/// Makes the schema for a data set of this life that is copied to it; nobody serves it before
+/// [`end_import`].
+pub(super) async fn begin_import(settings: &CassandraSettings, epoch: [u8; 16]) -> Result<Link> {
+    let session = make_tables(settings).await?;
+    begin_life(&session, &settings.keyspace, COPYING, epoch).await?;
+    let link = Link::connect(settings).await?;
+    let conflict = |text| Err(Error::new(ErrorKind::Conflict, text));
+    match life(&link).await? {
+        Some((COPYING, life)) if life == epoch => Ok(link),
+        Some((_, life)) if life == epoch => conflict("the copy was finished before: serve it"),
+        _ => conflict("the keyspace holds another data set: name one that is not there yet"),
+    }
+}
+
+/// From here on the data set may be served.
+pub(super) async fn end_import(link: &Link) -> Result<()> {
+    if link.applied(&link.statements.end_import, (VERSION, COPYING)).await? {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Conflict, "somebody else finished the copy"))
+}
+
+async fn life(link: &Link) -> Result<Option<(i32, [u8; 16])>> {
+    let other = || Error::new(ErrorKind::Corrupt, "the keyspace does not say what it holds");
+    let rows = link.rows(&link.statements.life, ()).await?;
+    let row = rows.maybe_first_row::<(i32, Vec<u8>)>().map_err(|_| other())?;
+    row.map(|(version, epoch)| Ok((version, epoch.try_into().map_err(|_| other())?))).transpose()
 }
 
 /// Checks the schema's version; gives the life of the data set.
 pub(super) async fn check(link: &Link) -> Result<[u8; 16]> {
-    let other = || {
-        Error::new(
+    match life(link).await? {
+        Some((VERSION, epoch)) => Ok(epoch),
+        Some((COPYING, _)) => Err(Error::new(
+            ErrorKind::Invalid,
+            "a data set is being copied to the keyspace: `chat-server-ref copy` goes on where it stopped",
+        )),
+        _ => Err(Error::new(
             ErrorKind::Invalid,
             "the keyspace does not hold this release's schema: run `chat-server-ref migrate`",
-        )
-    };
-    let rows = link.rows(&link.statements.life, ()).await?;
-    let (version, epoch) =
-        rows.maybe_first_row::<(i32, Vec<u8>)>().map_err(|_| other())?.ok_or_else(other)?;
-    if version != VERSION {
-        return Err(other());
+        )),
     }
-    epoch.try_into().map_err(|_| other())
 }
 
 pub(super) async fn describe(link: &Link) -> Result<String> {
@@ -152,13 +192,22 @@ statements! {
         resolve: "SELECT user FROM @handles WHERE handle = ?",
         account: "SELECT handle, list FROM @accounts WHERE user = ?",
         owner: "SELECT user FROM @owners WHERE installation = ?",
-        keys: "SELECT signed, through, incarnation, nonce, at_ms FROM @devices WHERE installation = ? LIMIT 1",
+        ids_of: "SELECT id, seq FROM @ids WHERE conversation = ? AND sender = ? AND minute = ?",
+        prekeys: "SELECT id, data FROM @devices WHERE installation = ?",
+        import_account: "INSERT INTO @accounts (user, handle, version, list) VALUES (?, ?, ?, ?) USING TIMESTAMP 1",
+        import_handle: "INSERT INTO @handles (handle, user) VALUES (?, ?) USING TIMESTAMP 1",
+        import_owner: "INSERT INTO @owners (installation, user) VALUES (?, ?) USING TIMESTAMP 1",
+        import_prekey: "INSERT INTO @devices (installation, id, data) VALUES (?, ?, ?) USING TIMESTAMP 1",
+        import_bundle: "UPDATE @devices USING TIMESTAMP 1 SET signed = ?, signature = ?, through = ? WHERE installation = ?",
+        import_incarnation: "UPDATE @devices USING TIMESTAMP 1 SET incarnation = ?, nonce = ?, at_ms = ? WHERE installation = ?",
+        keys: "SELECT signed, signature, through, incarnation, nonce, at_ms FROM @devices WHERE installation = ? LIMIT 1",
         prekey_ids: "SELECT id FROM @devices WHERE installation = ?",
         first_prekey: "SELECT signed, signature, id, data FROM @devices WHERE installation = ? LIMIT 1",
     }
     Conditional {
         first_log: "INSERT INTO @meta (one, generation, log, partitions, opened) VALUES ('log', ?, ?, ?, ?) IF NOT EXISTS",
         next_log: "UPDATE @meta SET generation = ?, log = ?, partitions = ?, opened = ? WHERE one = 'log' IF generation = ?",
+        end_import: "UPDATE @meta SET version = ? WHERE one = 'life' IF version = ?",
         open_log: "UPDATE @meta SET opened = true WHERE one = 'log' IF generation = ?",
         take_handle: "INSERT INTO @handles (handle, user) VALUES (?, ?) IF NOT EXISTS",
         open_account: "INSERT INTO @accounts (user, handle, version, list) VALUES (?, ?, ?, ?) IF NOT EXISTS",

@@ -13,7 +13,7 @@ use fjall::OwnedWriteBatch;
 use super::{EmbeddedStore, Tables, corrupt, failed, keys};
 
 impl Tables {
-    fn read_list(&self, user: UserId) -> Result<Option<SignedDeviceList>> {
+    pub(super) fn read_list(&self, user: UserId) -> Result<Option<SignedDeviceList>> {
         let value = self.lists.get(user.as_bytes()).map_err(failed)?;
         value.map(|value| decode_list(value.into()).map_err(|_| corrupt())).transpose()
     }
@@ -33,7 +33,7 @@ impl Tables {
     }
 
     /// Signed part, its signature, and the highest one-time id ever uploaded.
-    fn read_bundle(&self, device: InstallationId) -> Result<Option<(Bytes, Bytes, u64)>> {
+    pub(super) fn read_bundle(&self, device: InstallationId) -> Result<Option<(Bytes, Bytes, u64)>> {
         let Some(value) = self.bundles.get(device.as_bytes()).map_err(failed)? else {
             return Ok(None);
         };
@@ -51,7 +51,10 @@ impl Tables {
         self.prekeys.prefix(device.as_bytes()).count() as u64
     }
 
-    fn read_incarnation(&self, device: InstallationId) -> Result<Option<(Incarnation, [u8; 16], u64)>> {
+    pub(super) fn read_incarnation(
+        &self,
+        device: InstallationId,
+    ) -> Result<Option<(Incarnation, [u8; 16], u64)>> {
         let Some(value) = self.incarnations.get(device.as_bytes()).map_err(failed)? else {
             return Ok(None);
         };

@@ -19,10 +19,14 @@ mod audit;
 mod directory;
 mod keys;
 mod read;
+#[cfg(feature = "cassandra")]
+mod sealed;
 mod watermark;
 mod writer;
 
 pub use audit::Audit;
+#[cfg(feature = "cassandra")]
+pub use sealed::SealedStore;
 
 use std::path::Path;
 
@@ -39,6 +43,9 @@ use writer::Writer;
 
 /// The format of the directory; a store of another one is not opened.
 const FORMAT: &str = "chat-store embedded 1\n";
+
+/// The file whose presence says that the data moves to a cluster and is not written here any more.
+const SEALED: &str = "SEALED";
 
 /// The tables.
 #[derive(Clone)]
@@ -110,36 +117,18 @@ impl EmbeddedStore {
     /// Opens the store in a directory, making it if it is not there.
     ///
     /// # Errors
-    /// `Conflict` if another process has it open, `Invalid` if the directory is something else or of
+    /// `Conflict` if another process has it open or it was sealed to be copied, `Invalid` if the directory is something else or of
     /// another format, `Corrupt` if it is damaged, `Unavailable` if it cannot be read or written.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         check_format(path)?;
-        let database = Database::builder(path.join("db"))
-            .cache_size(64 << 20)
-            .max_journaling_size(512 << 20)
-            .worker_threads(1)
-            .manual_journal_persist(true)
-            .open()
-            .map_err(failed)?;
-        let keyspace = |name: &str| database.keyspace(name, KeyspaceCreateOptions::default).map_err(failed);
-        let tables = Tables {
-            meta: keyspace("meta")?,
-            state: keyspace("state")?,
-            history: keyspace("history")?,
-            ids: keyspace("ids")?,
-            inbox: keyspace("inbox")?,
-            cells: keyspace("cells")?,
-            devices: keyspace("devices")?,
-            handles: keyspace("handles")?,
-            names: keyspace("names")?,
-            lists: keyspace("lists")?,
-            owners: keyspace("owners")?,
-            prekeys: keyspace("prekeys")?,
-            bundles: keyspace("bundles")?,
-            incarnations: keyspace("incarnations")?,
-            database,
-        };
+        if path.join(SEALED).exists() {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                "the data set was sealed to be copied to a cluster: serve it there (the file SEALED says more)",
+            ));
+        }
+        let tables = Tables::open(path)?;
         let epoch = tables.epoch()?;
         let commits = tables.commits()?;
         let watermark = Watermark::open(&path.join("watermark"), commits)?;
@@ -183,6 +172,34 @@ fn check_format(path: &Path) -> Result<()> {
 }
 
 impl Tables {
+    fn open(path: &Path) -> Result<Self> {
+        let database = Database::builder(path.join("db"))
+            .cache_size(64 << 20)
+            .max_journaling_size(512 << 20)
+            .worker_threads(1)
+            .manual_journal_persist(true)
+            .open()
+            .map_err(failed)?;
+        let keyspace = |name: &str| database.keyspace(name, KeyspaceCreateOptions::default).map_err(failed);
+        Ok(Self {
+            meta: keyspace("meta")?,
+            state: keyspace("state")?,
+            history: keyspace("history")?,
+            ids: keyspace("ids")?,
+            inbox: keyspace("inbox")?,
+            cells: keyspace("cells")?,
+            devices: keyspace("devices")?,
+            handles: keyspace("handles")?,
+            names: keyspace("names")?,
+            lists: keyspace("lists")?,
+            owners: keyspace("owners")?,
+            prekeys: keyspace("prekeys")?,
+            bundles: keyspace("bundles")?,
+            incarnations: keyspace("incarnations")?,
+            database,
+        })
+    }
+
     fn epoch(&self) -> Result<StoreEpoch> {
         if let Some(epoch) = self.meta.get("epoch").map_err(failed)? {
             return StoreEpoch::parse(&epoch).map_err(|_| corrupt());

@@ -9,8 +9,11 @@ use chat_core::{Error, ErrorKind, Result};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
+use rdkafka::statistics::Statistics;
 use rdkafka::{ClientContext, Message as _, Offset, TopicPartitionList};
+use tokio::sync::watch;
 
+use super::observer::{OBSERVE_MS, observe_lag};
 use super::partition::Partition;
 use super::topic::{GENESIS, Topic};
 use super::{Broken, KafkaSettings, failed};
@@ -20,10 +23,13 @@ const COMMIT_EVERY: Duration = Duration::from_millis(200);
 /// How often the topic is looked at.
 const VERIFY_EVERY: Duration = Duration::from_secs(5);
 
-/// Threads that read partitions, tell offsets, and look after the topic. They end when this is dropped.
+/// Threads that read partitions, tell offsets, and look after the topic. They end when this is dropped, and
+/// leave the group.
 #[derive(Debug)]
 pub(super) struct Consumer {
     stop: Arc<AtomicBool>,
+    /// Closed once the group was left.
+    member: watch::Receiver<()>,
 }
 
 impl Drop for Consumer {
@@ -47,6 +53,14 @@ impl Ownership {
 }
 
 impl ClientContext for Ownership {
+    fn stats(&self, statistics: Statistics) {
+        observe_lag(&statistics);
+        let waiting: usize = self.partitions.iter().map(Partition::len).sum();
+        metrics::gauge!("chat_log_waiting_records").set(waiting as f64);
+        let owned = self.partitions.iter().filter(|partition| partition.is_owned()).count();
+        metrics::gauge!("chat_shards_owned").set(owned as f64);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "Kafka");
     }
@@ -94,6 +108,7 @@ impl Consumer {
             let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
             thread.map(drop).map_err(|e| Error::new(ErrorKind::Unavailable, "no thread").caused_by(e))
         };
+        let (member, left) = watch::channel(());
         let watch = Watch { topic: topic.clone(), partitions: partitions.clone(), broken: broken.clone() };
         let stopped = stop.clone();
         spawn("kafka-verify", Box::new(move || watch.run(&stopped)))?;
@@ -120,10 +135,19 @@ impl Consumer {
                     reader.run(&stopped);
                     // The last handle leaves the group, which polls: it has to be dropped here.
                     let _ = committing.join();
+                    drop(reader);
+                    drop(member);
                 }),
             )?;
         }
-        Ok(Self { stop })
+        Ok(Self { stop, member: left })
+    }
+
+    /// Tells the last offsets and leaves the group: the others own the partitions then.
+    pub(super) async fn leave(&self) {
+        self.stop.store(true, Ordering::Release);
+        // Nothing is ever sent: this ends when the thread does.
+        let _ = self.member.clone().changed().await;
     }
 }
 
@@ -149,6 +173,7 @@ fn subscribe(
         .set("queued.min.messages", "2000")
         .set("queued.max.messages.kbytes", "16384")
         .set("isolation.level", "read_uncommitted")
+        .set("statistics.interval.ms", OBSERVE_MS)
         .create_with_context(ownership)
         .map_err(failed)?;
     consumer.subscribe(&[&topic.name]).map_err(failed)?;
@@ -239,8 +264,11 @@ struct Committer {
 
 impl Committer {
     fn run(&self, stop: &AtomicBool) {
-        while !stop.load(Ordering::Acquire) {
+        let mut stopped = false;
+        // Once more after the end was asked for: whoever comes next need not apply again what was applied.
+        while !stopped {
             std::thread::sleep(COMMIT_EVERY);
+            stopped = stop.load(Ordering::Acquire);
             let mut list = TopicPartitionList::new();
             for (number, partition) in self.partitions.iter().enumerate() {
                 if let Some(next) = partition.take_applied().and_then(|next| i64::try_from(next).ok()) {

@@ -12,6 +12,7 @@
 //! changed.
 
 mod consumer;
+mod observer;
 mod partition;
 mod settings;
 mod topic;
@@ -32,6 +33,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use tokio::sync::Semaphore;
 
 use consumer::Consumer;
+use observer::Observer;
 use partition::Partition;
 use topic::Topic;
 
@@ -56,12 +58,12 @@ pub fn partition_of(conversation: ConversationId, partitions: u32) -> u32 {
 pub struct KafkaRouter {
     topic: Topic,
     partitions: Arc<[Partition]>,
-    producer: RwLock<FutureProducer>,
+    producer: RwLock<FutureProducer<Observer>>,
     in_flight: Semaphore,
     /// Why the log cannot be trusted any more, once it cannot.
     broken: Arc<Broken>,
-    /// Ends the threads when it is dropped.
-    consumer: Option<Consumer>,
+    consumer: Consumer,
+    closed: AtomicBool,
 }
 
 /// Whether the log was found to be another one than it was.
@@ -117,7 +119,8 @@ impl KafkaRouter {
         let consumer = Consumer::start(settings, &topic, partitions.clone(), broken.clone(), own_shards)?;
         let producer = RwLock::new(settings.producer()?);
         let in_flight = Semaphore::new(IN_FLIGHT);
-        Ok(Self { topic, partitions, producer, in_flight, broken, consumer: Some(consumer) })
+        let closed = AtomicBool::new(false);
+        Ok(Self { topic, partitions, producer, in_flight, broken, consumer, closed })
     }
 
     /// What was found out about the topic, for people: name, partitions, replication.
@@ -137,13 +140,6 @@ impl KafkaRouter {
             tracing::warn!("the Kafka producer was made anew after a fatal error");
             *self.producer.write() = fresh;
         }
-    }
-}
-
-impl Drop for KafkaRouter {
-    fn drop(&mut self) {
-        // The consumer leaves its group on a thread of its own.
-        drop(self.consumer.take());
     }
 }
 
@@ -188,6 +184,9 @@ impl Router for KafkaRouter {
         loop {
             let arrived = partition.arrived();
             self.broken.check()?;
+            if self.closed.load(Ordering::Acquire) {
+                return Err(Error::new(ErrorKind::Closed, "the router is closed"));
+            }
             if let Some(taken) = partition.take() {
                 return Ok(taken);
             }
@@ -203,5 +202,10 @@ impl Router for KafkaRouter {
     async fn rewind(&self, shard: usize) -> Result<()> {
         self.partition(shard)?.rewind();
         Ok(())
+    }
+    async fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.partitions.iter().for_each(Partition::wake);
+        self.consumer.leave().await;
     }
 }

@@ -54,6 +54,15 @@ impl Partition {
         owned.queue.len() <= WAITING / 2 && owned.queue.bytes() <= WAITING_BYTES / 2
     }
 
+    /// Records that are not applied yet.
+    pub(super) fn len(&self) -> usize {
+        self.owned.lock().queue.len()
+    }
+
+    pub(super) fn is_owned(&self) -> bool {
+        self.owned.lock().tenure != 0
+    }
+
     pub(super) fn arrived(&self) -> Notified<'_> {
         self.arrived.notified()
     }

@@ -5,6 +5,7 @@ use rdkafka::ClientConfig;
 use rdkafka::producer::FutureProducer;
 
 use super::failed;
+use super::observer::{OBSERVE_MS, Observer};
 
 /// Where Kafka is, and what the log is like there.
 ///
@@ -75,7 +76,7 @@ impl KafkaSettings {
         config
     }
 
-    pub(super) fn producer(&self) -> Result<FutureProducer> {
+    pub(super) fn producer(&self) -> Result<FutureProducer<Observer>> {
         self.client()
             .set("enable.idempotence", "true")
             .set("acks", "all")
@@ -84,7 +85,8 @@ impl KafkaSettings {
             .set("linger.ms", "0")
             .set("queue.buffering.max.messages", "20000")
             .set("message.max.bytes", "1048576")
-            .create()
+            .set("statistics.interval.ms", OBSERVE_MS)
+            .create_with_context(Observer)
             .map_err(failed)
     }
 }

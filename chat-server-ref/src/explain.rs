@@ -1,0 +1,148 @@
+//! What happened to a message: one node's account of it, and all of them together.
+
+use std::time::Duration;
+
+use chat_core::delivery::{Explanation, Stage, Step};
+use chat_core::{InstallationId, MessageId};
+use serde::{Deserialize, Serialize};
+
+/// How long a node may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// One node's account, as it goes over HTTP.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Said {
+    /// What it did, in order.
+    pub steps: Vec<SaidStep>,
+    /// What the store knows for good, if the node knew where to look.
+    pub stored: Option<SaidStored>,
+}
+
+/// A step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::exhaustive_structs)]
+pub struct SaidStep {
+    /// The node's clock, in microseconds.
+    pub at_us: u64,
+    /// What happened, in words.
+    pub what: String,
+}
+
+/// Where the message is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::exhaustive_structs)]
+pub struct SaidStored {
+    /// The conversation.
+    pub conversation: String,
+    /// The place in it.
+    pub seq: u64,
+    /// The devices that have a row for it, shortened, and whether each acknowledged it.
+    pub devices: Vec<(String, bool)>,
+}
+
+/// Reads a message id: 32 hexadecimal digits, with or without the dashes of a UUID.
+pub fn parse_id(text: &str) -> Option<MessageId> {
+    MessageId::from_hex(&text.replace('-', "")).ok()
+}
+
+fn short(device: InstallationId) -> String {
+    device.to_hex().chars().take(8).collect()
+}
+
+fn words(stage: Stage) -> String {
+    match stage {
+        Stage::Accepted { conversation, sender } => {
+            format!("accepted from device {} for conversation {}", short(sender), conversation.to_hex())
+        }
+        Stage::Logged => "in the log".to_owned(),
+        Stage::Stored { seq, position, rows, .. } => {
+            format!(
+                "stored at seq {seq}, from record {}:{}, planned for {rows} devices",
+                position.generation, position.offset
+            )
+        }
+        Stage::Repeated { seq } => format!("stored before, at seq {seq}: answered again"),
+        Stage::Refused { reason } => format!("refused: {reason}"),
+        Stage::Routed { gateway, devices } => format!("routed to gateway {}: {devices} devices", gateway.0),
+        Stage::Pushed { devices } => format!("pushed: {devices} devices are not connected"),
+        Stage::Delivered { device } => format!("delivered to device {}", short(device)),
+        other => format!("{other:?}"),
+    }
+}
+
+impl Said {
+    /// What a node answers.
+    pub fn new(explanation: Explanation) -> Self {
+        let step = |step: Step| SaidStep { at_us: step.at_us, what: words(step.stage) };
+        let stored = explanation.stored.map(|place| SaidStored {
+            conversation: place.conversation.to_hex(),
+            seq: place.seq,
+            devices: place.devices.into_iter().map(|(device, acked)| (short(device), acked)).collect(),
+        });
+        Self { steps: explanation.steps.into_iter().map(step).collect(), stored }
+    }
+}
+
+fn ask(node: &str, id: MessageId) -> Result<Said, String> {
+    let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).build().into();
+    let failed = |error: ureq::Error| format!("{node} does not say: {error}");
+    let mut answer = agent.get(format!("http://{node}/explain/{}", id.to_hex())).call().map_err(failed)?;
+    let text = answer.body_mut().read_to_string().map_err(failed)?;
+    serde_json::from_str(&text).map_err(|error| format!("{node} says something else: {error}"))
+}
+
+/// Asks nodes what happened to a message; gives what they say in the order of their clocks.
+///
+/// # Errors
+/// What is no message id; that no node answered, or none knows it.
+pub fn explain(message_id: &str, nodes: &[String]) -> Result<Vec<String>, String> {
+    let id = parse_id(message_id).ok_or("a message id has 32 hexadecimal digits")?;
+    let (mut steps, mut stored, mut lines, mut answered) = (Vec::new(), None, Vec::new(), false);
+    for node in nodes {
+        match ask(node, id) {
+            Ok(said) => {
+                answered = true;
+                steps.extend(said.steps.into_iter().map(|step| (step.at_us, node, step.what)));
+                stored = stored.or(said.stored);
+            }
+            Err(error) => lines.push(error),
+        }
+    }
+    if !answered {
+        return Err(lines.join("; "));
+    }
+    if steps.is_empty() {
+        return Err("none of these nodes remembers it: it is older than what they keep in memory, or went \
+                    through others"
+            .to_owned());
+    }
+    steps.sort();
+    let start = steps.first().map_or(0, |step| step.0);
+    let at = |at_us: u64| format!("{:>+10.3} ms", (at_us - start) as f64 / 1000.0);
+    lines.extend(steps.iter().map(|(at_us, node, what)| format!("{}  {node}  {what}", at(*at_us))));
+    match stored {
+        None => lines.push("not stored".to_owned()),
+        Some(stored) => {
+            lines.push(format!("stored in conversation {} at seq {}", stored.conversation, stored.seq));
+            for (device, acked) in stored.devices {
+                let acked = if acked { "acknowledged by" } else { "waits for" };
+                lines.push(format!("{acked} device {device}"));
+            }
+        }
+    }
+    Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_read_with_and_without_dashes() {
+        let id = MessageId::new(1, [7; 10]);
+        assert_eq!(parse_id(&id.to_hex()), Some(id));
+        assert_eq!(parse_id(&id.to_uuid_string()), Some(id));
+        assert_eq!(parse_id("no"), None);
+    }
+}

@@ -1,0 +1,168 @@
+//! Times of what the engine asks of its backends, whichever they are.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use chat_core::backend::{
+    Backends, Command, Commit, ConversationState, DeviceRecord, GatewayId, LogPosition, MessageStore,
+    PageLimit, Registry, Route, Router, StoreLife, Taken, WantCells,
+};
+use chat_core::envelope::{AckOf, InboxRow, Place};
+use chat_core::{ConversationId, DeviceAddress, Error, InstallationId, MessageId, Result, Seq, UserId};
+
+/// The same backends, each call of store, log and registry timed.
+pub fn measured(backends: Backends) -> Backends {
+    Backends {
+        store: Arc::new(MeasuredStore(backends.store.clone())),
+        router: Arc::new(MeasuredRouter(backends.router.clone())),
+        registry: Arc::new(MeasuredRegistry(backends.registry.clone())),
+        ..backends
+    }
+}
+
+/// Notes how long a call took, and whether it failed.
+fn note(name: &'static str, call: &'static str, start: Instant, error: Option<&Error>) {
+    metrics::histogram!(name, "call" => call).record(start.elapsed().as_secs_f64());
+    if let Some(error) = error {
+        let kind = format!("{:?}", error.kind()).to_lowercase();
+        metrics::counter!("chat_backend_errors_total", "call" => call, "kind" => kind).increment(1);
+    }
+}
+
+async fn timed<T>(
+    name: &'static str,
+    call: &'static str,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let start = Instant::now();
+    let outcome = work.await;
+    note(name, call, start, outcome.as_ref().err());
+    outcome
+}
+
+const STORE: &str = "chat_store_seconds";
+const LOG: &str = "chat_log_seconds";
+const REGISTRY: &str = "chat_registry_seconds";
+
+#[derive(Debug)]
+struct MeasuredStore(Arc<dyn MessageStore>);
+
+#[async_trait]
+impl MessageStore for MeasuredStore {
+    fn life(&self) -> StoreLife {
+        self.0.life()
+    }
+
+    async fn state(&self, conversation: ConversationId) -> Result<Option<ConversationState>> {
+        timed(STORE, "state", self.0.state(conversation)).await
+    }
+
+    async fn find(
+        &self,
+        conversation: ConversationId,
+        sender: InstallationId,
+        id: MessageId,
+    ) -> Result<Option<Seq>> {
+        timed(STORE, "find", self.0.find(conversation, sender, id)).await
+    }
+
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<()>> {
+        let rows: usize = commits.iter().map(|commit| commit.history.len()).sum();
+        metrics::histogram!("chat_commit_messages").record(rows as f64);
+        metrics::histogram!("chat_commit_conversations").record(commits.len() as f64);
+        let start = Instant::now();
+        let outcomes = self.0.commit(commits).await;
+        // The first failure stands for the batch: it comes again whole.
+        note(STORE, "commit", start, outcomes.iter().find_map(|outcome| outcome.as_ref().err()));
+        outcomes
+    }
+
+    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
+        timed(STORE, "ack", self.0.ack(device, generation, acks)).await
+    }
+
+    async fn inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Result<Vec<InboxRow>> {
+        timed(STORE, "inbox", self.0.inbox(device, after, limit)).await
+    }
+
+    async fn history(
+        &self,
+        conversation: ConversationId,
+        before: Seq,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
+        timed(STORE, "history", self.0.history(conversation, before, limit)).await
+    }
+
+    async fn device(&self, device: InstallationId, cells: WantCells) -> Result<DeviceRecord> {
+        timed(STORE, "device", self.0.device(device, cells)).await
+    }
+
+    async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
+        timed(STORE, "expire", self.0.expire(before_us, limit)).await
+    }
+}
+
+#[derive(Debug)]
+struct MeasuredRouter(Arc<dyn Router>);
+
+#[async_trait]
+impl Router for MeasuredRouter {
+    fn shards(&self) -> usize {
+        self.0.shards()
+    }
+
+    async fn append(&self, command: Command) -> Result<()> {
+        timed(LOG, "append", self.0.append(command)).await
+    }
+
+    async fn next(&self, shard: usize) -> Result<Taken> {
+        let taken = self.0.next(shard).await?;
+        metrics::histogram!("chat_log_batch_records").record(taken.records.len() as f64);
+        Ok(taken)
+    }
+
+    async fn commit(&self, shard: usize, position: LogPosition) -> Result<()> {
+        self.0.commit(shard, position).await
+    }
+
+    async fn rewind(&self, shard: usize) -> Result<()> {
+        metrics::counter!("chat_log_rewinds_total").increment(1);
+        self.0.rewind(shard).await
+    }
+
+    async fn close(&self) {
+        self.0.close().await;
+    }
+}
+
+#[derive(Debug)]
+struct MeasuredRegistry(Arc<dyn Registry>);
+
+#[async_trait]
+impl Registry for MeasuredRegistry {
+    async fn bind(&self, device: DeviceAddress, gateway: GatewayId) -> Result<u64> {
+        timed(REGISTRY, "bind", self.0.bind(device, gateway)).await
+    }
+
+    async fn renew(&self, route: Route) -> Result<()> {
+        timed(REGISTRY, "renew", self.0.renew(route)).await
+    }
+
+    async fn unbind(&self, route: Route) -> Result<()> {
+        timed(REGISTRY, "unbind", self.0.unbind(route)).await
+    }
+
+    async fn announce(&self, gateway: GatewayId, address: &str) -> Result<()> {
+        timed(REGISTRY, "announce", self.0.announce(gateway, address)).await
+    }
+
+    async fn address(&self, gateway: GatewayId) -> Result<Option<String>> {
+        timed(REGISTRY, "address", self.0.address(gateway)).await
+    }
+
+    async fn lookup(&self, users: &[UserId]) -> Result<Vec<Route>> {
+        timed(REGISTRY, "lookup", self.0.lookup(users)).await
+    }
+}

@@ -1,0 +1,187 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use chat_core::backend::{
+    Commit, ConversationState, KeyDirectory, MessageStore, PageLimit, StoreLife, WantCells,
+};
+use chat_core::envelope::{Durability, InboxRow, Place};
+use chat_core::wire::encode_list;
+use chat_core::{ConversationId, InstallationId, MessageId, Result, Seq, StoreEpoch, UserId};
+use dashmap::DashMap;
+use scylla::value::CqlValue;
+
+use super::commit::{LATE_DAY, big, blob, day_of, minute, now_us};
+use super::inbox::{DAYS_READ, FLOOR_BEHIND_US};
+use super::link::Write;
+use super::{CassandraSettings, CassandraStore, corrupt, schema, signed, unsigned};
+use crate::copy::{Account, Device};
+
+/// A keyspace that a data set is copied to. Everything is written with timestamps below those of whoever
+/// serves it later, and writing it again is the same.
+#[derive(Debug)]
+pub(crate) struct CassandraImport {
+    store: CassandraStore,
+}
+
+impl CassandraImport {
+    /// Makes the schema, or finds the one of a copy of the same data set that was interrupted.
+    pub(crate) async fn begin(settings: &CassandraSettings, epoch: StoreEpoch) -> Result<Self> {
+        let link = schema::begin_import(settings, *epoch.as_bytes()).await?;
+        let life = StoreLife { epoch, durability: Durability::Fsync };
+        let store = CassandraStore { link, life, heads: DashMap::new(), untrimmed: DashMap::new() };
+        Ok(Self { store })
+    }
+
+    /// From here on the data set may be served.
+    pub(crate) async fn end(&self) -> Result<()> {
+        schema::end_import(&self.store.link).await
+    }
+
+    pub(crate) async fn state(&self, conversation: ConversationId) -> Result<Option<ConversationState>> {
+        self.store.state(conversation).await
+    }
+
+    /// Rows with their ids, and the state after them.
+    pub(crate) async fn put_rows(&self, commit: &Commit) -> Result<()> {
+        self.store.commit_one(commit.clone()).await
+    }
+
+    pub(crate) async fn put_device(
+        &self,
+        id: InstallationId,
+        device: &Device,
+        tails: &BTreeMap<ConversationId, u64>,
+        first_waiting_us: Option<u64>,
+    ) -> Result<()> {
+        let link = &self.store.link;
+        let write = |statement, values| Write { statement, values };
+        let own = || blob(id.as_bytes());
+        let born = first_waiting_us.unwrap_or(u64::MAX).min(now_us().saturating_sub(FLOOR_BEHIND_US));
+        let mut cells =
+            vec![self.store.generation_write(id, device.generation), self.store.born_write(id, born)];
+        for (conversation, cell) in &device.cells {
+            // Below the timestamp of any row that is committed from now on.
+            let time_us = tails.get(conversation).copied().unwrap_or(1);
+            let tail =
+                vec![big(signed(time_us)), big(signed(cell.tail)), own(), blob(conversation.as_bytes())];
+            cells.push(write(&link.statements.put_tail, tail));
+            let acked = big(signed(cell.acked));
+            let acked = vec![acked.clone(), acked, own(), blob(conversation.as_bytes())];
+            cells.push(write(&link.statements.put_acked, acked));
+        }
+        self.store.write_partition(&cells).await?;
+        let mut keys = Vec::new();
+        if let Some((signed_part, signature, through)) = &device.bundle {
+            let part = |bytes: &Bytes| CqlValue::Blob(bytes.to_vec());
+            let values = vec![part(signed_part), part(signature), big(signed(*through)), own()];
+            keys.push(write(&link.statements.import_bundle, values));
+        }
+        if let Some((incarnation, nonce, at_ms)) = &device.incarnation {
+            let incarnation = CqlValue::Int(i32::try_from(*incarnation).unwrap_or(i32::MAX));
+            let values = vec![incarnation, blob(nonce), big(signed(*at_ms)), own()];
+            keys.push(write(&link.statements.import_incarnation, values));
+        }
+        for (number, data) in &device.prekeys {
+            let values = vec![own(), big(signed(*number)), CqlValue::Blob(data.to_vec())];
+            keys.push(write(&link.statements.import_prekey, values));
+        }
+        self.store.write_partition(&keys).await?;
+        if let Some(user) = device.owner {
+            let values = (&id.as_bytes()[..], &user.as_bytes()[..]);
+            link.write(&link.statements.import_owner, values).await?;
+        }
+        Ok(())
+    }
+
+    /// What waits for a device, each row in the day of its commit, or with those that are always read if that
+    /// day is further back than anybody looks.
+    pub(crate) async fn put_inbox(&self, device: InstallationId, rows: &[InboxRow]) -> Result<()> {
+        let mut days: BTreeMap<i32, Vec<Write<'_>>> = BTreeMap::new();
+        let oldest = day_of(now_us()) - DAYS_READ / 2;
+        for row in rows {
+            let day = Some(day_of(row.time_us)).filter(|day| *day > oldest).unwrap_or(LATE_DAY);
+            let write = self.store.inbox_write(device, day, row, row.time_us + u64::from(row.is_expired()));
+            days.entry(day).or_default().push(write);
+        }
+        for writes in days.values() {
+            self.store.write_partition(writes).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn put_account(&self, account: &Account) -> Result<()> {
+        let link = &self.store.link;
+        let list = account.list.list();
+        let handle = account.handle.as_str();
+        link.write(&link.statements.import_handle, (handle, &list.user.as_bytes()[..])).await?;
+        let values = (&list.user.as_bytes()[..], handle, signed(list.version), encode_list(&account.list));
+        link.write(&link.statements.import_account, values).await
+    }
+
+    /// A page of a conversation, newest first.
+    pub(crate) async fn history(&self, conversation: ConversationId, before: Seq) -> Result<Vec<InboxRow>> {
+        self.store.history(conversation, before, PageLimit::MAX).await
+    }
+
+    /// The ids of a conversation by seq, as far as they are where these are.
+    pub(crate) async fn ids(
+        &self,
+        conversation: ConversationId,
+        like: &[(Seq, InstallationId, MessageId)],
+    ) -> Result<Vec<(Seq, InstallationId, MessageId)>> {
+        let partitions: BTreeSet<(InstallationId, i32)> =
+            like.iter().map(|(_, sender, id)| (*sender, minute(*id))).collect();
+        let mut ids = Vec::new();
+        let link = &self.store.link;
+        for (sender, minute) in partitions {
+            let key = (&conversation.as_bytes()[..], &sender.as_bytes()[..], minute);
+            let rows = link.rows(&link.statements.ids_of, key).await?;
+            for row in rows.rows::<(Vec<u8>, i64)>().map_err(|_| corrupt())? {
+                let (id, seq) = row.map_err(|_| corrupt())?;
+                ids.push((unsigned(seq), sender, MessageId::parse(&id).map_err(|_| corrupt())?));
+            }
+        }
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    /// A page of what waits for a device.
+    pub(crate) async fn inbox(&self, device: InstallationId, after: Place) -> Result<Vec<InboxRow>> {
+        self.store.read_inbox(device, after, PageLimit::MAX).await
+    }
+
+    pub(crate) async fn device(&self, id: InstallationId) -> Result<Device> {
+        let link = &self.store.link;
+        let record = self.store.read_device(id, WantCells::All).await?;
+        let rows = link.rows(&link.statements.prekeys, (&id.as_bytes()[..],)).await?;
+        let mut prekeys = Vec::new();
+        for row in rows.rows::<(Option<i64>, Option<Vec<u8>>)>().map_err(|_| corrupt())? {
+            if let (Some(number), Some(data)) = row.map_err(|_| corrupt())? {
+                prekeys.push((unsigned(number), Bytes::from(data)));
+            }
+        }
+        let owner = self.store.owner_of(id).await?;
+        let keys = self.store.read_keys(id).await?;
+        let incarnation = keys.last()?;
+        let bundle = match (keys.signed, keys.signature, keys.through) {
+            (Some(signed), Some(signature), Some(through)) => {
+                Some((signed.into(), signature.into(), unsigned(through)))
+            }
+            _ => None,
+        };
+        Ok(Device {
+            generation: record.generation,
+            cells: record.cells,
+            bundle,
+            prekeys,
+            incarnation,
+            owner: owner.map(|user| UserId::parse(&user).map_err(|_| corrupt())).transpose()?,
+        })
+    }
+
+    pub(crate) async fn account(&self, like: &Account) -> Result<Option<Account>> {
+        let user = self.store.resolve(&like.handle).await?;
+        let Some(user) = user else { return Ok(None) };
+        Ok(self.store.read_account(user).await?.map(|(handle, list)| Account { handle, list }))
+    }
+}

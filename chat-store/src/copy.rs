@@ -1,0 +1,349 @@
+//! Moving a data set from the embedded store to a cluster's.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use chat_core::backend::{Commit, ConversationState, LogPosition};
+use chat_core::device_list::SignedDeviceList;
+use chat_core::envelope::{Cell, InboxRow, Place};
+use chat_core::wire::{encode_list, encode_row, state};
+use chat_core::{
+    ConversationId, Error, ErrorKind, Handle, Incarnation, InstallationId, MessageId, Result, Seq, UserId,
+};
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use sha2::{Digest as _, Sha256};
+
+use crate::SealedStore;
+use crate::cassandra::CassandraSettings;
+use crate::cassandra::import::CassandraImport;
+
+/// Conversations or devices at once.
+const AT_ONCE: usize = 16;
+/// Rows written between two states of a conversation: where an interrupted copy goes on.
+const PIECE: usize = 1000;
+
+/// An account.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Account {
+    pub(crate) handle: Handle,
+    pub(crate) list: SignedDeviceList,
+}
+
+/// What is kept of a device beside its inbox.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Device {
+    pub(crate) generation: u64,
+    pub(crate) cells: Vec<(ConversationId, Cell)>,
+    /// Signed part, its signature, the highest one-time id ever uploaded.
+    pub(crate) bundle: Option<(Bytes, Bytes, u64)>,
+    pub(crate) prekeys: Vec<(u64, Bytes)>,
+    /// The last incarnation with its nonce and time.
+    pub(crate) incarnation: Option<(Incarnation, [u8; 16], u64)>,
+    pub(crate) owner: Option<UserId>,
+}
+
+/// What a copy holds; every digest was read back from the target and is that of the source.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Copied {
+    /// Conversations, mailboxes included.
+    pub conversations: u64,
+    /// Rows of history.
+    pub messages: u64,
+    /// Inbox rows that wait.
+    pub waiting: u64,
+    /// Devices that anything is kept of.
+    pub devices: u64,
+    /// Accounts.
+    pub accounts: u64,
+    /// SHA-256 over the digests of all conversations, devices and accounts.
+    pub digest: [u8; 32],
+}
+
+impl fmt::Display for Copied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { conversations, messages, waiting, devices, accounts, digest } = self;
+        write!(
+            f,
+            "conversations {conversations} messages {messages} waiting {waiting} devices {devices} accounts {accounts}, \
+             digests equal: "
+        )?;
+        digest.iter().take(8).try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// Copies a sealed data set into a keyspace, reads everything back and compares it; only then may the keyspace
+/// be served. Interrupted, it goes on where it stopped when it is called again.
+///
+/// Store epoch, states, acks, accounts and prekeys are the same afterwards, so that clients notice nothing.
+/// Positions in the old log are left behind: the cluster's first log has generation 1, above all of them.
+///
+/// `tell` is told how far it is, about once a second.
+///
+/// # Errors
+/// `Conflict` if the keyspace holds another data set or the copy was finished before, `Corrupt` if the source
+/// does not read back or a digest differs, `Unavailable` if Cassandra does not answer for half a minute: call
+/// it again.
+pub async fn copy(
+    from: &SealedStore,
+    to: &CassandraSettings,
+    tell: impl Fn(String) + Send + Sync,
+) -> Result<Copied> {
+    let to = CassandraImport::begin(to, from.epoch()).await?;
+    let copy = Copy { from, to, told: parking_lot::Mutex::new(Instant::now()), tell };
+    let (conversations, devices, users) = (from.conversations()?, from.devices()?, from.users()?);
+    let rows = AtomicU64::new(0);
+    each(&conversations, |id| copy.conversation(*id, &rows)).await?;
+    let devices: Vec<InstallationId> = devices.into_iter().collect();
+    each(&devices, |id| copy.device(*id)).await?;
+    each(&users, |user| copy.account(*user)).await?;
+
+    (copy.tell)("everything is written: comparing".to_owned());
+    let mut copied = Copied {
+        conversations: conversations.len() as u64,
+        devices: devices.len() as u64,
+        accounts: users.len() as u64,
+        ..Copied::default()
+    };
+    let mut all = Sha256::new();
+    for (digest, messages) in each(&conversations, |id| copy.compare_conversation(*id)).await? {
+        copied.messages += messages;
+        all.update(digest);
+    }
+    for (digest, waiting) in each(&devices, |id| copy.compare_device(*id)).await? {
+        copied.waiting += waiting;
+        all.update(digest);
+    }
+    for digest in each(&users, |user| copy.compare_account(*user)).await? {
+        all.update(digest);
+    }
+    copied.digest = all.finalize().into();
+    copy.to.end().await?;
+    Ok(copied)
+}
+
+/// Does something for each, some at once; what comes of it is in order.
+async fn each<'a, T, O, F>(all: &'a [T], work: impl Fn(&'a T) -> F) -> Result<Vec<O>>
+where
+    F: Future<Output = Result<O>>,
+{
+    stream::iter(all).map(work).buffered(AT_ONCE).try_collect().await
+}
+
+/// Tries what may be repeated until Cassandra answers, for about half a minute.
+async fn patiently<T, F: Future<Output = Result<T>>>(mut work: impl FnMut() -> F) -> Result<T> {
+    for _ in 0..5 {
+        match work().await {
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
+            done => return done,
+        }
+    }
+    work().await
+}
+
+const fn differs(what: &'static str) -> Error {
+    Error::new(ErrorKind::Corrupt, what)
+}
+
+struct Copy<'a, Tell> {
+    from: &'a SealedStore,
+    to: CassandraImport,
+    told: parking_lot::Mutex<Instant>,
+    tell: Tell,
+}
+
+impl<Tell: Fn(String) + Send + Sync> Copy<'_, Tell> {
+    fn progress(&self, what: impl FnOnce() -> String) {
+        let mut told = self.told.lock();
+        if told.elapsed() > Duration::from_secs(1) {
+            *told = Instant::now();
+            (self.tell)(what());
+        }
+    }
+
+    /// Writes what the target does not have of a conversation: its state there says how far it is.
+    async fn conversation(&self, id: ConversationId, rows: &AtomicU64) -> Result<()> {
+        let last = without_position(self.from.state(id)?);
+        let there = patiently(|| self.to.state(id)).await?.unwrap_or_default();
+        if there == last {
+            return Ok(());
+        }
+        let mut ids: BTreeMap<Seq, Vec<(InstallationId, MessageId, Seq)>> = BTreeMap::new();
+        for (seq, sender, message) in self.from.ids(id)? {
+            ids.entry(seq).or_default().push((sender, message, seq));
+        }
+        let commit = |history: Vec<InboxRow>, ids, state| Commit {
+            conversation: id,
+            history,
+            ids,
+            inbox: Vec::new(),
+            generations: Vec::new(),
+            state,
+        };
+        let mailbox = id.kind() == Ok(chat_core::ConversationKind::Mailbox);
+        let mut from = self.from.rows(id, if mailbox { Seq::MAX - 1 } else { there.head.seq });
+        loop {
+            let piece = from.by_ref().take(PIECE).collect::<Result<Vec<InboxRow>>>()?;
+            let Some(end) = piece.last().filter(|row| row.seq < last.head.seq) else {
+                let rest = ids.into_values().flatten().collect();
+                rows.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                let commit = commit(piece, rest, last);
+                return patiently(|| self.to.put_rows(&commit)).await;
+            };
+            let mut state = ConversationState::default();
+            (state.head.seq, state.head.time_us) = (end.seq, end.time_us);
+            let later = ids.split_off(&(end.seq + 1));
+            let now = std::mem::replace(&mut ids, later).into_values().flatten().collect();
+            let so_far = rows.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            self.progress(|| format!("{so_far} messages written"));
+            let commit = commit(piece, now, state);
+            patiently(|| self.to.put_rows(&commit)).await?;
+        }
+    }
+
+    async fn device(&self, id: InstallationId) -> Result<()> {
+        let device = self.from.device(id)?;
+        let mut tails = BTreeMap::new();
+        for (conversation, _) in &device.cells {
+            tails.insert(*conversation, self.from.state(*conversation)?.head.time_us);
+        }
+        let mut after = Place::START;
+        let mut first = None;
+        loop {
+            let page = self.from.inbox(id, after)?;
+            let Some(last) = page.last() else { break };
+            after = last.place();
+            first = first.or_else(|| page.first().map(|row| row.time_us));
+            patiently(|| self.to.put_inbox(id, &page)).await?;
+        }
+        self.progress(|| "messages are written, now devices".to_owned());
+        patiently(|| self.to.put_device(id, &device, &tails, first)).await
+    }
+
+    async fn account(&self, user: UserId) -> Result<()> {
+        let account = self.from.account(user)?;
+        patiently(|| self.to.put_account(&account)).await
+    }
+
+    async fn compare_conversation(&self, id: ConversationId) -> Result<([u8; 32], u64)> {
+        let (mut ours, mut theirs) = (Sha256::new(), Sha256::new());
+        let last = without_position(self.from.state(id)?);
+        let there = patiently(|| self.to.state(id)).await?.unwrap_or_default();
+        add(&mut ours, &state::encode(&last));
+        add(&mut theirs, &state::encode(&there));
+        let ids = self.from.ids(id)?;
+        let found = patiently(|| self.to.ids(id, &ids)).await?;
+        add_ids(&mut ours, &ids);
+        add_ids(&mut theirs, &found);
+        let mut messages = 0;
+        if id.kind() != Ok(chat_core::ConversationKind::Mailbox) {
+            // Pages end where they like: each side is read by its own.
+            let (mut before, mut below) = (0, 0);
+            loop {
+                let page = self.from.history(id, before)?;
+                let Some(end) = page.last() else { break };
+                before = end.seq;
+                messages += page.len() as u64;
+                page.iter().for_each(|row| add(&mut ours, &encode_row(row)));
+            }
+            loop {
+                let page = patiently(|| self.to.history(id, below)).await?;
+                let Some(end) = page.last() else { break };
+                below = end.seq;
+                page.iter().for_each(|row| add(&mut theirs, &encode_row(row)));
+                self.progress(|| "comparing".to_owned());
+            }
+        }
+        let digest = same(ours, theirs, "a conversation is not the same in the target")?;
+        Ok((digest, messages))
+    }
+
+    async fn compare_device(&self, id: InstallationId) -> Result<([u8; 32], u64)> {
+        let (mut ours, mut theirs) = (Sha256::new(), Sha256::new());
+        add_device(&mut ours, &self.from.device(id)?);
+        add_device(&mut theirs, &patiently(|| self.to.device(id)).await?);
+        let (mut after, mut waiting) = (Place::START, 0);
+        loop {
+            let page = self.from.inbox(id, after)?;
+            let Some(last) = page.last() else { break };
+            (after, waiting) = (last.place(), waiting + page.len() as u64);
+            page.iter().for_each(|row| add(&mut ours, &encode_row(row)));
+        }
+        after = Place::START;
+        loop {
+            let page = patiently(|| self.to.inbox(id, after)).await?;
+            let Some(last) = page.last() else { break };
+            after = last.place();
+            page.iter().for_each(|row| add(&mut theirs, &encode_row(row)));
+        }
+        Ok((same(ours, theirs, "a device is not the same in the target")?, waiting))
+    }
+
+    async fn compare_account(&self, user: UserId) -> Result<[u8; 32]> {
+        let account = self.from.account(user)?;
+        let there = patiently(|| self.to.account(&account)).await?;
+        if there.as_ref() != Some(&account) {
+            return Err(differs("an account is not the same in the target"));
+        }
+        let mut digest = Sha256::new();
+        add(&mut digest, account.handle.as_str().as_bytes());
+        add(&mut digest, &encode_list(&account.list));
+        Ok(digest.finalize().into())
+    }
+}
+
+fn without_position(mut state: ConversationState) -> ConversationState {
+    state.head.position = LogPosition::default();
+    state
+}
+
+fn same(ours: Sha256, theirs: Sha256, otherwise: &'static str) -> Result<[u8; 32]> {
+    let (ours, theirs) = (ours.finalize(), theirs.finalize());
+    if ours == theirs { Ok(ours.into()) } else { Err(differs(otherwise)) }
+}
+
+/// Adds a field with its length, so that fields cannot run into each other.
+fn add(digest: &mut Sha256, bytes: &[u8]) {
+    digest.update((bytes.len() as u64).to_be_bytes());
+    digest.update(bytes);
+}
+
+fn add_ids(digest: &mut Sha256, ids: &[(Seq, InstallationId, MessageId)]) {
+    add(digest, &(ids.len() as u64).to_be_bytes());
+    for (seq, sender, id) in ids {
+        digest.update(seq.to_be_bytes());
+        digest.update(sender.as_bytes());
+        digest.update(id.as_bytes());
+    }
+}
+
+fn add_device(digest: &mut Sha256, device: &Device) {
+    digest.update(device.generation.to_be_bytes());
+    add(digest, &(device.cells.len() as u64).to_be_bytes());
+    for (conversation, cell) in &device.cells {
+        digest.update(conversation.as_bytes());
+        digest.update(cell.acked.to_be_bytes());
+        digest.update(cell.tail.to_be_bytes());
+    }
+    if let Some((signed, signature, through)) = &device.bundle {
+        add(digest, signed);
+        add(digest, signature);
+        digest.update(through.to_be_bytes());
+    }
+    add(digest, &(device.prekeys.len() as u64).to_be_bytes());
+    for (number, data) in &device.prekeys {
+        digest.update(number.to_be_bytes());
+        add(digest, data);
+    }
+    if let Some((incarnation, nonce, at_ms)) = &device.incarnation {
+        digest.update(incarnation.to_be_bytes());
+        digest.update(nonce);
+        digest.update(at_ms.to_be_bytes());
+    }
+    add(digest, device.owner.as_ref().map_or(&[][..], |user| user.as_bytes()));
+}

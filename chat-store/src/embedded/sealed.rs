@@ -1,0 +1,183 @@
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::path::Path;
+
+use bytes::Bytes;
+use chat_core::backend::{ConversationState, PageLimit, WantCells};
+use chat_core::device_list::SignedDeviceList;
+use chat_core::envelope::{InboxRow, Place};
+use chat_core::{
+    ConversationId, Error, ErrorKind, Handle, InstallationId, MessageId, Result, Seq, StoreEpoch, UserId,
+};
+
+use super::watermark::Watermark;
+use super::{Audit, SEALED, Tables, audit, check_format, corrupt, failed, io, keys};
+use crate::copy::{Account, Device};
+
+const TEXT: &str = "This data set was sealed to be copied to a cluster, which may have gone on with it since. If the copy was \
+     never served, remove this file to go back.\n";
+
+/// The data of an embedded store that nobody writes any more: it was sealed, durably, so that what is copied
+/// of it is all there will ever be.
+#[derive(Debug)]
+pub struct SealedStore {
+    tables: Tables,
+    epoch: StoreEpoch,
+}
+
+impl SealedStore {
+    /// Seals the store in a directory and opens it for reading. Sealing again is the same.
+    ///
+    /// # Errors
+    /// As [`EmbeddedStore::open`](super::EmbeddedStore::open), and `NotFound` if there is no store.
+    pub fn seal(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if !path.join("db").exists() {
+            return Err(Error::new(ErrorKind::NotFound, "there is no data set in this directory"));
+        }
+        check_format(path)?;
+        // Opened first: a server that runs holds the lock, and its data must not be sealed under it.
+        let tables = Tables::open(path)?;
+        Watermark::open(&path.join("watermark"), tables.commits()?)?;
+        let seal = || {
+            let mut file = std::fs::File::create(path.join(SEALED))?;
+            file.write_all(TEXT.as_bytes())?;
+            file.sync_all()?;
+            std::fs::File::open(path)?.sync_all()
+        };
+        seal().map_err(io)?;
+        let epoch = tables.epoch()?;
+        Ok(Self { tables, epoch })
+    }
+
+    /// Which life of the data set this is.
+    pub const fn epoch(&self) -> StoreEpoch {
+        self.epoch
+    }
+
+    /// Reads everything and proves what the store promises; see [`Audit`].
+    ///
+    /// # Errors
+    /// `Corrupt` with what is wrong.
+    pub fn audit(&self) -> Result<Audit> {
+        audit::run(&self.tables)
+    }
+
+    pub(crate) fn conversations(&self) -> Result<Vec<ConversationId>> {
+        let parse =
+            |guard: fjall::Guard| ConversationId::parse(&guard.key().map_err(failed)?).map_err(|_| corrupt());
+        self.tables.state.iter().map(parse).collect()
+    }
+
+    pub(crate) fn state(&self, conversation: ConversationId) -> Result<ConversationState> {
+        self.tables.read_state(conversation)?.ok_or_else(corrupt)
+    }
+
+    /// The rows of a conversation above a seq, oldest first.
+    pub(crate) fn rows(
+        &self,
+        conversation: ConversationId,
+        after: Seq,
+    ) -> impl Iterator<Item = Result<InboxRow>> + use<> {
+        let range = keys::history(conversation, after + 1)..=keys::history(conversation, Seq::MAX);
+        self.tables.history.range(range).map(|guard| {
+            let value = guard.value().map_err(failed)?;
+            chat_core::wire::decode_row(value.into()).map_err(|_| corrupt())
+        })
+    }
+
+    /// A page of a conversation, newest first.
+    pub(crate) fn history(&self, conversation: ConversationId, before: Seq) -> Result<Vec<InboxRow>> {
+        self.tables.read_history(conversation, before, PageLimit::MAX)
+    }
+
+    /// The ids of a conversation, by seq.
+    pub(crate) fn ids(&self, conversation: ConversationId) -> Result<Vec<(Seq, InstallationId, MessageId)>> {
+        let mut ids = Vec::new();
+        for guard in self.tables.ids.prefix(conversation.as_bytes()) {
+            let (key, value) = guard.into_inner().map_err(failed)?;
+            let part = |from: usize, to: usize| key.get(from..to).ok_or_else(corrupt);
+            let sender = InstallationId::parse(part(17, 33)?).map_err(|_| corrupt())?;
+            let id = MessageId::parse(part(33, 49)?).map_err(|_| corrupt())?;
+            ids.push((keys::number(&value)?, sender, id));
+        }
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    /// Every device that anything is kept of.
+    pub(crate) fn devices(&self) -> Result<BTreeSet<InstallationId>> {
+        let tables = &self.tables;
+        let mut devices = BTreeSet::new();
+        for table in [
+            &tables.cells,
+            &tables.devices,
+            &tables.inbox,
+            &tables.bundles,
+            &tables.incarnations,
+            &tables.owners,
+        ] {
+            for guard in table.iter() {
+                let key = guard.key().map_err(failed)?;
+                let device = InstallationId::parse(key.get(..16).ok_or_else(corrupt)?);
+                devices.insert(device.map_err(|_| corrupt())?);
+            }
+        }
+        Ok(devices)
+    }
+
+    pub(crate) fn device(&self, device: InstallationId) -> Result<Device> {
+        let owner = self.tables.owners.get(device.as_bytes()).map_err(failed)?;
+        let prekey = |guard: fjall::Guard| {
+            let (key, value) = guard.into_inner().map_err(failed)?;
+            Ok((keys::number(key.get(16..).unwrap_or_default())?, Bytes::from(value)))
+        };
+        let mut cells = self.tables.read_cells(device, WantCells::All)?;
+        cells.sort_unstable_by_key(|(conversation, _)| *conversation);
+        Ok(Device {
+            generation: self.tables.read_generation(device)?,
+            cells,
+            bundle: self.tables.read_bundle(device)?,
+            prekeys: self.tables.prekeys.prefix(device.as_bytes()).map(prekey).collect::<Result<_>>()?,
+            incarnation: self.tables.read_incarnation(device)?,
+            owner: owner.map(|user| UserId::parse(&user).map_err(|_| corrupt())).transpose()?,
+        })
+    }
+
+    /// A page of what waits for a device.
+    pub(crate) fn inbox(&self, device: InstallationId, after: Place) -> Result<Vec<InboxRow>> {
+        self.tables.read_inbox(device, after, PageLimit::MAX)
+    }
+
+    pub(crate) fn users(&self) -> Result<Vec<UserId>> {
+        let parse = |guard: fjall::Guard| UserId::parse(&guard.key().map_err(failed)?).map_err(|_| corrupt());
+        self.tables.lists.iter().map(parse).collect()
+    }
+
+    pub(crate) fn account(&self, user: UserId) -> Result<Account> {
+        let name = self.tables.names.get(user.as_bytes()).map_err(failed)?.ok_or_else(corrupt)?;
+        let name = std::str::from_utf8(&name).map_err(|_| corrupt())?;
+        let list: SignedDeviceList = self.tables.read_list(user)?.ok_or_else(corrupt)?;
+        Ok(Account { handle: Handle::new(name).map_err(|_| corrupt())?, list })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::EmbeddedStore;
+
+    #[test]
+    fn what_was_sealed_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(SealedStore::seal(dir.path()).unwrap_err().kind(), ErrorKind::NotFound);
+        let store = EmbeddedStore::open(dir.path()).unwrap();
+        assert_eq!(SealedStore::seal(dir.path()).unwrap_err().kind(), ErrorKind::Conflict, "it is served");
+        drop(store);
+        drop(SealedStore::seal(dir.path()).unwrap());
+        drop(SealedStore::seal(dir.path()).unwrap());
+        assert_eq!(EmbeddedStore::open(dir.path()).unwrap_err().kind(), ErrorKind::Conflict);
+        std::fs::remove_file(dir.path().join(SEALED)).unwrap();
+        EmbeddedStore::open(dir.path()).unwrap();
+    }
+}

@@ -1,0 +1,34 @@
+use rdkafka::ClientContext;
+use rdkafka::error::KafkaError;
+use rdkafka::statistics::Statistics;
+
+/// Milliseconds between two looks.
+pub(super) const OBSERVE_MS: &str = "2000";
+
+/// Passes on what a Kafka client says about itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Observer;
+
+impl ClientContext for Observer {
+    fn stats(&self, statistics: Statistics) {
+        for topic in statistics.topics.values().filter(|topic| topic.batchcnt.cnt > 0) {
+            metrics::gauge!("chat_log_request_messages").set(topic.batchcnt.avg as f64);
+            metrics::gauge!("chat_log_request_bytes").set(topic.batchsize.avg as f64);
+        }
+        let acks = statistics.brokers.values().filter_map(|broker| broker.rtt.as_ref());
+        if let Some(slowest) = acks.map(|rtt| rtt.p99).max() {
+            metrics::gauge!("chat_log_broker_seconds", "quantile" => "0.99").set(slowest as f64 / 1e6);
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "Kafka");
+    }
+}
+
+/// How far a consumer is behind the ends of the partitions that it owns.
+pub(super) fn observe_lag(statistics: &Statistics) {
+    let partitions = statistics.topics.values().flat_map(|topic| topic.partitions.values());
+    let lag: i64 = partitions.map(|partition| partition.consumer_lag.max(0)).sum();
+    metrics::gauge!("chat_log_lag_records").set(lag as f64);
+}

@@ -1,0 +1,239 @@
+//! What may happen to a cluster: each fault comes, lasts, and ends.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::Dice;
+use crate::cluster::Cluster;
+use crate::server::Server;
+
+/// A kind of fault.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Fault {
+    KillRouter,
+    KillGateway,
+    Flush,
+    StopRouter,
+    StopGateway,
+    MoveShards,
+    KillKafkaController,
+    KillCassandra,
+    KillRedisMaster,
+    StopKafka,
+    StopCassandra,
+    StopRedis,
+    CutServers,
+    CutServices,
+}
+
+impl Fault {
+    /// What can be done to nodes of the chat server, and with Redis.
+    pub const NODES: [Self; 6] = [
+        Self::KillRouter,
+        Self::KillGateway,
+        Self::Flush,
+        Self::StopRouter,
+        Self::StopGateway,
+        Self::MoveShards,
+    ];
+
+    /// What can be done to services of several nodes.
+    pub const SERVICES: [Self; 6] = [
+        Self::KillKafkaController,
+        Self::KillCassandra,
+        Self::KillRedisMaster,
+        Self::StopKafka,
+        Self::StopCassandra,
+        Self::StopRedis,
+    ];
+
+    /// What can be done to a network between machines.
+    pub const NETWORK: [Self; 2] = [Self::CutServers, Self::CutServices];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::KillRouter => "kill -9 of a router",
+            Self::KillGateway => "kill -9 of a gateway",
+            Self::Flush => "FLUSHALL",
+            Self::StopRouter => "a router stopped past its lease",
+            Self::StopGateway => "a gateway stopped",
+            Self::MoveShards => "shards moved again and again",
+            Self::KillKafkaController => "kill -9 of the Kafka controller",
+            Self::KillCassandra => "kill -9 of a Cassandra node",
+            Self::KillRedisMaster => "kill -9 of a Redis master",
+            Self::StopKafka => "a Kafka broker stopped",
+            Self::StopCassandra => "a Cassandra node stopped",
+            Self::StopRedis => "a Redis node stopped",
+            Self::CutServers => "servers cut off from a machine of services",
+            Self::CutServices => "two machines of services cut off from each other",
+        }
+    }
+
+    /// The kinds of a list that `CHAT_TEST_CLUSTER_KINDS` names by a part of their names; all if it is not set.
+    pub fn wanted(of: &[Self]) -> Vec<Self> {
+        let Ok(parts) = std::env::var("CHAT_TEST_CLUSTER_KINDS") else { return of.to_vec() };
+        let wanted = |fault: &Self| parts.split(',').any(|part| fault.name().contains(part));
+        of.iter().copied().filter(wanted).collect()
+    }
+}
+
+/// The script that runs the services, for the set of several nodes.
+#[derive(Clone, Debug)]
+pub struct Script {
+    environment: Vec<(&'static str, String)>,
+    /// Node n is at `net.n`.
+    pub net: String,
+}
+
+impl Script {
+    /// As the services step of `scripts/test.sh` sets it up.
+    pub fn find() -> Option<Self> {
+        let variable = |name: &str| std::env::var(name).ok();
+        let net = variable("CHAT_TEST_SERVICES_NET")?;
+        let mut environment = vec![
+            ("CHAT_SERVICES_DIR", variable("CHAT_TEST_SERVICES_DIR")?),
+            ("CHAT_SERVICES_DIST", variable("CHAT_TEST_SERVICES_DIST")?),
+            ("CHAT_SERVICES_NET", net.clone()),
+        ];
+        environment
+            .extend(variable("CHAT_TEST_SERVICES_NETNS").map(|prefix| ("CHAT_SERVICES_NETNS", prefix)));
+        Some(Self { environment, net })
+    }
+
+    fn run_file(&self, file: &str, arguments: &[&str]) -> String {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("services").join(file);
+        let mut command = Command::new(script);
+        command.args(arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
+        let out = command.stdin(Stdio::null()).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(out.status.success(), "{arguments:?}: {said}{}", String::from_utf8_lossy(&out.stderr));
+        said
+    }
+
+    fn run(&self, arguments: &[&str]) -> String {
+        self.run_file("services.sh", arguments)
+    }
+
+    /// Kills a node and brings it back.
+    fn kill(&self, service: &str, node: u64, away: Duration) {
+        self.run(&["kill", service, &node.to_string()]);
+        std::thread::sleep(away);
+        self.run(&["start", service]);
+    }
+
+    fn pause(&self, service: &str, node: u64, time: Duration) {
+        self.run(&["pause", service, &node.to_string()]);
+        std::thread::sleep(time);
+        self.run(&["resume", service, &node.to_string()]);
+    }
+
+    /// No packet goes from one machine to the other, for a time; machine 0 is the servers'.
+    fn cut(&self, one: u64, other: u64, time: Duration) {
+        let (one, other) = (one.to_string(), other.to_string());
+        self.run_file("network.sh", &["cut", &one, &other]);
+        std::thread::sleep(time);
+        self.run_file("network.sh", &["heal", &one, &other]);
+    }
+
+    fn kafka_controller(&self) -> u64 {
+        let said = self.run(&["tool", "kafka", "quorum", "describe", "--status"]);
+        let line = said.lines().find(|line| line.starts_with("LeaderId:")).unwrap();
+        line.split_whitespace().last().unwrap().parse().unwrap()
+    }
+
+    /// Asks a node of Redis; `None` if it does not answer.
+    fn redis(&self, node: u64, command: &str) -> Option<String> {
+        let address = format!("{}.{node}:6379", self.net).parse().unwrap();
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
+        stream.write_all(format!("{command}\r\n").as_bytes()).ok()?;
+        let mut answer = [0; 256];
+        let length = stream.read(&mut answer).ok()?;
+        Some(String::from_utf8_lossy(&answer[..length]).into_owned())
+    }
+
+    fn redis_masters(&self) -> Vec<u64> {
+        (1..=6).filter(|node| self.redis(*node, "ROLE").is_some_and(|role| role.contains("master"))).collect()
+    }
+}
+
+/// The longest that a service is stopped or cut off, in seconds: `CHAT_TEST_CLUSTER_LONGEST`.
+fn some_time(dice: &mut Dice) -> Duration {
+    let longest = std::env::var("CHAT_TEST_CLUSTER_LONGEST").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
+    Duration::from_millis(1000 + dice.below(1000 * (longest - 1)))
+}
+
+impl Cluster {
+    /// Lets a fault come, last and end.
+    pub fn suffer(&mut self, fault: Fault, dice: &mut Dice) {
+        match fault {
+            Fault::KillRouter => kill_one(&mut self.routers, dice),
+            Fault::KillGateway => kill_one(&mut self.gateways, dice),
+            Fault::Flush => self.flush(),
+            // Longer than its lease: it goes on as an owner that was replaced.
+            Fault::StopRouter => stop_one(&self.routers, dice, 7000, 2000),
+            Fault::StopGateway => stop_one(&self.gateways, dice, 1000, 3000),
+            Fault::MoveShards => self.move_shards(),
+            _ => self.suffer_services(fault, dice),
+        }
+    }
+
+    fn suffer_services(&self, fault: Fault, dice: &mut Dice) {
+        let script = self.script.as_ref().expect("services of several nodes");
+        let (node, away) = (1 + dice.below(3), some_time(dice));
+        match fault {
+            Fault::KillKafkaController => script.kill("kafka", script.kafka_controller(), away),
+            Fault::KillCassandra => script.kill("cassandra", node, away),
+            Fault::KillRedisMaster => {
+                let masters = script.redis_masters();
+                script.kill("redis", masters[dice.below(masters.len() as u64) as usize], away);
+            }
+            Fault::StopKafka => script.pause("kafka", node, away),
+            Fault::StopCassandra => script.pause("cassandra", node, away),
+            Fault::StopRedis => script.pause("redis", 1 + dice.below(6), away),
+            Fault::CutServers => script.cut(0, node, away),
+            Fault::CutServices => script.cut(node, 1 + node % 3, away),
+            _ => unreachable!("{fault:?} is not one of services"),
+        }
+    }
+
+    /// Redis forgets everything.
+    pub fn flush(&self) {
+        match &self.script {
+            Some(script) => {
+                for node in script.redis_masters() {
+                    script.redis(node, "FLUSHALL");
+                }
+            }
+            None => {
+                let address = self.services.redis.trim_start_matches("redis://");
+                TcpStream::connect(address).unwrap().write_all(b"FLUSHALL\r\n").unwrap();
+            }
+        }
+    }
+
+    /// A router comes and goes, about once a second: each time shards move to it and back.
+    fn move_shards(&mut self) {
+        for _ in 0..5 {
+            let mut router = self.start_router();
+            std::thread::sleep(Duration::from_secs(1));
+            router.terminate();
+        }
+    }
+}
+
+fn kill_one(nodes: &mut [Server], dice: &mut Dice) {
+    let which = dice.below(nodes.len() as u64) as usize;
+    nodes[which].kill();
+    nodes[which].restart();
+}
+
+fn stop_one(nodes: &[Server], dice: &mut Dice, at_least: u64, more: u64) {
+    let which = dice.below(nodes.len() as u64) as usize;
+    nodes[which].stop();
+    std::thread::sleep(Duration::from_millis(at_least + dice.below(more)));
+    nodes[which].go_on();
+}

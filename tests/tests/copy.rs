@@ -1,0 +1,190 @@
+//! Moving from one process to a cluster: interrupted, resumed, compared, and nobody notices.
+//! `CHAT_TEST_COPY_MESSAGES` says how many messages there are beside those of real clients.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use chat_core::backend::{
+    Commit, ConversationState, Head, LogPosition, Member, MessageStore as _, SenderState,
+};
+use chat_core::envelope::{InboxRow, Message, RowContent};
+use chat_core::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
+use chat_store::EmbeddedStore;
+use chat_tests::chat::register;
+use chat_tests::cluster::{Cluster, Services, Size, fresh_name, server_command};
+use chat_tests::server::Server;
+use chat_tests::talker::{Talker, sendable};
+use chat_tests::text::real_lines;
+use chat_tests::{Dice, binary};
+
+/// Messages between two people who are not there: one long conversation and many short ones, of which the
+/// last rows wait.
+async fn fill(data: &Path, messages: u64) {
+    let store = EmbeddedStore::open(data).unwrap();
+    let mut dice = Dice::new(11);
+    let mut number = 0;
+    let (mut made, mut now_ms) = (0, 1_760_000_000_000_u64);
+    while made < messages {
+        let count = if number == 0 { messages / 10 } else { (1 + dice.below(3000)).min(messages - made) };
+        let mut commits = Vec::new();
+        let mut state = ConversationState::default();
+        let (alice, bob) = (person(number, 1), person(number, 2));
+        let conversation = ConversationId::direct(alice.user, bob.user);
+        state.members = [alice, bob]
+            .map(|one| Member { user: one.user, list_version: 1, installations: vec![one.installation] })
+            .to_vec();
+        for seq in 1..=count {
+            now_ms += 50 + dice.below(1000);
+            let mut random = [0; 10];
+            random[..8].copy_from_slice(&dice.below(u64::MAX).to_be_bytes());
+            let id = MessageId::new(now_ms, random);
+            state.head = Head {
+                seq,
+                time_us: now_ms * 1000,
+                position: LogPosition { generation: 7, offset: seq },
+                group_epoch: 0,
+            };
+            let prev = state.senders.get(&alice.installation).map_or(MessageId::NIL, |sender| sender.prev);
+            state
+                .senders
+                .insert(alice.installation, SenderState { incarnation: 0, client_seq: seq, prev: id });
+            let message = Arc::new(Message {
+                id,
+                sender: alice,
+                client_seq: seq,
+                prev,
+                incarnation: 0,
+                audience: Vec::new(),
+                body: vec![seq as u8; 100 + dice.below(200) as usize].into(),
+                sent_at: now_ms,
+            });
+            let row = |joined, sealed: &'static [u8]| InboxRow {
+                conversation,
+                seq,
+                time_us: now_ms * 1000,
+                joined,
+                content: RowContent::Message { message: message.clone(), sealed: sealed.into() },
+            };
+            commits.push(Commit {
+                conversation,
+                history: vec![row(false, b"")],
+                ids: vec![(alice.installation, id, seq)],
+                inbox: vec![(
+                    bob.installation,
+                    row(seq == 1, b"a box of about fifty bytes for this device ......"),
+                )],
+                generations: vec![(alice.installation, seq)],
+                state: state.clone(),
+            });
+            if commits.len() == 500 || seq == count {
+                for outcome in store.commit(std::mem::take(&mut commits)).await {
+                    outcome.unwrap();
+                }
+            }
+        }
+        let acked = count.saturating_sub(5);
+        if acked > 0 {
+            let ack = chat_core::envelope::AckOf { conversation, seq: acked };
+            store.ack(bob.installation, 3, &[ack]).await.unwrap();
+        }
+        (made, number) = (made + count, number + 1);
+    }
+}
+
+fn person(number: u32, which: u8) -> DeviceAddress {
+    let mut id = [which; 16];
+    id[..4].copy_from_slice(&number.to_be_bytes());
+    DeviceAddress {
+        user: UserId::from_bytes(id),
+        device: DeviceId::PRIMARY,
+        installation: InstallationId::from_bytes(id),
+    }
+}
+
+/// Copies, killed as often as that; gives what the last run printed.
+fn copy(from: &str, to: &str, kills: u64, pause: Duration) -> String {
+    for _ in 0..kills {
+        let mut child = Command::new(binary("chat-server-ref"))
+            .args(["copy", "--from", from, "--to", to])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(pause);
+        assert!(child.try_wait().unwrap().is_none(), "the copy was done before it was killed");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let start = Instant::now();
+    let out = server_command(&["copy", "--from", from, "--to", to]);
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.status.success(), "{text}{}", String::from_utf8_lossy(&out.stderr));
+    println!(
+        "after {kills} kills, the last run took {:?}: {}",
+        start.elapsed(),
+        text.lines().last().unwrap()
+    );
+    text
+}
+
+#[test]
+fn a_data_set_moves_to_a_cluster_and_conversations_go_on() {
+    let Some(services) = Services::single() else { return };
+    let messages =
+        std::env::var("CHAT_TEST_COPY_MESSAGES").ok().and_then(|n| n.parse().ok()).unwrap_or(50_000);
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::start(dir.path());
+    let a = register(dir.path(), &server.url(), "alice");
+    let b = register(dir.path(), &server.url(), "bob");
+    let (from_a, from_b) = (real_lines(2000, 0), real_lines(1000, 2000));
+    let (to_a, to_b) = (sendable(&from_b), sendable(&from_a));
+    let stored = AtomicU64::new(0);
+    let end = Instant::now() + Duration::from_secs(120);
+    let mut alice = Talker::new(a, vec![server.url()], "bob", &from_a, &to_a);
+    let mut bob = Talker::new(b, vec![server.url()], "alice", &from_b, &to_b);
+    // Both talk, then Alice goes on while Bob is away. A few lines are too long and never arrive.
+    std::thread::scope(|scope| {
+        scope.spawn(|| alice.run_until(900, 490, &stored, end));
+        scope.spawn(|| bob.run_until(500, 490, &stored, end));
+    });
+    alice.run_until(1500, 490, &stored, end);
+    server.terminate();
+    let start = Instant::now();
+    tokio::runtime::Runtime::new().unwrap().block_on(fill(&server.data, messages));
+    println!("{messages} messages beside those of real clients, made in {:?}", start.elapsed());
+
+    let name = fresh_name();
+    let from = format!("fjall:{}", server.data.display());
+    let to = services.keyspace(&name);
+    let pause = Duration::from_millis(1500 + messages / 100);
+    let text = copy(&from, &to, 3, pause);
+    let counts: BTreeMap<&str, u64> = counts(text.lines().last().unwrap());
+    assert!(counts["messages"] >= messages && counts["accounts"] == 2, "{text}");
+    let again = server_command(&["copy", "--from", &from, "--to", &to]);
+    assert!(!again.status.success() && String::from_utf8_lossy(&again.stderr).contains("finished before"));
+    let served = server_command(&["--data", server.data.to_str().unwrap(), "serve"]);
+    assert!(!served.status.success() && String::from_utf8_lossy(&served.stderr).contains("sealed"));
+
+    let cluster = Cluster::start(dir.path(), &services, &name, Size { gateways: 2, routers: 1 });
+    (alice.urls, bob.urls) = (cluster.urls(0), cluster.urls(1));
+    let end = Instant::now() + Duration::from_secs(120);
+    std::thread::scope(|scope| {
+        let one = scope.spawn(|| alice.run(None, &stored, end));
+        let two = scope.spawn(|| bob.run(None, &stored, end));
+        assert!(one.join().is_ok() && two.join().is_ok(), "{}", cluster.logs());
+    });
+    println!(
+        "{} lines before, while and after moving: 0 lost, 0 twice, 0 out of order",
+        to_a.len() + to_b.len()
+    );
+}
+
+/// The counts of a line such as `copied: conversations 3 messages 5 …`.
+fn counts(line: &str) -> BTreeMap<&str, u64> {
+    let words: Vec<&str> = line.split([' ', ',', ':']).filter(|word| !word.is_empty()).collect();
+    words.windows(2).filter_map(|pair| Some((pair[0], pair[1].parse().ok()?))).collect()
+}
