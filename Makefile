@@ -1,7 +1,7 @@
 # The two commands are `make run` and `make test`.
 CARGO ?= cargo
 
-.PHONY: run chat test bench generate setup
+.PHONY: run chat test test-fast bench bench-cluster generate setup
 
 run: ## Build and start the server; it says what to type next.
 	@$(CARGO) build --release --locked -p chat-server-ref
@@ -18,6 +18,9 @@ chat: ## Build the terminal client (needs protoc: `make setup` installs it).
 test: ## Everything CI checks, from nothing.
 	@scripts/test.sh
 
+test-fast: ## What needs no services: lint, unit tests and a short simulation of core and server.
+	@scripts/test.sh fast
+
 setup:
 	@scripts/setup.sh all
 
@@ -25,6 +28,9 @@ bench: ## Server and floor in one run.
 	@scripts/setup.sh protoc
 	@$(CARGO) build --release --locked -p chat-server-ref -p chat-tests
 	@target/release/bench
+
+bench-cluster: ## Path time and throughput over real services on this machine (make setup; needs Java and Maven).
+	@scripts/bench-cluster.sh
 
 generate: ## The wire's types from chat-core/proto.
 	@$(CARGO) run -q --locked -p generate-wire

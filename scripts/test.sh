@@ -6,6 +6,15 @@ export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
 profile=${PROFILE:-sim}
 features=chat-core/sim,chat-core/conformance,chat-store/sqlite,chat-server-ref/cluster
 
+# What needs no services, no C libraries and no long search: the core, the embedded server and its stores.
+fast() {
+    local packages=(-p chat-core -p chat-store -p chat-transport -p chat-server-ref)
+    local features=chat-core/sim,chat-core/conformance
+    cargo fmt --all --check
+    cargo clippy --locked "${packages[@]}" --all-targets --features "$features" -- -D warnings
+    SIM_SCHEDULES=2000 cargo test --locked --profile "$profile" "${packages[@]}" --features "$features"
+}
+
 step() {
     local name=$1
     shift
@@ -112,6 +121,10 @@ fuzz() {
     rm "$log"
 }
 
+if [[ ${1:-all} == fast ]]; then
+    step fast fast
+    exit
+fi
 step setup scripts/setup.sh all
 step lint lint
 step docs docs

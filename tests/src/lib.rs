@@ -4,6 +4,7 @@
 pub mod chat;
 pub mod cluster;
 pub mod faults;
+pub mod online;
 pub mod proxy;
 pub mod raw;
 pub mod server;

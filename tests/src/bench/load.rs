@@ -7,14 +7,13 @@ use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use chat_core::backend::Transport;
-use chat_core::envelope::{AckOf, Audience, DeviceBox, Publish, SendNumber};
-use chat_core::wire::{ClientFrame, ServerFrame};
-use chat_core::{ConversationId, MessageId, StoreEpoch};
+use chat_core::envelope::AckOf;
+use chat_core::wire::ServerFrame;
+use chat_tests::online::{BODY, Online, sent_at};
 use chat_tests::raw::User;
+use chat_transport::dial::Dialer;
 
 use crate::process::Process;
-
-const BODY: usize = 256;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
@@ -36,7 +35,8 @@ pub(crate) struct Measured {
     pub(crate) rate: f64,
     pub(crate) p50: f64,
     pub(crate) p99: f64,
-    pub(crate) cpu_us: f64,
+    /// Of each process.
+    pub(crate) cpu_us: Vec<f64>,
 }
 
 impl fmt::Display for Measured {
@@ -44,94 +44,86 @@ impl fmt::Display for Measured {
         write!(
             f,
             "{:>8.0} messages/s  send to delivery p50 {:.3} ms p99 {:.3} ms  server CPU {:.1} µs a message",
-            self.rate, self.p50, self.p99, self.cpu_us
+            self.rate,
+            self.p50,
+            self.p99,
+            self.cpu_us.iter().sum::<f64>()
         )
     }
 }
 
+/// Where the two ends of a conversation connect.
+#[derive(Clone, Copy)]
+pub(crate) struct Way<'a> {
+    pub(crate) kind: Kind,
+    pub(crate) from: &'a Dialer,
+    pub(crate) to: &'a Dialer,
+}
+
+impl<'a> Way<'a> {
+    /// Both to one process.
+    pub(crate) const fn through(process: &'a Process) -> Self {
+        Self { kind: process.kind, from: &process.dialer, to: &process.dialer }
+    }
+}
+
 /// One end: what a real client does on the wire, and nothing that encryption would cost.
-struct End {
-    transport: Box<dyn Transport>,
-    kind: Kind,
-    number: u32,
-    user: User,
-    epoch: Option<StoreEpoch>,
-    sent: u64,
-    prev: MessageId,
+enum End {
+    Floor(Box<dyn Transport>, u32),
+    Ours(Box<Online>, u32),
 }
 
 impl End {
-    async fn open(process: &Process, number: u32) -> Self {
-        Self::open_as(process, number, User::new(&format!("user{number}"))).await
-    }
-
-    async fn open_as(process: &Process, number: u32, user: User) -> Self {
-        let mut transport = process.dialer.dial().await.unwrap();
-        let mut epoch = None;
-        if process.kind == Kind::Floor {
-            let mut hello = vec![0];
-            hello.extend(number.to_be_bytes());
-            transport.send(vec![hello.into()]).await.unwrap();
-        } else {
-            let ServerFrame::Challenge(challenge) = next(&mut *transport).await else { panic!() };
-            transport.send(vec![user.registration().encode()]).await.unwrap();
-            assert!(matches!(next(&mut *transport).await, ServerFrame::Registered(..)));
-            transport.send(vec![user.hello(challenge.nonce, 1 << 40).encode()]).await.unwrap();
-            let ServerFrame::Welcome(welcome) = next(&mut *transport).await else { panic!() };
-            epoch = Some(welcome.store_epoch);
-            assert_eq!(next(&mut *transport).await, ServerFrame::Deliver(Vec::new(), true));
+    async fn open(kind: Kind, dialer: &Dialer, number: u32) -> Self {
+        if kind != Kind::Floor {
+            let user = User::new(&format!("user{number}"));
+            return Self::Ours(Box::new(Online::register(dialer, user).await.unwrap()), number);
         }
-        Self { transport, kind: process.kind, number, user, epoch, sent: 0, prev: MessageId::NIL }
+        let mut transport = dialer.dial().await.unwrap();
+        let mut hello = vec![0];
+        hello.extend(number.to_be_bytes());
+        transport.send(vec![hello.into()]).await.unwrap();
+        Self::Floor(transport, number)
     }
 
-    fn message(&mut self, to: &User, to_number: u32, at: u64) -> Bytes {
-        let mut body = BytesMut::with_capacity(BODY + 5);
-        if self.kind == Kind::Floor {
-            body.put_u8(1);
-            body.put_u32(to_number);
+    const fn number(&self) -> u32 {
+        match self {
+            Self::Floor(_, number) | Self::Ours(_, number) => *number,
         }
-        body.put_u64(at);
-        body.resize(body.len() + BODY - 8, 7);
-        if self.kind == Kind::Floor {
-            return body.freeze();
+    }
+
+    fn user(&self) -> Option<User> {
+        match self {
+            Self::Floor(..) => None,
+            Self::Ours(online, _) => Some(online.user.public()),
         }
-        self.sent += 1;
-        let message_id =
-            MessageId::new(at, (u128::from(self.sent) << 16).to_be_bytes()[6..].try_into().unwrap());
-        let publish = Publish {
-            number: SendNumber {
-                conversation: ConversationId::direct(self.user.device.user, to.device.user),
-                message_id,
-                client_seq: self.sent,
-                prev: std::mem::replace(&mut self.prev, message_id),
-                incarnation: 0,
-                generation: (1 << 40) + self.sent,
-            },
-            first: true,
-            audience: [to, &self.user].map(|u| Audience { user: u.device.user, list_version: 1 }).to_vec(),
-            body: body.freeze(),
-            boxes: vec![DeviceBox {
-                installation: to.device.installation,
-                data: Bytes::from_static(&[9; 128]),
-            }],
-            sent_at: 0,
-        };
-        ClientFrame::Publish(publish).encode()
     }
 
-    fn ack(&self, acks: Vec<AckOf>) -> Bytes {
-        ClientFrame::Ack { acks, store_epoch: self.epoch.unwrap(), generation: (1 << 40) + self.sent }
-            .encode()
+    fn transport(&mut self) -> &mut dyn Transport {
+        match self {
+            Self::Floor(transport, _) => &mut **transport,
+            Self::Ours(online, _) => &mut *online.transport,
+        }
     }
-}
 
-async fn next(transport: &mut dyn Transport) -> ServerFrame {
-    ServerFrame::parse(transport.recv().await.unwrap().expect("a frame")).unwrap()
+    fn message(&mut self, to: Option<&User>, to_number: u32, at: u64) -> Bytes {
+        match self {
+            Self::Ours(online, _) => online.message(to.unwrap(), at),
+            Self::Floor(..) => {
+                let mut body = BytesMut::with_capacity(BODY + 5);
+                body.put_u8(1);
+                body.put_u32(to_number);
+                body.put_u64(at);
+                body.resize(BODY + 5, 7);
+                body.freeze()
+            }
+        }
+    }
 }
 
 async fn send(
     mut end: End,
-    to: User,
+    to: Option<User>,
     to_number: u32,
     load: Load,
     pairs: u64,
@@ -141,16 +133,16 @@ async fn send(
     let mut room = load.outstanding;
     let gap = load.rate.map(|rate| Duration::from_micros(1_000_000 * pairs / rate));
     // Spread evenly, not all at once.
-    let mut due = Instant::now() + gap.unwrap_or_default() * end.number / (2 * pairs as u32);
+    let mut due = Instant::now() + gap.unwrap_or_default() * end.number() / (2 * pairs as u32);
     loop {
         let mut frames = Vec::new();
         while room > 0 && gap.is_none_or(|_| Instant::now() >= due) && !stop.load(Ordering::Relaxed) {
-            frames.push(end.message(&to, to_number, start.elapsed().as_nanos() as u64));
+            frames.push(end.message(to.as_ref(), to_number, start.elapsed().as_nanos() as u64));
             room -= 1;
             due += gap.unwrap_or_default();
         }
         if !frames.is_empty() {
-            end.transport.send(frames).await.unwrap();
+            end.transport().send(frames).await.unwrap();
         }
         if stop.load(Ordering::Relaxed) && room == load.outstanding {
             return;
@@ -160,21 +152,21 @@ async fn send(
         } else {
             Duration::from_millis(500)
         };
-        let Ok(frame) = tokio::time::timeout(wait, end.transport.recv()).await else {
+        let Ok(frame) = tokio::time::timeout(wait, end.transport().recv()).await else {
             continue;
         };
         let frame = frame.unwrap().expect("a frame");
-        if end.kind == Kind::Floor {
+        let End::Ours(online, _) = &mut end else {
             room += usize::from(frame[0] == 1);
             continue;
-        }
+        };
         match ServerFrame::parse(frame).unwrap() {
             ServerFrame::Stored(stored) => {
                 room += 1;
                 // A client makes "stored" durable, then says so; here every few, as one that batches would.
                 if stored.seq % 8 == 0 || load.outstanding == 1 {
-                    let ack = end.ack(vec![AckOf { conversation: stored.conversation, seq: stored.seq }]);
-                    end.transport.send(vec![ack]).await.unwrap();
+                    let ack = online.ack(vec![AckOf { conversation: stored.conversation, seq: stored.seq }]);
+                    online.transport.send(vec![ack]).await.unwrap();
                 }
             }
             ServerFrame::Refused(_, refusal) => panic!("{refusal:?}"),
@@ -186,7 +178,7 @@ async fn send(
 async fn receive(mut end: End, start: Instant, stop: Arc<AtomicBool>) -> Vec<u64> {
     let mut latencies = Vec::new();
     loop {
-        let Ok(frame) = tokio::time::timeout(Duration::from_millis(700), end.transport.recv()).await else {
+        let Ok(frame) = tokio::time::timeout(Duration::from_millis(700), end.transport().recv()).await else {
             if stop.load(Ordering::Relaxed) {
                 return latencies;
             }
@@ -194,36 +186,39 @@ async fn receive(mut end: End, start: Instant, stop: Arc<AtomicBool>) -> Vec<u64
         };
         let frame = frame.unwrap().expect("a frame");
         let now = start.elapsed().as_nanos() as u64;
-        let sent_at = |bytes: &[u8]| u64::from_be_bytes(bytes[..8].try_into().unwrap());
-        if end.kind == Kind::Floor {
-            latencies.push(now - sent_at(&frame[1..]));
+        let End::Ours(online, _) = &mut end else {
+            latencies.push(now - u64::from_be_bytes(frame[1..9].try_into().unwrap()));
             continue;
-        }
+        };
         if let ServerFrame::Deliver(rows, _) = ServerFrame::parse(frame).unwrap() {
             let Some(last) = rows.last() else { continue };
-            let ack = end.ack(vec![AckOf { conversation: last.conversation, seq: last.seq }]);
-            for row in &rows {
-                if let chat_core::envelope::RowContent::Message { message, .. } = &row.content {
-                    latencies.push(now - sent_at(&message.body));
-                }
-            }
-            end.transport.send(vec![ack]).await.unwrap();
+            let ack = online.ack(vec![AckOf { conversation: last.conversation, seq: last.seq }]);
+            latencies.extend(rows.iter().filter_map(sent_at).map(|at| now - at));
+            online.transport.send(vec![ack]).await.unwrap();
         }
     }
 }
 
-pub(crate) async fn run(process: &Process, pairs: u32, load: Load, duration: Duration) -> Measured {
+/// Runs a load; `cpu` gives the time that each of some processes has used.
+pub(crate) async fn run(
+    way: Way<'_>,
+    pairs: u32,
+    load: Load,
+    duration: Duration,
+    cpu: impl Fn() -> Vec<Duration>,
+) -> Measured {
     let stop = Arc::new(AtomicBool::new(false));
     let start = Instant::now();
     let mut ends = Vec::new();
     for pair in 0..pairs {
-        ends.push((End::open(process, 2 * pair).await, End::open(process, 2 * pair + 1).await));
+        let from = End::open(way.kind, way.from, 2 * pair).await;
+        ends.push((from, End::open(way.kind, way.to, 2 * pair + 1).await));
     }
-    let cpu = process.cpu();
+    let before = cpu();
     let begun = Instant::now();
     let (mut senders, mut receivers) = (Vec::new(), Vec::new());
     for (from, to) in ends {
-        let (user, number) = (to.user.public(), to.number);
+        let (user, number) = (to.user(), to.number());
         receivers.push(tokio::spawn(receive(to, start, stop.clone())));
         senders.push(tokio::spawn(send(from, user, number, load, u64::from(pairs), start, stop.clone())));
     }
@@ -237,14 +232,14 @@ pub(crate) async fn run(process: &Process, pairs: u32, load: Load, duration: Dur
     for receiver in receivers {
         latencies.extend(receiver.await.unwrap());
     }
-    let cpu = process.cpu() - cpu;
+    let used = cpu().into_iter().zip(before).map(|(after, before)| after - before);
     latencies.sort_unstable();
     let at = |percent: usize| latencies[(latencies.len() - 1) * percent / 100] as f64 / 1e6;
     Measured {
         rate: latencies.len() as f64 / took.as_secs_f64(),
         p50: at(50),
         p99: at(99),
-        cpu_us: cpu.as_secs_f64() * 1e6 / latencies.len() as f64,
+        cpu_us: used.map(|cpu| cpu.as_secs_f64() * 1e6 / latencies.len() as f64).collect(),
     }
 }
 
@@ -253,13 +248,19 @@ pub(crate) async fn run(process: &Process, pairs: u32, load: Load, duration: Dur
 pub(crate) async fn idle(process: &Process, count: usize) -> f64 {
     let mut users: Vec<User> = Vec::with_capacity(count);
     for number in 0..count {
-        users.push(End::open(process, number as u32).await.user);
+        match End::open(process.kind, &process.dialer, number as u32).await {
+            End::Ours(online, _) => users.push(online.user),
+            End::Floor(..) => users.push(User::new("nobody")),
+        }
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     let before = process.resident();
     let mut ends = Vec::with_capacity(count);
     for (number, user) in users.into_iter().enumerate() {
-        ends.push(End::open_as(process, number as u32, user).await);
+        ends.push(match process.kind {
+            Kind::Floor => End::open(process.kind, &process.dialer, number as u32).await,
+            _ => End::Ours(Box::new(Online::connect(&process.dialer, user).await.unwrap()), number as u32),
+        });
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
     let after = process.resident();

@@ -1,15 +1,17 @@
-//! `make bench`: our server and the floor, in one run on one machine.
+//! `make bench`: our server and the floor, in one run on one machine. `bench cluster`: gateways and a router
+//! beside the services they stand on.
 //!
 //! The *floor* is what no durable chat server can be without: it frames, appends to a file, shares one
 //! `fdatasync` among all who wait, answers and forwards. It knows no users, no order, no inboxes and no
 //! encryption. The figures are ratios to it, because machines differ and the ratio does not.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
+mod cluster;
 mod floor;
 mod load;
 mod process;
 
-use load::{Kind, Load, idle, run};
+use load::{Kind, Load, Way, idle, run};
 use process::Process;
 use std::time::Duration;
 
@@ -20,6 +22,11 @@ async fn main() {
         && role == "floor"
     {
         return floor::serve(port.parse().unwrap(), file.into()).await;
+    }
+    if let [_, mode] = arguments.as_slice()
+        && mode == "cluster"
+    {
+        return cluster::run_cluster().await;
     }
     let seconds: u64 = std::env::var("BENCH_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(8);
     let duration = Duration::from_secs(seconds);
@@ -33,7 +40,7 @@ async fn main() {
         let mut results = Vec::new();
         for kind in [Kind::Floor, Kind::Ours] {
             let process = Process::start(kind);
-            results.push(run(&process, 50, load, duration).await);
+            results.push(run(Way::through(&process), 50, load, duration, || vec![process.cpu()]).await);
         }
         let (floor, ours) = (&results[0], &results[1]);
         println!("{name}");
@@ -44,7 +51,7 @@ async fn main() {
             ours.rate / floor.rate,
             ours.p50 - floor.p50,
             ours.p99 - floor.p99,
-            ours.cpu_us / floor.cpu_us
+            ours.cpu_us[0] / floor.cpu_us[0]
         );
     }
     let count: usize = std::env::var("BENCH_IDLE").ok().and_then(|s| s.parse().ok()).unwrap_or(5000);

@@ -1,0 +1,126 @@
+//! A device on the wire without encryption, for crowds and loads.
+
+use std::collections::HashMap;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use chat_core::backend::Transport;
+use chat_core::envelope::{AckOf, Audience, DeviceBox, InboxRow, Publish, RowContent, SendNumber};
+use chat_core::wire::{ClientFrame, ServerFrame};
+use chat_core::{ConversationId, MessageId, Result, StoreEpoch};
+use chat_transport::dial::Dialer;
+
+use crate::raw::User;
+
+const GENERATION: u64 = 1 << 40;
+/// Bytes of a message's body: the time it was sent, then filling.
+pub const BODY: usize = 256;
+
+/// A connected device.
+#[derive(Debug)]
+pub struct Online {
+    pub transport: Box<dyn Transport>,
+    pub user: User,
+    epoch: StoreEpoch,
+    sent: u64,
+    /// The number and id of its last message in each conversation.
+    last: HashMap<ConversationId, (u64, MessageId)>,
+    /// Rows that waited when it connected, and was given.
+    pub caught_up: Vec<InboxRow>,
+}
+
+/// The next frame of a connection.
+pub async fn next(transport: &mut dyn Transport) -> Result<Option<ServerFrame>> {
+    transport.recv().await?.map(ServerFrame::parse).transpose()
+}
+
+impl Online {
+    /// Registers a user and connects its device.
+    pub async fn register(dialer: &Dialer, user: User) -> Result<Self> {
+        Self::open(dialer, user, true).await
+    }
+
+    /// Connects a device whose user is registered.
+    pub async fn connect(dialer: &Dialer, user: User) -> Result<Self> {
+        Self::open(dialer, user, false).await
+    }
+
+    async fn open(dialer: &Dialer, user: User, register: bool) -> Result<Self> {
+        let closed = || chat_core::Error::new(chat_core::ErrorKind::Unavailable, "it was closed");
+        let mut transport = dialer.dial().await?;
+        let Some(ServerFrame::Challenge(challenge)) = next(&mut *transport).await? else {
+            return Err(closed());
+        };
+        if register {
+            transport.send(vec![user.registration().encode()]).await?;
+            let Some(ServerFrame::Registered(..)) = next(&mut *transport).await? else {
+                return Err(closed());
+            };
+        }
+        transport.send(vec![user.hello(challenge.nonce, GENERATION).encode()]).await?;
+        let Some(ServerFrame::Welcome(welcome)) = next(&mut *transport).await? else { return Err(closed()) };
+        let epoch = welcome.store_epoch;
+        let mut online =
+            Self { transport, user, epoch, sent: 0, last: HashMap::new(), caught_up: Vec::new() };
+        loop {
+            match next(&mut *online.transport).await?.ok_or_else(closed)? {
+                ServerFrame::Deliver(rows, true) if rows.is_empty() => return Ok(online),
+                ServerFrame::Deliver(rows, _) => online.take(rows).await?,
+                ServerFrame::Close { .. } => return Err(closed()),
+                _ => {}
+            }
+        }
+    }
+
+    async fn take(&mut self, rows: Vec<InboxRow>) -> Result<()> {
+        let acks = rows.iter().map(|row| AckOf { conversation: row.conversation, seq: row.seq }).collect();
+        self.caught_up.extend(rows);
+        let frame = self.ack(acks);
+        self.transport.send(vec![frame]).await
+    }
+
+    /// Its next message to another user, which says when it was sent.
+    pub fn message(&mut self, to: &User, at: u64) -> Bytes {
+        self.sent += 1;
+        let mut body = BytesMut::with_capacity(BODY);
+        body.put_u64(at);
+        body.resize(BODY, 7);
+        let mut random = [0; 10];
+        random[2..].copy_from_slice(&self.sent.to_be_bytes());
+        let message_id = MessageId::new(at / 1_000_000, random);
+        let conversation = ConversationId::direct(self.user.device.user, to.device.user);
+        let last = self.last.entry(conversation).or_insert((0, MessageId::NIL));
+        let (client_seq, prev) = (last.0 + 1, last.1);
+        *last = (client_seq, message_id);
+        let publish = Publish {
+            number: SendNumber {
+                conversation,
+                message_id,
+                client_seq,
+                prev,
+                incarnation: 0,
+                generation: GENERATION + self.sent,
+            },
+            first: true,
+            audience: [to, &self.user].map(|u| Audience { user: u.device.user, list_version: 1 }).to_vec(),
+            body: body.freeze(),
+            boxes: vec![DeviceBox {
+                installation: to.device.installation,
+                data: Bytes::from_static(&[9; 128]),
+            }],
+            sent_at: 0,
+        };
+        ClientFrame::Publish(publish).encode()
+    }
+
+    pub fn ack(&self, acks: Vec<AckOf>) -> Bytes {
+        ClientFrame::Ack { acks, store_epoch: self.epoch, generation: GENERATION + self.sent }.encode()
+    }
+}
+
+/// When a message says that it was sent.
+pub fn sent_at(row: &InboxRow) -> Option<u64> {
+    match &row.content {
+        RowContent::Message { message, .. } => message.body[..8].try_into().ok().map(u64::from_be_bytes),
+        _ => None,
+    }
+}

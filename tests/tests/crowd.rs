@@ -1,0 +1,267 @@
+//! Two thousand devices on a gateway of a cluster: it is killed, and it is drained. They come back elsewhere and
+//! miss nothing, and whoever talks meanwhile hardly notices.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use chat_core::envelope::AckOf;
+use chat_core::wire::ServerFrame;
+use chat_tests::Dice;
+use chat_tests::cluster::{Cluster, Services, Size, fresh_name};
+use chat_tests::online::{Online, next, sent_at};
+use chat_tests::raw::User;
+use chat_tests::server::Server;
+use chat_transport::dial::Dialer;
+use tokio::task::JoinSet;
+
+const CROWD: usize = 2000;
+/// The client's own policy: a wait drawn from 0 to this, doubled for each attempt.
+const BACKOFF_MS: u64 = 100;
+
+fn dialer(server: &Server) -> Dialer {
+    Dialer::new(&server.url(), &[]).unwrap()
+}
+
+/// A gateway for a crowd, another one for it to go to and for those who talk, a third; a router.
+fn cluster(dir: &std::path::Path, services: &Services) -> Cluster {
+    Cluster::start(dir, services, &fresh_name(), Size { gateways: 3, routers: 1 })
+}
+
+async fn gather(dialer: &Dialer) -> Vec<Online> {
+    let mut crowd = Vec::with_capacity(CROWD);
+    for some in 0..CROWD / 50 {
+        let users = (0..50).map(|n| Online::register(dialer, User::new(&format!("crowd{}", 50 * some + n))));
+        let opening: Vec<_> = users.collect();
+        for online in futures_util::future::join_all(opening).await {
+            crowd.push(online.unwrap());
+        }
+    }
+    crowd
+}
+
+/// What one device of the crowd went through.
+struct Came {
+    /// When it was connected and caught up again.
+    back: Instant,
+    /// When it began to connect, the last time.
+    began: Instant,
+    /// How many messages it got, before and after.
+    got: usize,
+}
+
+/// Stays connected, and comes back elsewhere when the connection ends; until it was back and has all of its
+/// messages.
+async fn stay(mut online: Online, elsewhere: Dialer, mut dice: Dice, messages: usize) -> Came {
+    let (mut got, mut back, mut began) = (0, None, Instant::now());
+    let (mut attempt, mut wait_ms) = (0, None);
+    loop {
+        let closed = match tokio::time::timeout(Duration::from_secs(90), next(&mut *online.transport)).await {
+            Err(_) => panic!("{got} of {messages} messages came"),
+            Ok(Ok(Some(ServerFrame::Deliver(rows, _)))) => {
+                let acks: Vec<AckOf> =
+                    rows.iter().map(|row| AckOf { conversation: row.conversation, seq: row.seq }).collect();
+                got += rows.iter().filter_map(sent_at).count();
+                if acks.is_empty() {
+                    false
+                } else {
+                    let ack = online.ack(acks);
+                    online.transport.send(vec![ack]).await.is_err()
+                }
+            }
+            Ok(Ok(Some(ServerFrame::Close { retry_after, .. }))) => {
+                wait_ms = Some(u64::from(retry_after));
+                true
+            }
+            Ok(Ok(Some(_))) => false,
+            Ok(Ok(None) | Err(_)) => true,
+        };
+        if closed {
+            let user = online.user.public();
+            online = loop {
+                let ceiling = BACKOFF_MS << attempt.min(8);
+                let wait = wait_ms.take().unwrap_or(0).max(dice.below(ceiling));
+                tokio::time::sleep(Duration::from_millis(wait)).await;
+                attempt += 1;
+                began = Instant::now();
+                let again =
+                    tokio::time::timeout(Duration::from_secs(10), Online::connect(&elsewhere, user.public()));
+                if let Ok(Ok(again)) = again.await {
+                    break again;
+                }
+            };
+            got += online.caught_up.iter().filter_map(sent_at).count();
+            back = Some(Instant::now());
+        }
+        if let (Some(back), true) = (back, got >= messages) {
+            assert_eq!(got, messages, "a message came twice");
+            return Came { back, began, got };
+        }
+    }
+}
+
+/// Talks from one device to another until it is told to stop; gives how long each message took, and when.
+async fn talk(from: Online, to: Online, stop: Arc<AtomicBool>) -> Vec<(Instant, Duration)> {
+    let start = Instant::now();
+    let user = to.user.public();
+    let sending = {
+        let stop = stop.clone();
+        let mut from = from;
+        tokio::spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                let message = from.message(&user, start.elapsed().as_nanos() as u64);
+                from.transport.send(vec![message]).await.unwrap();
+                let until = tokio::time::Instant::now() + Duration::from_millis(200);
+                // What comes meanwhile is not looked at, but read.
+                while tokio::time::timeout_at(until, next(&mut *from.transport)).await.is_ok() {}
+            }
+        })
+    };
+    let (mut to, mut took) = (to, Vec::new());
+    while !stop.load(Ordering::Relaxed) {
+        let Ok(frame) = tokio::time::timeout(Duration::from_millis(500), next(&mut *to.transport)).await
+        else {
+            continue;
+        };
+        if let Some(ServerFrame::Deliver(rows, _)) = frame.unwrap() {
+            let now = start.elapsed();
+            took.extend(
+                rows.iter().filter_map(sent_at).map(|at| (Instant::now(), now - Duration::from_nanos(at))),
+            );
+            let acks =
+                rows.iter().map(|row| AckOf { conversation: row.conversation, seq: row.seq }).collect();
+            let ack = to.ack(acks);
+            to.transport.send(vec![ack]).await.unwrap();
+        }
+    }
+    sending.await.unwrap();
+    took
+}
+
+fn p99(mut all: Vec<Duration>) -> Duration {
+    all.sort_unstable();
+    all.get((all.len().max(1) - 1) * 99 / 100).copied().unwrap_or_default()
+}
+
+/// Reads of inboxes that a gateway asked its store for.
+fn inbox_reads(server: &Server) -> u64 {
+    let page = server.admin_page("/metrics");
+    let line = page.lines().find(|line| line.starts_with("chat_store_seconds_count{call=\"inbox\"}"));
+    line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+}
+
+/// A crowd on the first gateway gets messages while `end` ends that gateway; it comes back to the second one.
+fn crowd(end: impl FnOnce(&mut Server) -> Option<Duration> + Send + 'static) {
+    let Some(services) = Services::single() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = cluster(dir.path(), &services);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let (first, second, third) =
+        (dialer(&cluster.gateways[0]), dialer(&cluster.gateways[1]), dialer(&cluster.gateways[2]));
+    let (crowd, sender) = runtime.block_on(async {
+        (gather(&first).await, Online::register(&third, User::new("sender")).await.unwrap())
+    });
+    let users: Vec<User> = crowd.iter().map(|online| online.user.public()).collect();
+    let stop = Arc::new(AtomicBool::new(false));
+    let talking: Vec<_> = runtime.block_on(async {
+        let mut talking = Vec::new();
+        for n in 0..10 {
+            let from = Online::register(&second, User::new(&format!("talker{n}"))).await.unwrap();
+            let to = Online::register(&third, User::new(&format!("hearer{n}"))).await.unwrap();
+            talking.push(tokio::spawn(talk(from, to, stop.clone())));
+        }
+        talking
+    });
+    // Everybody gets two messages: one comes before or while the gateway ends, the other after.
+    let sent = Arc::new(AtomicUsize::new(0));
+    let sending = {
+        let sent = sent.clone();
+        runtime.spawn(async move {
+            let mut sender = sender;
+            let mut answers = 0;
+            for round in 0..2 {
+                for user in &users {
+                    let message = sender.message(user, round);
+                    sender.transport.send(vec![message]).await.unwrap();
+                    sent.fetch_add(1, Ordering::Relaxed);
+                    while sent.load(Ordering::Relaxed) - answers >= 32 {
+                        match next(&mut *sender.transport).await.unwrap().unwrap() {
+                            ServerFrame::Stored(_) => answers += 1,
+                            ServerFrame::Refused(_, refusal) => panic!("{refusal:?}"),
+                            _ => {}
+                        }
+                    }
+                }
+            }
+            while answers < 2 * users.len() {
+                if let ServerFrame::Stored(_) = next(&mut *sender.transport).await.unwrap().unwrap() {
+                    answers += 1;
+                }
+            }
+        })
+    };
+    let mut staying = JoinSet::new();
+    for (n, online) in crowd.into_iter().enumerate() {
+        staying.spawn_on(stay(online, second.clone(), Dice::new(n as u64), 2), runtime.handle());
+    }
+    while sent.load(Ordering::Relaxed) < CROWD / 2 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let reads = inbox_reads(&cluster.gateways[1]);
+    let ended = Instant::now();
+    let mut gateway = cluster.gateways.remove(0);
+    let ending = std::thread::spawn(move || end(&mut gateway));
+    let (came, took) = runtime.block_on(async {
+        let mut came = Vec::new();
+        while let Some(one) = staying.join_next().await {
+            came.push(one.unwrap());
+        }
+        sending.await.unwrap();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        stop.store(true, Ordering::Relaxed);
+        let mut took = Vec::new();
+        for one in talking {
+            took.extend(one.await.unwrap());
+        }
+        (came, took)
+    });
+    let exit = ending.join().unwrap();
+    let reads = inbox_reads(&cluster.gateways[0]) - reads;
+    let all_back = came.iter().map(|one| one.back - ended).max().unwrap();
+    assert_eq!(came.iter().map(|one| one.got).sum::<usize>(), 2 * CROWD);
+    assert!(all_back < Duration::from_secs(90), "{all_back:?}");
+    let mut seconds: BTreeMap<u64, usize> = BTreeMap::new();
+    came.iter().for_each(|one| *seconds.entry((one.began - ended).as_secs()).or_default() += 1);
+    let last = seconds.keys().last().unwrap() + 1;
+    let (most, mean) = (*seconds.values().max().unwrap(), CROWD as f64 / last as f64);
+    let amid =
+        took.iter().filter(|(at, _)| *at > ended && *at < ended + all_back).map(|(_, took)| *took).collect();
+    let quiet = took.iter().filter(|(at, _)| *at > ended + all_back).map(|(_, took)| *took).collect();
+    println!(
+        "{CROWD} back and caught up after {all_back:.1?}, at most {most} began in a second (mean {mean:.0}), {:.2} pages \
+         of an inbox each, 0 of {} messages lost or twice; p99 of others {:.1?} meanwhile, {:.1?} afterwards",
+        reads as f64 / CROWD as f64,
+        2 * CROWD,
+        p99(amid),
+        p99(quiet),
+    );
+    if let Some(exit) = exit {
+        println!("the gateway ended after {exit:.1?}");
+        assert!(most as f64 <= 2.0 * mean + 10.0, "they came back together: {seconds:?}");
+    }
+}
+
+#[test]
+fn a_gateway_with_two_thousand_devices_is_killed() {
+    crowd(|gateway| {
+        gateway.kill();
+        None
+    });
+}
+
+#[test]
+fn a_gateway_with_two_thousand_devices_is_drained() {
+    crowd(|gateway| Some(gateway.terminate()));
+}

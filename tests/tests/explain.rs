@@ -1,0 +1,78 @@
+//! `explain`: what happened to one message, on one node and over a cluster.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
+
+use std::time::{Duration, Instant};
+
+use chat_tests::chat::{Chat, register};
+use chat_tests::cluster::{Cluster, Services, Size, fresh_name, server_command};
+use chat_tests::server::Server;
+use serde_json::json;
+
+/// Asks nodes until they say all of this.
+fn explained(nodes: &[&Server], id: &str, parts: &[&str]) -> String {
+    let addresses: Vec<String> = nodes.iter().map(|node| format!("127.0.0.1:{}", node.admin)).collect();
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let out = server_command(&["explain", id, "--node", &addresses.join(",")]);
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        if parts.iter().all(|part| text.contains(part)) {
+            return text;
+        }
+        assert!(Instant::now() < end, "{parts:?} in: {text}{}", String::from_utf8_lossy(&out.stderr));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Sends a message to Bob and gives its id.
+fn send(alice: &mut Chat, text: &str) -> String {
+    assert!(alice.say(&json!({"cmd": "send", "to": "bob", "text": text, "ref": text})));
+    alice.wait("stored")["message_id"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_message_is_explained_without_its_content() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let (a, b) = (register(dir.path(), &server.url(), "alice"), register(dir.path(), &server.url(), "bob"));
+    let mut alice = Chat::start(&a, &server.url(), None);
+    let id = send(&mut alice, "the secret word");
+    let text = explained(
+        &[&server],
+        &id,
+        &["accepted from", "in the log", "stored at seq 1", "pushed: 1", "waits for"],
+    );
+    assert!(!text.contains("secret"), "{text}");
+    let mut bob = Chat::start(&b, &server.url(), None);
+    bob.wait("message");
+    let text = explained(&[&server], &id, &["delivered to device", "acknowledged by"]);
+    println!("{text}");
+    let unknown =
+        server_command(&["explain", &"0".repeat(32), "--node", &format!("127.0.0.1:{}", server.admin)]);
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("none of these nodes remembers it"));
+}
+
+#[test]
+fn a_message_is_explained_across_nodes() {
+    let Some(services) = Services::single() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(dir.path(), &services, &fresh_name(), Size { gateways: 2, routers: 1 });
+    let (a, b) = (
+        register(dir.path(), &cluster.urls(0)[0], "alice"),
+        register(dir.path(), &cluster.urls(1)[0], "bob"),
+    );
+    let mut alice = Chat::start(&a, &cluster.urls(0)[0], None);
+    let mut bob = Chat::start(&b, &cluster.urls(1)[0], None);
+    bob.wait("caught_up");
+    let id = send(&mut alice, "hello");
+    bob.wait("message");
+    let nodes: Vec<&Server> = cluster.gateways.iter().chain(&cluster.routers).collect();
+    let all = [
+        "accepted from",
+        "in the log",
+        "stored at seq 1",
+        "routed to gateway",
+        "delivered to device",
+        "acknowledged by",
+    ];
+    println!("{}", explained(&nodes, &id, &all));
+}
