@@ -15,6 +15,9 @@ use super::{BUCKET, CassandraStore, signed};
 
 /// Rows and bytes of one request.
 const REQUEST: (usize, usize) = (100, 512 * 1024);
+/// Up to so many rows and bytes go in one request even if they belong to several partitions: a message between
+/// two people is six rows, and six requests cost the cluster more than one that its receiver passes on.
+const SMALL: (usize, usize) = (16, 32 * 1024);
 pub(super) const DAY_US: u64 = 24 * 3600 * 1_000_000;
 /// A row that is committed this long after its time is *late*.
 const LATE_US: u64 = 3600 * 1_000_000;
@@ -45,10 +48,20 @@ pub(super) fn minute(id: MessageId) -> i32 {
     i32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
+/// All writes as one group, if they are few.
+fn joined_if_small(partitions: Vec<Vec<Write<'_>>>) -> Vec<Vec<Write<'_>>> {
+    let rows: usize = partitions.iter().map(Vec::len).sum();
+    let bytes: usize = partitions.iter().flatten().map(Write::size).sum();
+    if rows > SMALL.0 || bytes > SMALL.1 {
+        return partitions;
+    }
+    vec![partitions.into_iter().flatten().collect()]
+}
+
 impl CassandraStore {
     /// Rows first, at their commit times; then the state, at its head's.
     pub(super) async fn commit_one(&self, commit: Commit) -> Result<()> {
-        let partitions = self.partitions(&commit);
+        let partitions = joined_if_small(self.partitions(&commit));
         try_join_all(partitions.iter().map(|writes| self.write_partition(writes))).await?;
         let head = commit.state.head;
         let value = state::encode(&commit.state);

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use chat_tests::cluster::{Cluster, Services, Size, fresh_name};
 use chat_transport::dial::Dialer;
 use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use scylla::client::session_builder::SessionBuilder;
 
@@ -100,6 +102,11 @@ async fn services_alone(services: Services, name: String, duration: Duration) ->
         .set("linger.ms", "0")
         .create()
         .unwrap();
+    let topic = format!("{name}-alone");
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &brokers).create().unwrap();
+    let new = NewTopic::new(&topic, 1, TopicReplication::Fixed(1));
+    admin.create_topics([&new], &AdminOptions::new()).await.unwrap();
     let node = services.cassandra.trim_start_matches("cassandra://").split('/').next().unwrap().to_owned();
     let session = SessionBuilder::new().known_node(node).build().await.unwrap();
     let table = format!("{name}.alone");
@@ -107,7 +114,6 @@ async fn services_alone(services: Services, name: String, duration: Duration) ->
     session.query_unpaged(create, ()).await.unwrap();
     let insert = session.prepare(format!("INSERT INTO {table} (key, value) VALUES (?, ?)")).await.unwrap();
     let (mut acks, mut writes) = (Vec::new(), Vec::new());
-    let topic = format!("{name}-alone");
     let (start, mut key) = (Instant::now(), 0);
     while start.elapsed() < duration {
         let begun = Instant::now();

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -76,7 +76,9 @@ enum End {
 impl End {
     async fn open(kind: Kind, dialer: &Dialer, number: u32) -> Self {
         if kind != Kind::Floor {
-            let user = User::new(&format!("user{number}"));
+            // A name that no earlier run took.
+            static NAMES: AtomicU64 = AtomicU64::new(0);
+            let user = User::new(&format!("user{}", NAMES.fetch_add(1, Ordering::Relaxed)));
             return Self::Ours(Box::new(Online::register(dialer, user).await.unwrap()), number);
         }
         let mut transport = dialer.dial().await.unwrap();
