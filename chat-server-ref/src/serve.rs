@@ -192,8 +192,15 @@ async fn join_cluster(
     let listener = TcpListener::bind(settings.link_listen)
         .await
         .map_err(|e| format!("link_listen {}: {e}", settings.link_listen))?;
-    let own = listener.local_addr().map_err(|e| e.to_string())?.to_string();
-    let address = settings.link_address.clone().unwrap_or(own);
+    let own = listener.local_addr().map_err(|e| e.to_string())?;
+    let address = match &settings.link_address {
+        Some(address) => address.clone(),
+        None if own.ip().is_unspecified() => {
+            let name = rustix::system::uname();
+            format!("{}:{}", name.nodename().to_string_lossy(), own.port())
+        }
+        None => own.to_string(),
+    };
     tracing::info!("the other nodes reach this one at {address}");
     let tls = settings.link_tls()?;
     tokio::spawn(async move {

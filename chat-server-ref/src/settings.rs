@@ -157,7 +157,8 @@ pub struct Settings {
     pub roles: Vec<Role>,
     /// Where the other nodes of a cluster reach this one.
     pub link_listen: SocketAddr,
-    /// The `host:port` that the others are told, if it is not where this one listens.
+    /// The `host:port` that the others are told, if it is not where this one listens (this machine's name, if
+    /// that is every address).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub link_address: Option<String>,
     /// PEM files: certificate and key of this node for the name `chat-node`, and the certificate of the
@@ -240,7 +241,8 @@ impl Default for Settings {
             accept_rate: 2000,
             drain_seconds: 60,
             retention_days: 30,
-            log: "info".into(),
+            // The driver repeats whatever Cassandra warns of, with the statement.
+            log: "info,scylla=error".into(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Drives a [`Session`] over a transport: one task a connection, no timer of its own while idle but the
 //! session's deadline.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -9,12 +9,12 @@ use std::task::Poll;
 use bytes::Bytes;
 use chat_core::backend::{Command, Transport};
 use chat_core::delivery::{Bound, Engine, Linking};
-use chat_core::envelope::{Refusal, Subject};
+use chat_core::envelope::{AckOf, Refusal, Subject};
 use chat_core::limits::WIRE_VERSION;
 use chat_core::mutant::Mutants;
 use chat_core::session::{Input, Output, Session};
 use chat_core::wire::{Challenge, ClientFrame, Hello, Registration, ServerFrame, close};
-use chat_core::{ErrorKind, Instant};
+use chat_core::{ConversationId, ErrorKind, Instant, Seq};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
@@ -70,6 +70,8 @@ impl Gateway {
             bound: None,
             link: None,
             appending: None,
+            acking: None,
+            acks: None,
             out: Vec::new(),
             closing: None,
             opened: Some(opened),
@@ -91,6 +93,10 @@ struct Connection {
     link: Option<Linking>,
     /// Commands that the log has not confirmed yet. An idle connection carries no room for them.
     appending: Option<Box<FuturesUnordered<Appending>>>,
+    /// Acks that the store has not confirmed yet.
+    acking: Option<Acking>,
+    /// Acks that came meanwhile, and the generation of the last: they go together when the store is ready.
+    acks: Option<(BTreeMap<ConversationId, Seq>, u64)>,
     out: Vec<Bytes>,
     closing: Option<u16>,
     opened: Option<Opened>,
@@ -98,11 +104,15 @@ struct Connection {
 
 type Appending = Pin<Box<dyn Future<Output = Option<ServerFrame>> + Send>>;
 
+/// Whether an ack was above what there is.
+type Acking = Pin<Box<dyn Future<Output = bool> + Send>>;
+
 /// Commands of one connection that may wait for the log.
 const APPENDING: usize = 64;
 
 enum Woken {
     Appended(Option<ServerFrame>),
+    Acked(bool),
     Frame(chat_core::Result<Option<Bytes>>),
     Events(Option<Vec<chat_core::delivery::Event>>),
     Linked(Option<Bytes>),
@@ -129,6 +139,7 @@ impl Connection {
                 break;
             }
         }
+        self.settle_acks().await;
         if let Some(bound) = self.bound.take() {
             self.gateway.engine.unbind(&bound).await;
         }
@@ -158,6 +169,13 @@ impl Connection {
             Woken::Appended(answer) => {
                 if let Some(answer) = answer {
                     self.step(Input::Answer(answer)).await;
+                }
+            }
+            Woken::Acked(too_high) => {
+                self.acking = None;
+                self.start_ack();
+                if too_high {
+                    self.step(Input::AckTooHigh).await;
                 }
             }
             Woken::Linked(answer) => {
@@ -202,6 +220,12 @@ impl Connection {
                     _ => std::future::pending().await,
                 }
             } => Woken::Appended(answer),
+            too_high = async {
+                match &mut self.acking {
+                    Some(acking) => acking.await,
+                    None => std::future::pending().await,
+                }
+            } => Woken::Acked(too_high),
             answer = async {
                 match &mut self.link {
                     Some(link) => link.answers.recv().await,
@@ -298,6 +322,8 @@ impl Connection {
                 Some(answer)
             }
             Output::Register(registration) => self.register(*registration).await,
+            // What is acknowledged is not to be read again.
+            Output::Read(_) if self.settle_acks().await => Some(Input::AckTooHigh),
             Output::Read(after) => match engine.inbox(device?.installation, after).await {
                 Ok(rows) => Some(Input::Page(after, rows)),
                 Err(_) => Some(Input::PageFailed),
@@ -311,8 +337,14 @@ impl Connection {
                 Err(answer) => Some(Input::Answer(*answer)),
             },
             Output::Ack(acks, generation) => {
-                let outcome = engine.ack(device?.installation, generation, &acks).await;
-                outcome.is_err_and(|error| error.kind() == ErrorKind::Invalid).then_some(Input::AckTooHigh)
+                let waiting = self.acks.get_or_insert_default();
+                for ack in acks {
+                    let known = waiting.0.entry(ack.conversation).or_default();
+                    *known = ack.seq.max(*known);
+                }
+                waiting.1 = generation.max(waiting.1);
+                self.start_ack();
+                None
             }
             Output::Ask(id, ask) => Some(Input::Answer(match engine.answer(device?, ask).await {
                 Ok(answer) => ServerFrame::Response(id, Box::new(answer)),
@@ -342,6 +374,33 @@ impl Connection {
             }
             _ => None,
         }
+    }
+
+    /// Gives the store the acks that wait, unless it is busy with others of this device.
+    fn start_ack(&mut self) {
+        let Some(device) = self.session.device() else { return };
+        if self.acking.is_some() {
+            return;
+        }
+        let Some((acks, generation)) = self.acks.take() else { return };
+        let engine = self.gateway.engine.clone();
+        let acks: Vec<AckOf> =
+            acks.into_iter().map(|(conversation, seq)| AckOf { conversation, seq }).collect();
+        self.acking = Some(Box::pin(async move {
+            let outcome = engine.ack(device.installation, generation, &acks).await;
+            outcome.is_err_and(|error| error.kind() == ErrorKind::Invalid)
+        }));
+    }
+
+    /// Waits until the store has all acks; whether one was above what there is.
+    async fn settle_acks(&mut self) -> bool {
+        while let Some(acking) = self.acking.take() {
+            if acking.await {
+                return true;
+            }
+            self.start_ack();
+        }
+        false
     }
 
     /// Appends a command in its order, and waits for the log's word only if much waits already.

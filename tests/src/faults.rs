@@ -86,6 +86,8 @@ pub struct Script {
     environment: Vec<(&'static str, String)>,
     /// Node n is at `net.n`.
     pub net: String,
+    /// Whether each node is a machine of its own, whose network can be cut.
+    pub machines: bool,
 }
 
 impl Script {
@@ -98,9 +100,10 @@ impl Script {
             ("CHAT_SERVICES_DIST", variable("CHAT_TEST_SERVICES_DIST")?),
             ("CHAT_SERVICES_NET", net.clone()),
         ];
-        environment
-            .extend(variable("CHAT_TEST_SERVICES_NETNS").map(|prefix| ("CHAT_SERVICES_NETNS", prefix)));
-        Some(Self { environment, net })
+        let prefix = variable("CHAT_TEST_SERVICES_NETNS");
+        let machines = prefix.is_some();
+        environment.extend(prefix.map(|prefix| ("CHAT_SERVICES_NETNS", prefix)));
+        Some(Self { environment, net, machines })
     }
 
     fn run_file(&self, file: &str, arguments: &[&str]) -> String {

@@ -126,9 +126,10 @@ fn the_same_while_nodes_are_killed_and_stopped_and_redis_forgets() {
 }
 
 #[test]
-fn the_same_while_services_of_several_nodes_are_killed_and_stopped() {
+fn the_same_while_services_are_killed_stopped_and_cut_off() {
     let Some(services) = Services::replicated() else { return };
     let Some(script) = Script::find() else { return };
-    let faults = in_turn(&Fault::SERVICES, 6);
-    replay(&services, Some(script), 1000 * faults.len(), &faults);
+    let network = if script.machines { &Fault::NETWORK[..] } else { &[] };
+    let faults = in_turn(&[&Fault::SERVICES, network].concat(), Fault::SERVICES.len() + network.len());
+    replay(&services, Some(script), 200 * faults.len(), &faults);
 }

@@ -15,8 +15,9 @@ use super::commit::{DAY_US, LATE_DAY, big, blob, day_of, now_us};
 use super::link::Write;
 use super::{CassandraStore, corrupt, signed, unsigned};
 
-/// How far the floor of an inbox stays behind the clock: more than rows may be late without being noticed.
-pub(super) const FLOOR_BEHIND_US: u64 = 2 * 3600 * 1_000_000;
+/// How far the floor of an inbox stays behind the clock: more than rows may be late without being noticed, by
+/// more than clocks of nodes differ. What was deleted above the floor is read over, so it bounds that too.
+pub(super) const FLOOR_BEHIND_US: u64 = 15 * 60 * 1_000_000;
 /// Days that are looked at; retention is at most a year.
 pub(super) const DAYS_READ: i32 = 400;
 /// Acknowledged rows that a device may leave behind before they are deleted.

@@ -21,8 +21,10 @@
 //! | `accounts`, `handles`, `owners` | one row each | |
 //! | `devices` | installation, prekey id | 200 prekeys |
 //!
-//! An inbox is read from the day of its *floor*, below which everything is acknowledged; the floor stays two
-//! hours behind the clock. A row that is committed more than an hour late goes to day 0, which is always read.
+//! An inbox is read from the day of its *floor*, below which everything is acknowledged; the floor stays a
+//! quarter of an hour behind the clock. A row that is committed more than five minutes late goes to day 0, which is
+//! always read. So clocks of nodes may differ by ten minutes, and at most what a device acknowledged in a quarter of
+//! an hour is read over as tombstones.
 
 mod commit;
 mod directory;

@@ -8,6 +8,11 @@ use chat_core::backend::{Commit, ConversationState, DeviceRecord, MessageStore, 
 use chat_core::envelope::{AckOf, Cell, Durability, InboxRow, Place};
 use chat_core::{ConversationId, ConversationKind, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch};
 
+/// The guide's worked example, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/writing-a-backend.md")]
+mod guide {}
+
 /// The store.
 #[derive(Debug, Default)]
 pub struct ToyStore(Mutex<Toy>);

@@ -1,0 +1,52 @@
+//! The catalogue of metrics, the dashboard and the code name the same things.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)).unwrap()
+}
+
+/// Everything in a text that looks like a metric of ours.
+fn names(text: &str) -> BTreeSet<String> {
+    const ENDS: [&str; 9] = [
+        "_total",
+        "_seconds",
+        "_records",
+        "_messages",
+        "_conversations",
+        "_bytes",
+        "_sessions",
+        "_owned",
+        "_writes",
+    ];
+    let other = |c: char| !(c.is_ascii_lowercase() || c == '_');
+    let named = |name: &&str| name.starts_with("chat_") && ENDS.iter().any(|end| name.ends_with(end));
+    text.split(other).filter(named).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_metric_is_in_the_catalogue() {
+    let sources = [
+        "chat-server-ref/src/admin.rs",
+        "chat-server-ref/src/measured.rs",
+        "chat-transport/src/kafka/observer.rs",
+        "chat-transport/src/kafka/consumer.rs",
+        "chat-transport/src/link.rs",
+        "chat-store/src/cassandra/link.rs",
+    ];
+    let made: BTreeSet<String> = sources.iter().flat_map(|path| names(&read(path))).collect();
+    let catalogue = names(&read("docs/operations.md"));
+    assert!(made.len() > 20, "{made:?}");
+    assert_eq!(made, catalogue);
+}
+
+#[test]
+fn the_dashboard_shows_what_there_is() {
+    let dashboard: serde_json::Value = serde_json::from_str(&read("deploy/grafana.json")).unwrap();
+    assert_eq!(dashboard["title"], "chat");
+    let trimmed = dashboard.to_string().replace("_bucket", "").replace("_sum", "").replace("_count", "");
+    let shown = names(&trimmed);
+    assert!(shown.len() >= 10 && shown.is_subset(&names(&read("docs/operations.md"))), "{shown:?}");
+}
