@@ -70,7 +70,7 @@ pub struct Cluster {
 impl Cluster {
     /// A cluster on a keyspace and a topic of this name; the keyspace may be there already.
     pub fn start(dir: &Path, services: &Services, name: &str, size: Size) -> Self {
-        let kafka = services.kafka.replacen("/test?", &format!("/{name}?partitions=8&"), 1);
+        let kafka = services.kafka.replacen("/test?", &format!("/{name}?partitions=32&"), 1);
         let text = format!(
             "store = {:?}\nrouter = {kafka:?}\nregistry = {:?}\nlink_listen = \"127.0.0.1:0\"\n\
              open_registration = true\nlog = \"info,scylla=warn\"\n",
