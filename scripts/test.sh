@@ -29,6 +29,19 @@ lint() {
     cargo clippy --locked --workspace --all-targets \
         --features "$features" -- -D warnings
     cargo deny --locked check bans licenses sources
+    units
+}
+
+# The systemd units, as far as this machine can tell.
+units() {
+    command -v systemd-analyze >/dev/null || return 0
+    local copy unit
+    copy=$(mktemp -d)
+    for unit in deploy/systemd/*.service; do
+        sed 's|/usr/local/bin/chat-server-ref|/bin/true|' "$unit" >"$copy/${unit##*/}"
+    done
+    systemd-analyze verify --man=no "$copy"/*.service
+    rm -r "$copy"
 }
 
 docs() {
@@ -91,12 +104,17 @@ services() {
     fi
     cargo test --locked --profile "$profile" --workspace --exclude chat-tests --features "$features" \
         --test redis --test kafka --test cassandra -- --nocapture --test-threads 1 || outcome=$?
-    "${cluster[@]}" stop || true
     cargo build --locked --profile "$profile" -p chat-server-ref -p chat-cli --features chat-server-ref/cluster
-    cargo test --locked --profile "$profile" -p chat-tests --test cluster \
+    # What is done to services of several nodes comes first; then those make room.
+    export CHAT_TEST_SERVICES_DIR="$PWD/target/services-cluster" CHAT_TEST_SERVICES_NET=127.0.7
+    export CHAT_TEST_SERVICES_DIST="$PWD/target/services/dist"
+    cargo test --locked --profile "$profile" -p chat-tests --test cluster the_same_while_services \
         -- --nocapture --test-threads 1 || outcome=$?
-    unset CHAT_TEST_REDIS CHAT_TEST_REDIS_CLUSTER CHAT_TEST_KAFKA CHAT_TEST_KAFKA_CLUSTER
-    unset CHAT_TEST_CASSANDRA CHAT_TEST_CASSANDRA_CLUSTER
+    "${cluster[@]}" stop || true
+    unset CHAT_TEST_REDIS_CLUSTER CHAT_TEST_KAFKA_CLUSTER CHAT_TEST_CASSANDRA_CLUSTER
+    cargo test --locked --profile "$profile" -p chat-tests --test cluster --test copy --test crowd --test explain \
+        -- --nocapture --test-threads 1 || outcome=$?
+    unset CHAT_TEST_REDIS CHAT_TEST_KAFKA CHAT_TEST_CASSANDRA
     "${single[@]}" stop || true
     return "$outcome"
 }
