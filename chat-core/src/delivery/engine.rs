@@ -8,6 +8,8 @@ use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 
 use super::admission::{refusal_of, refuse_now};
+use super::batch::{Batch, Remembered, States, id_key, may_be_stored};
+use super::counters::Counters;
 use super::opening::Offer;
 use super::rates::{Limits, Rates};
 use super::shard::{Decision, IdKey, decide};
@@ -97,30 +99,6 @@ pub struct Engine {
     /// What the broken variants of the engine keep in memory only.
     #[cfg(feature = "sim")]
     mutant_ids: Mutex<HashMap<IdKey, Seq>>,
-}
-
-/// What an engine did since it was made.
-#[derive(Debug, Default)]
-#[allow(clippy::exhaustive_structs)]
-pub struct Counters {
-    /// Publishes and voids that gateways took.
-    pub published: AtomicU64,
-    /// Messages that got a place.
-    pub stored: AtomicU64,
-    /// Repeats that got their original answer.
-    pub repeated: AtomicU64,
-    /// Publishes refused, *retry* included.
-    pub refused: AtomicU64,
-    /// Batches committed.
-    pub batches: AtomicU64,
-    /// Rows told to connected devices.
-    pub pushed: AtomicU64,
-    /// Batches of events that went to other gateways.
-    pub forwarded: AtomicU64,
-    /// Devices woken by a push service.
-    pub woken: AtomicU64,
-    /// Acks taken.
-    pub acked: AtomicU64,
 }
 
 fn count(counter: &AtomicU64, n: usize) {
@@ -559,50 +537,6 @@ impl Engine {
     }
 }
 
-/// Conversations and where they stand.
-type States = HashMap<ConversationId, ConversationState>;
-
-/// What a shard remembers: its conversations as its last batch left them, good for one tenure.
-#[derive(Debug, Default)]
-struct Remembered {
-    tenure: u64,
-    states: States,
-}
-
-/// What a batch of records adds up to before it is committed.
-#[derive(Debug, Default)]
-struct Batch {
-    states: States,
-    /// Connections that wait for answers.
-    replies: Vec<Route>,
-    commits: HashMap<ConversationId, Commit>,
-    /// Conversations in the order of their first commit.
-    order: Vec<ConversationId>,
-    ids: HashMap<IdKey, Seq>,
-    events: Vec<(DeviceAddress, Event)>,
-    /// What happened to messages, once it is committed.
-    steps: Vec<(MessageId, Stage)>,
-}
-
-impl Batch {
-    fn add(&mut self, commit: Commit) {
-        self.states.insert(commit.conversation, commit.state.clone());
-        match self.commits.get_mut(&commit.conversation) {
-            Some(known) => {
-                known.history.extend(commit.history);
-                known.ids.extend(commit.ids);
-                known.inbox.extend(commit.inbox);
-                known.generations.extend(commit.generations);
-                known.state = commit.state;
-            }
-            None => {
-                self.order.push(commit.conversation);
-                self.commits.insert(commit.conversation, commit);
-            }
-        }
-    }
-}
-
 /// The users of installations, as far as state and command name them. The small device number does not
 /// matter to delivery; the sender's own is kept where it is known.
 fn addresses(state: &ConversationState, command: &Command) -> HashMap<InstallationId, DeviceAddress> {
@@ -618,21 +552,6 @@ fn addresses(state: &ConversationState, command: &Command) -> HashMap<Installati
         .collect();
     known.insert(command.sender.installation, command.sender);
     known
-}
-
-/// Whether the store has to be asked for a record's id. A device says of an id that it never sent before, and
-/// knows that for good; only a record that comes again can still be stored then.
-fn may_be_stored(states: &States, record: &Record) -> bool {
-    let Operation::Publish(Publish { first: true, .. }) = &record.command.operation else { return true };
-    states.get(&record.command.conversation()).is_none_or(|state| {
-        let head = state.head.position;
-        head.generation != record.position.generation || record.position <= head
-    })
-}
-
-fn id_key(record: &Record) -> IdKey {
-    let number = record.command.number();
-    (number.conversation, record.command.sender.installation, number.message_id)
 }
 
 fn refused(number: &SendNumber, refusal: Refusal) -> ServerFrame {

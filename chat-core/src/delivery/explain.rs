@@ -14,13 +14,13 @@ pub struct Explanation {
     /// What this node did, in order; empty if it did nothing or has forgotten.
     pub steps: Vec<Step>,
     /// Where it is stored, if this node knows its conversation and it is.
-    pub stored: Option<Place>,
+    pub stored: Option<StoredAt>,
 }
 
 /// Where a message is stored, and how far the devices of the conversation are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
-pub struct Place {
+pub struct StoredAt {
     /// The conversation.
     pub conversation: ConversationId,
     /// The place in it.
@@ -63,18 +63,18 @@ impl Engine {
             _ => None,
         });
         let stored = match of {
-            Some((conversation, sender)) => self.place(conversation, sender, id).await?,
+            Some((conversation, sender)) => self.stored_at(conversation, sender, id).await?,
             None => None,
         };
         Ok(Explanation { steps, stored })
     }
 
-    async fn place(
+    async fn stored_at(
         &self,
         conversation: ConversationId,
         sender: InstallationId,
         id: MessageId,
-    ) -> Result<Option<Place>> {
+    ) -> Result<Option<StoredAt>> {
         let store = &self.backends.store;
         let Some(seq) = store.find(conversation, sender, id).await? else { return Ok(None) };
         let state = store.state(conversation).await?.unwrap_or_default();
@@ -86,6 +86,6 @@ impl Engine {
                 devices.push((*device, seq <= cell.acked));
             }
         }
-        Ok(Some(Place { conversation, seq, devices }))
+        Ok(Some(StoredAt { conversation, seq, devices }))
     }
 }

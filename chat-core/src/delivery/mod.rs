@@ -1,6 +1,8 @@
 //! From a publish to every device: admission, order, commit, plan, hub.
 
 mod admission;
+mod batch;
+mod counters;
 mod engine;
 mod ephemeral;
 mod explain;
@@ -12,8 +14,9 @@ mod rates;
 mod shard;
 mod trail;
 
-pub use engine::{Counters, Engine, EngineSettings};
-pub use explain::{Explanation, Place as StoredPlace};
+pub use counters::Counters;
+pub use engine::{Engine, EngineSettings};
+pub use explain::{Explanation, StoredAt};
 pub use hub::{Bound, Event, Hub};
 pub use opening::{Greeting, Linking};
 pub use plan::{Plan, plan};
