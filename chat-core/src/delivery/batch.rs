@@ -4,8 +4,7 @@ use std::collections::HashMap;
 
 use super::shard::IdKey;
 use super::{Event, Stage};
-use crate::backend::{Commit, ConversationState, Operation, Record, Route};
-use crate::envelope::Publish;
+use crate::backend::{Commit, ConversationState, Record, Route};
 use crate::id::{ConversationId, DeviceAddress, MessageId, Seq};
 
 /// Conversations and where they stand.
@@ -53,16 +52,7 @@ impl Batch {
     }
 }
 
-/// Whether the store has to be asked for a record's id. A device says of an id that it never sent before, and
-/// knows that for good; only a record that comes again can still be stored then.
-pub(super) fn may_be_stored(states: &States, record: &Record) -> bool {
-    let Operation::Publish(Publish { first: true, .. }) = &record.command.operation else { return true };
-    states.get(&record.command.conversation()).is_none_or(|state| {
-        let head = state.head.position;
-        head.generation != record.position.generation || record.position <= head
-    })
-}
-
+/// What a record's id is found by.
 pub(super) fn id_key(record: &Record) -> IdKey {
     let number = record.command.number();
     (number.conversation, record.command.sender.installation, number.message_id)

@@ -8,7 +8,7 @@ use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 
 use super::admission::{refusal_of, refuse_now};
-use super::batch::{Batch, Remembered, States, id_key, may_be_stored};
+use super::batch::{Batch, Remembered, States, id_key};
 use super::counters::Counters;
 use super::opening::Offer;
 use super::rates::{Limits, Rates};
@@ -336,8 +336,7 @@ impl Engine {
         let read = unknown.into_iter().map(|id| async move {
             Ok::<_, crate::Error>((id, self.backends.store.state(id).await?.unwrap_or_default()))
         });
-        let keys: HashSet<IdKey> =
-            records.iter().filter(|record| may_be_stored(states, record)).map(id_key).collect();
+        let keys: HashSet<IdKey> = records.iter().map(id_key).collect();
         let found = keys.into_iter().map(|key| async move { Ok((key, self.find(key).await?)) });
         let (read, found) = futures_util::future::try_join(try_join_all(read), try_join_all(found)).await?;
         states.extend(read);
