@@ -323,7 +323,8 @@ impl Engine {
                 outcome?;
             }
         }
-        batch.steps.drain(..).for_each(|(id, stage)| self.note(id, stage));
+        let now = self.now_us();
+        batch.steps.drain(..).for_each(|(id, stage)| self.trail.note(id, now, stage));
         self.deliver(batch.events, &batch.replies).await;
         *states = batch.states;
         Ok(())

@@ -35,7 +35,7 @@ pub enum Event {
 pub struct Hub {
     connections: DashMap<InstallationId, Connection>,
     queue: usize,
-    /// How often what was told did not fit.
+    /// Batches that did not fit and are read from inboxes instead.
     dropped: AtomicU64,
 }
 
@@ -109,11 +109,11 @@ impl Hub {
         };
         let lossless = events.iter().any(|event| !matches!(event, Event::Ephemeral(_)));
         let lagged = events.iter().any(|event| matches!(event, Event::Lagged));
-        let full = connection.queue.try_send(events).is_err();
-        if full {
+        let lost = connection.queue.try_send(events).is_err() && lossless;
+        if lost {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
-        if (full && lossless) || lagged {
+        if lost || lagged {
             connection.lagged.store(true, Ordering::Release);
         }
         true
@@ -126,7 +126,7 @@ impl Hub {
         }
     }
 
-    /// How many batches of events did not fit, since the process began.
+    /// How many batches of events did not fit and are read from inboxes instead, since the process began.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
