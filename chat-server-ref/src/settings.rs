@@ -422,6 +422,13 @@ mod tests {
     }
 
     #[test]
+    fn retention_is_a_year_at_most() {
+        let kept = |retention_days| Settings { retention_days, ..Settings::default() }.check();
+        assert_eq!(kept(365), Ok(()));
+        assert!(kept(366).is_err() && kept(0).is_err(), "an inbox is not read further back");
+    }
+
+    #[test]
     fn open_registration_stays_on_this_machine() {
         let mut settings = Settings { listen: "0.0.0.0:7777".parse().unwrap(), ..Settings::default() };
         assert!(!settings.is_open(), "off by default elsewhere");

@@ -185,8 +185,7 @@ impl<Tell: Fn(String) + Send + Sync> Copy<'_, Tell> {
             generations: Vec::new(),
             state,
         };
-        let mailbox = id.kind() == Ok(chat_core::ConversationKind::Mailbox);
-        let mut from = self.from.rows(id, if mailbox { Seq::MAX - 1 } else { there.head.seq });
+        let mut from = self.from.rows(id, there.head.seq);
         loop {
             let piece = from.by_ref().take(PIECE).collect::<Result<Vec<InboxRow>>>()?;
             let Some(end) = piece.last().filter(|row| row.seq < last.head.seq) else {
@@ -240,25 +239,13 @@ impl<Tell: Fn(String) + Send + Sync> Copy<'_, Tell> {
         let found = patiently(|| self.to.ids(id, &ids)).await?;
         add_ids(&mut ours, &ids);
         add_ids(&mut theirs, &found);
-        let mut messages = 0;
-        if id.kind() != Ok(chat_core::ConversationKind::Mailbox) {
-            // Pages end where they like: each side is read by its own.
-            let (mut before, mut below) = (0, 0);
-            loop {
-                let page = self.from.history(id, before)?;
-                let Some(end) = page.last() else { break };
-                before = end.seq;
-                messages += page.len() as u64;
-                page.iter().for_each(|row| add(&mut ours, &encode_row(row)));
-            }
-            loop {
-                let page = patiently(|| self.to.history(id, below)).await?;
-                let Some(end) = page.last() else { break };
-                below = end.seq;
-                page.iter().for_each(|row| add(&mut theirs, &encode_row(row)));
-                self.progress(|| "comparing".to_owned());
-            }
-        }
+        let before = |row: &InboxRow| row.seq;
+        let messages = add_pages(&mut ours, 0, before, async |before| self.from.history(id, before)).await?;
+        add_pages(&mut theirs, 0, before, async |before| {
+            self.progress(|| "comparing".to_owned());
+            patiently(|| self.to.history(id, before)).await
+        })
+        .await?;
         let digest = same(ours, theirs, "a conversation is not the same in the target")?;
         Ok((digest, messages))
     }
@@ -267,20 +254,10 @@ impl<Tell: Fn(String) + Send + Sync> Copy<'_, Tell> {
         let (mut ours, mut theirs) = (Sha256::new(), Sha256::new());
         add_device(&mut ours, &self.from.device(id)?);
         add_device(&mut theirs, &patiently(|| self.to.device(id)).await?);
-        let (mut after, mut waiting) = (Place::START, 0);
-        loop {
-            let page = self.from.inbox(id, after)?;
-            let Some(last) = page.last() else { break };
-            (after, waiting) = (last.place(), waiting + page.len() as u64);
-            page.iter().for_each(|row| add(&mut ours, &encode_row(row)));
-        }
-        after = Place::START;
-        loop {
-            let page = patiently(|| self.to.inbox(id, after)).await?;
-            let Some(last) = page.last() else { break };
-            after = last.place();
-            page.iter().for_each(|row| add(&mut theirs, &encode_row(row)));
-        }
+        let (start, after) = (Place::START, InboxRow::place);
+        let waiting = add_pages(&mut ours, start, after, async |after| self.from.inbox(id, after)).await?;
+        let there = async |after| patiently(|| self.to.inbox(id, after)).await;
+        add_pages(&mut theirs, start, after, there).await?;
         Ok((same(ours, theirs, "a device is not the same in the target")?, waiting))
     }
 
@@ -311,6 +288,22 @@ fn same(ours: Sha256, theirs: Sha256, otherwise: &'static str) -> Result<[u8; 32
 fn add(digest: &mut Sha256, bytes: &[u8]) {
     digest.update((bytes.len() as u64).to_be_bytes());
     digest.update(bytes);
+}
+
+/// Adds the rows of all pages, each of which begins after the last row of the one before; gives how many.
+async fn add_pages<At>(
+    digest: &mut Sha256,
+    mut at: At,
+    next: impl Fn(&InboxRow) -> At,
+    page: impl AsyncFn(At) -> Result<Vec<InboxRow>>,
+) -> Result<u64> {
+    let mut count = 0;
+    loop {
+        let rows = page(at).await?;
+        let Some(last) = rows.last() else { return Ok(count) };
+        (at, count) = (next(last), count + rows.len() as u64);
+        rows.iter().for_each(|row| add(digest, &encode_row(row)));
+    }
 }
 
 fn add_ids(digest: &mut Sha256, ids: &[(Seq, InstallationId, MessageId)]) {

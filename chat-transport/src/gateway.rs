@@ -322,12 +322,16 @@ impl Connection {
                 Some(answer)
             }
             Output::Register(registration) => self.register(*registration).await,
-            // What is acknowledged is not to be read again.
-            Output::Read(_) if self.settle_acks().await => Some(Input::AckTooHigh),
-            Output::Read(after) => match engine.inbox(device?.installation, after).await {
-                Ok(rows) => Some(Input::Page(after, rows)),
-                Err(_) => Some(Input::PageFailed),
-            },
+            Output::Read(after) => {
+                // What is acknowledged is not to be read again.
+                if self.settle_acks().await {
+                    return Some(Input::AckTooHigh);
+                }
+                Some(match engine.inbox(device?.installation, after).await {
+                    Ok(rows) => Input::Page(after, rows),
+                    Err(_) => Input::PageFailed,
+                })
+            }
             Output::Publish(publish) => match engine.admit_publish(device?, publish).await {
                 Ok(command) => self.append(command).await.map(Input::Answer),
                 Err(answer) => Some(Input::Answer(*answer)),

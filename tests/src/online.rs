@@ -64,16 +64,19 @@ impl Online {
         loop {
             match next(&mut *online.transport).await?.ok_or_else(closed)? {
                 ServerFrame::Deliver(rows, true) if rows.is_empty() => return Ok(online),
-                ServerFrame::Deliver(rows, _) => online.take(rows).await?,
+                ServerFrame::Deliver(rows, _) => {
+                    online.acknowledge(&rows).await?;
+                    online.caught_up.extend(rows);
+                }
                 ServerFrame::Close { .. } => return Err(closed()),
                 _ => {}
             }
         }
     }
 
-    async fn take(&mut self, rows: Vec<InboxRow>) -> Result<()> {
+    /// Acknowledges rows that it was given.
+    pub async fn acknowledge(&mut self, rows: &[InboxRow]) -> Result<()> {
         let acks = rows.iter().map(|row| AckOf { conversation: row.conversation, seq: row.seq }).collect();
-        self.caught_up.extend(rows);
         let frame = self.ack(acks);
         self.transport.send(vec![frame]).await
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use chat_core::ConversationId;
-use chat_core::envelope::{AckOf, InboxRow};
+use chat_core::envelope::InboxRow;
 use chat_core::wire::ServerFrame;
 use chat_tests::Dice;
 use chat_tests::cluster::{Cluster, Services, Size, fresh_name};
@@ -69,15 +69,8 @@ async fn stay(mut online: Online, elsewhere: Dialer, mut dice: Dice, messages: u
         let closed = match tokio::time::timeout(Duration::from_secs(90), next(&mut *online.transport)).await {
             Err(_) => panic!("{} of {messages} messages came", got.len()),
             Ok(Ok(Some(ServerFrame::Deliver(rows, _)))) => {
-                let acks: Vec<AckOf> =
-                    rows.iter().map(|row| AckOf { conversation: row.conversation, seq: row.seq }).collect();
                 got.extend(messages_of(&rows));
-                if acks.is_empty() {
-                    false
-                } else {
-                    let ack = online.ack(acks);
-                    online.transport.send(vec![ack]).await.is_err()
-                }
+                !rows.is_empty() && online.acknowledge(&rows).await.is_err()
             }
             Ok(Ok(Some(ServerFrame::Close { retry_after, .. }))) => {
                 wait_ms = Some(u64::from(retry_after));
@@ -138,10 +131,7 @@ async fn talk(from: Online, to: Online, stop: Arc<AtomicBool>) -> Vec<(Instant, 
             took.extend(
                 rows.iter().filter_map(sent_at).map(|at| (Instant::now(), now - Duration::from_nanos(at))),
             );
-            let acks =
-                rows.iter().map(|row| AckOf { conversation: row.conversation, seq: row.seq }).collect();
-            let ack = to.ack(acks);
-            to.transport.send(vec![ack]).await.unwrap();
+            to.acknowledge(&rows).await.unwrap();
         }
     }
     sending.await.unwrap();

@@ -7,7 +7,8 @@ use chat_core::backend::{ConversationState, PageLimit, WantCells};
 use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::{InboxRow, Place};
 use chat_core::{
-    ConversationId, Error, ErrorKind, Handle, InstallationId, MessageId, Result, Seq, StoreEpoch, UserId,
+    ConversationId, ConversationKind, Error, ErrorKind, Handle, InstallationId, MessageId, Result, Seq,
+    StoreEpoch, UserId,
 };
 
 use super::watermark::Watermark;
@@ -73,14 +74,15 @@ impl SealedStore {
         self.tables.read_state(conversation)?.ok_or_else(corrupt)
     }
 
-    /// The rows of a conversation above a seq, oldest first.
+    /// The rows of a conversation above a seq, oldest first; none of a mailbox, whose rows are in inboxes only.
     pub(crate) fn rows(
         &self,
         conversation: ConversationId,
         after: Seq,
     ) -> impl Iterator<Item = Result<InboxRow>> + use<> {
         let range = keys::history(conversation, after + 1)..=keys::history(conversation, Seq::MAX);
-        self.tables.history.range(range).map(|guard| {
+        let kept = conversation.kind() != Ok(ConversationKind::Mailbox);
+        kept.then(|| self.tables.history.range(range)).into_iter().flatten().map(|guard| {
             let value = guard.value().map_err(failed)?;
             chat_core::wire::decode_row(value.into()).map_err(|_| corrupt())
         })
