@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chat_core::delivery::{Explanation, Stage, Step};
+use chat_core::delivery::{Explanation, Stage, Step, Whereabouts};
 use chat_core::{InstallationId, MessageId};
 use serde::{Deserialize, Serialize};
 
@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// One node's account, as it goes over HTTP.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Said {
     /// What it did, in order.
     pub steps: Vec<SaidStep>,
-    /// What the store knows for good, if the node knew where to look.
-    pub stored: Option<SaidStored>,
+    /// What the store says.
+    pub whereabouts: SaidWhereabouts,
 }
 
 /// A step.
@@ -29,16 +29,24 @@ pub struct SaidStep {
     pub what: String,
 }
 
-/// Where the message is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(clippy::exhaustive_structs)]
-pub struct SaidStored {
-    /// The conversation.
-    pub conversation: String,
-    /// The place in it.
-    pub seq: u64,
-    /// The devices that have a row for it, shortened, and whether each acknowledged it.
-    pub devices: Vec<(String, bool)>,
+/// Where the message is; the later of two answers says more.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(clippy::exhaustive_enums)]
+pub enum SaidWhereabouts {
+    /// The node does not remember where to look.
+    Unknown,
+    /// It is not stored.
+    NotStored,
+    /// It is stored.
+    Stored {
+        /// The conversation.
+        conversation: String,
+        /// The place in it.
+        seq: u64,
+        /// The devices that have a row for it, shortened, and whether each acknowledged it.
+        devices: Vec<(String, bool)>,
+    },
 }
 
 /// Reads a message id: 32 hexadecimal digits, with or without the dashes of a UUID.
@@ -66,7 +74,7 @@ fn words(stage: Stage) -> String {
         Stage::Refused { reason } => format!("refused: {reason}"),
         Stage::Routed { gateway, devices } => format!("routed to gateway {}: {devices} devices", gateway.0),
         Stage::Pushed { devices } => format!("pushed: {devices} devices are not connected"),
-        Stage::Delivered { device } => format!("delivered to device {}", short(device)),
+        Stage::Delivered { device, .. } => format!("delivered to device {}", short(device)),
         other => format!("{other:?}"),
     }
 }
@@ -75,12 +83,16 @@ impl Said {
     /// What a node answers.
     pub fn new(explanation: Explanation) -> Self {
         let step = |step: Step| SaidStep { at_us: step.at_us, what: words(step.stage) };
-        let stored = explanation.stored.map(|place| SaidStored {
-            conversation: place.conversation.to_hex(),
-            seq: place.seq,
-            devices: place.devices.into_iter().map(|(device, acked)| (short(device), acked)).collect(),
-        });
-        Self { steps: explanation.steps.into_iter().map(step).collect(), stored }
+        let whereabouts = match explanation.whereabouts {
+            Whereabouts::Unknown => SaidWhereabouts::Unknown,
+            Whereabouts::NotStored => SaidWhereabouts::NotStored,
+            Whereabouts::Stored { conversation, seq, devices } => SaidWhereabouts::Stored {
+                conversation: conversation.to_hex(),
+                seq,
+                devices: devices.into_iter().map(|(device, acked)| (short(device), acked)).collect(),
+            },
+        };
+        Self { steps: explanation.steps.into_iter().map(step).collect(), whereabouts }
     }
 }
 
@@ -98,20 +110,17 @@ fn ask(node: &str, id: MessageId) -> Result<Said, String> {
 /// What is no message id; that no node answered, or none knows it.
 pub fn explain(message_id: &str, nodes: &[String]) -> Result<Vec<String>, String> {
     let id = parse_id(message_id).ok_or("a message id has 32 hexadecimal digits")?;
-    let (mut steps, mut stored, mut lines, mut answered) = (Vec::new(), None, Vec::new(), false);
+    let (mut steps, mut lines, mut answers) = (Vec::new(), Vec::new(), Vec::new());
     for node in nodes {
         match ask(node, id) {
             Ok(said) => {
-                answered = true;
                 steps.extend(said.steps.into_iter().map(|step| (step.at_us, node, step.what)));
-                stored = stored.or(said.stored);
+                answers.push(said.whereabouts);
             }
             Err(error) => lines.push(error),
         }
     }
-    if !answered {
-        return Err(lines.join("; "));
-    }
+    let Some(whereabouts) = answers.into_iter().max() else { return Err(lines.join("; ")) };
     if steps.is_empty() {
         return Err("none of these nodes remembers it: it is older than what they keep in memory, or went \
                     through others"
@@ -121,14 +130,16 @@ pub fn explain(message_id: &str, nodes: &[String]) -> Result<Vec<String>, String
     let start = steps.first().map_or(0, |step| step.0);
     let at = |at_us: u64| format!("{:>+10.3} ms", (at_us - start) as f64 / 1000.0);
     lines.extend(steps.iter().map(|(at_us, node, what)| format!("{}  {node}  {what}", at(*at_us))));
-    match stored {
-        None => lines.push("not stored".to_owned()),
-        Some(stored) => {
-            lines.push(format!("stored in conversation {} at seq {}", stored.conversation, stored.seq));
-            for (device, acked) in stored.devices {
-                let acked = if acked { "acknowledged by" } else { "waits for" };
-                lines.push(format!("{acked} device {device}"));
-            }
+    match whereabouts {
+        SaidWhereabouts::Unknown => {
+            lines.push("none of these nodes remembers where it would be stored".to_owned())
+        }
+        SaidWhereabouts::NotStored => lines.push("not stored".to_owned()),
+        SaidWhereabouts::Stored { conversation, seq, devices } => {
+            lines.push(format!("stored in conversation {conversation} at seq {seq}"));
+            lines.extend(devices.into_iter().map(|(device, acked)| {
+                format!("{} device {device}", if acked { "acknowledged by" } else { "waits for" })
+            }));
         }
     }
     Ok(lines)

@@ -32,7 +32,7 @@ fn send(alice: &mut Chat, text: &str) -> String {
 #[test]
 fn a_message_is_explained_without_its_content() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(dir.path());
+    let mut server = Server::start(dir.path());
     let (a, b) = (register(dir.path(), &server.url(), "alice"), register(dir.path(), &server.url(), "bob"));
     let mut alice = Chat::start(&a, &server.url(), None);
     let id = send(&mut alice, "the secret word");
@@ -42,9 +42,12 @@ fn a_message_is_explained_without_its_content() {
         &["accepted from", "in the log", "stored at seq 1", "pushed: 1", "waits for"],
     );
     assert!(!text.contains("secret"), "{text}");
+    // A process that was killed has forgotten what it did; the store has not.
+    server.kill();
+    server.restart();
     let mut bob = Chat::start(&b, &server.url(), None);
     bob.wait("message");
-    let text = explained(&[&server], &id, &["delivered to device", "acknowledged by"]);
+    let text = explained(&[&server], &id, &["delivered to device", "at seq 1", "acknowledged by"]);
     println!("{text}");
     let unknown =
         server_command(&["explain", &"0".repeat(32), "--node", &format!("127.0.0.1:{}", server.admin)]);

@@ -8,25 +8,32 @@ use crate::error::Result;
 use crate::id::{ConversationId, InstallationId, MessageId, Seq};
 
 /// What one node says about a message, without content.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Explanation {
     /// What this node did, in order; empty if it did nothing or has forgotten.
     pub steps: Vec<Step>,
-    /// Where it is stored, if this node knows its conversation and it is.
-    pub stored: Option<StoredAt>,
+    /// What the store says.
+    pub whereabouts: Whereabouts,
 }
 
-/// Where a message is stored, and how far the devices of the conversation are.
+/// Where a message is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_structs)]
-pub struct StoredAt {
-    /// The conversation.
-    pub conversation: ConversationId,
-    /// The place in it.
-    pub seq: Seq,
-    /// The devices that have a row for it, and whether each acknowledged it.
-    pub devices: Vec<(InstallationId, bool)>,
+#[allow(clippy::exhaustive_enums)]
+pub enum Whereabouts {
+    /// Nothing that this node remembers says where to look.
+    Unknown,
+    /// It is not stored.
+    NotStored,
+    /// It is stored.
+    Stored {
+        /// In this conversation.
+        conversation: ConversationId,
+        /// At this place.
+        seq: Seq,
+        /// The devices that have a row for it, and whether each acknowledged it.
+        devices: Vec<(InstallationId, bool)>,
+    },
 }
 
 impl Engine {
@@ -45,7 +52,8 @@ impl Engine {
         let now = self.now_us();
         for row in rows {
             if let RowContent::Message { message, .. } = &row.content {
-                self.trail.note(message.id, now, Stage::Delivered { device });
+                let (conversation, sender) = (row.conversation, message.sender.installation);
+                self.trail.note(message.id, now, Stage::Delivered { conversation, sender, device });
             }
         }
     }
@@ -57,26 +65,28 @@ impl Engine {
     pub async fn explain(&self, id: MessageId) -> Result<Explanation> {
         let steps = self.trail.of(id);
         let of = steps.iter().find_map(|step| match step.stage {
-            Stage::Accepted { conversation, sender } | Stage::Stored { conversation, sender, .. } => {
-                Some((conversation, sender))
-            }
+            Stage::Accepted { conversation, sender }
+            | Stage::Stored { conversation, sender, .. }
+            | Stage::Delivered { conversation, sender, .. } => Some((conversation, sender)),
             _ => None,
         });
-        let stored = match of {
-            Some((conversation, sender)) => self.stored_at(conversation, sender, id).await?,
-            None => None,
+        let whereabouts = match of {
+            Some((conversation, sender)) => self.whereabouts(conversation, sender, id).await?,
+            None => Whereabouts::Unknown,
         };
-        Ok(Explanation { steps, stored })
+        Ok(Explanation { steps, whereabouts })
     }
 
-    async fn stored_at(
+    async fn whereabouts(
         &self,
         conversation: ConversationId,
         sender: InstallationId,
         id: MessageId,
-    ) -> Result<Option<StoredAt>> {
+    ) -> Result<Whereabouts> {
         let store = &self.backends.store;
-        let Some(seq) = store.find(conversation, sender, id).await? else { return Ok(None) };
+        let Some(seq) = store.find(conversation, sender, id).await? else {
+            return Ok(Whereabouts::NotStored);
+        };
         let state = store.state(conversation).await?.unwrap_or_default();
         let mut devices = Vec::new();
         for device in state.members.iter().flat_map(|member| &member.installations) {
@@ -86,6 +96,6 @@ impl Engine {
                 devices.push((*device, seq <= cell.acked));
             }
         }
-        Ok(Some(StoredAt { conversation, seq, devices }))
+        Ok(Whereabouts::Stored { conversation, seq, devices })
     }
 }

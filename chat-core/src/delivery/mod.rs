@@ -16,7 +16,7 @@ mod trail;
 
 pub use counters::Counters;
 pub use engine::{Engine, EngineSettings};
-pub use explain::{Explanation, StoredAt};
+pub use explain::{Explanation, Whereabouts};
 pub use hub::{Bound, Event, Hub};
 pub use opening::{Greeting, Linking};
 pub use plan::{Plan, plan};

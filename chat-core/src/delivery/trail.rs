@@ -55,6 +55,10 @@ pub enum Stage {
     },
     /// It was handed to a device's connection.
     Delivered {
+        /// Where it belongs.
+        conversation: ConversationId,
+        /// Who sent it.
+        sender: InstallationId,
         /// The device.
         device: InstallationId,
     },
