@@ -16,6 +16,7 @@ use crate::event::{Event, Numbered};
 use crate::linking::Code;
 use crate::profile::Profile;
 use crate::safety::safety_number;
+use crate::standing::Standing;
 use crate::store::{LocalStore, ProfilePath, StoredMessage};
 use crate::suite::Suite;
 
@@ -45,6 +46,9 @@ pub struct Client {
     commands: mpsc::Sender<Command>,
     sends: mpsc::Sender<Command>,
     last: watch::Receiver<u64>,
+    /// The number of the last durable event when this client was opened.
+    opened_at: u64,
+    standing: watch::Receiver<Standing>,
     passing: broadcast::Sender<Event>,
     owner: Arc<Shared>,
     user: UserId,
@@ -177,7 +181,7 @@ impl Client {
     /// # Errors
     /// `Closed` if the client is closed.
     pub async fn reincarnate(&self) -> Result<()> {
-        self.commands.send(Command::Reincarnate).await.map_err(|_| self.failure())
+        self.ask(Command::Reincarnate).await
     }
 
     /// Says that the user has read a conversation up to a place.
@@ -282,12 +286,20 @@ impl Client {
         self.ask(Command::Outbox).await
     }
 
-    /// Events: durable ones after a number (`None`: only new ones), and those that pass.
+    /// The number of the last durable event so far.
+    pub fn last_event(&self) -> u64 {
+        *self.last.borrow()
+    }
+
+    /// Events: durable ones after a number (`None`: all since this client was opened), how the client
+    /// stands with the server (a stream that begins later is told that first), and those that pass.
     pub fn events(&self, after: Option<u64>) -> Events {
         Events {
-            after: after.unwrap_or_else(|| *self.last.borrow()),
+            after: after.unwrap_or(self.opened_at),
             client: self.clone(),
             last: self.last.clone(),
+            standing: self.standing.clone(),
+            told: Standing::default(),
             passing: self.passing.subscribe(),
             ready: std::collections::VecDeque::new(),
         }
@@ -352,11 +364,17 @@ impl Builder {
         let (commands, queue) = mpsc::channel(COMMANDS);
         let (sends, send_queue) = mpsc::channel(COMMANDS);
         let (last_sender, last) = watch::channel(0);
+        let (standing_sender, standing) = watch::channel(Standing::default());
         let (passing, _) = broadcast::channel(PASSING);
         let (opened, opening) = oneshot::channel();
         let owner = Arc::new(Shared::default());
-        let channels =
-            Channels { commands: queue, sends: send_queue, last: last_sender, passing: passing.clone() };
+        let channels = Channels {
+            commands: queue,
+            sends: send_queue,
+            last: last_sender,
+            standing: standing_sender,
+            passing: passing.clone(),
+        };
         let shared = owner.clone();
         let Self { profile, suite, dialer, token, strict } = self;
         let thread = std::thread::Builder::new().name("chat-client".into()).spawn(move || {
@@ -368,7 +386,7 @@ impl Builder {
                 });
                 match made {
                     Ok((driver, about)) => {
-                        let _ = opened.send(Ok(about));
+                        let _ = opened.send(Ok((about, driver.last_event())));
                         driver.run().await
                     }
                     Err(error) => {
@@ -391,11 +409,13 @@ impl Builder {
         if let Ok(mut slot) = owner.thread.lock() {
             *slot = Some(thread);
         }
-        let about = opening.await.map_err(|_| gone())??;
+        let (about, opened_at) = opening.await.map_err(|_| gone())??;
         Ok(Client {
             commands,
             sends,
             last,
+            opened_at,
+            standing,
             passing,
             owner,
             user: about.device.user,
@@ -406,12 +426,15 @@ impl Builder {
     }
 }
 
-/// A stream of events: every durable one after its cursor, in order, and what passes by.
+/// A stream of events: every durable one after its cursor, in order, how the client stands with the
+/// server, and what passes by.
 #[derive(Debug)]
 pub struct Events {
     client: Client,
     after: u64,
     last: watch::Receiver<u64>,
+    standing: watch::Receiver<Standing>,
+    told: Standing,
     passing: broadcast::Receiver<Event>,
     ready: std::collections::VecDeque<Numbered>,
 }
@@ -440,8 +463,16 @@ impl Events {
                 self.ready.extend(page);
                 continue;
             }
+            if let Some(event) = self.told.follow(&self.standing.borrow_and_update()) {
+                return Ok(Numbered { n: 0, event });
+            }
             tokio::select! {
                 biased;
+                changed = self.standing.changed() => {
+                    if changed.is_err() {
+                        return Err(self.client.failure());
+                    }
+                }
                 passing = self.passing.recv() => match passing {
                     Ok(event) => return Ok(Numbered { n: 0, event }),
                     Err(broadcast::error::RecvError::Lagged(_)) => {}

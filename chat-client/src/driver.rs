@@ -23,6 +23,7 @@ use crate::client::Queued;
 use crate::event::{Event, Numbered};
 use crate::linking::{Code, Joined};
 use crate::profile::{Profile, random};
+use crate::standing::Standing;
 use crate::store::{LocalStore, StoredMessage};
 use crate::suite::{Peer, Suite};
 
@@ -70,7 +71,7 @@ pub(crate) enum Command {
     },
     /// Accepts the keys of a user whose safety number is this one.
     Accept(UserId, String, Reply<()>),
-    Reincarnate,
+    Reincarnate(Reply<()>),
     Stop,
 }
 
@@ -103,6 +104,7 @@ pub(crate) struct Driver {
     sends: mpsc::Receiver<Command>,
     /// The number of the last durable event.
     last: watch::Sender<u64>,
+    standing: watch::Sender<Standing>,
     passing: broadcast::Sender<Event>,
     started: tokio::time::Instant,
     waiting: HashMap<u64, Waiting>,
@@ -120,6 +122,7 @@ pub(crate) struct Channels {
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) sends: mpsc::Receiver<Command>,
     pub(crate) last: watch::Sender<u64>,
+    pub(crate) standing: watch::Sender<Standing>,
     pub(crate) passing: broadcast::Sender<Event>,
 }
 
@@ -139,7 +142,7 @@ impl Driver {
         strict: bool,
         channels: Channels,
     ) -> Result<Self> {
-        let Channels { commands, sends, last, passing } = channels;
+        let Channels { commands, sends, last, standing, passing } = channels;
         let profile = Profile::load(&store)?;
         if let Some(token) = &token {
             store.set_meta("token", token.as_bytes())?;
@@ -165,6 +168,7 @@ impl Driver {
             commands,
             sends,
             last,
+            standing,
             passing,
             started: tokio::time::Instant::now(),
             waiting: HashMap::new(),
@@ -173,6 +177,11 @@ impl Driver {
             strict,
             linking,
         })
+    }
+
+    /// The number of the last durable event.
+    pub(crate) fn last_event(&self) -> u64 {
+        *self.last.borrow()
     }
 
     fn now(&self) -> Instant {
@@ -399,9 +408,18 @@ impl Driver {
 
     fn ephemeral(&mut self, event: Ephemeral) -> Result<()> {
         let event = match event {
-            Ephemeral::Connected => Event::Connected,
-            Ephemeral::Disconnected => Event::Disconnected,
-            Ephemeral::CaughtUp => Event::CaughtUp,
+            Ephemeral::Connected => {
+                self.standing.send_modify(Standing::connected);
+                return Ok(());
+            }
+            Ephemeral::Disconnected => {
+                self.standing.send_modify(Standing::disconnected);
+                return Ok(());
+            }
+            Ephemeral::CaughtUp => {
+                self.standing.send_modify(Standing::caught_up);
+                return Ok(());
+            }
             Ephemeral::Typing(conversation, user) => {
                 Event::Typing { conversation: conversation.to_hex(), user: self.store.name_of(user)? }
             }
@@ -424,7 +442,9 @@ impl Driver {
                         "another copy of this profile is in use, or it was restored twice in a day",
                     ),
                 };
-                Event::Error { reason: reason.into(), message: message.into() }
+                let why = Event::Error { reason: reason.into(), message: message.into() };
+                self.standing.send_modify(|standing| standing.stopped(why));
+                return Ok(());
             }
             _ => return Ok(()),
         };

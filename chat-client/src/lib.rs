@@ -27,6 +27,8 @@ mod driver;
 #[cfg(feature = "native")]
 mod profile;
 #[cfg(feature = "native")]
+mod standing;
+#[cfg(feature = "native")]
 pub mod store;
 
 #[cfg(feature = "native")]

@@ -82,26 +82,13 @@ async fn connected(client: &Client) -> Result<(), String> {
     let wait = async {
         loop {
             match events.next().await.map_err(text)?.event {
-                Event::Connected | Event::CaughtUp => return Ok(()),
+                Event::Connected => return Ok(()),
                 Event::Error { message, .. } => return Err(message),
                 _ => {}
             }
         }
     };
-    // The session may have been opened before anybody listened.
-    let probe = async {
-        loop {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            if client.devices(client.user()).await.is_ok() {
-                return;
-            }
-        }
-    };
-    tokio::select! {
-        outcome = wait => outcome,
-        () = probe => Ok(()),
-        () = tokio::time::sleep(PATIENCE) => Err("the server does not answer".into()),
-    }
+    tokio::time::timeout(PATIENCE, wait).await.map_err(|_| "the server does not answer".to_owned())?
 }
 
 pub(crate) async fn link(arguments: &Arguments) -> Result<(), String> {
@@ -144,7 +131,7 @@ async fn retry<T, F: Future<Output = chat_core::Result<T>>>(ask: impl Fn() -> F)
 pub(crate) async fn send(arguments: &Arguments, user: &str, what: &str) -> Result<(), String> {
     let to = To::Handle(handle(user)?);
     let client = arguments.open().await?;
-    let start = client.events(None).cursor();
+    let start = client.last_event();
     let mut sent = 0_u64;
     if what == "-" {
         let mut lines = BufReader::new(tokio::io::stdin()).lines();

@@ -118,7 +118,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
             () = tokio::time::sleep(Duration::from_millis(20)), if end.is_some() => {
                 let left = client.outbox_len().await.map_err(text)?;
                 if left == 0 || end.is_some_and(|end| tokio::time::Instant::now() >= end) {
-                    let last = client.events(None).cursor();
+                    let last = client.last_event();
                     while events.cursor() < last {
                         write(&mut out, &events.next().await.map_err(text)?.to_json()).await?;
                     }

@@ -15,6 +15,7 @@ use crate::content::Content;
 use crate::linking::{Code, Joined, Offer};
 use crate::profile::random;
 use crate::safety::safety_number;
+use crate::standing::Standing;
 use crate::store::Reference;
 use crate::suite::SuiteTx;
 
@@ -62,7 +63,11 @@ impl Driver {
                 self.step(Input::Flush)?;
                 let _ = reply.send(self.accept(user, &number));
             }
-            Command::Reincarnate => self.step(Input::Reincarnate)?,
+            Command::Reincarnate(reply) => {
+                self.standing.send_modify(Standing::resumed);
+                self.step(Input::Reincarnate)?;
+                let _ = reply.send(Ok(()));
+            }
             Command::Stop => {}
         }
         Ok(())
