@@ -49,7 +49,8 @@ pub struct SendNumber {
 pub struct Publish {
     /// Its place in the sender's order.
     pub number: SendNumber,
-    /// These ids were never sent before (remembered durably before sending).
+    /// These ids were never sent before (remembered durably before sending), by this incarnation or an earlier
+    /// one: what waits when an incarnation begins counts as sent.
     pub first: bool,
     /// Everybody it is for, the sender's own user included.
     pub audience: Vec<Audience>,

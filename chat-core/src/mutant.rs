@@ -34,6 +34,10 @@ pub enum Mutant {
     OlderStateWins,
     /// What is remembered of a shard's conversations outlives the tenure.
     StatesOutliveTenure,
+    /// A device's word that it never sent a message is believed, whatever its number.
+    FirstIsEnough,
+    /// What is encrypted anew is said to be sent for the first time.
+    FirstInEveryIncarnation,
     /// What was asked for again does not fill its placeholder.
     RecoveredDropped,
 }
@@ -41,7 +45,7 @@ pub enum Mutant {
 impl Mutant {
     /// Those the simulator must kill. The others need what one process does not have (a stale cache of
     /// another gateway) or are shadowed by another rule; unit tests beside the rules kill them.
-    pub const SIMULATED: [Self; 21] = [
+    pub const SIMULATED: [Self; 23] = [
         Self::AckBeforeSync,
         Self::NoDedupe,
         Self::AnyClientSeq,
@@ -63,6 +67,8 @@ impl Mutant {
         Self::FoundAheadOfState,
         Self::OlderStateWins,
         Self::StatesOutliveTenure,
+        Self::FirstIsEnough,
+        Self::FirstInEveryIncarnation,
     ];
 }
 

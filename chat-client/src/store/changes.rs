@@ -356,7 +356,7 @@ impl LocalStore {
         )?;
         self.run("DELETE FROM meta WHERE key LIKE 'read:%'", [])?;
         self.run("DELETE FROM outbox WHERE void = 1", [])?;
-        self.run("UPDATE outbox SET attempted = 1, publish = NULL WHERE publish IS NOT NULL", [])?;
+        self.run("UPDATE outbox SET attempted = 1, publish = NULL", [])?;
         self.run(
             "UPDATE conversations SET cursor = 0, client_seq = 0, prev = zeroblob(16), last_own = 0, delivered = 0, read = 0",
             [],
@@ -370,7 +370,7 @@ impl LocalStore {
         self.set_meta("reincarnated_at", &now.to_be_bytes())?;
         self.run("DELETE FROM meta WHERE key IN ('nonce', 'reincarnation_asked')", [])?;
         self.run("DELETE FROM outbox WHERE void = 1", [])?;
-        self.run("UPDATE outbox SET attempted = 1, publish = NULL WHERE publish IS NOT NULL", [])?;
+        self.run("UPDATE outbox SET attempted = 1, publish = NULL", [])?;
         self.run("UPDATE conversations SET client_seq = 0, prev = zeroblob(16)", []).map(drop)
     }
 

@@ -6,7 +6,7 @@ use std::fmt;
 use async_trait::async_trait;
 
 use super::LogPosition;
-use crate::envelope::{AckOf, Cell, Durability, InboxRow, Place};
+use crate::envelope::{AckOf, Cell, Durability, InboxRow, Place, SendNumber};
 use crate::error::Result;
 use crate::id::{ClientSeq, ConversationId, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId};
 
@@ -222,4 +222,11 @@ pub struct SenderState {
     pub client_seq: ClientSeq,
     /// The message with that number.
     pub prev: MessageId,
+}
+
+impl SenderState {
+    /// Where a sender stands once this number is used up.
+    pub const fn after(number: &SendNumber) -> Self {
+        Self { incarnation: number.incarnation, client_seq: number.client_seq, prev: number.message_id }
+    }
 }

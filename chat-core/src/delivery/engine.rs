@@ -8,7 +8,7 @@ use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 
 use super::admission::{refusal_of, refuse_now};
-use super::batch::{Batch, Remembered, States, id_key};
+use super::batch::{Batch, Remembered, States, id_key, perhaps_stored};
 use super::counters::Counters;
 use super::opening::Offer;
 use super::rates::{Limits, Rates};
@@ -330,17 +330,18 @@ impl Engine {
         Ok(())
     }
 
-    /// Reads what deciding needs, all at once: states that are not remembered, and the places of ids.
+    /// Reads what deciding needs: states that are not remembered, then the places of ids that may have one.
     async fn read_before(&self, states: &mut States, records: &[Record]) -> Result<HashMap<IdKey, Seq>> {
         let unknown: HashSet<ConversationId> =
             records.iter().map(|r| r.command.conversation()).filter(|id| !states.contains_key(id)).collect();
         let read = unknown.into_iter().map(|id| async move {
             Ok::<_, crate::Error>((id, self.backends.store.state(id).await?.unwrap_or_default()))
         });
-        let keys: HashSet<IdKey> = records.iter().map(id_key).collect();
-        let found = keys.into_iter().map(|key| async move { Ok((key, self.find(key).await?)) });
-        let (read, found) = futures_util::future::try_join(try_join_all(read), try_join_all(found)).await?;
-        states.extend(read);
+        states.extend(try_join_all(read).await?);
+        let keys = perhaps_stored(states, records, self.settings.mutants);
+        let found =
+            keys.into_iter().map(|key| async move { Ok::<_, crate::Error>((key, self.find(key).await?)) });
+        let found = try_join_all(found).await?;
         Ok(found.into_iter().filter_map(|(key, seq)| Some((key, seq?))).collect())
     }
 

@@ -98,6 +98,13 @@ fn decide_anew(state: &ConversationState, record: &Record, found: Option<Seq>, m
     accept(state, record, command, number)
 }
 
+/// Whether a number is the one that comes after the last one of its sender.
+pub(super) fn is_next(last: SenderState, number: &SendNumber) -> bool {
+    number.incarnation == last.incarnation
+        && number.client_seq == last.client_seq + 1
+        && number.prev == last.prev
+}
+
 /// Whether a state holds what became of a record. Offsets of another log say nothing.
 fn has_applied(state: &ConversationState, record: &Record) -> bool {
     let (at, head) = (record.position, state.head.position);
@@ -124,12 +131,7 @@ fn may_void(state: &ConversationState, sender: DeviceAddress, id: ConversationId
 fn note_sender(state: &mut ConversationState, record: &Record, number: SendNumber) {
     state.head.position = record.position;
     state.head.time_us = record.appended_us.max(state.head.time_us + 1);
-    let sender = SenderState {
-        incarnation: number.incarnation,
-        client_seq: number.client_seq,
-        prev: number.message_id,
-    };
-    state.senders.insert(record.command.sender.installation, sender);
+    state.senders.insert(record.command.sender.installation, SenderState::after(&number));
 }
 
 fn commit(record: &Record, state: ConversationState) -> Commit {

@@ -139,8 +139,8 @@ impl Replica {
             None => self.changes.push(Change::Epoch(welcome.store_epoch)),
             Some(known) if known != welcome.store_epoch => {
                 self.changes.push(Change::NewEpoch(welcome.store_epoch));
+                self.begin_conversations_anew();
                 for conversation in self.conversations.values_mut() {
-                    conversation.begin_anew();
                     (conversation.cursor, conversation.last_own, conversation.delivered) = (0, 0, 0);
                     conversation.read = 0;
                 }

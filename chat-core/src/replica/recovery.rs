@@ -1,5 +1,6 @@
 //! A restored or cloned store: find out, process what is one's own, begin a new incarnation.
 
+use super::conversation::{Conversation, Entry};
 use super::io::{Change, Output};
 use super::{DAY_MS, Phase, Purpose, Recovery, Replica};
 use crate::envelope::{Cell, EmptyReason};
@@ -60,6 +61,12 @@ impl Replica {
         }
     }
 
+    /// Numbers begin at 1. Whatever waits may have been sent before, by this store or by one it is a copy of.
+    pub(super) fn begin_conversations_anew(&mut self) {
+        self.conversations.values_mut().for_each(Conversation::begin_anew);
+        self.unresolved.values_mut().flatten().for_each(Entry::unseal);
+    }
+
     pub(super) fn reincarnated(&mut self, now: Instant, incarnation: Incarnation, out: &mut Vec<Output>) {
         if incarnation <= self.incarnation || incarnation > self.incarnation.saturating_add(MOST_LIVES) {
             // Not what an honest server says.
@@ -75,9 +82,7 @@ impl Replica {
             self.generation = self.generation.max(u64::from(incarnation) << 32);
         }
         self.ratchets_moved = true;
-        for conversation in self.conversations.values_mut() {
-            conversation.begin_anew();
-        }
+        self.begin_conversations_anew();
         self.changes.push(Change::Reincarnated(incarnation));
         out.push(Output::Forget(incarnation));
         self.make_prekeys(true, out);

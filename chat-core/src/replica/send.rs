@@ -185,7 +185,7 @@ impl Replica {
             Ok(mut publish) => {
                 conversation.claims = 0;
                 let entry = &mut conversation.queue[index];
-                publish.first = !entry.attempted;
+                publish.first = !entry.attempted || self.mutants.has(Mutant::FirstInEveryIncarnation);
                 entry.number = Some(publish.number);
                 entry.publish = Some(publish.clone());
                 if publish.number.client_seq > conversation.client_seq {

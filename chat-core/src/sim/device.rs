@@ -442,7 +442,7 @@ impl LocalStore {
                 }
                 self.saved.outbox.retain(|entry| !entry.void);
                 for entry in &mut self.saved.outbox {
-                    entry.attempted |= entry.publish.take().is_some();
+                    (entry.publish, entry.attempted) = (None, true);
                 }
             }
             Change::AskedAgain(sender, _, id) => {

@@ -18,6 +18,10 @@ use crate::process::{cpu_of, pid_of_command};
 const SIZE: Size = Size { gateways: 2, routers: 1 };
 /// A record and a row of about the size that a message takes.
 const PAYLOAD: [u8; 600] = [7; 600];
+/// How long the services are warmed.
+const WARM: Duration = Duration::from_secs(30);
+/// Whose CPU is counted, in order.
+const ROLES: [&str; 6] = ["sending gateway", "receiving gateway", "router", "Kafka", "Cassandra", "Redis"];
 
 pub(crate) async fn run_cluster() {
     let Some(services) = Services::single() else { return };
@@ -33,8 +37,9 @@ pub(crate) async fn run_cluster() {
     let cpu = || pids.iter().map(|pid| cpu_of(*pid)).collect::<Vec<_>>();
     let seconds: u64 = std::env::var("BENCH_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(15);
 
-    // The first messages open connections and warm what is cold.
+    // The first messages open connections; then the services' own code is compiled while they work.
     run(way, 4, Load { outstanding: 1, rate: Some(50) }, Duration::from_secs(3), Vec::new).await;
+    run(way, 50, Load { outstanding: 4, rate: None }, WARM, Vec::new).await;
     println!(
         "256 B bodies from one gateway to another, one router, one node of each service, {seconds} s each"
     );
@@ -44,6 +49,7 @@ pub(crate) async fn run_cluster() {
     let (kafka, cassandra) = alone.await.unwrap();
     println!("200 messages/s");
     println!("  path      p50 {:.2} ms p99 {:.2} ms", light.p50, light.p99);
+    println!("  {}", shares(&light.cpu_us));
     println!("  Kafka ack p50 {:.2} ms p99 {:.2} ms, alone at the same time", kafka.0, kafka.1);
     println!("  Cassandra write p50 {:.2} ms p99 {:.2} ms, alone at the same time", cassandra.0, cassandra.1);
     println!("  path − (ack + write) at p50: {:+.2} ms", light.p50 - kafka.0 - cassandra.0);
@@ -51,10 +57,7 @@ pub(crate) async fn run_cluster() {
     for outstanding in [1, 16] {
         let full = run(way, 50, Load { outstanding, rate: None }, duration, cpu).await;
         println!("{outstanding} outstanding, 50 senders\n  {full}");
-        let roles = ["sending gateway", "receiving gateway", "router", "Kafka", "Cassandra", "Redis"];
-        let shares: Vec<String> =
-            roles.iter().zip(&full.cpu_us).map(|(role, us)| format!("{role} {us:.0}")).collect();
-        println!("  CPU µs a message: {}", shares.join(", "));
+        println!("  {}", shares(&full.cpu_us));
     }
     for (node, wanted) in [
         (
@@ -82,6 +85,11 @@ pub(crate) async fn run_cluster() {
             println!("  {line}");
         }
     }
+}
+
+fn shares(cpu_us: &[f64]) -> String {
+    let shares: Vec<String> = ROLES.iter().zip(cpu_us).map(|(role, us)| format!("{role} {us:.0}")).collect();
+    format!("CPU µs a message: {}", shares.join(", "))
 }
 
 /// p50 and p99 in milliseconds.

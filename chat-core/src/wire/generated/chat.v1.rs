@@ -274,7 +274,8 @@ pub struct Publish {
     /// The generation of the sender's local store.
     #[prost(uint64, tag = "6")]
     pub generation: u64,
-    /// These ids were never sent before.
+    /// These ids were never sent before, by this incarnation of the device or an earlier one: what waited when
+    /// an incarnation began counts as sent.
     #[prost(bool, tag = "7")]
     pub first: bool,
     /// Everybody the message is for, the sender's own user included.
