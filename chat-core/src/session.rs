@@ -65,13 +65,16 @@ pub struct Session {
     /// Publishes passed on and not answered.
     pending: usize,
     drain: Option<(u32, Instant)>,
+    /// What the device has and the store is not told yet, and the generation of its last word on it.
+    acks: Option<(BTreeMap<ConversationId, Seq>, u64)>,
     receipts: HashMap<ConversationId, Seq>,
     /// Read up to here, to be told when its time has come.
     reads: HashMap<ConversationId, Seq>,
     /// When each conversation's last read watermark was told, and the last that its user writes.
     read_at: HashMap<ConversationId, Instant>,
     typed_at: HashMap<ConversationId, Instant>,
-    receipts_at: Option<Instant>,
+    /// When what was gathered is told: acks, receipts and reads.
+    gather_at: Option<Instant>,
     watched: HashMap<UserId, Option<bool>>,
     watch_at: Option<Instant>,
     mutants: Mutants,
@@ -81,7 +84,8 @@ pub struct Session {
 const MAX_LOOPS: u32 = 5;
 /// `CatchUp` frames between two heartbeats.
 const MAX_CATCH_UPS: u32 = 64;
-/// Milliseconds that receipts are gathered, and between two looks at who is present.
+/// Milliseconds that acks and receipts are gathered, and between two looks at who is present. An ack that
+/// is lost meanwhile costs its device a row that it has.
 const GATHER_MS: u64 = 1000;
 /// Milliseconds between two words that a user is writing in a conversation.
 const TYPING_MS: u64 = 3000;
@@ -106,11 +110,12 @@ impl Session {
             catch_ups: 0,
             pending: 0,
             drain: None,
+            acks: None,
             receipts: HashMap::new(),
             reads: HashMap::new(),
             read_at: HashMap::new(),
             typed_at: HashMap::new(),
-            receipts_at: None,
+            gather_at: None,
             watched: HashMap::new(),
             watch_at: None,
             mutants,
@@ -136,7 +141,7 @@ impl Session {
             Phase::Live | Phase::Behind { .. } => self.heard.after(IDLE_MS),
         };
         let drain = self.drain.map(|(_, until)| until);
-        [Some(silent), self.receipts_at, self.watch_at, drain].into_iter().flatten().min()
+        [Some(silent), self.gather_at, self.watch_at, drain].into_iter().flatten().min()
     }
 
     /// Takes one input; appends what is to be done.
@@ -164,6 +169,10 @@ impl Session {
             }
             Input::AckTooHigh => self.close(close::ACK_TOO_HIGH, 0, out),
             Input::Presence(present) => self.presence(&present, out),
+            Input::Gone => {
+                self.tell_gathered(out);
+                self.phase = Phase::Closed;
+            }
             Input::Tick => self.tick(now, out),
             Input::Drain(retry_after) => self.drain = Some((retry_after, now.after(DRAIN_MS))),
         }
@@ -176,6 +185,7 @@ impl Session {
 
     fn close(&mut self, code: u16, retry_after: u32, out: &mut Vec<Output>) {
         if !matches!(self.phase, Phase::Closed) {
+            self.tell_gathered(out);
             self.phase = Phase::Closed;
             out.push(Output::Send(ServerFrame::Close { code, retry_after }));
             out.push(Output::Close(code));
@@ -205,7 +215,7 @@ impl Session {
             }
             (_, ClientFrame::Ack { acks, store_epoch, generation }) => {
                 if self.epoch == Some(store_epoch) {
-                    self.acks(acks, generation, now, out);
+                    self.acks(&acks, generation, now, out);
                 } else {
                     self.close(close::EPOCH, 0, out);
                 }
@@ -244,7 +254,7 @@ impl Session {
         } else if self.reads.len() < MAX_PACED {
             let known = self.reads.entry(read.conversation).or_default();
             *known = read.seq.max(*known);
-            self.receipts_at = self.receipts_at.or(Some(now.after(GATHER_MS)));
+            self.gather_at = self.gather_at.or(Some(now.after(GATHER_MS)));
         }
     }
 
@@ -280,6 +290,12 @@ impl Session {
 
     fn read_from(&mut self, after: Place, out: &mut Vec<Output>) {
         self.phase = Phase::Behind { after, reading: true, dropped: false };
+        self.read_page(after, out);
+    }
+
+    /// Asks for a page. What is acknowledged is not to be read again.
+    fn read_page(&mut self, after: Place, out: &mut Vec<Output>) {
+        self.tell_acks(out);
         out.push(Output::Read(after));
     }
 
@@ -339,7 +355,7 @@ impl Session {
         }
         self.phase = Phase::Behind { after, reading: !full, dropped };
         if !full {
-            out.push(Output::Read(after));
+            self.read_page(after, out);
         }
     }
 
@@ -390,7 +406,14 @@ impl Session {
                     out.push(Output::Send(frame));
                 }
                 Event::Ephemeral(frame) => out.push(Output::Send(frame)),
-                Event::Closed(code) => return self.close(code, 0, out),
+                Event::Closed(code) => {
+                    if code == close::REPLACED {
+                        // Whoever replaced it acknowledges for itself. It may be a copy of the device's store
+                        // that is behind: it has been greeted, and must not be taken to have more.
+                        self.acks = None;
+                    }
+                    return self.close(code, 0, out);
+                }
                 // The driver passes it on as `Input::Lagged`.
                 Event::Lagged => {}
             }
@@ -423,12 +446,16 @@ impl Session {
             && self.half_empty()
         {
             self.phase = Phase::Behind { after, reading: true, dropped };
-            out.push(Output::Read(after));
+            self.read_page(after, out);
         }
     }
 
-    fn acks(&mut self, acks: Vec<AckOf>, generation: u64, now: Instant, out: &mut Vec<Output>) {
-        for ack in &acks {
+    fn acks(&mut self, acks: &[AckOf], generation: u64, now: Instant, out: &mut Vec<Output>) {
+        let gathered = self.acks.get_or_insert_default();
+        gathered.1 = generation.max(gathered.1);
+        for ack in acks {
+            let known = gathered.0.entry(ack.conversation).or_default();
+            *known = ack.seq.max(*known);
             let range = (ack.conversation, 0)..=(ack.conversation, ack.seq);
             let landed: Vec<_> = self.flights.range(range).map(|(key, _)| *key).collect();
             let mut of_others = false;
@@ -444,10 +471,9 @@ impl Session {
             if of_others && !self.mutants.has(Mutant::TrimOnPush) {
                 let known = self.receipts.entry(ack.conversation).or_default();
                 *known = ack.seq.max(*known);
-                self.receipts_at = self.receipts_at.or(Some(now.after(GATHER_MS)));
             }
         }
-        out.push(Output::Ack(acks, generation));
+        self.gather_at = self.gather_at.or(Some(now.after(GATHER_MS)));
         self.resume(out);
     }
 
@@ -496,21 +522,30 @@ impl Session {
         if late {
             return self.close(close::IDLE, 0, out);
         }
-        if self.receipts_at.is_some_and(|at| now >= at) {
-            self.receipts_at = None;
-            let receipts = self.receipts.drain();
-            out.extend(
-                receipts.map(|(conversation, seq)| Output::Receipt(AckOf { conversation, seq }, false)),
-            );
+        if self.gather_at.is_some_and(|at| now >= at) {
             self.read_at.retain(|_, at| now < at.after(GATHER_MS));
-            for (conversation, seq) in self.reads.drain() {
-                self.read_at.insert(conversation, now);
-                out.push(Output::Receipt(AckOf { conversation, seq }, true));
-            }
+            self.read_at.extend(self.reads.keys().map(|conversation| (*conversation, now)));
+            self.tell_gathered(out);
         }
         if self.watch_at.is_some_and(|at| now >= at) {
             self.watch_at = Some(now.after(GATHER_MS));
             out.push(Output::Query(self.watched.keys().copied().collect()));
+        }
+    }
+
+    fn tell_acks(&mut self, out: &mut Vec<Output>) {
+        let Some((acks, generation)) = self.acks.take() else { return };
+        let acks = acks.into_iter().map(|(conversation, seq)| AckOf { conversation, seq }).collect();
+        out.push(Output::Ack(acks, generation));
+    }
+
+    fn tell_gathered(&mut self, out: &mut Vec<Output>) {
+        self.gather_at = None;
+        self.tell_acks(out);
+        for (told, read) in [(&mut self.receipts, false), (&mut self.reads, true)] {
+            out.extend(
+                told.drain().map(|(conversation, seq)| Output::Receipt(AckOf { conversation, seq }, read)),
+            );
         }
     }
 }
@@ -548,6 +583,37 @@ mod tests {
             |at, n| !said(&mut session, at, Input::Frame(ClientFrame::Typing(conversation(n)))).is_empty();
         assert!(passed(0, 1) && !passed(2999, 1) && passed(2999, 2) && passed(3000, 1));
         assert_eq!((0..1000).filter(|n| passed(10_000, *n as u8)).count(), 256, "one of each");
+    }
+
+    #[test]
+    fn acks_are_gathered_and_told_before_a_read_and_at_the_end() {
+        let conversation = ConversationId::own(UserId::from_bytes([1; 16]));
+        let of = |seq| AckOf { conversation, seq };
+        let ack = |seq, generation| {
+            let store_epoch = Welcome::example().store_epoch;
+            Input::Frame(ClientFrame::Ack { acks: vec![of(seq)], store_epoch, generation })
+        };
+        let caught_up = |session: &mut Session| said(session, 0, Input::Page(Place::START, Vec::new()));
+        let mut session = live();
+        caught_up(&mut session);
+        assert!(said(&mut session, 0, ack(1, 7)).is_empty() && said(&mut session, 900, ack(3, 8)).is_empty());
+        assert!(said(&mut session, 950, ack(2, 8)).is_empty(), "cumulative");
+        assert_eq!(session.deadline(), Some(Instant::from_millis(1000)));
+        assert_eq!(said(&mut session, 1000, Input::Tick), vec![Output::Ack(vec![of(3)], 8)]);
+        assert_eq!(said(&mut session, 2000, Input::Tick), vec![]);
+        said(&mut session, 2000, ack(4, 9));
+        let told = said(&mut session, 2001, Input::Lagged);
+        assert_eq!(told, vec![Output::Ack(vec![of(4)], 9), Output::Read(Place::START)]);
+        said(&mut session, 2002, ack(5, 10));
+        assert_eq!(said(&mut session, 2003, Input::Gone), vec![Output::Ack(vec![of(5)], 10)]);
+        let replaced = || Input::Events(vec![Event::Closed(close::REPLACED)]);
+        for (end, told) in [(Input::Drain(0), true), (Input::AckTooHigh, true), (replaced(), false)] {
+            let mut session = live();
+            said(&mut session, 0, ack(1, 1));
+            let out = said(&mut session, 1, end);
+            assert_eq!(out.first() == Some(&Output::Ack(vec![of(1)], 1)), told, "{out:?}");
+            assert_eq!(said(&mut session, 2, Input::Gone), vec![]);
+        }
     }
 
     #[test]

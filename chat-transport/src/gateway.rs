@@ -1,7 +1,7 @@
 //! Drives a [`Session`] over a transport: one task a connection, no timer of its own while idle but the
 //! session's deadline.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -9,12 +9,12 @@ use std::task::Poll;
 use bytes::Bytes;
 use chat_core::backend::{Command, Transport};
 use chat_core::delivery::{Bound, Engine, Linking};
-use chat_core::envelope::{AckOf, Refusal, Subject};
+use chat_core::envelope::{Refusal, Subject};
 use chat_core::limits::WIRE_VERSION;
 use chat_core::mutant::Mutants;
 use chat_core::session::{Input, Output, Session};
 use chat_core::wire::{Challenge, ClientFrame, Hello, Registration, ServerFrame, close};
-use chat_core::{ConversationId, ErrorKind, Instant, Seq};
+use chat_core::{ErrorKind, Instant};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
@@ -71,7 +71,6 @@ impl Gateway {
             link: None,
             appending: None,
             acking: None,
-            acks: None,
             out: Vec::new(),
             closing: None,
             opened: Some(opened),
@@ -95,8 +94,6 @@ struct Connection {
     appending: Option<Box<FuturesUnordered<Appending>>>,
     /// Acks that the store has not confirmed yet.
     acking: Option<Acking>,
-    /// Acks that came meanwhile, and the generation of the last: they go together when the store is ready.
-    acks: Option<(BTreeMap<ConversationId, Seq>, u64)>,
     out: Vec<Bytes>,
     closing: Option<u16>,
     opened: Option<Opened>,
@@ -139,6 +136,9 @@ impl Connection {
                 break;
             }
         }
+        if self.bound.as_ref().is_some_and(|bound| self.gateway.engine.is_current(bound)) {
+            self.step(Input::Gone).await;
+        }
         self.settle_acks().await;
         if let Some(bound) = self.bound.take() {
             self.gateway.engine.unbind(&bound).await;
@@ -173,7 +173,6 @@ impl Connection {
             }
             Woken::Acked(too_high) => {
                 self.acking = None;
-                self.start_ack();
                 if too_high {
                     self.step(Input::AckTooHigh).await;
                 }
@@ -341,13 +340,15 @@ impl Connection {
                 Err(answer) => Some(Input::Answer(*answer)),
             },
             Output::Ack(acks, generation) => {
-                let waiting = self.acks.get_or_insert_default();
-                for ack in acks {
-                    let known = waiting.0.entry(ack.conversation).or_default();
-                    *known = ack.seq.max(*known);
+                // One at a time; a session gathers them, so that the one before has had its time.
+                if self.settle_acks().await {
+                    return Some(Input::AckTooHigh);
                 }
-                waiting.1 = generation.max(waiting.1);
-                self.start_ack();
+                let device = device?.installation;
+                self.acking = Some(Box::pin(async move {
+                    let outcome = engine.ack(device, generation, &acks).await;
+                    outcome.is_err_and(|error| error.kind() == ErrorKind::Invalid)
+                }));
                 None
             }
             Output::Ask(id, ask) => Some(Input::Answer(match engine.answer(device?, ask).await {
@@ -380,31 +381,12 @@ impl Connection {
         }
     }
 
-    /// Gives the store the acks that wait, unless it is busy with others of this device.
-    fn start_ack(&mut self) {
-        let Some(device) = self.session.device() else { return };
-        if self.acking.is_some() {
-            return;
-        }
-        let Some((acks, generation)) = self.acks.take() else { return };
-        let engine = self.gateway.engine.clone();
-        let acks: Vec<AckOf> =
-            acks.into_iter().map(|(conversation, seq)| AckOf { conversation, seq }).collect();
-        self.acking = Some(Box::pin(async move {
-            let outcome = engine.ack(device.installation, generation, &acks).await;
-            outcome.is_err_and(|error| error.kind() == ErrorKind::Invalid)
-        }));
-    }
-
-    /// Waits until the store has all acks; whether one was above what there is.
+    /// Waits until the store has all acks it was given; whether one was above what there is.
     async fn settle_acks(&mut self) -> bool {
-        while let Some(acking) = self.acking.take() {
-            if acking.await {
-                return true;
-            }
-            self.start_ack();
+        match self.acking.take() {
+            Some(acking) => acking.await,
+            None => false,
         }
-        false
     }
 
     /// Appends a command in its order, and waits for the log's word only if much waits already.

@@ -180,6 +180,11 @@ impl Engine {
         Ok(bound)
     }
 
+    /// Whether no later session of its device took over here.
+    pub fn is_current(&self, bound: &Bound) -> bool {
+        self.hub.route(bound.route.device.installation) == Some(bound.route)
+    }
+
     /// Forgets a session.
     pub async fn unbind(&self, bound: &Bound) {
         let device = bound.route.device;

@@ -22,6 +22,7 @@ pub(super) struct Conversation {
     pub wait: Wait,
     pub went_back: Option<(ClientSeq, Instant)>,
     pub doubted: Option<Instant>,
+    pub missing: Option<Missing>,
     /// Claims of bundles since the last message was sealed.
     pub claims: u32,
     /// The server slows it down: one at a time, until nothing waits.
@@ -31,6 +32,15 @@ pub(super) struct Conversation {
     pub last_own: Seq,
     pub delivered: Seq,
     pub read: Seq,
+}
+
+/// A seq that rows came without.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Missing {
+    pub seq: Seq,
+    pub since: Instant,
+    /// The server has said since that nothing waits which it did not send.
+    pub caught_up: bool,
 }
 
 /// What a conversation's outbox waits for.
@@ -128,7 +138,7 @@ impl Conversation {
         self.client_seq = 0;
         self.prev = MessageId::NIL;
         self.sent = 0;
-        (self.went_back, self.doubted) = (None, None);
+        (self.went_back, self.doubted, self.missing) = (None, None, None);
         self.wait = Wait::Nothing;
         self.queue.retain(|entry| !entry.void);
         self.queue.iter_mut().for_each(Entry::unseal);

@@ -4,8 +4,8 @@ use super::conversation::Wait;
 use super::io::{Change, Ephemeral, ListChange, Output, Stopped};
 use super::{DAY_MS, Phase, Purpose, RETRY_MS, Recovery, Replica};
 use crate::device_list::SignedDeviceList;
-use crate::envelope::{AckOf, Refusal, Subject};
-use crate::id::{ConversationKind, UserId};
+use crate::envelope::{AckOf, Cell, Refusal, Subject};
+use crate::id::{ConversationId, ConversationKind, UserId};
 use crate::limits::{HEARTBEAT_MS, LOW_PREKEYS, WIRE_VERSION};
 use crate::time::Instant;
 use crate::wire::{Answer, Ask, ClientFrame, ServerFrame, Welcome, close};
@@ -171,6 +171,10 @@ impl Replica {
                 }
                 self.rows_in += rows.len() as u64;
                 self.rows.extend(rows);
+                if caught_up {
+                    let missing = self.conversations.values_mut().filter_map(|known| known.missing.as_mut());
+                    missing.for_each(|missing| missing.caught_up = true);
+                }
                 if caught_up && !self.caught_up {
                     self.caught_up = true;
                     out.push(Output::Event(Ephemeral::CaughtUp));
@@ -291,12 +295,21 @@ impl Replica {
                 self.changes.push(Change::Prekeys(self.prekeys_at));
             }
             Purpose::Cells => self.cells(answer.cells, out),
+            Purpose::Missing => {
+                let forgot = |(id, cell): &(ConversationId, Cell)| {
+                    let known = self.conversations.get(id);
+                    known.is_some_and(|c| c.missing.is_some_and(|m| c.cursor < m.seq && m.seq <= cell.acked))
+                };
+                if answer.cells.iter().any(forgot) {
+                    self.begin_recovery(now, out);
+                }
+            }
             Purpose::Reincarnate => self.reincarnated(now, answer.incarnation, out),
             Purpose::Delivered(conversation) => {
                 let peer = self
                     .lists
                     .keys()
-                    .find(|user| crate::id::ConversationId::direct(**user, self.device.user) == conversation);
+                    .find(|user| ConversationId::direct(**user, self.device.user) == conversation);
                 if let Some(user) = peer.copied() {
                     self.receipt(conversation, user, answer.delivered, 0);
                 }

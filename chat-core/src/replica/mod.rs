@@ -148,6 +148,8 @@ enum Purpose {
     Claim(ConversationId, UserId, usize),
     Upload,
     Cells,
+    /// Whether this device acknowledged what it misses.
+    Missing,
     Reincarnate,
     Delivered(ConversationId),
     /// A question of the application.

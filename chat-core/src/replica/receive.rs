@@ -1,13 +1,15 @@
 //! Rows in: gap check, opening, cursor.
 
+use super::conversation::Missing;
 use super::io::{Change, Opened, Output};
-use super::{Recovery, Replica};
+use super::send::DOUBT_MS;
+use super::{Purpose, Recovery, Replica};
 use crate::envelope::{InboxRow, RowContent, SendNumber};
 use crate::id::ConversationKind;
 use crate::id::{ClientSeq, ConversationId, Incarnation, MessageId, Seq, UserId};
 use crate::mutant::Mutant;
 use crate::time::Instant;
-use crate::wire::ClientFrame;
+use crate::wire::{Ask, ClientFrame};
 
 /// Milliseconds between two requests for everything unacknowledged.
 const CATCH_UP_MS: u64 = 1000;
@@ -32,8 +34,10 @@ impl Replica {
                 && !self.mutants.has(Mutant::NoGapCheck)
             {
                 // Something between was lost on the way; it waits in the inbox.
+                let missing = known.cursor + 1;
                 self.rows.pop_front();
                 self.ask_catch_up(now, out);
+                self.note_missing(now, conversation, missing, out);
                 continue;
             }
             if let RowContent::Message { message, .. } = &row.content {
@@ -146,6 +150,23 @@ impl Replica {
             self.unreadable(now, sender, Some((conversation, id)), why, out);
         }
         self.advance_cursor(conversation, seq);
+    }
+
+    /// What is missing after a catch-up may have been acknowledged by a copy of this store that was ahead,
+    /// whose word came to the server after this one had been greeted: only a recovery fills that gap.
+    fn note_missing(&mut self, now: Instant, id: ConversationId, seq: Seq, out: &mut Vec<Output>) {
+        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        let missing = match &mut conversation.missing {
+            Some(missing) if missing.seq == seq => *missing,
+            other => *other.insert(Missing { seq, since: now, caught_up: false }),
+        };
+        if missing.caught_up
+            && now >= missing.since.after(DOUBT_MS)
+            && self.recovery == Recovery::No
+            && !self.is_asked(&Purpose::Missing)
+        {
+            self.ask(now, Ask::Cells, Purpose::Missing, out);
+        }
     }
 
     /// Asks for everything unacknowledged, at most once a second.

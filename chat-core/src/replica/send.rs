@@ -16,7 +16,7 @@ const GO_BACK_MS: u64 = 1000;
 
 /// How long the server must go on expecting a number that was stored before it is believed: longer than
 /// any answer is late.
-const DOUBT_MS: u64 = 2 * RETRY_MS;
+pub(super) const DOUBT_MS: u64 = 2 * RETRY_MS;
 
 /// Mismatches in a row that are answered at once.
 const PATIENT: u32 = 4;

@@ -33,6 +33,8 @@ pub enum Input {
     Presence(Vec<(UserId, bool)>),
     /// The deadline passed.
     Tick,
+    /// The connection ended, by whatever side or accident, and no later session of the device took over.
+    Gone,
     /// The gateway drains: the device may come back after this many milliseconds.
     Drain(u32),
 }
@@ -53,7 +55,7 @@ pub enum Output {
     Publish(Publish),
     /// Take a void to its shard.
     Void(SendNumber),
-    /// Apply acks.
+    /// Apply acks, before the next [`Read`](Self::Read) reads.
     Ack(Vec<AckOf>, u64),
     /// Answer a question.
     Ask(u64, Ask),

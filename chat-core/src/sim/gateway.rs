@@ -120,7 +120,12 @@ impl Gateway {
         self.connections.insert(id, Connection { session: Session::new(now, self.mutants), bound: None });
     }
 
-    pub(super) fn drop_connection(&mut self, id: u64) {
+    pub(super) fn drop_connection(&mut self, id: u64, now: Instant) {
+        let bound = self.connections.get(&id).and_then(|connection| connection.bound.as_ref());
+        if bound.is_some_and(|bound| self.engine.is_current(bound)) {
+            // Nobody is there any more to be sent anything.
+            self.step(id, now, Input::Gone, &mut Vec::new());
+        }
         if let Some(Connection { bound: Some(bound), .. }) = self.connections.remove(&id) {
             ready(self.engine.unbind(&bound));
         }

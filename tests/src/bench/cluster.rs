@@ -45,11 +45,17 @@ pub(crate) async fn run_cluster() {
     );
     let duration = Duration::from_secs(seconds);
     let alone = tokio::spawn(services_alone(services.clone(), name.clone(), duration));
+    let before = hops(&cluster);
     let light = run(way, 20, Load { outstanding: 16, rate: Some(200) }, duration, cpu).await;
     let (kafka, cassandra) = alone.await.unwrap();
     println!("200 messages/s");
     println!("  path      p50 {:.2} ms p99 {:.2} ms", light.p50, light.p99);
     println!("  {}", shares(&light.cpu_us));
+    for ((hop, after), (_, before)) in hops(&cluster).into_iter().zip(before) {
+        let calls = after.1 - before.1;
+        let mean_ms = 1000.0 * (after.0 - before.0) / calls.max(1.0);
+        println!("  {hop}: {calls} calls of {mean_ms:.2} ms");
+    }
     println!("  Kafka ack p50 {:.2} ms p99 {:.2} ms, alone at the same time", kafka.0, kafka.1);
     println!("  Cassandra write p50 {:.2} ms p99 {:.2} ms, alone at the same time", cassandra.0, cassandra.1);
     println!("  path − (ack + write) at p50: {:+.2} ms", light.p50 - kafka.0 - cassandra.0);
@@ -85,6 +91,28 @@ pub(crate) async fn run_cluster() {
             println!("  {line}");
         }
     }
+}
+
+/// What each hop took in all, and how often, so far.
+fn hops(cluster: &Cluster) -> Vec<(&'static str, (f64, f64))> {
+    let (from, to, router) = (&cluster.gateways[0], &cluster.gateways[1], &cluster.routers[0]);
+    [
+        ("append (sending gateway)", from, "log", "append"),
+        ("find (router)", router, "store", "find"),
+        ("commit (router)", router, "store", "commit"),
+        ("lookup (router)", router, "registry", "lookup"),
+        ("ack (sending gateway)", from, "store", "ack"),
+        ("ack (receiving gateway)", to, "store", "ack"),
+    ]
+    .map(|(name, node, backend, call)| {
+        let page = node.admin_page("/metrics");
+        let value = |of: &str| {
+            let line = format!("chat_{backend}_seconds_{of}{{call=\"{call}\"}} ");
+            page.lines().find_map(|found| found.strip_prefix(&line)?.parse().ok()).unwrap_or(0.0)
+        };
+        (name, (value("sum"), value("count")))
+    })
+    .to_vec()
 }
 
 fn shares(cpu_us: &[f64]) -> String {

@@ -78,8 +78,9 @@ impl World {
         let Some((id, pipe)) = id.and_then(|id| self.pipes.remove(&id).map(|pipe| (id, pipe))) else {
             return;
         };
+        let now = self.time();
         if let Some(gateway) = &mut self.servers[pipe.server] {
-            gateway.drop_connection(id);
+            gateway.drop_connection(id, now);
         }
         if self.devices[pipe.device].connection == Some(id) {
             self.devices[pipe.device].connection = None;
