@@ -108,7 +108,7 @@ services() {
     # What is done to services of several nodes comes first; then those make room.
     export CHAT_TEST_SERVICES_DIR="$PWD/target/services-cluster" CHAT_TEST_SERVICES_NET=127.0.7
     export CHAT_TEST_SERVICES_DIST="$PWD/target/services/dist"
-    cargo test --locked --profile "$profile" -p chat-tests --test cluster the_same_while_services \
+    cargo test --locked --profile "$profile" -p chat-tests --test cluster fail_together \
         -- --nocapture --test-threads 1 || outcome=$?
     "${cluster[@]}" stop || true
     unset CHAT_TEST_REDIS_CLUSTER CHAT_TEST_KAFKA_CLUSTER CHAT_TEST_CASSANDRA_CLUSTER

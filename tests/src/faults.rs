@@ -163,54 +163,59 @@ impl Script {
     }
 }
 
-/// The longest that a service is stopped or cut off, in seconds: `CHAT_TEST_CLUSTER_LONGEST`.
+/// The longest that something is stopped or cut off, in seconds: `CHAT_TEST_CLUSTER_LONGEST`.
 fn some_time(dice: &mut Dice) -> Duration {
     let longest = std::env::var("CHAT_TEST_CLUSTER_LONGEST").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
     Duration::from_millis(1000 + dice.below(1000 * (longest - 1)))
 }
 
-impl Cluster {
-    /// Lets a fault come, last and end.
-    pub fn suffer(&mut self, fault: Fault, dice: &mut Dice) {
-        match fault {
-            Fault::KillRouter => kill_one(&mut self.routers, dice),
-            Fault::KillGateway => kill_one(&mut self.gateways, dice),
-            Fault::Flush => self.flush(),
-            // Longer than its lease: it goes on as an owner that was replaced.
-            Fault::StopRouter => stop_one(&self.routers, dice, 7000, 2000),
-            Fault::StopGateway => stop_one(&self.gateways, dice, 1000, 3000),
-            Fault::MoveShards => self.move_shards(),
-            _ => self.suffer_services(fault, dice),
-        }
-    }
-
-    fn suffer_services(&self, fault: Fault, dice: &mut Dice) {
-        let script = self.script.as_ref().expect("services of several nodes");
+impl Script {
+    /// Lets a fault of services or of their network come, last and end.
+    pub fn suffer(&self, fault: Fault, dice: &mut Dice) {
         let (node, away) = (1 + dice.below(3), some_time(dice));
         match fault {
-            Fault::KillKafkaController => script.kill("kafka", script.kafka_controller(), away),
-            Fault::KillCassandra => script.kill("cassandra", node, away),
+            Fault::KillKafkaController => self.kill("kafka", self.kafka_controller(), away),
+            Fault::KillCassandra => self.kill("cassandra", node, away),
             Fault::KillRedisMaster => {
-                let masters = script.redis_masters();
-                script.kill("redis", masters[dice.below(masters.len() as u64) as usize], away);
+                let masters = self.redis_masters();
+                self.kill("redis", masters[dice.below(masters.len() as u64) as usize], away);
             }
-            Fault::StopKafka => script.pause("kafka", node, away),
-            Fault::StopCassandra => script.pause("cassandra", node, away),
-            Fault::StopRedis => script.pause("redis", 1 + dice.below(6), away),
-            Fault::CutServers => script.cut(0, node, away),
-            Fault::CutServices => script.cut(node, 1 + node % 3, away),
+            Fault::StopKafka => self.pause("kafka", node, away),
+            Fault::StopCassandra => self.pause("cassandra", node, away),
+            Fault::StopRedis => self.pause("redis", 1 + dice.below(6), away),
+            Fault::CutServers => self.cut(0, node, away),
+            Fault::CutServices => self.cut(node, 1 + node % 3, away),
             _ => unreachable!("{fault:?} is not one of services"),
         }
     }
 
     /// Redis forgets everything.
     pub fn flush(&self) {
+        for node in self.redis_masters() {
+            self.redis(node, "FLUSHALL");
+        }
+    }
+}
+
+impl Cluster {
+    /// Lets a fault of nodes come, last and end.
+    pub fn suffer(&mut self, fault: Fault, dice: &mut Dice) {
+        match fault {
+            Fault::KillRouter => kill_one(&mut self.routers, dice),
+            Fault::KillGateway => kill_one(&mut self.gateways, dice),
+            Fault::Flush => self.flush(),
+            // Longer than its lease: it goes on as an owner that was replaced.
+            Fault::StopRouter => stop_one(&self.routers, dice, Duration::from_secs(7)),
+            Fault::StopGateway => stop_one(&self.gateways, dice, Duration::from_secs(1)),
+            Fault::MoveShards => self.move_shards(),
+            _ => unreachable!("{fault:?} is not one of nodes"),
+        }
+    }
+
+    /// Redis forgets everything.
+    fn flush(&self) {
         match &self.script {
-            Some(script) => {
-                for node in script.redis_masters() {
-                    script.redis(node, "FLUSHALL");
-                }
-            }
+            Some(script) => script.flush(),
             None => {
                 let address = self.services.redis.trim_start_matches("redis://");
                 TcpStream::connect(address).unwrap().write_all(b"FLUSHALL\r\n").unwrap();
@@ -234,9 +239,9 @@ fn kill_one(nodes: &mut [Server], dice: &mut Dice) {
     nodes[which].restart();
 }
 
-fn stop_one(nodes: &[Server], dice: &mut Dice, at_least: u64, more: u64) {
+fn stop_one(nodes: &[Server], dice: &mut Dice, at_least: Duration) {
     let which = dice.below(nodes.len() as u64) as usize;
     nodes[which].stop();
-    std::thread::sleep(Duration::from_millis(at_least + dice.below(more)));
+    std::thread::sleep(at_least.max(some_time(dice)));
     nodes[which].go_on();
 }

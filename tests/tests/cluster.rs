@@ -53,10 +53,38 @@ impl Gaps {
     }
 }
 
+/// Faults that come together, and end before the next ones come.
+#[derive(Clone, Copy, Default)]
+struct Trouble {
+    of_nodes: Option<Fault>,
+    of_services: Option<Fault>,
+}
+
+impl Trouble {
+    fn count(self) -> usize {
+        self.of_nodes.iter().chain(&self.of_services).count()
+    }
+
+    fn come(self, cluster: &mut Cluster, dice: &mut Dice) {
+        let script = cluster.script.clone();
+        let mut other = Dice::new(dice.below(u64::MAX));
+        std::thread::scope(|scope| {
+            if let (Some(fault), Some(script)) = (self.of_services, script) {
+                scope.spawn(move || script.suffer(fault, &mut other));
+            }
+            if let Some(fault) = self.of_nodes {
+                cluster.suffer(fault, dice);
+            }
+        });
+    }
+}
+
 /// Both ways at once, while these faults come.
-fn replay(services: &Services, script: Option<Script>, count: usize, faults: &[Fault]) {
+fn replay(services: &Services, script: Option<Script>, count: usize, troubles: &[Trouble]) {
     let dir = tempfile::tempdir().unwrap();
     let mut cluster = Cluster::start(dir.path(), services, &fresh_name(), Size { gateways: 3, routers: 2 });
+    // What comes together comes with a Redis that forgets again and again.
+    let forgets = script.clone().filter(|_| troubles.iter().any(|trouble| trouble.count() > 1));
     cluster.script = script;
     let a = register(dir.path(), &cluster.urls(0)[0], "alice");
     let b = register(dir.path(), &cluster.urls(1)[0], "bob");
@@ -64,46 +92,66 @@ fn replay(services: &Services, script: Option<Script>, count: usize, faults: &[F
     let (to_a, to_b) = (sendable(&from_b), sendable(&from_a));
     let lines = (to_a.len() + to_b.len()) as u64;
     let (start, gaps) = (Instant::now(), Gaps::default());
-    let end = start + Duration::from_secs(3600);
+    let end = start + Duration::from_secs(7200);
     let mut alice = Talker::new(a, cluster.urls(0), "bob", &from_a, &to_a);
     let mut bob = Talker::new(b, cluster.urls(1), "alice", &from_b, &to_b);
-    if !faults.is_empty() {
+    if !troubles.is_empty() {
         (alice.ahead, bob.ahead) = (8, 8);
     }
     let mut dice = Dice::new(7);
+    let mut flushes = 0;
     std::thread::scope(|scope| {
-        let die = |seed| (!faults.is_empty()).then(|| Dice::new(seed));
+        let die = |seed| (!troubles.is_empty()).then(|| Dice::new(seed));
         let (dice_a, dice_b) = (die(1), die(2));
         let one = scope.spawn(|| alice.run(dice_a, &gaps.stored, end));
         let two = scope.spawn(|| bob.run(dice_b, &gaps.stored, end));
         scope.spawn(|| gaps.watch());
+        let flushing = scope.spawn(|| forgets.map_or(0, |script| flush_again_and_again(&script, &gaps.over)));
         let mut amid = 0;
-        for (n, fault) in faults.iter().enumerate() {
+        for (n, trouble) in troubles.iter().enumerate() {
             // By progress and not by the clock: a fast machine has as many in between as a slow one.
-            let due = n as u64 * lines / faults.len() as u64;
+            let due = n as u64 * lines / troubles.len() as u64;
             let waits = || !one.is_finished() && !two.is_finished() && Instant::now() < end;
             while gaps.stored.load(Ordering::Relaxed) < due && waits() {
                 std::thread::sleep(Duration::from_millis(20));
             }
             amid += usize::from(waits());
-            println!("{:.1?}: {}", start.elapsed(), fault.name());
-            gaps.begin(*fault);
-            cluster.suffer(*fault, &mut dice);
+            for fault in trouble.of_services.iter().chain(&trouble.of_nodes) {
+                println!("{:.1?}: {}", start.elapsed(), fault.name());
+                gaps.begin(*fault);
+            }
+            trouble.come(&mut cluster, &mut dice);
         }
         let outcome = (one.join(), two.join());
         gaps.over.store(true, Ordering::Relaxed);
+        flushes = flushing.join().unwrap();
         assert!(outcome.0.is_ok() && outcome.1.is_ok(), "{}", cluster.logs());
         // While a process is stopped for seconds, the others may get through the rest.
-        assert!(amid >= faults.len() / 2, "only {amid} faults came while somebody wrote");
+        assert!(amid >= troubles.len() / 2, "only {amid} troubles came while somebody wrote");
     });
     gaps.print();
     println!(
-        "{lines} lines over 3 gateways and 2 routers in {:.1?}: {} faults, {} kills of clients, 0 lost, 0 twice, \
-         0 out of order",
+        "{lines} lines over 3 gateways and 2 routers in {:.1?}: {} faults, {flushes} times FLUSHALL beside them, \
+         {} kills of clients, 0 lost, 0 twice, 0 out of order",
         start.elapsed(),
-        faults.len(),
+        troubles.iter().map(|trouble| trouble.count()).sum::<usize>(),
         alice.kills + bob.kills
     );
+}
+
+/// Redis forgets everything every ten seconds; how often it did.
+fn flush_again_and_again(script: &Script, over: &AtomicBool) -> usize {
+    let mut flushes = 0;
+    while !over.load(Ordering::Relaxed) {
+        script.flush();
+        flushes += 1;
+        for _ in 0..100 {
+            if !over.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+    flushes
 }
 
 /// So many faults, of each of these kinds in turn.
@@ -122,14 +170,36 @@ fn lines_arrive_once_in_order_over_three_gateways_and_two_routers() {
 fn the_same_while_nodes_are_killed_and_stopped_and_redis_forgets() {
     let Some(services) = Services::single() else { return };
     let faults = in_turn(&Fault::NODES, 18);
-    replay(&services, None, 500 * faults.len(), &faults);
+    let alone = |fault: &Fault| Trouble { of_nodes: Some(*fault), ..Trouble::default() };
+    let troubles: Vec<Trouble> = faults.iter().map(alone).collect();
+    replay(&services, None, 500 * troubles.len(), &troubles);
+}
+
+/// What can be done to the services there are.
+fn of_services(script: &Script) -> Vec<Fault> {
+    let network = if script.machines { &Fault::NETWORK[..] } else { &[] };
+    [&Fault::SERVICES, network].concat()
 }
 
 #[test]
 fn the_same_while_services_are_killed_stopped_and_cut_off() {
     let Some(services) = Services::replicated() else { return };
     let Some(script) = Script::find() else { return };
-    let network = if script.machines { &Fault::NETWORK[..] } else { &[] };
-    let faults = in_turn(&[&Fault::SERVICES, network].concat(), Fault::SERVICES.len() + network.len());
-    replay(&services, Some(script), 200 * faults.len(), &faults);
+    let kinds = of_services(&script);
+    let alone = |fault: &Fault| Trouble { of_services: Some(*fault), ..Trouble::default() };
+    let troubles: Vec<Trouble> = in_turn(&kinds, kinds.len()).iter().map(alone).collect();
+    replay(&services, Some(script), 200 * troubles.len(), &troubles);
+}
+
+#[test]
+fn the_same_while_services_and_nodes_fail_together() {
+    let Some(services) = Services::replicated() else { return };
+    let Some(script) = Script::find() else { return };
+    let kinds = of_services(&script);
+    let of_services = in_turn(&kinds, kinds.len());
+    // Five kinds beside six or eight: over time each meets each.
+    let nodes = Fault::NODES.into_iter().filter(|fault| *fault != Fault::Flush).cycle();
+    let together = |(a, b): (&Fault, Fault)| Trouble { of_services: Some(*a), of_nodes: Some(b) };
+    let troubles: Vec<Trouble> = of_services.iter().zip(nodes).map(together).collect();
+    replay(&services, Some(script), 200 * troubles.len(), &troubles);
 }
