@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
 profile=${PROFILE:-sim}
-features=chat-core/sim,chat-core/conformance,chat-store/sqlite,chat-server-ref/cluster
+features=chat-core/sim,chat-core/conformance,chat-store/sqlite,chat-server-ref/cluster,chat-server-ref/telemetry
 
 # What needs no services, no C libraries and no long search: the core, the embedded server and its stores.
 fast() {
@@ -49,9 +49,14 @@ docs() {
         --features "$features"
 }
 
-# Unit tests, conformance suites and doc tests, with the binaries that the end-to-end tests start.
+# The programs that the end-to-end tests start, with everything in them.
+programs() {
+    cargo build --locked --profile "$profile" -p chat-server-ref -p chat-cli \
+        --features chat-server-ref/cluster,chat-server-ref/telemetry
+}
+
+# Unit tests, conformance suites and doc tests.
 unit() {
-    cargo build --locked --profile "$profile" -p chat-server-ref -p chat-cli
     cargo test --locked --profile "$profile" --workspace --exclude chat-tests \
         --features "$features" -- \
         --skip no_schedule_breaks_a_law --skip every_mutant_is_killed
@@ -64,6 +69,7 @@ simulate() {
 }
 
 e2e() {
+    programs
     cargo test --locked --profile "$profile" -p chat-tests -- --nocapture --test-threads 1
 }
 
@@ -104,7 +110,7 @@ services() {
     fi
     cargo test --locked --profile "$profile" --workspace --exclude chat-tests --features "$features" \
         --test redis --test kafka --test cassandra -- --nocapture --test-threads 1 || outcome=$?
-    cargo build --locked --profile "$profile" -p chat-server-ref -p chat-cli --features chat-server-ref/cluster
+    programs
     # What is done to services of several nodes comes first; then those make room.
     export CHAT_TEST_SERVICES_DIR="$PWD/target/services-cluster" CHAT_TEST_SERVICES_NET=127.0.7
     export CHAT_TEST_SERVICES_DIST="$PWD/target/services/dist"

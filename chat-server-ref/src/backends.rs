@@ -1,6 +1,7 @@
 //! Which backends a node runs on: all in this process, or a cluster's, by settings alone.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use chat_core::WallClock;
 use chat_core::backend::{Backends, GatewayId};
@@ -34,12 +35,38 @@ fn explain(what: &str) -> impl FnOnce(chat_core::Error) -> String + '_ {
 }
 
 impl Node {
-    /// Opens what the settings name.
+    /// Opens what the settings name. A backend of a cluster that cannot be reached is tried again for as long
+    /// as `patience`: nodes and services may start together, and one of many machines may be cut off.
     ///
     /// # Errors
     /// A backend that cannot be reached, is not part of this build, or cannot keep the promises, by name.
-    pub async fn open(settings: &Settings, clock: Arc<dyn WallClock>) -> Result<Self, String> {
-        if settings.is_cluster() { cluster(settings).await } else { single(settings, clock) }
+    pub async fn open(
+        settings: &Settings,
+        clock: Arc<dyn WallClock>,
+        patience: Duration,
+    ) -> Result<Self, String> {
+        if settings.is_cluster() { cluster(settings, patience).await } else { single(settings, clock) }
+    }
+}
+
+/// Opens a backend, again and again while it cannot be reached.
+#[cfg(feature = "cluster")]
+async fn reach<T, F: Future<Output = chat_core::Result<T>>>(
+    what: &str,
+    patience: Duration,
+    open: impl Fn() -> F,
+) -> Result<T, String> {
+    let end = tokio::time::Instant::now() + patience;
+    loop {
+        match open().await {
+            Err(error)
+                if error.kind() == chat_core::ErrorKind::Unavailable && tokio::time::Instant::now() < end =>
+            {
+                tracing::warn!("{}: trying again", explain(what)(error));
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            outcome => return outcome.map_err(explain(what)),
+        }
     }
 }
 
@@ -62,7 +89,7 @@ fn single(settings: &Settings, clock: Arc<dyn WallClock>) -> Result<Node, String
 }
 
 #[cfg(not(feature = "cluster"))]
-async fn cluster(_settings: &Settings) -> Result<Node, String> {
+async fn cluster(_settings: &Settings, _patience: Duration) -> Result<Node, String> {
     Err(missing_feature())
 }
 
@@ -74,7 +101,7 @@ pub fn missing_feature() -> String {
 }
 
 #[cfg(feature = "cluster")]
-async fn cluster(settings: &Settings) -> Result<Node, String> {
+async fn cluster(settings: &Settings, patience: Duration) -> Result<Node, String> {
     use crate::settings::Role;
     use chat_core::backend::Registry;
     use chat_store::cassandra::CassandraStore;
@@ -84,13 +111,13 @@ async fn cluster(settings: &Settings) -> Result<Node, String> {
 
     let mut found = Vec::new();
     let cassandra = settings.store.parse().map_err(explain("store"))?;
-    let store = Arc::new(CassandraStore::connect(&cassandra).await.map_err(explain("store"))?);
+    let store = Arc::new(reach("store", patience, || CassandraStore::connect(&cassandra)).await?);
     found.push(format!("store: Cassandra, {}", store.describe().await.map_err(explain("store"))?));
-    let redis = RedisLink::connect(&settings.registry).await.map_err(explain("registry"))?;
+    let redis = reach("registry", patience, || RedisLink::connect(&settings.registry)).await?;
     found.push(format!("registry: Redis, {}", redis.describe().await.map_err(explain("registry"))?));
     let kafka = settings.router.parse().map_err(explain("router"))?;
     let own_shards = settings.roles.contains(&Role::Router);
-    let router = KafkaRouter::open(&kafka, store.clone(), own_shards).await.map_err(explain("router"))?;
+    let router = reach("router", patience, || KafkaRouter::open(&kafka, store.clone(), own_shards)).await?;
     found.push(format!("router: Kafka, {}", router.describe()));
     let registry: Arc<dyn Registry> = Arc::new(RedisRegistry::new(redis.clone()));
     let push = Arc::new(MemoryPush::default());

@@ -7,4 +7,6 @@ pub mod explain;
 pub mod measured;
 pub mod serve;
 pub mod settings;
+#[cfg(feature = "telemetry")]
+pub mod telemetry;
 pub mod tokens;

@@ -23,6 +23,8 @@ use crate::measured::measured;
 use crate::settings::{Role, Settings};
 use crate::{admin, settings};
 
+/// How long a cluster's backends may take to be reached when a node starts.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a TLS handshake may take.
 const TLS_TIME: Duration = Duration::from_secs(5);
 
@@ -71,7 +73,7 @@ pub fn check(settings: Settings) -> Result<Vec<String>, String> {
     settings.check()?;
     // Looking takes no shard from anybody.
     let settings = Settings { roles: vec![Role::Gateway], ..settings };
-    block_on(async { Ok(Node::open(&settings, Arc::new(SystemClock)).await?.found) })
+    block_on(async { Ok(Node::open(&settings, Arc::new(SystemClock), Duration::ZERO).await?.found) })
 }
 
 /// Makes or updates the schema of the cluster's store; gives what was done.
@@ -104,7 +106,7 @@ fn raise_file_limit() {
 async fn serve(settings: settings::Settings) -> Result<(), String> {
     let clock = Arc::new(SystemClock);
     let metrics = admin::record()?;
-    let node = Node::open(&settings, clock.clone()).await?;
+    let node = Node::open(&settings, clock.clone(), PATIENCE).await?;
     let embedded = node.embedded.clone();
     let engine_settings = EngineSettings {
         gateway: node.gateway,
@@ -118,6 +120,10 @@ async fn serve(settings: settings::Settings) -> Result<(), String> {
     }
     let registry = node.backends.registry.clone();
     let engine = Arc::new(Engine::new(measured(node.backends), engine_settings, clock));
+    #[cfg(feature = "telemetry")]
+    if let Some(collector) = &settings.otlp {
+        crate::telemetry::export(engine.trail(), collector, settings.otlp_share, node.gateway)?;
+    }
     if settings.roles.contains(&Role::Router) {
         for shard in 0..engine.shards() {
             tokio::spawn(run_shard(engine.clone(), shard));

@@ -200,6 +200,12 @@ pub struct Settings {
     pub retention_days: u32,
     /// Which log lines are written.
     pub log: String,
+    /// The OpenTelemetry collector (OTLP by gRPC) that is told what happens to messages, without content and
+    /// without whose they are: `http://host:4317` or `https://host:4317`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otlp: Option<String>,
+    /// The share of messages, 0 to 1, that it is told of.
+    pub otlp_share: f64,
 }
 
 /// PEM files of the node link.
@@ -243,6 +249,8 @@ impl Default for Settings {
             retention_days: 30,
             // The driver repeats whatever Cassandra warns of, with the statement.
             log: "info,scylla=error".into(),
+            otlp: None,
+            otlp_share: 0.01,
         }
     }
 }
@@ -341,6 +349,17 @@ impl Settings {
         }
         if !(1..=365).contains(&self.retention_days) {
             return Err("retention_days is 1 to 365".into());
+        }
+        if let Some(collector) = &self.otlp {
+            if cfg!(not(feature = "telemetry")) {
+                return Err("otlp is set, and this binary was built without the feature telemetry".into());
+            }
+            if !["http://", "https://"].iter().any(|scheme| collector.starts_with(scheme)) {
+                return Err(format!("otlp is {collector:?}: it begins with http:// or https://"));
+            }
+        }
+        if !(0.0..=1.0).contains(&self.otlp_share) {
+            return Err("otlp_share is 0 to 1".into());
         }
         if self.shards == 0 || self.max_connections == 0 || self.accept_rate == 0 {
             return Err("shards, max_connections and accept_rate are at least 1".into());

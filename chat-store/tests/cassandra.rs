@@ -209,9 +209,9 @@ async fn an_inbox_of_several_days_is_read_in_order_and_trimmed_behind_the_clock(
         let next = talk.next(time_us);
         commit(&store, next).await;
     }
-    // And as many within the last minutes, which do not.
+    // And as many within the last minute, which do not.
     for n in 0..200 {
-        let next = alice.next(now - 4 * MINUTE_US + n * 1_000_000);
+        let next = alice.next(now - MINUTE_US + n * 250_000);
         commit(&store, next).await;
     }
     let all = drain(&store, bob).await;
@@ -227,7 +227,8 @@ async fn an_inbox_of_several_days_is_read_in_order_and_trimmed_behind_the_clock(
         assert_eq!(record.waiting_rows, 488 - ack);
     }
     let all_of = |talk: &Talk| AckOf { conversation: talk.id(), seq: talk.state.head.seq };
-    store.ack(bob, 1, &[all_of(&alice), all_of(&carol)]).await.unwrap();
+    // By another process: its first trim looks at everything.
+    keyspace.store().await.ack(bob, 1, &[all_of(&alice), all_of(&carol)]).await.unwrap();
     assert_eq!(drain(&store, bob).await, Vec::new());
     let kept = format!(
         "SELECT count(*) FROM {}.inbox WHERE installation = ? ALLOW FILTERING",
@@ -240,7 +241,7 @@ async fn an_inbox_of_several_days_is_read_in_order_and_trimmed_behind_the_clock(
         format!("SELECT floor FROM {}.cells WHERE installation = ? LIMIT 1", keyspace.settings.keyspace);
     let rows = keyspace.session.query_unpaged(floor, (&bob.as_bytes()[..],)).await.unwrap();
     let (floor,) = rows.into_rows_result().unwrap().first_row::<(i64,)>().unwrap();
-    assert!(now - (floor as u64) > 10 * MINUTE_US, "the floor stays behind the clock");
+    assert!(now - (floor as u64) > 4 * MINUTE_US, "the floor stays behind the clock");
     // A shard that stood still for a day goes on: its row is below the floor, and seen.
     let mut dave = Talk { from: device(4), to: device(2), state: ConversationState::default() };
     let (late, fresh) = (dave.next(now - 24 * 60 * MINUTE_US), carol.next(now));

@@ -73,7 +73,7 @@ impl Server {
             .spawn()
             .unwrap();
         self.child = Some(child);
-        let end = Instant::now() + Duration::from_secs(30);
+        let end = Instant::now() + Duration::from_secs(90);
         // It listens there last, and a node without the gateway's role there alone.
         while TcpStream::connect(("127.0.0.1", self.admin)).is_err() {
             let exited = self.child.as_mut().unwrap().try_wait().unwrap();

@@ -369,6 +369,7 @@ impl Engine {
                     sender: sender.installation,
                     seq,
                     position: record.position,
+                    logged_us: record.appended_us,
                     rows: commit.inbox.len() as u32,
                 };
                 batch.steps.push((number.message_id, stored));

@@ -53,7 +53,9 @@ impl Engine {
         for row in rows {
             if let RowContent::Message { message, .. } = &row.content {
                 let (conversation, sender) = (row.conversation, message.sender.installation);
-                self.trail.note(message.id, now, Stage::Delivered { conversation, sender, device });
+                let committed_us = row.time_us;
+                let delivered = Stage::Delivered { conversation, sender, device, committed_us };
+                self.trail.note(message.id, now, delivered);
             }
         }
     }

@@ -1,6 +1,8 @@
 use std::collections::VecDeque;
+use std::sync::OnceLock;
 
 use parking_lot::Mutex;
+use tokio::sync::mpsc;
 
 use crate::backend::{GatewayId, LogPosition};
 use crate::id::{ConversationId, InstallationId, MessageId, Seq};
@@ -28,6 +30,8 @@ pub enum Stage {
         seq: Seq,
         /// The record.
         position: LogPosition,
+        /// When the log took it, in microseconds of its own clock.
+        logged_us: u64,
         /// For so many devices there is a row.
         rows: u32,
     },
@@ -61,6 +65,8 @@ pub enum Stage {
         sender: InstallationId,
         /// The device.
         device: InstallationId,
+        /// Its commit time, in microseconds.
+        committed_us: u64,
     },
 }
 
@@ -92,12 +98,49 @@ pub struct Trail {
     rings: [Mutex<VecDeque<(MessageId, Step)>>; RINGS],
     /// Steps that each ring remembers.
     room: usize,
+    follower: OnceLock<Follower>,
+}
+
+/// Whoever is told of steps as they are made.
+#[derive(Debug)]
+struct Follower {
+    steps: mpsc::Sender<(MessageId, Step)>,
+    /// Messages of which the last four bytes are at most this.
+    up_to: u32,
+}
+
+impl Follower {
+    fn follows(&self, id: MessageId) -> bool {
+        let [.., a, b, c, d] = *id.as_bytes();
+        u32::from_be_bytes([a, b, c, d]) <= self.up_to
+    }
 }
 
 impl Trail {
     /// Remembers about this many steps.
     pub fn new(steps: usize) -> Self {
-        Self { rings: std::array::from_fn(|_| Mutex::default()), room: steps.div_ceil(RINGS) }
+        Self {
+            rings: std::array::from_fn(|_| Mutex::default()),
+            room: steps.div_ceil(RINGS),
+            follower: OnceLock::new(),
+        }
+    }
+
+    /// Gives the steps of a share (0 to 1) of all messages as they are made; every node of a cluster follows
+    /// the same messages. Steps that do not find room are left out. `None` if somebody follows already.
+    ///
+    /// ```
+    /// use chat_core::MessageId;
+    /// use chat_core::delivery::{Stage, Trail};
+    /// let trail = Trail::new(1000);
+    /// let mut steps = trail.follow(1.0, 10).unwrap();
+    /// trail.note(MessageId::from_bytes([1; 16]), 5, Stage::Logged);
+    /// assert_eq!(steps.try_recv().unwrap().1.stage, Stage::Logged);
+    /// ```
+    pub fn follow(&self, share: f64, room: usize) -> Option<mpsc::Receiver<(MessageId, Step)>> {
+        let (steps, followed) = mpsc::channel(room.max(1));
+        let up_to = (share.clamp(0.0, 1.0) * f64::from(u32::MAX)) as u32;
+        self.follower.set(Follower { steps, up_to }).ok().map(|()| followed)
     }
 
     fn ring(&self, id: MessageId) -> &Mutex<VecDeque<(MessageId, Step)>> {
@@ -106,11 +149,15 @@ impl Trail {
 
     /// Remembers a step of a message.
     pub fn note(&self, id: MessageId, at_us: u64, stage: Stage) {
+        let step = Step { at_us, stage };
+        if let Some(follower) = self.follower.get().filter(|follower| follower.follows(id)) {
+            let _ = follower.steps.try_send((id, step));
+        }
         let mut ring = self.ring(id).lock();
         if ring.len() >= self.room {
             ring.pop_front();
         }
-        ring.push_back((id, Step { at_us, stage }));
+        ring.push_back((id, step));
     }
 
     /// What is remembered of a message, in order.
@@ -133,5 +180,18 @@ mod tests {
         trail.note(id(1), 9, Stage::Logged);
         assert_eq!(trail.of(id(16)).iter().map(|step| step.at_us).collect::<Vec<_>>(), [1, 2]);
         assert_eq!(trail.of(id(1)).len(), 1, "another ring");
+    }
+
+    #[test]
+    fn a_share_of_messages_is_followed_and_nothing_waits_for_the_follower() {
+        let trail = Trail::new(RINGS);
+        let mut steps = trail.follow(0.5, 2).unwrap();
+        assert!(trail.follow(1.0, 2).is_none(), "one follows");
+        let id = |n: u8| MessageId::from_bytes([n; 16]);
+        for n in [0, 0x7f, 0x80, 0xff, 1] {
+            trail.note(id(n), 1, Stage::Logged);
+        }
+        let followed: Vec<_> = std::iter::from_fn(|| steps.try_recv().ok()).map(|(id, _)| id).collect();
+        assert_eq!(followed, [id(0), id(0x7f)], "the third did not find room");
     }
 }

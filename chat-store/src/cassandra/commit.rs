@@ -20,7 +20,7 @@ const REQUEST: (usize, usize) = (100, 512 * 1024);
 const SMALL: (usize, usize) = (16, 32 * 1024);
 pub(super) const DAY_US: u64 = 24 * 3600 * 1_000_000;
 /// A row that is committed this long after its time is *late*.
-const LATE_US: u64 = 5 * 60 * 1_000_000;
+const LATE_US: u64 = 2 * 60 * 1_000_000;
 /// Where late rows go: read always, whatever the floor.
 pub(super) const LATE_DAY: i32 = 0;
 /// Registers that keep the smallest value count their timestamps down from here.

@@ -16,8 +16,11 @@ use super::link::Write;
 use super::{CassandraStore, corrupt, signed, unsigned};
 
 /// How far the floor of an inbox stays behind the clock: more than rows may be late without being noticed, by
-/// more than clocks of nodes differ. What was deleted above the floor is read over, so it bounds that too.
-pub(super) const FLOOR_BEHIND_US: u64 = 15 * 60 * 1_000_000;
+/// more than clocks of nodes differ and a node that was stopped still owns its shards. What was deleted above
+/// the floor is read over, so it bounds that too.
+pub(super) const FLOOR_BEHIND_US: u64 = 5 * 60 * 1_000_000;
+/// Of so many trims one looks at the whole inbox and raises its floor; the others look at what came since.
+const TRIMS_PER_FLOOR: u32 = 8;
 /// Days that are looked at; retention is at most a year.
 pub(super) const DAYS_READ: i32 = 400;
 /// Acknowledged rows that a device may leave behind before they are deleted.
@@ -31,6 +34,16 @@ struct Standing {
     generation: u64,
     /// Below it nothing waits but what came late.
     floor_us: u64,
+}
+
+/// What this process did about the acknowledged rows of a device.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Untrimmed {
+    /// Rows acknowledged since the last trim.
+    rows: u64,
+    trims: u32,
+    /// Everything before was deleted, but what came late.
+    from_us: u64,
 }
 
 /// A row's key with its size.
@@ -217,24 +230,29 @@ impl CassandraStore {
 
     /// Deletes what was acknowledged once it is worth it. It only frees space: nobody waits for its success.
     async fn note_removed(&self, device: InstallationId, removed: u64) {
-        let due = {
-            let mut left = self.untrimmed.entry(device).or_default();
-            *left += removed;
-            *left >= TRIM_AT
+        let known = {
+            let mut known = self.untrimmed.entry(device).or_default();
+            known.rows += removed;
+            *known
         };
-        if due && self.trim(device).await.is_ok() {
-            self.untrimmed.remove(&device);
+        if known.rows < TRIM_AT {
+            return;
+        }
+        let whole = known.trims.is_multiple_of(TRIMS_PER_FLOOR);
+        if let Ok(from_us) = self.trim(device, if whole { 0 } else { known.from_us }).await {
+            self.untrimmed.insert(device, Untrimmed { rows: 0, trims: known.trims + 1, from_us });
         }
         if self.untrimmed.len() > 100_000 {
             self.untrimmed.clear();
         }
     }
 
-    /// The keys of everything in a device's inbox, acknowledged or not.
-    async fn keys(&self, device: InstallationId, standing: Standing) -> Result<Vec<Key>> {
+    /// The keys of what is in a device's inbox from a time on (0: of everything), acknowledged or not.
+    async fn keys(&self, device: InstallationId, standing: Standing, from_us: u64) -> Result<Vec<Key>> {
         let mut keys = Vec::new();
-        for day in std::iter::once(LATE_DAY).chain(Self::days(standing, 0)) {
-            let from = if day == LATE_DAY { 0 } else { signed(standing.floor_us) };
+        let late = (from_us == 0).then_some(LATE_DAY);
+        for day in late.into_iter().chain(Self::days(standing, from_us)) {
+            let from = if day == LATE_DAY { 0 } else { signed(standing.floor_us.max(from_us)) };
             let rows =
                 self.link.rows(&self.link.statements.inbox_keys, (&device.as_bytes()[..], day, from)).await?;
             for row in rows.rows::<(i64, Vec<u8>, i64, i32)>().map_err(|_| corrupt())? {
@@ -247,10 +265,14 @@ impl CassandraStore {
         Ok(keys)
     }
 
-    async fn trim(&self, device: InstallationId) -> Result<()> {
+    /// Deletes the acknowledged rows from a time on; gives the time from which there may be others. A look
+    /// at everything (from 0) raises the floor.
+    async fn trim(&self, device: InstallationId, from_us: u64) -> Result<u64> {
         let standing = self.standing(device).await?;
+        let now = now_us();
         let (keys, cells) =
-            futures_util::future::try_join(self.keys(device, standing), self.all_cells(device)).await?;
+            futures_util::future::try_join(self.keys(device, standing, from_us), self.all_cells(device))
+                .await?;
         let acked =
             |key: &Key| cells.get(&key.place.conversation).is_some_and(|cell| key.place.seq <= cell.acked);
         let gone: Vec<Key> = keys.iter().copied().filter(acked).collect();
@@ -258,13 +280,13 @@ impl CassandraStore {
         // Nothing waits below the first row that is left, nor, if none is, below now; what comes late is late.
         let left =
             keys.iter().filter(|key| !acked(key) && key.day != LATE_DAY).map(|key| key.place.time_us).min();
-        let behind = now_us().saturating_sub(FLOOR_BEHIND_US);
+        let behind = now.saturating_sub(FLOOR_BEHIND_US);
         let floor = left.map_or(behind, |left| left.min(behind));
-        if floor > standing.floor_us && standing.floor_us > 0 {
+        if from_us == 0 && floor > standing.floor_us && standing.floor_us > 0 {
             let values = (signed(floor), signed(floor), &device.as_bytes()[..]);
             self.link.write(&self.link.statements.put_floor, values).await?;
         }
-        Ok(())
+        Ok(left.unwrap_or(now))
     }
 
     /// Deletes rows, above every write of theirs: an original's is its commit time, a gap's one more.
@@ -292,7 +314,7 @@ impl CassandraStore {
 
     pub(super) async fn read_device(&self, device: InstallationId, want: WantCells) -> Result<DeviceRecord> {
         let standing = self.standing(device).await?;
-        let keys = self.keys(device, standing).await?;
+        let keys = self.keys(device, standing, 0).await?;
         let mut needed = conversations(&keys);
         if let WantCells::Of(one) = want {
             needed.insert(one);
@@ -357,7 +379,7 @@ impl CassandraStore {
         if count == 0 {
             return Ok(0);
         }
-        let keys = self.keys(device, self.standing(device).await?).await?;
+        let keys = self.keys(device, self.standing(device).await?, 0).await?;
         let gone = keys.iter().filter(|key| places.contains(&key.place)).copied();
         let (last, gone): (Vec<Key>, Vec<Key>) =
             gone.partition(|key| gaps.values().any(|gap| gap.2 == key.place));

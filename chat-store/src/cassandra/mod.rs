@@ -21,10 +21,10 @@
 //! | `accounts`, `handles`, `owners` | one row each | |
 //! | `devices` | installation, prekey id | 200 prekeys |
 //!
-//! An inbox is read from the day of its *floor*, below which everything is acknowledged; the floor stays a
-//! quarter of an hour behind the clock. A row that is committed more than five minutes late goes to day 0, which is
-//! always read. So clocks of nodes may differ by ten minutes, and at most what a device acknowledged in a quarter of
-//! an hour is read over as tombstones.
+//! An inbox is read from the day of its *floor*, below which everything is acknowledged; the floor stays five
+//! minutes behind the clock. A row that is committed more than two minutes late goes to day 0, which is
+//! always read. So clocks of nodes may differ, and a node may stand still while it owns shards, by three minutes
+//! together; and at most what a device acknowledged in five minutes is read over as tombstones.
 
 mod commit;
 mod directory;
@@ -57,7 +57,7 @@ pub struct CassandraStore {
     /// The highest head seen of conversations: it only rises.
     heads: DashMap<ConversationId, Seq>,
     /// Rows that devices acknowledged and that were not deleted yet.
-    untrimmed: DashMap<InstallationId, u64>,
+    untrimmed: DashMap<InstallationId, inbox::Untrimmed>,
 }
 
 /// Rows of a partition of history.

@@ -1,0 +1,180 @@
+//! What happens to messages, as OpenTelemetry traces.
+//!
+//! A message's id has the size of a trace's: it *is* the trace. So a gateway, a router and another gateway
+//! contribute to one trace without anything being carried along, and whoever has the id of a message finds
+//! its trace. Spans say neither whose the message is nor what is in it.
+//!
+//! | span | from | to | by |
+//! |---|---|---|---|
+//! | `chat.accept` (the root) | a gateway took it | the log has it | the sender's gateway |
+//! | `chat.store` | the log had it | it is committed | the router |
+//! | `chat.repeat`, `chat.refuse`, `chat.route`, `chat.push` | | | the router |
+//! | `chat.deliver` | its commit time | a device's connection has it | the device's gateway |
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use chat_core::MessageId;
+use chat_core::backend::GatewayId;
+use chat_core::delivery::{Stage, Step, Trail};
+use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
+use opentelemetry::{InstrumentationScope, KeyValue};
+use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
+use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithTonicConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks};
+use tokio::sync::mpsc;
+
+/// Steps that may wait; what does not find room is left out.
+const ROOM: usize = 16_384;
+/// Spans of one export.
+const BATCH: usize = 512;
+/// How long a span waits for others.
+const GATHER: Duration = Duration::from_secs(1);
+/// How long an export may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Messages that the log has not confirmed yet; of more than that the beginnings are forgotten.
+const ACCEPTED: usize = 10_000;
+
+/// Tells a collector of a share of all messages for as long as the trail lives.
+///
+/// # Errors
+/// A collector's address that cannot be used. One that does not answer is no error: what it misses is
+/// counted (`chat_telemetry_spans_total`).
+pub fn export(trail: &Trail, collector: &str, share: f64, node: GatewayId) -> Result<(), String> {
+    let mut builder = SpanExporter::builder().with_tonic().with_endpoint(collector).with_timeout(PATIENCE);
+    if collector.starts_with("https://") {
+        builder = builder.with_tls_config(ClientTlsConfig::new().with_native_roots());
+    }
+    let mut exporter = builder.build().map_err(|error| format!("otlp {collector}: {error}"))?;
+    let resource = Resource::builder_empty()
+        .with_service_name("chat-server-ref")
+        .with_attribute(KeyValue::new("service.instance.id", node.0.to_string()))
+        .build();
+    exporter.set_resource(&resource);
+    let steps = trail.follow(share, ROOM).ok_or("messages are followed already")?;
+    tokio::spawn(run(exporter, steps, Spans::new(node)));
+    Ok(())
+}
+
+async fn run(exporter: SpanExporter, mut steps: mpsc::Receiver<(MessageId, Step)>, mut spans: Spans) {
+    let mut arrived = Vec::with_capacity(BATCH);
+    while steps.recv_many(&mut arrived, BATCH).await > 0 {
+        if arrived.len() < BATCH {
+            tokio::time::sleep(GATHER).await;
+            while arrived.len() < BATCH
+                && let Ok(step) = steps.try_recv()
+            {
+                arrived.push(step);
+            }
+        }
+        let batch: Vec<SpanData> = arrived.drain(..).filter_map(|(id, step)| spans.span(id, step)).collect();
+        if batch.is_empty() {
+            continue;
+        }
+        let count = batch.len() as u64;
+        let outcome = match exporter.export(batch).await {
+            Ok(()) => "sent",
+            Err(error) => {
+                tracing::debug!(%error, "the collector does not take spans");
+                "lost"
+            }
+        };
+        metrics::counter!("chat_telemetry_spans_total", "outcome" => outcome).increment(count);
+    }
+}
+
+/// Makes spans of steps.
+#[derive(Debug)]
+struct Spans {
+    node: u64,
+    made: u64,
+    /// When each message was accepted that the log has not confirmed yet.
+    accepted: HashMap<MessageId, u64>,
+}
+
+fn time(us: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_micros(us)
+}
+
+/// The same on every node: what is below it names it without having seen it.
+fn root_of(id: MessageId) -> SpanId {
+    let [.., a, b, c, d, e, f, g, h] = *id.as_bytes();
+    SpanId::from(u64::from_be_bytes([a, b, c, d, e, f, g, h]).max(1))
+}
+
+impl Spans {
+    fn new(node: GatewayId) -> Self {
+        Self { node: node.0, made: 0, accepted: HashMap::new() }
+    }
+
+    /// Unlike the others of the trace: nodes have numbers of their own.
+    fn next_id(&mut self) -> SpanId {
+        self.made += 1;
+        SpanId::from((self.node ^ self.made.wrapping_mul(0x9E37_79B9_7F4A_7C15)).max(1))
+    }
+
+    /// The span that a step ends; the first step of a message only begins one.
+    fn span(&mut self, id: MessageId, step: Step) -> Option<SpanData> {
+        let count = |name, n: u32| KeyValue::new(name, i64::from(n));
+        let number = |name, n: u64| KeyValue::new(name, i64::try_from(n).unwrap_or(i64::MAX));
+        let (name, from, attributes) = match step.stage {
+            Stage::Accepted { .. } => {
+                if self.accepted.len() >= ACCEPTED {
+                    self.accepted.clear();
+                }
+                self.accepted.insert(id, step.at_us);
+                return None;
+            }
+            Stage::Logged => {
+                let from = self.accepted.remove(&id).unwrap_or(step.at_us);
+                return Some(data(id, root_of(id), "chat.accept", (from, step.at_us), Vec::new()));
+            }
+            Stage::Stored { seq, position, logged_us, rows, .. } => {
+                let offset = number("chat.log.offset", position.offset);
+                ("chat.store", logged_us, vec![number("chat.seq", seq), offset, count("chat.rows", rows)])
+            }
+            Stage::Repeated { seq } => ("chat.repeat", step.at_us, vec![number("chat.seq", seq)]),
+            Stage::Refused { reason } => {
+                ("chat.refuse", step.at_us, vec![KeyValue::new("chat.reason", reason)])
+            }
+            Stage::Routed { gateway, devices } => {
+                let gateway = KeyValue::new("chat.gateway", gateway.0.to_string());
+                ("chat.route", step.at_us, vec![gateway, count("chat.devices", devices)])
+            }
+            Stage::Pushed { devices } => ("chat.push", step.at_us, vec![count("chat.devices", devices)]),
+            Stage::Delivered { committed_us, .. } => ("chat.deliver", committed_us, Vec::new()),
+            _ => return None,
+        };
+        // Clocks of machines differ: a span that seems to end before it began has no length.
+        let times = (from.min(step.at_us), step.at_us);
+        Some(data(id, self.next_id(), name, times, attributes))
+    }
+}
+
+fn data(
+    id: MessageId,
+    span: SpanId,
+    name: &'static str,
+    (from, to): (u64, u64),
+    attributes: Vec<KeyValue>,
+) -> SpanData {
+    let root = root_of(id);
+    let trace = TraceId::from_bytes(*id.as_bytes());
+    SpanData {
+        span_context: SpanContext::new(trace, span, TraceFlags::SAMPLED, false, TraceState::default()),
+        parent_span_id: if span == root { SpanId::INVALID } else { root },
+        parent_span_is_remote: span != root,
+        span_kind: if span == root { SpanKind::Server } else { SpanKind::Internal },
+        name: Cow::Borrowed(name),
+        start_time: time(from),
+        end_time: time(to),
+        attributes,
+        dropped_attributes_count: 0,
+        events: SpanEvents::default(),
+        links: SpanLinks::default(),
+        status: if name == "chat.refuse" { Status::error("refused") } else { Status::Unset },
+        instrumentation_scope: InstrumentationScope::builder("chat").build(),
+    }
+}
