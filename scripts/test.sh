@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
+# One profile for everything: libraries in C are built once.
 profile=${PROFILE:-sim}
 features=chat-core/sim,chat-core/conformance,chat-store/sqlite,chat-server-ref/cluster,chat-server-ref/telemetry
 
@@ -11,7 +12,7 @@ fast() {
     local packages=(-p chat-core -p chat-store -p chat-transport -p chat-server-ref)
     local features=chat-core/sim,chat-core/conformance
     cargo fmt --all --check
-    cargo clippy --locked "${packages[@]}" --all-targets --features "$features" -- -D warnings
+    cargo clippy --locked --profile "$profile" "${packages[@]}" --all-targets --features "$features" -- -D warnings
     SIM_SCHEDULES=2000 cargo test --locked --profile "$profile" "${packages[@]}" --features "$features"
 }
 
@@ -26,7 +27,7 @@ step() {
 
 lint() {
     cargo fmt --all --check
-    cargo clippy --locked --workspace --all-targets \
+    cargo clippy --locked --profile "$profile" --workspace --all-targets \
         --features "$features" -- -D warnings
     cargo deny --locked check bans licenses sources
     units
@@ -45,7 +46,7 @@ units() {
 }
 
 docs() {
-    RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps \
+    RUSTDOCFLAGS="-D warnings" cargo doc --locked --profile "$profile" --workspace --no-deps \
         --features "$features"
 }
 
@@ -64,7 +65,7 @@ unit() {
 }
 
 simulate() {
-    SIM_SCHEDULES=${SIM_SCHEDULES:-100000} cargo test --locked --profile "$profile" -p chat-core \
+    SIM_SCHEDULES=${SIM_SCHEDULES:-40000} cargo test --locked --profile "$profile" -p chat-core \
         --features sim,conformance --test simulation -- --nocapture --test-threads 1
 }
 
@@ -134,7 +135,7 @@ fuzz() {
     for target in frame session recovery; do
         echo "--- $target"
         if ! cargo +nightly fuzz run --release --fuzz-dir fuzz "$target" -- \
-            -max_total_time="${FUZZ_SECONDS:-60}" -rss_limit_mb=2048 -malloc_limit_mb=8192 \
+            -max_total_time="${FUZZ_SECONDS:-40}" -rss_limit_mb=2048 -malloc_limit_mb=8192 \
             -print_final_stats=1 >"$log" 2>&1; then
             grep -a -A 3 "panicked\|ERROR:" "$log" || true
             tail -n 40 "$log"

@@ -326,4 +326,54 @@ mod tests {
         assert!(!outputs.iter().any(|output| matches!(output, Output::Open(..))), "{outputs:?}");
         assert_eq!(asked(&outputs, own).len(), 1, "asked again: {outputs:?}");
     }
+
+    /// The questions for cells in these outputs.
+    fn asked_for_cells(outputs: &[Output]) -> Vec<u64> {
+        let asked = outputs.iter().filter_map(|output| match output {
+            Output::Send(ClientFrame::Request(id, Ask::Cells)) => Some(*id),
+            _ => None,
+        });
+        asked.collect()
+    }
+
+    /// Whether a device recovers that goes on missing a row, and is told that it acknowledged up to here.
+    fn recovers(acked: Seq) -> bool {
+        let user = UserId::from_bytes([1; 16]);
+        let installation = InstallationId::from_bytes([1; 16]);
+        let device = DeviceAddress { user, device: DeviceId::PRIMARY, installation };
+        let saved = Saved { epoch: Some(StoreEpoch::from_bytes([1; 16])), ..Saved::new(device) };
+        let mut replica = Replica::new(Instant::from_millis(0), saved, 1, Mutants::NONE);
+        let mut step = |at, input| {
+            let mut outputs = Vec::new();
+            replica.step(Instant::from_millis(at), input, &mut outputs);
+            outputs
+        };
+        let conversation = ConversationId::own(user);
+        let row = || {
+            let content = RowContent::Empty { reason: crate::envelope::EmptyReason::Void, from: 3 };
+            InboxRow { conversation, seq: 3, time_us: 3, joined: false, content }
+        };
+        let deliver = |rows, caught_up| Input::Frame(ServerFrame::Deliver(rows, caught_up));
+        let challenge = Challenge { nonce: bytes::Bytes::new(), min_version: 1, max_version: 1 };
+        step(0, Input::Flush);
+        step(0, Input::Connected);
+        step(0, Input::Frame(ServerFrame::Challenge(challenge)));
+        step(0, Input::Frame(ServerFrame::Welcome(Welcome { prekeys: 100, ..Welcome::example() })));
+        assert!(asked_for_cells(&step(0, deliver(vec![row()], false))).is_empty(), "it may be on its way");
+        let late = DOUBT_MS + 1;
+        assert!(asked_for_cells(&step(late, deliver(vec![row()], false))).is_empty(), "not caught up");
+        step(late, deliver(Vec::new(), true));
+        let asked = asked_for_cells(&step(late, deliver(vec![row()], false)));
+        assert_eq!(asked.len(), 1, "it was not among all there is");
+        let cells = vec![(conversation, crate::envelope::Cell { acked, tail: 3 })];
+        let answer = Box::new(crate::wire::Answer { cells, ..crate::wire::Answer::default() });
+        // A recovery begins with the same question.
+        !asked_for_cells(&step(late, Input::Frame(ServerFrame::Response(asked[0], answer)))).is_empty()
+    }
+
+    #[test]
+    fn a_device_that_is_said_to_have_what_it_misses_recovers() {
+        assert!(recovers(2) && recovers(1), "seq 1 is missing");
+        assert!(!recovers(0), "nobody acknowledged it: it waits, and will come");
+    }
 }
