@@ -112,7 +112,8 @@ services() {
     cargo test --locked --profile "$profile" --workspace --exclude chat-tests --features "$features" \
         --test redis --test kafka --test cassandra -- --nocapture --test-threads 1 || outcome=$?
     programs
-    # What is done to services of several nodes comes first; then those make room.
+    # What is done to services of several nodes comes first; then those make room. Each fault alone is
+    # `the_same_while_services_are_killed_stopped_and_cut_off`, by hand.
     export CHAT_TEST_SERVICES_DIR="$PWD/target/services-cluster" CHAT_TEST_SERVICES_NET=127.0.7
     export CHAT_TEST_SERVICES_DIST="$PWD/target/services/dist"
     cargo test --locked --profile "$profile" -p chat-tests --test cluster fail_together \
@@ -135,7 +136,7 @@ fuzz() {
     for target in frame session recovery; do
         echo "--- $target"
         if ! cargo +nightly fuzz run --release --fuzz-dir fuzz "$target" -- \
-            -max_total_time="${FUZZ_SECONDS:-40}" -rss_limit_mb=2048 -malloc_limit_mb=8192 \
+            -max_total_time="${FUZZ_SECONDS:-60}" -rss_limit_mb=2048 -malloc_limit_mb=8192 \
             -print_final_stats=1 >"$log" 2>&1; then
             grep -a -A 3 "panicked\|ERROR:" "$log" || true
             tail -n 40 "$log"

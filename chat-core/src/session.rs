@@ -152,7 +152,10 @@ impl Session {
         match input {
             Input::Frame(frame) => self.frame(now, frame, out),
             Input::Admitted(device, welcome) => self.admitted(device, welcome, out),
-            Input::Rejected(code) => self.close(code, 0, out),
+            Input::Rejected(code) => {
+                let retry_after = if code == close::THROTTLED { 1000 } else { 0 };
+                self.close(code, retry_after, out);
+            }
             Input::Linking => self.phase = Phase::Linking,
             Input::Events(events) => self.events(now, events, out),
             Input::Lagged => self.lagged(out),
@@ -474,6 +477,10 @@ impl Session {
             }
         }
         self.gather_at = self.gather_at.or(Some(now.after(GATHER_MS)));
+        // A device that has what it says has no more on its way.
+        if self.acks.as_ref().is_some_and(|(acks, _)| acks.len() > WINDOW_ROWS) {
+            self.tell_acks(out);
+        }
         self.resume(out);
     }
 
@@ -601,6 +608,16 @@ mod tests {
         assert_eq!(session.deadline(), Some(Instant::from_millis(1000)));
         assert_eq!(said(&mut session, 1000, Input::Tick), vec![Output::Ack(vec![of(3)], 8)]);
         assert_eq!(said(&mut session, 2000, Input::Tick), vec![]);
+        // Of made-up conversations no more are kept than a window has rows.
+        let acks = (0..=WINDOW_ROWS).map(|n| {
+            let mut id = [0; 17];
+            id[..8].copy_from_slice(&n.to_be_bytes());
+            AckOf { conversation: ConversationId::from_bytes(id), seq: 1 }
+        });
+        let store_epoch = Welcome::example().store_epoch;
+        let many = ClientFrame::Ack { acks: acks.collect(), store_epoch, generation: 8 };
+        let told = said(&mut session, 2000, Input::Frame(many));
+        assert!(matches!(&told[..], [Output::Ack(acks, 8)] if acks.len() == WINDOW_ROWS + 1));
         said(&mut session, 2000, ack(4, 9));
         let told = said(&mut session, 2001, Input::Lagged);
         assert_eq!(told, vec![Output::Ack(vec![of(4)], 9), Output::Read(Place::START)]);

@@ -45,7 +45,10 @@ impl Node {
         clock: Arc<dyn WallClock>,
         patience: Duration,
     ) -> Result<Self, String> {
-        if settings.is_cluster() { cluster(settings, patience).await } else { single(settings, clock) }
+        if !settings.is_cluster() {
+            return single(settings, clock);
+        }
+        cluster(settings, tokio::time::Instant::now() + patience).await
     }
 }
 
@@ -53,10 +56,9 @@ impl Node {
 #[cfg(feature = "cluster")]
 async fn reach<T, F: Future<Output = chat_core::Result<T>>>(
     what: &str,
-    patience: Duration,
+    end: tokio::time::Instant,
     open: impl Fn() -> F,
 ) -> Result<T, String> {
-    let end = tokio::time::Instant::now() + patience;
     loop {
         match open().await {
             Err(error)
@@ -89,7 +91,7 @@ fn single(settings: &Settings, clock: Arc<dyn WallClock>) -> Result<Node, String
 }
 
 #[cfg(not(feature = "cluster"))]
-async fn cluster(_settings: &Settings, _patience: Duration) -> Result<Node, String> {
+async fn cluster(_settings: &Settings, _end: tokio::time::Instant) -> Result<Node, String> {
     Err(missing_feature())
 }
 
@@ -101,7 +103,7 @@ pub fn missing_feature() -> String {
 }
 
 #[cfg(feature = "cluster")]
-async fn cluster(settings: &Settings, patience: Duration) -> Result<Node, String> {
+async fn cluster(settings: &Settings, end: tokio::time::Instant) -> Result<Node, String> {
     use crate::settings::Role;
     use chat_core::backend::Registry;
     use chat_store::cassandra::CassandraStore;
@@ -111,13 +113,13 @@ async fn cluster(settings: &Settings, patience: Duration) -> Result<Node, String
 
     let mut found = Vec::new();
     let cassandra = settings.store.parse().map_err(explain("store"))?;
-    let store = Arc::new(reach("store", patience, || CassandraStore::connect(&cassandra)).await?);
-    found.push(format!("store: Cassandra, {}", store.describe().await.map_err(explain("store"))?));
-    let redis = reach("registry", patience, || RedisLink::connect(&settings.registry)).await?;
-    found.push(format!("registry: Redis, {}", redis.describe().await.map_err(explain("registry"))?));
+    let store = Arc::new(reach("store", end, || CassandraStore::connect(&cassandra)).await?);
+    found.push(format!("store: Cassandra, {}", reach("store", end, || store.describe()).await?));
+    let redis = reach("registry", end, || RedisLink::connect(&settings.registry)).await?;
+    found.push(format!("registry: Redis, {}", reach("registry", end, || redis.describe()).await?));
     let kafka = settings.router.parse().map_err(explain("router"))?;
     let own_shards = settings.roles.contains(&Role::Router);
-    let router = reach("router", patience, || KafkaRouter::open(&kafka, store.clone(), own_shards)).await?;
+    let router = reach("router", end, || KafkaRouter::open(&kafka, store.clone(), own_shards)).await?;
     found.push(format!("router: Kafka, {}", router.describe()));
     let registry: Arc<dyn Registry> = Arc::new(RedisRegistry::new(redis.clone()));
     let push = Arc::new(MemoryPush::default());

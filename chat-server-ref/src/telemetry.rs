@@ -43,6 +43,9 @@ const ACCEPTED: usize = 10_000;
 /// A collector's address that cannot be used. One that does not answer is no error: what it misses is
 /// counted (`chat_telemetry_spans_total`).
 pub fn export(trail: &Trail, collector: &str, share: f64, node: GatewayId) -> Result<(), String> {
+    if share <= 0.0 {
+        return Ok(());
+    }
     let mut builder = SpanExporter::builder().with_tonic().with_endpoint(collector).with_timeout(PATIENCE);
     if collector.starts_with("https://") {
         builder = builder.with_tls_config(ClientTlsConfig::new().with_native_roots());

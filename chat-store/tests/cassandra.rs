@@ -227,6 +227,22 @@ async fn an_inbox_of_several_days_is_read_in_order_and_trimmed_behind_the_clock(
         assert_eq!(record.waiting_rows, 488 - ack);
     }
     let all_of = |talk: &Talk| AckOf { conversation: talk.id(), seq: talk.state.head.seq };
+    // The first of these trims looked at everything, the others at what came since: nothing of Alice's last
+    // minute is left that was acknowledged.
+    let kept = format!(
+        "SELECT count(*) FROM {}.inbox WHERE installation = ? AND day > 0 AND conversation = ? AND seq <= 300 \
+         ALLOW FILTERING",
+        keyspace.settings.keyspace
+    );
+    let with_alice = alice.id();
+    let of_alice = (&bob.as_bytes()[..], &with_alice.as_bytes()[..]);
+    let rows = keyspace.session.query_unpaged(kept, of_alice).await.unwrap();
+    let (kept,) = rows.into_rows_result().unwrap().first_row::<(i64,)>().unwrap();
+    assert_eq!(kept, 0, "what came since the last trim is deleted");
+    // What comes with a time before all of that waits all the same.
+    let behind = carol.next(now - 50_000_000);
+    commit(&store, behind).await;
+    assert_eq!(drain(&store, bob).await.len(), 488 - 300 + 1);
     // By another process: its first trim looks at everything.
     keyspace.store().await.ack(bob, 1, &[all_of(&alice), all_of(&carol)]).await.unwrap();
     assert_eq!(drain(&store, bob).await, Vec::new());

@@ -5,11 +5,12 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use chat_core::backend::{Command, Transport};
 use chat_core::delivery::{Bound, Engine, Linking};
-use chat_core::envelope::{Refusal, Subject};
+use chat_core::envelope::{AckOf, Refusal, Subject};
 use chat_core::limits::WIRE_VERSION;
 use chat_core::mutant::Mutants;
 use chat_core::session::{Input, Output, Session};
@@ -17,7 +18,7 @@ use chat_core::wire::{Challenge, ClientFrame, Hello, Registration, ServerFrame, 
 use chat_core::{ErrorKind, Instant};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// What every connection of a gateway shares.
 #[derive(Clone, Debug)]
@@ -26,7 +27,13 @@ pub struct Gateway {
     started: tokio::time::Instant,
     /// Milliseconds over which a drain spreads reconnects; 0 while there is none.
     drain: watch::Receiver<u32>,
+    /// Sessions that may be opened at once. When all devices of a gateway that failed come here, those that
+    /// are here already must not feel it.
+    turns: Arc<Semaphore>,
 }
+
+/// How long a device may wait for its turn; then it is told to come back.
+const TURN: Duration = Duration::from_secs(5);
 
 /// Ends a gateway gently.
 #[derive(Debug)]
@@ -43,7 +50,9 @@ impl Gateway {
     /// A gateway of this engine, and what drains it.
     pub fn new(engine: Arc<Engine>) -> (Self, Drain) {
         let (sender, drain) = watch::channel(0);
-        (Self { engine, started: tokio::time::Instant::now(), drain }, Drain(sender))
+        let turns = 2 * std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        let turns = Arc::new(Semaphore::new(turns));
+        (Self { engine, started: tokio::time::Instant::now(), drain, turns }, Drain(sender))
     }
 
     /// The engine.
@@ -71,7 +80,9 @@ impl Gateway {
             link: None,
             appending: None,
             acking: None,
+            delivered: Vec::new(),
             out: Vec::new(),
+            turn: None,
             closing: None,
             opened: Some(opened),
         };
@@ -94,7 +105,11 @@ struct Connection {
     appending: Option<Box<FuturesUnordered<Appending>>>,
     /// Acks that the store has not confirmed yet.
     acking: Option<Acking>,
+    /// Receipts that wait for them.
+    delivered: Vec<AckOf>,
     out: Vec<Bytes>,
+    /// Held from a `Hello` until the first pages of the inbox are read.
+    turn: Option<OwnedSemaphorePermit>,
     closing: Option<u16>,
     opened: Option<Opened>,
 }
@@ -173,6 +188,7 @@ impl Connection {
             }
             Woken::Acked(too_high) => {
                 self.acking = None;
+                self.tell_delivered().await;
                 if too_high {
                     self.step(Input::AckTooHigh).await;
                 }
@@ -201,8 +217,7 @@ impl Connection {
 
     async fn wake(&mut self) -> Woken {
         let deadline = self.session.deadline();
-        let deadline =
-            deadline.map(|at| self.gateway.started + std::time::Duration::from_millis(at.as_millis()));
+        let deadline = deadline.map(|at| self.gateway.started + Duration::from_millis(at.as_millis()));
         let drain = &mut self.gateway.drain;
         tokio::select! {
             biased;
@@ -294,6 +309,7 @@ impl Connection {
                 todo.extend(more);
             }
         }
+        self.turn = None;
     }
 
     /// Does what the session wants done; gives what it is to be told about it.
@@ -340,12 +356,14 @@ impl Connection {
                 Err(answer) => Some(Input::Answer(*answer)),
             },
             Output::Ack(acks, generation) => {
-                // One at a time; a session gathers them, so that the one before has had its time.
-                if self.settle_acks().await {
-                    return Some(Input::AckTooHigh);
-                }
-                let device = device?.installation;
+                let (device, before) = (device?.installation, self.acking.take());
+                // In their order, and nothing waits for them but a read.
                 self.acking = Some(Box::pin(async move {
+                    if let Some(before) = before
+                        && before.await
+                    {
+                        return true;
+                    }
                     let outcome = engine.ack(device, generation, &acks).await;
                     outcome.is_err_and(|error| error.kind() == ErrorKind::Invalid)
                 }));
@@ -356,7 +374,11 @@ impl Connection {
                 Err(refusal) => ServerFrame::Refused(Subject::Request(id), refusal),
             })),
             Output::Receipt(at, read) => {
-                engine.receipt(device?, at, read).await;
+                if !read && self.acking.is_some() {
+                    self.delivered.push(at);
+                } else {
+                    engine.receipt(device?, at, read).await;
+                }
                 None
             }
             Output::Typing(conversation) => {
@@ -383,9 +405,17 @@ impl Connection {
 
     /// Waits until the store has all acks it was given; whether one was above what there is.
     async fn settle_acks(&mut self) -> bool {
-        match self.acking.take() {
-            Some(acking) => acking.await,
-            None => false,
+        let Some(acking) = self.acking.take() else { return false };
+        let too_high = acking.await;
+        self.tell_delivered().await;
+        too_high
+    }
+
+    /// Tells the others what this device has, once whoever asks the store is told the same.
+    async fn tell_delivered(&mut self) {
+        let Some(device) = self.session.device() else { return };
+        for at in std::mem::take(&mut self.delivered) {
+            self.gateway.engine.receipt(device, at, false).await;
         }
     }
 
@@ -406,6 +436,9 @@ impl Connection {
     /// Checks a `Hello` and binds its session.
     async fn authenticate(&mut self, hello: &Hello) -> Input {
         let engine = self.gateway.engine.clone();
+        let turn = tokio::time::timeout(TURN, self.gateway.turns.clone().acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else { return Input::Rejected(close::THROTTLED) };
+        self.turn = Some(turn);
         let greeting = match engine.authenticate(hello).await {
             Ok(greeting) => greeting,
             Err(code) => return Input::Rejected(code),

@@ -189,11 +189,9 @@ impl Script {
         }
     }
 
-    /// Redis forgets everything.
-    pub fn flush(&self) {
-        for node in self.redis_masters() {
-            self.redis(node, "FLUSHALL");
-        }
+    /// Redis forgets everything; how many masters did.
+    pub fn flush(&self) -> usize {
+        self.redis_masters().into_iter().filter(|node| self.redis(*node, "FLUSHALL").is_some()).count()
     }
 }
 
@@ -215,7 +213,9 @@ impl Cluster {
     /// Redis forgets everything.
     fn flush(&self) {
         match &self.script {
-            Some(script) => script.flush(),
+            Some(script) => {
+                script.flush();
+            }
             None => {
                 let address = self.services.redis.trim_start_matches("redis://");
                 TcpStream::connect(address).unwrap().write_all(b"FLUSHALL\r\n").unwrap();

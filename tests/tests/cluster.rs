@@ -20,15 +20,15 @@ struct Gaps {
     /// Counts what is stored.
     stored: AtomicU64,
     over: AtomicBool,
-    /// The fault that came last, and the longest time since then.
-    now: Mutex<Option<Fault>>,
-    longest: Mutex<BTreeMap<Option<Fault>, (u64, Duration)>>,
+    /// The trouble that came last, and the longest time since then.
+    now: Mutex<Trouble>,
+    longest: Mutex<BTreeMap<Trouble, (u64, Duration)>>,
 }
 
 impl Gaps {
-    fn begin(&self, fault: Fault) {
-        *self.now.lock().unwrap() = Some(fault);
-        self.longest.lock().unwrap().entry(Some(fault)).or_default().0 += 1;
+    fn begin(&self, trouble: Trouble) {
+        *self.now.lock().unwrap() = trouble;
+        self.longest.lock().unwrap().entry(trouble).or_default().0 += 1;
     }
 
     fn watch(&self) {
@@ -47,20 +47,35 @@ impl Gaps {
     }
 
     fn print(&self) {
-        for (fault, (count, longest)) in &*self.longest.lock().unwrap() {
-            println!("{count:>4} × {}: longest gap {longest:.1?}", fault.map_or("no fault", Fault::name));
+        for (trouble, (count, longest)) in &*self.longest.lock().unwrap() {
+            println!("{count:>4} × {}: longest gap {longest:.1?}", trouble.name());
         }
     }
 }
 
+/// Ends whatever watches or goes on beside the faults, also when something panics.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Faults that come together, and end before the next ones come.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 struct Trouble {
     of_nodes: Option<Fault>,
     of_services: Option<Fault>,
 }
 
 impl Trouble {
+    fn name(self) -> String {
+        let names: Vec<&str> =
+            self.of_services.iter().chain(&self.of_nodes).map(|fault| fault.name()).collect();
+        if names.is_empty() { "no fault".to_owned() } else { names.join(", with ") }
+    }
+
     fn count(self) -> usize {
         self.of_nodes.iter().chain(&self.of_services).count()
     }
@@ -101,6 +116,7 @@ fn replay(services: &Services, script: Option<Script>, count: usize, troubles: &
     let mut dice = Dice::new(7);
     let mut flushes = 0;
     std::thread::scope(|scope| {
+        let over = Over(&gaps.over);
         let die = |seed| (!troubles.is_empty()).then(|| Dice::new(seed));
         let (dice_a, dice_b) = (die(1), die(2));
         let one = scope.spawn(|| alice.run(dice_a, &gaps.stored, end));
@@ -116,14 +132,12 @@ fn replay(services: &Services, script: Option<Script>, count: usize, troubles: &
                 std::thread::sleep(Duration::from_millis(20));
             }
             amid += usize::from(waits());
-            for fault in trouble.of_services.iter().chain(&trouble.of_nodes) {
-                println!("{:.1?}: {}", start.elapsed(), fault.name());
-                gaps.begin(*fault);
-            }
+            println!("{:.1?}: {}", start.elapsed(), trouble.name());
+            gaps.begin(*trouble);
             trouble.come(&mut cluster, &mut dice);
         }
         let outcome = (one.join(), two.join());
-        gaps.over.store(true, Ordering::Relaxed);
+        drop(over);
         flushes = flushing.join().unwrap();
         assert!(outcome.0.is_ok() && outcome.1.is_ok(), "{}", cluster.logs());
         // While a process is stopped for seconds, the others may get through the rest.
@@ -143,8 +157,7 @@ fn replay(services: &Services, script: Option<Script>, count: usize, troubles: &
 fn flush_again_and_again(script: &Script, over: &AtomicBool) -> usize {
     let mut flushes = 0;
     while !over.load(Ordering::Relaxed) {
-        script.flush();
-        flushes += 1;
+        flushes += usize::from(script.flush() > 0);
         for _ in 0..100 {
             if !over.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(100));

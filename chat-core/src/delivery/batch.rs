@@ -2,11 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::shard::{IdKey, is_next};
+use super::shard::{IdKey, is_new, is_next};
 use super::{Event, Stage};
-use crate::backend::{Commit, ConversationState, Operation, Record, Route, SenderState};
+use crate::backend::{Commit, ConversationState, Record, Route, SenderState};
 use crate::id::{ConversationId, DeviceAddress, InstallationId, MessageId, Seq};
-use crate::mutant::{Mutant, Mutants};
+use crate::mutant::Mutants;
 
 /// Conversations and where they stand.
 pub(super) type States = HashMap<ConversationId, ConversationState>;
@@ -59,27 +59,21 @@ pub(super) fn id_key(record: &Record) -> IdKey {
     (number.conversation, record.command.sender.installation, number.message_id)
 }
 
-/// The ids of a batch that may be stored already.
-///
-/// A message that its device says it never sent, with the number that comes next, is not: what was stored
-/// in this incarnation has a lower number, and whatever waited when an incarnation began counts as sent
-/// before. A copy that comes late has a number that was used up; of it nothing is taken for granted.
+/// The ids of a batch that may be stored already, as far as its states tell.
 pub(super) fn perhaps_stored(states: &States, records: &[Record], mutants: Mutants) -> HashSet<IdKey> {
     let mut expected: HashMap<(ConversationId, InstallationId), SenderState> = HashMap::new();
     let mut keys = HashSet::new();
     for record in records {
-        let number = record.command.number();
-        let sender = record.command.sender.installation;
+        let command = &record.command;
+        let (number, sender) = (command.number(), command.sender.installation);
         let known = states.get(&number.conversation).and_then(|state| state.senders.get(&sender));
         let last = expected
             .entry((number.conversation, sender))
             .or_insert_with(|| known.copied().unwrap_or_default());
-        let first = matches!(&record.command.operation, Operation::Publish(publish) if publish.first);
-        let next = is_next(*last, number);
-        if !first || !(next || mutants.has(Mutant::FirstIsEnough)) {
+        if !is_new(*last, command, mutants) {
             keys.insert(id_key(record));
         }
-        if next {
+        if is_next(*last, number) {
             *last = SenderState::after(number);
         }
     }

@@ -43,7 +43,8 @@ fn decide_anew(state: &ConversationState, record: &Record, found: Option<Seq>, m
     let command = &*record.command;
     let number = *command.number();
     let known = state.senders.get(&command.sender.installation).copied().unwrap_or_default();
-    let found = if mutants.has(Mutant::NoDedupe) { None } else { found };
+    // Whatever a batch happened to know: two owners, and every replay, decide the same.
+    let found = if mutants.has(Mutant::NoDedupe) || is_new(known, command, mutants) { None } else { found };
     let found = found.filter(|seq| *seq <= state.head.seq || mutants.has(Mutant::FoundAheadOfState));
 
     if number.incarnation < known.incarnation && !mutants.has(Mutant::OldIncarnationAccepted) {
@@ -103,6 +104,15 @@ pub(super) fn is_next(last: SenderState, number: &SendNumber) -> bool {
     number.incarnation == last.incarnation
         && number.client_seq == last.client_seq + 1
         && number.prev == last.prev
+}
+
+/// Whether a message cannot be stored yet: its device says that it never sent it, and it has the number that
+/// comes next. What was stored in this incarnation has a lower number, and whatever waited when an
+/// incarnation began counts as sent before. A copy that comes late has a number that was used up; of it
+/// nothing is taken for granted.
+pub(super) fn is_new(last: SenderState, command: &Command, mutants: Mutants) -> bool {
+    let first = matches!(&command.operation, Operation::Publish(publish) if publish.first);
+    first && (is_next(last, command.number()) || mutants.has(Mutant::FirstIsEnough))
 }
 
 /// Whether a state holds what became of a record. Offsets of another log say nothing.
@@ -297,6 +307,28 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         })
+    }
+
+    /// As its device says that it never sent it before.
+    fn first(record: Record) -> Record {
+        let mut command = Command::clone(&record.command);
+        if let Operation::Publish(publish) = &mut command.operation {
+            publish.first = true;
+        }
+        Record { command: Arc::new(command), ..record }
+    }
+
+    #[test]
+    fn what_a_batch_knew_of_an_id_makes_no_difference_to_a_message_that_is_new() {
+        let state = after(&[publish(1, 1, 0, 0, 1)]);
+        // A device that lies: the same id again, as a new message with the next number.
+        let lie = first(publish(2, 1, 1, 0, 1));
+        let alone = decide(&state, &lie, None, Mutants::NONE);
+        assert!(matches!(alone, Decision::Store(2, _)));
+        assert_eq!(decide(&state, &lie, Some(1), Mutants::NONE), alone);
+        // A late copy of a new message is no new message.
+        let late = first(publish(1, 1, 0, 0, 1));
+        assert_eq!(decide(&state, &late, Some(1), Mutants::NONE), Decision::Repeat(1, None));
     }
 
     fn refusal(decision: Decision) -> Refusal {

@@ -1,5 +1,6 @@
 use std::collections::VecDeque;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -107,6 +108,8 @@ struct Follower {
     steps: mpsc::Sender<(MessageId, Step)>,
     /// Messages of which the last four bytes are at most this.
     up_to: u32,
+    /// Steps that did not find room.
+    left_out: AtomicU64,
 }
 
 impl Follower {
@@ -140,7 +143,13 @@ impl Trail {
     pub fn follow(&self, share: f64, room: usize) -> Option<mpsc::Receiver<(MessageId, Step)>> {
         let (steps, followed) = mpsc::channel(room.max(1));
         let up_to = (share.clamp(0.0, 1.0) * f64::from(u32::MAX)) as u32;
-        self.follower.set(Follower { steps, up_to }).ok().map(|()| followed)
+        let follower = Follower { steps, up_to, left_out: AtomicU64::new(0) };
+        self.follower.set(follower).ok().map(|()| followed)
+    }
+
+    /// How many steps the follower did not get because it is slow.
+    pub fn left_out(&self) -> u64 {
+        self.follower.get().map_or(0, |follower| follower.left_out.load(Ordering::Relaxed))
     }
 
     fn ring(&self, id: MessageId) -> &Mutex<VecDeque<(MessageId, Step)>> {
@@ -151,7 +160,8 @@ impl Trail {
     pub fn note(&self, id: MessageId, at_us: u64, stage: Stage) {
         let step = Step { at_us, stage };
         if let Some(follower) = self.follower.get().filter(|follower| follower.follows(id)) {
-            let _ = follower.steps.try_send((id, step));
+            let left_out = follower.steps.try_send((id, step)).is_err();
+            follower.left_out.fetch_add(u64::from(left_out), Ordering::Relaxed);
         }
         let mut ring = self.ring(id).lock();
         if ring.len() >= self.room {
@@ -192,6 +202,6 @@ mod tests {
             trail.note(id(n), 1, Stage::Logged);
         }
         let followed: Vec<_> = std::iter::from_fn(|| steps.try_recv().ok()).map(|(id, _)| id).collect();
-        assert_eq!(followed, [id(0), id(0x7f)], "the third did not find room");
+        assert_eq!((followed, trail.left_out()), (vec![id(0), id(0x7f)], 1), "the third did not find room");
     }
 }

@@ -296,11 +296,7 @@ impl Replica {
             }
             Purpose::Cells => self.cells(answer.cells, out),
             Purpose::Missing => {
-                let forgot = |(id, cell): &(ConversationId, Cell)| {
-                    let known = self.conversations.get(id);
-                    known.is_some_and(|c| c.missing.is_some_and(|m| c.cursor < m.seq && m.seq <= cell.acked))
-                };
-                if answer.cells.iter().any(forgot) {
+                if answer.cells.iter().any(|(id, cell)| self.has_forgotten(*id, *cell)) {
                     self.begin_recovery(now, out);
                 }
             }
@@ -315,6 +311,15 @@ impl Replica {
                 }
             }
         }
+    }
+
+    /// Whether this device acknowledged what its store does not have. Where it received nothing yet, what came
+    /// before its time counts as acknowledged: only a row that is missing tells.
+    fn has_forgotten(&self, id: ConversationId, cell: Cell) -> bool {
+        self.conversations.get(&id).is_some_and(|known| {
+            let missing = known.missing.is_some_and(|m| known.cursor < m.seq && m.seq <= cell.acked);
+            missing || known.cursor > 0 && known.cursor < cell.acked
+        })
     }
 
     fn request_refused(
@@ -501,6 +506,10 @@ impl Replica {
                     if !self.caught_up && self.recovery != Recovery::Cells {
                         // "Nothing waits" never came: rows or the word itself were lost.
                         out.push(Output::Send(ClientFrame::CatchUp));
+                    }
+                    if self.caught_up && self.recovery == Recovery::No && !self.looked_back {
+                        self.looked_back = true;
+                        self.ask(now, Ask::Cells, Purpose::Missing, out);
                     }
                 }
                 if self.catch_up_at.is_some_and(|at| now >= at) {

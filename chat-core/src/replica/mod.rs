@@ -90,6 +90,8 @@ pub struct Replica {
     /// Rows that came so far.
     rows_in: u64,
     caught_up: bool,
+    /// The server was asked, in this life of the process, whether it knows of acks that this store does not.
+    looked_back: bool,
     catch_up_at: Option<Instant>,
     deferred: Vec<Change>,
     mailbox: Mailbox,
@@ -148,7 +150,7 @@ enum Purpose {
     Claim(ConversationId, UserId, usize),
     Upload,
     Cells,
-    /// Whether this device acknowledged what it misses.
+    /// Whether this device acknowledged what its store does not have.
     Missing,
     Reincarnate,
     Delivered(ConversationId),
@@ -192,6 +194,7 @@ impl Replica {
             looking_up: BTreeMap::new(),
             rows_in: 0,
             caught_up: false,
+            looked_back: false,
             catch_up_at: None,
             deferred: Vec::new(),
             mailbox: Mailbox::new(saved.unasked),

@@ -372,6 +372,45 @@ mod tests {
     }
 
     #[test]
+    fn a_store_that_is_opened_asks_once_whether_it_is_behind_a_copy_of_itself() {
+        let installation = InstallationId::from_bytes([1; 16]);
+        let device =
+            DeviceAddress { user: UserId::from_bytes([1; 16]), device: DeviceId::PRIMARY, installation };
+        let conversation = ConversationId::own(device.user);
+        let known = crate::replica::SavedConversation {
+            id: conversation,
+            cursor: 2,
+            client_seq: 0,
+            prev: MessageId::NIL,
+            last_own: 0,
+            delivered: 0,
+            read: 0,
+        };
+        let saved = Saved { conversations: vec![known], ..Saved::new(device) };
+        for (acked, recovers) in [(2, false), (3, true)] {
+            let mut replica = Replica::new(Instant::from_millis(0), saved.clone(), 1, Mutants::NONE);
+            let mut step = |at, input| {
+                let mut outputs = Vec::new();
+                replica.step(Instant::from_millis(at), input, &mut outputs);
+                outputs
+            };
+            let challenge = Challenge { nonce: bytes::Bytes::new(), min_version: 1, max_version: 1 };
+            step(0, Input::Flush);
+            step(0, Input::Connected);
+            step(0, Input::Frame(ServerFrame::Challenge(challenge)));
+            step(0, Input::Frame(ServerFrame::Welcome(Welcome { prekeys: 100, ..Welcome::example() })));
+            step(0, Input::Frame(ServerFrame::Deliver(Vec::new(), true)));
+            let asked = asked_for_cells(&step(crate::limits::HEARTBEAT_MS, Input::Tick));
+            let cells = vec![(conversation, crate::envelope::Cell { acked, tail: 3 })];
+            let answer = Box::new(crate::wire::Answer { cells, ..crate::wire::Answer::default() });
+            let at = crate::limits::HEARTBEAT_MS;
+            let outputs = step(at, Input::Frame(ServerFrame::Response(asked[0], answer)));
+            assert_eq!(!asked_for_cells(&outputs).is_empty(), recovers, "{outputs:?}");
+            assert!(recovers || asked_for_cells(&step(2 * at, Input::Tick)).is_empty(), "once");
+        }
+    }
+
+    #[test]
     fn a_device_that_is_said_to_have_what_it_misses_recovers() {
         assert!(recovers(2) && recovers(1), "seq 1 is missing");
         assert!(!recovers(0), "nobody acknowledged it: it waits, and will come");

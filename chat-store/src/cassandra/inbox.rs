@@ -19,8 +19,10 @@ use super::{CassandraStore, corrupt, signed, unsigned};
 /// more than clocks of nodes differ and a node that was stopped still owns its shards. What was deleted above
 /// the floor is read over, so it bounds that too.
 pub(super) const FLOOR_BEHIND_US: u64 = 5 * 60 * 1_000_000;
-/// Of so many trims one looks at the whole inbox and raises its floor; the others look at what came since.
+/// Of so many trims, and of those in so long a time, one looks at the whole inbox and raises its floor; the
+/// others look at what came since.
 const TRIMS_PER_FLOOR: u32 = 8;
+const FLOOR_AGE_US: u64 = FLOOR_BEHIND_US;
 /// Days that are looked at; retention is at most a year.
 pub(super) const DAYS_READ: i32 = 400;
 /// Acknowledged rows that a device may leave behind before they are deleted.
@@ -41,7 +43,10 @@ struct Standing {
 pub(super) struct Untrimmed {
     /// Rows acknowledged since the last trim.
     rows: u64,
+    /// Trims since the last one that looked at everything.
     trims: u32,
+    /// When that was; 0: not yet.
+    whole_us: u64,
     /// Everything before was deleted, but what came late.
     from_us: u64,
 }
@@ -238,9 +243,11 @@ impl CassandraStore {
         if known.rows < TRIM_AT {
             return;
         }
-        let whole = known.trims.is_multiple_of(TRIMS_PER_FLOOR);
+        let now = now_us();
+        let whole = known.trims + 1 >= TRIMS_PER_FLOOR || now.saturating_sub(known.whole_us) > FLOOR_AGE_US;
         if let Ok(from_us) = self.trim(device, if whole { 0 } else { known.from_us }).await {
-            self.untrimmed.insert(device, Untrimmed { rows: 0, trims: known.trims + 1, from_us });
+            let (trims, whole_us) = if whole { (0, now) } else { (known.trims + 1, known.whole_us) };
+            self.untrimmed.insert(device, Untrimmed { rows: 0, trims, whole_us, from_us });
         }
         if self.untrimmed.len() > 100_000 {
             self.untrimmed.clear();

@@ -24,7 +24,7 @@
 //! An inbox is read from the day of its *floor*, below which everything is acknowledged; the floor stays five
 //! minutes behind the clock. A row that is committed more than two minutes late goes to day 0, which is
 //! always read. So clocks of nodes may differ, and a node may stand still while it owns shards, by three minutes
-//! together; and at most what a device acknowledged in five minutes is read over as tombstones.
+//! together; and at most what a device acknowledged in five minutes, and 512 rows, is read over as tombstones.
 
 mod commit;
 mod directory;
