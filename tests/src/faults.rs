@@ -72,6 +72,11 @@ impl Fault {
         }
     }
 
+    /// The longest that something is stopped or cut off, in seconds: `CHAT_TEST_CLUSTER_LONGEST`.
+    pub fn longest() -> u64 {
+        std::env::var("CHAT_TEST_CLUSTER_LONGEST").ok().and_then(|n| n.parse().ok()).unwrap_or(12)
+    }
+
     /// The kinds of a list that `CHAT_TEST_CLUSTER_KINDS` names by a part of their names; all if it is not set.
     pub fn wanted(of: &[Self]) -> Vec<Self> {
         let Ok(parts) = std::env::var("CHAT_TEST_CLUSTER_KINDS") else { return of.to_vec() };
@@ -163,10 +168,8 @@ impl Script {
     }
 }
 
-/// The longest that something is stopped or cut off, in seconds: `CHAT_TEST_CLUSTER_LONGEST`.
 fn some_time(dice: &mut Dice) -> Duration {
-    let longest = std::env::var("CHAT_TEST_CLUSTER_LONGEST").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
-    Duration::from_millis(1000 + dice.below(1000 * (longest - 1)))
+    Duration::from_millis(1000 + dice.below(1000 * (Fault::longest() - 1)))
 }
 
 impl Script {

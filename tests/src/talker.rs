@@ -1,7 +1,7 @@
 //! A program over `chat --json` that sends its lines and checks what it gets: whole, in order, once.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -35,6 +35,8 @@ pub struct Talker<'a> {
     pub kills: u64,
     /// Commands written ahead of what is stored.
     pub ahead: usize,
+    /// Lines that may be sent so far, if that is not all.
+    pub released: Option<&'a AtomicUsize>,
 }
 
 impl<'a> Talker<'a> {
@@ -62,6 +64,7 @@ impl<'a> Talker<'a> {
             enough: (usize::MAX, usize::MAX),
             kills: 0,
             ahead: 1000,
+            released: None,
         }
     }
 
@@ -105,7 +108,9 @@ impl<'a> Talker<'a> {
                 self.kills += 1;
                 return chat.kill();
             }
-            while next < self.lines.len().min(self.enough.0) && next < self.done + self.ahead {
+            let released = self.released.map_or(usize::MAX, |lines| lines.load(Ordering::Relaxed));
+            let last = self.lines.len().min(self.enough.0).min(released).min(self.done + self.ahead);
+            while next < last {
                 let command =
                     json!({"cmd": "send", "to": self.to, "text": self.lines[next], "ref": next.to_string()});
                 if !self.queued[next] && !chat.say(&command) {

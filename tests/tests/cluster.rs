@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use chat_tests::Dice;
@@ -108,11 +108,13 @@ fn replay(services: &Services, script: Option<Script>, count: usize, troubles: &
     let lines = (to_a.len() + to_b.len()) as u64;
     let (start, gaps) = (Instant::now(), Gaps::default());
     let end = start + Duration::from_secs(7200);
+    let released = AtomicUsize::new(if troubles.is_empty() { count } else { 0 });
     let mut alice = Talker::new(a, cluster.urls(0), "bob", &from_a, &to_a);
     let mut bob = Talker::new(b, cluster.urls(1), "alice", &from_b, &to_b);
     if !troubles.is_empty() {
         (alice.ahead, bob.ahead) = (8, 8);
     }
+    (alice.released, bob.released) = (Some(&released), Some(&released));
     let mut dice = Dice::new(7);
     let mut flushes = 0;
     std::thread::scope(|scope| {
@@ -123,25 +125,25 @@ fn replay(services: &Services, script: Option<Script>, count: usize, troubles: &
         let two = scope.spawn(|| bob.run(dice_b, &gaps.stored, end));
         scope.spawn(|| gaps.watch());
         let flushing = scope.spawn(|| forgets.map_or(0, |script| flush_again_and_again(&script, &gaps.over)));
-        let mut amid = 0;
+        // Each trouble comes when everybody has got so far, and finds a share of the lines before it. By progress
+        // and not by the clock: a fast machine has as many in between as a slow one.
         for (n, trouble) in troubles.iter().enumerate() {
-            // By progress and not by the clock: a fast machine has as many in between as a slow one.
             let due = n as u64 * lines / troubles.len() as u64;
             let waits = || !one.is_finished() && !two.is_finished() && Instant::now() < end;
             while gaps.stored.load(Ordering::Relaxed) < due && waits() {
                 std::thread::sleep(Duration::from_millis(20));
             }
-            amid += usize::from(waits());
+            // A few more, for those that are too long to be sent.
+            released.store((n + 1) * count / troubles.len() + 20, Ordering::Relaxed);
             println!("{:.1?}: {}", start.elapsed(), trouble.name());
             gaps.begin(*trouble);
             trouble.come(&mut cluster, &mut dice);
         }
+        released.store(count, Ordering::Relaxed);
         let outcome = (one.join(), two.join());
         drop(over);
         flushes = flushing.join().unwrap();
         assert!(outcome.0.is_ok() && outcome.1.is_ok(), "{}", cluster.logs());
-        // While a process is stopped for seconds, the others may get through the rest.
-        assert!(amid >= troubles.len() / 2, "only {amid} troubles came while somebody wrote");
     });
     gaps.print();
     println!(
@@ -212,7 +214,8 @@ fn the_same_while_services_and_nodes_fail_together() {
     let of_services = in_turn(&kinds, kinds.len());
     // Five kinds beside six or eight: over time each meets each.
     let nodes = Fault::NODES.into_iter().filter(|fault| *fault != Fault::Flush).cycle();
+    let lines = if Fault::longest() > 20 { 1000 } else { 200 };
     let together = |(a, b): (&Fault, Fault)| Trouble { of_services: Some(*a), of_nodes: Some(b) };
     let troubles: Vec<Trouble> = of_services.iter().zip(nodes).map(together).collect();
-    replay(&services, Some(script), 200 * troubles.len(), &troubles);
+    replay(&services, Some(script), lines * troubles.len(), &troubles);
 }
