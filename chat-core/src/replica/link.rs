@@ -15,8 +15,6 @@ const BACKOFF_BASE_MS: u64 = 100;
 const BACKOFF_CAP_MS: u64 = 30_000;
 /// A connection this old counts as a success.
 const SETTLED_MS: u64 = 5_000;
-/// How long the word of an earlier copy of this store may be on its way.
-const LOOK_BACK_MS: u64 = 5_000;
 /// Rows that may wait for a device list.
 const MAX_ROWS: usize = 2048;
 /// Milliseconds before a list is asked for again that the server did not give.
@@ -54,7 +52,7 @@ impl Replica {
     fn forget_connection(&mut self, out: &mut Vec<Output>) {
         self.recovery = Recovery::No;
         self.caught_up = false;
-        (self.catch_up_at, self.look_back_at) = (None, None);
+        self.catch_up_at = None;
         self.rows.clear();
         self.looked_up.clear();
         self.looking_up.clear();
@@ -134,7 +132,6 @@ impl Replica {
         self.server_time = (welcome.server_time, now);
         self.prekeys_held = welcome.prekeys;
         self.ask_again(now);
-        self.look_back_at = (!self.looked_back).then_some(now.after(LOOK_BACK_MS));
         for (user, version) in self.claimed.clone() {
             self.claimed_list(now, user, version, out);
         }
@@ -510,10 +507,8 @@ impl Replica {
                         // "Nothing waits" never came: rows or the word itself were lost.
                         out.push(Output::Send(ClientFrame::CatchUp));
                     }
-                }
-                if self.look_back_at.is_some_and(|at| now >= at) {
-                    (self.look_back_at, self.looked_back) = (None, true);
-                    if self.recovery == Recovery::No {
+                    if self.caught_up && self.recovery == Recovery::No && !self.looked_back {
+                        self.looked_back = true;
                         self.ask(now, Ask::Cells, Purpose::Missing, out);
                     }
                 }

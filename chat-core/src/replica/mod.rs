@@ -90,8 +90,7 @@ pub struct Replica {
     /// Rows that came so far.
     rows_in: u64,
     caught_up: bool,
-    /// When to ask the server whether it knows of acks that this store does not: once in a life of the process.
-    look_back_at: Option<Instant>,
+    /// The server was asked, in this life of the process, whether it knows of acks that this store does not.
     looked_back: bool,
     catch_up_at: Option<Instant>,
     deferred: Vec<Change>,
@@ -195,7 +194,6 @@ impl Replica {
             looking_up: BTreeMap::new(),
             rows_in: 0,
             caught_up: false,
-            look_back_at: None,
             looked_back: false,
             catch_up_at: None,
             deferred: Vec::new(),
@@ -272,8 +270,7 @@ impl Replica {
                 let fixed = [heartbeat, heard.after(2 * HEARTBEAT_MS + RETRY_MS)];
                 let listless = self.listless.values().copied();
                 let asks = self.mailbox.deadline();
-                let soon = [self.catch_up_at, self.look_back_at].into_iter().flatten();
-                waits.chain(requests).chain(fixed).chain(listless).chain(asks).chain(soon).min()
+                waits.chain(requests).chain(fixed).chain(listless).chain(asks).chain(self.catch_up_at).min()
             }
         }
     }

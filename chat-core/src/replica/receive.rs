@@ -400,11 +400,10 @@ mod tests {
             step(0, Input::Frame(ServerFrame::Challenge(challenge)));
             step(0, Input::Frame(ServerFrame::Welcome(Welcome { prekeys: 100, ..Welcome::example() })));
             step(0, Input::Frame(ServerFrame::Deliver(Vec::new(), true)));
-            let at = 5_000;
-            assert!(asked_for_cells(&step(at - 1, Input::Tick)).is_empty(), "its word is on its way");
-            let asked = asked_for_cells(&step(at, Input::Tick));
+            let asked = asked_for_cells(&step(crate::limits::HEARTBEAT_MS, Input::Tick));
             let cells = vec![(conversation, crate::envelope::Cell { acked, tail: 3 })];
             let answer = Box::new(crate::wire::Answer { cells, ..crate::wire::Answer::default() });
+            let at = crate::limits::HEARTBEAT_MS;
             let outputs = step(at, Input::Frame(ServerFrame::Response(asked[0], answer)));
             assert_eq!(!asked_for_cells(&outputs).is_empty(), recovers, "{outputs:?}");
             assert!(recovers || asked_for_cells(&step(2 * at, Input::Tick)).is_empty(), "once");
