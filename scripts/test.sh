@@ -65,7 +65,7 @@ unit() {
 }
 
 simulate() {
-    SIM_SCHEDULES=${SIM_SCHEDULES:-40000} cargo test --locked --profile "$profile" -p chat-core \
+    SIM_SCHEDULES=${SIM_SCHEDULES:-20000} cargo test --locked --profile "$profile" -p chat-core \
         --features sim,conformance --test simulation -- --nocapture --test-threads 1
 }
 
