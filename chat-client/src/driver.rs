@@ -408,18 +408,9 @@ impl Driver {
 
     fn ephemeral(&mut self, event: Ephemeral) -> Result<()> {
         let event = match event {
-            Ephemeral::Connected => {
-                self.standing.send_modify(Standing::connected);
-                return Ok(());
-            }
-            Ephemeral::Disconnected => {
-                self.standing.send_modify(Standing::disconnected);
-                return Ok(());
-            }
-            Ephemeral::CaughtUp => {
-                self.standing.send_modify(Standing::caught_up);
-                return Ok(());
-            }
+            Ephemeral::Connected => return Ok(self.standing.send_modify(Standing::connected)),
+            Ephemeral::Disconnected => return Ok(self.standing.send_modify(Standing::disconnected)),
+            Ephemeral::CaughtUp => return Ok(self.standing.send_modify(Standing::caught_up)),
             Ephemeral::Typing(conversation, user) => {
                 Event::Typing { conversation: conversation.to_hex(), user: self.store.name_of(user)? }
             }
@@ -443,8 +434,7 @@ impl Driver {
                     ),
                 };
                 let why = Event::Error { reason: reason.into(), message: message.into() };
-                self.standing.send_modify(|standing| standing.stopped(why));
-                return Ok(());
+                return Ok(self.standing.send_modify(|standing| standing.stopped(why)));
             }
             _ => return Ok(()),
         };

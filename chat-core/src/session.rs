@@ -9,11 +9,14 @@
 //! reads its inbox, from the oldest row, as fast as the device acknowledges. It becomes *Live* again only
 //! when a page came back empty and no push was dropped since that page was asked for. Nothing grows.
 
+mod gathered;
 mod io;
 
 pub use io::{Input, Output};
 
 use std::collections::{BTreeMap, HashMap};
+
+use gathered::Gathered;
 
 use crate::backend::PageLimit;
 use crate::delivery::Event;
@@ -65,16 +68,9 @@ pub struct Session {
     /// Publishes passed on and not answered.
     pending: usize,
     drain: Option<(u32, Instant)>,
-    /// What the device has and the store is not told yet, and the generation of its last word on it.
-    acks: Option<(BTreeMap<ConversationId, Seq>, u64)>,
-    receipts: HashMap<ConversationId, Seq>,
-    /// Read up to here, to be told when its time has come.
-    reads: HashMap<ConversationId, Seq>,
-    /// When each conversation's last read watermark was told, and the last that its user writes.
-    read_at: HashMap<ConversationId, Instant>,
+    gathered: Gathered,
+    /// When the last word that the user writes was told, by conversation.
     typed_at: HashMap<ConversationId, Instant>,
-    /// When what was gathered is told: acks, receipts and reads.
-    gather_at: Option<Instant>,
     watched: HashMap<UserId, Option<bool>>,
     watch_at: Option<Instant>,
     mutants: Mutants,
@@ -84,9 +80,8 @@ pub struct Session {
 const MAX_LOOPS: u32 = 5;
 /// `CatchUp` frames between two heartbeats.
 const MAX_CATCH_UPS: u32 = 64;
-/// Milliseconds that acks and receipts are gathered, and between two looks at who is present. An ack that
-/// is lost meanwhile costs its device a row that it has.
-const GATHER_MS: u64 = 1000;
+/// Milliseconds between two looks at who is present.
+const LOOK_MS: u64 = 1000;
 /// Milliseconds between two words that a user is writing in a conversation.
 const TYPING_MS: u64 = 3000;
 /// Conversations whose ephemeral frames are paced at once; those of more are dropped.
@@ -110,12 +105,8 @@ impl Session {
             catch_ups: 0,
             pending: 0,
             drain: None,
-            acks: None,
-            receipts: HashMap::new(),
-            reads: HashMap::new(),
-            read_at: HashMap::new(),
+            gathered: Gathered::default(),
             typed_at: HashMap::new(),
-            gather_at: None,
             watched: HashMap::new(),
             watch_at: None,
             mutants,
@@ -141,7 +132,7 @@ impl Session {
             Phase::Live | Phase::Behind { .. } => self.heard.after(IDLE_MS),
         };
         let drain = self.drain.map(|(_, until)| until);
-        [Some(silent), self.gather_at, self.watch_at, drain].into_iter().flatten().min()
+        [Some(silent), self.gathered.due(), self.watch_at, drain].into_iter().flatten().min()
     }
 
     /// Takes one input; appends what is to be done.
@@ -161,6 +152,7 @@ impl Session {
             Input::Lagged => self.lagged(out),
             Input::Page(asked, rows) => self.page(now, asked, rows, out),
             Input::PageFailed => {
+                self.gathered.acked(out);
                 // The rows wait; the next heartbeat tries again.
                 if let Phase::Behind { reading, .. } = &mut self.phase {
                     *reading = false;
@@ -170,10 +162,11 @@ impl Session {
                 self.note_answer(&frame);
                 out.push(Output::Send(frame));
             }
-            Input::AckTooHigh => self.close(close::ACK_TOO_HIGH, 0, out),
+            Input::Acked { too_high: false } => self.gathered.acked(out),
+            Input::Acked { too_high: true } => self.close(close::ACK_TOO_HIGH, 0, out),
             Input::Presence(present) => self.presence(&present, out),
             Input::Gone => {
-                self.tell_gathered(out);
+                self.gathered.tell_all(out);
                 self.phase = Phase::Closed;
             }
             Input::Tick => self.tick(now, out),
@@ -188,7 +181,7 @@ impl Session {
 
     fn close(&mut self, code: u16, retry_after: u32, out: &mut Vec<Output>) {
         if !matches!(self.phase, Phase::Closed) {
-            self.tell_gathered(out);
+            self.gathered.tell_all(out);
             self.phase = Phase::Closed;
             out.push(Output::Send(ServerFrame::Close { code, retry_after }));
             out.push(Output::Close(code));
@@ -233,7 +226,7 @@ impl Session {
                 }
             }
             (_, ClientFrame::Request(id, ask)) => out.push(Output::Ask(id, ask)),
-            (_, ClientFrame::Read(read)) => self.read(now, read, out),
+            (_, ClientFrame::Read(read)) => out.extend(self.gathered.read(now, read)),
             (_, ClientFrame::Typing(conversation)) => self.typing(now, conversation, out),
             (_, ClientFrame::Watch(users)) => {
                 self.watched = users.into_iter().map(|user| (user, None)).collect();
@@ -244,20 +237,6 @@ impl Session {
                 out.push(Output::Send(ServerFrame::Refused(subject, crate::envelope::Refusal::Unsupported)));
             }
             (_, ClientFrame::Unknown(None)) => {}
-        }
-    }
-
-    /// A watermark goes out at once, the next of that conversation after a while.
-    fn read(&mut self, now: Instant, read: AckOf, out: &mut Vec<Output>) {
-        if self.read_at.get(&read.conversation).is_none_or(|at| now >= at.after(GATHER_MS))
-            && self.read_at.len() < MAX_PACED
-        {
-            self.read_at.insert(read.conversation, now);
-            out.push(Output::Receipt(read, true));
-        } else if self.reads.len() < MAX_PACED {
-            let known = self.reads.entry(read.conversation).or_default();
-            *known = read.seq.max(*known);
-            self.gather_at = self.gather_at.or(Some(now.after(GATHER_MS)));
         }
     }
 
@@ -298,7 +277,7 @@ impl Session {
 
     /// Asks for a page. What is acknowledged is not to be read again.
     fn read_page(&mut self, after: Place, out: &mut Vec<Output>) {
-        self.tell_acks(out);
+        self.gathered.tell_acks(out);
         out.push(Output::Read(after));
     }
 
@@ -319,6 +298,8 @@ impl Session {
     }
 
     fn page(&mut self, now: Instant, asked: Place, rows: Vec<InboxRow>, out: &mut Vec<Output>) {
+        // The store was given all acks before it was read.
+        self.gathered.acked(out);
         let Phase::Behind { mut after, dropped, reading: true } = self.phase else {
             return;
         };
@@ -413,7 +394,7 @@ impl Session {
                     if code == close::REPLACED {
                         // Whoever replaced it acknowledges for itself. It may be a copy of the device's store
                         // that is behind: it has been greeted, and must not be taken to have more.
-                        self.acks = None;
+                        self.gathered.forget_acks();
                     }
                     return self.close(code, 0, out);
                 }
@@ -454,11 +435,7 @@ impl Session {
     }
 
     fn acks(&mut self, acks: &[AckOf], generation: u64, now: Instant, out: &mut Vec<Output>) {
-        let gathered = self.acks.get_or_insert_default();
-        gathered.1 = generation.max(gathered.1);
         for ack in acks {
-            let known = gathered.0.entry(ack.conversation).or_default();
-            *known = ack.seq.max(*known);
             let range = (ack.conversation, 0)..=(ack.conversation, ack.seq);
             let landed: Vec<_> = self.flights.range(range).map(|(key, _)| *key).collect();
             let mut of_others = false;
@@ -471,16 +448,9 @@ impl Session {
             if !landed.is_empty() {
                 self.loops = 0;
             }
-            if of_others && !self.mutants.has(Mutant::TrimOnPush) {
-                let known = self.receipts.entry(ack.conversation).or_default();
-                *known = ack.seq.max(*known);
-            }
+            self.gathered.ack(*ack, of_others && !self.mutants.has(Mutant::TrimOnPush));
         }
-        self.gather_at = self.gather_at.or(Some(now.after(GATHER_MS)));
-        // A device that has what it says has no more on its way.
-        if self.acks.as_ref().is_some_and(|(acks, _)| acks.len() > WINDOW_ROWS) {
-            self.tell_acks(out);
-        }
+        self.gathered.acks_came(now, generation, out);
         self.resume(out);
     }
 
@@ -529,30 +499,10 @@ impl Session {
         if late {
             return self.close(close::IDLE, 0, out);
         }
-        if self.gather_at.is_some_and(|at| now >= at) {
-            self.read_at.retain(|_, at| now < at.after(GATHER_MS));
-            self.read_at.extend(self.reads.keys().map(|conversation| (*conversation, now)));
-            self.tell_gathered(out);
-        }
+        self.gathered.tick(now, out);
         if self.watch_at.is_some_and(|at| now >= at) {
-            self.watch_at = Some(now.after(GATHER_MS));
+            self.watch_at = Some(now.after(LOOK_MS));
             out.push(Output::Query(self.watched.keys().copied().collect()));
-        }
-    }
-
-    fn tell_acks(&mut self, out: &mut Vec<Output>) {
-        let Some((acks, generation)) = self.acks.take() else { return };
-        let acks = acks.into_iter().map(|(conversation, seq)| AckOf { conversation, seq }).collect();
-        out.push(Output::Ack(acks, generation));
-    }
-
-    fn tell_gathered(&mut self, out: &mut Vec<Output>) {
-        self.gather_at = None;
-        self.tell_acks(out);
-        for (told, read) in [(&mut self.receipts, false), (&mut self.reads, true)] {
-            out.extend(
-                told.drain().map(|(conversation, seq)| Output::Receipt(AckOf { conversation, seq }, read)),
-            );
         }
     }
 }
@@ -560,91 +510,4 @@ impl Session {
 const _: () = assert!(PageLimit::MAX.rows <= WINDOW_ROWS, "a page fits the window");
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::id::{DeviceId, InstallationId};
-
-    fn live() -> Session {
-        let device = DeviceAddress {
-            user: UserId::from_bytes([1; 16]),
-            device: DeviceId::PRIMARY,
-            installation: InstallationId::from_bytes([1; 16]),
-        };
-        let welcome = Welcome::example();
-        let mut session = Session::new(Instant::from_millis(0), Mutants::NONE);
-        session.step(Instant::from_millis(0), Input::Admitted(device, welcome), &mut Vec::new());
-        session
-    }
-
-    fn said(session: &mut Session, at_ms: u64, input: Input) -> Vec<Output> {
-        let mut out = Vec::new();
-        session.step(Instant::from_millis(at_ms), input, &mut out);
-        out
-    }
-
-    #[test]
-    fn typing_is_passed_on_once_in_three_seconds_a_conversation() {
-        let mut session = live();
-        let conversation = |n| ConversationId::own(UserId::from_bytes([n; 16]));
-        let mut passed =
-            |at, n| !said(&mut session, at, Input::Frame(ClientFrame::Typing(conversation(n)))).is_empty();
-        assert!(passed(0, 1) && !passed(2999, 1) && passed(2999, 2) && passed(3000, 1));
-        assert_eq!((0..1000).filter(|n| passed(10_000, *n as u8)).count(), 256, "one of each");
-    }
-
-    #[test]
-    fn acks_are_gathered_and_told_before_a_read_and_at_the_end() {
-        let conversation = ConversationId::own(UserId::from_bytes([1; 16]));
-        let of = |seq| AckOf { conversation, seq };
-        let ack = |seq, generation| {
-            let store_epoch = Welcome::example().store_epoch;
-            Input::Frame(ClientFrame::Ack { acks: vec![of(seq)], store_epoch, generation })
-        };
-        let caught_up = |session: &mut Session| said(session, 0, Input::Page(Place::START, Vec::new()));
-        let mut session = live();
-        caught_up(&mut session);
-        assert!(said(&mut session, 0, ack(1, 7)).is_empty() && said(&mut session, 900, ack(3, 8)).is_empty());
-        assert!(said(&mut session, 950, ack(2, 8)).is_empty(), "cumulative");
-        assert_eq!(session.deadline(), Some(Instant::from_millis(1000)));
-        assert_eq!(said(&mut session, 1000, Input::Tick), vec![Output::Ack(vec![of(3)], 8)]);
-        assert_eq!(said(&mut session, 2000, Input::Tick), vec![]);
-        // Of made-up conversations no more are kept than a window has rows.
-        let acks = (0..=WINDOW_ROWS).map(|n| {
-            let mut id = [0; 17];
-            id[..8].copy_from_slice(&n.to_be_bytes());
-            AckOf { conversation: ConversationId::from_bytes(id), seq: 1 }
-        });
-        let store_epoch = Welcome::example().store_epoch;
-        let many = ClientFrame::Ack { acks: acks.collect(), store_epoch, generation: 8 };
-        let told = said(&mut session, 2000, Input::Frame(many));
-        assert!(matches!(&told[..], [Output::Ack(acks, 8)] if acks.len() == WINDOW_ROWS + 1));
-        said(&mut session, 2000, ack(4, 9));
-        let told = said(&mut session, 2001, Input::Lagged);
-        assert_eq!(told, vec![Output::Ack(vec![of(4)], 9), Output::Read(Place::START)]);
-        said(&mut session, 2002, ack(5, 10));
-        assert_eq!(said(&mut session, 2003, Input::Gone), vec![Output::Ack(vec![of(5)], 10)]);
-        let replaced = || Input::Events(vec![Event::Closed(close::REPLACED)]);
-        for (end, told) in [(Input::Drain(0), true), (Input::AckTooHigh, true), (replaced(), false)] {
-            let mut session = live();
-            said(&mut session, 0, ack(1, 1));
-            let out = said(&mut session, 1, end);
-            assert_eq!(out.first() == Some(&Output::Ack(vec![of(1)], 1)), told, "{out:?}");
-            assert_eq!(said(&mut session, 2, Input::Gone), vec![]);
-        }
-    }
-
-    #[test]
-    fn of_many_read_watermarks_the_first_and_the_last_are_told() {
-        let mut session = live();
-        let conversation = ConversationId::own(UserId::from_bytes([1; 16]));
-        let receipt = |seq| Output::Receipt(AckOf { conversation, seq }, true);
-        let read = |seq| Input::Frame(ClientFrame::Read(AckOf { conversation, seq }));
-        assert_eq!(said(&mut session, 0, read(1)), vec![receipt(1)]);
-        for seq in 2..100 {
-            assert_eq!(said(&mut session, 10, read(seq)), vec![]);
-        }
-        assert!(session.deadline().is_some_and(|at| at <= Instant::from_millis(1010)));
-        assert_eq!(said(&mut session, 1010, Input::Tick), vec![receipt(99)]);
-        assert_eq!(said(&mut session, 3000, read(100)), vec![receipt(100)]);
-    }
-}
+mod tests;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chat_core::backend::{Command, Transport};
 use chat_core::delivery::{Bound, Engine, Linking};
-use chat_core::envelope::{AckOf, Refusal, Subject};
+use chat_core::envelope::{Refusal, Subject};
 use chat_core::limits::WIRE_VERSION;
 use chat_core::mutant::Mutants;
 use chat_core::session::{Input, Output, Session};
@@ -80,7 +80,6 @@ impl Gateway {
             link: None,
             appending: None,
             acking: None,
-            delivered: Vec::new(),
             out: Vec::new(),
             turn: None,
             closing: None,
@@ -105,8 +104,6 @@ struct Connection {
     appending: Option<Box<FuturesUnordered<Appending>>>,
     /// Acks that the store has not confirmed yet.
     acking: Option<Acking>,
-    /// Receipts that wait for them.
-    delivered: Vec<AckOf>,
     out: Vec<Bytes>,
     /// Held from a `Hello` until the first pages of the inbox are read.
     turn: Option<OwnedSemaphorePermit>,
@@ -188,10 +185,7 @@ impl Connection {
             }
             Woken::Acked(too_high) => {
                 self.acking = None;
-                self.tell_delivered().await;
-                if too_high {
-                    self.step(Input::AckTooHigh).await;
-                }
+                self.step(Input::Acked { too_high }).await;
             }
             Woken::Linked(answer) => {
                 if let Some(link) = self.link.take() {
@@ -340,7 +334,7 @@ impl Connection {
             Output::Read(after) => {
                 // What is acknowledged is not to be read again.
                 if self.settle_acks().await {
-                    return Some(Input::AckTooHigh);
+                    return Some(Input::Acked { too_high: true });
                 }
                 Some(match engine.inbox(device?.installation, after).await {
                     Ok(rows) => Input::Page(after, rows),
@@ -356,14 +350,12 @@ impl Connection {
                 Err(answer) => Some(Input::Answer(*answer)),
             },
             Output::Ack(acks, generation) => {
-                let (device, before) = (device?.installation, self.acking.take());
-                // In their order, and nothing waits for them but a read.
+                // A session gives the next ones when it was told of these, unless it must not wait.
+                if self.settle_acks().await {
+                    return Some(Input::Acked { too_high: true });
+                }
+                let device = device?.installation;
                 self.acking = Some(Box::pin(async move {
-                    if let Some(before) = before
-                        && before.await
-                    {
-                        return true;
-                    }
                     let outcome = engine.ack(device, generation, &acks).await;
                     outcome.is_err_and(|error| error.kind() == ErrorKind::Invalid)
                 }));
@@ -374,11 +366,11 @@ impl Connection {
                 Err(refusal) => ServerFrame::Refused(Subject::Request(id), refusal),
             })),
             Output::Receipt(at, read) => {
-                if !read && self.acking.is_some() {
-                    self.delivered.push(at);
-                } else {
-                    engine.receipt(device?, at, read).await;
+                if !read {
+                    // Only at the end are there acks that the store does not have.
+                    self.settle_acks().await;
                 }
+                engine.receipt(device?, at, read).await;
                 None
             }
             Output::Typing(conversation) => {
@@ -405,17 +397,9 @@ impl Connection {
 
     /// Waits until the store has all acks it was given; whether one was above what there is.
     async fn settle_acks(&mut self) -> bool {
-        let Some(acking) = self.acking.take() else { return false };
-        let too_high = acking.await;
-        self.tell_delivered().await;
-        too_high
-    }
-
-    /// Tells the others what this device has, once whoever asks the store is told the same.
-    async fn tell_delivered(&mut self) {
-        let Some(device) = self.session.device() else { return };
-        for at in std::mem::take(&mut self.delivered) {
-            self.gateway.engine.receipt(device, at, false).await;
+        match self.acking.take() {
+            Some(acking) => acking.await,
+            None => false,
         }
     }
 

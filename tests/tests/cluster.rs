@@ -127,12 +127,14 @@ fn replay(services: &Services, script: Option<Script>, count: usize, troubles: &
         let flushing = scope.spawn(|| forgets.map_or(0, |script| flush_again_and_again(&script, &gaps.over)));
         // Each trouble comes when everybody has got so far, and finds a share of the lines before it. By progress
         // and not by the clock: a fast machine has as many in between as a slow one.
+        let mut amid = 0;
         for (n, trouble) in troubles.iter().enumerate() {
             let due = n as u64 * lines / troubles.len() as u64;
             let waits = || !one.is_finished() && !two.is_finished() && Instant::now() < end;
             while gaps.stored.load(Ordering::Relaxed) < due && waits() {
                 std::thread::sleep(Duration::from_millis(20));
             }
+            amid += usize::from(waits());
             // A few more, for those that are too long to be sent.
             released.store((n + 1) * count / troubles.len() + 20, Ordering::Relaxed);
             println!("{:.1?}: {}", start.elapsed(), trouble.name());
@@ -144,6 +146,7 @@ fn replay(services: &Services, script: Option<Script>, count: usize, troubles: &
         drop(over);
         flushes = flushing.join().unwrap();
         assert!(outcome.0.is_ok() && outcome.1.is_ok(), "{}", cluster.logs());
+        assert_eq!(amid, troubles.len(), "each trouble comes while somebody writes");
     });
     gaps.print();
     println!(

@@ -296,6 +296,7 @@ impl Replica {
             }
             Purpose::Cells => self.cells(answer.cells, out),
             Purpose::Missing => {
+                self.looked_back = true;
                 if answer.cells.iter().any(|(id, cell)| self.has_forgotten(*id, *cell)) {
                     self.begin_recovery(now, out);
                 }
@@ -507,8 +508,8 @@ impl Replica {
                         // "Nothing waits" never came: rows or the word itself were lost.
                         out.push(Output::Send(ClientFrame::CatchUp));
                     }
-                    if self.caught_up && self.recovery == Recovery::No && !self.looked_back {
-                        self.looked_back = true;
+                    if self.recovery == Recovery::No && !self.looked_back && !self.is_asked(&Purpose::Missing)
+                    {
                         self.ask(now, Ask::Cells, Purpose::Missing, out);
                     }
                 }

@@ -90,7 +90,7 @@ pub struct Replica {
     /// Rows that came so far.
     rows_in: u64,
     caught_up: bool,
-    /// The server was asked, in this life of the process, whether it knows of acks that this store does not.
+    /// The server has said, in this life of the process, whether it knows of acks that this store does not.
     looked_back: bool,
     catch_up_at: Option<Instant>,
     deferred: Vec<Change>,
@@ -231,6 +231,11 @@ impl Replica {
     /// Whether a session is open and everything that waited was received.
     pub const fn is_live(&self) -> bool {
         matches!(self.phase, Phase::Online { .. }) && self.caught_up && matches!(self.recovery, Recovery::No)
+    }
+
+    /// Whether the server has said since this store was opened how far it was acknowledged.
+    pub const fn has_looked_back(&self) -> bool {
+        self.looked_back
     }
 
     /// Whether there is a connection with a session.

@@ -27,8 +27,11 @@ pub enum Input {
     PageFailed,
     /// An answer to something this session passed on.
     Answer(ServerFrame),
-    /// An ack was above what was given.
-    AckTooHigh,
+    /// The store was given the acks; whether one was above what there is.
+    Acked {
+        /// That is not to be.
+        too_high: bool,
+    },
     /// Who is present.
     Presence(Vec<(UserId, bool)>),
     /// The deadline passed.
@@ -55,7 +58,8 @@ pub enum Output {
     Publish(Publish),
     /// Take a void to its shard.
     Void(SendNumber),
-    /// Apply acks, before the next [`Read`](Self::Read) reads.
+    /// Apply acks, after those before them and before the next [`Read`](Self::Read) reads, and say so
+    /// ([`Input::Acked`]) unless that read does.
     Ack(Vec<AckOf>, u64),
     /// Answer a question.
     Ask(u64, Ask),

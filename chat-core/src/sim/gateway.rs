@@ -7,6 +7,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use tokio::sync::mpsc::error::TryRecvError;
+
 use super::accounts::ACCOUNTS;
 use super::store::SimStore;
 use crate::backend::{Backends, GatewayId, KeyDirectory, NodeLink, Registry, Router, Told};
@@ -152,7 +154,9 @@ impl Gateway {
             }
             match events {
                 Ok(events) => self.step(id, now, Input::Events(events), effects),
-                Err(_) => return,
+                Err(TryRecvError::Empty) => return,
+                // The word that it was replaced did not fit: as the driver does, end it.
+                Err(TryRecvError::Disconnected) => return effects.push(Effect::Close),
             }
         }
     }
@@ -209,9 +213,10 @@ impl Gateway {
                     effects.push(Effect::Work);
                     device.and_then(|device| ready(engine.void(device, number))).map(Input::Answer)
                 }
-                Output::Ack(acks, generation) => device.and_then(|device| {
+                Output::Ack(acks, generation) => device.map(|device| {
                     let outcome = ready(engine.ack(device.installation, generation, &acks));
-                    outcome.is_err_and(|e| e.kind() == ErrorKind::Invalid).then_some(Input::AckTooHigh)
+                    let too_high = outcome.is_err_and(|e| e.kind() == ErrorKind::Invalid);
+                    Input::Acked { too_high }
                 }),
                 Output::Ask(request, ask) => device.map(|device| {
                     // The simulated devices do not sign: the check of an upload's signature is passed by.

@@ -313,7 +313,10 @@ impl World {
         let quiet = self.servers.iter().all(Option::is_some) && self.cluster.log.lock().is_applied();
         quiet
             && self.devices.iter().all(|device| {
-                let live = device.replica.as_ref().is_some_and(|r| r.is_live() && r.outbox_len() == 0);
+                let live = device
+                    .replica
+                    .as_ref()
+                    .is_some_and(|r| r.is_live() && r.has_looked_back() && r.outbox_len() == 0);
                 let served = device.connection.is_some_and(|id| {
                     let server = self.pipes.get(&id).and_then(|pipe| self.servers[pipe.server].as_ref());
                     server.is_some_and(|gateway| gateway.is_live(id))

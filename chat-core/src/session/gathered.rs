@@ -1,0 +1,132 @@
+use std::collections::{BTreeMap, HashMap};
+
+use super::{MAX_PACED, Output};
+use crate::envelope::AckOf;
+use crate::id::{ConversationId, Seq};
+use crate::limits::WINDOW_ROWS;
+use crate::time::Instant;
+
+/// Milliseconds that acks, receipts and read watermarks are gathered. An ack that is lost meanwhile costs
+/// its device a row that it has.
+const GATHER_MS: u64 = 1000;
+
+/// What a session gathers before it tells the store and the others: of each conversation the last counts.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    /// What the device has and the store was not given.
+    acks: BTreeMap<ConversationId, Seq>,
+    /// The generation of its last word on that.
+    generation: Option<u64>,
+    /// The store has acks and has not said so.
+    acking: bool,
+    /// What the others are told the device has, once the store knows: whoever asks it is told the same.
+    receipts: HashMap<ConversationId, Seq>,
+    /// Of those, what waits for acks that are with the store.
+    receipts_next: HashMap<ConversationId, Seq>,
+    /// Read up to here, to be told when its time has come.
+    reads: HashMap<ConversationId, Seq>,
+    /// When each conversation's last read watermark was told.
+    read_at: HashMap<ConversationId, Instant>,
+    due: Option<Instant>,
+}
+
+fn raise(seqs: &mut HashMap<ConversationId, Seq>, at: AckOf) {
+    let known = seqs.entry(at.conversation).or_default();
+    *known = at.seq.max(*known);
+}
+
+fn told(seqs: &mut HashMap<ConversationId, Seq>, read: bool) -> impl Iterator<Item = Output> + '_ {
+    seqs.drain().map(move |(conversation, seq)| Output::Receipt(AckOf { conversation, seq }, read))
+}
+
+impl Gathered {
+    /// When [`tick`](Self::tick) has something to tell.
+    pub(super) const fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    fn wait(&mut self, now: Instant) {
+        self.due = self.due.or(Some(now.after(GATHER_MS)));
+    }
+
+    /// The device has a row; `receipt`: and the others are to know.
+    pub(super) fn ack(&mut self, ack: AckOf, receipt: bool) {
+        let known = self.acks.entry(ack.conversation).or_default();
+        *known = ack.seq.max(*known);
+        if receipt {
+            raise(&mut self.receipts, ack);
+        }
+    }
+
+    /// A frame of acks was taken.
+    pub(super) fn acks_came(&mut self, now: Instant, generation: u64, out: &mut Vec<Output>) {
+        self.generation = self.generation.max(Some(generation));
+        self.wait(now);
+        // A device that has what it says has no more on its way. The driver waits for those before.
+        if self.acks.len() > WINDOW_ROWS {
+            self.tell_acks(out);
+        }
+    }
+
+    /// A watermark goes out at once, the next of that conversation after a while.
+    pub(super) fn read(&mut self, now: Instant, read: AckOf) -> Option<Output> {
+        let paced = self.read_at.get(&read.conversation).is_some_and(|at| now < at.after(GATHER_MS));
+        if !paced && self.read_at.len() < MAX_PACED {
+            self.read_at.insert(read.conversation, now);
+            return Some(Output::Receipt(read, true));
+        }
+        if self.reads.len() < MAX_PACED {
+            raise(&mut self.reads, read);
+            self.wait(now);
+        }
+        None
+    }
+
+    /// Gives the store what it was not given.
+    pub(super) fn tell_acks(&mut self, out: &mut Vec<Output>) {
+        let Some(generation) = self.generation.take() else { return };
+        let acks = std::mem::take(&mut self.acks).into_iter();
+        let acks = acks.map(|(conversation, seq)| AckOf { conversation, seq }).collect();
+        self.acking = true;
+        for (conversation, seq) in self.receipts.drain() {
+            raise(&mut self.receipts_next, AckOf { conversation, seq });
+        }
+        out.push(Output::Ack(acks, generation));
+    }
+
+    /// The store has all acks that it was given.
+    pub(super) fn acked(&mut self, out: &mut Vec<Output>) {
+        self.acking = false;
+        out.extend(told(&mut self.receipts_next, false));
+    }
+
+    /// Forgets what the store was not given.
+    pub(super) fn forget_acks(&mut self) {
+        (self.acks, self.generation) = (BTreeMap::new(), None);
+    }
+
+    /// Tells what has waited long enough; acks not before the store has those before them.
+    pub(super) fn tick(&mut self, now: Instant, out: &mut Vec<Output>) {
+        if self.due.is_none_or(|due| now < due) {
+            return;
+        }
+        self.due = None;
+        if self.acking {
+            self.wait(now);
+        } else {
+            self.tell_acks(out);
+        }
+        self.read_at.retain(|_, at| now < at.after(GATHER_MS));
+        self.read_at.extend(self.reads.keys().map(|conversation| (*conversation, now)));
+        out.extend(told(&mut self.reads, true));
+    }
+
+    /// Tells everything: nothing more will come.
+    pub(super) fn tell_all(&mut self, out: &mut Vec<Output>) {
+        self.due = None;
+        self.tell_acks(out);
+        self.acked(out);
+        out.extend(told(&mut self.receipts, false));
+        out.extend(told(&mut self.reads, true));
+    }
+}

@@ -1,0 +1,130 @@
+use super::*;
+use crate::id::{DeviceId, InstallationId};
+
+fn live() -> Session {
+    let device = DeviceAddress {
+        user: UserId::from_bytes([1; 16]),
+        device: DeviceId::PRIMARY,
+        installation: InstallationId::from_bytes([1; 16]),
+    };
+    let welcome = Welcome::example();
+    let mut session = Session::new(Instant::from_millis(0), Mutants::NONE);
+    session.step(Instant::from_millis(0), Input::Admitted(device, welcome), &mut Vec::new());
+    session
+}
+
+fn message() -> RowContent {
+    let message = crate::envelope::Message {
+        id: crate::id::MessageId::from_bytes([9; 16]),
+        sender: DeviceAddress {
+            user: UserId::from_bytes([2; 16]),
+            device: DeviceId::PRIMARY,
+            installation: InstallationId::from_bytes([2; 16]),
+        },
+        client_seq: 1,
+        prev: crate::id::MessageId::NIL,
+        incarnation: 0,
+        audience: Vec::new(),
+        body: bytes::Bytes::new(),
+        sent_at: 0,
+    };
+    RowContent::Message { message: message.into(), sealed: bytes::Bytes::new() }
+}
+
+fn said(session: &mut Session, at_ms: u64, input: Input) -> Vec<Output> {
+    let mut out = Vec::new();
+    session.step(Instant::from_millis(at_ms), input, &mut out);
+    out
+}
+
+#[test]
+fn typing_is_passed_on_once_in_three_seconds_a_conversation() {
+    let mut session = live();
+    let conversation = |n| ConversationId::own(UserId::from_bytes([n; 16]));
+    let mut passed =
+        |at, n| !said(&mut session, at, Input::Frame(ClientFrame::Typing(conversation(n)))).is_empty();
+    assert!(passed(0, 1) && !passed(2999, 1) && passed(2999, 2) && passed(3000, 1));
+    assert_eq!((0..1000).filter(|n| passed(10_000, *n as u8)).count(), 256, "one of each");
+}
+
+#[test]
+fn acks_are_gathered_and_told_before_a_read_and_at_the_end() {
+    let conversation = ConversationId::own(UserId::from_bytes([1; 16]));
+    let of = |seq| AckOf { conversation, seq };
+    let ack = |seq, generation| {
+        let store_epoch = Welcome::example().store_epoch;
+        Input::Frame(ClientFrame::Ack { acks: vec![of(seq)], store_epoch, generation })
+    };
+    let caught_up = |session: &mut Session| said(session, 0, Input::Page(Place::START, Vec::new()));
+    let mut session = live();
+    caught_up(&mut session);
+    assert!(said(&mut session, 0, ack(1, 7)).is_empty() && said(&mut session, 900, ack(3, 8)).is_empty());
+    assert!(said(&mut session, 950, ack(2, 8)).is_empty(), "cumulative");
+    assert_eq!(session.deadline(), Some(Instant::from_millis(1000)));
+    assert_eq!(said(&mut session, 1000, Input::Tick), vec![Output::Ack(vec![of(3)], 8)]);
+    assert_eq!(said(&mut session, 2000, Input::Tick), vec![]);
+    // Of made-up conversations no more are kept than a window has rows.
+    let acks = (0..=WINDOW_ROWS).map(|n| {
+        let mut id = [0; 17];
+        id[..8].copy_from_slice(&n.to_be_bytes());
+        AckOf { conversation: ConversationId::from_bytes(id), seq: 1 }
+    });
+    let store_epoch = Welcome::example().store_epoch;
+    let many = ClientFrame::Ack { acks: acks.collect(), store_epoch, generation: 8 };
+    let told = said(&mut session, 2000, Input::Frame(many));
+    assert!(matches!(&told[..], [Output::Ack(acks, 8)] if acks.len() == WINDOW_ROWS + 1));
+    said(&mut session, 2000, ack(4, 9));
+    let told = said(&mut session, 2001, Input::Lagged);
+    assert_eq!(told, vec![Output::Ack(vec![of(4)], 9), Output::Read(Place::START)]);
+    said(&mut session, 2002, ack(5, 10));
+    assert_eq!(said(&mut session, 2003, Input::Gone), vec![Output::Ack(vec![of(5)], 10)]);
+    let replaced = || Input::Events(vec![Event::Closed(close::REPLACED)]);
+    for (end, told) in [(Input::Drain(0), true), (Input::Acked { too_high: true }, true), (replaced(), false)]
+    {
+        let mut session = live();
+        said(&mut session, 0, ack(1, 1));
+        let out = said(&mut session, 1, end);
+        assert_eq!(out.first() == Some(&Output::Ack(vec![of(1)], 1)), told, "{out:?}");
+        assert_eq!(said(&mut session, 2, Input::Gone), vec![]);
+    }
+}
+
+#[test]
+fn acks_wait_for_those_before_them_and_receipts_for_their_acks() {
+    let conversation = ConversationId::own(UserId::from_bytes([1; 16]));
+    let of = |seq| AckOf { conversation, seq };
+    let acked = Input::Acked { too_high: false };
+    let ack = |seq| {
+        let store_epoch = Welcome::example().store_epoch;
+        Input::Frame(ClientFrame::Ack { acks: vec![of(seq)], store_epoch, generation: seq })
+    };
+    let mut session = live();
+    said(&mut session, 0, Input::Page(Place::START, Vec::new()));
+    for seq in [1, 2] {
+        let message = InboxRow { conversation, seq, time_us: seq, joined: false, content: message() };
+        said(&mut session, 0, Input::Events(vec![Event::Row(message)]));
+    }
+    assert_eq!(said(&mut session, 0, ack(1)), vec![]);
+    assert_eq!(said(&mut session, 1000, Input::Tick), vec![Output::Ack(vec![of(1)], 1)]);
+    assert_eq!(said(&mut session, 1100, ack(2)), vec![]);
+    assert_eq!(said(&mut session, 2100, Input::Tick), vec![], "the store is not done with the first");
+    assert_eq!(said(&mut session, 2200, acked), vec![Output::Receipt(of(1), false)]);
+    assert_eq!(said(&mut session, 3100, Input::Tick), vec![Output::Ack(vec![of(2)], 2)]);
+    let told = said(&mut session, 3200, Input::Acked { too_high: false });
+    assert_eq!(told, vec![Output::Receipt(of(2), false)]);
+}
+
+#[test]
+fn of_many_read_watermarks_the_first_and_the_last_are_told() {
+    let mut session = live();
+    let conversation = ConversationId::own(UserId::from_bytes([1; 16]));
+    let receipt = |seq| Output::Receipt(AckOf { conversation, seq }, true);
+    let read = |seq| Input::Frame(ClientFrame::Read(AckOf { conversation, seq }));
+    assert_eq!(said(&mut session, 0, read(1)), vec![receipt(1)]);
+    for seq in 2..100 {
+        assert_eq!(said(&mut session, 10, read(seq)), vec![]);
+    }
+    assert!(session.deadline().is_some_and(|at| at <= Instant::from_millis(1010)));
+    assert_eq!(said(&mut session, 1010, Input::Tick), vec![receipt(99)]);
+    assert_eq!(said(&mut session, 3000, read(100)), vec![receipt(100)]);
+}
