@@ -76,6 +76,19 @@ fn no_schedule_breaks_a_law() {
     }
 }
 
+/// Seeds that broke a law once, by kind as in [`kinds`].
+const REGRESSIONS: [(u64, usize); 6] = [(17, 0), (108, 0), (16_520, 0), (3200, 0), (9287, 2), (20_063, 2)];
+
+#[test]
+fn what_failed_once_does_not_fail_again() {
+    for (seed, kind) in REGRESSIONS {
+        let (name, options) = kinds(Mutants::NONE)[kind];
+        if let Err(violation) = run(seed, options) {
+            panic!("SIM_SEED={seed} {name} breaks a law again: {violation:?}");
+        }
+    }
+}
+
 #[test]
 fn every_mutant_is_killed() {
     // Every one of them falls within the first two thousand schedules of some kind.
