@@ -408,9 +408,9 @@ impl Driver {
 
     fn ephemeral(&mut self, event: Ephemeral) -> Result<()> {
         let event = match event {
-            Ephemeral::Connected => return Ok(self.standing.send_modify(Standing::connected)),
-            Ephemeral::Disconnected => return Ok(self.standing.send_modify(Standing::disconnected)),
-            Ephemeral::CaughtUp => return Ok(self.standing.send_modify(Standing::caught_up)),
+            Ephemeral::Connected => return self.stand(Standing::connected),
+            Ephemeral::Disconnected => return self.stand(Standing::disconnected),
+            Ephemeral::CaughtUp => return self.stand(Standing::caught_up),
             Ephemeral::Typing(conversation, user) => {
                 Event::Typing { conversation: conversation.to_hex(), user: self.store.name_of(user)? }
             }
@@ -434,11 +434,17 @@ impl Driver {
                     ),
                 };
                 let why = Event::Error { reason: reason.into(), message: message.into() };
-                return Ok(self.standing.send_modify(|standing| standing.stopped(why)));
+                return self.stand(|standing| standing.stopped(why));
             }
             _ => return Ok(()),
         };
         self.pass(event);
+        Ok(())
+    }
+
+    /// Tells every listener how the client stands now, whenever it began to listen.
+    fn stand(&self, change: impl FnOnce(&mut Standing)) -> Result<()> {
+        self.standing.send_modify(change);
         Ok(())
     }
 }
