@@ -5,7 +5,9 @@ cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
 # One profile for everything: libraries in C are built once.
 profile=${PROFILE:-sim}
-features=chat-core/sim,chat-core/conformance,chat-store/sqlite,chat-server-ref/cluster,chat-server-ref/telemetry
+sdk_features=chat-core/sim,chat-core/conformance,chat-store/sqlite,chat-store/cassandra,chat-store/redis
+sdk_features+=,chat-transport/kafka,chat-transport/link
+server_features=chat-server-ref/cluster,chat-server-ref/telemetry
 
 # What needs no services, no C libraries and no long search: the core, the embedded server and its stores.
 fast() {
@@ -28,7 +30,7 @@ step() {
 lint() {
     cargo fmt --all --check
     cargo clippy --locked --profile "$profile" --workspace --all-targets \
-        --features "$features" -- -D warnings
+        --features "$sdk_features,$server_features" -- -D warnings
     cargo deny --locked check bans licenses sources
     units
 }
@@ -47,31 +49,34 @@ units() {
 
 docs() {
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --profile "$profile" --workspace --no-deps \
-        --features "$features"
+        --features "$sdk_features,$server_features"
 }
 
-# The programs that the end-to-end tests start, with everything in them.
+# The libraries, with the simulator.
+sdk() {
+    cargo test --locked --profile "$profile" --workspace \
+        --exclude chat-server-ref --exclude chat-cli --exclude chat-tests --features "$sdk_features" "$@"
+}
+
+# The programs, with everything in them, and what tests them from end to end: one build.
 programs() {
-    cargo build --locked --profile "$profile" -p chat-server-ref -p chat-cli \
-        --features chat-server-ref/cluster,chat-server-ref/telemetry
+    cargo "$1" --locked --profile "$profile" -p chat-server-ref -p chat-cli -p chat-tests \
+        --features "$server_features" "${@:2}"
 }
 
 # Unit tests, conformance suites and doc tests.
 unit() {
-    cargo test --locked --profile "$profile" --workspace --exclude chat-tests \
-        --features "$features" -- \
-        --skip no_schedule_breaks_a_law --skip every_mutant_is_killed
+    sdk -- --skip no_schedule_breaks_a_law --skip every_mutant_is_killed
     cargo run -q --locked --profile "$profile" -p generate-wire -- --check
 }
 
 simulate() {
-    SIM_SCHEDULES=${SIM_SCHEDULES:-20000} cargo test --locked --profile "$profile" -p chat-core \
-        --features sim,conformance --test simulation -- --nocapture --test-threads 1
+    SIM_SCHEDULES=${SIM_SCHEDULES:-20000} sdk --test simulation -- --nocapture --test-threads 1
 }
 
 e2e() {
-    programs
-    cargo test --locked --profile "$profile" -p chat-tests -- --nocapture --test-threads 1
+    programs build --bins --tests
+    programs test -- --nocapture --test-threads 1
 }
 
 wasm() {
@@ -109,19 +114,17 @@ services() {
     else
         echo "not run: Cassandra cannot be installed or started here"
     fi
-    cargo test --locked --profile "$profile" --workspace --exclude chat-tests --features "$features" \
-        --test redis --test kafka --test cassandra -- --nocapture --test-threads 1 || outcome=$?
-    programs
+    sdk --test redis --test kafka --test cassandra -- --nocapture --test-threads 1 || outcome=$?
+    programs build --bins --tests
     # What is done to services of several nodes comes first; then those make room. Each fault alone is
     # `the_same_while_services_are_killed_stopped_and_cut_off`, by hand.
     export CHAT_TEST_SERVICES_DIR="$PWD/target/services-cluster" CHAT_TEST_SERVICES_NET=127.0.7
     export CHAT_TEST_SERVICES_DIST="$PWD/target/services/dist"
-    cargo test --locked --profile "$profile" -p chat-tests --test cluster fail_together \
-        -- --nocapture --test-threads 1 || outcome=$?
+    programs test --test cluster fail_together -- --nocapture --test-threads 1 || outcome=$?
     "${cluster[@]}" stop || true
     unset CHAT_TEST_REDIS_CLUSTER CHAT_TEST_KAFKA_CLUSTER CHAT_TEST_CASSANDRA_CLUSTER
-    cargo test --locked --profile "$profile" -p chat-tests --test cluster --test copy --test crowd --test explain \
-        -- --nocapture --test-threads 1 || outcome=$?
+    programs test --test cluster --test copy --test crowd --test explain -- --nocapture --test-threads 1 \
+        || outcome=$?
     unset CHAT_TEST_REDIS CHAT_TEST_KAFKA CHAT_TEST_CASSANDRA
     "${single[@]}" stop || true
     return "$outcome"

@@ -341,10 +341,7 @@ impl Replica {
                 self.hangup(now, 5000, out)
             }
             (purpose, Refusal::Retry(wait) | Refusal::Throttled(wait)) => {
-                // Comes round again with the retry timer, but not before its time.
-                self.last_request += 1;
-                let asked = now.after(u64::from(wait).saturating_sub(RETRY_MS));
-                self.requests.insert(self.last_request, (purpose, ask, asked));
+                self.ask_at(now.after(u64::from(wait).max(RETRY_MS)), ask, purpose);
             }
             (Purpose::Lists(users), _) => {
                 for user in users {
@@ -526,12 +523,8 @@ impl Replica {
     }
 
     fn retry_requests(&mut self, now: Instant, out: &mut Vec<Output>) {
-        let late: Vec<u64> = self
-            .requests
-            .iter()
-            .filter(|(_, (_, _, sent))| now >= sent.after(RETRY_MS))
-            .map(|(id, _)| *id)
-            .collect();
+        let late: Vec<u64> =
+            self.requests.iter().filter(|(_, (_, _, again))| now >= *again).map(|(id, _)| *id).collect();
         for id in late {
             if let Some((purpose, ask, _)) = self.requests.remove(&id) {
                 self.ask(now, ask, purpose, out);

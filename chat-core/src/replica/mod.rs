@@ -79,6 +79,7 @@ pub struct Replica {
     rows: VecDeque<InboxRow>,
     opening: Option<InboxRow>,
     sealing: Option<(ConversationId, MessageId)>,
+    /// What is asked, and when it is asked again.
     requests: HashMap<u64, (Purpose, Ask, Instant)>,
     last_request: u64,
     /// Users whose lists must be read again before anything is sealed for them.
@@ -271,7 +272,7 @@ impl Replica {
             Phase::Idle(at, _) | Phase::Dialing(at, _) | Phase::Greeting(at, _) => Some(at),
             Phase::Online { heard, heartbeat, .. } => {
                 let waits = self.conversations.values().filter_map(Conversation::deadline);
-                let requests = self.requests.values().map(|(_, _, sent)| sent.after(RETRY_MS));
+                let requests = self.requests.values().map(|(_, _, again)| *again);
                 let fixed = [heartbeat, heard.after(2 * HEARTBEAT_MS + RETRY_MS)];
                 let listless = self.listless.values().copied();
                 let asks = self.mailbox.deadline();
@@ -423,11 +424,17 @@ impl Replica {
                     self.looking_up.entry(*user).or_insert(self.rows_in);
                 }
             }
-            self.requests.insert(self.last_request, (purpose, ask.clone(), now));
+            self.requests.insert(self.last_request, (purpose, ask.clone(), now.after(RETRY_MS)));
             out.push(Output::Send(ClientFrame::Request(self.last_request, ask)));
         } else if let Purpose::Application(token) = purpose {
             out.push(Output::Answer(token, Err(crate::envelope::Refusal::Retry(0))));
         }
+    }
+
+    /// Asks when a time has come, unless the connection ends before.
+    fn ask_at(&mut self, at: Instant, ask: Ask, purpose: Purpose) {
+        self.last_request += 1;
+        self.requests.insert(self.last_request, (purpose, ask, at));
     }
 
     fn is_asked(&self, purpose: &Purpose) -> bool {

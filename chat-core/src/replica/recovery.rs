@@ -12,6 +12,10 @@ use crate::wire::{Ask, ClientFrame};
 /// Incarnations that a server may be ahead: each is a restore that this copy of the store knows nothing of.
 const MOST_LIVES: Incarnation = 64;
 
+/// How long the last word of the copy before may take to reach the store: a session tells it once a second.
+/// What came later would look like another restore, and one a day is allowed.
+const LAST_WORD_MS: u64 = 1500;
+
 impl Replica {
     /// Nothing is encrypted or sent from here until the new incarnation is there.
     pub(super) fn begin_recovery(&mut self, now: Instant, out: &mut Vec<Output>) {
@@ -28,7 +32,7 @@ impl Replica {
             if !self.mutants.has(Mutant::RollbackForgotten) {
                 self.changes.push(Change::Nonce(nonce));
             }
-            self.ask(now, Ask::Cells, Purpose::Cells, out);
+            self.ask_at(now.after(LAST_WORD_MS), Ask::Cells, Purpose::Cells);
         }
     }
 
