@@ -50,7 +50,7 @@ impl Gateway {
     /// A gateway of this engine, and what drains it.
     pub fn new(engine: Arc<Engine>) -> (Self, Drain) {
         let (sender, drain) = watch::channel(0);
-        let turns = 2 * std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        let turns = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         let turns = Arc::new(Semaphore::new(turns));
         (Self { engine, started: tokio::time::Instant::now(), drain, turns }, Drain(sender))
     }

@@ -314,13 +314,15 @@ impl Replica {
         }
     }
 
-    /// Whether this device acknowledged what its store does not have. Where it received nothing yet, what came
-    /// before its time counts as acknowledged: only a row that is missing tells.
+    /// Whether this device acknowledged what its store does not have.
     fn has_forgotten(&self, id: ConversationId, cell: Cell) -> bool {
-        self.conversations.get(&id).is_some_and(|known| {
-            let missing = known.missing.is_some_and(|m| known.cursor < m.seq && m.seq <= cell.acked);
-            missing || known.cursor > 0 && known.cursor < cell.acked
-        })
+        let known = self.conversations.get(&id);
+        let cursor = known.map_or(0, |known| known.cursor);
+        let missing = known.and_then(|known| known.missing);
+        // Where nothing was received yet, what came before this device's time counts as acknowledged: never
+        // everything, since the row that a device joins with is not.
+        let received = cursor > 0 || missing.is_some_and(|missing| missing.seq <= cell.acked);
+        cursor < cell.acked && (received || cell.acked == cell.tail)
     }
 
     fn request_refused(
