@@ -143,10 +143,7 @@ impl Session {
         match input {
             Input::Frame(frame) => self.frame(now, frame, out),
             Input::Admitted(device, welcome) => self.admitted(device, welcome, out),
-            Input::Rejected(code) => {
-                let retry_after = if code == close::THROTTLED { 1000 } else { 0 };
-                self.close(code, retry_after, out);
-            }
+            Input::Rejected { code, retry_after } => self.close(code, retry_after, out),
             Input::Linking => self.phase = Phase::Linking,
             Input::Events(events) => self.events(now, events, out),
             Input::Lagged => self.lagged(out),

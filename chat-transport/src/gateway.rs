@@ -18,7 +18,9 @@ use chat_core::wire::{Challenge, ClientFrame, Hello, Registration, ServerFrame, 
 use chat_core::{ErrorKind, Instant};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
+
+use crate::turns::{Turn, Turns};
 
 /// What every connection of a gateway shares.
 #[derive(Clone, Debug)]
@@ -27,13 +29,11 @@ pub struct Gateway {
     started: tokio::time::Instant,
     /// Milliseconds over which a drain spreads reconnects; 0 while there is none.
     drain: watch::Receiver<u32>,
-    /// Sessions that may be opened at once. When all devices of a gateway that failed come here, those that
-    /// are here already must not feel it.
-    turns: Arc<Semaphore>,
+    turns: Arc<Turns>,
 }
 
-/// How long a device may wait for its turn; then it is told to come back.
-const TURN: Duration = Duration::from_secs(5);
+/// For who is refused because of a limit of his own, in milliseconds.
+const THROTTLED_MS: u32 = 1000;
 
 /// Ends a gateway gently.
 #[derive(Debug)]
@@ -50,8 +50,8 @@ impl Gateway {
     /// A gateway of this engine, and what drains it.
     pub fn new(engine: Arc<Engine>) -> (Self, Drain) {
         let (sender, drain) = watch::channel(0);
-        let turns = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-        let turns = Arc::new(Semaphore::new(turns));
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        let turns = Turns::new(u32::try_from(cores).unwrap_or(u32::MAX));
         (Self { engine, started: tokio::time::Instant::now(), drain, turns }, Drain(sender))
     }
 
@@ -106,7 +106,7 @@ struct Connection {
     acking: Option<Acking>,
     out: Vec<Bytes>,
     /// Held from a `Hello` until the first pages of the inbox are read.
-    turn: Option<OwnedSemaphorePermit>,
+    turn: Option<Turn>,
     closing: Option<u16>,
     opened: Option<Opened>,
 }
@@ -322,7 +322,7 @@ impl Connection {
                 let answer = self.authenticate(&hello).await;
                 let let_in = match &answer {
                     Input::Admitted(..) => Some(true),
-                    Input::Rejected(close::UNAUTHORIZED) => Some(false),
+                    Input::Rejected { code: close::UNAUTHORIZED, .. } => Some(false),
                     _ => None,
                 };
                 if let (Some(let_in), Some(opened)) = (let_in, self.opened.take()) {
@@ -420,20 +420,26 @@ impl Connection {
     /// Checks a `Hello` and binds its session.
     async fn authenticate(&mut self, hello: &Hello) -> Input {
         let engine = self.gateway.engine.clone();
-        let turn = tokio::time::timeout(TURN, self.gateway.turns.clone().acquire_owned()).await;
-        let Ok(Ok(turn)) = turn else { return Input::Rejected(close::THROTTLED) };
-        self.turn = Some(turn);
+        let rejected = |code| Input::Rejected { code, retry_after: 0 };
+        match self.gateway.turns.take().await {
+            Ok(turn) => self.turn = Some(turn),
+            Err(wait) => {
+                let retry_after = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
+                return Input::Rejected { code: close::THROTTLED, retry_after };
+            }
+        }
         let greeting = match engine.authenticate(hello).await {
             Ok(greeting) => greeting,
-            Err(code) => return Input::Rejected(code),
+            Err(code @ close::THROTTLED) => return Input::Rejected { code, retry_after: THROTTLED_MS },
+            Err(code) => return rejected(code),
         };
         match engine.bind(greeting.device).await {
             Ok(bound) => {
                 self.bound = Some(bound);
                 Input::Admitted(greeting.device, greeting.welcome)
             }
-            Err(error) if error.kind() == ErrorKind::Denied => Input::Rejected(close::UNAUTHORIZED),
-            Err(_) => Input::Rejected(close::DRAIN),
+            Err(error) if error.kind() == ErrorKind::Denied => rejected(close::UNAUTHORIZED),
+            Err(_) => rejected(close::DRAIN),
         }
     }
 

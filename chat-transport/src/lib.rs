@@ -18,4 +18,5 @@ pub mod gateway;
 pub mod kafka;
 #[cfg(feature = "link")]
 pub mod link;
+mod turns;
 pub mod websocket;

@@ -13,8 +13,13 @@ pub enum Input {
     Frame(ClientFrame),
     /// The `Hello` was right.
     Admitted(DeviceAddress, Welcome),
-    /// The `Hello` was wrong: close with this code.
-    Rejected(u16),
+    /// The `Hello` was wrong, or came at the wrong time: close with this.
+    Rejected {
+        /// One of [`close`](crate::wire::close).
+        code: u16,
+        /// Milliseconds after which the device may try again.
+        retry_after: u32,
+    },
     /// The device waits to be linked.
     Linking,
     /// What the engine says.

@@ -188,15 +188,16 @@ impl Gateway {
                         let entry = list.list().device(hello.claims.device)?;
                         ready(engine.greet(&hello, list, entry.installation())).ok()
                     });
+                    let rejected = |code| Input::Rejected { code, retry_after: 0 };
                     Some(match greeting {
                         Some(greeting) => match ready(engine.bind(greeting.device)) {
                             Ok(bound) => {
                                 connection.bound = Some(bound);
                                 Input::Admitted(greeting.device, greeting.welcome)
                             }
-                            Err(_) => Input::Rejected(crate::wire::close::DRAIN),
+                            Err(_) => rejected(crate::wire::close::DRAIN),
                         },
-                        None => Input::Rejected(crate::wire::close::UNAUTHORIZED),
+                        None => rejected(crate::wire::close::UNAUTHORIZED),
                     })
                 }
                 Output::Read(after) => {

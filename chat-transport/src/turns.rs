@@ -1,0 +1,156 @@
+//! Whose session is opened next, when everybody comes at once.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+/// How long a device waits for its turn; who would wait longer is told when to come back.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The latest that anybody is told to come back, however long the line is: when backends that failed are there
+/// again, nobody may be away for long.
+const LATEST: Duration = Duration::from_secs(30);
+/// A turn before any was measured.
+const FIRST_GUESS: Duration = Duration::from_millis(5);
+
+/// Turns to open a session, one per core at a time.
+///
+/// When all devices of a gateway that failed come here, those that are here already must hardly notice. So a
+/// turn is followed by a rest half as long while others wait: the slower the backends are, the longer.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    free: Arc<Semaphore>,
+    count: u32,
+    waiting: AtomicU32,
+    line: Mutex<Line>,
+}
+
+/// What those are told who do not wait.
+#[derive(Debug)]
+struct Line {
+    /// How long a turn takes: the mean, newer ones count more.
+    turn: Duration,
+    /// The last time that somebody was told to come back at.
+    promised: Instant,
+}
+
+/// The right to open a session, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    turns: Arc<Turns>,
+    permit: Option<OwnedSemaphorePermit>,
+    began: Instant,
+}
+
+/// Counts somebody who waits for as long as he does.
+struct Waiting<'a>(&'a AtomicU32);
+
+impl Turns {
+    pub(crate) fn new(count: u32) -> Arc<Self> {
+        let line = Mutex::new(Line { turn: FIRST_GUESS, promised: Instant::now() });
+        let free = Arc::new(Semaphore::new(count as usize));
+        Arc::new(Self { free, count, waiting: AtomicU32::new(0), line })
+    }
+
+    /// Waits for a turn.
+    ///
+    /// # Errors
+    /// After how long to come back, if that would take too long. Each is told a time of his own, as far from
+    /// the one before as turns are from each other.
+    pub(crate) async fn take(self: &Arc<Self>) -> Result<Turn, Duration> {
+        let permit = match self.free.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                let before = self.waiting.fetch_add(1, Ordering::Relaxed);
+                let waiting = Waiting(&self.waiting);
+                if self.line().turn / self.count * (before + 1) > PATIENCE {
+                    return Err(self.promise());
+                }
+                let permit = tokio::time::timeout(PATIENCE, self.free.clone().acquire_owned()).await;
+                drop(waiting);
+                permit.ok().and_then(Result::ok).ok_or_else(|| self.promise())?
+            }
+        };
+        Ok(Turn { turns: self.clone(), permit: Some(permit), began: Instant::now() })
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn promise(&self) -> Duration {
+        let now = Instant::now();
+        let mut line = self.line();
+        let next = line.promised.max(now + PATIENCE) + line.turn / self.count;
+        line.promised = if next > now + LATEST { now + PATIENCE } else { next };
+        line.promised - now
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let took = self.began.elapsed();
+        {
+            let mut line = self.turns.line();
+            line.turn = (line.turn * 15 + took) / 16;
+        }
+        let permit = self.permit.take();
+        if self.turns.waiting.load(Ordering::Relaxed) > 0
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(async move {
+                tokio::time::sleep(took / 2).await;
+                drop(permit);
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_turn_is_followed_by_a_rest_while_others_wait() {
+        let turns = Turns::new(1);
+        let began = Instant::now();
+        let turn = turns.take().await.unwrap();
+        let next = tokio::spawn({
+            let turns = turns.clone();
+            async move { turns.take().await.map(|_| Instant::now()) }
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(turn);
+        assert!(next.await.unwrap().unwrap() - began >= Duration::from_millis(75), "no rest");
+        let began = Instant::now();
+        for _ in 0..100 {
+            drop(turns.take().await.unwrap());
+        }
+        assert!(began.elapsed() < PATIENCE, "nobody waits: nobody rests");
+    }
+
+    #[tokio::test]
+    async fn who_would_wait_too_long_is_told_a_time_of_his_own() {
+        let turns = Turns::new(2);
+        let _held = (turns.take().await.unwrap(), turns.take().await.unwrap());
+        turns.line().turn = Duration::from_secs(12);
+        let told = [turns.take().await.unwrap_err(), turns.take().await.unwrap_err()];
+        assert!(told[0] > PATIENCE, "{told:?}");
+        let apart = told[1] - told[0];
+        assert!(apart > Duration::from_secs(5) && apart <= Duration::from_secs(6), "{told:?}");
+        for _ in 0..100 {
+            let wait = turns.take().await.unwrap_err();
+            assert!((PATIENCE - Duration::from_secs(1)..=LATEST).contains(&wait), "{wait:?}");
+        }
+        assert_eq!(turns.waiting.load(Ordering::Relaxed), 0);
+    }
+}
