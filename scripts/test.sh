@@ -64,7 +64,7 @@ programs() {
         --features "$server_features" "${@:2}"
 }
 
-# Unit tests, conformance suites and doc tests.
+# Unit tests, conformance suites and doc tests of the libraries; those of server and app are run in `e2e`.
 unit() {
     sdk -- --skip no_schedule_breaks_a_law --skip every_mutant_is_killed
     cargo run -q --locked --profile "$profile" -p generate-wire -- --check

@@ -13,6 +13,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The latest that anybody is told to come back, however long the line is: when backends that failed are there
 /// again, nobody may be away for long.
 const LATEST: Duration = Duration::from_secs(30);
+/// A turn that took longer counts as this: what waited for a backend says nothing about the next.
+const LONGEST: Duration = Duration::from_secs(1);
 /// A turn before any was measured.
 const FIRST_GUESS: Duration = Duration::from_millis(5);
 
@@ -33,7 +35,7 @@ pub(crate) struct Turns {
 struct Line {
     /// How long a turn takes: the mean, newer ones count more.
     turn: Duration,
-    /// The last time that somebody was told to come back at.
+    /// When the last who was told so comes back.
     promised: Instant,
 }
 
@@ -58,15 +60,15 @@ impl Turns {
     /// Waits for a turn.
     ///
     /// # Errors
-    /// After how long to come back, if that would take too long. Each is told a time of his own, as far from
-    /// the one before as turns are from each other.
+    /// After how long to come back, if that would take too long: one after the other, as far apart as turns are,
+    /// from [`PATIENCE`] to [`LATEST`] and then again.
     pub(crate) async fn take(self: &Arc<Self>) -> Result<Turn, Duration> {
         let permit = match self.free.clone().try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => {
                 let before = self.waiting.fetch_add(1, Ordering::Relaxed);
                 let waiting = Waiting(&self.waiting);
-                if self.line().turn / self.count * (before + 1) > PATIENCE {
+                if self.apart(&self.line()) * (before + 1) > PATIENCE {
                     return Err(self.promise());
                 }
                 let permit = tokio::time::timeout(PATIENCE, self.free.clone().acquire_owned()).await;
@@ -81,10 +83,15 @@ impl Turns {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// From one turn to the next while others wait: it lasts, and rests half as long.
+    fn apart(&self, line: &Line) -> Duration {
+        (line.turn + line.turn / 2) / self.count
+    }
+
     fn promise(&self) -> Duration {
         let now = Instant::now();
         let mut line = self.line();
-        let next = line.promised.max(now + PATIENCE) + line.turn / self.count;
+        let next = line.promised.max(now + PATIENCE) + self.apart(&line);
         line.promised = if next > now + LATEST { now + PATIENCE } else { next };
         line.promised - now
     }
@@ -98,7 +105,7 @@ impl Drop for Waiting<'_> {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let took = self.began.elapsed();
+        let took = self.began.elapsed().min(LONGEST);
         {
             let mut line = self.turns.line();
             line.turn = (line.turn * 15 + took) / 16;
@@ -142,7 +149,7 @@ mod tests {
     async fn who_would_wait_too_long_is_told_a_time_of_his_own() {
         let turns = Turns::new(2);
         let _held = (turns.take().await.unwrap(), turns.take().await.unwrap());
-        turns.line().turn = Duration::from_secs(12);
+        turns.line().turn = Duration::from_secs(8);
         let told = [turns.take().await.unwrap_err(), turns.take().await.unwrap_err()];
         assert!(told[0] > PATIENCE, "{told:?}");
         let apart = told[1] - told[0];

@@ -28,6 +28,20 @@ pub struct Online {
     pub caught_up: Vec<InboxRow>,
 }
 
+/// A session that was not opened.
+#[derive(Debug)]
+pub enum Refused {
+    /// The server said so, and after how many milliseconds to come back.
+    Later(u32),
+    Failed(chat_core::Error),
+}
+
+impl From<chat_core::Error> for Refused {
+    fn from(error: chat_core::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
 /// The next frame of a connection.
 pub async fn next(transport: &mut dyn Transport) -> Result<Option<ServerFrame>> {
     transport.recv().await?.map(ServerFrame::parse).transpose()
@@ -35,41 +49,49 @@ pub async fn next(transport: &mut dyn Transport) -> Result<Option<ServerFrame>> 
 
 impl Online {
     /// Registers a user and connects its device.
-    pub async fn register(dialer: &Dialer, user: User) -> Result<Self> {
+    pub async fn register(dialer: &Dialer, user: User) -> Result<Self, Refused> {
         Self::open(dialer, user, true).await
     }
 
     /// Connects a device whose user is registered.
-    pub async fn connect(dialer: &Dialer, user: User) -> Result<Self> {
+    pub async fn connect(dialer: &Dialer, user: User) -> Result<Self, Refused> {
         Self::open(dialer, user, false).await
     }
 
-    async fn open(dialer: &Dialer, user: User, register: bool) -> Result<Self> {
-        let closed = || chat_core::Error::new(chat_core::ErrorKind::Unavailable, "it was closed");
+    async fn open(dialer: &Dialer, user: User, register: bool) -> Result<Self, Refused> {
+        let closed = |frame| match frame {
+            Some(ServerFrame::Close { retry_after, .. }) => Refused::Later(retry_after),
+            _ => Refused::Failed(chat_core::Error::new(chat_core::ErrorKind::Unavailable, "it was closed")),
+        };
         let mut transport = dialer.dial().await?;
-        let Some(ServerFrame::Challenge(challenge)) = next(&mut *transport).await? else {
-            return Err(closed());
+        let challenge = match next(&mut *transport).await? {
+            Some(ServerFrame::Challenge(challenge)) => challenge,
+            other => return Err(closed(other)),
         };
         if register {
             transport.send(vec![user.registration().encode()]).await?;
-            let Some(ServerFrame::Registered(..)) = next(&mut *transport).await? else {
-                return Err(closed());
-            };
+            match next(&mut *transport).await? {
+                Some(ServerFrame::Registered(..)) => {}
+                other => return Err(closed(other)),
+            }
         }
         transport.send(vec![user.hello(challenge.nonce, GENERATION).encode()]).await?;
-        let Some(ServerFrame::Welcome(welcome)) = next(&mut *transport).await? else { return Err(closed()) };
+        let welcome = match next(&mut *transport).await? {
+            Some(ServerFrame::Welcome(welcome)) => welcome,
+            other => return Err(closed(other)),
+        };
         let epoch = welcome.store_epoch;
         let mut online =
             Self { transport, user, epoch, sent: 0, last: HashMap::new(), caught_up: Vec::new() };
         loop {
-            match next(&mut *online.transport).await?.ok_or_else(closed)? {
-                ServerFrame::Deliver(rows, true) if rows.is_empty() => return Ok(online),
-                ServerFrame::Deliver(rows, _) => {
+            match next(&mut *online.transport).await? {
+                Some(ServerFrame::Deliver(rows, true)) if rows.is_empty() => return Ok(online),
+                Some(ServerFrame::Deliver(rows, _)) => {
                     online.acknowledge(&rows).await?;
                     online.caught_up.extend(rows);
                 }
-                ServerFrame::Close { .. } => return Err(closed()),
-                _ => {}
+                other @ (None | Some(ServerFrame::Close { .. })) => return Err(closed(other)),
+                Some(_) => {}
             }
         }
     }

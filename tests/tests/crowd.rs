@@ -12,7 +12,7 @@ use chat_core::envelope::InboxRow;
 use chat_core::wire::ServerFrame;
 use chat_tests::Dice;
 use chat_tests::cluster::{Cluster, Services, Size, fresh_name};
-use chat_tests::online::{Online, next, sent_at};
+use chat_tests::online::{Online, Refused, next, sent_at};
 use chat_tests::raw::User;
 use chat_tests::server::Server;
 use chat_transport::dial::Dialer;
@@ -24,7 +24,7 @@ const PACE: Duration = Duration::from_millis(10);
 /// Not looked at: the first messages of so many conversations, and two thousand that dial at once, which is this
 /// process's work and not a server's.
 const SETTLING: Duration = Duration::from_secs(3);
-/// The client's own policy: a wait drawn from 0 to this, doubled for each attempt.
+/// The client's own policy: a wait drawn from 0 to this, doubled for each attempt, and not before the server said.
 const BACKOFF_MS: u64 = 100;
 
 fn dialer(server: &Server) -> Dialer {
@@ -94,8 +94,10 @@ async fn stay(mut online: Online, elsewhere: Dialer, mut dice: Dice, messages: u
                 began = Instant::now();
                 let again =
                     tokio::time::timeout(Duration::from_secs(10), Online::connect(&elsewhere, user.public()));
-                if let Ok(Ok(again)) = again.await {
-                    break again;
+                match again.await {
+                    Ok(Ok(again)) => break again,
+                    Ok(Err(Refused::Later(wait))) => wait_ms = Some(u64::from(wait)),
+                    Ok(Err(Refused::Failed(_))) | Err(_) => {}
                 }
             };
             got.extend(messages_of(&online.caught_up));
@@ -185,6 +187,7 @@ fn crowd(end: impl FnOnce(&mut Server) -> Option<Duration> + Send + 'static) {
             let mut sender = sender;
             let mut answers = 0;
             let mut pace = tokio::time::interval(PACE);
+            pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             for round in 0..2 {
                 for user in &users {
                     pace.tick().await;

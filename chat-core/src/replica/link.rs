@@ -318,7 +318,8 @@ impl Replica {
     fn has_forgotten(&self, id: ConversationId, cell: Cell) -> bool {
         let known = self.conversations.get(&id);
         let cursor = known.map_or(0, |known| known.cursor);
-        let missing = known.and_then(|known| known.missing);
+        // A row that is only on its way is not missing.
+        let missing = known.and_then(|known| known.missing).filter(|missing| missing.caught_up);
         // Where nothing was received yet, what came before this device's time counts as acknowledged: never
         // everything, since the row that a device joins with is not.
         let received = cursor > 0 || missing.is_some_and(|missing| missing.seq <= cell.acked);

@@ -184,6 +184,7 @@ mod tests {
     use crate::envelope::{Publish, SendNumber};
     use crate::id::{DeviceAddress, DeviceId, InstallationId, StoreEpoch, UserId};
     use crate::mutant::Mutants;
+    use crate::replica::recovery::LAST_WORD_MS;
     use crate::replica::{Draft, Input, Replica, Saved, SavedEntry, To};
     use crate::wire::{Challenge, ServerFrame, Welcome};
 
@@ -367,8 +368,9 @@ mod tests {
         assert_eq!(asked.len(), 1, "it was not among all there is");
         let cells = vec![(conversation, crate::envelope::Cell { acked, tail: 3 })];
         let answer = Box::new(crate::wire::Answer { cells, ..crate::wire::Answer::default() });
+        step(late, Input::Frame(ServerFrame::Response(asked[0], answer)));
         // A recovery begins with the same question.
-        !asked_for_cells(&step(late, Input::Frame(ServerFrame::Response(asked[0], answer)))).is_empty()
+        !asked_for_cells(&step(late + LAST_WORD_MS, Input::Tick)).is_empty()
     }
 
     #[test]
@@ -386,8 +388,12 @@ mod tests {
             delivered: 0,
             read: 0,
         };
-        let saved = Saved { conversations: vec![known], ..Saved::new(device) };
-        for (acked, recovers) in [(2, false), (3, true)] {
+        let received = Saved { conversations: vec![known], ..Saved::new(device) };
+        let nothing = Saved::new(device);
+        // Where nothing was received, what came before this device's time counts as acknowledged.
+        for (saved, acked, recovers) in
+            [(&received, 2, false), (&received, 3, true), (&nothing, 2, false), (&nothing, 3, true)]
+        {
             let mut replica = Replica::new(Instant::from_millis(0), saved.clone(), 1, Mutants::NONE);
             let mut step = |at, input| {
                 let mut outputs = Vec::new();
@@ -404,7 +410,10 @@ mod tests {
             let cells = vec![(conversation, crate::envelope::Cell { acked, tail: 3 })];
             let answer = Box::new(crate::wire::Answer { cells, ..crate::wire::Answer::default() });
             let at = crate::limits::HEARTBEAT_MS;
-            let outputs = step(at, Input::Frame(ServerFrame::Response(asked[0], answer)));
+            step(at, Input::Frame(ServerFrame::Response(asked[0], answer)));
+            let at_once = step(at + LAST_WORD_MS - 1, Input::Tick);
+            assert!(asked_for_cells(&at_once).is_empty(), "the last word may be on its way");
+            let outputs = step(at + LAST_WORD_MS, Input::Tick);
             assert_eq!(!asked_for_cells(&outputs).is_empty(), recovers, "{outputs:?}");
             assert!(recovers || asked_for_cells(&step(2 * at, Input::Tick)).is_empty(), "once");
         }

@@ -12,9 +12,9 @@ use crate::wire::{Ask, ClientFrame};
 /// Incarnations that a server may be ahead: each is a restore that this copy of the store knows nothing of.
 const MOST_LIVES: Incarnation = 64;
 
-/// How long the last word of the copy before may take to reach the store: a session tells it once a second.
-/// What came later would look like another restore, and one a day is allowed.
-const LAST_WORD_MS: u64 = 1500;
+/// How long the last word of the copy before may take to reach the store: a session gathers it for a second, and
+/// the store may be slow. What came later would look like another restore, and one a day is allowed.
+pub(super) const LAST_WORD_MS: u64 = 3000;
 
 impl Replica {
     /// Nothing is encrypted or sent from here until the new incarnation is there.

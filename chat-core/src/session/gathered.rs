@@ -19,6 +19,8 @@ pub(super) struct Gathered {
     generation: Option<u64>,
     /// The store has acks and has not said so.
     acking: bool,
+    /// More acks are due since: they are told as soon as it does.
+    overdue: bool,
     /// What the others are told the device has, once the store knows: whoever asks it is told the same.
     receipts: HashMap<ConversationId, Seq>,
     /// Of those, what waits for acks that are with the store.
@@ -98,6 +100,9 @@ impl Gathered {
     pub(super) fn acked(&mut self, out: &mut Vec<Output>) {
         self.acking = false;
         out.extend(told(&mut self.receipts_next, false));
+        if std::mem::take(&mut self.overdue) {
+            self.tell_acks(out);
+        }
     }
 
     /// Forgets what the store was not given.
@@ -112,7 +117,7 @@ impl Gathered {
         }
         self.due = None;
         if self.acking {
-            self.wait(now);
+            self.overdue = true;
         } else {
             self.tell_acks(out);
         }
@@ -123,7 +128,7 @@ impl Gathered {
 
     /// Tells everything: nothing more will come.
     pub(super) fn tell_all(&mut self, out: &mut Vec<Output>) {
-        self.due = None;
+        (self.due, self.overdue) = (None, false);
         self.tell_acks(out);
         self.acked(out);
         out.extend(told(&mut self.receipts, false));
