@@ -71,7 +71,7 @@ pub struct Session {
     gathered: Gathered,
     /// When the last word that the user writes was told, by conversation.
     typed_at: HashMap<ConversationId, Instant>,
-    watched: HashMap<UserId, Option<bool>>,
+    watched: BTreeMap<UserId, Option<bool>>,
     watch_at: Option<Instant>,
     mutants: Mutants,
 }
@@ -107,7 +107,7 @@ impl Session {
             drain: None,
             gathered: Gathered::default(),
             typed_at: HashMap::new(),
-            watched: HashMap::new(),
+            watched: BTreeMap::new(),
             watch_at: None,
             mutants,
         }
@@ -199,6 +199,7 @@ impl Session {
             (Phase::Greeting | Phase::Authenticating | Phase::Linking, _)
             | (_, ClientFrame::Hello(_) | ClientFrame::Register(_)) => self.close(close::PROTOCOL, 0, out),
             (_, ClientFrame::Publish(publish)) => {
+                self.gathered.sends(now, publish.number.generation);
                 self.pending += 1;
                 out.push(Output::Publish(publish));
             }

@@ -77,8 +77,17 @@ fn no_schedule_breaks_a_law() {
 }
 
 /// Seeds that broke a law once, by kind as in [`kinds`].
-const REGRESSIONS: [(u64, usize); 8] =
-    [(17, 0), (108, 0), (16_520, 0), (3200, 0), (32_821, 0), (70_705, 0), (9287, 2), (20_063, 2)];
+const REGRESSIONS: [(u64, usize); 9] = [
+    (17, 0),
+    (108, 0),
+    (16_520, 0),
+    (3200, 0),
+    (32_821, 0),
+    (70_705, 0),
+    (9287, 2),
+    (20_063, 2),
+    (24_529, 2),
+];
 
 #[test]
 fn what_failed_once_does_not_fail_again() {

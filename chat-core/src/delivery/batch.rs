@@ -1,6 +1,6 @@
 //! What the records of one turn of a shard add up to.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 use super::shard::{IdKey, is_new, is_next};
 use super::{Event, Stage};
@@ -60,9 +60,9 @@ pub(super) fn id_key(record: &Record) -> IdKey {
 }
 
 /// The ids of a batch that may be stored already, as far as its states tell.
-pub(super) fn perhaps_stored(states: &States, records: &[Record], mutants: Mutants) -> HashSet<IdKey> {
+pub(super) fn perhaps_stored(states: &States, records: &[Record], mutants: Mutants) -> BTreeSet<IdKey> {
     let mut expected: HashMap<(ConversationId, InstallationId), SenderState> = HashMap::new();
-    let mut keys = HashSet::new();
+    let mut keys = BTreeSet::new();
     for record in records {
         let command = &record.command;
         let (number, sender) = (command.number(), command.sender.installation);

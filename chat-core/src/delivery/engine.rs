@@ -1,4 +1,4 @@
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -332,7 +332,7 @@ impl Engine {
 
     /// Reads what deciding needs: states that are not remembered, then the places of ids that may have one.
     async fn read_before(&self, states: &mut States, records: &[Record]) -> Result<HashMap<IdKey, Seq>> {
-        let unknown: HashSet<ConversationId> =
+        let unknown: BTreeSet<ConversationId> =
             records.iter().map(|r| r.command.conversation()).filter(|id| !states.contains_key(id)).collect();
         let read = unknown.into_iter().map(|id| async move {
             Ok::<_, crate::Error>((id, self.backends.store.state(id).await?.unwrap_or_default()))
@@ -428,11 +428,12 @@ impl Engine {
         if events.is_empty() {
             return;
         }
-        let users: HashSet<UserId> = events.iter().map(|(device, _)| device.user).collect();
+        let users: BTreeSet<UserId> = events.iter().map(|(device, _)| device.user).collect();
         let users: Vec<UserId> = users.into_iter().collect();
         let mut routes = self.backends.registry.lookup(&users).await.unwrap_or_default();
         routes.extend_from_slice(replies);
-        let devices: HashSet<InstallationId> = events.iter().map(|(device, _)| device.installation).collect();
+        let devices: BTreeSet<InstallationId> =
+            events.iter().map(|(device, _)| device.installation).collect();
         routes.extend(devices.into_iter().filter_map(|device| self.hub.route(device)));
         let plan = plan(events, &routes);
         count(&self.counters.woken, plan.wake.len());
@@ -467,7 +468,7 @@ impl Engine {
 
     /// Tells sessions, wherever they are.
     pub(super) async fn tell(&self, told: Vec<Told>) {
-        let mut elsewhere: HashMap<GatewayId, Vec<Told>> = HashMap::new();
+        let mut elsewhere: BTreeMap<GatewayId, Vec<Told>> = BTreeMap::new();
         let mut here = Vec::with_capacity(told.len());
         for (route, events) in told {
             if route.gateway == self.settings.gateway {

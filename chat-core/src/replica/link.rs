@@ -56,7 +56,7 @@ impl Replica {
         self.rows.clear();
         self.looked_up.clear();
         self.looking_up.clear();
-        for (_, (purpose, ..)) in self.requests.drain() {
+        for (_, (purpose, ..)) in std::mem::take(&mut self.requests) {
             if let Purpose::Application(token) = purpose {
                 out.push(Output::Answer(token, Err(Refusal::Retry(0))));
             }

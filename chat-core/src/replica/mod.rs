@@ -80,7 +80,7 @@ pub struct Replica {
     opening: Option<InboxRow>,
     sealing: Option<(ConversationId, MessageId)>,
     /// What is asked, and when it is asked again.
-    requests: HashMap<u64, (Purpose, Ask, Instant)>,
+    requests: BTreeMap<u64, (Purpose, Ask, Instant)>,
     last_request: u64,
     /// Users whose lists must be read again before anything is sealed for them.
     stale: BTreeSet<UserId>,
@@ -188,7 +188,7 @@ impl Replica {
             rows: VecDeque::new(),
             opening: None,
             sealing: None,
-            requests: HashMap::new(),
+            requests: BTreeMap::new(),
             last_request: 0,
             stale: BTreeSet::new(),
             looked_up: BTreeMap::new(),

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use super::{MAX_PACED, Output};
 use crate::envelope::AckOf;
@@ -15,30 +15,32 @@ const GATHER_MS: u64 = 1000;
 pub(super) struct Gathered {
     /// What the device has and the store was not given.
     acks: BTreeMap<ConversationId, Seq>,
-    /// The generation of its last word on that.
+    /// The generation of its last word, on that or in a message.
     generation: Option<u64>,
     /// The store has acks and has not said so.
     acking: bool,
     /// More acks are due since: they are told as soon as it does.
     overdue: bool,
     /// What the others are told the device has, once the store knows: whoever asks it is told the same.
-    receipts: HashMap<ConversationId, Seq>,
+    receipts: BTreeMap<ConversationId, Seq>,
     /// Of those, what waits for acks that are with the store.
-    receipts_next: HashMap<ConversationId, Seq>,
+    receipts_next: BTreeMap<ConversationId, Seq>,
     /// Read up to here, to be told when its time has come.
-    reads: HashMap<ConversationId, Seq>,
+    reads: BTreeMap<ConversationId, Seq>,
     /// When each conversation's last read watermark was told.
-    read_at: HashMap<ConversationId, Instant>,
+    read_at: BTreeMap<ConversationId, Instant>,
     due: Option<Instant>,
 }
 
-fn raise(seqs: &mut HashMap<ConversationId, Seq>, at: AckOf) {
+fn raise(seqs: &mut BTreeMap<ConversationId, Seq>, at: AckOf) {
     let known = seqs.entry(at.conversation).or_default();
     *known = at.seq.max(*known);
 }
 
-fn told(seqs: &mut HashMap<ConversationId, Seq>, read: bool) -> impl Iterator<Item = Output> + '_ {
-    seqs.drain().map(move |(conversation, seq)| Output::Receipt(AckOf { conversation, seq }, read))
+fn told(seqs: &mut BTreeMap<ConversationId, Seq>, read: bool) -> impl Iterator<Item = Output> + use<> {
+    std::mem::take(seqs)
+        .into_iter()
+        .map(move |(conversation, seq)| Output::Receipt(AckOf { conversation, seq }, read))
 }
 
 impl Gathered {
@@ -58,6 +60,13 @@ impl Gathered {
         if receipt {
             raise(&mut self.receipts, ack);
         }
+    }
+
+    /// The device sends a message. The store learns its generation with the commit, which may be late: meanwhile
+    /// an older copy of the device must not be greeted as if it were the same.
+    pub(super) fn sends(&mut self, now: Instant, generation: u64) {
+        self.generation = self.generation.max(Some(generation));
+        self.wait(now);
     }
 
     /// A frame of acks was taken.
@@ -90,7 +99,7 @@ impl Gathered {
         let acks = std::mem::take(&mut self.acks).into_iter();
         let acks = acks.map(|(conversation, seq)| AckOf { conversation, seq }).collect();
         self.acking = true;
-        for (conversation, seq) in self.receipts.drain() {
+        for (conversation, seq) in std::mem::take(&mut self.receipts) {
             raise(&mut self.receipts_next, AckOf { conversation, seq });
         }
         out.push(Output::Ack(acks, generation));

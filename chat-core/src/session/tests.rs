@@ -1,5 +1,6 @@
 use super::*;
-use crate::id::{DeviceId, InstallationId};
+use crate::envelope::{Publish, SendNumber};
+use crate::id::{DeviceId, InstallationId, MessageId};
 
 fn live() -> Session {
     let device = DeviceAddress {
@@ -87,6 +88,30 @@ fn acks_are_gathered_and_told_before_a_read_and_at_the_end() {
         assert_eq!(out.first() == Some(&Output::Ack(vec![of(1)], 1)), told, "{out:?}");
         assert_eq!(said(&mut session, 2, Input::Gone), vec![]);
     }
+}
+
+#[test]
+fn the_store_learns_the_generation_of_a_message_that_is_not_committed() {
+    let mut session = live();
+    let number = SendNumber {
+        conversation: ConversationId::own(UserId::from_bytes([1; 16])),
+        message_id: MessageId::NIL,
+        client_seq: 1,
+        prev: MessageId::NIL,
+        incarnation: 0,
+        generation: 7,
+    };
+    let publish = Publish {
+        number,
+        first: true,
+        audience: Vec::new(),
+        body: bytes::Bytes::new(),
+        boxes: Vec::new(),
+        sent_at: 0,
+    };
+    let out = said(&mut session, 0, Input::Frame(ClientFrame::Publish(publish)));
+    assert!(matches!(&out[..], [Output::Publish(_)]), "{out:?}");
+    assert_eq!(said(&mut session, 1000, Input::Tick), vec![Output::Ack(Vec::new(), 7)]);
 }
 
 #[test]

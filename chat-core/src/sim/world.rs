@@ -469,8 +469,7 @@ impl World {
 #[allow(clippy::print_stdout)] // asked for by name
 fn trace(at: u64, event: &Event) {
     if !matches!(event, Event::GatewayTimer(_) | Event::DeviceTimer(..) | Event::Pump(_)) {
-        let mut text = format!("{event:?}");
-        text.truncate(400);
+        let text: String = format!("{event:?}").chars().take(400).collect();
         println!("{at:>7} {text}");
     }
 }
