@@ -137,6 +137,12 @@ impl Online {
         ClientFrame::Publish(publish).encode()
     }
 
+    /// The id of its last message to another user.
+    pub fn last_id(&self, to: &User) -> MessageId {
+        let conversation = ConversationId::direct(self.user.device.user, to.device.user);
+        self.last.get(&conversation).map_or(MessageId::NIL, |(_, id)| *id)
+    }
+
     pub fn ack(&self, acks: Vec<AckOf>) -> Bytes {
         ClientFrame::Ack { acks, store_epoch: self.epoch, generation: GENERATION + self.sent }.encode()
     }

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use chat_core::ConversationId;
+use bytes::Bytes;
 use chat_core::envelope::InboxRow;
 use chat_core::wire::ServerFrame;
+use chat_core::{ConversationId, MessageId};
 use chat_tests::Dice;
 use chat_tests::cluster::{Cluster, Services, Size, fresh_name};
 use chat_tests::online::{Online, Refused, next, sent_at};
@@ -145,6 +146,23 @@ async fn talk(from: Online, to: Online, stop: Arc<AtomicBool>) -> Vec<(Instant, 
     took
 }
 
+/// Takes an answer; after a while without any, sends again what has none, as a client does.
+async fn hear(sender: &mut Online, unanswered: &mut Vec<(MessageId, Bytes)>) {
+    let frame = match tokio::time::timeout(Duration::from_secs(10), next(&mut *sender.transport)).await {
+        Ok(frame) => frame.unwrap().expect("the sender stays connected"),
+        Err(_) => {
+            let again = unanswered.iter().map(|(_, message)| message.clone()).collect();
+            return sender.transport.send(again).await.unwrap();
+        }
+    };
+    match frame {
+        ServerFrame::Stored(stored) => unanswered.retain(|(id, _)| *id != stored.message_id),
+        ServerFrame::Refused(_, refusal) => panic!("{refusal:?}"),
+        ServerFrame::Close { code, .. } => panic!("the sender was closed: {code}"),
+        _ => {}
+    }
+}
+
 fn p99(mut all: Vec<Duration>) -> Duration {
     all.sort_unstable();
     all.get((all.len().max(1) - 1) * 99 / 100).copied().unwrap_or_default()
@@ -184,30 +202,23 @@ fn crowd(end: impl FnOnce(&mut Server) -> Option<Duration> + Send + 'static) {
     let sending = {
         let sent = sent.clone();
         runtime.spawn(async move {
-            let mut sender = sender;
-            let mut answers = 0;
+            let (mut sender, mut unanswered) = (sender, Vec::new());
             let mut pace = tokio::time::interval(PACE);
             pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             for round in 0..2 {
                 for user in &users {
                     pace.tick().await;
                     let message = sender.message(user, round);
+                    unanswered.push((sender.last_id(user), message.clone()));
                     sender.transport.send(vec![message]).await.unwrap();
                     sent.fetch_add(1, Ordering::Relaxed);
-                    while sent.load(Ordering::Relaxed) - answers >= 32 {
-                        match next(&mut *sender.transport).await.unwrap().unwrap() {
-                            ServerFrame::Stored(_) => answers += 1,
-                            ServerFrame::Refused(_, refusal) => panic!("{refusal:?}"),
-                            ServerFrame::Close { code, .. } => panic!("the sender was closed: {code}"),
-                            _ => {}
-                        }
+                    while unanswered.len() >= 32 {
+                        hear(&mut sender, &mut unanswered).await;
                     }
                 }
             }
-            while answers < 2 * users.len() {
-                if let ServerFrame::Stored(_) = next(&mut *sender.transport).await.unwrap().unwrap() {
-                    answers += 1;
-                }
+            while !unanswered.is_empty() {
+                hear(&mut sender, &mut unanswered).await;
             }
         })
     };
