@@ -252,7 +252,8 @@ fn crowd(end: impl FnOnce(&mut Server) -> Option<Duration> + Send + 'static) {
     let reads = inbox_reads(&cluster.gateways[0]) - reads;
     let all_back = came.iter().map(|one| one.back - ended).max().unwrap();
     assert_eq!(came.iter().map(|one| one.got).sum::<usize>(), 2 * CROWD);
-    assert!(all_back < Duration::from_secs(90), "{all_back:?}");
+    // What a busy machine may need; how long it took is printed.
+    assert!(all_back < Duration::from_secs(180), "{all_back:?}");
     let mut seconds: BTreeMap<u64, usize> = BTreeMap::new();
     came.iter().for_each(|one| *seconds.entry((one.began - ended).as_secs()).or_default() += 1);
     let last = seconds.keys().last().unwrap() + 1;
@@ -272,7 +273,9 @@ fn crowd(end: impl FnOnce(&mut Server) -> Option<Duration> + Send + 'static) {
     );
     if let Some(exit) = exit {
         println!("the gateway ended after {exit:.1?}");
-        assert!(most as f64 <= 2.0 * mean + 10.0, "they came back together: {seconds:?}");
+        // Of the sixty seconds over which a drain spreads them: who waits longer for a turn thins out the mean.
+        let spread = mean.max(CROWD as f64 / 60.0);
+        assert!(most as f64 <= 2.0 * spread + 10.0, "they came back together: {seconds:?}");
     }
 }
 
