@@ -32,7 +32,7 @@ pub struct Gateway {
     turns: Arc<Turns>,
 }
 
-/// For who is refused because of a limit of his own, in milliseconds.
+/// When a user who is over a limit may try again, in milliseconds.
 const THROTTLED_MS: u32 = 1000;
 
 /// Ends a gateway gently.

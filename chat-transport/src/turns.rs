@@ -47,7 +47,7 @@ pub(crate) struct Turn {
     began: Instant,
 }
 
-/// Counts somebody who waits for as long as he does.
+/// One more that waits, until this is dropped.
 struct Waiting<'a>(&'a AtomicU32);
 
 impl Turns {
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_would_wait_too_long_is_told_a_time_of_his_own() {
+    async fn who_would_wait_too_long_is_told_when_to_come_back() {
         let turns = Turns::new(2);
         let _held = (turns.take().await.unwrap(), turns.take().await.unwrap());
         turns.line().turn = Duration::from_secs(8);

@@ -55,8 +55,7 @@ impl Gathered {
 
     /// The device has a row; `receipt`: and the others are to know.
     pub(super) fn ack(&mut self, ack: AckOf, receipt: bool) {
-        let known = self.acks.entry(ack.conversation).or_default();
-        *known = ack.seq.max(*known);
+        raise(&mut self.acks, ack);
         if receipt {
             raise(&mut self.receipts, ack);
         }

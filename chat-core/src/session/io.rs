@@ -63,8 +63,8 @@ pub enum Output {
     Publish(Publish),
     /// Take a void to its shard.
     Void(SendNumber),
-    /// Apply acks, after those before them and before the next [`Read`](Self::Read) reads, and say so
-    /// ([`Input::Acked`]) unless that read does.
+    /// Apply acks and the device's generation, after those before them and before the next [`Read`](Self::Read)
+    /// reads, and say so ([`Input::Acked`]) unless that read does. No acks: a message raised the generation.
     Ack(Vec<AckOf>, u64),
     /// Answer a question.
     Ask(u64, Ask),
