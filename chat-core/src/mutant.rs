@@ -38,6 +38,8 @@ pub enum Mutant {
     FirstIsEnough,
     /// What is encrypted anew is said to be sent for the first time.
     FirstInEveryIncarnation,
+    /// A commit that was left half done stays so.
+    HalfCommitStays,
     /// What was asked for again does not fill its placeholder.
     RecoveredDropped,
 }
@@ -45,7 +47,7 @@ pub enum Mutant {
 impl Mutant {
     /// Those the simulator must kill. The others need what one process does not have (a stale cache of
     /// another gateway) or are shadowed by another rule; unit tests beside the rules kill them.
-    pub const SIMULATED: [Self; 23] = [
+    pub const SIMULATED: [Self; 24] = [
         Self::AckBeforeSync,
         Self::NoDedupe,
         Self::AnyClientSeq,
@@ -67,6 +69,7 @@ impl Mutant {
         Self::FoundAheadOfState,
         Self::OlderStateWins,
         Self::StatesOutliveTenure,
+        Self::HalfCommitStays,
         Self::FirstIsEnough,
         Self::FirstInEveryIncarnation,
     ];

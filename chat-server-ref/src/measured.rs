@@ -54,8 +54,12 @@ impl MessageStore for MeasuredStore {
         self.0.life()
     }
 
-    async fn state(&self, conversation: ConversationId) -> Result<Option<ConversationState>> {
-        timed(STORE, "state", self.0.state(conversation)).await
+    async fn state(
+        &self,
+        conversation: ConversationId,
+        next: Option<LogPosition>,
+    ) -> Result<Option<ConversationState>> {
+        timed(STORE, "state", self.0.state(conversation, next)).await
     }
 
     async fn find(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use chat_core::backend::{
-    Commit, ConversationState, DeviceRecord, MessageStore, PageLimit, StoreLife, WantCells,
+    Commit, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife, WantCells,
 };
 use chat_core::envelope::{AckOf, Cell, Durability, InboxRow, Place, RowContent};
 use chat_core::wire::{decode_row, encode_row, state};
@@ -266,7 +266,11 @@ impl MessageStore for SqliteStore {
         StoreLife { epoch: self.epoch, durability: Durability::Fsync }
     }
 
-    async fn state(&self, conversation: ConversationId) -> Result<Option<ConversationState>> {
+    async fn state(
+        &self,
+        conversation: ConversationId,
+        _next: Option<LogPosition>,
+    ) -> Result<Option<ConversationState>> {
         let db = self.db.lock();
         let value: Option<Vec<u8>> = db
             .prepare_cached("SELECT state FROM state WHERE conversation = ?1")

@@ -12,7 +12,9 @@ use chat_core::backend::{
 use chat_core::delivery::{Decision, decide};
 use chat_core::envelope::{AckOf, DeviceBox, Place, Publish, SendNumber};
 use chat_core::mutant::Mutants;
-use chat_core::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId, conformance};
+use chat_core::{
+    ConversationId, DeviceAddress, DeviceId, ErrorKind, InstallationId, MessageId, UserId, conformance,
+};
 use chat_store::cassandra::{CassandraSettings, CassandraStore};
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
@@ -178,6 +180,126 @@ async fn commit(store: &CassandraStore, commit: Commit) {
     for outcome in store.commit(vec![commit]).await {
         outcome.unwrap();
     }
+}
+
+/// An owner falls when the state of its commit is there, and nothing else yet: whoever is given the record again
+/// writes the rows. Nobody else does: an owner that comes later knows that they are there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_was_left_half_done_is_finished_by_who_goes_on() {
+    let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
+    let store = keyspace.store().await;
+    let mut alice = Talk { from: device(1), to: device(2), state: ConversationState::default() };
+    let first = alice.next(now_us());
+    commit(&store, first).await;
+    // Two messages in one commit.
+    let mut last = alice.next(now_us());
+    let more = alice.next(now_us());
+    last.history.extend(more.history);
+    last.ids.extend(more.ids);
+    last.inbox.extend(more.inbox);
+    last.generations.extend(more.generations);
+    last.state = more.state;
+    commit(&store, last.clone()).await;
+    let name = &keyspace.settings.keyspace;
+    let select = format!("SELECT seq, state, redo, WRITETIME(state) FROM {name}.state");
+    let rows = keyspace.session.query_unpaged(select, ()).await.unwrap().into_rows_result().unwrap();
+    let (seq, state, redo, time) = rows.single_row::<(i64, Vec<u8>, Vec<u8>, i64)>().unwrap();
+    assert_eq!(time as u64, last.state.head.time_us);
+    let store = keyspace.store().await;
+    let id = alice.id();
+    let insert = format!(
+        "INSERT INTO {name}.state (conversation, seq, state, redo) VALUES (?, ?, ?, ?) USING TIMESTAMP {time}"
+    );
+    keyspace.session.query_unpaged(insert, (&id.as_bytes()[..], seq, state, redo)).await.unwrap();
+
+    let (bob, at) = (device(2).installation, last.state.head.position);
+    let later = LogPosition { offset: at.offset + 1, ..at };
+    for next in [None, Some(later)] {
+        assert_eq!(store.state(id, next).await, Ok(Some(last.state.clone())));
+        assert_eq!(drain(&store, bob).await, Vec::new(), "{next:?}");
+    }
+    let unwritten = store.history(id, 0, PageLimit::MAX).await.unwrap_err();
+    assert_eq!(unwritten.kind(), ErrorKind::Unavailable, "no hole where the newest row belongs");
+    let below = store.history(id, 2, PageLimit::MAX).await.unwrap_err();
+    assert_eq!(below.kind(), ErrorKind::Unavailable, "nor below it");
+    // The record before the last of the commit, the last, and one of another log.
+    let before = LogPosition { offset: at.offset - 1, ..at };
+    let elsewhere = LogPosition { generation: 9, offset: 0 };
+    for next in [before, at, elsewhere] {
+        assert_eq!(store.state(id, Some(next)).await, Ok(Some(last.state.clone())));
+        let rows = store.inbox(bob, Place::START, PageLimit::MAX).await.unwrap();
+        let wanted: Vec<_> =
+            last.inbox.iter().filter(|(device, _)| *device == bob).map(|(_, row)| row.clone()).collect();
+        assert_eq!(rows, wanted);
+        let newest = store.history(id, 0, PageLimit::rows(2)).await.unwrap();
+        assert_eq!(newest, last.history.iter().rev().cloned().collect::<Vec<_>>());
+        let found = store.find(id, device(1).installation, last.ids[1].1).await;
+        assert_eq!(found, Ok(Some(3)));
+        let generation = MessageStore::device(&*store, device(1).installation, WantCells::No).await.unwrap();
+        assert_eq!(generation.generation, 3);
+        // A row that its cell does not reach could not be acknowledged.
+        keyspace.session.query_unpaged(format!("TRUNCATE {name}.cells"), ()).await.unwrap();
+        assert_eq!(drain(&store, bob).await, Vec::new());
+        for table in ["history", "ids", "inbox"] {
+            keyspace.session.query_unpaged(format!("TRUNCATE {name}.{table}"), ()).await.unwrap();
+        }
+    }
+    // A new log: nobody is given the record again.
+    let log = |generation| LogIdentity { generation, id: [1; 16], partitions: 4, opened: false };
+    for generation in [1, 2] {
+        assert_eq!(drain(&store, bob).await, Vec::new(), "{generation}");
+        store.begin_log(log(generation)).await.unwrap();
+    }
+    assert_eq!(drain(&store, bob).await.len(), 2);
+    keyspace.remove().await;
+}
+
+/// What is large is written before its state, which then needs nothing to finish it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_commit_is_not_kept_twice() {
+    let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
+    let store = keyspace.store().await;
+    let mut alice = Talk { from: device(1), to: device(2), state: ConversationState::default() };
+    let mut all = alice.next(now_us());
+    for _ in 0..100 {
+        let more = alice.next(now_us());
+        all.history.extend(more.history);
+        all.ids.extend(more.ids);
+        all.inbox.extend(more.inbox);
+        all.state = more.state;
+    }
+    commit(&store, all).await;
+    assert_eq!(drain(&store, device(2).installation).await.len(), 101);
+    let select = format!("SELECT redo FROM {}.state", keyspace.settings.keyspace);
+    let rows = keyspace.session.query_unpaged(select, ()).await.unwrap().into_rows_result().unwrap();
+    assert_eq!(rows.single_row::<(Vec<u8>,)>().unwrap().0, Vec::<u8>::new());
+    keyspace.remove().await;
+}
+
+/// A keyspace of the version before: refused, and then made this one, with what it holds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keyspace_of_the_version_before_is_migrated() {
+    let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
+    let store = keyspace.store().await;
+    let mut alice = Talk { from: device(1), to: device(2), state: ConversationState::default() };
+    let first = alice.next(now_us());
+    commit(&store, first).await;
+    let name = &keyspace.settings.keyspace;
+    for cql in [
+        format!("ALTER TABLE {name}.state DROP redo"),
+        format!("UPDATE {name}.meta SET version = 1 WHERE one = 'life' IF version = 2"),
+    ] {
+        keyspace.session.query_unpaged(cql, ()).await.unwrap();
+    }
+    let refused = CassandraStore::connect(&keyspace.settings).await.err().unwrap();
+    assert!(refused.what().contains("migrate"), "{refused}");
+    CassandraStore::migrate(&keyspace.settings).await.unwrap();
+    let migrated = CassandraStore::connect(&keyspace.settings).await.unwrap();
+    assert_eq!(migrated.life(), store.life());
+    let next = Some(alice.state.head.position);
+    assert_eq!(migrated.state(alice.id(), next).await, Ok(Some(alice.state.clone())));
+    assert_eq!(drain(&migrated, device(2).installation).await.len(), 1);
+    keyspace.remove().await;
 }
 
 /// All that waits for a device, page by page.

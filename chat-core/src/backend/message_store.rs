@@ -16,8 +16,9 @@ use crate::id::{ClientSeq, ConversationId, Incarnation, InstallationId, MessageI
 /// Each sentence names its case of the conformance suite.
 /// - A commit is durable, and seen by every reader, when its outcome is `Ok` (`commit_is_seen`).
 /// - Commits are unconditional and idempotent: the same commit again changes nothing (`commit_twice`).
-/// - Within one commit the state is written last; rows above the state's head do not exist for any
-///   decision ([`find`](Self::find) included) but may be there (`rows_above_the_head_are_not_found`).
+/// - Rows above the state's head do not exist for any decision ([`find`](Self::find) included) but may be
+///   there (`rows_above_the_head_are_not_found`): a store whose commits are not atomic writes the state
+///   last, or together with what it takes to finish the commit (see [`state`](Self::state)).
 /// - An inbox row is removed by that device's ack, or by retention, and by nothing else
 ///   (`rows_wait_for_their_own_ack`).
 /// - Retention leaves an explicit gap: one empty row at the last place removed, which reaches back to the
@@ -39,9 +40,17 @@ pub trait MessageStore: fmt::Debug + Send + Sync + 'static {
 
     /// The state of a conversation; `None` before its first commit.
     ///
+    /// Whoever is to decide on it names the record that comes `next`. If the state is not
+    /// [settled before](Head::is_settled_before) that, its commit may be half done, by an owner that fell or
+    /// had no answer: a store whose commits are not atomic finishes it before it gives the state.
+    ///
     /// # Errors
-    /// `Unavailable` if it cannot be read now, `Corrupt` if it does not read back.
-    async fn state(&self, conversation: ConversationId) -> Result<Option<ConversationState>>;
+    /// `Unavailable` if it cannot be read or finished now, `Corrupt` if it does not read back.
+    async fn state(
+        &self,
+        conversation: ConversationId,
+        next: Option<LogPosition>,
+    ) -> Result<Option<ConversationState>>;
 
     /// The seq at which this sender's message with this id was committed.
     ///
@@ -170,7 +179,7 @@ pub struct Commit {
     pub inbox: Vec<(InstallationId, InboxRow)>,
     /// Generations of the senders' local stores.
     pub generations: Vec<(InstallationId, u64)>,
-    /// The state after all that; written last.
+    /// The state after all that.
     pub state: ConversationState,
 }
 
@@ -198,6 +207,19 @@ pub struct Head {
     pub position: LogPosition,
     /// Counts membership changes of a group.
     pub group_epoch: u64,
+}
+
+impl Head {
+    /// Whether this holds what became of a record. Offsets of another log say nothing.
+    pub const fn has_applied(&self, at: LogPosition) -> bool {
+        at.generation == self.position.generation && at.offset <= self.position.offset
+    }
+
+    /// Whether the commit that made this was whole before somebody was given the record at this position. An
+    /// owner goes on to a record, and says that it need not come again, once everything before is committed.
+    pub const fn is_settled_before(&self, at: LogPosition) -> bool {
+        at.generation == self.position.generation && at.offset > self.position.offset
+    }
 }
 
 /// A member and the devices of the list seen last.

@@ -153,7 +153,7 @@ async fn commit_is_seen(store: Store) -> Outcome {
     equal(inbox(&store, BOB).await?, vec![row], "the inbox")?;
     let found = store.find(talk.id, device(ALICE).installation, message_id(1)).await.map_err(failed)?;
     equal(found, Some(1), "the seq found")?;
-    equal(store.state(talk.id).await.map_err(failed)?, Some(talk.state), "the state")
+    equal(store.state(talk.id, None).await.map_err(failed)?, Some(talk.state), "the state")
 }
 
 async fn commit_twice(store: Store) -> Outcome {
@@ -172,7 +172,7 @@ async fn commits_of_many_conversations(store: Store) -> Outcome {
     let outcomes = store.commit(vec![one.next(10)?, two.next(10)?]).await;
     equal(outcomes.len(), 2, "outcomes")?;
     done(outcomes)?;
-    equal(store.state(two.id).await.map_err(failed)?, Some(two.state), "the second state")
+    equal(store.state(two.id, None).await.map_err(failed)?, Some(two.state), "the second state")
 }
 
 async fn an_older_state_does_not_come_back(store: Store) -> Outcome {
@@ -181,7 +181,7 @@ async fn an_older_state_does_not_come_back(store: Store) -> Outcome {
     done(store.commit(vec![early.clone()]).await)?;
     talk.fill(&store, 2).await?;
     done(store.commit(vec![early]).await)?;
-    equal(store.state(talk.id).await.map_err(failed)?, Some(talk.state), "the state")
+    equal(store.state(talk.id, None).await.map_err(failed)?, Some(talk.state), "the state")
 }
 
 async fn an_owner_that_is_behind_changes_nothing(store: Store) -> Outcome {
@@ -383,7 +383,11 @@ async fn mailboxes_have_no_history(store: Store) -> Outcome {
 async fn state_reads_back(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     talk.fill(&store, 2).await?;
-    equal(store.state(talk.id).await.map_err(failed)?, Some(talk.state), "the state")
+    equal(store.state(talk.id, None).await.map_err(failed)?, Some(talk.state.clone()), "the state")?;
+    // Whoever is given a record that it has applied is given no other.
+    let again = store.state(talk.id, Some(talk.state.head.position)).await.map_err(failed)?;
+    equal(again, Some(talk.state), "the state to decide on")?;
+    equal(seqs(&inbox(&store, BOB).await?), vec![1, 2], "the inbox")
 }
 
 async fn large_rows_read_back(store: Store) -> Outcome {
@@ -410,7 +414,7 @@ async fn waiting_is_counted(store: Store) -> Outcome {
 
 async fn an_unknown_conversation_is_empty(store: Store) -> Outcome {
     let id = ConversationId::own(ALICE);
-    equal(store.state(id).await.map_err(failed)?, None, "the state")?;
+    equal(store.state(id, None).await.map_err(failed)?, None, "the state")?;
     equal(store.history(id, 0, PageLimit::MAX).await.map_err(failed)?.len(), 0, "the history")?;
     equal(inbox(&store, ALICE).await?.len(), 0, "the inbox")?;
     let record = store.device(device(ALICE).installation, WantCells::All).await.map_err(failed)?;

@@ -69,7 +69,7 @@ impl Engine {
             return true;
         }
         let id = ConversationId::direct(sender.user, user);
-        let Ok(state) = self.backends.store.state(id).await else { return true };
+        let Ok(state) = self.backends.store.state(id, None).await else { return true };
         let wrote = state.is_some_and(|state| {
             let theirs = state.members.iter().find(|member| member.user == user);
             theirs.is_some_and(|member| member.installations.iter().any(|i| state.senders.contains_key(i)))
@@ -93,7 +93,7 @@ impl Engine {
         const LATER_MS: u32 = 5000;
         let now = self.now_ms();
         self.limits.send(sender.installation, now)?;
-        let state = self.backends.store.state(number.conversation).await.map_err(|_| LATER_MS)?;
+        let state = self.backends.store.state(number.conversation, None).await.map_err(|_| LATER_MS)?;
         for member in state.map(|state| state.members).unwrap_or_default() {
             self.pace_pair(sender, member.user, now).await?;
             let list = self.device_list(member.user).await.map_err(|_| LATER_MS)?;

@@ -332,10 +332,12 @@ impl Engine {
 
     /// Reads what deciding needs: states that are not remembered, then the places of ids that may have one.
     async fn read_before(&self, states: &mut States, records: &[Record]) -> Result<HashMap<IdKey, Seq>> {
-        let unknown: BTreeSet<ConversationId> =
-            records.iter().map(|r| r.command.conversation()).filter(|id| !states.contains_key(id)).collect();
-        let read = unknown.into_iter().map(|id| async move {
-            Ok::<_, crate::Error>((id, self.backends.store.state(id).await?.unwrap_or_default()))
+        let mut unknown: BTreeMap<ConversationId, LogPosition> = BTreeMap::new();
+        for record in records.iter().filter(|record| !states.contains_key(&record.command.conversation())) {
+            unknown.entry(record.command.conversation()).or_insert(record.position);
+        }
+        let read = unknown.into_iter().map(|(id, next)| async move {
+            Ok::<_, crate::Error>((id, self.backends.store.state(id, Some(next)).await?.unwrap_or_default()))
         });
         states.extend(try_join_all(read).await?);
         let keys = perhaps_stored(states, records, self.settings.mutants);

@@ -50,7 +50,7 @@ impl Engine {
         if let Some(members) = self.members.get(&conversation) {
             return Ok(Some(members.clone()));
         }
-        let Some(state) = self.backends.store.state(conversation).await? else {
+        let Some(state) = self.backends.store.state(conversation, None).await? else {
             return Ok(None);
         };
         let members: Arc<[UserId]> = state.members.iter().map(|m| m.user).collect();

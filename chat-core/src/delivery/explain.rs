@@ -89,7 +89,7 @@ impl Engine {
         let Some(seq) = store.find(conversation, sender, id).await? else {
             return Ok(Whereabouts::NotStored);
         };
-        let state = store.state(conversation).await?.unwrap_or_default();
+        let state = store.state(conversation, None).await?.unwrap_or_default();
         let mut devices = Vec::new();
         for device in state.members.iter().flat_map(|member| &member.installations) {
             let record = store.device(*device, WantCells::Of(conversation)).await?;

@@ -74,7 +74,7 @@ impl Engine {
                 }
             }
             Ask::History { conversation, before, limit } => {
-                let state = self.backends.store.state(conversation).await?;
+                let state = self.backends.store.state(conversation, None).await?;
                 if !state.is_some_and(|state| state.members.iter().any(|m| m.user == device.user)) {
                     // The same answer for "not yours" and "not there".
                     return Err(Error::new(ErrorKind::NotFound, "no such conversation"));
@@ -206,7 +206,7 @@ impl Engine {
     }
 
     async fn delivered(&self, device: DeviceAddress, conversation: ConversationId) -> Result<Seq> {
-        let state = self.backends.store.state(conversation).await?.unwrap_or_default();
+        let state = self.backends.store.state(conversation, None).await?.unwrap_or_default();
         if !state.members.iter().any(|m| m.user == device.user) {
             return Err(Error::new(ErrorKind::NotFound, "no such conversation"));
         }

@@ -27,7 +27,7 @@ pub enum Decision {
 /// stored at or below the head of *this* state counts as found.
 pub fn decide(state: &ConversationState, record: &Record, found: Option<Seq>, mutants: Mutants) -> Decision {
     let decision = decide_anew(state, record, found, mutants);
-    if !has_applied(state, record) || mutants.has(Mutant::ReplayDecidesAnew) {
+    if !state.head.has_applied(record.position) || mutants.has(Mutant::ReplayDecidesAnew) {
         return decision;
     }
     match decision {
@@ -113,12 +113,6 @@ pub(super) fn is_next(last: SenderState, number: &SendNumber) -> bool {
 pub(super) fn is_new(last: SenderState, command: &Command, mutants: Mutants) -> bool {
     let first = matches!(&command.operation, Operation::Publish(publish) if publish.first);
     first && (is_next(last, command.number()) || mutants.has(Mutant::FirstIsEnough))
-}
-
-/// Whether a state holds what became of a record. Offsets of another log say nothing.
-fn has_applied(state: &ConversationState, record: &Record) -> bool {
-    let (at, head) = (record.position, state.head.position);
-    at.generation == head.generation && at.offset <= head.offset
 }
 
 /// Whether a sender may use a number up: where it takes part, or where nobody does yet.

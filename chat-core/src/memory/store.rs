@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use crate::backend::{
-    Commit, ConversationState, DeviceRecord, MessageStore, PageLimit, StoreLife, WantCells,
+    Commit, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife, WantCells,
 };
 use crate::envelope::{AckOf, Cell, Durability, InboxRow, Place};
 use crate::error::{Error, ErrorKind, Result};
@@ -284,7 +284,11 @@ impl MessageStore for MemoryStore {
         self.life
     }
 
-    async fn state(&self, conversation: ConversationId) -> Result<Option<ConversationState>> {
+    async fn state(
+        &self,
+        conversation: ConversationId,
+        _next: Option<LogPosition>,
+    ) -> Result<Option<ConversationState>> {
         Ok(self.tables.lock().state(conversation))
     }
 

@@ -1,5 +1,6 @@
 //! The memory store with a power switch.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use parking_lot::Mutex;
 use super::oracle::KeyUse;
 
 use crate::backend::{
-    Commit, ConversationState, DeviceRecord, MessageStore, PageLimit, StoreLife, WantCells,
+    Commit, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife, WantCells,
 };
 use crate::envelope::{AckOf, Durability, InboxRow, Place};
 use crate::error::{Error, ErrorKind, Result};
@@ -26,6 +27,8 @@ use crate::rng::Rng;
 pub(super) struct StoreFaults {
     /// Apply a commit row by row, and stop anywhere: after a crash the first rows are there.
     pub split: bool,
+    /// Apply half of the commits in any order, the state with what it takes to finish them.
+    pub at_once: bool,
     /// Percent of commits that fail before anything is applied.
     pub error_before: u64,
     /// Percent of commits whose outcome is unknown although all of it is applied.
@@ -33,10 +36,14 @@ pub(super) struct StoreFaults {
     pub mutants: Mutants,
 }
 
+/// The last commit of each conversation whose state was not written last: whoever goes on finishes it.
+pub(super) type Redo = Arc<Mutex<BTreeMap<ConversationId, Commit>>>;
+
 /// Tables that outlive a crash, reached through one process's life of the store.
 #[derive(Debug)]
 pub(super) struct SimStore {
     tables: Arc<Mutex<Tables>>,
+    redo: Redo,
     rng: Mutex<Rng>,
     faults: Mutex<StoreFaults>,
     keys: Arc<Mutex<KeyUse>>,
@@ -46,12 +53,13 @@ pub(super) struct SimStore {
 impl SimStore {
     pub(super) fn new(
         tables: Arc<Mutex<Tables>>,
+        redo: Redo,
         keys: Arc<Mutex<KeyUse>>,
         seed: u64,
         faults: StoreFaults,
     ) -> Self {
         let busy = AtomicUsize::new(0);
-        Self { tables, rng: Mutex::new(Rng::new(seed)), faults: Mutex::new(faults), keys, busy }
+        Self { tables, redo, rng: Mutex::new(Rng::new(seed)), faults: Mutex::new(faults), keys, busy }
     }
 
     /// Whether a commit waits for the disk.
@@ -59,9 +67,15 @@ impl SimStore {
         self.busy.load(Ordering::Relaxed) > 0
     }
 
-    fn apply(&self, writes: Vec<Write>) {
+    /// Applies writes; `redo` is the commit they are of, if its state does not come last.
+    fn apply(&self, writes: Vec<Write>, redo: Option<&Commit>) {
         let mut tables = self.tables.lock();
         for write in writes {
+            if let Write::State(conversation, state) = &write
+                && tables.state(*conversation).is_none_or(|known| known.head.time_us <= state.head.time_us)
+            {
+                self.keep(*conversation, redo);
+            }
             match write {
                 Write::State(conversation, state)
                     if self.faults.lock().mutants.has(Mutant::OlderStateWins) =>
@@ -77,6 +91,44 @@ impl SimStore {
                     tables.apply(write);
                 }
             }
+        }
+    }
+
+    fn keep(&self, conversation: ConversationId, redo: Option<&Commit>) {
+        let mut kept = self.redo.lock();
+        match redo {
+            Some(commit) => {
+                self.keys.lock().note(commit);
+                kept.insert(conversation, commit.clone());
+            }
+            None => {
+                kept.remove(&conversation);
+            }
+        }
+    }
+
+    /// Writes the rows of a conversation's last commit again.
+    fn finish(&self, conversation: ConversationId, state: &ConversationState) -> Result<()> {
+        let faults = *self.faults.lock();
+        let redo = self.redo.lock().get(&conversation).filter(|redo| redo.state == *state).cloned();
+        let Some(redo) = redo else { return Ok(()) };
+        if faults.mutants.has(Mutant::HalfCommitStays) {
+            return Ok(());
+        }
+        let mut writes = Tables::writes(redo.clone());
+        self.shuffle(&mut writes);
+        let fails = self.rng.lock().chance(faults.error_before);
+        if fails {
+            writes.truncate(self.rng.lock().below(writes.len() as u64) as usize);
+        }
+        self.apply(writes, Some(&redo));
+        if fails { Err(unknown()) } else { Ok(()) }
+    }
+
+    fn shuffle(&self, writes: &mut [Write]) {
+        let mut rng = self.rng.lock();
+        for at in (1..writes.len()).rev() {
+            writes.swap(at, rng.below(at as u64 + 1) as usize);
         }
     }
 
@@ -106,8 +158,18 @@ impl MessageStore for SimStore {
         StoreLife { epoch: StoreEpoch::from_bytes([0x51; 16]), durability: Durability::Memory }
     }
 
-    async fn state(&self, conversation: ConversationId) -> Result<Option<ConversationState>> {
-        Ok(self.tables.lock().state(conversation))
+    async fn state(
+        &self,
+        conversation: ConversationId,
+        next: Option<LogPosition>,
+    ) -> Result<Option<ConversationState>> {
+        let state = self.tables.lock().state(conversation);
+        if let (Some(state), Some(next)) = (&state, next)
+            && !state.head.is_settled_before(next)
+        {
+            self.finish(conversation, state)?;
+        }
+        Ok(state)
     }
 
     async fn find(
@@ -127,14 +189,18 @@ impl MessageStore for SimStore {
                 let mut rng = self.rng.lock();
                 (rng.chance(faults.error_before), rng.chance(faults.error_after), rng.next_u64())
             };
-            let whole = commit.clone();
-            let mut writes = Tables::writes(commit);
+            let at_once = faults.at_once && self.rng.lock().chance(50);
+            let mut writes = Tables::writes(commit.clone());
             if faults.mutants.has(Mutant::StateBeforeRows) {
                 writes.reverse();
             }
+            if at_once {
+                self.shuffle(&mut writes);
+            }
+            let redo = at_once.then_some(&commit);
             let early = if faults.split { (cut % (writes.len() as u64 + 1)) as usize } else { 0 };
             let late = writes.split_off(early);
-            self.apply(writes);
+            self.apply(writes, redo);
             self.busy.fetch_add(1, Ordering::Relaxed);
             Busy(false).await;
             self.busy.fetch_sub(1, Ordering::Relaxed);
@@ -142,8 +208,8 @@ impl MessageStore for SimStore {
                 outcomes.push(Err(unknown()));
                 continue;
             }
-            self.apply(late);
-            self.keys.lock().note(&whole);
+            self.apply(late, redo);
+            self.keys.lock().note(&commit);
             outcomes.push(if after { Err(unknown()) } else { Ok(()) });
         }
         outcomes

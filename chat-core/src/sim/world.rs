@@ -16,7 +16,7 @@ use super::accounts::ACCOUNTS;
 use super::device::Device;
 use super::gateway::{Gateway, ready};
 use super::oracle::{KeyUse, Oracle, Violation};
-use super::store::StoreFaults;
+use super::store::{Redo, StoreFaults};
 use super::{Options, Report};
 use crate::backend::{AccountKey, GatewayId, KeyDirectory, MessageStore, Told};
 use crate::memory::{ManualClock, MemoryKeys, MemoryRegistry, MemoryRouter, Tables};
@@ -107,6 +107,7 @@ pub(super) struct World {
     cluster: Cluster,
     registry: Arc<MemoryRegistry>,
     tables: Arc<Mutex<Tables>>,
+    redo: Redo,
     keys: Arc<MemoryKeys>,
     clock: Arc<ManualClock>,
     router: Arc<MemoryRouter>,
@@ -151,6 +152,7 @@ impl World {
         let faulty_store = rng.chance(40);
         let faults = StoreFaults {
             split: options.split || options.cluster,
+            at_once: options.cluster,
             error_before: if faulty_store { rng.below(15) } else { 0 },
             error_after: if faulty_store { rng.below(15) } else { 0 },
             mutants: options.mutants,
@@ -181,6 +183,7 @@ impl World {
             },
             registry: Arc::default(),
             tables: Arc::default(),
+            redo: Redo::default(),
             keys,
             router: Arc::new(MemoryRouter::new(1, clock.clone())),
             clock,

@@ -5,6 +5,7 @@
 
 mod client;
 pub mod node;
+pub mod redo;
 mod row;
 mod server;
 pub mod state;

@@ -1,12 +1,12 @@
 //! Writing what becomes true together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use chat_core::backend::Commit;
+use chat_core::backend::{Commit, ConversationState};
 use chat_core::envelope::InboxRow;
-use chat_core::wire::{encode_row, state};
-use chat_core::{ConversationKind, InstallationId, MessageId, Result};
+use chat_core::wire::{encode_row, redo, state};
+use chat_core::{ConversationId, ConversationKind, InstallationId, MessageId, Result};
 use futures_util::future::try_join_all;
 use scylla::value::CqlValue;
 
@@ -16,8 +16,10 @@ use super::{BUCKET, CassandraStore, signed};
 /// Rows and bytes of one request.
 const REQUEST: (usize, usize) = (100, 512 * 1024);
 /// Up to so many rows and bytes go in one request even if they belong to several partitions: a message between
-/// two people is six rows, and six requests cost the cluster more than one that its receiver passes on.
+/// two people is seven rows, and seven requests cost the cluster more than one that its receiver passes on.
 const SMALL: (usize, usize) = (16, 32 * 1024);
+/// So much is kept with a state to finish its commit; what is larger is written before the state.
+const REDO: usize = 16 * 1024;
 pub(super) const DAY_US: u64 = 24 * 3600 * 1_000_000;
 /// A row that is committed this long after its time is *late*.
 const LATE_US: u64 = 2 * 60 * 1_000_000;
@@ -48,6 +50,25 @@ pub(super) fn minute(id: MessageId) -> i32 {
     i32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
+fn late_before_us() -> u64 {
+    now_us().saturating_sub(LATE_US)
+}
+
+/// The day a row is written to, where what is older than `late` is late.
+fn day_in_inbox(row: &InboxRow, late: u64) -> i32 {
+    if row.time_us < late { LATE_DAY } else { day_of(row.time_us) }
+}
+
+/// What goes to one partition becomes visible together: these are the commits of which nobody who reads sees some rows
+/// and not the others. What is said to a device alone is kept nowhere but in its inbox.
+fn is_fit_for_redo(commit: &Commit) -> bool {
+    let late = late_before_us();
+    let days: BTreeSet<i32> = commit.inbox.iter().map(|(_, row)| day_in_inbox(row, late)).collect();
+    let buckets: BTreeSet<u64> = commit.history.iter().map(|row| row.seq / BUCKET).collect();
+    let mailbox = commit.conversation.kind() == Ok(ConversationKind::Mailbox);
+    days.len() <= 1 && buckets.len() <= 1 && !mailbox
+}
+
 /// All writes as one group, if they are few.
 fn joined_if_small(partitions: Vec<Vec<Write<'_>>>) -> Vec<Vec<Write<'_>>> {
     let rows: usize = partitions.iter().map(Vec::len).sum();
@@ -59,16 +80,58 @@ fn joined_if_small(partitions: Vec<Vec<Write<'_>>>) -> Vec<Vec<Write<'_>>> {
 }
 
 impl CassandraStore {
-    /// Rows first, at their commit times; then the state, at its head's.
+    /// Rows at their commit times, the state at its head's: all at once, if the state can hold what it takes to
+    /// finish them.
     pub(super) async fn commit_one(&self, commit: Commit) -> Result<()> {
-        let partitions = joined_if_small(self.partitions(&commit));
-        try_join_all(partitions.iter().map(|writes| self.write_partition(writes))).await?;
-        let head = commit.state.head;
-        let value = state::encode(&commit.state);
-        let values = (&commit.conversation.as_bytes()[..], signed(head.seq), value, signed(head.time_us));
-        self.link.write(&self.link.statements.put_state, values).await?;
-        self.note_head(commit.conversation, head.seq);
+        let redo = if is_fit_for_redo(&commit) { redo::encode(&commit) } else { Vec::new() };
+        if redo.is_empty() || redo.len() > REDO {
+            return self.commit_in_order(&commit).await;
+        }
+        self.commit_at_once(&commit, redo).await
+    }
+
+    async fn commit_at_once(&self, commit: &Commit, redo: Vec<u8>) -> Result<()> {
+        let mut partitions = vec![vec![self.state_write(commit, redo)]];
+        partitions.extend(self.partitions(commit));
+        self.write(partitions).await?;
+        self.note_head(commit.conversation, commit.state.head.seq);
         Ok(())
+    }
+
+    /// Rows first, then the state.
+    pub(super) async fn commit_in_order(&self, commit: &Commit) -> Result<()> {
+        self.write(self.partitions(commit)).await?;
+        self.link.batch(&[self.state_write(commit, Vec::new())]).await?;
+        self.note_head(commit.conversation, commit.state.head.seq);
+        Ok(())
+    }
+
+    /// Writes the commit again that made a state, and the state with it: perhaps less than a quorum has them.
+    pub(super) async fn finish(
+        &self,
+        conversation: ConversationId,
+        state: ConversationState,
+        redo: Vec<u8>,
+    ) -> Result<()> {
+        let commit = redo::decode(redo.clone().into(), conversation, state)?;
+        self.commit_at_once(&commit, redo).await
+    }
+
+    async fn write(&self, partitions: Vec<Vec<Write<'_>>>) -> Result<()> {
+        let groups = joined_if_small(partitions);
+        try_join_all(groups.iter().map(|writes| self.write_partition(writes))).await.map(drop)
+    }
+
+    fn state_write(&self, commit: &Commit, redo: Vec<u8>) -> Write<'_> {
+        let head = commit.state.head;
+        let values = vec![
+            blob(commit.conversation.as_bytes()),
+            big(signed(head.seq)),
+            CqlValue::Blob(state::encode(&commit.state)),
+            CqlValue::Blob(redo),
+            big(signed(head.time_us)),
+        ];
+        Write { statement: &self.link.statements.put_state, values }
     }
 
     pub(super) async fn write_partition(&self, writes: &[Write<'_>]) -> Result<()> {
@@ -133,9 +196,9 @@ impl CassandraStore {
 
     fn inbox_writes(&self, rows: &[(InstallationId, InboxRow)]) -> impl Iterator<Item = Vec<Write<'_>>> {
         let mut days: BTreeMap<(InstallationId, i32), Vec<Write<'_>>> = BTreeMap::new();
-        let late = now_us().saturating_sub(LATE_US);
+        let late = late_before_us();
         for (device, row) in rows {
-            let day = if row.time_us < late { LATE_DAY } else { day_of(row.time_us) };
+            let day = day_in_inbox(row, late);
             let write = self.inbox_write(*device, day, row, row.time_us);
             days.entry((*device, day)).or_default().push(write);
         }

@@ -38,12 +38,12 @@ impl CassandraImport {
     }
 
     pub(crate) async fn state(&self, conversation: ConversationId) -> Result<Option<ConversationState>> {
-        self.store.state(conversation).await
+        self.store.state(conversation, None).await
     }
 
     /// Rows with their ids, and the state after them.
     pub(crate) async fn put_rows(&self, commit: &Commit) -> Result<()> {
-        self.store.commit_one(commit.clone()).await
+        self.store.commit_in_order(commit).await
     }
 
     pub(crate) async fn put_device(

@@ -199,9 +199,12 @@ impl CassandraStore {
         let cells = self.cells_of(device, &conversations).await?;
         let committed = rows.iter().map(|row| self.is_committed(row.conversation, row.seq));
         let committed = try_join_all(committed).await?;
-        let acked = |row: &InboxRow| cells.get(&row.conversation).map_or(0, |cell| cell.acked);
+        // A row whose cell does not reach it yet could not be acknowledged.
+        let waits = |row: &InboxRow| {
+            cells.get(&row.conversation).is_some_and(|cell| cell.acked < row.seq && row.seq <= cell.tail)
+        };
         let rows = rows.into_iter().zip(committed);
-        Ok(rows.filter(|(row, committed)| *committed && row.seq > acked(row)).map(|(row, _)| row).collect())
+        Ok(rows.filter(|(row, committed)| *committed && waits(row)).map(|(row, _)| row).collect())
     }
 
     pub(super) async fn acknowledge(

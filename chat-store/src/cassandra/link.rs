@@ -163,7 +163,7 @@ impl Link {
         was_applied(self.session.execute_unpaged(statement, values).await.map_err(unknown)?)
     }
 
-    /// Writes to one partition together.
+    /// Writes in one request.
     pub(super) async fn batch(&self, writes: &[Write<'_>]) -> Result<()> {
         if writes.is_empty() {
             return Ok(());

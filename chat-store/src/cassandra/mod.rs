@@ -7,7 +7,10 @@
 //!   rises: the same write twice is one write, and an older state never takes a newer one back.
 //! - **Counters are registers that keep the largest value** because the value itself is the timestamp:
 //!   `acked`, `tail`, `generation`. `first` and `born` keep the smallest in the same way.
-//! - **The state is written last.** Rows above its head do not exist for any decision.
+//! - **The state is written with what it takes to finish its commit** (`redo`), so that a small commit is one
+//!   round trip: whoever goes on after an owner that fell writes the rows again before it decides. What is
+//!   large, or would be seen in parts, is written before the state. Rows above the head do not exist for any
+//!   decision.
 //! - **What a device acknowledged is told by `acked`**, not by tombstones: a row that comes back is passed
 //!   over. Deleting only frees space, so tombstones need not be kept for long.
 //!
@@ -39,15 +42,18 @@ pub use link::CassandraSettings;
 use async_trait::async_trait;
 use bytes::Bytes;
 use chat_core::backend::{
-    Commit, ConversationState, DeviceRecord, LogAnchor, LogIdentity, MessageStore, PageLimit, StoreLife,
-    WantCells,
+    Commit, ConversationState, DeviceRecord, LogAnchor, LogIdentity, LogPosition, MessageStore, PageLimit,
+    StoreLife, WantCells,
 };
 use chat_core::envelope::{AckOf, Durability, InboxRow, Place};
 use chat_core::wire::{decode_row, state};
-use chat_core::{ConversationId, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch};
+use chat_core::{
+    ConversationId, ConversationKind, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch,
+};
 use dashmap::DashMap;
+use futures_util::TryStreamExt;
 
-use link::Link;
+use link::{Link, unknown};
 
 /// A [`MessageStore`] and [`KeyDirectory`](chat_core::backend::KeyDirectory) in Cassandra.
 #[derive(Debug)]
@@ -110,6 +116,19 @@ impl CassandraStore {
         Ok(seq)
     }
 
+    /// Finishes the last commit of every conversation.
+    async fn finish_all(&self) -> Result<()> {
+        const AT_ONCE: usize = 16;
+        let all = self.link.session.execute_iter(self.link.statements.all_states.clone(), ()).await;
+        let rows = all.map_err(unknown)?.rows_stream::<(Vec<u8>, Vec<u8>, Option<Vec<u8>>)>();
+        let finish = |(conversation, bytes, redo): (Vec<u8>, Vec<u8>, Option<Vec<u8>>)| async move {
+            let conversation = ConversationId::parse(&conversation).map_err(|_| corrupt())?;
+            self.finish(conversation, state::decode(&bytes)?, redo.unwrap_or_default()).await
+        };
+        let rows = rows.map_err(|_| corrupt())?.map_err(unknown);
+        rows.try_for_each_concurrent(AT_ONCE, finish).await
+    }
+
     fn note_head(&self, conversation: ConversationId, seq: Seq) {
         if self.heads.len() > 100_000 {
             self.heads.clear();
@@ -133,10 +152,25 @@ impl MessageStore for CassandraStore {
         self.life
     }
 
-    async fn state(&self, conversation: ConversationId) -> Result<Option<ConversationState>> {
-        let rows = self.link.rows(&self.link.statements.state, (&conversation.as_bytes()[..],)).await?;
-        let row = rows.maybe_first_row::<(Vec<u8>,)>().map_err(|_| corrupt())?;
-        row.map(|(bytes,)| state::decode(&bytes)).transpose()
+    async fn state(
+        &self,
+        conversation: ConversationId,
+        next: Option<LogPosition>,
+    ) -> Result<Option<ConversationState>> {
+        let statements = &self.link.statements;
+        let Some(next) = next else {
+            let rows = self.link.rows(&statements.state, (&conversation.as_bytes()[..],)).await?;
+            let row = rows.maybe_first_row::<(Vec<u8>,)>().map_err(|_| corrupt())?;
+            return row.map(|(bytes,)| state::decode(&bytes)).transpose();
+        };
+        let rows = self.link.rows(&statements.state_to_decide, (&conversation.as_bytes()[..],)).await?;
+        let row = rows.maybe_first_row::<(Vec<u8>, Option<Vec<u8>>)>().map_err(|_| corrupt())?;
+        let Some((bytes, redo)) = row else { return Ok(None) };
+        let state = state::decode(&bytes)?;
+        if !state.head.is_settled_before(next) {
+            self.finish(conversation, state.clone(), redo.unwrap_or_default()).await?;
+        }
+        Ok(Some(state))
     }
 
     async fn find(
@@ -174,7 +208,13 @@ impl MessageStore for CassandraStore {
         limit: PageLimit,
     ) -> Result<Vec<InboxRow>> {
         let head = self.head(conversation).await?;
+        if conversation.kind() == Ok(ConversationKind::Mailbox) {
+            return Ok(Vec::new());
+        }
+        // The rows of the last commit may come after its state.
+        let unwritten = || Error::new(ErrorKind::Unavailable, "the newest rows are being written");
         let mut below = if before == 0 { head + 1 } else { before.min(head + 1) };
+        let first_below = below;
         let (mut page, mut bytes) = (Vec::new(), 0);
         while below > 1 && page.len() < limit.rows && (page.is_empty() || bytes < limit.bytes) {
             let bucket = (below - 1) / BUCKET;
@@ -185,6 +225,9 @@ impl MessageStore for CassandraStore {
             for row in rows.rows::<(Vec<u8>,)>().map_err(|_| corrupt())? {
                 let (value,) = row.map_err(|_| corrupt())?;
                 let row = decode_row(Bytes::from(value)).map_err(|_| corrupt())?;
+                if page.is_empty() && row.seq + 1 < first_below {
+                    return Err(unwritten());
+                }
                 (below, found) = (row.seq, true);
                 bytes += row.size();
                 page.push(row);
@@ -195,6 +238,9 @@ impl MessageStore for CassandraStore {
             if !found {
                 below = bucket * BUCKET;
             }
+        }
+        if page.is_empty() && first_below > 1 && limit.rows > 0 {
+            return Err(unwritten());
         }
         Ok(page)
     }
@@ -232,6 +278,8 @@ impl LogAnchor for CassandraStore {
                 self.link.applied(&self.link.statements.first_log, values).await?;
             }
             Some(known) if known.generation < log.generation => {
+                // Nobody is given the records again that would finish what they began.
+                self.finish_all().await?;
                 let values = (generation, id, partitions, log.opened, signed(known.generation));
                 self.link.applied(&self.link.statements.next_log, values).await?;
             }

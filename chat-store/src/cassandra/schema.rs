@@ -6,14 +6,16 @@ use scylla::statement::prepared::PreparedStatement;
 use super::link::{CassandraSettings, Link, session, unknown};
 
 /// The version of the tables below.
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
+/// The one before, which [`migrate`] makes this one of.
+const BEFORE: i32 = 1;
 /// What stands for it while a data set is copied to the keyspace.
 const COPYING: i32 = 0;
 
-/// What version 1 is made of. Tombstones only free space, so they are kept for hours and not for days.
+/// What it is made of. Tombstones only free space, so they are kept for hours and not for days.
 const TABLES: [&str; 9] = [
     "meta (one text PRIMARY KEY, version int, epoch blob, generation bigint, log blob, partitions int, opened boolean)",
-    "state (conversation blob PRIMARY KEY, seq bigint, state blob) \
+    "state (conversation blob PRIMARY KEY, seq bigint, state blob, redo blob) \
      WITH compaction = {'class': 'LeveledCompactionStrategy'}",
     "history (conversation blob, bucket bigint, seq bigint, row blob, PRIMARY KEY ((conversation, bucket), seq)) \
      WITH CLUSTERING ORDER BY (seq DESC)",
@@ -31,6 +33,8 @@ const TABLES: [&str; 9] = [
     "owners (installation blob PRIMARY KEY, user blob)",
 ];
 const HANDLES: &str = "handles (handle text PRIMARY KEY, user blob)";
+/// What version 1 did not have.
+const ADDED: &str = "state ADD IF NOT EXISTS redo blob";
 
 async fn run(session: &Session, statement: String) -> Result<()> {
     session.query_unpaged(statement, ()).await.map(drop).map_err(unknown)
@@ -59,6 +63,7 @@ async fn make_tables(settings: &CassandraSettings) -> Result<Session> {
     for table in TABLES.iter().chain([&HANDLES]) {
         run(&session, format!("CREATE TABLE IF NOT EXISTS {keyspace}.{table}")).await?;
     }
+    run(&session, format!("ALTER TABLE {keyspace}.{ADDED}")).await?;
     session.await_schema_agreement().await.map_err(unknown)?;
     Ok(session)
 }
@@ -76,6 +81,8 @@ pub(super) async fn migrate(settings: &CassandraSettings) -> Result<String> {
         .map_err(|e| Error::new(ErrorKind::Unavailable, "no randomness").caused_by(e))?;
     let CassandraSettings { keyspace, datacenter, replication, .. } = settings;
     begin_life(&session, keyspace, VERSION, epoch).await?;
+    let raise = format!("UPDATE {keyspace}.meta SET version = ? WHERE one = 'life' IF version = ?");
+    session.query_unpaged(raise, (VERSION, BEFORE)).await.map_err(unknown)?;
     Ok(format!("keyspace {keyspace}: schema version {VERSION}, {replication} copies in {datacenter}"))
 }
 
@@ -169,8 +176,10 @@ statements! {
         life: "SELECT version, epoch FROM @meta WHERE one = 'life'",
         log: "SELECT generation, log, partitions, opened FROM @meta WHERE one = 'log'",
         state: "SELECT state FROM @state WHERE conversation = ?",
+        state_to_decide: "SELECT state, redo FROM @state WHERE conversation = ?",
+        all_states: "SELECT conversation, state, redo FROM @state",
         head: "SELECT seq FROM @state WHERE conversation = ?",
-        put_state: "INSERT INTO @state (conversation, seq, state) VALUES (?, ?, ?) USING TIMESTAMP ?",
+        put_state: "INSERT INTO @state (conversation, seq, state, redo) VALUES (?, ?, ?, ?) USING TIMESTAMP ?",
         history: "SELECT row FROM @history WHERE conversation = ? AND bucket = ? AND seq < ? LIMIT ?",
         put_history: "INSERT INTO @history (conversation, bucket, seq, row) VALUES (?, ?, ?, ?) USING TIMESTAMP ?",
         find: "SELECT seq FROM @ids WHERE conversation = ? AND sender = ? AND minute = ? AND id = ?",

@@ -32,7 +32,7 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use chat_core::backend::{
-    Commit, ConversationState, DeviceRecord, MessageStore, PageLimit, StoreLife, WantCells,
+    Commit, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife, WantCells,
 };
 use chat_core::envelope::{AckOf, Durability, InboxRow, Place};
 use chat_core::{ConversationId, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch};
@@ -227,7 +227,11 @@ impl MessageStore for EmbeddedStore {
         StoreLife { epoch: self.epoch, durability: Durability::Fsync }
     }
 
-    async fn state(&self, conversation: ConversationId) -> Result<Option<ConversationState>> {
+    async fn state(
+        &self,
+        conversation: ConversationId,
+        _next: Option<LogPosition>,
+    ) -> Result<Option<ConversationState>> {
         self.tables.read_state(conversation)
     }
 

@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 
 use async_trait::async_trait;
-use chat_core::backend::{Commit, ConversationState, DeviceRecord, MessageStore, PageLimit, StoreLife, WantCells};
+use chat_core::backend::{Commit, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife, WantCells};
 use chat_core::envelope::{AckOf, Cell, Durability, InboxRow, Place};
 use chat_core::{ConversationId, ConversationKind, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch};
 
@@ -108,7 +108,11 @@ impl MessageStore for ToyStore {
         StoreLife { epoch: StoreEpoch::from_bytes([1; 16]), durability: Durability::Memory }
     }
 
-    async fn state(&self, id: ConversationId) -> Result<Option<ConversationState>> {
+    async fn state(
+        &self,
+        id: ConversationId,
+        _next: Option<LogPosition>,
+    ) -> Result<Option<ConversationState>> {
         Ok(self.lock()?.state(id).cloned())
     }
 

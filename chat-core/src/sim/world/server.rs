@@ -29,7 +29,8 @@ impl World {
         }
         let seed = self.rng.next_u64();
         self.lives += 1;
-        let store = Arc::new(SimStore::new(self.tables.clone(), self.keys_used.clone(), seed, self.faults));
+        let (tables, redo, keys) = (self.tables.clone(), self.redo.clone(), self.keys_used.clone());
+        let store = Arc::new(SimStore::new(tables, redo, keys, seed, self.faults));
         let (router, link) = self.carriers(server);
         self.servers[server] = Some(Gateway::start(Start {
             gateway: GatewayId(self.lives * self.servers.len() as u64 + server as u64),

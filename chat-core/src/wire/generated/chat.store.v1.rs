@@ -53,3 +53,52 @@ pub struct Sender {
     #[prost(bytes = "bytes", tag = "4")]
     pub prev: ::prost::bytes::Bytes,
 }
+/// The rows of a commit, as its owner meant to write them.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Redo {
+    /// Rows of history.
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pub history: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// Who sent each of them, with the id to find it by.
+    #[prost(message, repeated, tag = "2")]
+    pub ids: ::prost::alloc::vec::Vec<RedoId>,
+    /// Rows of inboxes.
+    #[prost(message, repeated, tag = "3")]
+    pub inbox: ::prost::alloc::vec::Vec<RedoInbox>,
+    /// Generations of senders.
+    #[prost(message, repeated, tag = "4")]
+    pub generations: ::prost::alloc::vec::Vec<RedoGeneration>,
+}
+/// An id that is found at a seq.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RedoId {
+    /// The sender's installation.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub installation: ::prost::bytes::Bytes,
+    /// The id.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub message_id: ::prost::bytes::Bytes,
+    /// The seq.
+    #[prost(uint64, tag = "3")]
+    pub seq: u64,
+}
+/// A row of an inbox.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RedoInbox {
+    /// Whose.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub installation: ::prost::bytes::Bytes,
+    /// The row.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub row: ::prost::bytes::Bytes,
+}
+/// The generation of a sender's local store.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RedoGeneration {
+    /// The installation.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub installation: ::prost::bytes::Bytes,
+    /// The generation.
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+}

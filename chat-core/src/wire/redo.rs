@@ -1,0 +1,103 @@
+//! How a store that cannot write a commit in one piece keeps what it takes to finish it.
+
+use bytes::Bytes;
+use prost::Message as _;
+
+use super::proto::store;
+use super::{decode_row, encode_row};
+use crate::backend::{Commit, ConversationState};
+use crate::envelope::InboxRow;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{ConversationId, InstallationId, MessageId};
+
+fn row_bytes(row: &InboxRow) -> Bytes {
+    encode_row(row).into()
+}
+
+/// The bytes of a commit but its state.
+pub fn encode(commit: &Commit) -> Vec<u8> {
+    let inbox = commit.inbox.iter();
+    let ids = commit.ids.iter();
+    let generations = commit.generations.iter();
+    store::Redo {
+        history: commit.history.iter().map(row_bytes).collect(),
+        ids: ids
+            .map(|(sender, id, seq)| store::RedoId {
+                installation: sender.to_bytes(),
+                message_id: id.to_bytes(),
+                seq: *seq,
+            })
+            .collect(),
+        inbox: inbox
+            .map(|(device, row)| store::RedoInbox { installation: device.to_bytes(), row: row_bytes(row) })
+            .collect(),
+        generations: generations
+            .map(|(device, generation)| store::RedoGeneration {
+                installation: device.to_bytes(),
+                generation: *generation,
+            })
+            .collect(),
+    }
+    .encode_to_vec()
+}
+
+/// Reads what [`encode`] wrote: the commit that made a state.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`] if the bytes are anything else.
+pub fn decode(bytes: Bytes, conversation: ConversationId, state: ConversationState) -> Result<Commit> {
+    read(bytes, conversation, state).map_err(|e| {
+        Error::new(ErrorKind::Corrupt, "a commit to be finished does not read back").caused_by(e)
+    })
+}
+
+fn read(bytes: Bytes, conversation: ConversationId, state: ConversationState) -> Result<Commit> {
+    let invalid = |e| super::invalid("not a commit").caused_by(e);
+    let raw = store::Redo::decode(bytes).map_err(invalid)?;
+    let ids = raw.ids.into_iter();
+    let inbox = raw.inbox.into_iter();
+    let generations = raw.generations.into_iter();
+    Ok(Commit {
+        conversation,
+        history: raw.history.into_iter().map(decode_row).collect::<Result<_>>()?,
+        ids: ids
+            .map(|id| {
+                Ok((InstallationId::parse(&id.installation)?, MessageId::parse(&id.message_id)?, id.seq))
+            })
+            .collect::<Result<_>>()?,
+        inbox: inbox
+            .map(|one| Ok((InstallationId::parse(&one.installation)?, decode_row(one.row)?)))
+            .collect::<Result<_>>()?,
+        generations: generations
+            .map(|one| Ok((InstallationId::parse(&one.installation)?, one.generation)))
+            .collect::<Result<_>>()?,
+        state,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envelope::{EmptyReason, RowContent};
+    use crate::id::UserId;
+
+    #[test]
+    fn a_commit_reads_back() {
+        let conversation = ConversationId::own(UserId::from_bytes([1; 16]));
+        let device = InstallationId::from_bytes([2; 16]);
+        let content = RowContent::Empty { reason: EmptyReason::Void, from: 7 };
+        let row = InboxRow { conversation, seq: 7, time_us: 9, joined: true, content };
+        let commit = Commit {
+            conversation,
+            history: vec![row.clone()],
+            ids: vec![(device, MessageId::from_bytes([3; 16]), 7)],
+            inbox: vec![(device, row)],
+            generations: vec![(device, 4)],
+            state: ConversationState::default(),
+        };
+        let bytes = encode(&commit);
+        let read = |bytes: Vec<u8>| decode(bytes.into(), conversation, ConversationState::default());
+        assert_eq!(read(bytes.clone()), Ok(commit));
+        assert_eq!(read(bytes[..bytes.len() - 1].to_vec()).unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+}
