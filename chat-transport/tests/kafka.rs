@@ -13,9 +13,9 @@ use chat_core::{
     ConversationId, DeviceAddress, DeviceId, ErrorKind, InstallationId, MessageId, UserId, conformance,
 };
 use chat_transport::kafka::{KafkaRouter, KafkaSettings};
-use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::time::timeout;
 
 /// Settings for a topic nobody used; `None`, said aloud, if there is no Kafka here.
@@ -85,6 +85,18 @@ async fn take_any(router: &KafkaRouter) -> chat_core::Result<u64> {
     Ok(taken?.records[0].command.number().client_seq)
 }
 
+/// Takes a record from whichever shard has one, and says that it was applied.
+async fn apply_any(router: &KafkaRouter) -> chat_core::Result<u64> {
+    let shards = (0..router.shards()).map(|shard| {
+        Box::pin(async move {
+            let last = router.next(shard).await?.records[0].clone();
+            router.commit(shard, last.position).await?;
+            Ok(last.command.number().client_seq)
+        })
+    });
+    futures_util::future::select_all(shards).await.0
+}
+
 async fn refusal(settings: &KafkaSettings, anchor: &Arc<MemoryAnchor>) -> chat_core::Error {
     KafkaRouter::open(settings, anchor.clone(), false).await.err().unwrap()
 }
@@ -131,6 +143,43 @@ async fn a_log_that_is_not_what_it_was_is_refused() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let refused = refusal(&settings, &anchor).await;
     assert!(refused.what().contains("made anew"), "{refused}");
+    remove(&settings).await;
+}
+
+/// Retention is a week. Who comes later must not go on as if nothing had been there.
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_are_gone_before_they_were_applied_are_noticed() {
+    let Some(settings) = fresh("CHAT_TEST_KAFKA") else { return };
+    let anchor = Arc::new(MemoryAnchor::default());
+    let name = format!("{}.g1", settings.topic);
+    let delete_all = async || {
+        let mut all = TopicPartitionList::new();
+        for partition in 0..4 {
+            all.add_partition_offset(&name, partition, Offset::End).unwrap();
+        }
+        admin(&settings).delete_records(&all, &AdminOptions::new()).await.unwrap();
+    };
+    let gateway = KafkaRouter::open(&settings, anchor.clone(), false).await.unwrap();
+    // What was applied may go, and so may what a partition begins with.
+    delete_all().await;
+    gateway.append(command(1)).await.unwrap();
+    let owner = KafkaRouter::open(&settings, anchor.clone(), true).await.unwrap();
+    assert_eq!(timeout(Duration::from_secs(30), apply_any(&owner)).await.unwrap(), Ok(1));
+    owner.close().await;
+    drop(owner);
+    delete_all().await;
+    gateway.append(command(2)).await.unwrap();
+    let owner = KafkaRouter::open(&settings, anchor.clone(), true).await.unwrap();
+    assert_eq!(timeout(Duration::from_secs(30), apply_any(&owner)).await.unwrap(), Ok(2));
+    owner.close().await;
+    drop(owner);
+    // What was not applied may not.
+    gateway.append(command(3)).await.unwrap();
+    delete_all().await;
+    gateway.append(command(4)).await.unwrap();
+    let owner = KafkaRouter::open(&settings, anchor.clone(), true).await.unwrap();
+    let stopped = timeout(Duration::from_secs(30), apply_any(&owner)).await.unwrap().unwrap_err();
+    assert!(stopped.kind() == ErrorKind::Corrupt && stopped.what().contains("are gone"), "{stopped}");
     remove(&settings).await;
 }
 

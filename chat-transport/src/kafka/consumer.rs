@@ -7,9 +7,10 @@ use chat_core::backend::{LogPosition, Record};
 use chat_core::wire::node::decode_command;
 use chat_core::{Error, ErrorKind, Result};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 use rdkafka::statistics::Statistics;
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{ClientContext, Message as _, Offset, TopicPartitionList};
 use tokio::sync::watch;
 
@@ -115,10 +116,11 @@ impl Consumer {
         if own_shards {
             let ownership = Ownership { partitions: partitions.clone(), tenures: AtomicU64::new(0) };
             let consumer = Arc::new(subscribe(settings, topic, ownership)?);
-            let reader = Reader {
+            let mut reader = Reader {
                 consumer: consumer.clone(),
                 topic: topic.name.clone(),
                 generation: topic.log.generation,
+                expected: vec![Expected::default(); partitions.len()],
                 partitions: partitions.clone(),
                 broken,
             };
@@ -180,34 +182,76 @@ fn subscribe(
     Ok(consumer)
 }
 
+/// The offset that comes next in a tenure.
+#[derive(Clone, Copy, Default)]
+struct Expected {
+    tenure: u64,
+    offset: i64,
+}
+
 /// Reads the partitions that this process owns.
 struct Reader {
     consumer: Arc<BaseConsumer<Ownership>>,
     topic: String,
     generation: u64,
+    expected: Vec<Expected>,
     partitions: Arc<[Partition]>,
     broken: Arc<Broken>,
 }
 
 impl Reader {
-    fn run(&self, stop: &AtomicBool) {
+    fn run(&mut self, stop: &AtomicBool) {
         let mut paused = Vec::new();
+        let consumer = self.consumer.clone();
         while !stop.load(Ordering::Acquire) {
-            match self.consumer.poll(Duration::from_millis(50)) {
+            match consumer.poll(Duration::from_millis(50)) {
                 None => {}
-                Some(Ok(message)) => paused.extend(self.take_in(&message)),
-                Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset))) => {
-                    self.broken.set(Error::new(
-                        ErrorKind::Corrupt,
-                        "records of the log that were not applied are gone: begin a new log generation with \
-                         `chat-server-ref migrate --new-log`",
-                    ));
-                    self.partitions.iter().for_each(Partition::wake);
+                Some(Ok(message)) => {
+                    if self.follows(message.partition(), message.offset()) {
+                        paused.extend(self.take_in(&message));
+                    } else {
+                        self.broken.set(Error::new(
+                            ErrorKind::Corrupt,
+                            "records of the log that were not applied are gone: begin a new log generation \
+                             with `chat-server-ref migrate --new-log`",
+                        ));
+                        self.partitions.iter().for_each(Partition::wake);
+                    }
                 }
                 Some(Err(error)) => tracing::debug!(%error, "Kafka"),
             }
             paused.retain(|number| !self.resume(*number));
         }
+    }
+
+    /// Whether nothing is missing between what was applied and this record: Kafka goes on with the oldest record
+    /// there is, and says nothing, if the one that comes next was deleted.
+    fn follows(&mut self, partition: i32, offset: i64) -> bool {
+        let number = usize::try_from(partition).unwrap_or(usize::MAX);
+        let Some(tenure) = self.partitions.get(number).map(Partition::tenure) else { return true };
+        let last = std::mem::replace(&mut self.expected[number], Expected { tenure, offset: offset + 1 });
+        if last.tenure == tenure { offset <= last.offset } else { self.begins_where_it_ended(number, offset) }
+    }
+
+    /// Whether a tenure begins with the first record that was not applied. What cannot be found out now counts as
+    /// yes; the oldest record decides, as an owner that was replaced may tell its offset late.
+    fn begins_where_it_ended(&self, number: usize, first: i64) -> bool {
+        let patience = Duration::from_secs(1);
+        let partition = i32::try_from(number).unwrap_or(0);
+        let Ok((oldest, _)) = self.consumer.fetch_watermarks(&self.topic, partition, patience) else {
+            return true;
+        };
+        if first > oldest || oldest == 0 {
+            return true;
+        }
+        let committed = self.consumer.committed_offsets(self.list(number), patience);
+        let Ok(committed) = committed else { return true };
+        let next = match committed.elements().first().map(TopicPartitionListElem::offset) {
+            Some(Offset::Offset(next)) => next,
+            // Nothing was applied yet. What the partition begins with is no command.
+            _ => 1,
+        };
+        oldest <= next
     }
 
     fn list(&self, partition: usize) -> TopicPartitionList {

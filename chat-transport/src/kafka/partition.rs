@@ -59,8 +59,13 @@ impl Partition {
         self.owned.lock().queue.len()
     }
 
+    /// This process's time as the owner; 0 while it is not.
+    pub(super) fn tenure(&self) -> u64 {
+        self.owned.lock().tenure
+    }
+
     pub(super) fn is_owned(&self) -> bool {
-        self.owned.lock().tenure != 0
+        self.tenure() != 0
     }
 
     pub(super) fn arrived(&self) -> Notified<'_> {
