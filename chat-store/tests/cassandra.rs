@@ -176,6 +176,22 @@ impl Talk {
     }
 }
 
+impl Talk {
+    /// So many messages of now in one commit.
+    fn several(&mut self, n: usize) -> Commit {
+        let mut all = self.next(now_us());
+        for _ in 1..n {
+            let more = self.next(now_us());
+            all.history.extend(more.history);
+            all.ids.extend(more.ids);
+            all.inbox.extend(more.inbox);
+            all.generations.extend(more.generations);
+            all.state = more.state;
+        }
+        all
+    }
+}
+
 async fn commit(store: &CassandraStore, commit: Commit) {
     for outcome in store.commit(vec![commit]).await {
         outcome.unwrap();
@@ -191,14 +207,7 @@ async fn a_commit_that_was_left_half_done_is_finished_by_who_goes_on() {
     let mut alice = Talk { from: device(1), to: device(2), state: ConversationState::default() };
     let first = alice.next(now_us());
     commit(&store, first).await;
-    // Two messages in one commit.
-    let mut last = alice.next(now_us());
-    let more = alice.next(now_us());
-    last.history.extend(more.history);
-    last.ids.extend(more.ids);
-    last.inbox.extend(more.inbox);
-    last.generations.extend(more.generations);
-    last.state = more.state;
+    let last = alice.several(2);
     commit(&store, last.clone()).await;
     let name = &keyspace.settings.keyspace;
     let select = format!("SELECT seq, state, redo, WRITETIME(state) FROM {name}.state");
@@ -260,14 +269,7 @@ async fn a_large_commit_is_not_kept_twice() {
     let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
     let store = keyspace.store().await;
     let mut alice = Talk { from: device(1), to: device(2), state: ConversationState::default() };
-    let mut all = alice.next(now_us());
-    for _ in 0..100 {
-        let more = alice.next(now_us());
-        all.history.extend(more.history);
-        all.ids.extend(more.ids);
-        all.inbox.extend(more.inbox);
-        all.state = more.state;
-    }
+    let all = alice.several(101);
     commit(&store, all).await;
     assert_eq!(drain(&store, device(2).installation).await.len(), 101);
     let select = format!("SELECT redo FROM {}.state", keyspace.settings.keyspace);
