@@ -229,15 +229,8 @@ impl Reader {
     fn follows(&mut self, partition: i32, offset: i64) -> bool {
         let number = usize::try_from(partition).unwrap_or(usize::MAX);
         let Some(tenure) = self.partitions.get(number).map(Partition::tenure) else { return true };
-        let last = self.expected[number];
-        let follows = if last.tenure == tenure {
-            offset <= last.offset
-        } else {
-            self.begins_where_it_ended(number, offset)
-        };
-        // Nothing follows what is missing.
-        self.expected[number] = Expected { tenure, offset: if follows { offset + 1 } else { i64::MIN } };
-        follows
+        let last = std::mem::replace(&mut self.expected[number], Expected { tenure, offset: offset + 1 });
+        if last.tenure == tenure { offset <= last.offset } else { self.begins_where_it_ended(number, offset) }
     }
 
     /// Whether a tenure begins with the first record that was not applied. What cannot be found out now counts as
