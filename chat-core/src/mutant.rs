@@ -40,6 +40,8 @@ pub enum Mutant {
     FirstInEveryIncarnation,
     /// A commit that was left half done stays so.
     HalfCommitStays,
+    /// Records need not come again although what they make is not seen by every reader.
+    SettleErrorIgnored,
     /// What was asked for again does not fill its placeholder.
     RecoveredDropped,
 }
@@ -47,7 +49,7 @@ pub enum Mutant {
 impl Mutant {
     /// Those the simulator must kill. The others need what one process does not have (a stale cache of
     /// another gateway) or are shadowed by another rule; unit tests beside the rules kill them.
-    pub const SIMULATED: [Self; 24] = [
+    pub const SIMULATED: [Self; 25] = [
         Self::AckBeforeSync,
         Self::NoDedupe,
         Self::AnyClientSeq,
@@ -70,6 +72,7 @@ impl Mutant {
         Self::OlderStateWins,
         Self::StatesOutliveTenure,
         Self::HalfCommitStays,
+        Self::SettleErrorIgnored,
         Self::FirstIsEnough,
         Self::FirstInEveryIncarnation,
     ];

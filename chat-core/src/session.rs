@@ -7,7 +7,8 @@
 //!
 //! *Behind* is the whole slow-consumer policy. A session that cannot take a push stops taking pushes and
 //! reads its inbox, from the oldest row, as fast as the device acknowledges. It becomes *Live* again only
-//! when a page came back empty and no push was dropped since that page was asked for. Nothing grows.
+//! when a page came back empty and no push was dropped since that page was asked for. What is told may be a
+//! moment ahead of the inbox, so who dropped something looks once more a second later. Nothing grows.
 
 mod gathered;
 mod io;
@@ -22,7 +23,7 @@ use crate::backend::PageLimit;
 use crate::delivery::Event;
 use crate::envelope::{AckOf, InboxRow, Place, RowContent};
 use crate::id::{ConversationId, DeviceAddress, Seq, UserId};
-use crate::limits::{GREETING_MS, HEARTBEAT_MS, IDLE_MS, PAGE_BYTES, WINDOW_BYTES, WINDOW_ROWS};
+use crate::limits::{GREETING_MS, HEARTBEAT_MS, IDLE_MS, PAGE_BYTES, SETTLE_MS, WINDOW_BYTES, WINDOW_ROWS};
 use crate::mutant::{Mutant, Mutants};
 use crate::time::Instant;
 use crate::wire::{ClientFrame, ServerFrame, Welcome, close};
@@ -65,6 +66,8 @@ pub struct Session {
     /// Times in a row that rows were sent again without any being acknowledged.
     loops: u32,
     catch_ups: u32,
+    /// When to look for what was dropped once more: the inbox may not have had it yet.
+    look_at: Option<Instant>,
     /// Publishes passed on and not answered.
     pending: usize,
     drain: Option<(u32, Instant)>,
@@ -103,6 +106,7 @@ impl Session {
             announced: false,
             loops: 0,
             catch_ups: 0,
+            look_at: None,
             pending: 0,
             drain: None,
             gathered: Gathered::default(),
@@ -132,7 +136,7 @@ impl Session {
             Phase::Live | Phase::Behind { .. } => self.heard.after(IDLE_MS),
         };
         let drain = self.drain.map(|(_, until)| until);
-        [Some(silent), self.gathered.due(), self.watch_at, drain].into_iter().flatten().min()
+        [Some(silent), self.gathered.due(), self.watch_at, self.look_at, drain].into_iter().flatten().min()
     }
 
     /// Takes one input; appends what is to be done.
@@ -146,7 +150,7 @@ impl Session {
             Input::Rejected { code, retry_after } => self.close(code, retry_after, out),
             Input::Linking => self.phase = Phase::Linking,
             Input::Events(events) => self.events(now, events, out),
-            Input::Lagged => self.lagged(out),
+            Input::Lagged => self.lagged(now, out),
             Input::Page(asked, rows) => self.page(now, asked, rows, out),
             Input::PageFailed => {
                 self.gathered.acked(out);
@@ -341,7 +345,13 @@ impl Session {
         }
     }
 
-    fn lagged(&mut self, out: &mut Vec<Output>) {
+    fn lagged(&mut self, now: Instant, out: &mut Vec<Output>) {
+        self.look_at = Some(now.after(SETTLE_MS));
+        self.look_again(out);
+    }
+
+    /// Reads the inbox from its oldest row on, now or next.
+    fn look_again(&mut self, out: &mut Vec<Output>) {
         match &mut self.phase {
             Phase::Live => self.read_from(Place::START, out),
             Phase::Behind { dropped, .. } => *dropped = true,
@@ -355,7 +365,7 @@ impl Session {
         for event in events {
             match event {
                 Event::Row(row) => {
-                    if self.take_push(out) {
+                    if self.take_push(now, out) {
                         self.fly(now, &row, !matches!(row.content, RowContent::Message { .. }));
                         bytes += row.size();
                         rows.push(row);
@@ -373,7 +383,7 @@ impl Session {
                     self.pending = self.pending.saturating_sub(1);
                     out.push(Output::Send(ServerFrame::Stored(stored)));
                     let mailbox = stored.conversation.kind() == Ok(crate::id::ConversationKind::Mailbox);
-                    if !mailbox && self.take_push(out) {
+                    if !mailbox && self.take_push(now, out) {
                         let content = RowContent::Own {
                             message_id: stored.message_id,
                             client_seq: stored.client_seq,
@@ -406,20 +416,20 @@ impl Session {
     }
 
     /// Whether a push may go out now. If not, the session falls behind and the row is read later.
-    fn take_push(&mut self, out: &mut Vec<Output>) -> bool {
+    fn take_push(&mut self, now: Instant, out: &mut Vec<Output>) -> bool {
+        if matches!(self.phase, Phase::Live) && self.has_room() {
+            return true;
+        }
+        self.look_at = Some(now.after(SETTLE_MS));
         match &mut self.phase {
-            Phase::Live if self.flights.len() < WINDOW_ROWS && self.flying_bytes < WINDOW_BYTES => true,
             Phase::Live => {
                 self.phase = Phase::Behind { after: Place::START, reading: false, dropped: true };
                 self.resume(out);
-                false
             }
-            Phase::Behind { dropped, .. } => {
-                *dropped = true;
-                false
-            }
-            _ => false,
+            Phase::Behind { dropped, .. } => *dropped = true,
+            _ => {}
         }
+        false
     }
 
     /// Goes on reading once half of the window is free.
@@ -498,6 +508,10 @@ impl Session {
             return self.close(close::IDLE, 0, out);
         }
         self.gathered.tick(now, out);
+        if self.look_at.is_some_and(|at| now >= at) {
+            self.look_at = None;
+            self.look_again(out);
+        }
         if self.watch_at.is_some_and(|at| now >= at) {
             self.watch_at = Some(now.after(LOOK_MS));
             out.push(Output::Query(self.watched.keys().copied().collect()));

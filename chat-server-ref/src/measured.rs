@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use chat_core::backend::{
-    Backends, Command, Commit, ConversationState, DeviceRecord, GatewayId, LogPosition, MessageStore,
-    PageLimit, Registry, Route, Router, StoreLife, Taken, WantCells,
+    Backends, Command, Commit, Committed, ConversationState, DeviceRecord, GatewayId, LogPosition,
+    MessageStore, PageLimit, Registry, Route, Router, StoreLife, Taken, WantCells,
 };
 use chat_core::envelope::{AckOf, InboxRow, Place};
 use chat_core::{ConversationId, DeviceAddress, Error, InstallationId, MessageId, Result, Seq, UserId};
@@ -71,7 +71,7 @@ impl MessageStore for MeasuredStore {
         timed(STORE, "find", self.0.find(conversation, sender, id)).await
     }
 
-    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<()>> {
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<Committed>> {
         let rows: usize = commits.iter().map(|commit| commit.history.len()).sum();
         metrics::histogram!("chat_commit_messages").record(rows as f64);
         metrics::histogram!("chat_commit_conversations").record(commits.len() as f64);
@@ -80,6 +80,10 @@ impl MessageStore for MeasuredStore {
         // The first failure stands for the batch: it comes again whole.
         note(STORE, "commit", start, outcomes.iter().find_map(|outcome| outcome.as_ref().err()));
         outcomes
+    }
+
+    async fn settle(&self, commits: Vec<Commit>) -> Result<()> {
+        timed(STORE, "settle", self.0.settle(commits)).await
     }
 
     async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {

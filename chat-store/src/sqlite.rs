@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use chat_core::backend::{
-    Commit, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife, WantCells,
+    Commit, Committed, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife,
+    WantCells,
 };
 use chat_core::envelope::{AckOf, Cell, Durability, InboxRow, Place, RowContent};
 use chat_core::wire::{decode_row, encode_row, state};
@@ -299,14 +300,18 @@ impl MessageStore for SqliteStore {
         Ok(seq.map(|seq| seq as u64).filter(|seq| *seq <= head))
     }
 
-    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<()>> {
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<Committed>> {
         let count = commits.len();
         let mut db = self.db.lock();
         let written = db.transaction().map_err(failed).and_then(|tx| {
             commits.into_iter().try_for_each(|commit| apply(&tx, commit))?;
             tx.commit().map_err(failed)
         });
-        vec![written; count]
+        vec![written.map(|()| Committed::Seen); count]
+    }
+
+    async fn settle(&self, _commits: Vec<Commit>) -> Result<()> {
+        Ok(())
     }
 
     async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use chat_core::backend::{
-    Command, Commit, ConversationState, KeyDirectory, LogAnchor, LogIdentity, LogPosition, MessageStore,
-    Operation, PageLimit, Recipient, Record, WantCells,
+    Command, Commit, Committed, ConversationState, KeyDirectory, LogAnchor, LogIdentity, LogPosition,
+    MessageStore, Operation, PageLimit, Recipient, Record, WantCells,
 };
 use chat_core::delivery::{Decision, decide};
 use chat_core::envelope::{AckOf, DeviceBox, Place, Publish, SendNumber};
@@ -192,10 +192,20 @@ impl Talk {
     }
 }
 
+/// Until nothing can be lost; gives what is to be settled.
+async fn make_safe(store: &CassandraStore, commit: Commit) -> Vec<Commit> {
+    let outcomes = store.commit(vec![commit]).await.into_iter();
+    let unsettled = outcomes.filter_map(|outcome| match outcome.unwrap() {
+        Committed::Safe(commit) => Some(*commit),
+        Committed::Seen => None,
+    });
+    unsettled.collect()
+}
+
+/// Until every reader sees it.
 async fn commit(store: &CassandraStore, commit: Commit) {
-    for outcome in store.commit(vec![commit]).await {
-        outcome.unwrap();
-    }
+    let unsettled = make_safe(store, commit).await;
+    store.settle(unsettled).await.unwrap();
 }
 
 /// An owner falls when the state of its commit is there, and nothing else yet: whoever is given the record again
@@ -207,21 +217,16 @@ async fn a_commit_that_was_left_half_done_is_finished_by_who_goes_on() {
     let mut alice = Talk { from: device(1), to: device(2), state: ConversationState::default() };
     let first = alice.next(now_us());
     commit(&store, first).await;
+    let (bob, id) = (device(2).installation, alice.id());
+    store.ack(bob, 0, &[AckOf { conversation: id, seq: 1 }]).await.unwrap();
     let last = alice.several(2);
-    commit(&store, last.clone()).await;
+    assert_eq!(make_safe(&store, last.clone()).await, vec![last.clone()]);
     let name = &keyspace.settings.keyspace;
-    let select = format!("SELECT seq, state, redo, WRITETIME(state) FROM {name}.state");
+    let select = format!("SELECT WRITETIME(state) FROM {name}.state");
     let rows = keyspace.session.query_unpaged(select, ()).await.unwrap().into_rows_result().unwrap();
-    let (seq, state, redo, time) = rows.single_row::<(i64, Vec<u8>, Vec<u8>, i64)>().unwrap();
-    assert_eq!(time as u64, last.state.head.time_us);
-    let store = keyspace.store().await;
-    let id = alice.id();
-    let insert = format!(
-        "INSERT INTO {name}.state (conversation, seq, state, redo) VALUES (?, ?, ?, ?) USING TIMESTAMP {time}"
-    );
-    keyspace.session.query_unpaged(insert, (&id.as_bytes()[..], seq, state, redo)).await.unwrap();
+    assert_eq!(rows.single_row::<(i64,)>().unwrap().0 as u64, last.state.head.time_us);
 
-    let (bob, at) = (device(2).installation, last.state.head.position);
+    let at = last.state.head.position;
     let later = LogPosition { offset: at.offset + 1, ..at };
     for next in [None, Some(later)] {
         assert_eq!(store.state(id, next).await, Ok(Some(last.state.clone())));
@@ -229,7 +234,7 @@ async fn a_commit_that_was_left_half_done_is_finished_by_who_goes_on() {
     }
     let unwritten = store.history(id, 0, PageLimit::MAX).await.unwrap_err();
     assert_eq!(unwritten.kind(), ErrorKind::Unavailable, "no hole where the newest row belongs");
-    let below = store.history(id, 2, PageLimit::MAX).await.unwrap_err();
+    let below = store.history(id, 3, PageLimit::MAX).await.unwrap_err();
     assert_eq!(below.kind(), ErrorKind::Unavailable, "nor below it");
     // The record before the last of the commit, the last, and one of another log.
     let before = LogPosition { offset: at.offset - 1, ..at };

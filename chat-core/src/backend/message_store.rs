@@ -14,11 +14,13 @@ use crate::id::{ClientSeq, ConversationId, Incarnation, InstallationId, MessageI
 ///
 /// # Contract
 /// Each sentence names its case of the conformance suite.
-/// - A commit is durable, and seen by every reader, when its outcome is `Ok` (`commit_is_seen`).
+/// - A commit is durable when its outcome is `Ok`: whoever decides next decides on it (`a_safe_commit_counts`),
+///   and what it says may be told and acknowledged (`what_is_safe_may_be_acknowledged`).
+/// - Every reader sees it when the outcome is [`Committed::Seen`], or once it is settled (`commit_is_seen`).
 /// - Commits are unconditional and idempotent: the same commit again changes nothing (`commit_twice`).
 /// - Rows above the state's head do not exist for any decision ([`find`](Self::find) included) but may be
 ///   there (`rows_above_the_head_are_not_found`): a store whose commits are not atomic writes the state
-///   last, or together with what it takes to finish the commit (see [`state`](Self::state)).
+///   last, or first with what it takes to finish the commit (see [`state`](Self::state)).
 /// - An inbox row is removed by that device's ack, or by retention, and by nothing else
 ///   (`rows_wait_for_their_own_ack`).
 /// - Retention leaves an explicit gap: one empty row at the last place removed, which reaches back to the
@@ -64,12 +66,20 @@ pub trait MessageStore: fmt::Debug + Send + Sync + 'static {
     ) -> Result<Option<Seq>>;
 
     /// Makes everything of each commit true, together or not at all for readers of the state, and gives
-    /// an outcome for each, in order.
+    /// an outcome for each, in order. What is only [`Committed::Safe`] is to be [settled](Self::settle)
+    /// before the caller goes on with that conversation, or says that its records need not come again.
     ///
     /// # Errors
-    /// An outcome of `Unavailable` means *unknown*: the caller repeats the same commit until it is definite
-    /// before it goes on with that conversation.
-    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<()>>;
+    /// An outcome of `Unavailable` means *unknown*: the caller lets the records come again, and so repeats
+    /// the commit or finds it, before it goes on with that conversation.
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<Committed>>;
+
+    /// Lets every reader see what these commits hold, which are safe.
+    ///
+    /// # Errors
+    /// `Unavailable`: readers may see a part. The caller lets the records come again; whoever is given them is
+    /// given the [state](Self::state) of a commit that is finished.
+    async fn settle(&self, commits: Vec<Commit>) -> Result<()>;
 
     /// Removes what a device says is durably its own, and raises its generation.
     ///
@@ -107,6 +117,17 @@ pub trait MessageStore: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `Unavailable`: some may be removed; call it again.
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize>;
+}
+
+/// How far a commit is that cannot be lost any more.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(clippy::exhaustive_enums)]
+pub enum Committed {
+    /// Every reader sees it.
+    Seen,
+    /// It is durable and decided, and readers may not see it, or only a part: what is to be
+    /// [settled](MessageStore::settle).
+    Safe(Box<Commit>),
 }
 
 /// Which life of a data set, and what a commit to it survives.

@@ -2,8 +2,8 @@ use std::sync::Arc;
 
 use super::{Case, Outcome, cases, equal, failed};
 use crate::backend::{
-    Command, Commit, ConversationState, LogPosition, MessageStore, Operation, PageLimit, Recipient, Record,
-    WantCells,
+    Command, Commit, Committed, ConversationState, LogPosition, MessageStore, Operation, PageLimit,
+    Recipient, Record, WantCells,
 };
 use crate::delivery::{Decision, decide};
 use crate::envelope::{AckOf, DeviceBox, InboxRow, Place, Publish, RowContent, SendNumber};
@@ -17,6 +17,8 @@ type Store = Arc<dyn MessageStore>;
 pub fn message_store() -> Vec<Case<dyn MessageStore>> {
     cases![
         commit_is_seen,
+        a_safe_commit_counts,
+        what_is_safe_may_be_acknowledged,
         commit_twice,
         commits_of_many_conversations,
         rows_above_the_head_are_not_found,
@@ -117,7 +119,7 @@ impl Conversation {
     async fn fill(&mut self, store: &Store, count: usize) -> Outcome {
         for _ in 0..count {
             let commit = self.next(100)?;
-            done(store.commit(vec![commit]).await)?;
+            make_seen(store, vec![commit]).await?;
         }
         Ok(())
     }
@@ -129,8 +131,24 @@ fn message_id(n: u64) -> MessageId {
     MessageId::from_bytes(id)
 }
 
-fn done(outcomes: Vec<crate::Result<()>>) -> Outcome {
-    outcomes.into_iter().try_for_each(|outcome| outcome.map_err(failed))
+/// Commits until it is safe; gives what is to be settled.
+async fn make_safe(store: &Store, commits: Vec<Commit>) -> Result<Vec<Commit>, String> {
+    let count = commits.len();
+    let outcomes = store.commit(commits).await;
+    equal(outcomes.len(), count, "outcomes")?;
+    let mut unsettled = Vec::new();
+    for outcome in outcomes {
+        if let Committed::Safe(commit) = outcome.map_err(failed)? {
+            unsettled.push(*commit);
+        }
+    }
+    Ok(unsettled)
+}
+
+/// Commits until every reader sees it.
+async fn make_seen(store: &Store, commits: Vec<Commit>) -> Outcome {
+    let unsettled = make_safe(store, commits).await?;
+    store.settle(unsettled).await.map_err(failed)
 }
 
 async fn inbox(store: &Store, who: UserId) -> Result<Vec<InboxRow>, String> {
@@ -149,18 +167,53 @@ async fn commit_is_seen(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     let commit = talk.next(100)?;
     let row = commit.inbox[1].1.clone();
-    done(store.commit(vec![commit]).await)?;
+    make_seen(&store, vec![commit]).await?;
     equal(inbox(&store, BOB).await?, vec![row], "the inbox")?;
     let found = store.find(talk.id, device(ALICE).installation, message_id(1)).await.map_err(failed)?;
     equal(found, Some(1), "the seq found")?;
     equal(store.state(talk.id, None).await.map_err(failed)?, Some(talk.state), "the state")
 }
 
+async fn a_safe_commit_counts(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    talk.fill(&store, 1).await?;
+    let last = talk.next(100)?;
+    let at = last.state.head.position;
+    // Its owner falls here: nobody settles it.
+    make_safe(&store, vec![last.clone()]).await?;
+    equal(store.state(talk.id, None).await.map_err(failed)?, Some(talk.state.clone()), "the state")?;
+    equal(store.state(talk.id, Some(at)).await.map_err(failed)?, Some(talk.state), "the state to decide on")?;
+    let rows = vec![1, 2];
+    equal(seqs(&inbox(&store, BOB).await?), rows, "the inbox once somebody was given the record again")?;
+    store.settle(vec![last]).await.map_err(failed)?;
+    equal(seqs(&inbox(&store, BOB).await?), vec![1, 2], "the inbox after a late owner settled it, too")
+}
+
+async fn what_is_safe_may_be_acknowledged(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    let (first, second) = (talk.next(100)?, talk.next(100)?);
+    for (commit, seq) in [(first, 1), (second, 2)] {
+        let unsettled = make_safe(&store, vec![commit]).await?;
+        let refused = ack(&store, BOB, talk.id, seq + 1).await;
+        equal(refused.map_err(|e| e.kind()), Err(ErrorKind::Invalid), "an ack above what is safe")?;
+        ack(&store, BOB, talk.id, seq).await.map_err(failed)?;
+        store.settle(unsettled).await.map_err(failed)?;
+        equal(seqs(&inbox(&store, BOB).await?), Vec::<u64>::new(), "the inbox")?;
+    }
+    let (stranger, acks) =
+        (InstallationId::from_bytes([0xee; 16]), [AckOf { conversation: talk.id, seq: 1 }]);
+    let refused = store.ack(stranger, 0, &acks).await;
+    equal(refused.map_err(|e| e.kind()), Err(ErrorKind::Invalid), "a stranger's ack")?;
+    let record = store.device(device(BOB).installation, WantCells::All).await.map_err(failed)?;
+    equal(record.waiting_rows, 0, "rows that wait")?;
+    equal(record.cells.iter().map(|(_, cell)| (cell.acked, cell.tail)).collect(), vec![(2, 2)], "the cell")
+}
+
 async fn commit_twice(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     let commit = talk.next(100)?;
-    done(store.commit(vec![commit.clone()]).await)?;
-    done(store.commit(vec![commit]).await)?;
+    make_seen(&store, vec![commit.clone()]).await?;
+    make_seen(&store, vec![commit]).await?;
     equal(seqs(&inbox(&store, BOB).await?), vec![1], "the inbox")?;
     let record = store.device(device(BOB).installation, WantCells::No).await.map_err(failed)?;
     equal(record.waiting_rows, 1, "rows that wait")
@@ -169,18 +222,16 @@ async fn commit_twice(store: Store) -> Outcome {
 async fn commits_of_many_conversations(store: Store) -> Outcome {
     let mut one = Conversation::direct();
     let mut two = Conversation::new(ConversationId::direct(ALICE, UserId::from_bytes([3; 16])), 5000);
-    let outcomes = store.commit(vec![one.next(10)?, two.next(10)?]).await;
-    equal(outcomes.len(), 2, "outcomes")?;
-    done(outcomes)?;
+    make_seen(&store, vec![one.next(10)?, two.next(10)?]).await?;
     equal(store.state(two.id, None).await.map_err(failed)?, Some(two.state), "the second state")
 }
 
 async fn an_older_state_does_not_come_back(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     let early = talk.next(100)?;
-    done(store.commit(vec![early.clone()]).await)?;
+    make_seen(&store, vec![early.clone()]).await?;
     talk.fill(&store, 2).await?;
-    done(store.commit(vec![early]).await)?;
+    make_seen(&store, vec![early]).await?;
     equal(store.state(talk.id, None).await.map_err(failed)?, Some(talk.state), "the state")
 }
 
@@ -188,7 +239,7 @@ async fn an_owner_that_is_behind_changes_nothing(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     let commits = (0..4).map(|_| talk.next(100)).collect::<Result<Vec<_>, _>>()?;
     for commit in &commits {
-        done(store.commit(vec![commit.clone()]).await)?;
+        make_seen(&store, vec![commit.clone()]).await?;
     }
     ack(&store, BOB, talk.id, 3).await.map_err(failed)?;
     let seen = || async {
@@ -199,7 +250,7 @@ async fn an_owner_that_is_behind_changes_nothing(store: Store) -> Outcome {
     };
     let before = seen().await?;
     for commit in commits {
-        done(store.commit(vec![commit]).await)?;
+        make_seen(&store, vec![commit]).await?;
         equal(seen().await?, before.clone(), "inbox and history after a late commit")?;
     }
     let cell = store.device(device(BOB).installation, WantCells::All).await.map_err(failed)?.cells;
@@ -212,7 +263,7 @@ async fn rows_above_the_head_are_not_found(store: Store) -> Outcome {
     // What a commit leaves behind that stopped before its state: rows, and an old head.
     let mut torn = talk.next(100)?;
     torn.state.head.seq = 1;
-    done(store.commit(vec![torn]).await)?;
+    make_seen(&store, vec![torn]).await?;
     let found = store.find(talk.id, device(ALICE).installation, message_id(2)).await.map_err(failed)?;
     equal(found, None, "the seq found")?;
     equal(seqs(&inbox(&store, BOB).await?), vec![1], "the inbox")
@@ -265,8 +316,8 @@ async fn inbox_is_in_drain_order(store: Store) -> Outcome {
         1000,
     );
     let (a, b) = (late.next(10)?, early.next(10)?);
-    done(store.commit(vec![a]).await)?;
-    done(store.commit(vec![b]).await)?;
+    make_seen(&store, vec![a]).await?;
+    make_seen(&store, vec![b]).await?;
     let rows = inbox(&store, BOB).await?;
     let places: Vec<Place> = rows.iter().map(InboxRow::place).collect();
     let mut sorted = places.clone();
@@ -313,9 +364,9 @@ async fn ack_above_the_tail(store: Store) -> Outcome {
 async fn an_acked_row_does_not_come_back(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     let commit = talk.next(100)?;
-    done(store.commit(vec![commit.clone()]).await)?;
+    make_seen(&store, vec![commit.clone()]).await?;
     ack(&store, BOB, talk.id, 1).await.map_err(failed)?;
-    done(store.commit(vec![commit]).await)?;
+    make_seen(&store, vec![commit]).await?;
     equal(seqs(&inbox(&store, BOB).await?), Vec::<u64>::new(), "the inbox after a late copy of the commit")
 }
 
@@ -327,7 +378,7 @@ async fn a_device_that_joins_late_is_not_behind(store: Store) -> Outcome {
     let mut row = commit.inbox[1].1.clone();
     row.joined = true;
     commit.inbox.push((late, row));
-    done(store.commit(vec![commit]).await)?;
+    make_seen(&store, vec![commit]).await?;
     let record = store.device(late, WantCells::All).await.map_err(failed)?;
     equal(record.cells.iter().map(|(_, cell)| (cell.acked, cell.tail)).collect(), vec![(3, 4)], "the cell")
 }
@@ -394,7 +445,7 @@ async fn large_rows_read_back(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     let commit = talk.next(crate::limits::MAX_BODY)?;
     let row = commit.inbox[1].1.clone();
-    done(store.commit(vec![commit]).await)?;
+    make_seen(&store, vec![commit]).await?;
     equal(inbox(&store, BOB).await?, vec![row], "the inbox")
 }
 

@@ -34,6 +34,11 @@ pub(super) struct Batch {
 }
 
 impl Batch {
+    /// What is to be committed, in the order of first commits.
+    pub(super) fn take_commits(&mut self) -> Vec<Commit> {
+        self.order.iter().filter_map(|id| self.commits.remove(id)).collect()
+    }
+
     /// Adds what one record makes true.
     pub(super) fn add(&mut self, commit: Commit) {
         self.states.insert(commit.conversation, commit.state.clone());

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use dashmap::DashMap;
-use futures_util::future::try_join_all;
+use futures_util::future::{join, try_join_all};
 use parking_lot::Mutex;
 
 use super::admission::{refusal_of, refuse_now};
@@ -15,13 +15,14 @@ use super::rates::{Limits, Rates};
 use super::shard::{Decision, IdKey, decide};
 use super::{Event, Hub, Stage, Trail, plan};
 use crate::backend::{
-    Backends, Command, Commit, ConversationState, GatewayId, LogPosition, Operation, PageLimit, Record,
+    Backends, Command, Committed, ConversationState, GatewayId, LogPosition, Operation, PageLimit, Record,
     Route, StoreLife, Taken, Told,
 };
 use crate::device_list::SignedDeviceList;
 use crate::envelope::{AckOf, InboxRow, Place, Publish, Refusal, RowContent, SendNumber, Stored, Subject};
 use crate::error::{ErrorKind, Result};
-use crate::id::{ConversationId, DeviceAddress, InstallationId, MessageId, Seq, UserId};
+use crate::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, Seq, UserId};
+use crate::limits::SETTLE_MS;
 use crate::mutant::{Mutant, Mutants};
 use crate::time::WallClock;
 use crate::wire::ServerFrame;
@@ -314,20 +315,52 @@ impl Engine {
             self.decide(&mut batch, record, &found);
         }
         if self.settings.mutants.has(Mutant::AckBeforeSync) {
-            self.deliver(std::mem::take(&mut batch.events), &batch.replies).await;
+            self.deliver(&batch, &[]).await;
+            batch.events.clear();
         }
-        let commits: Vec<Commit> = batch.order.iter().filter_map(|id| batch.commits.remove(id)).collect();
-        if !commits.is_empty() {
-            count(&self.counters.batches, 1);
-            for outcome in self.backends.store.commit(commits).await {
-                outcome?;
-            }
-        }
-        let now = self.now_us();
-        batch.steps.drain(..).for_each(|(id, stage)| self.trail.note(id, now, stage));
-        self.deliver(batch.events, &batch.replies).await;
+        let told = self.commit(&mut batch).await?;
+        self.deliver(&batch, &told).await;
         *states = batch.states;
         Ok(())
+    }
+
+    /// Commits a batch, until every reader sees it; gives who was told by then, and by which route.
+    ///
+    /// Who is connected is told as soon as nothing can be lost. Who connects meanwhile may not find it in
+    /// its inbox yet, and who lags may look for it too early: the one is told by what comes after, the other
+    /// looks again.
+    async fn commit(&self, batch: &mut Batch) -> Result<Vec<Route>> {
+        let commits = batch.take_commits();
+        if commits.is_empty() {
+            self.note_steps(batch);
+            return Ok(Vec::new());
+        }
+        count(&self.counters.batches, 1);
+        let (outcomes, routes) = join(self.backends.store.commit(commits), self.routes(batch)).await;
+        let mut unsettled = Vec::new();
+        for outcome in outcomes {
+            if let Committed::Safe(commit) = outcome? {
+                unsettled.push(*commit);
+            }
+        }
+        self.note_steps(batch);
+        let told = self.tell_planned(plan(&batch.events, &routes, &[]).tell).await;
+        if !unsettled.is_empty() {
+            let start = self.now_us();
+            let settled = self.backends.store.settle(unsettled).await;
+            if !self.settings.mutants.has(Mutant::SettleErrorIgnored) {
+                settled?;
+            }
+            if self.now_us() - start > SETTLE_MS * 1000 {
+                self.tell(told.iter().map(|route| (*route, vec![Event::Lagged])).collect()).await;
+            }
+        }
+        Ok(told)
+    }
+
+    fn note_steps(&self, batch: &mut Batch) {
+        let now = self.now_us();
+        batch.steps.drain(..).for_each(|(id, stage)| self.trail.note(id, now, stage));
     }
 
     /// Reads what deciding needs: states that are not remembered, then the places of ids that may have one.
@@ -357,6 +390,10 @@ impl Engine {
         let Some(state) = batch.states.get(&number.conversation) else {
             return;
         };
+        if state.head.has_applied(record.position) {
+            // Whoever applied it may have fallen before it told anybody.
+            batch.events.extend(recipients(command).map(|device| (device, Event::Lagged)));
+        }
         match decide(state, record, found, self.settings.mutants) {
             Decision::Store(seq, commit) => {
                 batch.ids.insert(key, seq);
@@ -422,35 +459,49 @@ impl Engine {
         }
     }
 
-    /// Tells connected devices, wakes the others. Nothing here may fail a message: it is stored.
+    /// Tells connected devices that were not told yet, wakes the others. Nothing here may fail a message: it
+    /// is stored.
+    async fn deliver(&self, batch: &Batch, told: &[Route]) {
+        if batch.events.is_empty() {
+            return;
+        }
+        let plan = plan(&batch.events, &self.routes(batch).await, told);
+        count(&self.counters.woken, plan.wake.len());
+        plan.unseen.iter().for_each(|(id, devices)| self.note(*id, Stage::Pushed { devices: *devices }));
+        self.tell_planned(plan.tell).await;
+        if !plan.wake.is_empty() {
+            let _ = self.backends.push.wake(&plan.wake).await;
+        }
+    }
+
+    /// Where those are connected that a batch concerns.
     ///
     /// The registry is a hint: who is connected here is told without it, and who waits for an answer is told
     /// where it asked from.
-    async fn deliver(&self, events: Vec<(DeviceAddress, Event)>, replies: &[Route]) {
-        if events.is_empty() {
-            return;
-        }
-        let users: BTreeSet<UserId> = events.iter().map(|(device, _)| device.user).collect();
+    async fn routes(&self, batch: &Batch) -> Vec<Route> {
+        let users: BTreeSet<UserId> = batch.events.iter().map(|(device, _)| device.user).collect();
         let users: Vec<UserId> = users.into_iter().collect();
         let mut routes = self.backends.registry.lookup(&users).await.unwrap_or_default();
-        routes.extend_from_slice(replies);
+        routes.extend_from_slice(&batch.replies);
         let devices: BTreeSet<InstallationId> =
-            events.iter().map(|(device, _)| device.installation).collect();
+            batch.events.iter().map(|(device, _)| device.installation).collect();
         routes.extend(devices.into_iter().filter_map(|device| self.hub.route(device)));
-        let plan = plan(events, &routes);
-        count(&self.counters.woken, plan.wake.len());
-        self.note_routes(&plan.tell);
-        plan.unseen.iter().for_each(|(id, devices)| self.note(*id, Stage::Pushed { devices: *devices }));
-        for (route, events) in &plan.tell {
+        routes
+    }
+
+    /// Tells what was planned; gives the connections that were told, or may have been.
+    async fn tell_planned(&self, told: Vec<Told>) -> Vec<Route> {
+        self.note_routes(&told);
+        for (route, events) in &told {
             count(&self.counters.pushed, events.len());
             if self.settings.mutants.has(Mutant::TrimOnPush) {
                 self.trim(route.device.installation, events).await;
             }
         }
-        self.tell(plan.tell).await;
-        if !plan.wake.is_empty() {
-            let _ = self.backends.push.wake(&plan.wake).await;
-        }
+        let mut routes: Vec<Route> = told.iter().map(|(route, _)| *route).collect();
+        let stale = self.tell(told).await;
+        routes.retain(|route| !stale.contains(route));
+        routes
     }
 
     /// Notes which gateways are told about each message.
@@ -468,8 +519,8 @@ impl Engine {
         }
     }
 
-    /// Tells sessions, wherever they are.
-    pub(super) async fn tell(&self, told: Vec<Told>) {
+    /// Tells sessions, wherever they are; gives the connections of this process that are gone.
+    pub(super) async fn tell(&self, told: Vec<Told>) -> Vec<Route> {
         let mut elsewhere: BTreeMap<GatewayId, Vec<Told>> = BTreeMap::new();
         let mut here = Vec::with_capacity(told.len());
         for (route, events) in told {
@@ -483,9 +534,11 @@ impl Engine {
             count(&self.counters.forwarded, 1);
             self.backends.link.tell(gateway, told);
         }
-        for stale in self.told(here) {
-            let _ = self.backends.registry.unbind(stale).await;
+        let gone = self.told(here);
+        for stale in &gone {
+            let _ = self.backends.registry.unbind(*stale).await;
         }
+        gone
     }
 
     /// Tells sessions of this process what another one sent for them; gives the connections that are not here.
@@ -545,7 +598,7 @@ impl Engine {
 /// The users of installations, as far as state and command name them. The small device number does not
 /// matter to delivery; the sender's own is kept where it is known.
 fn addresses(state: &ConversationState, command: &Command) -> HashMap<InstallationId, DeviceAddress> {
-    let device = crate::id::DeviceId::PRIMARY;
+    let device = DeviceId::PRIMARY;
     let mut known: HashMap<_, _> = state
         .members
         .iter()
@@ -557,6 +610,13 @@ fn addresses(state: &ConversationState, command: &Command) -> HashMap<Installati
         .collect();
     known.insert(command.sender.installation, command.sender);
     known
+}
+
+/// The devices that a command names, but its own.
+fn recipients(command: &Command) -> impl Iterator<Item = DeviceAddress> {
+    let devices = command.recipients.iter().flat_map(|to| to.installations.iter().map(|one| (to.user, *one)));
+    let others = devices.filter(|(_, installation)| *installation != command.sender.installation);
+    others.map(|(user, installation)| DeviceAddress { user, device: DeviceId::PRIMARY, installation })
 }
 
 fn refused(number: &SendNumber, refusal: Refusal) -> ServerFrame {

@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::backend::Route;
 use crate::delivery::Event;
@@ -17,33 +17,37 @@ pub struct Plan {
     pub unseen: HashMap<MessageId, u32>,
 }
 
-/// Plans the delivery of a batch: a pure function of the rows that were committed, whose they are, and the
-/// routes there are. Events of one device keep their order.
-pub fn plan(events: Vec<(DeviceAddress, Event)>, routes: &[Route]) -> Plan {
+/// Plans the delivery of a batch: a pure function of the rows that were committed, whose they are, the
+/// routes there are, and those that were told already. Events of one device keep their order.
+pub fn plan(events: &[(DeviceAddress, Event)], routes: &[Route], told: &[Route]) -> Plan {
     let mut newest: HashMap<InstallationId, Route> = HashMap::with_capacity(routes.len());
-    for route in routes {
+    for route in routes.iter().chain(told) {
         let known = newest.entry(route.device.installation).or_insert(*route);
         if route.epoch > known.epoch {
             *known = *route;
         }
     }
+    let told: HashSet<&Route> = told.iter().collect();
     let mut places: HashMap<InstallationId, usize> = HashMap::new();
     let mut plan = Plan::default();
     for (device, event) in events {
         match newest.get(&device.installation) {
+            Some(route) if told.contains(route) => {}
             Some(route) => {
                 let place = *places.entry(device.installation).or_insert_with(|| {
                     plan.tell.push((*route, Vec::new()));
                     plan.tell.len() - 1
                 });
-                plan.tell[place].1.push(event);
+                plan.tell[place].1.push(event.clone());
             }
             None => {
-                if let Event::Row(InboxRow { content: RowContent::Message { message, .. }, .. }) = &event {
+                if let Event::Row(InboxRow { content: RowContent::Message { message, .. }, .. }) = event {
                     *plan.unseen.entry(message.id).or_default() += 1;
-                    if !plan.wake.contains(&device) {
-                        plan.wake.push(device);
-                    }
+                } else if !matches!(event, Event::Lagged) {
+                    continue;
+                }
+                if !plan.wake.contains(device) {
+                    plan.wake.push(*device);
                 }
             }
         }
@@ -80,8 +84,21 @@ mod tests {
     #[test]
     fn the_newest_route_wins_and_order_holds() {
         let routes = [2, 1].map(|epoch| Route { device: device(1), gateway: GatewayId(epoch), epoch });
-        let plan = plan(vec![(device(1), row(1)), (device(2), row(1)), (device(1), row(2))], &routes);
+        let events = [(device(1), row(1)), (device(2), row(1)), (device(1), row(2))];
+        let plan = plan(&events, &routes, &[]);
         assert_eq!(plan.tell, vec![(routes[0], vec![row(1), row(2)])]);
         assert!(plan.wake.is_empty(), "an empty row wakes nobody");
+    }
+
+    #[test]
+    fn who_was_told_is_told_again_only_at_a_newer_connection() {
+        let route = |n, epoch| Route { device: device(n), gateway: GatewayId(epoch), epoch };
+        let events = [(device(1), row(1)), (device(2), row(1)), (device(3), Event::Lagged)];
+        let told = [route(1, 5), route(2, 5)];
+        let plan = plan(&events, &[route(1, 5), route(2, 6)], &told);
+        assert_eq!(plan.tell, vec![(route(2, 6), vec![row(1)])]);
+        assert_eq!(plan.wake, vec![device(3)], "who is to look and is not there");
+        let nobody = super::plan(&events[..2], &[], &told);
+        assert_eq!(nobody, Plan::default(), "a registry that forgot, or does not answer");
     }
 }

@@ -5,7 +5,8 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use crate::backend::{
-    Commit, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife, WantCells,
+    Commit, Committed, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife,
+    WantCells,
 };
 use crate::envelope::{AckOf, Cell, Durability, InboxRow, Place};
 use crate::error::{Error, ErrorKind, Result};
@@ -301,13 +302,17 @@ impl MessageStore for MemoryStore {
         Ok(self.tables.lock().find(conversation, sender, id))
     }
 
-    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<()>> {
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<Committed>> {
         let mut tables = self.tables.lock();
         let done = commits.into_iter().map(|commit| {
             Tables::writes(commit).into_iter().for_each(|write| tables.apply(write));
-            Ok(())
+            Ok(Committed::Seen)
         });
         done.collect()
+    }
+
+    async fn settle(&self, _commits: Vec<Commit>) -> Result<()> {
+        Ok(())
     }
 
     async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {

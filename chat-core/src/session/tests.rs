@@ -153,3 +153,31 @@ fn of_many_read_watermarks_the_first_and_the_last_are_told() {
     assert_eq!(said(&mut session, 1010, Input::Tick), vec![receipt(99)]);
     assert_eq!(said(&mut session, 3000, read(100)), vec![receipt(100)]);
 }
+
+#[test]
+fn who_dropped_something_looks_once_more_a_second_later() {
+    let read = || vec![Output::Read(Place::START)];
+    let caught_up = |session: &mut Session, at| said(session, at, Input::Page(Place::START, Vec::new()));
+    let mut session = live();
+    caught_up(&mut session, 0);
+    assert_eq!(said(&mut session, 100, Input::Lagged), read());
+    assert_eq!(caught_up(&mut session, 100), vec![]);
+    assert!(session.is_live(), "what is told meanwhile goes on");
+    assert_eq!(session.deadline(), Some(Instant::from_millis(1100)));
+    assert_eq!(said(&mut session, 1100, Input::Tick), read());
+    caught_up(&mut session, 1100);
+    assert_eq!(said(&mut session, 2200, Input::Tick), vec![], "once");
+    // What has no room is dropped as well.
+    let row = |seq| InboxRow {
+        conversation: ConversationId::own(UserId::from_bytes([1; 16])),
+        seq,
+        time_us: seq,
+        joined: false,
+        content: message(),
+    };
+    for seq in 1..=WINDOW_ROWS as u64 + 1 {
+        said(&mut session, 3000, Input::Events(vec![Event::Row(row(seq))]));
+    }
+    assert!(!session.is_live());
+    assert_eq!(session.deadline(), Some(Instant::from_millis(4000)));
+}

@@ -13,7 +13,8 @@ use parking_lot::Mutex;
 use super::oracle::KeyUse;
 
 use crate::backend::{
-    Commit, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife, WantCells,
+    Commit, Committed, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife,
+    WantCells,
 };
 use crate::envelope::{AckOf, Durability, InboxRow, Place};
 use crate::error::{Error, ErrorKind, Result};
@@ -27,8 +28,8 @@ use crate::rng::Rng;
 pub(super) struct StoreFaults {
     /// Apply a commit row by row, and stop anywhere: after a crash the first rows are there.
     pub split: bool,
-    /// Apply half of the commits in any order, the state with what it takes to finish them.
-    pub at_once: bool,
+    /// Apply half of the commits state first, with what it takes to finish them, and the rest when they settle.
+    pub safe_first: bool,
     /// Percent of commits that fail before anything is applied.
     pub error_before: u64,
     /// Percent of commits whose outcome is unknown although all of it is applied.
@@ -132,6 +133,22 @@ impl SimStore {
         }
     }
 
+    /// What is safe may be acknowledged before its row is there.
+    fn raise_tail(&self, device: InstallationId, conversation: ConversationId) {
+        let Some(redo) = self.redo.lock().get(&conversation).cloned() else { return };
+        let rows = Tables::writes(redo).into_iter();
+        let own = |write: &Write| matches!(write, Write::Inbox(owner, _) if *owner == device);
+        self.apply(rows.filter(own).collect(), None);
+    }
+
+    async fn wait(&self, turns: u64) {
+        for _ in 0..turns {
+            self.busy.fetch_add(1, Ordering::Relaxed);
+            Busy(false).await;
+            self.busy.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     pub(super) fn heal(&self) {
         let mut faults = self.faults.lock();
         (faults.error_before, faults.error_after) = (0, 0);
@@ -181,7 +198,7 @@ impl MessageStore for SimStore {
         Ok(self.tables.lock().find(conversation, sender, id))
     }
 
-    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<()>> {
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<Committed>> {
         let faults = *self.faults.lock();
         let mut outcomes = Vec::with_capacity(commits.len());
         for commit in commits {
@@ -189,33 +206,56 @@ impl MessageStore for SimStore {
                 let mut rng = self.rng.lock();
                 (rng.chance(faults.error_before), rng.chance(faults.error_after), rng.next_u64())
             };
-            let at_once = faults.at_once && self.rng.lock().chance(50);
+            let safe_first = faults.safe_first && self.rng.lock().chance(50);
             let mut writes = Tables::writes(commit.clone());
             if faults.mutants.has(Mutant::StateBeforeRows) {
                 writes.reverse();
             }
-            if at_once {
-                self.shuffle(&mut writes);
+            if safe_first {
+                writes.retain(|write| matches!(write, Write::State(..)));
             }
-            let redo = at_once.then_some(&commit);
+            let redo = safe_first.then_some(&commit);
             let early = if faults.split { (cut % (writes.len() as u64 + 1)) as usize } else { 0 };
             let late = writes.split_off(early);
             self.apply(writes, redo);
-            self.busy.fetch_add(1, Ordering::Relaxed);
-            Busy(false).await;
-            self.busy.fetch_sub(1, Ordering::Relaxed);
+            self.wait(1).await;
             if before {
                 outcomes.push(Err(unknown()));
                 continue;
             }
             self.apply(late, redo);
             self.keys.lock().note(&commit);
-            outcomes.push(if after { Err(unknown()) } else { Ok(()) });
+            let done = if safe_first { Committed::Safe(Box::new(commit)) } else { Committed::Seen };
+            outcomes.push(if after { Err(unknown()) } else { Ok(done) });
         }
         outcomes
     }
 
+    async fn settle(&self, commits: Vec<Commit>) -> Result<()> {
+        for commit in commits {
+            let mut writes = Tables::writes(commit);
+            writes.retain(|write| !matches!(write, Write::State(..)));
+            self.shuffle(&mut writes);
+            let (fails, rest, turns) = {
+                let mut rng = self.rng.lock();
+                let rest = rng.below(writes.len() as u64 + 1) as usize;
+                (rng.chance(self.faults.lock().error_before), rest, rng.below(4))
+            };
+            let late = writes.split_off(rest);
+            self.apply(writes, None);
+            self.wait(turns).await;
+            if fails {
+                return Err(unknown());
+            }
+            self.apply(late, None);
+        }
+        Ok(())
+    }
+
     async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
+        for ack in acks {
+            self.raise_tail(device, ack.conversation);
+        }
         self.tables.lock().ack(device, generation, acks)
     }
 

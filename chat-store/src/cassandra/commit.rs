@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use chat_core::backend::{Commit, ConversationState};
+use chat_core::backend::{Commit, Committed, ConversationState};
 use chat_core::envelope::InboxRow;
 use chat_core::wire::{encode_row, redo, state};
 use chat_core::{ConversationId, ConversationKind, InstallationId, MessageId, Result};
-use futures_util::future::try_join_all;
+use futures_util::future::{try_join, try_join_all};
 use scylla::value::CqlValue;
 
 use super::link::Write;
@@ -80,30 +80,33 @@ fn joined_if_small(partitions: Vec<Vec<Write<'_>>>) -> Vec<Vec<Write<'_>>> {
 }
 
 impl CassandraStore {
-    /// Rows at their commit times, the state at its head's: all at once, if the state can hold what it takes to
+    /// Rows at their commit times, the state at its head's: the state first, if it can hold what it takes to
     /// finish them.
-    pub(super) async fn commit_one(&self, commit: Commit) -> Result<()> {
+    pub(super) async fn commit_one(&self, commit: Commit) -> Result<Committed> {
         let redo = if is_fit_for_redo(&commit) { redo::encode(&commit) } else { Vec::new() };
         if redo.is_empty() || redo.len() > REDO {
-            return self.commit_in_order(&commit).await;
+            self.commit_in_order(&commit).await?;
+            return Ok(Committed::Seen);
         }
-        self.commit_at_once(&commit, redo).await
+        self.write_state(&commit, redo).await?;
+        Ok(Committed::Safe(Box::new(commit)))
     }
 
-    async fn commit_at_once(&self, commit: &Commit, redo: Vec<u8>) -> Result<()> {
-        let mut partitions = vec![vec![self.state_write(commit, redo)]];
-        partitions.extend(self.partitions(commit));
-        self.write(partitions).await?;
+    async fn write_state(&self, commit: &Commit, redo: Vec<u8>) -> Result<()> {
+        self.link.batch(&[self.state_write(commit, redo)]).await?;
         self.note_head(commit.conversation, commit.state.head.seq);
         Ok(())
+    }
+
+    pub(super) async fn write_rows(&self, commit: &Commit) -> Result<()> {
+        let groups = joined_if_small(self.partitions(commit));
+        try_join_all(groups.iter().map(|writes| self.write_partition(writes))).await.map(drop)
     }
 
     /// Rows first, then the state.
     pub(super) async fn commit_in_order(&self, commit: &Commit) -> Result<()> {
-        self.write(self.partitions(commit)).await?;
-        self.link.batch(&[self.state_write(commit, Vec::new())]).await?;
-        self.note_head(commit.conversation, commit.state.head.seq);
-        Ok(())
+        self.write_rows(commit).await?;
+        self.write_state(commit, Vec::new()).await
     }
 
     /// Writes the commit again that made a state, and the state with it: perhaps less than a quorum has them.
@@ -114,12 +117,7 @@ impl CassandraStore {
         redo: Vec<u8>,
     ) -> Result<()> {
         let commit = redo::decode(redo.clone().into(), conversation, state)?;
-        self.commit_at_once(&commit, redo).await
-    }
-
-    async fn write(&self, partitions: Vec<Vec<Write<'_>>>) -> Result<()> {
-        let groups = joined_if_small(partitions);
-        try_join_all(groups.iter().map(|writes| self.write_partition(writes))).await.map(drop)
+        try_join(self.write_state(&commit, redo), self.write_rows(&commit)).await.map(drop)
     }
 
     fn state_write(&self, commit: &Commit, redo: Vec<u8>) -> Write<'_> {

@@ -216,8 +216,9 @@ impl CassandraStore {
         let conversations: HashSet<ConversationId> = acks.iter().map(|ack| ack.conversation).collect();
         let cells = self.cells_of(device, &conversations).await?;
         let cell = |ack: &AckOf| cells.get(&ack.conversation).copied().unwrap_or_default();
-        if acks.iter().any(|ack| ack.seq > cell(ack).tail) {
-            return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail"));
+        // One after the other: of many that are made up the first one ends it.
+        for ack in acks.iter().filter(|ack| ack.seq > cell(ack).tail) {
+            self.check_unsettled(device, *ack).await?;
         }
         let mut writes = vec![self.generation_write(device, generation)];
         let mut removed = 0;
@@ -234,6 +235,19 @@ impl CassandraStore {
         self.link.batch(&writes).await?;
         self.note_removed(device, removed).await;
         Ok(())
+    }
+
+    /// Whether a row may be acknowledged that its cell does not reach: its commit is safe, and was told.
+    async fn check_unsettled(&self, device: InstallationId, ack: AckOf) -> Result<()> {
+        if ack.seq <= self.tail_to_come(ack.conversation, device).await? {
+            return Ok(());
+        }
+        // The next commit may be there already: then this one is settled since the cell was read.
+        let cells = self.cells_of(device, &HashSet::from([ack.conversation])).await?;
+        if cells.get(&ack.conversation).is_some_and(|cell| ack.seq <= cell.tail) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Invalid, "an ack is above the tail"))
     }
 
     /// Deletes what was acknowledged once it is worth it. It only frees space: nobody waits for its success.

@@ -7,8 +7,8 @@
 //!   rises: the same write twice is one write, and an older state never takes a newer one back.
 //! - **Counters are registers that keep the largest value** because the value itself is the timestamp:
 //!   `acked`, `tail`, `generation`. `first` and `born` keep the smallest in the same way.
-//! - **The state is written with what it takes to finish its commit** (`redo`), so that a small commit is one
-//!   round trip: whoever goes on after an owner that fell writes the rows again before it decides. What is
+//! - **The state of a small commit is written first, with what it takes to finish it** (`redo`): that one write
+//!   makes it safe, and whoever goes on after an owner that fell writes the rows before it decides. What is
 //!   large, or would be seen in parts, is written before the state. Rows above the head do not exist for any
 //!   decision.
 //! - **What a device acknowledged is told by `acked`**, not by tombstones: a row that comes back is passed
@@ -42,16 +42,17 @@ pub use link::CassandraSettings;
 use async_trait::async_trait;
 use bytes::Bytes;
 use chat_core::backend::{
-    Commit, ConversationState, DeviceRecord, LogAnchor, LogIdentity, LogPosition, MessageStore, PageLimit,
-    StoreLife, WantCells,
+    Commit, Committed, ConversationState, DeviceRecord, LogAnchor, LogIdentity, LogPosition, MessageStore,
+    PageLimit, StoreLife, WantCells,
 };
 use chat_core::envelope::{AckOf, Durability, InboxRow, Place};
-use chat_core::wire::{decode_row, state};
+use chat_core::wire::{decode_row, redo, state};
 use chat_core::{
     ConversationId, ConversationKind, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch,
 };
 use dashmap::DashMap;
 use futures_util::TryStreamExt;
+use futures_util::future::{join_all, try_join_all};
 
 use link::{Link, unknown};
 
@@ -116,6 +117,25 @@ impl CassandraStore {
         Ok(seq)
     }
 
+    /// A state, and what it takes to finish the commit that made it.
+    async fn state_and_redo(
+        &self,
+        conversation: ConversationId,
+    ) -> Result<Option<(ConversationState, Vec<u8>)>> {
+        let statement = &self.link.statements.state_and_redo;
+        let rows = self.link.rows(statement, (&conversation.as_bytes()[..],)).await?;
+        let row = rows.maybe_first_row::<(Vec<u8>, Option<Vec<u8>>)>().map_err(|_| corrupt())?;
+        row.map(|(bytes, redo)| Ok((state::decode(&bytes)?, redo.unwrap_or_default()))).transpose()
+    }
+
+    /// How far the last commit of a conversation reaches in a device's inbox, whether or not its rows are there.
+    async fn tail_to_come(&self, conversation: ConversationId, device: InstallationId) -> Result<Seq> {
+        let Some((state, redo)) = self.state_and_redo(conversation).await? else { return Ok(0) };
+        let commit = redo::decode(redo.into(), conversation, state)?;
+        let own = commit.inbox.iter().filter(|(owner, _)| *owner == device);
+        Ok(own.map(|(_, row)| row.seq).max().unwrap_or(0))
+    }
+
     /// Finishes the last commit of every conversation.
     async fn finish_all(&self) -> Result<()> {
         const AT_ONCE: usize = 16;
@@ -157,18 +177,14 @@ impl MessageStore for CassandraStore {
         conversation: ConversationId,
         next: Option<LogPosition>,
     ) -> Result<Option<ConversationState>> {
-        let statements = &self.link.statements;
         let Some(next) = next else {
-            let rows = self.link.rows(&statements.state, (&conversation.as_bytes()[..],)).await?;
+            let rows = self.link.rows(&self.link.statements.state, (&conversation.as_bytes()[..],)).await?;
             let row = rows.maybe_first_row::<(Vec<u8>,)>().map_err(|_| corrupt())?;
             return row.map(|(bytes,)| state::decode(&bytes)).transpose();
         };
-        let rows = self.link.rows(&statements.state_to_decide, (&conversation.as_bytes()[..],)).await?;
-        let row = rows.maybe_first_row::<(Vec<u8>, Option<Vec<u8>>)>().map_err(|_| corrupt())?;
-        let Some((bytes, redo)) = row else { return Ok(None) };
-        let state = state::decode(&bytes)?;
+        let Some((state, redo)) = self.state_and_redo(conversation).await? else { return Ok(None) };
         if !state.head.is_settled_before(next) {
-            self.finish(conversation, state.clone(), redo.unwrap_or_default()).await?;
+            self.finish(conversation, state.clone(), redo).await?;
         }
         Ok(Some(state))
     }
@@ -189,8 +205,12 @@ impl MessageStore for CassandraStore {
         Ok(self.is_committed(conversation, seq).await?.then_some(seq))
     }
 
-    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<()>> {
-        futures_util::future::join_all(commits.into_iter().map(|commit| self.commit_one(commit))).await
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<Committed>> {
+        join_all(commits.into_iter().map(|commit| self.commit_one(commit))).await
+    }
+
+    async fn settle(&self, commits: Vec<Commit>) -> Result<()> {
+        try_join_all(commits.iter().map(|commit| self.write_rows(commit))).await.map(drop)
     }
 
     async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {

@@ -176,7 +176,7 @@ statements! {
         life: "SELECT version, epoch FROM @meta WHERE one = 'life'",
         log: "SELECT generation, log, partitions, opened FROM @meta WHERE one = 'log'",
         state: "SELECT state FROM @state WHERE conversation = ?",
-        state_to_decide: "SELECT state, redo FROM @state WHERE conversation = ?",
+        state_and_redo: "SELECT state, redo FROM @state WHERE conversation = ?",
         all_states: "SELECT conversation, state, redo FROM @state",
         head: "SELECT seq FROM @state WHERE conversation = ?",
         put_state: "INSERT INTO @state (conversation, seq, state, redo) VALUES (?, ?, ?, ?) USING TIMESTAMP ?",

@@ -32,7 +32,8 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use chat_core::backend::{
-    Commit, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife, WantCells,
+    Commit, Committed, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife,
+    WantCells,
 };
 use chat_core::envelope::{AckOf, Durability, InboxRow, Place};
 use chat_core::{ConversationId, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch};
@@ -244,10 +245,14 @@ impl MessageStore for EmbeddedStore {
         self.tables.find(conversation, sender, id)
     }
 
-    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<()>> {
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<Committed>> {
         let count = commits.len();
-        let outcome = self.writer.commit(commits).await;
+        let outcome = self.writer.commit(commits).await.map(|()| Committed::Seen);
         vec![outcome; count]
+    }
+
+    async fn settle(&self, _commits: Vec<Commit>) -> Result<()> {
+        Ok(())
     }
 
     async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {

@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 
 use async_trait::async_trait;
-use chat_core::backend::{Commit, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife, WantCells};
+use chat_core::backend::{Commit, Committed, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife, WantCells};
 use chat_core::envelope::{AckOf, Cell, Durability, InboxRow, Place};
 use chat_core::{ConversationId, ConversationKind, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch};
 
@@ -122,8 +122,13 @@ impl MessageStore for ToyStore {
         Ok(seq.filter(|seq| *seq <= toy.head(id)))
     }
 
-    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<()>> {
-        commits.into_iter().map(|commit| self.lock().map(|mut toy| toy.apply(commit))).collect()
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<Committed>> {
+        let apply = |commit| self.lock().map(|mut toy| toy.apply(commit)).map(|()| Committed::Seen);
+        commits.into_iter().map(apply).collect()
+    }
+
+    async fn settle(&self, _commits: Vec<Commit>) -> Result<()> {
+        Ok(())
     }
 
     async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {

@@ -1,6 +1,8 @@
 //! What the engine decides before the log: paces, quotas, presence, accounts.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
+mod settling;
+
 use std::future::Future;
 use std::sync::Arc;
 

@@ -1,0 +1,195 @@
+//! Who is told what while a commit is safe and not every reader sees it.
+
+use async_trait::async_trait;
+use chat_core::backend::{
+    Commit, Committed, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife,
+    WantCells,
+};
+use chat_core::delivery::{Bound, Event};
+use chat_core::envelope::{InboxRow, Place};
+use chat_core::limits::SETTLE_MS;
+use chat_core::memory::{MemoryPush, MemoryStore};
+use chat_core::{Error, ErrorKind, InstallationId, Result, Seq};
+use tokio::sync::Semaphore;
+
+use super::*;
+
+/// Commits are safe at once and seen once they may settle.
+#[derive(Debug)]
+struct Later {
+    store: MemoryStore,
+    /// How many may settle; closed: they fail.
+    turns: Semaphore,
+}
+
+#[async_trait]
+impl MessageStore for Later {
+    fn life(&self) -> StoreLife {
+        self.store.life()
+    }
+
+    async fn state(
+        &self,
+        id: ConversationId,
+        next: Option<LogPosition>,
+    ) -> Result<Option<ConversationState>> {
+        self.store.state(id, next).await
+    }
+
+    async fn find(&self, id: ConversationId, sender: InstallationId, of: MessageId) -> Result<Option<Seq>> {
+        self.store.find(id, sender, of).await
+    }
+
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<Committed>> {
+        commits.into_iter().map(|commit| Ok(Committed::Safe(Box::new(commit)))).collect()
+    }
+
+    async fn settle(&self, commits: Vec<Commit>) -> Result<()> {
+        let turn = self.turns.acquire().await;
+        self.store.commit(commits).await;
+        turn.map(|turn| turn.forget()).map_err(|_| Error::new(ErrorKind::Unavailable, "in part"))
+    }
+
+    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
+        self.store.ack(device, generation, acks).await
+    }
+
+    async fn inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Result<Vec<InboxRow>> {
+        self.store.inbox(device, after, limit).await
+    }
+
+    async fn history(&self, id: ConversationId, before: Seq, limit: PageLimit) -> Result<Vec<InboxRow>> {
+        self.store.history(id, before, limit).await
+    }
+
+    async fn device(&self, device: InstallationId, cells: WantCells) -> Result<DeviceRecord> {
+        self.store.device(device, cells).await
+    }
+
+    async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
+        self.store.expire(before_us, limit).await
+    }
+}
+
+/// Alice wrote to Bob.
+struct Scene {
+    engine: Engine,
+    store: Arc<Later>,
+    push: Arc<MemoryPush>,
+    clock: Arc<ManualClock>,
+    alice: User,
+    bob: User,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let clock = Arc::new(ManualClock::default());
+        clock.set_us(START_US);
+        let store = Arc::new(Later { store: MemoryStore::new(), turns: Semaphore::new(0) });
+        let push = Arc::new(MemoryPush::default());
+        let backends = Backends {
+            store: store.clone(),
+            push: push.clone(),
+            router: Arc::new(MemoryRouter::new(1, clock.clone())),
+            ..Backends::memory()
+        };
+        let settings = EngineSettings { rates: Rates::OFF, ..EngineSettings::default() };
+        let engine = Engine::new(backends, settings, clock.clone());
+        let (alice, bob) = (User::new(1, "alice"), User::new(2, "bob"));
+        alice.register(&engine);
+        bob.register(&engine);
+        let mut scene = Self { engine, store, push, clock, alice, bob };
+        assert_eq!(scene.alice.publish(&scene.engine, &scene.bob, 10), None);
+        scene
+    }
+
+    fn connect(&self) -> Bound {
+        ready(self.engine.bind(self.bob.device())).unwrap()
+    }
+
+    fn inbox(&self) -> usize {
+        ready(self.engine.inbox(self.bob.device().installation, Place::START)).unwrap().len()
+    }
+}
+
+/// The seqs of what a connection was told.
+fn told(bound: &mut Bound) -> Vec<Seq> {
+    let events = std::iter::from_fn(|| bound.events.try_recv().ok()).flatten();
+    let rows = events.filter_map(|event| match event {
+        Event::Row(row) => Some(row.seq),
+        _ => None,
+    });
+    rows.collect()
+}
+
+#[test]
+fn who_is_connected_is_told_before_every_reader_sees_it_and_once() {
+    let scene = Scene::new();
+    let mut bob = scene.connect();
+    let mut turn = Box::pin(scene.engine.turn_shard(0));
+    assert!(turn.as_mut().now_or_never().is_none());
+    assert_eq!((told(&mut bob), scene.inbox()), (vec![1], 0));
+    scene.store.turns.add_permits(1);
+    ready(turn).unwrap();
+    assert_eq!((told(&mut bob), scene.inbox()), (vec![], 1));
+    assert!(!bob.take_lagged() && scene.push.woken().is_empty());
+}
+
+#[test]
+fn who_connects_before_every_reader_sees_it_is_told_then() {
+    for known_before in [false, true] {
+        let scene = Scene::new();
+        let before = known_before.then(|| scene.connect());
+        let mut turn = Box::pin(scene.engine.turn_shard(0));
+        assert!(turn.as_mut().now_or_never().is_none());
+        let mut bob = scene.connect();
+        assert_eq!((told(&mut bob), scene.inbox()), (vec![], 0), "neither told nor in its inbox");
+        scene.store.turns.add_permits(1);
+        ready(turn).unwrap();
+        assert_eq!(told(&mut bob), vec![1]);
+        assert!(scene.push.woken().is_empty());
+        drop(before);
+    }
+}
+
+#[test]
+fn who_leaves_before_every_reader_sees_it_is_not_woken_and_who_was_not_there_is() {
+    for there in [true, false] {
+        let scene = Scene::new();
+        let bob = there.then(|| scene.connect());
+        let mut turn = Box::pin(scene.engine.turn_shard(0));
+        assert!(turn.as_mut().now_or_never().is_none());
+        assert!(scene.push.woken().is_empty(), "whom to wake is known once it can be read");
+        if let Some(bob) = &bob {
+            ready(scene.engine.unbind(bob));
+        }
+        scene.store.turns.add_permits(1);
+        ready(turn).unwrap();
+        assert_eq!(scene.push.woken().is_empty(), there);
+    }
+}
+
+#[test]
+fn who_may_have_looked_too_early_is_told_to_look_again() {
+    let scene = Scene::new();
+    let bob = scene.connect();
+    let mut turn = Box::pin(scene.engine.turn_shard(0));
+    assert!(turn.as_mut().now_or_never().is_none());
+    scene.clock.set_us(START_US + SETTLE_MS * 1000 + 1);
+    scene.store.turns.add_permits(1);
+    ready(turn).unwrap();
+    assert!(bob.take_lagged());
+}
+
+#[test]
+fn who_is_named_in_a_record_that_comes_again_looks_for_it_or_is_woken() {
+    for there in [true, false] {
+        let scene = Scene::new();
+        scene.store.turns.close();
+        assert!(ready(scene.engine.turn_shard(0)).is_err());
+        let bob = there.then(|| scene.connect());
+        ready(scene.engine.turn_shard(0)).unwrap();
+        assert_eq!(bob.is_some_and(|bob| bob.take_lagged()), there);
+        assert_eq!(scene.push.woken().is_empty(), there);
+    }
+}
