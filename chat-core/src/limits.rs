@@ -38,9 +38,6 @@ pub const MAX_WATCHED: usize = 512;
 pub const HEARTBEAT_MS: u64 = 30_000;
 /// Milliseconds after which a silent session is closed and its user is offline.
 pub const IDLE_MS: u64 = 75_000;
-/// Milliseconds within which what a session was told is in its inbox; if a store takes longer, the session is
-/// told to look again.
-pub const SETTLE_MS: u64 = 1000;
 /// Milliseconds a connection has to authenticate.
 pub const GREETING_MS: u64 = 5_000;
 /// The wire version this release speaks.

@@ -8,7 +8,7 @@
 //! *Behind* is the whole slow-consumer policy. A session that cannot take a push stops taking pushes and
 //! reads its inbox, from the oldest row, as fast as the device acknowledges. It becomes *Live* again only
 //! when a page came back empty and no push was dropped since that page was asked for. What is told may be a
-//! moment ahead of the inbox, so who dropped something looks once more a second later. Nothing grows.
+//! moment ahead of the inbox, so after a push was dropped the inbox is read twice more. Nothing grows.
 
 mod gathered;
 mod io;
@@ -23,7 +23,7 @@ use crate::backend::PageLimit;
 use crate::delivery::Event;
 use crate::envelope::{AckOf, InboxRow, Place, RowContent};
 use crate::id::{ConversationId, DeviceAddress, Seq, UserId};
-use crate::limits::{GREETING_MS, HEARTBEAT_MS, IDLE_MS, PAGE_BYTES, SETTLE_MS, WINDOW_BYTES, WINDOW_ROWS};
+use crate::limits::{GREETING_MS, HEARTBEAT_MS, IDLE_MS, PAGE_BYTES, WINDOW_BYTES, WINDOW_ROWS};
 use crate::mutant::{Mutant, Mutants};
 use crate::time::Instant;
 use crate::wire::{ClientFrame, ServerFrame, Welcome, close};
@@ -66,8 +66,8 @@ pub struct Session {
     /// Times in a row that rows were sent again without any being acknowledged.
     loops: u32,
     catch_ups: u32,
-    /// When to look for what was dropped once more: the inbox may not have had it yet.
-    look_at: Option<Instant>,
+    /// When a push was dropped last, and how often the inbox was read again for it.
+    missed: Option<(Instant, usize)>,
     /// Publishes passed on and not answered.
     pending: usize,
     drain: Option<(u32, Instant)>,
@@ -83,6 +83,9 @@ pub struct Session {
 const MAX_LOOPS: u32 = 5;
 /// `CatchUp` frames between two heartbeats.
 const MAX_CATCH_UPS: u32 = 64;
+/// Milliseconds after a push was dropped at which the inbox is read again. Its row is there by the first time,
+/// unless the store is slow; after the second one its commit comes again, and whoever it concerns is told to look.
+const LOOK_AGAIN_MS: [u64; 2] = [1000, 5000];
 /// Milliseconds between two looks at who is present.
 const LOOK_MS: u64 = 1000;
 /// Milliseconds between two words that a user is writing in a conversation.
@@ -106,7 +109,7 @@ impl Session {
             announced: false,
             loops: 0,
             catch_ups: 0,
-            look_at: None,
+            missed: None,
             pending: 0,
             drain: None,
             gathered: Gathered::default(),
@@ -136,7 +139,12 @@ impl Session {
             Phase::Live | Phase::Behind { .. } => self.heard.after(IDLE_MS),
         };
         let drain = self.drain.map(|(_, until)| until);
-        [Some(silent), self.gathered.due(), self.watch_at, self.look_at, drain].into_iter().flatten().min()
+        [Some(silent), self.gathered.due(), self.watch_at, self.look_at(), drain].into_iter().flatten().min()
+    }
+
+    /// When to look once more for what was dropped.
+    fn look_at(&self) -> Option<Instant> {
+        self.missed.map(|(at, looks)| at.after(LOOK_AGAIN_MS[looks]))
     }
 
     /// Takes one input; appends what is to be done.
@@ -224,6 +232,7 @@ impl Session {
                 if self.catch_ups > MAX_CATCH_UPS {
                     self.close(close::THROTTLED, 1000, out);
                 } else {
+                    self.missed = Some((now, 0));
                     self.start_over(out);
                 }
             }
@@ -346,7 +355,7 @@ impl Session {
     }
 
     fn lagged(&mut self, now: Instant, out: &mut Vec<Output>) {
-        self.look_at = Some(now.after(SETTLE_MS));
+        self.missed = Some((now, 0));
         self.look_again(out);
     }
 
@@ -354,7 +363,10 @@ impl Session {
     fn look_again(&mut self, out: &mut Vec<Output>) {
         match &mut self.phase {
             Phase::Live => self.read_from(Place::START, out),
-            Phase::Behind { dropped, .. } => *dropped = true,
+            Phase::Behind { dropped, .. } => {
+                *dropped = true;
+                self.resume(out);
+            }
             _ => {}
         }
     }
@@ -420,7 +432,7 @@ impl Session {
         if matches!(self.phase, Phase::Live) && self.has_room() {
             return true;
         }
-        self.look_at = Some(now.after(SETTLE_MS));
+        self.missed = Some((now, 0));
         match &mut self.phase {
             Phase::Live => {
                 self.phase = Phase::Behind { after: Place::START, reading: false, dropped: true };
@@ -508,8 +520,9 @@ impl Session {
             return self.close(close::IDLE, 0, out);
         }
         self.gathered.tick(now, out);
-        if self.look_at.is_some_and(|at| now >= at) {
-            self.look_at = None;
+        if self.look_at().is_some_and(|at| now >= at) {
+            self.missed = self.missed.map(|(at, looks)| (at, looks + 1));
+            self.missed = self.missed.filter(|(_, looks)| *looks < LOOK_AGAIN_MS.len());
             self.look_again(out);
         }
         if self.watch_at.is_some_and(|at| now >= at) {

@@ -126,7 +126,7 @@ async fn serve(settings: settings::Settings) -> Result<(), String> {
     }
     if settings.roles.contains(&Role::Router) {
         for shard in 0..engine.shards() {
-            tokio::spawn(run_shard(engine.clone(), shard));
+            tokio::spawn(or_abort(run_shard(engine.clone(), shard)));
         }
         tokio::spawn(sweep(engine.clone(), settings.retention_days));
     }
@@ -236,12 +236,23 @@ async fn join_cluster(
     Err(backends::missing_feature())
 }
 
+/// Ends the process if a task of it panics: others go on with its shards, and whoever watches it starts it anew. One
+/// that went on without would keep them.
+async fn or_abort(task: impl Future<Output = ()> + Send + 'static) {
+    if let Err(error) = tokio::spawn(task).await
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a shard panicked");
+        std::process::abort();
+    }
+}
+
 async fn run_shard(engine: Arc<Engine>, shard: usize) {
     loop {
         match engine.run_shard(shard).await {
             Err(error) if error.kind() == ErrorKind::Closed => return,
             Err(error) => {
-                // Nothing of the batch was answered, and it comes again: the shard stalls, it never skips.
+                // The batch comes again until all of it is seen: the shard stalls, it never skips.
                 tracing::error!(%error, shard, "a shard stalls");
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }

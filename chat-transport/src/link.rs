@@ -22,7 +22,7 @@ use chat_core::envelope::{InboxRow, RowContent};
 use chat_core::wire::node::{
     decode_not_here, decode_rendezvous, decode_told, encode_not_here, encode_rendezvous, encode_told,
 };
-use chat_core::{Engine, Error, ErrorKind, Result};
+use chat_core::{DeviceAddress, Engine, Error, ErrorKind, Result};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
@@ -226,6 +226,10 @@ struct Waiting {
     lagged: HashSet<Route>,
 }
 
+const fn is_message(event: &Event) -> bool {
+    matches!(event, Event::Row(InboxRow { content: RowContent::Message { .. }, .. }))
+}
+
 /// About how many bytes an event takes.
 fn size(event: &Event) -> usize {
     match event {
@@ -348,8 +352,9 @@ impl Shared {
                     tracing::debug!(%error, gateway = gateway.0, "the node link");
                     channel = None;
                     peer.lost(&told);
-                    let all: Vec<Route> = told.iter().map(|(route, _)| *route).collect();
-                    self.wake(&all, &told).await;
+                    // Not for `Lagged`, which goes on being told.
+                    let woken = told.iter().filter(|(_, events)| events.iter().any(is_message));
+                    self.wake(woken.map(|(route, _)| route.device).collect()).await;
                     tokio::time::sleep(PAUSE).await;
                 }
             }
@@ -388,18 +393,13 @@ impl Shared {
         for route in stale {
             let _ = self.registry.unbind(*route).await;
         }
-        self.wake(stale, told).await;
+        let of_inbox = |event: &Event| is_message(event) || matches!(event, Event::Lagged);
+        let woken =
+            told.iter().filter(|(route, events)| stale.contains(route) && events.iter().any(of_inbox));
+        self.wake(woken.map(|(route, _)| route.device).collect()).await;
     }
 
-    /// Wakes the devices of these connections that have a message.
-    async fn wake(&self, routes: &[Route], told: &[Told]) {
-        let message =
-            |event: &Event| matches!(event, Event::Row(InboxRow { content: RowContent::Message { .. }, .. }));
-        let devices: Vec<_> = told
-            .iter()
-            .filter(|(route, events)| routes.contains(route) && events.iter().any(message))
-            .map(|(route, _)| route.device)
-            .collect();
+    async fn wake(&self, devices: Vec<DeviceAddress>) {
         if !devices.is_empty() {
             let _ = self.push.wake(&devices).await;
         }

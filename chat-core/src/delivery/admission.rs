@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use futures_util::future::try_join_all;
+
 use super::Engine;
 use super::rates::Wait;
 use crate::backend::{Command, Operation, Recipient, WantCells};
@@ -113,12 +115,14 @@ impl Engine {
         let mut recipients = Vec::with_capacity(publish.audience.len());
         let mut stale = Vec::new();
         let mut verdict = shape(sender, &publish).err();
+        let named = publish.audience.iter().map(|a| self.list_at_least(a.user, a.list_version));
+        let lists = try_join_all(named).await?;
         let own = self.device_list(sender.user).await?;
         if !own.iter().any(|list| list.list().addresses().any(|device| device == sender)) {
             verdict = verdict.or(Some(Refusal::Denied));
         }
-        for audience in &publish.audience {
-            let Some(list) = self.list_at_least(audience.user, audience.list_version).await? else {
+        for (audience, list) in publish.audience.iter().zip(lists) {
+            let Some(list) = list else {
                 verdict = verdict.or(Some(Refusal::Denied));
                 continue;
             };
@@ -156,19 +160,15 @@ impl Engine {
 
     /// Whether an inbox has no room: a soft check, the store's own sweeper is the hard one.
     async fn full(&self, sender: DeviceAddress, recipients: &[Recipient]) -> Result<bool> {
-        for device in recipients.iter().flat_map(|r| &r.installations).filter(|d| **d != sender.installation)
-        {
-            if self.is_full(*device).await? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        let devices = recipients.iter().flat_map(|r| &r.installations).filter(|d| **d != sender.installation);
+        let full = try_join_all(devices.map(|device| self.is_full(*device))).await?;
+        Ok(full.contains(&true))
     }
 
     async fn is_full(&self, device: InstallationId) -> Result<bool> {
         /// For how many milliseconds, and how many publishes, an inbox that is less than half full is not looked
-        /// at again. So many of the largest fit into the other half.
-        const ROOM: (u64, u32) = (1000, 100);
+        /// at again. So many of the largest, of two gateways, fit into the other half.
+        const ROOM: (u64, u32) = (60_000, 100);
         let now = self.now_ms();
         if let Some(mut room) = self.room.get_mut(&device)
             && now < room.0.saturating_add(ROOM.0)
@@ -190,11 +190,18 @@ impl Engine {
     /// The newest list of a user, from the cache if it is there.
     pub(super) async fn device_list(&self, user: UserId) -> Result<Option<Arc<SignedDeviceList>>> {
         if let Some(known) = self.lists.get(&user)
-            && self.now_ms() < known.1.saturating_add(self.settings.lists_ms)
+            && self.now_ms() < known.1.saturating_add(self.lasts_ms(user, known.1))
         {
             return Ok(Some(known.0.clone()));
         }
         self.read_list(user).await
+    }
+
+    /// How long a list counts as the newest that was read at a time: at least half as long as it may, so that what
+    /// was read at once is not read again at once.
+    fn lasts_ms(&self, user: UserId, read_ms: u64) -> u64 {
+        let early = (u64::from(user.as_bytes()[0]) ^ read_ms) % 256;
+        self.settings.lists_ms - self.settings.lists_ms / 512 * early
     }
 
     /// The newest list of a user, read anew if what is cached is older than this version: the device that

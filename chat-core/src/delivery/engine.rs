@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use dashmap::DashMap;
-use futures_util::future::{join, try_join_all};
+use futures_util::future::{join, join_all, try_join_all};
 use parking_lot::Mutex;
 
 use super::admission::{refusal_of, refuse_now};
@@ -15,14 +15,13 @@ use super::rates::{Limits, Rates};
 use super::shard::{Decision, IdKey, decide};
 use super::{Event, Hub, Stage, Trail, plan};
 use crate::backend::{
-    Backends, Command, Committed, ConversationState, GatewayId, LogPosition, Operation, PageLimit, Record,
-    Route, StoreLife, Taken, Told,
+    Backends, Command, Commit, Committed, ConversationState, GatewayId, LogPosition, Operation, PageLimit,
+    Record, Route, StoreLife, Taken, Told,
 };
 use crate::device_list::SignedDeviceList;
 use crate::envelope::{AckOf, InboxRow, Place, Publish, Refusal, RowContent, SendNumber, Stored, Subject};
 use crate::error::{ErrorKind, Result};
 use crate::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, Seq, UserId};
-use crate::limits::SETTLE_MS;
 use crate::mutant::{Mutant, Mutants};
 use crate::time::WallClock;
 use crate::wire::ServerFrame;
@@ -336,26 +335,32 @@ impl Engine {
             return Ok(Vec::new());
         }
         count(&self.counters.batches, 1);
-        let (outcomes, routes) = join(self.backends.store.commit(commits), self.routes(batch)).await;
-        let mut unsettled = Vec::new();
+        let (outcomes, routes) = join(self.backends.store.commit(commits), self.routes(batch, &[])).await;
+        let (mut unsettled, mut failed) = (Vec::new(), None);
         for outcome in outcomes {
-            if let Committed::Safe(commit) = outcome? {
-                unsettled.push(*commit);
+            match outcome {
+                Ok(Committed::Safe(commit)) => unsettled.push(*commit),
+                Ok(Committed::Seen) => {}
+                Err(error) => failed = Some(error),
             }
+        }
+        if let Some(error) = failed {
+            // All of it comes again. What is safe need not wait for the rest to be seen.
+            let _ = self.settle(unsettled).await;
+            return Err(error);
         }
         self.note_steps(batch);
-        let told = self.tell_planned(plan(&batch.events, &routes, &[]).tell).await;
-        if !unsettled.is_empty() {
-            let start = self.now_us();
-            let settled = self.backends.store.settle(unsettled).await;
-            if !self.settings.mutants.has(Mutant::SettleErrorIgnored) {
-                settled?;
-            }
-            if self.now_us() - start > SETTLE_MS * 1000 {
-                self.tell(told.iter().map(|route| (*route, vec![Event::Lagged])).collect()).await;
-            }
+        let tell = self.tell_planned(plan(&batch.events, &routes, &[]).tell);
+        let (told, settled) = join(tell, self.settle(unsettled)).await;
+        settled.map(|()| told)
+    }
+
+    async fn settle(&self, commits: Vec<Commit>) -> Result<()> {
+        if commits.is_empty() {
+            return Ok(());
         }
-        Ok(told)
+        let settled = self.backends.store.settle(commits).await;
+        if self.settings.mutants.has(Mutant::SettleErrorIgnored) { Ok(()) } else { settled }
     }
 
     fn note_steps(&self, batch: &mut Batch) {
@@ -372,7 +377,10 @@ impl Engine {
         let read = unknown.into_iter().map(|(id, next)| async move {
             Ok::<_, crate::Error>((id, self.backends.store.state(id, Some(next)).await?.unwrap_or_default()))
         });
-        states.extend(try_join_all(read).await?);
+        // Each to its end: one that fails must not keep another from finishing a commit.
+        for read in join_all(read).await {
+            states.extend([read?]);
+        }
         let keys = perhaps_stored(states, records, self.settings.mutants);
         let found =
             keys.into_iter().map(|key| async move { Ok::<_, crate::Error>((key, self.find(key).await?)) });
@@ -390,10 +398,6 @@ impl Engine {
         let Some(state) = batch.states.get(&number.conversation) else {
             return;
         };
-        if state.head.has_applied(record.position) {
-            // Whoever applied it may have fallen before it told anybody.
-            batch.events.extend(recipients(command).map(|device| (device, Event::Lagged)));
-        }
         match decide(state, record, found, self.settings.mutants) {
             Decision::Store(seq, commit) => {
                 batch.ids.insert(key, seq);
@@ -426,6 +430,11 @@ impl Engine {
                 batch.steps.push((number.message_id, Stage::Repeated { seq }));
                 let answer = Event::Answer(ServerFrame::Stored(self.stored(&number, seq)));
                 batch.events.push((sender, answer));
+                if state.head.has_applied(record.position) {
+                    // It comes again: whoever stored it may have fallen before it told anybody.
+                    let others = addresses(state, command).into_values().filter(|device| *device != sender);
+                    batch.events.extend(others.map(|device| (device, Event::Lagged)));
+                }
                 if let Some(commit) = commit {
                     batch.add(commit);
                 }
@@ -465,7 +474,7 @@ impl Engine {
         if batch.events.is_empty() {
             return;
         }
-        let plan = plan(&batch.events, &self.routes(batch).await, told);
+        let plan = plan(&batch.events, &self.routes(batch, told).await, told);
         count(&self.counters.woken, plan.wake.len());
         plan.unseen.iter().for_each(|(id, devices)| self.note(*id, Stage::Pushed { devices: *devices }));
         self.tell_planned(plan.tell).await;
@@ -474,14 +483,15 @@ impl Engine {
         }
     }
 
-    /// Where those are connected that a batch concerns.
+    /// Where those are connected that a batch concerns; `known` is what counts if the registry does not answer.
     ///
     /// The registry is a hint: who is connected here is told without it, and who waits for an answer is told
     /// where it asked from.
-    async fn routes(&self, batch: &Batch) -> Vec<Route> {
+    async fn routes(&self, batch: &Batch, known: &[Route]) -> Vec<Route> {
         let users: BTreeSet<UserId> = batch.events.iter().map(|(device, _)| device.user).collect();
         let users: Vec<UserId> = users.into_iter().collect();
-        let mut routes = self.backends.registry.lookup(&users).await.unwrap_or_default();
+        let found = self.backends.registry.lookup(&users).await;
+        let mut routes = found.unwrap_or_else(|_| known.to_vec());
         routes.extend_from_slice(&batch.replies);
         let devices: BTreeSet<InstallationId> =
             batch.events.iter().map(|(device, _)| device.installation).collect();
@@ -610,13 +620,6 @@ fn addresses(state: &ConversationState, command: &Command) -> HashMap<Installati
         .collect();
     known.insert(command.sender.installation, command.sender);
     known
-}
-
-/// The devices that a command names, but its own.
-fn recipients(command: &Command) -> impl Iterator<Item = DeviceAddress> {
-    let devices = command.recipients.iter().flat_map(|to| to.installations.iter().map(|one| (to.user, *one)));
-    let others = devices.filter(|(_, installation)| *installation != command.sender.installation);
-    others.map(|(user, installation)| DeviceAddress { user, device: DeviceId::PRIMARY, installation })
 }
 
 fn refused(number: &SendNumber, refusal: Refusal) -> ServerFrame {

@@ -61,6 +61,8 @@ pub(crate) enum Write {
     History(InboxRow),
     Id((ConversationId, InstallationId, MessageId), Seq),
     Inbox(InstallationId, Arc<InboxRow>),
+    /// How far a device's rows reach, and whether it joined there.
+    Tail(InstallationId, ConversationId, Seq, bool),
     Generation(InstallationId, u64),
     State(ConversationId, Box<ConversationState>),
 }
@@ -77,7 +79,10 @@ impl Tables {
         writes.extend(
             commit.ids.into_iter().map(|(sender, id, seq)| Write::Id((conversation, sender, id), seq)),
         );
-        writes.extend(commit.inbox.into_iter().map(|(device, row)| Write::Inbox(device, Arc::new(row))));
+        for (device, row) in commit.inbox {
+            let tail = Write::Tail(device, conversation, row.seq, row.joined);
+            writes.extend([Write::Inbox(device, Arc::new(row)), tail]);
+        }
         writes.extend(commit.generations.into_iter().map(|(device, g)| Write::Generation(device, g)));
         writes.push(Write::State(conversation, Box::new(commit.state)));
         writes
@@ -92,16 +97,19 @@ impl Tables {
                 self.ids.insert(key, seq);
             }
             Write::Inbox(device, row) => {
-                let cell = self.cells.entry((device, row.conversation)).or_default();
-                if row.joined && cell.tail == 0 {
-                    cell.acked = row.seq - 1;
-                }
-                cell.tail = cell.tail.max(row.seq);
+                let acked = self.cells.get(&(device, row.conversation)).map_or(0, |cell| cell.acked);
                 // A late copy of a row that was acknowledged must not come back.
-                if row.seq > cell.acked {
+                if row.seq > acked {
                     // Nor may it take the place of the gap that retention left.
                     self.inbox.entry((device, row.place())).or_insert(row);
                 }
+            }
+            Write::Tail(device, conversation, seq, joined) => {
+                let cell = self.cells.entry((device, conversation)).or_default();
+                if joined && cell.tail == 0 {
+                    cell.acked = cell.acked.max(seq - 1);
+                }
+                cell.tail = cell.tail.max(seq);
             }
             Write::Generation(device, generation) => {
                 let known = self.generations.entry(device).or_default();
@@ -129,6 +137,15 @@ impl Tables {
         self.history.get(&(row.conversation, row.seq)).is_some_and(|known| known != row)
     }
 
+    fn tail(&self, device: InstallationId, conversation: ConversationId) -> Seq {
+        self.cells.get(&(device, conversation)).map_or(0, |cell| cell.tail)
+    }
+
+    /// Up to where rows of a device exist for whoever reads.
+    fn seen(&self, device: InstallationId, conversation: ConversationId) -> Seq {
+        self.head(conversation).min(self.tail(device, conversation))
+    }
+
     fn head(&self, conversation: ConversationId) -> Seq {
         self.states.get(&conversation).map_or(0, |state| state.head.seq)
     }
@@ -147,9 +164,16 @@ impl Tables {
         (seq <= self.head(conversation)).then_some(seq)
     }
 
-    pub(crate) fn ack(&mut self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
+    /// `to_come`: how far the rows reach of a commit that is safe and not seen.
+    pub(crate) fn ack(
+        &mut self,
+        device: InstallationId,
+        generation: u64,
+        acks: &[AckOf],
+        to_come: &dyn Fn(ConversationId) -> Seq,
+    ) -> Result<()> {
         for ack in acks {
-            if ack.seq > self.cells.get(&(device, ack.conversation)).map_or(0, |cell| cell.tail) {
+            if ack.seq > self.tail(device, ack.conversation).max(to_come(ack.conversation)) {
                 return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail"));
             }
         }
@@ -180,8 +204,8 @@ impl Tables {
             .inbox
             .range((Excluded((device, after)), Unbounded))
             .take_while(|((owner, _), _)| *owner == device)
-            // Rows above the head do not exist yet.
-            .filter(|((_, place), _)| place.seq <= self.head(place.conversation))
+            // Rows above the head, or above the tail of their device, do not exist yet.
+            .filter(|((_, place), _)| place.seq <= self.seen(device, place.conversation))
             .map(|(_, row)| InboxRow::clone(row));
         page(rows, limit)
     }
@@ -243,7 +267,7 @@ impl Tables {
             if count == limit {
                 break;
             }
-            if place.time_us >= before_us || place.seq > self.head(place.conversation) {
+            if place.time_us >= before_us || place.seq > self.seen(*device, place.conversation) {
                 continue;
             }
             let gap = gaps.entry((*device, place.conversation)).or_insert((row.first_seq(), false, *place));
@@ -316,7 +340,7 @@ impl MessageStore for MemoryStore {
     }
 
     async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
-        self.tables.lock().ack(device, generation, acks)
+        self.tables.lock().ack(device, generation, acks, &|_| 0)
     }
 
     async fn inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Result<Vec<InboxRow>> {

@@ -155,19 +155,9 @@ fn of_many_read_watermarks_the_first_and_the_last_are_told() {
 }
 
 #[test]
-fn who_dropped_something_looks_once_more_a_second_later() {
+fn who_dropped_something_looks_twice_more() {
     let read = || vec![Output::Read(Place::START)];
     let caught_up = |session: &mut Session, at| said(session, at, Input::Page(Place::START, Vec::new()));
-    let mut session = live();
-    caught_up(&mut session, 0);
-    assert_eq!(said(&mut session, 100, Input::Lagged), read());
-    assert_eq!(caught_up(&mut session, 100), vec![]);
-    assert!(session.is_live(), "what is told meanwhile goes on");
-    assert_eq!(session.deadline(), Some(Instant::from_millis(1100)));
-    assert_eq!(said(&mut session, 1100, Input::Tick), read());
-    caught_up(&mut session, 1100);
-    assert_eq!(said(&mut session, 2200, Input::Tick), vec![], "once");
-    // What has no room is dropped as well.
     let row = |seq| InboxRow {
         conversation: ConversationId::own(UserId::from_bytes([1; 16])),
         seq,
@@ -175,9 +165,34 @@ fn who_dropped_something_looks_once_more_a_second_later() {
         joined: false,
         content: message(),
     };
-    for seq in 1..=WINDOW_ROWS as u64 + 1 {
-        said(&mut session, 3000, Input::Events(vec![Event::Row(row(seq))]));
+    for input in [Input::Lagged, Input::Frame(ClientFrame::CatchUp)] {
+        let mut session = live();
+        caught_up(&mut session, 0);
+        assert_eq!(said(&mut session, 100, input), read());
+        caught_up(&mut session, 100);
+        for at in [1100, 5100] {
+            assert!(session.is_live(), "what is told meanwhile goes on");
+            assert_eq!(session.deadline(), Some(Instant::from_millis(at)));
+            assert_eq!(said(&mut session, at, Input::Tick), read());
+            caught_up(&mut session, at);
+        }
+        assert!(session.deadline() > Some(Instant::from_millis(10_000)), "and no more");
     }
+    // What has no room is dropped as well.
+    let mut session = live();
+    caught_up(&mut session, 0);
+    for seq in 1..=WINDOW_ROWS as u64 {
+        said(&mut session, 0, Input::Events(vec![Event::Row(row(seq))]));
+    }
+    assert!(session.is_live());
+    said(&mut session, 0, Input::Events(vec![Event::Row(row(WINDOW_ROWS as u64 + 1))]));
     assert!(!session.is_live());
-    assert_eq!(session.deadline(), Some(Instant::from_millis(4000)));
+    assert_eq!(session.deadline(), Some(Instant::from_millis(1000)));
+    assert_eq!(said(&mut session, 1000, Input::Tick), vec![], "nothing fits yet");
+    // A page that fails does not end it.
+    let mut session = live();
+    caught_up(&mut session, 0);
+    assert_eq!(said(&mut session, 100, Input::Lagged), read());
+    assert_eq!(said(&mut session, 100, Input::PageFailed), vec![]);
+    assert_eq!(said(&mut session, 1100, Input::Tick), read());
 }

@@ -134,11 +134,10 @@ impl SimStore {
     }
 
     /// What is safe may be acknowledged before its row is there.
-    fn raise_tail(&self, device: InstallationId, conversation: ConversationId) {
-        let Some(redo) = self.redo.lock().get(&conversation).cloned() else { return };
-        let rows = Tables::writes(redo).into_iter();
-        let own = |write: &Write| matches!(write, Write::Inbox(owner, _) if *owner == device);
-        self.apply(rows.filter(own).collect(), None);
+    fn tail_to_come(&self, conversation: ConversationId, device: InstallationId) -> Seq {
+        let redo = self.redo.lock();
+        let rows = redo.get(&conversation).into_iter().flat_map(|commit| &commit.inbox);
+        rows.filter(|(owner, _)| *owner == device).map(|(_, row)| row.seq).max().unwrap_or(0)
     }
 
     async fn wait(&self, turns: u64) {
@@ -153,6 +152,11 @@ impl SimStore {
         let mut faults = self.faults.lock();
         (faults.error_before, faults.error_after) = (0, 0);
     }
+}
+
+/// Whether a write comes before a commit is safe, and not when it settles.
+const fn makes_safe(write: &Write) -> bool {
+    matches!(write, Write::State(..) | Write::Generation(..))
 }
 
 /// Lets the world go on once: the disk is busy.
@@ -212,7 +216,8 @@ impl MessageStore for SimStore {
                 writes.reverse();
             }
             if safe_first {
-                writes.retain(|write| matches!(write, Write::State(..)));
+                writes.retain(makes_safe);
+                self.shuffle(&mut writes);
             }
             let redo = safe_first.then_some(&commit);
             let early = if faults.split { (cut % (writes.len() as u64 + 1)) as usize } else { 0 };
@@ -234,7 +239,7 @@ impl MessageStore for SimStore {
     async fn settle(&self, commits: Vec<Commit>) -> Result<()> {
         for commit in commits {
             let mut writes = Tables::writes(commit);
-            writes.retain(|write| !matches!(write, Write::State(..)));
+            writes.retain(|write| !makes_safe(write));
             self.shuffle(&mut writes);
             let (fails, rest, turns) = {
                 let mut rng = self.rng.lock();
@@ -253,10 +258,8 @@ impl MessageStore for SimStore {
     }
 
     async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
-        for ack in acks {
-            self.raise_tail(device, ack.conversation);
-        }
-        self.tables.lock().ack(device, generation, acks)
+        let to_come = |conversation| self.tail_to_come(conversation, device);
+        self.tables.lock().ack(device, generation, acks, &to_come)
     }
 
     async fn inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Result<Vec<InboxRow>> {

@@ -88,12 +88,16 @@ impl CassandraStore {
             self.commit_in_order(&commit).await?;
             return Ok(Committed::Seen);
         }
-        self.write_state(&commit, redo).await?;
+        self.make_safe(&commit, redo).await?;
         Ok(Committed::Safe(Box::new(commit)))
     }
 
-    async fn write_state(&self, commit: &Commit, redo: Vec<u8>) -> Result<()> {
-        self.link.batch(&[self.state_write(commit, redo)]).await?;
+    /// Writes the state, and the generations of those who sent: a device that is told that its message is stored, and
+    /// is restored from a backup, must be seen to have been further.
+    async fn make_safe(&self, commit: &Commit, redo: Vec<u8>) -> Result<()> {
+        let state = [self.state_write(commit, redo)];
+        let generations = self.generation_writes(commit);
+        try_join(self.link.batch(&state), self.link.batch(&generations)).await?;
         self.note_head(commit.conversation, commit.state.head.seq);
         Ok(())
     }
@@ -106,7 +110,7 @@ impl CassandraStore {
     /// Rows first, then the state.
     pub(super) async fn commit_in_order(&self, commit: &Commit) -> Result<()> {
         self.write_rows(commit).await?;
-        self.write_state(commit, Vec::new()).await
+        self.make_safe(commit, Vec::new()).await
     }
 
     /// Writes the commit again that made a state, and the state with it: perhaps less than a quorum has them.
@@ -117,7 +121,7 @@ impl CassandraStore {
         redo: Vec<u8>,
     ) -> Result<()> {
         let commit = redo::decode(redo.clone().into(), conversation, state)?;
-        try_join(self.write_state(&commit, redo), self.write_rows(&commit)).await.map(drop)
+        try_join(self.make_safe(&commit, redo), self.write_rows(&commit)).await.map(drop)
     }
 
     fn state_write(&self, commit: &Commit, redo: Vec<u8>) -> Write<'_> {
@@ -144,7 +148,7 @@ impl CassandraStore {
         self.link.batch(&writes[from..]).await
     }
 
-    /// The writes of a commit but the state's, by partition.
+    /// The writes of a commit but what [makes it safe](Self::make_safe), by partition.
     fn partitions(&self, commit: &Commit) -> Vec<Vec<Write<'_>>> {
         let mut partitions: Vec<Vec<Write<'_>>> = Vec::new();
         let mailbox = commit.conversation.kind() == Ok(ConversationKind::Mailbox);
@@ -223,7 +227,7 @@ impl CassandraStore {
         Write { statement: &self.link.statements.put_inbox, values }
     }
 
-    /// One request a device: how far its rows reach, where it joined, its generation.
+    /// One request a device: how far its rows reach, and where it joined.
     fn cell_writes(&self, commit: &Commit) -> impl Iterator<Item = Vec<Write<'_>>> {
         let statements = &self.link.statements;
         let mut devices: BTreeMap<InstallationId, Vec<Write<'_>>> = BTreeMap::new();
@@ -247,10 +251,16 @@ impl CassandraStore {
                 vec![big(signed(row.time_us)), big(signed(row.seq)), blob(device.as_bytes()), conversation()];
             devices.entry(device).or_default().push(Write { statement: &statements.put_tail, values });
         }
-        for (device, generation) in &commit.generations {
-            devices.entry(*device).or_default().push(self.generation_write(*device, *generation));
-        }
         devices.into_values()
+    }
+
+    fn generation_writes(&self, commit: &Commit) -> Vec<Write<'_>> {
+        let mut highest: BTreeMap<InstallationId, u64> = BTreeMap::new();
+        for (device, generation) in &commit.generations {
+            let known = highest.entry(*device).or_default();
+            *known = (*known).max(*generation);
+        }
+        highest.into_iter().map(|(device, generation)| self.generation_write(device, generation)).collect()
     }
 
     /// A device has no rows that are older.

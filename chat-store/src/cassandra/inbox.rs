@@ -47,7 +47,7 @@ pub(super) struct Untrimmed {
     trims: u32,
     /// When that was; 0: not yet.
     whole_us: u64,
-    /// Everything before was deleted, but what came late.
+    /// Everything before was deleted, but what came late, or was acknowledged before it was written.
     from_us: u64,
 }
 
@@ -199,7 +199,7 @@ impl CassandraStore {
         let cells = self.cells_of(device, &conversations).await?;
         let committed = rows.iter().map(|row| self.is_committed(row.conversation, row.seq));
         let committed = try_join_all(committed).await?;
-        // A row whose cell does not reach it yet could not be acknowledged.
+        // A row counts from when its cell reaches it.
         let waits = |row: &InboxRow| {
             cells.get(&row.conversation).is_some_and(|cell| cell.acked < row.seq && row.seq <= cell.tail)
         };
