@@ -21,7 +21,7 @@ use super::{Broken, KafkaSettings, failed};
 
 /// How often offsets are told to Kafka: what was applied since comes again after a crash, and changes nothing.
 const COMMIT_EVERY: Duration = Duration::from_millis(200);
-/// How often the topic is looked at.
+/// How often the topic is looked at, and at the beginning of one partition: whoever makes it anew makes all anew.
 const VERIFY_EVERY: Duration = Duration::from_secs(5);
 
 /// Threads that read partitions, tell offsets, and look after the topic. They end when this is dropped, and
@@ -338,15 +338,25 @@ struct Watch {
 }
 
 impl Watch {
+    /// One client looks for as long as that works.
+    fn verify(&self, look: &mut Option<BaseConsumer>, partition: u32) -> Result<()> {
+        let client = look.take().map_or_else(|| self.topic.look(), Ok)?;
+        self.topic.verify(&client, partition..partition + 1)?;
+        *look = Some(client);
+        Ok(())
+    }
+
     fn run(&self, stop: &AtomicBool) {
         let mut next = Instant::now() + VERIFY_EVERY;
+        let (mut look, mut partition) = (None, 0);
         while !stop.load(Ordering::Acquire) {
             std::thread::sleep(Duration::from_millis(200));
             if Instant::now() < next {
                 continue;
             }
             next = Instant::now() + VERIFY_EVERY;
-            if let Err(error) = self.topic.verify()
+            partition = (partition + 1) % self.topic.log.partitions.max(1);
+            if let Err(error) = self.verify(&mut look, partition)
                 && error.kind() == ErrorKind::Corrupt
             {
                 tracing::error!(%error, "the log cannot be trusted any more: nothing is taken or applied");

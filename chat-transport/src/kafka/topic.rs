@@ -1,3 +1,4 @@
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use chat_core::backend::{LogAnchor, LogIdentity};
@@ -76,7 +77,7 @@ impl Topic {
         }
         topic.check_settings().await?;
         let one = topic.clone();
-        topic.replication = blocking(move || one.verify()).await?;
+        topic.replication = blocking(move || one.verify(&one.look()?, 0..one.log.partitions)).await?;
         Ok(topic)
     }
 
@@ -120,18 +121,21 @@ impl Topic {
         }
     }
 
-    fn consumer(&self) -> Result<BaseConsumer> {
+    /// What looks at the topic: it reads the first record of a partition, and no more.
+    pub(super) fn look(&self) -> Result<BaseConsumer> {
         self.settings
             .client()
             .set("group.id", format!("{}.look", self.name))
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "error")
+            .set("queued.min.messages", "1")
+            .set("fetch.message.max.bytes", "1024")
             .create()
             .map_err(failed)
     }
 
     fn wait_for_leaders(&self) -> Result<()> {
-        let consumer = self.consumer()?;
+        let consumer = self.look()?;
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let metadata = consumer.fetch_metadata(Some(&self.name), PATIENCE).map_err(failed)?;
@@ -205,10 +209,9 @@ impl Topic {
         Ok(())
     }
 
-    /// Checks that the topic is the log it was, partition by partition; gives how many copies there are.
-    /// Blocks.
-    pub(super) fn verify(&self) -> Result<usize> {
-        let consumer = self.consumer()?;
+    /// Checks that the topic is the log it was, and that these of its partitions begin as they did; gives how many
+    /// copies there are. Blocks.
+    pub(super) fn verify(&self, consumer: &BaseConsumer, partitions: Range<u32>) -> Result<usize> {
         let metadata = consumer.fetch_metadata(Some(&self.name), PATIENCE).map_err(failed)?;
         let topic = metadata.topics().first().filter(|topic| !topic.partitions().is_empty());
         let topic = topic.ok_or_else(gone)?;
@@ -223,14 +226,14 @@ impl Topic {
                  with ?replication=1",
             ));
         }
-        self.verify_beginnings(&consumer)?;
+        self.verify_beginnings(consumer, partitions)?;
         Ok(copies)
     }
 
     /// Partitions that still have their first record have to begin with ours.
-    fn verify_beginnings(&self, consumer: &BaseConsumer) -> Result<()> {
+    fn verify_beginnings(&self, consumer: &BaseConsumer, partitions: Range<u32>) -> Result<()> {
         let mut first = TopicPartitionList::new();
-        for partition in 0..self.log.partitions {
+        for partition in partitions {
             let partition = i32::try_from(partition).unwrap_or(0);
             let (low, high) = consumer.fetch_watermarks(&self.name, partition, PATIENCE).map_err(failed)?;
             if high == 0 {
@@ -258,7 +261,7 @@ impl Topic {
                 Some(Err(error)) => tracing::debug!(%error, "reading the beginning of the log"),
             }
         }
-        Ok(())
+        consumer.unassign().map_err(failed)
     }
 }
 
