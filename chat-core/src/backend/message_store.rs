@@ -14,8 +14,9 @@ use crate::id::{ClientSeq, ConversationId, Incarnation, InstallationId, MessageI
 ///
 /// # Contract
 /// Each sentence names its case of the conformance suite.
-/// - A commit is durable when its outcome is `Ok`: whoever decides next decides on it (`a_safe_commit_counts`),
-///   and what it says may be told and acknowledged (`what_is_safe_may_be_acknowledged`).
+/// - A commit is durable when its outcome is `Ok`: whoever decides next decides on it, and the generations of
+///   its senders count (`a_safe_commit_counts`). What it says may be told and acknowledged
+///   (`what_is_safe_may_be_acknowledged`).
 /// - Every reader sees it when the outcome is [`Committed::Seen`], or once it is settled (`commit_is_seen`).
 /// - Commits are unconditional and idempotent: the same commit again changes nothing (`commit_twice`).
 /// - Rows above the state's head do not exist for any decision ([`find`](Self::find) included) but may be

@@ -179,9 +179,12 @@ async fn a_safe_commit_counts(store: Store) -> Outcome {
     talk.fill(&store, 1).await?;
     let last = talk.next(100)?;
     let at = last.state.head.position;
+    let last = Commit { generations: vec![(device(ALICE).installation, 8)], ..last };
     // Its owner falls here: nobody settles it.
     make_safe(&store, vec![last.clone()]).await?;
     equal(store.state(talk.id, None).await.map_err(failed)?, Some(talk.state.clone()), "the state")?;
+    let sender = store.device(device(ALICE).installation, WantCells::No).await.map_err(failed)?;
+    equal(sender.generation, 8, "the generation of the sender")?;
     equal(store.state(talk.id, Some(at)).await.map_err(failed)?, Some(talk.state), "the state to decide on")?;
     let rows = vec![1, 2];
     equal(seqs(&inbox(&store, BOB).await?), rows, "the inbox once somebody was given the record again")?;

@@ -7,10 +7,10 @@
 //!   rises: the same write twice is one write, and an older state never takes a newer one back.
 //! - **Counters are registers that keep the largest value** because the value itself is the timestamp:
 //!   `acked`, `tail`, `generation`. `first` and `born` keep the smallest in the same way.
-//! - **The state of a small commit is written first, with what it takes to finish it** (`redo`): that one write
-//!   makes it safe, and whoever goes on after an owner that fell writes the rows before it decides. What is
-//!   large, or would be seen in parts, is written before the state. Rows above the head do not exist for any
-//!   decision.
+//! - **The state of a small commit is written first, with what it takes to finish it** (`redo`), beside the
+//!   generations of its senders. That makes it safe, and whoever goes on after an owner that fell writes the rows
+//!   before it decides. What is large, or would be seen in parts, is written before the state. Rows above the head
+//!   do not exist for any decision.
 //! - **What a device acknowledged is told by `acked`**, not by tombstones: a row that comes back is passed
 //!   over. Deleting only frees space, so tombstones need not be kept for long.
 //!
