@@ -52,6 +52,16 @@ struct Flight {
     sent: Instant,
 }
 
+/// A push that was dropped.
+#[derive(Clone, Copy, Debug)]
+struct Missed {
+    at: Instant,
+    /// How often the inbox was read again for it.
+    looks: usize,
+    /// Another one was dropped since the last look.
+    again: bool,
+}
+
 /// The gateway's side of one device.
 #[derive(Debug)]
 pub struct Session {
@@ -66,8 +76,7 @@ pub struct Session {
     /// Times in a row that rows were sent again without any being acknowledged.
     loops: u32,
     catch_ups: u32,
-    /// When a push was dropped last, and how often the inbox was read again for it.
-    missed: Option<(Instant, usize)>,
+    missed: Option<Missed>,
     /// Publishes passed on and not answered.
     pending: usize,
     drain: Option<(u32, Instant)>,
@@ -144,7 +153,14 @@ impl Session {
 
     /// When to look once more for what was dropped.
     fn look_at(&self) -> Option<Instant> {
-        self.missed.map(|(at, looks)| at.after(LOOK_AGAIN_MS[looks]))
+        self.missed.and_then(|missed| Some(missed.at.after(*LOOK_AGAIN_MS.get(missed.looks)?)))
+    }
+
+    fn note_missed(&mut self, now: Instant) {
+        match &mut self.missed {
+            Some(missed) => missed.again = true,
+            None => self.missed = Some(Missed { at: now, looks: 0, again: false }),
+        }
     }
 
     /// Takes one input; appends what is to be done.
@@ -232,7 +248,7 @@ impl Session {
                 if self.catch_ups > MAX_CATCH_UPS {
                     self.close(close::THROTTLED, 1000, out);
                 } else {
-                    self.missed = Some((now, 0));
+                    self.note_missed(now);
                     self.start_over(out);
                 }
             }
@@ -355,7 +371,7 @@ impl Session {
     }
 
     fn lagged(&mut self, now: Instant, out: &mut Vec<Output>) {
-        self.missed = Some((now, 0));
+        self.note_missed(now);
         self.look_again(out);
     }
 
@@ -432,7 +448,7 @@ impl Session {
         if matches!(self.phase, Phase::Live) && self.has_room() {
             return true;
         }
-        self.missed = Some((now, 0));
+        self.note_missed(now);
         match &mut self.phase {
             Phase::Live => {
                 self.phase = Phase::Behind { after: Place::START, reading: false, dropped: true };
@@ -521,8 +537,13 @@ impl Session {
         }
         self.gathered.tick(now, out);
         if self.look_at().is_some_and(|at| now >= at) {
-            self.missed = self.missed.map(|(at, looks)| (at, looks + 1));
-            self.missed = self.missed.filter(|(_, looks)| *looks < LOOK_AGAIN_MS.len());
+            self.missed = match self.missed {
+                Some(Missed { again: true, .. }) => Some(Missed { at: now, looks: 0, again: false }),
+                Some(missed) if missed.looks + 1 < LOOK_AGAIN_MS.len() => {
+                    Some(Missed { looks: missed.looks + 1, ..missed })
+                }
+                _ => None,
+            };
             self.look_again(out);
         }
         if self.watch_at.is_some_and(|at| now >= at) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use chat_core::backend::Transport;
+use chat_core::backend::{Router, Transport};
 use chat_core::delivery::{EngineSettings, Rates};
 use chat_core::{Engine, ErrorKind, WallClock};
 use chat_transport::accept::{Upgrade, accept, busy};
@@ -118,7 +118,7 @@ async fn serve(settings: settings::Settings) -> Result<(), String> {
     for line in &node.found {
         tracing::info!("{line}");
     }
-    let registry = node.backends.registry.clone();
+    let (registry, router) = (node.backends.registry.clone(), node.backends.router.clone());
     let engine = Arc::new(Engine::new(measured(node.backends), engine_settings, clock));
     #[cfg(feature = "telemetry")]
     if let Some(collector) = &settings.otlp {
@@ -126,7 +126,7 @@ async fn serve(settings: settings::Settings) -> Result<(), String> {
     }
     if settings.roles.contains(&Role::Router) {
         for shard in 0..engine.shards() {
-            tokio::spawn(or_abort(run_shard(engine.clone(), shard)));
+            tokio::spawn(run_shard(engine.clone(), router.clone(), shard));
         }
         tokio::spawn(sweep(engine.clone(), settings.retention_days));
     }
@@ -236,28 +236,25 @@ async fn join_cluster(
     Err(backends::missing_feature())
 }
 
-/// Ends the process if a task of it panics: others go on with its shards, and whoever watches it starts it anew. One
-/// that went on without would keep them.
-async fn or_abort(task: impl Future<Output = ()> + Send + 'static) {
-    if let Err(error) = tokio::spawn(task).await
-        && error.is_panic()
-    {
-        tracing::error!(%error, "a shard panicked");
-        std::process::abort();
-    }
-}
-
-async fn run_shard(engine: Arc<Engine>, shard: usize) {
+/// Applies a shard's records for as long as there is a log. What fails comes again until all of it is seen, also after
+/// a panic: the shard stalls, it never skips, and the others go on.
+async fn run_shard(engine: Arc<Engine>, router: Arc<dyn Router>, shard: usize) {
     loop {
-        match engine.run_shard(shard).await {
-            Err(error) if error.kind() == ErrorKind::Closed => return,
-            Err(error) => {
-                // The batch comes again until all of it is seen: the shard stalls, it never skips.
-                tracing::error!(%error, shard, "a shard stalls");
-                tokio::time::sleep(Duration::from_millis(200)).await;
+        let running = engine.clone();
+        let run = tokio::spawn(async move { running.run_shard(shard).await });
+        match run.await {
+            Ok(Err(error)) if error.kind() == ErrorKind::Closed => return,
+            Ok(Err(error)) => tracing::error!(%error, shard, "a shard stalls"),
+            Ok(Ok(())) => continue,
+            Err(error) if error.is_panic() => {
+                tracing::error!(%error, shard, "a shard panicked");
+                if let Err(error) = router.rewind(shard).await {
+                    tracing::error!(%error, shard, "a shard cannot go back to what was not applied");
+                }
             }
-            Ok(()) => {}
+            Err(_) => return,
         }
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 

@@ -18,7 +18,6 @@ use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes};
 use chat_core::backend::{GatewayId, NodeLink, PushSink, Registry, Route, Told};
 use chat_core::delivery::Event;
-use chat_core::envelope::{InboxRow, RowContent};
 use chat_core::wire::node::{
     decode_not_here, decode_rendezvous, decode_told, encode_not_here, encode_rendezvous, encode_told,
 };
@@ -226,10 +225,6 @@ struct Waiting {
     lagged: HashSet<Route>,
 }
 
-const fn is_message(event: &Event) -> bool {
-    matches!(event, Event::Row(InboxRow { content: RowContent::Message { .. }, .. }))
-}
-
 /// About how many bytes an event takes.
 fn size(event: &Event) -> usize {
     match event {
@@ -353,7 +348,9 @@ impl Shared {
                     channel = None;
                     peer.lost(&told);
                     // Not for `Lagged`, which goes on being told.
-                    let woken = told.iter().filter(|(_, events)| events.iter().any(is_message));
+                    let with_message =
+                        |(_, events): &&Told| events.iter().any(|event| event.message().is_some());
+                    let woken = told.iter().filter(with_message);
                     self.wake(woken.map(|(route, _)| route.device).collect()).await;
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -393,7 +390,7 @@ impl Shared {
         for route in stale {
             let _ = self.registry.unbind(*route).await;
         }
-        let of_inbox = |event: &Event| is_message(event) || matches!(event, Event::Lagged);
+        let of_inbox = |event: &Event| event.message().is_some() || matches!(event, Event::Lagged);
         let woken =
             told.iter().filter(|(route, events)| stale.contains(route) && events.iter().any(of_inbox));
         self.wake(woken.map(|(route, _)| route.device).collect()).await;

@@ -238,7 +238,7 @@ impl Head {
     }
 
     /// Whether the commit that made this was whole before somebody was given the record at this position. An
-    /// owner goes on to a record, and says that it need not come again, once everything before is committed.
+    /// owner goes on to a record, and says that it need not come again, once everything before is seen.
     pub const fn is_settled_before(&self, at: LogPosition) -> bool {
         at.generation == self.position.generation && at.offset > self.position.offset
     }

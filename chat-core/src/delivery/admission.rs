@@ -114,7 +114,11 @@ impl Engine {
     pub(super) async fn admit(&self, sender: DeviceAddress, publish: Publish) -> Result<Command> {
         let mut recipients = Vec::with_capacity(publish.audience.len());
         let mut stale = Vec::new();
-        let mut verdict = shape(sender, &publish).err();
+        if let Err(refusal) = shape(sender, &publish) {
+            let (operation, verdict) = (Operation::Publish(publish), Some(refusal));
+            return Ok(Command { sender, operation, recipients, verdict, reply: None });
+        }
+        let mut verdict = None;
         let named = publish.audience.iter().map(|a| self.list_at_least(a.user, a.list_version));
         let lists = try_join_all(named).await?;
         let own = self.device_list(sender.user).await?;

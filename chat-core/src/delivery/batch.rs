@@ -1,6 +1,6 @@
 //! What the records of one turn of a shard add up to.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::shard::{IdKey, is_new, is_next};
 use super::{Event, Stage};
@@ -29,6 +29,8 @@ pub(super) struct Batch {
     pub order: Vec<ConversationId>,
     pub ids: HashMap<IdKey, Seq>,
     pub events: Vec<(DeviceAddress, Event)>,
+    /// Devices that are told to look into their inbox: once a batch.
+    pub looking: HashSet<InstallationId>,
     /// What happened to messages, once it is committed.
     pub steps: Vec<(MessageId, Stage)>,
 }

@@ -19,7 +19,7 @@ use crate::backend::{
     Record, Route, StoreLife, Taken, Told,
 };
 use crate::device_list::SignedDeviceList;
-use crate::envelope::{AckOf, InboxRow, Place, Publish, Refusal, RowContent, SendNumber, Stored, Subject};
+use crate::envelope::{AckOf, InboxRow, Place, Publish, Refusal, SendNumber, Stored, Subject};
 use crate::error::{ErrorKind, Result};
 use crate::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, Seq, UserId};
 use crate::mutant::{Mutant, Mutants};
@@ -430,10 +430,14 @@ impl Engine {
                 batch.steps.push((number.message_id, Stage::Repeated { seq }));
                 let answer = Event::Answer(ServerFrame::Stored(self.stored(&number, seq)));
                 batch.events.push((sender, answer));
-                if state.head.has_applied(record.position) {
+                if state.head.has_applied(record.position)
+                    && matches!(command.operation, Operation::Publish(_))
+                {
                     // It comes again: whoever stored it may have fallen before it told anybody.
                     let others = addresses(state, command).into_values().filter(|device| *device != sender);
-                    batch.events.extend(others.map(|device| (device, Event::Lagged)));
+                    let others: Vec<_> =
+                        others.filter(|device| batch.looking.insert(device.installation)).collect();
+                    batch.events.extend(others.into_iter().map(|device| (device, Event::Lagged)));
                 }
                 if let Some(commit) = commit {
                     batch.add(commit);
@@ -519,7 +523,7 @@ impl Engine {
         let mut routed: HashMap<(MessageId, GatewayId), u32> = HashMap::new();
         for (route, events) in told {
             for event in events {
-                if let Event::Row(InboxRow { content: RowContent::Message { message, .. }, .. }) = event {
+                if let Some(message) = event.message() {
                     *routed.entry((message.id, route.gateway)).or_default() += 1;
                 }
             }

@@ -5,7 +5,7 @@ use dashmap::DashMap;
 use tokio::sync::mpsc;
 
 use crate::backend::Route;
-use crate::envelope::{InboxRow, Stored};
+use crate::envelope::{InboxRow, Message, RowContent, Stored};
 use crate::id::InstallationId;
 use crate::wire::ServerFrame;
 
@@ -25,6 +25,16 @@ pub enum Event {
     Closed(u16),
     /// Something was dropped on the way: read the inbox.
     Lagged,
+}
+
+impl Event {
+    /// The message that it brings to a device of somebody else, if it is one.
+    pub fn message(&self) -> Option<&Message> {
+        match self {
+            Self::Row(InboxRow { content: RowContent::Message { message, .. }, .. }) => Some(message),
+            _ => None,
+        }
+    }
 }
 
 /// The connections of this process, by device.
@@ -108,13 +118,15 @@ impl Hub {
             return false;
         };
         let lossless = events.iter().any(|event| !matches!(event, Event::Ephemeral(_)));
-        let lagged = events.iter().any(|event| matches!(event, Event::Lagged));
-        let lost = connection.queue.try_send(events).is_err() && lossless;
-        if lost {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-        }
-        if lost || lagged {
+        // The mark comes before the word that makes the session look at it.
+        if events.iter().any(|event| matches!(event, Event::Lagged)) {
             connection.lagged.store(true, Ordering::Release);
+        }
+        if connection.queue.try_send(events).is_err() && lossless {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            connection.lagged.store(true, Ordering::Release);
+            // If there is no room for this either, the session has yet to look.
+            let _ = connection.queue.try_send(Vec::new());
         }
         true
     }

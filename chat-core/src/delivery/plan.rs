@@ -2,7 +2,6 @@ use std::collections::{HashMap, HashSet};
 
 use crate::backend::Route;
 use crate::delivery::Event;
-use crate::envelope::{InboxRow, RowContent};
 use crate::id::{DeviceAddress, InstallationId, MessageId};
 
 /// Who is told what, and how.
@@ -41,7 +40,7 @@ pub fn plan(events: &[(DeviceAddress, Event)], routes: &[Route], told: &[Route])
                 plan.tell[place].1.push(event.clone());
             }
             None => {
-                if let Event::Row(InboxRow { content: RowContent::Message { message, .. }, .. }) = event {
+                if let Some(message) = event.message() {
                     *plan.unseen.entry(message.id).or_default() += 1;
                 } else if !matches!(event, Event::Lagged) {
                     continue;
@@ -59,7 +58,7 @@ pub fn plan(events: &[(DeviceAddress, Event)], routes: &[Route], told: &[Route])
 mod tests {
     use super::*;
     use crate::backend::GatewayId;
-    use crate::envelope::EmptyReason;
+    use crate::envelope::{EmptyReason, InboxRow, RowContent};
     use crate::id::{ConversationId, DeviceId, UserId};
 
     fn device(n: u8) -> DeviceAddress {

@@ -61,8 +61,8 @@ pub(crate) enum Write {
     History(InboxRow),
     Id((ConversationId, InstallationId, MessageId), Seq),
     Inbox(InstallationId, Arc<InboxRow>),
-    /// How far a device's rows reach, and whether it joined there.
-    Tail(InstallationId, ConversationId, Seq, bool),
+    /// How far a device's rows reach, and where it joined, if it did.
+    Tail(InstallationId, ConversationId, Seq, Option<Seq>),
     Generation(InstallationId, u64),
     State(ConversationId, Box<ConversationState>),
 }
@@ -79,10 +79,15 @@ impl Tables {
         writes.extend(
             commit.ids.into_iter().map(|(sender, id, seq)| Write::Id((conversation, sender, id), seq)),
         );
-        for (device, row) in commit.inbox {
-            let tail = Write::Tail(device, conversation, row.seq, row.joined);
-            writes.extend([Write::Inbox(device, Arc::new(row)), tail]);
+        let mut tails: BTreeMap<InstallationId, (Seq, Option<Seq>)> = BTreeMap::new();
+        for (device, row) in &commit.inbox {
+            let (tail, joined) = tails.entry(*device).or_default();
+            *tail = row.seq.max(*tail);
+            *joined = joined.or(row.joined.then_some(row.seq));
         }
+        writes.extend(commit.inbox.into_iter().map(|(device, row)| Write::Inbox(device, Arc::new(row))));
+        let tails = tails.into_iter();
+        writes.extend(tails.map(|(device, (tail, joined))| Write::Tail(device, conversation, tail, joined)));
         writes.extend(commit.generations.into_iter().map(|(device, g)| Write::Generation(device, g)));
         writes.push(Write::State(conversation, Box::new(commit.state)));
         writes
@@ -106,8 +111,10 @@ impl Tables {
             }
             Write::Tail(device, conversation, seq, joined) => {
                 let cell = self.cells.entry((device, conversation)).or_default();
-                if joined && cell.tail == 0 {
-                    cell.acked = cell.acked.max(seq - 1);
+                if let Some(joined) = joined
+                    && cell.tail == 0
+                {
+                    cell.acked = cell.acked.max(joined - 1);
                 }
                 cell.tail = cell.tail.max(seq);
             }

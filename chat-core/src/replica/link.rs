@@ -323,7 +323,7 @@ impl Replica {
         // Where nothing was received yet, what came before this device's time counts as acknowledged: never
         // everything, since the row that a device joins with is not.
         let received = cursor > 0 || missing.is_some_and(|missing| missing.seq <= cell.acked);
-        cursor < cell.acked && (received || cell.acked == cell.tail)
+        cursor < cell.acked && (received || cell.acked >= cell.tail)
     }
 
     fn request_refused(

@@ -1,4 +1,4 @@
-//! What the engine decides before the log: paces, quotas, presence, accounts.
+//! What the engine decides before the log (paces, quotas, presence, accounts), and whom it tells after it.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod settling;

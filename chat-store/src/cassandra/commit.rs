@@ -95,9 +95,11 @@ impl CassandraStore {
     /// Writes the state, and the generations of those who sent: a device that is told that its message is stored, and
     /// is restored from a backup, must be seen to have been further.
     async fn make_safe(&self, commit: &Commit, redo: Vec<u8>) -> Result<()> {
-        let state = [self.state_write(commit, redo)];
-        let generations = self.generation_writes(commit);
-        try_join(self.link.batch(&state), self.link.batch(&generations)).await?;
+        try_join(self.write_state(commit, redo), self.write_generations(commit)).await.map(drop)
+    }
+
+    async fn write_state(&self, commit: &Commit, redo: Vec<u8>) -> Result<()> {
+        self.link.batch(&[self.state_write(commit, redo)]).await?;
         self.note_head(commit.conversation, commit.state.head.seq);
         Ok(())
     }
@@ -107,10 +109,10 @@ impl CassandraStore {
         try_join_all(groups.iter().map(|writes| self.write_partition(writes))).await.map(drop)
     }
 
-    /// Rows first, then the state.
+    /// All else first, then the state: it has nothing to finish them by.
     pub(super) async fn commit_in_order(&self, commit: &Commit) -> Result<()> {
-        self.write_rows(commit).await?;
-        self.make_safe(commit, Vec::new()).await
+        try_join(self.write_rows(commit), self.write_generations(commit)).await?;
+        self.write_state(commit, Vec::new()).await
     }
 
     /// Writes the commit again that made a state, and the state with it: perhaps less than a quorum has them.
@@ -148,7 +150,7 @@ impl CassandraStore {
         self.link.batch(&writes[from..]).await
     }
 
-    /// The writes of a commit but what [makes it safe](Self::make_safe), by partition.
+    /// The writes of a commit but its state and generations, by partition.
     fn partitions(&self, commit: &Commit) -> Vec<Vec<Write<'_>>> {
         let mut partitions: Vec<Vec<Write<'_>>> = Vec::new();
         let mailbox = commit.conversation.kind() == Ok(ConversationKind::Mailbox);
@@ -254,13 +256,17 @@ impl CassandraStore {
         devices.into_values()
     }
 
-    fn generation_writes(&self, commit: &Commit) -> Vec<Write<'_>> {
+    async fn write_generations(&self, commit: &Commit) -> Result<()> {
         let mut highest: BTreeMap<InstallationId, u64> = BTreeMap::new();
         for (device, generation) in &commit.generations {
             let known = highest.entry(*device).or_default();
             *known = (*known).max(*generation);
         }
-        highest.into_iter().map(|(device, generation)| self.generation_write(device, generation)).collect()
+        let writes: Vec<_> = highest
+            .into_iter()
+            .map(|(device, generation)| self.generation_write(device, generation))
+            .collect();
+        self.link.batch(&writes).await
     }
 
     /// A device has no rows that are older.

@@ -1,3 +1,4 @@
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -19,10 +20,12 @@ use super::partition::Partition;
 use super::topic::{GENESIS, Topic};
 use super::{Broken, KafkaSettings, failed};
 
-/// How often offsets are told to Kafka: what was applied since comes again after a crash, and changes nothing.
+/// How often offsets are told to Kafka: what was applied since comes again after a crash, and is stored already.
 const COMMIT_EVERY: Duration = Duration::from_millis(200);
-/// How often the topic is looked at, and at the beginning of one partition: whoever makes it anew makes all anew.
+/// How often the topic is looked at, and at the beginnings of some partitions: whoever makes it anew makes all anew.
 const VERIFY_EVERY: Duration = Duration::from_secs(5);
+/// In so many looks each partition's beginning is looked at: in a minute.
+const LOOKS: u32 = 12;
 
 /// Threads that read partitions, tell offsets, and look after the topic. They end when this is dropped, and
 /// leave the group.
@@ -339,24 +342,26 @@ struct Watch {
 
 impl Watch {
     /// One client looks for as long as that works.
-    fn verify(&self, look: &mut Option<BaseConsumer>, partition: u32) -> Result<()> {
+    fn verify(&self, look: &mut Option<BaseConsumer>, partitions: Range<u32>) -> Result<()> {
         let client = look.take().map_or_else(|| self.topic.look(), Ok)?;
-        self.topic.verify(&client, partition..partition + 1)?;
+        self.topic.verify(&client, partitions)?;
         *look = Some(client);
         Ok(())
     }
 
     fn run(&self, stop: &AtomicBool) {
         let mut next = Instant::now() + VERIFY_EVERY;
-        let (mut look, mut partition) = (None, 0);
+        let (mut look, mut from) = (None, 0);
         while !stop.load(Ordering::Acquire) {
             std::thread::sleep(Duration::from_millis(200));
             if Instant::now() < next {
                 continue;
             }
             next = Instant::now() + VERIFY_EVERY;
-            partition = (partition + 1) % self.topic.log.partitions.max(1);
-            if let Err(error) = self.verify(&mut look, partition)
+            let partitions = self.topic.log.partitions;
+            let some = from..partitions.min(from + partitions.div_ceil(LOOKS));
+            from = if some.end < partitions { some.end } else { 0 };
+            if let Err(error) = self.verify(&mut look, some)
                 && error.kind() == ErrorKind::Corrupt
             {
                 tracing::error!(%error, "the log cannot be trusted any more: nothing is taken or applied");

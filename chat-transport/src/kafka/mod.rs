@@ -4,7 +4,7 @@
 //!   [`partition_of`] names.
 //! - The processes of a consumer group own the partitions, and hand them over cooperatively. Two owners may
 //!   overlap: a shard is a function of its state and the log, so they write the same bytes.
-//! - The offset is committed last, and lazily: what comes again was applied and changes nothing.
+//! - The offset is committed last, and lazily: what comes again is stored already.
 //! - The topic is made by us, with settings that keep the promises, and begins with a record that names the
 //!   log. A topic that was made anew, lost its beginning or was given partitions is refused.
 //!
