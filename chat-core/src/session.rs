@@ -76,6 +76,7 @@ pub struct Session {
     /// Times in a row that rows were sent again without any being acknowledged.
     loops: u32,
     catch_ups: u32,
+    /// Pushes that were dropped and may not have been in the inbox yet when it was read.
     missed: Option<Missed>,
     /// Publishes passed on and not answered.
     pending: usize,

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,12 +16,12 @@ use super::shard::{Decision, IdKey, decide};
 use super::{Event, Hub, Stage, Trail, plan};
 use crate::backend::{
     Backends, Command, Commit, Committed, ConversationState, GatewayId, LogPosition, Operation, PageLimit,
-    Record, Route, StoreLife, Taken, Told,
+    Record, Route, StoreLife, Taken,
 };
 use crate::device_list::SignedDeviceList;
 use crate::envelope::{AckOf, InboxRow, Place, Publish, Refusal, SendNumber, Stored, Subject};
 use crate::error::{ErrorKind, Result};
-use crate::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, Seq, UserId};
+use crate::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, Seq, UserId};
 use crate::mutant::{Mutant, Mutants};
 use crate::time::WallClock;
 use crate::wire::ServerFrame;
@@ -94,14 +94,14 @@ pub struct Engine {
     pub(super) room: DashMap<InstallationId, (u64, u32)>,
     /// What each shard remembers of its conversations.
     shards: Vec<Mutex<Remembered>>,
-    counters: Counters,
+    pub(super) counters: Counters,
     pub(super) trail: Trail,
     /// What the broken variants of the engine keep in memory only.
     #[cfg(feature = "sim")]
     mutant_ids: Mutex<HashMap<IdKey, Seq>>,
 }
 
-fn count(counter: &AtomicU64, n: usize) {
+pub(super) fn count(counter: &AtomicU64, n: usize) {
     counter.fetch_add(n as u64, Ordering::Relaxed);
 }
 
@@ -472,99 +472,7 @@ impl Engine {
         }
     }
 
-    /// Tells connected devices that were not told yet, wakes the others. Nothing here may fail a message: it
-    /// is stored.
-    async fn deliver(&self, batch: &Batch, told: &[Route]) {
-        if batch.events.is_empty() {
-            return;
-        }
-        let plan = plan(&batch.events, &self.routes(batch, told).await, told);
-        count(&self.counters.woken, plan.wake.len());
-        plan.unseen.iter().for_each(|(id, devices)| self.note(*id, Stage::Pushed { devices: *devices }));
-        self.tell_planned(plan.tell).await;
-        if !plan.wake.is_empty() {
-            let _ = self.backends.push.wake(&plan.wake).await;
-        }
-    }
-
-    /// Where those are connected that a batch concerns; `known` is what counts if the registry does not answer.
-    ///
-    /// The registry is a hint: who is connected here is told without it, and who waits for an answer is told
-    /// where it asked from.
-    async fn routes(&self, batch: &Batch, known: &[Route]) -> Vec<Route> {
-        let users: BTreeSet<UserId> = batch.events.iter().map(|(device, _)| device.user).collect();
-        let users: Vec<UserId> = users.into_iter().collect();
-        let found = self.backends.registry.lookup(&users).await;
-        let mut routes = found.unwrap_or_else(|_| known.to_vec());
-        routes.extend_from_slice(&batch.replies);
-        let devices: BTreeSet<InstallationId> =
-            batch.events.iter().map(|(device, _)| device.installation).collect();
-        routes.extend(devices.into_iter().filter_map(|device| self.hub.route(device)));
-        routes
-    }
-
-    /// Tells what was planned; gives the connections that were told, or may have been.
-    async fn tell_planned(&self, told: Vec<Told>) -> Vec<Route> {
-        self.note_routes(&told);
-        for (route, events) in &told {
-            count(&self.counters.pushed, events.len());
-            if self.settings.mutants.has(Mutant::TrimOnPush) {
-                self.trim(route.device.installation, events).await;
-            }
-        }
-        let mut routes: Vec<Route> = told.iter().map(|(route, _)| *route).collect();
-        let stale = self.tell(told).await;
-        routes.retain(|route| !stale.contains(route));
-        routes
-    }
-
-    /// Notes which gateways are told about each message.
-    fn note_routes(&self, told: &[Told]) {
-        let mut routed: HashMap<(MessageId, GatewayId), u32> = HashMap::new();
-        for (route, events) in told {
-            for event in events {
-                if let Some(message) = event.message() {
-                    *routed.entry((message.id, route.gateway)).or_default() += 1;
-                }
-            }
-        }
-        for ((id, gateway), devices) in routed {
-            self.note(id, Stage::Routed { gateway, devices });
-        }
-    }
-
-    /// Tells sessions, wherever they are; gives the connections of this process that are gone.
-    pub(super) async fn tell(&self, told: Vec<Told>) -> Vec<Route> {
-        let mut elsewhere: BTreeMap<GatewayId, Vec<Told>> = BTreeMap::new();
-        let mut here = Vec::with_capacity(told.len());
-        for (route, events) in told {
-            if route.gateway == self.settings.gateway {
-                here.push((route, events));
-            } else {
-                elsewhere.entry(route.gateway).or_default().push((route, events));
-            }
-        }
-        for (gateway, told) in elsewhere {
-            count(&self.counters.forwarded, 1);
-            self.backends.link.tell(gateway, told);
-        }
-        let gone = self.told(here);
-        for stale in &gone {
-            let _ = self.backends.registry.unbind(*stale).await;
-        }
-        gone
-    }
-
-    /// Tells sessions of this process what another one sent for them; gives the connections that are not here.
-    pub fn told(&self, told: Vec<Told>) -> Vec<Route> {
-        let absent = |(route, events): Told| {
-            let here = self.hub.tell(route.device.installation, events);
-            (!here).then_some(route)
-        };
-        told.into_iter().filter_map(absent).collect()
-    }
-
-    async fn trim(&self, device: InstallationId, events: &[Event]) {
+    pub(super) async fn trim(&self, device: InstallationId, events: &[Event]) {
         for event in events {
             if let Event::Row(row) = event {
                 let ack = AckOf { conversation: row.conversation, seq: row.seq };

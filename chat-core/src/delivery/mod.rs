@@ -12,6 +12,7 @@ mod plan;
 mod questions;
 mod rates;
 mod shard;
+mod telling;
 mod trail;
 
 pub use counters::Counters;

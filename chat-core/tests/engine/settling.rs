@@ -1,5 +1,7 @@
 //! Who is told what while a commit is safe and not every reader sees it.
 
+use std::pin::Pin;
+
 use async_trait::async_trait;
 use chat_core::backend::{
     Commit, Committed, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife,
@@ -101,6 +103,13 @@ impl Scene {
         scene
     }
 
+    /// A turn of the shard, up to where its commit is safe.
+    fn until_safe(&self) -> Pin<Box<dyn Future<Output = Result<()>> + '_>> {
+        let mut turn = Box::pin(self.engine.turn_shard(0));
+        assert!(turn.as_mut().now_or_never().is_none());
+        turn
+    }
+
     fn connect(&self) -> Bound {
         ready(self.engine.bind(self.bob.device())).unwrap()
     }
@@ -124,8 +133,7 @@ fn told(bound: &mut Bound) -> Vec<Seq> {
 fn who_is_connected_is_told_before_every_reader_sees_it_and_once() {
     let scene = Scene::new();
     let mut bob = scene.connect();
-    let mut turn = Box::pin(scene.engine.turn_shard(0));
-    assert!(turn.as_mut().now_or_never().is_none());
+    let turn = scene.until_safe();
     assert_eq!((told(&mut bob), scene.inbox()), (vec![1], 0));
     scene.store.turns.add_permits(1);
     ready(turn).unwrap();
@@ -138,8 +146,7 @@ fn who_connects_before_every_reader_sees_it_is_told_then() {
     for known_before in [false, true] {
         let scene = Scene::new();
         let before = known_before.then(|| scene.connect());
-        let mut turn = Box::pin(scene.engine.turn_shard(0));
-        assert!(turn.as_mut().now_or_never().is_none());
+        let turn = scene.until_safe();
         let mut bob = scene.connect();
         assert_eq!((told(&mut bob), scene.inbox()), (vec![], 0), "neither told nor in its inbox");
         scene.store.turns.add_permits(1);
@@ -155,8 +162,7 @@ fn who_is_not_there_any_more_or_was_not_is_woken_once_it_can_be_read() {
     for there in [true, false] {
         let scene = Scene::new();
         let bob = there.then(|| scene.connect());
-        let mut turn = Box::pin(scene.engine.turn_shard(0));
-        assert!(turn.as_mut().now_or_never().is_none());
+        let turn = scene.until_safe();
         assert!(scene.push.woken().is_empty());
         if let Some(bob) = &bob {
             ready(scene.engine.unbind(bob));

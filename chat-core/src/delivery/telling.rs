@@ -1,0 +1,104 @@
+//! Telling sessions, here and elsewhere, what was decided.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::batch::Batch;
+use super::engine::count;
+use super::{Engine, Stage, plan};
+use crate::backend::{GatewayId, Route, Told};
+use crate::id::{InstallationId, MessageId, UserId};
+use crate::mutant::Mutant;
+
+impl Engine {
+    /// Tells connected devices that were not told yet, wakes the others. Nothing here may fail a message: it
+    /// is stored.
+    pub(super) async fn deliver(&self, batch: &Batch, told: &[Route]) {
+        if batch.events.is_empty() {
+            return;
+        }
+        let plan = plan(&batch.events, &self.routes(batch, told).await, told);
+        count(&self.counters.woken, plan.wake.len());
+        plan.unseen.iter().for_each(|(id, devices)| self.note(*id, Stage::Pushed { devices: *devices }));
+        self.tell_planned(plan.tell).await;
+        if !plan.wake.is_empty() {
+            let _ = self.backends.push.wake(&plan.wake).await;
+        }
+    }
+
+    /// Where those are connected that a batch concerns; `known` is what counts if the registry does not answer.
+    ///
+    /// The registry is a hint: who is connected here is told without it, and who waits for an answer is told
+    /// where it asked from.
+    pub(super) async fn routes(&self, batch: &Batch, known: &[Route]) -> Vec<Route> {
+        let users: BTreeSet<UserId> = batch.events.iter().map(|(device, _)| device.user).collect();
+        let users: Vec<UserId> = users.into_iter().collect();
+        let found = self.backends.registry.lookup(&users).await;
+        let mut routes = found.unwrap_or_else(|_| known.to_vec());
+        routes.extend_from_slice(&batch.replies);
+        let devices: BTreeSet<InstallationId> =
+            batch.events.iter().map(|(device, _)| device.installation).collect();
+        routes.extend(devices.into_iter().filter_map(|device| self.hub.route(device)));
+        routes
+    }
+
+    /// Tells what was planned; gives the connections that were told, or may have been.
+    pub(super) async fn tell_planned(&self, told: Vec<Told>) -> Vec<Route> {
+        self.note_routes(&told);
+        for (route, events) in &told {
+            count(&self.counters.pushed, events.len());
+            if self.settings.mutants.has(Mutant::TrimOnPush) {
+                self.trim(route.device.installation, events).await;
+            }
+        }
+        let mut routes: Vec<Route> = told.iter().map(|(route, _)| *route).collect();
+        let stale = self.tell(told).await;
+        routes.retain(|route| !stale.contains(route));
+        routes
+    }
+
+    /// Notes which gateways are told about each message.
+    fn note_routes(&self, told: &[Told]) {
+        let mut routed: HashMap<(MessageId, GatewayId), u32> = HashMap::new();
+        for (route, events) in told {
+            for event in events {
+                if let Some(message) = event.message() {
+                    *routed.entry((message.id, route.gateway)).or_default() += 1;
+                }
+            }
+        }
+        for ((id, gateway), devices) in routed {
+            self.note(id, Stage::Routed { gateway, devices });
+        }
+    }
+
+    /// Tells sessions, wherever they are; gives the connections of this process that are gone.
+    pub(super) async fn tell(&self, told: Vec<Told>) -> Vec<Route> {
+        let mut elsewhere: BTreeMap<GatewayId, Vec<Told>> = BTreeMap::new();
+        let mut here = Vec::with_capacity(told.len());
+        for (route, events) in told {
+            if route.gateway == self.settings.gateway {
+                here.push((route, events));
+            } else {
+                elsewhere.entry(route.gateway).or_default().push((route, events));
+            }
+        }
+        for (gateway, told) in elsewhere {
+            count(&self.counters.forwarded, 1);
+            self.backends.link.tell(gateway, told);
+        }
+        let gone = self.told(here);
+        for stale in &gone {
+            let _ = self.backends.registry.unbind(*stale).await;
+        }
+        gone
+    }
+
+    /// Tells sessions of this process what another one sent for them; gives the connections that are not here.
+    pub fn told(&self, told: Vec<Told>) -> Vec<Route> {
+        let absent = |(route, events): Told| {
+            let here = self.hub.tell(route.device.installation, events);
+            (!here).then_some(route)
+        };
+        told.into_iter().filter_map(absent).collect()
+    }
+}
