@@ -7,7 +7,7 @@
 //!
 //! *Behind* is the whole slow-consumer policy. A session that cannot take a push stops taking pushes and
 //! reads its inbox, from the oldest row, as fast as the device acknowledges. It becomes *Live* again only
-//! when a page came back empty and no push was dropped since that page was asked for. What is told may be a
+//! when a page had all that was left and no push was dropped since that page was asked for. What is told may be a
 //! moment ahead of the inbox, so after a push was dropped the inbox is read twice more. Nothing grows.
 
 mod gathered;
@@ -334,19 +334,7 @@ impl Session {
         if after != asked {
             return;
         }
-        if rows.is_empty() {
-            if dropped {
-                // Rows came while the page was read, perhaps with places before it: look again.
-                self.read_from(Place::START, out);
-            } else {
-                self.phase = Phase::Live;
-                if !self.announced {
-                    self.announced = true;
-                    out.push(Output::Send(ServerFrame::Deliver(Vec::new(), true)));
-                }
-            }
-            return;
-        }
+        let more = PageLimit::MAX.is_reached(&rows);
         let mut fresh = Vec::new();
         let mut full = false;
         for row in rows {
@@ -365,9 +353,24 @@ impl Session {
         if !fresh.is_empty() {
             out.push(Output::Send(ServerFrame::Deliver(fresh, false)));
         }
-        self.phase = Phase::Behind { after, reading: !full, dropped };
-        if !full {
+        if full {
+            self.phase = Phase::Behind { after, reading: false, dropped };
+        } else if more {
+            self.phase = Phase::Behind { after, reading: true, dropped };
             self.read_page(after, out);
+        } else if dropped {
+            // Rows came while the page was read, perhaps with places before it: look again.
+            self.read_from(Place::START, out);
+        } else {
+            self.caught_up(out);
+        }
+    }
+
+    fn caught_up(&mut self, out: &mut Vec<Output>) {
+        self.phase = Phase::Live;
+        if !self.announced {
+            self.announced = true;
+            out.push(Output::Send(ServerFrame::Deliver(Vec::new(), true)));
         }
     }
 

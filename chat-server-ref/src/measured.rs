@@ -103,6 +103,10 @@ impl MessageStore for MeasuredStore {
         timed(STORE, "history", self.0.history(conversation, before, limit)).await
     }
 
+    async fn generation(&self, device: InstallationId) -> Result<u64> {
+        timed(STORE, "generation", self.0.generation(device)).await
+    }
+
     async fn device(&self, device: InstallationId, cells: WantCells) -> Result<DeviceRecord> {
         timed(STORE, "device", self.0.device(device, cells)).await
     }

@@ -283,23 +283,33 @@ async fn stop_signal() {
     }
 }
 
-/// A token bucket: so many new connections a second, and as many at once.
-struct AcceptRate {
-    rate: f64,
-    tokens: f64,
-    at: Instant,
+/// When another gateway failed, everybody comes at once, and who is here already must hardly notice: new
+/// connections are let in one after the other.
+struct AcceptLine {
+    /// From one to the next.
+    apart: Duration,
+    /// When the next is due.
+    next: Instant,
 }
 
-impl AcceptRate {
-    fn take(&mut self) -> bool {
-        let now = Instant::now();
-        self.tokens = (self.tokens + self.rate * now.duration_since(self.at).as_secs_f64()).min(self.rate);
-        self.at = now;
-        let granted = self.tokens >= 1.0;
-        if granted {
-            self.tokens -= 1.0;
+impl AcceptLine {
+    /// The longest that anybody waits: a client that waits for its answer is still there.
+    const LONGEST: Duration = Duration::from_secs(5);
+    /// So many come at once, if nobody came before.
+    const AT_ONCE: Duration = Duration::from_millis(100);
+
+    fn new(rate: u32) -> Self {
+        Self { apart: Duration::from_secs(1) / rate, next: Instant::now() }
+    }
+
+    /// When somebody who came now is let in; `None` if the line is too long.
+    fn join(&mut self, now: Instant) -> Option<Instant> {
+        let due = self.next.max(now);
+        if due > now + Self::LONGEST {
+            return None;
         }
-        granted
+        self.next = due + self.apart;
+        Some(now.max(due - Self::AT_ONCE))
     }
 }
 
@@ -312,8 +322,7 @@ async fn accept_all(
 ) {
     let doors = Arc::new(Doors::new(settings.proxies.clone()));
     let upgrade = Arc::new(Upgrade { path: "/v1".into(), origins: settings.origins.clone() });
-    let rate = f64::from(settings.accept_rate);
-    let mut accept_rate = AcceptRate { rate, tokens: rate, at: Instant::now() };
+    let mut line = AcceptLine::new(settings.accept_rate);
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -325,19 +334,31 @@ async fn accept_all(
             }
         };
         let knock = doors.knock(from.ip(), std::time::Instant::now());
-        match (room.clone().try_acquire_owned(), knock) {
-            (Ok(place), Some(knock)) if accept_rate.take() => {
-                let (gateway, tls, upgrade) = (gateway.clone(), tls.clone(), upgrade.clone());
-                tokio::spawn(async move {
-                    serve_connection(stream, &gateway, tls, &upgrade, knock).await;
-                    drop(place);
-                });
+        let (Ok(place), Some(knock)) = (room.clone().try_acquire_owned(), knock) else {
+            tokio::spawn(busy(stream, later()));
+            continue;
+        };
+        let now = Instant::now();
+        let Some(due) = line.join(now) else {
+            tokio::spawn(busy(stream, later()));
+            continue;
+        };
+        let (gateway, tls, upgrade) = (gateway.clone(), tls.clone(), upgrade.clone());
+        tokio::spawn(async move {
+            if due > now {
+                tokio::time::sleep_until(due).await;
             }
-            _ => {
-                tokio::spawn(busy(stream, 1 + u32::from(std::process::id() as u8 % 5)));
-            }
-        }
+            serve_connection(stream, &gateway, tls, &upgrade, knock).await;
+            drop(place);
+        });
     }
+}
+
+/// Seconds until somebody who is not let in may come back: not all at once.
+fn later() -> u32 {
+    let mut random = [0];
+    let _ = getrandom::fill(&mut random);
+    1 + u32::from(random[0] % 10)
 }
 
 async fn serve_connection(
@@ -383,4 +404,25 @@ fn tls(settings: &Settings) -> Result<Option<TlsAcceptor>, String> {
             .with_single_cert(certs, key)
             .map_err(|e| format!("the certificate cannot be used: {e}"))?;
     Ok(Some(TlsAcceptor::from(Arc::new(config))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crowd_is_let_in_one_after_the_other() {
+        let mut now = Instant::now();
+        let mut line = AcceptLine::new(500);
+        let mut crowd = |now: Instant| -> Vec<Option<u128>> {
+            let let_in = (0..3000).map(|_| line.join(now));
+            let_in.map(|due| due.map(|due| due.duration_since(now).as_millis())).collect()
+        };
+        let waits = crowd(now);
+        assert_eq!((waits[50], waits[51], waits[1050]), (Some(0), Some(2), Some(2000)), "some at once");
+        assert_eq!((waits[2500], waits[2501], waits[2999]), (Some(4900), None, None), "not too many");
+        assert_eq!(crowd(now)[0], None, "who is told to come back takes nobody's place");
+        now += Duration::from_secs(60);
+        assert_eq!(crowd(now), waits, "what was not used is not kept");
+    }
 }

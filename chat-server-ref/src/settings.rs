@@ -192,7 +192,7 @@ pub struct Settings {
     pub shards: usize,
     /// Connections at once.
     pub max_connections: usize,
-    /// New connections in a second; more are answered 503.
+    /// New connections in a second; more wait in line, those who would for over five seconds are answered 503.
     pub accept_rate: u32,
     /// Seconds over which a drain spreads reconnects.
     pub drain_seconds: u32,
@@ -244,7 +244,7 @@ impl Default for Settings {
             tls_key: None,
             shards: 8,
             max_connections: 20_000,
-            accept_rate: 2000,
+            accept_rate: 500,
             drain_seconds: 60,
             retention_days: 30,
             // The driver repeats whatever Cassandra warns of, with the statement.

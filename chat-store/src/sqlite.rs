@@ -384,12 +384,17 @@ impl MessageStore for SqliteStore {
         page(rows, limit, |row| Ok(Some(row)))
     }
 
-    async fn device(&self, device: InstallationId, want: WantCells) -> Result<DeviceRecord> {
+    async fn generation(&self, device: InstallationId) -> Result<u64> {
         let db = self.db.lock();
         let generation: Option<i64> = db
             .prepare_cached("SELECT generation FROM devices WHERE device = ?1")
             .and_then(|mut s| s.query_row([device.as_bytes()], |row| row.get(0)).optional())
             .map_err(failed)?;
+        Ok(generation.unwrap_or(0) as u64)
+    }
+
+    async fn device(&self, device: InstallationId, want: WantCells) -> Result<DeviceRecord> {
+        let db = self.db.lock();
         let (rows, bytes): (i64, i64) = db
             .prepare_cached("SELECT count(*), coalesce(sum(size), 0) FROM inbox WHERE device = ?1")
             .and_then(|mut s| s.query_row([device.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?))))
@@ -414,12 +419,7 @@ impl MessageStore for SqliteStore {
                 cells
             }
         };
-        Ok(DeviceRecord {
-            generation: generation.unwrap_or(0) as u64,
-            waiting_rows: rows as u64,
-            waiting_bytes: bytes as u64,
-            cells,
-        })
+        Ok(DeviceRecord { waiting_rows: rows as u64, waiting_bytes: bytes as u64, cells })
     }
 
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {

@@ -249,8 +249,7 @@ async fn a_commit_that_was_left_half_done_is_finished_by_who_goes_on() {
         assert_eq!(newest, last.history.iter().rev().cloned().collect::<Vec<_>>());
         let found = store.find(id, device(1).installation, last.ids[1].1).await;
         assert_eq!(found, Ok(Some(3)));
-        let generation = MessageStore::device(&*store, device(1).installation, WantCells::No).await.unwrap();
-        assert_eq!(generation.generation, 3);
+        assert_eq!(store.generation(device(1).installation).await, Ok(3));
         // A row counts from when its cell reaches it.
         keyspace.session.query_unpaged(format!("TRUNCATE {name}.cells"), ()).await.unwrap();
         assert_eq!(drain(&store, bob).await, Vec::new());

@@ -60,6 +60,8 @@ struct Came {
     back: Instant,
     /// When it began to connect, the last time.
     began: Instant,
+    /// How often it dialled.
+    attempts: u32,
     /// How many messages it got, before and after.
     got: usize,
 }
@@ -70,7 +72,7 @@ async fn stay(mut online: Online, elsewhere: Dialer, mut dice: Dice, messages: u
     // By place: what was not acknowledged before the connection ended is given again, and a client knows it.
     let mut got: BTreeSet<(ConversationId, u64)> = BTreeSet::new();
     let (mut back, mut began) = (None, Instant::now());
-    let (mut attempt, mut wait_ms) = (0, None);
+    let (mut attempts, mut wait_ms) = (0, None);
     loop {
         let closed = match tokio::time::timeout(Duration::from_secs(90), next(&mut *online.transport)).await {
             Err(_) => panic!("{} of {messages} messages came", got.len()),
@@ -88,10 +90,10 @@ async fn stay(mut online: Online, elsewhere: Dialer, mut dice: Dice, messages: u
         if closed {
             let user = online.user.public();
             online = loop {
-                let ceiling = BACKOFF_MS << attempt.min(8);
+                let ceiling = BACKOFF_MS << attempts.min(8);
                 let wait = wait_ms.take().unwrap_or(0).max(dice.below(ceiling));
                 tokio::time::sleep(Duration::from_millis(wait)).await;
-                attempt += 1;
+                attempts += 1;
                 began = Instant::now();
                 let again =
                     tokio::time::timeout(Duration::from_secs(10), Online::connect(&elsewhere, user.public()));
@@ -106,7 +108,7 @@ async fn stay(mut online: Online, elsewhere: Dialer, mut dice: Dice, messages: u
         }
         if let (Some(back), true) = (back, got.len() >= messages) {
             assert_eq!(got.len(), messages, "a message has two places");
-            return Came { back, began, got: got.len() };
+            return Came { back, began, attempts, got: got.len() };
         }
     }
 }
@@ -261,11 +263,15 @@ fn crowd(end: impl FnOnce(&mut Server) -> Option<Duration> + Send + 'static) {
     let p99_of = |from: Instant, to: Instant| {
         p99(took.iter().filter(|(at, _)| (from..to).contains(at)).map(|(_, took)| *took).collect())
     };
+    let mut attempts: Vec<u32> = came.iter().map(|one| one.attempts).collect();
+    attempts.sort_unstable();
     println!(
         "{CROWD} back and caught up after {all_back:.1?}, at most {most} began in a second (mean {mean:.0}), {:.2} pages \
-         of an inbox each, 0 of {} messages lost; p99 of others {:.1?} meanwhile, {:.1?} once the crowd had dialled, \
+         of an inbox and {} attempts each (p99 {}), 0 of {} messages lost; p99 of others {:.1?} meanwhile, {:.1?} once the crowd had dialled, \
          {:.1?} before",
         reads as f64 / CROWD as f64,
+        attempts[CROWD / 2],
+        attempts[CROWD * 99 / 100],
         2 * CROWD,
         p99_of(ended, ended + all_back),
         p99_of(ended + SETTLING, ended + all_back),

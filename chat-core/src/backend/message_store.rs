@@ -26,7 +26,8 @@ use crate::id::{ClientSeq, ConversationId, Incarnation, InstallationId, MessageI
 ///   (`rows_wait_for_their_own_ack`).
 /// - Retention leaves an explicit gap: one empty row at the last place removed, which reaches back to the
 ///   first and stays until the device acknowledges it (`expired_rows_leave_a_gap`).
-/// - An inbox is read in its drain order, [`Place`] (`inbox_is_in_drain_order`).
+/// - An inbox is read in its drain order, [`Place`] (`inbox_is_in_drain_order`). A page that does not
+///   [reach its limit](PageLimit::is_reached) is the last, and the device has caught up (`inbox_pages`).
 /// - Acks are cumulative and never go back (`acks_never_go_back`); above the tail they are refused and
 ///   change nothing (`ack_above_the_tail`).
 /// - The generation of a device never goes back (`generation_never_goes_back`).
@@ -106,7 +107,13 @@ pub trait MessageStore: fmt::Debug + Send + Sync + 'static {
         limit: PageLimit,
     ) -> Result<Vec<InboxRow>>;
 
-    /// Where a device stands.
+    /// The highest generation of a device's local store that was seen; 0 before any.
+    ///
+    /// # Errors
+    /// As [`state`](Self::state).
+    async fn generation(&self, device: InstallationId) -> Result<u64>;
+
+    /// What waits for a device, and where it stands in conversations.
     ///
     /// # Errors
     /// As [`state`](Self::state).
@@ -159,6 +166,11 @@ impl PageLimit {
     pub const fn rows(rows: usize) -> Self {
         Self { rows, bytes: crate::limits::PAGE_BYTES }
     }
+
+    /// Whether a page has as much as is allowed. After one that has not, there was no more.
+    pub fn is_reached(self, page: &[InboxRow]) -> bool {
+        page.len() >= self.rows || page.iter().map(InboxRow::size).sum::<usize>() >= self.bytes
+    }
 }
 
 /// Which cells of a device are wanted.
@@ -173,12 +185,10 @@ pub enum WantCells {
     All,
 }
 
-/// Where a device stands.
+/// What waits for a device, and where it stands in conversations.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[allow(clippy::exhaustive_structs)]
 pub struct DeviceRecord {
-    /// The highest generation of its local store that was seen.
-    pub generation: u64,
     /// Rows that wait for it.
     pub waiting_rows: u64,
     /// Their bytes, about.

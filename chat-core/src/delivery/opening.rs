@@ -3,12 +3,13 @@
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use futures_util::future::try_join;
 use sha2::{Digest, Sha256};
 
 use super::Engine;
 use super::admission::refusal_of;
 use super::hub::Bound;
-use crate::backend::{AccountKey, Route, WantCells};
+use crate::backend::{AccountKey, Route};
 use crate::device_list::SignedDeviceList;
 use crate::envelope::Refusal;
 use crate::error::{Error, ErrorKind, Result};
@@ -144,10 +145,13 @@ impl Engine {
     ) -> Result<Greeting> {
         let claims = &hello.claims;
         let device = DeviceAddress { user: claims.user, device: claims.device, installation };
-        let keys = self.backends.keys.device(device.installation).await?;
-        let record = self.backends.store.device(device.installation, WantCells::No).await?;
+        let (keys, generation) = try_join(
+            self.backends.keys.device(device.installation),
+            self.backends.store.generation(device.installation),
+        )
+        .await?;
         let life = self.life();
-        let rollback = (claims.generation < record.generation || claims.incarnation < keys.incarnation)
+        let rollback = (claims.generation < generation || claims.incarnation < keys.incarnation)
             && hello.store_epoch.is_none_or(|epoch| epoch == life.epoch)
             && !self.settings.mutants.has(Mutant::NoRollbackDetection);
         let welcome = Welcome {

@@ -234,6 +234,10 @@ impl Tables {
         )
     }
 
+    pub(crate) fn generation(&self, device: InstallationId) -> u64 {
+        self.generations.get(&device).copied().unwrap_or(0)
+    }
+
     pub(crate) fn device(&self, device: InstallationId, want: WantCells) -> DeviceRecord {
         let waiting =
             self.inbox.range((device, Place::START)..).take_while(|((owner, _), _)| *owner == device);
@@ -253,12 +257,7 @@ impl Tables {
                 .map(|((_, conversation), cell)| (*conversation, *cell))
                 .collect(),
         };
-        DeviceRecord {
-            generation: self.generations.get(&device).copied().unwrap_or(0),
-            waiting_rows: rows,
-            waiting_bytes: bytes,
-            cells,
-        }
+        DeviceRecord { waiting_rows: rows, waiting_bytes: bytes, cells }
     }
 }
 
@@ -361,6 +360,10 @@ impl MessageStore for MemoryStore {
         limit: PageLimit,
     ) -> Result<Vec<InboxRow>> {
         Ok(self.tables.lock().history(conversation, before, limit))
+    }
+
+    async fn generation(&self, device: InstallationId) -> Result<u64> {
+        Ok(self.tables.lock().generation(device))
     }
 
     async fn device(&self, device: InstallationId, cells: WantCells) -> Result<DeviceRecord> {

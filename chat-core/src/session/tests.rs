@@ -1,6 +1,7 @@
 use super::*;
 use crate::envelope::{Publish, SendNumber};
 use crate::id::{DeviceId, InstallationId, MessageId};
+use crate::limits::PAGE_ROWS;
 
 fn live() -> Session {
     let device = DeviceAddress {
@@ -152,6 +153,43 @@ fn of_many_read_watermarks_the_first_and_the_last_are_told() {
     assert!(session.deadline().is_some_and(|at| at <= Instant::from_millis(1010)));
     assert_eq!(said(&mut session, 1010, Input::Tick), vec![receipt(99)]);
     assert_eq!(said(&mut session, 3000, read(100)), vec![receipt(100)]);
+}
+
+#[test]
+fn a_page_that_is_not_full_is_the_last() {
+    let row = |seq| InboxRow {
+        conversation: ConversationId::own(UserId::from_bytes([1; 16])),
+        seq,
+        time_us: seq,
+        joined: false,
+        content: message(),
+    };
+    let rows = |seqs: std::ops::RangeInclusive<u64>| -> Vec<InboxRow> { seqs.map(row).collect() };
+    let deliver = |rows, caught_up| Output::Send(ServerFrame::Deliver(rows, caught_up));
+    let page = |session: &mut Session, after, rows| said(session, 0, Input::Page(after, rows));
+    let mut session = live();
+    assert_eq!(
+        page(&mut session, Place::START, rows(1..=3)),
+        vec![deliver(rows(1..=3), false), deliver(vec![], true)]
+    );
+    assert!(session.is_live());
+    let full = PAGE_ROWS as u64;
+    let (first, next) = (rows(1..=full), row(full).place());
+    let mut session = live();
+    assert_eq!(
+        page(&mut session, Place::START, first.clone()),
+        vec![deliver(first, false), Output::Read(next)]
+    );
+    assert!(!session.is_live());
+    assert_eq!(page(&mut session, next, Vec::new()), vec![deliver(vec![], true)]);
+    // Something came while it was read: its place may be before.
+    let mut session = live();
+    said(&mut session, 0, Input::Events(vec![Event::Row(row(1))]));
+    let again = page(&mut session, Place::START, rows(2..=3));
+    assert_eq!(again, vec![deliver(rows(2..=3), false), Output::Read(Place::START)]);
+    assert!(!session.is_live());
+    let told = page(&mut session, Place::START, rows(1..=3));
+    assert_eq!(told, vec![deliver(rows(1..=1), false), deliver(vec![], true)]);
 }
 
 #[test]

@@ -275,6 +275,10 @@ impl MessageStore for SimStore {
         Ok(self.tables.lock().history(conversation, before, limit))
     }
 
+    async fn generation(&self, device: InstallationId) -> Result<u64> {
+        Ok(self.tables.lock().generation(device))
+    }
+
     async fn device(&self, device: InstallationId, cells: WantCells) -> Result<DeviceRecord> {
         Ok(self.tables.lock().device(device, cells))
     }

@@ -63,6 +63,10 @@ impl MessageStore for Later {
         self.store.history(id, before, limit).await
     }
 
+    async fn generation(&self, device: InstallationId) -> Result<u64> {
+        self.store.generation(device).await
+    }
+
     async fn device(&self, device: InstallationId, cells: WantCells) -> Result<DeviceRecord> {
         self.store.device(device, cells).await
     }

@@ -227,10 +227,15 @@ impl KeyDirectory for CassandraStore {
     }
 
     async fn device(&self, device: InstallationId) -> Result<DeviceKeys> {
-        let (keys, ids) =
-            futures_util::future::try_join(self.read_keys(device), self.prekey_ids(device)).await?;
-        let incarnation = keys.last()?.map_or(0, |last| last.0);
-        Ok(DeviceKeys { incarnation, prekeys: ids.len() as u64 })
+        let rows = self.link.rows(&self.link.statements.stock, (&device.as_bytes()[..],)).await?;
+        let mut keys = DeviceKeys::default();
+        // Of a partition without prekeys one row comes, which has none.
+        for row in rows.rows::<(Option<i32>, Option<i64>)>().map_err(|_| corrupt())? {
+            let (incarnation, prekey) = row.map_err(|_| corrupt())?;
+            keys.incarnation = incarnation.map_or(Ok(0), Incarnation::try_from).map_err(|_| corrupt())?;
+            keys.prekeys += u64::from(prekey.is_some());
+        }
+        Ok(keys)
     }
 
     async fn reincarnate(&self, device: InstallationId, wish: Reincarnation) -> Result<Incarnation> {

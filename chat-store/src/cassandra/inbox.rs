@@ -7,7 +7,7 @@ use chat_core::backend::{DeviceRecord, PageLimit, WantCells};
 use chat_core::envelope::{AckOf, Cell, InboxRow, Place};
 use chat_core::wire::decode_row;
 use chat_core::{ConversationId, Error, ErrorKind, InstallationId, Result};
-use futures_util::future::try_join_all;
+use futures_util::future::{try_join, try_join_all};
 use scylla::response::query_result::QueryRowsResult;
 use scylla::value::CqlValue;
 
@@ -32,8 +32,8 @@ const PAGE: usize = 64;
 
 /// What is known of a device beside its cells.
 #[derive(Clone, Copy, Default)]
-struct Standing {
-    generation: u64,
+pub(super) struct Standing {
+    pub(super) generation: u64,
     /// Below it nothing waits but what came late.
     floor_us: u64,
 }
@@ -82,7 +82,7 @@ fn conversations(keys: &[Key]) -> HashSet<ConversationId> {
 }
 
 impl CassandraStore {
-    async fn standing(&self, device: InstallationId) -> Result<Standing> {
+    pub(super) async fn standing(&self, device: InstallationId) -> Result<Standing> {
         let rows = self.link.rows(&self.link.statements.device, (&device.as_bytes()[..],)).await?;
         let row = rows.maybe_first_row::<(Option<i64>, Option<i64>, Option<i64>)>().map_err(|_| corrupt())?;
         let Some((generation, born, floor)) = row else { return Ok(Standing::default()) };
@@ -129,8 +129,8 @@ impl CassandraStore {
         after: Place,
         limit: PageLimit,
     ) -> Result<Vec<InboxRow>> {
-        let standing = self.standing(device).await?;
-        let late = self.read_day(device, LATE_DAY, after, limit).await?;
+        let late = self.read_day(device, LATE_DAY, after, limit);
+        let (standing, late) = try_join(self.standing(device), late).await?;
         let mut rows: BTreeMap<Place, InboxRow> = late.into_iter().map(|row| (row.place(), row)).collect();
         let (mut read, mut bytes) = (0, 0);
         // What lies below the floor was deleted: reading over it would cost as much as if it were there.
@@ -294,9 +294,7 @@ impl CassandraStore {
     async fn trim(&self, device: InstallationId, from_us: u64) -> Result<u64> {
         let standing = self.standing(device).await?;
         let now = now_us();
-        let (keys, cells) =
-            futures_util::future::try_join(self.keys(device, standing, from_us), self.all_cells(device))
-                .await?;
+        let (keys, cells) = try_join(self.keys(device, standing, from_us), self.all_cells(device)).await?;
         let acked =
             |key: &Key| cells.get(&key.place.conversation).is_some_and(|cell| key.place.seq <= cell.acked);
         let gone: Vec<Key> = keys.iter().copied().filter(acked).collect();
@@ -360,7 +358,7 @@ impl CassandraStore {
             WantCells::All => cells.into_iter().collect(),
         };
         cells.sort_unstable_by_key(|(conversation, _)| *conversation);
-        Ok(DeviceRecord { generation: standing.generation, waiting_rows: rows, waiting_bytes: bytes, cells })
+        Ok(DeviceRecord { waiting_rows: rows, waiting_bytes: bytes, cells })
     }
 
     pub(super) async fn expire_rows(&self, before_us: u64, limit: usize) -> Result<usize> {

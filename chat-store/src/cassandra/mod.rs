@@ -265,6 +265,10 @@ impl MessageStore for CassandraStore {
         Ok(page)
     }
 
+    async fn generation(&self, device: InstallationId) -> Result<u64> {
+        Ok(self.standing(device).await?.generation)
+    }
+
     async fn device(&self, device: InstallationId, cells: WantCells) -> Result<DeviceRecord> {
         self.read_device(device, cells).await
     }

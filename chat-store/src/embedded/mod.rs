@@ -272,10 +272,13 @@ impl MessageStore for EmbeddedStore {
         self.tables.read_history(conversation, before, limit)
     }
 
+    async fn generation(&self, device: InstallationId) -> Result<u64> {
+        self.tables.read_generation(device)
+    }
+
     async fn device(&self, device: InstallationId, want: WantCells) -> Result<DeviceRecord> {
         let waiting = self.writer.waiting(device).await?;
         Ok(DeviceRecord {
-            generation: self.tables.read_generation(device)?,
             waiting_rows: waiting.rows,
             waiting_bytes: waiting.bytes,
             cells: self.tables.read_cells(device, want)?,

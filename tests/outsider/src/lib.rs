@@ -173,6 +173,10 @@ impl MessageStore for ToyStore {
         Ok(page(rows.into_iter(), limit))
     }
 
+    async fn generation(&self, device: InstallationId) -> Result<u64> {
+        Ok(self.lock()?.generations.iter().find(|(d, _)| *d == device).map_or(0, |(_, g)| *g))
+    }
+
     async fn device(&self, device: InstallationId, want: WantCells) -> Result<DeviceRecord> {
         let toy = self.lock()?;
         let waiting: Vec<_> = toy.inbox.iter().filter(|(d, _)| *d == device).map(|(_, row)| row.size()).collect();
@@ -180,7 +184,6 @@ impl MessageStore for ToyStore {
             *d == device && (want == WantCells::All || want == WantCells::Of(*c))
         });
         Ok(DeviceRecord {
-            generation: toy.generations.iter().find(|(d, _)| *d == device).map_or(0, |(_, g)| *g),
             waiting_rows: waiting.len() as u64,
             waiting_bytes: waiting.iter().sum::<usize>() as u64,
             cells: cells.map(|(_, c, cell)| (*c, *cell)).collect(),
