@@ -15,13 +15,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LATEST: Duration = Duration::from_secs(30);
 /// A turn that took longer counts as this: what waited for a backend says nothing about the next.
 const LONGEST: Duration = Duration::from_secs(1);
+/// How many times as long as a turn the rest after it is: what is done meanwhile is done for those who are here.
+const RESTS: u32 = 2;
 /// A turn before any was measured.
 const FIRST_GUESS: Duration = Duration::from_millis(5);
 
 /// Turns to open a session, one per core at a time.
 ///
 /// When all devices of a gateway that failed come here, those that are here already must hardly notice. So a
-/// turn is followed by a rest as long while others wait: the slower the backends are, the longer.
+/// turn is followed by a [rest](RESTS) while others wait: the slower the backends are, the longer.
 #[derive(Debug)]
 pub(crate) struct Turns {
     free: Arc<Semaphore>,
@@ -83,9 +85,9 @@ impl Turns {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From one turn to the next while others wait: it lasts, and rests as long.
+    /// From one turn to the next while others wait.
     fn apart(&self, line: &Line) -> Duration {
-        2 * line.turn / self.count
+        (1 + RESTS) * line.turn / self.count
     }
 
     fn promise(&self) -> Duration {
@@ -115,7 +117,7 @@ impl Drop for Turn {
             && let Ok(runtime) = Handle::try_current()
         {
             runtime.spawn(async move {
-                tokio::time::sleep(took).await;
+                tokio::time::sleep(RESTS * took).await;
                 drop(permit);
             });
         }
@@ -137,7 +139,7 @@ mod tests {
         });
         tokio::time::sleep(Duration::from_millis(50)).await;
         drop(turn);
-        assert!(next.await.unwrap().unwrap() - began >= Duration::from_millis(100), "no rest");
+        assert!(next.await.unwrap().unwrap() - began >= Duration::from_millis(150), "no rest");
         let began = Instant::now();
         for _ in 0..100 {
             drop(turns.take().await.unwrap());
@@ -149,7 +151,7 @@ mod tests {
     async fn who_would_wait_too_long_is_told_when_to_come_back() {
         let turns = Turns::new(2);
         let _held = (turns.take().await.unwrap(), turns.take().await.unwrap());
-        turns.line().turn = Duration::from_secs(6);
+        turns.line().turn = Duration::from_secs(4);
         let told = [turns.take().await.unwrap_err(), turns.take().await.unwrap_err()];
         assert!(told[0] > PATIENCE, "{told:?}");
         let apart = told[1] - told[0];
