@@ -234,7 +234,10 @@ impl Driver {
                                     message: error.to_string(),
                                 });
                             }
-                            self.step(Input::Disconnected)?;
+                            self.step(match error.retry_after_ms() {
+                                0 => Input::Disconnected,
+                                wait => Input::TurnedAway(wait),
+                            })?;
                         }
                     }
                 }

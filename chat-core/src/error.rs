@@ -38,6 +38,7 @@ pub enum ErrorKind {
 pub struct Error {
     kind: ErrorKind,
     what: &'static str,
+    retry_after_ms: u32,
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -47,7 +48,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of this kind; `what` is a fixed text, so that no user data slips in.
     pub const fn new(kind: ErrorKind, what: &'static str) -> Self {
-        Self { kind, what, source: None }
+        Self { kind, what, retry_after_ms: 0, source: None }
     }
 
     /// The same with its cause.
@@ -55,6 +56,18 @@ impl Error {
     pub fn caused_by(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.source = Some(Arc::new(source));
         self
+    }
+
+    /// The same with the time to wait before it is repeated, in milliseconds.
+    #[must_use]
+    pub const fn retry_after(mut self, ms: u32) -> Self {
+        self.retry_after_ms = ms;
+        self
+    }
+
+    /// Milliseconds to wait before it is repeated; 0 if nobody said.
+    pub const fn retry_after_ms(&self) -> u32 {
+        self.retry_after_ms
     }
 
     /// What a caller can do about it.

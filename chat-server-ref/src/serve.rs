@@ -334,13 +334,14 @@ async fn accept_all(
             }
         };
         let knock = doors.knock(from.ip(), std::time::Instant::now());
-        let (Ok(place), Some(knock)) = (room.clone().try_acquire_owned(), knock) else {
-            tokio::spawn(busy(stream, later()));
-            continue;
-        };
         let now = Instant::now();
-        let Some(due) = line.join(now) else {
-            tokio::spawn(busy(stream, later()));
+        let place = knock.as_ref().and_then(|_| room.clone().try_acquire_owned().ok());
+        let due = place.as_ref().and_then(|_| line.join(now));
+        let (Some(knock), Some(place), Some(due)) = (knock, place, due) else {
+            // Saying so by TLS would cost what there is none of.
+            if tls.is_none() {
+                tokio::spawn(busy(stream, later()));
+            }
             continue;
         };
         let (gateway, tls, upgrade) = (gateway.clone(), tls.clone(), upgrade.clone());

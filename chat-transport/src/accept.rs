@@ -68,19 +68,23 @@ where
     }
 }
 
-/// Answers with 503 and a time to come back after.
-pub async fn busy<S: AsyncWrite + Unpin>(mut io: S, retry_after: u32) {
-    let answer = format!(
-        "HTTP/1.1 503 Service Unavailable\r\nRetry-After: {retry_after}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-    );
-    let _ = tokio::time::timeout(Duration::from_secs(1), io.write_all(answer.as_bytes())).await;
+/// Answers with 503 and the seconds to come back after.
+pub async fn busy<S: AsyncRead + AsyncWrite + Unpin>(io: S, retry_after: u32) {
+    farewell(io, &format!("503 Service Unavailable\r\nRetry-After: {retry_after}\r\nContent-Length: 0"))
+        .await;
 }
 
-async fn refuse<S: AsyncRead + AsyncWrite + Unpin, T>(mut io: S, status: &'static str) -> Result<T> {
+async fn refuse<S: AsyncRead + AsyncWrite + Unpin, T>(io: S, status: &'static str) -> Result<T> {
     let extra =
-        if status.starts_with("426") { "Sec-WebSocket-Version: 13\r\nUpgrade: websocket\r\n" } else { "" };
-    let answer = format!("HTTP/1.1 {status}\r\n{extra}Connection: close\r\nContent-Length: 0\r\n\r\n");
-    let farewell = async {
+        if status.starts_with("426") { "\r\nSec-WebSocket-Version: 13\r\nUpgrade: websocket" } else { "" };
+    farewell(io, &format!("{status}{extra}\r\nContent-Length: 0")).await;
+    Err(Error::new(ErrorKind::Invalid, "not an upgrade request we take"))
+}
+
+/// Sends an answer, and ends the connection once the other end may have it.
+async fn farewell<S: AsyncRead + AsyncWrite + Unpin>(mut io: S, answer: &str) {
+    let answer = format!("HTTP/1.1 {answer}\r\nConnection: close\r\n\r\n");
+    let answered = async {
         if io.write_all(answer.as_bytes()).await.is_ok() && io.shutdown().await.is_ok() {
             // Unread bytes would turn the close into a reset, and the answer would be lost.
             let mut rest = [0; 1024];
@@ -93,8 +97,7 @@ async fn refuse<S: AsyncRead + AsyncWrite + Unpin, T>(mut io: S, status: &'stati
             }
         }
     };
-    let _ = tokio::time::timeout(Duration::from_secs(1), farewell).await;
-    Err(Error::new(ErrorKind::Invalid, "not an upgrade request we take"))
+    let _ = tokio::time::timeout(Duration::from_secs(1), answered).await;
 }
 
 /// The request's bytes up to the empty line, and what came behind it.

@@ -1,8 +1,8 @@
 //! The client's side of a connection: `ws://` for loopback, `wss://` (TLS 1.3) for everything else.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fmt, io};
 
 use base64::Engine as _;
 use chat_core::backend::Transport;
@@ -82,7 +82,7 @@ impl Dialer {
     ///
     /// # Errors
     /// `Closed` if there is no server or it took too long, `Denied` if its certificate is not trusted,
-    /// `Invalid` if it is no chat server.
+    /// `Throttled` if it has no room, with [when](Error::retry_after_ms) it may, `Invalid` if it is no chat server.
     pub async fn dial(&self) -> Result<Box<dyn Transport>> {
         match tokio::time::timeout(DIAL_TIME, self.connect()).await {
             Ok(connected) => connected,
@@ -100,8 +100,13 @@ impl Dialer {
                 let name = ServerName::try_from(self.host.clone())
                     .map_err(|e| Error::new(ErrorKind::Invalid, "not a host name").caused_by(e))?;
                 let tls = tokio_rustls::TlsConnector::from(config.clone()).connect(name, tcp).await;
-                let tls =
-                    tls.map_err(|e| Error::new(ErrorKind::Denied, "no secure connection").caused_by(e))?;
+                let tls = tls.map_err(|e| match e.kind() {
+                    // What TLS itself does not like: anything else is the network's.
+                    io::ErrorKind::InvalidData => {
+                        Error::new(ErrorKind::Denied, "no secure connection").caused_by(e)
+                    }
+                    _ => lost(e),
+                })?;
                 Ok(Box::new(self.upgrade(tls).await?))
             }
         }
@@ -133,20 +138,27 @@ impl Dialer {
         }
         let text = String::from_utf8_lossy(&head);
         let accepted = text.starts_with("HTTP/1.1 101")
-            && text.lines().any(|line| {
-                line.split_once(':').is_some_and(|(name, value)| {
-                    name.eq_ignore_ascii_case("sec-websocket-accept")
-                        && value.trim() == derive_accept_key(key.as_bytes())
-                })
-            });
+            && header(&text, "sec-websocket-accept") == Some(derive_accept_key(key.as_bytes()).as_str());
         if accepted {
             Ok(WebSocket::new(io, Role::Client, 4 * MAX_FRAME, &[]))
         } else if text.starts_with("HTTP/1.1 503") {
-            Err(Error::new(ErrorKind::Throttled, "the server is busy"))
+            Err(Error::new(ErrorKind::Throttled, "the server is busy").retry_after(retry_after_ms(&text)))
         } else {
             Err(Error::new(ErrorKind::Invalid, "the server is not a chat server"))
         }
     }
+}
+
+fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    let headers = head.lines().filter_map(|line| line.split_once(':'));
+    headers.into_iter().find_map(|(known, value)| known.eq_ignore_ascii_case(name).then(|| value.trim()))
+}
+
+/// What an answer of 503 says, in milliseconds: at most a minute, since it may be a proxy's. 0 if it says nothing.
+fn retry_after_ms(head: &str) -> u32 {
+    const MOST: u32 = 60_000;
+    let seconds = header(head, "retry-after").and_then(|value| value.parse::<u32>().ok());
+    seconds.unwrap_or(0).saturating_mul(1000).min(MOST)
 }
 
 fn tls(extra_roots: &[CertificateDer<'static>]) -> Result<ClientConfig> {
@@ -184,5 +196,22 @@ mod tests {
             let dialer = Dialer::new(good, &[]).unwrap();
             assert_eq!((dialer.authority().as_str(), dialer.path.as_str()), (authority, path));
         }
+    }
+
+    #[tokio::test]
+    async fn a_server_without_room_says_when_to_come_back() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("ws://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            for seconds in [7, 3600] {
+                crate::accept::busy(listener.accept().await.unwrap().0, seconds).await;
+            }
+        });
+        let dialer = Dialer::new(&url, &[]).unwrap();
+        for wait in [7000, 60_000] {
+            let error = dialer.dial().await.unwrap_err();
+            assert_eq!((error.kind(), error.retry_after_ms()), (ErrorKind::Throttled, wait));
+        }
+        assert_eq!(retry_after_ms("HTTP/1.1 503 Service Unavailable\r\nRetry-After: soon\r\n\r\n"), 0);
     }
 }

@@ -43,6 +43,8 @@ pub enum Input {
     Connected,
     /// It broke, or could not be made.
     Disconnected,
+    /// The server has no room for it, and says after how many milliseconds it may.
+    TurnedAway(u32),
     /// A frame of the server.
     Frame(ServerFrame),
     /// Send this.
@@ -172,7 +174,7 @@ pub enum Ephemeral {
 #[derive(Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Output {
-    /// Connect; answer with `Connected` or `Disconnected`.
+    /// Connect; answer with `Connected`, `Disconnected` or `TurnedAway`.
     Dial,
     /// Drop the connection.
     Hangup,

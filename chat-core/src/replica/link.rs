@@ -535,3 +535,31 @@ impl Replica {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{DeviceAddress, DeviceId, InstallationId};
+    use crate::mutant::Mutants;
+    use crate::replica::{Input, Saved};
+
+    #[test]
+    fn nobody_comes_back_sooner_than_the_server_said() {
+        let device = DeviceAddress {
+            user: UserId::from_bytes([1; 16]),
+            device: DeviceId::PRIMARY,
+            installation: InstallationId::from_bytes([1; 16]),
+        };
+        let mut replica = Replica::new(Instant::from_millis(0), Saved::new(device), 1, Mutants::NONE);
+        let mut step = |at, input| {
+            let mut out = Vec::new();
+            replica.step(Instant::from_millis(at), input, &mut out);
+            out.contains(&Output::Dial)
+        };
+        assert!(step(0, Input::Tick));
+        assert!(!step(10, Input::TurnedAway(5000)));
+        assert!(!step(5009, Input::Tick) && step(5010, Input::Tick));
+        // Nobody said when: the first waits are short.
+        assert!(!step(6000, Input::Disconnected) && step(6400, Input::Tick));
+    }
+}
