@@ -271,7 +271,7 @@ impl Settings {
         for (name, value, alone, shared) in [
             ("store", &self.store, "fjall", &["cassandra://"][..]),
             ("router", &self.router, "memory", &["kafka://"][..]),
-            ("registry", &self.registry, "memory", &["redis://", "rediss://", "redis-cluster://"][..]),
+            ("registry", &self.registry, "memory", &["redis://", "redis-cluster://"][..]),
         ] {
             if value != alone && !shared.iter().any(|scheme| value.starts_with(scheme)) {
                 return Err(format!(

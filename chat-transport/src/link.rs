@@ -10,6 +10,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -285,11 +286,24 @@ fn unanswered(status: Status) -> Error {
     Error::new(kind, "the other gateway did not answer").caused_by(status)
 }
 
+/// Whether an address `host:port` is of this machine.
+fn is_loopback(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
+}
+
 impl Shared {
     async fn connect(&self, gateway: GatewayId) -> Result<Channel> {
         let address = self.registry.address(gateway).await?;
         let unknown = || Error::new(ErrorKind::NotFound, "nobody knows where the gateway is");
         let address = address.ok_or_else(unknown)?;
+        if self.tls.is_none() && !is_loopback(&address) {
+            let error =
+                Error::new(ErrorKind::Denied, "outside of loopback nodes show each other certificates");
+            tracing::error!(%error, gateway = gateway.0, "link_tls is missing: a gateway cannot be told anything");
+            return Err(error);
+        }
         let wrong = |e| Error::new(ErrorKind::Invalid, "not an address of a gateway").caused_by(e);
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))

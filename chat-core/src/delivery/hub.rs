@@ -138,6 +138,14 @@ impl Hub {
         }
     }
 
+    /// Ends a session, if it is still the device's current one.
+    pub fn close_session(&self, route: &Route, code: u16) {
+        let gone = self.connections.remove_if(&route.device.installation, |_, known| known.route == *route);
+        if let Some((_, gone)) = gone {
+            let _ = gone.queue.try_send(vec![Event::Closed(code)]);
+        }
+    }
+
     /// How many batches of events did not fit and are read from inboxes instead, since the process began.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)

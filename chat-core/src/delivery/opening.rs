@@ -168,10 +168,14 @@ impl Engine {
     /// Registers a session: from here on the engine tells it what happens. Comes before the first read of
     /// its inbox, so that nothing falls between the two.
     ///
+    /// The registry is a hint: without it the session is found from this process only, until a
+    /// [beat](Self::beat) brings its route back.
+    ///
     /// # Errors
-    /// `Unavailable` if the registry cannot be reached.
+    /// `Denied` if the device is not listed, `Unavailable` if that cannot be read.
     pub async fn bind(&self, device: DeviceAddress) -> Result<Bound> {
-        let epoch = self.backends.registry.bind(device, self.settings.gateway).await?;
+        let registered = self.backends.registry.bind(device, self.settings.gateway).await;
+        let epoch = registered.unwrap_or_else(|_| self.epoch_without_registry(device));
         let bound = self.hub.bind(Route { device, gateway: self.settings.gateway, epoch });
         // Unlinked between its `Hello` and here? Read from the directory: from here on it would be told.
         let list = self.backends.keys.list(device.user).await;
@@ -182,6 +186,12 @@ impl Engine {
         }
         let _ = self.backends.presence.beat(device.user, device.installation, true, self.now_ms()).await;
         Ok(bound)
+    }
+
+    /// As a registry gives them: above the clock, and above what is known.
+    fn epoch_without_registry(&self, device: DeviceAddress) -> u64 {
+        let known = self.hub.route(device.installation).map_or(0, |route| route.epoch);
+        self.now_us().max(known + 1)
     }
 
     /// Whether no later session of its device took over here.
@@ -198,10 +208,13 @@ impl Engine {
         let _ = self.backends.registry.unbind(bound.route).await;
     }
 
-    /// Notes that a session is alive.
+    /// Notes that a session is alive. It is closed if its device has a later one elsewhere.
     pub async fn beat(&self, bound: &Bound) {
         let device = bound.route.device;
-        let _ = self.backends.registry.renew(bound.route).await;
+        let renewed = self.backends.registry.renew(bound.route).await;
+        if renewed.is_err_and(|error| error.kind() == ErrorKind::Conflict) {
+            return self.hub.close_session(&bound.route, close::REPLACED);
+        }
         // The word that it was unlinked may have been lost on the way from another gateway.
         if let Ok(Some(list)) = self.device_list(device.user).await
             && !list.list().addresses().any(|listed| listed == device)

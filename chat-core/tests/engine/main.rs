@@ -1,6 +1,7 @@
 //! What the engine decides before the log (paces, quotas, presence, accounts), and whom it tells after it.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
+mod registry;
 mod settling;
 
 use std::future::Future;

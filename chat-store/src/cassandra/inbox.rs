@@ -7,12 +7,13 @@ use chat_core::backend::{DeviceRecord, PageLimit, WantCells};
 use chat_core::envelope::{AckOf, Cell, InboxRow, Place};
 use chat_core::wire::decode_row;
 use chat_core::{ConversationId, Error, ErrorKind, InstallationId, Result};
+use futures_util::TryStreamExt as _;
 use futures_util::future::{try_join, try_join_all};
 use scylla::response::query_result::QueryRowsResult;
 use scylla::value::CqlValue;
 
 use super::commit::{DAY_US, LATE_DAY, big, blob, day_of, now_us};
-use super::link::Write;
+use super::link::{Write, unknown};
 use super::{CassandraStore, corrupt, signed, unsigned};
 
 /// How far the floor of an inbox stays behind the clock: more than rows may be late without being noticed, by
@@ -362,10 +363,11 @@ impl CassandraStore {
     }
 
     pub(super) async fn expire_rows(&self, before_us: u64, limit: usize) -> Result<usize> {
-        let rows = self.link.rows(&self.link.statements.inbox_partitions, ()).await?;
+        // Of everybody: page by page.
+        let all = self.link.session.execute_iter(self.link.statements.inbox_partitions.clone(), ()).await;
+        let mut rows = all.map_err(unknown)?.rows_stream::<(Vec<u8>, i32)>().map_err(|_| corrupt())?;
         let mut devices = HashSet::new();
-        for row in rows.rows::<(Vec<u8>, i32)>().map_err(|_| corrupt())? {
-            let (device, day) = row.map_err(|_| corrupt())?;
+        while let Some((device, day)) = rows.try_next().await.map_err(unknown)? {
             if day <= day_of(before_us) {
                 devices.insert(InstallationId::parse(&device).map_err(|_| corrupt())?);
             }

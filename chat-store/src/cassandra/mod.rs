@@ -94,9 +94,11 @@ impl CassandraStore {
     /// Connects to a keyspace that [`migrate`](Self::migrate) made.
     ///
     /// # Errors
-    /// `Unavailable` if Cassandra cannot be reached, `Invalid` if the schema is not of this release.
+    /// `Unavailable` if Cassandra cannot be reached, `Invalid` if the schema is not of this release, or the
+    /// keyspace keeps fewer copies than were asked for.
     pub async fn connect(settings: &CassandraSettings) -> Result<Self> {
         let link = Link::connect(settings).await?;
+        schema::check_copies(&link).await?;
         let epoch = schema::check(&link).await?;
         let life = StoreLife { epoch: StoreEpoch::from_bytes(epoch), durability: Durability::Fsync };
         Ok(Self { link, life, heads: DashMap::new(), untrimmed: DashMap::new() })

@@ -1,3 +1,5 @@
+use std::collections::HashMap;
+
 use chat_core::{Error, ErrorKind, Result};
 use scylla::client::session::Session;
 use scylla::statement::Statement;
@@ -115,6 +117,32 @@ async fn life(link: &Link) -> Result<Option<(i32, [u8; 16])>> {
     row.map(|(version, epoch)| Ok((version, epoch.try_into().map_err(|_| other())?))).transpose()
 }
 
+/// Refuses a keyspace that keeps fewer copies than were asked for, or does not write them to a disk.
+pub(super) async fn check_copies(link: &Link) -> Result<()> {
+    let CassandraSettings { keyspace, datacenter, replication, .. } = &link.settings;
+    let select = "SELECT replication, durable_writes FROM system_schema.keyspaces WHERE keyspace_name = ?";
+    let rows = link.session.query_unpaged(select, (keyspace,)).await.map_err(unknown)?;
+    let rows = rows.into_rows_result().map_err(unknown)?;
+    let row = rows.maybe_first_row::<(HashMap<String, String>, bool)>().map_err(unknown)?;
+    let refused = |text| Err(Error::new(ErrorKind::Invalid, text));
+    let Some((copies, durable)) = row else {
+        return refused("there is no such keyspace: run `chat-server-ref migrate`");
+    };
+    let copies = copies.get(datacenter).and_then(|copies| copies.parse().ok()).unwrap_or(0);
+    if copies < *replication {
+        return refused(
+            "the keyspace has fewer copies in the data centre than there are to be: ALTER KEYSPACE and repair it, or ask \
+             for less by name with ?replication=1 (what one node loses is lost)",
+        );
+    }
+    if !durable {
+        return refused(
+            "the keyspace has durable_writes = false: what is acknowledged would not be on a disk",
+        );
+    }
+    Ok(())
+}
+
 /// Checks the schema's version; gives the life of the data set.
 pub(super) async fn check(link: &Link) -> Result<[u8; 16]> {
     match life(link).await? {
@@ -138,10 +166,29 @@ pub(super) async fn describe(link: &Link) -> Result<String> {
     let nodes = state.get_nodes_info();
     let up = nodes.iter().filter(|node| node.is_connected()).count();
     Ok(format!(
-        "release {release}, {up} of {} nodes connected, keyspace {}",
+        "release {release}, {up} of {} nodes connected, keyspace {}, {} copies in {}, {}",
         nodes.len(),
-        link.settings.keyspace
+        link.settings.keyspace,
+        link.settings.replication,
+        link.settings.datacenter,
+        commitlog_sync(link).await?
     ))
+}
+
+/// What the node that answers does before it says that something is written.
+async fn commitlog_sync(link: &Link) -> Result<String> {
+    let select = "SELECT value FROM system_views.settings WHERE name = 'commitlog_sync'";
+    let rows = link.session.query_unpaged(select, ()).await.map_err(unknown)?;
+    let rows = rows.into_rows_result().map_err(unknown)?;
+    let row = rows.maybe_first_row::<(Option<String>,)>().map_err(unknown)?;
+    Ok(match row.and_then(|(value,)| value).as_deref() {
+        Some("periodic") => {
+            "commitlog_sync periodic: WARNING: nodes that lose power together lose what they \
+             acknowledged last; set it to batch or group"
+                .to_owned()
+        }
+        value => format!("commitlog_sync {}", value.unwrap_or("unknown")),
+    })
 }
 
 macro_rules! statements {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use chat_core::backend::{GatewayId, Registry, Route};
 use chat_core::{DeviceAddress, DeviceId, Error, ErrorKind, InstallationId, Result, UserId};
 use dashmap::DashMap;
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::join_all;
 
 use super::link::RedisLink;
 
@@ -36,10 +36,13 @@ redis.call('EXPIRE', KEYS[1], ARGV[3])
 return epoch
 ";
 
-/// Brings a forgotten route back; writes nothing while it is there.
+/// Brings a forgotten route back; while it is there, it writes only that it is not to be forgotten, twice a day.
 const RENEW: &str = r"
 local known = redis.call('HGET', KEYS[1], ARGV[1])
-if known == ARGV[2] then return 1 end
+if known == ARGV[2] then
+  if redis.call('TTL', KEYS[1]) < ARGV[4] / 2 then redis.call('EXPIRE', KEYS[1], ARGV[4]) end
+  return 1
+end
 if known and tonumber(string.match(known, '(%d+)$')) > tonumber(ARGV[3]) then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[4])
@@ -133,7 +136,7 @@ impl RedisRegistry {
     }
 
     /// Which of these gateways hold their lease.
-    async fn alive(&self, routes: &[Route]) -> Result<Vec<GatewayId>> {
+    async fn alive(&self, routes: &[Route]) -> Vec<GatewayId> {
         let mut gateways: Vec<GatewayId> = routes.iter().map(|route| route.gateway).collect();
         gateways.sort_unstable();
         gateways.dedup();
@@ -148,7 +151,8 @@ impl RedisRegistry {
         }))
         .await;
         for (gateway, held) in gateways.into_iter().zip(held) {
-            if held? {
+            // Nobody knows: who has a route there is told, and a gateway that is gone says so.
+            if held.unwrap_or(true) {
                 if self.seen.len() > 1000 {
                     self.seen.clear();
                 }
@@ -156,7 +160,7 @@ impl RedisRegistry {
                 alive.push(gateway);
             }
         }
-        Ok(alive)
+        alive
     }
 }
 
@@ -217,8 +221,15 @@ impl Registry for RedisRegistry {
     }
 
     async fn lookup(&self, users: &[UserId]) -> Result<Vec<Route>> {
-        let routes = try_join_all(users.iter().map(|user| self.routes_of(*user))).await?.concat();
-        let alive = self.alive(&routes).await?;
+        let found = join_all(users.iter().map(|user| self.routes_of(*user))).await;
+        // A part of a Cluster may be away: the others' users are found.
+        if let (false, Some(error)) =
+            (found.iter().any(Result::is_ok), found.iter().find_map(|one| one.as_ref().err()))
+        {
+            return Err(error.clone());
+        }
+        let routes: Vec<Route> = found.into_iter().flatten().flatten().collect();
+        let alive = self.alive(&routes).await;
         Ok(routes.into_iter().filter(|route| alive.contains(&route.gateway)).collect())
     }
 }

@@ -3,6 +3,8 @@
 #![cfg(feature = "cassandra")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
+mod timestamps;
+
 use std::sync::Arc;
 
 use chat_core::backend::{
@@ -48,6 +50,10 @@ impl Keyspace {
             self.session.query_unpaged(cql, ()).await.unwrap();
         }
         Arc::new(CassandraStore::connect(&self.settings).await.unwrap())
+    }
+
+    fn name(&self) -> &str {
+        &self.settings.keyspace
     }
 
     async fn remove(self) {

@@ -1,0 +1,84 @@
+//! What the registry is: a hint.
+
+use async_trait::async_trait;
+use chat_core::backend::{GatewayId, Registry, Route};
+use chat_core::delivery::Event;
+use chat_core::wire::close;
+use chat_core::{Error, ErrorKind, Result, UserId};
+
+use super::*;
+
+/// A registry that nobody can reach.
+#[derive(Debug)]
+struct Away;
+
+fn away<T>() -> Result<T> {
+    Err(Error::new(ErrorKind::Unavailable, "nobody answers"))
+}
+
+#[async_trait]
+impl Registry for Away {
+    async fn bind(&self, _: DeviceAddress, _: GatewayId) -> Result<u64> {
+        away()
+    }
+
+    async fn renew(&self, _: Route) -> Result<()> {
+        away()
+    }
+
+    async fn unbind(&self, _: Route) -> Result<()> {
+        away()
+    }
+
+    async fn announce(&self, _: GatewayId, _: &str) -> Result<()> {
+        away()
+    }
+
+    async fn address(&self, _: GatewayId) -> Result<Option<String>> {
+        away()
+    }
+
+    async fn lookup(&self, _: &[UserId]) -> Result<Vec<Route>> {
+        away()
+    }
+}
+
+fn engine_with(registry: Arc<dyn Registry>) -> (Engine, User, User) {
+    let clock = Arc::new(ManualClock::default());
+    clock.set_us(START_US);
+    let router = Arc::new(MemoryRouter::new(4, clock.clone()));
+    let backends = Backends { router, registry, ..Backends::memory() };
+    let engine = Engine::new(backends, EngineSettings::default(), clock);
+    let (alice, bob) = (User::new(1, "alice"), User::new(2, "bob"));
+    alice.register(&engine);
+    bob.register(&engine);
+    (engine, alice, bob)
+}
+
+#[test]
+fn sessions_of_this_process_need_no_registry() {
+    let (engine, mut alice, bob) = engine_with(Arc::new(Away));
+    let mut first = ready(engine.bind(bob.device())).unwrap();
+    let mut second = ready(engine.bind(bob.device())).unwrap();
+    assert!(first.route.epoch < second.route.epoch);
+    assert_eq!(first.events.try_recv().unwrap(), [Event::Closed(close::REPLACED)]);
+    ready(engine.beat(&second));
+    assert_eq!(alice.publish(&engine, &bob, 10), None);
+    work(&engine);
+    assert!(matches!(&second.events.try_recv().unwrap()[..], [Event::Row(_)]));
+}
+
+#[test]
+fn a_session_ends_when_its_device_is_connected_elsewhere() {
+    let registry = Arc::new(MemoryRegistry::default());
+    let (engine, _, bob) = engine_with(registry.clone());
+    let mut here = ready(engine.bind(bob.device())).unwrap();
+    ready(engine.beat(&here));
+    assert!(here.events.try_recv().is_err(), "it is the only one");
+    ready(registry.bind(bob.device(), GatewayId(9))).unwrap();
+    ready(engine.beat(&here));
+    assert_eq!(here.events.try_recv().unwrap(), [Event::Closed(close::REPLACED)]);
+    ready(engine.unbind(&here));
+    let routes = ready(registry.lookup(&[bob.device().user])).unwrap();
+    assert_eq!(routes.iter().map(|route| route.gateway).collect::<Vec<_>>(), [GatewayId(9)]);
+}
