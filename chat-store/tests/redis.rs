@@ -4,9 +4,10 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use chat_core::backend::{Presence, Registry};
-use chat_core::conformance;
+use chat_core::backend::{GatewayId, Presence, Registry};
+use chat_core::{DeviceAddress, DeviceId, ErrorKind, InstallationId, UserId, conformance};
 use chat_store::redis::{RedisLink, RedisPresence, RedisRegistry};
 
 /// A connection to an empty Redis; `None`, said aloud, if there is none here.
@@ -55,4 +56,63 @@ async fn a_single_server_passes() {
 async fn a_cluster_passes() {
     registry("CHAT_TEST_REDIS_CLUSTER").await;
     presence("CHAT_TEST_REDIS_CLUSTER").await;
+}
+
+/// What goes to Redis and back goes through here, unless it is held up.
+async fn proxy(redis: String) -> (String, tokio::sync::watch::Sender<bool>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (hold, held) = tokio::sync::watch::channel(false);
+    tokio::spawn(async move {
+        loop {
+            let (near, _) = listener.accept().await.unwrap();
+            let far = tokio::net::TcpStream::connect(&redis).await.unwrap();
+            let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
+            tokio::spawn(pass(near_in, far_out, held.clone()));
+            tokio::spawn(pass(far_in, near_out, held.clone()));
+        }
+    });
+    (address, hold)
+}
+
+async fn pass(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    mut held: tokio::sync::watch::Receiver<bool>,
+) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut bytes = [0; 4096];
+    while let Ok(length @ 1..) = from.read(&mut bytes).await {
+        let _ = held.wait_for(|held| !*held).await;
+        if to.write_all(&bytes[..length]).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_a_server_that_does_not_answer() {
+    let Some(_) = fresh("CHAT_TEST_REDIS").await else { return };
+    let redis = std::env::var("CHAT_TEST_REDIS").unwrap();
+    let (address, hold) = proxy(redis.trim_start_matches("redis://").to_owned()).await;
+    let registry = RedisRegistry::new(RedisLink::connect(&format!("redis://{address}")).await.unwrap());
+    let user = UserId::from_bytes([1; 16]);
+    let device =
+        DeviceAddress { user, device: DeviceId::PRIMARY, installation: InstallationId::from_bytes([1; 16]) };
+    registry.bind(device, GatewayId(1)).await.unwrap();
+    hold.send(true).unwrap();
+    let unavailable = |error: chat_core::Error| assert_eq!(error.kind(), ErrorKind::Unavailable);
+    unavailable(registry.lookup(&[user]).await.unwrap_err());
+    // From here on it is known: all of these together take less time than one that waits.
+    let began = Instant::now();
+    for _ in 0..1000 {
+        unavailable(registry.lookup(&[user]).await.unwrap_err());
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    hold.send(false).unwrap();
+    let end = Instant::now() + Duration::from_secs(30);
+    while registry.lookup(&[user]).await.map(|routes| routes.len()) != Ok(1) {
+        assert!(Instant::now() < end, "it answers, and nobody asks");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }

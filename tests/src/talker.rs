@@ -12,6 +12,15 @@ use crate::chat::Chat;
 /// Bytes of the longest text that is sent.
 const LONGEST: usize = 64 * 1024;
 
+/// How far all talkers are together.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Lines of which the sender was told that they are stored.
+    pub stored: AtomicU64,
+    /// Lines that were shown to who they are for.
+    pub delivered: AtomicU64,
+}
+
 /// A program that uses `chat --json`: it sends its lines, keeps what it was told, and may be killed.
 #[derive(Debug)]
 pub struct Talker<'a> {
@@ -74,21 +83,21 @@ impl<'a> Talker<'a> {
     }
 
     /// Runs until so many of its lines are done and so many were received.
-    pub fn run_until(&mut self, done: usize, received: usize, stored: &AtomicU64, end: Instant) {
+    pub fn run_until(&mut self, done: usize, received: usize, progress: &Progress, end: Instant) {
         self.enough = (done, received);
-        self.run(None, stored, end);
+        self.run(None, progress, end);
         self.enough = (usize::MAX, usize::MAX);
     }
 
     /// Runs lives of the process until everything was sent and received.
-    pub fn run(&mut self, mut dice: Option<Dice>, stored: &AtomicU64, end: Instant) {
+    pub fn run(&mut self, mut dice: Option<Dice>, progress: &Progress, end: Instant) {
         while !self.finished() {
             let life = dice.as_mut().map(|dice| Duration::from_millis(500 + dice.below(6000)));
-            self.live(life, stored, end);
+            self.live(life, progress, end);
         }
     }
 
-    fn live(&mut self, life: Option<Duration>, stored: &AtomicU64, end: Instant) {
+    fn live(&mut self, life: Option<Duration>, progress: &Progress, end: Instant) {
         let url = &self.urls[self.lives % self.urls.len()];
         self.lives += 1;
         let mut chat = Chat::start(&self.profile, url, Some(self.n));
@@ -119,17 +128,17 @@ impl<'a> Talker<'a> {
                 next += 1;
             }
             if let Some(event) = chat.next(Duration::from_millis(50)) {
-                self.take(&event, stored);
+                self.take(&event, progress);
                 while let Some(event) = chat.next(Duration::ZERO) {
-                    self.take(&event, stored);
+                    self.take(&event, progress);
                 }
             }
         }
         // What is still said until it ends counts as well: one message more than was sent would show.
-        chat.finish().iter().for_each(|event| self.take(event, stored));
+        chat.finish().iter().for_each(|event| self.take(event, progress));
     }
 
-    fn take(&mut self, event: &Value, stored: &AtomicU64) {
+    fn take(&mut self, event: &Value, progress: &Progress) {
         let n = event["n"].as_u64().unwrap_or(0);
         let repeated = n != 0 && n <= self.n;
         self.n = self.n.max(n);
@@ -143,7 +152,7 @@ impl<'a> Talker<'a> {
             "queued" => self.mark(reference.unwrap()),
             "stored" => {
                 self.done += 1;
-                stored.fetch_add(1, Ordering::Relaxed);
+                progress.stored.fetch_add(1, Ordering::Relaxed);
                 assert!(self.lines[reference.unwrap()].len() <= LONGEST);
             }
             "refused" => {
@@ -159,6 +168,7 @@ impl<'a> Talker<'a> {
                 let expected = self.expected.get(self.received).expect("more came than was sent");
                 assert_eq!(event["text"].as_str().unwrap(), expected, "message {}", self.received);
                 self.received += 1;
+                progress.delivered.fetch_add(1, Ordering::Relaxed);
             }
             "undecryptable" | "gap" | "identity_changed" => panic!("{event}"),
             _ => {}

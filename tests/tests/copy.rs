@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use chat_core::backend::{
@@ -18,7 +17,7 @@ use chat_store::EmbeddedStore;
 use chat_tests::chat::register;
 use chat_tests::cluster::{Cluster, Services, Size, fresh_name, server_command};
 use chat_tests::server::Server;
-use chat_tests::talker::{Talker, sendable};
+use chat_tests::talker::{Progress, Talker, sendable};
 use chat_tests::text::real_lines;
 use chat_tests::{Dice, binary};
 
@@ -142,16 +141,16 @@ fn a_data_set_moves_to_a_cluster_and_conversations_go_on() {
     let b = register(dir.path(), &server.url(), "bob");
     let (from_a, from_b) = (real_lines(2000, 0), real_lines(1000, 2000));
     let (to_a, to_b) = (sendable(&from_b), sendable(&from_a));
-    let stored = AtomicU64::new(0);
+    let progress = Progress::default();
     let end = Instant::now() + Duration::from_secs(120);
     let mut alice = Talker::new(a, vec![server.url()], "bob", &from_a, &to_a);
     let mut bob = Talker::new(b, vec![server.url()], "alice", &from_b, &to_b);
     // Both talk, then Alice goes on while Bob is away. A few lines are too long and never arrive.
     std::thread::scope(|scope| {
-        scope.spawn(|| alice.run_until(900, 490, &stored, end));
-        scope.spawn(|| bob.run_until(500, 490, &stored, end));
+        scope.spawn(|| alice.run_until(900, 490, &progress, end));
+        scope.spawn(|| bob.run_until(500, 490, &progress, end));
     });
-    alice.run_until(1500, 490, &stored, end);
+    alice.run_until(1500, 490, &progress, end);
     server.terminate();
     let start = Instant::now();
     tokio::runtime::Runtime::new().unwrap().block_on(fill(&server.data, messages));
@@ -173,8 +172,8 @@ fn a_data_set_moves_to_a_cluster_and_conversations_go_on() {
     (alice.urls, bob.urls) = (cluster.urls(0), cluster.urls(1));
     let end = Instant::now() + Duration::from_secs(120);
     std::thread::scope(|scope| {
-        let one = scope.spawn(|| alice.run(None, &stored, end));
-        let two = scope.spawn(|| bob.run(None, &stored, end));
+        let one = scope.spawn(|| alice.run(None, &progress, end));
+        let two = scope.spawn(|| bob.run(None, &progress, end));
         assert!(one.join().is_ok() && two.join().is_ok(), "{}", cluster.logs());
     });
     println!(

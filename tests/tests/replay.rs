@@ -4,13 +4,13 @@
 
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use chat_tests::Dice;
 use chat_tests::chat::register;
 use chat_tests::server::Server;
-use chat_tests::talker::{Talker, sendable};
+use chat_tests::talker::{Progress, Talker, sendable};
 use chat_tests::text::real_lines;
 
 struct Outcome {
@@ -28,7 +28,7 @@ fn replay(dir: &Path, count: usize, at_least_kills: u64, clients_die: bool) -> O
     let (to_a, to_b) = (sendable(&from_b), sendable(&from_a));
     let start = Instant::now();
     let end = start + Duration::from_secs(900);
-    let stored = AtomicU64::new(0);
+    let progress = Progress::default();
     let over = AtomicBool::new(false);
     let mut alice = Talker::new(a, vec![url.clone()], "bob", &from_a, &to_a);
     let mut bob = Talker::new(b, vec![url], "alice", &from_b, &to_b);
@@ -39,11 +39,11 @@ fn replay(dir: &Path, count: usize, at_least_kills: u64, clients_die: bool) -> O
     let kills = std::thread::scope(|scope| {
         let killer = scope.spawn(|| {
             let mut kills = 0;
-            let mut seen = stored.load(Ordering::Relaxed);
+            let mut seen = progress.stored.load(Ordering::Relaxed);
             let mut dice = Dice::new(42);
             while !over.load(Ordering::Relaxed) && at_least_kills > 0 {
                 std::thread::sleep(Duration::from_millis(dice.below(60)));
-                let now = stored.load(Ordering::Relaxed);
+                let now = progress.stored.load(Ordering::Relaxed);
                 if now > seen {
                     seen = now;
                     let mut server = server.lock().unwrap();
@@ -56,8 +56,8 @@ fn replay(dir: &Path, count: usize, at_least_kills: u64, clients_die: bool) -> O
         });
         let die = |seed| clients_die.then(|| Dice::new(seed));
         let (dice_a, dice_b) = (die(1), die(2));
-        let one = scope.spawn(|| alice.run(dice_a, &stored, end));
-        let two = scope.spawn(|| bob.run(dice_b, &stored, end));
+        let one = scope.spawn(|| alice.run(dice_a, &progress, end));
+        let two = scope.spawn(|| bob.run(dice_b, &progress, end));
         let outcome = (one.join(), two.join());
         over.store(true, Ordering::Relaxed);
         let kills = killer.join().unwrap();
