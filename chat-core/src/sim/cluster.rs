@@ -8,9 +8,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::store::unknown;
 use crate::backend::{Command, GatewayId, LogPosition, NodeLink, Record, Router, Taken, Told};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{ManualClock, NoLink};
+use crate::rng::Rng;
 use crate::time::WallClock;
 
 /// Shards of the log.
@@ -50,6 +52,9 @@ pub(super) struct SimRouter {
     log: Arc<Mutex<SimLog>>,
     clock: Arc<ManualClock>,
     owned: Mutex<[Option<Owned>; SHARDS]>,
+    rng: Mutex<Rng>,
+    /// Percent of appends that fail before the log has them, and of those that fail although it has.
+    errors: Mutex<(u64, u64)>,
 }
 
 #[derive(Clone, Copy)]
@@ -65,8 +70,19 @@ impl fmt::Debug for SimRouter {
 }
 
 impl SimRouter {
-    pub(super) fn new(log: Arc<Mutex<SimLog>>, clock: Arc<ManualClock>) -> Self {
-        Self { log, clock, owned: Mutex::default() }
+    pub(super) fn new(
+        log: Arc<Mutex<SimLog>>,
+        clock: Arc<ManualClock>,
+        seed: u64,
+        errors: (u64, u64),
+    ) -> Self {
+        let rng = Mutex::new(Rng::new(seed));
+        Self { log, clock, owned: Mutex::default(), rng, errors: Mutex::new(errors) }
+    }
+
+    /// From here on nothing fails.
+    pub(super) fn heal(&self) {
+        *self.errors.lock() = (0, 0);
     }
 
     /// The process learns that a shard is its own.
@@ -105,13 +121,20 @@ impl Router for SimRouter {
     }
 
     async fn append(&self, command: Command) -> Result<()> {
+        let (before, after) = {
+            let (mut rng, errors) = (self.rng.lock(), *self.errors.lock());
+            (rng.chance(errors.0), rng.chance(errors.1))
+        };
+        if before {
+            return Err(unknown());
+        }
         let shard = usize::from(command.conversation().as_bytes()[16]) % SHARDS;
         let mut log = self.log.lock();
         let records = &mut log.shards[shard].records;
         let appended_us = records.last().map_or(0, |last| last.appended_us).max(self.clock.now_us());
         let position = LogPosition { generation: 1, offset: records.len() as u64 + 1 };
         records.push(Record { position, appended_us, command: Arc::new(command) });
-        Ok(())
+        if after { Err(unknown()) } else { Ok(()) }
     }
 
     async fn next(&self, shard: usize) -> Result<Taken> {

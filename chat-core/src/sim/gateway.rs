@@ -186,11 +186,12 @@ impl Gateway {
                     let greeting = account.and_then(|account| {
                         let list = &account.lists[1];
                         let entry = list.list().device(hello.claims.device)?;
-                        ready(engine.greet(&hello, list, entry.installation())).ok()
+                        Some(ready(engine.greet(&hello, list, entry.installation())))
                     });
                     let rejected = |code| Input::Rejected { code, retry_after: 0 };
                     Some(match greeting {
-                        Some(greeting) => match ready(engine.bind(greeting.device)) {
+                        Some(Err(_)) => rejected(crate::wire::close::DRAIN),
+                        Some(Ok(greeting)) => match ready(engine.bind(greeting.device)) {
                             Ok(bound) => {
                                 connection.bound = Some(bound);
                                 Input::Admitted(greeting.device, greeting.welcome)

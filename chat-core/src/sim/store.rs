@@ -30,9 +30,9 @@ pub(super) struct StoreFaults {
     pub split: bool,
     /// Apply half of the commits state first, with what it takes to finish them, and the rest when they settle.
     pub safe_first: bool,
-    /// Percent of commits that fail before anything is applied.
+    /// Percent of calls that fail before anything is applied, reads included.
     pub error_before: u64,
-    /// Percent of commits whose outcome is unknown although all of it is applied.
+    /// Percent of commits and acks whose outcome is unknown although all of it is applied.
     pub error_after: u64,
     pub mutants: Mutants,
 }
@@ -61,6 +61,11 @@ impl SimStore {
     ) -> Self {
         let busy = AtomicUsize::new(0);
         Self { tables, redo, rng: Mutex::new(Rng::new(seed)), faults: Mutex::new(faults), keys, busy }
+    }
+
+    fn may_fail(&self) -> Result<()> {
+        let fails = self.rng.lock().chance(self.faults.lock().error_before);
+        if fails { Err(unknown()) } else { Ok(()) }
     }
 
     /// Whether a commit waits for the disk.
@@ -169,7 +174,7 @@ impl Future for Busy {
     }
 }
 
-const fn unknown() -> Error {
+pub(super) const fn unknown() -> Error {
     Error::new(ErrorKind::Unavailable, "the outcome is unknown")
 }
 
@@ -184,6 +189,7 @@ impl MessageStore for SimStore {
         conversation: ConversationId,
         next: Option<LogPosition>,
     ) -> Result<Option<ConversationState>> {
+        self.may_fail()?;
         let state = self.tables.lock().state(conversation);
         if let (Some(state), Some(next)) = (&state, next)
             && !state.head.is_settled_before(next)
@@ -199,6 +205,7 @@ impl MessageStore for SimStore {
         sender: InstallationId,
         id: MessageId,
     ) -> Result<Option<Seq>> {
+        self.may_fail()?;
         Ok(self.tables.lock().find(conversation, sender, id))
     }
 
@@ -258,11 +265,15 @@ impl MessageStore for SimStore {
     }
 
     async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
+        self.may_fail()?;
         let to_come = |conversation| self.tail_to_come(conversation, device);
-        self.tables.lock().ack(device, generation, acks, &to_come)
+        self.tables.lock().ack(device, generation, acks, &to_come)?;
+        let after = self.rng.lock().chance(self.faults.lock().error_after);
+        if after { Err(unknown()) } else { Ok(()) }
     }
 
     async fn inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Result<Vec<InboxRow>> {
+        self.may_fail()?;
         Ok(self.tables.lock().inbox(device, after, limit))
     }
 
@@ -272,14 +283,17 @@ impl MessageStore for SimStore {
         before: Seq,
         limit: PageLimit,
     ) -> Result<Vec<InboxRow>> {
+        self.may_fail()?;
         Ok(self.tables.lock().history(conversation, before, limit))
     }
 
     async fn generation(&self, device: InstallationId) -> Result<u64> {
+        self.may_fail()?;
         Ok(self.tables.lock().generation(device))
     }
 
     async fn device(&self, device: InstallationId, cells: WantCells) -> Result<DeviceRecord> {
+        self.may_fail()?;
         Ok(self.tables.lock().device(device, cells))
     }
 

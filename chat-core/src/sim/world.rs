@@ -298,6 +298,7 @@ impl World {
         self.network = Network { fifo: true, loss: 0, duplication: 0, delay: 20 };
         (self.faults.error_before, self.faults.error_after, self.device_crash) = (0, 0, 0);
         self.cluster.stopped.fill(0);
+        self.cluster.routers.iter().flatten().for_each(|router| router.heal());
         for server in 0..self.servers.len() {
             match &self.servers[server] {
                 Some(gateway) => gateway.store.heal(),

@@ -49,7 +49,9 @@ impl World {
     /// The router and the link that a life of a server process begins with.
     fn carriers(&mut self, server: usize) -> (Arc<dyn Router>, Arc<dyn NodeLink>) {
         if self.options.cluster {
-            let router = Arc::new(SimRouter::new(self.cluster.log.clone(), self.clock.clone()));
+            let (log, clock, seed) = (self.cluster.log.clone(), self.clock.clone(), self.rng.next_u64());
+            let errors = (self.faults.error_before, self.faults.error_after);
+            let router = Arc::new(SimRouter::new(log, clock, seed, errors));
             self.cluster.routers[server] = Some(router.clone());
             return (router, Arc::new(SimLink(self.cluster.carried.clone())));
         }
