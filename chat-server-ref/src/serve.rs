@@ -333,16 +333,22 @@ async fn accept_all(
                 continue;
             }
         };
-        let knock = doors.knock(from.ip(), std::time::Instant::now());
         let now = Instant::now();
-        let place = knock.as_ref().and_then(|_| room.clone().try_acquire_owned().ok());
-        let due = place.as_ref().and_then(|_| line.join(now));
-        let (Some(knock), Some(place), Some(due)) = (knock, place, due) else {
-            // Saying so by TLS would cost what there is none of.
-            if tls.is_none() {
-                tokio::spawn(busy(stream, later()));
+        let admitted = doors
+            .knock(from.ip(), now.into_std())
+            .ok_or("address")
+            .and_then(|knock| Ok((knock, room.clone().try_acquire_owned().map_err(|_| "connections")?)))
+            .and_then(|(knock, place)| Ok((knock, place, line.join(now).ok_or("rate")?)));
+        let (knock, place, due) = match admitted {
+            Ok(admitted) => admitted,
+            Err(reason) => {
+                metrics::counter!("chat_turned_away_total", "reason" => reason).increment(1);
+                // Saying so by TLS would cost what there is none of.
+                if tls.is_none() {
+                    tokio::spawn(busy(stream, later()));
+                }
+                continue;
             }
-            continue;
         };
         let (gateway, tls, upgrade) = (gateway.clone(), tls.clone(), upgrade.clone());
         tokio::spawn(async move {

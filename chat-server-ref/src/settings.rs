@@ -424,6 +424,13 @@ mod tests {
     }
 
     #[test]
+    fn the_settings_that_are_shipped_are_taken() {
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/chat.toml");
+        let settings: Settings = toml::from_str(&std::fs::read_to_string(shipped).unwrap()).unwrap();
+        assert_eq!(settings.check(), Ok(()));
+    }
+
+    #[test]
     fn backends_are_shared_together_or_not_at_all() {
         let cluster = Settings {
             store: "cassandra://127.0.0.1:9042".into(),

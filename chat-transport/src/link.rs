@@ -27,6 +27,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
+use tokio::time::error::Elapsed;
 use tonic::body::Body;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http;
@@ -286,6 +287,10 @@ fn unanswered(status: Status) -> Error {
     Error::new(kind, "the other gateway did not answer").caused_by(status)
 }
 
+fn silent(error: Elapsed) -> Error {
+    Error::new(ErrorKind::Unavailable, "the other gateway is silent").caused_by(error)
+}
+
 /// Whether an address `host:port` is of this machine.
 fn is_loopback(address: &str) -> bool {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
@@ -318,10 +323,7 @@ impl Shared {
             endpoint = endpoint.tls_config(config).map_err(wrong)?;
         }
         let down = |e| Error::new(ErrorKind::Unavailable, "the other gateway cannot be reached").caused_by(e);
-        tokio::time::timeout(PATIENCE, endpoint.connect())
-            .await
-            .map_err(|e| Error::new(ErrorKind::Unavailable, "the other gateway is silent").caused_by(e))?
-            .map_err(down)
+        tokio::time::timeout(PATIENCE, endpoint.connect()).await.map_err(silent)?.map_err(down)
     }
 
     async fn call(&self, channel: &Channel, path: &'static str, body: Bytes) -> Result<Bytes> {
@@ -333,7 +335,6 @@ impl Shared {
             let path = PathAndQuery::from_static(path);
             grpc.unary(Request::new(body), path, Plain).await.map_err(unanswered)
         };
-        let silent = |e| Error::new(ErrorKind::Unavailable, "the other gateway is silent").caused_by(e);
         Ok(tokio::time::timeout(PATIENCE, call).await.map_err(silent)??.into_inner())
     }
 
@@ -349,7 +350,9 @@ impl Shared {
                 }
                 continue;
             }
-            match self.send(gateway, &mut channel, &told).await {
+            // All of it together: where it is, the connection, the answer.
+            let sent = tokio::time::timeout(PATIENCE, self.send(gateway, &mut channel, &told)).await;
+            match sent.unwrap_or_else(|e| Err(silent(e))) {
                 Ok(stale) if stale.is_empty() => {}
                 Ok(stale) => self.not_there(&stale, &told).await,
                 // Its lease is over: nobody is connected there.

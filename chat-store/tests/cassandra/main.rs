@@ -314,6 +314,32 @@ async fn a_keyspace_of_the_version_before_is_migrated() {
     keyspace.remove().await;
 }
 
+/// Ten thousand rows of history lie in a partition.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_history_goes_on_in_the_partition_before() {
+    let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
+    let store = keyspace.store().await;
+    let mut talk = Talk { from: device(1), to: device(2), state: ConversationState::default() };
+    talk.state.head.seq = 9_994;
+    for _ in 0..5 {
+        let next = talk.next(now_us());
+        commit(&store, next).await;
+    }
+    let across = talk.several(5);
+    commit(&store, across).await;
+    let page = |before, rows| {
+        let (store, id) = (store.clone(), talk.id());
+        async move {
+            let rows = store.history(id, before, PageLimit::rows(rows)).await.unwrap();
+            rows.iter().map(|row| row.seq).collect::<Vec<_>>()
+        }
+    };
+    assert_eq!(page(0, 10).await, (9_995..=10_004).rev().collect::<Vec<_>>());
+    assert_eq!(page(10_001, 2).await, [10_000, 9_999]);
+    assert_eq!(page(10_000, 2).await, [9_999, 9_998]);
+    keyspace.remove().await;
+}
+
 /// All that waits for a device, page by page.
 async fn drain(store: &CassandraStore, device: InstallationId) -> Vec<Place> {
     let mut places = Vec::new();
