@@ -284,7 +284,6 @@ impl Session {
         self.device = Some(device);
         self.epoch = Some(welcome.store_epoch);
         out.push(Output::Send(ServerFrame::Welcome(welcome)));
-        out.push(Output::Beat(false));
         self.read_from(Place::START, out);
     }
 
@@ -496,7 +495,7 @@ impl Session {
 
     fn heartbeat(&mut self, now: Instant, out: &mut Vec<Output>) {
         self.catch_ups = 0;
-        out.push(Output::Beat(true));
+        out.push(Output::Beat);
         let oldest = self.flights.values().map(|flight| flight.sent).min();
         if oldest.is_some_and(|sent| now.since(sent).as_millis() as u64 >= HEARTBEAT_MS) {
             self.loops += 1;

@@ -323,6 +323,8 @@ async fn accept_all(
     let doors = Arc::new(Doors::new(settings.proxies.clone()));
     let upgrade = Arc::new(Upgrade { path: "/v1".into(), origins: settings.origins.clone() });
     let mut line = AcceptLine::new(settings.accept_rate);
+    // Of so many at once it is made sure that they can read why they are sent away.
+    let farewells = Arc::new(Semaphore::new(256));
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -344,8 +346,11 @@ async fn accept_all(
             Err(reason) => {
                 metrics::counter!("chat_turned_away_total", "reason" => reason).increment(1);
                 // Saying so by TLS would cost what there is none of.
-                if tls.is_none() {
-                    tokio::spawn(busy(stream, later()));
+                if let (None, Ok(place)) = (&tls, farewells.clone().try_acquire_owned()) {
+                    tokio::spawn(async move {
+                        busy(stream, later()).await;
+                        drop(place);
+                    });
                 }
                 continue;
             }

@@ -58,32 +58,38 @@ async fn a_cluster_passes() {
     presence("CHAT_TEST_REDIS_CLUSTER").await;
 }
 
-/// What goes to Redis and back goes through here, unless it is held up.
-async fn proxy(redis: String) -> (String, tokio::sync::watch::Sender<bool>) {
+/// Which connections pass: those made since, if any.
+#[derive(Clone, Copy, PartialEq)]
+struct Passing(u32, bool);
+
+/// What goes to Redis and back goes through here; what is cut off is never told.
+async fn proxy(redis: String) -> (String, tokio::sync::watch::Sender<Passing>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let (hold, held) = tokio::sync::watch::channel(false);
+    let (change, passing) = tokio::sync::watch::channel(Passing(0, true));
     tokio::spawn(async move {
         loop {
             let (near, _) = listener.accept().await.unwrap();
             let far = tokio::net::TcpStream::connect(&redis).await.unwrap();
+            let born = passing.borrow().0;
             let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
-            tokio::spawn(pass(near_in, far_out, held.clone()));
-            tokio::spawn(pass(far_in, near_out, held.clone()));
+            tokio::spawn(pass(near_in, far_out, born, passing.clone()));
+            tokio::spawn(pass(far_in, near_out, born, passing.clone()));
         }
     });
-    (address, hold)
+    (address, change)
 }
 
 async fn pass(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
-    mut held: tokio::sync::watch::Receiver<bool>,
+    born: u32,
+    mut passing: tokio::sync::watch::Receiver<Passing>,
 ) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut bytes = [0; 4096];
     while let Ok(length @ 1..) = from.read(&mut bytes).await {
-        let _ = held.wait_for(|held| !*held).await;
+        let _ = passing.wait_for(|passing| *passing == Passing(born, true)).await;
         if to.write_all(&bytes[..length]).await.is_err() {
             return;
         }
@@ -94,13 +100,13 @@ async fn pass(
 async fn nobody_waits_for_a_server_that_does_not_answer() {
     let Some(_) = fresh("CHAT_TEST_REDIS").await else { return };
     let redis = std::env::var("CHAT_TEST_REDIS").unwrap();
-    let (address, hold) = proxy(redis.trim_start_matches("redis://").to_owned()).await;
+    let (address, change) = proxy(redis.trim_start_matches("redis://").to_owned()).await;
     let registry = RedisRegistry::new(RedisLink::connect(&format!("redis://{address}")).await.unwrap());
     let user = UserId::from_bytes([1; 16]);
     let device =
         DeviceAddress { user, device: DeviceId::PRIMARY, installation: InstallationId::from_bytes([1; 16]) };
     registry.bind(device, GatewayId(1)).await.unwrap();
-    hold.send(true).unwrap();
+    change.send(Passing(1, false)).unwrap();
     let unavailable = |error: chat_core::Error| assert_eq!(error.kind(), ErrorKind::Unavailable);
     unavailable(registry.lookup(&[user]).await.unwrap_err());
     // From here on it is known: all of these together take less time than one that waits.
@@ -109,7 +115,8 @@ async fn nobody_waits_for_a_server_that_does_not_answer() {
         unavailable(registry.lookup(&[user]).await.unwrap_err());
     }
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
-    hold.send(false).unwrap();
+    // The connections of before lead nowhere, for ever.
+    change.send(Passing(2, true)).unwrap();
     let end = Instant::now() + Duration::from_secs(30);
     while registry.lookup(&[user]).await.map(|routes| routes.len()) != Ok(1) {
         assert!(Instant::now() < end, "it answers, and nobody asks");

@@ -378,13 +378,11 @@ impl Connection {
                 None
             }
             Output::Query(users) => Some(Input::Presence(engine.presence(device?, &users).await)),
-            Output::Beat(answer) => {
+            Output::Beat => {
                 if let Some(bound) = &self.bound {
                     engine.beat(bound).await;
                 }
-                if answer {
-                    self.out.push(ServerFrame::HeartbeatReply(engine.now_ms()).encode());
-                }
+                self.out.push(ServerFrame::HeartbeatReply(engine.now_ms()).encode());
                 None
             }
             Output::Close(code) => {

@@ -174,8 +174,11 @@ impl Engine {
     /// # Errors
     /// `Denied` if the device is not listed, `Unavailable` if that cannot be read.
     pub async fn bind(&self, device: DeviceAddress) -> Result<Bound> {
+        // Above every session that was here before this one, whatever the registry's clock says.
+        let above = self.hub.route(device.installation).map_or(0, |route| route.epoch + 1);
+        let without = self.now_us().max(above);
         let registered = self.backends.registry.bind(device, self.settings.gateway).await;
-        let epoch = registered.unwrap_or_else(|_| self.epoch_without_registry(device));
+        let epoch = registered.map_or(without, |epoch| epoch.max(above));
         let bound = self.hub.bind(Route { device, gateway: self.settings.gateway, epoch });
         // Unlinked between its `Hello` and here? Read from the directory: from here on it would be told.
         let list = self.backends.keys.list(device.user).await;
@@ -186,12 +189,6 @@ impl Engine {
         }
         let _ = self.backends.presence.beat(device.user, device.installation, true, self.now_ms()).await;
         Ok(bound)
-    }
-
-    /// As a registry gives them: above the clock, and above what is known.
-    fn epoch_without_registry(&self, device: DeviceAddress) -> u64 {
-        let known = self.hub.route(device.installation).map_or(0, |route| route.epoch);
-        self.now_us().max(known + 1)
     }
 
     /// Whether no later session of its device took over here.
@@ -212,7 +209,7 @@ impl Engine {
     pub async fn beat(&self, bound: &Bound) {
         let device = bound.route.device;
         let renewed = self.backends.registry.renew(bound.route).await;
-        if renewed.is_err_and(|error| error.kind() == ErrorKind::Conflict) {
+        if renewed.is_err_and(|error| error.kind() == ErrorKind::Conflict) && self.is_elsewhere(bound).await {
             return self.hub.close_session(&bound.route, close::REPLACED);
         }
         // The word that it was unlinked may have been lost on the way from another gateway.
@@ -222,6 +219,15 @@ impl Engine {
             self.hub.close(device.installation, close::UNAUTHORIZED);
         }
         let _ = self.backends.presence.beat(device.user, device.installation, true, self.now_ms()).await;
+    }
+
+    /// Whether a device has a later connection to another gateway. One to this gateway that the registry knows and
+    /// nobody else is of a call that was given up here and carried out there.
+    async fn is_elsewhere(&self, bound: &Bound) -> bool {
+        let Route { device, gateway, epoch } = bound.route;
+        let routes = self.backends.registry.lookup(&[device.user]).await.unwrap_or_default();
+        let later = |route: &Route| route.device == device && route.epoch > epoch && route.gateway != gateway;
+        routes.iter().any(later)
     }
 
     /// Reads every device list anew: another process may have changed some.

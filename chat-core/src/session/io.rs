@@ -74,8 +74,8 @@ pub enum Output {
     Typing(ConversationId),
     /// Find out who of these is present.
     Query(Vec<UserId>),
-    /// Note that the device is alive; `true`: and answer its heartbeat with the server's time.
-    Beat(bool),
+    /// Note that the device is alive, and answer its heartbeat with the server's time.
+    Beat,
     /// Close the connection with this code. Nothing follows.
     Close(u16),
 }

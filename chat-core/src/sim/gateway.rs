@@ -243,14 +243,14 @@ impl Gateway {
                     effects.push(Effect::Close);
                     None
                 }
-                Output::Beat(true) => {
+                Output::Beat => {
                     if let Some(bound) = &connection.bound {
                         ready(engine.beat(bound));
                     }
                     effects.push(Effect::Send(ServerFrame::HeartbeatReply(engine.now_ms())));
                     None
                 }
-                Output::Register(_) | Output::Typing(_) | Output::Query(_) | Output::Beat(false) => None,
+                Output::Register(_) | Output::Typing(_) | Output::Query(_) => None,
             };
             if let Some(answer) = answer {
                 let mut more = Vec::new();

@@ -68,6 +68,49 @@ fn sessions_of_this_process_need_no_registry() {
     assert!(matches!(&second.events.try_recv().unwrap()[..], [Event::Row(_)]));
 }
 
+/// A registry that carries out what nobody waited for.
+#[derive(Debug, Default)]
+struct Late(MemoryRegistry);
+
+#[async_trait]
+impl Registry for Late {
+    async fn bind(&self, device: DeviceAddress, gateway: GatewayId) -> Result<u64> {
+        self.0.bind(device, gateway).await?;
+        away()
+    }
+
+    async fn renew(&self, route: Route) -> Result<()> {
+        self.0.renew(Route { epoch: 0, ..route }).await
+    }
+
+    async fn unbind(&self, route: Route) -> Result<()> {
+        self.0.unbind(route).await
+    }
+
+    async fn announce(&self, gateway: GatewayId, address: &str) -> Result<()> {
+        self.0.announce(gateway, address).await
+    }
+
+    async fn address(&self, gateway: GatewayId) -> Result<Option<String>> {
+        self.0.address(gateway).await
+    }
+
+    async fn lookup(&self, users: &[UserId]) -> Result<Vec<Route>> {
+        // Later than the clock of whoever gave it up.
+        let routes = self.0.lookup(users).await?;
+        Ok(routes.into_iter().map(|route| Route { epoch: u64::MAX, ..route }).collect())
+    }
+}
+
+#[test]
+fn a_route_that_came_late_ends_no_session_of_its_own_gateway() {
+    let (engine, _, bob) = engine_with(Arc::new(Late::default()));
+    let mut here = ready(engine.bind(bob.device())).unwrap();
+    ready(engine.beat(&here));
+    assert!(here.events.try_recv().is_err());
+    assert!(engine.is_current(&here));
+}
+
 #[test]
 fn a_session_ends_when_its_device_is_connected_elsewhere() {
     let registry = Arc::new(MemoryRegistry::default());

@@ -131,7 +131,7 @@ pub(super) async fn check_copies(link: &Link) -> Result<()> {
     let copies = copies.get(datacenter).and_then(|copies| copies.parse().ok()).unwrap_or(0);
     if copies < *replication {
         return refused(
-            "the keyspace has fewer copies in the data centre than there are to be: ALTER KEYSPACE and repair it, or ask \
+            "the keyspace has fewer copies in the data centre of ?dc= than there are to be: ALTER KEYSPACE and repair it, or ask \
              for less by name with ?replication=1 (what one node loses is lost)",
         );
     }

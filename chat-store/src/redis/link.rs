@@ -1,12 +1,12 @@
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ::redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
+use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use ::redis::cluster::ClusterClientBuilder;
 use ::redis::cluster_async::ClusterConnection;
-use ::redis::{Cmd, FromRedisValue, RedisResult, ScriptInvocation};
+use ::redis::{Client, Cmd, FromRedisValue, RedisResult, ScriptInvocation};
 use chat_core::{Error, ErrorKind, Result};
 
 /// How long a question may take: a hint is not worth waiting for.
@@ -27,47 +27,85 @@ enum Kind {
 
 /// One server. While it does not answer nobody waits for it: calls fail at once until it does.
 #[derive(Clone)]
-struct Single {
-    connection: ConnectionManager,
-    is_down: Arc<AtomicBool>,
+struct Single(Arc<Server>);
+
+struct Server {
+    client: Client,
+    connection: Mutex<ConnectionManager>,
+    is_down: AtomicBool,
 }
 
 impl Single {
-    /// Makes a call, unless it is known that nobody answers.
-    async fn noting<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
-        if self.is_down.load(Ordering::Relaxed) {
-            return Err(Error::new(ErrorKind::Unavailable, "Redis did not answer, and is being waited for"));
-        }
-        let answer = call.await;
-        if answer.is_err() {
-            self.note_failure();
-        }
-        answer
+    async fn connect(client: Client) -> Result<Self> {
+        let connection = Mutex::new(connection(&client).await.map_err(failed)?);
+        Ok(Self(Arc::new(Server { client, connection, is_down: AtomicBool::new(false) })))
     }
 
-    /// From here on calls fail, until it answers.
-    fn note_failure(&self) {
-        if self.is_down.swap(true, Ordering::Relaxed) {
+    /// Makes a call, unless it is known that nobody answers.
+    async fn call<T, F: Future<Output = RedisResult<T>>>(
+        &self,
+        call: impl FnOnce(ConnectionManager) -> F,
+    ) -> Result<T> {
+        if self.0.is_down.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Unavailable, "Redis did not answer, and is being waited for"));
+        }
+        match tokio::time::timeout(PATIENCE, call(self.0.connection())).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => {
+                // What it does not like is an answer.
+                if error.is_io_error() || error.is_connection_dropped() || error.is_timeout() {
+                    self.note_silence();
+                }
+                Err(failed(error))
+            }
+            Err(silent) => {
+                self.note_silence();
+                Err(Error::new(ErrorKind::Unavailable, "Redis does not answer in time").caused_by(silent))
+            }
+        }
+    }
+
+    /// From here on calls fail, until it answers. It is asked by a new connection each time: nobody says that
+    /// an old one leads nowhere.
+    fn note_silence(&self) {
+        if self.0.is_down.swap(true, Ordering::Relaxed) {
             return;
         }
-        let (mut connection, is_down) = (self.connection.clone(), Arc::downgrade(&self.is_down));
+        let server = Arc::downgrade(&self.0);
         tokio::spawn(async move {
-            let ping = ::redis::cmd("PING");
-            while let Some(is_down) = is_down.upgrade() {
-                let answer = ping.query_async::<String>(&mut connection);
-                if matches!(tokio::time::timeout(PATIENCE, answer).await, Ok(Ok(_))) {
-                    return is_down.store(false, Ordering::Relaxed);
+            while let Some(server) = server.upgrade() {
+                if let Ok(Ok(fresh)) = tokio::time::timeout(PATIENCE, connection(&server.client)).await {
+                    *server.connection.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+                    server.is_down.store(false, Ordering::Relaxed);
+                    return;
                 }
-                drop(is_down);
+                drop(server);
                 tokio::time::sleep(PROBE_EVERY).await;
             }
         });
     }
 }
 
+impl Server {
+    fn connection(&self) -> ConnectionManager {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A new connection, over which the server has answered.
+async fn connection(client: &Client) -> RedisResult<ConnectionManager> {
+    let config = ConnectionManagerConfig::new()
+        .set_connection_timeout(Some(PATIENCE))
+        .set_response_timeout(Some(PATIENCE))
+        .set_number_of_retries(1);
+    let mut connection = client.get_connection_manager_with_config(config).await?;
+    ::redis::cmd("PING").query_async::<String>(&mut connection).await?;
+    Ok(connection)
+}
+
 /// No longer than a hint is worth waiting for.
 async fn patiently<T>(call: impl Future<Output = RedisResult<T>>) -> Result<T> {
-    let silent = |_| Error::new(ErrorKind::Unavailable, "Redis does not answer in time");
+    let silent = |e| Error::new(ErrorKind::Unavailable, "Redis does not answer in time").caused_by(e);
     tokio::time::timeout(PATIENCE, call).await.map_err(silent)?.map_err(failed)
 }
 
@@ -102,13 +140,8 @@ impl RedisLink {
                 .map_err(invalid)?;
             return client.get_async_connection().await.map(|link| Self(Kind::Cluster(link))).map_err(failed);
         }
-        let client = redis::Client::open(url).map_err(invalid)?;
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(PATIENCE))
-            .set_response_timeout(Some(PATIENCE))
-            .set_number_of_retries(1);
-        let connection = client.get_connection_manager_with_config(config).await.map_err(failed)?;
-        Ok(Self(Kind::Single(Single { connection, is_down: Arc::default() })))
+        let client = Client::open(url).map_err(invalid)?;
+        Ok(Self(Kind::Single(Single::connect(client).await?)))
     }
 
     /// What was found, for people.
@@ -131,12 +164,11 @@ impl RedisLink {
 
     /// Runs a command.
     pub(super) async fn run<T: FromRedisValue>(&self, command: &Cmd) -> Result<T> {
-        async fn on<T: FromRedisValue>(mut link: impl ConnectionLike, command: &Cmd) -> Result<T> {
-            patiently(command.query_async(&mut link)).await
-        }
         match &self.0 {
-            Kind::Single(link) => link.noting(on(link.connection.clone(), command)).await,
-            Kind::Cluster(link) => on(link.clone(), command).await,
+            Kind::Single(link) => {
+                link.call(|mut connection| async move { command.query_async(&mut connection).await }).await
+            }
+            Kind::Cluster(link) => patiently(command.query_async(&mut link.clone())).await,
         }
     }
 
@@ -144,7 +176,7 @@ impl RedisLink {
     pub(super) async fn script<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T> {
         match &self.0 {
             Kind::Single(link) => {
-                link.noting(patiently(script.invoke_async(&mut link.connection.clone()))).await
+                link.call(|mut connection| async move { script.invoke_async(&mut connection).await }).await
             }
             Kind::Cluster(link) => patiently(script.invoke_async(&mut link.clone())).await,
         }

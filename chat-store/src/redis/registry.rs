@@ -151,12 +151,14 @@ impl RedisRegistry {
         }))
         .await;
         for (gateway, held) in gateways.into_iter().zip(held) {
-            // Nobody knows: who has a route there is told, and a gateway that is gone says so.
-            if held.unwrap_or(true) {
+            if matches!(held, Ok(true)) {
                 if self.seen.len() > 1000 {
                     self.seen.clear();
                 }
                 self.seen.insert(gateway, now);
+            }
+            // If nobody knows, who has a route there is told: a gateway that is gone does not answer.
+            if held.unwrap_or(true) {
                 alive.push(gateway);
             }
         }
