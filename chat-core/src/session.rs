@@ -334,6 +334,12 @@ impl Session {
             return;
         }
         let more = PageLimit::MAX.is_reached(&rows);
+        let oldest_flies = |row: &InboxRow| self.flights.contains_key(&(row.conversation, row.seq));
+        if asked == Place::START && !self.has_room() && !rows.first().is_some_and(oldest_flies) {
+            // What fills the window came after a row that was missed, and is not acknowledged before it.
+            self.flights.clear();
+            self.flying_bytes = 0;
+        }
         let mut fresh = Vec::new();
         let mut full = false;
         for row in rows {

@@ -219,7 +219,8 @@ async fn join_cluster(
             if let Err(error) = registry.announce(gateway, &address).await {
                 tracing::warn!(%error, "the registry was not told where this node is");
             }
-            tokio::time::sleep(Duration::from_secs(10)).await;
+            // After Redis forgot it, answers that go to this gateway wait for this.
+            tokio::time::sleep(Duration::from_secs(3)).await;
         }
     });
     Ok(())

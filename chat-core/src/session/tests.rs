@@ -193,6 +193,31 @@ fn a_page_that_is_not_full_is_the_last() {
 }
 
 #[test]
+fn a_full_window_does_not_hold_back_what_came_before_it() {
+    let row = |seq| InboxRow {
+        conversation: ConversationId::own(UserId::from_bytes([1; 16])),
+        seq,
+        time_us: seq,
+        joined: false,
+        content: message(),
+    };
+    let mut session = live();
+    said(&mut session, 0, Input::Page(Place::START, Vec::new()));
+    // The first was told to nobody; the others fill the window, and nobody can acknowledge them.
+    let later = 2..=WINDOW_ROWS as u64 + 1;
+    later.for_each(|seq| drop(said(&mut session, 20_000, Input::Events(vec![Event::Row(row(seq))]))));
+    let told = said(&mut session, 30_000, Input::Frame(ClientFrame::Heartbeat));
+    assert_eq!(told, vec![Output::Beat, Output::Read(Place::START)]);
+    let page: Vec<InboxRow> = (1..=PAGE_ROWS as u64).map(row).collect();
+    let told = said(&mut session, 30_000, Input::Page(Place::START, page.clone()));
+    assert_eq!(told[0], Output::Send(ServerFrame::Deliver(page.clone(), false)));
+    // Once it is on its way it is not sent again and again.
+    said(&mut session, 40_000, Input::Lagged);
+    let told = said(&mut session, 40_000, Input::Page(Place::START, page));
+    assert!(!told.iter().any(|output| matches!(output, Output::Send(_))), "{told:?}");
+}
+
+#[test]
 fn who_dropped_something_looks_twice_more() {
     let read = || vec![Output::Read(Place::START)];
     let caught_up = |session: &mut Session, at| said(session, at, Input::Page(Place::START, Vec::new()));
