@@ -221,7 +221,11 @@ impl Cluster {
             }
             None => {
                 let address = self.services.redis.trim_start_matches("redis://");
-                TcpStream::connect(address).unwrap().write_all(b"FLUSHALL\r\n").unwrap();
+                let mut redis = TcpStream::connect(address).unwrap();
+                redis.write_all(b"FLUSHALL\r\n").unwrap();
+                let mut answer = [0; 5];
+                redis.read_exact(&mut answer).unwrap();
+                assert_eq!(&answer, b"+OK\r\n");
             }
         }
     }

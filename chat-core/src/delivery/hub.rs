@@ -131,17 +131,19 @@ impl Hub {
         true
     }
 
-    /// Ends a device's session. Dropping its queue ends it even if the word does not fit.
+    /// Ends a device's session.
     pub fn close(&self, device: InstallationId, code: u16) {
-        if let Some((_, gone)) = self.connections.remove(&device) {
-            let _ = gone.queue.try_send(vec![Event::Closed(code)]);
-        }
+        self.close_if(device, code, |_| true);
     }
 
     /// Ends a session, if it is still the device's current one.
     pub fn close_session(&self, route: &Route, code: u16) {
-        let gone = self.connections.remove_if(&route.device.installation, |_, known| known.route == *route);
-        if let Some((_, gone)) = gone {
+        self.close_if(route.device.installation, code, |known| known == route);
+    }
+
+    /// Dropping its queue ends a session even if the word does not fit.
+    fn close_if(&self, device: InstallationId, code: u16, is_meant: impl FnOnce(&Route) -> bool) {
+        if let Some((_, gone)) = self.connections.remove_if(&device, |_, known| is_meant(&known.route)) {
             let _ = gone.queue.try_send(vec![Event::Closed(code)]);
         }
     }

@@ -33,6 +33,12 @@ fn message() -> RowContent {
     RowContent::Message { message: message.into(), sealed: bytes::Bytes::new() }
 }
 
+/// The message of a conversation that has this seq.
+fn row(seq: u64) -> InboxRow {
+    let conversation = ConversationId::own(UserId::from_bytes([1; 16]));
+    InboxRow { conversation, seq, time_us: seq, joined: false, content: message() }
+}
+
 fn said(session: &mut Session, at_ms: u64, input: Input) -> Vec<Output> {
     let mut out = Vec::new();
     session.step(Instant::from_millis(at_ms), input, &mut out);
@@ -157,13 +163,6 @@ fn of_many_read_watermarks_the_first_and_the_last_are_told() {
 
 #[test]
 fn a_page_that_is_not_full_is_the_last() {
-    let row = |seq| InboxRow {
-        conversation: ConversationId::own(UserId::from_bytes([1; 16])),
-        seq,
-        time_us: seq,
-        joined: false,
-        content: message(),
-    };
     let rows = |seqs: std::ops::RangeInclusive<u64>| -> Vec<InboxRow> { seqs.map(row).collect() };
     let deliver = |rows, caught_up| Output::Send(ServerFrame::Deliver(rows, caught_up));
     let page = |session: &mut Session, after, rows| said(session, 0, Input::Page(after, rows));
@@ -194,13 +193,6 @@ fn a_page_that_is_not_full_is_the_last() {
 
 #[test]
 fn a_full_window_does_not_hold_back_what_came_before_it() {
-    let row = |seq| InboxRow {
-        conversation: ConversationId::own(UserId::from_bytes([1; 16])),
-        seq,
-        time_us: seq,
-        joined: false,
-        content: message(),
-    };
     let mut session = live();
     said(&mut session, 0, Input::Page(Place::START, Vec::new()));
     // The first was told to nobody; the others fill the window, and nobody can acknowledge them.
@@ -221,13 +213,6 @@ fn a_full_window_does_not_hold_back_what_came_before_it() {
 fn who_dropped_something_looks_twice_more() {
     let read = || vec![Output::Read(Place::START)];
     let caught_up = |session: &mut Session, at| said(session, at, Input::Page(Place::START, Vec::new()));
-    let row = |seq| InboxRow {
-        conversation: ConversationId::own(UserId::from_bytes([1; 16])),
-        seq,
-        time_us: seq,
-        joined: false,
-        content: message(),
-    };
     for input in [Input::Lagged, Input::Frame(ClientFrame::CatchUp)] {
         let mut session = live();
         caught_up(&mut session, 0);

@@ -225,9 +225,7 @@ impl Registry for RedisRegistry {
     async fn lookup(&self, users: &[UserId]) -> Result<Vec<Route>> {
         let found = join_all(users.iter().map(|user| self.routes_of(*user))).await;
         // A part of a Cluster may be away: the others' users are found.
-        if let (false, Some(error)) =
-            (found.iter().any(Result::is_ok), found.iter().find_map(|one| one.as_ref().err()))
-        {
+        if let (true, Some(Err(error))) = (found.iter().all(Result::is_err), found.first()) {
             return Err(error.clone());
         }
         let routes: Vec<Route> = found.into_iter().flatten().flatten().collect();
