@@ -299,8 +299,8 @@ impl AcceptLine {
     /// So many come at once, if nobody came before.
     const AT_ONCE: Duration = Duration::from_millis(100);
 
-    fn new(rate: u32) -> Self {
-        Self { apart: Duration::from_secs(1) / rate, next: Instant::now() }
+    fn new(rate: u32, now: Instant) -> Self {
+        Self { apart: Duration::from_secs(1) / rate, next: now }
     }
 
     /// When somebody who came now is let in; `None` if the line is too long.
@@ -323,7 +323,7 @@ async fn accept_all(
 ) {
     let doors = Arc::new(Doors::new(settings.proxies.clone()));
     let upgrade = Arc::new(Upgrade { path: "/v1".into(), origins: settings.origins.clone() });
-    let mut line = AcceptLine::new(settings.accept_rate);
+    let mut line = AcceptLine::new(settings.accept_rate, Instant::now());
     // Of so many at once it is made sure that they can read why they are sent away.
     let farewells = Arc::new(Semaphore::new(256));
     loop {
@@ -426,7 +426,7 @@ mod tests {
     #[test]
     fn a_crowd_is_let_in_one_after_the_other() {
         let mut now = Instant::now();
-        let mut line = AcceptLine::new(500);
+        let mut line = AcceptLine::new(500, now);
         let mut crowd = |now: Instant| -> Vec<Option<u128>> {
             let let_in = (0..3000).map(|_| line.join(now));
             let_in.map(|due| due.map(|due| due.duration_since(now).as_millis())).collect()
