@@ -8,22 +8,31 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+/// `chat` with a profile and a server; `ca.pem` beside the profile is trusted.
+fn chat(profile: &Path, url: &str) -> Command {
+    let mut command = Command::new(crate::binary("chat"));
+    command.arg("--profile").arg(profile).args(["--server", url]);
+    let ca = profile.with_file_name("ca.pem");
+    if ca.exists() {
+        command.arg("--ca").arg(ca);
+    }
+    command
+}
+
 /// Runs a subcommand of `chat` to its end.
 pub fn command(profile: &Path, url: &str, arguments: &[&str]) -> Output {
-    Command::new(crate::binary("chat"))
-        .arg("--profile")
-        .arg(profile)
-        .args(["--server", url])
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
+    chat(profile, url).args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
 /// Registers a user in a new profile.
 pub fn register(dir: &Path, url: &str, name: &str) -> PathBuf {
+    register_with(dir, url, name, &[])
+}
+
+/// Registers a user with more flags.
+pub fn register_with(dir: &Path, url: &str, name: &str, flags: &[&str]) -> PathBuf {
     let profile = dir.join(name);
-    let out = command(&profile, url, &["register", name]);
+    let out = command(&profile, url, &[&["register", name], flags].concat());
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     profile
 }
@@ -38,8 +47,8 @@ pub struct Chat {
 
 impl Chat {
     pub fn start(profile: &Path, url: &str, after: Option<u64>) -> Self {
-        let mut command = Command::new(crate::binary("chat"));
-        command.arg("--profile").arg(profile).args(["--server", url, "--json"]);
+        let mut command = chat(profile, url);
+        command.arg("--json");
         if let Some(after) = after {
             command.args(["--after", &after.to_string()]);
         }

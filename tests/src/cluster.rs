@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::binary;
+use crate::chat::register_with;
+use crate::deployment::{ANOTHER_ROUTER, Deployment, FIRST_GATEWAY, FIRST_ROUTER};
 use crate::faults::Script;
-use crate::server::Server;
+use crate::server::{Machine, Server};
 
 /// Where the services are.
 #[derive(Clone, Debug)]
@@ -65,47 +67,70 @@ pub struct Cluster {
     /// Runs the services, where they are of several nodes.
     pub script: Option<Script>,
     dir: PathBuf,
+    deployment: Deployment,
+    /// The settings that all nodes have.
+    common: String,
 }
 
 impl Cluster {
-    /// A cluster on a keyspace and a topic of this name; the keyspace may be there already.
-    pub fn start(dir: &Path, services: &Services, name: &str, size: Size) -> Self {
+    /// A cluster on a keyspace and a topic of this name; the keyspace may be there already. With a script that
+    /// has machines, each node is on one of its own.
+    pub fn start(dir: &Path, services: &Services, name: &str, size: Size, script: Option<Script>) -> Self {
         let kafka = services.kafka.replacen("/test?", &format!("/{name}?partitions=32&"), 1);
-        let text = format!(
-            "store = {:?}\nrouter = {kafka:?}\nregistry = {:?}\nlink_listen = \"127.0.0.1:0\"\n\
-             open_registration = true\nlog = \"info,scylla=warn\"\n",
+        let common = format!(
+            "store = {:?}\nrouter = {kafka:?}\nregistry = {:?}\nlog = \"info,scylla=warn\"\n",
             services.keyspace(name),
             services.redis,
         );
-        std::fs::write(dir.join("cluster.toml"), text).unwrap();
         let mut cluster = Self {
             gateways: Vec::new(),
             routers: Vec::new(),
             services: services.clone(),
-            script: None,
+            deployment: Deployment::new(dir, script.as_ref()),
+            script,
             dir: dir.to_owned(),
+            common,
         };
-        let migrated = server_command(&["--config", &cluster.config(), "migrate"]);
-        assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
-        cluster.gateways =
-            (0..size.gateways).map(|n| cluster.node(&format!("gateway{n}"), "gateway")).collect();
-        cluster.routers = (0..size.routers).map(|n| cluster.node(&format!("router{n}"), "router")).collect();
+        cluster.command(&["migrate"]);
+        let (gateways, routers) = (0..size.gateways, 0..size.routers);
+        cluster.gateways = gateways
+            .map(|n| cluster.node(&format!("gateway{n}"), "gateway", FIRST_GATEWAY + n as u64))
+            .collect();
+        cluster.routers =
+            routers.map(|n| cluster.node(&format!("router{n}"), "router", FIRST_ROUTER + n as u64)).collect();
         cluster
     }
 
-    fn config(&self) -> String {
-        self.dir.join("cluster.toml").to_str().unwrap().to_owned()
-    }
-
-    fn node(&self, name: &str, role: &str) -> Server {
+    fn node(&self, name: &str, role: &str, number: u64) -> Server {
         let own = self.dir.join(name);
         std::fs::create_dir_all(&own).unwrap();
-        Server::start_with(&own, &["--config", &self.config(), "serve", "--role", role])
+        let machine = self.deployment.machine(number);
+        let settings = self.deployment.settings(name, &machine, &self.common);
+        let flags = ["--config", settings.to_str().unwrap(), "serve", "--role", role];
+        Server::start_on(machine, &own, &flags)
+    }
+
+    /// Runs a command of the server's binary with the settings of a node here; gives what it printed.
+    pub fn command(&self, arguments: &[&str]) -> String {
+        let settings = self.deployment.settings("commands", &Machine::this(), &self.common);
+        let flags = ["--config", settings.to_str().unwrap()];
+        let out = server_command(&[&flags, arguments].concat());
+        assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap().trim().to_owned()
     }
 
     /// One more router.
     pub fn start_router(&self) -> Server {
-        self.node("another-router", "router")
+        self.node("another-router", "router", ANOTHER_ROUTER)
+    }
+
+    /// Registers a user at a gateway.
+    pub fn register(&self, gateway: usize, name: &str) -> PathBuf {
+        let url = self.gateways[gateway].url();
+        if !self.deployment.asks_for_tokens() {
+            return register_with(&self.dir, &url, name, &[]);
+        }
+        register_with(&self.dir, &url, name, &["--token", &self.command(&["token", name])])
     }
 
     /// The gateways' addresses, from one on.

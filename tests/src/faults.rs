@@ -2,12 +2,14 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::ops::Range;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::Dice;
 use crate::cluster::Cluster;
+use crate::deployment::{ANOTHER_ROUTER, FIRST_GATEWAY, FIRST_ROUTER};
 use crate::server::Server;
 
 /// A kind of fault.
@@ -25,8 +27,10 @@ pub enum Fault {
     StopKafka,
     StopCassandra,
     StopRedis,
+    CutNodes,
     CutServers,
     CutServices,
+    CutClients,
 }
 
 impl Fault {
@@ -51,7 +55,7 @@ impl Fault {
     ];
 
     /// What can be done to a network between machines.
-    pub const NETWORK: [Self; 2] = [Self::CutServers, Self::CutServices];
+    pub const NETWORK: [Self; 4] = [Self::CutNodes, Self::CutServers, Self::CutServices, Self::CutClients];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -67,8 +71,10 @@ impl Fault {
             Self::StopKafka => "a Kafka broker stopped",
             Self::StopCassandra => "a Cassandra node stopped",
             Self::StopRedis => "a Redis node stopped",
-            Self::CutServers => "servers cut off from a machine of services",
+            Self::CutNodes => "two nodes cut off from each other",
+            Self::CutServers => "a node cut off from a machine of services",
             Self::CutServices => "two machines of services cut off from each other",
+            Self::CutClients => "clients cut off from a gateway",
         }
     }
 
@@ -91,8 +97,8 @@ pub struct Script {
     environment: Vec<(&'static str, String)>,
     /// Node n is at `net.n`.
     pub net: String,
-    /// Whether each node is a machine of its own, whose network can be cut.
-    pub machines: bool,
+    /// What the names of machines begin with, if each node is on one of its own, whose network can be cut.
+    pub namespaces: Option<String>,
 }
 
 impl Script {
@@ -106,9 +112,8 @@ impl Script {
             ("CHAT_SERVICES_NET", net.clone()),
         ];
         let prefix = variable("CHAT_TEST_SERVICES_NETNS");
-        let machines = prefix.is_some();
-        environment.extend(prefix.map(|prefix| ("CHAT_SERVICES_NETNS", prefix)));
-        Some(Self { environment, net, machines })
+        environment.extend(prefix.clone().map(|prefix| ("CHAT_SERVICES_NETNS", prefix)));
+        Some(Self { environment, net, namespaces: prefix })
     }
 
     fn run_file(&self, file: &str, arguments: &[&str]) -> String {
@@ -138,8 +143,9 @@ impl Script {
         self.run(&["resume", service, &node.to_string()]);
     }
 
-    /// No packet goes from one machine to the other, for a time; machine 0 is the servers'.
-    fn cut(&self, one: u64, other: u64, time: Duration) {
+    /// No packet goes from one machine to the other, for a time; machine 0 is the clients'.
+    fn cut(&self, (one, other): (u64, u64), time: Duration) {
+        println!("machines {one} and {other} for {time:.1?}");
         let (one, other) = (one.to_string(), other.to_string());
         self.run_file("network.sh", &["cut", &one, &other]);
         std::thread::sleep(time);
@@ -172,6 +178,22 @@ fn some_time(dice: &mut Dice) -> Duration {
     Duration::from_millis(1000 + dice.below(1000 * (Fault::longest() - 1)))
 }
 
+/// The machines of services: of each one of Redis, on the first three one of Kafka and Cassandra, too.
+const SERVICES: Range<u64> = 1..FIRST_GATEWAY;
+/// The machines of gateways and routers that are always there.
+const NODES: Range<u64> = FIRST_GATEWAY..ANOTHER_ROUTER;
+
+fn among(dice: &mut Dice, numbers: Range<u64>) -> u64 {
+    numbers.start + dice.below(numbers.end - numbers.start)
+}
+
+/// Any two of these.
+fn two(dice: &mut Dice, numbers: Range<u64>) -> (u64, u64) {
+    let one = among(dice, numbers.clone());
+    let other = among(dice, numbers.start..numbers.end - 1);
+    (one, if other < one { other } else { other + 1 })
+}
+
 impl Script {
     /// Lets a fault of services or of their network come, last and end.
     pub fn suffer(&self, fault: Fault, dice: &mut Dice) {
@@ -186,8 +208,10 @@ impl Script {
             Fault::StopKafka => self.pause("kafka", node, away),
             Fault::StopCassandra => self.pause("cassandra", node, away),
             Fault::StopRedis => self.pause("redis", 1 + dice.below(6), away),
-            Fault::CutServers => self.cut(0, node, away),
-            Fault::CutServices => self.cut(node, 1 + node % 3, away),
+            Fault::CutNodes => self.cut(two(dice, NODES), away),
+            Fault::CutServers => self.cut((among(dice, NODES), among(dice, SERVICES)), away),
+            Fault::CutServices => self.cut(two(dice, SERVICES), away),
+            Fault::CutClients => self.cut((0, among(dice, FIRST_GATEWAY..FIRST_ROUTER)), away),
             _ => unreachable!("{fault:?} is not one of services"),
         }
     }

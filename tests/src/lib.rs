@@ -3,6 +3,7 @@
 
 pub mod chat;
 pub mod cluster;
+pub mod deployment;
 pub mod faults;
 pub mod online;
 pub mod proxy;

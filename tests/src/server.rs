@@ -7,10 +7,37 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// Where a server runs.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    pub address: String,
+    /// The network namespace, if it is not this process's own.
+    pub namespace: Option<String>,
+    /// The port that clients connect to, if it is not to be a free one; the next is the admin's.
+    pub port: Option<u16>,
+}
+
+impl Machine {
+    /// This one, on loopback.
+    pub fn this() -> Self {
+        Self { address: "127.0.0.1".into(), namespace: None, port: None }
+    }
+
+    /// A command that runs a program there.
+    fn command(&self, program: &Path) -> Command {
+        let Some(namespace) = &self.namespace else { return Command::new(program) };
+        let mut command = Command::new("ip");
+        // It becomes the program: the process's id is the program's.
+        command.args(["netns", "exec", namespace]).arg(program);
+        command
+    }
+}
+
 /// A server process over a data directory that outlives it.
 #[derive(Debug)]
 pub struct Server {
     pub data: PathBuf,
+    machine: Machine,
     pub port: u16,
     pub admin: u16,
     flags: Vec<String>,
@@ -29,10 +56,15 @@ impl Server {
     }
 
     pub fn start_with(dir: &Path, flags: &[&str]) -> Self {
+        Self::start_on(Machine::this(), dir, flags)
+    }
+
+    pub fn start_on(machine: Machine, dir: &Path, flags: &[&str]) -> Self {
         let mut server = Self {
             data: dir.join("data"),
-            port: free_port(),
-            admin: free_port(),
+            port: machine.port.unwrap_or_else(free_port),
+            admin: machine.port.map_or_else(free_port, |port| port + 1),
+            machine,
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
             child: None,
             log: dir.join("server.log"),
@@ -41,8 +73,10 @@ impl Server {
         server
     }
 
+    /// Where clients connect: outside of this machine by TLS.
     pub fn url(&self) -> String {
-        format!("ws://127.0.0.1:{}", self.port)
+        let scheme = if self.machine.namespace.is_some() { "wss" } else { "ws" };
+        format!("{scheme}://{}:{}", self.machine.address, self.port)
     }
 
     pub fn log(&self) -> String {
@@ -61,11 +95,13 @@ impl Server {
     pub fn restart(&mut self) {
         assert!(self.child.is_none());
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
-        let child = Command::new(crate::binary("chat-server-ref"))
+        let child = self
+            .machine
+            .command(&crate::binary("chat-server-ref"))
             .arg("--data")
             .arg(&self.data)
-            .args(["--listen", &format!("127.0.0.1:{}", self.port)])
-            .args(["--admin-listen", &format!("127.0.0.1:{}", self.admin)])
+            .args(["--listen", &format!("{}:{}", self.machine.address, self.port)])
+            .args(["--admin-listen", &format!("{}:{}", self.machine.address, self.admin)])
             .args(&self.flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -75,7 +111,7 @@ impl Server {
         self.child = Some(child);
         let end = Instant::now() + Duration::from_secs(90);
         // It listens there last, and a node without the gateway's role there alone.
-        while TcpStream::connect(("127.0.0.1", self.admin)).is_err() {
+        while TcpStream::connect((self.machine.address.as_str(), self.admin)).is_err() {
             let exited = self.child.as_mut().unwrap().try_wait().unwrap();
             assert!(exited.is_none(), "the server ended: {}", self.log());
             assert!(Instant::now() < end, "the server does not listen: {}", self.log());
@@ -137,7 +173,7 @@ impl Server {
 
     /// A page of the admin listener.
     pub fn admin_page(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.admin)).unwrap();
+        let mut stream = TcpStream::connect((self.machine.address.as_str(), self.admin)).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
         let mut page = String::new();
         stream.read_to_string(&mut page).unwrap();

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use chat_tests::Dice;
-use chat_tests::chat::register;
 use chat_tests::cluster::{Cluster, Services, Size, fresh_name};
 use chat_tests::faults::{Fault, Script};
 use chat_tests::talker::{Progress, Talker, sendable};
@@ -118,12 +117,11 @@ const FORGETS: Trouble = Trouble { of_nodes: Some(Fault::Flush), of_services: No
 /// Both ways at once, while these faults come; gives the longest time that nothing was delivered.
 fn replay(services: &Services, script: Option<Script>, count: usize, troubles: &[Trouble]) -> Duration {
     let dir = tempfile::tempdir().unwrap();
-    let mut cluster = Cluster::start(dir.path(), services, &fresh_name(), Size { gateways: 3, routers: 2 });
+    let mut cluster =
+        Cluster::start(dir.path(), services, &fresh_name(), Size { gateways: 3, routers: 2 }, script.clone());
     // What comes together comes with a Redis that forgets again and again.
-    let forgets = script.clone().filter(|_| troubles.iter().any(|trouble| trouble.count() > 1));
-    cluster.script = script;
-    let a = register(dir.path(), &cluster.urls(0)[0], "alice");
-    let b = register(dir.path(), &cluster.urls(1)[0], "bob");
+    let forgets = script.filter(|_| troubles.iter().any(|trouble| trouble.count() > 1));
+    let (a, b) = (cluster.register(0, "alice"), cluster.register(1, "bob"));
     let (from_a, from_b) = (real_lines(count, 0), real_lines(count, count));
     let (to_a, to_b) = (sendable(&from_b), sendable(&from_a));
     let lines = (to_a.len() + to_b.len()) as u64;
@@ -237,7 +235,7 @@ fn the_same_while_nodes_are_killed_and_stopped_and_redis_forgets() {
 
 /// What can be done to the services there are.
 fn of_services(script: &Script) -> Vec<Fault> {
-    let network = if script.machines { &Fault::NETWORK[..] } else { &[] };
+    let network = if script.namespaces.is_some() { &Fault::NETWORK[..] } else { &[] };
     [&Fault::SERVICES, network].concat()
 }
 

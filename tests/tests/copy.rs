@@ -168,7 +168,7 @@ fn a_data_set_moves_to_a_cluster_and_conversations_go_on() {
     let served = server_command(&["--data", server.data.to_str().unwrap(), "serve"]);
     assert!(!served.status.success() && String::from_utf8_lossy(&served.stderr).contains("sealed"));
 
-    let cluster = Cluster::start(dir.path(), &services, &name, Size { gateways: 2, routers: 1 });
+    let cluster = Cluster::start(dir.path(), &services, &name, Size { gateways: 2, routers: 1 }, None);
     (alice.urls, bob.urls) = (cluster.urls(0), cluster.urls(1));
     let end = Instant::now() + Duration::from_secs(120);
     std::thread::scope(|scope| {

@@ -34,7 +34,7 @@ fn dialer(server: &Server) -> Dialer {
 
 /// A gateway for a crowd, another one for it to go to and for those who talk, a third; a router.
 fn cluster(dir: &std::path::Path, services: &Services) -> Cluster {
-    Cluster::start(dir, services, &fresh_name(), Size { gateways: 3, routers: 1 })
+    Cluster::start(dir, services, &fresh_name(), Size { gateways: 3, routers: 1 }, None)
 }
 
 async fn gather(dialer: &Dialer) -> Vec<Online> {

@@ -58,7 +58,8 @@ fn a_message_is_explained_without_its_content() {
 fn a_message_is_explained_across_nodes() {
     let Some(services) = Services::single() else { return };
     let dir = tempfile::tempdir().unwrap();
-    let cluster = Cluster::start(dir.path(), &services, &fresh_name(), Size { gateways: 2, routers: 1 });
+    let cluster =
+        Cluster::start(dir.path(), &services, &fresh_name(), Size { gateways: 2, routers: 1 }, None);
     let (a, b) = (
         register(dir.path(), &cluster.urls(0)[0], "alice"),
         register(dir.path(), &cluster.urls(1)[0], "bob"),

@@ -27,7 +27,7 @@ pub(crate) async fn run_cluster() {
     let Some(services) = Services::single() else { return };
     let dir = tempfile::tempdir().unwrap();
     let name = fresh_name();
-    let cluster = Cluster::start(dir.path(), &services, &name, SIZE);
+    let cluster = Cluster::start(dir.path(), &services, &name, SIZE, None);
     let dialers: Vec<Dialer> =
         cluster.gateways.iter().map(|gateway| Dialer::new(&gateway.url(), &[]).unwrap()).collect();
     let way = Way { kind: Kind::Ours, from: &dialers[0], to: &dialers[1] };
