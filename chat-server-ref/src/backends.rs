@@ -175,6 +175,27 @@ pub async fn migrate(_settings: &Settings, _new_log: bool) -> Result<Vec<String>
     Err(missing_feature())
 }
 
+/// Reads everything that a cluster's store holds and proves what it promises.
+///
+/// # Errors
+/// What does not hold, or a store that cannot be reached.
+#[cfg(feature = "cluster")]
+pub async fn audit(settings: &Settings) -> Result<chat_store::Audit, String> {
+    let cassandra = settings.store.parse().map_err(explain("store"))?;
+    let store = chat_store::cassandra::CassandraStore::connect(&cassandra).await.map_err(explain("store"))?;
+    store.audit().await.map_err(explain("audit failed"))
+}
+
+/// What to say where this build has no cluster backends.
+///
+/// # Errors
+/// Always.
+#[cfg(not(feature = "cluster"))]
+#[allow(clippy::unused_async)]
+pub async fn audit(_settings: &Settings) -> Result<chat_store::Audit, String> {
+    Err(missing_feature())
+}
+
 /// Moves a data set from the embedded store to Cassandra; gives what was copied.
 ///
 /// # Errors

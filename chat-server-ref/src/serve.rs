@@ -96,6 +96,18 @@ pub fn copy(from: &str, to: &str, tell: impl Fn(String) + Send + Sync) -> Result
     block_on(backends::copy(from, to, tell))
 }
 
+/// Proves what the store promises, and counts; see [`chat_store::Audit`].
+///
+/// # Errors
+/// What does not hold, or a store that cannot be read.
+pub fn audit(settings: &Settings) -> Result<chat_store::Audit, String> {
+    if settings.is_cluster() {
+        return block_on(backends::audit(settings));
+    }
+    let store = chat_store::EmbeddedStore::open(&settings.data).map_err(|e| format!("{e:?}"))?;
+    store.audit().map_err(|e| format!("audit failed: {e:?}"))
+}
+
 /// A connection is a file: allow as many as the system does.
 fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

@@ -61,7 +61,8 @@ enum Command {
         #[arg(long, default_value_t = 30 * 24 * 3600)]
         ttl: u64,
     },
-    /// Prove what the data directory promises and print the counts.
+    /// Prove what the store promises and print the counts: of the data directory, while no server runs on it, or of a
+    /// cluster's store, at any time.
     Audit,
 }
 
@@ -120,7 +121,7 @@ pub enum Action {
         /// Valid for this many seconds.
         ttl: u64,
     },
-    /// Audit the data directory.
+    /// Audit the store.
     Audit,
 }
 

@@ -9,6 +9,8 @@
 //!
 //! `copy` moves a data set from the embedded store to Cassandra.
 
+#[cfg(any(feature = "fjall", feature = "cassandra"))]
+mod audit;
 #[cfg(feature = "cassandra")]
 pub mod cassandra;
 #[cfg(all(feature = "cassandra", feature = "fjall"))]
@@ -20,11 +22,13 @@ pub mod redis;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
+#[cfg(any(feature = "fjall", feature = "cassandra"))]
+pub use audit::Audit;
 #[cfg(all(feature = "cassandra", feature = "fjall"))]
 pub use copy::{Copied, copy};
+#[cfg(feature = "fjall")]
+pub use embedded::EmbeddedStore;
 #[cfg(all(feature = "cassandra", feature = "fjall"))]
 pub use embedded::SealedStore;
-#[cfg(feature = "fjall")]
-pub use embedded::{Audit, EmbeddedStore};
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;

@@ -1,5 +1,5 @@
 //! Three gateways and two routers on real services: whole, in order, once; then the same under faults of
-//! nodes, of services and of the network. `CHAT_TEST_CLUSTER_FAULTS` says how many.
+//! nodes, of services and of the network. At the end the store is audited. `CHAT_TEST_CLUSTER_FAULTS` says how many.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use std::collections::BTreeMap;
@@ -178,6 +178,9 @@ fn replay(services: &Services, script: Option<Script>, count: usize, troubles: &
         assert_eq!(amid, troubles.len(), "each trouble comes while somebody writes");
     });
     gaps.print();
+    let audit = cluster.command(&["audit"]);
+    println!("{audit}");
+    assert!(audit.starts_with("audit ok: "), "{audit}");
     println!(
         "{lines} lines over 3 gateways and 2 routers in {:.1?}: {} faults, {flushes} times FLUSHALL beside them, \
          {} kills of clients, 0 lost, 0 twice, 0 out of order",

@@ -132,14 +132,9 @@ impl CassandraImport {
         let partitions: BTreeSet<(InstallationId, i32)> =
             like.iter().map(|(_, sender, id)| (*sender, minute(*id))).collect();
         let mut ids = Vec::new();
-        let link = &self.store.link;
         for (sender, minute) in partitions {
-            let key = (&conversation.as_bytes()[..], &sender.as_bytes()[..], minute);
-            let rows = link.rows(&link.statements.ids_of, key).await?;
-            for row in rows.rows::<(Vec<u8>, i64)>().map_err(|_| corrupt())? {
-                let (id, seq) = row.map_err(|_| corrupt())?;
-                ids.push((unsigned(seq), sender, MessageId::parse(&id).map_err(|_| corrupt())?));
-            }
+            let of_sender = self.store.ids_of(conversation, sender, minute).await?;
+            ids.extend(of_sender.into_iter().map(|(id, seq)| (seq, sender, id)));
         }
         ids.sort_unstable();
         Ok(ids)

@@ -36,7 +36,7 @@ const PAGE: usize = 64;
 pub(super) struct Standing {
     pub(super) generation: u64,
     /// Below it nothing waits but what came late.
-    floor_us: u64,
+    pub(super) floor_us: u64,
 }
 
 /// What this process did about the acknowledged rows of a device.
@@ -61,7 +61,7 @@ struct Key {
 }
 
 /// Where a device stands in each conversation: of what it acknowledged and where it joined, the higher counts.
-type Cells = HashMap<ConversationId, Cell>;
+pub(super) type Cells = HashMap<ConversationId, Cell>;
 
 fn read_cells(rows: &QueryRowsResult) -> Result<Cells> {
     let mut cells = HashMap::new();
@@ -110,7 +110,7 @@ impl CassandraStore {
         read_cells(&rows)
     }
 
-    async fn all_cells(&self, device: InstallationId) -> Result<Cells> {
+    pub(super) async fn all_cells(&self, device: InstallationId) -> Result<Cells> {
         read_cells(&self.link.rows(&self.link.statements.cells, (&device.as_bytes()[..],)).await?)
     }
 

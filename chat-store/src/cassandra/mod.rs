@@ -29,6 +29,7 @@
 //! always read. So clocks of nodes may differ, and a node may stand still while it owns shards, by three minutes
 //! together; and at most what a device acknowledged in five minutes, and 512 rows, is read over as tombstones.
 
+mod audit;
 mod commit;
 mod directory;
 #[cfg(feature = "fjall")]

@@ -24,7 +24,6 @@ mod sealed;
 mod watermark;
 mod writer;
 
-pub use audit::Audit;
 #[cfg(feature = "cassandra")]
 pub use sealed::SealedStore;
 
@@ -141,7 +140,7 @@ impl EmbeddedStore {
     ///
     /// # Errors
     /// `Corrupt` with what is wrong.
-    pub fn audit(&self) -> Result<Audit> {
+    pub fn audit(&self) -> Result<crate::Audit> {
         audit::run(&self.tables)
     }
 

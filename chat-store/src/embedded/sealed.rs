@@ -12,7 +12,8 @@ use chat_core::{
 };
 
 use super::watermark::Watermark;
-use super::{Audit, SEALED, Tables, audit, check_format, corrupt, failed, io, keys};
+use super::{SEALED, Tables, audit, check_format, corrupt, failed, io, keys};
+use crate::Audit;
 use crate::copy::{Account, Device};
 
 const TEXT: &str = "This data set was sealed to be copied to a cluster, which may have gone on with it since. If the copy was \

@@ -3,6 +3,7 @@
 #![cfg(feature = "cassandra")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
+mod audit;
 mod timestamps;
 
 use std::sync::Arc;

@@ -1,0 +1,118 @@
+//! The audit counts what is there, and names what is broken: each rule by breaking it in the tables themselves.
+
+use chat_core::envelope::{InboxRow, Message, RowContent};
+use chat_core::wire::encode_row;
+use chat_store::Audit;
+
+use super::*;
+
+/// Five messages, of which the receiver acknowledged two.
+struct Five {
+    keyspace: Keyspace,
+    store: Arc<CassandraStore>,
+    talk: Talk,
+    commits: Vec<Commit>,
+}
+
+const HELD: Audit = Audit { conversations: 1, messages: 5, waiting: 8, devices: 2, accounts: 0 };
+
+impl Five {
+    async fn new(keyspace: Keyspace) -> Self {
+        let store = keyspace.store().await;
+        let mut talk = Talk { from: device(1), to: device(2), state: ConversationState::default() };
+        let commits: Vec<Commit> = (0..5).map(|_| talk.next(now_us())).collect();
+        for one in &commits {
+            commit(&store, one.clone()).await;
+        }
+        store.ack(device(2).installation, 1, &[AckOf { conversation: talk.id(), seq: 2 }]).await.unwrap();
+        Self { keyspace, store, talk, commits }
+    }
+
+    async fn run(&self, cql: &str, values: impl scylla::serialize::row::SerializeRow) {
+        let cql = cql.replace('@', &format!("{}.", self.keyspace.name()));
+        self.keyspace.session.query_unpaged(cql, values).await.unwrap();
+    }
+
+    /// What finishes the last commit is gone.
+    async fn forget_redo(&self) {
+        self.run("UPDATE @state SET redo = 0x WHERE conversation = ?", (self.conversation(),)).await;
+    }
+
+    async fn delete_history(&self, seq: i64) {
+        let key = (self.conversation(), seq);
+        self.run("DELETE FROM @history WHERE conversation = ? AND bucket = 0 AND seq = ?", key).await;
+    }
+
+    async fn put_history(&self, row: &InboxRow) {
+        let values = (self.conversation(), row.seq as i64, encode_row(row));
+        self.run("INSERT INTO @history (conversation, bucket, seq, row) VALUES (?, 0, ?, ?)", values).await;
+    }
+
+    fn conversation(&self) -> Vec<u8> {
+        self.talk.id().as_bytes().to_vec()
+    }
+
+    fn bob() -> Vec<u8> {
+        device(2).installation.as_bytes().to_vec()
+    }
+
+    async fn finds(self, what: &str) -> Self {
+        let found = self.store.audit().await.expect_err(what);
+        assert_eq!((found.kind(), found.what()), (ErrorKind::Corrupt, what));
+        Self::new(self.keyspace).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_audit_names_what_is_broken() {
+    let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
+    let five = Five::new(keyspace).await;
+    assert_eq!(five.store.audit().await, Ok(HELD));
+
+    // Whoever goes on finishes the last commit, so what it would write is there; but only that.
+    five.delete_history(5).await;
+    assert_eq!(five.store.audit().await, Ok(HELD));
+    five.forget_redo().await;
+    let five = five.finds("a conversation does not end at its head").await;
+
+    five.delete_history(3).await;
+    let five = five.finds("a conversation is not dense").await;
+
+    let third = &five.commits[2].history[0];
+    five.put_history(&InboxRow { time_us: 1, ..third.clone() }).await;
+    let five = five.finds("the times of a conversation do not rise").await;
+
+    let content = five.commits[1].history[0].content.clone();
+    five.put_history(&InboxRow { content, ..five.commits[2].history[0].clone() }).await;
+    let five = five.finds("a message has two places").await;
+
+    let (sender, id, _) = five.commits[2].ids[0];
+    let minute = i32::from_be_bytes(id.as_bytes()[..4].try_into().unwrap());
+    let key = (five.conversation(), &sender.as_bytes()[..], minute, &id.as_bytes()[..]);
+    five.run("DELETE FROM @ids WHERE conversation = ? AND sender = ? AND minute = ? AND id = ?", key).await;
+    let five = five.finds("an id does not lead to its message").await;
+
+    let tail = (Five::bob(), five.conversation());
+    five.run("UPDATE @cells SET tail = 3 WHERE installation = ? AND conversation = ?", tail).await;
+    assert_eq!(five.store.audit().await, Ok(HELD), "it is written again");
+    five.forget_redo().await;
+    let five = five.finds("an inbox row is outside of its cell").await;
+
+    let last = five.commits[4].history[0].time_us;
+    let key = (Five::bob(), (last / (24 * 60 * MINUTE_US)) as i32, last as i64);
+    five.run("DELETE FROM @inbox WHERE installation = ? AND day = ? AND time_us = ?", key).await;
+    assert_eq!(five.store.audit().await, Ok(Audit { waiting: 7, ..HELD }), "it is written again");
+    five.forget_redo().await;
+    let five = five.finds("a cell reaches beyond its inbox").await;
+
+    let floor = (now_us() as i64 + 1, Five::bob());
+    five.run("UPDATE @cells SET floor = ? WHERE installation = ?", floor).await;
+    let five = five.finds("a row waits below the floor of its inbox").await;
+
+    let fourth = five.commits[3].history[0].clone();
+    let RowContent::Message { message, sealed } = fourth.content.clone() else { unreachable!() };
+    let message = Arc::new(Message { body: vec![9; 9].into(), ..(*message).clone() });
+    five.put_history(&InboxRow { content: RowContent::Message { message, sealed }, ..fourth }).await;
+    let five = five.finds("an inbox row stands for another message than history holds").await;
+    five.keyspace.remove().await;
+}
