@@ -42,6 +42,10 @@ pub enum Mutant {
     HalfCommitStays,
     /// Records need not come again although what they make is not seen by every reader.
     SettleErrorIgnored,
+    /// A heartbeat does not look for rows that nobody announced.
+    HeartbeatIsBlind,
+    /// A session goes on live although a push was dropped while it read.
+    LiveThoughDropped,
     /// What was asked for again does not fill its placeholder.
     RecoveredDropped,
 }
@@ -49,7 +53,7 @@ pub enum Mutant {
 impl Mutant {
     /// Those the simulator must kill. The others need what one process does not have (a stale cache of
     /// another gateway) or are shadowed by another rule; unit tests beside the rules kill them.
-    pub const SIMULATED: [Self; 25] = [
+    pub const SIMULATED: [Self; 26] = [
         Self::AckBeforeSync,
         Self::NoDedupe,
         Self::AnyClientSeq,
@@ -73,6 +77,7 @@ impl Mutant {
         Self::StatesOutliveTenure,
         Self::HalfCommitStays,
         Self::SettleErrorIgnored,
+        Self::HeartbeatIsBlind,
         Self::FirstIsEnough,
         Self::FirstInEveryIncarnation,
     ];

@@ -363,7 +363,7 @@ impl Session {
         } else if more {
             self.phase = Phase::Behind { after, reading: true, dropped };
             self.read_page(after, out);
-        } else if dropped {
+        } else if dropped && !self.mutants.has(Mutant::LiveThoughDropped) {
             // Rows came while the page was read, perhaps with places before it: look again.
             self.read_from(Place::START, out);
         } else {
@@ -509,7 +509,9 @@ impl Session {
                 return self.close(close::LOOP, 0, out);
             }
             self.start_over(out);
-        } else if matches!(self.phase, Phase::Live | Phase::Behind { reading: false, .. }) {
+        } else if matches!(self.phase, Phase::Live | Phase::Behind { reading: false, .. })
+            && !self.mutants.has(Mutant::HeartbeatIsBlind)
+        {
             // Rows that no push announced show up at the latest now.
             self.read_from(Place::START, out);
         }

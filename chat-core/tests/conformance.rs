@@ -4,11 +4,14 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
+use chat_core::backend::{GatewayId, Registry, Route};
 use chat_core::conformance::{self, Case};
 use chat_core::memory::{
     ManualClock, MemoryKeys, MemoryPresence, MemoryPush, MemoryRegistry, MemoryRouter, MemoryStore,
     OpenRegistration,
 };
+use chat_core::{DeviceAddress, Result, UserId};
 
 fn check<B: ?Sized>(cases: Vec<Case<B>>, fresh: impl Fn() -> Arc<B>) {
     for case in cases {
@@ -31,6 +34,85 @@ fn memory_keys() {
 #[test]
 fn memory_registry() {
     check(conformance::registry(), || Arc::new(MemoryRegistry::default()));
+}
+
+/// A registry that breaks a rule.
+#[derive(Debug)]
+struct Broken(Rule, MemoryRegistry);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Rule {
+    EpochsRise,
+    UnbindCompares,
+    RenewCompares,
+    RenewBringsBack,
+    BindingKeepsTheAddress,
+}
+
+#[async_trait]
+impl Registry for Broken {
+    async fn bind(&self, device: DeviceAddress, gateway: GatewayId) -> Result<u64> {
+        if self.0 == Rule::BindingKeepsTheAddress {
+            self.1.announce(gateway, "").await?;
+        }
+        let epoch = self.1.bind(device, gateway).await?;
+        Ok(if self.0 == Rule::EpochsRise { 1 } else { epoch })
+    }
+
+    async fn renew(&self, route: Route) -> Result<()> {
+        match self.0 {
+            Rule::RenewBringsBack => Ok(()),
+            Rule::RenewCompares => {
+                let known = self.1.lookup(&[route.device.user]).await?;
+                for newer in known {
+                    self.1.unbind(newer).await?;
+                }
+                self.1.renew(route).await
+            }
+            _ => self.1.renew(route).await,
+        }
+    }
+
+    async fn unbind(&self, route: Route) -> Result<()> {
+        if self.0 == Rule::UnbindCompares {
+            for other in self.1.lookup(&[route.device.user]).await? {
+                self.1.unbind(other).await?;
+            }
+        }
+        self.1.unbind(route).await
+    }
+
+    async fn announce(&self, gateway: GatewayId, address: &str) -> Result<()> {
+        self.1.announce(gateway, address).await
+    }
+
+    async fn address(&self, gateway: GatewayId) -> Result<Option<String>> {
+        Ok(self.1.address(gateway).await?.filter(|address| !address.is_empty()))
+    }
+
+    async fn lookup(&self, users: &[UserId]) -> Result<Vec<Route>> {
+        self.1.lookup(users).await
+    }
+}
+
+/// What keeps a route a hint that is right: the suite finds whoever breaks it.
+#[test]
+fn the_suite_finds_a_registry_that_breaks_a_rule() {
+    for (rule, case) in [
+        (Rule::EpochsRise, "the_last_bind_wins"),
+        (Rule::UnbindCompares, "unbind_compares"),
+        (Rule::RenewCompares, "renew_compares"),
+        (Rule::RenewBringsBack, "renew_brings_a_forgotten_route_back"),
+        (Rule::BindingKeepsTheAddress, "an_announced_gateway_has_an_address"),
+    ] {
+        let cases = conformance::registry().into_iter();
+        let fails = cases.filter(|case| {
+            let broken = Arc::new(Broken(rule, MemoryRegistry::default()));
+            !matches!(futures_util::FutureExt::now_or_never((case.run)(broken)), Some(Ok(())))
+        });
+        let names: Vec<_> = fails.map(|case| case.name).collect();
+        assert!(names.contains(&case), "{rule:?}: {names:?}");
+    }
 }
 
 #[test]

@@ -4,13 +4,17 @@ use crate::id::{DeviceId, InstallationId, MessageId};
 use crate::limits::PAGE_ROWS;
 
 fn live() -> Session {
+    live_with(Mutants::NONE)
+}
+
+fn live_with(mutants: Mutants) -> Session {
     let device = DeviceAddress {
         user: UserId::from_bytes([1; 16]),
         device: DeviceId::PRIMARY,
         installation: InstallationId::from_bytes([1; 16]),
     };
     let welcome = Welcome::example();
-    let mut session = Session::new(Instant::from_millis(0), Mutants::NONE);
+    let mut session = Session::new(Instant::from_millis(0), mutants);
     session.step(Instant::from_millis(0), Input::Admitted(device, welcome), &mut Vec::new());
     session
 }
@@ -189,6 +193,10 @@ fn a_page_that_is_not_full_is_the_last() {
     assert!(!session.is_live());
     let told = page(&mut session, Place::START, rows(1..=3));
     assert_eq!(told, vec![deliver(rows(1..=1), false), deliver(vec![], true)]);
+    let mut session = live_with(Mutants::only(Mutant::LiveThoughDropped));
+    said(&mut session, 0, Input::Events(vec![Event::Row(row(1))]));
+    page(&mut session, Place::START, rows(2..=3));
+    assert!(session.is_live(), "the test can fail");
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod cluster;
 mod device;
 mod gateway;
 mod oracle;
+mod registry;
 mod store;
 mod world;
 

@@ -16,10 +16,11 @@ use super::accounts::ACCOUNTS;
 use super::device::Device;
 use super::gateway::{Gateway, ready};
 use super::oracle::{KeyUse, Oracle, Violation};
+use super::registry::SimRegistry;
 use super::store::{Redo, StoreFaults};
 use super::{Options, Report};
 use crate::backend::{AccountKey, GatewayId, KeyDirectory, MessageStore, Told};
-use crate::memory::{ManualClock, MemoryKeys, MemoryRegistry, MemoryRouter, Tables};
+use crate::memory::{ManualClock, MemoryKeys, MemoryRouter, Tables};
 use crate::replica::Input;
 use crate::rng::Rng;
 use crate::session;
@@ -105,7 +106,7 @@ pub(super) struct World {
     /// Server processes started so far.
     lives: u64,
     cluster: Cluster,
-    registry: Arc<MemoryRegistry>,
+    registry: Arc<SimRegistry>,
     tables: Arc<Mutex<Tables>>,
     redo: Redo,
     keys: Arc<MemoryKeys>,
@@ -157,6 +158,10 @@ impl World {
             error_after: if faulty_store { rng.below(15) } else { 0 },
             mutants: options.mutants,
         };
+        // The registry of one process is its own.
+        let faulty_registry = options.cluster && rng.chance(40);
+        let registry_errors = if faulty_registry { (rng.below(30), rng.below(30)) } else { (0, 0) };
+        let registry = Arc::new(SimRegistry::new(rng.next_u64(), registry_errors));
         let start = rng.below(HEAL_MS / 2);
         let partition = rng.chance(40).then(|| (start, start + rng.below(HEAL_MS / 2)));
         let device_crash = if rng.chance(50) { rng.below(30) } else { 0 };
@@ -181,7 +186,7 @@ impl World {
                 last_told: vec![0; servers],
                 ..Cluster::default()
             },
-            registry: Arc::default(),
+            registry,
             tables: Arc::default(),
             redo: Redo::default(),
             keys,
@@ -298,6 +303,7 @@ impl World {
         self.network = Network { fifo: true, loss: 0, duplication: 0, delay: 20 };
         (self.faults.error_before, self.faults.error_after, self.device_crash) = (0, 0, 0);
         self.cluster.stopped.fill(0);
+        self.registry.heal();
         self.cluster.routers.iter().flatten().for_each(|router| router.heal());
         for server in 0..self.servers.len() {
             match &self.servers[server] {

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use super::super::accounts::ACCOUNTS;
 use super::super::cluster::{SimLink, SimRouter};
 use super::super::gateway::{Effect, Gateway, Start, ready};
+use super::super::registry::SimRegistry;
 use super::super::store::SimStore;
 use super::{Event, World};
 use crate::backend::{AccountKey, GatewayId, KeyDirectory, NodeLink, Router};
-use crate::memory::{MemoryRegistry, MemoryRouter, NoLink};
+use crate::memory::{MemoryRouter, NoLink};
 use crate::wire::ClientFrame;
 
 impl World {
@@ -55,7 +56,7 @@ impl World {
             self.cluster.routers[server] = Some(router.clone());
             return (router, Arc::new(SimLink(self.cluster.carried.clone())));
         }
-        self.registry = Arc::new(MemoryRegistry::default());
+        self.registry = Arc::new(SimRegistry::new(0, (0, 0)));
         if !self.options.split {
             // One process: the log dies with it, and commits are atomic.
             self.router = Arc::new(MemoryRouter::new(1, self.clock.clone()));
