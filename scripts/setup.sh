@@ -15,6 +15,7 @@ command -v protoc >/dev/null || apt protobuf-compiler
 command -v cc >/dev/null || apt build-essential
 command -v node >/dev/null || apt nodejs npm
 command -v strace >/dev/null || apt strace
+command -v ip >/dev/null || apt iproute2
 command -v cargo-deny >/dev/null || cargo install --locked --quiet cargo-deny
 command -v cargo-fuzz >/dev/null || cargo install --locked --quiet cargo-fuzz
 rustup target list --installed | grep -q wasm32-unknown-unknown || rustup target add wasm32-unknown-unknown

@@ -94,29 +94,46 @@ not_run() {
     [[ -n ${CHAT_SERVICES_OPTIONAL:-} ]]
 }
 
+# Machines of network namespaces, so that any two can be cut off from each other; where that is not allowed the
+# services of several nodes run on loopback, and nothing is cut.
+machines() {
+    [[ $(id -u) == 0 ]] && command -v ip >/dev/null || return
+    tests/services/network.sh down
+    tests/services/network.sh up 12 || { tests/services/network.sh down && return 1; }
+}
+
 # The backends on real services, where they can be installed: the suites of the memory backends, on one node
 # of each service and on a cluster of each; then the replay over three gateways and two routers.
 services() {
     local single=(env CHAT_SERVICES_DIR="$PWD/target/services" tests/services/services.sh)
-    local cluster=(env CHAT_SERVICES_DIR="$PWD/target/services-cluster"
-        CHAT_SERVICES_DIST="$PWD/target/services/dist" CHAT_SERVICES_NET=127.0.7 tests/services/services.sh)
-    local outcome=0
+    local net=127.0.7 outcome=0
+    export CHAT_TEST_SERVICES_DIR="$PWD/target/services-cluster"
+    export CHAT_TEST_SERVICES_DIST="$PWD/target/services/dist"
+    if machines; then
+        net=10.77.7
+        export CHAT_TEST_SERVICES_DIR="$PWD/target/services-machines" CHAT_TEST_SERVICES_NETNS=chat
+    else
+        echo "not run: no network namespaces here, so nothing is cut off"
+    fi
+    export CHAT_TEST_SERVICES_NET=$net
+    local cluster=(env CHAT_SERVICES_DIR="$CHAT_TEST_SERVICES_DIR" CHAT_SERVICES_DIST="$CHAT_TEST_SERVICES_DIST"
+        CHAT_SERVICES_NETNS="${CHAT_TEST_SERVICES_NETNS:-}" CHAT_SERVICES_NET="$net" tests/services/services.sh)
     if "${single[@]}" install redis && "${single[@]}" start redis 1 && "${cluster[@]}" start redis 6; then
         export CHAT_TEST_REDIS=redis://127.0.0.1:6379
-        export CHAT_TEST_REDIS_CLUSTER=redis-cluster://127.0.7.1:6379,127.0.7.2:6379
+        export CHAT_TEST_REDIS_CLUSTER="redis-cluster://$net.1:6379,$net.2:6379"
     else
         not_run Redis || outcome=$?
     fi
     if "${single[@]}" install kafka && "${single[@]}" start kafka 1 && "${cluster[@]}" start kafka 3; then
         export CHAT_TEST_KAFKA="kafka://127.0.0.1:9092/test?replication=1"
-        export CHAT_TEST_KAFKA_CLUSTER="kafka://127.0.7.1:9092,127.0.7.2:9092/test?replication=3"
+        export CHAT_TEST_KAFKA_CLUSTER="kafka://$net.1:9092,$net.2:9092/test?replication=3"
     else
         not_run Kafka || outcome=$?
     fi
     if "${single[@]}" install cassandra && "${single[@]}" start cassandra 1 \
         && "${cluster[@]}" start cassandra 3; then
         export CHAT_TEST_CASSANDRA="cassandra://127.0.0.1:9042/test?replication=1"
-        export CHAT_TEST_CASSANDRA_CLUSTER="cassandra://127.0.7.1:9042,127.0.7.2:9042/test?replication=3"
+        export CHAT_TEST_CASSANDRA_CLUSTER="cassandra://$net.1:9042,$net.2:9042/test?replication=3"
     else
         not_run Cassandra || outcome=$?
     fi
@@ -124,12 +141,11 @@ services() {
     programs build --bins --tests
     # What is done to services of several nodes comes first; then those make room. Each fault alone is
     # `the_same_while_services_are_killed_stopped_and_cut_off`, by hand.
-    export CHAT_TEST_SERVICES_DIR="$PWD/target/services-cluster" CHAT_TEST_SERVICES_NET=127.0.7
-    export CHAT_TEST_SERVICES_DIST="$PWD/target/services/dist"
     programs test --test cluster fail_together -- --nocapture --test-threads 1 || outcome=$?
     "${cluster[@]}" stop || true
+    [[ -z ${CHAT_TEST_SERVICES_NETNS:-} ]] || tests/services/network.sh down
     unset CHAT_TEST_REDIS_CLUSTER CHAT_TEST_KAFKA_CLUSTER CHAT_TEST_CASSANDRA_CLUSTER
-    programs test --test cluster --test copy --test crowd --test explain -- --nocapture --test-threads 1 \
+    programs test --test cluster --test copy --test crowd --test operations -- --nocapture --test-threads 1 \
         || outcome=$?
     unset CHAT_TEST_REDIS CHAT_TEST_KAFKA CHAT_TEST_CASSANDRA
     "${single[@]}" stop || true

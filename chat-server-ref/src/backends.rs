@@ -8,6 +8,7 @@ use chat_core::backend::{Backends, GatewayId};
 use chat_core::memory::{MemoryPresence, MemoryPush, MemoryRegistry, MemoryRouter, NoLink};
 use chat_store::EmbeddedStore;
 
+use crate::measured::MeasuredPush;
 use crate::settings::Settings;
 use crate::tokens::Tokens;
 
@@ -83,7 +84,7 @@ fn single(settings: &Settings, clock: Arc<dyn WallClock>) -> Result<Node, String
         registry: Arc::new(MemoryRegistry::default()),
         link: Arc::new(NoLink),
         presence: Arc::new(MemoryPresence::default()),
-        push: Arc::new(MemoryPush::default()),
+        push: Arc::new(MeasuredPush(MemoryPush::default())),
         authenticator: Arc::new(Tokens::new(settings)?),
     };
     let found = vec![format!("store: data in {}", settings.data.display())];
@@ -122,7 +123,7 @@ async fn cluster(settings: &Settings, end: tokio::time::Instant) -> Result<Node,
     let router = reach("router", end, || KafkaRouter::open(&kafka, store.clone(), own_shards)).await?;
     found.push(format!("router: Kafka, {}", router.describe()));
     let registry: Arc<dyn Registry> = Arc::new(RedisRegistry::new(redis.clone()));
-    let push = Arc::new(MemoryPush::default());
+    let push = Arc::new(MeasuredPush(MemoryPush::default()));
     let link = Arc::new(GatewayLink::new(registry.clone(), push.clone(), settings.link_tls()?));
     let mut id = [0; 8];
     getrandom::fill(&mut id).map_err(|e| e.to_string())?;
@@ -137,6 +138,76 @@ async fn cluster(settings: &Settings, end: tokio::time::Instant) -> Result<Node,
         authenticator: Arc::new(Tokens::new(settings)?),
     };
     Ok(Node { backends, gateway: GatewayId(u64::from_le_bytes(id) >> 1), embedded: None, found })
+}
+
+/// What a look at every backend found.
+#[derive(Debug, Default)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Findings {
+    /// What is there and as it should be, a line each.
+    pub found: Vec<String>,
+    /// What is not, a line each.
+    pub wrong: Vec<String>,
+}
+
+impl Findings {
+    fn note(&mut self, outcome: Result<String, String>) {
+        match outcome {
+            Ok(line) => self.found.push(line),
+            Err(line) => self.wrong.push(line),
+        }
+    }
+}
+
+/// Looks at every backend, one after the other, and makes nothing.
+pub async fn check(settings: &Settings) -> Findings {
+    let mut findings = Findings::default();
+    findings.note(Tokens::new(settings).map(|_| "tokens: the keys are there".to_owned()));
+    if settings.is_cluster() {
+        check_cluster(settings, &mut findings).await;
+    } else {
+        let store = EmbeddedStore::open(&settings.data);
+        let path = settings.data.display();
+        let found = store.map(|_| format!("store: data in {path}"));
+        findings.note(found.map_err(|error| format!("store: {path}: {error:?}")));
+    }
+    findings
+}
+
+#[cfg(not(feature = "cluster"))]
+#[allow(clippy::unused_async)]
+async fn check_cluster(_settings: &Settings, findings: &mut Findings) {
+    findings.note(Err(missing_feature()));
+}
+
+#[cfg(feature = "cluster")]
+async fn check_cluster(settings: &Settings, findings: &mut Findings) {
+    use chat_store::cassandra::CassandraStore;
+    use chat_store::redis::RedisLink;
+    use chat_transport::kafka::KafkaRouter;
+
+    findings.note(settings.link_tls().map(|tls| match tls {
+        Some(_) => "link: certificates are read".to_owned(),
+        None => "link: no certificates, so only within this machine".to_owned(),
+    }));
+    let store = async { CassandraStore::connect(&settings.store.parse()?).await }.await;
+    findings.note(
+        match &store {
+            Ok(store) => store.describe().await.map(|found| format!("store: Cassandra, {found}")),
+            Err(error) => Err(error.clone()),
+        }
+        .map_err(explain("store")),
+    );
+    let redis = async { RedisLink::connect(&settings.registry).await?.describe().await }.await;
+    findings.note(redis.map(|found| format!("registry: Redis, {found}")).map_err(explain("registry")));
+    let kafka = match &store {
+        Ok(store) => async { KafkaRouter::check(&settings.router.parse()?, store).await }.await,
+        Err(_) => {
+            return findings
+                .note(Err("router: not looked at, because the store says which log is in force".to_owned()));
+        }
+    };
+    findings.note(kafka.map(|found| format!("router: Kafka, {found}")).map_err(explain("router")));
 }
 
 /// Makes or updates what the cluster's backends need; with `new_log`, gives up the log and begins another.

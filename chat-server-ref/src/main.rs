@@ -23,7 +23,13 @@ fn run(arguments: Arguments) -> Result<(), String> {
     match action {
         Action::PrintConfig => print!("{}", settings.to_toml()?),
         Action::Serve => serve::run(settings)?,
-        Action::Check => serve::check(settings)?.iter().for_each(|line| println!("{line}")),
+        Action::Check => {
+            let findings = serve::check(&settings)?;
+            findings.found.iter().for_each(|line| println!("{line}"));
+            if !findings.wrong.is_empty() {
+                return Err(findings.wrong.join("\nchat-server-ref: "));
+            }
+        }
         Action::Migrate(new_log) => {
             serve::migrate(settings, new_log)?.iter().for_each(|line| println!("{line}"));
         }

@@ -5,18 +5,26 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use chat_core::backend::{
-    Backends, Command, Commit, Committed, ConversationState, DeviceRecord, GatewayId, LogPosition,
-    MessageStore, PageLimit, Registry, Route, Router, StoreLife, Taken, WantCells,
+    AccountKey, Backends, Command, Commit, Committed, ConversationState, DeviceKeys, DeviceRecord, GatewayId,
+    KeyDirectory, LogPosition, MessageStore, PageLimit, Presence, PushSink, Registry, Reincarnation, Route,
+    Router, StoreLife, Taken, WantCells,
 };
+use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::{AckOf, InboxRow, Place};
-use chat_core::{ConversationId, DeviceAddress, Error, InstallationId, MessageId, Result, Seq, UserId};
+use chat_core::wire::{Bundle, PrekeyUpload};
+use chat_core::{
+    ConversationId, DeviceAddress, Error, Handle, Incarnation, InstallationId, MessageId, Result, Seq, UserId,
+};
 
-/// The same backends, each call of store, log and registry timed.
+/// The same backends, each call timed, but those of the node link, which measures itself, and of the sink of pushes,
+/// which the link has, too: [`MeasuredPush`].
 pub fn measured(backends: Backends) -> Backends {
     Backends {
         store: Arc::new(MeasuredStore(backends.store.clone())),
         router: Arc::new(MeasuredRouter(backends.router.clone())),
         registry: Arc::new(MeasuredRegistry(backends.registry.clone())),
+        keys: Arc::new(MeasuredKeys(backends.keys.clone())),
+        presence: Arc::new(MeasuredPresence(backends.presence.clone())),
         ..backends
     }
 }
@@ -44,6 +52,9 @@ async fn timed<T>(
 const STORE: &str = "chat_store_seconds";
 const LOG: &str = "chat_log_seconds";
 const REGISTRY: &str = "chat_registry_seconds";
+const KEYS: &str = "chat_keys_seconds";
+const PRESENCE: &str = "chat_presence_seconds";
+const PUSH: &str = "chat_push_seconds";
 
 #[derive(Debug)]
 struct MeasuredStore(Arc<dyn MessageStore>);
@@ -176,5 +187,72 @@ impl Registry for MeasuredRegistry {
 
     async fn lookup(&self, users: &[UserId]) -> Result<Vec<Route>> {
         timed(REGISTRY, "lookup", self.0.lookup(users)).await
+    }
+}
+
+#[derive(Debug)]
+struct MeasuredKeys(Arc<dyn KeyDirectory>);
+
+#[async_trait]
+impl KeyDirectory for MeasuredKeys {
+    async fn register(&self, handle: &Handle, list: &SignedDeviceList) -> Result<()> {
+        timed(KEYS, "register", self.0.register(handle, list)).await
+    }
+
+    async fn resolve(&self, handle: &Handle) -> Result<Option<UserId>> {
+        timed(KEYS, "resolve", self.0.resolve(handle)).await
+    }
+
+    async fn handle_of(&self, user: UserId) -> Result<Option<Handle>> {
+        timed(KEYS, "handle_of", self.0.handle_of(user)).await
+    }
+
+    async fn list(&self, user: UserId) -> Result<Option<SignedDeviceList>> {
+        timed(KEYS, "list", self.0.list(user)).await
+    }
+
+    async fn put_list(&self, list: &SignedDeviceList, key: AccountKey) -> Result<()> {
+        timed(KEYS, "put_list", self.0.put_list(list, key)).await
+    }
+
+    async fn upload(&self, device: InstallationId, upload: &PrekeyUpload) -> Result<u64> {
+        timed(KEYS, "upload", self.0.upload(device, upload)).await
+    }
+
+    async fn claim(&self, device: InstallationId) -> Result<Option<Bundle>> {
+        timed(KEYS, "claim", self.0.claim(device)).await
+    }
+
+    async fn device(&self, device: InstallationId) -> Result<DeviceKeys> {
+        timed(KEYS, "stock", self.0.device(device)).await
+    }
+
+    async fn reincarnate(&self, device: InstallationId, wish: Reincarnation) -> Result<Incarnation> {
+        timed(KEYS, "reincarnate", self.0.reincarnate(device, wish)).await
+    }
+}
+
+#[derive(Debug)]
+struct MeasuredPresence(Arc<dyn Presence>);
+
+#[async_trait]
+impl Presence for MeasuredPresence {
+    async fn beat(&self, user: UserId, device: InstallationId, alive: bool, now_ms: u64) -> Result<()> {
+        timed(PRESENCE, "beat", self.0.beat(user, device, alive, now_ms)).await
+    }
+
+    async fn query(&self, users: &[UserId], now_ms: u64) -> Result<Vec<bool>> {
+        timed(PRESENCE, "query", self.0.query(users, now_ms)).await
+    }
+}
+
+/// A sink of pushes whose calls are timed.
+#[derive(Debug)]
+pub struct MeasuredPush<S>(pub S);
+
+#[async_trait]
+impl<S: PushSink> PushSink for MeasuredPush<S> {
+    async fn wake(&self, devices: &[DeviceAddress]) -> Result<()> {
+        timed(PUSH, "wake", self.0.wake(devices)).await
     }
 }

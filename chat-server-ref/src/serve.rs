@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
-use crate::backends::{self, Node};
+use crate::backends::{self, Findings, Node};
 use crate::doors::{Doors, Knock};
 use crate::measured::measured;
 use crate::settings::{Role, Settings};
@@ -65,15 +65,13 @@ fn block_on<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, Strin
     runtime.map_err(|e| format!("no runtime: {e}"))?.block_on(work)
 }
 
-/// Connects to every backend; gives what was found.
+/// Connects to every backend; gives what was found, and everything that is not as it should be.
 ///
 /// # Errors
 /// As [`run`].
-pub fn check(settings: Settings) -> Result<Vec<String>, String> {
+pub fn check(settings: &Settings) -> Result<Findings, String> {
     settings.check()?;
-    // Looking takes no shard from anybody.
-    let settings = Settings { roles: vec![Role::Gateway], ..settings };
-    block_on(async { Ok(Node::open(&settings, Arc::new(SystemClock), Duration::ZERO).await?.found) })
+    block_on(async { Ok(backends::check(settings).await) })
 }
 
 /// Makes or updates the schema of the cluster's store; gives what was done.

@@ -123,3 +123,43 @@ async fn nobody_waits_for_a_server_that_does_not_answer() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+/// The address of a master of the Cluster.
+async fn a_master(any: &str) -> String {
+    let client = redis::Client::open(format!("redis://{any}")).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let nodes: String = redis::cmd("CLUSTER").arg("NODES").query_async(&mut connection).await.unwrap();
+    let master = nodes.lines().find(|line| line.contains("master") && !line.contains("fail")).unwrap();
+    master.split_whitespace().nth(1).unwrap().split('@').next().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_does_not_answer_holds_up_nobody_twice() {
+    let Some(link) = fresh("CHAT_TEST_REDIS_CLUSTER").await else { return };
+    let url = std::env::var("CHAT_TEST_REDIS_CLUSTER").unwrap();
+    let any = url.trim_start_matches("redis-cluster://").split(',').next().unwrap();
+    let registry = RedisRegistry::new(link);
+    let users: Vec<UserId> = (0..200).map(|n| UserId::from_bytes([n; 16])).collect();
+    for (n, user) in users.iter().enumerate() {
+        let installation = InstallationId::from_bytes([n as u8; 16]);
+        let device = DeviceAddress { user: *user, device: DeviceId::PRIMARY, installation };
+        registry.bind(device, GatewayId(1)).await.unwrap();
+    }
+    let master = redis::Client::open(format!("redis://{}", a_master(any).await)).unwrap();
+    let mut master = master.get_multiplexed_async_connection().await.unwrap();
+    let pause = redis::cmd("CLIENT").arg("PAUSE").arg(4000).arg("ALL").to_owned();
+    pause.query_async::<()>(&mut master).await.unwrap();
+    // Each part of its keys may be found out to be silent once.
+    registry.lookup(&users).await.unwrap();
+    let began = Instant::now();
+    for _ in 0..10 {
+        let routes = registry.lookup(&users).await.unwrap().len();
+        assert!((1..200).contains(&routes), "{routes} routes: those of the others, and not its own");
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    let end = Instant::now() + Duration::from_secs(30);
+    while registry.lookup(&users).await.map(|routes| routes.len()) != Ok(200) {
+        assert!(Instant::now() < end, "it answers, and nobody asks");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -47,6 +47,8 @@ const IDLE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(200);
 /// Connections with something to tell that may wait for one gateway; what is above is dropped.
 const QUEUE: usize = 8192;
+/// Bytes of what they are told.
+const QUEUE_BYTES: usize = 32 * 1024 * 1024;
 /// Deliveries and bytes of one request, about; a delivery more may bring it above.
 const REQUEST: (usize, usize) = (512, 8 * 1024 * 1024);
 /// Bytes of a request that are taken in.
@@ -223,6 +225,8 @@ struct Peer {
 #[derive(Default)]
 struct Waiting {
     told: VecDeque<Told>,
+    /// Of all their events.
+    bytes: usize,
     /// Connections for which something was dropped.
     lagged: HashSet<Route>,
 }
@@ -235,12 +239,19 @@ fn size(event: &Event) -> usize {
     }
 }
 
+fn bytes_of(events: &[Event]) -> usize {
+    events.iter().map(size).sum()
+}
+
 impl Peer {
     fn put(&self, told: Vec<Told>) {
         let mut waiting = self.waiting.lock();
         for (route, events) in told {
-            if waiting.told.len() < QUEUE {
+            let bytes = bytes_of(&events);
+            if waiting.told.len() < QUEUE && waiting.bytes + bytes <= QUEUE_BYTES {
                 waiting.told.push_back((route, events));
+                waiting.bytes += bytes;
+                metrics::gauge!("chat_link_waiting").increment(1);
             } else {
                 metrics::counter!("chat_dropped_total", "reason" => "link_full")
                     .increment(events.len() as u64);
@@ -265,9 +276,11 @@ impl Peer {
             && bytes < REQUEST.1
             && let Some((route, events)) = waiting.told.pop_front()
         {
-            bytes += events.iter().map(size).sum::<usize>();
+            bytes += bytes_of(&events);
             told.push((route, events));
         }
+        waiting.bytes -= bytes;
+        metrics::gauge!("chat_link_waiting").decrement(told.len() as f64);
         told.extend(waiting.lagged.drain().map(|route| (route, vec![Event::Lagged])));
         told
     }
@@ -452,5 +465,51 @@ impl NodeLink for GatewayLink {
 
     async fn answer_offer(&self, gateway: GatewayId, rendezvous: Bytes, sealed: Bytes) -> Result<()> {
         self.rendezvous(gateway, encode_rendezvous(&rendezvous, Some(&sealed))).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chat_core::envelope::{EmptyReason, InboxRow, RowContent};
+    use chat_core::{ConversationId, DeviceId, InstallationId, UserId};
+
+    use super::*;
+
+    fn told(n: u64, events: usize) -> Told {
+        let user = UserId::from_bytes([1; 16]);
+        let installation = InstallationId::from_bytes([1; 16]);
+        let device = DeviceAddress { user, device: DeviceId::PRIMARY, installation };
+        let row = InboxRow {
+            conversation: ConversationId::own(user),
+            seq: n,
+            time_us: n,
+            joined: false,
+            content: RowContent::Empty { reason: EmptyReason::Expired, from: n },
+        };
+        let events = vec![Event::Row(row); events];
+        (Route { device, gateway: GatewayId(1), epoch: n }, events)
+    }
+
+    fn drained(peer: &Peer) -> (usize, usize) {
+        let (mut whole, mut lagged) = (0, 0);
+        while !peer.is_idle() {
+            for (_, events) in peer.take() {
+                if matches!(events[..], [Event::Lagged]) { lagged += 1 } else { whole += 1 }
+            }
+        }
+        (whole, lagged)
+    }
+
+    #[test]
+    fn what_waits_for_a_gateway_is_bounded_in_number_and_bytes() {
+        let peer = Peer::default();
+        peer.put((0..QUEUE as u64 + 5).map(|n| told(n, 1)).collect());
+        assert_eq!(drained(&peer), (QUEUE, 5), "who is above learns that it lags");
+        let many = 1 + REQUEST.1 / bytes_of(&told(0, 1).1);
+        let fit = QUEUE_BYTES / bytes_of(&told(0, many).1);
+        for round in 0..2 {
+            peer.put((0..fit as u64 + 2).map(|n| told(n, many)).collect());
+            assert_eq!(drained(&peer), (fit, 2), "round {round}");
+        }
     }
 }

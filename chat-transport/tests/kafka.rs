@@ -189,8 +189,10 @@ async fn settings_that_cannot_keep_the_promises_are_refused() {
     let Some(settings) = fresh("CHAT_TEST_KAFKA") else { return };
     // One broker, three copies.
     let three = KafkaSettings { replication: 3, ..settings.clone() };
-    let refused = refusal(&three, &Arc::default()).await;
-    assert!(refused.what().contains("fewer brokers"), "{refused}");
+    let anchor: Arc<MemoryAnchor> = Arc::default();
+    let looked = KafkaRouter::check(&three, &*anchor).await.unwrap_err();
+    let refused = refusal(&three, &anchor).await;
+    assert!(looked == refused && refused.what().contains("fewer brokers"), "{looked} {refused}");
     let name = format!("{}.g1", settings.topic);
     for (key, value) in [
         ("message.timestamp.type", "CreateTime"),
@@ -207,4 +209,32 @@ async fn settings_that_cannot_keep_the_promises_are_refused() {
         remove(&settings).await;
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn looking_makes_nothing_and_says_what_there_is() {
+    let Some(settings) = fresh("CHAT_TEST_KAFKA") else { return };
+    let anchor: Arc<MemoryAnchor> = Arc::default();
+    for _ in 0..2 {
+        let found = KafkaRouter::check(&settings, &*anchor).await.unwrap();
+        assert!(found.starts_with("1 brokers; no log yet"), "{found}");
+        assert_eq!(anchor.log().await, Ok(None));
+    }
+    let router = KafkaRouter::open(&settings, anchor.clone(), false).await.unwrap();
+    let found = KafkaRouter::check(&settings, &*anchor).await.unwrap();
+    assert_eq!(found, format!("1 brokers, {}", router.describe()));
+    remove(&settings).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_copy_in_step_is_not_enough() {
+    let Some(settings) = fresh("CHAT_TEST_KAFKA_CLUSTER") else { return };
+    let name = format!("{}.g1", settings.topic);
+    let topic = NewTopic::new(&name, 4, TopicReplication::Fixed(3))
+        .set("message.timestamp.type", "LogAppendTime")
+        .set("min.insync.replicas", "1");
+    admin(&settings).create_topics(&[topic], &AdminOptions::new()).await.unwrap();
+    let refused = refusal(&settings, &Arc::default()).await;
+    assert!(refused.what().contains("min.insync.replicas"), "{refused}");
+    remove(&settings).await;
 }

@@ -38,9 +38,9 @@ impl RedisPresence {
     }
 
     async fn is_present(&self, user: UserId, now_ms: u64) -> Result<bool> {
-        let mut values = cmd("HVALS");
-        values.arg(key(user));
-        let beats: Vec<u64> = self.link.run(&values).await?;
+        let (key, mut values) = (key(user), cmd("HVALS"));
+        values.arg(&key);
+        let beats: Vec<u64> = self.link.run(&key, &values).await?;
         Ok(beats.iter().any(|beat| now_ms < beat.saturating_add(IDLE_MS)))
     }
 }
@@ -48,17 +48,18 @@ impl RedisPresence {
 #[async_trait]
 impl Presence for RedisPresence {
     async fn beat(&self, user: UserId, device: InstallationId, alive: bool, now_ms: u64) -> Result<()> {
+        let key = key(user);
         if alive {
             let expires = IDLE_MS / 1000 + 1;
-            let script = &self.beat;
+            let beat = &self.beat;
             return self
                 .link
-                .script::<()>(script.key(key(user)).arg(device.to_hex()).arg(now_ms).arg(expires))
+                .script::<()>(&key, beat.key(&key).arg(device.to_hex()).arg(now_ms).arg(expires))
                 .await;
         }
         let mut forget = cmd("HDEL");
-        forget.arg(key(user)).arg(device.to_hex());
-        self.link.run::<()>(&forget).await
+        forget.arg(&key).arg(device.to_hex());
+        self.link.run::<()>(&key, &forget).await
     }
 
     async fn query(&self, users: &[UserId], now_ms: u64) -> Result<Vec<bool>> {

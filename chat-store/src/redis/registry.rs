@@ -121,17 +121,17 @@ impl RedisRegistry {
     }
 
     async fn take_lease(&self, gateway: GatewayId, address: String) -> Result<()> {
-        let mut set = cmd("SET");
-        set.arg(lease(gateway)).arg(&address).arg("EX").arg(LEASE_SECS);
-        self.link.run::<()>(&set).await?;
+        let (key, mut set) = (lease(gateway), cmd("SET"));
+        set.arg(&key).arg(&address).arg("EX").arg(LEASE_SECS);
+        self.link.run::<()>(&key, &set).await?;
         self.leases.insert(gateway, (Instant::now(), address));
         Ok(())
     }
 
     async fn routes_of(&self, user: UserId) -> Result<Vec<Route>> {
-        let mut all = cmd("HGETALL");
-        all.arg(key(user));
-        let known: HashMap<String, String> = self.link.run(&all).await?;
+        let (key, mut all) = (key(user), cmd("HGETALL"));
+        all.arg(&key);
+        let known: HashMap<String, String> = self.link.run(&key, &all).await?;
         Ok(known.iter().filter_map(|(installation, value)| read(user, installation, value)).collect())
     }
 
@@ -145,9 +145,9 @@ impl RedisRegistry {
             |gateway: &GatewayId| self.seen.get(gateway).is_some_and(|at| now.duration_since(*at) < SEEN_FOR);
         let (mut alive, gateways): (Vec<_>, Vec<_>) = gateways.into_iter().partition(fresh);
         let held = join_all(gateways.iter().map(|gateway| async {
-            let mut exists = cmd("EXISTS");
-            exists.arg(lease(*gateway));
-            self.link.run::<bool>(&exists).await
+            let (key, mut exists) = (lease(*gateway), cmd("EXISTS"));
+            exists.arg(&key);
+            self.link.run::<bool>(&key, &exists).await
         }))
         .await;
         for (gateway, held) in gateways.into_iter().zip(held) {
@@ -170,11 +170,13 @@ impl RedisRegistry {
 impl Registry for RedisRegistry {
     async fn bind(&self, device: DeviceAddress, gateway: GatewayId) -> Result<u64> {
         self.hold_lease(gateway).await?;
+        let key = key(device.user);
         let epoch: String = self
             .link
             .script(
+                &key,
                 self.bind
-                    .key(key(device.user))
+                    .key(&key)
                     .arg(device.installation.to_hex())
                     .arg(format!("{}:{}", device.device.get(), gateway.0))
                     .arg(ROUTES_SECS),
@@ -185,11 +187,13 @@ impl Registry for RedisRegistry {
 
     async fn renew(&self, route: Route) -> Result<()> {
         self.hold_lease(route.gateway).await?;
+        let key = key(route.device.user);
         let renewed: bool = self
             .link
             .script(
+                &key,
                 self.renew
-                    .key(key(route.device.user))
+                    .key(&key)
                     .arg(route.device.installation.to_hex())
                     .arg(value(&route))
                     .arg(route.epoch)
@@ -204,11 +208,8 @@ impl Registry for RedisRegistry {
     }
 
     async fn unbind(&self, route: Route) -> Result<()> {
-        let device = route.device;
-        let script = &self.unbind;
-        self.link
-            .script::<()>(script.key(key(device.user)).arg(device.installation.to_hex()).arg(value(&route)))
-            .await
+        let (key, installation) = (key(route.device.user), route.device.installation.to_hex());
+        self.link.script::<()>(&key, self.unbind.key(&key).arg(installation).arg(value(&route))).await
     }
 
     async fn announce(&self, gateway: GatewayId, address: &str) -> Result<()> {
@@ -216,9 +217,9 @@ impl Registry for RedisRegistry {
     }
 
     async fn address(&self, gateway: GatewayId) -> Result<Option<String>> {
-        let mut get = cmd("GET");
-        get.arg(lease(gateway));
-        let address: Option<String> = self.link.run(&get).await?;
+        let (key, mut get) = (lease(gateway), cmd("GET"));
+        get.arg(&key);
+        let address: Option<String> = self.link.run(&key, &get).await?;
         Ok(address.filter(|address| !address.is_empty()))
     }
 

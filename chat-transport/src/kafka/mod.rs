@@ -123,6 +123,15 @@ impl KafkaRouter {
         Ok(Self { topic, partitions, producer, in_flight, broken, consumer, closed })
     }
 
+    /// Looks whether [`open`](Self::open) would find a log that keeps the promises, and makes nothing; gives what it
+    /// found, for people.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn check(settings: &KafkaSettings, anchor: &dyn LogAnchor) -> Result<String> {
+        Topic::check(settings, anchor).await
+    }
+
     /// What was found out about the topic, for people: name, partitions, replication.
     pub fn describe(&self) -> String {
         self.topic.describe()

@@ -1,7 +1,9 @@
 use std::str::FromStr;
+use std::time::Duration;
 
 use chat_core::{Error, ErrorKind, Result};
 use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::producer::FutureProducer;
 
 use super::failed;
@@ -74,6 +76,13 @@ impl KafkaSettings {
             .set("retry.backoff.max.ms", "200")
             .set("allow.auto.create.topics", "false");
         config
+    }
+
+    /// How many brokers there are. Blocks.
+    pub(super) fn count_brokers(&self) -> Result<usize> {
+        let client: BaseConsumer = self.client().create().map_err(failed)?;
+        let metadata = client.fetch_metadata(None, Duration::from_secs(5)).map_err(failed)?;
+        Ok(metadata.brokers().len())
     }
 
     pub(super) fn producer(&self) -> Result<FutureProducer<Observer>> {

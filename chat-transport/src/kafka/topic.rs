@@ -27,6 +27,12 @@ pub(super) struct Topic {
     replication: usize,
 }
 
+const FEWER_BROKERS: Error = Error::new(
+    ErrorKind::Invalid,
+    "Kafka has fewer brokers than the log is to have copies: add brokers, or ask for less by name with \
+     ?replication=1 (what one broker loses is lost)",
+);
+
 const fn gone() -> Error {
     Error::new(
         ErrorKind::Corrupt,
@@ -75,10 +81,39 @@ impl Topic {
             fresh.open_log(known.generation).await?;
             topic.log.opened = true;
         }
-        topic.check_settings().await?;
-        let one = topic.clone();
-        topic.replication = blocking(move || one.verify(&one.look()?, 0..one.log.partitions)).await?;
+        topic.examine().await?;
         Ok(topic)
+    }
+
+    /// Looks at the log in force without making anything; gives what it found, for people.
+    pub(super) async fn check(settings: &KafkaSettings, anchor: &dyn LogAnchor) -> Result<String> {
+        let name = |generation| format!("{}.g{generation}", settings.topic);
+        let known = anchor.log().await?;
+        let asked = settings.clone();
+        let brokers = blocking(move || asked.count_brokers()).await?;
+        if brokers < settings.replication as usize {
+            return Err(FEWER_BROKERS);
+        }
+        let Some(log) = known.filter(|log| log.opened) else {
+            let generation = known.map_or(1, |log| log.generation);
+            return Ok(format!(
+                "{brokers} brokers; no log yet: the first node makes topic {}, {} partitions, {} copies each",
+                name(generation),
+                settings.partitions,
+                settings.replication
+            ));
+        };
+        let mut topic = Self { name: name(log.generation), log, settings: settings.clone(), replication: 0 };
+        topic.examine().await?;
+        Ok(format!("{brokers} brokers, {}", topic.describe()))
+    }
+
+    /// Refuses a topic that cannot keep the promises, or is not the log; notes how many copies it has.
+    async fn examine(&mut self) -> Result<()> {
+        self.check_settings().await?;
+        let one = self.clone();
+        self.replication = blocking(move || one.verify(&one.look()?, 0..one.log.partitions)).await?;
+        Ok(())
     }
 
     pub(super) fn describe(&self) -> String {
@@ -111,11 +146,7 @@ impl Topic {
         let made = self.admin()?.create_topics(&[topic], &Self::options()).await.map_err(failed)?;
         match made.into_iter().next() {
             Some(Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
-            Some(Err((_, RDKafkaErrorCode::InvalidReplicationFactor))) => Err(Error::new(
-                ErrorKind::Invalid,
-                "Kafka has fewer brokers than the log is to have copies: add brokers, or ask for less by \
-                 name with ?replication=1 (what one broker loses is lost)",
-            )),
+            Some(Err((_, RDKafkaErrorCode::InvalidReplicationFactor))) => Err(FEWER_BROKERS),
             other => Err(Error::new(ErrorKind::Unavailable, "the topic cannot be made")
                 .caused_by(std::io::Error::other(format!("{other:?}")))),
         }

@@ -1,4 +1,5 @@
-//! `explain`: what happened to one message, on one node and over a cluster.
+//! What an operator asks: what happened to a message (`explain`), whether everything is there (`check`) and whole
+//! (`audit`).
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use std::time::{Duration, Instant};
@@ -79,4 +80,52 @@ fn a_message_is_explained_across_nodes() {
         "acknowledged by",
     ];
     println!("{}", explained(&nodes, &id, &all));
+}
+
+/// Runs a command that fails with these settings; gives what it printed, and what it said was wrong.
+fn failing(settings: &str, command: &str) -> (String, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("chat.toml");
+    std::fs::write(&config, settings).unwrap();
+    let out = server_command(&["--config", config.to_str().unwrap(), command]);
+    assert!(!out.status.success());
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&out.stdout), text(&out.stderr))
+}
+
+#[test]
+fn check_says_what_is_there_and_everything_that_is_not() {
+    let Some(services) = Services::single() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let cluster =
+        Cluster::start(dir.path(), &services, &fresh_name(), Size { gateways: 1, routers: 1 }, None);
+    let found = cluster.command(&["check"]);
+    println!("{found}");
+    for part in [
+        "store: Cassandra, release ",
+        "registry: Redis, a single server, release ",
+        "router: Kafka, 1 brokers, topic ",
+    ] {
+        assert!(found.contains(part), "{part}: {found}");
+    }
+    register(dir.path(), &cluster.urls(0)[0], "alice");
+    assert_eq!(
+        cluster.command(&["audit"]),
+        "audit ok: conversations 0 messages 0 waiting 0 devices 1 accounts 1"
+    );
+    let metrics = cluster.gateways[0].admin_page("/metrics");
+    for metric in ["chat_store_seconds", "chat_registry_seconds", "chat_keys_seconds", "chat_sessions"] {
+        assert!(metrics.contains(metric), "{metric}: {metrics}");
+    }
+    let two_wrong = format!(
+        "store = {:?}\nrouter = {:?}\nregistry = \"redis://127.0.0.1:1\"\nopen_registration = true\n",
+        services.keyspace("nobody_made_it"),
+        services.kafka,
+    );
+    let (found, wrong) = failing(&two_wrong, "check");
+    assert!(found.contains("tokens: "), "{found}");
+    for part in ["store: ", "migrate", "registry: ", "router: not looked at"] {
+        assert!(wrong.contains(part), "{part}: {wrong}");
+    }
+    assert!(failing(&two_wrong, "audit").1.contains("store: "));
 }

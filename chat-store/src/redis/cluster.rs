@@ -1,0 +1,88 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ::redis::cluster_async::ClusterConnection;
+use ::redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
+use ::redis::{Cmd, FromRedisValue, RedisResult, cmd};
+use chat_core::{Error, ErrorKind, Result};
+use crc16::{State, XMODEM};
+
+use super::link::{PATIENCE, PROBE_EVERY, ask, failed};
+
+/// Slots of a Cluster.
+const SLOTS: usize = 16384;
+/// Neighbours among them, which one master has most often, fall silent together.
+const TOGETHER: usize = 256;
+
+/// A Cluster. While a master does not answer, calls about its keys fail at once; the others' are answered.
+#[derive(Clone)]
+pub(super) struct Cluster {
+    connection: ClusterConnection,
+    /// Which slots nobody answers for, by neighbours.
+    silent: Arc<[AtomicBool; SLOTS / TOGETHER]>,
+}
+
+/// The slot of a key, as the specification of Redis Cluster has it: of what is in its first braces, or of all of it.
+fn slot(key: &str) -> usize {
+    let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
+    let hashed = tag.filter(|tag| !tag.is_empty()).unwrap_or(key);
+    usize::from(State::<XMODEM>::calculate(hashed.as_bytes())) % SLOTS
+}
+
+impl Cluster {
+    pub(super) fn new(connection: ClusterConnection) -> Self {
+        Self { connection, silent: Arc::new([const { AtomicBool::new(false) }; SLOTS / TOGETHER]) }
+    }
+
+    /// Makes a call about a key, unless it is known that nobody answers for it.
+    pub(super) async fn call<T, F: Future<Output = RedisResult<T>>>(
+        &self,
+        key: &str,
+        call: impl FnOnce(ClusterConnection) -> F,
+    ) -> Result<T> {
+        let part = slot(key) / TOGETHER;
+        ask(&self.silent[part], call(self.connection.clone()), || self.note_silence(part, key)).await
+    }
+
+    /// From here on calls about the neighbours of a key fail, until somebody answers for it.
+    fn note_silence(&self, part: usize, key: &str) {
+        if self.silent[part].swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (parts, mut connection) = (Arc::downgrade(&self.silent), self.connection.clone());
+        let mut probe = cmd("EXISTS");
+        probe.arg(key);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(PROBE_EVERY).await;
+                let answer = tokio::time::timeout(PATIENCE, probe.query_async::<bool>(&mut connection)).await;
+                let Some(parts) = parts.upgrade() else { return };
+                if matches!(answer, Ok(Ok(_))) {
+                    parts[part].store(false, Ordering::Relaxed);
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Asks any node.
+    pub(super) async fn ask_any<T: FromRedisValue>(&self, command: Cmd) -> Result<T> {
+        let any = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
+        let mut connection = self.connection.clone();
+        let silent = |e| Error::new(ErrorKind::Unavailable, "Redis does not answer in time").caused_by(e);
+        let asked = tokio::time::timeout(PATIENCE, connection.route_command(command, any)).await;
+        let answer = asked.map_err(silent)?.map_err(failed)?;
+        ::redis::from_redis_value(answer).map_err(|error| failed(error.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_those_of_the_specification() {
+        assert_eq!((slot("123456789"), slot("foo"), slot("a{foo}b")), (0x31C3, 12182, 12182));
+        assert_eq!(slot("{}foo"), usize::from(State::<XMODEM>::calculate(b"{}foo")) % SLOTS);
+    }
+}

@@ -1,0 +1,70 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use ::redis::{Client, RedisResult};
+use chat_core::Result;
+
+use super::link::{PATIENCE, PROBE_EVERY, ask, failed};
+
+/// One server. While it does not answer nobody waits for it: calls fail at once until it does.
+#[derive(Clone)]
+pub(super) struct Single(Arc<Server>);
+
+struct Server {
+    client: Client,
+    connection: Mutex<ConnectionManager>,
+    is_silent: AtomicBool,
+}
+
+impl Single {
+    pub(super) async fn connect(client: Client) -> Result<Self> {
+        let connection = Mutex::new(connection(&client).await.map_err(failed)?);
+        Ok(Self(Arc::new(Server { client, connection, is_silent: AtomicBool::new(false) })))
+    }
+
+    /// Makes a call, unless it is known that nobody answers.
+    pub(super) async fn call<T, F: Future<Output = RedisResult<T>>>(
+        &self,
+        call: impl FnOnce(ConnectionManager) -> F,
+    ) -> Result<T> {
+        ask(&self.0.is_silent, call(self.0.connection()), || self.note_silence()).await
+    }
+
+    /// From here on calls fail, until it answers. It is asked by a new connection each time: nobody says that
+    /// an old one leads nowhere.
+    fn note_silence(&self) {
+        if self.0.is_silent.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let server = Arc::downgrade(&self.0);
+        tokio::spawn(async move {
+            while let Some(server) = server.upgrade() {
+                if let Ok(Ok(fresh)) = tokio::time::timeout(PATIENCE, connection(&server.client)).await {
+                    *server.connection.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+                    server.is_silent.store(false, Ordering::Relaxed);
+                    return;
+                }
+                drop(server);
+                tokio::time::sleep(PROBE_EVERY).await;
+            }
+        });
+    }
+}
+
+impl Server {
+    fn connection(&self) -> ConnectionManager {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A new connection, over which the server has answered.
+async fn connection(client: &Client) -> RedisResult<ConnectionManager> {
+    let config = ConnectionManagerConfig::new()
+        .set_connection_timeout(Some(PATIENCE))
+        .set_response_timeout(Some(PATIENCE))
+        .set_number_of_retries(1);
+    let mut connection = client.get_connection_manager_with_config(config).await?;
+    ::redis::cmd("PING").query_async::<String>(&mut connection).await?;
+    Ok(connection)
+}
