@@ -18,6 +18,7 @@ pub enum Fault {
     KillRouter,
     KillGateway,
     Flush,
+    StopRedisAlone,
     StopRouter,
     StopGateway,
     MoveShards,
@@ -35,10 +36,11 @@ pub enum Fault {
 
 impl Fault {
     /// What can be done to nodes of the chat server, and with Redis.
-    pub const NODES: [Self; 6] = [
+    pub const NODES: [Self; 7] = [
         Self::KillRouter,
         Self::KillGateway,
         Self::Flush,
+        Self::StopRedisAlone,
         Self::StopRouter,
         Self::StopGateway,
         Self::MoveShards,
@@ -62,6 +64,7 @@ impl Fault {
             Self::KillRouter => "kill -9 of a router",
             Self::KillGateway => "kill -9 of a gateway",
             Self::Flush => "FLUSHALL",
+            Self::StopRedisAlone => "the only Redis stopped",
             Self::StopRouter => "a router stopped past its lease",
             Self::StopGateway => "a gateway stopped",
             Self::MoveShards => "shards moved again and again",
@@ -229,6 +232,7 @@ impl Cluster {
             Fault::KillRouter => kill_one(&mut self.routers, dice),
             Fault::KillGateway => kill_one(&mut self.gateways, dice),
             Fault::Flush => self.flush(),
+            Fault::StopRedisAlone => self.stop_redis(some_time(dice)),
             // Longer than its lease: it goes on as an owner that was replaced.
             Fault::StopRouter => stop_one(&self.routers, dice, Duration::from_secs(7)),
             Fault::StopGateway => stop_one(&self.gateways, dice, Duration::from_secs(1)),
@@ -243,15 +247,27 @@ impl Cluster {
             Some(script) => {
                 script.flush();
             }
-            None => {
-                let address = self.services.redis.trim_start_matches("redis://");
-                let mut redis = TcpStream::connect(address).unwrap();
-                redis.write_all(b"FLUSHALL\r\n").unwrap();
-                let mut answer = [0; 5];
-                redis.read_exact(&mut answer).unwrap();
-                assert_eq!(&answer, b"+OK\r\n");
-            }
+            None => assert_eq!(self.ask_redis("FLUSHALL"), "+OK\r\n"),
         }
+    }
+
+    /// Asks the only Redis there is.
+    fn ask_redis(&self, command: &str) -> String {
+        let mut redis = TcpStream::connect(self.services.redis.trim_start_matches("redis://")).unwrap();
+        redis.write_all(format!("{command}\r\n").as_bytes()).unwrap();
+        let mut answer = [0; 4096];
+        let length = redis.read(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer[..length]).into_owned()
+    }
+
+    /// It lives, and answers nobody.
+    fn stop_redis(&self, time: Duration) {
+        let info = self.ask_redis("INFO server");
+        let pid = info.lines().find_map(|line| line.strip_prefix("process_id:")).unwrap();
+        let pid = rustix::process::Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        std::thread::sleep(time);
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
     }
 
     /// A router comes and goes, about once a second: each time shards move to it and back.
