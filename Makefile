@@ -1,7 +1,7 @@
 # The two commands are `make run` and `make test`.
 CARGO ?= cargo
 
-.PHONY: run chat test test-fast bench bench-cluster generate setup
+.PHONY: run chat test test-fast test-faults bench bench-cluster generate setup
 
 run: ## Build and start the server; it says what to type next.
 	@$(CARGO) build --release --locked -p chat-server-ref
@@ -20,6 +20,9 @@ test: ## Everything CI checks, from nothing.
 
 test-fast: ## What needs no services: lint, unit tests and a short simulation of core and server.
 	@scripts/test.sh fast
+
+test-faults: ## A hundred faults of cluster, services and network, and fifty zombie owners: an hour and a half.
+	@scripts/test.sh faults
 
 setup:
 	@scripts/setup.sh all

@@ -102,21 +102,19 @@ machines() {
     tests/services/network.sh up 12 || { tests/services/network.sh down && return 1; }
 }
 
-# The backends on real services, where they can be installed: the suites of the memory backends, on one node
-# of each service and on a cluster of each; then the replay over three gateways and two routers.
-services() {
-    local single=(env CHAT_SERVICES_DIR="$PWD/target/services" tests/services/services.sh)
-    local net=127.0.7 outcome=0
-    export CHAT_TEST_SERVICES_DIR="$PWD/target/services-cluster"
+# One node of each service and a cluster of each, where they can be installed; tests find them by variables.
+start_services() {
+    single=(env CHAT_SERVICES_DIR="$PWD/target/services" tests/services/services.sh)
+    export CHAT_TEST_SERVICES_DIR="$PWD/target/services-cluster" CHAT_TEST_SERVICES_NET=127.0.7
     export CHAT_TEST_SERVICES_DIST="$PWD/target/services/dist"
     if machines; then
-        net=10.77.7
-        export CHAT_TEST_SERVICES_DIR="$PWD/target/services-machines" CHAT_TEST_SERVICES_NETNS=chat
+        export CHAT_TEST_SERVICES_DIR="$PWD/target/services-machines" CHAT_TEST_SERVICES_NET=10.77.7
+        export CHAT_TEST_SERVICES_NETNS=chat
     else
         echo "not run: no network namespaces here, so nothing is cut off"
     fi
-    export CHAT_TEST_SERVICES_NET=$net
-    local cluster=(env CHAT_SERVICES_DIR="$CHAT_TEST_SERVICES_DIR" CHAT_SERVICES_DIST="$CHAT_TEST_SERVICES_DIST"
+    local net=$CHAT_TEST_SERVICES_NET outcome=0
+    cluster=(env CHAT_SERVICES_DIR="$CHAT_TEST_SERVICES_DIR" CHAT_SERVICES_DIST="$CHAT_TEST_SERVICES_DIST"
         CHAT_SERVICES_NETNS="${CHAT_TEST_SERVICES_NETNS:-}" CHAT_SERVICES_NET="$net" tests/services/services.sh)
     if "${single[@]}" install redis && "${single[@]}" start redis 1 && "${cluster[@]}" start redis 6; then
         export CHAT_TEST_REDIS=redis://127.0.0.1:6379
@@ -137,18 +135,48 @@ services() {
     else
         not_run Cassandra || outcome=$?
     fi
-    sdk --test redis --test kafka --test cassandra -- --nocapture --test-threads 1 || outcome=$?
-    programs build --bins --tests
-    # What is done to services of several nodes comes first; then those make room. Each fault alone is
-    # `the_same_while_services_are_killed_stopped_and_cut_off`, by hand.
-    programs test --test cluster fail_together -- --nocapture --test-threads 1 || outcome=$?
+    return "$outcome"
+}
+
+stop_clusters() {
     "${cluster[@]}" stop || true
     [[ -z ${CHAT_TEST_SERVICES_NETNS:-} ]] || tests/services/network.sh down
     unset CHAT_TEST_REDIS_CLUSTER CHAT_TEST_KAFKA_CLUSTER CHAT_TEST_CASSANDRA_CLUSTER
+}
+
+stop_single() {
+    "${single[@]}" stop || true
+    unset CHAT_TEST_REDIS CHAT_TEST_KAFKA CHAT_TEST_CASSANDRA
+}
+
+# The suites of the memory backends on real services; then the replay over three gateways and two routers.
+services() {
+    local outcome=0
+    start_services || outcome=$?
+    sdk --test redis --test kafka --test cassandra -- --nocapture --test-threads 1 || outcome=$?
+    programs build --bins --tests
+    # What is done to services of several nodes comes first; then those make room.
+    programs test --test cluster fail_together -- --nocapture --test-threads 1 || outcome=$?
+    stop_clusters
     programs test --test cluster --test copy --test crowd --test operations -- --nocapture --test-threads 1 \
         || outcome=$?
-    unset CHAT_TEST_REDIS CHAT_TEST_KAFKA CHAT_TEST_CASSANDRA
-    "${single[@]}" stop || true
+    stop_single
+    return "$outcome"
+}
+
+# What takes too long for each change: each fault of services alone, a hundred faults of all kinds in pairs, stops
+# of up to a minute, and fifty owners of shards that are stopped past their lease. An hour and a half.
+faults() {
+    local outcome=0
+    start_services || outcome=$?
+    programs build --bins --tests
+    programs test --test cluster while_services -- --nocapture --test-threads 1 || outcome=$?
+    CHAT_TEST_CLUSTER_FAULTS=50 CHAT_TEST_CLUSTER_LONGEST=60 \
+        programs test --test cluster fail_together -- --nocapture --test-threads 1 || outcome=$?
+    stop_clusters
+    CHAT_TEST_CLUSTER_FAULTS=50 CHAT_TEST_CLUSTER_KINDS="stopped past" \
+        programs test --test cluster while_nodes -- --nocapture --test-threads 1 || outcome=$?
+    stop_single
     return "$outcome"
 }
 
@@ -172,10 +200,17 @@ fuzz() {
     rm "$log"
 }
 
-if [[ ${1:-all} == fast ]]; then
-    step fast fast
-    exit
-fi
+case ${1:-all} in
+    fast)
+        step fast fast
+        exit
+        ;;
+    faults)
+        step setup scripts/setup.sh all
+        step faults faults
+        exit
+        ;;
+esac
 step setup scripts/setup.sh all
 step lint lint
 step docs docs

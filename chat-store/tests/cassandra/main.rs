@@ -4,6 +4,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 mod audit;
+mod bounds;
 mod timestamps;
 
 use std::sync::Arc;
