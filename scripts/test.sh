@@ -94,12 +94,12 @@ not_run() {
     [[ -n ${CHAT_SERVICES_OPTIONAL:-} ]]
 }
 
-# Machines of network namespaces, so that any two can be cut off from each other; where that is not allowed the
-# services of several nodes run on loopback, and nothing is cut.
+# Machines of network namespaces, so that any two can be cut off from each other; without them the services of
+# several nodes run on loopback, and nothing is cut.
 machines() {
-    [[ $(id -u) == 0 ]] && command -v ip >/dev/null || return
+    tests/services/network.sh down && tests/services/network.sh up 12 && return
     tests/services/network.sh down
-    tests/services/network.sh up 12 || { tests/services/network.sh down && return 1; }
+    return 1
 }
 
 # One node of each service and a cluster of each, where they can be installed; tests find them by variables.
@@ -107,13 +107,16 @@ start_services() {
     single=(env CHAT_SERVICES_DIR="$PWD/target/services" tests/services/services.sh)
     export CHAT_TEST_SERVICES_DIR="$PWD/target/services-cluster" CHAT_TEST_SERVICES_NET=127.0.7
     export CHAT_TEST_SERVICES_DIST="$PWD/target/services/dist"
+    local outcome=0 net
+    unset CHAT_TEST_SERVICES_NETNS
     if machines; then
         export CHAT_TEST_SERVICES_DIR="$PWD/target/services-machines" CHAT_TEST_SERVICES_NET=10.77.7
         export CHAT_TEST_SERVICES_NETNS=chat
     else
-        echo "not run: no network namespaces here, so nothing is cut off"
+        not_run "Cutting networks: root and iproute2 are needed; a network namespace" || outcome=$?
     fi
-    local net=$CHAT_TEST_SERVICES_NET outcome=0
+    trap 'stop_clusters; stop_single' EXIT
+    net=$CHAT_TEST_SERVICES_NET
     cluster=(env CHAT_SERVICES_DIR="$CHAT_TEST_SERVICES_DIR" CHAT_SERVICES_DIST="$CHAT_TEST_SERVICES_DIST"
         CHAT_SERVICES_NETNS="${CHAT_TEST_SERVICES_NETNS:-}" CHAT_SERVICES_NET="$net" tests/services/services.sh)
     if "${single[@]}" install redis && "${single[@]}" start redis 1 && "${cluster[@]}" start redis 6; then
@@ -140,11 +143,12 @@ start_services() {
 
 stop_clusters() {
     "${cluster[@]}" stop || true
-    [[ -z ${CHAT_TEST_SERVICES_NETNS:-} ]] || tests/services/network.sh down
+    [[ -z ${CHAT_TEST_SERVICES_NETNS:-} ]] || tests/services/network.sh down || true
     unset CHAT_TEST_REDIS_CLUSTER CHAT_TEST_KAFKA_CLUSTER CHAT_TEST_CASSANDRA_CLUSTER
 }
 
 stop_single() {
+    trap - EXIT
     "${single[@]}" stop || true
     unset CHAT_TEST_REDIS CHAT_TEST_KAFKA CHAT_TEST_CASSANDRA
 }

@@ -1,5 +1,6 @@
 //! Which backends a node runs on: all in this process, or a cluster's, by settings alone.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -162,16 +163,22 @@ impl Findings {
 /// Looks at every backend, one after the other, and makes nothing.
 pub async fn check(settings: &Settings) -> Findings {
     let mut findings = Findings::default();
-    findings.note(Tokens::new(settings).map(|_| "tokens: the keys are there".to_owned()));
+    findings.note(Tokens::describe(settings).map(|found| format!("tokens: {found}")));
     if settings.is_cluster() {
         check_cluster(settings, &mut findings).await;
     } else {
-        let store = EmbeddedStore::open(&settings.data);
-        let path = settings.data.display();
-        let found = store.map(|_| format!("store: data in {path}"));
-        findings.note(found.map_err(|error| format!("store: {path}: {error:?}")));
+        findings.note(check_embedded(&settings.data));
     }
     findings
+}
+
+fn check_embedded(data: &Path) -> Result<String, String> {
+    let path = data.display();
+    if !EmbeddedStore::exists(data) {
+        return Ok(format!("store: no data yet: the first start makes {path}"));
+    }
+    let store = EmbeddedStore::open(data);
+    store.map(|_| format!("store: data in {path}")).map_err(|error| format!("store: {path}: {error:?}"))
 }
 
 #[cfg(not(feature = "cluster"))]
@@ -187,7 +194,7 @@ async fn check_cluster(settings: &Settings, findings: &mut Findings) {
     use chat_transport::kafka::KafkaRouter;
 
     findings.note(settings.link_tls().map(|tls| match tls {
-        Some(_) => "link: certificates are read".to_owned(),
+        Some(_) => "link: its PEM files are there".to_owned(),
         None => "link: no certificates, so only within this machine".to_owned(),
     }));
     let store = async { CassandraStore::connect(&settings.store.parse()?).await }.await;

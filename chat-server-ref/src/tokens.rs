@@ -26,7 +26,8 @@ struct Claims {
 
 /// Checks tokens.
 pub struct Tokens {
-    secret: DecodingKey,
+    /// None in a cluster whose nodes share none.
+    secret: Option<DecodingKey>,
     keys: Option<JwkSet>,
     open: bool,
 }
@@ -43,7 +44,7 @@ impl Tokens {
     /// # Errors
     /// An unreadable or weak secret, or an unreadable JWKS file.
     pub fn new(settings: &Settings) -> Result<Self, String> {
-        let secret = secret(settings)?;
+        let secret = if has_secret(settings) { Some(secret(settings)?) } else { None };
         let keys = match &settings.jwks_file {
             Some(path) => {
                 let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
@@ -51,7 +52,27 @@ impl Tokens {
             }
             None => None,
         };
-        Ok(Self { secret: DecodingKey::from_secret(&secret), keys, open: settings.is_open() })
+        let secret = secret.map(|secret| DecodingKey::from_secret(&secret));
+        Ok(Self { secret, keys, open: settings.is_open() })
+    }
+
+    /// Which keys there are, for people; makes none.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn describe(settings: &Settings) -> Result<String, String> {
+        let path = secret_path(settings);
+        if has_secret(settings) && settings.secret_file.is_none() && !path.exists() {
+            return Ok(format!("no secret yet: the first start makes one, {}", path.display()));
+        }
+        let tokens = Self::new(settings)?;
+        let named = |there: bool, what| there.then_some(what);
+        let kinds = [
+            named(tokens.secret.is_some(), "signed with the secret"),
+            named(tokens.keys.is_some(), "signed with a key of the JWKS file"),
+            named(tokens.open, "none needed on this machine"),
+        ];
+        Ok(kinds.into_iter().flatten().collect::<Vec<_>>().join(", "))
     }
 
     fn subject(&self, token: &str) -> Option<String> {
@@ -73,7 +94,8 @@ impl Tokens {
                 .ok()
                 .map(|data| data.claims.sub);
         }
-        decode::<Claims>(token, &self.secret, &validation(Algorithm::HS256)).ok().map(|data| data.claims.sub)
+        let secret = self.secret.as_ref()?;
+        decode::<Claims>(token, secret, &validation(Algorithm::HS256)).ok().map(|data| data.claims.sub)
     }
 }
 
@@ -87,6 +109,12 @@ impl Authenticator for Tokens {
         let subject = self.subject(token).ok_or_else(denied)?;
         Handle::new(&subject).map(Some).map_err(|_| denied())
     }
+}
+
+/// A cluster's nodes have a secret only if they share it: each would make its own, and nothing of a gateway is on its
+/// disk.
+fn has_secret(settings: &Settings) -> bool {
+    settings.secret_file.is_some() || !settings.is_cluster()
 }
 
 fn secret_path(settings: &Settings) -> PathBuf {
@@ -130,6 +158,9 @@ fn make(path: &Path) -> Result<Zeroizing<String>, String> {
 /// # Errors
 /// A bad handle, or no usable secret.
 pub fn issue(settings: &Settings, user: &str, ttl: u64) -> Result<String, String> {
+    if !has_secret(settings) {
+        return Err("secret_file is not set: the nodes of a cluster share it".into());
+    }
     let handle = Handle::new(user).map_err(|e| e.to_string())?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|e| e.to_string())?.as_secs();
     let claims = Claims { sub: handle.as_str().to_owned(), exp: now.saturating_add(ttl), iat: now };

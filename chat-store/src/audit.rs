@@ -4,9 +4,9 @@ use std::fmt;
 
 use chat_core::{Error, ErrorKind};
 
-/// What an audit counted. That there is one means: every record read back with its checksum, every
-/// conversation is dense from 1 to its head, every message has one place, and every inbox row stands for
-/// a place that is there.
+/// What an audit counted. That there is one means: every record that was read back was whole, every conversation is
+/// dense from 1 to its head, every number of a sender has one place, and what waits for devices stands for places
+/// that are there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Audit {

@@ -251,7 +251,7 @@ impl Peer {
             if waiting.told.len() < QUEUE && waiting.bytes + bytes <= QUEUE_BYTES {
                 waiting.told.push_back((route, events));
                 waiting.bytes += bytes;
-                metrics::gauge!("chat_link_waiting").increment(1);
+                metrics::gauge!("chat_link_waiting_sessions").increment(1);
             } else {
                 metrics::counter!("chat_dropped_total", "reason" => "link_full")
                     .increment(events.len() as u64);
@@ -280,7 +280,7 @@ impl Peer {
             told.push((route, events));
         }
         waiting.bytes -= bytes;
-        metrics::gauge!("chat_link_waiting").decrement(told.len() as f64);
+        metrics::gauge!("chat_link_waiting_sessions").decrement(told.len() as f64);
         told.extend(waiting.lagged.drain().map(|route| (route, vec![Event::Lagged])));
         told
     }

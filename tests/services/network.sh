@@ -46,8 +46,10 @@ up() {
 down() {
   local name
   for name in $(ip netns list | awk '{print $1}' | grep "^$PREFIX[0-9]"); do
-    ip netns pids "$name" | xargs -r kill -9
+    ip netns pids "$name" | xargs -r kill -9 || true
     ip netns delete "$name"
+    # Its namespace goes when the last process in it is gone; its cable must not be in the way until then.
+    ip link delete "$PREFIX-${name#"$PREFIX"}" 2>/dev/null || true
   done
   ip link delete "$BRIDGE" 2>/dev/null || true
 }

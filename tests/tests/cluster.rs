@@ -180,7 +180,8 @@ fn replay(services: &Services, script: Option<Script>, count: usize, troubles: &
     gaps.print();
     let audit = cluster.command(&["audit"]);
     println!("{audit}");
-    assert!(audit.starts_with("audit ok: "), "{audit}");
+    let kept = audit.split_once(" messages ").and_then(|(_, rest)| rest.split(' ').next());
+    assert!(audit.starts_with("audit ok: ") && kept.unwrap().parse::<u64>().unwrap() >= lines, "{audit}");
     println!(
         "{lines} lines over 3 gateways and 2 routers in {:.1?}: {} faults, {flushes} times FLUSHALL beside them, \
          {} kills of clients, 0 lost, 0 twice, 0 out of order",
@@ -209,7 +210,9 @@ fn flush_again_and_again(script: &Script, over: &AtomicBool) -> usize {
 /// So many faults, of each of these kinds in turn.
 fn in_turn(kinds: &[Fault], default: usize) -> Vec<Fault> {
     let count = std::env::var("CHAT_TEST_CLUSTER_FAULTS").ok().and_then(|n| n.parse().ok());
-    Fault::wanted(kinds).into_iter().cycle().take(count.unwrap_or(default)).collect()
+    let wanted = Fault::wanted(kinds);
+    assert!(!wanted.is_empty(), "CHAT_TEST_CLUSTER_KINDS names none of {kinds:?}");
+    wanted.into_iter().cycle().take(count.unwrap_or(default)).collect()
 }
 
 #[test]

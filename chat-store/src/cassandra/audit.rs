@@ -7,7 +7,10 @@ use bytes::Bytes;
 use chat_core::backend::{Commit, ConversationState};
 use chat_core::envelope::{Cell, InboxRow, RowContent};
 use chat_core::wire::{decode_row, redo};
-use chat_core::{ConversationId, ConversationKind, ErrorKind, InstallationId, MessageId, Result, Seq};
+use chat_core::{
+    ClientSeq, ConversationId, ConversationKind, Error, ErrorKind, Incarnation, InstallationId, MessageId,
+    Result, Seq,
+};
 use futures_util::future::ready;
 use futures_util::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
 use scylla::deserialize::row::DeserializeRow;
@@ -15,56 +18,84 @@ use scylla::serialize::row::SerializeRow;
 use scylla::statement::prepared::PreparedStatement;
 
 use super::commit::{LATE_DAY, minute};
+use super::inbox::Standing;
 use super::link::unknown;
 use super::{BUCKET, CassandraStore, corrupt, signed, unsigned};
 use crate::audit::{Audit, broken};
 
 /// Conversations or devices at once.
 const AT_ONCE: usize = 16;
-/// What looks broken may be half written: so often it is looked at again, and so long after.
+/// What looks broken may be half written, and who does not answer may soon: so often it is looked at again, and so
+/// long after.
 const LOOKS: (u32, Duration) = (4, Duration::from_millis(500));
+
+/// A row of history, as far as it is compared.
+struct Placed {
+    seq: Seq,
+    time_us: u64,
+    /// Sender, its incarnation and number, and the message's id.
+    message: Option<(InstallationId, Incarnation, ClientSeq, MessageId)>,
+}
 
 /// What a conversation's history was found to hold so far.
 struct Log {
     next: Seq,
     last_time_us: u64,
-    places: HashSet<(InstallationId, MessageId)>,
+    numbers: HashSet<(InstallationId, Incarnation, ClientSeq)>,
+}
+
+/// A row that waits for a device.
+#[derive(Clone, Copy)]
+struct Waiting {
+    first_seq: Seq,
+    joined: bool,
+    /// Whether it lies where the device's inbox is read.
+    is_read: bool,
 }
 
 impl CassandraStore {
-    /// Reads everything and proves what the store promises; see [`Audit`]. Messages may be sent and
-    /// acknowledged meanwhile; what a fallen owner left to be finished counts as it will be then.
+    /// Reads conversations, ids and inboxes, and proves what the store promises of them; see [`Audit`]. Messages may
+    /// be sent and acknowledged meanwhile; what a fallen owner left to be finished counts as it will be then. Devices
+    /// are those that anything is kept of; rows of mailboxes are looked at in inboxes alone. What was found to be
+    /// wrong says where as its source.
     ///
     /// # Errors
-    /// `Corrupt` with what does not hold, `Unavailable` if Cassandra cannot be reached.
+    /// `Corrupt` with what does not hold, `Unavailable` if Cassandra does not answer again and again.
     pub async fn audit(&self) -> Result<Audit> {
         let states = self.stream::<(Vec<u8>,)>(&self.link.statements.conversations, ()).await?;
-        let checked = states.map_ok(|(id,)| again(move || self.audit_conversation(id.clone())));
+        let checked = states
+            .map_ok(|(id,)| again("conversation", id.clone(), move || self.audit_conversation(id.clone())));
         let (conversations, messages) = checked
             .try_buffer_unordered(AT_ONCE)
             .try_fold((0, 0), |(count, sum), rows| ready(Ok((count + 1, sum + rows))))
             .await?;
+        let (days, devices) = self.inboxes().await?;
+        let inboxes = futures_util::stream::iter(days.into_iter().map(Ok));
+        let checked = inboxes.map_ok(|(device, days)| {
+            again("device", device.clone(), move || self.audit_inbox(device.clone(), days.clone()))
+        });
+        let waiting =
+            checked.try_buffer_unordered(AT_ONCE).try_fold(0, |sum, rows| ready(Ok(sum + rows))).await?;
+        let users = self.stream::<(Vec<u8>,)>(&self.link.statements.users, ()).await?;
+        let accounts = users.try_fold(0, |count, _| ready(Ok(count + 1))).await?;
+        Ok(Audit { conversations, messages, waiting, devices, accounts })
+    }
+
+    /// The days of each inbox, and how many devices have cells.
+    async fn inboxes(&self) -> Result<(HashMap<Vec<u8>, Vec<i32>>, u64)> {
         let mut days: HashMap<Vec<u8>, Vec<i32>> = HashMap::new();
         let mut partitions =
             self.stream::<(Vec<u8>, i32)>(&self.link.statements.inbox_partitions, ()).await?;
         while let Some((device, day)) = partitions.try_next().await? {
             days.entry(device).or_default().push(day);
         }
-        let mut devices = 0;
-        let mut known = self.stream::<(Vec<u8>,)>(&self.link.statements.devices, ()).await?;
+        let (mut known, mut devices) =
+            (self.stream::<(Vec<u8>,)>(&self.link.statements.devices, ()).await?, 0);
         while let Some((device,)) = known.try_next().await? {
             devices += 1;
             days.entry(device).or_default();
         }
-        drop(known);
-        let inboxes = futures_util::stream::iter(days.into_iter().map(Ok));
-        let checked =
-            inboxes.map_ok(|(device, days)| again(move || self.audit_inbox(device.clone(), days.clone())));
-        let waiting =
-            checked.try_buffer_unordered(AT_ONCE).try_fold(0, |sum, rows| ready(Ok(sum + rows))).await?;
-        let users = self.stream::<(Vec<u8>,)>(&self.link.statements.users, ()).await?;
-        let accounts = users.try_fold(0, |count, _| ready(Ok(count + 1))).await?;
-        Ok(Audit { conversations, messages, waiting, devices, accounts })
+        Ok((days, devices))
     }
 
     /// The rows of a statement, page by page.
@@ -87,8 +118,8 @@ impl CassandraStore {
         redo::decode(redo.into(), conversation, state)
     }
 
-    /// A conversation is dense from 1 to its head, its times rise, and each message has one place that its id
-    /// leads to; gives how many rows it has.
+    /// A conversation is dense from 1 to its head, its times rise, and each number of a sender has one place that its
+    /// id leads to; gives how many rows it has.
     async fn audit_conversation(&self, id: Vec<u8>) -> Result<u64> {
         let conversation = ConversationId::parse(&id).map_err(|_| corrupt())?;
         let last = self.last_commit(conversation).await?;
@@ -96,17 +127,23 @@ impl CassandraStore {
             return Ok(0);
         }
         let head = last.state.head;
-        let mut log = Log { next: 1, last_time_us: 0, places: HashSet::new() };
+        let mut log = Log { next: 1, last_time_us: 0, numbers: HashSet::new() };
         for bucket in 0..=head.seq / BUCKET {
+            let to_come = last.history.iter().filter(|row| row.seq / BUCKET == bucket);
+            let mut rows: BTreeMap<Seq, Placed> = to_come.map(|row| (row.seq, Placed::new(row))).collect();
             let key = (&conversation.as_bytes()[..], signed(bucket));
-            let rows = self.stream::<(Vec<u8>,)>(&self.link.statements.history_of, key).await?;
-            let rows = rows.and_then(|(row,)| ready(decode_row(Bytes::from(row)).map_err(|_| corrupt())));
-            let written = rows.try_filter(|row| ready(row.seq <= head.seq)).try_collect::<Vec<_>>().await?;
-            let to_come = last.history.iter().filter(|row| row.seq / BUCKET == bucket).cloned();
-            let mut rows: BTreeMap<Seq, InboxRow> = to_come.map(|row| (row.seq, row)).collect();
-            rows.extend(written.into_iter().map(|row| (row.seq, row)));
+            let mut written = self.stream::<(Vec<u8>,)>(&self.link.statements.history_of, key).await?;
+            while let Some((row,)) = written.try_next().await? {
+                let row = decode_row(Bytes::from(row)).map_err(|_| corrupt())?;
+                if row.conversation != conversation {
+                    return Err(broken("a conversation holds a row of another"));
+                }
+                if row.seq <= head.seq {
+                    rows.insert(row.seq, Placed::new(&row));
+                }
+            }
             for row in rows.values() {
-                log.take(row, conversation, head.time_us)?;
+                log.take(row, head.time_us)?;
             }
             self.audit_ids(&last, rows.values()).await?;
         }
@@ -116,19 +153,19 @@ impl CassandraStore {
         Ok(head.seq)
     }
 
-    /// The id of each message leads to it.
-    async fn audit_ids(&self, last: &Commit, rows: impl Iterator<Item = &InboxRow>) -> Result<()> {
+    /// The id of each message leads to it, or to a later place that its sender gave the same id.
+    async fn audit_ids(&self, last: &Commit, rows: impl Iterator<Item = &Placed>) -> Result<()> {
         let mut partitions: BTreeMap<(InstallationId, i32), Vec<(MessageId, Seq)>> = BTreeMap::new();
         for row in rows {
-            if let RowContent::Message { message, .. } = &row.content {
-                let key = (message.sender.installation, minute(message.id));
-                partitions.entry(key).or_default().push((message.id, row.seq));
+            if let Some((sender, _, _, id)) = row.message {
+                partitions.entry((sender, minute(id))).or_default().push((id, row.seq));
             }
         }
         for ((sender, minute), expected) in partitions {
             let found = self.ids_of(last.conversation, sender, minute).await?;
             let to_come = |id, seq| last.ids.contains(&(sender, id, seq));
-            if !expected.iter().all(|(id, seq)| found.get(id) == Some(seq) || to_come(*id, *seq)) {
+            let leads = |id: &MessageId, seq: Seq| found.get(id).is_some_and(|there| *there >= seq);
+            if !expected.iter().all(|(id, seq)| leads(id, *seq) || to_come(*id, *seq)) {
                 return Err(broken("an id does not lead to its message"));
             }
         }
@@ -152,50 +189,80 @@ impl CassandraStore {
         .collect()
     }
 
-    /// What waits for a device is shown to it, stands for what history holds, and is there up to its cells;
+    /// What waits for a device is there without a hole up to its cells, is read, and stands for what history holds;
     /// gives how many rows that are.
     async fn audit_inbox(&self, device: Vec<u8>, days: Vec<i32>) -> Result<u64> {
         let device = InstallationId::parse(&device).map_err(|_| corrupt())?;
         // The cells first: what they reach was written with them, or is being written.
         let (standing, cells) = (self.standing(device).await?, self.all_cells(device).await?);
-        let mut places: HashSet<(ConversationId, Seq)> = HashSet::new();
+        let mut waiting: HashMap<ConversationId, BTreeMap<Seq, Waiting>> =
+            cells.keys().map(|conversation| (*conversation, BTreeMap::new())).collect();
         for day in days {
             let key = (&device.as_bytes()[..], day);
             let mut rows = self.stream::<(Vec<u8>,)>(&self.link.statements.inbox_of, key).await?;
             while let Some((row,)) = rows.try_next().await? {
                 let row = decode_row(Bytes::from(row)).map_err(|_| corrupt())?;
-                let cell = cells.get(&row.conversation).copied().unwrap_or_default();
-                if row.seq <= cell.acked || !self.audit_waiting(device, &row, cell).await? {
-                    continue;
+                let acked = cells.get(&row.conversation).map_or(0, |cell| cell.acked);
+                if row.seq > acked && self.is_committed(row.conversation, row.seq).await? {
+                    self.audit_content(device, &row).await?;
+                    let place = waiting.entry(row.conversation).or_default().entry(row.seq);
+                    place.or_insert(Waiting::new(&row)).is_read |= is_read(standing, day, &row);
                 }
-                if day != LATE_DAY && row.time_us < standing.floor_us {
-                    return Err(broken("a row waits below the floor of its inbox"));
-                }
-                places.insert((row.conversation, row.seq));
             }
         }
-        for (conversation, cell) in cells.iter().filter(|(_, cell)| cell.acked < cell.tail) {
-            if !places.contains(&(*conversation, cell.tail))
-                && self.tail_to_come(*conversation, device).await? < cell.tail
-            {
-                return Err(broken("a cell reaches beyond its inbox"));
-            }
+        let mut count = 0;
+        for (conversation, rows) in waiting {
+            let cell = cells.get(&conversation).copied().unwrap_or_default();
+            count += self.audit_rows(device, conversation, cell, rows).await?;
         }
-        Ok(places.len() as u64)
+        Ok(count)
     }
 
-    /// Whether a row that was not acknowledged waits: it does not if its commit failed half way. A row that
-    /// waits is within its cell, and history holds what it stands for.
-    async fn audit_waiting(&self, device: InstallationId, row: &InboxRow, cell: Cell) -> Result<bool> {
+    /// The rows of one conversation that were found to wait, and its cell as it was before they were looked for.
+    async fn audit_rows(
+        &self,
+        device: InstallationId,
+        conversation: ConversationId,
+        before: Cell,
+        mut rows: BTreeMap<Seq, Waiting>,
+    ) -> Result<u64> {
+        let last = self.last_commit(conversation).await?;
+        // After the state: what is not to be finished is in its cell.
+        let cells = self.cells_of(device, &HashSet::from([conversation])).await?;
+        let cell = cells.get(&conversation).copied().unwrap_or_default();
+        let to_come = last.inbox.iter().filter(|(owner, _)| *owner == device).map(|(_, row)| row);
+        let mut reach = cell.tail;
+        // What is above came since.
+        let looked_for = rows.keys().next_back().map_or(before.tail, |last| before.tail.max(*last));
+        for row in to_come.filter(|row| row.seq <= looked_for) {
+            reach = reach.max(row.seq);
+            rows.insert(row.seq, Waiting { is_read: true, ..Waiting::new(row) });
+        }
+        rows.retain(|seq, _| *seq > cell.acked);
+        let mut above = cell.acked;
+        for (seq, row) in &rows {
+            if *seq > reach {
+                return Err(broken("an inbox row is outside of its cell"));
+            }
+            if !row.is_read {
+                return Err(broken("a row waits where its inbox is not read"));
+            }
+            if row.first_seq > above + 1 && !row.joined {
+                return Err(broken("an inbox has a hole"));
+            }
+            above = *seq;
+        }
+        if before.tail > above && self.is_committed(conversation, before.tail).await? {
+            return Err(broken("a cell reaches beyond its inbox"));
+        }
+        Ok(rows.len() as u64)
+    }
+
+    /// History holds what a waiting row stands for.
+    async fn audit_content(&self, device: InstallationId, row: &InboxRow) -> Result<()> {
         let conversation = row.conversation;
-        if !self.is_committed(conversation, row.seq).await? {
-            return Ok(false);
-        }
-        if row.seq > cell.tail && self.tail_to_come(conversation, device).await? < row.seq {
-            return Err(broken("an inbox row is outside of its cell"));
-        }
         if conversation.kind() == Ok(ConversationKind::Mailbox) || row.is_expired() {
-            return Ok(true);
+            return Ok(());
         }
         let key = (&conversation.as_bytes()[..], signed(row.seq / BUCKET), signed(row.seq));
         let found = self.link.rows(&self.link.statements.history_at, key).await?;
@@ -205,23 +272,37 @@ impl CassandraStore {
                 self.last_commit(conversation).await?.history.into_iter().find(|there| there.seq == row.seq)
             }
         };
-        if there.is_some_and(|there| there.time_us == row.time_us && is_same(&there.content, &row.content)) {
-            return Ok(true);
+        let same =
+            |there: InboxRow| there.time_us == row.time_us && is_same(device, &there.content, &row.content);
+        if there.is_some_and(same) {
+            return Ok(());
         }
         Err(broken("an inbox row stands for another message than history holds"))
     }
 }
 
+impl Placed {
+    fn new(row: &InboxRow) -> Self {
+        let message = match &row.content {
+            RowContent::Message { message, .. } => {
+                Some((message.sender.installation, message.incarnation, message.client_seq, message.id))
+            }
+            _ => None,
+        };
+        Self { seq: row.seq, time_us: row.time_us, message }
+    }
+}
+
 impl Log {
-    fn take(&mut self, row: &InboxRow, conversation: ConversationId, head_time_us: u64) -> Result<()> {
-        if row.seq != self.next || row.conversation != conversation {
+    fn take(&mut self, row: &Placed, head_time_us: u64) -> Result<()> {
+        if row.seq != self.next {
             return Err(broken("a conversation is not dense"));
         }
         if row.time_us <= self.last_time_us || row.time_us > head_time_us {
             return Err(broken("the times of a conversation do not rise"));
         }
-        if let RowContent::Message { message, .. } = &row.content
-            && !self.places.insert((message.sender.installation, message.id))
+        if let Some((sender, incarnation, number, _)) = row.message
+            && !self.numbers.insert((sender, incarnation, number))
         {
             return Err(broken("a message has two places"));
         }
@@ -230,24 +311,47 @@ impl Log {
     }
 }
 
-/// Whether a device's row is of the message that history holds.
-fn is_same(history: &RowContent, inbox: &RowContent) -> bool {
-    match (history, inbox) {
-        (RowContent::Message { message, .. }, RowContent::Message { message: shown, .. }) => message == shown,
-        (RowContent::Message { message, .. }, RowContent::Own { message_id, .. }) => {
-            message.id == *message_id
-        }
-        _ => true,
+impl Waiting {
+    fn new(row: &InboxRow) -> Self {
+        Self { first_seq: row.first_seq(), joined: row.joined, is_read: false }
     }
 }
 
-/// Looks again at what looks broken: somebody may be writing it.
-async fn again<F: Future<Output = Result<u64>>>(look: impl Fn() -> F) -> Result<u64> {
+/// Whether a device's inbox is read where a row lies.
+fn is_read(standing: Standing, day: i32, row: &InboxRow) -> bool {
+    let in_its_day = || CassandraStore::days(standing, 0).any(|read| read == day);
+    day == LATE_DAY || (row.time_us >= standing.floor_us && in_its_day())
+}
+
+/// Whether a device's row is of the message that history holds.
+fn is_same(device: InstallationId, history: &RowContent, inbox: &RowContent) -> bool {
+    match (history, inbox) {
+        (RowContent::Message { message, .. }, RowContent::Message { message: shown, .. }) => message == shown,
+        (RowContent::Message { message, .. }, RowContent::Own { message_id, .. }) => {
+            message.id == *message_id && message.sender.installation == device
+        }
+        (_, RowContent::Empty { .. }) | (RowContent::Empty { .. }, RowContent::Own { .. }) => true,
+        _ => false,
+    }
+}
+
+/// Looks again at what looks broken: somebody may be writing it. Says where, if it stays so.
+async fn again<F: Future<Output = Result<u64>>>(
+    what: &'static str,
+    id: Vec<u8>,
+    look: impl Fn() -> F,
+) -> Result<u64> {
     for _ in 1..LOOKS.0 {
         match look().await {
-            Err(error) if error.kind() == ErrorKind::Corrupt => tokio::time::sleep(LOOKS.1).await,
+            Err(_) => tokio::time::sleep(LOOKS.1).await,
             outcome => return outcome,
         }
     }
-    look().await
+    look().await.map_err(|error| {
+        if error.kind() != ErrorKind::Corrupt {
+            return error;
+        }
+        let place: String = id.iter().take(9).map(|byte| format!("{byte:02x}")).collect();
+        Error::new(error.kind(), error.what()).caused_by(std::io::Error::other(format!("{what} {place}…")))
+    })
 }

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use chat_core::backend::{Commit, Committed, ConversationState};
 use chat_core::envelope::InboxRow;
 use chat_core::wire::{encode_row, redo, state};
-use chat_core::{ConversationId, ConversationKind, InstallationId, MessageId, Result};
+use chat_core::{ConversationId, ConversationKind, InstallationId, MessageId, Result, Seq};
 use futures_util::future::{try_join, try_join_all};
 use scylla::value::CqlValue;
 
@@ -182,15 +182,18 @@ impl CassandraStore {
 
     fn id_writes(&self, commit: &Commit) -> impl Iterator<Item = Vec<Write<'_>>> {
         let mut minutes: BTreeMap<(InstallationId, i32), Vec<Write<'_>>> = BTreeMap::new();
+        let rows = commit.history.iter().chain(commit.inbox.iter().map(|(_, row)| row));
+        let times: BTreeMap<Seq, u64> = rows.map(|row| (row.seq, row.time_us)).collect();
         for (sender, id, seq) in &commit.ids {
             let minute = minute(*id);
+            let time_us = times.get(seq).copied().unwrap_or(commit.state.head.time_us);
             let values = vec![
                 blob(commit.conversation.as_bytes()),
                 blob(sender.as_bytes()),
                 CqlValue::Int(minute),
                 blob(id.as_bytes()),
                 big(signed(*seq)),
-                big(signed(*seq)),
+                big(signed(time_us)),
             ];
             let write = Write { statement: &self.link.statements.put_id, values };
             minutes.entry((*sender, minute)).or_default().push(write);

@@ -92,7 +92,7 @@ impl CassandraStore {
     }
 
     /// The cells of these conversations.
-    async fn cells_of(
+    pub(super) async fn cells_of(
         &self,
         device: InstallationId,
         conversations: &HashSet<ConversationId>,
@@ -115,7 +115,7 @@ impl CassandraStore {
     }
 
     /// The days in which rows of a device may lie, from a time on, oldest first.
-    fn days(standing: Standing, from_us: u64) -> impl Iterator<Item = i32> {
+    pub(super) fn days(standing: Standing, from_us: u64) -> impl Iterator<Item = i32> {
         let from = standing.floor_us.max(from_us);
         // A broker's clock may be ahead, and commit times run ahead of it.
         let to = day_of(now_us() + DAY_US / 24);
@@ -277,17 +277,23 @@ impl CassandraStore {
         let mut keys = Vec::new();
         let late = (from_us == 0).then_some(LATE_DAY);
         for day in late.into_iter().chain(Self::days(standing, from_us)) {
-            let from = if day == LATE_DAY { 0 } else { signed(standing.floor_us.max(from_us)) };
-            let rows =
-                self.link.rows(&self.link.statements.inbox_keys, (&device.as_bytes()[..], day, from)).await?;
-            for row in rows.rows::<(i64, Vec<u8>, i64, i32)>().map_err(|_| corrupt())? {
-                let (time_us, conversation, seq, size) = row.map_err(|_| corrupt())?;
-                let conversation = ConversationId::parse(&conversation).map_err(|_| corrupt())?;
-                let place = Place { time_us: unsigned(time_us), conversation, seq: unsigned(seq) };
-                keys.push(Key { day, place, size: u64::try_from(size).unwrap_or(0) });
-            }
+            let from = if day == LATE_DAY { 0 } else { standing.floor_us.max(from_us) };
+            keys.extend(self.keys_of_day(device, day, from).await?);
         }
         Ok(keys)
+    }
+
+    async fn keys_of_day(&self, device: InstallationId, day: i32, from_us: u64) -> Result<Vec<Key>> {
+        let key = (&device.as_bytes()[..], day, signed(from_us));
+        let rows = self.link.rows(&self.link.statements.inbox_keys, key).await?;
+        let rows = rows.rows::<(i64, Vec<u8>, i64, i32)>().map_err(|_| corrupt())?;
+        rows.map(|row| {
+            let (time_us, conversation, seq, size) = row.map_err(|_| corrupt())?;
+            let conversation = ConversationId::parse(&conversation).map_err(|_| corrupt())?;
+            let place = Place { time_us: unsigned(time_us), conversation, seq: unsigned(seq) };
+            Ok(Key { day, place, size: u64::try_from(size).unwrap_or(0) })
+        })
+        .collect()
     }
 
     /// Deletes the acknowledged rows from a time on; gives the time from which there may be others. A look
@@ -308,8 +314,25 @@ impl CassandraStore {
         if from_us == 0 && floor > standing.floor_us && standing.floor_us > 0 {
             let values = (signed(floor), signed(floor), &device.as_bytes()[..]);
             self.link.write(&self.link.statements.put_floor, values).await?;
+            self.delete_below(device, standing.floor_us, floor).await?;
         }
         Ok(left.unwrap_or(now))
+    }
+
+    /// Covers what was deleted between two floors by one tombstone a day: nobody reads there any more, and whoever
+    /// reads over it passes that one instead of one a row.
+    async fn delete_below(&self, device: InstallationId, from_us: u64, floor: u64) -> Result<()> {
+        let days = day_of(from_us).max(day_of(floor) - DAYS_READ)..=day_of(floor);
+        let write = |day| {
+            let below = big(signed(floor));
+            let values = vec![below.clone(), blob(device.as_bytes()), CqlValue::Int(day), below];
+            Write { statement: &self.link.statements.delete_below, values }
+        };
+        let writes: Vec<Write<'_>> = days.map(write).collect();
+        for some in writes.chunks(50) {
+            self.link.batch(some).await?;
+        }
+        Ok(())
     }
 
     /// Deletes rows, above every write of theirs: an original's is its commit time, a gap's one more.
@@ -331,6 +354,24 @@ impl CassandraStore {
             for some in writes.chunks(200) {
                 self.link.batch(some).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Deletes rows above the heads: of commits that were written in order, and of which no state says so. Their
+    /// places will be given to others.
+    pub(super) async fn drop_uncommitted(&self) -> Result<()> {
+        let all = self.link.session.execute_iter(self.link.statements.inbox_partitions.clone(), ()).await;
+        let mut inboxes = all.map_err(unknown)?.rows_stream::<(Vec<u8>, i32)>().map_err(|_| corrupt())?;
+        while let Some((device, day)) = inboxes.try_next().await.map_err(unknown)? {
+            let device = InstallationId::parse(&device).map_err(|_| corrupt())?;
+            let mut gone = Vec::new();
+            for key in self.keys_of_day(device, day, 0).await? {
+                if !self.is_committed(key.place.conversation, key.place.seq).await? {
+                    gone.push(key);
+                }
+            }
+            self.delete(device, &gone).await?;
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! What makes unconditional writes safe when two owners of a shard overlap, or one write is sent twice:
 //!
 //! - **Every write of a message table carries a timestamp that follows from the log**, never a clock's. A row
-//!   of history or inbox is written at its commit time, a conversation's state at its head's, which strictly
+//!   of history, ids or inbox is written at its commit time, a conversation's state at its head's, which strictly
 //!   rises: the same write twice is one write, and an older state never takes a newer one back.
 //! - **Counters are registers that keep the largest value** because the value itself is the timestamp:
 //!   `acked`, `tail`, `generation`. `first` and `born` keep the smallest in the same way.
@@ -24,10 +24,11 @@
 //! | `accounts`, `handles`, `owners` | one row each | |
 //! | `devices` | installation, prekey id | 200 prekeys |
 //!
-//! An inbox is read from the day of its *floor*, below which everything is acknowledged; the floor stays five
-//! minutes behind the clock. A row that is committed more than two minutes late goes to day 0, which is
-//! always read. So clocks of nodes may differ, and a node may stand still while it owns shards, by three minutes
-//! together; and at most what a device acknowledged in five minutes, and 512 rows, is read over as tombstones.
+//! An inbox is read from its *floor* on, below which everything is acknowledged; the floor stays five minutes behind
+//! the clock, and one tombstone a day covers what was deleted below it. A row that is committed more than two minutes
+//! late goes to day 0, which is always read. So clocks of nodes may differ, and a node may stand still while it owns
+//! shards, by three minutes together; and at most what a device acknowledged in five minutes, and 512 rows, is read
+//! over as tombstones.
 
 mod audit;
 mod commit;
@@ -307,6 +308,7 @@ impl LogAnchor for CassandraStore {
             Some(known) if known.generation < log.generation => {
                 // Nobody is given the records again that would finish what they began.
                 self.finish_all().await?;
+                self.drop_uncommitted().await?;
                 let values = (generation, id, partitions, log.opened, signed(known.generation));
                 self.link.applied(&self.link.statements.next_log, values).await?;
             }

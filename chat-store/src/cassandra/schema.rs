@@ -240,6 +240,7 @@ statements! {
         put_inbox: "INSERT INTO @inbox (installation, day, time_us, conversation, seq, size, row) VALUES (?, ?, ?, ?, ?, ?, ?) USING TIMESTAMP ?",
         inbox_of: "SELECT row FROM @inbox WHERE installation = ? AND day = ?",
         delete_inbox: "DELETE FROM @inbox USING TIMESTAMP ? WHERE installation = ? AND day = ? AND time_us = ? AND conversation = ? AND seq = ?",
+        delete_below: "DELETE FROM @inbox USING TIMESTAMP ? WHERE installation = ? AND day = ? AND time_us < ?",
         device: "SELECT generation, born, floor FROM @cells WHERE installation = ? LIMIT 1",
         devices: "SELECT DISTINCT installation FROM @cells",
         cells: "SELECT conversation, tail, acked, first FROM @cells WHERE installation = ?",

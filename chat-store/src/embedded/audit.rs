@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use chat_core::envelope::RowContent;
 use chat_core::wire::{decode_row, state};
-use chat_core::{ConversationId, ConversationKind, InstallationId, MessageId, Result};
+use chat_core::{ClientSeq, ConversationId, ConversationKind, Incarnation, InstallationId, Result};
 
 use super::{Tables, corrupt, failed, keys};
 use crate::audit::{Audit, broken};
@@ -48,7 +48,7 @@ fn count(rows: fjall::Iter) -> Result<u64> {
 fn check_log(tables: &Tables, conversation: ConversationId, head: u64, head_time: u64) -> Result<u64> {
     let mut next = 1;
     let mut last_time = 0;
-    let mut seen: HashSet<(InstallationId, MessageId)> = HashSet::new();
+    let mut seen: HashSet<(InstallationId, Incarnation, ClientSeq)> = HashSet::new();
     for guard in tables.history.prefix(conversation.as_bytes()) {
         let row = decode_row(guard.value().map_err(failed)?.into()).map_err(|_| corrupt())?;
         if row.seq != next || row.conversation != conversation {
@@ -58,7 +58,7 @@ fn check_log(tables: &Tables, conversation: ConversationId, head: u64, head_time
             return Err(broken("the times of a conversation do not rise"));
         }
         if let RowContent::Message { message, .. } = &row.content
-            && !seen.insert((message.sender.installation, message.id))
+            && !seen.insert((message.sender.installation, message.incarnation, message.client_seq))
         {
             return Err(broken("a message has two places"));
         }

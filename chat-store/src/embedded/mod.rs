@@ -136,6 +136,11 @@ impl EmbeddedStore {
         Ok(Self { tables, writer, epoch })
     }
 
+    /// Whether there is a store in a directory, of whatever format.
+    pub fn exists(path: impl AsRef<Path>) -> bool {
+        path.as_ref().join("db").exists()
+    }
+
     /// Reads everything and proves what the store promises; see [`Audit`].
     ///
     /// # Errors

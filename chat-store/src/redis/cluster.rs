@@ -65,12 +65,19 @@ impl Cluster {
         });
     }
 
-    /// Asks any node.
-    pub(super) async fn ask_any<T: FromRedisValue>(&self, command: Cmd) -> Result<T> {
+    /// Asks any node, and another one if that does not answer.
+    pub(super) async fn ask_any<T: FromRedisValue>(&self, command: &Cmd) -> Result<T> {
+        match self.ask_one(command).await {
+            Err(_) => self.ask_one(command).await,
+            answer => answer,
+        }
+    }
+
+    async fn ask_one<T: FromRedisValue>(&self, command: &Cmd) -> Result<T> {
         let any = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
         let mut connection = self.connection.clone();
         let silent = |e| Error::new(ErrorKind::Unavailable, "Redis does not answer in time").caused_by(e);
-        let asked = tokio::time::timeout(PATIENCE, connection.route_command(command, any)).await;
+        let asked = tokio::time::timeout(PATIENCE, connection.route_command(command.clone(), any)).await;
         let answer = asked.map_err(silent)?.map_err(failed)?;
         ::redis::from_redis_value(answer).map_err(|error| failed(error.into()))
     }

@@ -105,7 +105,7 @@ impl RedisLink {
         info.arg("server");
         let (what, info) = match &self.0 {
             Kind::Single(_) => ("a single server", self.run::<String>("", &info).await?),
-            Kind::Cluster(link) => ("a Cluster", link.ask_any(info).await?),
+            Kind::Cluster(link) => ("a Cluster", link.ask_any(&info).await?),
         };
         let release = info.lines().find_map(|line| line.strip_prefix("redis_version:"));
         Ok(format!("{what}, release {}", release.unwrap_or("unknown").trim()))

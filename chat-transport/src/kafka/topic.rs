@@ -89,23 +89,23 @@ impl Topic {
     pub(super) async fn check(settings: &KafkaSettings, anchor: &dyn LogAnchor) -> Result<String> {
         let name = |generation| format!("{}.g{generation}", settings.topic);
         let known = anchor.log().await?;
+        if let Some(log) = known.filter(|log| log.opened) {
+            let mut topic =
+                Self { name: name(log.generation), log, settings: settings.clone(), replication: 0 };
+            topic.examine().await?;
+            return Ok(topic.describe());
+        }
         let asked = settings.clone();
         let brokers = blocking(move || asked.count_brokers()).await?;
         if brokers < settings.replication as usize {
             return Err(FEWER_BROKERS);
         }
-        let Some(log) = known.filter(|log| log.opened) else {
-            let generation = known.map_or(1, |log| log.generation);
-            return Ok(format!(
-                "{brokers} brokers; no log yet: the first node makes topic {}, {} partitions, {} copies each",
-                name(generation),
-                settings.partitions,
-                settings.replication
-            ));
-        };
-        let mut topic = Self { name: name(log.generation), log, settings: settings.clone(), replication: 0 };
-        topic.examine().await?;
-        Ok(format!("{brokers} brokers, {}", topic.describe()))
+        Ok(format!(
+            "{brokers} brokers; no log yet: the first node makes topic {}, {} partitions, {} copies each",
+            name(known.map_or(1, |log| log.generation)),
+            settings.partitions,
+            settings.replication
+        ))
     }
 
     /// Refuses a topic that cannot keep the promises, or is not the log; notes how many copies it has.
