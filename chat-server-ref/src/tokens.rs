@@ -45,13 +45,7 @@ impl Tokens {
     /// An unreadable or weak secret, or an unreadable JWKS file.
     pub fn new(settings: &Settings) -> Result<Self, String> {
         let secret = if has_secret(settings) { Some(secret(settings)?) } else { None };
-        let keys = match &settings.jwks_file {
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
-                Some(serde_json::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))?)
-            }
-            None => None,
-        };
+        let keys = jwks(settings)?;
         let secret = secret.map(|secret| DecodingKey::from_secret(&secret));
         Ok(Self { secret, keys, open: settings.is_open() })
     }
@@ -61,6 +55,7 @@ impl Tokens {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn describe(settings: &Settings) -> Result<String, String> {
+        jwks(settings)?;
         let path = secret_path(settings);
         if has_secret(settings) && settings.secret_file.is_none() && !path.exists() {
             return Ok(format!("no secret yet: the first start makes one, {}", path.display()));
@@ -109,6 +104,12 @@ impl Authenticator for Tokens {
         let subject = self.subject(token).ok_or_else(denied)?;
         Handle::new(&subject).map(Some).map_err(|_| denied())
     }
+}
+
+fn jwks(settings: &Settings) -> Result<Option<JwkSet>, String> {
+    let Some(path) = &settings.jwks_file else { return Ok(None) };
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    serde_json::from_str(&text).map(Some).map_err(|e| format!("{}: {e}", path.display()))
 }
 
 /// A cluster's nodes have a secret only if they share it: each would make its own, and nothing of a gateway is on its

@@ -1,6 +1,6 @@
 //! Reads everything and proves what the store promises, while others may write.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use scylla::deserialize::row::DeserializeRow;
 use scylla::serialize::row::SerializeRow;
 use scylla::statement::prepared::PreparedStatement;
 
-use super::commit::{LATE_DAY, minute};
+use super::commit::{LATE_DAY, minute, now_us};
 use super::inbox::Standing;
 use super::link::unknown;
 use super::{BUCKET, CassandraStore, corrupt, signed, unsigned};
@@ -48,7 +48,9 @@ struct Log {
 #[derive(Clone, Copy)]
 struct Waiting {
     first_seq: Seq,
-    joined: bool,
+    /// Whether there need be nothing between it and the row before: the device joined here, or nobody was a member and
+    /// it is the device's own void.
+    begins: bool,
     /// Whether it lies where the device's inbox is read.
     is_read: bool,
 }
@@ -69,10 +71,11 @@ impl CassandraStore {
             .try_buffer_unordered(AT_ONCE)
             .try_fold((0, 0), |(count, sum), rows| ready(Ok((count + 1, sum + rows))))
             .await?;
+        let began_us = now_us();
         let (days, devices) = self.inboxes().await?;
         let inboxes = futures_util::stream::iter(days.into_iter().map(Ok));
         let checked = inboxes.map_ok(|(device, days)| {
-            again("device", device.clone(), move || self.audit_inbox(device.clone(), days.clone()))
+            again("device", device.clone(), move || self.audit_inbox(device.clone(), days.clone(), began_us))
         });
         let waiting =
             checked.try_buffer_unordered(AT_ONCE).try_fold(0, |sum, rows| ready(Ok(sum + rows))).await?;
@@ -82,12 +85,12 @@ impl CassandraStore {
     }
 
     /// The days of each inbox, and how many devices have cells.
-    async fn inboxes(&self) -> Result<(HashMap<Vec<u8>, Vec<i32>>, u64)> {
-        let mut days: HashMap<Vec<u8>, Vec<i32>> = HashMap::new();
+    async fn inboxes(&self) -> Result<(HashMap<Vec<u8>, BTreeSet<i32>>, u64)> {
+        let mut days: HashMap<Vec<u8>, BTreeSet<i32>> = HashMap::new();
         let mut partitions =
             self.stream::<(Vec<u8>, i32)>(&self.link.statements.inbox_partitions, ()).await?;
         while let Some((device, day)) = partitions.try_next().await? {
-            days.entry(device).or_default().push(day);
+            days.entry(device).or_default().insert(day);
         }
         let (mut known, mut devices) =
             (self.stream::<(Vec<u8>,)>(&self.link.statements.devices, ()).await?, 0);
@@ -191,12 +194,14 @@ impl CassandraStore {
 
     /// What waits for a device is there without a hole up to its cells, is read, and stands for what history holds;
     /// gives how many rows that are.
-    async fn audit_inbox(&self, device: Vec<u8>, days: Vec<i32>) -> Result<u64> {
+    async fn audit_inbox(&self, device: Vec<u8>, mut days: BTreeSet<i32>, began_us: u64) -> Result<u64> {
         let device = InstallationId::parse(&device).map_err(|_| corrupt())?;
         // The cells first: what they reach was written with them, or is being written.
         let (standing, cells) = (self.standing(device).await?, self.all_cells(device).await?);
         let mut waiting: HashMap<ConversationId, BTreeMap<Seq, Waiting>> =
             cells.keys().map(|conversation| (*conversation, BTreeMap::new())).collect();
+        // Others may have been begun since.
+        days.extend(Self::days(standing, began_us).chain([LATE_DAY]));
         for day in days {
             let key = (&device.as_bytes()[..], day);
             let mut rows = self.stream::<(Vec<u8>,)>(&self.link.statements.inbox_of, key).await?;
@@ -204,9 +209,10 @@ impl CassandraStore {
                 let row = decode_row(Bytes::from(row)).map_err(|_| corrupt())?;
                 let acked = cells.get(&row.conversation).map_or(0, |cell| cell.acked);
                 if row.seq > acked && self.is_committed(row.conversation, row.seq).await? {
-                    self.audit_content(device, &row).await?;
+                    let there = self.audit_content(device, &row).await?;
+                    let found = Waiting::new(&row, there.as_ref());
                     let place = waiting.entry(row.conversation).or_default().entry(row.seq);
-                    place.or_insert(Waiting::new(&row)).is_read |= is_read(standing, day, &row);
+                    place.or_insert(found).is_read |= is_read(standing, day, &row);
                 }
             }
         }
@@ -236,8 +242,12 @@ impl CassandraStore {
         let looked_for = rows.keys().next_back().map_or(before.tail, |last| before.tail.max(*last));
         for row in to_come.filter(|row| row.seq <= looked_for) {
             reach = reach.max(row.seq);
-            rows.insert(row.seq, Waiting { is_read: true, ..Waiting::new(row) });
+            let there = last.history.iter().find(|there| there.seq == row.seq);
+            rows.entry(row.seq).or_insert(Waiting { is_read: true, ..Waiting::new(row, there) });
         }
+        let mut members = last.state.members.iter();
+        let is_member = conversation.kind() == Ok(ConversationKind::Mailbox)
+            || members.any(|member| member.installations.contains(&device));
         rows.retain(|seq, _| *seq > cell.acked);
         let mut above = cell.acked;
         for (seq, row) in &rows {
@@ -247,7 +257,7 @@ impl CassandraStore {
             if !row.is_read {
                 return Err(broken("a row waits where its inbox is not read"));
             }
-            if row.first_seq > above + 1 && !row.joined {
+            if row.first_seq > above + 1 && !row.begins && is_member {
                 return Err(broken("an inbox has a hole"));
             }
             above = *seq;
@@ -258,11 +268,11 @@ impl CassandraStore {
         Ok(rows.len() as u64)
     }
 
-    /// History holds what a waiting row stands for.
-    async fn audit_content(&self, device: InstallationId, row: &InboxRow) -> Result<()> {
+    /// History holds what a waiting row stands for; gives what it holds, where it has to.
+    async fn audit_content(&self, device: InstallationId, row: &InboxRow) -> Result<Option<InboxRow>> {
         let conversation = row.conversation;
         if conversation.kind() == Ok(ConversationKind::Mailbox) || row.is_expired() {
-            return Ok(());
+            return Ok(None);
         }
         let key = (&conversation.as_bytes()[..], signed(row.seq / BUCKET), signed(row.seq));
         let found = self.link.rows(&self.link.statements.history_at, key).await?;
@@ -273,9 +283,9 @@ impl CassandraStore {
             }
         };
         let same =
-            |there: InboxRow| there.time_us == row.time_us && is_same(device, &there.content, &row.content);
-        if there.is_some_and(same) {
-            return Ok(());
+            |there: &InboxRow| there.time_us == row.time_us && is_same(device, &there.content, &row.content);
+        if there.as_ref().is_some_and(same) {
+            return Ok(there);
         }
         Err(broken("an inbox row stands for another message than history holds"))
     }
@@ -312,8 +322,10 @@ impl Log {
 }
 
 impl Waiting {
-    fn new(row: &InboxRow) -> Self {
-        Self { first_seq: row.first_seq(), joined: row.joined, is_read: false }
+    fn new(row: &InboxRow, history: Option<&InboxRow>) -> Self {
+        let own = matches!(row.content, RowContent::Own { .. });
+        let void = history.is_some_and(|there| matches!(there.content, RowContent::Empty { .. }));
+        Self { first_seq: row.first_seq(), begins: row.joined || (own && void), is_read: false }
     }
 }
 

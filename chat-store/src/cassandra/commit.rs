@@ -98,7 +98,7 @@ impl CassandraStore {
         try_join(self.write_state(commit, redo), self.write_generations(commit)).await.map(drop)
     }
 
-    async fn write_state(&self, commit: &Commit, redo: Vec<u8>) -> Result<()> {
+    pub(super) async fn write_state(&self, commit: &Commit, redo: Vec<u8>) -> Result<()> {
         self.link.batch(&[self.state_write(commit, redo)]).await?;
         self.note_head(commit.conversation, commit.state.head.seq);
         Ok(())

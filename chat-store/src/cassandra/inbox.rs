@@ -54,9 +54,9 @@ pub(super) struct Untrimmed {
 
 /// A row's key with its size.
 #[derive(Clone, Copy)]
-struct Key {
+pub(super) struct Key {
     day: i32,
-    place: Place,
+    pub(super) place: Place,
     size: u64,
 }
 
@@ -273,7 +273,12 @@ impl CassandraStore {
     }
 
     /// The keys of what is in a device's inbox from a time on (0: of everything), acknowledged or not.
-    async fn keys(&self, device: InstallationId, standing: Standing, from_us: u64) -> Result<Vec<Key>> {
+    pub(super) async fn keys(
+        &self,
+        device: InstallationId,
+        standing: Standing,
+        from_us: u64,
+    ) -> Result<Vec<Key>> {
         let mut keys = Vec::new();
         let late = (from_us == 0).then_some(LATE_DAY);
         for day in late.into_iter().chain(Self::days(standing, from_us)) {
@@ -336,7 +341,7 @@ impl CassandraStore {
     }
 
     /// Deletes rows, above every write of theirs: an original's is its commit time, a gap's one more.
-    async fn delete(&self, device: InstallationId, keys: &[Key]) -> Result<()> {
+    pub(super) async fn delete(&self, device: InstallationId, keys: &[Key]) -> Result<()> {
         let mut days: BTreeMap<i32, Vec<Write<'_>>> = BTreeMap::new();
         for key in keys {
             let values = vec![
@@ -354,24 +359,6 @@ impl CassandraStore {
             for some in writes.chunks(200) {
                 self.link.batch(some).await?;
             }
-        }
-        Ok(())
-    }
-
-    /// Deletes rows above the heads: of commits that were written in order, and of which no state says so. Their
-    /// places will be given to others.
-    pub(super) async fn drop_uncommitted(&self) -> Result<()> {
-        let all = self.link.session.execute_iter(self.link.statements.inbox_partitions.clone(), ()).await;
-        let mut inboxes = all.map_err(unknown)?.rows_stream::<(Vec<u8>, i32)>().map_err(|_| corrupt())?;
-        while let Some((device, day)) = inboxes.try_next().await.map_err(unknown)? {
-            let device = InstallationId::parse(&device).map_err(|_| corrupt())?;
-            let mut gone = Vec::new();
-            for key in self.keys_of_day(device, day, 0).await? {
-                if !self.is_committed(key.place.conversation, key.place.seq).await? {
-                    gone.push(key);
-                }
-            }
-            self.delete(device, &gone).await?;
         }
         Ok(())
     }

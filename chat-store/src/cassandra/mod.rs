@@ -30,6 +30,7 @@
 //! shards, by three minutes together; and at most what a device acknowledged in five minutes, and 512 rows, is read
 //! over as tombstones.
 
+mod abandon;
 mod audit;
 mod commit;
 mod directory;
@@ -307,8 +308,7 @@ impl LogAnchor for CassandraStore {
             }
             Some(known) if known.generation < log.generation => {
                 // Nobody is given the records again that would finish what they began.
-                self.finish_all().await?;
-                self.drop_uncommitted().await?;
+                self.abandon_log().await?;
                 let values = (generation, id, partitions, log.opened, signed(known.generation));
                 self.link.applied(&self.link.statements.next_log, values).await?;
             }

@@ -234,6 +234,8 @@ statements! {
         put_history: "INSERT INTO @history (conversation, bucket, seq, row) VALUES (?, ?, ?, ?) USING TIMESTAMP ?",
         find: "SELECT seq FROM @ids WHERE conversation = ? AND sender = ? AND minute = ? AND id = ?",
         put_id: "INSERT INTO @ids (conversation, sender, minute, id, seq) VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?",
+        all_ids: "SELECT conversation, sender, minute, id, seq FROM @ids",
+        delete_id: "DELETE FROM @ids USING TIMESTAMP ? WHERE conversation = ? AND sender = ? AND minute = ? AND id = ?",
         inbox: "SELECT row FROM @inbox WHERE installation = ? AND day = ? AND (time_us, conversation, seq) > (?, ?, ?) LIMIT ?",
         inbox_keys: "SELECT time_us, conversation, seq, size FROM @inbox WHERE installation = ? AND day = ? AND time_us >= ?",
         inbox_partitions: "SELECT DISTINCT installation, day FROM @inbox",

@@ -160,18 +160,27 @@ async fn what_was_half_written_goes_with_its_log() {
     let half = talk.several(101);
     store.settle(vec![half.clone()]).await.unwrap();
     store.begin_log(log(2)).await.unwrap();
-    // The sender tries again: its messages get other places, the last of them the first.
-    talk.state = before;
+    assert_eq!(store.state(talk.id(), None).await.unwrap().unwrap().head.seq, 1);
     let (sender, last_id, seq) = half.ids[100];
-    assert_eq!(seq, 102);
+    assert_eq!((seq, store.find(talk.id(), sender, last_id).await), (102, Ok(None)));
+    // The other one writes first, as many as were half written; and then the sender tries again.
+    let mut other = Talk { from: device(2), to: device(1), state: before };
+    other.state.head.time_us = now_us() + MINUTE_US;
+    other.state.head.position.generation = 0;
+    for _ in 0..101 {
+        let next = other.next(now_us());
+        commit(&store, next).await;
+    }
+    assert_eq!(store.find(talk.id(), sender, last_id).await, Ok(None), "nobody has it");
+    talk.state = other.state;
+    talk.state.head.position.generation = 0;
     let mut again = talk.next(now_us());
-    again.ids = vec![(sender, last_id, 2)];
-    again.state.head.position.generation = 2;
+    again.ids = vec![(sender, last_id, 103)];
     commit(&store, again.clone()).await;
+    assert_eq!(store.find(talk.id(), sender, last_id).await, Ok(Some(103)));
     let bob = device(2).installation;
     let places: Vec<Place> = drain(&store, bob).await;
-    assert_eq!(places.iter().map(|place| place.seq).collect::<Vec<_>>(), [1, 2]);
-    assert_eq!(places[1].time_us, again.history[0].time_us, "and not what was half written");
-    assert_eq!(store.find(talk.id(), sender, last_id).await, Ok(Some(2)));
+    assert_eq!(places.iter().map(|place| place.seq).collect::<Vec<_>>(), (1..=103).collect::<Vec<_>>());
+    assert_eq!(places[102].time_us, again.history[0].time_us, "and not what was half written");
     keyspace.remove().await;
 }

@@ -215,8 +215,8 @@ impl Reader {
                     } else {
                         self.broken.set(Error::new(
                             ErrorKind::Corrupt,
-                            "records of the log that were not applied are gone: begin a new log generation \
-                             with `chat-server-ref migrate --new-log`",
+                            "records of the log that were not applied are gone: stop every node and begin a \
+                             new log generation with `chat-server-ref migrate --new-log`",
                         ));
                         self.partitions.iter().for_each(Partition::wake);
                     }

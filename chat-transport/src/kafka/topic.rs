@@ -36,8 +36,8 @@ const FEWER_BROKERS: Error = Error::new(
 const fn gone() -> Error {
     Error::new(
         ErrorKind::Corrupt,
-        "the topic of the log is gone: restore it, or give up what was not applied yet and begin a new log \
-         generation with `chat-server-ref migrate --new-log`",
+        "the topic of the log is gone: restore it, or stop every node, give up what was not applied yet and begin \
+         a new log generation with `chat-server-ref migrate --new-log`",
     )
 }
 
@@ -45,7 +45,7 @@ const fn made_anew() -> Error {
     Error::new(
         ErrorKind::Corrupt,
         "the topic was made anew or its partitions lost their beginning: its offsets are not those of the \
-         data; begin a new log generation with `chat-server-ref migrate --new-log`",
+         data; stop every node and begin a new log generation with `chat-server-ref migrate --new-log`",
     )
 }
 

@@ -1,0 +1,114 @@
+//! What a log that is given up leaves behind: rows of commits that were written in order, and of which no state says
+//! that they are there. Nobody is given their records again, and the new log gives their places to others.
+
+use std::collections::BTreeMap;
+
+use chat_core::backend::{Commit, MessageStore as _};
+use chat_core::{ConversationId, InstallationId, MessageId, Result};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+
+use super::commit::now_us;
+use super::inbox::Key;
+use super::link::unknown;
+use super::{CassandraStore, corrupt, signed, unsigned};
+
+/// Inboxes and ids at once.
+const AT_ONCE: usize = 16;
+
+/// An id that leads above the head of its conversation.
+struct LostId {
+    conversation: ConversationId,
+    sender: InstallationId,
+    minute: i32,
+    id: MessageId,
+}
+
+impl CassandraStore {
+    /// Finishes what can be finished, and deletes what is above the heads. While nobody serves the store.
+    pub(super) async fn abandon_log(&self) -> Result<()> {
+        self.finish_all().await?;
+        let (rows, ids) = (self.lost_rows().await?, self.lost_ids().await?);
+        let mut last: BTreeMap<ConversationId, u64> = BTreeMap::new();
+        for (conversation, time_us) in rows
+            .iter()
+            .map(|(_, key)| (key.place.conversation, key.place.time_us))
+            .chain(ids.iter().map(|id| (id.conversation, 0)))
+        {
+            let known = last.entry(conversation).or_default();
+            *known = (*known).max(time_us);
+        }
+        for (conversation, time_us) in &mut last {
+            *time_us = self.raise_time(*conversation, *time_us).await?;
+        }
+        for (device, key) in rows {
+            self.delete(device, &[key]).await?;
+        }
+        for LostId { conversation, sender, minute, id } in ids {
+            let time_us = last.get(&conversation).copied().unwrap_or_else(now_us);
+            let key = (
+                signed(time_us),
+                &conversation.as_bytes()[..],
+                &sender.as_bytes()[..],
+                minute,
+                &id.as_bytes()[..],
+            );
+            self.link.write(&self.link.statements.delete_id, key).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes a conversation's state again, later than anything that is to be deleted: a state that was on its way
+    /// loses against it, and what is committed from now on comes after all tombstones. Gives its time.
+    async fn raise_time(&self, conversation: ConversationId, above_us: u64) -> Result<u64> {
+        let mut state = self.state(conversation, None).await?.unwrap_or_default();
+        // A tombstone of an inbox's row is one later than the row.
+        let time_us = state.head.time_us.max(above_us).max(now_us()) + 2;
+        state.head.time_us = time_us;
+        let nothing = Commit {
+            conversation,
+            history: Vec::new(),
+            ids: Vec::new(),
+            inbox: Vec::new(),
+            generations: Vec::new(),
+            state,
+        };
+        self.write_state(&nothing, Vec::new()).await?;
+        Ok(time_us)
+    }
+
+    async fn lost_rows(&self) -> Result<Vec<(InstallationId, Key)>> {
+        let all = self.link.session.execute_iter(self.link.statements.devices.clone(), ()).await;
+        let devices = all.map_err(unknown)?.rows_stream::<(Vec<u8>,)>().map_err(|_| corrupt())?;
+        let lost = devices.map_err(unknown).map_ok(|(device,)| self.lost_rows_of(device));
+        lost.try_buffer_unordered(AT_ONCE).try_concat().await
+    }
+
+    async fn lost_rows_of(&self, device: Vec<u8>) -> Result<Vec<(InstallationId, Key)>> {
+        let device = InstallationId::parse(&device).map_err(|_| corrupt())?;
+        let mut lost = Vec::new();
+        for key in self.keys(device, self.standing(device).await?, 0).await? {
+            if !self.is_committed(key.place.conversation, key.place.seq).await? {
+                lost.push((device, key));
+            }
+        }
+        Ok(lost)
+    }
+
+    async fn lost_ids(&self) -> Result<Vec<LostId>> {
+        let all = self.link.session.execute_iter(self.link.statements.all_ids.clone(), ()).await;
+        let ids = all.map_err(unknown)?.rows_stream::<(Vec<u8>, Vec<u8>, i32, Vec<u8>, i64)>();
+        let lost = ids.map_err(|_| corrupt())?.map_err(unknown).map_ok(
+            |(conversation, sender, minute, id, seq)| async move {
+                let conversation = ConversationId::parse(&conversation).map_err(|_| corrupt())?;
+                if self.is_committed(conversation, unsigned(seq)).await? {
+                    return Ok(None);
+                }
+                let sender = InstallationId::parse(&sender).map_err(|_| corrupt())?;
+                let id = MessageId::parse(&id).map_err(|_| corrupt())?;
+                Ok(Some(LostId { conversation, sender, minute, id }))
+            },
+        );
+        let lost = lost.try_buffer_unordered(AT_ONCE).filter_map(|found| async { found.transpose() });
+        lost.try_collect().await
+    }
+}
