@@ -141,7 +141,7 @@ impl EmbeddedStore {
         path.as_ref().join("db").exists()
     }
 
-    /// Reads everything and proves what the store promises; see [`Audit`].
+    /// Reads everything and proves what the store promises; see [`Audit`](crate::Audit).
     ///
     /// # Errors
     /// `Corrupt` with what is wrong.
