@@ -9,7 +9,6 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::commit::now_us;
 use super::inbox::Key;
-use super::link::unknown;
 use super::{CassandraStore, corrupt, signed, unsigned};
 
 /// Inboxes and ids at once.
@@ -77,9 +76,8 @@ impl CassandraStore {
     }
 
     async fn lost_rows(&self) -> Result<Vec<(InstallationId, Key)>> {
-        let all = self.link.session.execute_iter(self.link.statements.devices.clone(), ()).await;
-        let devices = all.map_err(unknown)?.rows_stream::<(Vec<u8>,)>().map_err(|_| corrupt())?;
-        let lost = devices.map_err(unknown).map_ok(|(device,)| self.lost_rows_of(device));
+        let devices = self.link.stream::<(Vec<u8>,)>(&self.link.statements.devices, ()).await?;
+        let lost = devices.map_ok(|(device,)| self.lost_rows_of(device));
         lost.try_buffer_unordered(AT_ONCE).try_concat().await
     }
 
@@ -95,19 +93,17 @@ impl CassandraStore {
     }
 
     async fn lost_ids(&self) -> Result<Vec<LostId>> {
-        let all = self.link.session.execute_iter(self.link.statements.all_ids.clone(), ()).await;
-        let ids = all.map_err(unknown)?.rows_stream::<(Vec<u8>, Vec<u8>, i32, Vec<u8>, i64)>();
-        let lost = ids.map_err(|_| corrupt())?.map_err(unknown).map_ok(
-            |(conversation, sender, minute, id, seq)| async move {
-                let conversation = ConversationId::parse(&conversation).map_err(|_| corrupt())?;
-                if self.is_committed(conversation, unsigned(seq)).await? {
-                    return Ok(None);
-                }
-                let sender = InstallationId::parse(&sender).map_err(|_| corrupt())?;
-                let id = MessageId::parse(&id).map_err(|_| corrupt())?;
-                Ok(Some(LostId { conversation, sender, minute, id }))
-            },
-        );
+        let statement = &self.link.statements.all_ids;
+        let ids = self.link.stream::<(Vec<u8>, Vec<u8>, i32, Vec<u8>, i64)>(statement, ()).await?;
+        let lost = ids.map_ok(|(conversation, sender, minute, id, seq)| async move {
+            let conversation = ConversationId::parse(&conversation).map_err(|_| corrupt())?;
+            if self.is_committed(conversation, unsigned(seq)).await? {
+                return Ok(None);
+            }
+            let sender = InstallationId::parse(&sender).map_err(|_| corrupt())?;
+            let id = MessageId::parse(&id).map_err(|_| corrupt())?;
+            Ok(Some(LostId { conversation, sender, minute, id }))
+        });
         let lost = lost.try_buffer_unordered(AT_ONCE).filter_map(|found| async { found.transpose() });
         lost.try_collect().await
     }

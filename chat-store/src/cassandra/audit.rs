@@ -12,14 +12,10 @@ use chat_core::{
     Result, Seq,
 };
 use futures_util::future::ready;
-use futures_util::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
-use scylla::deserialize::row::DeserializeRow;
-use scylla::serialize::row::SerializeRow;
-use scylla::statement::prepared::PreparedStatement;
+use futures_util::stream::TryStreamExt as _;
 
 use super::commit::{LATE_DAY, minute, now_us};
 use super::inbox::Standing;
-use super::link::unknown;
 use super::{BUCKET, CassandraStore, corrupt, signed, unsigned};
 use crate::audit::{Audit, broken};
 
@@ -64,7 +60,7 @@ impl CassandraStore {
     /// # Errors
     /// `Corrupt` with what does not hold, `Unavailable` if Cassandra does not answer again and again.
     pub async fn audit(&self) -> Result<Audit> {
-        let states = self.stream::<(Vec<u8>,)>(&self.link.statements.conversations, ()).await?;
+        let states = self.link.stream::<(Vec<u8>,)>(&self.link.statements.conversations, ()).await?;
         let checked = states
             .map_ok(|(id,)| again("conversation", id.clone(), move || self.audit_conversation(id.clone())));
         let (conversations, messages) = checked
@@ -79,7 +75,7 @@ impl CassandraStore {
         });
         let waiting =
             checked.try_buffer_unordered(AT_ONCE).try_fold(0, |sum, rows| ready(Ok(sum + rows))).await?;
-        let users = self.stream::<(Vec<u8>,)>(&self.link.statements.users, ()).await?;
+        let users = self.link.stream::<(Vec<u8>,)>(&self.link.statements.users, ()).await?;
         let accounts = users.try_fold(0, |count, _| ready(Ok(count + 1))).await?;
         Ok(Audit { conversations, messages, waiting, devices, accounts })
     }
@@ -88,30 +84,17 @@ impl CassandraStore {
     async fn inboxes(&self) -> Result<(HashMap<Vec<u8>, BTreeSet<i32>>, u64)> {
         let mut days: HashMap<Vec<u8>, BTreeSet<i32>> = HashMap::new();
         let mut partitions =
-            self.stream::<(Vec<u8>, i32)>(&self.link.statements.inbox_partitions, ()).await?;
+            self.link.stream::<(Vec<u8>, i32)>(&self.link.statements.inbox_partitions, ()).await?;
         while let Some((device, day)) = partitions.try_next().await? {
             days.entry(device).or_default().insert(day);
         }
         let (mut known, mut devices) =
-            (self.stream::<(Vec<u8>,)>(&self.link.statements.devices, ()).await?, 0);
+            (self.link.stream::<(Vec<u8>,)>(&self.link.statements.devices, ()).await?, 0);
         while let Some((device,)) = known.try_next().await? {
             devices += 1;
             days.entry(device).or_default();
         }
         Ok((days, devices))
-    }
-
-    /// The rows of a statement, page by page.
-    async fn stream<T>(
-        &self,
-        statement: &PreparedStatement,
-        values: impl SerializeRow,
-    ) -> Result<BoxStream<'static, Result<T>>>
-    where
-        T: for<'frame, 'metadata> DeserializeRow<'frame, 'metadata> + Send + Unpin + 'static,
-    {
-        let rows = self.link.session.execute_iter(statement.clone(), values).await.map_err(unknown)?;
-        Ok(rows.rows_stream::<T>().map_err(|_| corrupt())?.map_err(unknown).boxed())
     }
 
     /// A state with what may still have to be written of the commit that made it.
@@ -135,7 +118,7 @@ impl CassandraStore {
             let to_come = last.history.iter().filter(|row| row.seq / BUCKET == bucket);
             let mut rows: BTreeMap<Seq, Placed> = to_come.map(|row| (row.seq, Placed::new(row))).collect();
             let key = (&conversation.as_bytes()[..], signed(bucket));
-            let mut written = self.stream::<(Vec<u8>,)>(&self.link.statements.history_of, key).await?;
+            let mut written = self.link.stream::<(Vec<u8>,)>(&self.link.statements.history_of, key).await?;
             while let Some((row,)) = written.try_next().await? {
                 let row = decode_row(Bytes::from(row)).map_err(|_| corrupt())?;
                 if row.conversation != conversation {
@@ -204,7 +187,7 @@ impl CassandraStore {
         days.extend(Self::days(standing, began_us).chain([LATE_DAY]));
         for day in days {
             let key = (&device.as_bytes()[..], day);
-            let mut rows = self.stream::<(Vec<u8>,)>(&self.link.statements.inbox_of, key).await?;
+            let mut rows = self.link.stream::<(Vec<u8>,)>(&self.link.statements.inbox_of, key).await?;
             while let Some((row,)) = rows.try_next().await? {
                 let row = decode_row(Bytes::from(row)).map_err(|_| corrupt())?;
                 let acked = cells.get(&row.conversation).map_or(0, |cell| cell.acked);

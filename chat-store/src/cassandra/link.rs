@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chat_core::{Error, ErrorKind, Result};
+use futures_util::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
 use scylla::client::PoolSize;
 use scylla::client::execution_profile::ExecutionProfile;
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
+use scylla::deserialize::row::DeserializeRow;
 use scylla::policies::speculative_execution::SimpleSpeculativeExecutionPolicy;
 use scylla::response::query_result::{QueryResult, QueryRowsResult};
 use scylla::serialize::row::SerializeRow;
@@ -17,6 +19,7 @@ use scylla::statement::prepared::PreparedStatement;
 use scylla::statement::{Consistency, SerialConsistency};
 use scylla::value::{CqlValue, Row};
 
+use super::corrupt;
 use super::schema::Statements;
 
 /// How long a statement may take: then its outcome is unknown.
@@ -143,6 +146,19 @@ impl Link {
     ) -> Result<QueryRowsResult> {
         let result = self.session.execute_unpaged(statement, values).await.map_err(unknown)?;
         result.into_rows_result().map_err(unknown)
+    }
+
+    /// The rows of a statement, page by page.
+    pub(super) async fn stream<T>(
+        &self,
+        statement: &PreparedStatement,
+        values: impl SerializeRow,
+    ) -> Result<BoxStream<'static, Result<T>>>
+    where
+        T: for<'frame, 'metadata> DeserializeRow<'frame, 'metadata> + Send + Unpin + 'static,
+    {
+        let rows = self.session.execute_iter(statement.clone(), values).await.map_err(unknown)?;
+        Ok(rows.rows_stream::<T>().map_err(|_| corrupt())?.map_err(unknown).boxed())
     }
 
     /// Carries out a write that may be repeated.
