@@ -299,7 +299,7 @@ impl Client {
             client: self.clone(),
             last: self.last.clone(),
             standing: self.standing.clone(),
-            told: Standing::default(),
+            reported: Standing::default(),
             passing: self.passing.subscribe(),
             ready: std::collections::VecDeque::new(),
         }
@@ -434,7 +434,7 @@ pub struct Events {
     after: u64,
     last: watch::Receiver<u64>,
     standing: watch::Receiver<Standing>,
-    told: Standing,
+    reported: Standing,
     passing: broadcast::Receiver<Event>,
     ready: std::collections::VecDeque<Numbered>,
 }
@@ -463,7 +463,7 @@ impl Events {
                 self.ready.extend(page);
                 continue;
             }
-            if let Some(event) = self.told.follow(&self.standing.borrow_and_update()) {
+            if let Some(event) = self.reported.follow(&self.standing.borrow_and_update()) {
                 return Ok(Numbered { n: 0, event });
             }
             tokio::select! {

@@ -63,31 +63,31 @@ impl Standing {
 mod tests {
     use super::*;
 
-    fn told(listener: &mut Standing, now: &Standing) -> Vec<Event> {
+    fn follow_all(listener: &mut Standing, now: &Standing) -> Vec<Event> {
         std::iter::from_fn(|| listener.follow(now)).collect()
     }
 
     #[test]
     fn a_late_listener_is_told_how_it_stands_and_nothing_twice() {
         let (mut now, mut early) = (Standing::default(), Standing::default());
-        assert_eq!(told(&mut early, &now), []);
+        assert_eq!(follow_all(&mut early, &now), []);
         now.connected();
-        assert_eq!(told(&mut early, &now), [Event::Connected]);
+        assert_eq!(follow_all(&mut early, &now), [Event::Connected]);
         now.caught_up();
         let mut late = Standing::default();
-        assert_eq!(told(&mut late, &now), [Event::Connected, Event::CaughtUp]);
-        assert_eq!(told(&mut early, &now), [Event::CaughtUp]);
+        assert_eq!(follow_all(&mut late, &now), [Event::Connected, Event::CaughtUp]);
+        assert_eq!(follow_all(&mut early, &now), [Event::CaughtUp]);
         now.disconnected();
         now.connected();
         now.caught_up();
         for listener in [&mut early, &mut late] {
             let expected = [Event::Disconnected, Event::Connected, Event::CaughtUp];
-            assert_eq!(told(listener, &now), expected, "a session in between is not hidden");
-            assert_eq!(told(listener, &now), []);
+            assert_eq!(follow_all(listener, &now), expected, "a session in between is not hidden");
+            assert_eq!(follow_all(listener, &now), []);
         }
         let why = Event::Error { reason: "unauthorized".into(), message: String::new() };
         now.stopped(why.clone());
-        assert_eq!(told(&mut early, &now), [Event::Disconnected, why.clone()]);
-        assert_eq!(told(&mut Standing::default(), &now), [why]);
+        assert_eq!(follow_all(&mut early, &now), [Event::Disconnected, why.clone()]);
+        assert_eq!(follow_all(&mut Standing::default(), &now), [why]);
     }
 }

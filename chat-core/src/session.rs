@@ -192,7 +192,7 @@ impl Session {
             Input::Acked { too_high: true } => self.close(close::ACK_TOO_HIGH, 0, out),
             Input::Presence(present) => self.presence(&present, out),
             Input::Gone => {
-                self.gathered.tell_all(out);
+                self.gathered.flush_all(out);
                 self.phase = Phase::Closed;
             }
             Input::Tick => self.tick(now, out),
@@ -207,7 +207,7 @@ impl Session {
 
     fn close(&mut self, code: u16, retry_after: u32, out: &mut Vec<Output>) {
         if !matches!(self.phase, Phase::Closed) {
-            self.gathered.tell_all(out);
+            self.gathered.flush_all(out);
             self.phase = Phase::Closed;
             out.push(Output::Send(ServerFrame::Close { code, retry_after }));
             out.push(Output::Close(code));
@@ -304,7 +304,7 @@ impl Session {
 
     /// Asks for a page. What is acknowledged is not to be read again.
     fn read_page(&mut self, after: Place, out: &mut Vec<Output>) {
-        self.gathered.tell_acks(out);
+        self.gathered.flush_acks(out);
         out.push(Output::Read(after));
     }
 

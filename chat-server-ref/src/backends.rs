@@ -279,13 +279,13 @@ pub async fn audit(_settings: &Settings) -> Result<chat_store::Audit, String> {
 /// # Errors
 /// As [`chat_store::copy`].
 #[cfg(feature = "cluster")]
-pub async fn copy(from: &str, to: &str, tell: impl Fn(String) + Send + Sync) -> Result<String, String> {
+pub async fn copy(from: &str, to: &str, report: impl Fn(String) + Send + Sync) -> Result<String, String> {
     let path = from.strip_prefix("fjall:").ok_or("--from is fjall:DIRECTORY, the data of one process")?;
     let to = to.parse().map_err(explain("--to"))?;
     let sealed = chat_store::SealedStore::seal(path).map_err(explain("--from"))?;
     let audit = sealed.audit().map_err(explain("--from"))?;
-    tell(format!("{path} is sealed and in order: {audit}"));
-    let copied = chat_store::copy(&sealed, &to, tell).await.map_err(explain("copy"))?;
+    report(format!("{path} is sealed and in order: {audit}"));
+    let copied = chat_store::copy(&sealed, &to, report).await.map_err(explain("copy"))?;
     Ok(copied.to_string())
 }
 

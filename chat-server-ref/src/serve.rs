@@ -90,8 +90,8 @@ pub fn migrate(settings: Settings, new_log: bool) -> Result<Vec<String>, String>
 ///
 /// # Errors
 /// What cannot be copied, and why.
-pub fn copy(from: &str, to: &str, tell: impl Fn(String) + Send + Sync) -> Result<String, String> {
-    block_on(backends::copy(from, to, tell))
+pub fn copy(from: &str, to: &str, report: impl Fn(String) + Send + Sync) -> Result<String, String> {
+    block_on(backends::copy(from, to, report))
 }
 
 /// Proves what the store promises, and counts; see [`chat_store::Audit`].

@@ -17,7 +17,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 use opentelemetry_proto::tonic::trace::v1::Span;
 use tokio::sync::mpsc;
 
-/// A collector that passes on what it is told, with the node that told it.
+/// A collector that passes on what it is exported, with the node that exported it.
 #[derive(Debug)]
 struct Collector(mpsc::UnboundedSender<(String, Span)>);
 
@@ -27,9 +27,9 @@ impl TraceService for Collector {
         &self,
         request: tonic::Request<ExportTraceServiceRequest>,
     ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
-        for told in request.into_inner().resource_spans {
-            let node = format!("{:?}", told.resource);
-            for span in told.scope_spans.into_iter().flat_map(|scope| scope.spans) {
+        for exported in request.into_inner().resource_spans {
+            let node = format!("{:?}", exported.resource);
+            for span in exported.scope_spans.into_iter().flat_map(|scope| scope.spans) {
                 self.0.send((node.clone(), span)).unwrap();
             }
         }
@@ -41,10 +41,10 @@ impl TraceService for Collector {
 async fn collector(serves: bool) -> (String, mpsc::UnboundedReceiver<(String, Span)>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (told, spans) = mpsc::unbounded_channel();
+    let (exported, spans) = mpsc::unbounded_channel();
     if serves {
         drop(listener);
-        let service = TraceServiceServer::new(Collector(told));
+        let service = TraceServiceServer::new(Collector(exported));
         tokio::spawn(tonic::transport::Server::builder().add_service(service).serve(address));
         while tokio::net::TcpStream::connect(address).await.is_err() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -75,24 +75,24 @@ async fn one_message_is_one_trace_over_all_nodes() {
     router.note(id, 3_100, Stage::Routed { gateway: GatewayId(7), devices: 1 });
     gateway.note(id, 4_000, Stage::Delivered { conversation, sender, device, committed_us: 4_900 });
 
-    let mut told = Vec::new();
-    while told.len() < 4 {
-        told.push(tokio::time::timeout(Duration::from_secs(20), spans.recv()).await.unwrap().unwrap());
+    let mut exported = Vec::new();
+    while exported.len() < 4 {
+        exported.push(tokio::time::timeout(Duration::from_secs(20), spans.recv()).await.unwrap().unwrap());
     }
-    told.sort_by_key(|(_, span)| span.end_time_unix_nano);
-    let names: Vec<&str> = told.iter().map(|(_, span)| span.name.as_str()).collect();
+    exported.sort_by_key(|(_, span)| span.end_time_unix_nano);
+    let names: Vec<&str> = exported.iter().map(|(_, span)| span.name.as_str()).collect();
     assert_eq!(names, ["chat.accept", "chat.store", "chat.route", "chat.deliver"]);
-    let times: Vec<_> = told
+    let times: Vec<_> = exported
         .iter()
         .map(|(_, span)| (span.start_time_unix_nano / 1000, span.end_time_unix_nano / 1000))
         .collect();
     assert_eq!(times, [(1_000, 2_000), (2_500, 3_000), (3_100, 3_100), (4_000, 4_000)]);
-    let root = told[0].1.span_id.clone();
-    assert!(told[0].1.parent_span_id.is_empty());
-    assert!(told[1..].iter().all(|(_, span)| span.parent_span_id == root && span.span_id != root));
-    assert!(told.iter().all(|(_, span)| span.trace_id == id.as_bytes()), "the id is the trace");
-    assert!(told[0].0.contains("\"7\"") && told[1].0.contains("\"8\""), "which node it was");
-    let text = format!("{told:?}");
+    let root = exported[0].1.span_id.clone();
+    assert!(exported[0].1.parent_span_id.is_empty());
+    assert!(exported[1..].iter().all(|(_, span)| span.parent_span_id == root && span.span_id != root));
+    assert!(exported.iter().all(|(_, span)| span.trace_id == id.as_bytes()), "the id is the trace");
+    assert!(exported[0].0.contains("\"7\"") && exported[1].0.contains("\"8\""), "which node it was");
+    let text = format!("{exported:?}");
     assert!(!text.contains(&conversation.to_hex()) && !text.contains("94, 94, 94"), "whose it is: {text}");
 }
 

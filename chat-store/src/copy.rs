@@ -81,7 +81,7 @@ impl fmt::Display for Copied {
 /// Store epoch, states, acks, accounts and prekeys are the same afterwards, so that clients notice nothing.
 /// Positions in the old log are left behind: the cluster's first log has generation 1, above all of them.
 ///
-/// `tell` is told how far it is, about once a second.
+/// `report` is reported how far it is, about once a second.
 ///
 /// # Errors
 /// `Conflict` if the keyspace holds another data set or the copy was finished before, `Corrupt` if the source
@@ -90,10 +90,10 @@ impl fmt::Display for Copied {
 pub async fn copy(
     from: &SealedStore,
     to: &CassandraSettings,
-    tell: impl Fn(String) + Send + Sync,
+    report: impl Fn(String) + Send + Sync,
 ) -> Result<Copied> {
     let to = CassandraImport::begin(to, from.epoch()).await?;
-    let copy = Copy { from, to, told: parking_lot::Mutex::new(Instant::now()), tell };
+    let copy = Copy { from, to, reported: parking_lot::Mutex::new(Instant::now()), report };
     let (conversations, devices, users) = (from.conversations()?, from.devices()?, from.users()?);
     let rows = AtomicU64::new(0);
     each(&conversations, |id| copy.conversation(*id, &rows)).await?;
@@ -101,7 +101,7 @@ pub async fn copy(
     each(&devices, |id| copy.device(*id)).await?;
     each(&users, |user| copy.account(*user)).await?;
 
-    (copy.tell)("everything is written: comparing".to_owned());
+    (copy.report)("everything is written: comparing".to_owned());
     let mut copied = Copied {
         conversations: conversations.len() as u64,
         devices: devices.len() as u64,
@@ -150,19 +150,19 @@ const fn differs(what: &'static str) -> Error {
     Error::new(ErrorKind::Corrupt, what)
 }
 
-struct Copy<'a, Tell> {
+struct Copy<'a, Report> {
     from: &'a SealedStore,
     to: CassandraImport,
-    told: parking_lot::Mutex<Instant>,
-    tell: Tell,
+    reported: parking_lot::Mutex<Instant>,
+    report: Report,
 }
 
-impl<Tell: Fn(String) + Send + Sync> Copy<'_, Tell> {
+impl<Report: Fn(String) + Send + Sync> Copy<'_, Report> {
     fn progress(&self, what: impl FnOnce() -> String) {
-        let mut told = self.told.lock();
-        if told.elapsed() > Duration::from_secs(1) {
-            *told = Instant::now();
-            (self.tell)(what());
+        let mut reported = self.reported.lock();
+        if reported.elapsed() > Duration::from_secs(1) {
+            *reported = Instant::now();
+            (self.report)(what());
         }
     }
 

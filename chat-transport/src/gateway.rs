@@ -247,8 +247,8 @@ impl Connection {
                 }
             } => Woken::Deadline,
             spread = async {
-                let told = drain.wait_for(|spread| *spread > 0).await.map(|spread| *spread);
-                match told {
+                let draining = drain.wait_for(|spread| *spread > 0).await.map(|spread| *spread);
+                match draining {
                     Ok(spread) => spread,
                     // Nobody can drain this gateway any more; that is no reason to wake.
                     Err(_) => std::future::pending().await,

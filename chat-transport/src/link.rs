@@ -3,7 +3,7 @@
 //!
 //! Each other gateway has a bounded queue and one request on its way at a time, which carries all that
 //! gathered meanwhile. A gateway that does not answer within a second is forgotten for a moment; what was
-//! meant for it waits in inboxes, and its sessions are told that they lag once it answers again.
+//! meant for it waits in inboxes, and its sessions are deliveries that they lag once it answers again.
 //!
 //! Outside of loopback both sides show certificates of one authority: whoever can speak on the link can
 //! tell sessions anything.
@@ -17,10 +17,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes};
-use chat_core::backend::{GatewayId, NodeLink, PushSink, Registry, Route, Told};
+use chat_core::backend::{GatewayId, NodeLink, PushSink, Registry, Route, SessionDelivery};
 use chat_core::delivery::Event;
 use chat_core::wire::node::{
-    decode_not_here, decode_rendezvous, decode_told, encode_not_here, encode_rendezvous, encode_told,
+    decode_deliveries, decode_not_here, decode_rendezvous, encode_deliveries, encode_not_here,
+    encode_rendezvous,
 };
 use chat_core::{DeviceAddress, Engine, Error, ErrorKind, Result};
 use futures_util::future::BoxFuture;
@@ -37,7 +38,7 @@ use tonic::server::{Grpc, NamedService, UnaryService};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Server, ServerTlsConfig};
 use tonic::{Code, Request, Response, Status};
 
-const TELL: &str = "/chat.node.v1.Link/Tell";
+const DELIVER: &str = "/chat.node.v1.Link/Deliver";
 const OFFER: &str = "/chat.node.v1.Link/Offer";
 /// How long a gateway may take to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -47,7 +48,7 @@ const IDLE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(200);
 /// Connections with something to tell that may wait for one gateway; what is above is dropped.
 const QUEUE: usize = 8192;
-/// Bytes of what they are told.
+/// Bytes of what they are deliveries.
 const QUEUE_BYTES: usize = 32 * 1024 * 1024;
 /// Deliveries and bytes of one request, about; a delivery more may bring it above.
 const REQUEST: (usize, usize) = (512, 8 * 1024 * 1024);
@@ -125,17 +126,17 @@ impl NamedService for Receiver {
     const NAME: &'static str = "chat.node.v1.Link";
 }
 
-struct Tell(Arc<Engine>);
+struct Deliver(Arc<Engine>);
 
-impl UnaryService<Bytes> for Tell {
+impl UnaryService<Bytes> for Deliver {
     type Response = Bytes;
     type Future = BoxFuture<'static, std::result::Result<Response<Bytes>, Status>>;
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
         let engine = self.0.clone();
         Box::pin(async move {
-            let told = decode_told(request.into_inner()).map_err(|e| invalid(&e))?;
-            Ok(Response::new(encode_not_here(&engine.told(told)).into()))
+            let deliveries = decode_deliveries(request.into_inner()).map_err(|e| invalid(&e))?;
+            Ok(Response::new(encode_not_here(&engine.deliver_local(deliveries)).into()))
         })
     }
 }
@@ -173,7 +174,7 @@ impl tower_service::Service<http::Request<Body>> for Receiver {
         Box::pin(async move {
             let mut grpc = Grpc::new(Plain).max_decoding_message_size(LARGEST);
             Ok(match request.uri().path() {
-                TELL => grpc.unary(Tell(engine), request).await,
+                DELIVER => grpc.unary(Deliver(engine), request).await,
                 OFFER => grpc.unary(Offer(engine), request).await,
                 _ => Status::new(Code::Unimplemented, "no such call").into_http(),
             })
@@ -224,7 +225,7 @@ struct Peer {
 
 #[derive(Default)]
 struct Waiting {
-    told: VecDeque<Told>,
+    deliveries: VecDeque<SessionDelivery>,
     /// Of all their events.
     bytes: usize,
     /// Connections for which something was dropped.
@@ -244,12 +245,12 @@ fn bytes_of(events: &[Event]) -> usize {
 }
 
 impl Peer {
-    fn put(&self, told: Vec<Told>) {
+    fn put(&self, deliveries: Vec<SessionDelivery>) {
         let mut waiting = self.waiting.lock();
-        for (route, events) in told {
+        for (route, events) in deliveries {
             let bytes = bytes_of(&events);
-            if waiting.told.len() < QUEUE && waiting.bytes + bytes <= QUEUE_BYTES {
-                waiting.told.push_back((route, events));
+            if waiting.deliveries.len() < QUEUE && waiting.bytes + bytes <= QUEUE_BYTES {
+                waiting.deliveries.push_back((route, events));
                 waiting.bytes += bytes;
                 metrics::gauge!("chat_link_waiting_sessions").increment(1);
             } else {
@@ -266,32 +267,32 @@ impl Peer {
 
     fn is_idle(&self) -> bool {
         let waiting = self.waiting.lock();
-        waiting.told.is_empty() && waiting.lagged.is_empty()
+        waiting.deliveries.is_empty() && waiting.lagged.is_empty()
     }
 
-    fn take(&self) -> Vec<Told> {
+    fn take(&self) -> Vec<SessionDelivery> {
         let mut waiting = self.waiting.lock();
-        let (mut told, mut bytes) = (Vec::new(), 0);
-        while told.len() < REQUEST.0
+        let (mut deliveries, mut bytes) = (Vec::new(), 0);
+        while deliveries.len() < REQUEST.0
             && bytes < REQUEST.1
-            && let Some((route, events)) = waiting.told.pop_front()
+            && let Some((route, events)) = waiting.deliveries.pop_front()
         {
             bytes += bytes_of(&events);
-            told.push((route, events));
+            deliveries.push((route, events));
         }
         waiting.bytes -= bytes;
-        metrics::gauge!("chat_link_waiting_sessions").decrement(told.len() as f64);
-        told.extend(waiting.lagged.drain().map(|route| (route, vec![Event::Lagged])));
-        told
+        metrics::gauge!("chat_link_waiting_sessions").decrement(deliveries.len() as f64);
+        deliveries.extend(waiting.lagged.drain().map(|route| (route, vec![Event::Lagged])));
+        deliveries
     }
 
-    /// What was not delivered: its sessions are told that they lag, if there is a next time.
-    fn lost(&self, told: &[Told]) {
-        let events: usize = told.iter().map(|(_, events)| events.len()).sum();
+    /// What was not delivered: its sessions are deliveries that they lag, if there is a next time.
+    fn lost(&self, deliveries: &[SessionDelivery]) {
+        let events: usize = deliveries.iter().map(|(_, events)| events.len()).sum();
         metrics::counter!("chat_dropped_total", "reason" => "link_unanswered").increment(events as u64);
         let mut waiting = self.waiting.lock();
         let room = QUEUE.saturating_sub(waiting.lagged.len());
-        waiting.lagged.extend(told.iter().map(|(route, _)| *route).take(room));
+        waiting.lagged.extend(deliveries.iter().map(|(route, _)| *route).take(room));
     }
 }
 
@@ -319,7 +320,7 @@ impl Shared {
         if self.tls.is_none() && !is_loopback(&address) {
             let error =
                 Error::new(ErrorKind::Denied, "outside of loopback nodes show each other certificates");
-            tracing::error!(%error, gateway = gateway.0, "link_tls is missing: a gateway cannot be told anything");
+            tracing::error!(%error, gateway = gateway.0, "link_tls is missing: a gateway cannot be deliveries anything");
             return Err(error);
         }
         let wrong = |e| Error::new(ErrorKind::Invalid, "not an address of a gateway").caused_by(e);
@@ -355,8 +356,8 @@ impl Shared {
     async fn run(&self, gateway: GatewayId, peer: &Peer) {
         let mut channel: Option<Channel> = None;
         loop {
-            let told = peer.take();
-            if told.is_empty() {
+            let deliveries = peer.take();
+            if deliveries.is_empty() {
                 let more = tokio::time::timeout(IDLE, peer.more.notified()).await;
                 if more.is_err() && self.retire(gateway, peer) {
                     return;
@@ -364,23 +365,23 @@ impl Shared {
                 continue;
             }
             // All of it together: where it is, the connection, the answer.
-            let sent = tokio::time::timeout(PATIENCE, self.send(gateway, &mut channel, &told)).await;
+            let sent = tokio::time::timeout(PATIENCE, self.send(gateway, &mut channel, &deliveries)).await;
             match sent.unwrap_or_else(|e| Err(silent(e))) {
                 Ok(stale) if stale.is_empty() => {}
-                Ok(stale) => self.not_there(&stale, &told).await,
+                Ok(stale) => self.not_there(&stale, &deliveries).await,
                 // Its lease is over: nobody is connected there.
                 Err(error) if error.kind() == ErrorKind::NotFound => {
-                    let all: Vec<Route> = told.iter().map(|(route, _)| *route).collect();
-                    self.not_there(&all, &told).await;
+                    let all: Vec<Route> = deliveries.iter().map(|(route, _)| *route).collect();
+                    self.not_there(&all, &deliveries).await;
                 }
                 Err(error) => {
                     tracing::debug!(%error, gateway = gateway.0, "the node link");
                     channel = None;
-                    peer.lost(&told);
-                    // Not for `Lagged`, which goes on being told.
+                    peer.lost(&deliveries);
+                    // Not for `Lagged`, which goes on being deliveries.
                     let with_message =
-                        |(_, events): &&Told| events.iter().any(|event| event.message().is_some());
-                    let woken = told.iter().filter(with_message);
+                        |(_, events): &&SessionDelivery| events.iter().any(|event| event.message().is_some());
+                    let woken = deliveries.iter().filter(with_message);
                     self.wake(woken.map(|(route, _)| route.device).collect()).await;
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -403,26 +404,26 @@ impl Shared {
         &self,
         gateway: GatewayId,
         known: &mut Option<Channel>,
-        told: &[Told],
+        deliveries: &[SessionDelivery],
     ) -> Result<Vec<Route>> {
         let channel = match known {
             Some(channel) => channel,
             None => known.insert(self.connect(gateway).await?),
         };
         let start = std::time::Instant::now();
-        let answer = self.call(channel, TELL, encode_told(told).into()).await?;
+        let answer = self.call(channel, DELIVER, encode_deliveries(deliveries).into()).await?;
         metrics::histogram!("chat_link_seconds").record(start.elapsed().as_secs_f64());
-        metrics::histogram!("chat_link_request_sessions").record(told.len() as f64);
+        metrics::histogram!("chat_link_request_sessions").record(deliveries.len() as f64);
         decode_not_here(answer)
     }
 
-    async fn not_there(&self, stale: &[Route], told: &[Told]) {
+    async fn not_there(&self, stale: &[Route], deliveries: &[SessionDelivery]) {
         for route in stale {
             let _ = self.registry.unbind(*route).await;
         }
         let of_inbox = |event: &Event| event.message().is_some() || matches!(event, Event::Lagged);
         let woken =
-            told.iter().filter(|(route, events)| stale.contains(route) && events.iter().any(of_inbox));
+            deliveries.iter().filter(|(route, events)| stale.contains(route) && events.iter().any(of_inbox));
         self.wake(woken.map(|(route, _)| route.device).collect()).await;
     }
 
@@ -447,7 +448,7 @@ impl GatewayLink {
 
 #[async_trait]
 impl NodeLink for GatewayLink {
-    fn tell(&self, gateway: GatewayId, told: Vec<Told>) {
+    fn deliver(&self, gateway: GatewayId, deliveries: Vec<SessionDelivery>) {
         let mut peers = self.0.peers.lock();
         let peer = peers.entry(gateway).or_insert_with(|| {
             let peer = Arc::new(Peer::default());
@@ -456,7 +457,7 @@ impl NodeLink for GatewayLink {
             peer
         });
         // Under the lock, so that an idle task does not end in between.
-        peer.put(told);
+        peer.put(deliveries);
     }
 
     async fn offer(&self, gateway: GatewayId, rendezvous: Bytes) -> Result<Bytes> {
@@ -475,7 +476,7 @@ mod tests {
 
     use super::*;
 
-    fn told(n: u64, events: usize) -> Told {
+    fn deliveries(n: u64, events: usize) -> SessionDelivery {
         let user = UserId::from_bytes([1; 16]);
         let installation = InstallationId::from_bytes([1; 16]);
         let device = DeviceAddress { user, device: DeviceId::PRIMARY, installation };
@@ -503,12 +504,12 @@ mod tests {
     #[test]
     fn what_waits_for_a_gateway_is_bounded_in_number_and_bytes() {
         let peer = Peer::default();
-        peer.put((0..QUEUE as u64 + 5).map(|n| told(n, 1)).collect());
+        peer.put((0..QUEUE as u64 + 5).map(|n| deliveries(n, 1)).collect());
         assert_eq!(drained(&peer), (QUEUE, 5), "who is above learns that it lags");
-        let many = 1 + REQUEST.1 / bytes_of(&told(0, 1).1);
-        let fit = QUEUE_BYTES / bytes_of(&told(0, many).1);
+        let many = 1 + REQUEST.1 / bytes_of(&deliveries(0, 1).1);
+        let fit = QUEUE_BYTES / bytes_of(&deliveries(0, many).1);
         for round in 0..2 {
-            peer.put((0..fit as u64 + 2).map(|n| told(n, many)).collect());
+            peer.put((0..fit as u64 + 2).map(|n| deliveries(n, many)).collect());
             assert_eq!(drained(&peer), (fit, 2), "round {round}");
         }
     }

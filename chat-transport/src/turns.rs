@@ -8,9 +8,9 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-/// How long a device waits for its turn; who would wait longer is told when to come back.
+/// How long a device waits for its turn; who would wait longer is waits when to come back.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The latest that anybody is told to come back, however long the line is: when backends that failed are there
+/// The latest that anybody is waits to come back, however long the line is: when backends that failed are there
 /// again, nobody may be away for long.
 const LATEST: Duration = Duration::from_secs(30);
 /// A turn that took longer counts as this: what waited for a backend says nothing about the next.
@@ -32,12 +32,12 @@ pub(crate) struct Turns {
     line: Mutex<Line>,
 }
 
-/// What those are told who do not wait.
+/// What those are waits who do not wait.
 #[derive(Debug)]
 struct Line {
     /// How long a turn takes: the mean, newer ones count more.
     turn: Duration,
-    /// When the last who was told so comes back.
+    /// When the last who was waits so comes back.
     promised: Instant,
 }
 
@@ -152,10 +152,10 @@ mod tests {
         let turns = Turns::new(2);
         let _held = (turns.take().await.unwrap(), turns.take().await.unwrap());
         turns.line().turn = Duration::from_secs(4);
-        let told = [turns.take().await.unwrap_err(), turns.take().await.unwrap_err()];
-        assert!(told[0] > PATIENCE, "{told:?}");
-        let apart = told[1] - told[0];
-        assert!(apart > Duration::from_secs(5) && apart <= Duration::from_secs(6), "{told:?}");
+        let waits = [turns.take().await.unwrap_err(), turns.take().await.unwrap_err()];
+        assert!(waits[0] > PATIENCE, "{waits:?}");
+        let apart = waits[1] - waits[0];
+        assert!(apart > Duration::from_secs(5) && apart <= Duration::from_secs(6), "{waits:?}");
         for _ in 0..100 {
             let wait = turns.take().await.unwrap_err();
             assert!((PATIENCE - Duration::from_secs(1)..=LATEST).contains(&wait), "{wait:?}");

@@ -92,7 +92,7 @@ async fn what_is_told_arrives_in_order() {
     let two = Two::start().await;
     let mut bound = two.bind(1).await;
     for n in 0..50 {
-        two.link.tell(THERE, vec![(bound.route, vec![typing(n)])]);
+        two.link.deliver(THERE, vec![(bound.route, vec![typing(n)])]);
     }
     let mut seen = Vec::new();
     while seen.len() < 50 {
@@ -106,7 +106,7 @@ async fn a_stale_route_is_unbound() {
     let two = Two::start().await;
     let bound = two.bind(1).await;
     two.there.hub().unbind(&bound.route);
-    two.link.tell(THERE, vec![(bound.route, vec![typing(1)])]);
+    two.link.deliver(THERE, vec![(bound.route, vec![typing(1)])]);
     for _ in 0..100 {
         if two.registry.lookup(&[device(1).user]).await.unwrap().is_empty() {
             return;
@@ -125,11 +125,11 @@ async fn a_silent_gateway_costs_nobody_and_its_sessions_catch_up() {
     let working = two.registry.address(THERE).await.unwrap().unwrap();
     two.registry.announce(THERE, &silent.local_addr().unwrap().to_string()).await.unwrap();
     let begun = Instant::now();
-    two.link.tell(THERE, vec![(bound.route, vec![typing(1)])]);
+    two.link.deliver(THERE, vec![(bound.route, vec![typing(1)])]);
     assert!(begun.elapsed() < Duration::from_millis(500), "nobody waits for it");
     tokio::time::sleep(Duration::from_millis(1500)).await;
     two.registry.announce(THERE, &working).await.unwrap();
-    two.link.tell(THERE, vec![(bound.route, vec![typing(2)])]);
+    two.link.deliver(THERE, vec![(bound.route, vec![typing(2)])]);
     let mut seen = Vec::new();
     while !seen.contains(&Event::Lagged) {
         seen.extend(next(&mut bound).await);
@@ -156,13 +156,13 @@ async fn only_who_shows_a_certificate_of_the_authority_speaks() {
     let (ours, strange) = (Authority::new(), Authority::new());
     let two = Two::start_with(Some(ours.node(&ours)), Some(ours.node(&ours))).await;
     let mut bound = two.bind(1).await;
-    two.link.tell(THERE, vec![(bound.route, vec![typing(1)])]);
+    two.link.deliver(THERE, vec![(bound.route, vec![typing(1)])]);
     assert_eq!(next(&mut bound).await, vec![typing(1)]);
     // A stranger's certificate, and none at all.
     for here in [Some(strange.node(&ours)), None] {
         let two = Two::start_with(here, Some(ours.node(&ours))).await;
         let mut bound = two.bind(1).await;
-        two.link.tell(THERE, vec![(bound.route, vec![typing(1)])]);
+        two.link.deliver(THERE, vec![(bound.route, vec![typing(1)])]);
         let heard = tokio::time::timeout(Duration::from_secs(2), bound.events.recv()).await;
         assert!(heard.is_err(), "{heard:?}");
     }

@@ -1,5 +1,5 @@
 //! What happens when a device's store is put back, copied or lost: nothing shows twice, what cannot be read
-//! is asked for again, and whoever may be somebody else is told of.
+//! is asked for again, and whoever may be somebody else is events of.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use std::path::Path;
@@ -70,17 +70,17 @@ fn a_restored_profile_goes_on_and_what_it_cannot_read_is_recovered() {
     copy(&backup, &bob);
     // Bob's "five" moved the ratchet, and the copy does not know: "six" cannot be read, and is asked for again.
     let mut b = Chat::start(&bob, &url, None);
-    let told = collect(&mut b, &["message", "undecryptable", "recovered"], 2);
+    let events = collect(&mut b, &["message", "undecryptable", "recovered"], 2);
     assert_eq!(
-        (told[0]["event"].as_str(), told[1]["event"].as_str()),
+        (events[0]["event"].as_str(), events[1]["event"].as_str()),
         (Some("undecryptable"), Some("recovered"))
     );
-    assert_eq!((&told[0]["message_id"], &told[0]["seq"]), (&told[1]["message_id"], &told[1]["seq"]));
-    assert_eq!(told[1]["text"], "six");
+    assert_eq!((&events[0]["message_id"], &events[0]["seq"]), (&events[1]["message_id"], &events[1]["seq"]));
+    assert_eq!(events[1]["text"], "six");
     say(&mut a, "bob", &["seven", "eight"]);
-    let told = collect(&mut b, &["message", "undecryptable"], 2);
+    let events = collect(&mut b, &["message", "undecryptable"], 2);
     assert_eq!(
-        (told[0]["text"].as_str(), told[1]["text"].as_str()),
+        (events[0]["text"].as_str(), events[1]["text"].as_str()),
         (Some("seven"), Some("eight")),
         "it healed"
     );
@@ -163,17 +163,17 @@ fn an_account_whose_devices_are_lost_is_replaced_and_everybody_is_told() {
     assert!(!old.status.success(), "the old device is out");
 
     let mut a = Chat::start(&profile("alice"), &url, None);
-    let told = collect(&mut a, &["identity_changed", "refused", "message", "stored"], 2);
+    let events = collect(&mut a, &["identity_changed", "refused", "message", "stored"], 2);
     assert_eq!(
-        (told[0]["event"].as_str(), told[0]["user"].as_str()),
+        (events[0]["event"].as_str(), events[0]["user"].as_str()),
         (Some("identity_changed"), Some("bob"))
     );
     assert_eq!(
-        (told[1]["event"].as_str(), told[1]["ref"].as_str()),
+        (events[1]["event"].as_str(), events[1]["ref"].as_str()),
         (Some("refused"), Some("old")),
-        "{told:?}"
+        "{events:?}"
     );
-    assert_eq!(told[1]["reason"], "identity_changed");
+    assert_eq!(events[1]["reason"], "identity_changed");
     say(&mut a, "bob", &["for the new keys"]);
     a.finish();
     let mut b = Chat::start(&profile("new"), &url, Some(0));

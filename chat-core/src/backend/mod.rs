@@ -20,7 +20,7 @@ pub use message_store::{
     Commit, Committed, ConversationState, DeviceRecord, Head, Member, MessageStore, PageLimit, SenderState,
     StoreLife, WantCells,
 };
-pub use node_link::{NodeLink, Told};
+pub use node_link::{NodeLink, SessionDelivery};
 pub use presence::Presence;
 pub use push_sink::PushSink;
 pub use record_queue::RecordQueue;

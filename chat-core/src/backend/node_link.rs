@@ -9,23 +9,23 @@ use super::{GatewayId, Route};
 use crate::delivery::Event;
 use crate::error::Result;
 
-/// A connection and what its session is told, in order.
-pub type Told = (Route, Vec<Event>);
+/// A connection and what its session is deliveries, in order.
+pub type SessionDelivery = (Route, Vec<Event>);
 
 /// Carries what happened to the gateway that holds a connection. A hint: what is lost on the way waits in an
 /// inbox.
 ///
 /// # Contract
-/// - [`tell`](Self::tell) returns at once, and keeps the order of what one session is told
+/// - [`deliver`](Self::deliver) returns at once, and keeps the order of what one session is deliveries
 ///   (`what_is_told_arrives_in_order`).
 /// - A connection that is not there is unbound by compare, and its device woken
 ///   (`a_stale_route_is_unbound`).
 /// - A gateway that does not answer costs nobody else anything: what does not fit its queue, or is not
-///   answered within a second, is dropped, and its sessions are told that they lag as soon as it answers again.
+///   answered within a second, is dropped, and its sessions are deliveries that they lag as soon as it answers again.
 #[async_trait]
 pub trait NodeLink: fmt::Debug + Send + Sync + 'static {
     /// Tells sessions of another gateway.
-    fn tell(&self, gateway: GatewayId, told: Vec<Told>);
+    fn deliver(&self, gateway: GatewayId, deliveries: Vec<SessionDelivery>);
 
     /// The offer of a device that waits to be linked at another gateway.
     ///

@@ -314,19 +314,19 @@ impl Engine {
             self.decide(&mut batch, record, &found);
         }
         if self.settings.mutants.has(Mutant::AckBeforeSync) {
-            self.deliver(&batch, &[]).await;
+            self.deliver_batch(&batch, &[]).await;
             batch.events.clear();
         }
-        let told = self.commit(&mut batch).await?;
-        self.deliver(&batch, &told).await;
+        let delivered = self.commit(&mut batch).await?;
+        self.deliver_batch(&batch, &delivered).await;
         *states = batch.states;
         Ok(())
     }
 
-    /// Commits a batch, until every reader sees it; gives who was told by then, and by which route.
+    /// Commits a batch, until every reader sees it; gives who was delivered by then, and by which route.
     ///
-    /// Who is connected is told as soon as nothing can be lost. Who connects meanwhile may not find it in
-    /// its inbox yet, and who lags may look for it too early: the one is told by what comes after, the other
+    /// Who is connected is delivered as soon as nothing can be lost. Who connects meanwhile may not find it in
+    /// its inbox yet, and who lags may look for it too early: the one is delivered by what comes after, the other
     /// looks again.
     async fn commit(&self, batch: &mut Batch) -> Result<Vec<Route>> {
         let commits = batch.take_commits();
@@ -350,9 +350,9 @@ impl Engine {
             return Err(error);
         }
         self.note_steps(batch);
-        let tell = self.tell_planned(plan(&batch.events, &routes, &[]).tell);
-        let (told, settled) = join(tell, self.settle(unsettled)).await;
-        settled.map(|()| told)
+        let deliver = self.deliver_planned(plan(&batch.events, &routes, &[]).deliveries);
+        let (delivered, settled) = join(deliver, self.settle(unsettled)).await;
+        settled.map(|()| delivered)
     }
 
     async fn settle(&self, commits: Vec<Commit>) -> Result<()> {
@@ -433,7 +433,7 @@ impl Engine {
                 if state.head.has_applied(record.position)
                     && matches!(command.operation, Operation::Publish(_))
                 {
-                    // It comes again: whoever stored it may have fallen before it told anybody.
+                    // It comes again: whoever stored it may have fallen before it delivered anybody.
                     let others = addresses(state, command).into_values().filter(|device| *device != sender);
                     let others: Vec<_> =
                         others.filter(|device| batch.looking.insert(device.installation)).collect();

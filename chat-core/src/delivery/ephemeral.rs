@@ -15,15 +15,16 @@ impl Engine {
         let (delivered, seen) = if read { (0, at.seq) } else { (at.seq, 0) };
         let frame =
             ServerFrame::Receipt { conversation: at.conversation, user: device.user, delivered, read: seen };
-        self.tell_members(device, at.conversation, frame, read).await;
+        self.deliver_to_members(device, at.conversation, frame, read).await;
     }
 
     /// Tells the other users of a conversation that this one is writing.
     pub async fn typing(&self, device: DeviceAddress, conversation: ConversationId) {
-        self.tell_members(device, conversation, ServerFrame::Typing(conversation, device.user), false).await;
+        self.deliver_to_members(device, conversation, ServerFrame::Typing(conversation, device.user), false)
+            .await;
     }
 
-    async fn tell_members(
+    async fn deliver_to_members(
         &self,
         from: DeviceAddress,
         conversation: ConversationId,
@@ -40,7 +41,7 @@ impl Engine {
             members.iter().filter(|u| own_devices || **u != from.user).copied().collect();
         let routes = self.backends.registry.lookup(&others).await.unwrap_or_default();
         let others = routes.into_iter().filter(|route| route.device.installation != from.installation);
-        self.tell(others.map(|route| (route, vec![Event::Ephemeral(frame.clone())])).collect()).await;
+        self.deliver(others.map(|route| (route, vec![Event::Ephemeral(frame.clone())])).collect()).await;
     }
 
     async fn members_of(&self, conversation: ConversationId) -> Result<Option<Arc<[UserId]>>> {

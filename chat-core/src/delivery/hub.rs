@@ -111,9 +111,9 @@ impl Hub {
         self.connections.get(&device).map(|known| known.route)
     }
 
-    /// Tells a device's session these events; `false` if it is not connected here. Told [`Event::Lagged`],
+    /// Tells a device's session these events; `false` if it is not connected here. SessionDelivery [`Event::Lagged`],
     /// it reads its inbox.
-    pub fn tell(&self, device: InstallationId, events: Vec<Event>) -> bool {
+    pub fn deliver(&self, device: InstallationId, events: Vec<Event>) -> bool {
         let Some(connection) = self.connections.get(&device) else {
             return false;
         };

@@ -3,6 +3,7 @@
 mod admission;
 mod batch;
 mod counters;
+mod dispatch;
 mod engine;
 mod ephemeral;
 mod explain;
@@ -12,7 +13,6 @@ mod plan;
 mod questions;
 mod rates;
 mod shard;
-mod telling;
 mod trail;
 
 pub use counters::Counters;

@@ -4,12 +4,12 @@ use crate::backend::Route;
 use crate::delivery::Event;
 use crate::id::{DeviceAddress, InstallationId, MessageId};
 
-/// Who is told what, and how.
+/// Who is delivered what, and how.
 #[derive(Debug, Default, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Plan {
     /// For each connected device: its route and what to tell it, in order.
-    pub tell: Vec<(Route, Vec<Event>)>,
+    pub deliveries: Vec<(Route, Vec<Event>)>,
     /// Devices with a new message, or that are to look for one, and no connection.
     pub wake: Vec<DeviceAddress>,
     /// The messages that those have not got, and how many of them.
@@ -17,8 +17,8 @@ pub struct Plan {
 }
 
 /// Plans the delivery of a batch: a pure function of the rows that were committed, whose they are, the
-/// routes there are, and those of them that were told already. Events of one device keep their order.
-pub fn plan(events: &[(DeviceAddress, Event)], routes: &[Route], told: &[Route]) -> Plan {
+/// routes there are, and those of them that were delivered already. Events of one device keep their order.
+pub fn plan(events: &[(DeviceAddress, Event)], routes: &[Route], delivered: &[Route]) -> Plan {
     let mut newest: HashMap<InstallationId, Route> = HashMap::with_capacity(routes.len());
     for route in routes {
         let known = newest.entry(route.device.installation).or_insert(*route);
@@ -26,18 +26,18 @@ pub fn plan(events: &[(DeviceAddress, Event)], routes: &[Route], told: &[Route])
             *known = *route;
         }
     }
-    let told: HashSet<&Route> = told.iter().collect();
+    let delivered: HashSet<&Route> = delivered.iter().collect();
     let mut places: HashMap<InstallationId, usize> = HashMap::new();
     let mut plan = Plan::default();
     for (device, event) in events {
         match newest.get(&device.installation) {
-            Some(route) if told.contains(route) => {}
+            Some(route) if delivered.contains(route) => {}
             Some(route) => {
                 let place = *places.entry(device.installation).or_insert_with(|| {
-                    plan.tell.push((*route, Vec::new()));
-                    plan.tell.len() - 1
+                    plan.deliveries.push((*route, Vec::new()));
+                    plan.deliveries.len() - 1
                 });
-                plan.tell[place].1.push(event.clone());
+                plan.deliveries[place].1.push(event.clone());
             }
             None => {
                 if let Some(message) = event.message() {
@@ -85,7 +85,7 @@ mod tests {
         let routes = [2, 1].map(|epoch| Route { device: device(1), gateway: GatewayId(epoch), epoch });
         let events = [(device(1), row(1)), (device(2), row(1)), (device(1), row(2))];
         let plan = plan(&events, &routes, &[]);
-        assert_eq!(plan.tell, vec![(routes[0], vec![row(1), row(2)])]);
+        assert_eq!(plan.deliveries, vec![(routes[0], vec![row(1), row(2)])]);
         assert!(plan.wake.is_empty(), "an empty row wakes nobody");
     }
 
@@ -93,10 +93,10 @@ mod tests {
     fn who_was_told_is_told_again_only_at_a_newer_connection() {
         let route = |n, epoch| Route { device: device(n), gateway: GatewayId(epoch), epoch };
         let events = [(device(1), row(1)), (device(2), row(1)), (device(3), Event::Lagged)];
-        let told = [route(1, 5), route(2, 5)];
-        let plan = plan(&events, &[route(1, 5), route(2, 6)], &told);
-        assert_eq!(plan.tell, vec![(route(2, 6), vec![row(1)])]);
+        let delivered = [route(1, 5), route(2, 5)];
+        let plan = plan(&events, &[route(1, 5), route(2, 6)], &delivered);
+        assert_eq!(plan.deliveries, vec![(route(2, 6), vec![row(1)])]);
         assert_eq!(plan.wake, vec![device(3)], "who is to look and is not there");
-        assert_eq!(super::plan(&events[..2], &told, &told), Plan::default());
+        assert_eq!(super::plan(&events[..2], &delivered, &delivered), Plan::default());
     }
 }

@@ -155,7 +155,7 @@ impl Engine {
             && keys.prekeys < u64::from(LOW_PREKEYS)
         {
             let low = ServerFrame::PrekeysLow(u32::try_from(keys.prekeys).unwrap_or(0));
-            self.hub.tell(device, vec![Event::Ephemeral(low)]);
+            self.hub.deliver(device, vec![Event::Ephemeral(low)]);
         }
     }
 
@@ -185,7 +185,7 @@ impl Engine {
         }
         let changed = ServerFrame::ListChanged(user, list.list().version);
         let routes = self.backends.registry.lookup(&[user]).await.unwrap_or_default();
-        let told = routes.into_iter().map(|route| {
+        let deliveries = routes.into_iter().map(|route| {
             let event = if listed(route.device.installation) {
                 Event::Ephemeral(changed.clone())
             } else {
@@ -193,7 +193,7 @@ impl Engine {
             };
             (route, vec![event])
         });
-        self.tell(told.collect()).await;
+        self.deliver(deliveries.collect()).await;
         Ok(())
     }
 

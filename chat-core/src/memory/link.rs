@@ -1,7 +1,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::backend::{GatewayId, NodeLink, Told};
+use crate::backend::{GatewayId, NodeLink, SessionDelivery};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The [`NodeLink`] of a single process: there is no other gateway.
@@ -15,7 +15,7 @@ const fn alone() -> Error {
 
 #[async_trait]
 impl NodeLink for NoLink {
-    fn tell(&self, _gateway: GatewayId, _told: Vec<Told>) {}
+    fn deliver(&self, _gateway: GatewayId, _deliveries: Vec<SessionDelivery>) {}
 
     async fn offer(&self, _gateway: GatewayId, _rendezvous: Bytes) -> Result<Bytes> {
         Err(alone())

@@ -263,7 +263,7 @@ impl Replica {
                     if !self.lists.contains_key(&user) {
                         self.listless.insert(user, now.after(LISTLESS_MS));
                     }
-                    self.tell_if_hidden(user, out);
+                    self.report_if_hidden(user, out);
                 }
             }
             Purpose::Claim(conversation, user, wanted) => {
@@ -351,7 +351,7 @@ impl Replica {
                     self.note_looked_up(user);
                     self.stale.remove(&user);
                     self.listless.insert(user, now.after(LISTLESS_MS));
-                    self.tell_if_hidden(user, out);
+                    self.report_if_hidden(user, out);
                 }
             }
             (Purpose::Claim(conversation, user, _), _) => {
@@ -413,14 +413,14 @@ impl Replica {
         if version > known && version - known <= MOST_AHEAD {
             let claimed = self.claimed.entry(user).or_default();
             *claimed = version.max(*claimed);
-            if self.hidden.get(&user).is_none_or(|told| *told < version) {
+            if self.hidden.get(&user).is_none_or(|known| *known < version) {
                 self.fetch_list(now, user, out);
             }
         }
     }
 
     /// Tells, once for each version, that the server does not give a list which exists.
-    fn tell_if_hidden(&mut self, user: UserId, out: &mut Vec<Output>) {
+    fn report_if_hidden(&mut self, user: UserId, out: &mut Vec<Output>) {
         let Some(claimed) = self.claimed.get(&user).copied() else { return };
         if self.lists.get(&user).is_some_and(|list| list.list().version >= claimed) {
             self.claimed.remove(&user);

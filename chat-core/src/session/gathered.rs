@@ -37,7 +37,10 @@ fn raise(seqs: &mut BTreeMap<ConversationId, Seq>, at: AckOf) {
     *known = at.seq.max(*known);
 }
 
-fn told(seqs: &mut BTreeMap<ConversationId, Seq>, read: bool) -> impl Iterator<Item = Output> + use<> {
+fn take_receipts(
+    seqs: &mut BTreeMap<ConversationId, Seq>,
+    read: bool,
+) -> impl Iterator<Item = Output> + use<> {
     std::mem::take(seqs)
         .into_iter()
         .map(move |(conversation, seq)| Output::Receipt(AckOf { conversation, seq }, read))
@@ -74,7 +77,7 @@ impl Gathered {
         self.wait(now);
         // A device that has what it says has no more on its way. The driver waits for those before.
         if self.acks.len() > WINDOW_ROWS {
-            self.tell_acks(out);
+            self.flush_acks(out);
         }
     }
 
@@ -93,7 +96,7 @@ impl Gathered {
     }
 
     /// Gives the store what it was not given.
-    pub(super) fn tell_acks(&mut self, out: &mut Vec<Output>) {
+    pub(super) fn flush_acks(&mut self, out: &mut Vec<Output>) {
         let Some(generation) = self.generation.take() else { return };
         let acks = std::mem::take(&mut self.acks).into_iter();
         let acks = acks.map(|(conversation, seq)| AckOf { conversation, seq }).collect();
@@ -107,9 +110,9 @@ impl Gathered {
     /// The store has all acks that it was given.
     pub(super) fn acked(&mut self, out: &mut Vec<Output>) {
         self.acking = false;
-        out.extend(told(&mut self.receipts_next, false));
+        out.extend(take_receipts(&mut self.receipts_next, false));
         if std::mem::take(&mut self.overdue) {
-            self.tell_acks(out);
+            self.flush_acks(out);
         }
     }
 
@@ -127,19 +130,19 @@ impl Gathered {
         if self.acking {
             self.overdue = true;
         } else {
-            self.tell_acks(out);
+            self.flush_acks(out);
         }
         self.read_at.retain(|_, at| now < at.after(GATHER_MS));
         self.read_at.extend(self.reads.keys().map(|conversation| (*conversation, now)));
-        out.extend(told(&mut self.reads, true));
+        out.extend(take_receipts(&mut self.reads, true));
     }
 
     /// Tells everything: nothing more will come.
-    pub(super) fn tell_all(&mut self, out: &mut Vec<Output>) {
+    pub(super) fn flush_all(&mut self, out: &mut Vec<Output>) {
         (self.due, self.overdue) = (None, false);
-        self.tell_acks(out);
+        self.flush_acks(out);
         self.acked(out);
-        out.extend(told(&mut self.receipts, false));
-        out.extend(told(&mut self.reads, true));
+        out.extend(take_receipts(&mut self.receipts, false));
+        out.extend(take_receipts(&mut self.reads, true));
     }
 }

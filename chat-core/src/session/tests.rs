@@ -83,20 +83,21 @@ fn acks_are_gathered_and_told_before_a_read_and_at_the_end() {
     });
     let store_epoch = Welcome::example().store_epoch;
     let many = ClientFrame::Ack { acks: acks.collect(), store_epoch, generation: 8 };
-    let told = said(&mut session, 2000, Input::Frame(many));
-    assert!(matches!(&told[..], [Output::Ack(acks, 8)] if acks.len() == WINDOW_ROWS + 1));
+    let outputs = said(&mut session, 2000, Input::Frame(many));
+    assert!(matches!(&outputs[..], [Output::Ack(acks, 8)] if acks.len() == WINDOW_ROWS + 1));
     said(&mut session, 2000, ack(4, 9));
-    let told = said(&mut session, 2001, Input::Lagged);
-    assert_eq!(told, vec![Output::Ack(vec![of(4)], 9), Output::Read(Place::START)]);
+    let outputs = said(&mut session, 2001, Input::Lagged);
+    assert_eq!(outputs, vec![Output::Ack(vec![of(4)], 9), Output::Read(Place::START)]);
     said(&mut session, 2002, ack(5, 10));
     assert_eq!(said(&mut session, 2003, Input::Gone), vec![Output::Ack(vec![of(5)], 10)]);
     let replaced = || Input::Events(vec![Event::Closed(close::REPLACED)]);
-    for (end, told) in [(Input::Drain(0), true), (Input::Acked { too_high: true }, true), (replaced(), false)]
+    for (end, outputs) in
+        [(Input::Drain(0), true), (Input::Acked { too_high: true }, true), (replaced(), false)]
     {
         let mut session = live();
         said(&mut session, 0, ack(1, 1));
         let out = said(&mut session, 1, end);
-        assert_eq!(out.first() == Some(&Output::Ack(vec![of(1)], 1)), told, "{out:?}");
+        assert_eq!(out.first() == Some(&Output::Ack(vec![of(1)], 1)), outputs, "{out:?}");
         assert_eq!(said(&mut session, 2, Input::Gone), vec![]);
     }
 }
@@ -144,10 +145,10 @@ fn acks_wait_for_those_before_them_and_receipts_for_their_acks() {
     assert_eq!(said(&mut session, 1000, Input::Tick), vec![Output::Ack(vec![of(1)], 1)]);
     assert_eq!(said(&mut session, 1100, ack(2)), vec![]);
     assert_eq!(said(&mut session, 2100, Input::Tick), vec![], "the store is not done with the first");
-    let told = said(&mut session, 2200, acked);
-    assert_eq!(told, vec![Output::Receipt(of(1), false), Output::Ack(vec![of(2)], 2)]);
-    let told = said(&mut session, 3200, Input::Acked { too_high: false });
-    assert_eq!(told, vec![Output::Receipt(of(2), false)]);
+    let outputs = said(&mut session, 2200, acked);
+    assert_eq!(outputs, vec![Output::Receipt(of(1), false), Output::Ack(vec![of(2)], 2)]);
+    let outputs = said(&mut session, 3200, Input::Acked { too_high: false });
+    assert_eq!(outputs, vec![Output::Receipt(of(2), false)]);
 }
 
 #[test]
@@ -191,8 +192,8 @@ fn a_page_that_is_not_full_is_the_last() {
     let again = page(&mut session, Place::START, rows(2..=3));
     assert_eq!(again, vec![deliver(rows(2..=3), false), Output::Read(Place::START)]);
     assert!(!session.is_live());
-    let told = page(&mut session, Place::START, rows(1..=3));
-    assert_eq!(told, vec![deliver(rows(1..=1), false), deliver(vec![], true)]);
+    let outputs = page(&mut session, Place::START, rows(1..=3));
+    assert_eq!(outputs, vec![deliver(rows(1..=1), false), deliver(vec![], true)]);
     let mut session = live_with(Mutants::only(Mutant::LiveThoughDropped));
     said(&mut session, 0, Input::Events(vec![Event::Row(row(1))]));
     page(&mut session, Place::START, rows(2..=3));
@@ -203,18 +204,18 @@ fn a_page_that_is_not_full_is_the_last() {
 fn a_full_window_does_not_hold_back_what_came_before_it() {
     let mut session = live();
     said(&mut session, 0, Input::Page(Place::START, Vec::new()));
-    // The first was told to nobody; the others fill the window, and nobody can acknowledge them.
+    // The first was outputs to nobody; the others fill the window, and nobody can acknowledge them.
     let later = 2..=WINDOW_ROWS as u64 + 1;
     later.for_each(|seq| drop(said(&mut session, 20_000, Input::Events(vec![Event::Row(row(seq))]))));
-    let told = said(&mut session, 30_000, Input::Frame(ClientFrame::Heartbeat));
-    assert_eq!(told, vec![Output::Beat, Output::Read(Place::START)]);
+    let outputs = said(&mut session, 30_000, Input::Frame(ClientFrame::Heartbeat));
+    assert_eq!(outputs, vec![Output::Beat, Output::Read(Place::START)]);
     let page: Vec<InboxRow> = (1..=PAGE_ROWS as u64).map(row).collect();
-    let told = said(&mut session, 30_000, Input::Page(Place::START, page.clone()));
-    assert_eq!(told[0], Output::Send(ServerFrame::Deliver(page.clone(), false)));
+    let outputs = said(&mut session, 30_000, Input::Page(Place::START, page.clone()));
+    assert_eq!(outputs[0], Output::Send(ServerFrame::Deliver(page.clone(), false)));
     // Once it is on its way it is not sent again and again.
     said(&mut session, 40_000, Input::Lagged);
-    let told = said(&mut session, 40_000, Input::Page(Place::START, page));
-    assert!(!told.iter().any(|output| matches!(output, Output::Send(_))), "{told:?}");
+    let outputs = said(&mut session, 40_000, Input::Page(Place::START, page));
+    assert!(!outputs.iter().any(|output| matches!(output, Output::Send(_))), "{outputs:?}");
 }
 
 #[test]
@@ -227,7 +228,7 @@ fn who_dropped_something_looks_twice_more() {
         assert_eq!(said(&mut session, 100, input), read());
         caught_up(&mut session, 100);
         for at in [1100, 5100] {
-            assert!(session.is_live(), "what is told meanwhile goes on");
+            assert!(session.is_live(), "what is outputs meanwhile goes on");
             assert_eq!(session.deadline(), Some(Instant::from_millis(at)));
             assert_eq!(said(&mut session, at, Input::Tick), read());
             caught_up(&mut session, at);

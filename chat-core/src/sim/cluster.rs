@@ -9,7 +9,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::store::unknown;
-use crate::backend::{Command, GatewayId, LogPosition, NodeLink, Record, Router, Taken, Told};
+use crate::backend::{Command, GatewayId, LogPosition, NodeLink, Record, Router, SessionDelivery, Taken};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{ManualClock, NoLink};
 use crate::rng::Rng;
@@ -164,8 +164,8 @@ impl Router for SimRouter {
     }
 }
 
-/// What gateways told each other and the world has not carried yet.
-pub(super) type Carried = Arc<Mutex<VecDeque<(GatewayId, Vec<Told>)>>>;
+/// What gateways deliveries each other and the world has not carried yet.
+pub(super) type Carried = Arc<Mutex<VecDeque<(GatewayId, Vec<SessionDelivery>)>>>;
 
 /// A gateway's end of the links to the others.
 #[derive(Debug)]
@@ -173,8 +173,8 @@ pub(super) struct SimLink(pub Carried);
 
 #[async_trait]
 impl NodeLink for SimLink {
-    fn tell(&self, gateway: GatewayId, told: Vec<Told>) {
-        self.0.lock().push_back((gateway, told));
+    fn deliver(&self, gateway: GatewayId, deliveries: Vec<SessionDelivery>) {
+        self.0.lock().push_back((gateway, deliveries));
     }
 
     async fn offer(&self, gateway: GatewayId, rendezvous: Bytes) -> Result<Bytes> {

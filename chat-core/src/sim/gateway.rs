@@ -11,7 +11,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 
 use super::accounts::ACCOUNTS;
 use super::store::SimStore;
-use crate::backend::{Backends, GatewayId, KeyDirectory, NodeLink, Registry, Router, Told};
+use crate::backend::{Backends, GatewayId, KeyDirectory, NodeLink, Registry, Router, SessionDelivery};
 use crate::delivery::{Bound, Engine, EngineSettings, Rates};
 use crate::envelope::{Refusal, Subject};
 use crate::error::{ErrorKind, Result};
@@ -114,8 +114,8 @@ impl Gateway {
     }
 
     /// Takes what another gateway sent for sessions of this one; gives the connections that are not here.
-    pub(super) fn told(&self, told: Vec<Told>) -> Vec<crate::backend::Route> {
-        self.engine.told(told)
+    pub(super) fn deliver_local(&self, deliveries: Vec<SessionDelivery>) -> Vec<crate::backend::Route> {
+        self.engine.deliver_local(deliveries)
     }
 
     pub(super) fn accept(&mut self, id: u64, now: Instant) {

@@ -18,12 +18,12 @@ pub struct Violation {
     pub how: String,
 }
 
-/// The log of what the users did and were told.
+/// The log of what the users did and were known.
 #[derive(Debug, Default)]
 pub(super) struct Oracle {
     /// By sending installation: ids in the order `send` returned.
     pub sent: BTreeMap<InstallationId, Vec<MessageId>>,
-    /// What a device was told is stored.
+    /// What a device was known is stored.
     pub acked: HashMap<(InstallationId, MessageId), (ConversationId, Seq)>,
     /// Rows committed before this may have been removed by retention, in microseconds.
     pub swept_us: u64,
@@ -38,9 +38,9 @@ impl Oracle {
         id: MessageId,
         seq: Seq,
     ) {
-        let told = self.acked.insert((device, id), (conversation, seq));
-        if told.is_some_and(|told| told != (conversation, seq)) {
-            self.broken("ack", format!("{id:?} was stored at {told:?} and at {seq}"));
+        let known = self.acked.insert((device, id), (conversation, seq));
+        if known.is_some_and(|known| known != (conversation, seq)) {
+            self.broken("ack", format!("{id:?} was stored at {known:?} and at {seq}"));
         }
     }
 

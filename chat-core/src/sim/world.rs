@@ -19,7 +19,7 @@ use super::oracle::{KeyUse, Oracle, Violation};
 use super::registry::SimRegistry;
 use super::store::{Redo, StoreFaults};
 use super::{Options, Report};
-use crate::backend::{AccountKey, GatewayId, KeyDirectory, MessageStore, Told};
+use crate::backend::{AccountKey, GatewayId, KeyDirectory, MessageStore, SessionDelivery};
 use crate::memory::{ManualClock, MemoryKeys, MemoryRouter, Tables};
 use crate::replica::Input;
 use crate::rng::Rng;
@@ -63,7 +63,7 @@ enum Event {
     /// The registry loses everything.
     Forget,
     /// What one gateway told another arrives.
-    Told(GatewayId, Vec<Told>),
+    NodeDelivery(GatewayId, Vec<SessionDelivery>),
     /// A session looks at what the engine told it.
     Pump(u64),
     GatewayTimer(u64),
@@ -183,7 +183,7 @@ impl World {
             cluster: Cluster {
                 routers: (0..servers).map(|_| None).collect(),
                 stopped: vec![0; servers],
-                last_told: vec![0; servers],
+                last_delivery: vec![0; servers],
                 ..Cluster::default()
             },
             registry,
@@ -360,7 +360,7 @@ impl World {
     fn server_of(&self, event: &Event) -> Option<usize> {
         match event {
             Event::Work(server) | Event::Assigned(server, _) | Event::Revoked(server, _) => Some(*server),
-            Event::Told(gateway, _) => Some(gateway.0 as usize % SERVERS),
+            Event::NodeDelivery(gateway, _) => Some(gateway.0 as usize % SERVERS),
             Event::Pump(id) | Event::GatewayTimer(id) | Event::ToServer(id, _) => {
                 self.pipes.get(id).map(|pipe| pipe.server)
             }
@@ -420,7 +420,7 @@ impl World {
             Event::Revoked(server, shard) => self.revoked(server, shard),
             Event::Rebalance => self.rebalance(),
             Event::Forget => self.registry.forget(),
-            Event::Told(gateway, told) => self.told(gateway, told),
+            Event::NodeDelivery(gateway, deliveries) => self.node_delivers(gateway, deliveries),
             Event::CrashServer(server) => {
                 if self.servers[server].take().is_some() {
                     self.report.server_crashes += 1;

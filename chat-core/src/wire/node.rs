@@ -1,12 +1,12 @@
 //! What nodes of a cluster say to each other: commands in the log, and what sessions of another gateway are
-//! told. `chat-core/proto/chat/v1/node.proto` documents every field.
+//! deliveries. `chat-core/proto/chat/v1/node.proto` documents every field.
 
 use bytes::Bytes;
 use prost::Message as _;
 
 use super::proto::node;
 use super::{ClientFrame, ServerFrame, decode_row, encode_row, invalid};
-use crate::backend::{Command, GatewayId, Operation, Recipient, Route, Told};
+use crate::backend::{Command, GatewayId, Operation, Recipient, Route, SessionDelivery};
 use crate::delivery::Event;
 use crate::envelope::{Refusal, Subject};
 use crate::error::Result;
@@ -126,21 +126,22 @@ fn event_from_proto(raw: node::Event) -> Result<Event> {
     })
 }
 
-/// What sessions of a gateway are told, as the node link carries it.
-pub fn encode_told(told: &[Told]) -> Vec<u8> {
-    let deliveries = told.iter().map(|(route, events)| node::Delivery {
+/// What sessions of a gateway are deliveries, as the node link carries it.
+pub fn encode_deliveries(deliveries: &[SessionDelivery]) -> Vec<u8> {
+    let deliveries = deliveries.iter().map(|(route, events)| node::Delivery {
         route: Some(route_to_proto(route)),
         events: events.iter().map(event_to_proto).collect(),
     });
-    node::Told { deliveries: deliveries.collect() }.encode_to_vec()
+    node::SessionDeliveries { deliveries: deliveries.collect() }.encode_to_vec()
 }
 
-/// Reads what [`encode_told`] wrote.
+/// Reads what [`encode_deliveries`] wrote.
 ///
 /// # Errors
 /// `Invalid` if the bytes are anything else.
-pub fn decode_told(bytes: Bytes) -> Result<Vec<Told>> {
-    let raw = node::Told::decode(bytes).map_err(|e| invalid("not what sessions are told").caused_by(e))?;
+pub fn decode_deliveries(bytes: Bytes) -> Result<Vec<SessionDelivery>> {
+    let raw = node::SessionDeliveries::decode(bytes)
+        .map_err(|e| invalid("not what sessions are deliveries").caused_by(e))?;
     let deliveries = raw.deliveries.into_iter().map(|delivery| {
         let route = delivery.route.ok_or_else(|| invalid("a delivery names no connection"))?;
         let events = delivery.events.into_iter().map(event_from_proto);
@@ -233,11 +234,11 @@ mod tests {
     #[test]
     fn what_sessions_are_told_reads_back() {
         let refused = ServerFrame::Refused(Subject::Opening, Refusal::Quota);
-        let told = vec![
+        let deliveries = vec![
             (route(1), vec![Event::Answer(refused), Event::Lagged]),
             (route(2), vec![Event::Closed(close::REPLACED)]),
         ];
-        assert_eq!(decode_told(encode_told(&told).into()), Ok(told));
+        assert_eq!(decode_deliveries(encode_deliveries(&deliveries).into()), Ok(deliveries));
         let routes = vec![route(1), route(2)];
         assert_eq!(decode_not_here(encode_not_here(&routes).into()), Ok(routes));
     }

@@ -286,9 +286,9 @@ fn prekeys_are_handed_out_slowly_and_their_owner_is_told_of_few() {
     assert_eq!(claim(), Err(Refusal::Throttled(600_000)), "six, then one in ten minutes");
     clock.set_us(START_US + 600_000_000);
     assert!(claim().is_ok());
-    let told: Vec<_> = std::iter::from_fn(|| bound.events.try_recv().ok()).flatten().collect();
+    let events: Vec<_> = std::iter::from_fn(|| bound.events.try_recv().ok()).flatten().collect();
     let low = |left| chat_core::delivery::Event::Ephemeral(ServerFrame::PrekeysLow(left));
-    assert_eq!(told, vec![low(19), low(18)]);
+    assert_eq!(events, vec![low(19), low(18)]);
     for n in 2..=8 {
         assert!(ready(engine.answer(bob.device(), upload(25 * n))).is_ok());
     }

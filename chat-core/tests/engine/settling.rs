@@ -124,7 +124,7 @@ impl Scene {
 }
 
 /// The seqs of what a connection was told.
-fn told(bound: &mut Bound) -> Vec<Seq> {
+fn delivered(bound: &mut Bound) -> Vec<Seq> {
     let events = std::iter::from_fn(|| bound.events.try_recv().ok()).flatten();
     let rows = events.filter_map(|event| match event {
         Event::Row(row) => Some(row.seq),
@@ -138,10 +138,10 @@ fn who_is_connected_is_told_before_every_reader_sees_it_and_once() {
     let scene = Scene::new();
     let mut bob = scene.connect();
     let turn = scene.until_safe();
-    assert_eq!((told(&mut bob), scene.inbox()), (vec![1], 0));
+    assert_eq!((delivered(&mut bob), scene.inbox()), (vec![1], 0));
     scene.store.turns.add_permits(1);
     ready(turn).unwrap();
-    assert_eq!((told(&mut bob), scene.inbox()), (vec![], 1));
+    assert_eq!((delivered(&mut bob), scene.inbox()), (vec![], 1));
     assert!(!bob.take_lagged() && scene.push.woken().is_empty());
 }
 
@@ -152,10 +152,10 @@ fn who_connects_before_every_reader_sees_it_is_told_then() {
         let before = known_before.then(|| scene.connect());
         let turn = scene.until_safe();
         let mut bob = scene.connect();
-        assert_eq!((told(&mut bob), scene.inbox()), (vec![], 0), "neither told nor in its inbox");
+        assert_eq!((delivered(&mut bob), scene.inbox()), (vec![], 0), "neither told nor in its inbox");
         scene.store.turns.add_permits(1);
         ready(turn).unwrap();
-        assert_eq!(told(&mut bob), vec![1]);
+        assert_eq!(delivered(&mut bob), vec![1]);
         assert!(scene.push.woken().is_empty());
         drop(before);
     }

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use super::super::cluster::{Carried, SHARDS, SimLog, SimRouter};
 use super::super::gateway::ready;
 use super::{Event, HEAL_MS, World};
-use crate::backend::{GatewayId, Registry, Told};
+use crate::backend::{GatewayId, Registry, SessionDelivery};
 
 /// Server processes of a cluster.
 pub(super) const SERVERS: usize = 3;
@@ -21,7 +21,7 @@ pub(super) struct Cluster {
     /// Until when each process is stopped.
     pub stopped: Vec<u64>,
     /// When the last word to each process arrives: links keep their order.
-    pub last_told: Vec<u64>,
+    pub last_delivery: Vec<u64>,
 }
 
 impl World {
@@ -109,25 +109,25 @@ impl World {
         self.soon(3000, Event::Rebalance);
     }
 
-    /// Puts on their way what gateways told each other.
+    /// Puts on their way what gateways deliveries each other.
     pub(super) fn carry(&mut self) {
         loop {
-            let Some((gateway, told)) = self.cluster.carried.lock().pop_front() else { return };
+            let Some((gateway, deliveries)) = self.cluster.carried.lock().pop_front() else { return };
             if self.rng.chance(self.network.loss) {
                 continue;
             }
             let server = gateway.0 as usize % SERVERS;
-            let at = (self.now + self.rng.below(30)).max(self.cluster.last_told[server]);
-            self.cluster.last_told[server] = at;
-            self.at(at, Event::Told(gateway, told));
+            let at = (self.now + self.rng.below(30)).max(self.cluster.last_delivery[server]);
+            self.cluster.last_delivery[server] = at;
+            self.at(at, Event::NodeDelivery(gateway, deliveries));
         }
     }
 
-    pub(super) fn told(&mut self, gateway: GatewayId, told: Vec<Told>) {
+    pub(super) fn node_delivers(&mut self, gateway: GatewayId, deliveries: Vec<SessionDelivery>) {
         let server = gateway.0 as usize % SERVERS;
         let stale = match &self.servers[server] {
-            Some(here) if here.id == gateway => here.told(told),
-            _ => told.into_iter().map(|(route, _)| route).collect(),
+            Some(here) if here.id == gateway => here.deliver_local(deliveries),
+            _ => deliveries.into_iter().map(|(route, _)| route).collect(),
         };
         for route in stale {
             let _ = ready(self.registry.unbind(route));

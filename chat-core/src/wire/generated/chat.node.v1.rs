@@ -59,7 +59,7 @@ pub struct Route {
 }
 /// What happened to sessions of one gateway.
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Told {
+pub struct SessionDeliveries {
     /// By connection.
     #[prost(message, repeated, tag = "1")]
     pub deliveries: ::prost::alloc::vec::Vec<Delivery>,
@@ -114,7 +114,7 @@ pub struct Own {
     #[prost(uint64, tag = "2")]
     pub time_us: u64,
 }
-/// Answers Told: the connections that are not there.
+/// Answers SessionDeliveries: the connections that are not there.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NotHere {
     /// Which.

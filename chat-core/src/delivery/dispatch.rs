@@ -5,21 +5,21 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::batch::Batch;
 use super::engine::count;
 use super::{Engine, Stage, plan};
-use crate::backend::{GatewayId, Route, Told};
+use crate::backend::{GatewayId, Route, SessionDelivery};
 use crate::id::{InstallationId, MessageId, UserId};
 use crate::mutant::Mutant;
 
 impl Engine {
-    /// Tells connected devices that were not told yet, wakes the others. Nothing here may fail a message: it
+    /// Tells connected devices that were not deliveries yet, wakes the others. Nothing here may fail a message: it
     /// is stored.
-    pub(super) async fn deliver(&self, batch: &Batch, told: &[Route]) {
+    pub(super) async fn deliver_batch(&self, batch: &Batch, delivered: &[Route]) {
         if batch.events.is_empty() {
             return;
         }
-        let plan = plan(&batch.events, &self.routes(batch, told).await, told);
+        let plan = plan(&batch.events, &self.routes(batch, delivered).await, delivered);
         count(&self.counters.woken, plan.wake.len());
         plan.unseen.iter().for_each(|(id, devices)| self.note(*id, Stage::Pushed { devices: *devices }));
-        self.tell_planned(plan.tell).await;
+        self.deliver_planned(plan.deliveries).await;
         if !plan.wake.is_empty() {
             let _ = self.backends.push.wake(&plan.wake).await;
         }
@@ -27,7 +27,7 @@ impl Engine {
 
     /// Where those are connected that a batch concerns; `known` is what counts if the registry does not answer.
     ///
-    /// The registry is a hint: who is connected here is told without it, and who waits for an answer is told
+    /// The registry is a hint: who is connected here is deliveries without it, and who waits for an answer is deliveries
     /// where it asked from.
     pub(super) async fn routes(&self, batch: &Batch, known: &[Route]) -> Vec<Route> {
         let users: BTreeSet<UserId> = batch.events.iter().map(|(device, _)| device.user).collect();
@@ -41,25 +41,25 @@ impl Engine {
         routes
     }
 
-    /// Tells what was planned; gives the connections that were told, or may have been.
-    pub(super) async fn tell_planned(&self, told: Vec<Told>) -> Vec<Route> {
-        self.note_routes(&told);
-        for (route, events) in &told {
+    /// Tells what was planned; gives the connections that were deliveries, or may have been.
+    pub(super) async fn deliver_planned(&self, deliveries: Vec<SessionDelivery>) -> Vec<Route> {
+        self.note_routes(&deliveries);
+        for (route, events) in &deliveries {
             count(&self.counters.pushed, events.len());
             if self.settings.mutants.has(Mutant::TrimOnPush) {
                 self.trim(route.device.installation, events).await;
             }
         }
-        let mut routes: Vec<Route> = told.iter().map(|(route, _)| *route).collect();
-        let stale = self.tell(told).await;
+        let mut routes: Vec<Route> = deliveries.iter().map(|(route, _)| *route).collect();
+        let stale = self.deliver(deliveries).await;
         routes.retain(|route| !stale.contains(route));
         routes
     }
 
-    /// Notes which gateways are told about each message.
-    fn note_routes(&self, told: &[Told]) {
+    /// Notes which gateways are deliveries about each message.
+    fn note_routes(&self, deliveries: &[SessionDelivery]) {
         let mut routed: HashMap<(MessageId, GatewayId), u32> = HashMap::new();
-        for (route, events) in told {
+        for (route, events) in deliveries {
             for event in events {
                 if let Some(message) = event.message() {
                     *routed.entry((message.id, route.gateway)).or_default() += 1;
@@ -72,21 +72,21 @@ impl Engine {
     }
 
     /// Tells sessions, wherever they are; gives the connections of this process that are gone.
-    pub(super) async fn tell(&self, told: Vec<Told>) -> Vec<Route> {
-        let mut elsewhere: BTreeMap<GatewayId, Vec<Told>> = BTreeMap::new();
-        let mut here = Vec::with_capacity(told.len());
-        for (route, events) in told {
+    pub(super) async fn deliver(&self, deliveries: Vec<SessionDelivery>) -> Vec<Route> {
+        let mut elsewhere: BTreeMap<GatewayId, Vec<SessionDelivery>> = BTreeMap::new();
+        let mut here = Vec::with_capacity(deliveries.len());
+        for (route, events) in deliveries {
             if route.gateway == self.settings.gateway {
                 here.push((route, events));
             } else {
                 elsewhere.entry(route.gateway).or_default().push((route, events));
             }
         }
-        for (gateway, told) in elsewhere {
+        for (gateway, deliveries) in elsewhere {
             count(&self.counters.forwarded, 1);
-            self.backends.link.tell(gateway, told);
+            self.backends.link.deliver(gateway, deliveries);
         }
-        let gone = self.told(here);
+        let gone = self.deliver_local(here);
         for stale in &gone {
             let _ = self.backends.registry.unbind(*stale).await;
         }
@@ -94,11 +94,11 @@ impl Engine {
     }
 
     /// Tells sessions of this process what another one sent for them; gives the connections that are not here.
-    pub fn told(&self, told: Vec<Told>) -> Vec<Route> {
-        let absent = |(route, events): Told| {
-            let here = self.hub.tell(route.device.installation, events);
+    pub fn deliver_local(&self, deliveries: Vec<SessionDelivery>) -> Vec<Route> {
+        let absent = |(route, events): SessionDelivery| {
+            let here = self.hub.deliver(route.device.installation, events);
             (!here).then_some(route)
         };
-        told.into_iter().filter_map(absent).collect()
+        deliveries.into_iter().filter_map(absent).collect()
     }
 }
