@@ -84,7 +84,7 @@ fn render(engine: &Engine, handle: &PrometheusHandle) -> String {
         metrics::counter!(name).absolute(value.load(Ordering::Relaxed));
     }
     metrics::counter!("chat_dropped_total", "reason" => "session_full").absolute(engine.hub().dropped());
-    metrics::counter!("chat_telemetry_left_out_total").absolute(engine.trail().left_out());
+    metrics::counter!("chat_telemetry_dropped_total").absolute(engine.trace().dropped());
     metrics::gauge!("chat_sessions").set(engine.hub().len() as f64);
     handle.run_upkeep();
     handle.render()

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chat_core::delivery::{Explanation, Stage, Step, Whereabouts};
+use chat_core::delivery::{Explanation, Stage, TraceEvent, Whereabouts};
 use chat_core::{InstallationId, MessageId};
 use serde::{Deserialize, Serialize};
 
@@ -14,15 +14,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[allow(clippy::exhaustive_structs)]
 pub struct Said {
     /// What it did, in order.
-    pub steps: Vec<SaidStep>,
+    pub events: Vec<SaidEvent>,
     /// What the store says.
     pub whereabouts: SaidWhereabouts,
 }
 
-/// A step.
+/// A event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(clippy::exhaustive_structs)]
-pub struct SaidStep {
+pub struct SaidEvent {
     /// The node's clock, in microseconds.
     pub at_us: u64,
     /// What happened, in words.
@@ -82,7 +82,7 @@ fn words(stage: Stage) -> String {
 impl Said {
     /// What a node answers.
     pub fn new(explanation: Explanation) -> Self {
-        let step = |step: Step| SaidStep { at_us: step.at_us, what: words(step.stage) };
+        let event = |event: TraceEvent| SaidEvent { at_us: event.at_us, what: words(event.stage) };
         let whereabouts = match explanation.whereabouts {
             Whereabouts::Unknown => SaidWhereabouts::Unknown,
             Whereabouts::NotStored => SaidWhereabouts::NotStored,
@@ -92,7 +92,7 @@ impl Said {
                 devices: devices.into_iter().map(|(device, acked)| (short(device), acked)).collect(),
             },
         };
-        Self { steps: explanation.steps.into_iter().map(step).collect(), whereabouts }
+        Self { events: explanation.events.into_iter().map(event).collect(), whereabouts }
     }
 }
 
@@ -110,26 +110,26 @@ fn ask(node: &str, id: MessageId) -> Result<Said, String> {
 /// What is no message id; that no node answered, or none knows it.
 pub fn explain(message_id: &str, nodes: &[String]) -> Result<Vec<String>, String> {
     let id = parse_id(message_id).ok_or("a message id has 32 hexadecimal digits")?;
-    let (mut steps, mut lines, mut answers) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut events, mut lines, mut answers) = (Vec::new(), Vec::new(), Vec::new());
     for node in nodes {
         match ask(node, id) {
             Ok(said) => {
-                steps.extend(said.steps.into_iter().map(|step| (step.at_us, node, step.what)));
+                events.extend(said.events.into_iter().map(|event| (event.at_us, node, event.what)));
                 answers.push(said.whereabouts);
             }
             Err(error) => lines.push(error),
         }
     }
     let Some(whereabouts) = answers.into_iter().max() else { return Err(lines.join("; ")) };
-    if steps.is_empty() {
+    if events.is_empty() {
         return Err("none of these nodes remembers it: it is older than what they keep in memory, or went \
                     through others"
             .to_owned());
     }
-    steps.sort();
-    let start = steps.first().map_or(0, |step| step.0);
+    events.sort();
+    let start = events.first().map_or(0, |event| event.0);
     let at = |at_us: u64| format!("{:>+10.3} ms", (at_us - start) as f64 / 1000.0);
-    lines.extend(steps.iter().map(|(at_us, node, what)| format!("{}  {node}  {what}", at(*at_us))));
+    lines.extend(events.iter().map(|(at_us, node, what)| format!("{}  {node}  {what}", at(*at_us))));
     match whereabouts {
         SaidWhereabouts::Unknown => {
             lines.push("none of these nodes remembers where it would be stored".to_owned())

@@ -132,7 +132,7 @@ async fn serve(settings: settings::Settings) -> Result<(), String> {
     let engine = Arc::new(Engine::new(measured(node.backends), engine_settings, clock));
     #[cfg(feature = "telemetry")]
     if let Some(collector) = &settings.otlp {
-        crate::telemetry::export(engine.trail(), collector, settings.otlp_share, node.gateway)?;
+        crate::telemetry::export(engine.trace(), collector, settings.otlp_share, node.gateway)?;
     }
     if settings.roles.contains(&Role::Router) {
         for shard in 0..engine.shards() {

@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chat_core::MessageId;
 use chat_core::backend::GatewayId;
-use chat_core::delivery::{Stage, Step, Trail};
+use chat_core::delivery::{MessageTrace, Stage, TraceEvent};
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
@@ -37,12 +37,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Messages that the log has not confirmed yet; of more than that the beginnings are forgotten.
 const ACCEPTED: usize = 10_000;
 
-/// Tells a collector of a share of all messages for as long as the trail lives.
+/// Tells a collector of a share of all messages for as long as the trace lives.
 ///
 /// # Errors
 /// A collector's address that cannot be used. One that does not answer is no error: what it misses is
 /// counted (`chat_telemetry_spans_total`).
-pub fn export(trail: &Trail, collector: &str, share: f64, node: GatewayId) -> Result<(), String> {
+pub fn export(trace: &MessageTrace, collector: &str, share: f64, node: GatewayId) -> Result<(), String> {
     if share <= 0.0 {
         return Ok(());
     }
@@ -56,23 +56,24 @@ pub fn export(trail: &Trail, collector: &str, share: f64, node: GatewayId) -> Re
         .with_attribute(KeyValue::new("service.instance.id", node.0.to_string()))
         .build();
     exporter.set_resource(&resource);
-    let steps = trail.follow(share, ROOM).ok_or("messages are followed already")?;
-    tokio::spawn(run(exporter, steps, Spans::new(node)));
+    let events = trace.follow(share, ROOM).ok_or("messages are followed already")?;
+    tokio::spawn(run(exporter, events, Spans::new(node)));
     Ok(())
 }
 
-async fn run(exporter: SpanExporter, mut steps: mpsc::Receiver<(MessageId, Step)>, mut spans: Spans) {
+async fn run(exporter: SpanExporter, mut events: mpsc::Receiver<(MessageId, TraceEvent)>, mut spans: Spans) {
     let mut arrived = Vec::with_capacity(BATCH);
-    while steps.recv_many(&mut arrived, BATCH).await > 0 {
+    while events.recv_many(&mut arrived, BATCH).await > 0 {
         if arrived.len() < BATCH {
             tokio::time::sleep(GATHER).await;
             while arrived.len() < BATCH
-                && let Ok(step) = steps.try_recv()
+                && let Ok(event) = events.try_recv()
             {
-                arrived.push(step);
+                arrived.push(event);
             }
         }
-        let batch: Vec<SpanData> = arrived.drain(..).filter_map(|(id, step)| spans.span(id, step)).collect();
+        let batch: Vec<SpanData> =
+            arrived.drain(..).filter_map(|(id, event)| spans.span(id, event)).collect();
         if batch.is_empty() {
             continue;
         }
@@ -88,7 +89,7 @@ async fn run(exporter: SpanExporter, mut steps: mpsc::Receiver<(MessageId, Step)
     }
 }
 
-/// Makes spans of steps.
+/// Makes spans of events.
 #[derive(Debug)]
 struct Spans {
     node: u64,
@@ -118,40 +119,40 @@ impl Spans {
         SpanId::from((self.node ^ self.made.wrapping_mul(0x9E37_79B9_7F4A_7C15)).max(1))
     }
 
-    /// The span that a step ends; the first step of a message only begins one.
-    fn span(&mut self, id: MessageId, step: Step) -> Option<SpanData> {
+    /// The span that a event ends; the first event of a message only begins one.
+    fn span(&mut self, id: MessageId, event: TraceEvent) -> Option<SpanData> {
         let count = |name, n: u32| KeyValue::new(name, i64::from(n));
         let number = |name, n: u64| KeyValue::new(name, i64::try_from(n).unwrap_or(i64::MAX));
-        let (name, from, attributes) = match step.stage {
+        let (name, from, attributes) = match event.stage {
             Stage::Accepted { .. } => {
                 if self.accepted.len() >= ACCEPTED {
                     self.accepted.clear();
                 }
-                self.accepted.insert(id, step.at_us);
+                self.accepted.insert(id, event.at_us);
                 return None;
             }
             Stage::Logged => {
-                let from = self.accepted.remove(&id).unwrap_or(step.at_us);
-                return Some(data(id, root_of(id), "chat.accept", (from, step.at_us), Vec::new()));
+                let from = self.accepted.remove(&id).unwrap_or(event.at_us);
+                return Some(data(id, root_of(id), "chat.accept", (from, event.at_us), Vec::new()));
             }
             Stage::Stored { seq, position, logged_us, rows, .. } => {
                 let offset = number("chat.log.offset", position.offset);
                 ("chat.store", logged_us, vec![number("chat.seq", seq), offset, count("chat.rows", rows)])
             }
-            Stage::Repeated { seq } => ("chat.repeat", step.at_us, vec![number("chat.seq", seq)]),
+            Stage::Repeated { seq } => ("chat.repeat", event.at_us, vec![number("chat.seq", seq)]),
             Stage::Refused { reason } => {
-                ("chat.refuse", step.at_us, vec![KeyValue::new("chat.reason", reason)])
+                ("chat.refuse", event.at_us, vec![KeyValue::new("chat.reason", reason)])
             }
             Stage::Routed { gateway, devices } => {
                 let gateway = KeyValue::new("chat.gateway", gateway.0.to_string());
-                ("chat.route", step.at_us, vec![gateway, count("chat.devices", devices)])
+                ("chat.route", event.at_us, vec![gateway, count("chat.devices", devices)])
             }
-            Stage::Pushed { devices } => ("chat.push", step.at_us, vec![count("chat.devices", devices)]),
+            Stage::Pushed { devices } => ("chat.push", event.at_us, vec![count("chat.devices", devices)]),
             Stage::Delivered { committed_us, .. } => ("chat.deliver", committed_us, Vec::new()),
             _ => return None,
         };
         // Clocks of machines differ: a span that seems to end before it began has no length.
-        let times = (from.min(step.at_us), step.at_us);
+        let times = (from.min(event.at_us), event.at_us);
         Some(data(id, self.next_id(), name, times, attributes))
     }
 }

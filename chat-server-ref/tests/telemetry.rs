@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chat_core::backend::{GatewayId, LogPosition};
-use chat_core::delivery::{Stage, Trail};
+use chat_core::delivery::{MessageTrace, Stage};
 use chat_core::{ConversationId, InstallationId, MessageId, UserId};
 use chat_server_ref::telemetry::export;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
@@ -56,7 +56,7 @@ async fn collector(serves: bool) -> (String, mpsc::UnboundedReceiver<(String, Sp
 #[tokio::test(flavor = "multi_thread")]
 async fn one_message_is_one_trace_over_all_nodes() {
     let (address, mut spans) = collector(true).await;
-    let (gateway, router) = (Trail::new(100), Trail::new(100));
+    let (gateway, router) = (MessageTrace::new(100), MessageTrace::new(100));
     export(&gateway, &address, 1.0, GatewayId(7)).unwrap();
     export(&router, &address, 1.0, GatewayId(8)).unwrap();
     assert!(export(&router, &address, 1.0, GatewayId(8)).is_err(), "once");
@@ -65,15 +65,15 @@ async fn one_message_is_one_trace_over_all_nodes() {
     let conversation = ConversationId::own(UserId::from_bytes([0x5e; 16]));
     let (sender, device) = (InstallationId::from_bytes([0x5e; 16]), InstallationId::from_bytes([0x5f; 16]));
     let position = LogPosition { generation: 1, offset: 42 };
-    gateway.note(id, 1_000, Stage::Accepted { conversation, sender });
-    gateway.note(id, 2_000, Stage::Logged);
-    router.note(
+    gateway.record(id, 1_000, Stage::Accepted { conversation, sender });
+    gateway.record(id, 2_000, Stage::Logged);
+    router.record(
         id,
         3_000,
         Stage::Stored { conversation, sender, seq: 9, position, logged_us: 2_500, rows: 2 },
     );
-    router.note(id, 3_100, Stage::Routed { gateway: GatewayId(7), devices: 1 });
-    gateway.note(id, 4_000, Stage::Delivered { conversation, sender, device, committed_us: 4_900 });
+    router.record(id, 3_100, Stage::Routed { gateway: GatewayId(7), devices: 1 });
+    gateway.record(id, 4_000, Stage::Delivered { conversation, sender, device, committed_us: 4_900 });
 
     let mut exported = Vec::new();
     while exported.len() < 4 {
@@ -99,12 +99,12 @@ async fn one_message_is_one_trace_over_all_nodes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_is_not_there_holds_nothing_up() {
     let (address, _) = collector(false).await;
-    let trail = Arc::new(Trail::new(100));
-    export(&trail, &address, 1.0, GatewayId(1)).unwrap();
+    let trace = Arc::new(MessageTrace::new(100));
+    export(&trace, &address, 1.0, GatewayId(1)).unwrap();
     for n in 0..100_000_u32 {
         let mut id = [0; 16];
         id[..4].copy_from_slice(&n.to_be_bytes());
-        trail.note(MessageId::from_bytes(id), 1, Stage::Logged);
+        trace.record(MessageId::from_bytes(id), 1, Stage::Logged);
     }
-    assert!(export(&Trail::new(1), "no address", 1.0, GatewayId(1)).is_err());
+    assert!(export(&MessageTrace::new(1), "no address", 1.0, GatewayId(1)).is_err());
 }

@@ -313,7 +313,7 @@ impl Connection {
         match output {
             Output::Send(frame) => {
                 if let (ServerFrame::Deliver(rows, _), Some(device)) = (&frame, device) {
-                    engine.note_delivered(device.installation, rows);
+                    engine.record_delivered(device.installation, rows);
                 }
                 self.out.push(frame.encode());
                 None

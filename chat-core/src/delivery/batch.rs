@@ -32,7 +32,7 @@ pub(super) struct Batch {
     /// Devices that are told to look into their inbox: once a batch.
     pub looking: HashSet<InstallationId>,
     /// What happened to messages, once it is committed.
-    pub steps: Vec<(MessageId, Stage)>,
+    pub stages: Vec<(MessageId, Stage)>,
 }
 
 impl Batch {

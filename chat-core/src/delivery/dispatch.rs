@@ -18,7 +18,7 @@ impl Engine {
         }
         let plan = plan(&batch.events, &self.routes(batch, delivered).await, delivered);
         count(&self.counters.woken, plan.wake.len());
-        plan.unseen.iter().for_each(|(id, devices)| self.note(*id, Stage::Pushed { devices: *devices }));
+        plan.unseen.iter().for_each(|(id, devices)| self.record(*id, Stage::Pushed { devices: *devices }));
         self.deliver_planned(plan.deliveries).await;
         if !plan.wake.is_empty() {
             let _ = self.backends.push.wake(&plan.wake).await;
@@ -43,7 +43,7 @@ impl Engine {
 
     /// Tells what was planned; gives the connections that were deliveries, or may have been.
     pub(super) async fn deliver_planned(&self, deliveries: Vec<SessionDelivery>) -> Vec<Route> {
-        self.note_routes(&deliveries);
+        self.record_routes(&deliveries);
         for (route, events) in &deliveries {
             count(&self.counters.pushed, events.len());
             if self.settings.mutants.has(Mutant::TrimOnPush) {
@@ -57,7 +57,7 @@ impl Engine {
     }
 
     /// Notes which gateways are deliveries about each message.
-    fn note_routes(&self, deliveries: &[SessionDelivery]) {
+    fn record_routes(&self, deliveries: &[SessionDelivery]) {
         let mut routed: HashMap<(MessageId, GatewayId), u32> = HashMap::new();
         for (route, events) in deliveries {
             for event in events {
@@ -67,7 +67,7 @@ impl Engine {
             }
         }
         for ((id, gateway), devices) in routed {
-            self.note(id, Stage::Routed { gateway, devices });
+            self.record(id, Stage::Routed { gateway, devices });
         }
     }
 

@@ -13,7 +13,7 @@ use super::counters::Counters;
 use super::opening::Offer;
 use super::rates::{Limits, Rates};
 use super::shard::{Decision, IdKey, decide};
-use super::{Event, Hub, Stage, Trail, plan};
+use super::{Event, Hub, MessageTrace, Stage, plan};
 use crate::backend::{
     Backends, Command, Commit, Committed, ConversationState, GatewayId, LogPosition, Operation, PageLimit,
     Record, Route, StoreLife, Taken,
@@ -43,7 +43,7 @@ pub struct EngineSettings {
     /// no other process changes lists.
     pub lists_ms: u64,
     /// Steps of messages to remember, for [`explain`](Engine::explain): about 100 bytes each.
-    pub trail: usize,
+    pub trace: usize,
     /// Rules to break, in the simulator.
     pub mutants: Mutants,
 }
@@ -56,7 +56,7 @@ impl Default for EngineSettings {
             session_queue: 64,
             rates: Rates::default(),
             lists_ms: u64::MAX,
-            trail: 65_536,
+            trace: 65_536,
             mutants: Mutants::NONE,
         }
     }
@@ -95,7 +95,7 @@ pub struct Engine {
     /// What each shard remembers of its conversations.
     shards: Vec<Mutex<Remembered>>,
     pub(super) counters: Counters,
-    pub(super) trail: Trail,
+    pub(super) trace: MessageTrace,
     /// What the broken variants of the engine keep in memory only.
     #[cfg(feature = "sim")]
     mutant_ids: Mutex<HashMap<IdKey, Seq>>,
@@ -111,7 +111,7 @@ impl Engine {
         let hub = Hub::new(settings.session_queue);
         let limits = Limits::new(&settings.rates);
         let shards = (0..backends.router.shards()).map(|_| Mutex::default()).collect();
-        let trail = Trail::new(settings.trail);
+        let trace = MessageTrace::new(settings.trace);
         Self {
             backends,
             settings,
@@ -126,7 +126,7 @@ impl Engine {
             room: DashMap::new(),
             shards,
             counters: Counters::default(),
-            trail,
+            trace,
             #[cfg(feature = "sim")]
             mutant_ids: Mutex::default(),
         }
@@ -191,7 +191,7 @@ impl Engine {
         let refuse = |refusal| Box::new(refused(&number, refusal));
         count(&self.counters.published, 1);
         let accepted = Stage::Accepted { conversation: number.conversation, sender: sender.installation };
-        self.note(number.message_id, accepted);
+        self.record(number.message_id, accepted);
         self.pace(sender, &publish).await.map_err(|wait| refuse(Refusal::Throttled(wait)))?;
         let command = self.admit(sender, publish).await.map_err(|error| refuse(refusal_of(&error)))?;
         if let Some(refusal) = refuse_now(&command) {
@@ -241,7 +241,7 @@ impl Engine {
         let number = *command.number();
         // Whatever went wrong, the record may be in the log: the only true answer is "try the same again".
         let Err(error) = self.backends.router.append(command).await else {
-            self.note(number.message_id, Stage::Logged);
+            self.record(number.message_id, Stage::Logged);
             return None;
         };
         let wait = if error.kind() == ErrorKind::Throttled { 200 } else { 1000 };
@@ -331,7 +331,7 @@ impl Engine {
     async fn commit(&self, batch: &mut Batch) -> Result<Vec<Route>> {
         let commits = batch.take_commits();
         if commits.is_empty() {
-            self.note_steps(batch);
+            self.record_stages(batch);
             return Ok(Vec::new());
         }
         count(&self.counters.batches, 1);
@@ -349,7 +349,7 @@ impl Engine {
             let _ = self.settle(unsettled).await;
             return Err(error);
         }
-        self.note_steps(batch);
+        self.record_stages(batch);
         let deliver = self.deliver_planned(plan(&batch.events, &routes, &[]).deliveries);
         let (delivered, settled) = join(deliver, self.settle(unsettled)).await;
         settled.map(|()| delivered)
@@ -363,9 +363,9 @@ impl Engine {
         if self.settings.mutants.has(Mutant::SettleErrorIgnored) { Ok(()) } else { settled }
     }
 
-    fn note_steps(&self, batch: &mut Batch) {
+    fn record_stages(&self, batch: &mut Batch) {
         let now = self.now_us();
-        batch.steps.drain(..).for_each(|(id, stage)| self.trail.note(id, now, stage));
+        batch.stages.drain(..).for_each(|(id, stage)| self.trace.record(id, now, stage));
     }
 
     /// Reads what deciding needs: states that are not remembered, then the places of ids that may have one.
@@ -415,7 +415,7 @@ impl Engine {
                     logged_us: record.appended_us,
                     rows: commit.inbox.len() as u32,
                 };
-                batch.steps.push((number.message_id, stored));
+                batch.stages.push((number.message_id, stored));
                 for (installation, row) in &commit.inbox {
                     if *installation != sender.installation
                         && let Some(device) = devices.get(installation)
@@ -427,7 +427,7 @@ impl Engine {
             }
             Decision::Repeat(seq, commit) => {
                 count(&self.counters.repeated, 1);
-                batch.steps.push((number.message_id, Stage::Repeated { seq }));
+                batch.stages.push((number.message_id, Stage::Repeated { seq }));
                 let answer = Event::Answer(ServerFrame::Stored(self.stored(&number, seq)));
                 batch.events.push((sender, answer));
                 if state.head.has_applied(record.position)
@@ -445,7 +445,7 @@ impl Engine {
             }
             Decision::Refuse(refusal) => {
                 count(&self.counters.refused, 1);
-                batch.steps.push((number.message_id, Stage::Refused { reason: refusal.name() }));
+                batch.stages.push((number.message_id, Stage::Refused { reason: refusal.name() }));
                 batch.events.push((sender, Event::Answer(refused(&number, refusal))));
             }
         }

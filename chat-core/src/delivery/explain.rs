@@ -1,7 +1,7 @@
 //! What happened to one message: what this process remembers, and what the store knows for good.
 
-use super::trail::{Stage, Step};
-use super::{Engine, Trail};
+use super::trace::{Stage, TraceEvent};
+use super::{Engine, MessageTrace};
 use crate::backend::WantCells;
 use crate::envelope::{InboxRow, RowContent};
 use crate::error::Result;
@@ -12,7 +12,7 @@ use crate::id::{ConversationId, InstallationId, MessageId, Seq};
 #[allow(clippy::exhaustive_structs)]
 pub struct Explanation {
     /// What this node did, in order; empty if it did nothing or has forgotten.
-    pub steps: Vec<Step>,
+    pub events: Vec<TraceEvent>,
     /// What the store says.
     pub whereabouts: Whereabouts,
 }
@@ -38,24 +38,24 @@ pub enum Whereabouts {
 
 impl Engine {
     /// What happened to messages that this process saw last.
-    pub const fn trail(&self) -> &Trail {
-        &self.trail
+    pub const fn trace(&self) -> &MessageTrace {
+        &self.trace
     }
 
     /// Notes a stage that a message reached just now.
-    pub fn note(&self, id: MessageId, stage: Stage) {
-        self.trail.note(id, self.now_us(), stage);
+    pub fn record(&self, id: MessageId, stage: Stage) {
+        self.trace.record(id, self.now_us(), stage);
     }
 
     /// Notes that rows were handed to a device's connection.
-    pub fn note_delivered(&self, device: InstallationId, rows: &[InboxRow]) {
+    pub fn record_delivered(&self, device: InstallationId, rows: &[InboxRow]) {
         let now = self.now_us();
         for row in rows {
             if let RowContent::Message { message, .. } = &row.content {
                 let (conversation, sender) = (row.conversation, message.sender.installation);
                 let committed_us = row.time_us;
                 let delivered = Stage::Delivered { conversation, sender, device, committed_us };
-                self.trail.note(message.id, now, delivered);
+                self.trace.record(message.id, now, delivered);
             }
         }
     }
@@ -65,8 +65,8 @@ impl Engine {
     /// # Errors
     /// As [`MessageStore::state`](crate::backend::MessageStore::state).
     pub async fn explain(&self, id: MessageId) -> Result<Explanation> {
-        let steps = self.trail.of(id);
-        let of = steps.iter().find_map(|step| match step.stage {
+        let events = self.trace.of(id);
+        let of = events.iter().find_map(|step| match step.stage {
             Stage::Accepted { conversation, sender }
             | Stage::Stored { conversation, sender, .. }
             | Stage::Delivered { conversation, sender, .. } => Some((conversation, sender)),
@@ -76,7 +76,7 @@ impl Engine {
             Some((conversation, sender)) => self.whereabouts(conversation, sender, id).await?,
             None => Whereabouts::Unknown,
         };
-        Ok(Explanation { steps, whereabouts })
+        Ok(Explanation { events, whereabouts })
     }
 
     async fn whereabouts(

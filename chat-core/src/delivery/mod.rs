@@ -13,7 +13,7 @@ mod plan;
 mod questions;
 mod rates;
 mod shard;
-mod trail;
+mod trace;
 
 pub use counters::Counters;
 pub use engine::{Engine, EngineSettings};
@@ -23,4 +23,4 @@ pub use opening::{Greeting, Linking};
 pub use plan::{Plan, plan};
 pub use rates::{Rate, Rates};
 pub use shard::{Decision, decide};
-pub use trail::{Stage, Step, Trail};
+pub use trace::{MessageTrace, Stage, TraceEvent};

@@ -76,7 +76,7 @@ fn decide_anew(state: &ConversationState, record: &Record, found: Option<Seq>, m
     if let Some(seq) = found {
         // An id of an earlier incarnation, sent again: it keeps its place and uses its new number up.
         let mut next = state.clone();
-        note_sender(&mut next, record, number);
+        record_sender(&mut next, record, number);
         return Decision::Repeat(seq, Some(commit(record, next)));
     }
     if matches!(command.operation, Operation::Void(_))
@@ -132,7 +132,7 @@ fn may_void(state: &ConversationState, sender: DeviceAddress, id: ConversationId
 }
 
 /// Every change of the state has a time of its own, which orders its writes in the store.
-fn note_sender(state: &mut ConversationState, record: &Record, number: SendNumber) {
+fn record_sender(state: &mut ConversationState, record: &Record, number: SendNumber) {
     state.head.position = record.position;
     state.head.time_us = record.appended_us.max(state.head.time_us + 1);
     state.senders.insert(record.command.sender.installation, SenderState::after(&number));
@@ -153,7 +153,7 @@ fn commit(record: &Record, state: ConversationState) -> Commit {
 fn accept(state: &ConversationState, record: &Record, command: &Command, number: SendNumber) -> Decision {
     let mut next = state.clone();
     next.head.seq += 1;
-    note_sender(&mut next, record, number);
+    record_sender(&mut next, record, number);
     let (seq, time_us) = (next.head.seq, next.head.time_us);
     let mailbox = number.conversation.kind() == Ok(ConversationKind::Mailbox);
     let row = |joined, content| InboxRow { conversation: number.conversation, seq, time_us, joined, content };

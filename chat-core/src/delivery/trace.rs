@@ -74,7 +74,7 @@ pub enum Stage {
 /// A stage, and when it was reached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(clippy::exhaustive_structs)]
-pub struct Step {
+pub struct TraceEvent {
     /// The node's wall clock, in microseconds.
     pub at_us: u64,
     /// What happened.
@@ -88,28 +88,28 @@ const RINGS: usize = 16;
 ///
 /// ```
 /// use chat_core::MessageId;
-/// use chat_core::delivery::{Stage, Trail};
-/// let trail = Trail::new(1000);
-/// trail.note(MessageId::from_bytes([1; 16]), 5, Stage::Logged);
-/// assert_eq!(trail.of(MessageId::from_bytes([1; 16]))[0].at_us, 5);
-/// assert!(trail.of(MessageId::from_bytes([2; 16])).is_empty());
+/// use chat_core::delivery::{Stage, MessageTrace};
+/// let trace = MessageTrace::new(1000);
+/// trace.record(MessageId::from_bytes([1; 16]), 5, Stage::Logged);
+/// assert_eq!(trace.of(MessageId::from_bytes([1; 16]))[0].at_us, 5);
+/// assert!(trace.of(MessageId::from_bytes([2; 16])).is_empty());
 /// ```
 #[derive(Debug)]
-pub struct Trail {
-    rings: [Mutex<VecDeque<(MessageId, Step)>>; RINGS],
+pub struct MessageTrace {
+    rings: [Mutex<VecDeque<(MessageId, TraceEvent)>>; RINGS],
     /// Steps that each ring remembers.
     room: usize,
     follower: OnceLock<Follower>,
 }
 
-/// Whoever is told of steps as they are made.
+/// Whoever is told of events as they are made.
 #[derive(Debug)]
 struct Follower {
-    steps: mpsc::Sender<(MessageId, Step)>,
+    events: mpsc::Sender<(MessageId, TraceEvent)>,
     /// Messages of which the last four bytes are at most this.
     up_to: u32,
     /// Steps that did not find room.
-    left_out: AtomicU64,
+    dropped: AtomicU64,
 }
 
 impl Follower {
@@ -119,60 +119,60 @@ impl Follower {
     }
 }
 
-impl Trail {
-    /// Remembers about this many steps.
-    pub fn new(steps: usize) -> Self {
+impl MessageTrace {
+    /// Remembers about this many events.
+    pub fn new(events: usize) -> Self {
         Self {
             rings: std::array::from_fn(|_| Mutex::default()),
-            room: steps.div_ceil(RINGS),
+            room: events.div_ceil(RINGS),
             follower: OnceLock::new(),
         }
     }
 
-    /// Gives the steps of a share (0 to 1) of all messages as they are made; every node of a cluster follows
+    /// Gives the events of a share (0 to 1) of all messages as they are made; every node of a cluster follows
     /// the same messages. Steps that do not find room are left out. `None` if somebody follows already.
     ///
     /// ```
     /// use chat_core::MessageId;
-    /// use chat_core::delivery::{Stage, Trail};
-    /// let trail = Trail::new(1000);
-    /// let mut steps = trail.follow(1.0, 10).unwrap();
-    /// trail.note(MessageId::from_bytes([1; 16]), 5, Stage::Logged);
-    /// assert_eq!(steps.try_recv().unwrap().1.stage, Stage::Logged);
+    /// use chat_core::delivery::{Stage, MessageTrace};
+    /// let trace = MessageTrace::new(1000);
+    /// let mut events = trace.follow(1.0, 10).unwrap();
+    /// trace.record(MessageId::from_bytes([1; 16]), 5, Stage::Logged);
+    /// assert_eq!(events.try_recv().unwrap().1.stage, Stage::Logged);
     /// ```
-    pub fn follow(&self, share: f64, room: usize) -> Option<mpsc::Receiver<(MessageId, Step)>> {
-        let (steps, followed) = mpsc::channel(room.max(1));
+    pub fn follow(&self, share: f64, room: usize) -> Option<mpsc::Receiver<(MessageId, TraceEvent)>> {
+        let (events, followed) = mpsc::channel(room.max(1));
         let up_to = (share.clamp(0.0, 1.0) * f64::from(u32::MAX)) as u32;
-        let follower = Follower { steps, up_to, left_out: AtomicU64::new(0) };
+        let follower = Follower { events, up_to, dropped: AtomicU64::new(0) };
         self.follower.set(follower).ok().map(|()| followed)
     }
 
-    /// How many steps the follower did not get because it is slow.
-    pub fn left_out(&self) -> u64 {
-        self.follower.get().map_or(0, |follower| follower.left_out.load(Ordering::Relaxed))
+    /// How many events the follower did not get because it is slow.
+    pub fn dropped(&self) -> u64 {
+        self.follower.get().map_or(0, |follower| follower.dropped.load(Ordering::Relaxed))
     }
 
-    fn ring(&self, id: MessageId) -> &Mutex<VecDeque<(MessageId, Step)>> {
+    fn ring(&self, id: MessageId) -> &Mutex<VecDeque<(MessageId, TraceEvent)>> {
         &self.rings[usize::from(id.as_bytes()[15]) % RINGS]
     }
 
-    /// Remembers a step of a message.
-    pub fn note(&self, id: MessageId, at_us: u64, stage: Stage) {
-        let step = Step { at_us, stage };
+    /// Remembers a event of a message.
+    pub fn record(&self, id: MessageId, at_us: u64, stage: Stage) {
+        let event = TraceEvent { at_us, stage };
         if let Some(follower) = self.follower.get().filter(|follower| follower.follows(id)) {
-            let left_out = follower.steps.try_send((id, step)).is_err();
-            follower.left_out.fetch_add(u64::from(left_out), Ordering::Relaxed);
+            let dropped = follower.events.try_send((id, event)).is_err();
+            follower.dropped.fetch_add(u64::from(dropped), Ordering::Relaxed);
         }
         let mut ring = self.ring(id).lock();
         if ring.len() >= self.room {
             ring.pop_front();
         }
-        ring.push_back((id, step));
+        ring.push_back((id, event));
     }
 
     /// What is remembered of a message, in order.
-    pub fn of(&self, id: MessageId) -> Vec<Step> {
-        self.ring(id).lock().iter().filter(|(known, _)| *known == id).map(|(_, step)| *step).collect()
+    pub fn of(&self, id: MessageId) -> Vec<TraceEvent> {
+        self.ring(id).lock().iter().filter(|(known, _)| *known == id).map(|(_, event)| *event).collect()
     }
 }
 
@@ -182,26 +182,26 @@ mod tests {
 
     #[test]
     fn the_oldest_steps_go_first() {
-        let trail = Trail::new(2 * RINGS);
+        let trace = MessageTrace::new(2 * RINGS);
         let id = |n: u8| MessageId::from_bytes([n; 16]);
         for at in 0..3 {
-            trail.note(id(16), at, Stage::Logged);
+            trace.record(id(16), at, Stage::Logged);
         }
-        trail.note(id(1), 9, Stage::Logged);
-        assert_eq!(trail.of(id(16)).iter().map(|step| step.at_us).collect::<Vec<_>>(), [1, 2]);
-        assert_eq!(trail.of(id(1)).len(), 1, "another ring");
+        trace.record(id(1), 9, Stage::Logged);
+        assert_eq!(trace.of(id(16)).iter().map(|event| event.at_us).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(trace.of(id(1)).len(), 1, "another ring");
     }
 
     #[test]
     fn a_share_of_messages_is_followed_and_nothing_waits_for_the_follower() {
-        let trail = Trail::new(RINGS);
-        let mut steps = trail.follow(0.5, 2).unwrap();
-        assert!(trail.follow(1.0, 2).is_none(), "one follows");
+        let trace = MessageTrace::new(RINGS);
+        let mut events = trace.follow(0.5, 2).unwrap();
+        assert!(trace.follow(1.0, 2).is_none(), "one follows");
         let id = |n: u8| MessageId::from_bytes([n; 16]);
         for n in [0, 0x7f, 0x80, 0xff, 1] {
-            trail.note(id(n), 1, Stage::Logged);
+            trace.record(id(n), 1, Stage::Logged);
         }
-        let followed: Vec<_> = std::iter::from_fn(|| steps.try_recv().ok()).map(|(id, _)| id).collect();
-        assert_eq!((followed, trail.left_out()), (vec![id(0), id(0x7f)], 1), "the third did not find room");
+        let followed: Vec<_> = std::iter::from_fn(|| events.try_recv().ok()).map(|(id, _)| id).collect();
+        assert_eq!((followed, trace.dropped()), (vec![id(0), id(0x7f)], 1), "the third did not find room");
     }
 }
