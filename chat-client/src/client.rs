@@ -89,7 +89,7 @@ impl Client {
         Builder { profile: profile.into(), suite, dialer, token: None, strict: false }
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {
+    async fn request<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).await.map_err(|_| self.failure())?;
         answer.await.map_err(|_| self.failure())?
@@ -172,7 +172,7 @@ impl Client {
     /// `Closed`, or the failure of the local store.
     pub async fn accept(&self, user: UserId, safety_number: &str) -> Result<()> {
         let number = safety_number.to_owned();
-        self.ask(|reply| Command::Accept(user, number, reply)).await
+        self.request(|reply| Command::Accept(user, number, reply)).await
     }
 
     /// Asks for a new incarnation: this store goes on, a copy of it that is in use elsewhere does not. For
@@ -181,7 +181,7 @@ impl Client {
     /// # Errors
     /// `Closed` if the client is closed.
     pub async fn reincarnate(&self) -> Result<()> {
-        self.ask(Command::Reincarnate).await
+        self.request(Command::Reincarnate).await
     }
 
     /// Says that the user has read a conversation up to a place.
@@ -218,7 +218,7 @@ impl Client {
         before: u64,
         limit: usize,
     ) -> Result<Vec<StoredMessage>> {
-        self.ask(|reply| Command::History { conversation, before, limit, reply }).await
+        self.request(|reply| Command::History { conversation, before, limit, reply }).await
     }
 
     /// The user of a handle.
@@ -227,7 +227,7 @@ impl Client {
     /// `NotFound` if there is none, `Unavailable` without a connection.
     pub async fn resolve(&self, handle: &Handle) -> Result<UserId> {
         let handle = handle.clone();
-        self.ask(|reply| Command::User(handle, reply)).await
+        self.request(|reply| Command::User(handle, reply)).await
     }
 
     /// The handle of a user this device has dealt with, else its id.
@@ -235,7 +235,7 @@ impl Client {
     /// # Errors
     /// `Closed`, or the failure of the local store.
     pub async fn name_of(&self, user: UserId) -> Result<String> {
-        self.ask(|reply| Command::Name(user, reply)).await
+        self.request(|reply| Command::Name(user, reply)).await
     }
 
     /// The direct conversation with a user.
@@ -248,7 +248,7 @@ impl Client {
     /// # Errors
     /// `NotFound` if there is no such user, `Unavailable` without a connection.
     pub async fn devices(&self, user: UserId) -> Result<SignedDeviceList> {
-        self.ask(|reply| Command::List(user, reply)).await
+        self.request(|reply| Command::List(user, reply)).await
     }
 
     /// The safety number with a user: the same on both sides, unless somebody is in between.
@@ -266,7 +266,7 @@ impl Client {
     /// `Denied` if this device does not hold the account key or the server shows another device than the
     /// code's, `NotFound` if nobody waits under this code, `Unavailable` without a connection.
     pub async fn approve(&self, code: Code) -> Result<u8> {
-        self.ask(|reply| Command::Approve(code, reply)).await
+        self.request(|reply| Command::Approve(code, reply)).await
     }
 
     /// Removes a device from this account: it is disconnected at once, and nothing more is encrypted for it.
@@ -275,7 +275,7 @@ impl Client {
     /// `Denied` if this device does not hold the account key, `NotFound` if there is no such device,
     /// `Unavailable` without a connection.
     pub async fn unlink(&self, device: u8) -> Result<()> {
-        self.ask(|reply| Command::Unlink(device, reply)).await
+        self.request(|reply| Command::Unlink(device, reply)).await
     }
 
     /// Messages not yet stored or refused.
@@ -283,7 +283,7 @@ impl Client {
     /// # Errors
     /// `Closed`, or the failure of the local store.
     pub async fn outbox_len(&self) -> Result<usize> {
-        self.ask(Command::Outbox).await
+        self.request(Command::Outbox).await
     }
 
     /// The number of the last durable event so far.
@@ -459,7 +459,7 @@ impl Events {
             }
             if *self.last.borrow() > self.after {
                 let after = self.after;
-                let page = self.client.ask(|reply| Command::Events { after, limit: PAGE, reply }).await?;
+                let page = self.client.request(|reply| Command::Events { after, limit: PAGE, reply }).await?;
                 self.ready.extend(page);
                 continue;
             }

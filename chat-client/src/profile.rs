@@ -154,7 +154,7 @@ impl Profile {
         let replaces = store.meta("first_list")?.map(DeviceList::read).transpose()?;
         if replaces.is_none_or(|list| list.version == 1) || store.meta("account_secret")?.is_none() {
             let lookup = Registration::Lookup { token: token.to_owned(), handle: handle.clone() };
-            match ask(transport.as_mut(), lookup).await? {
+            match request(transport.as_mut(), lookup).await? {
                 (_, Some(before)) => Self::make_keys(&mut store, suite, handle, Some(&before))?,
                 (_, None) => return Err(Error::new(ErrorKind::Invalid, "the server sent no device list")),
             }
@@ -187,7 +187,7 @@ impl Profile {
         let (token_text, handle) = (token.to_owned(), handle.clone());
         let user = list.list().user;
         let registration = Registration::Account { token: token_text, handle, list, replace };
-        match ask(transport.as_mut(), registration).await {
+        match request(transport.as_mut(), registration).await {
             Ok((opened, _)) if opened == user => {}
             Ok(_) => return Err(Error::new(ErrorKind::Invalid, "the server opened another account")),
             Err(error) => {
@@ -302,7 +302,7 @@ impl Pending {
 }
 
 /// Sends a registration and waits for what it opened.
-async fn ask(
+async fn request(
     transport: &mut dyn Transport,
     registration: Registration,
 ) -> Result<(UserId, Option<Box<SignedDeviceList>>)> {

@@ -253,7 +253,7 @@ impl Session {
                     self.start_over(out);
                 }
             }
-            (_, ClientFrame::Request(id, ask)) => out.push(Output::Ask(id, ask)),
+            (_, ClientFrame::Request(id, request)) => out.push(Output::Request(id, request)),
             (_, ClientFrame::Read(read)) => out.extend(self.gathered.read(now, read)),
             (_, ClientFrame::Typing(conversation)) => self.typing(now, conversation, out),
             (_, ClientFrame::Watch(users)) => {

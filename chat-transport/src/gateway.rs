@@ -361,10 +361,12 @@ impl Connection {
                 }));
                 None
             }
-            Output::Ask(id, ask) => Some(Input::Answer(match engine.answer(device?, ask).await {
-                Ok(answer) => ServerFrame::Response(id, Box::new(answer)),
-                Err(refusal) => ServerFrame::Refused(Subject::Request(id), refusal),
-            })),
+            Output::Request(id, request) => {
+                Some(Input::Answer(match engine.respond(device?, request).await {
+                    Ok(answer) => ServerFrame::Response(id, Box::new(answer)),
+                    Err(refusal) => ServerFrame::Refused(Subject::Request(id), refusal),
+                }))
+            }
             Output::Receipt(at, read) => {
                 if !read {
                     // Only at the end are there acks that the store does not have.

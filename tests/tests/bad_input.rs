@@ -216,15 +216,15 @@ fn somebody_who_reads_nothing_and_asks_for_everything() {
     }
     let before = stage.server.resident();
     raw.stream.set_nonblocking(true).unwrap();
-    let ask = chat_core::wire::Ask::History {
+    let request = chat_core::wire::Request::History {
         conversation: ConversationId::own(user.device.user),
         before: 0,
         limit: 200,
     };
-    let ask = frame(0x82, &ClientFrame::Request(1, ask).encode());
+    let request = frame(0x82, &ClientFrame::Request(1, request).encode());
     for _ in 0..10_000 {
         use std::io::Write;
-        let _ = raw.stream.write(&ask);
+        let _ = raw.stream.write(&request);
     }
     std::thread::sleep(Duration::from_secs(2));
     let grown = stage.server.resident().saturating_sub(before);

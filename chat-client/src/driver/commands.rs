@@ -5,7 +5,7 @@ use chat_core::device_list::{DeviceEntry, SignedDeviceList};
 use chat_core::envelope::{AckOf, Refusal};
 use chat_core::limits::MAX_TEXT;
 use chat_core::replica::{Draft, Input, To};
-use chat_core::wire::{Answer, Ask};
+use chat_core::wire::{Request, Response};
 use chat_core::{Error, ErrorKind, MessageId, Result, UserId};
 use tokio::sync::oneshot;
 
@@ -42,17 +42,17 @@ impl Driver {
                 Some(user) => {
                     let _ = reply.send(Ok(user));
                 }
-                None => self.ask(Ask::Resolve(handle), Waiting::Resolve(reply))?,
+                None => self.request(Request::Resolve(handle), Waiting::Resolve(reply))?,
             },
             Command::List(user, reply) => match self.replica.list(user) {
                 Some(list) => {
                     let _ = reply.send(Ok(list.clone()));
                 }
-                None => self.ask(Ask::Lists(vec![user]), Waiting::List(user, reply))?,
+                None => self.request(Request::Lists(vec![user]), Waiting::List(user, reply))?,
             },
             Command::Approve(code, reply) => {
                 let rendezvous = Bytes::copy_from_slice(&code.rendezvous);
-                self.ask(Ask::Offer(rendezvous), Waiting::Offer(code, reply))?;
+                self.request(Request::Offer(rendezvous), Waiting::Offer(code, reply))?;
             }
             Command::Unlink(device, reply) => self.unlink(device, reply)?,
             Command::Outbox(reply) => {
@@ -156,16 +156,16 @@ impl Driver {
         Ok(())
     }
 
-    pub(super) fn ask(&mut self, ask: Ask, waiting: Waiting) -> Result<()> {
+    pub(super) fn request(&mut self, request: Request, waiting: Waiting) -> Result<()> {
         self.tokens += 1;
         self.waiting.insert(self.tokens, waiting);
-        self.step(Input::Ask(self.tokens, ask))
+        self.step(Input::Request(self.tokens, request))
     }
 
     pub(super) fn answered(
         &mut self,
         token: u64,
-        answer: std::result::Result<Box<Answer>, Refusal>,
+        answer: std::result::Result<Box<Response>, Refusal>,
     ) -> Result<()> {
         let Some(waiting) = self.waiting.remove(&token) else {
             return Ok(());
@@ -209,9 +209,9 @@ impl Driver {
                 match begun {
                     Ok((list, sealed, joined)) => {
                         self.remember_linking(&list, joined.device.get())?;
-                        let ask = Ask::PutList(list.clone());
+                        let request = Request::PutList(list.clone());
                         let waiting = Waiting::Approved(list, Box::new((sealed, code, joined)), reply);
-                        self.ask(ask, waiting)?;
+                        self.request(request, waiting)?;
                     }
                     Err(error) => {
                         let _ = reply.send(Err(error));
@@ -221,8 +221,8 @@ impl Driver {
             (Waiting::Approved(list, parts, reply), Ok(_)) => {
                 self.step(Input::OwnList(list))?;
                 let (sealed, code, joined) = *parts;
-                let ask = Ask::LinkAnswer(Bytes::copy_from_slice(&code.rendezvous), sealed);
-                self.ask(ask, Waiting::Linked(joined.device.get(), reply))?;
+                let request = Request::LinkAnswer(Bytes::copy_from_slice(&code.rendezvous), sealed);
+                self.request(request, Waiting::Linked(joined.device.get(), reply))?;
             }
             (Waiting::Linked(device, reply), answer) => {
                 // Whether it heard of it, its prekeys will say.
@@ -284,7 +284,7 @@ impl Driver {
         if !listed {
             return self.forget_linking();
         }
-        self.ask(Ask::Claim(self.profile.device.user, vec![installation]), Waiting::Alive(device))
+        self.request(Request::Claim(self.profile.device.user, vec![installation]), Waiting::Alive(device))
     }
 
     pub(super) fn own_list(&self) -> Result<SignedDeviceList> {
@@ -328,7 +328,7 @@ impl Driver {
             self.profile.sign_list(&before, devices, self.store.now_ms())
         });
         match made {
-            Ok(list) => self.ask(Ask::PutList(list.clone()), Waiting::Unlinked(list, reply)),
+            Ok(list) => self.request(Request::PutList(list.clone()), Waiting::Unlinked(list, reply)),
             Err(error) => {
                 let _ = reply.send(Err(error));
                 Ok(())

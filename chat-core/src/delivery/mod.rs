@@ -10,8 +10,8 @@ mod explain;
 mod hub;
 mod opening;
 mod plan;
-mod questions;
 mod rates;
+mod requests;
 mod shard;
 mod trace;
 

@@ -7,7 +7,7 @@ use crate::envelope::{AckOf, EmptyReason, InboxRow, Publish, Refusal, SendNumber
 use crate::id::{
     ConversationId, DeviceAddress, Handle, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
 };
-use crate::wire::{Answer, Ask, Bundle, ClientFrame, PrekeyUpload, ServerFrame};
+use crate::wire::{Bundle, ClientFrame, PrekeyUpload, Request, Response, ServerFrame};
 
 /// Whom a draft is for.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -56,7 +56,7 @@ pub enum Input {
     /// Whose presence to report.
     Watch(Vec<UserId>),
     /// A question of the application, with a token for its answer.
-    Ask(u64, Ask),
+    Request(u64, Request),
     /// What [`Output::Open`] gave.
     Opened(Opened),
     /// What [`Output::Recall`] gave: who asked, the message, its content if they may have it.
@@ -223,7 +223,7 @@ pub enum Output {
     /// Make these changes and everything since the last commit durable together; answer with `Committed`.
     Commit(Changes, u64),
     /// The answer to a question of the application.
-    Answer(u64, Result<Box<Answer>, Refusal>),
+    Answer(u64, Result<Box<Response>, Refusal>),
     /// Something that is not kept.
     Event(Ephemeral),
 }

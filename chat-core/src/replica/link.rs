@@ -8,7 +8,7 @@ use crate::envelope::{AckOf, Cell, Refusal, Subject};
 use crate::id::{ConversationId, ConversationKind, UserId};
 use crate::limits::{HEARTBEAT_MS, LOW_PREKEYS, WIRE_VERSION};
 use crate::time::Instant;
-use crate::wire::{Answer, Ask, ClientFrame, ServerFrame, Welcome, close};
+use crate::wire::{ClientFrame, Request, Response, ServerFrame, Welcome, close};
 
 /// Full jitter: a wait is drawn from 0 to this, doubled for each attempt, up to the cap.
 const BACKOFF_BASE_MS: u64 = 100;
@@ -188,8 +188,8 @@ impl Replica {
                     self.refused(now, conversation, id, client_seq, refusal, out);
                 }
             ServerFrame::Refused(Subject::Request(id), refusal) => {
-                if let Some((purpose, ask, _)) = self.requests.remove(&id) {
-                    self.request_refused(now, purpose, ask, refusal, out);
+                if let Some((purpose, request, _)) = self.requests.remove(&id) {
+                    self.request_refused(now, purpose, request, refusal, out);
                 }
             }
             ServerFrame::Response(id, answer) => {
@@ -235,7 +235,7 @@ impl Replica {
         }
     }
 
-    fn answered(&mut self, now: Instant, purpose: Purpose, answer: Box<Answer>, out: &mut Vec<Output>) {
+    fn answered(&mut self, now: Instant, purpose: Purpose, answer: Box<Response>, out: &mut Vec<Output>) {
         match purpose {
             Purpose::Application(token) => out.push(Output::Answer(token, Ok(answer))),
             Purpose::Resolve(handle) => match answer.user {
@@ -330,7 +330,7 @@ impl Replica {
         &mut self,
         now: Instant,
         purpose: Purpose,
-        ask: Ask,
+        request: Request,
         refusal: Refusal,
         out: &mut Vec<Output>,
     ) {
@@ -344,7 +344,7 @@ impl Replica {
                 self.hangup(now, 5000, out)
             }
             (purpose, Refusal::Retry(wait) | Refusal::Throttled(wait)) => {
-                self.ask_at(now.after(u64::from(wait).max(RETRY_MS)), ask, purpose);
+                self.request_at(now.after(u64::from(wait).max(RETRY_MS)), request, purpose);
             }
             (Purpose::Lists(users), _) => {
                 for user in users {
@@ -439,7 +439,7 @@ impl Replica {
         let purpose = Purpose::Lists(vec![user]);
         let waits = self.listless.get(&user).is_some_and(|at| now < *at);
         if !waits && !self.is_asked(&purpose) {
-            self.ask(now, Ask::Lists(vec![user]), purpose, out);
+            self.request(now, Request::Lists(vec![user]), purpose, out);
         }
     }
 
@@ -452,7 +452,7 @@ impl Replica {
         let behind = behind.map(|(id, _)| *id);
         let behind: Vec<_> = behind.take(WATERMARKS).collect();
         for conversation in behind {
-            self.ask(now, Ask::Delivered(conversation), Purpose::Delivered(conversation), out);
+            self.request(now, Request::Delivered(conversation), Purpose::Delivered(conversation), out);
         }
         let read = self.conversations.iter().filter(|(_, c)| c.read > 0).take(WATERMARKS);
         out.extend(read.map(|(conversation, c)| {
@@ -510,7 +510,7 @@ impl Replica {
                     }
                     if self.recovery == Recovery::No && !self.looked_back && !self.is_asked(&Purpose::Missing)
                     {
-                        self.ask(now, Ask::Cells, Purpose::Missing, out);
+                        self.request(now, Request::Cells, Purpose::Missing, out);
                     }
                 }
                 if self.catch_up_at.is_some_and(|at| now >= at) {
@@ -529,8 +529,8 @@ impl Replica {
         let late: Vec<u64> =
             self.requests.iter().filter(|(_, (_, _, again))| now >= *again).map(|(id, _)| *id).collect();
         for id in late {
-            if let Some((purpose, ask, _)) = self.requests.remove(&id) {
-                self.ask(now, ask, purpose, out);
+            if let Some((purpose, request, _)) = self.requests.remove(&id) {
+                self.request(now, request, purpose, out);
             }
         }
     }

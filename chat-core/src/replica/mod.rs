@@ -35,7 +35,7 @@ use crate::limits::HEARTBEAT_MS;
 use crate::mutant::{Mutant, Mutants};
 use crate::rng::Rng;
 use crate::time::Instant;
-use crate::wire::{Ask, ClientFrame};
+use crate::wire::{ClientFrame, Request};
 
 /// Publishes on the way unanswered, over all conversations.
 const SEND_WINDOW: usize = 256;
@@ -73,14 +73,14 @@ pub struct Replica {
     tickets: u64,
     flushing: bool,
     /// Questions to ask once the changes are durable.
-    after_commit: Vec<(Ask, Purpose)>,
+    after_commit: Vec<(Request, Purpose)>,
 
     // What waits for an answer.
     rows: VecDeque<InboxRow>,
     opening: Option<InboxRow>,
     sealing: Option<(ConversationId, MessageId)>,
     /// What is asked, and when it is asked again.
-    requests: BTreeMap<u64, (Purpose, Ask, Instant)>,
+    requests: BTreeMap<u64, (Purpose, Request, Instant)>,
     last_request: u64,
     /// Users whose lists must be read again before anything is sealed for them.
     stale: BTreeSet<UserId>,
@@ -298,7 +298,7 @@ impl Replica {
                 self.watched.clone_from(&users);
                 self.send_if_online(ClientFrame::Watch(users), out);
             }
-            Input::Ask(token, ask) => self.ask(now, ask, Purpose::Application(token), out),
+            Input::Request(token, request) => self.request(now, request, Purpose::Application(token), out),
             Input::Opened(opened) => self.opened(now, opened, out),
             Input::Recalled(asker, conversation, id, content) => {
                 self.recalled(now, asker, conversation, id, content);
@@ -307,7 +307,7 @@ impl Replica {
             Input::Prekeys(upload) => {
                 self.ratchets_moved = true;
                 self.changes.push(Change::PrekeysMade);
-                self.after_commit.push((Ask::Upload(upload), Purpose::Upload));
+                self.after_commit.push((Request::Upload(upload), Purpose::Upload));
             }
             Input::OwnList(list) => {
                 self.lists.insert(list.list().user, list.clone());
@@ -391,8 +391,8 @@ impl Replica {
             return;
         }
         self.send_acks(acks, out);
-        for (ask, purpose) in std::mem::take(&mut self.after_commit) {
-            self.ask(now, ask, purpose, out);
+        for (request, purpose) in std::mem::take(&mut self.after_commit) {
+            self.request(now, request, purpose, out);
         }
         self.send_ready(now, out);
     }
@@ -417,7 +417,7 @@ impl Replica {
         }
     }
 
-    fn ask(&mut self, now: Instant, ask: Ask, purpose: Purpose, out: &mut Vec<Output>) {
+    fn request(&mut self, now: Instant, request: Request, purpose: Purpose, out: &mut Vec<Output>) {
         if let Phase::Online { .. } = self.phase {
             self.last_request += 1;
             if let Purpose::Lists(users) = &purpose {
@@ -425,17 +425,17 @@ impl Replica {
                     self.looking_up.entry(*user).or_insert(self.rows_in);
                 }
             }
-            self.requests.insert(self.last_request, (purpose, ask.clone(), now.after(RETRY_MS)));
-            out.push(Output::Send(ClientFrame::Request(self.last_request, ask)));
+            self.requests.insert(self.last_request, (purpose, request.clone(), now.after(RETRY_MS)));
+            out.push(Output::Send(ClientFrame::Request(self.last_request, request)));
         } else if let Purpose::Application(token) = purpose {
             out.push(Output::Answer(token, Err(crate::envelope::Refusal::Retry(0))));
         }
     }
 
     /// Asks when a time has come, unless the connection ends before.
-    fn ask_at(&mut self, at: Instant, ask: Ask, purpose: Purpose) {
+    fn request_at(&mut self, at: Instant, request: Request, purpose: Purpose) {
         self.last_request += 1;
-        self.requests.insert(self.last_request, (purpose, ask, at));
+        self.requests.insert(self.last_request, (purpose, request, at));
     }
 
     fn is_asked(&self, purpose: &Purpose) -> bool {

@@ -9,7 +9,7 @@ use crate::id::ConversationKind;
 use crate::id::{ClientSeq, ConversationId, Incarnation, MessageId, Seq, UserId};
 use crate::mutant::Mutant;
 use crate::time::Instant;
-use crate::wire::{Ask, ClientFrame};
+use crate::wire::{ClientFrame, Request};
 
 /// Milliseconds between two requests for everything unacknowledged.
 const CATCH_UP_MS: u64 = 1000;
@@ -165,7 +165,7 @@ impl Replica {
             && self.recovery == Recovery::No
             && !self.is_asked(&Purpose::Missing)
         {
-            self.ask(now, Ask::Cells, Purpose::Missing, out);
+            self.request(now, Request::Cells, Purpose::Missing, out);
         }
     }
 
@@ -276,7 +276,9 @@ mod tests {
     /// The ids of the questions for lists of a user in these outputs.
     fn asked(outputs: &[Output], user: UserId) -> Vec<u64> {
         let asked = outputs.iter().filter_map(|output| match output {
-            Output::Send(ClientFrame::Request(id, crate::wire::Ask::Lists(users))) if *users == [user] => {
+            Output::Send(ClientFrame::Request(id, crate::wire::Request::Lists(users)))
+                if *users == [user] =>
+            {
                 Some(*id)
             }
             _ => None,
@@ -298,7 +300,7 @@ mod tests {
             outputs
         };
         let answer = |id, lists| {
-            let answer = crate::wire::Answer { lists, ..crate::wire::Answer::default() };
+            let answer = crate::wire::Response { lists, ..crate::wire::Response::default() };
             Input::Frame(ServerFrame::Response(id, Box::new(answer)))
         };
         let challenge = Challenge { nonce: bytes::Bytes::new(), min_version: 1, max_version: 1 };
@@ -331,7 +333,7 @@ mod tests {
     /// The questions for cells in these outputs.
     fn asked_for_cells(outputs: &[Output]) -> Vec<u64> {
         let asked = outputs.iter().filter_map(|output| match output {
-            Output::Send(ClientFrame::Request(id, Ask::Cells)) => Some(*id),
+            Output::Send(ClientFrame::Request(id, Request::Cells)) => Some(*id),
             _ => None,
         });
         asked.collect()
@@ -367,7 +369,7 @@ mod tests {
         let asked = asked_for_cells(&step(late, deliver(vec![row()], false)));
         assert_eq!(asked.len(), 1, "it was not among all there is");
         let cells = vec![(conversation, crate::envelope::Cell { acked, tail: 3 })];
-        let answer = Box::new(crate::wire::Answer { cells, ..crate::wire::Answer::default() });
+        let answer = Box::new(crate::wire::Response { cells, ..crate::wire::Response::default() });
         step(late, Input::Frame(ServerFrame::Response(asked[0], answer)));
         // A recovery begins with the same question.
         !asked_for_cells(&step(late + LAST_WORD_MS, Input::Tick)).is_empty()
@@ -408,7 +410,7 @@ mod tests {
             step(0, Input::Frame(ServerFrame::Deliver(Vec::new(), true)));
             let asked = asked_for_cells(&step(crate::limits::HEARTBEAT_MS, Input::Tick));
             let cells = vec![(conversation, crate::envelope::Cell { acked, tail: 3 })];
-            let answer = Box::new(crate::wire::Answer { cells, ..crate::wire::Answer::default() });
+            let answer = Box::new(crate::wire::Response { cells, ..crate::wire::Response::default() });
             let at = crate::limits::HEARTBEAT_MS;
             step(at, Input::Frame(ServerFrame::Response(asked[0], answer)));
             let at_once = step(at + LAST_WORD_MS - 1, Input::Tick);

@@ -7,7 +7,7 @@ use crate::envelope::{Cell, EmptyReason};
 use crate::id::{ConversationId, Incarnation};
 use crate::mutant::Mutant;
 use crate::time::Instant;
-use crate::wire::{Ask, ClientFrame};
+use crate::wire::{ClientFrame, Request};
 
 /// Incarnations that a server may be ahead: each is a restore that this copy of the store knows nothing of.
 const MOST_LIVES: Incarnation = 64;
@@ -32,7 +32,7 @@ impl Replica {
             if !self.mutants.has(Mutant::RollbackForgotten) {
                 self.changes.push(Change::Nonce(nonce));
             }
-            self.ask_at(now.after(LAST_WORD_MS), Ask::Cells, Purpose::Cells);
+            self.request_at(now.after(LAST_WORD_MS), Request::Cells, Purpose::Cells);
         }
     }
 
@@ -60,8 +60,9 @@ impl Replica {
             self.recovery = Recovery::Reincarnating;
             let nonce = self.nonce.unwrap_or_else(|| self.rng.bytes());
             self.changes.push(Change::Nonce(nonce));
-            let ask = Ask::Reincarnate { from: self.incarnation, nonce, asked: self.reincarnation_asked };
-            self.after_commit.push((ask, Purpose::Reincarnate));
+            let request =
+                Request::Reincarnate { from: self.incarnation, nonce, asked: self.reincarnation_asked };
+            self.after_commit.push((request, Purpose::Reincarnate));
         }
     }
 

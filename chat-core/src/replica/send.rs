@@ -8,7 +8,7 @@ use crate::envelope::{Publish, Refusal, SendNumber, Stored};
 use crate::id::{ClientSeq, ConversationId, ConversationKind, Handle, MessageId, UserId};
 use crate::mutant::Mutant;
 use crate::time::Instant;
-use crate::wire::{Ask, ClientFrame};
+use crate::wire::{ClientFrame, Request};
 
 /// Milliseconds in which going back to the same number again is pointless: the answers to what was sent
 /// before the first time are still coming in.
@@ -87,7 +87,7 @@ impl Replica {
         for handle in handles {
             let purpose = Purpose::Resolve(handle.clone());
             if !self.is_asked(&purpose) {
-                self.ask(now, Ask::Resolve(handle), purpose, out);
+                self.request(now, Request::Resolve(handle), purpose, out);
             }
         }
         let mut room = SEND_WINDOW.saturating_sub(self.conversations.values().map(|c| c.sent).sum());
@@ -199,7 +199,7 @@ impl Replica {
                 conversation.wait = Wait::Bundles;
                 conversation.claims += 1;
                 let purpose = Purpose::Claim(id, user, installations.len());
-                self.ask(now, Ask::Claim(user, installations), purpose, out);
+                self.request(now, Request::Claim(user, installations), purpose, out);
             }
             Err(SealFailure::Never(why)) => self.refuse_for_good(id, index, why),
         }

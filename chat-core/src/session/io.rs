@@ -3,7 +3,7 @@
 use crate::delivery::Event;
 use crate::envelope::{AckOf, InboxRow, Place, Publish, SendNumber};
 use crate::id::{ConversationId, DeviceAddress, UserId};
-use crate::wire::{Ask, ClientFrame, Hello, Registration, ServerFrame, Welcome};
+use crate::wire::{ClientFrame, Hello, Registration, Request, ServerFrame, Welcome};
 
 /// What happens to a session.
 #[derive(Debug)]
@@ -67,7 +67,7 @@ pub enum Output {
     /// reads, and say so ([`Input::Acked`]) unless that read does. No acks: a message raised the generation.
     Ack(Vec<AckOf>, u64),
     /// Answer a question.
-    Ask(u64, Ask),
+    Request(u64, Request),
     /// Tell the others how far this device has a conversation (`false`) or has read it (`true`).
     Receipt(AckOf, bool),
     /// Tell the others that this user is writing.

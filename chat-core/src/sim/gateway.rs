@@ -19,7 +19,7 @@ use crate::memory::{ManualClock, MemoryKeys, MemoryPresence, MemoryPush, OpenReg
 use crate::mutant::Mutants;
 use crate::session::{Input, Output, Session};
 use crate::time::Instant;
-use crate::wire::{Answer, Ask, ClientFrame, ServerFrame};
+use crate::wire::{ClientFrame, Request, Response, ServerFrame};
 
 /// What a life of a server process begins with.
 pub(super) struct Start {
@@ -220,17 +220,17 @@ impl Gateway {
                     let too_high = outcome.is_err_and(|e| e.kind() == ErrorKind::Invalid);
                     Input::Acked { too_high }
                 }),
-                Output::Ask(request, ask) => device.map(|device| {
+                Output::Request(id, request) => device.map(|device| {
                     // The simulated devices do not sign: the check of an upload's signature is passed by.
-                    let answer = match ask {
-                        Ask::Upload(upload) => ready(self.keys.upload(device.installation, &upload))
-                            .map(|prekeys| Answer { prekeys, ..Answer::default() })
+                    let answer = match request {
+                        Request::Upload(upload) => ready(self.keys.upload(device.installation, &upload))
+                            .map(|prekeys| Response { prekeys, ..Response::default() })
                             .map_err(|_| Refusal::Throttled(1000)),
-                        ask => ready(engine.answer(device, ask)),
+                        request => ready(engine.respond(device, request)),
                     };
                     Input::Answer(match answer {
-                        Ok(answer) => ServerFrame::Response(request, Box::new(answer)),
-                        Err(refusal) => ServerFrame::Refused(Subject::Request(request), refusal),
+                        Ok(answer) => ServerFrame::Response(id, Box::new(answer)),
+                        Err(refusal) => ServerFrame::Refused(Subject::Request(id), refusal),
                     })
                 }),
                 Output::Receipt(at, read) => {

@@ -85,7 +85,7 @@ pub struct PrekeyUpload {
 /// A question of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Ask {
+pub enum Request {
     /// Which user a handle means.
     Resolve(Handle),
     /// The device lists of users.
@@ -150,7 +150,7 @@ pub enum ClientFrame {
     /// Everything unacknowledged again.
     CatchUp,
     /// A question with its id.
-    Request(u64, Ask),
+    Request(u64, Request),
     /// How far this user has read.
     Read(AckOf),
     /// This user is writing.
@@ -198,8 +198,8 @@ impl ClientFrame {
             Frame::Heartbeat(_) => Self::Heartbeat,
             Frame::CatchUp(_) => Self::CatchUp,
             Frame::Request(request) if request.id == 0 => return Err(invalid("a request has an id above 0")),
-            Frame::Request(request) => match request.ask {
-                Some(ask) => Self::Request(request.id, ask_from_proto(ask)?),
+            Frame::Request(request) => match request.body {
+                Some(body) => Self::Request(request.id, request_from_proto(body)?),
                 None => Self::Unknown(Some(request.id)),
             },
             Frame::Read(read) => Self::Read(ack_from_proto(&read.conversation, read.seq)?),
@@ -236,8 +236,8 @@ impl ClientFrame {
             }),
             Self::Heartbeat => Frame::Heartbeat(proto::Heartbeat {}),
             Self::CatchUp => Frame::CatchUp(proto::CatchUp {}),
-            Self::Request(id, ask) => {
-                Frame::Request(proto::Request { id: *id, ask: Some(ask_to_proto(ask)) })
+            Self::Request(id, request) => {
+                Frame::Request(proto::Request { id: *id, body: Some(request_to_proto(request)) })
             }
             Self::Read(read) => {
                 Frame::Read(proto::Read { conversation: read.conversation.to_bytes(), seq: read.seq })
@@ -437,55 +437,55 @@ fn upload_from_proto(raw: proto::Prekeys) -> Result<PrekeyUpload> {
     })
 }
 
-fn ask_from_proto(raw: proto::request::Ask) -> Result<Ask> {
-    use proto::request::Ask as Raw;
+fn request_from_proto(raw: proto::request::Body) -> Result<Request> {
+    use proto::request::Body as Raw;
     Ok(match raw {
-        Raw::Resolve(resolve) => Ask::Resolve(Handle::new(&resolve.handle)?),
+        Raw::Resolve(resolve) => Request::Resolve(Handle::new(&resolve.handle)?),
         Raw::FetchLists(fetch) => {
             at_most(fetch.users.len(), 64, "too many users in one request")?;
-            Ask::Lists(fetch.users.iter().map(|u| UserId::parse(u)).collect::<Result<_>>()?)
+            Request::Lists(fetch.users.iter().map(|u| UserId::parse(u)).collect::<Result<_>>()?)
         }
-        Raw::PutList(list) => Ask::PutList(list_from_proto(list)?),
-        Raw::Upload(upload) => Ask::Upload(upload_from_proto(upload)?),
+        Raw::PutList(list) => Request::PutList(list_from_proto(list)?),
+        Raw::Upload(upload) => Request::Upload(upload_from_proto(upload)?),
         Raw::Claim(claim) => {
             at_most(claim.installations.len(), MAX_DEVICES, "too many installations in one request")?;
             let installations = claim.installations.iter().map(|i| InstallationId::parse(i));
-            Ask::Claim(UserId::parse(&claim.user)?, installations.collect::<Result<_>>()?)
+            Request::Claim(UserId::parse(&claim.user)?, installations.collect::<Result<_>>()?)
         }
         Raw::History(fetch) => {
             if fetch.limit == 0 || fetch.limit as usize > PAGE_ROWS {
                 return Err(invalid("a history page has 1 to 200 rows"));
             }
-            Ask::History {
+            Request::History {
                 conversation: ConversationId::parse(&fetch.conversation)?,
                 before: fetch.before,
                 limit: fetch.limit,
             }
         }
-        Raw::Cells(_) => Ask::Cells,
-        Raw::Reincarnate(r) => Ask::Reincarnate {
+        Raw::Cells(_) => Request::Cells,
+        Raw::Reincarnate(r) => Request::Reincarnate {
             from: r.from,
             nonce: r.nonce.as_ref().try_into().map_err(|_| invalid("a nonce has 16 bytes"))?,
             asked: r.asked,
         },
-        Raw::FetchOffer(fetch) => Ask::Offer(fetch.rendezvous),
+        Raw::FetchOffer(fetch) => Request::Offer(fetch.rendezvous),
         Raw::LinkAnswer(answer) => {
             at_most(answer.answer.len(), 8192, "the answer is too large")?;
-            Ask::LinkAnswer(answer.rendezvous, answer.answer)
+            Request::LinkAnswer(answer.rendezvous, answer.answer)
         }
-        Raw::Delivered(fetch) => Ask::Delivered(ConversationId::parse(&fetch.conversation)?),
+        Raw::Delivered(fetch) => Request::Delivered(ConversationId::parse(&fetch.conversation)?),
     })
 }
 
-fn ask_to_proto(ask: &Ask) -> proto::request::Ask {
-    use proto::request::Ask as Raw;
-    match ask {
-        Ask::Resolve(handle) => Raw::Resolve(proto::Resolve { handle: handle.as_str().to_owned() }),
-        Ask::Lists(users) => {
+fn request_to_proto(request: &Request) -> proto::request::Body {
+    use proto::request::Body as Raw;
+    match request {
+        Request::Resolve(handle) => Raw::Resolve(proto::Resolve { handle: handle.as_str().to_owned() }),
+        Request::Lists(users) => {
             Raw::FetchLists(proto::FetchLists { users: users.iter().map(|u| u.to_bytes()).collect() })
         }
-        Ask::PutList(list) => Raw::PutList(list_to_proto(list)),
-        Ask::Upload(upload) => Raw::Upload(proto::Prekeys {
+        Request::PutList(list) => Raw::PutList(list_to_proto(list)),
+        Request::Upload(upload) => Raw::Upload(proto::Prekeys {
             signed: upload.signed.clone(),
             signature: upload.signature.clone(),
             one_time: upload
@@ -496,26 +496,26 @@ fn ask_to_proto(ask: &Ask) -> proto::request::Ask {
             uploaded_through: upload.uploaded_through,
             replace: upload.replace,
         }),
-        Ask::Claim(user, installations) => Raw::Claim(proto::Claim {
+        Request::Claim(user, installations) => Raw::Claim(proto::Claim {
             user: user.to_bytes(),
             installations: installations.iter().map(|i| i.to_bytes()).collect(),
         }),
-        Ask::History { conversation, before, limit } => Raw::History(proto::FetchHistory {
+        Request::History { conversation, before, limit } => Raw::History(proto::FetchHistory {
             conversation: conversation.to_bytes(),
             before: *before,
             limit: *limit,
         }),
-        Ask::Cells => Raw::Cells(proto::FetchCells {}),
-        Ask::Reincarnate { from, nonce, asked } => Raw::Reincarnate(proto::Reincarnate {
+        Request::Cells => Raw::Cells(proto::FetchCells {}),
+        Request::Reincarnate { from, nonce, asked } => Raw::Reincarnate(proto::Reincarnate {
             from: *from,
             nonce: Bytes::copy_from_slice(nonce),
             asked: *asked,
         }),
-        Ask::Offer(rendezvous) => Raw::FetchOffer(proto::FetchOffer { rendezvous: rendezvous.clone() }),
-        Ask::LinkAnswer(rendezvous, answer) => {
+        Request::Offer(rendezvous) => Raw::FetchOffer(proto::FetchOffer { rendezvous: rendezvous.clone() }),
+        Request::LinkAnswer(rendezvous, answer) => {
             Raw::LinkAnswer(proto::LinkAnswer { rendezvous: rendezvous.clone(), answer: answer.clone() })
         }
-        Ask::Delivered(conversation) => {
+        Request::Delivered(conversation) => {
             Raw::Delivered(proto::FetchDelivered { conversation: conversation.to_bytes() })
         }
     }

@@ -10,9 +10,9 @@ mod row;
 mod server;
 pub mod state;
 
-pub use client::{Ask, ClientFrame, Hello, OneTimePrekey, PrekeyUpload, Registration};
+pub use client::{ClientFrame, Hello, OneTimePrekey, PrekeyUpload, Registration, Request};
 pub use row::{decode_row, encode_row};
-pub use server::{Answer, Bundle, Challenge, ServerFrame, Welcome};
+pub use server::{Bundle, Challenge, Response, ServerFrame, Welcome};
 
 use bytes::Bytes;
 

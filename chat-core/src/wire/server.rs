@@ -67,9 +67,9 @@ pub struct Bundle {
     pub one_time: Bytes,
 }
 
-/// An answer to an [`Ask`](super::Ask): the field that the question was for is set, the rest is empty.
+/// An answer to an [`Request`](super::Request): the field that the question was for is set, the rest is empty.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Answer {
+pub struct Response {
     /// To `Resolve`.
     pub user: Option<UserId>,
     /// To `Lists`.
@@ -111,7 +111,7 @@ pub enum ServerFrame {
     /// Answers `Heartbeat` with the server's clock in milliseconds.
     HeartbeatReply(u64),
     /// Answers a request.
-    Response(u64, Box<Answer>),
+    Response(u64, Box<Response>),
     /// A watermark of a user.
     Receipt {
         /// Where.
@@ -181,7 +181,9 @@ impl ServerFrame {
                 Self::Deliver(rows, deliver.caught_up)
             }
             Frame::HeartbeatReply(reply) => Self::HeartbeatReply(reply.server_time.min(MAX_NUMBER)),
-            Frame::Response(response) => Self::Response(response.id, Box::new(answer_from_proto(response)?)),
+            Frame::Response(response) => {
+                Self::Response(response.id, Box::new(response_from_proto(response)?))
+            }
             Frame::Receipt(r) => Self::Receipt {
                 conversation: ConversationId::parse(&r.conversation)?,
                 user: UserId::parse(&r.user)?,
@@ -234,7 +236,7 @@ impl ServerFrame {
                 caught_up: *caught_up,
             }),
             Self::HeartbeatReply(time) => Frame::HeartbeatReply(proto::HeartbeatReply { server_time: *time }),
-            Self::Response(id, answer) => Frame::Response(answer_to_proto(*id, answer)),
+            Self::Response(id, answer) => Frame::Response(response_to_proto(*id, answer)),
             Self::Receipt { conversation, user, delivered, read } => Frame::Receipt(proto::Receipt {
                 conversation: conversation.to_bytes(),
                 user: user.to_bytes(),
@@ -375,7 +377,7 @@ fn refused_from_proto(raw: proto::Refused) -> Result<ServerFrame> {
     Ok(ServerFrame::Refused(subject, refusal))
 }
 
-fn answer_to_proto(id: u64, answer: &Answer) -> proto::Response {
+fn response_to_proto(id: u64, answer: &Response) -> proto::Response {
     proto::Response {
         id,
         user: answer.user.map_or_else(Bytes::new, UserId::to_bytes),
@@ -409,7 +411,7 @@ fn answer_to_proto(id: u64, answer: &Answer) -> proto::Response {
     }
 }
 
-fn answer_from_proto(raw: proto::Response) -> Result<Answer> {
+fn response_from_proto(raw: proto::Response) -> Result<Response> {
     let bundles = raw.bundles.into_iter().map(|b| {
         Ok(Bundle {
             installation: InstallationId::parse(&b.installation)?,
@@ -422,7 +424,7 @@ fn answer_from_proto(raw: proto::Response) -> Result<Answer> {
         let cell = Cell { acked: c.acked.min(MAX_NUMBER), tail: c.tail.min(MAX_NUMBER) };
         Ok((ConversationId::parse(&c.conversation)?, cell))
     });
-    Ok(Answer {
+    Ok(Response {
         user: if raw.user.is_empty() { None } else { Some(UserId::parse(&raw.user)?) },
         lists: raw.lists.into_iter().map(list_from_proto).collect::<Result<_>>()?,
         handles: raw.handles.iter().map(|h| Handle::new(h).ok()).collect(),

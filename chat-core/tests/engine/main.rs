@@ -15,7 +15,7 @@ use chat_core::envelope::{AckOf, Audience, DeviceBox, Publish, Refusal, SendNumb
 use chat_core::limits::{HEARTBEAT_MS, IDLE_MS, STORED_PREKEYS};
 use chat_core::memory::{ManualClock, MemoryRegistry, MemoryRouter};
 use chat_core::signing::prekeys_transcript;
-use chat_core::wire::{Ask, OneTimePrekey, PrekeyUpload, Registration, ServerFrame};
+use chat_core::wire::{OneTimePrekey, PrekeyUpload, Registration, Request, ServerFrame};
 use chat_core::{ConversationId, DeviceAddress, DeviceId, Engine, Handle, MessageId};
 use ed25519_dalek::{Signer, SigningKey};
 use futures_util::FutureExt;
@@ -175,7 +175,7 @@ fn an_unlinked_device_with_a_full_inbox_holds_up_nobody() {
         DeviceEntry::new(DeviceId::new(2).unwrap(), key.verifying_key().to_bytes(), vec![77; 33].into());
     let lost = bob.device();
     bob.list = sign(&bob.account, &DeviceList::next(&bob.list, 1, vec![entry]));
-    assert!(ready(engine.answer(lost, Ask::PutList(bob.list.clone()))).is_ok());
+    assert!(ready(engine.respond(lost, Request::PutList(bob.list.clone()))).is_ok());
     assert_eq!(ready(engine.void(alice.device(), number)), None, "and goes on");
 }
 
@@ -220,13 +220,13 @@ fn users_made_up_get_no_buckets() {
     for n in 0..5000_u64 {
         let mut user = [9; 16];
         user[..8].copy_from_slice(&n.to_be_bytes());
-        let ask = Ask::Claim(chat_core::UserId::from_bytes(user), Vec::new());
-        assert_eq!(ready(engine.answer(alice.device(), ask)).unwrap().bundles, vec![]);
+        let request = Request::Claim(chat_core::UserId::from_bytes(user), Vec::new());
+        assert_eq!(ready(engine.respond(alice.device(), request)).unwrap().bundles, vec![]);
     }
-    let own = Ask::Claim(alice.device().user, Vec::new());
+    let own = Request::Claim(alice.device().user, Vec::new());
     for _ in 0..100 {
         assert!(
-            ready(engine.answer(alice.device(), own.clone())).is_ok(),
+            ready(engine.respond(alice.device(), own.clone())).is_ok(),
             "one's own devices are not limited"
         );
     }
@@ -266,7 +266,7 @@ fn prekeys_are_handed_out_slowly_and_their_owner_is_told_of_few() {
     let signed = Bytes::from_static(b"signed part");
     let upload = |through: u64| {
         let ids = through - 24..=through;
-        Ask::Upload(PrekeyUpload {
+        Request::Upload(PrekeyUpload {
             signed: signed.clone(),
             signature: bob.key.sign(&prekeys_transcript(&signed)).to_bytes().to_vec().into(),
             one_time: ids.map(|id| OneTimePrekey { id, data: id.to_be_bytes().to_vec().into() }).collect(),
@@ -274,11 +274,11 @@ fn prekeys_are_handed_out_slowly_and_their_owner_is_told_of_few() {
             replace: false,
         })
     };
-    assert_eq!(ready(engine.answer(bob.device(), upload(25))).unwrap().prekeys, 25);
+    assert_eq!(ready(engine.respond(bob.device(), upload(25))).unwrap().prekeys, 25);
     let mut bound = ready(engine.bind(bob.device())).unwrap();
     let claim = || {
-        let ask = Ask::Claim(bob.device().user, vec![bob.device().installation]);
-        ready(engine.answer(alice.device(), ask))
+        let request = Request::Claim(bob.device().user, vec![bob.device().installation]);
+        ready(engine.respond(alice.device(), request))
     };
     for _ in 0..6 {
         assert!(!claim().unwrap().bundles[0].one_time.is_empty());
@@ -290,9 +290,9 @@ fn prekeys_are_handed_out_slowly_and_their_owner_is_told_of_few() {
     let low = |left| chat_core::delivery::Event::Ephemeral(ServerFrame::PrekeysLow(left));
     assert_eq!(events, vec![low(19), low(18)]);
     for n in 2..=8 {
-        assert!(ready(engine.answer(bob.device(), upload(25 * n))).is_ok());
+        assert!(ready(engine.respond(bob.device(), upload(25 * n))).is_ok());
     }
-    let more = ready(engine.answer(bob.device(), upload(225)));
+    let more = ready(engine.respond(bob.device(), upload(225)));
     assert!(matches!(more, Err(Refusal::Throttled(_))), "no more than {STORED_PREKEYS} are kept");
 }
 
@@ -314,7 +314,8 @@ fn open_registration_replaces_nobody() {
     ] {
         assert_eq!(ready(engine.register(&registration)), Err(Refusal::Denied));
     }
-    let lists = ready(engine.answer(alice.device(), Ask::Lists(vec![alice.device().user]))).unwrap().lists;
+    let lists =
+        ready(engine.respond(alice.device(), Request::Lists(vec![alice.device().user]))).unwrap().lists;
     assert_eq!(lists, vec![alice.list.clone()]);
 }
 

@@ -514,13 +514,13 @@ pub struct Request {
     /// Chosen by the device, not 0, unique on the connection.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "request::Ask", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
-    pub ask: ::core::option::Option<request::Ask>,
+    #[prost(oneof = "request::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
+    pub body: ::core::option::Option<request::Body>,
 }
 /// Nested message and enum types in `Request`.
 pub mod request {
     #[derive(Clone, PartialEq, ::prost::Oneof)]
-    pub enum Ask {
+    pub enum Body {
         /// Which user a handle means.
         #[prost(message, tag = "2")]
         Resolve(super::Resolve),

@@ -18,41 +18,41 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ConversationId, DeviceAddress, InstallationId, Seq, UserId};
 use crate::limits::LOW_PREKEYS;
 use crate::signing::{prekeys_transcript, verify};
-use crate::wire::{Answer, Ask, PrekeyUpload, ServerFrame, close};
+use crate::wire::{PrekeyUpload, Request, Response, ServerFrame, close};
 
 impl Engine {
     /// Answers a question of a device.
     ///
     /// # Errors
     /// What to refuse it with.
-    pub async fn answer(&self, device: DeviceAddress, ask: Ask) -> Result<Answer, Refusal> {
-        self.pace_question(device, &ask).await.map_err(Refusal::Throttled)?;
-        self.try_answer(device, ask).await.map_err(|error| refusal_of(&error))
+    pub async fn respond(&self, device: DeviceAddress, request: Request) -> Result<Response, Refusal> {
+        self.pace_request(device, &request).await.map_err(Refusal::Throttled)?;
+        self.try_respond(device, request).await.map_err(|error| refusal_of(&error))
     }
 
-    async fn pace_question(&self, device: DeviceAddress, ask: &Ask) -> Result<(), Wait> {
+    async fn pace_request(&self, device: DeviceAddress, request: &Request) -> Result<(), Wait> {
         let now = self.now_ms();
-        match ask {
-            Ask::Resolve(_) => self.limits.resolve(device.user, now),
+        match request {
+            Request::Resolve(_) => self.limits.resolve(device.user, now),
             // The own devices are spared nothing, and a user who does not exist has no prekeys.
-            Ask::Claim(user, _) if *user == device.user => Ok(()),
-            Ask::Claim(user, _) => match self.device_list(*user).await {
+            Request::Claim(user, _) if *user == device.user => Ok(()),
+            Request::Claim(user, _) => match self.device_list(*user).await {
                 Ok(Some(_)) => self.limits.claim((device.user, *user), now),
                 _ => Ok(()),
             },
-            Ask::Offer(_) => self.limits.link(device.user, now),
+            Request::Offer(_) => self.limits.link(device.user, now),
             _ => Ok(()),
         }
     }
 
-    async fn try_answer(&self, device: DeviceAddress, ask: Ask) -> Result<Answer> {
-        let mut answer = Answer::default();
-        match ask {
-            Ask::Resolve(handle) => {
+    async fn try_respond(&self, device: DeviceAddress, request: Request) -> Result<Response> {
+        let mut answer = Response::default();
+        match request {
+            Request::Resolve(handle) => {
                 let user = self.backends.keys.resolve(&handle).await?;
                 answer.user = Some(user.ok_or_else(|| Error::new(ErrorKind::NotFound, "no such user"))?);
             }
-            Ask::Lists(users) => {
+            Request::Lists(users) => {
                 for user in users {
                     if let Some(list) = self.device_list(user).await? {
                         answer.lists.push(SignedDeviceList::clone(&list));
@@ -60,9 +60,9 @@ impl Engine {
                     }
                 }
             }
-            Ask::PutList(list) => self.put_list(device.user, &list, AccountKey::Same).await?,
-            Ask::Upload(upload) => answer.prekeys = self.upload(device, &upload).await?,
-            Ask::Claim(user, installations) => {
+            Request::PutList(list) => self.put_list(device.user, &list, AccountKey::Same).await?,
+            Request::Upload(upload) => answer.prekeys = self.upload(device, &upload).await?,
+            Request::Claim(user, installations) => {
                 let list = self.device_list(user).await?;
                 let wanted: HashSet<InstallationId> = installations.into_iter().collect();
                 for listed in list.iter().flat_map(|list| list.list().addresses()) {
@@ -73,7 +73,7 @@ impl Engine {
                     }
                 }
             }
-            Ask::History { conversation, before, limit } => {
+            Request::History { conversation, before, limit } => {
                 let state = self.backends.store.state(conversation, None).await?;
                 if !state.is_some_and(|state| state.members.iter().any(|m| m.user == device.user)) {
                     // The same answer for "not yours" and "not there".
@@ -82,16 +82,18 @@ impl Engine {
                 let limit = PageLimit::rows(limit as usize);
                 answer.rows = self.backends.store.history(conversation, before, limit).await?;
             }
-            Ask::Cells => {
+            Request::Cells => {
                 answer.cells = self.backends.store.device(device.installation, WantCells::All).await?.cells;
             }
-            Ask::Reincarnate { nonce, asked, .. } => {
+            Request::Reincarnate { nonce, asked, .. } => {
                 let wish = Reincarnation { nonce, asked, now_ms: self.now_ms() };
                 answer.incarnation = self.backends.keys.reincarnate(device.installation, wish).await?;
             }
-            Ask::Offer(rendezvous) => answer.offer = self.find_offer(rendezvous).await?,
-            Ask::LinkAnswer(rendezvous, sealed) => self.pass_link_answer(rendezvous, sealed).await?,
-            Ask::Delivered(conversation) => answer.delivered = self.delivered(device, conversation).await?,
+            Request::Offer(rendezvous) => answer.offer = self.find_offer(rendezvous).await?,
+            Request::LinkAnswer(rendezvous, sealed) => self.pass_link_answer(rendezvous, sealed).await?,
+            Request::Delivered(conversation) => {
+                answer.delivered = self.delivered(device, conversation).await?
+            }
         }
         Ok(answer)
     }
