@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::admission::{refusal_of, refuse_now};
 use super::batch::{Batch, Remembered, States, id_key, perhaps_stored};
 use super::counters::Counters;
-use super::opening::Offer;
+use super::handshake::Offer;
 use super::rates::{Limits, Rates};
 use super::shard::{Decision, IdKey, decide};
 use super::{Event, Hub, MessageTrace, Stage, plan};

@@ -8,8 +8,8 @@ use bytes::Bytes;
 
 use super::Engine;
 use super::admission::refusal_of;
+use super::handshake::{OFFER_MS, rendezvous_place};
 use super::hub::Event;
-use super::opening::{OFFER_MS, rendezvous_place};
 use super::rates::Wait;
 use crate::backend::{AccountKey, GatewayId, PageLimit, Reincarnation, WantCells};
 use crate::device_list::SignedDeviceList;
