@@ -10,14 +10,14 @@
 //! when a page had all that was left and no push was dropped since that page was asked for. What is told may be a
 //! moment ahead of the inbox, so after a push was dropped the inbox is read twice more. Nothing grows.
 
-mod gathered;
-mod io;
+mod ack_coalescer;
+mod event;
 
-pub use io::{Input, Output};
+pub use event::{Input, Output};
 
 use std::collections::{BTreeMap, HashMap};
 
-use gathered::Gathered;
+use ack_coalescer::AckCoalescer;
 
 use crate::backend::PageLimit;
 use crate::delivery::Event;
@@ -81,7 +81,7 @@ pub struct Session {
     /// Publishes passed on and not answered.
     pending: usize,
     drain: Option<(u32, Instant)>,
-    gathered: Gathered,
+    acks: AckCoalescer,
     /// When the last word that the user writes was told, by conversation.
     typed_at: HashMap<ConversationId, Instant>,
     watched: BTreeMap<UserId, Option<bool>>,
@@ -122,7 +122,7 @@ impl Session {
             missed: None,
             pending: 0,
             drain: None,
-            gathered: Gathered::default(),
+            acks: AckCoalescer::default(),
             typed_at: HashMap::new(),
             watched: BTreeMap::new(),
             watch_at: None,
@@ -149,7 +149,7 @@ impl Session {
             Phase::Live | Phase::Behind { .. } => self.heard.after(IDLE_MS),
         };
         let drain = self.drain.map(|(_, until)| until);
-        [Some(silent), self.gathered.due(), self.watch_at, self.look_at(), drain].into_iter().flatten().min()
+        [Some(silent), self.acks.due(), self.watch_at, self.look_at(), drain].into_iter().flatten().min()
     }
 
     /// When to look once more for what was dropped.
@@ -178,7 +178,7 @@ impl Session {
             Input::Lagged => self.lagged(now, out),
             Input::Page(asked, rows) => self.page(now, asked, rows, out),
             Input::PageFailed => {
-                self.gathered.acked(out);
+                self.acks.acked(out);
                 // The rows wait; the next heartbeat tries again.
                 if let Phase::Behind { reading, .. } = &mut self.phase {
                     *reading = false;
@@ -188,11 +188,11 @@ impl Session {
                 self.note_answer(&frame);
                 out.push(Output::Send(frame));
             }
-            Input::Acked { too_high: false } => self.gathered.acked(out),
+            Input::Acked { too_high: false } => self.acks.acked(out),
             Input::Acked { too_high: true } => self.close(close::ACK_TOO_HIGH, 0, out),
             Input::Presence(present) => self.presence(&present, out),
             Input::Gone => {
-                self.gathered.flush_all(out);
+                self.acks.flush_all(out);
                 self.phase = Phase::Closed;
             }
             Input::Tick => self.tick(now, out),
@@ -207,7 +207,7 @@ impl Session {
 
     fn close(&mut self, code: u16, retry_after: u32, out: &mut Vec<Output>) {
         if !matches!(self.phase, Phase::Closed) {
-            self.gathered.flush_all(out);
+            self.acks.flush_all(out);
             self.phase = Phase::Closed;
             out.push(Output::Send(ServerFrame::Close { code, retry_after }));
             out.push(Output::Close(code));
@@ -228,7 +228,7 @@ impl Session {
             (Phase::Greeting | Phase::Authenticating | Phase::Linking, _)
             | (_, ClientFrame::Hello(_) | ClientFrame::Register(_)) => self.close(close::PROTOCOL, 0, out),
             (_, ClientFrame::Publish(publish)) => {
-                self.gathered.sends(now, publish.number.generation);
+                self.acks.sends(now, publish.number.generation);
                 self.pending += 1;
                 out.push(Output::Publish(publish));
             }
@@ -254,7 +254,7 @@ impl Session {
                 }
             }
             (_, ClientFrame::Request(id, request)) => out.push(Output::Request(id, request)),
-            (_, ClientFrame::Read(read)) => out.extend(self.gathered.read(now, read)),
+            (_, ClientFrame::Read(read)) => out.extend(self.acks.read(now, read)),
             (_, ClientFrame::Typing(conversation)) => self.typing(now, conversation, out),
             (_, ClientFrame::Watch(users)) => {
                 self.watched = users.into_iter().map(|user| (user, None)).collect();
@@ -304,7 +304,7 @@ impl Session {
 
     /// Asks for a page. What is acknowledged is not to be read again.
     fn read_page(&mut self, after: Place, out: &mut Vec<Output>) {
-        self.gathered.flush_acks(out);
+        self.acks.flush_acks(out);
         out.push(Output::Read(after));
     }
 
@@ -326,7 +326,7 @@ impl Session {
 
     fn page(&mut self, now: Instant, asked: Place, rows: Vec<InboxRow>, out: &mut Vec<Output>) {
         // The store was given all acks before it was read.
-        self.gathered.acked(out);
+        self.acks.acked(out);
         let Phase::Behind { mut after, dropped, reading: true } = self.phase else {
             return;
         };
@@ -439,7 +439,7 @@ impl Session {
                     if code == close::REPLACED {
                         // Whoever replaced it acknowledges for itself. It may be a copy of the device's store
                         // that is behind: it has been greeted, and must not be taken to have more.
-                        self.gathered.forget_acks();
+                        self.acks.forget_acks();
                     }
                     return self.close(code, 0, out);
                 }
@@ -493,9 +493,9 @@ impl Session {
             if !landed.is_empty() {
                 self.loops = 0;
             }
-            self.gathered.ack(*ack, of_others && !self.mutants.has(Mutant::TrimOnPush));
+            self.acks.ack(*ack, of_others && !self.mutants.has(Mutant::TrimOnPush));
         }
-        self.gathered.acks_came(now, generation, out);
+        self.acks.acks_came(now, generation, out);
         self.resume(out);
     }
 
@@ -546,7 +546,7 @@ impl Session {
         if late {
             return self.close(close::IDLE, 0, out);
         }
-        self.gathered.tick(now, out);
+        self.acks.tick(now, out);
         if self.look_at().is_some_and(|at| now >= at) {
             self.missed = match self.missed {
                 Some(Missed { again: true, .. }) => Some(Missed { at: now, looks: 0, again: false }),

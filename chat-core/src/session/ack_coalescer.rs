@@ -12,7 +12,7 @@ const GATHER_MS: u64 = 1000;
 
 /// What a session gathers before it tells the store and the others: of each conversation the last counts.
 #[derive(Debug, Default)]
-pub(super) struct Gathered {
+pub(super) struct AckCoalescer {
     /// What the device has and the store was not given.
     acks: BTreeMap<ConversationId, Seq>,
     /// The generation of its last word, on that or in a message.
@@ -46,7 +46,7 @@ fn take_receipts(
         .map(move |(conversation, seq)| Output::Receipt(AckOf { conversation, seq }, read))
 }
 
-impl Gathered {
+impl AckCoalescer {
     /// When [`tick`](Self::tick) has something to tell.
     pub(super) const fn due(&self) -> Option<Instant> {
         self.due
