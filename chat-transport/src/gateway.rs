@@ -20,7 +20,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 
-use crate::turns::{Turn, Turns};
+use crate::handshake_limiter::{HandshakeLimiter, HandshakePermit};
 
 /// What every connection of a gateway shares.
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ pub struct Gateway {
     started: tokio::time::Instant,
     /// Milliseconds over which a drain spreads reconnects; 0 while there is none.
     drain: watch::Receiver<u32>,
-    turns: Arc<Turns>,
+    handshakes: Arc<HandshakeLimiter>,
 }
 
 /// When a user who is over a limit may try again, in milliseconds.
@@ -51,8 +51,8 @@ impl Gateway {
     pub fn new(engine: Arc<Engine>) -> (Self, Drain) {
         let (sender, drain) = watch::channel(0);
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-        let turns = Turns::new(u32::try_from(cores).unwrap_or(u32::MAX));
-        (Self { engine, started: tokio::time::Instant::now(), drain, turns }, Drain(sender))
+        let handshakes = HandshakeLimiter::new(u32::try_from(cores).unwrap_or(u32::MAX));
+        (Self { engine, started: tokio::time::Instant::now(), drain, handshakes }, Drain(sender))
     }
 
     /// The engine.
@@ -81,7 +81,7 @@ impl Gateway {
             appending: None,
             acking: None,
             out: Vec::new(),
-            turn: None,
+            permit: None,
             closing: None,
             opened: Some(opened),
         };
@@ -106,7 +106,7 @@ struct Connection {
     acking: Option<Acking>,
     out: Vec<Bytes>,
     /// Held from a `Hello` until the first pages of the inbox are read.
-    turn: Option<Turn>,
+    permit: Option<HandshakePermit>,
     closing: Option<u16>,
     opened: Option<Opened>,
 }
@@ -303,7 +303,7 @@ impl Connection {
                 todo.extend(more);
             }
         }
-        self.turn = None;
+        self.permit = None;
     }
 
     /// Does what the session wants done; gives what it is to be told about it.
@@ -421,8 +421,8 @@ impl Connection {
     async fn authenticate(&mut self, hello: &Hello) -> Input {
         let engine = self.gateway.engine.clone();
         let rejected = |code| Input::Rejected { code, retry_after: 0 };
-        match self.gateway.turns.take().await {
-            Ok(turn) => self.turn = Some(turn),
+        match self.gateway.handshakes.take().await {
+            Ok(turn) => self.permit = Some(turn),
             Err(wait) => {
                 let retry_after = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
                 return Input::Rejected { code: close::THROTTLED, retry_after };

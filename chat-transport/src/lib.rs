@@ -14,9 +14,9 @@ pub mod accept;
 pub mod dial;
 pub mod duplex;
 pub mod gateway;
+mod handshake_limiter;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 #[cfg(feature = "link")]
 pub mod link;
-mod turns;
 pub mod websocket;

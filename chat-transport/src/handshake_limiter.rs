@@ -9,23 +9,23 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 /// How long a device waits for its turn; who would wait longer is waits when to come back.
-const PATIENCE: Duration = Duration::from_secs(5);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The latest that anybody is waits to come back, however long the line is: when backends that failed are there
 /// again, nobody may be away for long.
-const LATEST: Duration = Duration::from_secs(30);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
 /// A turn that took longer counts as this: what waited for a backend says nothing about the next.
-const LONGEST: Duration = Duration::from_secs(1);
+const MAX_HANDSHAKE: Duration = Duration::from_secs(1);
 /// How many times as long as a turn the rest after it is: what is done meanwhile is done for those who are here.
-const RESTS: u32 = 2;
+const COOLDOWN_FACTOR: u32 = 2;
 /// A turn before any was measured.
-const FIRST_GUESS: Duration = Duration::from_millis(5);
+const INITIAL_ESTIMATE: Duration = Duration::from_millis(5);
 
-/// Turns to open a session, one per core at a time.
+/// HandshakeLimiter to open a session, one per core at a time.
 ///
 /// When all devices of a gateway that failed come here, those that are here already must hardly notice. So a
-/// turn is followed by a [rest](RESTS) while others wait: the slower the backends are, the longer.
+/// turn is followed by a [rest](COOLDOWN_FACTOR) while others wait: the slower the backends are, the longer.
 #[derive(Debug)]
-pub(crate) struct Turns {
+pub(crate) struct HandshakeLimiter {
     free: Arc<Semaphore>,
     count: u32,
     waiting: AtomicU32,
@@ -43,8 +43,8 @@ struct Line {
 
 /// The right to open a session, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Turn {
-    turns: Arc<Turns>,
+pub(crate) struct HandshakePermit {
+    limiter: Arc<HandshakeLimiter>,
     permit: Option<OwnedSemaphorePermit>,
     began: Instant,
 }
@@ -52,9 +52,9 @@ pub(crate) struct Turn {
 /// One more that waits, until this is dropped.
 struct Waiting<'a>(&'a AtomicU32);
 
-impl Turns {
+impl HandshakeLimiter {
     pub(crate) fn new(count: u32) -> Arc<Self> {
-        let line = Mutex::new(Line { turn: FIRST_GUESS, promised: Instant::now() });
+        let line = Mutex::new(Line { turn: INITIAL_ESTIMATE, promised: Instant::now() });
         let free = Arc::new(Semaphore::new(count as usize));
         Arc::new(Self { free, count, waiting: AtomicU32::new(0), line })
     }
@@ -62,23 +62,23 @@ impl Turns {
     /// Waits for a turn.
     ///
     /// # Errors
-    /// After how long to come back, if that would take too long: one after the other, as far apart as turns are,
-    /// from [`PATIENCE`] to [`LATEST`] and then again.
-    pub(crate) async fn take(self: &Arc<Self>) -> Result<Turn, Duration> {
+    /// After how long to come back, if that would take too long: one after the other, as far apart as limiter are,
+    /// from [`WAIT_TIMEOUT`] to [`MAX_RETRY_AFTER`] and then again.
+    pub(crate) async fn take(self: &Arc<Self>) -> Result<HandshakePermit, Duration> {
         let permit = match self.free.clone().try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => {
                 let before = self.waiting.fetch_add(1, Ordering::Relaxed);
                 let waiting = Waiting(&self.waiting);
-                if self.apart(&self.line()) * (before + 1) > PATIENCE {
+                if self.apart(&self.line()) * (before + 1) > WAIT_TIMEOUT {
                     return Err(self.promise());
                 }
-                let permit = tokio::time::timeout(PATIENCE, self.free.clone().acquire_owned()).await;
+                let permit = tokio::time::timeout(WAIT_TIMEOUT, self.free.clone().acquire_owned()).await;
                 drop(waiting);
                 permit.ok().and_then(Result::ok).ok_or_else(|| self.promise())?
             }
         };
-        Ok(Turn { turns: self.clone(), permit: Some(permit), began: Instant::now() })
+        Ok(HandshakePermit { limiter: self.clone(), permit: Some(permit), began: Instant::now() })
     }
 
     fn line(&self) -> MutexGuard<'_, Line> {
@@ -87,14 +87,14 @@ impl Turns {
 
     /// From one turn to the next while others wait.
     fn apart(&self, line: &Line) -> Duration {
-        (1 + RESTS) * line.turn / self.count
+        (1 + COOLDOWN_FACTOR) * line.turn / self.count
     }
 
     fn promise(&self) -> Duration {
         let now = Instant::now();
         let mut line = self.line();
-        let next = line.promised.max(now + PATIENCE) + self.apart(&line);
-        line.promised = if next > now + LATEST { now + PATIENCE } else { next };
+        let next = line.promised.max(now + WAIT_TIMEOUT) + self.apart(&line);
+        line.promised = if next > now + MAX_RETRY_AFTER { now + WAIT_TIMEOUT } else { next };
         line.promised - now
     }
 }
@@ -105,19 +105,19 @@ impl Drop for Waiting<'_> {
     }
 }
 
-impl Drop for Turn {
+impl Drop for HandshakePermit {
     fn drop(&mut self) {
-        let took = self.began.elapsed().min(LONGEST);
+        let took = self.began.elapsed().min(MAX_HANDSHAKE);
         {
-            let mut line = self.turns.line();
+            let mut line = self.limiter.line();
             line.turn = (line.turn * 15 + took) / 16;
         }
         let permit = self.permit.take();
-        if self.turns.waiting.load(Ordering::Relaxed) > 0
+        if self.limiter.waiting.load(Ordering::Relaxed) > 0
             && let Ok(runtime) = Handle::try_current()
         {
             runtime.spawn(async move {
-                tokio::time::sleep(RESTS * took).await;
+                tokio::time::sleep(COOLDOWN_FACTOR * took).await;
                 drop(permit);
             });
         }
@@ -130,36 +130,36 @@ mod tests {
 
     #[tokio::test]
     async fn a_turn_is_followed_by_a_rest_while_others_wait() {
-        let turns = Turns::new(1);
+        let limiter = HandshakeLimiter::new(1);
         let began = Instant::now();
-        let turn = turns.take().await.unwrap();
+        let turn = limiter.take().await.unwrap();
         let next = tokio::spawn({
-            let turns = turns.clone();
-            async move { turns.take().await.map(|_| Instant::now()) }
+            let limiter = limiter.clone();
+            async move { limiter.take().await.map(|_| Instant::now()) }
         });
         tokio::time::sleep(Duration::from_millis(50)).await;
         drop(turn);
         assert!(next.await.unwrap().unwrap() - began >= Duration::from_millis(150), "no rest");
         let began = Instant::now();
         for _ in 0..100 {
-            drop(turns.take().await.unwrap());
+            drop(limiter.take().await.unwrap());
         }
-        assert!(began.elapsed() < PATIENCE, "nobody waits: nobody rests");
+        assert!(began.elapsed() < WAIT_TIMEOUT, "nobody waits: nobody rests");
     }
 
     #[tokio::test]
     async fn who_would_wait_too_long_is_told_when_to_come_back() {
-        let turns = Turns::new(2);
-        let _held = (turns.take().await.unwrap(), turns.take().await.unwrap());
-        turns.line().turn = Duration::from_secs(4);
-        let waits = [turns.take().await.unwrap_err(), turns.take().await.unwrap_err()];
-        assert!(waits[0] > PATIENCE, "{waits:?}");
+        let limiter = HandshakeLimiter::new(2);
+        let _held = (limiter.take().await.unwrap(), limiter.take().await.unwrap());
+        limiter.line().turn = Duration::from_secs(4);
+        let waits = [limiter.take().await.unwrap_err(), limiter.take().await.unwrap_err()];
+        assert!(waits[0] > WAIT_TIMEOUT, "{waits:?}");
         let apart = waits[1] - waits[0];
         assert!(apart > Duration::from_secs(5) && apart <= Duration::from_secs(6), "{waits:?}");
         for _ in 0..100 {
-            let wait = turns.take().await.unwrap_err();
-            assert!((PATIENCE - Duration::from_secs(1)..=LATEST).contains(&wait), "{wait:?}");
+            let wait = limiter.take().await.unwrap_err();
+            assert!((WAIT_TIMEOUT - Duration::from_secs(1)..=MAX_RETRY_AFTER).contains(&wait), "{wait:?}");
         }
-        assert_eq!(turns.waiting.load(Ordering::Relaxed), 0);
+        assert_eq!(limiter.waiting.load(Ordering::Relaxed), 0);
     }
 }
