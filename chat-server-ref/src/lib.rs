@@ -2,8 +2,8 @@
 
 pub mod admin;
 pub mod backends;
-pub mod doors;
 pub mod explain;
+pub mod ip_limiter;
 pub mod measured;
 pub mod serve;
 pub mod settings;

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
 use crate::backends::{self, Findings, Node};
-use crate::doors::{Doors, Knock};
+use crate::ip_limiter::{IpLimiter, PendingConnection};
 use crate::measured::measured;
 use crate::settings::{Role, Settings};
 use crate::{admin, settings};
@@ -296,18 +296,18 @@ async fn stop_signal() {
 
 /// When another gateway failed, everybody comes at once, and who is here already must hardly notice: new
 /// connections are let in one after the other.
-struct AcceptLine {
+struct AcceptPacer {
     /// From one to the next.
     apart: Duration,
     /// When the next is due.
     next: Instant,
 }
 
-impl AcceptLine {
+impl AcceptPacer {
     /// The longest that anybody waits: a client that waits for its answer is still there.
-    const LONGEST: Duration = Duration::from_secs(5);
+    const MAX_DELAY: Duration = Duration::from_secs(5);
     /// So many come at once, if nobody came before.
-    const AT_ONCE: Duration = Duration::from_millis(100);
+    const BURST: Duration = Duration::from_millis(100);
 
     fn new(rate: u32, now: Instant) -> Self {
         Self { apart: Duration::from_secs(1) / rate, next: now }
@@ -316,11 +316,11 @@ impl AcceptLine {
     /// When somebody who came now is let in; `None` if the line is too long.
     fn join(&mut self, now: Instant) -> Option<Instant> {
         let due = self.next.max(now);
-        if due > now + Self::LONGEST {
+        if due > now + Self::MAX_DELAY {
             return None;
         }
         self.next = due + self.apart;
-        Some(now.max(due - Self::AT_ONCE))
+        Some(now.max(due - Self::BURST))
     }
 }
 
@@ -331,9 +331,9 @@ async fn accept_all(
     settings: &Settings,
     room: Arc<Semaphore>,
 ) {
-    let doors = Arc::new(Doors::new(settings.proxies.clone()));
+    let ip_limiter = Arc::new(IpLimiter::new(settings.proxies.clone()));
     let upgrade = Arc::new(Upgrade { path: "/v1".into(), origins: settings.origins.clone() });
-    let mut line = AcceptLine::new(settings.accept_rate, Instant::now());
+    let mut line = AcceptPacer::new(settings.accept_rate, Instant::now());
     // Of so many at once it is made sure that they can read why they are sent away.
     let farewells = Arc::new(Semaphore::new(256));
     loop {
@@ -347,12 +347,12 @@ async fn accept_all(
             }
         };
         let now = Instant::now();
-        let admitted = doors
-            .knock(from.ip(), now.into_std())
+        let admitted = ip_limiter
+            .admit(from.ip(), now.into_std())
             .ok_or("address")
-            .and_then(|knock| Ok((knock, room.clone().try_acquire_owned().map_err(|_| "connections")?)))
-            .and_then(|(knock, place)| Ok((knock, place, line.join(now).ok_or("rate")?)));
-        let (knock, place, due) = match admitted {
+            .and_then(|admit| Ok((admit, room.clone().try_acquire_owned().map_err(|_| "connections")?)))
+            .and_then(|(admit, place)| Ok((admit, place, line.join(now).ok_or("rate")?)));
+        let (admit, place, due) = match admitted {
             Ok(admitted) => admitted,
             Err(reason) => {
                 metrics::counter!("chat_turned_away_total", "reason" => reason).increment(1);
@@ -371,7 +371,7 @@ async fn accept_all(
             if due > now {
                 tokio::time::sleep_until(due).await;
             }
-            serve_connection(stream, &gateway, tls, &upgrade, knock).await;
+            serve_connection(stream, &gateway, tls, &upgrade, admit).await;
             drop(place);
         });
     }
@@ -389,12 +389,12 @@ async fn serve_connection(
     gateway: &Gateway,
     tls: Option<TlsAcceptor>,
     upgrade: &Upgrade,
-    knock: Knock,
+    admit: PendingConnection,
 ) {
     let _ = stream.set_nodelay(true);
     // Boxed: what the opening needs is large, and an idle connection must not carry it.
     if let Some(transport) = Box::pin(open(stream, tls, upgrade)).await {
-        gateway.serve(transport, Box::new(move |let_in| knock.answered(let_in))).await;
+        gateway.serve(transport, Box::new(move |let_in| admit.answered(let_in))).await;
     }
 }
 
@@ -436,7 +436,7 @@ mod tests {
     #[test]
     fn a_crowd_is_let_in_one_after_the_other() {
         let mut now = Instant::now();
-        let mut line = AcceptLine::new(500, now);
+        let mut line = AcceptPacer::new(500, now);
         let mut crowd = |now: Instant| -> Vec<Option<u128>> {
             let let_in = (0..3000).map(|_| line.join(now));
             let_in.map(|due| due.map(|due| due.duration_since(now).as_millis())).collect()
