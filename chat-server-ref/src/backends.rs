@@ -9,7 +9,7 @@ use chat_core::backend::{Backends, GatewayId};
 use chat_core::memory::{MemoryPresence, MemoryPush, MemoryRegistry, MemoryRouter, NoLink};
 use chat_store::EmbeddedStore;
 
-use crate::measured::MeasuredPush;
+use crate::metered::MeasuredPush;
 use crate::settings::Settings;
 use crate::tokens::Tokens;
 

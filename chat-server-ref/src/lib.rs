@@ -4,7 +4,7 @@ pub mod admin;
 pub mod backends;
 pub mod explain;
 pub mod ip_limiter;
-pub mod measured;
+pub mod metered;
 pub mod serve;
 pub mod settings;
 #[cfg(feature = "telemetry")]

@@ -19,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::backends::{self, Findings, Node};
 use crate::ip_limiter::{IpLimiter, PendingConnection};
-use crate::measured::measured;
+use crate::metered::measured;
 use crate::settings::{Role, Settings};
 use crate::{admin, settings};
 

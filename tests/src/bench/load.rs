@@ -31,7 +31,7 @@ pub(crate) struct Load {
     pub(crate) rate: Option<u64>,
 }
 
-pub(crate) struct Measured {
+pub(crate) struct Metered {
     pub(crate) rate: f64,
     pub(crate) p50: f64,
     pub(crate) p99: f64,
@@ -39,7 +39,7 @@ pub(crate) struct Measured {
     pub(crate) cpu_us: Vec<f64>,
 }
 
-impl fmt::Display for Measured {
+impl fmt::Display for Metered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -208,7 +208,7 @@ pub(crate) async fn run(
     load: Load,
     duration: Duration,
     cpu: impl Fn() -> Vec<Duration>,
-) -> Measured {
+) -> Metered {
     let stop = Arc::new(AtomicBool::new(false));
     let start = Instant::now();
     let mut ends = Vec::new();
@@ -237,7 +237,7 @@ pub(crate) async fn run(
     let used = cpu().into_iter().zip(before).map(|(after, before)| after - before);
     latencies.sort_unstable();
     let at = |percent: usize| latencies[(latencies.len() - 1) * percent / 100] as f64 / 1e6;
-    Measured {
+    Metered {
         rate: latencies.len() as f64 / took.as_secs_f64(),
         p50: at(50),
         p99: at(99),
