@@ -11,12 +11,12 @@ use chat_transport::dial::Dialer;
 use parking::Shared;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use crate::connection_state::ConnectionState;
 use crate::driver::{Channels, Command, Driver};
 use crate::event::{Event, Numbered};
 use crate::linking::Code;
 use crate::profile::Profile;
 use crate::safety::safety_number;
-use crate::standing::Standing;
 use crate::store::{LocalStore, ProfilePath, StoredMessage};
 use crate::suite::Suite;
 
@@ -48,7 +48,7 @@ pub struct Client {
     last: watch::Receiver<u64>,
     /// The number of the last durable event when this client was opened.
     opened_at: u64,
-    standing: watch::Receiver<Standing>,
+    connection_state: watch::Receiver<ConnectionState>,
     passing: broadcast::Sender<Event>,
     owner: Arc<Shared>,
     user: UserId,
@@ -298,8 +298,8 @@ impl Client {
             after: after.unwrap_or(self.opened_at),
             client: self.clone(),
             last: self.last.clone(),
-            standing: self.standing.clone(),
-            reported: Standing::default(),
+            connection_state: self.connection_state.clone(),
+            reported: ConnectionState::default(),
             passing: self.passing.subscribe(),
             ready: std::collections::VecDeque::new(),
         }
@@ -364,7 +364,7 @@ impl Builder {
         let (commands, queue) = mpsc::channel(COMMANDS);
         let (sends, send_queue) = mpsc::channel(COMMANDS);
         let (last_sender, last) = watch::channel(0);
-        let (standing_sender, standing) = watch::channel(Standing::default());
+        let (standing_sender, connection_state) = watch::channel(ConnectionState::default());
         let (passing, _) = broadcast::channel(PASSING);
         let (opened, opening) = oneshot::channel();
         let owner = Arc::new(Shared::default());
@@ -372,7 +372,7 @@ impl Builder {
             commands: queue,
             sends: send_queue,
             last: last_sender,
-            standing: standing_sender,
+            connection_state: standing_sender,
             passing: passing.clone(),
         };
         let shared = owner.clone();
@@ -415,7 +415,7 @@ impl Builder {
             sends,
             last,
             opened_at,
-            standing,
+            connection_state,
             passing,
             owner,
             user: about.device.user,
@@ -433,8 +433,8 @@ pub struct Events {
     client: Client,
     after: u64,
     last: watch::Receiver<u64>,
-    standing: watch::Receiver<Standing>,
-    reported: Standing,
+    connection_state: watch::Receiver<ConnectionState>,
+    reported: ConnectionState,
     passing: broadcast::Receiver<Event>,
     ready: std::collections::VecDeque<Numbered>,
 }
@@ -463,12 +463,12 @@ impl Events {
                 self.ready.extend(page);
                 continue;
             }
-            if let Some(event) = self.reported.follow(&self.standing.borrow_and_update()) {
+            if let Some(event) = self.reported.follow(&self.connection_state.borrow_and_update()) {
                 return Ok(Numbered { n: 0, event });
             }
             tokio::select! {
                 biased;
-                changed = self.standing.changed() => {
+                changed = self.connection_state.changed() => {
                     if changed.is_err() {
                         return Err(self.client.failure());
                     }

@@ -20,10 +20,10 @@ use chat_transport::dial::Dialer;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::client::Queued;
+use crate::connection_state::ConnectionState;
 use crate::event::{Event, Numbered};
 use crate::linking::{Code, Joined};
 use crate::profile::{Profile, random};
-use crate::standing::Standing;
 use crate::store::{LocalStore, StoredMessage};
 use crate::suite::{Peer, Suite};
 
@@ -104,7 +104,7 @@ pub(crate) struct Driver {
     sends: mpsc::Receiver<Command>,
     /// The number of the last durable event.
     last: watch::Sender<u64>,
-    standing: watch::Sender<Standing>,
+    connection_state: watch::Sender<ConnectionState>,
     passing: broadcast::Sender<Event>,
     started: tokio::time::Instant,
     waiting: HashMap<u64, Waiting>,
@@ -122,7 +122,7 @@ pub(crate) struct Channels {
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) sends: mpsc::Receiver<Command>,
     pub(crate) last: watch::Sender<u64>,
-    pub(crate) standing: watch::Sender<Standing>,
+    pub(crate) connection_state: watch::Sender<ConnectionState>,
     pub(crate) passing: broadcast::Sender<Event>,
 }
 
@@ -142,7 +142,7 @@ impl Driver {
         strict: bool,
         channels: Channels,
     ) -> Result<Self> {
-        let Channels { commands, sends, last, standing, passing } = channels;
+        let Channels { commands, sends, last, connection_state, passing } = channels;
         let profile = Profile::load(&store)?;
         if let Some(token) = &token {
             store.set_meta("token", token.as_bytes())?;
@@ -168,7 +168,7 @@ impl Driver {
             commands,
             sends,
             last,
-            standing,
+            connection_state,
             passing,
             started: tokio::time::Instant::now(),
             waiting: HashMap::new(),
@@ -411,9 +411,9 @@ impl Driver {
 
     fn ephemeral(&mut self, event: Ephemeral) -> Result<()> {
         let event = match event {
-            Ephemeral::Connected => return self.stand(Standing::connected),
-            Ephemeral::Disconnected => return self.stand(Standing::disconnected),
-            Ephemeral::CaughtUp => return self.stand(Standing::caught_up),
+            Ephemeral::Connected => return self.stand(ConnectionState::connected),
+            Ephemeral::Disconnected => return self.stand(ConnectionState::disconnected),
+            Ephemeral::CaughtUp => return self.stand(ConnectionState::caught_up),
             Ephemeral::Typing(conversation, user) => {
                 Event::Typing { conversation: conversation.to_hex(), user: self.store.name_of(user)? }
             }
@@ -437,7 +437,7 @@ impl Driver {
                     ),
                 };
                 let why = Event::Error { reason: reason.into(), message: message.into() };
-                return self.stand(|standing| standing.stopped(why));
+                return self.stand(|connection_state| connection_state.stopped(why));
             }
             _ => return Ok(()),
         };
@@ -446,8 +446,8 @@ impl Driver {
     }
 
     /// Tells every listener how the client stands now, whenever it began to listen.
-    fn stand(&self, change: impl FnOnce(&mut Standing)) -> Result<()> {
-        self.standing.send_modify(change);
+    fn stand(&self, change: impl FnOnce(&mut ConnectionState)) -> Result<()> {
+        self.connection_state.send_modify(change);
         Ok(())
     }
 }

@@ -23,11 +23,11 @@ pub mod suite;
 #[cfg(feature = "native")]
 mod client;
 #[cfg(feature = "native")]
+mod connection_state;
+#[cfg(feature = "native")]
 mod driver;
 #[cfg(feature = "native")]
 mod profile;
-#[cfg(feature = "native")]
-mod standing;
 #[cfg(feature = "native")]
 pub mod store;
 

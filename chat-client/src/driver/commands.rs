@@ -11,11 +11,11 @@ use tokio::sync::oneshot;
 
 use super::{Command, Driver, Reply, Waiting};
 use crate::client::Queued;
+use crate::connection_state::ConnectionState;
 use crate::content::Content;
 use crate::linking::{Code, Joined, Offer};
 use crate::profile::random;
 use crate::safety::safety_number;
-use crate::standing::Standing;
 use crate::store::Reference;
 use crate::suite::SuiteTx;
 
@@ -64,7 +64,7 @@ impl Driver {
                 let _ = reply.send(self.accept(user, &number));
             }
             Command::Reincarnate(reply) => {
-                self.standing.send_modify(Standing::resumed);
+                self.connection_state.send_modify(ConnectionState::resumed);
                 self.step(Input::Reincarnate)?;
                 let _ = reply.send(Ok(()));
             }

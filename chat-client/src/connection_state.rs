@@ -5,7 +5,7 @@ use crate::event::Event;
 /// How a client stands with the server. The driver's is current; each stream of events has one of what it
 /// told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Standing {
+pub(crate) struct ConnectionState {
     /// Sessions opened so far: one that ended between two looks shows.
     sessions: u64,
     online: bool,
@@ -14,7 +14,7 @@ pub(crate) struct Standing {
     stopped: Option<Event>,
 }
 
-impl Standing {
+impl ConnectionState {
     pub(crate) fn connected(&mut self) {
         *self = Self { sessions: self.sessions + 1, online: true, caught_up: false, stopped: None };
     }
@@ -63,18 +63,18 @@ impl Standing {
 mod tests {
     use super::*;
 
-    fn follow_all(listener: &mut Standing, now: &Standing) -> Vec<Event> {
+    fn follow_all(listener: &mut ConnectionState, now: &ConnectionState) -> Vec<Event> {
         std::iter::from_fn(|| listener.follow(now)).collect()
     }
 
     #[test]
     fn a_late_listener_is_told_how_it_stands_and_nothing_twice() {
-        let (mut now, mut early) = (Standing::default(), Standing::default());
+        let (mut now, mut early) = (ConnectionState::default(), ConnectionState::default());
         assert_eq!(follow_all(&mut early, &now), []);
         now.connected();
         assert_eq!(follow_all(&mut early, &now), [Event::Connected]);
         now.caught_up();
-        let mut late = Standing::default();
+        let mut late = ConnectionState::default();
         assert_eq!(follow_all(&mut late, &now), [Event::Connected, Event::CaughtUp]);
         assert_eq!(follow_all(&mut early, &now), [Event::CaughtUp]);
         now.disconnected();
@@ -88,6 +88,6 @@ mod tests {
         let why = Event::Error { reason: "unauthorized".into(), message: String::new() };
         now.stopped(why.clone());
         assert_eq!(follow_all(&mut early, &now), [Event::Disconnected, why.clone()]);
-        assert_eq!(follow_all(&mut Standing::default(), &now), [why]);
+        assert_eq!(follow_all(&mut ConnectionState::default(), &now), [why]);
     }
 }
