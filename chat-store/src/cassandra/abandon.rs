@@ -84,7 +84,7 @@ impl CassandraStore {
     async fn lost_rows_of(&self, device: Vec<u8>) -> Result<Vec<(InstallationId, Key)>> {
         let device = InstallationId::parse(&device).map_err(|_| corrupt())?;
         let mut lost = Vec::new();
-        for key in self.keys(device, self.standing(device).await?, 0).await? {
+        for key in self.keys(device, self.meta(device).await?, 0).await? {
             if !self.is_committed(key.place.conversation, key.place.seq).await? {
                 lost.push((device, key));
             }

@@ -15,7 +15,7 @@ use futures_util::future::ready;
 use futures_util::stream::TryStreamExt as _;
 
 use super::commit::{LATE_DAY, minute, now_us};
-use super::inbox::Standing;
+use super::inbox::DeviceMeta;
 use super::{BUCKET, CassandraStore, corrupt, signed, unsigned};
 use crate::audit::{Audit, broken};
 
@@ -180,11 +180,11 @@ impl CassandraStore {
     async fn audit_inbox(&self, device: Vec<u8>, mut days: BTreeSet<i32>, began_us: u64) -> Result<u64> {
         let device = InstallationId::parse(&device).map_err(|_| corrupt())?;
         // The cells first: what they reach was written with them, or is being written.
-        let (standing, cells) = (self.standing(device).await?, self.all_cells(device).await?);
+        let (meta, cells) = (self.meta(device).await?, self.all_cells(device).await?);
         let mut waiting: HashMap<ConversationId, BTreeMap<Seq, Waiting>> =
             cells.keys().map(|conversation| (*conversation, BTreeMap::new())).collect();
         // Others may have been begun since.
-        days.extend(Self::days(standing, began_us).chain([LATE_DAY]));
+        days.extend(Self::days(meta, began_us).chain([LATE_DAY]));
         for day in days {
             let key = (&device.as_bytes()[..], day);
             let mut rows = self.link.stream::<(Vec<u8>,)>(&self.link.statements.inbox_of, key).await?;
@@ -195,7 +195,7 @@ impl CassandraStore {
                     let there = self.audit_content(device, &row).await?;
                     let found = Waiting::new(&row, there.as_ref());
                     let place = waiting.entry(row.conversation).or_default().entry(row.seq);
-                    place.or_insert(found).is_read |= is_read(standing, day, &row);
+                    place.or_insert(found).is_read |= is_read(meta, day, &row);
                 }
             }
         }
@@ -313,9 +313,9 @@ impl Waiting {
 }
 
 /// Whether a device's inbox is read where a row lies.
-fn is_read(standing: Standing, day: i32, row: &InboxRow) -> bool {
-    let in_its_day = || CassandraStore::days(standing, 0).any(|read| read == day);
-    day == LATE_DAY || (row.time_us >= standing.floor_us && in_its_day())
+fn is_read(meta: DeviceMeta, day: i32, row: &InboxRow) -> bool {
+    let in_its_day = || CassandraStore::days(meta, 0).any(|read| read == day);
+    day == LATE_DAY || (row.time_us >= meta.floor_us && in_its_day())
 }
 
 /// Whether a device's row is of the message that history holds.

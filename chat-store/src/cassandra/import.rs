@@ -147,7 +147,7 @@ impl CassandraImport {
 
     pub(crate) async fn device(&self, id: InstallationId) -> Result<Device> {
         let link = &self.store.link;
-        let generation = self.store.standing(id).await?.generation;
+        let generation = self.store.meta(id).await?.generation;
         let record = self.store.read_device(id, WantCells::All).await?;
         let rows = link.rows(&link.statements.prekeys, (&id.as_bytes()[..],)).await?;
         let mut prekeys = Vec::new();

@@ -33,7 +33,7 @@ const PAGE: usize = 64;
 
 /// What is known of a device beside its cells.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Standing {
+pub(super) struct DeviceMeta {
     pub(super) generation: u64,
     /// Below it nothing waits but what came late.
     pub(super) floor_us: u64,
@@ -83,12 +83,12 @@ fn conversations(keys: &[Key]) -> HashSet<ConversationId> {
 }
 
 impl CassandraStore {
-    pub(super) async fn standing(&self, device: InstallationId) -> Result<Standing> {
+    pub(super) async fn meta(&self, device: InstallationId) -> Result<DeviceMeta> {
         let rows = self.link.rows(&self.link.statements.device, (&device.as_bytes()[..],)).await?;
         let row = rows.maybe_first_row::<(Option<i64>, Option<i64>, Option<i64>)>().map_err(|_| corrupt())?;
-        let Some((generation, born, floor)) = row else { return Ok(Standing::default()) };
+        let Some((generation, born, floor)) = row else { return Ok(DeviceMeta::default()) };
         let floor_us = born.map_or(0, unsigned).max(floor.map_or(0, unsigned));
-        Ok(Standing { generation: generation.map_or(0, unsigned), floor_us })
+        Ok(DeviceMeta { generation: generation.map_or(0, unsigned), floor_us })
     }
 
     /// The cells of these conversations.
@@ -115,12 +115,12 @@ impl CassandraStore {
     }
 
     /// The days in which rows of a device may lie, from a time on, oldest first.
-    pub(super) fn days(standing: Standing, from_us: u64) -> impl Iterator<Item = i32> {
-        let from = standing.floor_us.max(from_us);
+    pub(super) fn days(meta: DeviceMeta, from_us: u64) -> impl Iterator<Item = i32> {
+        let from = meta.floor_us.max(from_us);
         // A broker's clock may be ahead, and commit times run ahead of it.
         let to = day_of(now_us() + DAY_US / 24);
         // Nobody's rows are older than retention, and a device without a single row has no days.
-        let oldest = if standing.floor_us == 0 { to } else { day_of(from).max(to - DAYS_READ) };
+        let oldest = if meta.floor_us == 0 { to } else { day_of(from).max(to - DAYS_READ) };
         oldest..=to
     }
 
@@ -131,12 +131,12 @@ impl CassandraStore {
         limit: PageLimit,
     ) -> Result<Vec<InboxRow>> {
         let late = self.read_day(device, LATE_DAY, after, limit);
-        let (standing, late) = try_join(self.standing(device), late).await?;
+        let (meta, late) = try_join(self.meta(device), late).await?;
         let mut rows: BTreeMap<Place, InboxRow> = late.into_iter().map(|row| (row.place(), row)).collect();
         let (mut read, mut bytes) = (0, 0);
         // What lies below the floor was deleted: reading over it would cost as much as if it were there.
-        let above = after.max(Place { time_us: standing.floor_us, ..Place::START });
-        for day in Self::days(standing, after.time_us) {
+        let above = after.max(Place { time_us: meta.floor_us, ..Place::START });
+        for day in Self::days(meta, after.time_us) {
             for row in self.read_day(device, day, above, limit).await? {
                 (read, bytes) = (read + 1, bytes + row.size());
                 rows.insert(row.place(), row);
@@ -276,13 +276,13 @@ impl CassandraStore {
     pub(super) async fn keys(
         &self,
         device: InstallationId,
-        standing: Standing,
+        meta: DeviceMeta,
         from_us: u64,
     ) -> Result<Vec<Key>> {
         let mut keys = Vec::new();
         let late = (from_us == 0).then_some(LATE_DAY);
-        for day in late.into_iter().chain(Self::days(standing, from_us)) {
-            let from = if day == LATE_DAY { 0 } else { standing.floor_us.max(from_us) };
+        for day in late.into_iter().chain(Self::days(meta, from_us)) {
+            let from = if day == LATE_DAY { 0 } else { meta.floor_us.max(from_us) };
             keys.extend(self.keys_of_day(device, day, from).await?);
         }
         Ok(keys)
@@ -304,9 +304,9 @@ impl CassandraStore {
     /// Deletes the acknowledged rows from a time on; gives the time from which there may be others. A look
     /// at everything (from 0) raises the floor.
     async fn trim(&self, device: InstallationId, from_us: u64) -> Result<u64> {
-        let standing = self.standing(device).await?;
+        let meta = self.meta(device).await?;
         let now = now_us();
-        let (keys, cells) = try_join(self.keys(device, standing, from_us), self.all_cells(device)).await?;
+        let (keys, cells) = try_join(self.keys(device, meta, from_us), self.all_cells(device)).await?;
         let acked =
             |key: &Key| cells.get(&key.place.conversation).is_some_and(|cell| key.place.seq <= cell.acked);
         let gone: Vec<Key> = keys.iter().copied().filter(acked).collect();
@@ -316,10 +316,10 @@ impl CassandraStore {
             keys.iter().filter(|key| !acked(key) && key.day != LATE_DAY).map(|key| key.place.time_us).min();
         let behind = now.saturating_sub(FLOOR_BEHIND_US);
         let floor = left.map_or(behind, |left| left.min(behind));
-        if from_us == 0 && floor > standing.floor_us && standing.floor_us > 0 {
+        if from_us == 0 && floor > meta.floor_us && meta.floor_us > 0 {
             let values = (signed(floor), signed(floor), &device.as_bytes()[..]);
             self.link.write(&self.link.statements.put_floor, values).await?;
-            self.delete_below(device, standing.floor_us, floor).await?;
+            self.delete_below(device, meta.floor_us, floor).await?;
         }
         Ok(left.unwrap_or(now))
     }
@@ -364,8 +364,8 @@ impl CassandraStore {
     }
 
     pub(super) async fn read_device(&self, device: InstallationId, want: WantCells) -> Result<DeviceRecord> {
-        let standing = self.standing(device).await?;
-        let keys = self.keys(device, standing, 0).await?;
+        let meta = self.meta(device).await?;
+        let keys = self.keys(device, meta, 0).await?;
         let mut needed = conversations(&keys);
         if let WantCells::Of(one) = want {
             needed.insert(one);
@@ -431,7 +431,7 @@ impl CassandraStore {
         if count == 0 {
             return Ok(0);
         }
-        let keys = self.keys(device, self.standing(device).await?, 0).await?;
+        let keys = self.keys(device, self.meta(device).await?, 0).await?;
         let gone = keys.iter().filter(|key| places.contains(&key.place)).copied();
         let (last, gone): (Vec<Key>, Vec<Key>) =
             gone.partition(|key| gaps.values().any(|gap| gap.2 == key.place));

@@ -271,7 +271,7 @@ impl MessageStore for CassandraStore {
     }
 
     async fn generation(&self, device: InstallationId) -> Result<u64> {
-        Ok(self.standing(device).await?.generation)
+        Ok(self.meta(device).await?.generation)
     }
 
     async fn device(&self, device: InstallationId, cells: WantCells) -> Result<DeviceRecord> {
