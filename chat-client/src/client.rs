@@ -17,7 +17,7 @@ use crate::event::{Event, Numbered};
 use crate::linking::Code;
 use crate::profile::Profile;
 use crate::safety::safety_number;
-use crate::store::{LocalStore, ProfilePath, StoredMessage};
+use crate::store::{LocalStore, StoreConfig, StoredMessage};
 use crate::suite::Suite;
 
 /// Commands that may wait for the owner; a full queue makes callers wait.
@@ -71,7 +71,7 @@ pub struct Queued {
 /// How to open a client.
 #[derive(Debug)]
 pub struct Builder {
-    profile: ProfilePath,
+    profile: StoreConfig,
     suite: Box<dyn Suite>,
     dialer: Dialer,
     token: Option<String>,
@@ -85,7 +85,7 @@ fn gone() -> Error {
 impl Client {
     /// A client for a profile directory, with an encryption suite and a server. The suite is demanded:
     /// there is no default, and so no silent plaintext.
-    pub fn builder(profile: impl Into<ProfilePath>, suite: Box<dyn Suite>, dialer: Dialer) -> Builder {
+    pub fn builder(profile: impl Into<StoreConfig>, suite: Box<dyn Suite>, dialer: Dialer) -> Builder {
         Builder { profile: profile.into(), suite, dialer, token: None, strict: false }
     }
 

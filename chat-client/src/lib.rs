@@ -36,5 +36,5 @@ pub use client::{Builder, Client, Events, Queued};
 #[cfg(feature = "native")]
 pub use profile::{Pending, Profile};
 #[cfg(feature = "native")]
-pub use store::ProfilePath;
+pub use store::StoreConfig;
 pub use suite::Suite;

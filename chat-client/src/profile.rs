@@ -11,7 +11,7 @@ use ed25519_dalek::{Signer, SigningKey};
 use zeroize::Zeroizing;
 
 use crate::linking::{Code, Offer};
-use crate::store::{LocalStore, ProfilePath};
+use crate::store::{LocalStore, StoreConfig};
 use crate::suite::{Suite, SuiteTx};
 
 /// Random bytes from the system.
@@ -120,7 +120,7 @@ impl Profile {
     /// `Conflict` if the handle is taken or the profile has another account, `Denied` if the token is not
     /// accepted, and those of dialling.
     pub async fn register(
-        profile: impl Into<ProfilePath>,
+        profile: impl Into<StoreConfig>,
         dialer: &Dialer,
         suite: &mut dyn Suite,
         handle: &Handle,
@@ -142,7 +142,7 @@ impl Profile {
     /// `NotFound` if there is no such account, `Denied` without a token for it, `Conflict` if the profile has
     /// an account or the account changed meanwhile (try again), and those of dialling.
     pub async fn replace(
-        profile: impl Into<ProfilePath>,
+        profile: impl Into<StoreConfig>,
         dialer: &Dialer,
         suite: &mut dyn Suite,
         handle: &Handle,
@@ -164,7 +164,7 @@ impl Profile {
 
     /// The store of a profile that has no account yet, or that of this handle half opened; `None` if it is
     /// open.
-    fn begin(profile: ProfilePath, handle: &Handle) -> Result<Option<LocalStore>> {
+    fn begin(profile: StoreConfig, handle: &Handle) -> Result<Option<LocalStore>> {
         let store = LocalStore::open(&profile)?;
         let known = store.meta("handle")?;
         if known.is_some_and(|known| known != handle.as_str().as_bytes()) {
@@ -236,7 +236,7 @@ impl Profile {
     /// # Errors
     /// `Conflict` if the profile has an account already, and those of dialling.
     pub async fn link(
-        profile: impl Into<ProfilePath>,
+        profile: impl Into<StoreConfig>,
         dialer: &Dialer,
         suite: &mut dyn Suite,
         token: &str,

@@ -4,10 +4,10 @@
 //! become durable together or not at all.
 
 mod changes;
+mod config;
 mod events;
-mod path;
 
-pub use path::ProfilePath;
+pub use config::StoreConfig;
 
 use std::fs::File;
 use std::path::Path;
@@ -152,7 +152,7 @@ impl LocalStore {
     /// `Conflict` if another process has the profile open, `Invalid` if it is of a later version, `Denied` if
     /// it is encrypted and not with this key or passphrase, or not encrypted and one is given,
     /// `Unavailable` if it cannot be read or written.
-    pub fn open(path: &ProfilePath) -> Result<Self> {
+    pub fn open(path: &StoreConfig) -> Result<Self> {
         let profile = path.dir();
         let io =
             |e: std::io::Error| Error::new(ErrorKind::Unavailable, "the profile cannot be used").caused_by(e);

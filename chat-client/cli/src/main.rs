@@ -8,7 +8,7 @@ mod screen;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use chat_client::{Client, ProfilePath};
+use chat_client::{Client, StoreConfig};
 use chat_core::ErrorKind;
 use chat_signal::Signal;
 use chat_transport::dial::Dialer;
@@ -121,8 +121,8 @@ impl Arguments {
     }
 
     /// The profile, with its passphrase if there is one.
-    fn profile(&self) -> Result<ProfilePath, String> {
-        let path = ProfilePath::from(&self.profile);
+    fn profile(&self) -> Result<StoreConfig, String> {
+        let path = StoreConfig::from(&self.profile);
         let Some(file) = &self.passphrase_file else { return Ok(path) };
         let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
         match text.lines().next() {

@@ -15,12 +15,12 @@ use zeroize::Zeroizing;
 /// the profile. It is set when the profile is made; a profile made without stays readable.
 ///
 /// ```
-/// use chat_client::ProfilePath;
-/// let path = ProfilePath::from("./profile").passphrase("correct horse battery staple");
+/// use chat_client::StoreConfig;
+/// let path = StoreConfig::from("./profile").passphrase("correct horse battery staple");
 /// assert!(!format!("{path:?}").contains("horse"));
 /// ```
 #[derive(Clone)]
-pub struct ProfilePath {
+pub struct StoreConfig {
     dir: PathBuf,
     secret: Option<Secret>,
 }
@@ -31,28 +31,28 @@ enum Secret {
     Passphrase(Zeroizing<String>),
 }
 
-impl fmt::Debug for ProfilePath {
+impl fmt::Debug for StoreConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProfilePath")
+        f.debug_struct("StoreConfig")
             .field("dir", &self.dir)
             .field("encrypted", &self.secret.is_some())
             .finish()
     }
 }
 
-impl<P: AsRef<Path> + ?Sized> From<&P> for ProfilePath {
+impl<P: AsRef<Path> + ?Sized> From<&P> for StoreConfig {
     fn from(dir: &P) -> Self {
         Self { dir: dir.as_ref().to_owned(), secret: None }
     }
 }
 
-impl From<PathBuf> for ProfilePath {
+impl From<PathBuf> for StoreConfig {
     fn from(dir: PathBuf) -> Self {
         Self { dir, secret: None }
     }
 }
 
-impl ProfilePath {
+impl StoreConfig {
     /// Encrypted with this key, of a keychain for example.
     #[must_use]
     pub fn key(mut self, key: [u8; 32]) -> Self {
@@ -125,18 +125,18 @@ mod tests {
     use super::*;
     use crate::store::LocalStore;
 
-    fn kind(path: &ProfilePath) -> Option<ErrorKind> {
+    fn kind(path: &StoreConfig) -> Option<ErrorKind> {
         LocalStore::open(path).err().map(|error| error.kind())
     }
 
     #[test]
     fn what_is_in_an_encrypted_store_is_in_no_file_and_opens_with_its_own_secret_alone() {
         for secret in [
-            (|path: ProfilePath| path.passphrase("a passphrase")) as fn(ProfilePath) -> ProfilePath,
+            (|path: StoreConfig| path.passphrase("a passphrase")) as fn(StoreConfig) -> StoreConfig,
             |path| path.key([7; 32]),
         ] {
             let dir = tempfile::tempdir().unwrap();
-            let plain = ProfilePath::from(dir.path());
+            let plain = StoreConfig::from(dir.path());
             let path = secret(plain.clone());
             {
                 let mut store = LocalStore::open(&path).unwrap();
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn a_profile_made_without_a_secret_is_not_taken_for_an_encrypted_one() {
         let dir = tempfile::tempdir().unwrap();
-        let plain = ProfilePath::from(dir.path());
+        let plain = StoreConfig::from(dir.path());
         drop(LocalStore::open(&plain).unwrap());
         assert_eq!(kind(&plain.clone().key([1; 32])), Some(ErrorKind::Denied));
         assert_eq!(kind(&plain), None);
