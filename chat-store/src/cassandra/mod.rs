@@ -30,7 +30,6 @@
 //! shards, by three minutes together; and at most what a device acknowledged in five minutes, and 512 rows, is read
 //! over as tombstones.
 
-mod abandon;
 mod audit;
 mod commit;
 mod directory;
@@ -38,6 +37,7 @@ mod directory;
 pub(crate) mod import;
 mod inbox;
 mod link;
+mod log_reset;
 mod schema;
 
 pub use link::CassandraSettings;
@@ -308,7 +308,7 @@ impl LogAnchor for CassandraStore {
             }
             Some(known) if known.generation < log.generation => {
                 // Nobody is given the records again that would finish what they began.
-                self.abandon_log().await?;
+                self.purge_uncommitted().await?;
                 let values = (generation, id, partitions, log.opened, signed(known.generation));
                 self.link.applied(&self.link.statements.next_log, values).await?;
             }

@@ -15,7 +15,7 @@ use super::{CassandraStore, corrupt, signed, unsigned};
 const AT_ONCE: usize = 16;
 
 /// An id that leads above the head of its conversation.
-struct LostId {
+struct UncommittedId {
     conversation: ConversationId,
     sender: InstallationId,
     minute: i32,
@@ -24,9 +24,9 @@ struct LostId {
 
 impl CassandraStore {
     /// Finishes what can be finished, and deletes what is above the heads. While nobody serves the store.
-    pub(super) async fn abandon_log(&self) -> Result<()> {
+    pub(super) async fn purge_uncommitted(&self) -> Result<()> {
         self.finish_all().await?;
-        let (rows, ids) = (self.lost_rows().await?, self.lost_ids().await?);
+        let (rows, ids) = (self.uncommitted_rows().await?, self.uncommitted_ids().await?);
         let mut last: BTreeMap<ConversationId, u64> = BTreeMap::new();
         for (conversation, time_us) in rows
             .iter()
@@ -42,7 +42,7 @@ impl CassandraStore {
         for (device, key) in rows {
             self.delete(device, &[key]).await?;
         }
-        for LostId { conversation, sender, minute, id } in ids {
+        for UncommittedId { conversation, sender, minute, id } in ids {
             let time_us = last.get(&conversation).copied().unwrap_or_else(now_us);
             let key = (
                 signed(time_us),
@@ -75,7 +75,7 @@ impl CassandraStore {
         Ok(time_us)
     }
 
-    async fn lost_rows(&self) -> Result<Vec<(InstallationId, Key)>> {
+    async fn uncommitted_rows(&self) -> Result<Vec<(InstallationId, Key)>> {
         let devices = self.link.stream::<(Vec<u8>,)>(&self.link.statements.devices, ()).await?;
         let lost = devices.map_ok(|(device,)| self.lost_rows_of(device));
         lost.try_buffer_unordered(AT_ONCE).try_concat().await
@@ -92,7 +92,7 @@ impl CassandraStore {
         Ok(lost)
     }
 
-    async fn lost_ids(&self) -> Result<Vec<LostId>> {
+    async fn uncommitted_ids(&self) -> Result<Vec<UncommittedId>> {
         let statement = &self.link.statements.all_ids;
         let ids = self.link.stream::<(Vec<u8>, Vec<u8>, i32, Vec<u8>, i64)>(statement, ()).await?;
         let lost = ids.map_ok(|(conversation, sender, minute, id, seq)| async move {
@@ -102,7 +102,7 @@ impl CassandraStore {
             }
             let sender = InstallationId::parse(&sender).map_err(|_| corrupt())?;
             let id = MessageId::parse(&id).map_err(|_| corrupt())?;
-            Ok(Some(LostId { conversation, sender, minute, id }))
+            Ok(Some(UncommittedId { conversation, sender, minute, id }))
         });
         let lost = lost.try_buffer_unordered(AT_ONCE).filter_map(|found| async { found.transpose() });
         lost.try_collect().await
