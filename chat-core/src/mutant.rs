@@ -41,7 +41,7 @@ pub enum Mutant {
     /// A commit that was left half done stays so.
     HalfCommitStays,
     /// Records need not come again although what they make is not seen by every reader.
-    SettleErrorIgnored,
+    VisibilityErrorIgnored,
     /// A heartbeat does not look for rows that nobody announced.
     HeartbeatIsBlind,
     /// A session goes on live although a push was dropped while it read.
@@ -76,7 +76,7 @@ impl Mutant {
         Self::OlderStateWins,
         Self::StatesOutliveTenure,
         Self::HalfCommitStays,
-        Self::SettleErrorIgnored,
+        Self::VisibilityErrorIgnored,
         Self::HeartbeatIsBlind,
         Self::FirstIsEnough,
         Self::FirstInEveryIncarnation,

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use chat_core::backend::{
-    AccountKey, Backends, Command, Commit, Committed, ConversationState, DeviceKeys, DeviceRecord, GatewayId,
-    KeyDirectory, LogPosition, MessageStore, PageLimit, Presence, PushSink, Registry, Reincarnation, Route,
-    Router, StoreLife, Taken, WantCells,
+    AccountKey, Backends, Command, Commit, CommitOutcome, ConversationState, DeviceKeys, DeviceRecord,
+    GatewayId, KeyDirectory, LogPosition, MessageStore, PageLimit, Presence, PushSink, Registry,
+    Reincarnation, Route, Router, StoreLife, Taken, WantCells,
 };
 use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::{AckOf, InboxRow, Place};
@@ -82,7 +82,7 @@ impl MessageStore for MeasuredStore {
         timed(STORE, "find", self.0.find(conversation, sender, id)).await
     }
 
-    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<Committed>> {
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<CommitOutcome>> {
         let rows: usize = commits.iter().map(|commit| commit.history.len()).sum();
         metrics::histogram!("chat_commit_messages").record(rows as f64);
         metrics::histogram!("chat_commit_conversations").record(commits.len() as f64);
@@ -93,8 +93,8 @@ impl MessageStore for MeasuredStore {
         outcomes
     }
 
-    async fn settle(&self, commits: Vec<Commit>) -> Result<()> {
-        timed(STORE, "settle", self.0.settle(commits)).await
+    async fn make_visible(&self, commits: Vec<Commit>) -> Result<()> {
+        timed(STORE, "make_visible", self.0.make_visible(commits)).await
     }
 
     async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {

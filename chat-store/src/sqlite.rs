@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use chat_core::backend::{
-    Commit, Committed, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife,
+    Commit, CommitOutcome, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife,
     WantCells,
 };
 use chat_core::envelope::{AckOf, Cell, Durability, InboxRow, Place, RowContent};
@@ -300,17 +300,17 @@ impl MessageStore for SqliteStore {
         Ok(seq.map(|seq| seq as u64).filter(|seq| *seq <= head))
     }
 
-    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<Committed>> {
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<CommitOutcome>> {
         let count = commits.len();
         let mut db = self.db.lock();
         let written = db.transaction().map_err(failed).and_then(|tx| {
             commits.into_iter().try_for_each(|commit| apply(&tx, commit))?;
             tx.commit().map_err(failed)
         });
-        vec![written.map(|()| Committed::Seen); count]
+        vec![written.map(|()| CommitOutcome::Visible); count]
     }
 
-    async fn settle(&self, _commits: Vec<Commit>) -> Result<()> {
+    async fn make_visible(&self, _commits: Vec<Commit>) -> Result<()> {
         Ok(())
     }
 

@@ -15,9 +15,9 @@ use crate::id::{ClientSeq, ConversationId, Incarnation, InstallationId, MessageI
 /// # Contract
 /// Each sentence names its case of the conformance suite.
 /// - A commit is durable when its outcome is `Ok`: whoever decides next decides on it, and the generations of
-///   its senders count (`a_safe_commit_counts`). What it says may be told and acknowledged
-///   (`what_is_safe_may_be_acknowledged`).
-/// - Every reader sees it when the outcome is [`Committed::Seen`], or once it is settled (`commit_is_seen`).
+///   its senders count (`a_durable_commit_counts`). What it says may be told and acknowledged
+///   (`a_durable_row_may_be_acknowledged`).
+/// - Every reader sees it when the outcome is [`CommitOutcome::Visible`], or once it is visible (`commit_is_visible`).
 /// - Commits are unconditional and idempotent: the same commit again changes nothing (`commit_twice`).
 /// - Rows above the state's head do not exist for any decision ([`find`](Self::find) included) but may be
 ///   there (`rows_above_the_head_are_not_found`): a store whose commits are not atomic writes the state
@@ -45,7 +45,7 @@ pub trait MessageStore: fmt::Debug + Send + Sync + 'static {
     /// The state of a conversation; `None` before its first commit.
     ///
     /// Whoever is to decide on it names the record that comes `next`. If the state is not
-    /// [settled before](Head::is_settled_before) that, its commit may be half done, by an owner that fell or
+    /// [visible before](Head::is_settled_before) that, its commit may be half done, by an owner that fell or
     /// had no answer: a store whose commits are not atomic finishes it before it gives the state.
     ///
     /// # Errors
@@ -68,20 +68,20 @@ pub trait MessageStore: fmt::Debug + Send + Sync + 'static {
     ) -> Result<Option<Seq>>;
 
     /// Makes everything of each commit true, together or not at all for readers of the state, and gives
-    /// an outcome for each, in order. What is only [`Committed::Safe`] is to be [settled](Self::settle)
+    /// an outcome for each, in order. What is only [`CommitOutcome::Durable`] is to be [visible](Self::make_visible)
     /// before the caller goes on with that conversation, or says that its records need not come again.
     ///
     /// # Errors
     /// An outcome of `Unavailable` means *unknown*: the caller lets the records come again, and so repeats
     /// the commit or finds it, before it goes on with that conversation.
-    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<Committed>>;
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<CommitOutcome>>;
 
     /// Lets every reader see what these commits hold, which are safe.
     ///
     /// # Errors
     /// `Unavailable`: readers may see a part. The caller lets the records come again; whoever is given them is
     /// given the [state](Self::state) of a commit that is finished.
-    async fn settle(&self, commits: Vec<Commit>) -> Result<()>;
+    async fn make_visible(&self, commits: Vec<Commit>) -> Result<()>;
 
     /// Removes what a device says is durably its own, and raises its generation.
     ///
@@ -130,12 +130,12 @@ pub trait MessageStore: fmt::Debug + Send + Sync + 'static {
 /// How far a commit is that cannot be lost any more.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[allow(clippy::exhaustive_enums)]
-pub enum Committed {
+pub enum CommitOutcome {
     /// Every reader sees it.
-    Seen,
+    Visible,
     /// It is durable and decided, and readers may not see it, or only a part: what is to be
-    /// [settled](MessageStore::settle).
-    Safe(Box<Commit>),
+    /// [visible](MessageStore::make_visible).
+    Durable(Box<Commit>),
 }
 
 /// Which life of a data set, and what a commit to it survives.

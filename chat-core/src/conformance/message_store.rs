@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::{Case, Outcome, cases, equal, failed};
 use crate::backend::{
-    Command, Commit, Committed, ConversationState, LogPosition, MessageStore, Operation, PageLimit,
+    Command, Commit, CommitOutcome, ConversationState, LogPosition, MessageStore, Operation, PageLimit,
     Recipient, Record, WantCells,
 };
 use crate::delivery::{Decision, decide};
@@ -16,9 +16,9 @@ type Store = Arc<dyn MessageStore>;
 /// The cases of [`MessageStore`].
 pub fn message_store() -> Vec<Case<dyn MessageStore>> {
     cases![
-        commit_is_seen,
-        a_safe_commit_counts,
-        what_is_safe_may_be_acknowledged,
+        commit_is_visible,
+        a_durable_commit_counts,
+        a_durable_row_may_be_acknowledged,
         commit_twice,
         commits_of_many_conversations,
         rows_above_the_head_are_not_found,
@@ -131,24 +131,24 @@ fn message_id(n: u64) -> MessageId {
     MessageId::from_bytes(id)
 }
 
-/// Commits until it is safe; gives what is to be settled.
-async fn make_safe(store: &Store, commits: Vec<Commit>) -> Result<Vec<Commit>, String> {
+/// Commits until it is safe; gives what is to be visible.
+async fn commit_durable(store: &Store, commits: Vec<Commit>) -> Result<Vec<Commit>, String> {
     let count = commits.len();
     let outcomes = store.commit(commits).await;
     equal(outcomes.len(), count, "outcomes")?;
-    let mut unsettled = Vec::new();
+    let mut durable = Vec::new();
     for outcome in outcomes {
-        if let Committed::Safe(commit) = outcome.map_err(failed)? {
-            unsettled.push(*commit);
+        if let CommitOutcome::Durable(commit) = outcome.map_err(failed)? {
+            durable.push(*commit);
         }
     }
-    Ok(unsettled)
+    Ok(durable)
 }
 
 /// Commits until every reader sees it.
 async fn make_seen(store: &Store, commits: Vec<Commit>) -> Outcome {
-    let unsettled = make_safe(store, commits).await?;
-    store.settle(unsettled).await.map_err(failed)
+    let durable = commit_durable(store, commits).await?;
+    store.make_visible(durable).await.map_err(failed)
 }
 
 async fn inbox(store: &Store, who: UserId) -> Result<Vec<InboxRow>, String> {
@@ -163,7 +163,7 @@ async fn ack(store: &Store, who: UserId, conversation: ConversationId, seq: u64)
     store.ack(device(who).installation, 0, &[AckOf { conversation, seq }]).await
 }
 
-async fn commit_is_seen(store: Store) -> Outcome {
+async fn commit_is_visible(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     let commit = talk.next(100)?;
     let row = commit.inbox[1].1.clone();
@@ -174,33 +174,33 @@ async fn commit_is_seen(store: Store) -> Outcome {
     equal(store.state(talk.id, None).await.map_err(failed)?, Some(talk.state), "the state")
 }
 
-async fn a_safe_commit_counts(store: Store) -> Outcome {
+async fn a_durable_commit_counts(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     talk.fill(&store, 1).await?;
     let last = talk.next(100)?;
     let at = last.state.head.position;
     let last = Commit { generations: vec![(device(ALICE).installation, 8)], ..last };
     // Its owner falls here: nobody settles it.
-    make_safe(&store, vec![last.clone()]).await?;
+    commit_durable(&store, vec![last.clone()]).await?;
     equal(store.state(talk.id, None).await.map_err(failed)?, Some(talk.state.clone()), "the state")?;
     let generation = store.generation(device(ALICE).installation).await.map_err(failed)?;
     equal(generation, 8, "the generation of the sender")?;
     equal(store.state(talk.id, Some(at)).await.map_err(failed)?, Some(talk.state), "the state to decide on")?;
     let rows = vec![1, 2];
     equal(seqs(&inbox(&store, BOB).await?), rows, "the inbox once somebody was given the record again")?;
-    store.settle(vec![last]).await.map_err(failed)?;
-    equal(seqs(&inbox(&store, BOB).await?), vec![1, 2], "the inbox after a late owner settled it, too")
+    store.make_visible(vec![last]).await.map_err(failed)?;
+    equal(seqs(&inbox(&store, BOB).await?), vec![1, 2], "the inbox after a late owner visible it, too")
 }
 
-async fn what_is_safe_may_be_acknowledged(store: Store) -> Outcome {
+async fn a_durable_row_may_be_acknowledged(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     let (first, second) = (talk.next(100)?, talk.next(100)?);
     for (commit, seq) in [(first, 1), (second, 2)] {
-        let unsettled = make_safe(&store, vec![commit]).await?;
+        let durable = commit_durable(&store, vec![commit]).await?;
         let refused = ack(&store, BOB, talk.id, seq + 1).await;
         equal(refused.map_err(|e| e.kind()), Err(ErrorKind::Invalid), "an ack above what is safe")?;
         ack(&store, BOB, talk.id, seq).await.map_err(failed)?;
-        store.settle(unsettled).await.map_err(failed)?;
+        store.make_visible(durable).await.map_err(failed)?;
         equal(seqs(&inbox(&store, BOB).await?), Vec::<u64>::new(), "the inbox")?;
     }
     let (stranger, acks) =

@@ -15,8 +15,8 @@ use super::rates::{Limits, Rates};
 use super::shard::{Decision, IdKey, decide};
 use super::{Event, Hub, MessageTrace, Stage, plan};
 use crate::backend::{
-    Backends, Command, Commit, Committed, ConversationState, GatewayId, LogPosition, Operation, PageLimit,
-    Record, Route, StoreLife, Taken,
+    Backends, Command, Commit, CommitOutcome, ConversationState, GatewayId, LogPosition, Operation,
+    PageLimit, Record, Route, StoreLife, Taken,
 };
 use crate::device_list::SignedDeviceList;
 use crate::envelope::{AckOf, InboxRow, Place, Publish, Refusal, SendNumber, Stored, Subject};
@@ -336,31 +336,31 @@ impl Engine {
         }
         count(&self.counters.batches, 1);
         let (outcomes, routes) = join(self.backends.store.commit(commits), self.routes(batch, &[])).await;
-        let (mut unsettled, mut failed) = (Vec::new(), None);
+        let (mut durable, mut failed) = (Vec::new(), None);
         for outcome in outcomes {
             match outcome {
-                Ok(Committed::Safe(commit)) => unsettled.push(*commit),
-                Ok(Committed::Seen) => {}
+                Ok(CommitOutcome::Durable(commit)) => durable.push(*commit),
+                Ok(CommitOutcome::Visible) => {}
                 Err(error) => failed = Some(error),
             }
         }
         if let Some(error) = failed {
             // All of it comes again. What is safe need not wait for the rest to be seen.
-            let _ = self.settle(unsettled).await;
+            let _ = self.make_visible(durable).await;
             return Err(error);
         }
         self.record_stages(batch);
         let deliver = self.deliver_planned(plan(&batch.events, &routes, &[]).deliveries);
-        let (delivered, settled) = join(deliver, self.settle(unsettled)).await;
-        settled.map(|()| delivered)
+        let (delivered, visible) = join(deliver, self.make_visible(durable)).await;
+        visible.map(|()| delivered)
     }
 
-    async fn settle(&self, commits: Vec<Commit>) -> Result<()> {
+    async fn make_visible(&self, commits: Vec<Commit>) -> Result<()> {
         if commits.is_empty() {
             return Ok(());
         }
-        let settled = self.backends.store.settle(commits).await;
-        if self.settings.mutants.has(Mutant::SettleErrorIgnored) { Ok(()) } else { settled }
+        let visible = self.backends.store.make_visible(commits).await;
+        if self.settings.mutants.has(Mutant::VisibilityErrorIgnored) { Ok(()) } else { visible }
     }
 
     fn record_stages(&self, batch: &mut Batch) {

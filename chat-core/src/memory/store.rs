@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use crate::backend::{
-    Commit, Committed, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife,
+    Commit, CommitOutcome, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife,
     WantCells,
 };
 use crate::envelope::{AckOf, Cell, Durability, InboxRow, Place};
@@ -332,16 +332,16 @@ impl MessageStore for MemoryStore {
         Ok(self.tables.lock().find(conversation, sender, id))
     }
 
-    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<Committed>> {
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<CommitOutcome>> {
         let mut tables = self.tables.lock();
         let done = commits.into_iter().map(|commit| {
             Tables::writes(commit).into_iter().for_each(|write| tables.apply(write));
-            Ok(Committed::Seen)
+            Ok(CommitOutcome::Visible)
         });
         done.collect()
     }
 
-    async fn settle(&self, _commits: Vec<Commit>) -> Result<()> {
+    async fn make_visible(&self, _commits: Vec<Commit>) -> Result<()> {
         Ok(())
     }
 

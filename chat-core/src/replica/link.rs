@@ -87,7 +87,7 @@ impl Replica {
         self.disconnected(now, retry_after, out);
     }
 
-    pub(super) fn settle(&mut self) {
+    pub(super) fn make_visible(&mut self) {
         if let Phase::Online { attempts, .. } = &mut self.phase {
             *attempts = 0;
         }

@@ -296,7 +296,7 @@ impl Replica {
         if !mailbox && stored.seq == conversation.cursor + 1 {
             self.advance_cursor(stored.conversation, stored.seq);
         }
-        self.settle();
+        self.make_visible();
     }
 
     pub(super) fn refused(

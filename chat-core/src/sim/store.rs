@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::oracle::KeyUse;
 
 use crate::backend::{
-    Commit, Committed, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife,
+    Commit, CommitOutcome, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife,
     WantCells,
 };
 use crate::envelope::{AckOf, Durability, InboxRow, Place};
@@ -29,7 +29,7 @@ pub(super) struct StoreFaults {
     /// Apply a commit row by row, and stop anywhere: after a crash the first rows are there.
     pub split: bool,
     /// Apply half of the commits state first, with what it takes to finish them, and the rest when they settle.
-    pub safe_first: bool,
+    pub durable_first: bool,
     /// Percent of calls that fail before anything is applied, reads included.
     pub error_before: u64,
     /// Percent of commits and acks whose outcome is unknown although all of it is applied.
@@ -209,7 +209,7 @@ impl MessageStore for SimStore {
         Ok(self.tables.lock().find(conversation, sender, id))
     }
 
-    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<Committed>> {
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<CommitOutcome>> {
         let faults = *self.faults.lock();
         let mut outcomes = Vec::with_capacity(commits.len());
         for commit in commits {
@@ -217,16 +217,16 @@ impl MessageStore for SimStore {
                 let mut rng = self.rng.lock();
                 (rng.chance(faults.error_before), rng.chance(faults.error_after), rng.next_u64())
             };
-            let safe_first = faults.safe_first && self.rng.lock().chance(50);
+            let durable_first = faults.durable_first && self.rng.lock().chance(50);
             let mut writes = Tables::writes(commit.clone());
             if faults.mutants.has(Mutant::StateBeforeRows) {
                 writes.reverse();
             }
-            if safe_first {
+            if durable_first {
                 writes.retain(makes_safe);
                 self.shuffle(&mut writes);
             }
-            let redo = safe_first.then_some(&commit);
+            let redo = durable_first.then_some(&commit);
             let early = if faults.split { (cut % (writes.len() as u64 + 1)) as usize } else { 0 };
             let late = writes.split_off(early);
             self.apply(writes, redo);
@@ -237,13 +237,14 @@ impl MessageStore for SimStore {
             }
             self.apply(late, redo);
             self.keys.lock().note(&commit);
-            let done = if safe_first { Committed::Safe(Box::new(commit)) } else { Committed::Seen };
+            let done =
+                if durable_first { CommitOutcome::Durable(Box::new(commit)) } else { CommitOutcome::Visible };
             outcomes.push(if after { Err(unknown()) } else { Ok(done) });
         }
         outcomes
     }
 
-    async fn settle(&self, commits: Vec<Commit>) -> Result<()> {
+    async fn make_visible(&self, commits: Vec<Commit>) -> Result<()> {
         for commit in commits {
             let mut writes = Tables::writes(commit);
             writes.retain(|write| !makes_safe(write));

@@ -153,7 +153,7 @@ impl World {
         let faulty_store = rng.chance(40);
         let faults = StoreFaults {
             split: options.split || options.cluster,
-            safe_first: options.cluster,
+            durable_first: options.cluster,
             error_before: if faulty_store { rng.below(15) } else { 0 },
             error_after: if faulty_store { rng.below(15) } else { 0 },
             mutants: options.mutants,

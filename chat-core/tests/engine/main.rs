@@ -1,8 +1,8 @@
 //! What the engine decides before the log (paces, quotas, presence, accounts), and whom it tells after it.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
+mod commit_visibility;
 mod registry;
-mod settling;
 
 use std::future::Future;
 use std::sync::Arc;

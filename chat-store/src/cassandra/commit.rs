@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use chat_core::backend::{Commit, Committed, ConversationState};
+use chat_core::backend::{Commit, CommitOutcome, ConversationState};
 use chat_core::envelope::InboxRow;
 use chat_core::wire::{encode_row, redo, state};
 use chat_core::{ConversationId, ConversationKind, InstallationId, MessageId, Result, Seq};
@@ -82,19 +82,19 @@ fn joined_if_small(partitions: Vec<Vec<Write<'_>>>) -> Vec<Vec<Write<'_>>> {
 impl CassandraStore {
     /// Rows at their commit times, the state at its head's: the state first, if it can hold what it takes to
     /// finish them.
-    pub(super) async fn commit_one(&self, commit: Commit) -> Result<Committed> {
+    pub(super) async fn commit_one(&self, commit: Commit) -> Result<CommitOutcome> {
         let redo = if is_fit_for_redo(&commit) { redo::encode(&commit) } else { Vec::new() };
         if redo.is_empty() || redo.len() > REDO {
             self.commit_in_order(&commit).await?;
-            return Ok(Committed::Seen);
+            return Ok(CommitOutcome::Visible);
         }
-        self.make_safe(&commit, redo).await?;
-        Ok(Committed::Safe(Box::new(commit)))
+        self.commit_durable(&commit, redo).await?;
+        Ok(CommitOutcome::Durable(Box::new(commit)))
     }
 
     /// Writes the state, and the generations of those who sent: a device that is told that its message is stored, and
     /// is restored from a backup, must be seen to have been further.
-    async fn make_safe(&self, commit: &Commit, redo: Vec<u8>) -> Result<()> {
+    async fn commit_durable(&self, commit: &Commit, redo: Vec<u8>) -> Result<()> {
         try_join(self.write_state(commit, redo), self.write_generations(commit)).await.map(drop)
     }
 
@@ -123,7 +123,7 @@ impl CassandraStore {
         redo: Vec<u8>,
     ) -> Result<()> {
         let commit = redo::decode(redo.clone().into(), conversation, state)?;
-        try_join(self.make_safe(&commit, redo), self.write_rows(&commit)).await.map(drop)
+        try_join(self.commit_durable(&commit, redo), self.write_rows(&commit)).await.map(drop)
     }
 
     fn state_write(&self, commit: &Commit, redo: Vec<u8>) -> Write<'_> {

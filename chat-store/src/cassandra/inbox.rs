@@ -243,7 +243,7 @@ impl CassandraStore {
         if ack.seq <= self.tail_to_come(ack.conversation, device).await? {
             return Ok(());
         }
-        // The next commit may be there already: then this one is settled since the cell was read.
+        // The next commit may be there already: then this one is visible since the cell was read.
         let cells = self.cells_of(device, &HashSet::from([ack.conversation])).await?;
         if cells.get(&ack.conversation).is_some_and(|cell| ack.seq <= cell.tail) {
             return Ok(());

@@ -45,8 +45,8 @@ pub use link::CassandraSettings;
 use async_trait::async_trait;
 use bytes::Bytes;
 use chat_core::backend::{
-    Commit, Committed, ConversationState, DeviceRecord, LogAnchor, LogIdentity, LogPosition, MessageStore,
-    PageLimit, StoreLife, WantCells,
+    Commit, CommitOutcome, ConversationState, DeviceRecord, LogAnchor, LogIdentity, LogPosition,
+    MessageStore, PageLimit, StoreLife, WantCells,
 };
 use chat_core::envelope::{AckOf, Durability, InboxRow, Place};
 use chat_core::wire::{decode_row, redo, state};
@@ -210,11 +210,11 @@ impl MessageStore for CassandraStore {
         Ok(self.is_committed(conversation, seq).await?.then_some(seq))
     }
 
-    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<Committed>> {
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<CommitOutcome>> {
         join_all(commits.into_iter().map(|commit| self.commit_one(commit))).await
     }
 
-    async fn settle(&self, commits: Vec<Commit>) -> Result<()> {
+    async fn make_visible(&self, commits: Vec<Commit>) -> Result<()> {
         try_join_all(commits.iter().map(|commit| self.write_rows(commit))).await.map(drop)
     }
 

@@ -31,7 +31,7 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use chat_core::backend::{
-    Commit, Committed, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife,
+    Commit, CommitOutcome, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife,
     WantCells,
 };
 use chat_core::envelope::{AckOf, Durability, InboxRow, Place};
@@ -249,13 +249,13 @@ impl MessageStore for EmbeddedStore {
         self.tables.find(conversation, sender, id)
     }
 
-    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<Committed>> {
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<CommitOutcome>> {
         let count = commits.len();
-        let outcome = self.writer.commit(commits).await.map(|()| Committed::Seen);
+        let outcome = self.writer.commit(commits).await.map(|()| CommitOutcome::Visible);
         vec![outcome; count]
     }
 
-    async fn settle(&self, _commits: Vec<Commit>) -> Result<()> {
+    async fn make_visible(&self, _commits: Vec<Commit>) -> Result<()> {
         Ok(())
     }
 

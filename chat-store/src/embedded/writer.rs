@@ -258,7 +258,7 @@ impl Work {
                 }
                 return;
             }
-            self.settle(effects);
+            self.make_visible(effects);
             // A batch of its own: it must see what the batch before it wrote.
             for (before_us, limit, answer) in expire {
                 let _ = answer.send(self.expire(before_us, limit));
@@ -296,7 +296,7 @@ impl Work {
     }
 
     /// Makes the batch's effects seen and tells those who wait.
-    fn settle(&mut self, effects: Effects) {
+    fn make_visible(&mut self, effects: Effects) {
         if self.cells.len() > CELLS {
             self.cells.clear();
         }

@@ -139,7 +139,7 @@ async fn an_audit_takes_what_is_rare_for_what_it_is() {
     store.expire(now_us() - 150 * MINUTE_US, 1000).await.unwrap();
     assert_eq!(store.audit().await, Ok(Audit { waiting: 6, ..held }), "a gap stands for two");
     let large = talk.several(101);
-    store.settle(vec![large.clone()]).await.unwrap();
+    store.make_visible(vec![large.clone()]).await.unwrap();
     assert_eq!(store.audit().await, Ok(Audit { waiting: 6, ..held }), "rows above the head are not there");
     commit(&store, large).await;
     assert_eq!(store.audit().await, Ok(Audit { messages: 105, waiting: 208, ..held }));
@@ -158,7 +158,7 @@ async fn what_was_half_written_goes_with_its_log() {
     commit(&store, first).await;
     let before = talk.state.clone();
     let half = talk.several(101);
-    store.settle(vec![half.clone()]).await.unwrap();
+    store.make_visible(vec![half.clone()]).await.unwrap();
     store.begin_log(log(2)).await.unwrap();
     assert_eq!(store.state(talk.id(), None).await.unwrap().unwrap().head.seq, 1);
     let (sender, last_id, seq) = half.ids[100];

@@ -10,7 +10,7 @@ mod timestamps;
 use std::sync::Arc;
 
 use chat_core::backend::{
-    Command, Commit, Committed, ConversationState, KeyDirectory, LogAnchor, LogIdentity, LogPosition,
+    Command, Commit, CommitOutcome, ConversationState, KeyDirectory, LogAnchor, LogIdentity, LogPosition,
     MessageStore, Operation, PageLimit, Recipient, Record, WantCells,
 };
 use chat_core::delivery::{Decision, decide};
@@ -200,20 +200,20 @@ impl Talk {
     }
 }
 
-/// Until nothing can be lost; gives what is to be settled.
-async fn make_safe(store: &CassandraStore, commit: Commit) -> Vec<Commit> {
+/// Until nothing can be lost; gives what is to be visible.
+async fn commit_durable(store: &CassandraStore, commit: Commit) -> Vec<Commit> {
     let outcomes = store.commit(vec![commit]).await.into_iter();
-    let unsettled = outcomes.filter_map(|outcome| match outcome.unwrap() {
-        Committed::Safe(commit) => Some(*commit),
-        Committed::Seen => None,
+    let durable = outcomes.filter_map(|outcome| match outcome.unwrap() {
+        CommitOutcome::Durable(commit) => Some(*commit),
+        CommitOutcome::Visible => None,
     });
-    unsettled.collect()
+    durable.collect()
 }
 
 /// Until every reader sees it.
 async fn commit(store: &CassandraStore, commit: Commit) {
-    let unsettled = make_safe(store, commit).await;
-    store.settle(unsettled).await.unwrap();
+    let durable = commit_durable(store, commit).await;
+    store.make_visible(durable).await.unwrap();
 }
 
 /// An owner falls when the state of its commit is there, and nothing else yet: whoever is given the record again
@@ -228,7 +228,7 @@ async fn a_commit_that_was_left_half_done_is_finished_by_who_goes_on() {
     let (bob, id) = (device(2).installation, alice.id());
     store.ack(bob, 0, &[AckOf { conversation: id, seq: 1 }]).await.unwrap();
     let last = alice.several(2);
-    assert_eq!(make_safe(&store, last.clone()).await, vec![last.clone()]);
+    assert_eq!(commit_durable(&store, last.clone()).await, vec![last.clone()]);
     let name = &keyspace.settings.keyspace;
     let select = format!("SELECT WRITETIME(state) FROM {name}.state");
     let rows = keyspace.session.query_unpaged(select, ()).await.unwrap().into_rows_result().unwrap();

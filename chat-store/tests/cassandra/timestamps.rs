@@ -46,7 +46,7 @@ async fn what_an_owner_writes_late_brings_nothing_back_that_was_deleted() {
     store.ack(bob, 1, &[AckOf { conversation: talk.id(), seq: 100 }]).await.unwrap();
     assert_eq!(keyspace.rows_kept(bob).await, 0, "so many that they were deleted");
     for late in commits {
-        store.settle(vec![late]).await.unwrap();
+        store.make_visible(vec![late]).await.unwrap();
     }
     assert_eq!(keyspace.rows_kept(bob).await, 0, "a row is older than its tombstone");
     assert_eq!(keyspace.cell(bob).await, (Some(100), Some(100), Some(1)));
@@ -63,7 +63,7 @@ async fn a_gap_lies_above_the_rows_it_stands_for_and_below_its_own_tombstone() {
     let is_gap = |rows: &[InboxRow]| matches!(rows, [gap] if gap.is_expired() && gap.seq == 100);
     assert!(is_gap(&page(&store, bob).await));
     for late in commits {
-        store.settle(vec![late]).await.unwrap();
+        store.make_visible(vec![late]).await.unwrap();
     }
     assert!(is_gap(&page(&store, bob).await), "the rows do not come back, and the gap is not covered");
     assert_eq!(keyspace.rows_kept(bob).await, 1);
@@ -86,7 +86,7 @@ async fn of_two_cells_the_higher_tail_and_ack_stay_and_the_lower_beginning() {
     store.ack(bob, 1, &ack(2)).await.unwrap();
     store.ack(bob, 1, &ack(1)).await.unwrap();
     for late in commits.iter().rev() {
-        store.settle(vec![late.clone()]).await.unwrap();
+        store.make_visible(vec![late.clone()]).await.unwrap();
         assert_eq!(keyspace.cell(bob).await, (Some(3), Some(2), Some(1)));
     }
     keyspace.remove().await;

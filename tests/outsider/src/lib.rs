@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 
 use async_trait::async_trait;
-use chat_core::backend::{Commit, Committed, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife, WantCells};
+use chat_core::backend::{Commit, CommitOutcome, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife, WantCells};
 use chat_core::envelope::{AckOf, Cell, Durability, InboxRow, Place};
 use chat_core::{ConversationId, ConversationKind, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch};
 
@@ -122,12 +122,12 @@ impl MessageStore for ToyStore {
         Ok(seq.filter(|seq| *seq <= toy.head(id)))
     }
 
-    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<Committed>> {
-        let apply = |commit| self.lock().map(|mut toy| toy.apply(commit)).map(|()| Committed::Seen);
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<CommitOutcome>> {
+        let apply = |commit| self.lock().map(|mut toy| toy.apply(commit)).map(|()| CommitOutcome::Visible);
         commits.into_iter().map(apply).collect()
     }
 
-    async fn settle(&self, _commits: Vec<Commit>) -> Result<()> {
+    async fn make_visible(&self, _commits: Vec<Commit>) -> Result<()> {
         Ok(())
     }
 

@@ -100,7 +100,7 @@ fn hops(cluster: &Cluster) -> Vec<(&'static str, (f64, f64))> {
         ("append (sending gateway)", from, "log", "append"),
         ("find (router)", router, "store", "find"),
         ("commit (router)", router, "store", "commit"),
-        ("settle (router)", router, "store", "settle"),
+        ("settle (router)", router, "store", "make_visible"),
         ("lookup (router)", router, "registry", "lookup"),
         ("ack (sending gateway)", from, "store", "ack"),
         ("ack (receiving gateway)", to, "store", "ack"),

@@ -4,7 +4,7 @@ use std::pin::Pin;
 
 use async_trait::async_trait;
 use chat_core::backend::{
-    Commit, Committed, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife,
+    Commit, CommitOutcome, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife,
     WantCells,
 };
 use chat_core::delivery::{Bound, Event};
@@ -41,11 +41,11 @@ impl MessageStore for Later {
         self.store.find(id, sender, of).await
     }
 
-    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<Committed>> {
-        commits.into_iter().map(|commit| Ok(Committed::Safe(Box::new(commit)))).collect()
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<CommitOutcome>> {
+        commits.into_iter().map(|commit| Ok(CommitOutcome::Durable(Box::new(commit)))).collect()
     }
 
-    async fn settle(&self, commits: Vec<Commit>) -> Result<()> {
+    async fn make_visible(&self, commits: Vec<Commit>) -> Result<()> {
         let turn = self.turns.acquire().await;
         self.store.commit(commits).await;
         turn.map(|turn| turn.forget()).map_err(|_| Error::new(ErrorKind::Unavailable, "in part"))
