@@ -32,8 +32,8 @@ pub enum Mutant {
     FoundAheadOfState,
     /// A late write of an older state takes a newer one back.
     OlderStateWins,
-    /// What is remembered of a shard's conversations outlives the tenure.
-    StatesOutliveTenure,
+    /// What is remembered of a shard's conversations outlives the ownership_epoch.
+    StatesOutliveOwnership,
     /// A device's word that it never sent a message is believed, whatever its number.
     FirstIsEnough,
     /// What is encrypted anew is said to be sent for the first time.
@@ -74,7 +74,7 @@ impl Mutant {
         Self::ReplayDecidesAnew,
         Self::FoundAheadOfState,
         Self::OlderStateWins,
-        Self::StatesOutliveTenure,
+        Self::StatesOutliveOwnership,
         Self::HalfCommitStays,
         Self::VisibilityErrorIgnored,
         Self::HeartbeatIsBlind,

@@ -6,8 +6,8 @@ use std::time::Instant;
 use async_trait::async_trait;
 use chat_core::backend::{
     AccountKey, Backends, Command, Commit, CommitOutcome, ConversationState, DeviceKeys, DeviceRecord,
-    GatewayId, KeyDirectory, LogPosition, MessageStore, PageLimit, Presence, PushSink, Registry,
-    Reincarnation, Route, Router, StoreLife, Taken, WantCells,
+    GatewayId, KeyDirectory, LogPosition, MessageStore, PageLimit, Presence, PushSink, RecordBatch, Registry,
+    Reincarnation, Route, Router, StoreLife, WantCells,
 };
 use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::{AckOf, InboxRow, Place};
@@ -140,7 +140,7 @@ impl Router for MeasuredRouter {
         timed(LOG, "append", self.0.append(command)).await
     }
 
-    async fn next(&self, shard: usize) -> Result<Taken> {
+    async fn next(&self, shard: usize) -> Result<RecordBatch> {
         let taken = self.0.next(shard).await?;
         metrics::histogram!("chat_log_batch_records").record(taken.records.len() as f64);
         Ok(taken)

@@ -19,7 +19,7 @@ use crate::id::{ConversationId, DeviceAddress, InstallationId, UserId};
 /// - A conversation is always on the same shard (`one_shard_per_conversation`).
 /// - What was taken and not committed comes again after [`rewind`](Self::rewind) (`redelivers_until_commit`).
 /// - A full queue refuses instead of growing (`a_full_queue_refuses`).
-/// - What one owner takes in one tenure follows on without a gap (`a_tenure_has_no_gaps`).
+/// - What one owner takes in one ownership_epoch follows on without a gap (`an_ownership_epoch_has_no_gaps`).
 /// - A closed router gives no records any more, and whoever waits for some is told (`a_closed_router_says_so`).
 #[async_trait]
 pub trait Router: fmt::Debug + Send + Sync + 'static {
@@ -36,7 +36,7 @@ pub trait Router: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// `Closed` once the router was [closed](Self::close).
-    async fn next(&self, shard: usize) -> Result<Taken>;
+    async fn next(&self, shard: usize) -> Result<RecordBatch>;
 
     /// Says that everything up to a position is applied.
     ///
@@ -58,10 +58,10 @@ pub trait Router: fmt::Debug + Send + Sync + 'static {
 /// Records that were taken from a shard's log.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[allow(clippy::exhaustive_structs)]
-pub struct Taken {
+pub struct RecordBatch {
     /// Changes whenever somebody else may have owned the shard in between: what is remembered of its
-    /// conversations counts in the same tenure only.
-    pub tenure: u64,
+    /// conversations counts in the same ownership_epoch only.
+    pub ownership_epoch: u64,
     /// The records, in order.
     pub records: Vec<Record>,
 }

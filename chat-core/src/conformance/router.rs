@@ -15,7 +15,7 @@ pub fn router() -> Vec<Case<dyn Router>> {
         fifo_per_conversation,
         one_shard_per_conversation,
         redelivers_until_commit,
-        a_tenure_has_no_gaps,
+        an_ownership_epoch_has_no_gaps,
         a_full_queue_refuses,
         a_closed_router_says_so,
     ]
@@ -105,15 +105,19 @@ async fn redelivers_until_commit(log: Log) -> Outcome {
     equal(drain(&log, shard, 1).await?.first().map(|(_, n)| *n), Some(3), "what comes again")
 }
 
-async fn a_tenure_has_no_gaps(log: Log) -> Outcome {
+async fn an_ownership_epoch_has_no_gaps(log: Log) -> Outcome {
     let shard = shard_of(&log, 1).await?;
     let mut taken = Vec::new();
-    let mut tenure = None;
+    let mut ownership_epoch = None;
     for n in 1..=50 {
         log.append(command(1, n)).await.map_err(failed)?;
         while taken.len() < n as usize {
             let more = log.next(shard).await.map_err(failed)?;
-            equal(*tenure.get_or_insert(more.tenure), more.tenure, "the tenure of an only owner")?;
+            equal(
+                *ownership_epoch.get_or_insert(more.ownership_epoch),
+                more.ownership_epoch,
+                "the ownership_epoch of an only owner",
+            )?;
             taken.extend(more.records.iter().map(|record| record.position));
         }
         if n % 10 == 0 {

@@ -11,10 +11,10 @@ use crate::mutant::Mutants;
 /// Conversations and where they stand.
 pub(super) type States = HashMap<ConversationId, ConversationState>;
 
-/// What a shard remembers: its conversations as its last batch left them, good for one tenure.
+/// What a shard remembers: its conversations as its last batch left them, good for one ownership_epoch.
 #[derive(Debug, Default)]
 pub(super) struct Remembered {
-    pub tenure: u64,
+    pub ownership_epoch: u64,
     pub states: States,
 }
 

@@ -16,7 +16,7 @@ use super::shard::{Decision, IdKey, decide};
 use super::{Event, Hub, MessageTrace, Stage, plan};
 use crate::backend::{
     Backends, Command, Commit, CommitOutcome, ConversationState, GatewayId, LogPosition, Operation,
-    PageLimit, Record, Route, StoreLife, Taken,
+    PageLimit, Record, RecordBatch, Route, StoreLife,
 };
 use crate::device_list::SignedDeviceList;
 use crate::envelope::{AckOf, InboxRow, Place, Publish, Refusal, SendNumber, Stored, Subject};
@@ -269,12 +269,12 @@ impl Engine {
     /// # Errors
     /// As [`run_shard`](Self::run_shard). The batch comes again.
     pub async fn turn_shard(&self, shard: usize) -> Result<()> {
-        let Taken { tenure, records } = self.backends.router.next(shard).await?;
+        let RecordBatch { ownership_epoch, records } = self.backends.router.next(shard).await?;
         let last = records.last().map_or(LogPosition::default(), |record| record.position);
-        let mut states = self.remembered(shard, tenure);
+        let mut states = self.remembered(shard, ownership_epoch);
         let applied = self.apply(records, &mut states).await;
         if applied.is_ok() {
-            self.remember_states(shard, tenure, states);
+            self.remember_states(shard, ownership_epoch, states);
         }
         if let Err(error) = applied {
             if self.settings.mutants.has(Mutant::CommitOnStoreError) {
@@ -287,23 +287,25 @@ impl Engine {
         self.backends.router.commit(shard, last).await
     }
 
-    /// The states that this shard left behind in this tenure.
-    fn remembered(&self, shard: usize, tenure: u64) -> States {
+    /// The states that this shard left behind in this ownership_epoch.
+    fn remembered(&self, shard: usize, ownership_epoch: u64) -> States {
         let Some(known) = self.shards.get(shard) else { return States::new() };
         let known = std::mem::take(&mut *known.lock());
-        if known.tenure == tenure || self.settings.mutants.has(Mutant::StatesOutliveTenure) {
+        if known.ownership_epoch == ownership_epoch
+            || self.settings.mutants.has(Mutant::StatesOutliveOwnership)
+        {
             known.states
         } else {
             States::new()
         }
     }
 
-    fn remember_states(&self, shard: usize, tenure: u64, states: States) {
+    fn remember_states(&self, shard: usize, ownership_epoch: u64, states: States) {
         const MOST: usize = 10_000;
         if let Some(known) = self.shards.get(shard)
             && states.len() <= MOST
         {
-            *known.lock() = Remembered { tenure, states };
+            *known.lock() = Remembered { ownership_epoch, states };
         }
     }
 

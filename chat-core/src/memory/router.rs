@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::backend::{Command, LogPosition, Record, RecordQueue, Router, Taken};
+use crate::backend::{Command, LogPosition, Record, RecordBatch, RecordQueue, Router};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::ConversationId;
 use crate::time::WallClock;
@@ -84,7 +84,7 @@ impl Router for MemoryRouter {
         Ok(())
     }
 
-    async fn next(&self, shard: usize) -> Result<Taken> {
+    async fn next(&self, shard: usize) -> Result<RecordBatch> {
         let shard = self.shard(shard)?;
         loop {
             let appended = shard.appended.notified();
@@ -93,7 +93,7 @@ impl Router for MemoryRouter {
             }
             let records = shard.log.lock().queue.take();
             if !records.is_empty() {
-                return Ok(Taken { tenure: 0, records });
+                return Ok(RecordBatch { ownership_epoch: 0, records });
             }
             appended.await;
         }

@@ -9,7 +9,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::store::unknown;
-use crate::backend::{Command, GatewayId, LogPosition, NodeLink, Record, Router, SessionDelivery, Taken};
+use crate::backend::{
+    Command, GatewayId, LogPosition, NodeLink, Record, RecordBatch, Router, SessionDelivery,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{ManualClock, NoLink};
 use crate::rng::Rng;
@@ -22,7 +24,7 @@ pub(super) const SHARDS: usize = 2;
 #[derive(Debug, Default)]
 pub(super) struct SimLog {
     shards: [Shard; SHARDS],
-    tenures: u64,
+    ownership_epochs: u64,
 }
 
 #[derive(Debug, Default)]
@@ -60,7 +62,7 @@ pub(super) struct SimRouter {
 #[derive(Clone, Copy)]
 struct Owned {
     next: usize,
-    tenure: u64,
+    ownership_epoch: u64,
 }
 
 impl fmt::Debug for SimRouter {
@@ -88,8 +90,9 @@ impl SimRouter {
     /// The process learns that a shard is its own.
     pub(super) fn assign(&self, shard: usize) {
         let mut log = self.log.lock();
-        log.tenures += 1;
-        self.owned.lock()[shard] = Some(Owned { next: log.shards[shard].committed, tenure: log.tenures });
+        log.ownership_epochs += 1;
+        self.owned.lock()[shard] =
+            Some(Owned { next: log.shards[shard].committed, ownership_epoch: log.ownership_epochs });
     }
 
     /// The process learns that it is not any more.
@@ -101,16 +104,16 @@ impl SimRouter {
         self.owned.lock()[shard].is_some()
     }
 
-    fn take(&self, shard: usize) -> Option<Taken> {
+    fn take(&self, shard: usize) -> Option<RecordBatch> {
         let log = self.log.lock();
         let mut owned = self.owned.lock();
         let own = owned[shard].as_mut()?;
         let records = &log.shards[shard].records;
         // Batches of two owners do not begin and end at the same records.
-        let most = 1 + (own.tenure as usize + own.next) % 3;
+        let most = 1 + (own.ownership_epoch as usize + own.next) % 3;
         let taken: Vec<Record> = records.iter().skip(own.next).take(most).cloned().collect();
         own.next += taken.len();
-        (!taken.is_empty()).then_some(Taken { tenure: own.tenure, records: taken })
+        (!taken.is_empty()).then_some(RecordBatch { ownership_epoch: own.ownership_epoch, records: taken })
     }
 }
 
@@ -137,7 +140,7 @@ impl Router for SimRouter {
         if after { Err(unknown()) } else { Ok(()) }
     }
 
-    async fn next(&self, shard: usize) -> Result<Taken> {
+    async fn next(&self, shard: usize) -> Result<RecordBatch> {
         std::future::poll_fn(|_| match self.take(shard) {
             Some(taken) => std::task::Poll::Ready(Ok(taken)),
             None => std::task::Poll::Pending,

@@ -45,7 +45,7 @@ impl Drop for Consumer {
 /// Notes who owns what; nothing in here waits.
 struct Ownership {
     partitions: Arc<[Partition]>,
-    tenures: AtomicU64,
+    ownership_epochs: AtomicU64,
 }
 
 impl Ownership {
@@ -80,7 +80,7 @@ impl ConsumerContext for Ownership {
             // Before records of them can be polled.
             Rebalance::Assign(list) => {
                 let own = self.of(list).map(|partition| {
-                    partition.assign(self.tenures.fetch_add(1, Ordering::Relaxed) + 1);
+                    partition.assign(self.ownership_epochs.fetch_add(1, Ordering::Relaxed) + 1);
                 });
                 let own = own.count();
                 if own > 0 {
@@ -117,7 +117,7 @@ impl Consumer {
         let stopped = stop.clone();
         spawn("kafka-verify", Box::new(move || watch.run(&stopped)))?;
         if own_shards {
-            let ownership = Ownership { partitions: partitions.clone(), tenures: AtomicU64::new(0) };
+            let ownership = Ownership { partitions: partitions.clone(), ownership_epochs: AtomicU64::new(0) };
             let consumer = Arc::new(subscribe(settings, topic, ownership)?);
             let mut reader = Reader {
                 consumer: consumer.clone(),
@@ -185,10 +185,10 @@ fn subscribe(
     Ok(consumer)
 }
 
-/// The offset that comes next in a tenure.
+/// The offset that comes next in a ownership_epoch.
 #[derive(Clone, Copy, Default)]
 struct Expected {
-    tenure: u64,
+    ownership_epoch: u64,
     offset: i64,
 }
 
@@ -231,12 +231,19 @@ impl Reader {
     /// there is, and says nothing, if the one that comes next was deleted.
     fn follows(&mut self, partition: i32, offset: i64) -> bool {
         let number = usize::try_from(partition).unwrap_or(usize::MAX);
-        let Some(tenure) = self.partitions.get(number).map(Partition::tenure) else { return true };
-        let last = std::mem::replace(&mut self.expected[number], Expected { tenure, offset: offset + 1 });
-        if last.tenure == tenure { offset <= last.offset } else { self.begins_where_it_ended(number, offset) }
+        let Some(ownership_epoch) = self.partitions.get(number).map(Partition::ownership_epoch) else {
+            return true;
+        };
+        let last =
+            std::mem::replace(&mut self.expected[number], Expected { ownership_epoch, offset: offset + 1 });
+        if last.ownership_epoch == ownership_epoch {
+            offset <= last.offset
+        } else {
+            self.begins_where_it_ended(number, offset)
+        }
     }
 
-    /// Whether a tenure begins with the first record that was not applied. What cannot be found out now counts as
+    /// Whether a ownership_epoch begins with the first record that was not applied. What cannot be found out now counts as
     /// yes; the oldest record decides, as an owner that was replaced may tell its offset late.
     fn begins_where_it_ended(&self, number: usize, first: i64) -> bool {
         let patience = Duration::from_secs(1);

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
-use chat_core::backend::{Command, LogAnchor, LogPosition, Router, Taken};
+use chat_core::backend::{Command, LogAnchor, LogPosition, RecordBatch, Router};
 use chat_core::wire::node::encode_command;
 use chat_core::{ConversationId, Error, ErrorKind, Result};
 use parking_lot::RwLock;
@@ -188,7 +188,7 @@ impl Router for KafkaRouter {
         })
     }
 
-    async fn next(&self, shard: usize) -> Result<Taken> {
+    async fn next(&self, shard: usize) -> Result<RecordBatch> {
         let partition = self.partition(shard)?;
         loop {
             let arrived = partition.arrived();

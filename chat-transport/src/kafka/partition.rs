@@ -1,4 +1,4 @@
-use chat_core::backend::{LogPosition, Record, RecordQueue, Taken};
+use chat_core::backend::{LogPosition, Record, RecordBatch, RecordQueue};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -17,7 +17,7 @@ pub(super) struct Partition {
 #[derive(Debug, Default)]
 struct Owned {
     /// This process's time as the owner; 0 while it is not.
-    tenure: u64,
+    ownership_epoch: u64,
     queue: RecordQueue,
     /// The offset after the last one applied, if that was not told to Kafka yet.
     applied: Option<u64>,
@@ -25,8 +25,8 @@ struct Owned {
 
 impl Partition {
     /// From now on this process owns it.
-    pub(super) fn assign(&self, tenure: u64) {
-        *self.owned.lock() = Owned { tenure, ..Owned::default() };
+    pub(super) fn assign(&self, ownership_epoch: u64) {
+        *self.owned.lock() = Owned { ownership_epoch, ..Owned::default() };
     }
 
     /// From now on another one may. What was taken may still be applied: it writes the same bytes.
@@ -38,7 +38,7 @@ impl Partition {
     pub(super) fn push(&self, record: Record) -> bool {
         let full = {
             let mut owned = self.owned.lock();
-            if owned.tenure == 0 {
+            if owned.ownership_epoch == 0 {
                 return false;
             }
             owned.queue.push(record);
@@ -60,12 +60,12 @@ impl Partition {
     }
 
     /// This process's time as the owner; 0 while it is not.
-    pub(super) fn tenure(&self) -> u64 {
-        self.owned.lock().tenure
+    pub(super) fn ownership_epoch(&self) -> u64 {
+        self.owned.lock().ownership_epoch
     }
 
     pub(super) fn is_owned(&self) -> bool {
-        self.tenure() != 0
+        self.ownership_epoch() != 0
     }
 
     pub(super) fn arrived(&self) -> Notified<'_> {
@@ -77,10 +77,10 @@ impl Partition {
         self.arrived.notify_one();
     }
 
-    pub(super) fn take(&self) -> Option<Taken> {
+    pub(super) fn take(&self) -> Option<RecordBatch> {
         let mut owned = self.owned.lock();
         let records = owned.queue.take();
-        (!records.is_empty()).then_some(Taken { tenure: owned.tenure, records })
+        (!records.is_empty()).then_some(RecordBatch { ownership_epoch: owned.ownership_epoch, records })
     }
 
     pub(super) fn commit(&self, position: LogPosition) {
