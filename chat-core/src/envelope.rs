@@ -140,8 +140,8 @@ pub struct InboxRow {
 
 impl InboxRow {
     /// Where the row stands in its device's drain order.
-    pub const fn place(&self) -> Place {
-        Place { time_us: self.time_us, conversation: self.conversation, seq: self.seq }
+    pub const fn position(&self) -> InboxPosition {
+        InboxPosition { time_us: self.time_us, conversation: self.conversation, seq: self.seq }
     }
 
     /// The lowest seq the row speaks for.
@@ -153,7 +153,7 @@ impl InboxRow {
     }
 
     /// The row that stands for all from `from` to a place that retention removed.
-    pub const fn expired(conversation: ConversationId, from: Seq, last: Place, joined: bool) -> Self {
+    pub const fn expired(conversation: ConversationId, from: Seq, last: InboxPosition, joined: bool) -> Self {
         let content = RowContent::Empty { reason: EmptyReason::Expired, from };
         Self { conversation, seq: last.seq, time_us: last.time_us, joined, content }
     }
@@ -176,7 +176,7 @@ impl InboxRow {
 
 /// A place in a device's drain order: commit time, then conversation, then seq.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Place {
+pub struct InboxPosition {
     /// Commit time in microseconds.
     pub time_us: u64,
     /// The conversation.
@@ -185,7 +185,7 @@ pub struct Place {
     pub seq: Seq,
 }
 
-impl Place {
+impl InboxPosition {
     /// Before every row.
     pub const START: Self = Self { time_us: 0, conversation: ConversationId::from_bytes([0; 17]), seq: 0 };
 }
@@ -293,7 +293,7 @@ pub enum Subject {
 
 /// Everything up to `seq` is durably on the device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct AckOf {
+pub struct AckUpTo {
     /// The conversation.
     pub conversation: ConversationId,
     /// The highest contiguous seq.
@@ -302,7 +302,7 @@ pub struct AckOf {
 
 /// Where a device stands in a conversation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Cell {
+pub struct InboxCursor {
     /// The highest seq it acknowledged.
     pub acked: Seq,
     /// The highest seq that has a row for it.

@@ -21,7 +21,7 @@ use ack_coalescer::AckCoalescer;
 
 use crate::backend::PageLimit;
 use crate::delivery::Event;
-use crate::envelope::{AckOf, InboxRow, Place, RowContent};
+use crate::envelope::{AckUpTo, InboxPosition, InboxRow, RowContent};
 use crate::id::{ConversationId, DeviceAddress, Seq, UserId};
 use crate::limits::{GREETING_MS, HEARTBEAT_MS, IDLE_MS, PAGE_BYTES, WINDOW_BYTES, WINDOW_ROWS};
 use crate::mutant::{Mutant, Mutants};
@@ -36,7 +36,7 @@ enum Phase {
     Live,
     /// `after`: the last row read. `reading`: a page was asked for. `dropped`: a push was dropped since.
     Behind {
-        after: Place,
+        after: InboxPosition,
         reading: bool,
         dropped: bool,
     },
@@ -284,7 +284,7 @@ impl Session {
         self.device = Some(device);
         self.epoch = Some(welcome.store_epoch);
         out.push(Output::Send(ServerFrame::Welcome(welcome)));
-        self.read_from(Place::START, out);
+        self.read_from(InboxPosition::START, out);
     }
 
     // ---- the inbox -----------------------------------------------------------------------------------
@@ -297,13 +297,13 @@ impl Session {
         self.flights.len() <= WINDOW_ROWS / 2 && self.flying_bytes <= WINDOW_BYTES / 2
     }
 
-    fn read_from(&mut self, after: Place, out: &mut Vec<Output>) {
+    fn read_from(&mut self, after: InboxPosition, out: &mut Vec<Output>) {
         self.phase = Phase::Behind { after, reading: true, dropped: false };
         self.read_page(after, out);
     }
 
     /// Asks for a page. What is acknowledged is not to be read again.
-    fn read_page(&mut self, after: Place, out: &mut Vec<Output>) {
+    fn read_page(&mut self, after: InboxPosition, out: &mut Vec<Output>) {
         self.acks.flush_acks(out);
         out.push(Output::Read(after));
     }
@@ -313,7 +313,7 @@ impl Session {
         self.flights.clear();
         self.flying_bytes = 0;
         self.announced = false;
-        self.read_from(Place::START, out);
+        self.read_from(InboxPosition::START, out);
     }
 
     fn fly(&mut self, now: Instant, row: &InboxRow, silent: bool) {
@@ -324,7 +324,7 @@ impl Session {
         }
     }
 
-    fn page(&mut self, now: Instant, asked: Place, rows: Vec<InboxRow>, out: &mut Vec<Output>) {
+    fn page(&mut self, now: Instant, asked: InboxPosition, rows: Vec<InboxRow>, out: &mut Vec<Output>) {
         // The store was given all acks before it was read.
         self.acks.acked(out);
         let Phase::Behind { mut after, dropped, reading: true } = self.phase else {
@@ -335,7 +335,7 @@ impl Session {
         }
         let more = PageLimit::MAX.is_reached(&rows);
         let oldest_flies = |row: &InboxRow| self.flights.contains_key(&(row.conversation, row.seq));
-        if asked == Place::START && !self.has_room() && !rows.first().is_some_and(oldest_flies) {
+        if asked == InboxPosition::START && !self.has_room() && !rows.first().is_some_and(oldest_flies) {
             // What fills the window came after a row that was missed, and is not acknowledged before it.
             self.flights.clear();
             self.flying_bytes = 0;
@@ -349,10 +349,10 @@ impl Session {
                     break;
                 }
                 self.fly(now, &row, !matches!(row.content, RowContent::Message { .. }));
-                after = row.place();
+                after = row.position();
                 fresh.push(row);
             } else {
-                after = row.place();
+                after = row.position();
             }
         }
         if !fresh.is_empty() {
@@ -365,7 +365,7 @@ impl Session {
             self.read_page(after, out);
         } else if dropped && !self.mutants.has(Mutant::LiveThoughDropped) {
             // Rows came while the page was read, perhaps with places before it: look again.
-            self.read_from(Place::START, out);
+            self.read_from(InboxPosition::START, out);
         } else {
             self.caught_up(out);
         }
@@ -387,7 +387,7 @@ impl Session {
     /// Reads the inbox from its oldest row on, now or next.
     fn look_again(&mut self, out: &mut Vec<Output>) {
         match &mut self.phase {
-            Phase::Live => self.read_from(Place::START, out),
+            Phase::Live => self.read_from(InboxPosition::START, out),
             Phase::Behind { dropped, .. } => {
                 *dropped = true;
                 self.resume(out);
@@ -460,7 +460,7 @@ impl Session {
         self.note_missed(now);
         match &mut self.phase {
             Phase::Live => {
-                self.phase = Phase::Behind { after: Place::START, reading: false, dropped: true };
+                self.phase = Phase::Behind { after: InboxPosition::START, reading: false, dropped: true };
                 self.resume(out);
             }
             Phase::Behind { dropped, .. } => *dropped = true,
@@ -479,7 +479,7 @@ impl Session {
         }
     }
 
-    fn acks(&mut self, acks: &[AckOf], generation: u64, now: Instant, out: &mut Vec<Output>) {
+    fn acks(&mut self, acks: &[AckUpTo], generation: u64, now: Instant, out: &mut Vec<Output>) {
         for ack in acks {
             let range = (ack.conversation, 0)..=(ack.conversation, ack.seq);
             let landed: Vec<_> = self.flights.range(range).map(|(key, _)| *key).collect();
@@ -513,7 +513,7 @@ impl Session {
             && !self.mutants.has(Mutant::HeartbeatIsBlind)
         {
             // Rows that no push announced show up at the latest now.
-            self.read_from(Place::START, out);
+            self.read_from(InboxPosition::START, out);
         }
     }
 

@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use chat_core::backend::{
-    AccountKey, Backends, Command, Commit, CommitOutcome, ConversationState, DeviceKeys, DeviceRecord,
-    GatewayId, KeyDirectory, LogPosition, MessageStore, PageLimit, Presence, PushSink, RecordBatch, Registry,
-    Reincarnation, Route, Router, StoreLife, WantCells,
+    AccountKey, Backends, Command, Commit, CommitOutcome, ConversationState, CursorFilter, DeviceKeys,
+    DeviceRecord, GatewayId, KeyDirectory, LogPosition, MessageStore, PageLimit, Presence, PushSink,
+    RecordBatch, Registry, Reincarnation, Route, Router, StoreLife,
 };
 use chat_core::device_list::SignedDeviceList;
-use chat_core::envelope::{AckOf, InboxRow, Place};
+use chat_core::envelope::{AckUpTo, InboxPosition, InboxRow};
 use chat_core::wire::{Bundle, PrekeyUpload};
 use chat_core::{
     ConversationId, DeviceAddress, Error, Handle, Incarnation, InstallationId, MessageId, Result, Seq, UserId,
@@ -97,11 +97,16 @@ impl MessageStore for MeasuredStore {
         timed(STORE, "make_visible", self.0.make_visible(commits)).await
     }
 
-    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
+    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckUpTo]) -> Result<()> {
         timed(STORE, "ack", self.0.ack(device, generation, acks)).await
     }
 
-    async fn inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Result<Vec<InboxRow>> {
+    async fn inbox(
+        &self,
+        device: InstallationId,
+        after: InboxPosition,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
         timed(STORE, "inbox", self.0.inbox(device, after, limit)).await
     }
 
@@ -118,8 +123,8 @@ impl MessageStore for MeasuredStore {
         timed(STORE, "generation", self.0.generation(device)).await
     }
 
-    async fn device(&self, device: InstallationId, cells: WantCells) -> Result<DeviceRecord> {
-        timed(STORE, "device", self.0.device(device, cells)).await
+    async fn device(&self, device: InstallationId, cursors: CursorFilter) -> Result<DeviceRecord> {
+        timed(STORE, "device", self.0.device(device, cursors)).await
     }
 
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {

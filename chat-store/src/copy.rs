@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use chat_core::backend::{Commit, ConversationState, LogPosition};
 use chat_core::device_list::SignedDeviceList;
-use chat_core::envelope::{Cell, InboxRow, Place};
+use chat_core::envelope::{InboxCursor, InboxPosition, InboxRow};
 use chat_core::wire::{encode_list, encode_row, state};
 use chat_core::{
     ConversationId, Error, ErrorKind, Handle, Incarnation, InstallationId, MessageId, Result, Seq, UserId,
@@ -36,7 +36,7 @@ pub(crate) struct Account {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Device {
     pub(crate) generation: u64,
-    pub(crate) cells: Vec<(ConversationId, Cell)>,
+    pub(crate) cursors: Vec<(ConversationId, InboxCursor)>,
     /// Signed part, its signature, the highest one-time id ever uploaded.
     pub(crate) bundle: Option<(Bytes, Bytes, u64)>,
     pub(crate) prekeys: Vec<(u64, Bytes)>,
@@ -208,15 +208,15 @@ impl<Report: Fn(String) + Send + Sync> Copy<'_, Report> {
     async fn device(&self, id: InstallationId) -> Result<()> {
         let device = self.from.device(id)?;
         let mut tails = BTreeMap::new();
-        for (conversation, _) in &device.cells {
+        for (conversation, _) in &device.cursors {
             tails.insert(*conversation, self.from.state(*conversation)?.head.time_us);
         }
-        let mut after = Place::START;
+        let mut after = InboxPosition::START;
         let mut first = None;
         loop {
             let page = self.from.inbox(id, after)?;
             let Some(last) = page.last() else { break };
-            after = last.place();
+            after = last.position();
             first = first.or_else(|| page.first().map(|row| row.time_us));
             patiently(|| self.to.put_inbox(id, &page)).await?;
         }
@@ -254,7 +254,7 @@ impl<Report: Fn(String) + Send + Sync> Copy<'_, Report> {
         let (mut ours, mut theirs) = (Sha256::new(), Sha256::new());
         add_device(&mut ours, &self.from.device(id)?);
         add_device(&mut theirs, &patiently(|| self.to.device(id)).await?);
-        let (start, after) = (Place::START, InboxRow::place);
+        let (start, after) = (InboxPosition::START, InboxRow::position);
         let waiting = add_pages(&mut ours, start, after, async |after| self.from.inbox(id, after)).await?;
         let there = async |after| patiently(|| self.to.inbox(id, after)).await;
         add_pages(&mut theirs, start, after, there).await?;
@@ -317,11 +317,11 @@ fn add_ids(digest: &mut Sha256, ids: &[(Seq, InstallationId, MessageId)]) {
 
 fn add_device(digest: &mut Sha256, device: &Device) {
     digest.update(device.generation.to_be_bytes());
-    add(digest, &(device.cells.len() as u64).to_be_bytes());
-    for (conversation, cell) in &device.cells {
+    add(digest, &(device.cursors.len() as u64).to_be_bytes());
+    for (conversation, cursor) in &device.cursors {
         digest.update(conversation.as_bytes());
-        digest.update(cell.acked.to_be_bytes());
-        digest.update(cell.tail.to_be_bytes());
+        digest.update(cursor.acked.to_be_bytes());
+        digest.update(cursor.tail.to_be_bytes());
     }
     if let Some((signed, signature, through)) = &device.bundle {
         add(digest, signed);

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use chat_core::backend::{
-    Commit, CommitOutcome, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife,
-    WantCells,
+    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
+    PageLimit, StoreLife,
 };
-use chat_core::envelope::{AckOf, Cell, Durability, InboxRow, Place, RowContent};
+use chat_core::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow, RowContent};
 use chat_core::wire::{decode_row, encode_row, state};
 use chat_core::{
     ConversationId, ConversationKind, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch,
@@ -85,25 +85,34 @@ impl SqliteStore {
     }
 }
 
-fn cell(db: &Connection, device: InstallationId, conversation: ConversationId) -> Result<Option<Cell>> {
+fn cursor(
+    db: &Connection,
+    device: InstallationId,
+    conversation: ConversationId,
+) -> Result<Option<InboxCursor>> {
     db.prepare_cached("SELECT acked, tail FROM cells WHERE device = ?1 AND conversation = ?2")
         .and_then(|mut s| {
             s.query_row(params![device.as_bytes(), conversation.as_bytes()], |row| {
-                Ok(Cell { acked: row.get::<_, i64>(0)? as u64, tail: row.get::<_, i64>(1)? as u64 })
+                Ok(InboxCursor { acked: row.get::<_, i64>(0)? as u64, tail: row.get::<_, i64>(1)? as u64 })
             })
             .optional()
         })
         .map_err(failed)
 }
 
-fn set_cell(db: &Connection, device: InstallationId, conversation: ConversationId, cell: Cell) -> Result<()> {
+fn set_cell(
+    db: &Connection,
+    device: InstallationId,
+    conversation: ConversationId,
+    cursor: InboxCursor,
+) -> Result<()> {
     db.prepare_cached("INSERT OR REPLACE INTO cells VALUES (?1, ?2, ?3, ?4)")
         .and_then(|mut s| {
             s.execute(params![
                 device.as_bytes(),
                 conversation.as_bytes(),
-                cell.acked as i64,
-                cell.tail as i64
+                cursor.acked as i64,
+                cursor.tail as i64
             ])
         })
         .map(drop)
@@ -142,7 +151,7 @@ fn apply(tx: &Transaction<'_>, commit: Commit) -> Result<()> {
             .map_err(failed)?;
     }
     for (device, row) in commit.inbox {
-        let mut known = cell(tx, device, id)?.unwrap_or_default();
+        let mut known = cursor(tx, device, id)?.unwrap_or_default();
         if row.joined && known.tail == 0 {
             known.acked = row.seq - 1;
         }
@@ -214,7 +223,7 @@ fn expire(tx: &Transaction<'_>, before_us: u64, limit: usize) -> Result<usize> {
             Some(gap) => (gap.first_seq(), gap.joined),
             None => (row.first_seq(), row.joined),
         };
-        let gap = InboxRow::expired(row.conversation, from, row.place(), joined);
+        let gap = InboxRow::expired(row.conversation, from, row.position(), joined);
         gaps.insert((device, row.conversation), gap);
         tx.prepare_cached("DELETE FROM inbox WHERE device = ?1 AND conversation = ?2 AND seq = ?3")
             .and_then(|mut s| {
@@ -314,18 +323,18 @@ impl MessageStore for SqliteStore {
         Ok(())
     }
 
-    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
+    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckUpTo]) -> Result<()> {
         let mut db = self.db.lock();
         let tx = db.transaction().map_err(failed)?;
-        let mut cells = Vec::with_capacity(acks.len());
+        let mut cursors = Vec::with_capacity(acks.len());
         for ack in acks {
-            match cell(&tx, device, ack.conversation)? {
-                Some(known) if ack.seq <= known.tail => cells.push(known),
+            match cursor(&tx, device, ack.conversation)? {
+                Some(known) if ack.seq <= known.tail => cursors.push(known),
                 _ => return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail")),
             }
         }
         raise_generation(&tx, device, generation)?;
-        for (ack, mut known) in acks.iter().zip(cells) {
+        for (ack, mut known) in acks.iter().zip(cursors) {
             known.acked = known.acked.max(ack.seq);
             set_cell(&tx, device, ack.conversation, known)?;
             tx.prepare_cached("DELETE FROM inbox WHERE device = ?1 AND conversation = ?2 AND seq <= ?3")
@@ -337,7 +346,12 @@ impl MessageStore for SqliteStore {
         tx.commit().map_err(failed)
     }
 
-    async fn inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Result<Vec<InboxRow>> {
+    async fn inbox(
+        &self,
+        device: InstallationId,
+        after: InboxPosition,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
         let db = self.db.lock();
         let mut statement = db
             .prepare_cached(
@@ -393,33 +407,33 @@ impl MessageStore for SqliteStore {
         Ok(generation.unwrap_or(0) as u64)
     }
 
-    async fn device(&self, device: InstallationId, want: WantCells) -> Result<DeviceRecord> {
+    async fn device(&self, device: InstallationId, want: CursorFilter) -> Result<DeviceRecord> {
         let db = self.db.lock();
         let (rows, bytes): (i64, i64) = db
             .prepare_cached("SELECT count(*), coalesce(sum(size), 0) FROM inbox WHERE device = ?1")
             .and_then(|mut s| s.query_row([device.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?))))
             .map_err(failed)?;
-        let cells = match want {
-            WantCells::No => Vec::new(),
-            WantCells::Of(id) => cell(&db, device, id)?.map(|cell| (id, cell)).into_iter().collect(),
-            WantCells::All => {
+        let cursors = match want {
+            CursorFilter::No => Vec::new(),
+            CursorFilter::Of(id) => cursor(&db, device, id)?.map(|cursor| (id, cursor)).into_iter().collect(),
+            CursorFilter::All => {
                 let mut statement = db
                     .prepare_cached(
                         "SELECT conversation, acked, tail FROM cells WHERE device = ?1 ORDER BY conversation",
                     )
                     .map_err(failed)?;
                 let mut rows = statement.query([device.as_bytes()]).map_err(failed)?;
-                let mut cells = Vec::new();
+                let mut cursors = Vec::new();
                 while let Some(row) = rows.next().map_err(failed)? {
                     let id: Vec<u8> = row.get(0).map_err(failed)?;
                     let number = |n: usize| row.get::<_, i64>(n).map(|n| n as u64).map_err(failed);
-                    let cell = Cell { acked: number(1)?, tail: number(2)? };
-                    cells.push((ConversationId::parse(&id).map_err(|_| corrupt())?, cell));
+                    let cursor = InboxCursor { acked: number(1)?, tail: number(2)? };
+                    cursors.push((ConversationId::parse(&id).map_err(|_| corrupt())?, cursor));
                 }
-                cells
+                cursors
             }
         };
-        Ok(DeviceRecord { waiting_rows: rows as u64, waiting_bytes: bytes as u64, cells })
+        Ok(DeviceRecord { waiting_rows: rows as u64, waiting_bytes: bytes as u64, cursors })
     }
 
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {

@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use chat_core::delivery::Event;
-use chat_core::envelope::{EmptyReason, InboxRow, Place, RowContent, Stored, Durability};
+use chat_core::envelope::{EmptyReason, InboxRow, InboxPosition, RowContent, Stored, Durability};
 use chat_core::limits::WINDOW_ROWS;
 use chat_core::mutant::Mutants;
 use chat_core::session::{Input, Output, Session};
@@ -26,7 +26,7 @@ fuzz_target!(|data: &[u8]| {
     };
     let mut now = Instant::from_millis(0);
     let mut session = Session::new(now, Mutants::NONE);
-    let mut asked = Place::START;
+    let mut asked = InboxPosition::START;
     let mut seq = 0;
     let mut closed = false;
     let mut on_the_way = 0_usize;
@@ -47,7 +47,7 @@ fuzz_target!(|data: &[u8]| {
             4 => Input::Lagged,
             5 => Input::Tick,
             6 => {
-                let acks = vec![chat_core::envelope::AckOf { conversation: row(1).conversation, seq: seq + n }];
+                let acks = vec![chat_core::envelope::AckUpTo { conversation: row(1).conversation, seq: seq + n }];
                 on_the_way = 0;
                 Input::Frame(ClientFrame::Ack { acks, store_epoch: epoch, generation: n })
             }

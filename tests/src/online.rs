@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use chat_core::backend::Transport;
-use chat_core::envelope::{AckOf, Audience, DeviceBox, InboxRow, Publish, RowContent, SendNumber};
+use chat_core::envelope::{AckUpTo, Audience, DeviceBox, InboxRow, Publish, RowContent, SendNumber};
 use chat_core::wire::{ClientFrame, ServerFrame};
 use chat_core::{ConversationId, MessageId, Result, StoreEpoch};
 use chat_transport::dial::Dialer;
@@ -98,7 +98,7 @@ impl Online {
 
     /// Acknowledges rows that it was given.
     pub async fn acknowledge(&mut self, rows: &[InboxRow]) -> Result<()> {
-        let acks = rows.iter().map(|row| AckOf { conversation: row.conversation, seq: row.seq }).collect();
+        let acks = rows.iter().map(|row| AckUpTo { conversation: row.conversation, seq: row.seq }).collect();
         let frame = self.ack(acks);
         self.transport.send(vec![frame]).await
     }
@@ -143,7 +143,7 @@ impl Online {
         self.last.get(&conversation).map_or(MessageId::NIL, |(_, id)| *id)
     }
 
-    pub fn ack(&self, acks: Vec<AckOf>) -> Bytes {
+    pub fn ack(&self, acks: Vec<AckUpTo>) -> Bytes {
         ClientFrame::Ack { acks, store_epoch: self.epoch, generation: GENERATION + self.sent }.encode()
     }
 }

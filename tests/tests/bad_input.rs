@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use chat_core::envelope::{AckOf, Refusal};
+use chat_core::envelope::{AckUpTo, Refusal};
 use chat_core::wire::{ClientFrame, ServerFrame};
 use chat_core::{ConversationId, StoreEpoch};
 use chat_tests::raw::{Raw, Said, UPGRADE, User, frame};
@@ -281,7 +281,7 @@ fn protocol() {
     stage.item("49 an ack of what was never given", |port| {
         let user = User::new(&unique());
         let (mut raw, welcome) = user.session(port);
-        let acks = vec![AckOf { conversation: ConversationId::own(user.device.user), seq: 5 }];
+        let acks = vec![AckUpTo { conversation: ConversationId::own(user.device.user), seq: 5 }];
         raw.send(&ClientFrame::Ack { acks, store_epoch: welcome.store_epoch, generation: u64::MAX / 4 });
         assert_eq!(raw.close_code(), 4410);
     });

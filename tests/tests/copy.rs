@@ -88,7 +88,7 @@ async fn fill(data: &Path, messages: u64) {
         }
         let acked = count.saturating_sub(5);
         if acked > 0 {
-            let ack = chat_core::envelope::AckOf { conversation, seq: acked };
+            let ack = chat_core::envelope::AckUpTo { conversation, seq: acked };
             store.ack(bob.installation, 3, &[ack]).await.unwrap();
         }
         (made, number) = (made + count, number + 1);

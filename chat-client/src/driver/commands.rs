@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use chat_core::device_list::{DeviceEntry, SignedDeviceList};
-use chat_core::envelope::{AckOf, Refusal};
+use chat_core::envelope::{AckUpTo, Refusal};
 use chat_core::limits::MAX_TEXT;
 use chat_core::replica::{Draft, Input, To};
 use chat_core::wire::{Request, Response};
@@ -26,7 +26,7 @@ impl Driver {
     pub(super) fn command(&mut self, command: Command) -> Result<()> {
         match command {
             Command::Send { to, text, reference, reply } => self.send(to, &text, reference, reply)?,
-            Command::Read(conversation, seq) => self.step(Input::Read(AckOf { conversation, seq }))?,
+            Command::Read(conversation, seq) => self.step(Input::Read(AckUpTo { conversation, seq }))?,
             Command::Typing(conversation) => self.step(Input::Typing(conversation))?,
             Command::Watch(users) => self.step(Input::Watch(users))?,
             Command::Events { after, limit, reply } => {

@@ -6,7 +6,7 @@ use std::fmt;
 use async_trait::async_trait;
 
 use super::LogPosition;
-use crate::envelope::{AckOf, Cell, Durability, InboxRow, Place, SendNumber};
+use crate::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow, SendNumber};
 use crate::error::Result;
 use crate::id::{ClientSeq, ConversationId, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId};
 
@@ -26,7 +26,7 @@ use crate::id::{ClientSeq, ConversationId, Incarnation, InstallationId, MessageI
 ///   (`rows_wait_for_their_own_ack`).
 /// - Retention leaves an explicit gap: one empty row at the last place removed, which reaches back to the
 ///   first and stays until the device acknowledges it (`expired_rows_leave_a_gap`).
-/// - An inbox is read in its drain order, [`Place`] (`inbox_is_in_drain_order`). A page that does not
+/// - An inbox is read in its drain order, [`InboxPosition`] (`inbox_is_in_drain_order`). A page that does not
 ///   [reach its limit](PageLimit::is_reached) is the last, and the device has caught up (`inbox_pages`).
 /// - Acks are cumulative and never go back (`acks_never_go_back`); above the tail they are refused and
 ///   change nothing (`ack_above_the_tail`).
@@ -87,14 +87,19 @@ pub trait MessageStore: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// `Invalid` if an ack is above the tail; none of them is applied then. `Unavailable` as above.
-    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()>;
+    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckUpTo]) -> Result<()>;
 
     /// The rows of a device's inbox after a place, oldest first. Fewer than the limit allows only if there
     /// are no more.
     ///
     /// # Errors
     /// As [`state`](Self::state).
-    async fn inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Result<Vec<InboxRow>>;
+    async fn inbox(
+        &self,
+        device: InstallationId,
+        after: InboxPosition,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>>;
 
     /// The rows of a conversation below a seq (0: from the newest), newest first.
     ///
@@ -117,7 +122,7 @@ pub trait MessageStore: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// As [`state`](Self::state).
-    async fn device(&self, device: InstallationId, cells: WantCells) -> Result<DeviceRecord>;
+    async fn device(&self, device: InstallationId, cursors: CursorFilter) -> Result<DeviceRecord>;
 
     /// Removes at most `limit` inbox rows that were committed before a time, in microseconds; gives how many.
     /// Fewer than the limit means that there are no more.
@@ -173,10 +178,10 @@ impl PageLimit {
     }
 }
 
-/// Which cells of a device are wanted.
+/// Which cursors of a device are wanted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(clippy::exhaustive_enums)]
-pub enum WantCells {
+pub enum CursorFilter {
     /// None.
     No,
     /// That of one conversation.
@@ -193,8 +198,8 @@ pub struct DeviceRecord {
     pub waiting_rows: u64,
     /// Their bytes, about.
     pub waiting_bytes: u64,
-    /// The cells that were wanted.
-    pub cells: Vec<(ConversationId, Cell)>,
+    /// The cursors that were wanted.
+    pub cursors: Vec<(ConversationId, InboxCursor)>,
 }
 
 /// Everything that becomes true together for one conversation.

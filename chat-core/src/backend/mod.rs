@@ -17,8 +17,8 @@ pub use authenticator::Authenticator;
 pub use key_directory::{AccountKey, DeviceKeys, KeyDirectory, Reincarnation};
 pub use log_anchor::{LogAnchor, LogIdentity};
 pub use message_store::{
-    Commit, CommitOutcome, ConversationState, DeviceRecord, Head, Member, MessageStore, PageLimit,
-    SenderState, StoreLife, WantCells,
+    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, Head, Member, MessageStore,
+    PageLimit, SenderState, StoreLife,
 };
 pub use node_link::{NodeLink, SessionDelivery};
 pub use presence::Presence;

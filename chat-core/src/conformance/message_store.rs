@@ -2,11 +2,11 @@ use std::sync::Arc;
 
 use super::{Case, Outcome, cases, equal, failed};
 use crate::backend::{
-    Command, Commit, CommitOutcome, ConversationState, LogPosition, MessageStore, Operation, PageLimit,
-    Recipient, Record, WantCells,
+    Command, Commit, CommitOutcome, ConversationState, CursorFilter, LogPosition, MessageStore, Operation,
+    PageLimit, Recipient, Record,
 };
 use crate::delivery::{Decision, decide};
-use crate::envelope::{AckOf, DeviceBox, InboxRow, Place, Publish, RowContent, SendNumber};
+use crate::envelope::{AckUpTo, DeviceBox, InboxPosition, InboxRow, Publish, RowContent, SendNumber};
 use crate::error::ErrorKind;
 use crate::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
 use crate::mutant::Mutants;
@@ -152,7 +152,7 @@ async fn make_seen(store: &Store, commits: Vec<Commit>) -> Outcome {
 }
 
 async fn inbox(store: &Store, who: UserId) -> Result<Vec<InboxRow>, String> {
-    store.inbox(device(who).installation, Place::START, PageLimit::MAX).await.map_err(failed)
+    store.inbox(device(who).installation, InboxPosition::START, PageLimit::MAX).await.map_err(failed)
 }
 
 fn seqs(rows: &[InboxRow]) -> Vec<u64> {
@@ -160,7 +160,7 @@ fn seqs(rows: &[InboxRow]) -> Vec<u64> {
 }
 
 async fn ack(store: &Store, who: UserId, conversation: ConversationId, seq: u64) -> crate::Result<()> {
-    store.ack(device(who).installation, 0, &[AckOf { conversation, seq }]).await
+    store.ack(device(who).installation, 0, &[AckUpTo { conversation, seq }]).await
 }
 
 async fn commit_is_visible(store: Store) -> Outcome {
@@ -204,12 +204,16 @@ async fn a_durable_row_may_be_acknowledged(store: Store) -> Outcome {
         equal(seqs(&inbox(&store, BOB).await?), Vec::<u64>::new(), "the inbox")?;
     }
     let (stranger, acks) =
-        (InstallationId::from_bytes([0xee; 16]), [AckOf { conversation: talk.id, seq: 1 }]);
+        (InstallationId::from_bytes([0xee; 16]), [AckUpTo { conversation: talk.id, seq: 1 }]);
     let refused = store.ack(stranger, 0, &acks).await;
     equal(refused.map_err(|e| e.kind()), Err(ErrorKind::Invalid), "a stranger's ack")?;
-    let record = store.device(device(BOB).installation, WantCells::All).await.map_err(failed)?;
+    let record = store.device(device(BOB).installation, CursorFilter::All).await.map_err(failed)?;
     equal(record.waiting_rows, 0, "rows that wait")?;
-    equal(record.cells.iter().map(|(_, cell)| (cell.acked, cell.tail)).collect(), vec![(2, 2)], "the cell")
+    equal(
+        record.cursors.iter().map(|(_, cursor)| (cursor.acked, cursor.tail)).collect(),
+        vec![(2, 2)],
+        "the cursor",
+    )
 }
 
 async fn commit_twice(store: Store) -> Outcome {
@@ -218,7 +222,7 @@ async fn commit_twice(store: Store) -> Outcome {
     make_seen(&store, vec![commit.clone()]).await?;
     make_seen(&store, vec![commit]).await?;
     equal(seqs(&inbox(&store, BOB).await?), vec![1], "the inbox")?;
-    let record = store.device(device(BOB).installation, WantCells::No).await.map_err(failed)?;
+    let record = store.device(device(BOB).installation, CursorFilter::No).await.map_err(failed)?;
     equal(record.waiting_rows, 1, "rows that wait")
 }
 
@@ -256,8 +260,8 @@ async fn an_owner_that_is_behind_changes_nothing(store: Store) -> Outcome {
         make_seen(&store, vec![commit]).await?;
         equal(seen().await?, before.clone(), "inbox and history after a late commit")?;
     }
-    let cell = store.device(device(BOB).installation, WantCells::All).await.map_err(failed)?.cells;
-    equal(cell.iter().map(|(_, cell)| (cell.acked, cell.tail)).collect(), vec![(3, 4)], "the cell")
+    let cursor = store.device(device(BOB).installation, CursorFilter::All).await.map_err(failed)?.cursors;
+    equal(cursor.iter().map(|(_, cursor)| (cursor.acked, cursor.tail)).collect(), vec![(3, 4)], "the cursor")
 }
 
 async fn rows_above_the_head_are_not_found(store: Store) -> Outcome {
@@ -287,29 +291,29 @@ async fn expired_rows_leave_a_gap(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     talk.fill(&store, 6).await?;
     // Message n is committed at 1000 + 10 n µs; Bob has the first.
-    store.ack(bob, 1, &[AckOf { conversation: talk.id, seq: 1 }]).await.map_err(failed)?;
+    store.ack(bob, 1, &[AckUpTo { conversation: talk.id, seq: 1 }]).await.map_err(failed)?;
     equal(store.expire(1005, 100).await.map_err(failed)?, 0, "nothing is that old")?;
     let seen = |rows: &[InboxRow]| rows.iter().map(|row| (row.first_seq(), row.seq)).collect::<Vec<_>>();
     // Alice's own device has all six rows, Bob's five: the first four are older.
     equal(store.expire(1045, 100).await.map_err(failed)?, 4 + 3, "rows removed")?;
-    let rows = store.inbox(bob, Place::START, PageLimit::MAX).await.map_err(failed)?;
+    let rows = store.inbox(bob, InboxPosition::START, PageLimit::MAX).await.map_err(failed)?;
     equal(seen(&rows), vec![(2, 4), (5, 5), (6, 6)], "a gap, then the rest")?;
     equal(rows[0].is_expired(), true, "the gap says why")?;
     equal(store.expire(1045, 100).await.map_err(failed)?, 0, "a gap does not expire")?;
     equal(store.expire(1055, 1).await.map_err(failed)?, 1, "in pieces")?;
     equal(store.expire(1055, 100).await.map_err(failed)?, 1, "the rest of them")?;
-    let rows = store.inbox(bob, Place::START, PageLimit::MAX).await.map_err(failed)?;
+    let rows = store.inbox(bob, InboxPosition::START, PageLimit::MAX).await.map_err(failed)?;
     equal(seen(&rows), vec![(2, 5), (6, 6)], "the gap grew")?;
-    let alice = store.inbox(device(ALICE).installation, Place::START, PageLimit::MAX).await;
+    let alice = store.inbox(device(ALICE).installation, InboxPosition::START, PageLimit::MAX).await;
     let alice = alice.map_err(failed)?;
     equal((seen(&alice), alice[0].joined), (vec![(1, 5), (6, 6)], true), "a first row stays one")?;
-    equal(store.device(bob, WantCells::No).await.map_err(failed)?.waiting_rows, 2, "rows that wait")?;
+    equal(store.device(bob, CursorFilter::No).await.map_err(failed)?.waiting_rows, 2, "rows that wait")?;
     let history = store.history(talk.id, 0, PageLimit::MAX).await.map_err(failed)?;
     equal(history.len(), 6, "history is kept")?;
-    store.ack(bob, 1, &[AckOf { conversation: talk.id, seq: 5 }]).await.map_err(failed)?;
-    let rows = store.inbox(bob, Place::START, PageLimit::MAX).await.map_err(failed)?;
+    store.ack(bob, 1, &[AckUpTo { conversation: talk.id, seq: 5 }]).await.map_err(failed)?;
+    let rows = store.inbox(bob, InboxPosition::START, PageLimit::MAX).await.map_err(failed)?;
     equal(seen(&rows), vec![(6, 6)], "an ack removes the gap")?;
-    equal(store.device(bob, WantCells::No).await.map_err(failed)?.waiting_rows, 1, "one row waits")
+    equal(store.device(bob, CursorFilter::No).await.map_err(failed)?.waiting_rows, 1, "one row waits")
 }
 
 async fn inbox_is_in_drain_order(store: Store) -> Outcome {
@@ -322,7 +326,7 @@ async fn inbox_is_in_drain_order(store: Store) -> Outcome {
     make_seen(&store, vec![a]).await?;
     make_seen(&store, vec![b]).await?;
     let rows = inbox(&store, BOB).await?;
-    let places: Vec<Place> = rows.iter().map(InboxRow::place).collect();
+    let places: Vec<InboxPosition> = rows.iter().map(InboxRow::position).collect();
     let mut sorted = places.clone();
     sorted.sort_unstable();
     equal(&places, &sorted, "the order")?;
@@ -338,12 +342,12 @@ async fn inbox_pages(store: Store) -> Outcome {
     ack(&store, BOB, read_already.id, 20).await.map_err(failed)?;
     let size = inbox(&store, BOB).await?[0].size();
     for limit in [PageLimit::rows(4), PageLimit { rows: 100, bytes: 3 * size + 1 }] {
-        let (mut after, mut read) = (Place::START, Vec::new());
+        let (mut after, mut read) = (InboxPosition::START, Vec::new());
         for _ in 0..20 {
             let page = store.inbox(device(BOB).installation, after, limit).await.map_err(failed)?;
             read.extend(seqs(&page));
             match page.last() {
-                Some(last) if limit.is_reached(&page) => after = last.place(),
+                Some(last) if limit.is_reached(&page) => after = last.position(),
                 _ => break,
             }
         }
@@ -357,15 +361,21 @@ async fn acks_never_go_back(store: Store) -> Outcome {
     talk.fill(&store, 3).await?;
     ack(&store, BOB, talk.id, 2).await.map_err(failed)?;
     ack(&store, BOB, talk.id, 1).await.map_err(failed)?;
-    let record = store.device(device(BOB).installation, WantCells::Of(talk.id)).await.map_err(failed)?;
-    equal(record.cells.iter().map(|(_, cell)| (cell.acked, cell.tail)).collect(), vec![(2, 3)], "the cell")
+    let record = store.device(device(BOB).installation, CursorFilter::Of(talk.id)).await.map_err(failed)?;
+    equal(
+        record.cursors.iter().map(|(_, cursor)| (cursor.acked, cursor.tail)).collect(),
+        vec![(2, 3)],
+        "the cursor",
+    )
 }
 
 async fn ack_above_the_tail(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     talk.fill(&store, 2).await?;
-    let acks =
-        [AckOf { conversation: talk.id, seq: 1 }, AckOf { conversation: ConversationId::own(BOB), seq: 1 }];
+    let acks = [
+        AckUpTo { conversation: talk.id, seq: 1 },
+        AckUpTo { conversation: ConversationId::own(BOB), seq: 1 },
+    ];
     let refused = store.ack(device(BOB).installation, 0, &acks).await;
     equal(refused.map_err(|e| e.kind()), Err(ErrorKind::Invalid), "an ack of what was never given")?;
     let refused = ack(&store, BOB, talk.id, 3).await;
@@ -391,8 +401,12 @@ async fn a_device_that_joins_late_is_not_behind(store: Store) -> Outcome {
     row.joined = true;
     commit.inbox.push((late, row));
     make_seen(&store, vec![commit]).await?;
-    let record = store.device(late, WantCells::All).await.map_err(failed)?;
-    equal(record.cells.iter().map(|(_, cell)| (cell.acked, cell.tail)).collect(), vec![(3, 4)], "the cell")
+    let record = store.device(late, CursorFilter::All).await.map_err(failed)?;
+    equal(
+        record.cursors.iter().map(|(_, cursor)| (cursor.acked, cursor.tail)).collect(),
+        vec![(3, 4)],
+        "the cursor",
+    )
 }
 
 async fn generation_never_goes_back(store: Store) -> Outcome {
@@ -460,13 +474,13 @@ async fn waiting_is_counted(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     talk.fill(&store, 5).await?;
     let bob = device(BOB).installation;
-    let before = store.device(bob, WantCells::No).await.map_err(failed)?;
+    let before = store.device(bob, CursorFilter::No).await.map_err(failed)?;
     equal(before.waiting_rows, 5, "rows that wait")?;
     if before.waiting_bytes < 5 * 132 {
         return Err(format!("{} bytes wait", before.waiting_bytes));
     }
     ack(&store, BOB, talk.id, 5).await.map_err(failed)?;
-    let after = store.device(bob, WantCells::No).await.map_err(failed)?;
+    let after = store.device(bob, CursorFilter::No).await.map_err(failed)?;
     equal((after.waiting_rows, after.waiting_bytes), (0, 0), "what waits after the ack")
 }
 
@@ -475,8 +489,8 @@ async fn an_unknown_conversation_is_empty(store: Store) -> Outcome {
     equal(store.state(id, None).await.map_err(failed)?, None, "the state")?;
     equal(store.history(id, 0, PageLimit::MAX).await.map_err(failed)?.len(), 0, "the history")?;
     equal(inbox(&store, ALICE).await?.len(), 0, "the inbox")?;
-    let record = store.device(device(ALICE).installation, WantCells::All).await.map_err(failed)?;
-    equal((record.waiting_rows, record.cells.len()), (0, 0), "the device")?;
+    let record = store.device(device(ALICE).installation, CursorFilter::All).await.map_err(failed)?;
+    equal((record.waiting_rows, record.cursors.len()), (0, 0), "the device")?;
     let generation = store.generation(device(ALICE).installation).await.map_err(failed)?;
     equal(generation, 0, "the generation")
 }

@@ -8,7 +8,7 @@ use futures_util::future::try_join_all;
 
 use super::Engine;
 use super::rates::Wait;
-use crate::backend::{Command, Operation, Recipient, WantCells};
+use crate::backend::{Command, CursorFilter, Operation, Recipient};
 use crate::device_list::SignedDeviceList;
 use crate::envelope::{Publish, Refusal, SendNumber};
 use crate::error::{Error, ErrorKind, Result};
@@ -181,7 +181,7 @@ impl Engine {
             room.1 -= 1;
             return Ok(false);
         }
-        let record = self.backends.store.device(device, WantCells::No).await?;
+        let record = self.backends.store.device(device, CursorFilter::No).await?;
         if record.waiting_rows < INBOX_MESSAGES / 2 && record.waiting_bytes < INBOX_BYTES / 2 {
             if self.room.len() > 100_000 {
                 self.room.clear();

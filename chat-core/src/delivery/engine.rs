@@ -19,7 +19,7 @@ use crate::backend::{
     PageLimit, Record, RecordBatch, Route, StoreLife,
 };
 use crate::device_list::SignedDeviceList;
-use crate::envelope::{AckOf, InboxRow, Place, Publish, Refusal, SendNumber, Stored, Subject};
+use crate::envelope::{AckUpTo, InboxPosition, InboxRow, Publish, Refusal, SendNumber, Stored, Subject};
 use crate::error::{ErrorKind, Result};
 use crate::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, Seq, UserId};
 use crate::mutant::{Mutant, Mutants};
@@ -477,7 +477,7 @@ impl Engine {
     pub(super) async fn trim(&self, device: InstallationId, events: &[Event]) {
         for event in events {
             if let Event::Row(row) = event {
-                let ack = AckOf { conversation: row.conversation, seq: row.seq };
+                let ack = AckUpTo { conversation: row.conversation, seq: row.seq };
                 let _ = self.backends.store.ack(device, 0, &[ack]).await;
             }
         }
@@ -487,7 +487,7 @@ impl Engine {
     ///
     /// # Errors
     /// As [`MessageStore::inbox`](crate::backend::MessageStore::inbox).
-    pub async fn inbox(&self, device: InstallationId, after: Place) -> Result<Vec<InboxRow>> {
+    pub async fn inbox(&self, device: InstallationId, after: InboxPosition) -> Result<Vec<InboxRow>> {
         self.backends.store.inbox(device, after, PageLimit::MAX).await
     }
 
@@ -513,7 +513,7 @@ impl Engine {
     ///
     /// # Errors
     /// As [`MessageStore::ack`](crate::backend::MessageStore::ack).
-    pub async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
+    pub async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckUpTo]) -> Result<()> {
         count(&self.counters.acked, acks.len());
         self.backends.store.ack(device, generation, acks).await
     }

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::hub::Event;
-use crate::envelope::AckOf;
+use crate::envelope::AckUpTo;
 use crate::error::Result;
 use crate::id::{ConversationId, ConversationKind, DeviceAddress, UserId};
 use crate::wire::ServerFrame;
 
 impl Engine {
     /// Tells the other users of a conversation how far this one's device has it, or has read it.
-    pub async fn receipt(&self, device: DeviceAddress, at: AckOf, read: bool) {
+    pub async fn receipt(&self, device: DeviceAddress, at: AckUpTo, read: bool) {
         let (delivered, seen) = if read { (0, at.seq) } else { (at.seq, 0) };
         let frame =
             ServerFrame::Receipt { conversation: at.conversation, user: device.user, delivered, read: seen };

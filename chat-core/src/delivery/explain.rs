@@ -2,7 +2,7 @@
 
 use super::trace::{Stage, TraceEvent};
 use super::{Engine, MessageTrace};
-use crate::backend::WantCells;
+use crate::backend::CursorFilter;
 use crate::envelope::{InboxRow, RowContent};
 use crate::error::Result;
 use crate::id::{ConversationId, InstallationId, MessageId, Seq};
@@ -92,10 +92,10 @@ impl Engine {
         let state = store.state(conversation, None).await?.unwrap_or_default();
         let mut devices = Vec::new();
         for device in state.members.iter().flat_map(|member| &member.installations) {
-            let record = store.device(*device, WantCells::Of(conversation)).await?;
-            let cell = record.cells.first().map(|(_, cell)| *cell).unwrap_or_default();
-            if seq <= cell.tail {
-                devices.push((*device, seq <= cell.acked));
+            let record = store.device(*device, CursorFilter::Of(conversation)).await?;
+            let cursor = record.cursors.first().map(|(_, cursor)| *cursor).unwrap_or_default();
+            if seq <= cursor.tail {
+                devices.push((*device, seq <= cursor.acked));
             }
         }
         Ok(Whereabouts::Stored { conversation, seq, devices })

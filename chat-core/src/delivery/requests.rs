@@ -1,4 +1,4 @@
-//! What a device asks: lists, prekeys, history, cells.
+//! What a device asks: lists, prekeys, history, cursors.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::admission::refusal_of;
 use super::handshake::{OFFER_MS, rendezvous_place};
 use super::hub::Event;
 use super::rates::Wait;
-use crate::backend::{AccountKey, GatewayId, PageLimit, Reincarnation, WantCells};
+use crate::backend::{AccountKey, CursorFilter, GatewayId, PageLimit, Reincarnation};
 use crate::device_list::SignedDeviceList;
 use crate::envelope::Refusal;
 use crate::error::{Error, ErrorKind, Result};
@@ -82,8 +82,9 @@ impl Engine {
                 let limit = PageLimit::rows(limit as usize);
                 answer.rows = self.backends.store.history(conversation, before, limit).await?;
             }
-            Request::Cells => {
-                answer.cells = self.backends.store.device(device.installation, WantCells::All).await?.cells;
+            Request::Cursors => {
+                answer.cursors =
+                    self.backends.store.device(device.installation, CursorFilter::All).await?.cursors;
             }
             Request::Reincarnate { nonce, asked, .. } => {
                 let wish = Reincarnation { nonce, asked, now_ms: self.now_ms() };
@@ -214,8 +215,8 @@ impl Engine {
         }
         let mut highest = 0;
         for other in state.members.iter().filter(|m| m.user != device.user).flat_map(|m| &m.installations) {
-            let record = self.backends.store.device(*other, WantCells::Of(conversation)).await?;
-            highest = record.cells.iter().map(|(_, cell)| cell.acked).fold(highest, Seq::max);
+            let record = self.backends.store.device(*other, CursorFilter::Of(conversation)).await?;
+            highest = record.cursors.iter().map(|(_, cursor)| cursor.acked).fold(highest, Seq::max);
         }
         Ok(highest)
     }

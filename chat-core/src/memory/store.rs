@@ -5,10 +5,10 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use crate::backend::{
-    Commit, CommitOutcome, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife,
-    WantCells,
+    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
+    PageLimit, StoreLife,
 };
-use crate::envelope::{AckOf, Cell, Durability, InboxRow, Place};
+use crate::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ConversationId, ConversationKind, InstallationId, MessageId, Seq, StoreEpoch};
 
@@ -50,8 +50,8 @@ pub struct Tables {
     states: HashMap<ConversationId, ConversationState>,
     history: BTreeMap<(ConversationId, Seq), InboxRow>,
     ids: HashMap<(ConversationId, InstallationId, MessageId), Seq>,
-    inbox: BTreeMap<(InstallationId, Place), Arc<InboxRow>>,
-    cells: BTreeMap<(InstallationId, ConversationId), Cell>,
+    inbox: BTreeMap<(InstallationId, InboxPosition), Arc<InboxRow>>,
+    cursors: BTreeMap<(InstallationId, ConversationId), InboxCursor>,
     generations: HashMap<InstallationId, u64>,
 }
 
@@ -102,21 +102,21 @@ impl Tables {
                 self.ids.insert(key, seq);
             }
             Write::Inbox(device, row) => {
-                let acked = self.cells.get(&(device, row.conversation)).map_or(0, |cell| cell.acked);
+                let acked = self.cursors.get(&(device, row.conversation)).map_or(0, |cursor| cursor.acked);
                 // A late copy of a row that was acknowledged must not come back.
                 if row.seq > acked {
-                    // Nor may it take the place of the gap that retention left.
-                    self.inbox.entry((device, row.place())).or_insert(row);
+                    // Nor may it take the position of the gap that retention left.
+                    self.inbox.entry((device, row.position())).or_insert(row);
                 }
             }
             Write::Tail(device, conversation, seq, joined) => {
-                let cell = self.cells.entry((device, conversation)).or_default();
+                let cursor = self.cursors.entry((device, conversation)).or_default();
                 if let Some(joined) = joined
-                    && cell.tail == 0
+                    && cursor.tail == 0
                 {
-                    cell.acked = cell.acked.max(joined - 1);
+                    cursor.acked = cursor.acked.max(joined - 1);
                 }
-                cell.tail = cell.tail.max(seq);
+                cursor.tail = cursor.tail.max(seq);
             }
             Write::Generation(device, generation) => {
                 let known = self.generations.entry(device).or_default();
@@ -138,14 +138,14 @@ impl Tables {
         self.states.insert(conversation, state);
     }
 
-    /// Whether other bytes are written at a row's place.
+    /// Whether other bytes are written at a row's position.
     #[cfg(feature = "sim")]
     pub(crate) fn differs(&self, row: &InboxRow) -> bool {
         self.history.get(&(row.conversation, row.seq)).is_some_and(|known| known != row)
     }
 
     fn tail(&self, device: InstallationId, conversation: ConversationId) -> Seq {
-        self.cells.get(&(device, conversation)).map_or(0, |cell| cell.tail)
+        self.cursors.get(&(device, conversation)).map_or(0, |cursor| cursor.tail)
     }
 
     /// Up to where rows of a device exist for whoever reads.
@@ -176,7 +176,7 @@ impl Tables {
         &mut self,
         device: InstallationId,
         generation: u64,
-        acks: &[AckOf],
+        acks: &[AckUpTo],
         to_come: &dyn Fn(ConversationId) -> Seq,
     ) -> Result<()> {
         for ack in acks {
@@ -186,15 +186,17 @@ impl Tables {
         }
         self.apply(Write::Generation(device, generation));
         for ack in acks {
-            let cell = self.cells.entry((device, ack.conversation)).or_default();
-            if ack.seq > cell.acked {
-                cell.acked = ack.seq;
-                let from = (device, Place::START);
+            let cursor = self.cursors.entry((device, ack.conversation)).or_default();
+            if ack.seq > cursor.acked {
+                cursor.acked = ack.seq;
+                let from = (device, InboxPosition::START);
                 let gone: Vec<_> = self
                     .inbox
                     .range(from..)
                     .take_while(|((owner, _), _)| *owner == device)
-                    .filter(|((_, place), _)| place.conversation == ack.conversation && place.seq <= ack.seq)
+                    .filter(|((_, position), _)| {
+                        position.conversation == ack.conversation && position.seq <= ack.seq
+                    })
                     .map(|(key, _)| *key)
                     .collect();
                 for key in gone {
@@ -205,14 +207,19 @@ impl Tables {
         Ok(())
     }
 
-    pub(crate) fn inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Vec<InboxRow> {
+    pub(crate) fn inbox(
+        &self,
+        device: InstallationId,
+        after: InboxPosition,
+        limit: PageLimit,
+    ) -> Vec<InboxRow> {
         use std::ops::Bound::{Excluded, Unbounded};
         let rows = self
             .inbox
             .range((Excluded((device, after)), Unbounded))
             .take_while(|((owner, _), _)| *owner == device)
             // Rows above the head, or above the tail of their device, do not exist yet.
-            .filter(|((_, place), _)| place.seq <= self.seen(device, place.conversation))
+            .filter(|((_, position), _)| position.seq <= self.seen(device, position.conversation))
             .map(|(_, row)| InboxRow::clone(row));
         page(rows, limit)
     }
@@ -238,47 +245,48 @@ impl Tables {
         self.generations.get(&device).copied().unwrap_or(0)
     }
 
-    pub(crate) fn device(&self, device: InstallationId, want: WantCells) -> DeviceRecord {
+    pub(crate) fn device(&self, device: InstallationId, want: CursorFilter) -> DeviceRecord {
         let waiting =
-            self.inbox.range((device, Place::START)..).take_while(|((owner, _), _)| *owner == device);
+            self.inbox.range((device, InboxPosition::START)..).take_while(|((owner, _), _)| *owner == device);
         let (rows, bytes) = waiting.fold((0, 0), |(n, b), (_, row)| (n + 1, b + row.size() as u64));
-        let cells = match want {
-            WantCells::No => Vec::new(),
-            WantCells::Of(conversation) => self
-                .cells
+        let cursors = match want {
+            CursorFilter::No => Vec::new(),
+            CursorFilter::Of(conversation) => self
+                .cursors
                 .get(&(device, conversation))
-                .map(|cell| (conversation, *cell))
+                .map(|cursor| (conversation, *cursor))
                 .into_iter()
                 .collect(),
-            WantCells::All => self
-                .cells
+            CursorFilter::All => self
+                .cursors
                 .range((device, ConversationId::from_bytes([0; 17]))..)
                 .take_while(|((owner, _), _)| *owner == device)
-                .map(|((_, conversation), cell)| (*conversation, *cell))
+                .map(|((_, conversation), cursor)| (*conversation, *cursor))
                 .collect(),
         };
-        DeviceRecord { waiting_rows: rows, waiting_bytes: bytes, cells }
+        DeviceRecord { waiting_rows: rows, waiting_bytes: bytes, cursors }
     }
 }
 
-/// A gap in the making: where it begins, whether the device joined in it, and its last place.
-type Gap = (Seq, bool, Place);
+/// A gap in the making: where it begins, whether the device joined in it, and its last position.
+type Gap = (Seq, bool, InboxPosition);
 
 impl Tables {
     pub(crate) fn expire(&mut self, before_us: u64, limit: usize) -> usize {
         let mut gaps: BTreeMap<(InstallationId, ConversationId), Gap> = BTreeMap::new();
         let mut gone = Vec::new();
         let mut count = 0;
-        for ((device, place), row) in &self.inbox {
+        for ((device, position), row) in &self.inbox {
             if count == limit {
                 break;
             }
-            if place.time_us >= before_us || place.seq > self.seen(*device, place.conversation) {
+            if position.time_us >= before_us || position.seq > self.seen(*device, position.conversation) {
                 continue;
             }
-            let gap = gaps.entry((*device, place.conversation)).or_insert((row.first_seq(), false, *place));
-            (gap.1, gap.2) = (gap.1 | row.joined, *place);
-            gone.push((*device, *place));
+            let gap =
+                gaps.entry((*device, position.conversation)).or_insert((row.first_seq(), false, *position));
+            (gap.1, gap.2) = (gap.1 | row.joined, *position);
+            gone.push((*device, *position));
             // A gap that grows is no row.
             count += usize::from(!row.is_expired());
         }
@@ -288,9 +296,9 @@ impl Tables {
         for key in gone {
             self.inbox.remove(&key);
         }
-        for ((device, conversation), (from, joined, place)) in gaps {
-            let row = InboxRow::expired(conversation, from, place, joined);
-            self.inbox.insert((device, place), Arc::new(row));
+        for ((device, conversation), (from, joined, position)) in gaps {
+            let row = InboxRow::expired(conversation, from, position, joined);
+            self.inbox.insert((device, position), Arc::new(row));
         }
         count
     }
@@ -345,11 +353,16 @@ impl MessageStore for MemoryStore {
         Ok(())
     }
 
-    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
+    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckUpTo]) -> Result<()> {
         self.tables.lock().ack(device, generation, acks, &|_| 0)
     }
 
-    async fn inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Result<Vec<InboxRow>> {
+    async fn inbox(
+        &self,
+        device: InstallationId,
+        after: InboxPosition,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
         Ok(self.tables.lock().inbox(device, after, limit))
     }
 
@@ -366,8 +379,8 @@ impl MessageStore for MemoryStore {
         Ok(self.tables.lock().generation(device))
     }
 
-    async fn device(&self, device: InstallationId, cells: WantCells) -> Result<DeviceRecord> {
-        Ok(self.tables.lock().device(device, cells))
+    async fn device(&self, device: InstallationId, cursors: CursorFilter) -> Result<DeviceRecord> {
+        Ok(self.tables.lock().device(device, cursors))
     }
 
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {

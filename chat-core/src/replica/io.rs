@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::device_list::SignedDeviceList;
-use crate::envelope::{AckOf, EmptyReason, InboxRow, Publish, Refusal, SendNumber};
+use crate::envelope::{AckUpTo, EmptyReason, InboxRow, Publish, Refusal, SendNumber};
 use crate::id::{
     ConversationId, DeviceAddress, Handle, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
 };
@@ -50,7 +50,7 @@ pub enum Input {
     /// Send this.
     Send(Draft),
     /// The user read up to here.
-    Read(AckOf),
+    Read(AckUpTo),
     /// The user is writing.
     Typing(ConversationId),
     /// Whose presence to report.

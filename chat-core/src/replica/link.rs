@@ -4,7 +4,7 @@ use super::conversation::Wait;
 use super::io::{Change, Ephemeral, ListChange, Output, Stopped};
 use super::{DAY_MS, Phase, Purpose, RETRY_MS, Recovery, Replica};
 use crate::device_list::SignedDeviceList;
-use crate::envelope::{AckOf, Cell, Refusal, Subject};
+use crate::envelope::{AckUpTo, InboxCursor, Refusal, Subject};
 use crate::id::{ConversationId, ConversationKind, UserId};
 use crate::limits::{HEARTBEAT_MS, LOW_PREKEYS, WIRE_VERSION};
 use crate::time::Instant;
@@ -294,10 +294,10 @@ impl Replica {
                 self.prekeys_at = self.server_ms(now);
                 self.changes.push(Change::Prekeys(self.prekeys_at));
             }
-            Purpose::Cells => self.cells(answer.cells, out),
+            Purpose::Cursors => self.cursors(answer.cursors, out),
             Purpose::Missing => {
                 self.looked_back = true;
-                if answer.cells.iter().any(|(id, cell)| self.has_forgotten(*id, *cell)) {
+                if answer.cursors.iter().any(|(id, cursor)| self.has_forgotten(*id, *cursor)) {
                     self.begin_recovery(now, out);
                 }
             }
@@ -315,15 +315,15 @@ impl Replica {
     }
 
     /// Whether this device acknowledged what its store does not have.
-    fn has_forgotten(&self, id: ConversationId, cell: Cell) -> bool {
+    fn has_forgotten(&self, id: ConversationId, remote: InboxCursor) -> bool {
         let known = self.conversations.get(&id);
         let cursor = known.map_or(0, |known| known.cursor);
         // A row that is only on its way is not missing.
         let missing = known.and_then(|known| known.missing).filter(|missing| missing.caught_up);
         // Where nothing was received yet, what came before this device's time counts as acknowledged: never
         // everything, since the row that a device joins with is not.
-        let received = cursor > 0 || missing.is_some_and(|missing| missing.seq <= cell.acked);
-        cursor < cell.acked && (received || cell.acked >= cell.tail)
+        let received = cursor > 0 || missing.is_some_and(|missing| missing.seq <= remote.acked);
+        cursor < remote.acked && (received || remote.acked >= remote.tail)
     }
 
     fn request_refused(
@@ -340,7 +340,7 @@ impl Replica {
                 self.unknown_user(&handle);
             }
             (Purpose::Reincarnate, Refusal::Throttled(_)) => self.stop_superseded(out),
-            (Purpose::Cells | Purpose::Reincarnate, refusal) if refusal.is_final() => {
+            (Purpose::Cursors | Purpose::Reincarnate, refusal) if refusal.is_final() => {
                 self.hangup(now, 5000, out)
             }
             (purpose, Refusal::Retry(wait) | Refusal::Throttled(wait)) => {
@@ -456,7 +456,7 @@ impl Replica {
         }
         let read = self.conversations.iter().filter(|(_, c)| c.read > 0).take(WATERMARKS);
         out.extend(read.map(|(conversation, c)| {
-            Output::Send(ClientFrame::Read(AckOf { conversation: *conversation, seq: c.read }))
+            Output::Send(ClientFrame::Read(AckUpTo { conversation: *conversation, seq: c.read }))
         }));
     }
 
@@ -480,7 +480,7 @@ impl Replica {
         }
     }
 
-    pub(super) fn read(&mut self, read: AckOf, out: &mut Vec<Output>) {
+    pub(super) fn read(&mut self, read: AckUpTo, out: &mut Vec<Output>) {
         let Some(known) = self.conversations.get_mut(&read.conversation) else {
             return;
         };
@@ -488,7 +488,7 @@ impl Replica {
         if seq > known.read {
             known.read = seq;
             self.changes.push(Change::Read(read.conversation, seq));
-            self.send_if_online(ClientFrame::Read(AckOf { conversation: read.conversation, seq }), out);
+            self.send_if_online(ClientFrame::Read(AckUpTo { conversation: read.conversation, seq }), out);
         }
     }
 
@@ -504,13 +504,13 @@ impl Replica {
                         *heartbeat = now.after(HEARTBEAT_MS);
                     }
                     out.push(Output::Send(ClientFrame::Heartbeat));
-                    if !self.caught_up && self.recovery != Recovery::Cells {
+                    if !self.caught_up && self.recovery != Recovery::Cursors {
                         // "Nothing waits" never came: rows or the word itself were lost.
                         out.push(Output::Send(ClientFrame::CatchUp));
                     }
                     if self.recovery == Recovery::No && !self.looked_back && !self.is_asked(&Purpose::Missing)
                     {
-                        self.request(now, Request::Cells, Purpose::Missing, out);
+                        self.request(now, Request::Cursors, Purpose::Missing, out);
                     }
                 }
                 if self.catch_up_at.is_some_and(|at| now >= at) {

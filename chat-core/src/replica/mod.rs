@@ -29,7 +29,7 @@ use conversation::{Conversation, Entry};
 use mailbox::Mailbox;
 
 use crate::device_list::SignedDeviceList;
-use crate::envelope::{AckOf, InboxRow};
+use crate::envelope::{AckUpTo, InboxRow};
 use crate::id::{ConversationId, DeviceAddress, Handle, Incarnation, MessageId, StoreEpoch, UserId};
 use crate::limits::HEARTBEAT_MS;
 use crate::mutant::{Mutant, Mutants};
@@ -69,7 +69,7 @@ pub struct Replica {
     changes: Vec<Change>,
     ratchets_moved: bool,
     acks_due: BTreeSet<ConversationId>,
-    committing: Option<(u64, Vec<AckOf>)>,
+    committing: Option<(u64, Vec<AckUpTo>)>,
     tickets: u64,
     flushing: bool,
     /// Questions to ask once the changes are durable.
@@ -135,7 +135,7 @@ enum Phase {
 enum Recovery {
     No,
     /// Asks how far the server thinks it acknowledged.
-    Cells,
+    Cursors,
     /// Processes its own rows, with nothing encrypted or sent.
     Draining,
     /// Takes a new incarnation.
@@ -150,7 +150,7 @@ enum Purpose {
     /// For a conversation, of a user, so many bundles.
     Claim(ConversationId, UserId, usize),
     Upload,
-    Cells,
+    Cursors,
     /// Whether this device acknowledged what its store does not have.
     Missing,
     Reincarnate,
@@ -397,15 +397,15 @@ impl Replica {
         self.send_ready(now, out);
     }
 
-    fn take_acks(&mut self) -> Vec<AckOf> {
+    fn take_acks(&mut self) -> Vec<AckUpTo> {
         let due = std::mem::take(&mut self.acks_due);
         due.into_iter()
-            .map(|conversation| AckOf { conversation, seq: self.cursor(conversation) })
+            .map(|conversation| AckUpTo { conversation, seq: self.cursor(conversation) })
             .filter(|ack| ack.seq > 0)
             .collect()
     }
 
-    fn send_acks(&mut self, acks: Vec<AckOf>, out: &mut Vec<Output>) {
+    fn send_acks(&mut self, acks: Vec<AckUpTo>, out: &mut Vec<Output>) {
         if let (Phase::Online { .. }, Some(store_epoch), false) = (self.phase, self.epoch, acks.is_empty()) {
             out.push(Output::Send(ClientFrame::Ack { acks, store_epoch, generation: self.generation }));
         }

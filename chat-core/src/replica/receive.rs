@@ -17,7 +17,7 @@ const CATCH_UP_MS: u64 = 1000;
 impl Replica {
     /// Takes rows in their order for as long as nothing has to be waited for.
     pub(super) fn process_rows(&mut self, now: Instant, out: &mut Vec<Output>) {
-        if self.recovery == Recovery::Cells {
+        if self.recovery == Recovery::Cursors {
             return;
         }
         let joins = self.mutants.has(Mutant::JoinIgnored);
@@ -165,7 +165,7 @@ impl Replica {
             && self.recovery == Recovery::No
             && !self.is_asked(&Purpose::Missing)
         {
-            self.request(now, Request::Cells, Purpose::Missing, out);
+            self.request(now, Request::Cursors, Purpose::Missing, out);
         }
     }
 
@@ -330,10 +330,10 @@ mod tests {
         assert_eq!(asked(&outputs, own).len(), 1, "asked again: {outputs:?}");
     }
 
-    /// The questions for cells in these outputs.
+    /// The questions for cursors in these outputs.
     fn asked_for_cells(outputs: &[Output]) -> Vec<u64> {
         let asked = outputs.iter().filter_map(|output| match output {
-            Output::Send(ClientFrame::Request(id, Request::Cells)) => Some(*id),
+            Output::Send(ClientFrame::Request(id, Request::Cursors)) => Some(*id),
             _ => None,
         });
         asked.collect()
@@ -368,8 +368,8 @@ mod tests {
         step(late, deliver(Vec::new(), true));
         let asked = asked_for_cells(&step(late, deliver(vec![row()], false)));
         assert_eq!(asked.len(), 1, "it was not among all there is");
-        let cells = vec![(conversation, crate::envelope::Cell { acked, tail: 3 })];
-        let answer = Box::new(crate::wire::Response { cells, ..crate::wire::Response::default() });
+        let cursors = vec![(conversation, crate::envelope::InboxCursor { acked, tail: 3 })];
+        let answer = Box::new(crate::wire::Response { cursors, ..crate::wire::Response::default() });
         step(late, Input::Frame(ServerFrame::Response(asked[0], answer)));
         // A recovery begins with the same question.
         !asked_for_cells(&step(late + LAST_WORD_MS, Input::Tick)).is_empty()
@@ -409,8 +409,8 @@ mod tests {
             step(0, Input::Frame(ServerFrame::Welcome(Welcome { prekeys: 100, ..Welcome::example() })));
             step(0, Input::Frame(ServerFrame::Deliver(Vec::new(), true)));
             let asked = asked_for_cells(&step(crate::limits::HEARTBEAT_MS, Input::Tick));
-            let cells = vec![(conversation, crate::envelope::Cell { acked, tail: 3 })];
-            let answer = Box::new(crate::wire::Response { cells, ..crate::wire::Response::default() });
+            let cursors = vec![(conversation, crate::envelope::InboxCursor { acked, tail: 3 })];
+            let answer = Box::new(crate::wire::Response { cursors, ..crate::wire::Response::default() });
             let at = crate::limits::HEARTBEAT_MS;
             step(at, Input::Frame(ServerFrame::Response(asked[0], answer)));
             let at_once = step(at + LAST_WORD_MS - 1, Input::Tick);

@@ -3,7 +3,7 @@
 use super::conversation::{Conversation, Entry};
 use super::io::{Change, Output};
 use super::{DAY_MS, Phase, Purpose, Recovery, Replica};
-use crate::envelope::{Cell, EmptyReason};
+use crate::envelope::{EmptyReason, InboxCursor};
 use crate::id::{ConversationId, Incarnation};
 use crate::mutant::Mutant;
 use crate::time::Instant;
@@ -24,7 +24,7 @@ impl Replica {
             if self.nonce.is_none() && !self.reincarnation_asked && now < self.reincarnate_from {
                 return self.stop_superseded(out);
             }
-            self.recovery = Recovery::Cells;
+            self.recovery = Recovery::Cursors;
             // Durable with the first thing that happens: else the generation, which rises with every commit,
             // would reach what the server knows, and a crash in between would hide the rollback.
             let nonce = self.nonce.unwrap_or_else(|| self.rng.bytes());
@@ -32,20 +32,20 @@ impl Replica {
             if !self.mutants.has(Mutant::RollbackForgotten) {
                 self.changes.push(Change::Nonce(nonce));
             }
-            self.request_at(now.after(LAST_WORD_MS), Request::Cells, Purpose::Cells);
+            self.request_at(now.after(LAST_WORD_MS), Request::Cursors, Purpose::Cursors);
         }
     }
 
     /// What the server says was acknowledged is gone from the inbox: declare the gap and go on after it.
-    pub(super) fn cells(&mut self, cells: Vec<(ConversationId, Cell)>, out: &mut Vec<Output>) {
-        if self.recovery != Recovery::Cells {
+    pub(super) fn cursors(&mut self, cursors: Vec<(ConversationId, InboxCursor)>, out: &mut Vec<Output>) {
+        if self.recovery != Recovery::Cursors {
             return;
         }
-        for (id, cell) in cells {
+        for (id, remote) in cursors {
             let cursor = self.cursor(id);
-            if cell.acked > cursor {
-                self.changes.push(Change::Gap(id, cursor + 1, cell.acked, EmptyReason::Expired));
-                self.advance_cursor(id, cell.acked);
+            if remote.acked > cursor {
+                self.changes.push(Change::Gap(id, cursor + 1, remote.acked, EmptyReason::Expired));
+                self.advance_cursor(id, remote.acked);
             }
         }
         self.recovery = Recovery::Draining;

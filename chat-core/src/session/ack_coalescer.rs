@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::{MAX_PACED, Output};
-use crate::envelope::AckOf;
+use crate::envelope::AckUpTo;
 use crate::id::{ConversationId, Seq};
 use crate::limits::WINDOW_ROWS;
 use crate::time::Instant;
@@ -32,7 +32,7 @@ pub(super) struct AckCoalescer {
     due: Option<Instant>,
 }
 
-fn raise(seqs: &mut BTreeMap<ConversationId, Seq>, at: AckOf) {
+fn raise(seqs: &mut BTreeMap<ConversationId, Seq>, at: AckUpTo) {
     let known = seqs.entry(at.conversation).or_default();
     *known = at.seq.max(*known);
 }
@@ -43,7 +43,7 @@ fn take_receipts(
 ) -> impl Iterator<Item = Output> + use<> {
     std::mem::take(seqs)
         .into_iter()
-        .map(move |(conversation, seq)| Output::Receipt(AckOf { conversation, seq }, read))
+        .map(move |(conversation, seq)| Output::Receipt(AckUpTo { conversation, seq }, read))
 }
 
 impl AckCoalescer {
@@ -57,7 +57,7 @@ impl AckCoalescer {
     }
 
     /// The device has a row; `receipt`: and the others are to know.
-    pub(super) fn ack(&mut self, ack: AckOf, receipt: bool) {
+    pub(super) fn ack(&mut self, ack: AckUpTo, receipt: bool) {
         raise(&mut self.acks, ack);
         if receipt {
             raise(&mut self.receipts, ack);
@@ -82,7 +82,7 @@ impl AckCoalescer {
     }
 
     /// A watermark goes out at once, the next of that conversation after a while.
-    pub(super) fn read(&mut self, now: Instant, read: AckOf) -> Option<Output> {
+    pub(super) fn read(&mut self, now: Instant, read: AckUpTo) -> Option<Output> {
         let paced = self.read_at.get(&read.conversation).is_some_and(|at| now < at.after(GATHER_MS));
         if !paced && self.read_at.len() < MAX_PACED {
             self.read_at.insert(read.conversation, now);
@@ -99,10 +99,10 @@ impl AckCoalescer {
     pub(super) fn flush_acks(&mut self, out: &mut Vec<Output>) {
         let Some(generation) = self.generation.take() else { return };
         let acks = std::mem::take(&mut self.acks).into_iter();
-        let acks = acks.map(|(conversation, seq)| AckOf { conversation, seq }).collect();
+        let acks = acks.map(|(conversation, seq)| AckUpTo { conversation, seq }).collect();
         self.acking = true;
         for (conversation, seq) in std::mem::take(&mut self.receipts) {
-            raise(&mut self.receipts_next, AckOf { conversation, seq });
+            raise(&mut self.receipts_next, AckUpTo { conversation, seq });
         }
         out.push(Output::Ack(acks, generation));
     }

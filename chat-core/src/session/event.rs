@@ -1,7 +1,7 @@
 //! What goes in and comes out of a [`Session`](super::Session).
 
 use crate::delivery::Event;
-use crate::envelope::{AckOf, InboxRow, Place, Publish, SendNumber};
+use crate::envelope::{AckUpTo, InboxPosition, InboxRow, Publish, SendNumber};
 use crate::id::{ConversationId, DeviceAddress, UserId};
 use crate::wire::{ClientFrame, Hello, Registration, Request, ServerFrame, Welcome};
 
@@ -27,7 +27,7 @@ pub enum Input {
     /// Some of what the engine said was dropped.
     Lagged,
     /// The page after this place, as it was asked for.
-    Page(Place, Vec<InboxRow>),
+    Page(InboxPosition, Vec<InboxRow>),
     /// The page could not be read now.
     PageFailed,
     /// An answer to something this session passed on.
@@ -58,18 +58,18 @@ pub enum Output {
     /// Open an account and answer, or wait to be linked.
     Register(Box<Registration>),
     /// Read a page of the inbox.
-    Read(Place),
+    Read(InboxPosition),
     /// Take a publish to its shard.
     Publish(Publish),
     /// Take a void to its shard.
     Void(SendNumber),
     /// Apply acks and the device's generation, after those before them and before the next [`Read`](Self::Read)
     /// reads, and say so ([`Input::Acked`]) unless that read does. No acks: a message raised the generation.
-    Ack(Vec<AckOf>, u64),
+    Ack(Vec<AckUpTo>, u64),
     /// Answer a question.
     Request(u64, Request),
     /// Tell the others how far this device has a conversation (`false`) or has read it (`true`).
-    Receipt(AckOf, bool),
+    Receipt(AckUpTo, bool),
     /// Tell the others that this user is writing.
     Typing(ConversationId),
     /// Find out who of these is present.

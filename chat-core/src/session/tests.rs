@@ -62,12 +62,12 @@ fn typing_is_passed_on_once_in_three_seconds_a_conversation() {
 #[test]
 fn acks_are_gathered_and_told_before_a_read_and_at_the_end() {
     let conversation = ConversationId::own(UserId::from_bytes([1; 16]));
-    let of = |seq| AckOf { conversation, seq };
+    let of = |seq| AckUpTo { conversation, seq };
     let ack = |seq, generation| {
         let store_epoch = Welcome::example().store_epoch;
         Input::Frame(ClientFrame::Ack { acks: vec![of(seq)], store_epoch, generation })
     };
-    let caught_up = |session: &mut Session| said(session, 0, Input::Page(Place::START, Vec::new()));
+    let caught_up = |session: &mut Session| said(session, 0, Input::Page(InboxPosition::START, Vec::new()));
     let mut session = live();
     caught_up(&mut session);
     assert!(said(&mut session, 0, ack(1, 7)).is_empty() && said(&mut session, 900, ack(3, 8)).is_empty());
@@ -79,7 +79,7 @@ fn acks_are_gathered_and_told_before_a_read_and_at_the_end() {
     let acks = (0..=WINDOW_ROWS).map(|n| {
         let mut id = [0; 17];
         id[..8].copy_from_slice(&n.to_be_bytes());
-        AckOf { conversation: ConversationId::from_bytes(id), seq: 1 }
+        AckUpTo { conversation: ConversationId::from_bytes(id), seq: 1 }
     });
     let store_epoch = Welcome::example().store_epoch;
     let many = ClientFrame::Ack { acks: acks.collect(), store_epoch, generation: 8 };
@@ -87,7 +87,7 @@ fn acks_are_gathered_and_told_before_a_read_and_at_the_end() {
     assert!(matches!(&outputs[..], [Output::Ack(acks, 8)] if acks.len() == WINDOW_ROWS + 1));
     said(&mut session, 2000, ack(4, 9));
     let outputs = said(&mut session, 2001, Input::Lagged);
-    assert_eq!(outputs, vec![Output::Ack(vec![of(4)], 9), Output::Read(Place::START)]);
+    assert_eq!(outputs, vec![Output::Ack(vec![of(4)], 9), Output::Read(InboxPosition::START)]);
     said(&mut session, 2002, ack(5, 10));
     assert_eq!(said(&mut session, 2003, Input::Gone), vec![Output::Ack(vec![of(5)], 10)]);
     let replaced = || Input::Events(vec![Event::Closed(close::REPLACED)]);
@@ -129,14 +129,14 @@ fn the_store_learns_the_generation_of_a_message_that_is_not_committed() {
 #[test]
 fn acks_wait_for_those_before_them_and_receipts_for_their_acks() {
     let conversation = ConversationId::own(UserId::from_bytes([1; 16]));
-    let of = |seq| AckOf { conversation, seq };
+    let of = |seq| AckUpTo { conversation, seq };
     let acked = Input::Acked { too_high: false };
     let ack = |seq| {
         let store_epoch = Welcome::example().store_epoch;
         Input::Frame(ClientFrame::Ack { acks: vec![of(seq)], store_epoch, generation: seq })
     };
     let mut session = live();
-    said(&mut session, 0, Input::Page(Place::START, Vec::new()));
+    said(&mut session, 0, Input::Page(InboxPosition::START, Vec::new()));
     for seq in [1, 2] {
         let message = InboxRow { conversation, seq, time_us: seq, joined: false, content: message() };
         said(&mut session, 0, Input::Events(vec![Event::Row(message)]));
@@ -155,8 +155,8 @@ fn acks_wait_for_those_before_them_and_receipts_for_their_acks() {
 fn of_many_read_watermarks_the_first_and_the_last_are_told() {
     let mut session = live();
     let conversation = ConversationId::own(UserId::from_bytes([1; 16]));
-    let receipt = |seq| Output::Receipt(AckOf { conversation, seq }, true);
-    let read = |seq| Input::Frame(ClientFrame::Read(AckOf { conversation, seq }));
+    let receipt = |seq| Output::Receipt(AckUpTo { conversation, seq }, true);
+    let read = |seq| Input::Frame(ClientFrame::Read(AckUpTo { conversation, seq }));
     assert_eq!(said(&mut session, 0, read(1)), vec![receipt(1)]);
     for seq in 2..100 {
         assert_eq!(said(&mut session, 10, read(seq)), vec![]);
@@ -173,15 +173,15 @@ fn a_page_that_is_not_full_is_the_last() {
     let page = |session: &mut Session, after, rows| said(session, 0, Input::Page(after, rows));
     let mut session = live();
     assert_eq!(
-        page(&mut session, Place::START, rows(1..=3)),
+        page(&mut session, InboxPosition::START, rows(1..=3)),
         vec![deliver(rows(1..=3), false), deliver(vec![], true)]
     );
     assert!(session.is_live());
     let full = PAGE_ROWS as u64;
-    let (first, next) = (rows(1..=full), row(full).place());
+    let (first, next) = (rows(1..=full), row(full).position());
     let mut session = live();
     assert_eq!(
-        page(&mut session, Place::START, first.clone()),
+        page(&mut session, InboxPosition::START, first.clone()),
         vec![deliver(first, false), Output::Read(next)]
     );
     assert!(!session.is_live());
@@ -189,39 +189,40 @@ fn a_page_that_is_not_full_is_the_last() {
     // Something came while it was read: its place may be before.
     let mut session = live();
     said(&mut session, 0, Input::Events(vec![Event::Row(row(1))]));
-    let again = page(&mut session, Place::START, rows(2..=3));
-    assert_eq!(again, vec![deliver(rows(2..=3), false), Output::Read(Place::START)]);
+    let again = page(&mut session, InboxPosition::START, rows(2..=3));
+    assert_eq!(again, vec![deliver(rows(2..=3), false), Output::Read(InboxPosition::START)]);
     assert!(!session.is_live());
-    let outputs = page(&mut session, Place::START, rows(1..=3));
+    let outputs = page(&mut session, InboxPosition::START, rows(1..=3));
     assert_eq!(outputs, vec![deliver(rows(1..=1), false), deliver(vec![], true)]);
     let mut session = live_with(Mutants::only(Mutant::LiveThoughDropped));
     said(&mut session, 0, Input::Events(vec![Event::Row(row(1))]));
-    page(&mut session, Place::START, rows(2..=3));
+    page(&mut session, InboxPosition::START, rows(2..=3));
     assert!(session.is_live(), "the test can fail");
 }
 
 #[test]
 fn a_full_window_does_not_hold_back_what_came_before_it() {
     let mut session = live();
-    said(&mut session, 0, Input::Page(Place::START, Vec::new()));
+    said(&mut session, 0, Input::Page(InboxPosition::START, Vec::new()));
     // The first was outputs to nobody; the others fill the window, and nobody can acknowledge them.
     let later = 2..=WINDOW_ROWS as u64 + 1;
     later.for_each(|seq| drop(said(&mut session, 20_000, Input::Events(vec![Event::Row(row(seq))]))));
     let outputs = said(&mut session, 30_000, Input::Frame(ClientFrame::Heartbeat));
-    assert_eq!(outputs, vec![Output::Beat, Output::Read(Place::START)]);
+    assert_eq!(outputs, vec![Output::Beat, Output::Read(InboxPosition::START)]);
     let page: Vec<InboxRow> = (1..=PAGE_ROWS as u64).map(row).collect();
-    let outputs = said(&mut session, 30_000, Input::Page(Place::START, page.clone()));
+    let outputs = said(&mut session, 30_000, Input::Page(InboxPosition::START, page.clone()));
     assert_eq!(outputs[0], Output::Send(ServerFrame::Deliver(page.clone(), false)));
     // Once it is on its way it is not sent again and again.
     said(&mut session, 40_000, Input::Lagged);
-    let outputs = said(&mut session, 40_000, Input::Page(Place::START, page));
+    let outputs = said(&mut session, 40_000, Input::Page(InboxPosition::START, page));
     assert!(!outputs.iter().any(|output| matches!(output, Output::Send(_))), "{outputs:?}");
 }
 
 #[test]
 fn who_dropped_something_looks_twice_more() {
-    let read = || vec![Output::Read(Place::START)];
-    let caught_up = |session: &mut Session, at| said(session, at, Input::Page(Place::START, Vec::new()));
+    let read = || vec![Output::Read(InboxPosition::START)];
+    let caught_up =
+        |session: &mut Session, at| said(session, at, Input::Page(InboxPosition::START, Vec::new()));
     for input in [Input::Lagged, Input::Frame(ClientFrame::CatchUp)] {
         let mut session = live();
         caught_up(&mut session, 0);

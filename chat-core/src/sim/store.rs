@@ -13,10 +13,10 @@ use parking_lot::Mutex;
 use super::oracle::KeyUse;
 
 use crate::backend::{
-    Commit, CommitOutcome, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife,
-    WantCells,
+    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
+    PageLimit, StoreLife,
 };
-use crate::envelope::{AckOf, Durability, InboxRow, Place};
+use crate::envelope::{AckUpTo, Durability, InboxPosition, InboxRow};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ConversationId, InstallationId, MessageId, Seq, StoreEpoch};
 use crate::memory::{Tables, Write};
@@ -265,7 +265,7 @@ impl MessageStore for SimStore {
         Ok(())
     }
 
-    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
+    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckUpTo]) -> Result<()> {
         self.may_fail()?;
         let to_come = |conversation| self.tail_to_come(conversation, device);
         self.tables.lock().ack(device, generation, acks, &to_come)?;
@@ -273,7 +273,12 @@ impl MessageStore for SimStore {
         if after { Err(unknown()) } else { Ok(()) }
     }
 
-    async fn inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Result<Vec<InboxRow>> {
+    async fn inbox(
+        &self,
+        device: InstallationId,
+        after: InboxPosition,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
         self.may_fail()?;
         Ok(self.tables.lock().inbox(device, after, limit))
     }
@@ -293,9 +298,9 @@ impl MessageStore for SimStore {
         Ok(self.tables.lock().generation(device))
     }
 
-    async fn device(&self, device: InstallationId, cells: WantCells) -> Result<DeviceRecord> {
+    async fn device(&self, device: InstallationId, cursors: CursorFilter) -> Result<DeviceRecord> {
         self.may_fail()?;
-        Ok(self.tables.lock().device(device, cells))
+        Ok(self.tables.lock().device(device, cursors))
     }
 
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {

@@ -331,8 +331,10 @@ impl World {
                     let server = self.pipes.get(&id).and_then(|pipe| self.servers[pipe.server].as_ref());
                     server.is_some_and(|gateway| gateway.is_live(id))
                 });
-                let record =
-                    self.tables.lock().device(device.address().installation, crate::backend::WantCells::No);
+                let record = self
+                    .tables
+                    .lock()
+                    .device(device.address().installation, crate::backend::CursorFilter::No);
                 live && served && record.waiting_rows == 0
             })
     }

@@ -6,7 +6,7 @@ use prost::Message as _;
 use super::row::{audience_from_proto, audience_to_proto, prev_from_proto, prev_to_proto};
 use super::{at_most, invalid, list_from_proto, list_to_proto, proto};
 use crate::device_list::SignedDeviceList;
-use crate::envelope::{AckOf, DeviceBox, Publish, SendNumber};
+use crate::envelope::{AckUpTo, DeviceBox, Publish, SendNumber};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{
     ConversationId, DeviceId, Handle, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
@@ -106,7 +106,7 @@ pub enum Request {
         limit: u32,
     },
     /// Where this device stands in all its conversations.
-    Cells,
+    Cursors,
     /// A new incarnation.
     Reincarnate {
         /// The one it replaces.
@@ -139,7 +139,7 @@ pub enum ClientFrame {
     /// What is durably on the device.
     Ack {
         /// One for each conversation.
-        acks: Vec<AckOf>,
+        acks: Vec<AckUpTo>,
         /// The epoch of the cursors.
         store_epoch: StoreEpoch,
         /// The generation of the local store.
@@ -152,7 +152,7 @@ pub enum ClientFrame {
     /// A question with its id.
     Request(u64, Request),
     /// How far this user has read.
-    Read(AckOf),
+    Read(AckUpTo),
     /// This user is writing.
     Typing(ConversationId),
     /// Whose presence to report.
@@ -229,7 +229,7 @@ impl ClientFrame {
             Self::Ack { acks, store_epoch, generation } => Frame::Ack(proto::Ack {
                 acks: acks
                     .iter()
-                    .map(|a| proto::AckOf { conversation: a.conversation.to_bytes(), seq: a.seq })
+                    .map(|a| proto::AckUpTo { conversation: a.conversation.to_bytes(), seq: a.seq })
                     .collect(),
                 store_epoch: store_epoch.to_bytes(),
                 generation: *generation,
@@ -254,11 +254,11 @@ impl ClientFrame {
     }
 }
 
-fn ack_from_proto(conversation: &[u8], seq: Seq) -> Result<AckOf> {
+fn ack_from_proto(conversation: &[u8], seq: Seq) -> Result<AckUpTo> {
     if seq == 0 || seq > u64::MAX / 2 {
         return Err(invalid("a seq is above 0"));
     }
-    Ok(AckOf { conversation: ConversationId::parse(conversation)?, seq })
+    Ok(AckUpTo { conversation: ConversationId::parse(conversation)?, seq })
 }
 
 /// A generation that leaves room to rise, in stores that count in signed numbers, too.
@@ -462,7 +462,7 @@ fn request_from_proto(raw: proto::request::Body) -> Result<Request> {
                 limit: fetch.limit,
             }
         }
-        Raw::Cells(_) => Request::Cells,
+        Raw::Cursors(_) => Request::Cursors,
         Raw::Reincarnate(r) => Request::Reincarnate {
             from: r.from,
             nonce: r.nonce.as_ref().try_into().map_err(|_| invalid("a nonce has 16 bytes"))?,
@@ -505,7 +505,7 @@ fn request_to_proto(request: &Request) -> proto::request::Body {
             before: *before,
             limit: *limit,
         }),
-        Request::Cells => Raw::Cells(proto::FetchCells {}),
+        Request::Cursors => Raw::Cursors(proto::FetchCells {}),
         Request::Reincarnate { from, nonce, asked } => Raw::Reincarnate(proto::Reincarnate {
             from: *from,
             nonce: Bytes::copy_from_slice(nonce),

@@ -6,7 +6,7 @@ use prost::Message as _;
 use super::row::{from_proto as row_from_proto, to_proto as row_to_proto};
 use super::{MAX_NUMBER, at_most, invalid, list_from_proto, list_to_proto, proto};
 use crate::device_list::SignedDeviceList;
-use crate::envelope::{Cell, Durability, InboxRow, Refusal, Stored, Subject};
+use crate::envelope::{Durability, InboxCursor, InboxRow, Refusal, Stored, Subject};
 use crate::error::Result;
 use crate::id::{ConversationId, Handle, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId};
 use crate::limits::MAX_FRAME;
@@ -82,8 +82,8 @@ pub struct Response {
     pub bundles: Vec<Bundle>,
     /// To `History`, newest first.
     pub rows: Vec<InboxRow>,
-    /// To `Cells`.
-    pub cells: Vec<(ConversationId, Cell)>,
+    /// To `Cursors`.
+    pub cursors: Vec<(ConversationId, InboxCursor)>,
     /// To `Reincarnate`.
     pub incarnation: Incarnation,
     /// To `Offer`.
@@ -400,10 +400,14 @@ fn response_to_proto(id: u64, answer: &Response) -> proto::Response {
             })
             .collect(),
         rows: answer.rows.iter().map(row_to_proto).collect(),
-        cells: answer
-            .cells
+        cursors: answer
+            .cursors
             .iter()
-            .map(|(c, cell)| proto::Cell { conversation: c.to_bytes(), acked: cell.acked, tail: cell.tail })
+            .map(|(c, cursor)| proto::InboxCursor {
+                conversation: c.to_bytes(),
+                acked: cursor.acked,
+                tail: cursor.tail,
+            })
             .collect(),
         incarnation: answer.incarnation,
         offer: answer.offer.clone(),
@@ -420,9 +424,9 @@ fn response_from_proto(raw: proto::Response) -> Result<Response> {
             one_time: b.one_time,
         })
     });
-    let cells = raw.cells.into_iter().map(|c| {
-        let cell = Cell { acked: c.acked.min(MAX_NUMBER), tail: c.tail.min(MAX_NUMBER) };
-        Ok((ConversationId::parse(&c.conversation)?, cell))
+    let cursors = raw.cursors.into_iter().map(|c| {
+        let cursor = InboxCursor { acked: c.acked.min(MAX_NUMBER), tail: c.tail.min(MAX_NUMBER) };
+        Ok((ConversationId::parse(&c.conversation)?, cursor))
     });
     Ok(Response {
         user: if raw.user.is_empty() { None } else { Some(UserId::parse(&raw.user)?) },
@@ -431,7 +435,7 @@ fn response_from_proto(raw: proto::Response) -> Result<Response> {
         prekeys: raw.prekeys,
         bundles: bundles.collect::<Result<_>>()?,
         rows: raw.rows.into_iter().map(row_from_proto).collect::<Result<_>>()?,
-        cells: cells.collect::<Result<_>>()?,
+        cursors: cursors.collect::<Result<_>>()?,
         incarnation: raw.incarnation,
         offer: raw.offer,
         delivered: raw.delivered,

@@ -4,11 +4,11 @@ use std::pin::Pin;
 
 use async_trait::async_trait;
 use chat_core::backend::{
-    Commit, CommitOutcome, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife,
-    WantCells,
+    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
+    PageLimit, StoreLife,
 };
 use chat_core::delivery::{Bound, Event};
-use chat_core::envelope::{InboxRow, Place};
+use chat_core::envelope::{InboxPosition, InboxRow};
 use chat_core::memory::{MemoryPush, MemoryStore};
 use chat_core::{Error, ErrorKind, InstallationId, Result, Seq};
 use tokio::sync::Semaphore;
@@ -51,11 +51,16 @@ impl MessageStore for Later {
         turn.map(|turn| turn.forget()).map_err(|_| Error::new(ErrorKind::Unavailable, "in part"))
     }
 
-    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
+    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckUpTo]) -> Result<()> {
         self.store.ack(device, generation, acks).await
     }
 
-    async fn inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Result<Vec<InboxRow>> {
+    async fn inbox(
+        &self,
+        device: InstallationId,
+        after: InboxPosition,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
         self.store.inbox(device, after, limit).await
     }
 
@@ -67,8 +72,8 @@ impl MessageStore for Later {
         self.store.generation(device).await
     }
 
-    async fn device(&self, device: InstallationId, cells: WantCells) -> Result<DeviceRecord> {
-        self.store.device(device, cells).await
+    async fn device(&self, device: InstallationId, cursors: CursorFilter) -> Result<DeviceRecord> {
+        self.store.device(device, cursors).await
     }
 
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
@@ -119,7 +124,7 @@ impl Scene {
     }
 
     fn inbox(&self) -> usize {
-        ready(self.engine.inbox(self.bob.device().installation, Place::START)).unwrap().len()
+        ready(self.engine.inbox(self.bob.device().installation, InboxPosition::START)).unwrap().len()
     }
 }
 

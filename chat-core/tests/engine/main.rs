@@ -11,7 +11,7 @@ use bytes::Bytes;
 use chat_core::backend::Backends;
 use chat_core::delivery::{EngineSettings, Rates};
 use chat_core::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
-use chat_core::envelope::{AckOf, Audience, DeviceBox, Publish, Refusal, SendNumber, Subject};
+use chat_core::envelope::{AckUpTo, Audience, DeviceBox, Publish, Refusal, SendNumber, Subject};
 use chat_core::limits::{HEARTBEAT_MS, IDLE_MS, STORED_PREKEYS};
 use chat_core::memory::{ManualClock, MemoryRegistry, MemoryRouter};
 use chat_core::signing::prekeys_transcript;
@@ -152,8 +152,9 @@ fn a_full_inbox_refuses_messages_and_makes_voids_wait() {
     let answer = ready(engine.void(alice.device(), number));
     assert!(matches!(answer, Some(ServerFrame::Refused(_, Refusal::Throttled(_)))), "{answer:?}");
     // Bob makes room; the number can be used up.
-    let inbox = ready(engine.inbox(bob.device().installation, chat_core::envelope::Place::START)).unwrap();
-    let acks = [AckOf { conversation: number.conversation, seq: inbox.last().unwrap().seq }];
+    let inbox =
+        ready(engine.inbox(bob.device().installation, chat_core::envelope::InboxPosition::START)).unwrap();
+    let acks = [AckUpTo { conversation: number.conversation, seq: inbox.last().unwrap().seq }];
     ready(engine.ack(bob.device().installation, 1, &acks)).unwrap();
     assert_eq!(ready(engine.void(alice.device(), number)), None);
 }
@@ -334,7 +335,8 @@ fn retention_ends_what_waits_too_long() {
     assert_eq!(ready(engine.sweep(30 * DAY_MS)), Ok(0), "not yet");
     clock.set_us(START_US + 31 * DAY_MS * 1000);
     assert_eq!(ready(engine.sweep(30 * DAY_MS)), Ok(3000), "the rows of both devices");
-    let inbox = ready(engine.inbox(bob.device().installation, chat_core::envelope::Place::START)).unwrap();
+    let inbox =
+        ready(engine.inbox(bob.device().installation, chat_core::envelope::InboxPosition::START)).unwrap();
     assert_eq!(inbox.len(), 1);
     assert_eq!((inbox[0].conversation, inbox[0].first_seq(), inbox[0].seq), (id, 1, 1500));
     assert!(inbox[0].is_expired());

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chat_core::backend::{Commit, ConversationState};
-use chat_core::envelope::{Cell, InboxRow, RowContent};
+use chat_core::envelope::{InboxCursor, InboxRow, RowContent};
 use chat_core::wire::{decode_row, redo};
 use chat_core::{
     ClientSeq, ConversationId, ConversationKind, Error, ErrorKind, Incarnation, InstallationId, MessageId,
@@ -80,7 +80,7 @@ impl CassandraStore {
         Ok(Audit { conversations, messages, waiting, devices, accounts })
     }
 
-    /// The days of each inbox, and how many devices have cells.
+    /// The days of each inbox, and how many devices have cursors.
     async fn inboxes(&self) -> Result<(HashMap<Vec<u8>, BTreeSet<i32>>, u64)> {
         let mut days: HashMap<Vec<u8>, BTreeSet<i32>> = HashMap::new();
         let mut partitions =
@@ -175,14 +175,14 @@ impl CassandraStore {
         .collect()
     }
 
-    /// What waits for a device is there without a hole up to its cells, is read, and stands for what history holds;
+    /// What waits for a device is there without a hole up to its cursors, is read, and stands for what history holds;
     /// gives how many rows that are.
     async fn audit_inbox(&self, device: Vec<u8>, mut days: BTreeSet<i32>, began_us: u64) -> Result<u64> {
         let device = InstallationId::parse(&device).map_err(|_| corrupt())?;
-        // The cells first: what they reach was written with them, or is being written.
-        let (meta, cells) = (self.meta(device).await?, self.all_cells(device).await?);
+        // The cursors first: what they reach was written with them, or is being written.
+        let (meta, cursors) = (self.meta(device).await?, self.all_cursors(device).await?);
         let mut waiting: HashMap<ConversationId, BTreeMap<Seq, Waiting>> =
-            cells.keys().map(|conversation| (*conversation, BTreeMap::new())).collect();
+            cursors.keys().map(|conversation| (*conversation, BTreeMap::new())).collect();
         // Others may have been begun since.
         days.extend(Self::days(meta, began_us).chain([LATE_DAY]));
         for day in days {
@@ -190,7 +190,7 @@ impl CassandraStore {
             let mut rows = self.link.stream::<(Vec<u8>,)>(&self.link.statements.inbox_of, key).await?;
             while let Some((row,)) = rows.try_next().await? {
                 let row = decode_row(Bytes::from(row)).map_err(|_| corrupt())?;
-                let acked = cells.get(&row.conversation).map_or(0, |cell| cell.acked);
+                let acked = cursors.get(&row.conversation).map_or(0, |cursor| cursor.acked);
                 if row.seq > acked && self.is_committed(row.conversation, row.seq).await? {
                     let there = self.audit_content(device, &row).await?;
                     let found = Waiting::new(&row, there.as_ref());
@@ -201,26 +201,26 @@ impl CassandraStore {
         }
         let mut count = 0;
         for (conversation, rows) in waiting {
-            let cell = cells.get(&conversation).copied().unwrap_or_default();
-            count += self.audit_rows(device, conversation, cell, rows).await?;
+            let cursor = cursors.get(&conversation).copied().unwrap_or_default();
+            count += self.audit_rows(device, conversation, cursor, rows).await?;
         }
         Ok(count)
     }
 
-    /// The rows of one conversation that were found to wait, and its cell as it was before they were looked for.
+    /// The rows of one conversation that were found to wait, and its cursor as it was before they were looked for.
     async fn audit_rows(
         &self,
         device: InstallationId,
         conversation: ConversationId,
-        before: Cell,
+        before: InboxCursor,
         mut rows: BTreeMap<Seq, Waiting>,
     ) -> Result<u64> {
         let last = self.last_commit(conversation).await?;
-        // After the state: what is not to be finished is in its cell.
-        let cells = self.cells_of(device, &HashSet::from([conversation])).await?;
-        let cell = cells.get(&conversation).copied().unwrap_or_default();
+        // After the state: what is not to be finished is in its cursor.
+        let cursors = self.cursors_of(device, &HashSet::from([conversation])).await?;
+        let cursor = cursors.get(&conversation).copied().unwrap_or_default();
         let to_come = last.inbox.iter().filter(|(owner, _)| *owner == device).map(|(_, row)| row);
-        let mut reach = cell.tail;
+        let mut reach = cursor.tail;
         // What is above came since.
         let looked_for = rows.keys().next_back().map_or(before.tail, |last| before.tail.max(*last));
         for row in to_come.filter(|row| row.seq <= looked_for) {
@@ -231,11 +231,11 @@ impl CassandraStore {
         let mut members = last.state.members.iter();
         let is_member = conversation.kind() == Ok(ConversationKind::Mailbox)
             || members.any(|member| member.installations.contains(&device));
-        rows.retain(|seq, _| *seq > cell.acked);
-        let mut above = cell.acked;
+        rows.retain(|seq, _| *seq > cursor.acked);
+        let mut above = cursor.acked;
         for (seq, row) in &rows {
             if *seq > reach {
-                return Err(broken("an inbox row is outside of its cell"));
+                return Err(broken("an inbox row is outside of its cursor"));
             }
             if !row.is_read {
                 return Err(broken("a row waits where its inbox is not read"));
@@ -246,7 +246,7 @@ impl CassandraStore {
             above = *seq;
         }
         if before.tail > above && self.is_committed(conversation, before.tail).await? {
-            return Err(broken("a cell reaches beyond its inbox"));
+            return Err(broken("a cursor reaches beyond its inbox"));
         }
         Ok(rows.len() as u64)
     }

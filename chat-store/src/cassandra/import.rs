@@ -2,9 +2,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use chat_core::backend::{
-    Commit, ConversationState, KeyDirectory, MessageStore, PageLimit, StoreLife, WantCells,
+    Commit, ConversationState, CursorFilter, KeyDirectory, MessageStore, PageLimit, StoreLife,
 };
-use chat_core::envelope::{Durability, InboxRow, Place};
+use chat_core::envelope::{Durability, InboxPosition, InboxRow};
 use chat_core::wire::encode_list;
 use chat_core::{ConversationId, InstallationId, MessageId, Result, Seq, StoreEpoch, UserId};
 use dashmap::DashMap;
@@ -57,19 +57,19 @@ impl CassandraImport {
         let write = |statement, values| Write { statement, values };
         let own = || blob(id.as_bytes());
         let born = first_waiting_us.unwrap_or(u64::MAX).min(now_us().saturating_sub(FLOOR_BEHIND_US));
-        let mut cells =
+        let mut cursors =
             vec![self.store.generation_write(id, device.generation), self.store.born_write(id, born)];
-        for (conversation, cell) in &device.cells {
+        for (conversation, cursor) in &device.cursors {
             // Below the timestamp of any row that is committed from now on.
             let time_us = tails.get(conversation).copied().unwrap_or(1);
             let tail =
-                vec![big(signed(time_us)), big(signed(cell.tail)), own(), blob(conversation.as_bytes())];
-            cells.push(write(&link.statements.put_tail, tail));
-            let acked = big(signed(cell.acked));
+                vec![big(signed(time_us)), big(signed(cursor.tail)), own(), blob(conversation.as_bytes())];
+            cursors.push(write(&link.statements.put_tail, tail));
+            let acked = big(signed(cursor.acked));
             let acked = vec![acked.clone(), acked, own(), blob(conversation.as_bytes())];
-            cells.push(write(&link.statements.put_acked, acked));
+            cursors.push(write(&link.statements.put_acked, acked));
         }
-        self.store.write_partition(&cells).await?;
+        self.store.write_partition(&cursors).await?;
         let mut keys = Vec::new();
         if let Some((signed_part, signature, through)) = &device.bundle {
             let part = |bytes: &Bytes| CqlValue::Blob(bytes.to_vec());
@@ -141,14 +141,14 @@ impl CassandraImport {
     }
 
     /// A page of what waits for a device.
-    pub(crate) async fn inbox(&self, device: InstallationId, after: Place) -> Result<Vec<InboxRow>> {
+    pub(crate) async fn inbox(&self, device: InstallationId, after: InboxPosition) -> Result<Vec<InboxRow>> {
         self.store.read_inbox(device, after, PageLimit::MAX).await
     }
 
     pub(crate) async fn device(&self, id: InstallationId) -> Result<Device> {
         let link = &self.store.link;
         let generation = self.store.meta(id).await?.generation;
-        let record = self.store.read_device(id, WantCells::All).await?;
+        let record = self.store.read_device(id, CursorFilter::All).await?;
         let rows = link.rows(&link.statements.prekeys, (&id.as_bytes()[..],)).await?;
         let mut prekeys = Vec::new();
         for row in rows.rows::<(Option<i64>, Option<Vec<u8>>)>().map_err(|_| corrupt())? {
@@ -167,7 +167,7 @@ impl CassandraImport {
         };
         Ok(Device {
             generation,
-            cells: record.cells,
+            cursors: record.cursors,
             bundle,
             prekeys,
             incarnation,

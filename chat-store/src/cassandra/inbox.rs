@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
-use chat_core::backend::{DeviceRecord, PageLimit, WantCells};
-use chat_core::envelope::{AckOf, Cell, InboxRow, Place};
+use chat_core::backend::{CursorFilter, DeviceRecord, PageLimit};
+use chat_core::envelope::{AckUpTo, InboxCursor, InboxPosition, InboxRow};
 use chat_core::wire::decode_row;
 use chat_core::{ConversationId, Error, ErrorKind, InstallationId, Result};
 use futures_util::TryStreamExt as _;
@@ -31,7 +31,7 @@ const TRIM_AT: u64 = 64;
 /// Rows of one request.
 const PAGE: usize = 64;
 
-/// What is known of a device beside its cells.
+/// What is known of a device beside its cursors.
 #[derive(Clone, Copy, Default)]
 pub(super) struct DeviceMeta {
     pub(super) generation: u64,
@@ -56,15 +56,15 @@ pub(super) struct Untrimmed {
 #[derive(Clone, Copy)]
 pub(super) struct Key {
     day: i32,
-    pub(super) place: Place,
+    pub(super) position: InboxPosition,
     size: u64,
 }
 
 /// Where a device stands in each conversation: of what it acknowledged and where it joined, the higher counts.
-pub(super) type Cells = HashMap<ConversationId, Cell>;
+pub(super) type Cursors = HashMap<ConversationId, InboxCursor>;
 
-fn read_cells(rows: &QueryRowsResult) -> Result<Cells> {
-    let mut cells = HashMap::new();
+fn read_cursors(rows: &QueryRowsResult) -> Result<Cursors> {
+    let mut cursors = HashMap::new();
     for row in
         rows.rows::<(Option<Vec<u8>>, Option<i64>, Option<i64>, Option<i64>)>().map_err(|_| corrupt())?
     {
@@ -72,14 +72,15 @@ fn read_cells(rows: &QueryRowsResult) -> Result<Cells> {
         // A partition of which only the static columns are set reads as one row without a key.
         let Some(conversation) = conversation else { continue };
         let joined = first.map_or(0, |first| unsigned(first).saturating_sub(1));
-        let cell = Cell { acked: acked.map_or(0, unsigned).max(joined), tail: tail.map_or(0, unsigned) };
-        cells.insert(ConversationId::parse(&conversation).map_err(|_| corrupt())?, cell);
+        let cursor =
+            InboxCursor { acked: acked.map_or(0, unsigned).max(joined), tail: tail.map_or(0, unsigned) };
+        cursors.insert(ConversationId::parse(&conversation).map_err(|_| corrupt())?, cursor);
     }
-    Ok(cells)
+    Ok(cursors)
 }
 
 fn conversations(keys: &[Key]) -> HashSet<ConversationId> {
-    keys.iter().map(|key| key.place.conversation).collect()
+    keys.iter().map(|key| key.position.conversation).collect()
 }
 
 impl CassandraStore {
@@ -91,27 +92,27 @@ impl CassandraStore {
         Ok(DeviceMeta { generation: generation.map_or(0, unsigned), floor_us })
     }
 
-    /// The cells of these conversations.
-    pub(super) async fn cells_of(
+    /// The cursors of these conversations.
+    pub(super) async fn cursors_of(
         &self,
         device: InstallationId,
         conversations: &HashSet<ConversationId>,
-    ) -> Result<Cells> {
+    ) -> Result<Cursors> {
         /// Above this many it is cheaper to read all.
         const NAMED: usize = 50;
         if conversations.is_empty() {
-            return Ok(Cells::new());
+            return Ok(Cursors::new());
         }
         if conversations.len() > NAMED {
-            return self.all_cells(device).await;
+            return self.all_cursors(device).await;
         }
         let wanted: Vec<&[u8]> = conversations.iter().map(|id| &id.as_bytes()[..]).collect();
-        let rows = self.link.rows(&self.link.statements.cells_of, (&device.as_bytes()[..], wanted)).await?;
-        read_cells(&rows)
+        let rows = self.link.rows(&self.link.statements.cursors_of, (&device.as_bytes()[..], wanted)).await?;
+        read_cursors(&rows)
     }
 
-    pub(super) async fn all_cells(&self, device: InstallationId) -> Result<Cells> {
-        read_cells(&self.link.rows(&self.link.statements.cells, (&device.as_bytes()[..],)).await?)
+    pub(super) async fn all_cursors(&self, device: InstallationId) -> Result<Cursors> {
+        read_cursors(&self.link.rows(&self.link.statements.cursors, (&device.as_bytes()[..],)).await?)
     }
 
     /// The days in which rows of a device may lie, from a time on, oldest first.
@@ -127,19 +128,20 @@ impl CassandraStore {
     pub(super) async fn read_inbox(
         &self,
         device: InstallationId,
-        after: Place,
+        after: InboxPosition,
         limit: PageLimit,
     ) -> Result<Vec<InboxRow>> {
         let late = self.read_day(device, LATE_DAY, after, limit);
         let (meta, late) = try_join(self.meta(device), late).await?;
-        let mut rows: BTreeMap<Place, InboxRow> = late.into_iter().map(|row| (row.place(), row)).collect();
+        let mut rows: BTreeMap<InboxPosition, InboxRow> =
+            late.into_iter().map(|row| (row.position(), row)).collect();
         let (mut read, mut bytes) = (0, 0);
         // What lies below the floor was deleted: reading over it would cost as much as if it were there.
-        let above = after.max(Place { time_us: meta.floor_us, ..Place::START });
+        let above = after.max(InboxPosition { time_us: meta.floor_us, ..InboxPosition::START });
         for day in Self::days(meta, after.time_us) {
             for row in self.read_day(device, day, above, limit).await? {
                 (read, bytes) = (read + 1, bytes + row.size());
-                rows.insert(row.place(), row);
+                rows.insert(row.position(), row);
             }
             if read >= limit.rows || bytes >= limit.bytes {
                 break;
@@ -161,7 +163,7 @@ impl CassandraStore {
         &self,
         device: InstallationId,
         day: i32,
-        after: Place,
+        after: InboxPosition,
         limit: PageLimit,
     ) -> Result<Vec<InboxRow>> {
         let (mut page, mut bytes, mut after) = (Vec::new(), 0, after);
@@ -183,7 +185,7 @@ impl CassandraStore {
             }
             let more = rows.len() == most;
             if let Some(last) = rows.last() {
-                after = last.place();
+                after = last.position();
             }
             for row in self.waiting(device, rows).await? {
                 bytes += row.size();
@@ -197,12 +199,14 @@ impl CassandraStore {
 
     async fn waiting(&self, device: InstallationId, rows: Vec<InboxRow>) -> Result<Vec<InboxRow>> {
         let conversations: HashSet<ConversationId> = rows.iter().map(|row| row.conversation).collect();
-        let cells = self.cells_of(device, &conversations).await?;
+        let cursors = self.cursors_of(device, &conversations).await?;
         let committed = rows.iter().map(|row| self.is_committed(row.conversation, row.seq));
         let committed = try_join_all(committed).await?;
-        // A row counts from when its cell reaches it.
+        // A row counts from when its cursor reaches it.
         let waits = |row: &InboxRow| {
-            cells.get(&row.conversation).is_some_and(|cell| cell.acked < row.seq && row.seq <= cell.tail)
+            cursors
+                .get(&row.conversation)
+                .is_some_and(|cursor| cursor.acked < row.seq && row.seq <= cursor.tail)
         };
         let rows = rows.into_iter().zip(committed);
         Ok(rows.filter(|(row, committed)| *committed && waits(row)).map(|(row, _)| row).collect())
@@ -212,19 +216,19 @@ impl CassandraStore {
         &self,
         device: InstallationId,
         generation: u64,
-        acks: &[AckOf],
+        acks: &[AckUpTo],
     ) -> Result<()> {
         let conversations: HashSet<ConversationId> = acks.iter().map(|ack| ack.conversation).collect();
-        let cells = self.cells_of(device, &conversations).await?;
-        let cell = |ack: &AckOf| cells.get(&ack.conversation).copied().unwrap_or_default();
+        let cursors = self.cursors_of(device, &conversations).await?;
+        let cursor = |ack: &AckUpTo| cursors.get(&ack.conversation).copied().unwrap_or_default();
         // One after the other: of many that are made up the first one ends it.
-        for ack in acks.iter().filter(|ack| ack.seq > cell(ack).tail) {
+        for ack in acks.iter().filter(|ack| ack.seq > cursor(ack).tail) {
             self.check_unsettled(device, *ack).await?;
         }
         let mut writes = vec![self.generation_write(device, generation)];
         let mut removed = 0;
-        for ack in acks.iter().filter(|ack| ack.seq > cell(ack).acked) {
-            removed += ack.seq - cell(ack).acked;
+        for ack in acks.iter().filter(|ack| ack.seq > cursor(ack).acked) {
+            removed += ack.seq - cursor(ack).acked;
             let values = vec![
                 big(signed(ack.seq)),
                 big(signed(ack.seq)),
@@ -238,14 +242,14 @@ impl CassandraStore {
         Ok(())
     }
 
-    /// Whether a row may be acknowledged that its cell does not reach: its commit is safe, and was told.
-    async fn check_unsettled(&self, device: InstallationId, ack: AckOf) -> Result<()> {
+    /// Whether a row may be acknowledged that its cursor does not reach: its commit is safe, and was told.
+    async fn check_unsettled(&self, device: InstallationId, ack: AckUpTo) -> Result<()> {
         if ack.seq <= self.tail_to_come(ack.conversation, device).await? {
             return Ok(());
         }
-        // The next commit may be there already: then this one is visible since the cell was read.
-        let cells = self.cells_of(device, &HashSet::from([ack.conversation])).await?;
-        if cells.get(&ack.conversation).is_some_and(|cell| ack.seq <= cell.tail) {
+        // The next commit may be there already: then this one is visible since the cursor was read.
+        let cursors = self.cursors_of(device, &HashSet::from([ack.conversation])).await?;
+        if cursors.get(&ack.conversation).is_some_and(|cursor| ack.seq <= cursor.tail) {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Invalid, "an ack is above the tail"))
@@ -295,8 +299,8 @@ impl CassandraStore {
         rows.map(|row| {
             let (time_us, conversation, seq, size) = row.map_err(|_| corrupt())?;
             let conversation = ConversationId::parse(&conversation).map_err(|_| corrupt())?;
-            let place = Place { time_us: unsigned(time_us), conversation, seq: unsigned(seq) };
-            Ok(Key { day, place, size: u64::try_from(size).unwrap_or(0) })
+            let position = InboxPosition { time_us: unsigned(time_us), conversation, seq: unsigned(seq) };
+            Ok(Key { day, position, size: u64::try_from(size).unwrap_or(0) })
         })
         .collect()
     }
@@ -306,14 +310,18 @@ impl CassandraStore {
     async fn trim(&self, device: InstallationId, from_us: u64) -> Result<u64> {
         let meta = self.meta(device).await?;
         let now = now_us();
-        let (keys, cells) = try_join(self.keys(device, meta, from_us), self.all_cells(device)).await?;
-        let acked =
-            |key: &Key| cells.get(&key.place.conversation).is_some_and(|cell| key.place.seq <= cell.acked);
+        let (keys, cursors) = try_join(self.keys(device, meta, from_us), self.all_cursors(device)).await?;
+        let acked = |key: &Key| {
+            cursors.get(&key.position.conversation).is_some_and(|cursor| key.position.seq <= cursor.acked)
+        };
         let gone: Vec<Key> = keys.iter().copied().filter(acked).collect();
         self.delete(device, &gone).await?;
         // Nothing waits below the first row that is left, nor, if none is, below now; what comes late is late.
-        let left =
-            keys.iter().filter(|key| !acked(key) && key.day != LATE_DAY).map(|key| key.place.time_us).min();
+        let left = keys
+            .iter()
+            .filter(|key| !acked(key) && key.day != LATE_DAY)
+            .map(|key| key.position.time_us)
+            .min();
         let behind = now.saturating_sub(FLOOR_BEHIND_US);
         let floor = left.map_or(behind, |left| left.min(behind));
         if from_us == 0 && floor > meta.floor_us && meta.floor_us > 0 {
@@ -345,12 +353,12 @@ impl CassandraStore {
         let mut days: BTreeMap<i32, Vec<Write<'_>>> = BTreeMap::new();
         for key in keys {
             let values = vec![
-                big(signed(key.place.time_us) + 1),
+                big(signed(key.position.time_us) + 1),
                 blob(device.as_bytes()),
                 CqlValue::Int(key.day),
-                big(signed(key.place.time_us)),
-                blob(key.place.conversation.as_bytes()),
-                big(signed(key.place.seq)),
+                big(signed(key.position.time_us)),
+                blob(key.position.conversation.as_bytes()),
+                big(signed(key.position.seq)),
             ];
             let write = Write { statement: &self.link.statements.delete_inbox, values };
             days.entry(key.day).or_default().push(write);
@@ -363,31 +371,35 @@ impl CassandraStore {
         Ok(())
     }
 
-    pub(super) async fn read_device(&self, device: InstallationId, want: WantCells) -> Result<DeviceRecord> {
+    pub(super) async fn read_device(
+        &self,
+        device: InstallationId,
+        want: CursorFilter,
+    ) -> Result<DeviceRecord> {
         let meta = self.meta(device).await?;
         let keys = self.keys(device, meta, 0).await?;
         let mut needed = conversations(&keys);
-        if let WantCells::Of(one) = want {
+        if let CursorFilter::Of(one) = want {
             needed.insert(one);
         }
-        let cells = match want {
-            WantCells::All => self.all_cells(device).await?,
-            _ => self.cells_of(device, &needed).await?,
+        let cursors = match want {
+            CursorFilter::All => self.all_cursors(device).await?,
+            _ => self.cursors_of(device, &needed).await?,
         };
         // A row may lie in its day and among the late ones: two owners did not agree how late it was.
         let mut places = HashSet::new();
         let waiting = keys.iter().filter(|key| {
-            let acked = cells.get(&key.place.conversation).map_or(0, |cell| cell.acked);
-            key.place.seq > acked && places.insert(key.place)
+            let acked = cursors.get(&key.position.conversation).map_or(0, |cursor| cursor.acked);
+            key.position.seq > acked && places.insert(key.position)
         });
         let (rows, bytes) = waiting.fold((0, 0), |(rows, bytes), key| (rows + 1, bytes + key.size));
-        let mut cells: Vec<_> = match want {
-            WantCells::No => Vec::new(),
-            WantCells::Of(one) => cells.get(&one).map(|cell| (one, *cell)).into_iter().collect(),
-            WantCells::All => cells.into_iter().collect(),
+        let mut cursors: Vec<_> = match want {
+            CursorFilter::No => Vec::new(),
+            CursorFilter::Of(one) => cursors.get(&one).map(|cursor| (one, *cursor)).into_iter().collect(),
+            CursorFilter::All => cursors.into_iter().collect(),
         };
-        cells.sort_unstable_by_key(|(conversation, _)| *conversation);
-        Ok(DeviceRecord { waiting_rows: rows, waiting_bytes: bytes, cells })
+        cursors.sort_unstable_by_key(|(conversation, _)| *conversation);
+        Ok(DeviceRecord { waiting_rows: rows, waiting_bytes: bytes, cursors })
     }
 
     pub(super) async fn expire_rows(&self, before_us: u64, limit: usize) -> Result<usize> {
@@ -415,30 +427,30 @@ impl CassandraStore {
     /// Ends what is too old in one inbox: each conversation's rows become one gap, at the last one's place.
     async fn expire_of(&self, device: InstallationId, before_us: u64, limit: usize) -> Result<usize> {
         let all = PageLimit { rows: usize::MAX, bytes: usize::MAX };
-        let rows = self.read_inbox(device, Place::START, all).await?;
-        let mut gaps: BTreeMap<ConversationId, (u64, bool, Place)> = BTreeMap::new();
+        let rows = self.read_inbox(device, InboxPosition::START, all).await?;
+        let mut gaps: BTreeMap<ConversationId, (u64, bool, InboxPosition)> = BTreeMap::new();
         let mut places = HashSet::new();
         let mut count = 0;
         for row in rows.iter().filter(|row| row.time_us < before_us) {
             if count == limit {
                 break;
             }
-            let gap = gaps.entry(row.conversation).or_insert((row.first_seq(), false, row.place()));
-            (gap.1, gap.2) = (gap.1 | row.joined, row.place());
-            places.insert(row.place());
+            let gap = gaps.entry(row.conversation).or_insert((row.first_seq(), false, row.position()));
+            (gap.1, gap.2) = (gap.1 | row.joined, row.position());
+            places.insert(row.position());
             count += usize::from(!row.is_expired());
         }
         if count == 0 {
             return Ok(0);
         }
         let keys = self.keys(device, self.meta(device).await?, 0).await?;
-        let gone = keys.iter().filter(|key| places.contains(&key.place)).copied();
+        let gone = keys.iter().filter(|key| places.contains(&key.position)).copied();
         let (last, gone): (Vec<Key>, Vec<Key>) =
-            gone.partition(|key| gaps.values().any(|gap| gap.2 == key.place));
+            gone.partition(|key| gaps.values().any(|gap| gap.2 == key.position));
         // The gap first: a reader in between sees rows that are about to go, never a hole.
         for key in last {
-            if let Some((from, joined, place)) = gaps.get(&key.place.conversation) {
-                let row = InboxRow::expired(key.place.conversation, *from, *place, *joined);
+            if let Some((from, joined, place)) = gaps.get(&key.position.conversation) {
+                let row = InboxRow::expired(key.position.conversation, *from, *place, *joined);
                 self.link.batch(&[self.inbox_write(device, key.day, &row, place.time_us + 1)]).await?;
             }
         }

@@ -30,7 +30,7 @@ impl CassandraStore {
         let mut last: BTreeMap<ConversationId, u64> = BTreeMap::new();
         for (conversation, time_us) in rows
             .iter()
-            .map(|(_, key)| (key.place.conversation, key.place.time_us))
+            .map(|(_, key)| (key.position.conversation, key.position.time_us))
             .chain(ids.iter().map(|id| (id.conversation, 0)))
         {
             let known = last.entry(conversation).or_default();
@@ -85,7 +85,7 @@ impl CassandraStore {
         let device = InstallationId::parse(&device).map_err(|_| corrupt())?;
         let mut lost = Vec::new();
         for key in self.keys(device, self.meta(device).await?, 0).await? {
-            if !self.is_committed(key.place.conversation, key.place.seq).await? {
+            if !self.is_committed(key.position.conversation, key.position.seq).await? {
                 lost.push((device, key));
             }
         }

@@ -20,7 +20,7 @@
 //! | `history` | (conversation, seq / 10,000), seq descending | 10,000 rows |
 //! | `ids` | (conversation, sender, minute of the id) | what one device sends in about a minute |
 //! | `inbox` | (installation, day), commit time, conversation, seq | a day, and the quota |
-//! | `cells` | installation, conversation | conversations of a device |
+//! | `cursors` | installation, conversation | conversations of a device |
 //! | `accounts`, `handles`, `owners` | one row each | |
 //! | `devices` | installation, prekey id | 200 prekeys |
 //!
@@ -45,10 +45,10 @@ pub use link::CassandraSettings;
 use async_trait::async_trait;
 use bytes::Bytes;
 use chat_core::backend::{
-    Commit, CommitOutcome, ConversationState, DeviceRecord, LogAnchor, LogIdentity, LogPosition,
-    MessageStore, PageLimit, StoreLife, WantCells,
+    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogAnchor, LogIdentity,
+    LogPosition, MessageStore, PageLimit, StoreLife,
 };
-use chat_core::envelope::{AckOf, Durability, InboxRow, Place};
+use chat_core::envelope::{AckUpTo, Durability, InboxPosition, InboxRow};
 use chat_core::wire::{decode_row, redo, state};
 use chat_core::{
     ConversationId, ConversationKind, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch,
@@ -218,11 +218,16 @@ impl MessageStore for CassandraStore {
         try_join_all(commits.iter().map(|commit| self.write_rows(commit))).await.map(drop)
     }
 
-    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
+    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckUpTo]) -> Result<()> {
         self.acknowledge(device, generation, acks).await
     }
 
-    async fn inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Result<Vec<InboxRow>> {
+    async fn inbox(
+        &self,
+        device: InstallationId,
+        after: InboxPosition,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
         self.read_inbox(device, after, limit).await
     }
 
@@ -274,8 +279,8 @@ impl MessageStore for CassandraStore {
         Ok(self.meta(device).await?.generation)
     }
 
-    async fn device(&self, device: InstallationId, cells: WantCells) -> Result<DeviceRecord> {
-        self.read_device(device, cells).await
+    async fn device(&self, device: InstallationId, cursors: CursorFilter) -> Result<DeviceRecord> {
+        self.read_device(device, cursors).await
     }
 
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {

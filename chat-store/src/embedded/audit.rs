@@ -27,9 +27,10 @@ pub(super) fn run(tables: &Tables) -> Result<Audit> {
     for guard in tables.inbox.iter() {
         let (key, _) = guard.into_inner().map_err(failed)?;
         let (device, place) = keys::read_inbox(&key)?;
-        let cell = tables.read_cell(device, place.conversation)?.ok_or(broken("an inbox row has no cell"))?;
-        if place.seq <= cell.acked || place.seq > cell.tail {
-            return Err(broken("an inbox row is outside of its cell"));
+        let cursor =
+            tables.read_cursor(device, place.conversation)?.ok_or(broken("an inbox row has no cursor"))?;
+        if place.seq <= cursor.acked || place.seq > cursor.tail {
+            return Err(broken("an inbox row is outside of its cursor"));
         }
         if tables.history.get(keys::history(place.conversation, place.seq)).map_err(failed)?.is_none() {
             return Err(broken("an inbox row has no message"));

@@ -1,6 +1,6 @@
 //! Keys and small values: fixed widths, big endian, so that byte order is the order of meaning.
 
-use chat_core::envelope::{Cell, Place};
+use chat_core::envelope::{InboxCursor, InboxPosition};
 use chat_core::{ConversationId, InstallationId, MessageId, Result, Seq};
 
 use super::corrupt;
@@ -13,45 +13,45 @@ pub(super) fn id(conversation: ConversationId, sender: InstallationId, id: Messa
     [&conversation.as_bytes()[..], sender.as_bytes(), id.as_bytes()].concat()
 }
 
-pub(super) fn inbox(device: InstallationId, place: Place) -> Vec<u8> {
+pub(super) fn inbox(device: InstallationId, position: InboxPosition) -> Vec<u8> {
     [
         &device.as_bytes()[..],
-        &place.time_us.to_be_bytes(),
-        place.conversation.as_bytes(),
-        &place.seq.to_be_bytes(),
+        &position.time_us.to_be_bytes(),
+        position.conversation.as_bytes(),
+        &position.seq.to_be_bytes(),
     ]
     .concat()
 }
 
-/// The device and place of an inbox key.
-pub(super) fn read_inbox(key: &[u8]) -> Result<(InstallationId, Place)> {
+/// The device and position of an inbox key.
+pub(super) fn read_inbox(key: &[u8]) -> Result<(InstallationId, InboxPosition)> {
     if key.len() != 16 + 8 + 17 + 8 {
         return Err(corrupt());
     }
-    let place = Place {
+    let position = InboxPosition {
         time_us: number(&key[16..24])?,
         conversation: ConversationId::parse(&key[24..41]).map_err(|_| corrupt())?,
         seq: number(&key[41..49])?,
     };
-    Ok((InstallationId::parse(&key[..16]).map_err(|_| corrupt())?, place))
+    Ok((InstallationId::parse(&key[..16]).map_err(|_| corrupt())?, position))
 }
 
-pub(super) fn cell(device: InstallationId, conversation: ConversationId) -> Vec<u8> {
+pub(super) fn cursor(device: InstallationId, conversation: ConversationId) -> Vec<u8> {
     [&device.as_bytes()[..], conversation.as_bytes()].concat()
 }
 
-pub(super) fn cell_value(cell: Cell) -> [u8; 16] {
+pub(super) fn cursor_value(cursor: InboxCursor) -> [u8; 16] {
     let mut value = [0; 16];
-    value[..8].copy_from_slice(&cell.acked.to_be_bytes());
-    value[8..].copy_from_slice(&cell.tail.to_be_bytes());
+    value[..8].copy_from_slice(&cursor.acked.to_be_bytes());
+    value[8..].copy_from_slice(&cursor.tail.to_be_bytes());
     value
 }
 
-pub(super) fn read_cell(value: &[u8]) -> Result<Cell> {
+pub(super) fn read_cursor(value: &[u8]) -> Result<InboxCursor> {
     if value.len() != 16 {
         return Err(corrupt());
     }
-    Ok(Cell { acked: number(&value[..8])?, tail: number(&value[8..])? })
+    Ok(InboxCursor { acked: number(&value[..8])?, tail: number(&value[8..])? })
 }
 
 pub(super) fn number(bytes: &[u8]) -> Result<u64> {

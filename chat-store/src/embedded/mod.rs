@@ -6,7 +6,7 @@
 //! | `history` | conversation, seq | the message, its body once |
 //! | `ids` | conversation, installation, message id | seq |
 //! | `inbox` | installation, time, conversation, seq | this device's box, or what stands for it |
-//! | `cells` | installation, conversation | acked, tail |
+//! | `cursors` | installation, conversation | acked, tail |
 //! | `devices` | installation | generation |
 //! | `handles`, `names`, `lists`, `owners`, `prekeys`, `bundles`, `incarnations` | | the key directory |
 //! | `meta` | | store epoch, count of synced commits |
@@ -31,10 +31,10 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use chat_core::backend::{
-    Commit, CommitOutcome, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife,
-    WantCells,
+    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
+    PageLimit, StoreLife,
 };
-use chat_core::envelope::{AckOf, Durability, InboxRow, Place};
+use chat_core::envelope::{AckUpTo, Durability, InboxPosition, InboxRow};
 use chat_core::{ConversationId, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
@@ -56,7 +56,7 @@ pub(crate) struct Tables {
     history: Keyspace,
     ids: Keyspace,
     inbox: Keyspace,
-    cells: Keyspace,
+    cursors: Keyspace,
     devices: Keyspace,
     handles: Keyspace,
     names: Keyspace,
@@ -192,7 +192,7 @@ impl Tables {
             history: keyspace("history")?,
             ids: keyspace("ids")?,
             inbox: keyspace("inbox")?,
-            cells: keyspace("cells")?,
+            cursors: keyspace("cells")?,
             devices: keyspace("devices")?,
             handles: keyspace("handles")?,
             names: keyspace("names")?,
@@ -259,11 +259,16 @@ impl MessageStore for EmbeddedStore {
         Ok(())
     }
 
-    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
+    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckUpTo]) -> Result<()> {
         self.writer.ack(device, generation, acks.to_vec()).await
     }
 
-    async fn inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Result<Vec<InboxRow>> {
+    async fn inbox(
+        &self,
+        device: InstallationId,
+        after: InboxPosition,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
         self.tables.read_inbox(device, after, limit)
     }
 
@@ -280,12 +285,12 @@ impl MessageStore for EmbeddedStore {
         self.tables.read_generation(device)
     }
 
-    async fn device(&self, device: InstallationId, want: WantCells) -> Result<DeviceRecord> {
+    async fn device(&self, device: InstallationId, want: CursorFilter) -> Result<DeviceRecord> {
         let waiting = self.writer.waiting(device).await?;
         Ok(DeviceRecord {
             waiting_rows: waiting.rows,
             waiting_bytes: waiting.bytes,
-            cells: self.tables.read_cells(device, want)?,
+            cursors: self.tables.read_cursors(device, want)?,
         })
     }
 

@@ -1,8 +1,8 @@
 //! Reads. They go straight to the tables: what is there is durable, or about to be and harmless to see.
 
 use bytes::Bytes;
-use chat_core::backend::{ConversationState, PageLimit, WantCells};
-use chat_core::envelope::{Cell, InboxRow, Place, RowContent};
+use chat_core::backend::{ConversationState, CursorFilter, PageLimit};
+use chat_core::envelope::{InboxCursor, InboxPosition, InboxRow, RowContent};
 use chat_core::wire::{decode_row, encode_row, state};
 use chat_core::{ConversationId, ConversationKind, InstallationId, MessageId, Result, Seq};
 use fjall::Readable;
@@ -61,7 +61,7 @@ impl Tables {
     pub(super) fn read_inbox(
         &self,
         device: InstallationId,
-        after: Place,
+        after: InboxPosition,
         limit: PageLimit,
     ) -> Result<Vec<InboxRow>> {
         let mut start = keys::inbox(device, after);
@@ -99,14 +99,14 @@ impl Tables {
         Ok(rows)
     }
 
-    fn inbox_row(&self, view: &impl Readable, place: Place, value: Bytes) -> Result<InboxRow> {
+    fn inbox_row(&self, view: &impl Readable, position: InboxPosition, value: Bytes) -> Result<InboxRow> {
         let tag = *value.first().ok_or_else(corrupt)?;
         let rest = value.slice(1..);
         if tag & MESSAGE == 0 {
             return decode_row(rest).map_err(|_| corrupt());
         }
         let history =
-            view.get(&self.history, keys::history(place.conversation, place.seq)).map_err(failed)?;
+            view.get(&self.history, keys::history(position.conversation, position.seq)).map_err(failed)?;
         let mut row = decode_row(history.ok_or_else(corrupt)?.into()).map_err(|_| corrupt())?;
         row.joined = tag & JOINED != 0;
         match &mut row.content {
@@ -146,34 +146,34 @@ impl Tables {
         self.devices.get(device.as_bytes()).map_err(failed)?.map_or(Ok(0), |value| keys::number(&value))
     }
 
-    pub(super) fn read_cell(
+    pub(super) fn read_cursor(
         &self,
         device: InstallationId,
         conversation: ConversationId,
-    ) -> Result<Option<Cell>> {
-        let value = self.cells.get(keys::cell(device, conversation)).map_err(failed)?;
-        value.map(|value| keys::read_cell(&value)).transpose()
+    ) -> Result<Option<InboxCursor>> {
+        let value = self.cursors.get(keys::cursor(device, conversation)).map_err(failed)?;
+        value.map(|value| keys::read_cursor(&value)).transpose()
     }
 
-    pub(super) fn read_cells(
+    pub(super) fn read_cursors(
         &self,
         device: InstallationId,
-        want: WantCells,
-    ) -> Result<Vec<(ConversationId, Cell)>> {
+        want: CursorFilter,
+    ) -> Result<Vec<(ConversationId, InboxCursor)>> {
         match want {
-            WantCells::No => Ok(Vec::new()),
-            WantCells::Of(conversation) => Ok(self
-                .read_cell(device, conversation)?
-                .map(|cell| (conversation, cell))
+            CursorFilter::No => Ok(Vec::new()),
+            CursorFilter::Of(conversation) => Ok(self
+                .read_cursor(device, conversation)?
+                .map(|cursor| (conversation, cursor))
                 .into_iter()
                 .collect()),
-            WantCells::All => self
-                .cells
+            CursorFilter::All => self
+                .cursors
                 .prefix(device.as_bytes())
                 .map(|guard| {
                     let (key, value) = guard.into_inner().map_err(failed)?;
                     let conversation = ConversationId::parse(key.get(16..).unwrap_or_default());
-                    Ok((conversation.map_err(|_| corrupt())?, keys::read_cell(&value)?))
+                    Ok((conversation.map_err(|_| corrupt())?, keys::read_cursor(&value)?))
                 })
                 .collect(),
         }

@@ -3,9 +3,9 @@ use std::io::Write as _;
 use std::path::Path;
 
 use bytes::Bytes;
-use chat_core::backend::{ConversationState, PageLimit, WantCells};
+use chat_core::backend::{ConversationState, CursorFilter, PageLimit};
 use chat_core::device_list::SignedDeviceList;
-use chat_core::envelope::{InboxRow, Place};
+use chat_core::envelope::{InboxPosition, InboxRow};
 use chat_core::{
     ConversationId, ConversationKind, Error, ErrorKind, Handle, InstallationId, MessageId, Result, Seq,
     StoreEpoch, UserId,
@@ -113,7 +113,7 @@ impl SealedStore {
         let tables = &self.tables;
         let mut devices = BTreeSet::new();
         for table in [
-            &tables.cells,
+            &tables.cursors,
             &tables.devices,
             &tables.inbox,
             &tables.bundles,
@@ -135,11 +135,11 @@ impl SealedStore {
             let (key, value) = guard.into_inner().map_err(failed)?;
             Ok((keys::number(key.get(16..).unwrap_or_default())?, Bytes::from(value)))
         };
-        let mut cells = self.tables.read_cells(device, WantCells::All)?;
-        cells.sort_unstable_by_key(|(conversation, _)| *conversation);
+        let mut cursors = self.tables.read_cursors(device, CursorFilter::All)?;
+        cursors.sort_unstable_by_key(|(conversation, _)| *conversation);
         Ok(Device {
             generation: self.tables.read_generation(device)?,
-            cells,
+            cursors,
             bundle: self.tables.read_bundle(device)?,
             prekeys: self.tables.prekeys.prefix(device.as_bytes()).map(prekey).collect::<Result<_>>()?,
             incarnation: self.tables.read_incarnation(device)?,
@@ -148,7 +148,7 @@ impl SealedStore {
     }
 
     /// A page of what waits for a device.
-    pub(crate) fn inbox(&self, device: InstallationId, after: Place) -> Result<Vec<InboxRow>> {
+    pub(crate) fn inbox(&self, device: InstallationId, after: InboxPosition) -> Result<Vec<InboxRow>> {
         self.tables.read_inbox(device, after, PageLimit::MAX)
     }
 

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use chat_core::backend::{Commit, PageLimit};
-use chat_core::envelope::{AckOf, Cell, InboxRow, Place};
+use chat_core::envelope::{AckUpTo, InboxCursor, InboxPosition, InboxRow};
 use chat_core::wire::{decode_row, encode_row, state};
 use chat_core::{ConversationId, ConversationKind, Error, ErrorKind, InstallationId, Result};
 use dashmap::DashMap;
@@ -39,7 +39,7 @@ pub(super) struct Waiting {
 #[derive(Debug)]
 enum Request {
     Commit(Vec<Commit>, oneshot::Sender<Result<()>>),
-    Ack(InstallationId, u64, Vec<AckOf>, oneshot::Sender<Result<()>>),
+    Ack(InstallationId, u64, Vec<AckUpTo>, oneshot::Sender<Result<()>>),
     Count(InstallationId, oneshot::Sender<Result<()>>),
     Change(Change),
     Expire(u64, usize, oneshot::Sender<Result<usize>>),
@@ -91,7 +91,7 @@ impl Writer {
             commits,
             path,
             waiting: waiting.clone(),
-            cells: HashMap::new(),
+            cursors: HashMap::new(),
             free_at: None,
             full: false,
         };
@@ -112,7 +112,12 @@ impl Writer {
         self.ask(|answer| Request::Commit(commits, answer)).await
     }
 
-    pub(super) async fn ack(&self, device: InstallationId, generation: u64, acks: Vec<AckOf>) -> Result<()> {
+    pub(super) async fn ack(
+        &self,
+        device: InstallationId,
+        generation: u64,
+        acks: Vec<AckUpTo>,
+    ) -> Result<()> {
         self.ask(|answer| Request::Ack(device, generation, acks, answer)).await
     }
 
@@ -187,7 +192,7 @@ struct Work {
     commits: u64,
     path: PathBuf,
     waiting: Arc<DashMap<InstallationId, Waiting>>,
-    cells: HashMap<(InstallationId, ConversationId), Cell>,
+    cursors: HashMap<(InstallationId, ConversationId), InboxCursor>,
     free_at: Option<Instant>,
     full: bool,
 }
@@ -195,7 +200,7 @@ struct Work {
 /// What a batch changes outside of the database, once it is written.
 #[derive(Default)]
 struct Effects {
-    cells: HashMap<(InstallationId, ConversationId), Cell>,
+    cursors: HashMap<(InstallationId, ConversationId), InboxCursor>,
     generations: HashMap<InstallationId, u64>,
     waiting: HashMap<InstallationId, (i64, i64)>,
     /// Inbox rows written in this batch, which no reader sees yet: a batch may hold a row and its ack.
@@ -270,11 +275,11 @@ impl Work {
     }
 
     fn write(&mut self, mut batch: OwnedWriteBatch, effects: &Effects) -> Result<()> {
-        for ((device, conversation), cell) in &effects.cells {
+        for ((device, conversation), cursor) in &effects.cursors {
             batch.insert(
-                &self.tables.cells,
-                keys::cell(*device, *conversation),
-                &keys::cell_value(*cell)[..],
+                &self.tables.cursors,
+                keys::cursor(*device, *conversation),
+                &keys::cursor_value(*cursor)[..],
             );
         }
         for (device, generation) in &effects.generations {
@@ -297,10 +302,10 @@ impl Work {
 
     /// Makes the batch's effects seen and tells those who wait.
     fn make_visible(&mut self, effects: Effects) {
-        if self.cells.len() > CELLS {
-            self.cells.clear();
+        if self.cursors.len() > CELLS {
+            self.cursors.clear();
         }
-        self.cells.extend(effects.cells);
+        self.cursors.extend(effects.cursors);
         for (device, (rows, bytes)) in effects.waiting {
             if let Some(mut known) = self.waiting.get_mut(&device) {
                 known.rows = known.rows.saturating_add_signed(rows);
@@ -346,11 +351,11 @@ impl Work {
     fn old_rows(&self, device: InstallationId, before_us: u64, limit: usize) -> Result<Vec<InboxRow>> {
         let mut old = Vec::new();
         let mut count = 0;
-        let mut after = Place::START;
+        let mut after = InboxPosition::START;
         loop {
             let page = self.tables.read_inbox(device, after, PageLimit::rows(1000))?;
             let Some(last) = page.last() else { return Ok(old) };
-            after = last.place();
+            after = last.position();
             for row in page {
                 if row.time_us >= before_us || count == limit {
                     return Ok(old);
@@ -380,33 +385,33 @@ impl Work {
             let known = gaps.get(&row.conversation);
             let (from, joined) =
                 known.map_or((row.first_seq(), row.joined), |gap| (gap.first_seq(), gap.joined));
-            let grown = InboxRow::expired(row.conversation, from, row.place(), joined);
+            let grown = InboxRow::expired(row.conversation, from, row.position(), joined);
             // A mailbox keeps what an ack of the gap looks for, that of its last place.
             if let (Some(before), Ok(ConversationKind::Mailbox)) =
                 (gaps.insert(row.conversation, grown), row.conversation.kind())
             {
                 batch.remove(&self.tables.history, keys::history(row.conversation, before.seq));
             }
-            batch.remove(&self.tables.inbox, keys::inbox(device, row.place()));
+            batch.remove(&self.tables.inbox, keys::inbox(device, row.position()));
             (counted.0, counted.1) = (counted.0 - 1, counted.1 - row.size() as i64);
         }
         for gap in gaps.into_values() {
             (counted.0, counted.1) = (counted.0 + 1, counted.1 + gap.size() as i64);
-            batch.insert(&self.tables.inbox, keys::inbox(device, gap.place()), inbox_value(&gap));
+            batch.insert(&self.tables.inbox, keys::inbox(device, gap.position()), inbox_value(&gap));
         }
         Ok(removed)
     }
 
-    fn cell(
+    fn cursor(
         &self,
         effects: &Effects,
         device: InstallationId,
         conversation: ConversationId,
-    ) -> Result<Option<Cell>> {
+    ) -> Result<Option<InboxCursor>> {
         let key = (device, conversation);
-        match effects.cells.get(&key).or_else(|| self.cells.get(&key)) {
-            Some(cell) => Ok(Some(*cell)),
-            None => self.tables.read_cell(device, conversation),
+        match effects.cursors.get(&key).or_else(|| self.cursors.get(&key)) {
+            Some(cursor) => Ok(Some(*cursor)),
+            None => self.tables.read_cursor(device, conversation),
         }
     }
 
@@ -444,18 +449,18 @@ impl Work {
         device: InstallationId,
         row: &InboxRow,
     ) -> Result<()> {
-        let mut cell = self.cell(effects, device, row.conversation)?.unwrap_or_default();
-        if row.joined && cell.tail == 0 {
-            cell.acked = row.seq - 1;
+        let mut cursor = self.cursor(effects, device, row.conversation)?.unwrap_or_default();
+        if row.joined && cursor.tail == 0 {
+            cursor.acked = row.seq - 1;
         }
-        let repeated = row.seq <= cell.tail;
-        let key = keys::inbox(device, row.place());
+        let repeated = row.seq <= cursor.tail;
+        let key = keys::inbox(device, row.position());
         // Written again, it may not take the place of the gap that retention left.
         let kept = repeated && self.tables.inbox.contains_key(&key).map_err(failed)?;
-        cell.tail = cell.tail.max(row.seq);
-        effects.cells.insert((device, row.conversation), cell);
+        cursor.tail = cursor.tail.max(row.seq);
+        effects.cursors.insert((device, row.conversation), cursor);
         // A late copy of a row that was acknowledged must not come back.
-        if row.seq > cell.acked && !kept {
+        if row.seq > cursor.acked && !kept {
             batch.insert(&self.tables.inbox, key, inbox_value(row));
             effects.rows.insert((device, row.conversation, row.seq), (row.time_us, row.size()));
             if !repeated {
@@ -483,23 +488,23 @@ impl Work {
         effects: &mut Effects,
         device: InstallationId,
         generation: u64,
-        acks: &[AckOf],
+        acks: &[AckUpTo],
     ) -> Result<()> {
         for ack in acks {
-            match self.cell(effects, device, ack.conversation)? {
-                Some(cell) if ack.seq <= cell.tail => {}
+            match self.cursor(effects, device, ack.conversation)? {
+                Some(cursor) if ack.seq <= cursor.tail => {}
                 _ => return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail")),
             }
         }
         for ack in acks {
             // Read again: an earlier ack of this batch may have moved it.
-            let Some(mut cell) = self.cell(effects, device, ack.conversation)? else { continue };
-            for seq in cell.acked + 1..=ack.seq {
+            let Some(mut cursor) = self.cursor(effects, device, ack.conversation)? else { continue };
+            for seq in cursor.acked + 1..=ack.seq {
                 self.remove_row(batch, effects, device, ack.conversation, seq)?;
             }
-            if ack.seq > cell.acked {
-                cell.acked = ack.seq;
-                effects.cells.insert((device, ack.conversation), cell);
+            if ack.seq > cursor.acked {
+                cursor.acked = ack.seq;
+                effects.cursors.insert((device, ack.conversation), cursor);
             }
         }
         self.raise_generation(effects, device, generation)
@@ -523,14 +528,14 @@ impl Work {
                     return Ok(());
                 };
                 let row = decode_row(value.into()).map_err(|_| corrupt())?;
-                let key = keys::inbox(device, Place { time_us: row.time_us, conversation, seq });
+                let key = keys::inbox(device, InboxPosition { time_us: row.time_us, conversation, seq });
                 let Some(value) = self.tables.inbox.get(key).map_err(failed)? else {
                     return Ok(());
                 };
                 (row.time_us, inbox_size(&row, &value))
             }
         };
-        batch.remove(&self.tables.inbox, keys::inbox(device, Place { time_us, conversation, seq }));
+        batch.remove(&self.tables.inbox, keys::inbox(device, InboxPosition { time_us, conversation, seq }));
         if conversation.kind() == Ok(ConversationKind::Mailbox) {
             batch.remove(&self.tables.history, keys::history(conversation, seq));
         }
@@ -541,11 +546,11 @@ impl Work {
 
     fn count(&self, device: InstallationId) -> Result<()> {
         let mut waiting = Waiting::default();
-        let mut after = Place::START;
+        let mut after = InboxPosition::START;
         loop {
             let page = self.tables.read_inbox(device, after, PageLimit::rows(1000))?;
             let Some(last) = page.last() else { break };
-            after = last.place();
+            after = last.position();
             waiting.rows += page.len() as u64;
             waiting.bytes += page.iter().map(|row| row.size() as u64).sum::<u64>();
         }

@@ -24,7 +24,7 @@ impl Five {
         for one in &commits {
             commit(&store, one.clone()).await;
         }
-        store.ack(device(2).installation, 1, &[AckOf { conversation: talk.id(), seq: 2 }]).await.unwrap();
+        store.ack(device(2).installation, 1, &[AckUpTo { conversation: talk.id(), seq: 2 }]).await.unwrap();
         Self { keyspace, store, talk, commits }
     }
 
@@ -179,7 +179,7 @@ async fn what_was_half_written_goes_with_its_log() {
     commit(&store, again.clone()).await;
     assert_eq!(store.find(talk.id(), sender, last_id).await, Ok(Some(103)));
     let bob = device(2).installation;
-    let places: Vec<Place> = drain(&store, bob).await;
+    let places: Vec<InboxPosition> = drain(&store, bob).await;
     assert_eq!(places.iter().map(|place| place.seq).collect::<Vec<_>>(), (1..=103).collect::<Vec<_>>());
     assert_eq!(places[102].time_us, again.history[0].time_us, "and not what was half written");
     keyspace.remove().await;

@@ -71,7 +71,7 @@ async fn what_a_device_acknowledged_is_soon_not_read_over_any_more() {
     commit(&store, last).await;
     assert_eq!(drain(&store, bob).await.len(), 2001);
     for seq in (64..2001).step_by(64).chain([2001]) {
-        store.ack(bob, 1, &[AckOf { conversation: talk.id(), seq }]).await.unwrap();
+        store.ack(bob, 1, &[AckUpTo { conversation: talk.id(), seq }]).await.unwrap();
     }
     assert_eq!(drain(&store, bob).await, Vec::new());
     let passed = keyspace.tombstones(bob, began, now).await;

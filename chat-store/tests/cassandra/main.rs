@@ -10,11 +10,11 @@ mod timestamps;
 use std::sync::Arc;
 
 use chat_core::backend::{
-    Command, Commit, CommitOutcome, ConversationState, KeyDirectory, LogAnchor, LogIdentity, LogPosition,
-    MessageStore, Operation, PageLimit, Recipient, Record, WantCells,
+    Command, Commit, CommitOutcome, ConversationState, CursorFilter, KeyDirectory, LogAnchor, LogIdentity,
+    LogPosition, MessageStore, Operation, PageLimit, Recipient, Record,
 };
 use chat_core::delivery::{Decision, decide};
-use chat_core::envelope::{AckOf, DeviceBox, Place, Publish, SendNumber};
+use chat_core::envelope::{AckUpTo, DeviceBox, InboxPosition, Publish, SendNumber};
 use chat_core::mutant::Mutants;
 use chat_core::{
     ConversationId, DeviceAddress, DeviceId, ErrorKind, InstallationId, MessageId, UserId, conformance,
@@ -226,7 +226,7 @@ async fn a_commit_that_was_left_half_done_is_finished_by_who_goes_on() {
     let first = alice.next(now_us());
     commit(&store, first).await;
     let (bob, id) = (device(2).installation, alice.id());
-    store.ack(bob, 0, &[AckOf { conversation: id, seq: 1 }]).await.unwrap();
+    store.ack(bob, 0, &[AckUpTo { conversation: id, seq: 1 }]).await.unwrap();
     let last = alice.several(2);
     assert_eq!(commit_durable(&store, last.clone()).await, vec![last.clone()]);
     let name = &keyspace.settings.keyspace;
@@ -249,7 +249,7 @@ async fn a_commit_that_was_left_half_done_is_finished_by_who_goes_on() {
     let elsewhere = LogPosition { generation: 9, offset: 0 };
     for next in [before, at, elsewhere] {
         assert_eq!(store.state(id, Some(next)).await, Ok(Some(last.state.clone())));
-        let rows = store.inbox(bob, Place::START, PageLimit::MAX).await.unwrap();
+        let rows = store.inbox(bob, InboxPosition::START, PageLimit::MAX).await.unwrap();
         let wanted: Vec<_> =
             last.inbox.iter().filter(|(device, _)| *device == bob).map(|(_, row)| row.clone()).collect();
         assert_eq!(rows, wanted);
@@ -343,15 +343,15 @@ async fn a_page_of_history_goes_on_in_the_partition_before() {
 }
 
 /// All that waits for a device, page by page.
-async fn drain(store: &CassandraStore, device: InstallationId) -> Vec<Place> {
+async fn drain(store: &CassandraStore, device: InstallationId) -> Vec<InboxPosition> {
     let mut places = Vec::new();
     loop {
-        let after = places.last().copied().unwrap_or(Place::START);
+        let after = places.last().copied().unwrap_or(InboxPosition::START);
         let page = store.inbox(device, after, PageLimit::rows(70)).await.unwrap();
         if page.is_empty() {
             return places;
         }
-        places.extend(page.iter().map(chat_core::envelope::InboxRow::place));
+        places.extend(page.iter().map(chat_core::envelope::InboxRow::position));
     }
 }
 
@@ -381,14 +381,14 @@ async fn an_inbox_of_several_days_is_read_in_order_and_trimmed_behind_the_clock(
     assert!(all.is_sorted(), "one order over late rows and days");
     // In pieces, as a device does: far more than what makes the store delete.
     for ack in [100, 200, 300] {
-        let acks = [AckOf { conversation: alice.id(), seq: ack }];
+        let acks = [AckUpTo { conversation: alice.id(), seq: ack }];
         store.ack(bob, 1, &acks).await.unwrap();
         let left = drain(&store, bob).await;
         assert_eq!(left.len() as u64, 488 - ack);
-        let record = MessageStore::device(&*store, bob, WantCells::No).await.unwrap();
+        let record = MessageStore::device(&*store, bob, CursorFilter::No).await.unwrap();
         assert_eq!(record.waiting_rows, 488 - ack);
     }
-    let all_of = |talk: &Talk| AckOf { conversation: talk.id(), seq: talk.state.head.seq };
+    let all_of = |talk: &Talk| AckUpTo { conversation: talk.id(), seq: talk.state.head.seq };
     // The first of these trims looked at everything, the others at what came since: nothing of Alice's last
     // minute is left that was acknowledged.
     let kept = format!(

@@ -33,7 +33,7 @@ async fn hundred(store: &CassandraStore) -> (Talk, Vec<Commit>) {
 }
 
 async fn page(store: &CassandraStore, device: InstallationId) -> Vec<InboxRow> {
-    store.inbox(device, Place::START, PageLimit::MAX).await.unwrap()
+    store.inbox(device, InboxPosition::START, PageLimit::MAX).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -43,7 +43,7 @@ async fn what_an_owner_writes_late_brings_nothing_back_that_was_deleted() {
     let bob = device(2).installation;
     let (talk, commits) = hundred(&store).await;
     assert_eq!(keyspace.rows_kept(bob).await, 100);
-    store.ack(bob, 1, &[AckOf { conversation: talk.id(), seq: 100 }]).await.unwrap();
+    store.ack(bob, 1, &[AckUpTo { conversation: talk.id(), seq: 100 }]).await.unwrap();
     assert_eq!(keyspace.rows_kept(bob).await, 0, "so many that they were deleted");
     for late in commits {
         store.make_visible(vec![late]).await.unwrap();
@@ -67,7 +67,7 @@ async fn a_gap_lies_above_the_rows_it_stands_for_and_below_its_own_tombstone() {
     }
     assert!(is_gap(&page(&store, bob).await), "the rows do not come back, and the gap is not covered");
     assert_eq!(keyspace.rows_kept(bob).await, 1);
-    store.ack(bob, 1, &[AckOf { conversation: talk.id(), seq: 100 }]).await.unwrap();
+    store.ack(bob, 1, &[AckUpTo { conversation: talk.id(), seq: 100 }]).await.unwrap();
     assert_eq!(keyspace.rows_kept(bob).await, 0, "of the same time, the tombstone counts");
     keyspace.remove().await;
 }
@@ -79,7 +79,7 @@ async fn of_two_cells_the_higher_tail_and_ack_stay_and_the_lower_beginning() {
     let bob = device(2).installation;
     let mut talk = Talk { from: device(1), to: device(2), state: ConversationState::default() };
     let commits: Vec<Commit> = (0..3).map(|_| talk.next(now_us())).collect();
-    let ack = |seq| [AckOf { conversation: talk.id(), seq }];
+    let ack = |seq| [AckUpTo { conversation: talk.id(), seq }];
     for one in &commits {
         commit(&store, one.clone()).await;
     }

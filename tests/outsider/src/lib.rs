@@ -4,8 +4,8 @@
 use std::sync::Mutex;
 
 use async_trait::async_trait;
-use chat_core::backend::{Commit, CommitOutcome, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife, WantCells};
-use chat_core::envelope::{AckOf, Cell, Durability, InboxRow, Place};
+use chat_core::backend::{Commit, CommitOutcome, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife, CursorFilter};
+use chat_core::envelope::{AckUpTo, InboxCursor, Durability, InboxRow, InboxPosition};
 use chat_core::{ConversationId, ConversationKind, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch};
 
 /// The guide's worked example, compiled and run.
@@ -23,7 +23,7 @@ struct Toy {
     history: Vec<InboxRow>,
     ids: Vec<(ConversationId, InstallationId, MessageId, Seq)>,
     inbox: Vec<(InstallationId, InboxRow)>,
-    cells: Vec<(InstallationId, ConversationId, Cell)>,
+    cursors: Vec<(InstallationId, ConversationId, InboxCursor)>,
     generations: Vec<(InstallationId, u64)>,
 }
 
@@ -36,13 +36,13 @@ impl Toy {
         self.state(id).map_or(0, |state| state.head.seq)
     }
 
-    fn cell(&mut self, device: InstallationId, id: ConversationId) -> &mut Cell {
-        let at = self.cells.iter().position(|(d, c, _)| (*d, *c) == (device, id));
+    fn cursor(&mut self, device: InstallationId, id: ConversationId) -> &mut InboxCursor {
+        let at = self.cursors.iter().position(|(d, c, _)| (*d, *c) == (device, id));
         let at = at.unwrap_or_else(|| {
-            self.cells.push((device, id, Cell::default()));
-            self.cells.len() - 1
+            self.cursors.push((device, id, InboxCursor::default()));
+            self.cursors.len() - 1
         });
-        &mut self.cells[at].2
+        &mut self.cursors[at].2
     }
 
     fn raise(&mut self, device: InstallationId, generation: u64) {
@@ -65,13 +65,13 @@ impl Toy {
             self.ids.push((id, sender, message, seq));
         }
         for (device, row) in commit.inbox {
-            let cell = self.cell(device, id);
-            if row.joined && cell.tail == 0 {
-                cell.acked = row.seq - 1;
+            let cursor = self.cursor(device, id);
+            if row.joined && cursor.tail == 0 {
+                cursor.acked = row.seq - 1;
             }
-            cell.tail = cell.tail.max(row.seq);
-            if row.seq > cell.acked {
-                self.inbox.retain(|(d, known)| (*d, known.place()) != (device, row.place()));
+            cursor.tail = cursor.tail.max(row.seq);
+            if row.seq > cursor.acked {
+                self.inbox.retain(|(d, known)| (*d, known.position()) != (device, row.position()));
                 self.inbox.push((device, row));
             }
         }
@@ -131,18 +131,18 @@ impl MessageStore for ToyStore {
         Ok(())
     }
 
-    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckOf]) -> Result<()> {
+    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckUpTo]) -> Result<()> {
         let mut toy = self.lock()?;
-        let known = |toy: &Toy, ack: &AckOf| {
-            toy.cells.iter().any(|(d, c, cell)| (*d, *c) == (device, ack.conversation) && ack.seq <= cell.tail)
+        let known = |toy: &Toy, ack: &AckUpTo| {
+            toy.cursors.iter().any(|(d, c, cursor)| (*d, *c) == (device, ack.conversation) && ack.seq <= cursor.tail)
         };
         if !acks.iter().all(|ack| known(&toy, ack)) {
             return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail"));
         }
         toy.raise(device, generation);
         for ack in acks {
-            let cell = toy.cell(device, ack.conversation);
-            cell.acked = cell.acked.max(ack.seq);
+            let cursor = toy.cursor(device, ack.conversation);
+            cursor.acked = cursor.acked.max(ack.seq);
             toy.inbox.retain(|(d, row)| {
                 *d != device || row.conversation != ack.conversation || row.seq > ack.seq
             });
@@ -150,15 +150,15 @@ impl MessageStore for ToyStore {
         Ok(())
     }
 
-    async fn inbox(&self, device: InstallationId, after: Place, limit: PageLimit) -> Result<Vec<InboxRow>> {
+    async fn inbox(&self, device: InstallationId, after: InboxPosition, limit: PageLimit) -> Result<Vec<InboxRow>> {
         let toy = self.lock()?;
         let mut rows: Vec<InboxRow> = toy
             .inbox
             .iter()
-            .filter(|(d, row)| *d == device && row.place() > after && row.seq <= toy.head(row.conversation))
+            .filter(|(d, row)| *d == device && row.position() > after && row.seq <= toy.head(row.conversation))
             .map(|(_, row)| row.clone())
             .collect();
-        rows.sort_by_key(InboxRow::place);
+        rows.sort_by_key(InboxRow::position);
         Ok(page(rows.into_iter(), limit))
     }
 
@@ -177,22 +177,22 @@ impl MessageStore for ToyStore {
         Ok(self.lock()?.generations.iter().find(|(d, _)| *d == device).map_or(0, |(_, g)| *g))
     }
 
-    async fn device(&self, device: InstallationId, want: WantCells) -> Result<DeviceRecord> {
+    async fn device(&self, device: InstallationId, want: CursorFilter) -> Result<DeviceRecord> {
         let toy = self.lock()?;
         let waiting: Vec<_> = toy.inbox.iter().filter(|(d, _)| *d == device).map(|(_, row)| row.size()).collect();
-        let cells = toy.cells.iter().filter(|(d, c, _)| {
-            *d == device && (want == WantCells::All || want == WantCells::Of(*c))
+        let cursors = toy.cursors.iter().filter(|(d, c, _)| {
+            *d == device && (want == CursorFilter::All || want == CursorFilter::Of(*c))
         });
         Ok(DeviceRecord {
             waiting_rows: waiting.len() as u64,
             waiting_bytes: waiting.iter().sum::<usize>() as u64,
-            cells: cells.map(|(_, c, cell)| (*c, *cell)).collect(),
+            cursors: cursors.map(|(_, c, cursor)| (*c, *cursor)).collect(),
         })
     }
 
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
         let mut toy = self.lock()?;
-        toy.inbox.sort_by_key(|(device, row)| (*device, row.place()));
+        toy.inbox.sort_by_key(|(device, row)| (*device, row.position()));
         let (mut kept, mut gaps, mut removed): (Vec<_>, Vec<(InstallationId, InboxRow)>, _) =
             (Vec::new(), Vec::new(), 0);
         for (device, row) in std::mem::take(&mut toy.inbox) {
@@ -206,10 +206,10 @@ impl MessageStore for ToyStore {
             };
             match gaps.iter_mut().find(same) {
                 Some((_, gap)) => {
-                    *gap = InboxRow::expired(row.conversation, gap.first_seq(), row.place(), gap.joined);
+                    *gap = InboxRow::expired(row.conversation, gap.first_seq(), row.position(), gap.joined);
                 }
                 None => {
-                    let gap = InboxRow::expired(row.conversation, row.first_seq(), row.place(), row.joined);
+                    let gap = InboxRow::expired(row.conversation, row.first_seq(), row.position(), row.joined);
                     gaps.push((device, gap));
                 }
             }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use chat_core::backend::Transport;
-use chat_core::envelope::AckOf;
+use chat_core::envelope::AckUpTo;
 use chat_core::wire::ServerFrame;
 use chat_tests::online::{BODY, Online, sent_at};
 use chat_tests::raw::User;
@@ -167,7 +167,8 @@ async fn send(
                 room += 1;
                 // A client makes "stored" durable, then says so; here every few, as one that batches would.
                 if stored.seq % 8 == 0 || load.outstanding == 1 {
-                    let ack = online.ack(vec![AckOf { conversation: stored.conversation, seq: stored.seq }]);
+                    let ack =
+                        online.ack(vec![AckUpTo { conversation: stored.conversation, seq: stored.seq }]);
                     online.transport.send(vec![ack]).await.unwrap();
                 }
             }
@@ -194,7 +195,7 @@ async fn receive(mut end: End, start: Instant, stop: Arc<AtomicBool>) -> Vec<u64
         };
         if let ServerFrame::Deliver(rows, _) = ServerFrame::parse(frame).unwrap() {
             let Some(last) = rows.last() else { continue };
-            let ack = online.ack(vec![AckOf { conversation: last.conversation, seq: last.seq }]);
+            let ack = online.ack(vec![AckUpTo { conversation: last.conversation, seq: last.seq }]);
             latencies.extend(rows.iter().filter_map(sent_at).map(|at| now - at));
             online.transport.send(vec![ack]).await.unwrap();
         }

@@ -33,7 +33,7 @@ impl World {
         let Some(other) = other else { return };
         let conversation = crate::id::ConversationId::direct(own, other);
         let seq = self.devices[device].store.cursor(conversation);
-        self.device_step(device, Input::Read(crate::envelope::AckOf { conversation, seq }));
+        self.device_step(device, Input::Read(crate::envelope::AckUpTo { conversation, seq }));
     }
 
     pub(super) fn crash_device(&mut self, device: usize) {

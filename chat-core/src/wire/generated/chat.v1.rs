@@ -371,7 +371,7 @@ pub struct Refused {
 }
 /// Everything up to `seq` of a conversation is durably on the device.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct AckOf {
+pub struct AckUpTo {
     /// The conversation.
     #[prost(bytes = "bytes", tag = "1")]
     pub conversation: ::prost::bytes::Bytes,
@@ -384,7 +384,7 @@ pub struct AckOf {
 pub struct Ack {
     /// One for each conversation.
     #[prost(message, repeated, tag = "1")]
-    pub acks: ::prost::alloc::vec::Vec<AckOf>,
+    pub acks: ::prost::alloc::vec::Vec<AckUpTo>,
     /// The epoch the cursors belong to.
     #[prost(bytes = "bytes", tag = "2")]
     pub store_epoch: ::prost::bytes::Bytes,
@@ -539,9 +539,9 @@ pub mod request {
         /// A page of a conversation.
         #[prost(message, tag = "7")]
         History(super::FetchHistory),
-        /// The cells of this device: how far it acknowledged.
+        /// The cursors of this device: how far it acknowledged.
         #[prost(message, tag = "8")]
-        Cells(super::FetchCells),
+        Cursors(super::FetchCells),
         /// A new incarnation for this device.
         #[prost(message, tag = "9")]
         Reincarnate(super::Reincarnate),
@@ -686,7 +686,7 @@ pub struct FetchHistory {
     #[prost(uint32, tag = "3")]
     pub limit: u32,
 }
-/// The cells of this device.
+/// The cursors of this device.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FetchCells {}
 /// How far the others have a conversation.
@@ -718,7 +718,7 @@ pub struct FetchOffer {
 }
 /// Where a device stands in a conversation.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Cell {
+pub struct InboxCursor {
     /// The conversation.
     #[prost(bytes = "bytes", tag = "1")]
     pub conversation: ::prost::bytes::Bytes,
@@ -753,9 +753,9 @@ pub struct Response {
     /// History: rows, newest first.
     #[prost(message, repeated, tag = "6")]
     pub rows: ::prost::alloc::vec::Vec<Row>,
-    /// Cells.
+    /// Cursors.
     #[prost(message, repeated, tag = "7")]
-    pub cells: ::prost::alloc::vec::Vec<Cell>,
+    pub cursors: ::prost::alloc::vec::Vec<InboxCursor>,
     /// Reincarnate: the new incarnation.
     #[prost(uint32, tag = "8")]
     pub incarnation: u32,
