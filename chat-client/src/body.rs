@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{ChaCha20Poly1305, Key, KeyInit, Nonce};
-use chat_core::envelope::{Message, SendNumber};
+use chat_core::envelope::{Message, SendPosition};
 use chat_core::replica::Unreadable;
 use chat_core::{ConversationId, DeviceAddress, InstallationId, MessageId};
 use hkdf::Hkdf;
@@ -122,7 +122,7 @@ impl SealedBody {
         content: &[u8],
         key: &[u8; 32],
         sender: DeviceAddress,
-        number: &SendNumber,
+        number: &SendPosition,
         list: &ListSeen,
     ) -> Option<Self> {
         let context = context(number.conversation, number.message_id);

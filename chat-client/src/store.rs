@@ -320,7 +320,7 @@ impl LocalStore {
                         sent_at: number(row, 4)?,
                     },
                     publish: publish.map(read_publish).transpose()?,
-                    void: number(row, 6)? != 0,
+                    skip: number(row, 6)? != 0,
                     attempted: number(row, 7)? != 0,
                     bound: number(row, 10)? != 0,
                 })

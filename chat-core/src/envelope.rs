@@ -29,7 +29,7 @@ pub struct DeviceBox {
 
 /// The place of a publish in its sender's own order: what makes a retry recognisable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct SendNumber {
+pub struct SendPosition {
     /// The conversation.
     pub conversation: ConversationId,
     /// The idempotency key.
@@ -48,7 +48,7 @@ pub struct SendNumber {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Publish {
     /// Its place in the sender's order.
-    pub number: SendNumber,
+    pub number: SendPosition,
     /// These ids were never sent before (remembered durably before sending), by this incarnation or an earlier
     /// one: what waits when an incarnation begins counts as sent.
     pub first: bool,
@@ -88,7 +88,7 @@ pub struct Message {
 #[non_exhaustive]
 pub enum EmptyReason {
     /// Its sender withdrew it.
-    Void,
+    Skip,
     /// Retention or quota removed it unread.
     Expired,
     /// It could not be applied.

@@ -232,9 +232,9 @@ impl Session {
                 self.pending += 1;
                 out.push(Output::Publish(publish));
             }
-            (_, ClientFrame::Void(number)) => {
+            (_, ClientFrame::Skip(number)) => {
                 self.pending += 1;
-                out.push(Output::Void(number));
+                out.push(Output::Skip(number));
             }
             (_, ClientFrame::Ack { acks, store_epoch, generation }) => {
                 if self.epoch == Some(store_epoch) {

@@ -345,7 +345,7 @@ impl Connection {
                 Ok(command) => self.append(command).await.map(Input::Answer),
                 Err(answer) => Some(Input::Answer(*answer)),
             },
-            Output::Void(number) => match engine.admit_void(device?, number).await {
+            Output::Skip(number) => match engine.admit_skip(device?, number).await {
                 Ok(command) => self.append(command).await.map(Input::Answer),
                 Err(answer) => Some(Input::Answer(*answer)),
             },

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chat_core::backend::{Command, LogAnchor, Operation, Router};
-use chat_core::envelope::SendNumber;
+use chat_core::envelope::SendPosition;
 use chat_core::memory::MemoryAnchor;
 use chat_core::{
     ConversationId, DeviceAddress, DeviceId, ErrorKind, InstallationId, MessageId, UserId, conformance,
@@ -67,7 +67,7 @@ fn command(n: u64) -> Command {
     let user = UserId::from_bytes([1; 16]);
     let sender =
         DeviceAddress { user, device: DeviceId::PRIMARY, installation: InstallationId::from_bytes([1; 16]) };
-    let number = SendNumber {
+    let number = SendPosition {
         conversation: ConversationId::own(user),
         message_id: MessageId::from_bytes([7; 16]),
         client_seq: n,
@@ -75,7 +75,7 @@ fn command(n: u64) -> Command {
         incarnation: 0,
         generation: 0,
     };
-    Command { sender, operation: Operation::Void(number), recipients: Vec::new(), verdict: None, reply: None }
+    Command { sender, operation: Operation::Skip(number), recipients: Vec::new(), verdict: None, reply: None }
 }
 
 /// Takes a record from whichever shard has one.

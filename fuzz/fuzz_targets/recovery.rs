@@ -19,7 +19,7 @@ fn id() -> ConversationId {
 }
 
 fn commit(seq: u64) -> Commit {
-    let content = RowContent::Empty { reason: EmptyReason::Void, from: seq };
+    let content = RowContent::Empty { reason: EmptyReason::Skip, from: seq };
     let row = InboxRow { conversation: id(), seq, time_us: seq, joined: seq == 1, content };
     let mut state = ConversationState::default();
     state.head.seq = seq;

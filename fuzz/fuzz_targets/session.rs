@@ -13,7 +13,7 @@ use chat_core::{ConversationId, DeviceAddress, DeviceId, InstallationId, Instant
 use libfuzzer_sys::fuzz_target;
 
 fn row(seq: u64) -> InboxRow {
-    let content = RowContent::Empty { reason: EmptyReason::Void, from: seq };
+    let content = RowContent::Empty { reason: EmptyReason::Skip, from: seq };
     InboxRow { conversation: ConversationId::from_bytes([0x11; 17]), seq, time_us: seq, joined: false, content }
 }
 

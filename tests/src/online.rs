@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use chat_core::backend::Transport;
-use chat_core::envelope::{AckUpTo, Audience, DeviceBox, InboxRow, Publish, RowContent, SendNumber};
+use chat_core::envelope::{AckUpTo, Audience, DeviceBox, InboxRow, Publish, RowContent, SendPosition};
 use chat_core::wire::{ClientFrame, ServerFrame};
 use chat_core::{ConversationId, MessageId, Result, StoreEpoch};
 use chat_transport::dial::Dialer;
@@ -117,7 +117,7 @@ impl Online {
         let (client_seq, prev) = (last.0 + 1, last.1);
         *last = (client_seq, message_id);
         let publish = Publish {
-            number: SendNumber {
+            number: SendPosition {
                 conversation,
                 message_id,
                 client_seq,

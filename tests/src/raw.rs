@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chat_core::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
-use chat_core::envelope::{Audience, Publish, SendNumber};
+use chat_core::envelope::{Audience, Publish, SendPosition};
 use chat_core::signing::HelloClaims;
 use chat_core::wire::{ClientFrame, Hello, Registration, ServerFrame, Welcome};
 use chat_core::{ConversationId, DeviceAddress, DeviceId, Handle, MessageId, UserId};
@@ -240,7 +240,7 @@ impl User {
             if n == 0 { MessageId::NIL } else { MessageId::from_bytes([n; 16]) }
         };
         Publish {
-            number: SendNumber {
+            number: SendPosition {
                 conversation: ConversationId::own(self.device.user),
                 message_id: id_of(id),
                 client_seq,

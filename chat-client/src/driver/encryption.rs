@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use chat_core::device_list::{DeviceEntry, SignedDeviceList};
-use chat_core::envelope::{Audience, DeviceBox, InboxRow, Publish, RowContent, SendNumber};
+use chat_core::envelope::{Audience, DeviceBox, InboxRow, Publish, RowContent, SendPosition};
 use chat_core::replica::{Draft, Opened, SealFailure, To, Unreadable};
 use chat_core::signing::{prekeys_transcript, verify};
 use chat_core::wire::{Bundle, PrekeyUpload};
@@ -47,7 +47,7 @@ impl Driver {
     pub(super) fn seal(
         &mut self,
         draft: &Draft,
-        number: SendNumber,
+        number: SendPosition,
         lists: &[SignedDeviceList],
     ) -> Result<Result<Publish, SealFailure>> {
         let own = self.profile.device;

@@ -67,7 +67,7 @@ impl LocalStore {
             Change::Gap(conversation, ..) if conversation.kind() == Ok(ConversationKind::Mailbox) => Ok(()),
             Change::Gap(conversation, from, to, reason) => {
                 let reason = match reason {
-                    EmptyReason::Void => return Ok(()),
+                    EmptyReason::Skip => return Ok(()),
                     EmptyReason::Expired => "expired",
                     _ => "poison",
                 };

@@ -6,7 +6,7 @@ use std::fmt;
 use async_trait::async_trait;
 
 use super::LogPosition;
-use crate::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow, SendNumber};
+use crate::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow, SendPosition};
 use crate::error::Result;
 use crate::id::{ClientSeq, ConversationId, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId};
 
@@ -285,7 +285,7 @@ pub struct SenderState {
 
 impl SenderState {
     /// Where a sender stands once this number is used up.
-    pub const fn after(number: &SendNumber) -> Self {
+    pub const fn after(number: &SendPosition) -> Self {
         Self { incarnation: number.incarnation, client_seq: number.client_seq, prev: number.message_id }
     }
 }

@@ -25,7 +25,7 @@ fn size(record: &Record) -> usize {
         Operation::Publish(publish) => {
             KEYS + publish.body.len() + publish.boxes.iter().map(|one| 40 + one.data.len()).sum::<usize>()
         }
-        Operation::Void(_) => KEYS,
+        Operation::Skip(_) => KEYS,
     }
 }
 

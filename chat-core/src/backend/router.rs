@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::Route;
-use crate::envelope::{Publish, Refusal, SendNumber};
+use crate::envelope::{Publish, Refusal, SendPosition};
 use crate::error::Result;
 use crate::id::{ConversationId, DeviceAddress, InstallationId, UserId};
 
@@ -112,10 +112,10 @@ impl Command {
     }
 
     /// Its place in its sender's order.
-    pub const fn number(&self) -> &SendNumber {
+    pub const fn number(&self) -> &SendPosition {
         match &self.operation {
             Operation::Publish(publish) => &publish.number,
-            Operation::Void(number) => number,
+            Operation::Skip(number) => number,
         }
     }
 }
@@ -127,7 +127,7 @@ pub enum Operation {
     /// Store this message.
     Publish(Publish),
     /// Use this number up.
-    Void(SendNumber),
+    Skip(SendPosition),
 }
 
 /// A user of an audience with the devices of the list version that was named.

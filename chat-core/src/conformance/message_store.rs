@@ -6,7 +6,7 @@ use crate::backend::{
     PageLimit, Recipient, Record,
 };
 use crate::delivery::{Decision, decide};
-use crate::envelope::{AckUpTo, DeviceBox, InboxPosition, InboxRow, Publish, RowContent, SendNumber};
+use crate::envelope::{AckUpTo, DeviceBox, InboxPosition, InboxRow, Publish, RowContent, SendPosition};
 use crate::error::ErrorKind;
 use crate::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
 use crate::mutant::Mutants;
@@ -74,7 +74,7 @@ impl Conversation {
         let (alice, bob) = (device(ALICE), device(BOB));
         let sent = self.state.senders.get(&alice.installation).copied().unwrap_or_default();
         let n = sent.client_seq + 1;
-        let number = SendNumber {
+        let number = SendPosition {
             conversation: self.id,
             message_id: message_id(n),
             client_seq: n,

@@ -3,7 +3,7 @@ use std::task::Poll;
 
 use super::{Case, Outcome, cases, equal, failed};
 use crate::backend::{Command, Operation, Router};
-use crate::envelope::SendNumber;
+use crate::envelope::SendPosition;
 use crate::error::ErrorKind;
 use crate::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
 
@@ -26,7 +26,7 @@ fn command(conversation: u8, n: u64) -> Command {
     let installation = InstallationId::from_bytes([1; 16]);
     Command {
         sender: DeviceAddress { user, device: DeviceId::PRIMARY, installation },
-        operation: Operation::Void(SendNumber {
+        operation: Operation::Skip(SendPosition {
             conversation: ConversationId::own(UserId::from_bytes([conversation; 16])),
             message_id: MessageId::from_bytes([7; 16]),
             client_seq: n,

@@ -10,7 +10,7 @@ use super::Engine;
 use super::rates::Wait;
 use crate::backend::{Command, CursorFilter, Operation, Recipient};
 use crate::device_list::SignedDeviceList;
-use crate::envelope::{Publish, Refusal, SendNumber};
+use crate::envelope::{Publish, Refusal, SendPosition};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, UserId};
 use crate::limits::{INBOX_BYTES, INBOX_MESSAGES};
@@ -85,12 +85,12 @@ impl Engine {
         wrote
     }
 
-    /// A void gives rows to everybody, and nobody can refuse it: it is paced like a message, and waits while
+    /// A skip gives rows to everybody, and nobody can refuse it: it is paced like a message, and waits while
     /// an inbox is full. That of a device which was unlinked does not count: it would wait for ever.
-    pub(super) async fn pace_void(
+    pub(super) async fn pace_skip(
         &self,
         sender: DeviceAddress,
-        number: &SendNumber,
+        number: &SendPosition,
     ) -> std::result::Result<(), Wait> {
         const LATER_MS: u32 = 5000;
         let now = self.now_ms();

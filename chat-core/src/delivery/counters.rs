@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU64;
 #[derive(Debug, Default)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Counters {
-    /// Publishes and voids that gateways took.
+    /// Publishes and skips that gateways took.
     pub published: AtomicU64,
     /// Messages that got a place.
     pub stored: AtomicU64,

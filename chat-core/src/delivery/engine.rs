@@ -19,7 +19,7 @@ use crate::backend::{
     PageLimit, Record, RecordBatch, Route, StoreLife,
 };
 use crate::device_list::SignedDeviceList;
-use crate::envelope::{AckUpTo, InboxPosition, InboxRow, Publish, Refusal, SendNumber, Stored, Subject};
+use crate::envelope::{AckUpTo, InboxPosition, InboxRow, Publish, Refusal, SendPosition, Stored, Subject};
 use crate::error::{ErrorKind, Result};
 use crate::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, Seq, UserId};
 use crate::mutant::{Mutant, Mutants};
@@ -170,9 +170,9 @@ impl Engine {
         }
     }
 
-    /// Takes a void to its conversation's shard.
-    pub async fn void(&self, sender: DeviceAddress, number: SendNumber) -> Option<ServerFrame> {
-        match self.admit_void(sender, number).await {
+    /// Takes a skip to its conversation's shard.
+    pub async fn skip(&self, sender: DeviceAddress, number: SendPosition) -> Option<ServerFrame> {
+        match self.admit_skip(sender, number).await {
             Ok(command) => self.append(command).await,
             Err(answer) => Some(*answer),
         }
@@ -201,23 +201,23 @@ impl Engine {
         Ok(self.expecting(command))
     }
 
-    /// Checks a void; gives what is to be [appended](Self::append).
+    /// Checks a skip; gives what is to be [appended](Self::append).
     ///
     /// # Errors
     /// The answer, where it is known at once.
-    pub async fn admit_void(
+    pub async fn admit_skip(
         &self,
         sender: DeviceAddress,
-        number: SendNumber,
+        number: SendPosition,
     ) -> Result<Command, Box<ServerFrame>> {
         let refuse = |refusal| Box::new(refused(&number, refusal));
-        self.pace_void(sender, &number).await.map_err(|wait| refuse(Refusal::Throttled(wait)))?;
+        self.pace_skip(sender, &number).await.map_err(|wait| refuse(Refusal::Throttled(wait)))?;
         let own = self.sender_recipient(sender).await.map_err(|error| refuse(refusal_of(&error)))?;
-        let operation = Operation::Void(number);
+        let operation = Operation::Skip(number);
         Ok(self.expecting(Command { sender, operation, recipients: own, verdict: None, reply: None }))
     }
 
-    /// The sender's own devices as the recipients of a void: whoever else takes part, the state knows.
+    /// The sender's own devices as the recipients of a skip: whoever else takes part, the state knows.
     async fn sender_recipient(&self, sender: DeviceAddress) -> Result<Vec<crate::backend::Recipient>> {
         let list = self.device_list(sender.user).await?;
         Ok(list
@@ -461,7 +461,7 @@ impl Engine {
         self.backends.store.find(key.0, key.1, key.2).await
     }
 
-    fn stored(&self, number: &SendNumber, seq: Seq) -> Stored {
+    fn stored(&self, number: &SendPosition, seq: Seq) -> Stored {
         let StoreLife { epoch, durability } = self.life();
         Stored {
             conversation: number.conversation,
@@ -536,7 +536,7 @@ fn addresses(state: &ConversationState, command: &Command) -> HashMap<Installati
     known
 }
 
-fn refused(number: &SendNumber, refusal: Refusal) -> ServerFrame {
+fn refused(number: &SendPosition, refusal: Refusal) -> ServerFrame {
     let subject =
         Subject::Message(number.conversation, number.message_id, number.client_seq, number.incarnation);
     ServerFrame::Refused(subject, refusal)

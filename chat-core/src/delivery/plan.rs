@@ -70,7 +70,7 @@ mod tests {
     }
 
     fn row(seq: u64) -> Event {
-        let content = RowContent::Empty { reason: EmptyReason::Void, from: seq };
+        let content = RowContent::Empty { reason: EmptyReason::Skip, from: seq };
         Event::Row(InboxRow {
             conversation: ConversationId::from_bytes([0x11; 17]),
             seq,

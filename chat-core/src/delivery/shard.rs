@@ -2,7 +2,7 @@
 //! replay of the log, write the same bytes.
 
 use crate::backend::{Command, Commit, ConversationState, Member, Operation, Record, SenderState};
-use crate::envelope::{EmptyReason, InboxRow, Message, Publish, Refusal, RowContent, SendNumber};
+use crate::envelope::{EmptyReason, InboxRow, Message, Publish, Refusal, RowContent, SendPosition};
 use crate::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq};
 use crate::mutant::{Mutant, Mutants};
 
@@ -79,7 +79,7 @@ fn decide_anew(state: &ConversationState, record: &Record, found: Option<Seq>, m
         record_sender(&mut next, record, number);
         return Decision::Repeat(seq, Some(commit(record, next)));
     }
-    if matches!(command.operation, Operation::Void(_))
+    if matches!(command.operation, Operation::Skip(_))
         && !may_void(state, command.sender, number.conversation)
     {
         return Decision::Refuse(Refusal::Denied);
@@ -100,7 +100,7 @@ fn decide_anew(state: &ConversationState, record: &Record, found: Option<Seq>, m
 }
 
 /// Whether a number is the one that comes after the last one of its sender.
-pub(super) fn is_next(last: SenderState, number: &SendNumber) -> bool {
+pub(super) fn is_next(last: SenderState, number: &SendPosition) -> bool {
     number.incarnation == last.incarnation
         && number.client_seq == last.client_seq + 1
         && number.prev == last.prev
@@ -132,7 +132,7 @@ fn may_void(state: &ConversationState, sender: DeviceAddress, id: ConversationId
 }
 
 /// Every change of the state has a time of its own, which orders its writes in the store.
-fn record_sender(state: &mut ConversationState, record: &Record, number: SendNumber) {
+fn record_sender(state: &mut ConversationState, record: &Record, number: SendPosition) {
     state.head.position = record.position;
     state.head.time_us = record.appended_us.max(state.head.time_us + 1);
     state.senders.insert(record.command.sender.installation, SenderState::after(&number));
@@ -150,7 +150,7 @@ fn commit(record: &Record, state: ConversationState) -> Commit {
     }
 }
 
-fn accept(state: &ConversationState, record: &Record, command: &Command, number: SendNumber) -> Decision {
+fn accept(state: &ConversationState, record: &Record, command: &Command, number: SendPosition) -> Decision {
     let mut next = state.clone();
     next.head.seq += 1;
     record_sender(&mut next, record, number);
@@ -165,7 +165,7 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
         .filter(|i| !state.members.iter().any(|m| m.installations.contains(i)))
         .copied()
         .collect();
-    let void = matches!(command.operation, Operation::Void(_));
+    let skip = matches!(command.operation, Operation::Skip(_));
     for recipient in &command.recipients {
         let member = Member {
             user: recipient.user,
@@ -174,15 +174,15 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
         };
         match next.members.iter_mut().find(|m| m.user == member.user) {
             Some(known) => *known = member,
-            // A void brings nobody in: whoever could use a number up could read the conversation else.
-            None if void => {}
+            // A skip brings nobody in: whoever could use a number up could read the conversation else.
+            None if skip => {}
             None => next.members.push(member),
         }
     }
 
     let (content, boxes) = match &command.operation {
         Operation::Publish(publish) => (message_row(command, publish, time_us), &publish.boxes[..]),
-        Operation::Void(_) => (RowContent::Empty { reason: EmptyReason::Void, from: seq }, &[][..]),
+        Operation::Skip(_) => (RowContent::Empty { reason: EmptyReason::Skip, from: seq }, &[][..]),
     };
     let own = RowContent::Own {
         message_id: number.message_id,
@@ -200,8 +200,8 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
                     (RowContent::Message { message, .. }, Some(one)) => {
                         RowContent::Message { message: message.clone(), sealed: one.data.clone() }
                     }
-                    // A member the command does not name, or a void: the seq still gets its row.
-                    _ => RowContent::Empty { reason: EmptyReason::Void, from: seq },
+                    // A member the command does not name, or a skip: the seq still gets its row.
+                    _ => RowContent::Empty { reason: EmptyReason::Skip, from: seq },
                 }
             };
             if !mailbox || *installation != command.sender.installation {
@@ -211,7 +211,7 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
     }
     let sender = command.sender.installation;
     if !mailbox && !made.inbox.iter().any(|(installation, _)| *installation == sender) {
-        // A void before anybody takes part: the sender's own cursor still gets its row.
+        // A skip before anybody takes part: the sender's own cursor still gets its row.
         let first = !state.senders.contains_key(&sender);
         made.inbox.push((sender, row(first, own)));
     }
@@ -263,7 +263,7 @@ mod tests {
 
     /// A publish of Alice's device to Bob: number, id and the id before it, incarnation, list version of Bob.
     fn publish(client_seq: u64, n: u8, prev: u8, incarnation: u32, list_version: u64) -> Record {
-        let number = SendNumber {
+        let number = SendPosition {
             conversation: ConversationId::direct(ALICE, BOB),
             message_id: id(n),
             client_seq,
@@ -443,8 +443,8 @@ mod tests {
         assert_eq!(decide(&state, &stored, Some(1), Mutants::NONE), Decision::Repeat(1, None));
     }
 
-    fn void(sender: DeviceAddress, client_seq: u64) -> Record {
-        let number = SendNumber {
+    fn skip(sender: DeviceAddress, client_seq: u64) -> Record {
+        let number = SendPosition {
             conversation: ConversationId::direct(ALICE, BOB),
             message_id: id(99),
             client_seq,
@@ -455,7 +455,7 @@ mod tests {
         let own = Recipient { user: sender.user, list_version: 1, installations: vec![sender.installation] };
         let command = Command {
             sender,
-            operation: Operation::Void(number),
+            operation: Operation::Skip(number),
             recipients: vec![own],
             verdict: None,
             reply: None,
@@ -468,9 +468,9 @@ mod tests {
     fn a_void_brings_nobody_into_a_conversation() {
         let mallory = device(UserId::from_bytes([3; 16]), 3);
         let state = after(&[publish(1, 1, 0, 0, 1)]);
-        assert_eq!(refusal(decide(&state, &void(mallory, 1), None, Mutants::NONE)), Refusal::Denied);
+        assert_eq!(refusal(decide(&state, &skip(mallory, 1), None, Mutants::NONE)), Refusal::Denied);
         let empty = ConversationState::default();
-        let Decision::Store(1, commit) = decide(&empty, &void(mallory, 1), None, Mutants::NONE) else {
+        let Decision::Store(1, commit) = decide(&empty, &skip(mallory, 1), None, Mutants::NONE) else {
             panic!()
         };
         assert!(commit.state.members.is_empty(), "a number was used up, nobody joined");

@@ -2,7 +2,7 @@ use std::collections::VecDeque;
 
 use super::RETRY_MS;
 use super::io::{Draft, SavedConversation, SavedEntry};
-use crate::envelope::{Publish, SendNumber};
+use crate::envelope::{Publish, SendPosition};
 use crate::id::{ClientSeq, MessageId, Seq};
 use crate::time::Instant;
 
@@ -57,9 +57,9 @@ pub(super) enum Wait {
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub draft: Draft,
-    pub number: Option<SendNumber>,
+    pub number: Option<SendPosition>,
     pub publish: Option<Publish>,
-    pub void: bool,
+    pub skip: bool,
     /// Its ids may have been sent before.
     pub attempted: bool,
     /// It is sent as it is sealed or not at all: the account key it was sealed for is no longer its user's.
@@ -73,7 +73,7 @@ impl Entry {
             draft,
             number: None,
             publish: None,
-            void: false,
+            skip: false,
             attempted: false,
             bound: false,
             sent_at: Instant::default(),
@@ -85,7 +85,7 @@ impl Entry {
         Self {
             number,
             publish: saved.publish,
-            void: saved.void,
+            skip: saved.skip,
             attempted: saved.attempted || number.is_some(),
             bound: saved.bound,
             ..Self::from_draft(saved.draft)
@@ -94,7 +94,7 @@ impl Entry {
 
     /// Whether there are bytes to send.
     pub(super) fn is_ready(&self) -> bool {
-        self.void || self.publish.is_some()
+        self.skip || self.publish.is_some()
     }
 
     /// Forgets number and ciphertext: they belong to a closed incarnation, which may have sent it.
@@ -140,7 +140,7 @@ impl Conversation {
         self.sent = 0;
         (self.went_back, self.doubted, self.missing) = (None, None, None);
         self.wait = Wait::Nothing;
-        self.queue.retain(|entry| !entry.void);
+        self.queue.retain(|entry| !entry.skip);
         self.queue.iter_mut().for_each(Entry::unseal);
     }
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::device_list::SignedDeviceList;
-use crate::envelope::{AckUpTo, EmptyReason, InboxRow, Publish, Refusal, SendNumber};
+use crate::envelope::{AckUpTo, EmptyReason, InboxRow, Publish, Refusal, SendPosition};
 use crate::id::{
     ConversationId, DeviceAddress, Handle, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
 };
@@ -198,7 +198,7 @@ pub enum Output {
         /// The draft.
         draft: Draft,
         /// The number it gets.
-        number: SendNumber,
+        number: SendPosition,
         /// The lists of everybody it is for.
         lists: Vec<SignedDeviceList>,
     },
@@ -260,11 +260,11 @@ pub enum Change {
     Sealed(Box<Publish>),
     /// A draft is stored at this place; it leaves the outbox.
     Stored(ConversationId, MessageId, Seq),
-    /// A draft is refused for good. If it has a number it stays in the outbox as a void.
+    /// A draft is refused for good. If it has a number it stays in the outbox as a skip.
     Refused(MessageId, &'static str),
     /// A draft was sealed for an account key that is no longer its user's: it is sent as it is or not at all.
     Bound(MessageId),
-    /// A void used its number up; it leaves the outbox.
+    /// A skip used its number up; it leaves the outbox.
     Voided(MessageId),
     /// A message arrived.
     Received(Box<InboxRow>, Opened),
@@ -387,7 +387,7 @@ pub struct SavedEntry {
     /// What was sent, or is to be sent the same again.
     pub publish: Option<Publish>,
     /// It was refused for good and only its number is to be used up.
-    pub void: bool,
+    pub skip: bool,
     /// Its id may have been sent before, in an earlier incarnation.
     pub attempted: bool,
     /// It is sent as it is sealed or not at all.

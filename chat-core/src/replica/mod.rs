@@ -225,7 +225,7 @@ impl Replica {
 
     /// Messages not yet stored or refused.
     pub fn outbox_len(&self) -> usize {
-        let queued = self.conversations.values().map(|c| c.queue.iter().filter(|e| !e.void).count());
+        let queued = self.conversations.values().map(|c| c.queue.iter().filter(|e| !e.skip).count());
         queued.sum::<usize>() + self.unresolved.values().map(VecDeque::len).sum::<usize>()
     }
 

@@ -4,7 +4,7 @@ use super::conversation::Missing;
 use super::io::{Change, Opened, Output};
 use super::send::DOUBT_MS;
 use super::{Purpose, Recovery, Replica};
-use crate::envelope::{InboxRow, RowContent, SendNumber};
+use crate::envelope::{InboxRow, RowContent, SendPosition};
 use crate::id::ConversationKind;
 use crate::id::{ClientSeq, ConversationId, Incarnation, MessageId, Seq, UserId};
 use crate::mutant::Mutant;
@@ -109,12 +109,12 @@ impl Replica {
             return;
         };
         known.last_own = known.last_own.max(seq);
-        let same = |known: SendNumber| (known.client_seq, known.incarnation) == number;
+        let same = |known: SendPosition| (known.client_seq, known.incarnation) == number;
         if let Some(index) = known.position(id)
             && (frees || known.queue[index].number.is_none_or(same))
             && let Some(entry) = known.remove(index)
         {
-            self.changes.push(if entry.void {
+            self.changes.push(if entry.skip {
                 Change::Voided(id)
             } else {
                 Change::Stored(conversation, id, seq)
@@ -136,7 +136,7 @@ impl Replica {
         let id = message.id;
         let unreadable = opened.content.as_ref().err().copied().filter(|_| !opened.known);
         let shown = if opened.known {
-            Change::Gap(conversation, seq, seq, crate::envelope::EmptyReason::Void)
+            Change::Gap(conversation, seq, seq, crate::envelope::EmptyReason::Skip)
         } else {
             Change::Received(Box::new(row), opened)
         };
@@ -181,7 +181,7 @@ impl Replica {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::envelope::{Publish, SendNumber};
+    use crate::envelope::{Publish, SendPosition};
     use crate::id::{DeviceAddress, DeviceId, InstallationId, StoreEpoch, UserId};
     use crate::mutant::Mutants;
     use crate::replica::recovery::LAST_WORD_MS;
@@ -195,7 +195,7 @@ mod tests {
         let installation = InstallationId::from_bytes([1; 16]);
         let device = DeviceAddress { user, device: DeviceId::PRIMARY, installation };
         let (id, conversation) = (MessageId::from_bytes([7; 16]), ConversationId::own(user));
-        let number = SendNumber {
+        let number = SendPosition {
             conversation,
             message_id: id,
             client_seq: 1,
@@ -214,7 +214,7 @@ mod tests {
             outbox: vec![SavedEntry {
                 draft,
                 publish: Some(publish),
-                void: false,
+                skip: false,
                 attempted: true,
                 bound: false,
             }],
@@ -353,7 +353,7 @@ mod tests {
         };
         let conversation = ConversationId::own(user);
         let row = || {
-            let content = RowContent::Empty { reason: crate::envelope::EmptyReason::Void, from: 3 };
+            let content = RowContent::Empty { reason: crate::envelope::EmptyReason::Skip, from: 3 };
             InboxRow { conversation, seq: 3, time_us: 3, joined: false, content }
         };
         let deliver = |rows, caught_up| Input::Frame(ServerFrame::Deliver(rows, caught_up));

@@ -4,7 +4,7 @@ use super::conversation::{Conversation, Entry, Wait};
 use super::io::{Change, Output, SealFailure, To};
 use super::{Phase, Purpose, RETRY_MS, Recovery, Replica, SEND_WINDOW};
 use crate::device_list::SignedDeviceList;
-use crate::envelope::{Publish, Refusal, SendNumber, Stored};
+use crate::envelope::{Publish, Refusal, SendPosition, Stored};
 use crate::id::{ClientSeq, ConversationId, ConversationKind, Handle, MessageId, UserId};
 use crate::mutant::Mutant;
 use crate::time::Instant;
@@ -61,7 +61,7 @@ impl Replica {
     pub(super) fn refuse_unstored(&mut self, user: UserId, why: &'static str) {
         let id = ConversationId::direct(self.device.user, user);
         let Some(conversation) = self.conversations.get_mut(&id) else { return };
-        for entry in conversation.queue.iter_mut().filter(|entry| entry.number.is_some() && !entry.void) {
+        for entry in conversation.queue.iter_mut().filter(|entry| entry.number.is_some() && !entry.skip) {
             // It may be stored already, and what was sealed was sealed for the old key: it may go out again
             // as it is, and never be sealed anew.
             entry.bound = true;
@@ -122,7 +122,7 @@ impl Replica {
             let Some(conversation) = self.conversations.get(&id) else {
                 continue;
             };
-            let number = entry.number.unwrap_or(SendNumber {
+            let number = entry.number.unwrap_or(SendPosition {
                 conversation: id,
                 message_id: entry.draft.id,
                 client_seq: conversation.client_seq + 1,
@@ -130,7 +130,7 @@ impl Replica {
                 incarnation: self.incarnation,
                 generation: 0,
             });
-            let number = SendNumber { generation: self.generation + 1, ..number };
+            let number = SendPosition { generation: self.generation + 1, ..number };
             self.sealing = Some((id, entry.draft.id));
             out.push(Output::Seal { draft: entry.draft, number, lists });
             return;
@@ -221,7 +221,7 @@ impl Replica {
                     break;
                 }
                 let frame = match (&mut entry.publish, entry.number) {
-                    (_, Some(number)) if entry.void => ClientFrame::Void(number),
+                    (_, Some(number)) if entry.skip => ClientFrame::Skip(number),
                     (Some(publish), _) => {
                         if new_ids && entry.attempted {
                             publish.number.message_id = MessageId::from_bytes(self.rng.bytes());
@@ -284,7 +284,7 @@ impl Replica {
             && let Some(entry) = conversation.remove(index)
         {
             let id = entry.draft.id;
-            self.changes.push(if entry.void {
+            self.changes.push(if entry.skip {
                 Change::Voided(id)
             } else {
                 Change::Stored(stored.conversation, id, stored.seq)
@@ -378,7 +378,7 @@ impl Replica {
         }
     }
 
-    /// Refuses an entry; if it has a number, a void takes its place, so that the next one can follow.
+    /// Refuses an entry; if it has a number, a skip takes its place, so that the next one can follow.
     fn refuse_for_good(&mut self, id: ConversationId, index: usize, why: &'static str) {
         let Some(conversation) = self.conversations.get_mut(&id) else {
             return;
@@ -386,12 +386,12 @@ impl Replica {
         let Some(entry) = conversation.queue.get_mut(index) else {
             return;
         };
-        if entry.void {
+        if entry.skip {
             return;
         }
         self.changes.push(Change::Refused(entry.draft.id, why));
         if entry.number.is_some() {
-            entry.void = true;
+            entry.skip = true;
             entry.publish = None;
             conversation.go_back(index);
         } else {

@@ -1,7 +1,7 @@
 //! What goes in and comes out of a [`Session`](super::Session).
 
 use crate::delivery::Event;
-use crate::envelope::{AckUpTo, InboxPosition, InboxRow, Publish, SendNumber};
+use crate::envelope::{AckUpTo, InboxPosition, InboxRow, Publish, SendPosition};
 use crate::id::{ConversationId, DeviceAddress, UserId};
 use crate::wire::{ClientFrame, Hello, Registration, Request, ServerFrame, Welcome};
 
@@ -61,8 +61,8 @@ pub enum Output {
     Read(InboxPosition),
     /// Take a publish to its shard.
     Publish(Publish),
-    /// Take a void to its shard.
-    Void(SendNumber),
+    /// Take a skip to its shard.
+    Skip(SendPosition),
     /// Apply acks and the device's generation, after those before them and before the next [`Read`](Self::Read)
     /// reads, and say so ([`Input::Acked`]) unless that read does. No acks: a message raised the generation.
     Ack(Vec<AckUpTo>, u64),

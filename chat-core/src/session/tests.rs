@@ -1,5 +1,5 @@
 use super::*;
-use crate::envelope::{Publish, SendNumber};
+use crate::envelope::{Publish, SendPosition};
 use crate::id::{DeviceId, InstallationId, MessageId};
 use crate::limits::PAGE_ROWS;
 
@@ -105,7 +105,7 @@ fn acks_are_gathered_and_told_before_a_read_and_at_the_end() {
 #[test]
 fn the_store_learns_the_generation_of_a_message_that_is_not_committed() {
     let mut session = live();
-    let number = SendNumber {
+    let number = SendPosition {
         conversation: ConversationId::own(UserId::from_bytes([1; 16])),
         message_id: MessageId::NIL,
         client_seq: 1,

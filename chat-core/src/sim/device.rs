@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::device_list::SignedDeviceList;
-use crate::envelope::{Audience, DeviceBox, InboxRow, Publish, RowContent, SendNumber};
+use crate::envelope::{Audience, DeviceBox, InboxRow, Publish, RowContent, SendPosition};
 use crate::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq};
 use crate::mutant::Mutants;
 use crate::replica::{
@@ -222,7 +222,7 @@ impl Device {
     pub(super) fn seal(
         &mut self,
         draft: &Draft,
-        number: SendNumber,
+        number: SendPosition,
         lists: &[SignedDeviceList],
     ) -> Result<Publish, SealFailure> {
         let own = self.address().installation;
@@ -351,7 +351,7 @@ impl LocalStore {
             Change::Queued(draft) => self.saved.outbox.push(SavedEntry {
                 draft,
                 publish: None,
-                void: false,
+                skip: false,
                 attempted: false,
                 bound: false,
             }),
@@ -392,7 +392,7 @@ impl LocalStore {
                 let numbered = |entry: &SavedEntry| entry.draft.id != id || entry.publish.is_some();
                 self.saved.outbox.retain(numbered);
                 for entry in self.saved.outbox.iter_mut().filter(|entry| entry.draft.id == id) {
-                    entry.void = true;
+                    entry.skip = true;
                 }
             }
             Change::Bound(id) => {
@@ -440,7 +440,7 @@ impl LocalStore {
                 for conversation in self.conversations.values_mut() {
                     (conversation.client_seq, conversation.prev) = (0, MessageId::NIL);
                 }
-                self.saved.outbox.retain(|entry| !entry.void);
+                self.saved.outbox.retain(|entry| !entry.skip);
                 for entry in &mut self.saved.outbox {
                     (entry.publish, entry.attempted) = (None, true);
                 }

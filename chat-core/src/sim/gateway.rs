@@ -211,9 +211,9 @@ impl Gateway {
                     effects.push(Effect::Work);
                     device.and_then(|device| ready(engine.publish(device, publish))).map(Input::Answer)
                 }
-                Output::Void(number) => {
+                Output::Skip(number) => {
                     effects.push(Effect::Work);
-                    device.and_then(|device| ready(engine.void(device, number))).map(Input::Answer)
+                    device.and_then(|device| ready(engine.skip(device, number))).map(Input::Answer)
                 }
                 Output::Ack(acks, generation) => device.map(|device| {
                     let outcome = ready(engine.ack(device.installation, generation, &acks));

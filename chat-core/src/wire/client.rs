@@ -6,7 +6,7 @@ use prost::Message as _;
 use super::row::{audience_from_proto, audience_to_proto, prev_from_proto, prev_to_proto};
 use super::{at_most, invalid, list_from_proto, list_to_proto, proto};
 use crate::device_list::SignedDeviceList;
-use crate::envelope::{AckUpTo, DeviceBox, Publish, SendNumber};
+use crate::envelope::{AckUpTo, DeviceBox, Publish, SendPosition};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{
     ConversationId, DeviceId, Handle, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
@@ -135,7 +135,7 @@ pub enum ClientFrame {
     /// A message.
     Publish(Publish),
     /// Uses up a number.
-    Void(SendNumber),
+    Skip(SendPosition),
     /// What is durably on the device.
     Ack {
         /// One for each conversation.
@@ -177,13 +177,13 @@ impl ClientFrame {
             Frame::Hello(hello) => Self::Hello(Box::new(hello_from_proto(hello, nonce)?)),
             Frame::Register(register) => Self::Register(Box::new(registration_from_proto(register)?)),
             Frame::Publish(publish) => Self::Publish(publish_from_proto(publish)?),
-            Frame::Void(void) => Self::Void(number_from_proto(
-                &void.conversation,
-                &void.message_id,
-                void.client_seq,
-                &void.prev,
-                void.incarnation,
-                void.generation,
+            Frame::Skip(skip) => Self::Skip(number_from_proto(
+                &skip.conversation,
+                &skip.message_id,
+                skip.client_seq,
+                &skip.prev,
+                skip.incarnation,
+                skip.generation,
             )?),
             Frame::Ack(ack) => {
                 at_most(ack.acks.len(), 4096, "too many acks in a frame")?;
@@ -218,7 +218,7 @@ impl ClientFrame {
             Self::Hello(hello) => Frame::Hello(hello_to_proto(hello)),
             Self::Register(registration) => Frame::Register(registration_to_proto(registration)),
             Self::Publish(publish) => Frame::Publish(publish_to_proto(publish)),
-            Self::Void(n) => Frame::Void(proto::Void {
+            Self::Skip(n) => Frame::Skip(proto::Skip {
                 conversation: n.conversation.to_bytes(),
                 message_id: n.message_id.to_bytes(),
                 client_seq: n.client_seq,
@@ -350,7 +350,7 @@ fn number_from_proto(
     prev: &[u8],
     incarnation: u32,
     generation: u64,
-) -> Result<SendNumber> {
+) -> Result<SendPosition> {
     if client_seq == 0 || client_seq > u64::MAX / 2 {
         return Err(invalid("a client_seq is 1 or more"));
     }
@@ -361,7 +361,7 @@ fn number_from_proto(
     if message_id == MessageId::NIL {
         return Err(invalid("a message id is not nil"));
     }
-    Ok(SendNumber {
+    Ok(SendPosition {
         conversation,
         message_id,
         client_seq,

@@ -42,7 +42,7 @@ fn route_from_proto(raw: node::Route) -> Result<Route> {
 pub fn encode_command(command: &Command) -> Vec<u8> {
     let frame = match &command.operation {
         Operation::Publish(publish) => ClientFrame::Publish(publish.clone()),
-        Operation::Void(number) => ClientFrame::Void(*number),
+        Operation::Skip(number) => ClientFrame::Skip(*number),
     };
     let verdict = command.verdict.clone().map(|verdict| ServerFrame::Refused(Subject::Opening, verdict));
     let recipients = command.recipients.iter().map(|recipient| node::Recipient {
@@ -68,8 +68,8 @@ pub fn decode_command(bytes: Bytes) -> Result<Command> {
     let raw = node::Command::decode(bytes).map_err(|e| invalid("not a command").caused_by(e))?;
     let operation = match ClientFrame::parse(raw.frame, &Bytes::new())? {
         ClientFrame::Publish(publish) => Operation::Publish(publish),
-        ClientFrame::Void(number) => Operation::Void(number),
-        _ => return Err(invalid("a command is neither a publish nor a void")),
+        ClientFrame::Skip(number) => Operation::Skip(number),
+        _ => return Err(invalid("a command is neither a publish nor a skip")),
     };
     let recipients = raw.recipients.into_iter().map(|recipient| {
         let installations = recipient.installations.iter().map(|one| InstallationId::parse(one));
@@ -182,7 +182,7 @@ pub fn decode_rendezvous(bytes: Bytes) -> Result<(Bytes, Option<Bytes>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::envelope::{Audience, DeviceBox, Publish, SendNumber};
+    use crate::envelope::{Audience, DeviceBox, Publish, SendPosition};
     use crate::id::{ConversationId, MessageId};
     use crate::wire::close;
 
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn a_command_reads_back() {
         let (alice, bob) = (route(1).device, route(2).device);
-        let number = SendNumber {
+        let number = SendPosition {
             conversation: ConversationId::direct(alice.user, bob.user),
             message_id: MessageId::from_bytes([9; 16]),
             client_seq: 1,
@@ -217,7 +217,7 @@ mod tests {
         let recipient = Recipient { user: bob.user, list_version: 2, installations: vec![bob.installation] };
         for (operation, verdict) in [
             (Operation::Publish(publish), Some(Refusal::Mismatch(vec![bob.user]))),
-            (Operation::Void(number), None),
+            (Operation::Skip(number), None),
         ] {
             let command = Command {
                 sender: alice,

@@ -85,7 +85,7 @@ mod tests {
     fn a_commit_reads_back() {
         let conversation = ConversationId::own(UserId::from_bytes([1; 16]));
         let device = InstallationId::from_bytes([2; 16]);
-        let content = RowContent::Empty { reason: EmptyReason::Void, from: 7 };
+        let content = RowContent::Empty { reason: EmptyReason::Skip, from: 7 };
         let row = InboxRow { conversation, seq: 7, time_us: 9, joined: true, content };
         let commit = Commit {
             conversation,

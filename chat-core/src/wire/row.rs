@@ -35,7 +35,7 @@ pub(super) fn prev_from_proto(raw: &[u8]) -> Result<MessageId> {
 
 const fn reason_to_proto(reason: EmptyReason) -> proto::EmptyReason {
     match reason {
-        EmptyReason::Void => proto::EmptyReason::Void,
+        EmptyReason::Skip => proto::EmptyReason::Skip,
         EmptyReason::Expired => proto::EmptyReason::Expired,
         EmptyReason::Poison => proto::EmptyReason::Poison,
     }
@@ -103,7 +103,7 @@ pub(super) fn from_proto(raw: proto::Row) -> Result<InboxRow> {
         },
         proto::row::Row::Empty(e) => RowContent::Empty {
             reason: match e.reason() {
-                proto::EmptyReason::Void => EmptyReason::Void,
+                proto::EmptyReason::Skip => EmptyReason::Skip,
                 proto::EmptyReason::Poison => EmptyReason::Poison,
                 _ => EmptyReason::Expired,
             },

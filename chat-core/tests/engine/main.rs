@@ -11,7 +11,7 @@ use bytes::Bytes;
 use chat_core::backend::Backends;
 use chat_core::delivery::{EngineSettings, Rates};
 use chat_core::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
-use chat_core::envelope::{AckUpTo, Audience, DeviceBox, Publish, Refusal, SendNumber, Subject};
+use chat_core::envelope::{AckUpTo, Audience, DeviceBox, Publish, Refusal, SendPosition, Subject};
 use chat_core::limits::{HEARTBEAT_MS, IDLE_MS, STORED_PREKEYS};
 use chat_core::memory::{ManualClock, MemoryRegistry, MemoryRouter};
 use chat_core::signing::prekeys_transcript;
@@ -65,10 +65,10 @@ impl User {
         assert!(ready(engine.register(&registration)).is_ok());
     }
 
-    fn number(&self, to: &Self) -> SendNumber {
+    fn number(&self, to: &Self) -> SendPosition {
         let mut id = [self.list.list().user.as_bytes()[0]; 16];
         id[..8].copy_from_slice(&(self.sent + 1).to_be_bytes());
-        SendNumber {
+        SendPosition {
             conversation: ConversationId::direct(self.device().user, to.device().user),
             message_id: MessageId::from_bytes(id),
             client_seq: self.sent + 1,
@@ -149,14 +149,14 @@ fn a_full_inbox_refuses_messages_and_makes_voids_wait() {
     };
     assert_eq!(refusal, Refusal::Quota);
     let number = alice.number(&bob);
-    let answer = ready(engine.void(alice.device(), number));
+    let answer = ready(engine.skip(alice.device(), number));
     assert!(matches!(answer, Some(ServerFrame::Refused(_, Refusal::Throttled(_)))), "{answer:?}");
     // Bob makes room; the number can be used up.
     let inbox =
         ready(engine.inbox(bob.device().installation, chat_core::envelope::InboxPosition::START)).unwrap();
     let acks = [AckUpTo { conversation: number.conversation, seq: inbox.last().unwrap().seq }];
     ready(engine.ack(bob.device().installation, 1, &acks)).unwrap();
-    assert_eq!(ready(engine.void(alice.device(), number)), None);
+    assert_eq!(ready(engine.skip(alice.device(), number)), None);
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn an_unlinked_device_with_a_full_inbox_holds_up_nobody() {
         work(&engine);
     }
     let number = alice.number(&bob);
-    assert!(ready(engine.void(alice.device(), number)).is_some(), "it waits");
+    assert!(ready(engine.skip(alice.device(), number)).is_some(), "it waits");
     // Bob's only device is lost; he replaces it.
     let key = SigningKey::from_bytes(&[77; 32]);
     let entry =
@@ -177,7 +177,7 @@ fn an_unlinked_device_with_a_full_inbox_holds_up_nobody() {
     let lost = bob.device();
     bob.list = sign(&bob.account, &DeviceList::next(&bob.list, 1, vec![entry]));
     assert!(ready(engine.respond(lost, Request::PutList(bob.list.clone()))).is_ok());
-    assert_eq!(ready(engine.void(alice.device(), number)), None, "and goes on");
+    assert_eq!(ready(engine.skip(alice.device(), number)), None, "and goes on");
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn whoever_was_written_to_is_no_contact_by_having_written() {
     assert_eq!(eve.publish(&engine, &bob, 10), None);
     work(&engine);
     // Bob's device asks for what it cannot read, in a mailbox: that is no answer of Bob.
-    let number = SendNumber {
+    let number = SendPosition {
         conversation: ConversationId::mailbox(bob.device().installation, eve.device().installation),
         ..bob.number(&eve)
     };
@@ -208,8 +208,8 @@ fn whoever_was_written_to_is_no_contact_by_having_written() {
     }
     assert!(eve.publish(&engine, &bob, 10).is_some(), "still a stranger");
     work(&engine);
-    let void = ready(engine.void(eve.device(), eve.number(&bob)));
-    assert!(void.is_some(), "nor does using numbers up go faster");
+    let skip = ready(engine.skip(eve.device(), eve.number(&bob)));
+    assert!(skip.is_some(), "nor does using numbers up go faster");
     assert_eq!(bob.publish(&engine, &eve, 10), None);
 }
 

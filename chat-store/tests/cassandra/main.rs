@@ -14,7 +14,7 @@ use chat_core::backend::{
     LogPosition, MessageStore, Operation, PageLimit, Recipient, Record,
 };
 use chat_core::delivery::{Decision, decide};
-use chat_core::envelope::{AckUpTo, DeviceBox, InboxPosition, Publish, SendNumber};
+use chat_core::envelope::{AckUpTo, DeviceBox, InboxPosition, Publish, SendPosition};
 use chat_core::mutant::Mutants;
 use chat_core::{
     ConversationId, DeviceAddress, DeviceId, ErrorKind, InstallationId, MessageId, UserId, conformance,
@@ -148,7 +148,7 @@ impl Talk {
         let n = sent.client_seq + 1;
         let mut id = [self.from.installation.as_bytes()[0]; 16];
         id[8..].copy_from_slice(&n.to_be_bytes());
-        let number = SendNumber {
+        let number = SendPosition {
             conversation: self.id(),
             message_id: MessageId::from_bytes(id),
             client_seq: n,

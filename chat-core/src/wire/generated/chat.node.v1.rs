@@ -2,7 +2,7 @@
 /// A record of the log: what a gateway asks of a conversation's shard.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Command {
-    /// A chat.v1.ClientFrame that holds a Publish or a Void.
+    /// A chat.v1.ClientFrame that holds a Publish or a Skip.
     #[prost(bytes = "bytes", tag = "1")]
     pub frame: ::prost::bytes::Bytes,
     /// Who asks, as authenticated.

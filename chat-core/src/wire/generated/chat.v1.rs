@@ -20,7 +20,7 @@ pub mod client_frame {
         Publish(super::Publish),
         /// Uses up the number of a message that was refused for good; answered by Stored.
         #[prost(message, tag = "4")]
-        Void(super::Void),
+        Skip(super::Skip),
         /// Says what is durably on this device.
         #[prost(message, tag = "5")]
         Ack(super::Ack),
@@ -66,7 +66,7 @@ pub mod server_frame {
         /// Answers Register.
         #[prost(message, tag = "3")]
         Registered(super::Registered),
-        /// Answers Publish and Void: one tick.
+        /// Answers Publish and Skip: one tick.
         #[prost(message, tag = "4")]
         Stored(super::Stored),
         /// Answers what cannot be done.
@@ -293,7 +293,7 @@ pub struct Publish {
 }
 /// Uses up a number.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Void {
+pub struct Skip {
     /// As in the refused Publish.
     #[prost(bytes = "bytes", tag = "1")]
     pub conversation: ::prost::bytes::Bytes,
@@ -341,13 +341,13 @@ pub struct Stored {
 /// What cannot be done.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Refused {
-    /// Set for a Publish or Void: its conversation.
+    /// Set for a Publish or Skip: its conversation.
     #[prost(bytes = "bytes", tag = "1")]
     pub conversation: ::prost::bytes::Bytes,
-    /// Set for a Publish or Void: its id.
+    /// Set for a Publish or Skip: its id.
     #[prost(bytes = "bytes", tag = "2")]
     pub message_id: ::prost::bytes::Bytes,
-    /// Set for a Publish or Void: its number.
+    /// Set for a Publish or Skip: its number.
     #[prost(uint64, tag = "3")]
     pub client_seq: u64,
     /// Set for a Request: its id.
@@ -365,7 +365,7 @@ pub struct Refused {
     /// Milliseconds to wait before trying again.
     #[prost(uint32, tag = "8")]
     pub retry_after: u32,
-    /// Set for a Publish or Void: its incarnation.
+    /// Set for a Publish or Skip: its incarnation.
     #[prost(uint32, tag = "9")]
     pub incarnation: u32,
 }
@@ -970,7 +970,7 @@ pub enum EmptyReason {
     /// Never sent.
     Unspecified = 0,
     /// Its sender withdrew it.
-    Void = 1,
+    Skip = 1,
     /// Retention or quota removed it before this device read it.
     Expired = 2,
     /// It could not be applied.
@@ -984,7 +984,7 @@ impl EmptyReason {
     pub fn as_str_name(&self) -> &'static str {
         match self {
             Self::Unspecified => "EMPTY_REASON_UNSPECIFIED",
-            Self::Void => "EMPTY_REASON_VOID",
+            Self::Skip => "EMPTY_REASON_SKIP",
             Self::Expired => "EMPTY_REASON_EXPIRED",
             Self::Poison => "EMPTY_REASON_POISON",
         }
@@ -993,7 +993,7 @@ impl EmptyReason {
     pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
         match value {
             "EMPTY_REASON_UNSPECIFIED" => Some(Self::Unspecified),
-            "EMPTY_REASON_VOID" => Some(Self::Void),
+            "EMPTY_REASON_SKIP" => Some(Self::Skip),
             "EMPTY_REASON_EXPIRED" => Some(Self::Expired),
             "EMPTY_REASON_POISON" => Some(Self::Poison),
             _ => None,
