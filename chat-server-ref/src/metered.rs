@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use chat_core::backend::{
     AccountKey, Backends, Command, Commit, CommitOutcome, ConversationState, CursorFilter, DeviceKeys,
     DeviceRecord, GatewayId, KeyDirectory, LogPosition, MessageStore, PageLimit, Presence, PushSink,
-    RecordBatch, Registry, Reincarnation, Route, Router, StoreLife,
+    RecordBatch, Registry, Reincarnation, Route, Router, StoreIdentity,
 };
 use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::{AckUpTo, InboxPosition, InboxRow};
@@ -61,8 +61,8 @@ struct MeasuredStore(Arc<dyn MessageStore>);
 
 #[async_trait]
 impl MessageStore for MeasuredStore {
-    fn life(&self) -> StoreLife {
-        self.0.life()
+    fn identity(&self) -> StoreIdentity {
+        self.0.identity()
     }
 
     async fn state(

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use chat_core::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
-    PageLimit, StoreLife,
+    PageLimit, StoreIdentity,
 };
 use chat_core::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow, RowContent};
 use chat_core::wire::{decode_row, encode_row, state};
@@ -272,8 +272,8 @@ fn page(
 
 #[async_trait]
 impl MessageStore for SqliteStore {
-    fn life(&self) -> StoreLife {
-        StoreLife { epoch: self.epoch, durability: Durability::Fsync }
+    fn identity(&self) -> StoreIdentity {
+        StoreIdentity { epoch: self.epoch, durability: Durability::Fsync }
     }
 
     async fn state(

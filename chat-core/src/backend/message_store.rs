@@ -40,7 +40,7 @@ use crate::id::{ClientSeq, ConversationId, Incarnation, InstallationId, MessageI
 #[async_trait]
 pub trait MessageStore: fmt::Debug + Send + Sync + 'static {
     /// Which life of the data set this is, and what a commit survives.
-    fn life(&self) -> StoreLife;
+    fn identity(&self) -> StoreIdentity;
 
     /// The state of a conversation; `None` before its first commit.
     ///
@@ -146,7 +146,7 @@ pub enum CommitOutcome {
 /// Which life of a data set, and what a commit to it survives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(clippy::exhaustive_structs)]
-pub struct StoreLife {
+pub struct StoreIdentity {
     /// Random, made with the data set.
     pub epoch: StoreEpoch,
     /// What a commit survives.

@@ -18,7 +18,7 @@ pub use key_directory::{AccountKey, DeviceKeys, KeyDirectory, Reincarnation};
 pub use log_anchor::{LogAnchor, LogIdentity};
 pub use message_store::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, Head, Member, MessageStore,
-    PageLimit, SenderState, StoreLife,
+    PageLimit, SenderState, StoreIdentity,
 };
 pub use node_link::{NodeLink, SessionDelivery};
 pub use presence::Presence;

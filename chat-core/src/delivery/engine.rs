@@ -16,7 +16,7 @@ use super::shard::{Decision, IdKey, decide};
 use super::{Event, Hub, MessageTrace, Stage, plan};
 use crate::backend::{
     Backends, Command, Commit, CommitOutcome, ConversationState, GatewayId, LogPosition, Operation,
-    PageLimit, Record, RecordBatch, Route, StoreLife,
+    PageLimit, Record, RecordBatch, Route, StoreIdentity,
 };
 use crate::device_list::SignedDeviceList;
 use crate::envelope::{AckUpTo, InboxPosition, InboxRow, Publish, Refusal, SendPosition, Stored, Subject};
@@ -148,8 +148,8 @@ impl Engine {
     }
 
     /// The life of the store.
-    pub fn life(&self) -> StoreLife {
-        self.backends.store.life()
+    pub fn identity(&self) -> StoreIdentity {
+        self.backends.store.identity()
     }
 
     /// The wall clock, in milliseconds.
@@ -462,7 +462,7 @@ impl Engine {
     }
 
     fn stored(&self, number: &SendPosition, seq: Seq) -> Stored {
-        let StoreLife { epoch, durability } = self.life();
+        let StoreIdentity { epoch, durability } = self.identity();
         Stored {
             conversation: number.conversation,
             message_id: number.message_id,

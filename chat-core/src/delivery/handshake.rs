@@ -150,12 +150,12 @@ impl Engine {
             self.backends.store.generation(device.installation),
         )
         .await?;
-        let life = self.life();
+        let identity = self.identity();
         let rollback = (claims.generation < generation || claims.incarnation < keys.incarnation)
-            && hello.store_epoch.is_none_or(|epoch| epoch == life.epoch)
+            && hello.store_epoch.is_none_or(|epoch| epoch == identity.epoch)
             && !self.settings.mutants.has(Mutant::NoRollbackDetection);
         let welcome = Welcome {
-            store_epoch: life.epoch,
+            store_epoch: identity.epoch,
             server_time: self.now_ms(),
             rollback,
             incarnation: keys.incarnation,

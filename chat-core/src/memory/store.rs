@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use crate::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
-    PageLimit, StoreLife,
+    PageLimit, StoreIdentity,
 };
 use crate::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow};
 use crate::error::{Error, ErrorKind, Result};
@@ -15,7 +15,7 @@ use crate::id::{ConversationId, ConversationKind, InstallationId, MessageId, Seq
 /// A [`MessageStore`] in memory: each commit is atomic, and gone with the process.
 #[derive(Debug)]
 pub struct MemoryStore {
-    life: StoreLife,
+    identity: StoreIdentity,
     tables: Mutex<Tables>,
 }
 
@@ -27,8 +27,9 @@ impl MemoryStore {
 
     /// A store that begins with these tables.
     pub fn with_tables(tables: Tables) -> Self {
-        let life = StoreLife { epoch: StoreEpoch::from_bytes([0x5e; 16]), durability: Durability::Memory };
-        Self { life, tables: Mutex::new(tables) }
+        let identity =
+            StoreIdentity { epoch: StoreEpoch::from_bytes([0x5e; 16]), durability: Durability::Memory };
+        Self { identity, tables: Mutex::new(tables) }
     }
 
     /// A copy of everything in it.
@@ -319,8 +320,8 @@ fn page(rows: impl Iterator<Item = InboxRow>, limit: PageLimit) -> Vec<InboxRow>
 
 #[async_trait]
 impl MessageStore for MemoryStore {
-    fn life(&self) -> StoreLife {
-        self.life
+    fn identity(&self) -> StoreIdentity {
+        self.identity
     }
 
     async fn state(

@@ -109,7 +109,7 @@ pub(super) struct Device {
     pub connection: Option<u64>,
     pub snapshot: Option<LocalStore>,
     /// Increases with each start, so that old timers are told apart.
-    pub life: u64,
+    pub boot: u64,
     mutants: Mutants,
 }
 
@@ -130,7 +130,7 @@ impl Device {
             replica: None,
             connection: None,
             snapshot: None,
-            life: 0,
+            boot: 0,
             mutants,
         }
     }
@@ -140,7 +140,7 @@ impl Device {
     }
 
     pub(super) fn start(&mut self, now: Instant, seed: u64) {
-        self.life += 1;
+        self.boot += 1;
         self.suite = self.store.suite.clone();
         let saved = Saved {
             conversations: self.store.conversations.values().cloned().collect(),
@@ -152,7 +152,7 @@ impl Device {
     pub(super) fn crash(&mut self) {
         self.replica = None;
         self.connection = None;
-        self.life += 1;
+        self.boot += 1;
     }
 
     pub(super) fn restore(&mut self) -> bool {

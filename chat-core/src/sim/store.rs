@@ -14,7 +14,7 @@ use super::oracle::KeyUse;
 
 use crate::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
-    PageLimit, StoreLife,
+    PageLimit, StoreIdentity,
 };
 use crate::envelope::{AckUpTo, Durability, InboxPosition, InboxRow};
 use crate::error::{Error, ErrorKind, Result};
@@ -180,8 +180,8 @@ pub(super) const fn unknown() -> Error {
 
 #[async_trait]
 impl MessageStore for SimStore {
-    fn life(&self) -> StoreLife {
-        StoreLife { epoch: StoreEpoch::from_bytes([0x51; 16]), durability: Durability::Memory }
+    fn identity(&self) -> StoreIdentity {
+        StoreIdentity { epoch: StoreEpoch::from_bytes([0x51; 16]), durability: Durability::Memory }
     }
 
     async fn state(

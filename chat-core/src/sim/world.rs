@@ -377,8 +377,8 @@ impl World {
         match event {
             Event::Send(device) => self.user_sends(device),
             Event::Read(device) => self.user_reads(device),
-            Event::DeviceTimer(device, life) => {
-                if self.devices[device].life == life {
+            Event::DeviceTimer(device, boot) => {
+                if self.devices[device].boot == boot {
                     self.device_step(device, Input::Tick);
                 }
             }
@@ -464,7 +464,7 @@ impl World {
                     self.arm_gateway(id);
                 }
             }
-            Event::Dialled(device, life, id) => self.dialled(device, life, id),
+            Event::Dialled(device, boot, id) => self.dialled(device, boot, id),
             Event::ToServer(id, frame) => self.deliver_to_server(id, frame),
             Event::ToDevice(id, frame) => {
                 if let Some(device) = self.pipes.get(&id).map(|pipe| pipe.device)

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use async_trait::async_trait;
 use chat_core::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
-    PageLimit, StoreLife,
+    PageLimit, StoreIdentity,
 };
 use chat_core::delivery::{Bound, Event};
 use chat_core::envelope::{InboxPosition, InboxRow};
@@ -25,8 +25,8 @@ struct Later {
 
 #[async_trait]
 impl MessageStore for Later {
-    fn life(&self) -> StoreLife {
-        self.store.life()
+    fn identity(&self) -> StoreIdentity {
+        self.store.identity()
     }
 
     async fn state(

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use chat_core::backend::{
-    Commit, ConversationState, CursorFilter, KeyDirectory, MessageStore, PageLimit, StoreLife,
+    Commit, ConversationState, CursorFilter, KeyDirectory, MessageStore, PageLimit, StoreIdentity,
 };
 use chat_core::envelope::{Durability, InboxPosition, InboxRow};
 use chat_core::wire::encode_list;
@@ -27,8 +27,8 @@ impl CassandraImport {
     /// Makes the schema, or finds the one of a copy of the same data set that was interrupted.
     pub(crate) async fn begin(settings: &CassandraSettings, epoch: StoreEpoch) -> Result<Self> {
         let link = schema::begin_import(settings, *epoch.as_bytes()).await?;
-        let life = StoreLife { epoch, durability: Durability::Fsync };
-        let store = CassandraStore { link, life, heads: DashMap::new(), untrimmed: DashMap::new() };
+        let identity = StoreIdentity { epoch, durability: Durability::Fsync };
+        let store = CassandraStore { link, identity, heads: DashMap::new(), untrimmed: DashMap::new() };
         Ok(Self { store })
     }
 

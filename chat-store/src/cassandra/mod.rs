@@ -46,7 +46,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chat_core::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogAnchor, LogIdentity,
-    LogPosition, MessageStore, PageLimit, StoreLife,
+    LogPosition, MessageStore, PageLimit, StoreIdentity,
 };
 use chat_core::envelope::{AckUpTo, Durability, InboxPosition, InboxRow};
 use chat_core::wire::{decode_row, redo, state};
@@ -63,7 +63,7 @@ use link::{Link, unknown};
 #[derive(Debug)]
 pub struct CassandraStore {
     link: Link,
-    life: StoreLife,
+    identity: StoreIdentity,
     /// The highest head seen of conversations: it only rises.
     heads: DashMap<ConversationId, Seq>,
     /// Rows that devices acknowledged and that were not deleted yet.
@@ -103,8 +103,8 @@ impl CassandraStore {
         let link = Link::connect(settings).await?;
         schema::check_copies(&link).await?;
         let epoch = schema::check(&link).await?;
-        let life = StoreLife { epoch: StoreEpoch::from_bytes(epoch), durability: Durability::Fsync };
-        Ok(Self { link, life, heads: DashMap::new(), untrimmed: DashMap::new() })
+        let identity = StoreIdentity { epoch: StoreEpoch::from_bytes(epoch), durability: Durability::Fsync };
+        Ok(Self { link, identity, heads: DashMap::new(), untrimmed: DashMap::new() })
     }
 
     /// What was found, for people: release, nodes, copies.
@@ -173,8 +173,8 @@ impl CassandraStore {
 
 #[async_trait]
 impl MessageStore for CassandraStore {
-    fn life(&self) -> StoreLife {
-        self.life
+    fn identity(&self) -> StoreIdentity {
+        self.identity
     }
 
     async fn state(

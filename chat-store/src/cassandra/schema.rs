@@ -95,7 +95,7 @@ pub(super) async fn begin_import(settings: &CassandraSettings, epoch: [u8; 16]) 
     begin_life(&session, &settings.keyspace, COPYING, epoch).await?;
     let link = Link::connect(settings).await?;
     let conflict = |text| Err(Error::new(ErrorKind::Conflict, text));
-    match life(&link).await? {
+    match identity(&link).await? {
         Some((COPYING, life)) if life == epoch => Ok(link),
         Some((_, life)) if life == epoch => conflict("the copy was finished before: serve it"),
         _ => conflict("the keyspace holds another data set: name one that is not there yet"),
@@ -110,9 +110,9 @@ pub(super) async fn end_import(link: &Link) -> Result<()> {
     Err(Error::new(ErrorKind::Conflict, "somebody else finished the copy"))
 }
 
-async fn life(link: &Link) -> Result<Option<(i32, [u8; 16])>> {
+async fn identity(link: &Link) -> Result<Option<(i32, [u8; 16])>> {
     let other = || Error::new(ErrorKind::Corrupt, "the keyspace does not say what it holds");
-    let rows = link.rows(&link.statements.life, ()).await?;
+    let rows = link.rows(&link.statements.identity, ()).await?;
     let row = rows.maybe_first_row::<(i32, Vec<u8>)>().map_err(|_| other())?;
     row.map(|(version, epoch)| Ok((version, epoch.try_into().map_err(|_| other())?))).transpose()
 }
@@ -145,7 +145,7 @@ pub(super) async fn check_copies(link: &Link) -> Result<()> {
 
 /// Checks the schema's version; gives the life of the data set.
 pub(super) async fn check(link: &Link) -> Result<[u8; 16]> {
-    match life(link).await? {
+    match identity(link).await? {
         Some((VERSION, epoch)) => Ok(epoch),
         Some((COPYING, _)) => Err(Error::new(
             ErrorKind::Invalid,
@@ -220,7 +220,7 @@ enum Kind {
 
 statements! {
     Repeatable {
-        life: "SELECT version, epoch FROM @meta WHERE one = 'life'",
+        identity: "SELECT version, epoch FROM @meta WHERE one = 'life'",
         log: "SELECT generation, log, partitions, opened FROM @meta WHERE one = 'log'",
         state: "SELECT state FROM @state WHERE conversation = ?",
         state_and_redo: "SELECT state, redo FROM @state WHERE conversation = ?",

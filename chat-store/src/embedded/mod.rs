@@ -32,7 +32,7 @@ use std::path::Path;
 use async_trait::async_trait;
 use chat_core::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
-    PageLimit, StoreLife,
+    PageLimit, StoreIdentity,
 };
 use chat_core::envelope::{AckUpTo, Durability, InboxPosition, InboxRow};
 use chat_core::{ConversationId, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch};
@@ -228,8 +228,8 @@ impl Tables {
 
 #[async_trait]
 impl MessageStore for EmbeddedStore {
-    fn life(&self) -> StoreLife {
-        StoreLife { epoch: self.epoch, durability: Durability::Fsync }
+    fn identity(&self) -> StoreIdentity {
+        StoreIdentity { epoch: self.epoch, durability: Durability::Fsync }
     }
 
     async fn state(

@@ -309,7 +309,7 @@ async fn a_keyspace_of_the_version_before_is_migrated() {
     assert!(refused.what().contains("migrate"), "{refused}");
     CassandraStore::migrate(&keyspace.settings).await.unwrap();
     let migrated = CassandraStore::connect(&keyspace.settings).await.unwrap();
-    assert_eq!(migrated.life(), store.life());
+    assert_eq!(migrated.identity(), store.identity());
     let next = Some(alice.state.head.position);
     assert_eq!(migrated.state(alice.id(), next).await, Ok(Some(alice.state.clone())));
     assert_eq!(drain(&migrated, device(2).installation).await.len(), 1);

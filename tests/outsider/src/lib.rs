@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 
 use async_trait::async_trait;
-use chat_core::backend::{Commit, CommitOutcome, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreLife, CursorFilter};
+use chat_core::backend::{Commit, CommitOutcome, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreIdentity, CursorFilter};
 use chat_core::envelope::{AckUpTo, InboxCursor, Durability, InboxRow, InboxPosition};
 use chat_core::{ConversationId, ConversationKind, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch};
 
@@ -104,8 +104,8 @@ impl ToyStore {
 
 #[async_trait]
 impl MessageStore for ToyStore {
-    fn life(&self) -> StoreLife {
-        StoreLife { epoch: StoreEpoch::from_bytes([1; 16]), durability: Durability::Memory }
+    fn identity(&self) -> StoreIdentity {
+        StoreIdentity { epoch: StoreEpoch::from_bytes([1; 16]), durability: Durability::Memory }
     }
 
     async fn state(

@@ -80,9 +80,9 @@ impl World {
         match output {
             Output::Dial => {
                 self.last_pipe += 1;
-                let (id, life) = (self.last_pipe, one.life);
+                let (id, boot) = (self.last_pipe, one.boot);
                 let delay = self.network.delay;
-                self.soon(delay, Event::Dialled(device, life, id));
+                self.soon(delay, Event::Dialled(device, boot, id));
             }
             Output::Hangup => {
                 let connection = one.connection.take();
@@ -144,8 +144,8 @@ impl World {
     pub(super) fn arm_device(&mut self, device: usize) {
         let one = &self.devices[device];
         if let Some(at) = one.replica.as_ref().and_then(|replica| replica.deadline()) {
-            let life = one.life;
-            self.at(at.as_millis().max(self.now + 1), Event::DeviceTimer(device, life));
+            let boot = one.boot;
+            self.at(at.as_millis().max(self.now + 1), Event::DeviceTimer(device, boot));
         }
     }
 }

@@ -11,8 +11,8 @@ impl World {
         self.partition.is_some_and(|(from, to)| (from..to).contains(&self.now))
     }
 
-    pub(super) fn dialled(&mut self, device: usize, life: u64, id: u64) {
-        if self.devices[device].life != life {
+    pub(super) fn dialled(&mut self, device: usize, boot: u64, id: u64) {
+        if self.devices[device].boot != boot {
             return;
         }
         let server = self.rng.below(self.servers.len() as u64) as usize;
