@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chat_core::backend::{Command, Transport};
-use chat_core::delivery::{Bound, Engine, Linking};
+use chat_core::delivery::{Engine, Linking, SessionHandle};
 use chat_core::envelope::{Refusal, Subject};
 use chat_core::limits::WIRE_VERSION;
 use chat_core::mutant::Mutants;
@@ -76,7 +76,7 @@ impl Gateway {
             transport,
             nonce: Bytes::copy_from_slice(&nonce),
             session: Session::new(self.now(), Mutants::NONE),
-            bound: None,
+            handle: None,
             link: None,
             appending: None,
             acking: None,
@@ -97,7 +97,7 @@ struct Connection {
     transport: Box<dyn Transport>,
     nonce: Bytes,
     session: Session,
-    bound: Option<Bound>,
+    handle: Option<SessionHandle>,
     /// The answer a device waits for that is being linked.
     link: Option<Linking>,
     /// Commands that the log has not confirmed yet. An idle connection carries no room for them.
@@ -148,12 +148,12 @@ impl Connection {
                 break;
             }
         }
-        if self.bound.as_ref().is_some_and(|bound| self.gateway.engine.is_current(bound)) {
+        if self.handle.as_ref().is_some_and(|handle| self.gateway.engine.is_current(handle)) {
             self.step(Input::Gone).await;
         }
         self.settle_acks().await;
-        if let Some(bound) = self.bound.take() {
-            self.gateway.engine.unbind(&bound).await;
+        if let Some(handle) = self.handle.take() {
+            self.gateway.engine.unbind(&handle).await;
         }
         if let Some(link) = self.link.take() {
             self.gateway.engine.withdraw(link).await;
@@ -203,7 +203,7 @@ impl Connection {
                 self.step(Input::Drain(u32::from_le_bytes(random) % spread)).await;
             }
         }
-        if self.bound.as_ref().is_some_and(Bound::take_lagged) {
+        if self.handle.as_ref().is_some_and(SessionHandle::take_lagged) {
             self.step(Input::Lagged).await;
         }
         true
@@ -216,8 +216,8 @@ impl Connection {
         tokio::select! {
             biased;
             events = async {
-                match &mut self.bound {
-                    Some(bound) => bound.events.recv().await,
+                match &mut self.handle {
+                    Some(handle) => handle.events.recv().await,
                     None => std::future::pending().await,
                 }
             } => Woken::Events(events),
@@ -273,7 +273,7 @@ impl Connection {
     /// Takes what else the engine said meanwhile, so that it goes out in one write.
     async fn more_events(&mut self) {
         for _ in 0..16 {
-            let Some(Ok(events)) = self.bound.as_mut().map(|bound| bound.events.try_recv()) else {
+            let Some(Ok(events)) = self.handle.as_mut().map(|handle| handle.events.try_recv()) else {
                 return;
             };
             self.step(Input::Events(events)).await;
@@ -381,8 +381,8 @@ impl Connection {
             }
             Output::Query(users) => Some(Input::Presence(engine.presence(device?, &users).await)),
             Output::Beat => {
-                if let Some(bound) = &self.bound {
-                    engine.beat(bound).await;
+                if let Some(handle) = &self.handle {
+                    engine.beat(handle).await;
                 }
                 self.out.push(ServerFrame::HeartbeatReply(engine.now_ms()).encode());
                 None
@@ -434,8 +434,8 @@ impl Connection {
             Err(code) => return rejected(code),
         };
         match engine.bind(greeting.device).await {
-            Ok(bound) => {
-                self.bound = Some(bound);
+            Ok(handle) => {
+                self.handle = Some(handle);
                 Input::Admitted(greeting.device, greeting.welcome)
             }
             Err(error) if error.kind() == ErrorKind::Denied => rejected(close::UNAUTHORIZED),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chat_core::backend::{Backends, GatewayId, NodeLink, Registry, Route};
-use chat_core::delivery::{Bound, EngineSettings, Event};
+use chat_core::delivery::{EngineSettings, Event, SessionHandle};
 use chat_core::memory::{ManualClock, MemoryPush, MemoryRegistry};
 use chat_core::wire::ServerFrame;
 use chat_core::{ConversationId, DeviceAddress, DeviceId, Engine, ErrorKind, InstallationId, UserId};
@@ -72,7 +72,7 @@ impl Two {
         Self { link, there, registry }
     }
 
-    async fn bind(&self, n: u8) -> Bound {
+    async fn bind(&self, n: u8) -> SessionHandle {
         let epoch = self.registry.bind(device(n), THERE).await.unwrap();
         self.there.hub().bind(Route { device: device(n), gateway: THERE, epoch })
     }
@@ -83,20 +83,20 @@ fn typing(n: u8) -> Event {
     Event::Ephemeral(ServerFrame::Typing(ConversationId::own(user), user))
 }
 
-async fn next(bound: &mut Bound) -> Vec<Event> {
-    tokio::time::timeout(Duration::from_secs(5), bound.events.recv()).await.unwrap().unwrap()
+async fn next(handle: &mut SessionHandle) -> Vec<Event> {
+    tokio::time::timeout(Duration::from_secs(5), handle.events.recv()).await.unwrap().unwrap()
 }
 
 #[tokio::test]
 async fn what_is_told_arrives_in_order() {
     let two = Two::start().await;
-    let mut bound = two.bind(1).await;
+    let mut handle = two.bind(1).await;
     for n in 0..50 {
-        two.link.deliver(THERE, vec![(bound.route, vec![typing(n)])]);
+        two.link.deliver(THERE, vec![(handle.route, vec![typing(n)])]);
     }
     let mut seen = Vec::new();
     while seen.len() < 50 {
-        seen.extend(next(&mut bound).await);
+        seen.extend(next(&mut handle).await);
     }
     assert_eq!(seen, (0..50).map(typing).collect::<Vec<_>>());
 }
@@ -104,9 +104,9 @@ async fn what_is_told_arrives_in_order() {
 #[tokio::test]
 async fn a_stale_route_is_unbound() {
     let two = Two::start().await;
-    let bound = two.bind(1).await;
-    two.there.hub().unbind(&bound.route);
-    two.link.deliver(THERE, vec![(bound.route, vec![typing(1)])]);
+    let handle = two.bind(1).await;
+    two.there.hub().unbind(&handle.route);
+    two.link.deliver(THERE, vec![(handle.route, vec![typing(1)])]);
     for _ in 0..100 {
         if two.registry.lookup(&[device(1).user]).await.unwrap().is_empty() {
             return;
@@ -119,22 +119,22 @@ async fn a_stale_route_is_unbound() {
 #[tokio::test]
 async fn a_silent_gateway_costs_nobody_and_its_sessions_catch_up() {
     let two = Two::start().await;
-    let mut bound = two.bind(1).await;
+    let mut handle = two.bind(1).await;
     // Accepts, and never says a word.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let working = two.registry.address(THERE).await.unwrap().unwrap();
     two.registry.announce(THERE, &silent.local_addr().unwrap().to_string()).await.unwrap();
     let begun = Instant::now();
-    two.link.deliver(THERE, vec![(bound.route, vec![typing(1)])]);
+    two.link.deliver(THERE, vec![(handle.route, vec![typing(1)])]);
     assert!(begun.elapsed() < Duration::from_millis(500), "nobody waits for it");
     tokio::time::sleep(Duration::from_millis(1500)).await;
     two.registry.announce(THERE, &working).await.unwrap();
-    two.link.deliver(THERE, vec![(bound.route, vec![typing(2)])]);
+    two.link.deliver(THERE, vec![(handle.route, vec![typing(2)])]);
     let mut seen = Vec::new();
     while !seen.contains(&Event::Lagged) {
-        seen.extend(next(&mut bound).await);
+        seen.extend(next(&mut handle).await);
     }
-    assert!(bound.take_lagged(), "the session reads its inbox");
+    assert!(handle.take_lagged(), "the session reads its inbox");
 }
 
 #[tokio::test]
@@ -155,15 +155,15 @@ async fn an_offer_is_found_and_answered_from_another_gateway() {
 async fn only_who_shows_a_certificate_of_the_authority_speaks() {
     let (ours, strange) = (Authority::new(), Authority::new());
     let two = Two::start_with(Some(ours.node(&ours)), Some(ours.node(&ours))).await;
-    let mut bound = two.bind(1).await;
-    two.link.deliver(THERE, vec![(bound.route, vec![typing(1)])]);
-    assert_eq!(next(&mut bound).await, vec![typing(1)]);
+    let mut handle = two.bind(1).await;
+    two.link.deliver(THERE, vec![(handle.route, vec![typing(1)])]);
+    assert_eq!(next(&mut handle).await, vec![typing(1)]);
     // A stranger's certificate, and none at all.
     for here in [Some(strange.node(&ours)), None] {
         let two = Two::start_with(here, Some(ours.node(&ours))).await;
-        let mut bound = two.bind(1).await;
-        two.link.deliver(THERE, vec![(bound.route, vec![typing(1)])]);
-        let heard = tokio::time::timeout(Duration::from_secs(2), bound.events.recv()).await;
+        let mut handle = two.bind(1).await;
+        two.link.deliver(THERE, vec![(handle.route, vec![typing(1)])]);
+        let heard = tokio::time::timeout(Duration::from_secs(2), handle.events.recv()).await;
         assert!(heard.is_err(), "{heard:?}");
     }
 }

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::Engine;
 use super::admission::refusal_of;
-use super::hub::Bound;
+use super::hub::SessionHandle;
 use crate::backend::{AccountKey, Route};
 use crate::device_list::SignedDeviceList;
 use crate::envelope::Refusal;
@@ -173,44 +173,45 @@ impl Engine {
     ///
     /// # Errors
     /// `Denied` if the device is not listed, `Unavailable` if that cannot be read.
-    pub async fn bind(&self, device: DeviceAddress) -> Result<Bound> {
+    pub async fn bind(&self, device: DeviceAddress) -> Result<SessionHandle> {
         // Above every session that was here before this one, whatever the registry's clock says.
         let above = self.hub.route(device.installation).map_or(0, |route| route.epoch + 1);
         let without = self.now_us().max(above);
         let registered = self.backends.registry.bind(device, self.settings.gateway).await;
         let epoch = registered.map_or(without, |epoch| epoch.max(above));
-        let bound = self.hub.bind(Route { device, gateway: self.settings.gateway, epoch });
+        let session = self.hub.bind(Route { device, gateway: self.settings.gateway, epoch });
         // Unlinked between its `Hello` and here? Read from the directory: from here on it would be told.
         let list = self.backends.keys.list(device.user).await;
         let listed = |list: &SignedDeviceList| list.list().addresses().any(|known| known == device);
         if !matches!(&list, Ok(Some(list)) if listed(list)) {
-            self.unbind(&bound).await;
+            self.unbind(&session).await;
             return Err(list.err().unwrap_or(Error::new(ErrorKind::Denied, "the device is not listed")));
         }
         let _ = self.backends.presence.beat(device.user, device.installation, true, self.now_ms()).await;
-        Ok(bound)
+        Ok(session)
     }
 
     /// Whether no later session of its device took over here.
-    pub fn is_current(&self, bound: &Bound) -> bool {
-        self.hub.route(bound.route.device.installation) == Some(bound.route)
+    pub fn is_current(&self, session: &SessionHandle) -> bool {
+        self.hub.route(session.route.device.installation) == Some(session.route)
     }
 
     /// Forgets a session.
-    pub async fn unbind(&self, bound: &Bound) {
-        let device = bound.route.device;
-        if self.hub.unbind(&bound.route) {
+    pub async fn unbind(&self, session: &SessionHandle) {
+        let device = session.route.device;
+        if self.hub.unbind(&session.route) {
             let _ = self.backends.presence.beat(device.user, device.installation, false, self.now_ms()).await;
         }
-        let _ = self.backends.registry.unbind(bound.route).await;
+        let _ = self.backends.registry.unbind(session.route).await;
     }
 
     /// Notes that a session is alive. It is closed if its device has a later one elsewhere.
-    pub async fn beat(&self, bound: &Bound) {
-        let device = bound.route.device;
-        let renewed = self.backends.registry.renew(bound.route).await;
-        if renewed.is_err_and(|error| error.kind() == ErrorKind::Conflict) && self.is_elsewhere(bound).await {
-            return self.hub.close_session(&bound.route, close::REPLACED);
+    pub async fn beat(&self, session: &SessionHandle) {
+        let device = session.route.device;
+        let renewed = self.backends.registry.renew(session.route).await;
+        if renewed.is_err_and(|error| error.kind() == ErrorKind::Conflict) && self.is_elsewhere(session).await
+        {
+            return self.hub.close_session(&session.route, close::REPLACED);
         }
         // The word that it was unlinked may have been lost on the way from another gateway.
         if let Ok(Some(list)) = self.device_list(device.user).await
@@ -223,8 +224,8 @@ impl Engine {
 
     /// Whether a device has a later connection to another gateway. One to this gateway that the registry knows and
     /// nobody else is of a call that was given up here and carried out there.
-    async fn is_elsewhere(&self, bound: &Bound) -> bool {
-        let Route { device, gateway, epoch } = bound.route;
+    async fn is_elsewhere(&self, session: &SessionHandle) -> bool {
+        let Route { device, gateway, epoch } = session.route;
         let routes = self.backends.registry.lookup(&[device.user]).await.unwrap_or_default();
         let later = |route: &Route| route.device == device && route.epoch > epoch && route.gateway != gateway;
         routes.iter().any(later)

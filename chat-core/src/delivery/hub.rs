@@ -58,15 +58,15 @@ struct Connection {
 
 /// A session's end of its connection to the hub.
 #[derive(Debug)]
-pub struct Bound {
-    /// The route that was bound.
+pub struct SessionHandle {
+    /// The route that was session.
     pub route: Route,
     /// What the engine tells this session.
     pub events: mpsc::Receiver<Vec<Event>>,
     lagged: Arc<AtomicBool>,
 }
 
-impl Bound {
+impl SessionHandle {
     /// Whether events were dropped since this was asked last.
     pub fn take_lagged(&self) -> bool {
         self.lagged.swap(false, Ordering::AcqRel)
@@ -81,10 +81,10 @@ impl Hub {
 
     /// Connects a session; an older one of the same device is told to close. Of two sessions the one with
     /// the larger epoch stays, whichever comes first.
-    pub fn bind(&self, route: Route) -> Bound {
+    pub fn bind(&self, route: Route) -> SessionHandle {
         let (queue, events) = mpsc::channel(self.queue);
         let lagged = Arc::new(AtomicBool::new(false));
-        let bound = Bound { route, events, lagged: lagged.clone() };
+        let session = SessionHandle { route, events, lagged: lagged.clone() };
         let replaced = vec![Event::Closed(crate::wire::close::REPLACED)];
         match self.connections.entry(route.device.installation) {
             dashmap::Entry::Occupied(known) if known.get().route.epoch > route.epoch => {
@@ -98,7 +98,7 @@ impl Hub {
                 free.insert(Connection { route, queue, lagged });
             }
         }
-        bound
+        session
     }
 
     /// Disconnects a session; `true` if it was still the device's current one.

@@ -19,7 +19,7 @@ pub use counters::Counters;
 pub use engine::{Engine, EngineSettings};
 pub use explain::{Explanation, Whereabouts};
 pub use handshake::{Greeting, Linking};
-pub use hub::{Bound, Event, Hub};
+pub use hub::{Event, Hub, SessionHandle};
 pub use plan::{Plan, plan};
 pub use rates::{Rate, Rates};
 pub use shard::{Decision, decide};

@@ -12,7 +12,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 use super::accounts::ACCOUNTS;
 use super::store::SimStore;
 use crate::backend::{Backends, GatewayId, KeyDirectory, NodeLink, Registry, Router, SessionDelivery};
-use crate::delivery::{Bound, Engine, EngineSettings, Rates};
+use crate::delivery::{Engine, EngineSettings, Rates, SessionHandle};
 use crate::envelope::{Refusal, Subject};
 use crate::error::{ErrorKind, Result};
 use crate::memory::{ManualClock, MemoryKeys, MemoryPresence, MemoryPush, OpenRegistration};
@@ -48,7 +48,7 @@ pub(super) struct Gateway {
 #[derive(Debug)]
 pub(super) struct Connection {
     session: Session,
-    bound: Option<Bound>,
+    handle: Option<SessionHandle>,
 }
 
 impl fmt::Debug for Gateway {
@@ -119,17 +119,17 @@ impl Gateway {
     }
 
     pub(super) fn accept(&mut self, id: u64, now: Instant) {
-        self.connections.insert(id, Connection { session: Session::new(now, self.mutants), bound: None });
+        self.connections.insert(id, Connection { session: Session::new(now, self.mutants), handle: None });
     }
 
     pub(super) fn drop_connection(&mut self, id: u64, now: Instant) {
-        let bound = self.connections.get(&id).and_then(|connection| connection.bound.as_ref());
-        if bound.is_some_and(|bound| self.engine.is_current(bound)) {
+        let handle = self.connections.get(&id).and_then(|connection| connection.handle.as_ref());
+        if handle.is_some_and(|handle| self.engine.is_current(handle)) {
             // Nobody is there any more to be sent anything.
             self.step(id, now, Input::Gone, &mut Vec::new());
         }
-        if let Some(Connection { bound: Some(bound), .. }) = self.connections.remove(&id) {
-            ready(self.engine.unbind(&bound));
+        if let Some(Connection { handle: Some(handle), .. }) = self.connections.remove(&id) {
+            ready(self.engine.unbind(&handle));
         }
     }
 
@@ -144,11 +144,11 @@ impl Gateway {
     /// Passes on what the engine told a session.
     pub(super) fn pump(&mut self, id: u64, now: Instant, effects: &mut Vec<Effect>) {
         loop {
-            let Some(Connection { bound: Some(bound), .. }) = self.connections.get_mut(&id) else {
+            let Some(Connection { handle: Some(handle), .. }) = self.connections.get_mut(&id) else {
                 return;
             };
-            let lagged = bound.take_lagged();
-            let events = bound.events.try_recv();
+            let lagged = handle.take_lagged();
+            let events = handle.events.try_recv();
             if lagged {
                 self.step(id, now, Input::Lagged, effects);
             }
@@ -192,8 +192,8 @@ impl Gateway {
                     Some(match greeting {
                         Some(Err(_)) => rejected(crate::wire::close::DRAIN),
                         Some(Ok(greeting)) => match ready(engine.bind(greeting.device)) {
-                            Ok(bound) => {
-                                connection.bound = Some(bound);
+                            Ok(handle) => {
+                                connection.handle = Some(handle);
                                 Input::Admitted(greeting.device, greeting.welcome)
                             }
                             Err(_) => rejected(crate::wire::close::DRAIN),
@@ -244,8 +244,8 @@ impl Gateway {
                     None
                 }
                 Output::Beat => {
-                    if let Some(bound) = &connection.bound {
-                        ready(engine.beat(bound));
+                    if let Some(handle) = &connection.handle {
+                        ready(engine.beat(handle));
                     }
                     effects.push(Effect::Send(ServerFrame::HeartbeatReply(engine.now_ms())));
                     None

@@ -7,7 +7,7 @@ use chat_core::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
     PageLimit, StoreIdentity,
 };
-use chat_core::delivery::{Bound, Event};
+use chat_core::delivery::{Event, SessionHandle};
 use chat_core::envelope::{InboxPosition, InboxRow};
 use chat_core::memory::{MemoryPush, MemoryStore};
 use chat_core::{Error, ErrorKind, InstallationId, Result, Seq};
@@ -119,7 +119,7 @@ impl Scene {
         turn
     }
 
-    fn connect(&self) -> Bound {
+    fn connect(&self) -> SessionHandle {
         ready(self.engine.bind(self.bob.device())).unwrap()
     }
 
@@ -129,8 +129,8 @@ impl Scene {
 }
 
 /// The seqs of what a connection was told.
-fn delivered(bound: &mut Bound) -> Vec<Seq> {
-    let events = std::iter::from_fn(|| bound.events.try_recv().ok()).flatten();
+fn delivered(handle: &mut SessionHandle) -> Vec<Seq> {
+    let events = std::iter::from_fn(|| handle.events.try_recv().ok()).flatten();
     let rows = events.filter_map(|event| match event {
         Event::Row(row) => Some(row.seq),
         _ => None,

@@ -247,14 +247,14 @@ fn a_user_is_present_until_seventy_five_seconds_after_the_last_heartbeat() {
         ready(engine.presence(who.device(), &[bob.device().user]))[0].1
     };
     assert!(!sees(&alice, 0));
-    let bound = ready(engine.bind(bob.device())).unwrap();
+    let handle = ready(engine.bind(bob.device())).unwrap();
     assert!(sees(&alice, 1), "online at once");
     assert!(!sees(&eve, 1), "not for whoever shares no conversation");
     assert!(sees(&alice, 2 * HEARTBEAT_MS), "one lost heartbeat shows nothing");
     assert!(sees(&alice, IDLE_MS - 1) && !sees(&alice, IDLE_MS), "offline in time");
-    ready(engine.beat(&bound));
+    ready(engine.beat(&handle));
     assert!(sees(&alice, IDLE_MS + 1));
-    ready(engine.unbind(&bound));
+    ready(engine.unbind(&handle));
     assert!(!sees(&alice, IDLE_MS + 2), "offline at once after a clean close");
 }
 
@@ -276,7 +276,7 @@ fn prekeys_are_handed_out_slowly_and_their_owner_is_told_of_few() {
         })
     };
     assert_eq!(ready(engine.respond(bob.device(), upload(25))).unwrap().prekeys, 25);
-    let mut bound = ready(engine.bind(bob.device())).unwrap();
+    let mut handle = ready(engine.bind(bob.device())).unwrap();
     let claim = || {
         let request = Request::Claim(bob.device().user, vec![bob.device().installation]);
         ready(engine.respond(alice.device(), request))
@@ -287,7 +287,7 @@ fn prekeys_are_handed_out_slowly_and_their_owner_is_told_of_few() {
     assert_eq!(claim(), Err(Refusal::Throttled(600_000)), "six, then one in ten minutes");
     clock.set_us(START_US + 600_000_000);
     assert!(claim().is_ok());
-    let events: Vec<_> = std::iter::from_fn(|| bound.events.try_recv().ok()).flatten().collect();
+    let events: Vec<_> = std::iter::from_fn(|| handle.events.try_recv().ok()).flatten().collect();
     let low = |left| chat_core::delivery::Event::Ephemeral(ServerFrame::PrekeysLow(left));
     assert_eq!(events, vec![low(19), low(18)]);
     for n in 2..=8 {
