@@ -292,7 +292,7 @@ fn uncovered(sender: DeviceAddress, publish: &Publish, recipients: &[Recipient])
 }
 
 /// Whether a refusal of the gateway may be answered without the log: only for ids never sent before.
-pub(super) fn refuse_now(command: &Command) -> Option<Refusal> {
+pub(super) fn early_refusal(command: &Command) -> Option<Refusal> {
     match &command.operation {
         Operation::Publish(publish) if publish.first => command.verdict.clone(),
         _ => None,

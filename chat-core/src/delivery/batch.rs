@@ -67,7 +67,7 @@ pub(super) fn id_key(record: &Record) -> IdKey {
 }
 
 /// The ids of a batch that may be stored already, as far as its states tell.
-pub(super) fn perhaps_stored(states: &States, records: &[Record], mutants: Mutants) -> BTreeSet<IdKey> {
+pub(super) fn dedup_candidates(states: &States, records: &[Record], mutants: Mutants) -> BTreeSet<IdKey> {
     let mut expected: HashMap<(ConversationId, InstallationId), SenderState> = HashMap::new();
     let mut keys = BTreeSet::new();
     for record in records {

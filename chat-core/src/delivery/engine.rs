@@ -7,8 +7,8 @@ use dashmap::DashMap;
 use futures_util::future::{join, join_all, try_join_all};
 use parking_lot::Mutex;
 
-use super::admission::{refusal_of, refuse_now};
-use super::batch::{Batch, Remembered, States, id_key, perhaps_stored};
+use super::admission::{early_refusal, refusal_of};
+use super::batch::{Batch, Remembered, States, dedup_candidates, id_key};
 use super::counters::Counters;
 use super::handshake::Offer;
 use super::rates::{Limits, Rates};
@@ -194,7 +194,7 @@ impl Engine {
         self.record(number.message_id, accepted);
         self.pace(sender, &publish).await.map_err(|wait| refuse(Refusal::Throttled(wait)))?;
         let command = self.admit(sender, publish).await.map_err(|error| refuse(refusal_of(&error)))?;
-        if let Some(refusal) = refuse_now(&command) {
+        if let Some(refusal) = early_refusal(&command) {
             return Err(refuse(refusal));
         }
         self.pace_bytes(&command).map_err(|wait| refuse(Refusal::Throttled(wait)))?;
@@ -260,7 +260,7 @@ impl Engine {
     /// answered and not committed what it could not make durable, and may be run again.
     pub async fn run_shard(&self, shard: usize) -> Result<()> {
         loop {
-            self.turn_shard(shard).await?;
+            self.process_batch(shard).await?;
         }
     }
 
@@ -268,7 +268,7 @@ impl Engine {
     ///
     /// # Errors
     /// As [`run_shard`](Self::run_shard). The batch comes again.
-    pub async fn turn_shard(&self, shard: usize) -> Result<()> {
+    pub async fn process_batch(&self, shard: usize) -> Result<()> {
         let RecordBatch { ownership_epoch, records } = self.backends.router.next(shard).await?;
         let last = records.last().map_or(LogPosition::default(), |record| record.position);
         let mut states = self.remembered(shard, ownership_epoch);
@@ -383,7 +383,7 @@ impl Engine {
         for read in join_all(read).await {
             states.extend([read?]);
         }
-        let keys = perhaps_stored(states, records, self.settings.mutants);
+        let keys = dedup_candidates(states, records, self.settings.mutants);
         let found =
             keys.into_iter().map(|key| async move { Ok::<_, crate::Error>((key, self.find(key).await?)) });
         let found = try_join_all(found).await?;

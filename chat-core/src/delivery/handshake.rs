@@ -232,7 +232,7 @@ impl Engine {
     }
 
     /// Reads every device list anew: another process may have changed some.
-    pub fn forget_lists(&self) {
+    pub fn invalidate_device_lists(&self) {
         self.lists_changed.fetch_add(1, Ordering::AcqRel);
         self.lists.clear();
     }

@@ -92,8 +92,8 @@ impl Gateway {
     }
 
     /// The cluster's other gateways learn of a new list late; this one learns of it now.
-    pub(super) fn forget_lists(&self) {
-        self.engine.forget_lists();
+    pub(super) fn invalidate_device_lists(&self) {
+        self.engine.invalidate_device_lists();
     }
 
     fn run_shard(engine: Arc<Engine>, shard: usize) -> Pin<Box<dyn Future<Output = Result<()>>>> {

@@ -114,7 +114,7 @@ impl Scene {
 
     /// A turn of the shard, up to where its commit is safe.
     fn until_safe(&self) -> Pin<Box<dyn Future<Output = Result<()>> + '_>> {
-        let mut turn = Box::pin(self.engine.turn_shard(0));
+        let mut turn = Box::pin(self.engine.process_batch(0));
         assert!(turn.as_mut().now_or_never().is_none());
         turn
     }
@@ -188,9 +188,9 @@ fn who_is_named_in_a_record_that_comes_again_looks_for_it_or_is_woken() {
     for there in [true, false] {
         let scene = Scene::new();
         scene.store.turns.close();
-        assert!(ready(scene.engine.turn_shard(0)).is_err());
+        assert!(ready(scene.engine.process_batch(0)).is_err());
         let bob = there.then(|| scene.connect());
-        ready(scene.engine.turn_shard(0)).unwrap();
+        ready(scene.engine.process_batch(0)).unwrap();
         assert_eq!(bob.is_some_and(|bob| bob.take_lagged()), there);
         assert_eq!(scene.push.woken().is_empty(), there);
     }

@@ -109,7 +109,7 @@ fn engine(rates: Rates) -> (Engine, Arc<ManualClock>) {
 /// Lets every shard apply what waits for it.
 fn work(engine: &Engine) {
     for shard in 0..engine.shards() {
-        while engine.turn_shard(shard).now_or_never().is_some_and(|turned| turned.is_ok()) {}
+        while engine.process_batch(shard).now_or_never().is_some_and(|turned| turned.is_ok()) {}
     }
 }
 

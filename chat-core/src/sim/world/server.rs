@@ -20,7 +20,7 @@ impl World {
         };
         let _ = ready(self.keys.put_list(&account.lists[1], AccountKey::Same));
         for gateway in self.servers.iter().flatten() {
-            gateway.forget_lists();
+            gateway.invalidate_device_lists();
         }
     }
 
