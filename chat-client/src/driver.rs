@@ -126,7 +126,7 @@ pub(crate) struct Channels {
     pub(crate) passing: broadcast::Sender<Event>,
 }
 
-enum Woken {
+enum Wakeup {
     Command(Option<Command>),
     Frame(Result<Option<Bytes>>),
     Dialled(Result<Box<dyn Transport>>),
@@ -195,8 +195,8 @@ impl Driver {
         loop {
             self.flush().await?;
             match self.wake().await {
-                Woken::Command(None | Some(Command::Stop)) => break,
-                Woken::Command(Some(command)) => {
+                Wakeup::Command(None | Some(Command::Stop)) => break,
+                Wakeup::Command(Some(command)) => {
                     self.command(command)?;
                     for _ in 1..BATCH {
                         if self.replica.outbox_len() >= OUTBOX {
@@ -208,7 +208,7 @@ impl Driver {
                         }
                     }
                 }
-                Woken::Frame(Ok(Some(bytes))) => match ServerFrame::parse(bytes) {
+                Wakeup::Frame(Ok(Some(bytes))) => match ServerFrame::parse(bytes) {
                     Ok(frame) => self.step(Input::Frame(frame))?,
                     Err(error) => {
                         tracing::warn!(%error, "the server sent a frame that cannot be read");
@@ -216,11 +216,11 @@ impl Driver {
                         self.step(Input::Disconnected)?;
                     }
                 },
-                Woken::Frame(_) => {
+                Wakeup::Frame(_) => {
                     self.hangup().await;
                     self.step(Input::Disconnected)?;
                 }
-                Woken::Dialled(dialled) => {
+                Wakeup::Dialled(dialled) => {
                     self.dialing = None;
                     match dialled {
                         Ok(transport) => {
@@ -241,7 +241,7 @@ impl Driver {
                         }
                     }
                 }
-                Woken::Deadline => {
+                Wakeup::Deadline => {
                     self.step(Input::Tick)?;
                     self.check_linking()?;
                 }
@@ -260,7 +260,7 @@ impl Driver {
         Ok(())
     }
 
-    async fn wake(&mut self) -> Woken {
+    async fn wake(&mut self) -> Wakeup {
         let deadline =
             self.replica.deadline().map(|at| self.started + std::time::Duration::from_millis(at.as_millis()));
         let room = self.replica.outbox_len() < OUTBOX;
@@ -271,21 +271,21 @@ impl Driver {
                     Some(transport) => transport.recv().await,
                     None => std::future::pending().await,
                 }
-            } => Woken::Frame(frame),
+            } => Wakeup::Frame(frame),
             dialled = async {
                 match &mut self.dialing {
                     Some(dialing) => dialing.await,
                     None => std::future::pending().await,
                 }
-            } => Woken::Dialled(dialled),
+            } => Wakeup::Dialled(dialled),
             () = async {
                 match deadline {
                     Some(at) => tokio::time::sleep_until(at).await,
                     None => std::future::pending().await,
                 }
-            } => Woken::Deadline,
-            command = self.commands.recv() => Woken::Command(command),
-            Some(send) = self.sends.recv(), if room => Woken::Command(Some(send)),
+            } => Wakeup::Deadline,
+            command = self.commands.recv() => Wakeup::Command(command),
+            Some(send) = self.sends.recv(), if room => Wakeup::Command(Some(send)),
         }
     }
 

@@ -64,9 +64,9 @@ impl Gateway {
         Instant::from_millis(self.started.elapsed().as_millis() as u64)
     }
 
-    /// Serves one connection until it ends. `opened` is told whether its session was opened; it is dropped
+    /// Serves one connection until it ends. `on_authenticated` is told whether its session was on_authenticated; it is dropped
     /// if the connection ends before that.
-    pub async fn serve(&self, transport: Box<dyn Transport>, opened: Opened) {
+    pub async fn serve(&self, transport: Box<dyn Transport>, on_authenticated: OnAuthenticated) {
         let mut nonce = [0; 32];
         if getrandom::fill(&mut nonce).is_err() {
             return;
@@ -83,14 +83,14 @@ impl Gateway {
             out: Vec::new(),
             permit: None,
             closing: None,
-            opened: Some(opened),
+            on_authenticated: Some(on_authenticated),
         };
         connection.run().await;
     }
 }
 
-/// Is told whether a session was opened (`true`), or refused because of its token or signature (`false`).
-pub type Opened = Box<dyn FnOnce(bool) + Send>;
+/// Is told whether a session was on_authenticated (`true`), or refused because of its token or signature (`false`).
+pub type OnAuthenticated = Box<dyn FnOnce(bool) + Send>;
 
 struct Connection {
     gateway: Gateway,
@@ -108,7 +108,7 @@ struct Connection {
     /// Held from a `Hello` until the first pages of the inbox are read.
     permit: Option<HandshakePermit>,
     closing: Option<u16>,
-    opened: Option<Opened>,
+    on_authenticated: Option<OnAuthenticated>,
 }
 
 type Appending = Pin<Box<dyn Future<Output = Option<ServerFrame>> + Send>>;
@@ -119,7 +119,7 @@ type Acking = Pin<Box<dyn Future<Output = bool> + Send>>;
 /// Commands of one connection that may wait for the log.
 const APPENDING: usize = 64;
 
-enum Woken {
+enum Wakeup {
     Appended(Option<ServerFrame>),
     Acked(bool),
     Frame(chat_core::Result<Option<Bytes>>),
@@ -142,9 +142,9 @@ impl Connection {
                 self.transport.close(code).await;
                 break;
             }
-            let woken = self.wake().await;
+            let wakeup = self.wake().await;
             // Boxed: what handling needs is large, and an idle connection must not carry it.
-            if !Box::pin(self.handle(woken)).await {
+            if !Box::pin(self.handle(wakeup)).await {
                 break;
             }
         }
@@ -161,33 +161,33 @@ impl Connection {
     }
 
     /// Does what a wake-up asks for; `false` ends the connection.
-    async fn handle(&mut self, woken: Woken) -> bool {
-        match woken {
-            Woken::Frame(Ok(Some(bytes))) => self.frame(bytes).await,
-            Woken::Frame(Ok(None)) => {
+    async fn handle(&mut self, wakeup: Wakeup) -> bool {
+        match wakeup {
+            Wakeup::Frame(Ok(Some(bytes))) => self.frame(bytes).await,
+            Wakeup::Frame(Ok(None)) => {
                 self.transport.close(1000).await;
                 return false;
             }
-            Woken::Frame(Err(error)) => {
+            Wakeup::Frame(Err(error)) => {
                 tracing::debug!(%error, "a connection broke");
                 self.transport.close(1002).await;
                 return false;
             }
-            Woken::Events(Some(events)) => {
+            Wakeup::Events(Some(events)) => {
                 self.step(Input::Events(events)).await;
                 self.more_events().await;
             }
-            Woken::Events(None) => return false,
-            Woken::Appended(answer) => {
+            Wakeup::Events(None) => return false,
+            Wakeup::Appended(answer) => {
                 if let Some(answer) = answer {
                     self.step(Input::Answer(answer)).await;
                 }
             }
-            Woken::Acked(too_high) => {
+            Wakeup::Acked(too_high) => {
                 self.acking = None;
                 self.step(Input::Acked { too_high }).await;
             }
-            Woken::Linked(answer) => {
+            Wakeup::Linked(answer) => {
                 if let Some(link) = self.link.take() {
                     self.gateway.engine.withdraw(link).await;
                 }
@@ -196,8 +196,8 @@ impl Connection {
                     None => self.closing = Some(close::IDLE),
                 }
             }
-            Woken::Deadline => self.step(Input::Tick).await,
-            Woken::Drain(spread) => {
+            Wakeup::Deadline => self.step(Input::Tick).await,
+            Wakeup::Drain(spread) => {
                 let mut random = [0; 4];
                 let _ = getrandom::fill(&mut random);
                 self.step(Input::Drain(u32::from_le_bytes(random) % spread)).await;
@@ -209,7 +209,7 @@ impl Connection {
         true
     }
 
-    async fn wake(&mut self) -> Woken {
+    async fn wake(&mut self) -> Wakeup {
         let deadline = self.session.deadline();
         let deadline = deadline.map(|at| self.gateway.started + Duration::from_millis(at.as_millis()));
         let drain = &mut self.gateway.drain;
@@ -220,32 +220,32 @@ impl Connection {
                     Some(handle) => handle.events.recv().await,
                     None => std::future::pending().await,
                 }
-            } => Woken::Events(events),
-            frame = self.transport.recv() => Woken::Frame(frame),
+            } => Wakeup::Events(events),
+            frame = self.transport.recv() => Wakeup::Frame(frame),
             answer = async {
                 match &mut self.appending {
                     Some(appending) if !appending.is_empty() => appending.next().await.flatten(),
                     _ => std::future::pending().await,
                 }
-            } => Woken::Appended(answer),
+            } => Wakeup::Appended(answer),
             too_high = async {
                 match &mut self.acking {
                     Some(acking) => acking.await,
                     None => std::future::pending().await,
                 }
-            } => Woken::Acked(too_high),
+            } => Wakeup::Acked(too_high),
             answer = async {
                 match &mut self.link {
                     Some(link) => link.answers.recv().await,
                     None => std::future::pending().await,
                 }
-            } => Woken::Linked(answer),
+            } => Wakeup::Linked(answer),
             () = async {
                 match deadline {
                     Some(at) => tokio::time::sleep_until(at).await,
                     None => std::future::pending().await,
                 }
-            } => Woken::Deadline,
+            } => Wakeup::Deadline,
             spread = async {
                 let draining = drain.wait_for(|spread| *spread > 0).await.map(|spread| *spread);
                 match draining {
@@ -257,7 +257,7 @@ impl Connection {
                 // Once told, a session drains by itself.
                 let (_, quiet) = watch::channel(0);
                 self.gateway.drain = quiet;
-                Woken::Drain(spread)
+                Wakeup::Drain(spread)
             }
         }
     }
@@ -325,8 +325,8 @@ impl Connection {
                     Input::Rejected { code: close::UNAUTHORIZED, .. } => Some(false),
                     _ => None,
                 };
-                if let (Some(let_in), Some(opened)) = (let_in, self.opened.take()) {
-                    opened(let_in);
+                if let (Some(let_in), Some(on_authenticated)) = (let_in, self.on_authenticated.take()) {
+                    on_authenticated(let_in);
                 }
                 Some(answer)
             }
@@ -457,7 +457,7 @@ impl Connection {
             }
             account => {
                 self.out.push(match self.gateway.engine.register(&account).await {
-                    Ok(opened) => opened.encode(),
+                    Ok(on_authenticated) => on_authenticated.encode(),
                     Err(refusal) => refused(refusal),
                 });
             }

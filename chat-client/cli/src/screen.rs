@@ -39,7 +39,7 @@ impl Screen {
         }
     }
 
-    fn happen(&mut self, event: Event) {
+    fn handle_event(&mut self, event: Event) {
         match event {
             Event::Connected => self.online = true,
             Event::Disconnected => self.online = false,
@@ -119,7 +119,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
         }
         tokio::select! {
             next = events.next() => match next {
-                Ok(next) => screen.happen(next.event),
+                Ok(next) => screen.handle_event(next.event),
                 Err(error) => break Err(text(error)),
             },
             key = keys.next() => match key {

@@ -74,7 +74,7 @@ impl Mailbox {
 
 impl Replica {
     /// Queues something for a device. It leaves with the outbox: durable first, sealed when it is sent.
-    fn say(&mut self, now: Instant, to: DeviceAddress, what: &ToDevice) {
+    fn enqueue_to_device(&mut self, now: Instant, to: DeviceAddress, what: &ToDevice) {
         let sent_at = self.server_ms(now);
         let id = MessageId::new(sent_at, self.rng.bytes());
         let draft = Draft { id, to: To::Device(to), content: what.encode(), sent_at };
@@ -107,7 +107,7 @@ impl Replica {
                 self.mailbox.once = once;
                 // Whoever is asked hears from this device; else a word that says nothing has to do.
                 if renew && again.is_empty() {
-                    self.say(now, sender, &ToDevice::Renew);
+                    self.enqueue_to_device(now, sender, &ToDevice::Renew);
                 }
                 self.mailbox.second.extend(again);
                 self.ask_again(now);
@@ -120,7 +120,7 @@ impl Replica {
         while !self.mailbox.unasked.is_empty() && self.mailbox.asked.take(now, ASKED) {
             let Some((sender, conversation, id)) = self.mailbox.unasked.pop_front() else { return };
             self.changes.push(Change::AskedAgain(sender.installation, conversation, id));
-            self.say(now, sender, &ToDevice::Rerequest { conversation, id });
+            self.enqueue_to_device(now, sender, &ToDevice::Rerequest { conversation, id });
             if self.mailbox.once.len() >= ASKED as usize {
                 self.mailbox.once.pop_front();
             }
@@ -128,7 +128,7 @@ impl Replica {
         }
         while !self.mailbox.second.is_empty() && self.mailbox.asked.take(now, ASKED) {
             let Some((sender, conversation, id)) = self.mailbox.second.pop_front() else { return };
-            self.say(now, sender, &ToDevice::Rerequest { conversation, id });
+            self.enqueue_to_device(now, sender, &ToDevice::Rerequest { conversation, id });
         }
     }
 
@@ -192,7 +192,7 @@ impl Replica {
         content: Option<Bytes>,
     ) {
         if let Some(content) = content {
-            self.say(now, asker, &ToDevice::Recovered { conversation, id, content });
+            self.enqueue_to_device(now, asker, &ToDevice::Recovered { conversation, id, content });
         }
     }
 }

@@ -226,7 +226,7 @@ impl World {
                 if self.options.trace {
                     trace(at, &event);
                 }
-                self.happen(event);
+                self.handle_event(event);
             }
             if self.healed && self.at_rest() {
                 break;
@@ -370,7 +370,7 @@ impl World {
         }
     }
 
-    fn happen(&mut self, event: Event) {
+    fn handle_event(&mut self, event: Event) {
         if let Some(until) = self.server_of(&event).and_then(|server| self.stopped_until(server)) {
             return self.at(until, event);
         }
