@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use chat_core::device_list::SignedDeviceList;
-use chat_core::replica::To;
+use chat_core::replica::Recipient;
 use chat_core::{ConversationId, Error, ErrorKind, Handle, MessageId, Result, UserId};
 use chat_transport::dial::Dialer;
 use parking::Shared;
@@ -13,8 +13,8 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::connection_state::ConnectionState;
 use crate::driver::{Channels, Command, Driver};
-use crate::event::{Event, Numbered};
-use crate::linking::Code;
+use crate::event::{Event, EventRecord};
+use crate::linking::LinkCode;
 use crate::profile::Profile;
 use crate::safety::safety_number;
 use crate::store::{LocalStore, StoreConfig, StoredMessage};
@@ -60,12 +60,12 @@ pub struct Client {
 /// What became of a `send`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
-pub struct Queued {
+pub struct Enqueued {
     /// The id of the message, durably in the outbox now. `None` if it was refused, or queued before under
     /// the same `ref`.
     pub message_id: Option<MessageId>,
     /// For a `ref` that was used before with the same message: what was said about it, unchanged.
-    pub repeated: Vec<Numbered>,
+    pub repeated: Vec<EventRecord>,
 }
 
 /// How to open a client.
@@ -115,15 +115,15 @@ impl Client {
     }
 
     /// Queues a text; returns when it is durably in the outbox (or durably refused, which an event says).
-    /// While the outbox is full it waits. `reference` is the caller's own key: the same again is the same
+    /// While the outbox is full it waits. `idempotency_key` is the caller's own key: the same again is the same
     /// message.
     ///
     /// # Errors
     /// `Closed` or the failure of the local store; then it is not known whether it was queued, and the same
-    /// `reference` may be used again.
-    pub async fn send(&self, to: To, text: &str, reference: Option<&str>) -> Result<Queued> {
-        let (text, reference) = (text.to_owned(), reference.map(str::to_owned));
-        let answer = self.send_later(to, text, reference).await?;
+    /// `idempotency_key` may be used again.
+    pub async fn send(&self, to: Recipient, text: &str, idempotency_key: Option<&str>) -> Result<Enqueued> {
+        let (text, idempotency_key) = (text.to_owned(), idempotency_key.map(str::to_owned));
+        let answer = self.send_later(to, text, idempotency_key).await?;
         answer.await.map_err(|_| self.failure())?
     }
 
@@ -134,12 +134,12 @@ impl Client {
     /// `Closed` if the client is closed.
     pub async fn send_later(
         &self,
-        to: To,
+        to: Recipient,
         text: String,
-        reference: Option<String>,
-    ) -> Result<oneshot::Receiver<Result<Queued>>> {
+        idempotency_key: Option<String>,
+    ) -> Result<oneshot::Receiver<Result<Enqueued>>> {
         let (reply, answer) = oneshot::channel();
-        let command = Command::Send { to, text, reference, reply };
+        let command = Command::Send { to, text, idempotency_key, reply };
         self.sends.send(command).await.map_err(|_| self.failure())?;
         Ok(answer)
     }
@@ -153,13 +153,13 @@ impl Client {
         &self,
         name: &str,
         text: String,
-        reference: Option<String>,
-    ) -> Result<oneshot::Receiver<Result<Queued>>> {
+        idempotency_key: Option<String>,
+    ) -> Result<oneshot::Receiver<Result<Enqueued>>> {
         if let Ok(handle) = Handle::new(name) {
-            return self.send_later(To::Handle(handle), text, reference).await;
+            return self.send_later(Recipient::Handle(handle), text, idempotency_key).await;
         }
         let (reply, answer) = oneshot::channel();
-        let command = Command::Refuse { reference, reason: "unknown_user", reply };
+        let command = Command::Refuse { idempotency_key, reason: "unknown_user", reply };
         self.sends.send(command).await.map_err(|_| self.failure())?;
         Ok(answer)
     }
@@ -265,7 +265,7 @@ impl Client {
     /// # Errors
     /// `Denied` if this device does not hold the account key or the server shows another device than the
     /// code's, `NotFound` if nobody waits under this code, `Unavailable` without a connection.
-    pub async fn approve(&self, code: Code) -> Result<u8> {
+    pub async fn approve(&self, code: LinkCode) -> Result<u8> {
         self.request(|reply| Command::Approve(code, reply)).await
     }
 
@@ -436,7 +436,7 @@ pub struct Events {
     connection_state: watch::Receiver<ConnectionState>,
     reported: ConnectionState,
     passing: broadcast::Receiver<Event>,
-    ready: std::collections::VecDeque<Numbered>,
+    ready: std::collections::VecDeque<EventRecord>,
 }
 
 impl Events {
@@ -449,7 +449,7 @@ impl Events {
     ///
     /// # Errors
     /// `Closed` when the client is closed, or the failure of the local store.
-    pub async fn next(&mut self) -> Result<Numbered> {
+    pub async fn next(&mut self) -> Result<EventRecord> {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 if event.n > 0 {
@@ -464,7 +464,7 @@ impl Events {
                 continue;
             }
             if let Some(event) = self.reported.follow(&self.connection_state.borrow_and_update()) {
-                return Ok(Numbered { n: 0, event });
+                return Ok(EventRecord { n: 0, event });
             }
             tokio::select! {
                 biased;
@@ -474,7 +474,7 @@ impl Events {
                     }
                 }
                 passing = self.passing.recv() => match passing {
-                    Ok(event) => return Ok(Numbered { n: 0, event }),
+                    Ok(event) => return Ok(EventRecord { n: 0, event }),
                     Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => return Err(self.client.failure()),
                 },

@@ -12,17 +12,17 @@ use chat_core::backend::Transport;
 use chat_core::device_list::{DeviceEntry, SignedDeviceList};
 use chat_core::limits::WIRE_VERSION;
 use chat_core::mutant::Mutants;
-use chat_core::replica::{Change, Ephemeral, Input, Output, Replica, Stopped, To};
+use chat_core::replica::{Change, Ephemeral, Input, Output, Recipient, Replica, Stopped};
 use chat_core::signing::HelloClaims;
 use chat_core::wire::{ClientFrame, Hello, ServerFrame};
 use chat_core::{ConversationId, ErrorKind, InstallationId, Instant, MessageId, Result, UserId};
 use chat_transport::dial::Dialer;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use crate::client::Queued;
+use crate::client::Enqueued;
 use crate::connection_state::ConnectionState;
-use crate::event::{Event, Numbered};
-use crate::linking::{Code, Joined};
+use crate::event::{Event, EventRecord};
+use crate::linking::{Joined, LinkCode};
 use crate::profile::{Profile, random};
 use crate::store::{LocalStore, StoredMessage};
 use crate::suite::{Peer, Suite};
@@ -38,10 +38,10 @@ type Reply<T> = oneshot::Sender<Result<T>>;
 #[derive(Debug)]
 pub(crate) enum Command {
     Send {
-        to: To,
+        to: Recipient,
         text: String,
-        reference: Option<String>,
-        reply: Reply<Queued>,
+        idempotency_key: Option<String>,
+        reply: Reply<Enqueued>,
     },
     Read(ConversationId, u64),
     Typing(ConversationId),
@@ -49,7 +49,7 @@ pub(crate) enum Command {
     Events {
         after: u64,
         limit: usize,
-        reply: Reply<Vec<Numbered>>,
+        reply: Reply<Vec<EventRecord>>,
     },
     History {
         conversation: ConversationId,
@@ -60,14 +60,14 @@ pub(crate) enum Command {
     Name(UserId, Reply<String>),
     User(chat_core::Handle, Reply<UserId>),
     List(UserId, Reply<SignedDeviceList>),
-    Approve(Code, Reply<u8>),
+    Approve(LinkCode, Reply<u8>),
     Unlink(u8, Reply<()>),
     Outbox(Reply<usize>),
     /// Something that cannot even be queued.
     Refuse {
-        reference: Option<String>,
+        idempotency_key: Option<String>,
         reason: &'static str,
-        reply: Reply<Queued>,
+        reply: Reply<Enqueued>,
     },
     /// Accepts the keys of a user whose safety number is this one.
     Accept(UserId, String, Reply<()>),
@@ -79,8 +79,8 @@ pub(crate) enum Command {
 enum Waiting {
     Resolve(Reply<UserId>),
     List(UserId, Reply<SignedDeviceList>),
-    Offer(Code, Reply<u8>),
-    Approved(SignedDeviceList, Box<(Bytes, Code, Joined)>, Reply<u8>),
+    Offer(LinkCode, Reply<u8>),
+    Approved(SignedDeviceList, Box<(Bytes, LinkCode, Joined)>, Reply<u8>),
     Linked(u8, Reply<u8>),
     /// Whether a device that was listed has prekeys.
     Alive(u8),
@@ -110,7 +110,7 @@ pub(crate) struct Driver {
     waiting: HashMap<u64, Waiting>,
     tokens: u64,
     /// Replies to sends that wait for their commit.
-    queued: Vec<(MessageId, Reply<Queued>)>,
+    queued: Vec<(MessageId, Reply<Enqueued>)>,
     /// Nothing is sent to a user whose account key changed until that is accepted.
     strict: bool,
     /// A device that was put on the list and may not know it: its installation, its number, and when.
@@ -402,7 +402,7 @@ impl Driver {
     fn answer_queued(&mut self, ids: &[MessageId]) {
         for (id, reply) in std::mem::take(&mut self.queued) {
             if ids.contains(&id) {
-                let _ = reply.send(Ok(Queued { message_id: Some(id), repeated: Vec::new() }));
+                let _ = reply.send(Ok(Enqueued { message_id: Some(id), repeated: Vec::new() }));
             } else {
                 self.queued.push((id, reply));
             }

@@ -12,7 +12,7 @@ pub enum Event {
     Queued {
         /// The program's own key for it.
         #[serde(rename = "ref", skip_serializing_if = "Option::is_none", default)]
-        reference: Option<String>,
+        idempotency_key: Option<String>,
         /// Its id.
         message_id: String,
     },
@@ -20,7 +20,7 @@ pub enum Event {
     Stored {
         /// The program's own key for it.
         #[serde(rename = "ref", skip_serializing_if = "Option::is_none", default)]
-        reference: Option<String>,
+        idempotency_key: Option<String>,
         /// Its id.
         message_id: String,
         /// Its conversation.
@@ -65,7 +65,7 @@ pub enum Event {
     Refused {
         /// The program's own key for it.
         #[serde(rename = "ref", skip_serializing_if = "Option::is_none", default)]
-        reference: Option<String>,
+        idempotency_key: Option<String>,
         /// Its id, if it had one.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         message_id: Option<String>,
@@ -155,14 +155,14 @@ pub enum Event {
 /// An event with its number; 0 for those that are not durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
-pub struct Numbered {
+pub struct EventRecord {
     /// The number.
     pub n: u64,
     /// The event.
     pub event: Event,
 }
 
-impl Numbered {
+impl EventRecord {
     /// The line `chat --json` prints.
     pub fn to_json(&self) -> String {
         let mut value = serde_json::to_value(&self.event).unwrap_or_default();

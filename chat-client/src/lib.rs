@@ -32,9 +32,9 @@ mod profile;
 pub mod store;
 
 #[cfg(feature = "native")]
-pub use client::{Builder, Client, Events, Queued};
+pub use client::{Builder, Client, Enqueued, Events};
 #[cfg(feature = "native")]
-pub use profile::{Pending, Profile};
+pub use profile::{PendingLink, Profile};
 #[cfg(feature = "native")]
 pub use store::StoreConfig;
 pub use suite::Suite;

@@ -58,7 +58,7 @@ pub struct Joined {
 /// A code as people type it: 16 bytes of rendezvous and 16 of the offer's hash, in hexadecimal groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
-pub struct Code {
+pub struct LinkCode {
     /// Where the offer is.
     pub rendezvous: [u8; 16],
     /// What it must hash to.
@@ -92,7 +92,7 @@ impl Offer {
     ///
     /// # Errors
     /// `Denied` if the offer is not the one of the code.
-    pub fn check(bytes: &[u8], code: &Code) -> Result<Self> {
+    pub fn check(bytes: &[u8], code: &LinkCode) -> Result<Self> {
         let offer = Self::decode(bytes).map_err(|_| invalid("not an offer"))?;
         if offer.hash() != code.hash {
             return Err(Error::new(
@@ -157,7 +157,7 @@ fn cipher(secret: &StaticSecret, theirs: PublicKey) -> Result<ChaCha20Poly1305> 
     Ok(ChaCha20Poly1305::new(&Key::from(key)))
 }
 
-impl Code {
+impl LinkCode {
     /// The code in groups of eight characters.
     pub fn to_text(&self) -> String {
         let hex: String =
@@ -192,8 +192,8 @@ mod tests {
         let secret = [7; 32];
         let ephemeral = PublicKey::from(&StaticSecret::from(secret)).as_bytes().to_vec();
         let offer = Offer { device_key: vec![1; 32], suite_key: vec![2; 33], ephemeral };
-        let code = Code { rendezvous: [3; 16], hash: offer.hash() };
-        assert_eq!(Code::parse(&code.to_text().to_uppercase()), Ok(code.clone()));
+        let code = LinkCode { rendezvous: [3; 16], hash: offer.hash() };
+        assert_eq!(LinkCode::parse(&code.to_text().to_uppercase()), Ok(code.clone()));
         let seen = Offer::check(&offer.to_bytes(), &code).unwrap();
         let joined = Joined {
             account_key: [4; 32],

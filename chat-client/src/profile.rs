@@ -10,7 +10,7 @@ use chat_transport::dial::Dialer;
 use ed25519_dalek::{Signer, SigningKey};
 use zeroize::Zeroizing;
 
-use crate::linking::{Code, Offer};
+use crate::linking::{LinkCode, Offer};
 use crate::store::{LocalStore, StoreConfig};
 use crate::suite::{Suite, SuiteTx};
 
@@ -41,12 +41,12 @@ impl std::fmt::Debug for Profile {
 
 /// A device that waits to be linked.
 #[derive(Debug)]
-pub struct Pending {
+pub struct PendingLink {
     store: LocalStore,
     transport: Box<dyn Transport>,
     offer: Offer,
     secret: Zeroizing<[u8; 32]>,
-    code: Code,
+    code: LinkCode,
 }
 
 fn secret(store: &LocalStore, key: &str) -> Result<Option<SigningKey>> {
@@ -240,7 +240,7 @@ impl Profile {
         dialer: &Dialer,
         suite: &mut dyn Suite,
         token: &str,
-    ) -> Result<Pending> {
+    ) -> Result<PendingLink> {
         let mut store = LocalStore::open(&profile.into())?;
         if store.meta("registered")?.is_some() || store.meta("account_secret")?.is_some() {
             return Err(Error::new(ErrorKind::Conflict, "the profile has an account already"));
@@ -257,20 +257,20 @@ impl Profile {
             suite_key: suite_key.to_vec(),
             ephemeral: ephemeral.as_bytes().to_vec(),
         };
-        let code = Code { rendezvous: random()?, hash: offer.hash() };
+        let code = LinkCode { rendezvous: random()?, hash: offer.hash() };
         let mut transport = dialer.dial().await?;
         let registration = Registration::Link {
             rendezvous: Bytes::copy_from_slice(&code.rendezvous),
             offer: offer.to_bytes(),
         };
         transport.send(vec![ClientFrame::Register(Box::new(registration)).encode()]).await?;
-        Ok(Pending { store, transport, offer, secret, code })
+        Ok(PendingLink { store, transport, offer, secret, code })
     }
 }
 
-impl Pending {
+impl PendingLink {
     /// The code to type on the first device.
-    pub const fn code(&self) -> &Code {
+    pub const fn code(&self) -> &LinkCode {
         &self.code
     }
 

@@ -15,7 +15,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use chat_core::envelope::Publish;
-use chat_core::replica::{Draft, Saved, SavedConversation, SavedEntry, To};
+use chat_core::replica::{Draft, Recipient, Saved, SavedConversation, SavedEntry};
 use chat_core::wire::{ClientFrame, decode_list};
 use chat_core::{
     ConversationId, DeviceAddress, DeviceId, Error, ErrorKind, Handle, InstallationId, MessageId, Result,
@@ -24,7 +24,7 @@ use chat_core::{
 use rusqlite::{Connection, OptionalExtension, params};
 use zeroize::Zeroizing;
 
-use crate::event::Numbered;
+use crate::event::EventRecord;
 use crate::suite::{SuiteTx, Table};
 
 /// The version of the tables; a store of a later one is not opened.
@@ -98,11 +98,11 @@ const fn corrupt(what: &'static str) -> Error {
     Error::new(ErrorKind::Corrupt, what)
 }
 
-fn digest(to: &To, text: &str) -> Vec<u8> {
+fn digest(to: &Recipient, text: &str) -> Vec<u8> {
     use sha2::{Digest, Sha256};
     let to = match to {
-        To::Handle(handle) => handle.as_str().as_bytes().to_vec(),
-        To::User(user) => user.as_bytes().to_vec(),
+        Recipient::Handle(handle) => handle.as_str().as_bytes().to_vec(),
+        Recipient::User(user) => user.as_bytes().to_vec(),
         _ => Vec::new(),
     };
     Sha256::new()
@@ -116,11 +116,11 @@ fn digest(to: &To, text: &str) -> Vec<u8> {
 /// What a message's `ref` was used for before.
 #[derive(Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_enums)]
-pub enum Reference {
+pub enum KnownKey {
     /// Nothing.
     New,
     /// The same message: what was said about it.
-    Same(Vec<Numbered>),
+    Same(Vec<EventRecord>),
     /// Another one.
     Other,
 }
@@ -303,9 +303,9 @@ impl LocalStore {
                 let handle: Option<String> = row.get(1).map_err(failed)?;
                 let installation: Option<Vec<u8>> = row.get(8).map_err(failed)?;
                 let to = match (handle, installation) {
-                    (Some(handle), _) => To::Handle(Handle::new(&handle)?),
-                    (None, None) => To::User(UserId::parse(&blob(row, 2)?)?),
-                    (None, Some(installation)) => To::Device(DeviceAddress {
+                    (Some(handle), _) => Recipient::Handle(Handle::new(&handle)?),
+                    (None, None) => Recipient::User(UserId::parse(&blob(row, 2)?)?),
+                    (None, Some(installation)) => Recipient::Device(DeviceAddress {
                         user: UserId::parse(&blob(row, 2)?)?,
                         device: DeviceId::new(number(row, 9)? as u32)?,
                         installation: InstallationId::parse(&installation)?,
@@ -444,12 +444,12 @@ fn read_publish(bytes: Vec<u8>) -> Result<Publish> {
     }
 }
 
-fn read_events(mut rows: rusqlite::Rows<'_>) -> Result<Vec<Numbered>> {
+fn read_events(mut rows: rusqlite::Rows<'_>) -> Result<Vec<EventRecord>> {
     let mut events = Vec::new();
     while let Some(row) = rows.next().map_err(failed)? {
         let text: String = row.get(1).map_err(failed)?;
         let event = serde_json::from_str(&text).map_err(|_| corrupt("an event does not read back"))?;
-        events.push(Numbered { n: number(row, 0)?, event });
+        events.push(EventRecord { n: number(row, 0)?, event });
     }
     Ok(events)
 }

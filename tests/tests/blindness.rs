@@ -10,7 +10,7 @@ use bytes::Bytes;
 use chat_client::event::Event;
 use chat_client::suite::{Opening, Peer, PrekeyBundle, Suite, SuiteTx, Table};
 use chat_client::{Client, Profile};
-use chat_core::replica::To;
+use chat_core::replica::Recipient;
 use chat_core::wire::OneTimePrekey;
 use chat_core::{Handle, InstallationId, Result};
 use chat_tests::proxy::Proxy;
@@ -147,7 +147,7 @@ async fn talk(suite: fn() -> Box<dyn Suite>) -> usize {
     let mut arriving = clients[1].events(Some(0));
     let mut answers = Vec::new();
     for canary in &canaries {
-        let to = To::Handle(Handle::new("bob").unwrap());
+        let to = Recipient::Handle(Handle::new("bob").unwrap());
         answers.push(clients[0].send_later(to, canary.clone(), None).await.unwrap());
     }
     for answer in answers {

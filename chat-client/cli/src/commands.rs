@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use chat_client::event::Event;
-use chat_client::linking::Code;
+use chat_client::linking::LinkCode;
 use chat_client::{Client, Profile};
-use chat_core::replica::To;
+use chat_core::replica::Recipient;
 use chat_core::{ErrorKind, Handle, UserId};
 use chat_signal::Signal;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -106,7 +106,7 @@ pub(crate) async fn link(arguments: &Arguments) -> Result<(), String> {
 }
 
 pub(crate) async fn approve(arguments: &Arguments, code: &str) -> Result<(), String> {
-    let code = Code::parse(code).map_err(text)?;
+    let code = LinkCode::parse(code).map_err(text)?;
     let client = arguments.open().await?;
     connected(&client).await?;
     let device = retry(|| client.approve(code.clone())).await?;
@@ -129,7 +129,7 @@ async fn retry<T, F: Future<Output = chat_core::Result<T>>>(ask: impl Fn() -> F)
 }
 
 pub(crate) async fn send(arguments: &Arguments, user: &str, what: &str) -> Result<(), String> {
-    let to = To::Handle(handle(user)?);
+    let to = Recipient::Handle(handle(user)?);
     let client = arguments.open().await?;
     let start = client.last_event();
     let mut sent = 0_u64;

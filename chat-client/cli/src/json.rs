@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use chat_client::event::Numbered;
-use chat_client::{Client, Queued};
+use chat_client::event::EventRecord;
+use chat_client::{Client, Enqueued};
 use chat_core::{ConversationId, Handle};
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, BufWriter, Stdout};
@@ -23,7 +23,7 @@ enum Line {
         to: String,
         text: String,
         #[serde(rename = "ref")]
-        reference: Option<String>,
+        idempotency_key: Option<String>,
     },
     Read {
         conversation: String,
@@ -70,7 +70,7 @@ enum Said {
     /// An answer.
     Line(String),
     /// An event that a repeated `ref` brings up again.
-    Again(Numbered),
+    Again(EventRecord),
 }
 
 async fn write(out: &mut Out, line: &str) -> Result<(), String> {
@@ -199,7 +199,7 @@ async fn read_line(input: &mut BufReader<tokio::io::Stdin>, line: &mut Vec<u8>) 
 
 /// Repeats what was said about a `ref` that was used before.
 async fn repeat(
-    mut answers: mpsc::Receiver<oneshot::Receiver<chat_core::Result<Queued>>>,
+    mut answers: mpsc::Receiver<oneshot::Receiver<chat_core::Result<Enqueued>>>,
     say: mpsc::Sender<Said>,
 ) {
     while let Some(answer) = answers.recv().await {
@@ -217,13 +217,13 @@ async fn repeat(
 async fn carry_out(
     client: &Client,
     line: Line,
-    pending: &mpsc::Sender<oneshot::Receiver<chat_core::Result<Queued>>>,
+    pending: &mpsc::Sender<oneshot::Receiver<chat_core::Result<Enqueued>>>,
     say: &mpsc::Sender<Said>,
 ) -> Result<(), String> {
     let failed = |error: chat_core::Error| problem("failed", error.what());
     match line {
-        Line::Send { to, text, reference } => {
-            let answer = client.send_to(&to, text, reference).await.map_err(failed)?;
+        Line::Send { to, text, idempotency_key } => {
+            let answer = client.send_to(&to, text, idempotency_key).await.map_err(failed)?;
             pending.send(answer).await.map_err(|_| problem("failed", "the client is closed"))
         }
         Line::Read { conversation, seq } => {

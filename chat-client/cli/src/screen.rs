@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use chat_client::Client;
 use chat_client::event::Event;
-use chat_core::replica::To;
+use chat_core::replica::Recipient;
 use chat_core::{ConversationId, Handle};
 use crossterm::event::{Event as Key, EventStream, KeyCode, KeyEventKind, KeyModifiers};
 use futures_util::StreamExt;
@@ -152,7 +152,7 @@ async fn enter(client: &Client, screen: &mut Screen) {
         return;
     };
     let Ok(handle) = Handle::new(&with) else { return };
-    match client.send(To::Handle(handle), &input, None).await {
+    match client.send(Recipient::Handle(handle), &input, None).await {
         Ok(_) => {
             let line = format!("{}: {input}", screen.own);
             screen.say(&with, line);

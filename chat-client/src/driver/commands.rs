@@ -4,19 +4,19 @@ use bytes::Bytes;
 use chat_core::device_list::{DeviceEntry, SignedDeviceList};
 use chat_core::envelope::{AckUpTo, Refusal};
 use chat_core::limits::MAX_TEXT;
-use chat_core::replica::{Draft, Input, To};
+use chat_core::replica::{Draft, Input, Recipient};
 use chat_core::wire::{Request, Response};
 use chat_core::{Error, ErrorKind, MessageId, Result, UserId};
 use tokio::sync::oneshot;
 
 use super::{Command, Driver, Reply, Waiting};
-use crate::client::Queued;
+use crate::client::Enqueued;
 use crate::connection_state::ConnectionState;
 use crate::content::Content;
-use crate::linking::{Code, Joined, Offer};
+use crate::linking::{Joined, LinkCode, Offer};
 use crate::profile::random;
 use crate::safety::safety_number;
-use crate::store::Reference;
+use crate::store::KnownKey;
 use crate::suite::SuiteTx;
 
 /// How long a device that was listed has to upload its prekeys.
@@ -25,7 +25,9 @@ const LINKING_MS: u64 = 5 * 60 * 1000;
 impl Driver {
     pub(super) fn command(&mut self, command: Command) -> Result<()> {
         match command {
-            Command::Send { to, text, reference, reply } => self.send(to, &text, reference, reply)?,
+            Command::Send { to, text, idempotency_key, reply } => {
+                self.send(to, &text, idempotency_key, reply)?
+            }
             Command::Read(conversation, seq) => self.step(Input::Read(AckUpTo { conversation, seq }))?,
             Command::Typing(conversation) => self.step(Input::Typing(conversation))?,
             Command::Watch(users) => self.step(Input::Watch(users))?,
@@ -58,7 +60,9 @@ impl Driver {
             Command::Outbox(reply) => {
                 let _ = reply.send(Ok(self.replica.outbox_len()));
             }
-            Command::Refuse { reference, reason, reply } => self.refuse(reference, reason, reply)?,
+            Command::Refuse { idempotency_key, reason, reply } => {
+                self.refuse(idempotency_key, reason, reply)?
+            }
             Command::Accept(user, number, reply) => {
                 self.step(Input::Flush)?;
                 let _ = reply.send(self.accept(user, &number));
@@ -75,41 +79,41 @@ impl Driver {
 
     pub(super) fn send(
         &mut self,
-        to: To,
+        to: Recipient,
         text: &str,
-        reference: Option<String>,
-        reply: Reply<Queued>,
+        idempotency_key: Option<String>,
+        reply: Reply<Enqueued>,
     ) -> Result<()> {
-        if let Some(reference) = &reference {
-            let mut known = self.store.reference(reference, &to, text)?;
-            if known == Reference::Same(Vec::new()) {
+        if let Some(idempotency_key) = &idempotency_key {
+            let mut known = self.store.find_key(idempotency_key, &to, text)?;
+            if known == KnownKey::Same(Vec::new()) {
                 // It waits in the open transaction: let it become an event first.
                 self.step(Input::Flush)?;
-                known = self.store.reference(reference, &to, text)?;
+                known = self.store.find_key(idempotency_key, &to, text)?;
             }
             let refused = match known {
-                Reference::New => None,
-                Reference::Same(repeated) => {
-                    let _ = reply.send(Ok(Queued { message_id: None, repeated }));
+                KnownKey::New => None,
+                KnownKey::Same(repeated) => {
+                    let _ = reply.send(Ok(Enqueued { message_id: None, repeated }));
                     return Ok(());
                 }
-                Reference::Other => Some("ref_reused"),
+                KnownKey::Other => Some("ref_reused"),
             };
             if let Some(reason) = refused {
-                return self.refuse(Some(reference.clone()), reason, reply);
+                return self.refuse(Some(idempotency_key.clone()), reason, reply);
             }
         }
         if self.strict && self.is_unaccepted(&to)? {
-            return self.refuse(reference, "identity_changed", reply);
+            return self.refuse(idempotency_key, "identity_changed", reply);
         }
         if text.len() > MAX_TEXT {
-            return self.refuse(reference, "too_long", reply);
+            return self.refuse(idempotency_key, "too_long", reply);
         }
         let now = self.store.now_ms();
         let id = MessageId::new(now, random()?);
         let draft = Draft { id, to, content: Content::of_text(text).pad().into(), sent_at: now };
-        if let Some(reference) = &reference {
-            self.store.add_reference(reference, &draft, text)?;
+        if let Some(idempotency_key) = &idempotency_key {
+            self.store.add_idempotency_key(idempotency_key, &draft, text)?;
         }
         self.queued.push((id, reply));
         self.step(Input::Send(draft))
@@ -133,10 +137,10 @@ impl Driver {
     }
 
     /// Whether a message is for somebody whose new account key nobody accepted.
-    pub(super) fn is_unaccepted(&self, to: &To) -> Result<bool> {
+    pub(super) fn is_unaccepted(&self, to: &Recipient) -> Result<bool> {
         let user = match to {
-            To::Handle(handle) => self.replica.user(handle),
-            To::User(user) => Some(*user),
+            Recipient::Handle(handle) => self.replica.user(handle),
+            Recipient::User(user) => Some(*user),
             _ => None,
         };
         user.map_or(Ok(false), |user| self.store.is_unaccepted(user))
@@ -144,15 +148,15 @@ impl Driver {
 
     pub(super) fn refuse(
         &mut self,
-        reference: Option<String>,
+        idempotency_key: Option<String>,
         reason: &str,
-        reply: Reply<Queued>,
+        reply: Reply<Enqueued>,
     ) -> Result<()> {
         // The refusal is durable on its own; what else is open goes with it, whole.
         self.step(Input::Flush)?;
-        self.store.refuse(reference, reason)?;
+        self.store.refuse(idempotency_key, reason)?;
         self.last.send_replace(self.store.last_event()?);
-        let _ = reply.send(Ok(Queued { message_id: None, repeated: Vec::new() }));
+        let _ = reply.send(Ok(Enqueued { message_id: None, repeated: Vec::new() }));
         Ok(())
     }
 
@@ -294,7 +298,11 @@ impl Driver {
         })
     }
 
-    pub(super) fn approve(&self, code: &Code, offer: &[u8]) -> Result<(SignedDeviceList, (Offer, Joined))> {
+    pub(super) fn approve(
+        &self,
+        code: &LinkCode,
+        offer: &[u8],
+    ) -> Result<(SignedDeviceList, (Offer, Joined))> {
         let offer = Offer::check(offer, code)?;
         let before = self.own_list()?;
         let full = || Error::new(ErrorKind::Conflict, "the account has as many devices as it can have");

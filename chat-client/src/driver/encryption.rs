@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use chat_core::device_list::{DeviceEntry, SignedDeviceList};
 use chat_core::envelope::{Audience, DeviceBox, InboxRow, Publish, RowContent, SendPosition};
-use chat_core::replica::{Draft, Opened, SealFailure, To, Unreadable};
+use chat_core::replica::{Draft, Opened, Recipient, SealFailure, Unreadable};
 use chat_core::signing::{prekeys_transcript, verify};
 use chat_core::wire::{Bundle, PrekeyUpload};
 use chat_core::{ErrorKind, Result};
@@ -52,10 +52,10 @@ impl Driver {
     ) -> Result<Result<Publish, SealFailure>> {
         let own = self.profile.device;
         let wanted = |entry: &&DeviceEntry| match &draft.to {
-            To::Device(only) => entry.installation() == only.installation,
+            Recipient::Device(only) => entry.installation() == only.installation,
             _ => entry.installation() != own.installation,
         };
-        if let To::Device(only) = &draft.to
+        if let Recipient::Device(only) = &draft.to
             && !lists.iter().any(|list| list.list().addresses().any(|device| device == *only))
         {
             return Ok(Err(SealFailure::Never("unlinked")));

@@ -2,7 +2,7 @@
 
 use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::{EmptyReason, InboxRow, Publish, RowContent};
-use chat_core::replica::{Change, Changes, Draft, ListChange, Opened, To};
+use chat_core::replica::{Change, Changes, Draft, ListChange, Opened, Recipient};
 use chat_core::wire::{ClientFrame, encode_list};
 use chat_core::{
     ConversationId, ConversationKind, DeviceAddress, MessageId, Result, Seq, StoreEpoch, UserId,
@@ -108,9 +108,9 @@ impl LocalStore {
 
     pub(super) fn queued(&mut self, draft: &Draft) -> Result<()> {
         let (handle, user, device) = match &draft.to {
-            To::Handle(handle) => (Some(handle.as_str()), None, None),
-            To::User(user) => (None, Some(user.as_bytes()), None),
-            To::Device(device) => (None, Some(device.user.as_bytes()), Some(device)),
+            Recipient::Handle(handle) => (Some(handle.as_str()), None, None),
+            Recipient::User(user) => (None, Some(user.as_bytes()), None),
+            Recipient::Device(device) => (None, Some(device.user.as_bytes()), Some(device)),
             _ => return Err(corrupt("a draft is for nobody")),
         };
         self.run(
@@ -130,8 +130,8 @@ impl LocalStore {
             // What devices say to each other is nobody's event.
             return Ok(());
         }
-        let reference = self.reference_of(draft.id)?;
-        let event = Event::Queued { reference, message_id: draft.id.to_uuid_string() };
+        let idempotency_key = self.idempotency_key_of(draft.id)?;
+        let event = Event::Queued { idempotency_key, message_id: draft.id.to_uuid_string() };
         self.add_event(Some(draft.id), &event)
     }
 
@@ -186,7 +186,7 @@ impl LocalStore {
         )?;
         self.run("DELETE FROM outbox WHERE message_id = ?1", [id.as_bytes()])?;
         let event = Event::Stored {
-            reference: self.reference_of(id)?,
+            idempotency_key: self.idempotency_key_of(id)?,
             message_id: id.to_uuid_string(),
             conversation: conversation.to_hex(),
             seq,
@@ -206,7 +206,7 @@ impl LocalStore {
             return Ok(());
         }
         let event = Event::Refused {
-            reference: self.reference_of(id)?,
+            idempotency_key: self.idempotency_key_of(id)?,
             message_id: Some(id.to_uuid_string()),
             reason: reason.into(),
         };

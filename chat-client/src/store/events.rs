@@ -1,11 +1,11 @@
 //! Durable events, and what a program's own keys stand for.
 
-use chat_core::replica::{Draft, To};
+use chat_core::replica::{Draft, Recipient};
 use chat_core::{MessageId, Result, UserId};
 use rusqlite::{OptionalExtension, params};
 
-use super::{LocalStore, Reference, corrupt, digest, failed, read_events};
-use crate::event::{Event, Numbered};
+use super::{KnownKey, LocalStore, corrupt, digest, failed, read_events};
+use crate::event::{Event, EventRecord};
 
 impl LocalStore {
     /// The number of the last durable event.
@@ -23,7 +23,7 @@ impl LocalStore {
     ///
     /// # Errors
     /// If the store fails.
-    pub fn events(&self, after: u64, limit: usize) -> Result<Vec<Numbered>> {
+    pub fn events(&self, after: u64, limit: usize) -> Result<Vec<EventRecord>> {
         let mut statement = self
             .db
             .prepare_cached("SELECT n, event FROM events WHERE n > ?1 ORDER BY n LIMIT ?2")
@@ -42,50 +42,50 @@ impl LocalStore {
     ///
     /// # Errors
     /// If the store fails.
-    pub fn refuse(&mut self, reference: Option<String>, reason: &str) -> Result<Numbered> {
-        let event = Event::Refused { reference, message_id: None, reason: reason.to_owned() };
+    pub fn refuse(&mut self, idempotency_key: Option<String>, reason: &str) -> Result<EventRecord> {
+        let event = Event::Refused { idempotency_key, message_id: None, reason: reason.to_owned() };
         self.add_event(None, &event)?;
         let n = self.db.last_insert_rowid() as u64;
         self.commit_open()?;
-        Ok(Numbered { n, event })
+        Ok(EventRecord { n, event })
     }
 
     /// What a `ref` was used for.
     ///
     /// # Errors
     /// If the store fails.
-    pub fn reference(&self, reference: &str, to: &To, text: &str) -> Result<Reference> {
+    pub fn find_key(&self, idempotency_key: &str, to: &Recipient, text: &str) -> Result<KnownKey> {
         let known: Option<(Vec<u8>, Vec<u8>)> = self
             .db
             .prepare_cached("SELECT message_id, digest FROM refs WHERE ref = ?1")
-            .and_then(|mut s| s.query_row([reference], |row| Ok((row.get(0)?, row.get(1)?))).optional())
+            .and_then(|mut s| s.query_row([idempotency_key], |row| Ok((row.get(0)?, row.get(1)?))).optional())
             .map_err(failed)?;
         let Some((id, known)) = known else {
-            return Ok(Reference::New);
+            return Ok(KnownKey::New);
         };
         if known != digest(to, text) {
-            return Ok(Reference::Other);
+            return Ok(KnownKey::Other);
         }
         let mut statement = self
             .db
             .prepare_cached("SELECT n, event FROM events WHERE message_id = ?1 ORDER BY n")
             .map_err(failed)?;
-        read_events(statement.query([id]).map_err(failed)?).map(Reference::Same)
+        read_events(statement.query([id]).map_err(failed)?).map(KnownKey::Same)
     }
 
     /// Remembers a `ref`, in the open transaction.
     ///
     /// # Errors
     /// If the store fails.
-    pub fn add_reference(&mut self, reference: &str, draft: &Draft, text: &str) -> Result<()> {
+    pub fn add_idempotency_key(&mut self, idempotency_key: &str, draft: &Draft, text: &str) -> Result<()> {
         self.run(
             "INSERT INTO refs VALUES (?1, ?2, ?3)",
-            params![reference, draft.id.as_bytes(), digest(&draft.to, text)],
+            params![idempotency_key, draft.id.as_bytes(), digest(&draft.to, text)],
         )
         .map(drop)
     }
 
-    pub(super) fn reference_of(&self, id: MessageId) -> Result<Option<String>> {
+    pub(super) fn idempotency_key_of(&self, id: MessageId) -> Result<Option<String>> {
         self.db
             .prepare_cached("SELECT ref FROM refs WHERE message_id = ?1")
             .and_then(|mut s| s.query_row([id.as_bytes()], |row| row.get(0)).optional())

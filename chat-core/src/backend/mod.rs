@@ -25,7 +25,7 @@ pub use presence::Presence;
 pub use push_sink::PushSink;
 pub use record_queue::RecordQueue;
 pub use registry::{GatewayId, Registry, Route};
-pub use router::{Command, LogPosition, Operation, Recipient, Record, RecordBatch, Router};
+pub use router::{Command, LogPosition, Operation, RecipientDevices, Record, RecordBatch, Router};
 pub use transport::Transport;
 
 use std::sync::Arc;

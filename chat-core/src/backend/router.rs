@@ -98,7 +98,7 @@ pub struct Command {
     /// What.
     pub operation: Operation,
     /// Every user of the audience with the devices of the list version named.
-    pub recipients: Vec<Recipient>,
+    pub recipients: Vec<RecipientDevices>,
     /// Why the gateway would refuse it; counts only if the message is not stored already.
     pub verdict: Option<Refusal>,
     /// The connection that waits for the answer. Decides nothing.
@@ -133,7 +133,7 @@ pub enum Operation {
 /// A user of an audience with the devices of the list version that was named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
-pub struct Recipient {
+pub struct RecipientDevices {
     /// The user.
     pub user: UserId,
     /// The version.

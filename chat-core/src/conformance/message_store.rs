@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::{Case, Outcome, cases, equal, failed};
 use crate::backend::{
     Command, Commit, CommitOutcome, ConversationState, CursorFilter, LogPosition, MessageStore, Operation,
-    PageLimit, Recipient, Record,
+    PageLimit, RecipientDevices, Record,
 };
 use crate::delivery::{Decision, decide};
 use crate::envelope::{AckUpTo, DeviceBox, InboxPosition, InboxRow, Publish, RowContent, SendPosition};
@@ -82,7 +82,7 @@ impl Conversation {
             incarnation: 0,
             generation: 7,
         };
-        let recipient = |d: DeviceAddress| Recipient {
+        let recipient = |d: DeviceAddress| RecipientDevices {
             user: d.user,
             list_version: 1,
             installations: vec![d.installation],

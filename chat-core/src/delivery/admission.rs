@@ -8,7 +8,7 @@ use futures_util::future::try_join_all;
 
 use super::Engine;
 use super::rates::Wait;
-use crate::backend::{Command, CursorFilter, Operation, Recipient};
+use crate::backend::{Command, CursorFilter, Operation, RecipientDevices};
 use crate::device_list::SignedDeviceList;
 use crate::envelope::{Publish, Refusal, SendPosition};
 use crate::error::{Error, ErrorKind, Result};
@@ -134,7 +134,7 @@ impl Engine {
                 stale.push(audience.user);
             }
             let installations = self.addressed(&publish, &list);
-            recipients.push(Recipient {
+            recipients.push(RecipientDevices {
                 user: audience.user,
                 list_version: list.list().version,
                 installations,
@@ -163,7 +163,7 @@ impl Engine {
     }
 
     /// Whether an inbox has no room: a soft check, the store's own sweeper is the hard one.
-    async fn full(&self, sender: DeviceAddress, recipients: &[Recipient]) -> Result<bool> {
+    async fn full(&self, sender: DeviceAddress, recipients: &[RecipientDevices]) -> Result<bool> {
         let devices = recipients.iter().flat_map(|r| &r.installations).filter(|d| **d != sender.installation);
         let full = try_join_all(devices.map(|device| self.is_full(*device))).await?;
         Ok(full.contains(&true))
@@ -276,10 +276,11 @@ fn shape(sender: DeviceAddress, publish: &Publish) -> std::result::Result<(), Re
 }
 
 /// The users whose devices and the boxes do not match.
-fn uncovered(sender: DeviceAddress, publish: &Publish, recipients: &[Recipient]) -> Vec<UserId> {
+fn uncovered(sender: DeviceAddress, publish: &Publish, recipients: &[RecipientDevices]) -> Vec<UserId> {
     let boxed: HashSet<InstallationId> = publish.boxes.iter().map(|one| one.installation).collect();
-    let missing =
-        |r: &&Recipient| r.installations.iter().any(|i| *i != sender.installation && !boxed.contains(i));
+    let missing = |r: &&RecipientDevices| {
+        r.installations.iter().any(|i| *i != sender.installation && !boxed.contains(i))
+    };
     let mut stale: Vec<UserId> = recipients.iter().filter(missing).map(|r| r.user).collect();
     let wanted: usize =
         recipients.iter().flat_map(|r| &r.installations).filter(|i| **i != sender.installation).count();

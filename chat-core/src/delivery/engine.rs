@@ -218,11 +218,11 @@ impl Engine {
     }
 
     /// The sender's own devices as the recipients of a skip: whoever else takes part, the state knows.
-    async fn sender_recipient(&self, sender: DeviceAddress) -> Result<Vec<crate::backend::Recipient>> {
+    async fn sender_recipient(&self, sender: DeviceAddress) -> Result<Vec<crate::backend::RecipientDevices>> {
         let list = self.device_list(sender.user).await?;
         Ok(list
             .iter()
-            .map(|list| crate::backend::Recipient {
+            .map(|list| crate::backend::RecipientDevices {
                 user: sender.user,
                 list_version: list.list().version,
                 installations: list.list().addresses().map(|d| d.installation).collect(),

@@ -242,7 +242,7 @@ pub(super) type IdKey = (crate::id::ConversationId, InstallationId, MessageId);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{LogPosition, Recipient};
+    use crate::backend::{LogPosition, RecipientDevices};
     use crate::id::{ConversationId, DeviceAddress, DeviceId, UserId};
 
     const ALICE: UserId = UserId::from_bytes([1; 16]);
@@ -277,7 +277,7 @@ mod tests {
         }];
         let publish =
             Publish { number, first: false, audience: Vec::new(), body: vec![n].into(), boxes, sent_at: 5 };
-        let recipient = |user, n, list_version| Recipient {
+        let recipient = |user, n, list_version| RecipientDevices {
             user,
             list_version,
             installations: vec![InstallationId::from_bytes([n; 16])],
@@ -452,7 +452,8 @@ mod tests {
             incarnation: 0,
             generation: 1,
         };
-        let own = Recipient { user: sender.user, list_version: 1, installations: vec![sender.installation] };
+        let own =
+            RecipientDevices { user: sender.user, list_version: 1, installations: vec![sender.installation] };
         let command = Command {
             sender,
             operation: Operation::Skip(number),

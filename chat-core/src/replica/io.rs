@@ -12,7 +12,7 @@ use crate::wire::{Bundle, ClientFrame, PrekeyUpload, Request, Response, ServerFr
 /// Whom a draft is for.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[non_exhaustive]
-pub enum To {
+pub enum Recipient {
     /// A user by the name people type; resolved when there is a connection.
     Handle(Handle),
     /// A user.
@@ -28,7 +28,7 @@ pub struct Draft {
     /// Its id, kept through every retry.
     pub id: MessageId,
     /// Whom it is for.
-    pub to: To,
+    pub to: Recipient,
     /// Its content, as the suite will encrypt it.
     pub content: Bytes,
     /// When it was written, in milliseconds since 1970.

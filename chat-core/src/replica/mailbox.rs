@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 
 use super::conversation::Entry;
-use super::io::{Change, Draft, Output, To, Unreadable};
+use super::io::{Change, Draft, Output, Recipient, Unreadable};
 use super::{Mutant, Replica};
 use crate::id::{ConversationId, DeviceAddress, InstallationId, MessageId};
 use crate::time::Instant;
@@ -77,7 +77,7 @@ impl Replica {
     fn enqueue_to_device(&mut self, now: Instant, to: DeviceAddress, what: &ToDevice) {
         let sent_at = self.server_ms(now);
         let id = MessageId::new(sent_at, self.rng.bytes());
-        let draft = Draft { id, to: To::Device(to), content: what.encode(), sent_at };
+        let draft = Draft { id, to: Recipient::Device(to), content: what.encode(), sent_at };
         self.changes.push(Change::Queued(draft.clone()));
         self.enqueue(Entry::from_draft(draft));
     }

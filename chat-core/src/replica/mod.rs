@@ -19,8 +19,8 @@ mod recovery;
 mod send;
 
 pub use io::{
-    Change, Changes, Draft, Ephemeral, Input, ListChange, Opened, Output, Saved, SavedConversation,
-    SavedEntry, SealFailure, Stopped, To, Unreadable,
+    Change, Changes, Draft, Ephemeral, Input, ListChange, Opened, Output, Recipient, Saved,
+    SavedConversation, SavedEntry, SealFailure, Stopped, Unreadable,
 };
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};

@@ -185,7 +185,7 @@ mod tests {
     use crate::id::{DeviceAddress, DeviceId, InstallationId, StoreEpoch, UserId};
     use crate::mutant::Mutants;
     use crate::replica::recovery::LAST_WORD_MS;
-    use crate::replica::{Draft, Input, Replica, Saved, SavedEntry, To};
+    use crate::replica::{Draft, Input, Recipient, Replica, Saved, SavedEntry};
     use crate::wire::{Challenge, ServerFrame, Welcome};
 
     /// What is left in the outbox of a device that numbered a message anew, in its second life, when the
@@ -206,7 +206,7 @@ mod tests {
         let (audience, boxes) = (Vec::new(), Vec::new());
         let publish =
             Publish { number, first: false, audience, body: bytes::Bytes::new(), boxes, sent_at: 0 };
-        let draft = Draft { id, to: To::User(user), content: bytes::Bytes::new(), sent_at: 0 };
+        let draft = Draft { id, to: Recipient::User(user), content: bytes::Bytes::new(), sent_at: 0 };
         let saved = Saved {
             incarnation: 1,
             generation: 1 << 32,

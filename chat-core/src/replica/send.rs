@@ -1,7 +1,7 @@
 //! Drafts out: resolve, seal, send, match the answer.
 
 use super::conversation::{Conversation, Entry, Wait};
-use super::io::{Change, Output, SealFailure, To};
+use super::io::{Change, Output, Recipient, SealFailure};
 use super::{Phase, Purpose, RETRY_MS, Recovery, Replica, SEND_WINDOW};
 use crate::device_list::SignedDeviceList;
 use crate::envelope::{Publish, Refusal, SendPosition, Stored};
@@ -24,13 +24,13 @@ const PATIENT: u32 = 4;
 impl Replica {
     pub(super) fn enqueue(&mut self, entry: Entry) {
         let user = match &entry.draft.to {
-            To::Device(device) => {
+            Recipient::Device(device) => {
                 let id = ConversationId::mailbox(self.device.installation, device.installation);
                 self.conversations.entry(id).or_default().queue.push_back(entry);
                 return;
             }
-            To::User(user) => *user,
-            To::Handle(handle) => match self.handles.get(handle) {
+            Recipient::User(user) => *user,
+            Recipient::Handle(handle) => match self.handles.get(handle) {
                 Some(user) => *user,
                 None => {
                     self.unresolved.entry(handle.clone()).or_default().push_back(entry);
@@ -145,12 +145,12 @@ impl Replica {
         out: &mut Vec<Output>,
     ) -> Option<Vec<SignedDeviceList>> {
         let users = match &entry.draft.to {
-            To::Device(device) => vec![device.user],
+            Recipient::Device(device) => vec![device.user],
             to => {
                 let peer = match to {
-                    To::Handle(handle) => *self.handles.get(handle)?,
-                    To::User(user) => *user,
-                    To::Device(device) => device.user,
+                    Recipient::Handle(handle) => *self.handles.get(handle)?,
+                    Recipient::User(user) => *user,
+                    Recipient::Device(device) => device.user,
                 };
                 if peer == self.device.user { vec![peer] } else { vec![peer, self.device.user] }
             }

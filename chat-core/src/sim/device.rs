@@ -10,7 +10,7 @@ use crate::envelope::{Audience, DeviceBox, InboxRow, Publish, RowContent, SendPo
 use crate::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq};
 use crate::mutant::Mutants;
 use crate::replica::{
-    Change, Changes, Draft, Opened, Replica, Saved, SavedConversation, SavedEntry, SealFailure, To,
+    Change, Changes, Draft, Opened, Recipient, Replica, Saved, SavedConversation, SavedEntry, SealFailure,
     Unreadable,
 };
 use crate::rng::Rng;
@@ -227,7 +227,7 @@ impl Device {
     ) -> Result<Publish, SealFailure> {
         let own = self.address().installation;
         let wanted = |device: &InstallationId| match &draft.to {
-            To::Device(only) => *device == only.installation,
+            Recipient::Device(only) => *device == only.installation,
             _ => *device != own,
         };
         for list in lists {

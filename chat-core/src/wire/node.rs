@@ -6,7 +6,7 @@ use prost::Message as _;
 
 use super::proto::node;
 use super::{ClientFrame, ServerFrame, decode_row, encode_row, invalid};
-use crate::backend::{Command, GatewayId, Operation, Recipient, Route, SessionDelivery};
+use crate::backend::{Command, GatewayId, Operation, RecipientDevices, Route, SessionDelivery};
 use crate::delivery::Event;
 use crate::envelope::{Refusal, Subject};
 use crate::error::Result;
@@ -45,7 +45,7 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
         Operation::Skip(number) => ClientFrame::Skip(*number),
     };
     let verdict = command.verdict.clone().map(|verdict| ServerFrame::Refused(Subject::Opening, verdict));
-    let recipients = command.recipients.iter().map(|recipient| node::Recipient {
+    let recipients = command.recipients.iter().map(|recipient| node::RecipientDevices {
         user: recipient.user.to_bytes(),
         list_version: recipient.list_version,
         installations: recipient.installations.iter().map(|one| one.to_bytes()).collect(),
@@ -73,7 +73,7 @@ pub fn decode_command(bytes: Bytes) -> Result<Command> {
     };
     let recipients = raw.recipients.into_iter().map(|recipient| {
         let installations = recipient.installations.iter().map(|one| InstallationId::parse(one));
-        Ok(Recipient {
+        Ok(RecipientDevices {
             user: UserId::parse(&recipient.user)?,
             list_version: recipient.list_version,
             installations: installations.collect::<Result<_>>()?,
@@ -214,7 +214,8 @@ mod tests {
             boxes: vec![DeviceBox { installation: bob.installation, data: vec![2; 10].into() }],
             sent_at: 5,
         };
-        let recipient = Recipient { user: bob.user, list_version: 2, installations: vec![bob.installation] };
+        let recipient =
+            RecipientDevices { user: bob.user, list_version: 2, installations: vec![bob.installation] };
         for (operation, verdict) in [
             (Operation::Publish(publish), Some(Refusal::Mismatch(vec![bob.user]))),
             (Operation::Skip(number), None),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use chat_core::backend::{
     Command, Commit, CommitOutcome, ConversationState, CursorFilter, KeyDirectory, LogAnchor, LogIdentity,
-    LogPosition, MessageStore, Operation, PageLimit, Recipient, Record,
+    LogPosition, MessageStore, Operation, PageLimit, RecipientDevices, Record,
 };
 use chat_core::delivery::{Decision, decide};
 use chat_core::envelope::{AckUpTo, DeviceBox, InboxPosition, Publish, SendPosition};
@@ -160,7 +160,7 @@ impl Talk {
         let audience = Vec::new();
         let publish =
             Publish { number, first: true, audience, body: vec![n as u8; 100].into(), boxes, sent_at: 0 };
-        let recipients = [self.from, self.to].map(|one| Recipient {
+        let recipients = [self.from, self.to].map(|one| RecipientDevices {
             user: one.user,
             list_version: 1,
             installations: vec![one.installation],

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::super::accounts::ACCOUNTS;
 use super::{Event, World};
 use crate::id::{ConversationKind, MessageId};
-use crate::replica::{Draft, Input, Output, To};
+use crate::replica::{Draft, Input, Output, Recipient};
 use crate::signing::HelloClaims;
 use crate::wire::{ClientFrame, Hello};
 
@@ -19,8 +19,8 @@ impl World {
         let own = self.devices[device].address();
         let other = ACCOUNTS.iter().find(|account| account.lists[1].list().user != own.user);
         let to = match other {
-            Some(other) if self.rng.chance(85) => To::Handle(other.handle.clone()),
-            _ => To::User(own.user),
+            Some(other) if self.rng.chance(85) => Recipient::Handle(other.handle.clone()),
+            _ => Recipient::User(own.user),
         };
         let id = MessageId::new(self.now, self.rng.bytes());
         let content = Bytes::copy_from_slice(id.as_bytes());
@@ -122,7 +122,7 @@ impl World {
                 let installation = one.address().installation;
                 for change in &changes.list {
                     if let crate::replica::Change::Queued(draft) = change
-                        && !matches!(draft.to, To::Device(_))
+                        && !matches!(draft.to, Recipient::Device(_))
                     {
                         self.oracle.sent.entry(installation).or_default().push(draft.id);
                         self.report.sent += 1;

@@ -10,7 +10,7 @@ pub struct Command {
     pub sender: ::core::option::Option<Device>,
     /// Every user of the audience.
     #[prost(message, repeated, tag = "3")]
-    pub recipients: ::prost::alloc::vec::Vec<Recipient>,
+    pub recipients: ::prost::alloc::vec::Vec<RecipientDevices>,
     /// If the gateway would refuse it: a chat.v1.ServerFrame that holds the Refused.
     #[prost(bytes = "bytes", tag = "4")]
     pub verdict: ::prost::bytes::Bytes,
@@ -33,7 +33,7 @@ pub struct Device {
 }
 /// A user of an audience with the devices of the list version that was named.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Recipient {
+pub struct RecipientDevices {
     /// The user.
     #[prost(bytes = "bytes", tag = "1")]
     pub user: ::prost::bytes::Bytes,
