@@ -370,7 +370,7 @@ impl Driver {
             }
             Output::Bundles(list, bundles) => self.begin_sessions(&list, bundles)?,
             Output::Forget(incarnation) => {
-                self.suite.forget(&mut self.store)?;
+                self.suite.reset(&mut self.store)?;
                 self.store.set_meta("last_prekey", &(u64::from(incarnation) << 20).to_be_bytes())?;
             }
             Output::MakePrekeys { replace, count } => {

@@ -29,7 +29,7 @@ pub trait Suite: fmt::Debug + Send {
     ///
     /// # Errors
     /// `Invalid` if the bundle is not a proper one; nothing is changed then.
-    fn begin(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, bundle: &PrekeyBundle) -> Result<()>;
+    fn start_session(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, bundle: &PrekeyBundle) -> Result<()>;
 
     /// Encrypts for a device.
     ///
@@ -41,7 +41,7 @@ pub trait Suite: fmt::Debug + Send {
     ///
     /// # Errors
     /// If the store fails.
-    fn open(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, sealed: &[u8]) -> Result<Opening>;
+    fn open(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, sealed: &[u8]) -> Result<DecryptResult>;
 
     /// Lets the next message to this device begin a new session. What is on its way in the old one can still
     /// be read.
@@ -73,7 +73,7 @@ pub trait Suite: fmt::Debug + Send {
     ///
     /// # Errors
     /// If the store fails.
-    fn forget(&mut self, tx: &mut dyn SuiteTx) -> Result<()>;
+    fn reset(&mut self, tx: &mut dyn SuiteTx) -> Result<()>;
 
     /// Writes what is still in memory into the transaction, which is about to be committed.
     ///
@@ -83,7 +83,7 @@ pub trait Suite: fmt::Debug + Send {
 }
 
 /// What a device sent, or why it cannot be read.
-pub type Opening = std::result::Result<Vec<u8>, Unreadable>;
+pub type DecryptResult = std::result::Result<Vec<u8>, Unreadable>;
 
 /// The device at the other end of a session.
 #[derive(Clone, PartialEq, Eq, Debug)]

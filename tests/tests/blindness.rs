@@ -8,7 +8,7 @@ use std::time::Duration;
 use base64::Engine;
 use bytes::Bytes;
 use chat_client::event::Event;
-use chat_client::suite::{Opening, Peer, PrekeyBundle, Suite, SuiteTx, Table};
+use chat_client::suite::{DecryptResult, Peer, PrekeyBundle, Suite, SuiteTx, Table};
 use chat_client::{Client, Profile};
 use chat_core::replica::Recipient;
 use chat_core::wire::OneTimePrekey;
@@ -36,13 +36,13 @@ impl Suite for Plain {
     fn has_session(&mut self, _: &mut dyn SuiteTx, _: &Peer) -> Result<bool> {
         Ok(true)
     }
-    fn begin(&mut self, _: &mut dyn SuiteTx, _: &Peer, _: &PrekeyBundle) -> Result<()> {
+    fn start_session(&mut self, _: &mut dyn SuiteTx, _: &Peer, _: &PrekeyBundle) -> Result<()> {
         Ok(())
     }
     fn seal(&mut self, _: &mut dyn SuiteTx, _: &Peer, plaintext: &[u8]) -> Result<Bytes> {
         Ok(Bytes::copy_from_slice(plaintext))
     }
-    fn open(&mut self, _: &mut dyn SuiteTx, _: &Peer, sealed: &[u8]) -> Result<Opening> {
+    fn open(&mut self, _: &mut dyn SuiteTx, _: &Peer, sealed: &[u8]) -> Result<DecryptResult> {
         Ok(Ok(sealed.to_vec()))
     }
     fn end_session(&mut self, _: &mut dyn SuiteTx, _: InstallationId) -> Result<()> {
@@ -57,7 +57,7 @@ impl Suite for Plain {
     fn make_prekeys(&mut self, _: &mut dyn SuiteTx, _: u64, _: u64) -> Result<(Bytes, Vec<OneTimePrekey>)> {
         Ok((Bytes::from_static(b"plain"), Vec::new()))
     }
-    fn forget(&mut self, _: &mut dyn SuiteTx) -> Result<()> {
+    fn reset(&mut self, _: &mut dyn SuiteTx) -> Result<()> {
         Ok(())
     }
     fn flush(&mut self, _: &mut dyn SuiteTx) -> Result<()> {

@@ -178,7 +178,9 @@ fn rust_begins(one_time: bool) {
         kem_signature: bytes("kemSignature"),
     };
     let first = if one_time { part.to_bytes().into() } else { Bytes::new() };
-    suite.begin(&mut tx, &peer, &PrekeyBundle { signed: signed.to_bytes().into(), one_time: first }).unwrap();
+    suite
+        .start_session(&mut tx, &peer, &PrekeyBundle { signed: signed.to_bytes().into(), one_time: first })
+        .unwrap();
     let hello = suite.seal(&mut tx, &peer, b"hello").unwrap();
     assert_eq!(node.open(&hello), "hello");
     exchange(&mut node, &mut suite, &mut tx, &peer);

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use chat_client::body;
-use chat_client::suite::{Opening, Peer, PrekeyBundle, Suite, SuiteTx, Table};
+use chat_client::suite::{DecryptResult, Peer, PrekeyBundle, Suite, SuiteTx, Table};
 use chat_core::replica::Unreadable;
 use chat_core::wire::OneTimePrekey;
 use chat_core::{Error, ErrorKind, InstallationId, Result};
@@ -193,7 +193,7 @@ impl Signal {
         Ok(bytes)
     }
 
-    fn open_first(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, bytes: &[u8]) -> Result<Opening> {
+    fn open_first(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, bytes: &[u8]) -> Result<DecryptResult> {
         let Ok(first) = PreKeySignalMessage::try_from(bytes) else {
             return Ok(Err(Unreadable::Malformed));
         };
@@ -245,7 +245,7 @@ impl Signal {
         one_time: &mut OnePreKey,
         signed: &OneSignedPreKey,
         kem: &mut OneKemPreKey,
-    ) -> Result<Opening> {
+    ) -> Result<DecryptResult> {
         let Ok(mut identities) = self.identities(tx, peer) else {
             return Ok(Err(Unreadable::Misplaced));
         };
@@ -299,7 +299,7 @@ impl Suite for Signal {
         Ok(record.is_some_and(|record| usable(record).unwrap_or(false)))
     }
 
-    fn begin(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, bundle: &PrekeyBundle) -> Result<()> {
+    fn start_session(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, bundle: &PrekeyBundle) -> Result<()> {
         let signed = SignedPart::read(&bundle.signed, tx.now_ms())?;
         // A server must not bring back keys that their device has replaced.
         let newest = [b"newest", &peer.installation.as_bytes()[..]].concat();
@@ -358,7 +358,7 @@ impl Suite for Signal {
         Ok(sealed.into())
     }
 
-    fn open(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, sealed: &[u8]) -> Result<Opening> {
+    fn open(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, sealed: &[u8]) -> Result<DecryptResult> {
         match sealed.split_first() {
             Some((&WHISPER, bytes)) => match SignalMessage::try_from(bytes) {
                 Ok(message) if checks::message(&message).is_ok() => self.decrypt(
@@ -422,7 +422,7 @@ impl Suite for Signal {
         Ok((signed.into(), prekeys))
     }
 
-    fn forget(&mut self, tx: &mut dyn SuiteTx) -> Result<()> {
+    fn reset(&mut self, tx: &mut dyn SuiteTx) -> Result<()> {
         self.sessions.clear();
         for table in
             [Table::Sessions, Table::Prekeys, Table::SignedPrekeys, Table::KemPrekeys, Table::SeenBaseKeys]
@@ -508,7 +508,7 @@ mod tests {
             self.suite.seal(&mut self.tx, to, text.as_bytes()).unwrap()
         }
 
-        fn open(&mut self, from: &Peer, sealed: &[u8]) -> Opening {
+        fn open(&mut self, from: &Peer, sealed: &[u8]) -> DecryptResult {
             self.suite.open(&mut self.tx, from, sealed).unwrap()
         }
     }
@@ -518,14 +518,14 @@ mod tests {
         let (mut alice, mut bob) = (Device::new(1), Device::new(2));
         let (a, b) = (alice.peer(), bob.peer());
         let bundle = bob.bundle(1);
-        alice.suite.begin(&mut alice.tx, &b, &bundle).unwrap();
+        alice.suite.start_session(&mut alice.tx, &b, &bundle).unwrap();
         let hello = alice.seal(&b, "hello");
         assert_eq!(bob.open(&a, &hello), Ok(b"hello".to_vec()));
         let back = bob.seal(&a, "on its way");
         alice.suite.end_session(&mut alice.tx, b.installation).unwrap();
         assert_eq!(alice.suite.has_session(&mut alice.tx, &b), Ok(false));
         let again = bob.bundle(2);
-        alice.suite.begin(&mut alice.tx, &b, &again).unwrap();
+        alice.suite.start_session(&mut alice.tx, &b, &again).unwrap();
         let anew = alice.seal(&b, "anew");
         assert_eq!(alice.open(&b, &back), Ok(b"on its way".to_vec()));
         assert_eq!(bob.open(&a, &anew), Ok(b"anew".to_vec()));
@@ -536,15 +536,15 @@ mod tests {
         let (mut alice, mut bob) = (Device::new(1), Device::new(2));
         let (a, b) = (alice.peer(), bob.peer());
         let bundle = bob.bundle(1);
-        alice.suite.begin(&mut alice.tx, &b, &bundle).unwrap();
+        alice.suite.start_session(&mut alice.tx, &b, &bundle).unwrap();
         let hello = alice.seal(&b, "hello");
         assert!(bob.open(&a, &hello).is_ok());
-        bob.suite.forget(&mut bob.tx).unwrap();
+        bob.suite.reset(&mut bob.tx).unwrap();
         let lost = alice.seal(&b, "lost");
         assert_eq!(bob.open(&a, &lost), Err(Unreadable::NoSession));
         // The device that forgot begins, and its peer answers in that session.
         let bundle = alice.bundle(1);
-        bob.suite.begin(&mut bob.tx, &a, &bundle).unwrap();
+        bob.suite.start_session(&mut bob.tx, &a, &bundle).unwrap();
         let ask = bob.seal(&a, "again, please");
         assert!(alice.open(&b, &ask).is_ok());
         let again = alice.seal(&b, "lost");
@@ -559,11 +559,11 @@ mod tests {
         bob.tx.now_ms += 8 * DAY_MS;
         let new = bob.bundle(2);
         alice.tx.now_ms = bob.tx.now_ms;
-        alice.suite.begin(&mut alice.tx, &b, &new).unwrap();
-        let refused = alice.suite.begin(&mut alice.tx, &b, &old);
+        alice.suite.start_session(&mut alice.tx, &b, &new).unwrap();
+        let refused = alice.suite.start_session(&mut alice.tx, &b, &old);
         assert_eq!(refused.err().map(|error| error.kind()), Some(ErrorKind::Invalid), "brought back");
         alice.tx.now_ms += 31 * DAY_MS;
-        let refused = alice.suite.begin(&mut alice.tx, &b, &new);
+        let refused = alice.suite.start_session(&mut alice.tx, &b, &new);
         assert_eq!(refused.err().map(|error| error.kind()), Some(ErrorKind::Invalid), "too old");
     }
 }

@@ -118,7 +118,8 @@ impl Driver {
             };
             let signed = verify(&entry.device_key, &prekeys_transcript(&bundle.signed), &bundle.signature);
             let offered = PrekeyBundle { signed: bundle.signed, one_time: bundle.one_time };
-            let begun = signed.and_then(|()| self.suite.begin(&mut self.store, &peer(entry), &offered));
+            let begun =
+                signed.and_then(|()| self.suite.start_session(&mut self.store, &peer(entry), &offered));
             match begun {
                 Ok(()) => {}
                 Err(error) if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Denied) => {
