@@ -150,10 +150,10 @@ impl Driver {
         }
         let token = store.meta("token")?.and_then(|v| String::from_utf8(v).ok()).unwrap_or_default();
         let linking = read_linking(&store)?;
-        let mut saved = store.load(profile.device)?;
-        saved.account_key = Some(*profile.account_key());
+        let mut snapshot = store.load(profile.device)?;
+        snapshot.account_key = Some(*profile.account_key());
         let seed = u64::from_le_bytes(random()?);
-        let replica = Replica::new(Instant::default(), saved, seed, Mutants::NONE);
+        let replica = Replica::new(Instant::default(), snapshot, seed, Mutants::NONE);
         last.send_replace(store.last_event()?);
         Ok(Self {
             store,

@@ -15,7 +15,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use chat_core::envelope::Publish;
-use chat_core::replica::{Draft, Recipient, Saved, SavedConversation, SavedEntry};
+use chat_core::replica::{ConversationSnapshot, Draft, OutboxEntrySnapshot, Recipient, ReplicaSnapshot};
 use chat_core::wire::{ClientFrame, decode_list};
 use chat_core::{
     ConversationId, DeviceAddress, DeviceId, Error, ErrorKind, Handle, InstallationId, MessageId, Result,
@@ -260,9 +260,9 @@ impl LocalStore {
     ///
     /// # Errors
     /// If the store fails or does not read back.
-    pub fn load(&mut self, device: DeviceAddress) -> Result<Saved> {
+    pub fn load(&mut self, device: DeviceAddress) -> Result<ReplicaSnapshot> {
         self.own = Some(device);
-        let mut saved = Saved::new(device);
+        let mut saved = ReplicaSnapshot::new(device);
         saved.incarnation = u32::try_from(self.meta_number("incarnation")?).unwrap_or(u32::MAX);
         saved.generation = self.meta_number("generation")?;
         saved.epoch = self.meta("epoch")?.map(|v| StoreEpoch::parse(&v)).transpose()?;
@@ -285,7 +285,7 @@ impl LocalStore {
         saved.conversations = self.rows(
             "SELECT id, cursor, client_seq, prev, last_own, delivered, read FROM conversations",
             |row| {
-                Ok(SavedConversation {
+                Ok(ConversationSnapshot {
                     id: ConversationId::parse(&blob(row, 0)?)?,
                     cursor: number(row, 1)?,
                     client_seq: number(row, 2)?,
@@ -312,7 +312,7 @@ impl LocalStore {
                     }),
                 };
                 let publish: Option<Vec<u8>> = row.get(5).map_err(failed)?;
-                Ok(SavedEntry {
+                Ok(OutboxEntrySnapshot {
                     draft: Draft {
                         id: MessageId::parse(&blob(row, 0)?)?,
                         to,

@@ -1,7 +1,7 @@
 use std::collections::VecDeque;
 
 use super::RETRY_MS;
-use super::io::{Draft, SavedConversation, SavedEntry};
+use super::io::{ConversationSnapshot, Draft, OutboxEntrySnapshot};
 use crate::envelope::{Publish, SendPosition};
 use crate::id::{ClientSeq, MessageId, Seq};
 use crate::time::Instant;
@@ -80,15 +80,15 @@ impl Entry {
         }
     }
 
-    pub(super) fn from_saved(saved: SavedEntry) -> Self {
-        let number = saved.publish.as_ref().map(|publish| publish.number);
+    pub(super) fn from_saved(snapshot: OutboxEntrySnapshot) -> Self {
+        let number = snapshot.publish.as_ref().map(|publish| publish.number);
         Self {
             number,
-            publish: saved.publish,
-            skip: saved.skip,
-            attempted: saved.attempted || number.is_some(),
-            bound: saved.bound,
-            ..Self::from_draft(saved.draft)
+            publish: snapshot.publish,
+            skip: snapshot.skip,
+            attempted: snapshot.attempted || number.is_some(),
+            bound: snapshot.bound,
+            ..Self::from_draft(snapshot.draft)
         }
     }
 
@@ -106,14 +106,14 @@ impl Entry {
 }
 
 impl Conversation {
-    pub(super) fn from_saved(saved: &SavedConversation) -> Self {
+    pub(super) fn from_saved(snapshot: &ConversationSnapshot) -> Self {
         Self {
-            cursor: saved.cursor,
-            client_seq: saved.client_seq,
-            prev: saved.prev,
-            last_own: saved.last_own,
-            delivered: saved.delivered,
-            read: saved.read,
+            cursor: snapshot.cursor,
+            client_seq: snapshot.client_seq,
+            prev: snapshot.prev,
+            last_own: snapshot.last_own,
+            delivered: snapshot.delivered,
+            read: snapshot.read,
             ..Self::default()
         }
     }

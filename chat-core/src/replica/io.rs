@@ -305,7 +305,7 @@ pub enum Change {
 /// What a local store gives a replica to go on from.
 #[derive(Clone, Debug)]
 #[allow(clippy::exhaustive_structs)]
-pub struct Saved {
+pub struct ReplicaSnapshot {
     /// The device.
     pub device: DeviceAddress,
     /// The account key of its user, where it is known: no list of this user by another key is taken.
@@ -327,16 +327,16 @@ pub struct Saved {
     /// When the server last took prekeys, in its milliseconds.
     pub prekeys_at: u64,
     /// The conversations.
-    pub conversations: Vec<SavedConversation>,
+    pub conversations: Vec<ConversationSnapshot>,
     /// The outbox, in order.
-    pub outbox: Vec<SavedEntry>,
+    pub outbox: Vec<OutboxEntrySnapshot>,
     /// The device lists.
     pub lists: Vec<SignedDeviceList>,
     /// The handles.
     pub handles: Vec<(Handle, UserId)>,
 }
 
-impl Saved {
+impl ReplicaSnapshot {
     /// A device that never did anything.
     pub const fn new(device: DeviceAddress) -> Self {
         Self {
@@ -361,7 +361,7 @@ impl Saved {
 /// A conversation as a local store keeps it.
 #[derive(Clone, Debug)]
 #[allow(clippy::exhaustive_structs)]
-pub struct SavedConversation {
+pub struct ConversationSnapshot {
     /// Which.
     pub id: ConversationId,
     /// Received up to here.
@@ -381,7 +381,7 @@ pub struct SavedConversation {
 /// An entry of the outbox as a local store keeps it.
 #[derive(Clone, Debug)]
 #[allow(clippy::exhaustive_structs)]
-pub struct SavedEntry {
+pub struct OutboxEntrySnapshot {
     /// The draft.
     pub draft: Draft,
     /// What was sent, or is to be sent the same again.

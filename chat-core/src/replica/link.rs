@@ -541,7 +541,7 @@ mod tests {
     use super::*;
     use crate::id::{DeviceAddress, DeviceId, InstallationId};
     use crate::mutant::Mutants;
-    use crate::replica::{Input, Saved};
+    use crate::replica::{Input, ReplicaSnapshot};
 
     #[test]
     fn nobody_comes_back_sooner_than_the_server_said() {
@@ -550,7 +550,8 @@ mod tests {
             device: DeviceId::PRIMARY,
             installation: InstallationId::from_bytes([1; 16]),
         };
-        let mut replica = Replica::new(Instant::from_millis(0), Saved::new(device), 1, Mutants::NONE);
+        let mut replica =
+            Replica::new(Instant::from_millis(0), ReplicaSnapshot::new(device), 1, Mutants::NONE);
         let mut step = |at, input| {
             let mut out = Vec::new();
             replica.step(Instant::from_millis(at), input, &mut out);

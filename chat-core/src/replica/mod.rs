@@ -19,8 +19,8 @@ mod recovery;
 mod send;
 
 pub use io::{
-    Change, Changes, Draft, Ephemeral, Input, ListChange, Opened, Output, Recipient, Saved,
-    SavedConversation, SavedEntry, SealFailure, Stopped, Unreadable,
+    Change, Changes, ConversationSnapshot, Draft, Ephemeral, Input, ListChange, Opened, OutboxEntrySnapshot,
+    Output, Recipient, ReplicaSnapshot, SealFailure, Stopped, Unreadable,
 };
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -162,22 +162,22 @@ enum Purpose {
 impl Replica {
     /// A replica that goes on from what its store holds. The seed must differ each time: it makes jitter
     /// and nonces.
-    pub fn new(now: Instant, saved: Saved, seed: u64, mutants: Mutants) -> Self {
+    pub fn new(now: Instant, snapshot: ReplicaSnapshot, seed: u64, mutants: Mutants) -> Self {
         let mut replica = Self {
-            device: saved.device,
-            account_key: saved.account_key,
+            device: snapshot.device,
+            account_key: snapshot.account_key,
             rng: Rng::new(seed),
             mutants,
             phase: Phase::Idle(now, 0),
             recovery: Recovery::No,
-            incarnation: saved.incarnation,
-            generation: saved.generation,
-            epoch: saved.epoch,
-            nonce: saved.nonce,
+            incarnation: snapshot.incarnation,
+            generation: snapshot.generation,
+            epoch: snapshot.epoch,
+            nonce: snapshot.nonce,
             conversations: BTreeMap::new(),
             unresolved: BTreeMap::new(),
-            handles: saved.handles.into_iter().collect(),
-            lists: saved.lists.into_iter().map(|list| (list.list().user, list)).collect(),
+            handles: snapshot.handles.into_iter().collect(),
+            lists: snapshot.lists.into_iter().map(|list| (list.list().user, list)).collect(),
             changes: Vec::new(),
             ratchets_moved: false,
             acks_due: BTreeSet::new(),
@@ -198,21 +198,21 @@ impl Replica {
             looked_back: false,
             catch_up_at: None,
             deferred: Vec::new(),
-            mailbox: Mailbox::new(saved.unasked),
+            mailbox: Mailbox::new(snapshot.unasked),
             server_time: (0, now),
-            prekeys_at: saved.prekeys_at,
+            prekeys_at: snapshot.prekeys_at,
             prekeys_held: 0,
-            reincarnate_from: if saved.reincarnated_lately { now.after(DAY_MS) } else { now },
-            reincarnation_asked: saved.reincarnation_asked,
+            reincarnate_from: if snapshot.reincarnated_lately { now.after(DAY_MS) } else { now },
+            reincarnation_asked: snapshot.reincarnation_asked,
             watched: Vec::new(),
             listless: BTreeMap::new(),
             claimed: BTreeMap::new(),
             hidden: BTreeMap::new(),
         };
-        for conversation in saved.conversations {
+        for conversation in snapshot.conversations {
             replica.conversations.insert(conversation.id, Conversation::from_saved(&conversation));
         }
-        for entry in saved.outbox {
+        for entry in snapshot.outbox {
             replica.enqueue(Entry::from_saved(entry));
         }
         replica

@@ -185,7 +185,7 @@ mod tests {
     use crate::id::{DeviceAddress, DeviceId, InstallationId, StoreEpoch, UserId};
     use crate::mutant::Mutants;
     use crate::replica::recovery::LAST_WORD_MS;
-    use crate::replica::{Draft, Input, Recipient, Replica, Saved, SavedEntry};
+    use crate::replica::{Draft, Input, OutboxEntrySnapshot, Recipient, Replica, ReplicaSnapshot};
     use crate::wire::{Challenge, ServerFrame, Welcome};
 
     /// What is left in the outbox of a device that numbered a message anew, in its second life, when the
@@ -207,21 +207,21 @@ mod tests {
         let publish =
             Publish { number, first: false, audience, body: bytes::Bytes::new(), boxes, sent_at: 0 };
         let draft = Draft { id, to: Recipient::User(user), content: bytes::Bytes::new(), sent_at: 0 };
-        let saved = Saved {
+        let snapshot = ReplicaSnapshot {
             incarnation: 1,
             generation: 1 << 32,
             epoch: Some(StoreEpoch::from_bytes([1; 16])),
-            outbox: vec![SavedEntry {
+            outbox: vec![OutboxEntrySnapshot {
                 draft,
                 publish: Some(publish),
                 skip: false,
                 attempted: true,
                 bound: false,
             }],
-            ..Saved::new(device)
+            ..ReplicaSnapshot::new(device)
         };
         let now = Instant::from_millis(0);
-        let mut replica = Replica::new(now, saved, 1, mutants);
+        let mut replica = Replica::new(now, snapshot, 1, mutants);
         let challenge = Challenge { nonce: bytes::Bytes::new(), min_version: 1, max_version: 1 };
         let welcome = Welcome { incarnation: 1, ..Welcome::example() };
         let content = RowContent::Own { message_id: id, client_seq: 3, incarnation: 0 };
@@ -291,9 +291,10 @@ mod tests {
         let (own, other) = (UserId::from_bytes([1; 16]), UserId::from_bytes([2; 16]));
         let list = own_list(own);
         let device = list.list().addresses().next().unwrap();
-        let saved = Saved { epoch: Some(StoreEpoch::from_bytes([1; 16])), ..Saved::new(device) };
+        let snapshot =
+            ReplicaSnapshot { epoch: Some(StoreEpoch::from_bytes([1; 16])), ..ReplicaSnapshot::new(device) };
         let now = Instant::from_millis(0);
-        let mut replica = Replica::new(now, saved, 1, Mutants::NONE);
+        let mut replica = Replica::new(now, snapshot, 1, Mutants::NONE);
         let mut step = |input| {
             let mut outputs = Vec::new();
             replica.step(now, input, &mut outputs);
@@ -344,8 +345,9 @@ mod tests {
         let user = UserId::from_bytes([1; 16]);
         let installation = InstallationId::from_bytes([1; 16]);
         let device = DeviceAddress { user, device: DeviceId::PRIMARY, installation };
-        let saved = Saved { epoch: Some(StoreEpoch::from_bytes([1; 16])), ..Saved::new(device) };
-        let mut replica = Replica::new(Instant::from_millis(0), saved, 1, Mutants::NONE);
+        let snapshot =
+            ReplicaSnapshot { epoch: Some(StoreEpoch::from_bytes([1; 16])), ..ReplicaSnapshot::new(device) };
+        let mut replica = Replica::new(Instant::from_millis(0), snapshot, 1, Mutants::NONE);
         let mut step = |at, input| {
             let mut outputs = Vec::new();
             replica.step(Instant::from_millis(at), input, &mut outputs);
@@ -381,7 +383,7 @@ mod tests {
         let device =
             DeviceAddress { user: UserId::from_bytes([1; 16]), device: DeviceId::PRIMARY, installation };
         let conversation = ConversationId::own(device.user);
-        let known = crate::replica::SavedConversation {
+        let known = crate::replica::ConversationSnapshot {
             id: conversation,
             cursor: 2,
             client_seq: 0,
@@ -390,13 +392,13 @@ mod tests {
             delivered: 0,
             read: 0,
         };
-        let received = Saved { conversations: vec![known], ..Saved::new(device) };
-        let nothing = Saved::new(device);
+        let received = ReplicaSnapshot { conversations: vec![known], ..ReplicaSnapshot::new(device) };
+        let nothing = ReplicaSnapshot::new(device);
         // Where nothing was received, what came before this device's time counts as acknowledged.
-        for (saved, acked, recovers) in
+        for (snapshot, acked, recovers) in
             [(&received, 2, false), (&received, 3, true), (&nothing, 2, false), (&nothing, 3, true)]
         {
-            let mut replica = Replica::new(Instant::from_millis(0), saved.clone(), 1, Mutants::NONE);
+            let mut replica = Replica::new(Instant::from_millis(0), snapshot.clone(), 1, Mutants::NONE);
             let mut step = |at, input| {
                 let mut outputs = Vec::new();
                 replica.step(Instant::from_millis(at), input, &mut outputs);

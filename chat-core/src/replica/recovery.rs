@@ -99,7 +99,7 @@ mod tests {
     use super::*;
     use crate::id::{DeviceAddress, DeviceId, InstallationId, UserId};
     use crate::mutant::Mutants;
-    use crate::replica::{Input, Saved};
+    use crate::replica::{Input, ReplicaSnapshot};
     use crate::wire::{Challenge, ServerFrame, Welcome};
 
     /// The first commit of a device whose server says that its store was rolled back.
@@ -110,7 +110,7 @@ mod tests {
             installation: InstallationId::from_bytes([1; 16]),
         };
         let now = Instant::from_millis(0);
-        let mut replica = Replica::new(now, Saved::new(device), 1, mutants);
+        let mut replica = Replica::new(now, ReplicaSnapshot::new(device), 1, mutants);
         let challenge = Challenge { nonce: bytes::Bytes::new(), min_version: 1, max_version: 1 };
         let welcome = Welcome { rollback: true, ..Welcome::example() };
         let mut out = Vec::new();

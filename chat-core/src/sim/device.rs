@@ -10,8 +10,8 @@ use crate::envelope::{Audience, DeviceBox, InboxRow, Publish, RowContent, SendPo
 use crate::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq};
 use crate::mutant::Mutants;
 use crate::replica::{
-    Change, Changes, Draft, Opened, Recipient, Replica, Saved, SavedConversation, SavedEntry, SealFailure,
-    Unreadable,
+    Change, Changes, ConversationSnapshot, Draft, Opened, OutboxEntrySnapshot, Recipient, Replica,
+    ReplicaSnapshot, SealFailure, Unreadable,
 };
 use crate::rng::Rng;
 use crate::time::Instant;
@@ -28,8 +28,8 @@ pub(super) enum Shown {
 /// The durable state of a device.
 #[derive(Clone, Debug)]
 pub(super) struct LocalStore {
-    pub saved: Saved,
-    conversations: BTreeMap<ConversationId, SavedConversation>,
+    pub saved: ReplicaSnapshot,
+    conversations: BTreeMap<ConversationId, ConversationSnapshot>,
     /// What was shown, in the order it was.
     pub shown: Vec<(ConversationId, Seq, Shown)>,
     ids: BTreeSet<(InstallationId, MessageId)>,
@@ -116,7 +116,7 @@ pub(super) struct Device {
 impl Device {
     pub(super) fn new(address: DeviceAddress, mutants: Mutants) -> Self {
         let store = LocalStore {
-            saved: Saved::new(address),
+            saved: ReplicaSnapshot::new(address),
             conversations: BTreeMap::new(),
             shown: Vec::new(),
             ids: BTreeSet::new(),
@@ -142,7 +142,7 @@ impl Device {
     pub(super) fn start(&mut self, now: Instant, seed: u64) {
         self.boot += 1;
         self.suite = self.store.suite.clone();
-        let saved = Saved {
+        let saved = ReplicaSnapshot {
             conversations: self.store.conversations.values().cloned().collect(),
             ..self.store.saved.clone()
         };
@@ -330,8 +330,8 @@ impl Device {
 }
 
 impl LocalStore {
-    fn conversation(&mut self, id: ConversationId) -> &mut SavedConversation {
-        self.conversations.entry(id).or_insert(SavedConversation {
+    fn conversation(&mut self, id: ConversationId) -> &mut ConversationSnapshot {
+        self.conversations.entry(id).or_insert(ConversationSnapshot {
             id,
             cursor: 0,
             client_seq: 0,
@@ -348,7 +348,7 @@ impl LocalStore {
 
     fn apply(&mut self, change: Change) {
         match change {
-            Change::Queued(draft) => self.saved.outbox.push(SavedEntry {
+            Change::Queued(draft) => self.saved.outbox.push(OutboxEntrySnapshot {
                 draft,
                 publish: None,
                 skip: false,
@@ -389,7 +389,7 @@ impl LocalStore {
                 known.last_own = known.last_own.max(seq);
             }
             Change::Refused(id, _) => {
-                let numbered = |entry: &SavedEntry| entry.draft.id != id || entry.publish.is_some();
+                let numbered = |entry: &OutboxEntrySnapshot| entry.draft.id != id || entry.publish.is_some();
                 self.saved.outbox.retain(numbered);
                 for entry in self.saved.outbox.iter_mut().filter(|entry| entry.draft.id == id) {
                     entry.skip = true;
