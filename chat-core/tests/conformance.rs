@@ -127,12 +127,12 @@ fn memory_push() {
 
 #[test]
 fn open_registration() {
-    let door = || conformance::Doorkeeper {
+    let fixture = || conformance::AuthenticatorFixture {
         authenticator: Arc::new(OpenRegistration),
         good: Vec::new(),
         open: true,
     };
-    check(conformance::authenticator(), || Arc::new(door()));
+    check(conformance::authenticator(), || Arc::new(fixture()));
 }
 
 #[test]

@@ -198,14 +198,14 @@ mod tests {
 
     #[tokio::test]
     async fn tokens_pass_the_suite() {
-        use chat_core::conformance::{Doorkeeper, authenticator};
+        use chat_core::conformance::{AuthenticatorFixture, authenticator};
         for open in [false, true] {
             let (settings, _dir) = settings(open);
             let good = ["alice", "bob"]
                 .map(|name| (issue(&settings, name, 60).unwrap(), Handle::new(name).unwrap()));
             for case in authenticator() {
                 let authenticator = std::sync::Arc::new(Tokens::new(&settings).unwrap());
-                let door = Doorkeeper { authenticator, good: good.to_vec(), open };
+                let door = AuthenticatorFixture { authenticator, good: good.to_vec(), open };
                 assert_eq!((case.run)(std::sync::Arc::new(door)).await, Ok(()), "{}", case.name);
             }
         }

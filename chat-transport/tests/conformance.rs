@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use chat_core::conformance::{self, Pipe};
+use chat_core::conformance::{self, TransportPair};
 use chat_transport::accept::{Upgrade, accept};
 use chat_transport::dial::Dialer;
 use chat_transport::duplex::duplex;
@@ -12,19 +12,24 @@ use chat_transport::duplex::duplex;
 async fn in_process_duplex() {
     for case in conformance::transport() {
         let (one, other) = duplex(64);
-        assert_eq!((case.run)(Pipe::new(Box::new(one), Box::new(other))).await, Ok(()), "{}", case.name);
+        assert_eq!(
+            (case.run)(TransportPair::new(Box::new(one), Box::new(other))).await,
+            Ok(()),
+            "{}",
+            case.name
+        );
     }
 }
 
 /// Two ends over a real socket: who dialled, and who accepted.
-async fn web_socket() -> Arc<Pipe> {
+async fn web_socket() -> Arc<TransportPair> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("ws://{}", listener.local_addr().unwrap());
     let upgrade = Upgrade { path: "/v1".into(), origins: Vec::new() };
     let dialer = Dialer::new(&url, &[]).unwrap();
     let (dialled, accepted) =
         tokio::join!(dialer.dial(), async { accept(listener.accept().await.unwrap().0, &upgrade).await });
-    Pipe::new(dialled.unwrap(), Box::new(accepted.unwrap()))
+    TransportPair::new(dialled.unwrap(), Box::new(accepted.unwrap()))
 }
 
 #[tokio::test]

@@ -24,14 +24,14 @@ mod registry;
 mod router;
 mod transport;
 
-pub use authenticator::{Doorkeeper, authenticator};
+pub use authenticator::{AuthenticatorFixture, authenticator};
 pub use key_directory::key_directory;
 pub use message_store::{message_store, shared_message_store};
 pub use presence::presence;
 pub use push_sink::push_sink;
 pub use registry::registry;
 pub use router::router;
-pub use transport::{Pipe, transport};
+pub use transport::{TransportPair, transport};
 
 use std::fmt;
 use std::future::Future;

@@ -10,15 +10,15 @@ use crate::backend::Transport;
 use crate::limits::MAX_FRAME;
 use crate::wire::close;
 
-/// The two ends of a pipe.
+/// The two ends of a pair.
 #[derive(Debug)]
-pub struct Pipe(Mutex<Option<Ends>>);
+pub struct TransportPair(Mutex<Option<Ends>>);
 
 type End = Box<dyn Transport>;
 type Ends = (End, End);
 
-impl Pipe {
-    /// A pipe with these ends; each case takes them.
+impl TransportPair {
+    /// A pair with these ends; each case takes them.
     pub fn new(one: End, other: End) -> Arc<Self> {
         Arc::new(Self(Mutex::new(Some((one, other)))))
     }
@@ -29,7 +29,7 @@ impl Pipe {
 }
 
 /// The cases of [`Transport`].
-pub fn transport() -> Vec<Case<Pipe>> {
+pub fn transport() -> Vec<Case<TransportPair>> {
     cases![
         frames_arrive_whole_and_in_order,
         both_ways,
@@ -40,7 +40,7 @@ pub fn transport() -> Vec<Case<Pipe>> {
 }
 
 async fn receive(end: &mut End) -> Result<Bytes, String> {
-    end.recv().await.map_err(failed)?.ok_or_else(|| "the pipe ended".to_owned())
+    end.recv().await.map_err(failed)?.ok_or_else(|| "the pair ended".to_owned())
 }
 
 /// Runs two futures together.
@@ -72,8 +72,8 @@ fn ready<T>(poll: Poll<T>) -> Option<T> {
     }
 }
 
-async fn frames_arrive_whole_and_in_order(pipe: Arc<Pipe>) -> Outcome {
-    let (mut one, mut other) = pipe.ends()?;
+async fn frames_arrive_whole_and_in_order(pair: Arc<TransportPair>) -> Outcome {
+    let (mut one, mut other) = pair.ends()?;
     for batch in 0..4_u8 {
         let frames: Vec<Bytes> = (0..8).map(|n| vec![batch * 8 + n; 100 * usize::from(n)].into()).collect();
         one.send(frames.clone()).await.map_err(failed)?;
@@ -84,28 +84,28 @@ async fn frames_arrive_whole_and_in_order(pipe: Arc<Pipe>) -> Outcome {
     Ok(())
 }
 
-async fn both_ways(pipe: Arc<Pipe>) -> Outcome {
-    let (mut one, mut other) = pipe.ends()?;
+async fn both_ways(pair: Arc<TransportPair>) -> Outcome {
+    let (mut one, mut other) = pair.ends()?;
     one.send(vec![Bytes::from_static(b"there")]).await.map_err(failed)?;
     other.send(vec![Bytes::from_static(b"back")]).await.map_err(failed)?;
     equal(receive(&mut one).await?, Bytes::from_static(b"back"), "back")?;
     equal(receive(&mut other).await?, Bytes::from_static(b"there"), "there")
 }
 
-async fn an_empty_frame_and_the_largest(pipe: Arc<Pipe>) -> Outcome {
-    let (mut one, mut other) = pipe.ends()?;
+async fn an_empty_frame_and_the_largest(pair: Arc<TransportPair>) -> Outcome {
+    let (mut one, mut other) = pair.ends()?;
     let largest = Bytes::from(vec![0xa5; MAX_FRAME]);
     one.send(vec![Bytes::new()]).await.map_err(failed)?;
     equal(receive(&mut other).await?, Bytes::new(), "the empty frame")?;
-    // The pipe may hold less than it: somebody reads while it is written.
+    // The pair may hold less than it: somebody reads while it is written.
     let sent = largest.clone();
     let (sent, got) = both(one.send(vec![sent]), other.recv()).await;
     sent.map_err(failed)?;
     equal(got.map_err(failed)?, Some(largest), "the largest frame")
 }
 
-async fn a_close_ends_the_other_end(pipe: Arc<Pipe>) -> Outcome {
-    let (mut one, mut other) = pipe.ends()?;
+async fn a_close_ends_the_other_end(pair: Arc<TransportPair>) -> Outcome {
+    let (mut one, mut other) = pair.ends()?;
     one.send(vec![Bytes::from_static(b"last")]).await.map_err(failed)?;
     let ((), last) = both(one.close(close::DRAIN), async {
         let last = other.recv().await;
@@ -116,8 +116,8 @@ async fn a_close_ends_the_other_end(pipe: Arc<Pipe>) -> Outcome {
     equal(matches!(last.1, Ok(Some(_))), false, "a frame after the end")
 }
 
-async fn sending_after_the_end_fails(pipe: Arc<Pipe>) -> Outcome {
-    let (mut one, other) = pipe.ends()?;
+async fn sending_after_the_end_fails(pair: Arc<TransportPair>) -> Outcome {
+    let (mut one, other) = pair.ends()?;
     drop(other);
     // What is sent may sit in a buffer for a while; not for ever.
     for _ in 0..1000 {
