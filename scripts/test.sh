@@ -6,7 +6,7 @@ export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
 # One profile for everything: libraries in C are built once.
 profile=${PROFILE:-sim}
 sdk_features=chat-core/sim,chat-core/conformance,chat-store/sqlite,chat-store/cassandra,chat-store/redis
-sdk_features+=,chat-transport/kafka,chat-transport/link
+sdk_features+=,chat-transport/kafka,chat-transport/node-link
 server_features=chat-server-ref/cluster,chat-server-ref/telemetry
 
 # What needs no services, no C libraries and no long search: the core, the embedded server and its stores.

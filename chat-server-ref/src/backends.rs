@@ -83,7 +83,7 @@ fn single(settings: &Settings, clock: Arc<dyn WallClock>) -> Result<Node, String
         keys: store.clone(),
         router: Arc::new(MemoryRouter::new(settings.shards, clock)),
         registry: Arc::new(MemoryRegistry::default()),
-        link: Arc::new(NoLink),
+        node_link: Arc::new(NoLink),
         presence: Arc::new(MemoryPresence::default()),
         push: Arc::new(MeasuredPush(MemoryPush::default())),
         authenticator: Arc::new(Tokens::new(settings)?),
@@ -111,7 +111,7 @@ async fn cluster(settings: &Settings, end: tokio::time::Instant) -> Result<Node,
     use chat_store::cassandra::CassandraStore;
     use chat_store::redis::{RedisLink, RedisPresence, RedisRegistry};
     use chat_transport::kafka::KafkaRouter;
-    use chat_transport::link::GatewayLink;
+    use chat_transport::node_link::GatewayLink;
 
     let mut found = Vec::new();
     let cassandra = settings.store.parse().map_err(explain("store"))?;
@@ -125,7 +125,7 @@ async fn cluster(settings: &Settings, end: tokio::time::Instant) -> Result<Node,
     found.push(format!("router: Kafka, {}", router.describe()));
     let registry: Arc<dyn Registry> = Arc::new(RedisRegistry::new(redis.clone()));
     let push = Arc::new(MeasuredPush(MemoryPush::default()));
-    let link = Arc::new(GatewayLink::new(registry.clone(), push.clone(), settings.link_tls()?));
+    let link = Arc::new(GatewayLink::new(registry.clone(), push.clone(), settings.node_link_tls()?));
     let mut id = [0; 8];
     getrandom::fill(&mut id).map_err(|e| e.to_string())?;
     let backends = Backends {
@@ -133,7 +133,7 @@ async fn cluster(settings: &Settings, end: tokio::time::Instant) -> Result<Node,
         keys: store,
         router: Arc::new(router),
         registry,
-        link,
+        node_link: link,
         presence: Arc::new(RedisPresence::new(redis)),
         push,
         authenticator: Arc::new(Tokens::new(settings)?),
@@ -193,9 +193,9 @@ async fn check_cluster(settings: &Settings, findings: &mut Findings) {
     use chat_store::redis::RedisLink;
     use chat_transport::kafka::KafkaRouter;
 
-    findings.note(settings.link_tls().map(|tls| match tls {
-        Some(_) => "link: its PEM files are there".to_owned(),
-        None => "link: no certificates, so only within this machine".to_owned(),
+    findings.note(settings.node_link_tls().map(|tls| match tls {
+        Some(_) => "node link: its PEM files are there".to_owned(),
+        None => "node link: no certificates, so only within this machine".to_owned(),
     }));
     let store = async { CassandraStore::connect(&settings.store.parse()?).await }.await;
     findings.note(

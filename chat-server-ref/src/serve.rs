@@ -205,11 +205,11 @@ async fn join_cluster(
     registry: Arc<dyn chat_core::backend::Registry>,
     gateway: chat_core::backend::GatewayId,
 ) -> Result<(), String> {
-    let listener = TcpListener::bind(settings.link_listen)
+    let listener = TcpListener::bind(settings.node_link_listen)
         .await
-        .map_err(|e| format!("link_listen {}: {e}", settings.link_listen))?;
+        .map_err(|e| format!("node_link_listen {}: {e}", settings.node_link_listen))?;
     let own = listener.local_addr().map_err(|e| e.to_string())?;
-    let address = match &settings.link_address {
+    let address = match &settings.node_link_address {
         Some(address) => address.clone(),
         None if own.ip().is_unspecified() => {
             let name = rustix::system::uname();
@@ -218,9 +218,9 @@ async fn join_cluster(
         None => own.to_string(),
     };
     tracing::info!("the other nodes reach this one at {address}");
-    let tls = settings.link_tls()?;
+    let tls = settings.node_link_tls()?;
     tokio::spawn(async move {
-        if let Err(error) = chat_transport::link::serve_link(listener, engine, tls).await {
+        if let Err(error) = chat_transport::node_link::serve_link(listener, engine, tls).await {
             tracing::error!(%error, "the node link ended");
         }
     });

@@ -157,15 +157,15 @@ pub struct Settings {
     /// What this node does in a cluster.
     pub roles: Vec<Role>,
     /// Where the other nodes of a cluster reach this one.
-    pub link_listen: SocketAddr,
+    pub node_link_listen: SocketAddr,
     /// The `host:port` that the others are told, if it is not where this one listens (this machine's name, if
     /// that is every address).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub link_address: Option<String>,
+    pub node_link_address: Option<String>,
     /// PEM files: certificate and key of this node for the name `chat-node`, and the certificate of the
     /// authority that signed everybody's. Required outside of loopback.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub link_tls: Option<LinkFiles>,
+    pub node_link_tls: Option<NodeLinkFiles>,
     /// Let anybody register any free name without a token. On by default on loopback only, and refused
     /// elsewhere.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -213,7 +213,7 @@ pub struct Settings {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[allow(clippy::exhaustive_structs)]
-pub struct LinkFiles {
+pub struct NodeLinkFiles {
     /// This node's certificate.
     pub cert: PathBuf,
     /// Its key.
@@ -232,9 +232,9 @@ impl Default for Settings {
             router: "memory".into(),
             registry: "memory".into(),
             roles: vec![Role::Gateway, Role::Router],
-            link_listen: SocketAddr::from(([127, 0, 0, 1], 7779)),
-            link_address: None,
-            link_tls: None,
+            node_link_listen: SocketAddr::from(([127, 0, 0, 1], 7779)),
+            node_link_address: None,
+            node_link_tls: None,
             open_registration: None,
             authorities: Vec::new(),
             proxies: Vec::new(),
@@ -288,8 +288,10 @@ impl Settings {
                 ));
             }
         }
-        if self.is_cluster() && !self.link_listen.ip().is_loopback() && self.link_tls.is_none() {
-            return Err("link_tls is missing: outside of loopback nodes show each other certificates".into());
+        if self.is_cluster() && !self.node_link_listen.ip().is_loopback() && self.node_link_tls.is_none() {
+            return Err(
+                "node_link_tls is missing: outside of loopback nodes show each other certificates".into()
+            );
         }
         if self.is_cluster() && !self.is_open() && self.secret_file.is_none() && self.jwks_file.is_none() {
             return Err(
@@ -307,11 +309,11 @@ impl Settings {
     /// # Errors
     /// A file that cannot be read.
     #[cfg(feature = "cluster")]
-    pub fn link_tls(&self) -> Result<Option<chat_transport::link::LinkTls>, String> {
-        let Some(files) = &self.link_tls else { return Ok(None) };
+    pub fn node_link_tls(&self) -> Result<Option<chat_transport::node_link::NodeLinkTls>, String> {
+        let Some(files) = &self.node_link_tls else { return Ok(None) };
         let read = |path: &Path| std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()));
         let (cert, key, ca) = (read(&files.cert)?, read(&files.key)?, read(&files.ca)?);
-        Ok(Some(chat_transport::link::LinkTls::new(&cert, &key, &ca)))
+        Ok(Some(chat_transport::node_link::NodeLinkTls::new(&cert, &key, &ca)))
     }
 
     /// The settings as a TOML file.
@@ -444,8 +446,8 @@ mod tests {
         assert!(half.check().unwrap_err().contains("router"));
         let unknown = Settings { store: "mongodb://x".into(), ..cluster.clone() };
         assert!(unknown.check().unwrap_err().contains("store"));
-        let public = Settings { link_listen: "0.0.0.0:7779".parse().unwrap(), ..cluster };
-        assert!(public.check().unwrap_err().contains("link_tls"));
+        let public = Settings { node_link_listen: "0.0.0.0:7779".parse().unwrap(), ..cluster };
+        assert!(public.check().unwrap_err().contains("node_link_tls"));
     }
 
     #[test]

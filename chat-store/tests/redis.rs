@@ -32,16 +32,16 @@ async fn fresh(variable: &str) -> Option<RedisLink> {
 
 async fn registry(variable: &str) {
     for case in conformance::registry() {
-        let Some(link) = fresh(variable).await else { return };
-        let backend: Arc<dyn Registry> = Arc::new(RedisRegistry::new(link));
+        let Some(connection) = fresh(variable).await else { return };
+        let backend: Arc<dyn Registry> = Arc::new(RedisRegistry::new(connection));
         assert_eq!((case.run)(backend).await, Ok(()), "{}", case.name);
     }
 }
 
 async fn presence(variable: &str) {
     for case in conformance::presence() {
-        let Some(link) = fresh(variable).await else { return };
-        let backend: Arc<dyn Presence> = Arc::new(RedisPresence::new(link));
+        let Some(connection) = fresh(variable).await else { return };
+        let backend: Arc<dyn Presence> = Arc::new(RedisPresence::new(connection));
         assert_eq!((case.run)(backend).await, Ok(()), "{}", case.name);
     }
 }
@@ -135,10 +135,10 @@ async fn a_master(any: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_master_that_does_not_answer_holds_up_nobody_twice() {
-    let Some(link) = fresh("CHAT_TEST_REDIS_CLUSTER").await else { return };
+    let Some(connection) = fresh("CHAT_TEST_REDIS_CLUSTER").await else { return };
     let url = std::env::var("CHAT_TEST_REDIS_CLUSTER").unwrap();
     let any = url.trim_start_matches("redis-cluster://").split(',').next().unwrap();
-    let registry = RedisRegistry::new(link);
+    let registry = RedisRegistry::new(connection);
     let users: Vec<UserId> = (0..200).map(|n| UserId::from_bytes([n; 16])).collect();
     for (n, user) in users.iter().enumerate() {
         let installation = InstallationId::from_bytes([n as u8; 16]);

@@ -17,6 +17,6 @@ pub mod gateway;
 mod handshake_limiter;
 #[cfg(feature = "kafka")]
 pub mod kafka;
-#[cfg(feature = "link")]
-pub mod link;
+#[cfg(feature = "node-link")]
+pub mod node_link;
 pub mod websocket;

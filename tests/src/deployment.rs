@@ -60,14 +60,14 @@ impl Deployment {
 
     /// The settings of a node there beside those of all, in a file of its own.
     pub fn settings(&self, name: &str, machine: &Machine, common: &str) -> PathBuf {
-        let mut text = format!("{common}link_listen = \"{}:0\"\n", machine.address);
+        let mut text = format!("{common}node_link_listen = \"{}:0\"\n", machine.address);
         if self.script.is_some() {
             let file = |name: &str| self.dir.join(name);
             let (cert, key, secret) = (file("ca.pem"), file("key.pem"), file("secret"));
             write!(
                 text,
                 "authorities = [\"{}:{PORT}\"]\nsecret_file = {secret:?}\ntls_cert = {cert:?}\ntls_key = {key:?}\n\
-                 [link_tls]\ncert = {cert:?}\nkey = {key:?}\nca = {cert:?}\n",
+                 [node_link_tls]\ncert = {cert:?}\nkey = {key:?}\nca = {cert:?}\n",
                 machine.address
             )
             .unwrap();

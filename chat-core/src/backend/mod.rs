@@ -50,7 +50,7 @@ pub struct Backends {
     /// Who is connected where.
     pub registry: Arc<dyn Registry>,
     /// To the other gateways.
-    pub link: Arc<dyn NodeLink>,
+    pub node_link: Arc<dyn NodeLink>,
     /// Who was heard of lately.
     pub presence: Arc<dyn Presence>,
     /// Wakes sleeping devices.
@@ -67,7 +67,7 @@ impl Backends {
             keys: Arc::new(memory::MemoryKeys::default()),
             router: Arc::new(memory::MemoryRouter::new(4, Arc::new(memory::ManualClock::default()))),
             registry: Arc::new(memory::MemoryRegistry::default()),
-            link: Arc::new(memory::NoLink),
+            node_link: Arc::new(memory::NoLink),
             presence: Arc::new(memory::MemoryPresence::default()),
             push: Arc::new(memory::MemoryPush::default()),
             authenticator: Arc::new(memory::OpenRegistration),

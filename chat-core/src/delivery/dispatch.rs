@@ -84,7 +84,7 @@ impl Engine {
         }
         for (gateway, deliveries) in elsewhere {
             count(&self.counters.forwarded, 1);
-            self.backends.link.deliver(gateway, deliveries);
+            self.backends.node_link.deliver(gateway, deliveries);
         }
         let gone = self.deliver_local(here);
         for stale in &gone {

@@ -139,7 +139,7 @@ impl Engine {
     async fn find_offer(&self, rendezvous: Bytes) -> Result<Bytes> {
         match self.offer_here(&rendezvous) {
             Ok(offer) => Ok(offer),
-            Err(_) => self.backends.link.offer(self.waits_at(&rendezvous).await?, rendezvous).await,
+            Err(_) => self.backends.node_link.offer(self.waits_at(&rendezvous).await?, rendezvous).await,
         }
     }
 
@@ -148,7 +148,7 @@ impl Engine {
             return self.answer_offer_here(&rendezvous, sealed);
         }
         let gateway = self.waits_at(&rendezvous).await?;
-        self.backends.link.answer_offer(gateway, rendezvous, sealed).await
+        self.backends.node_link.answer_offer(gateway, rendezvous, sealed).await
     }
 
     /// Tells a device that few of its prekeys are left, if it is here to hear it; else its next `Welcome` does.

@@ -1,14 +1,14 @@
 //! Backends in memory: the executable specification of each trait, and what every example runs on.
 
 mod keys;
-mod link;
+mod node_link;
 mod presence;
 mod registry;
 mod router;
 mod store;
 
 pub use keys::MemoryKeys;
-pub use link::NoLink;
+pub use node_link::NoLink;
 pub use presence::MemoryPresence;
 pub use registry::MemoryRegistry;
 pub use router::MemoryRouter;

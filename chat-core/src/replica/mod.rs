@@ -10,9 +10,9 @@
 //! drives that too: the driver carries out [`Output::Open`] and [`Output::Seal`] inside the open local
 //! transaction, whose ratchet changes become durable with the commit or not at all.
 
+mod connection;
 mod conversation;
 mod io;
-mod link;
 mod mailbox;
 mod receive;
 mod recovery;

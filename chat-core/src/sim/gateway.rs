@@ -28,7 +28,7 @@ pub(super) struct Start {
     pub keys: Arc<MemoryKeys>,
     pub router: Arc<dyn Router>,
     pub registry: Arc<dyn Registry>,
-    pub link: Arc<dyn NodeLink>,
+    pub node_link: Arc<dyn NodeLink>,
     pub clock: Arc<ManualClock>,
     pub session_queue: usize,
     pub mutants: Mutants,
@@ -68,13 +68,14 @@ pub(super) enum Effect {
 
 impl Gateway {
     pub(super) fn start(start: Start) -> Self {
-        let Start { gateway, store, keys, router, registry, link, clock, session_queue, mutants } = start;
+        let Start { gateway, store, keys, router, registry, node_link, clock, session_queue, mutants } =
+            start;
         let backends = Backends {
             store: store.clone(),
             keys: keys.clone(),
             router,
             registry,
-            link,
+            node_link,
             presence: Arc::new(MemoryPresence::default()),
             push: Arc::new(MemoryPush::default()),
             authenticator: Arc::new(OpenRegistration),

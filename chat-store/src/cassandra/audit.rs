@@ -60,7 +60,8 @@ impl CassandraStore {
     /// # Errors
     /// `Corrupt` with what does not hold, `Unavailable` if Cassandra does not answer again and again.
     pub async fn audit(&self) -> Result<Audit> {
-        let states = self.link.stream::<(Vec<u8>,)>(&self.link.statements.conversations, ()).await?;
+        let states =
+            self.connection.stream::<(Vec<u8>,)>(&self.connection.statements.conversations, ()).await?;
         let checked = states
             .map_ok(|(id,)| again("conversation", id.clone(), move || self.audit_conversation(id.clone())));
         let (conversations, messages) = checked
@@ -75,7 +76,7 @@ impl CassandraStore {
         });
         let waiting =
             checked.try_buffer_unordered(AT_ONCE).try_fold(0, |sum, rows| ready(Ok(sum + rows))).await?;
-        let users = self.link.stream::<(Vec<u8>,)>(&self.link.statements.users, ()).await?;
+        let users = self.connection.stream::<(Vec<u8>,)>(&self.connection.statements.users, ()).await?;
         let accounts = users.try_fold(0, |count, _| ready(Ok(count + 1))).await?;
         Ok(Audit { conversations, messages, waiting, devices, accounts })
     }
@@ -83,13 +84,15 @@ impl CassandraStore {
     /// The days of each inbox, and how many devices have cursors.
     async fn inboxes(&self) -> Result<(HashMap<Vec<u8>, BTreeSet<i32>>, u64)> {
         let mut days: HashMap<Vec<u8>, BTreeSet<i32>> = HashMap::new();
-        let mut partitions =
-            self.link.stream::<(Vec<u8>, i32)>(&self.link.statements.inbox_partitions, ()).await?;
+        let mut partitions = self
+            .connection
+            .stream::<(Vec<u8>, i32)>(&self.connection.statements.inbox_partitions, ())
+            .await?;
         while let Some((device, day)) = partitions.try_next().await? {
             days.entry(device).or_default().insert(day);
         }
         let (mut known, mut devices) =
-            (self.link.stream::<(Vec<u8>,)>(&self.link.statements.devices, ()).await?, 0);
+            (self.connection.stream::<(Vec<u8>,)>(&self.connection.statements.devices, ()).await?, 0);
         while let Some((device,)) = known.try_next().await? {
             devices += 1;
             days.entry(device).or_default();
@@ -118,7 +121,8 @@ impl CassandraStore {
             let to_come = last.history.iter().filter(|row| row.seq / BUCKET == bucket);
             let mut rows: BTreeMap<Seq, Placed> = to_come.map(|row| (row.seq, Placed::new(row))).collect();
             let key = (&conversation.as_bytes()[..], signed(bucket));
-            let mut written = self.link.stream::<(Vec<u8>,)>(&self.link.statements.history_of, key).await?;
+            let mut written =
+                self.connection.stream::<(Vec<u8>,)>(&self.connection.statements.history_of, key).await?;
             while let Some((row,)) = written.try_next().await? {
                 let row = decode_row(Bytes::from(row)).map_err(|_| corrupt())?;
                 if row.conversation != conversation {
@@ -166,7 +170,7 @@ impl CassandraStore {
         minute: i32,
     ) -> Result<HashMap<MessageId, Seq>> {
         let key = (&conversation.as_bytes()[..], &sender.as_bytes()[..], minute);
-        let rows = self.link.rows(&self.link.statements.ids_of, key).await?;
+        let rows = self.connection.rows(&self.connection.statements.ids_of, key).await?;
         let rows = rows.rows::<(Vec<u8>, i64)>().map_err(|_| corrupt())?;
         rows.map(|row| {
             let (id, seq) = row.map_err(|_| corrupt())?;
@@ -187,7 +191,8 @@ impl CassandraStore {
         days.extend(Self::days(meta, began_us).chain([LATE_DAY]));
         for day in days {
             let key = (&device.as_bytes()[..], day);
-            let mut rows = self.link.stream::<(Vec<u8>,)>(&self.link.statements.inbox_of, key).await?;
+            let mut rows =
+                self.connection.stream::<(Vec<u8>,)>(&self.connection.statements.inbox_of, key).await?;
             while let Some((row,)) = rows.try_next().await? {
                 let row = decode_row(Bytes::from(row)).map_err(|_| corrupt())?;
                 let acked = cursors.get(&row.conversation).map_or(0, |cursor| cursor.acked);
@@ -258,7 +263,7 @@ impl CassandraStore {
             return Ok(None);
         }
         let key = (&conversation.as_bytes()[..], signed(row.seq / BUCKET), signed(row.seq));
-        let found = self.link.rows(&self.link.statements.history_at, key).await?;
+        let found = self.connection.rows(&self.connection.statements.history_at, key).await?;
         let there = match found.maybe_first_row::<(Vec<u8>,)>().map_err(|_| corrupt())? {
             Some((there,)) => Some(decode_row(Bytes::from(there)).map_err(|_| corrupt())?),
             None => {

@@ -10,7 +10,7 @@ use chat_core::{ConversationId, ConversationKind, InstallationId, MessageId, Res
 use futures_util::future::{try_join, try_join_all};
 use scylla::value::CqlValue;
 
-use super::link::Write;
+use super::connection::Write;
 use super::{BUCKET, CassandraStore, signed};
 
 /// Rows and bytes of one request.
@@ -99,7 +99,7 @@ impl CassandraStore {
     }
 
     pub(super) async fn write_state(&self, commit: &Commit, redo: Vec<u8>) -> Result<()> {
-        self.link.batch(&[self.state_write(commit, redo)]).await?;
+        self.connection.batch(&[self.state_write(commit, redo)]).await?;
         self.note_head(commit.conversation, commit.state.head.seq);
         Ok(())
     }
@@ -135,7 +135,7 @@ impl CassandraStore {
             CqlValue::Blob(redo),
             big(signed(head.time_us)),
         ];
-        Write { statement: &self.link.statements.put_state, values }
+        Write { statement: &self.connection.statements.put_state, values }
     }
 
     pub(super) async fn write_partition(&self, writes: &[Write<'_>]) -> Result<()> {
@@ -143,11 +143,11 @@ impl CassandraStore {
         for (at, write) in writes.iter().enumerate() {
             bytes += write.size();
             if at + 1 - from >= REQUEST.0 || bytes >= REQUEST.1 {
-                self.link.batch(&writes[from..=at]).await?;
+                self.connection.batch(&writes[from..=at]).await?;
                 (from, bytes) = (at + 1, 0);
             }
         }
-        self.link.batch(&writes[from..]).await
+        self.connection.batch(&writes[from..]).await
     }
 
     /// The writes of a commit but its state and generations, by partition.
@@ -174,7 +174,7 @@ impl CassandraStore {
                 CqlValue::Blob(encode_row(row)),
                 big(signed(row.time_us)),
             ];
-            let write = Write { statement: &self.link.statements.put_history, values };
+            let write = Write { statement: &self.connection.statements.put_history, values };
             buckets.entry(bucket).or_default().push(write);
         }
         buckets.into_values()
@@ -195,7 +195,7 @@ impl CassandraStore {
                 big(signed(*seq)),
                 big(signed(time_us)),
             ];
-            let write = Write { statement: &self.link.statements.put_id, values };
+            let write = Write { statement: &self.connection.statements.put_id, values };
             minutes.entry((*sender, minute)).or_default().push(write);
         }
         minutes.into_values()
@@ -229,12 +229,12 @@ impl CassandraStore {
             CqlValue::Blob(encode_row(row)),
             big(signed(timestamp)),
         ];
-        Write { statement: &self.link.statements.put_inbox, values }
+        Write { statement: &self.connection.statements.put_inbox, values }
     }
 
     /// One request a device: how far its rows reach, and where it joined.
     fn cell_writes(&self, commit: &Commit) -> impl Iterator<Item = Vec<Write<'_>>> {
-        let statements = &self.link.statements;
+        let statements = &self.connection.statements;
         let mut devices: BTreeMap<InstallationId, Vec<Write<'_>>> = BTreeMap::new();
         let mut tails: BTreeMap<InstallationId, &InboxRow> = BTreeMap::new();
         let conversation = || blob(commit.conversation.as_bytes());
@@ -269,18 +269,18 @@ impl CassandraStore {
             .into_iter()
             .map(|(device, generation)| self.generation_write(device, generation))
             .collect();
-        self.link.batch(&writes).await
+        self.connection.batch(&writes).await
     }
 
     /// A device has no rows that are older.
     pub(super) fn born_write(&self, device: InstallationId, time_us: u64) -> Write<'_> {
         let time = signed(time_us);
         let values = vec![big(TOP - time), big(time), blob(device.as_bytes())];
-        Write { statement: &self.link.statements.put_born, values }
+        Write { statement: &self.connection.statements.put_born, values }
     }
 
     pub(super) fn generation_write(&self, device: InstallationId, generation: u64) -> Write<'_> {
         let values = vec![big(signed(generation) + 1), big(signed(generation)), blob(device.as_bytes())];
-        Write { statement: &self.link.statements.put_generation, values }
+        Write { statement: &self.connection.statements.put_generation, values }
     }
 }

@@ -10,7 +10,7 @@ use chat_core::{Error, ErrorKind, Handle, Incarnation, InstallationId, Result, U
 use scylla::value::CqlValue;
 
 use super::commit::{big, blob};
-use super::link::Write;
+use super::connection::Write;
 use super::{CassandraStore, corrupt, signed, unsigned};
 
 /// How often a change is tried again that somebody else was faster than.
@@ -49,7 +49,7 @@ type RawKeys = (Option<Vec<u8>>, Option<Vec<u8>>, Option<i64>, Option<i32>, Opti
 
 impl CassandraStore {
     pub(super) async fn read_account(&self, user: UserId) -> Result<Option<(Handle, SignedDeviceList)>> {
-        let rows = self.link.rows(&self.link.statements.account, (&user.as_bytes()[..],)).await?;
+        let rows = self.connection.rows(&self.connection.statements.account, (&user.as_bytes()[..],)).await?;
         let row = rows.maybe_first_row::<(String, Vec<u8>)>().map_err(|_| corrupt())?;
         let Some((handle, list)) = row else { return Ok(None) };
         let handle = Handle::new(&handle).map_err(|_| corrupt())?;
@@ -57,21 +57,22 @@ impl CassandraStore {
     }
 
     pub(super) async fn read_keys(&self, device: InstallationId) -> Result<Keys> {
-        let rows = self.link.rows(&self.link.statements.keys, (&device.as_bytes()[..],)).await?;
+        let rows = self.connection.rows(&self.connection.statements.keys, (&device.as_bytes()[..],)).await?;
         let row = rows.maybe_first_row::<RawKeys>().map_err(|_| corrupt())?;
         let (signed, signature, through, incarnation, nonce, at_ms) = row.unwrap_or_default();
         Ok(Keys { signed, signature, through, incarnation, nonce, at_ms })
     }
 
     async fn prekey_ids(&self, device: InstallationId) -> Result<Vec<i64>> {
-        let rows = self.link.rows(&self.link.statements.prekey_ids, (&device.as_bytes()[..],)).await?;
+        let rows =
+            self.connection.rows(&self.connection.statements.prekey_ids, (&device.as_bytes()[..],)).await?;
         let ids = rows.rows::<(Option<i64>,)>().map_err(|_| corrupt())?;
         let ids = ids.map(|row| row.map(|(id,)| id).map_err(|_| corrupt())).collect::<Result<Vec<_>>>()?;
         Ok(ids.into_iter().flatten().collect())
     }
 
     pub(super) async fn owner_of(&self, device: InstallationId) -> Result<Option<Vec<u8>>> {
-        let rows = self.link.rows(&self.link.statements.owner, (&device.as_bytes()[..],)).await?;
+        let rows = self.connection.rows(&self.connection.statements.owner, (&device.as_bytes()[..],)).await?;
         Ok(rows.maybe_first_row::<(Vec<u8>,)>().map_err(|_| corrupt())?.map(|(user,)| user))
     }
 
@@ -90,7 +91,7 @@ impl CassandraStore {
         for device in list.list().addresses() {
             if self.owner_of(device.installation).await?.is_none() {
                 let values = (&device.installation.as_bytes()[..], &list.list().user.as_bytes()[..]);
-                self.link.applied(&self.link.statements.take_owner, values).await?;
+                self.connection.applied(&self.connection.statements.take_owner, values).await?;
             }
         }
         self.check_owners(list).await
@@ -98,7 +99,7 @@ impl CassandraStore {
 
     fn drop_prekeys(&self, device: InstallationId, ids: &[i64]) -> Vec<Write<'_>> {
         let write = |id: &i64| Write {
-            statement: &self.link.statements.drop_prekey,
+            statement: &self.connection.statements.drop_prekey,
             values: vec![blob(device.as_bytes()), big(*id)],
         };
         ids.iter().map(write).collect()
@@ -120,14 +121,14 @@ impl KeyDirectory for CassandraStore {
         self.check_owners(list).await?;
         // Each step may have been taken by an earlier try of the same registration.
         let values = (handle.as_str(), &user.as_bytes()[..]);
-        if !self.link.applied(&self.link.statements.take_handle, values).await?
+        if !self.connection.applied(&self.connection.statements.take_handle, values).await?
             && self.resolve(handle).await? != Some(user)
         {
             return Err(taken());
         }
         self.take_owners(list).await?;
         let values = (&user.as_bytes()[..], handle.as_str(), 1_i64, encode_list(list));
-        self.link.applied(&self.link.statements.open_account, values).await?;
+        self.connection.applied(&self.connection.statements.open_account, values).await?;
         match self.read_account(user).await? {
             Some((name, stored)) if name == *handle && stored == *list => Ok(()),
             _ => Err(taken()),
@@ -135,7 +136,7 @@ impl KeyDirectory for CassandraStore {
     }
 
     async fn resolve(&self, handle: &Handle) -> Result<Option<UserId>> {
-        let rows = self.link.rows(&self.link.statements.resolve, (handle.as_str(),)).await?;
+        let rows = self.connection.rows(&self.connection.statements.resolve, (handle.as_str(),)).await?;
         let row = rows.maybe_first_row::<(Vec<u8>,)>().map_err(|_| corrupt())?;
         row.map(|(user,)| UserId::parse(&user).map_err(|_| corrupt())).transpose()
     }
@@ -160,7 +161,7 @@ impl KeyDirectory for CassandraStore {
         self.take_owners(list).await?;
         let (next, last) = (signed(list.list().version), signed(stored.list().version));
         let values = (next, encode_list(list), &user.as_bytes()[..], last);
-        if self.link.applied(&self.link.statements.put_list, values).await?
+        if self.connection.applied(&self.connection.statements.put_list, values).await?
             || self.list(user).await?.as_ref() == Some(list)
         {
             return Ok(());
@@ -182,7 +183,7 @@ impl KeyDirectory for CassandraStore {
             for key in fresh {
                 let values =
                     vec![blob(device.as_bytes()), big(signed(key.id)), CqlValue::Blob(key.data.to_vec())];
-                writes.push(Write { statement: &self.link.statements.put_prekey, values });
+                writes.push(Write { statement: &self.connection.statements.put_prekey, values });
                 count += 1;
             }
             if count > STORED_PREKEYS {
@@ -196,8 +197,8 @@ impl KeyDirectory for CassandraStore {
                 optional(keys.through.map(big)),
                 optional(keys.incarnation.map(CqlValue::Int)),
             ];
-            writes.push(Write { statement: &self.link.statements.put_bundle, values });
-            if self.link.batch_applied(&writes).await? {
+            writes.push(Write { statement: &self.connection.statements.put_bundle, values });
+            if self.connection.batch_applied(&writes).await? {
                 return Ok(count as u64);
             }
         }
@@ -206,7 +207,10 @@ impl KeyDirectory for CassandraStore {
 
     async fn claim(&self, device: InstallationId) -> Result<Option<Bundle>> {
         for _ in 0..TRIES {
-            let rows = self.link.rows(&self.link.statements.first_prekey, (&device.as_bytes()[..],)).await?;
+            let rows = self
+                .connection
+                .rows(&self.connection.statements.first_prekey, (&device.as_bytes()[..],))
+                .await?;
             let row = rows
                 .maybe_first_row::<(Option<Vec<u8>>, Option<Vec<u8>>, Option<i64>, Option<Vec<u8>>)>()
                 .map_err(|_| corrupt())?;
@@ -219,7 +223,11 @@ impl KeyDirectory for CassandraStore {
             };
             let (Some(id), Some(data)) = (id, data) else { return Ok(Some(bundle(Vec::new()))) };
             // If the outcome is unknown, so is the error: the key may be gone, and is nobody's then.
-            if self.link.applied(&self.link.statements.take_prekey, (&device.as_bytes()[..], id)).await? {
+            if self
+                .connection
+                .applied(&self.connection.statements.take_prekey, (&device.as_bytes()[..], id))
+                .await?
+            {
                 return Ok(Some(bundle(data)));
             }
         }
@@ -227,7 +235,7 @@ impl KeyDirectory for CassandraStore {
     }
 
     async fn device(&self, device: InstallationId) -> Result<DeviceKeys> {
-        let rows = self.link.rows(&self.link.statements.stock, (&device.as_bytes()[..],)).await?;
+        let rows = self.connection.rows(&self.connection.statements.stock, (&device.as_bytes()[..],)).await?;
         let mut keys = DeviceKeys::default();
         // Of a partition without prekeys one row comes, which has none.
         for row in rows.rows::<(Option<i32>, Option<i64>)>().map_err(|_| corrupt())? {
@@ -256,8 +264,8 @@ impl KeyDirectory for CassandraStore {
                 blob(device.as_bytes()),
                 optional(keys.incarnation.map(CqlValue::Int)),
             ];
-            writes.push(Write { statement: &self.link.statements.put_incarnation, values });
-            if self.link.batch_applied(&writes).await? {
+            writes.push(Write { statement: &self.connection.statements.put_incarnation, values });
+            if self.connection.batch_applied(&writes).await? {
                 return Ok(next);
             }
         }

@@ -11,8 +11,8 @@ use dashmap::DashMap;
 use scylla::value::CqlValue;
 
 use super::commit::{LATE_DAY, big, blob, day_of, minute, now_us};
+use super::connection::Write;
 use super::inbox::{DAYS_READ, FLOOR_BEHIND_US};
-use super::link::Write;
 use super::{CassandraSettings, CassandraStore, corrupt, schema, signed, unsigned};
 use crate::copy::{Account, Device};
 
@@ -26,15 +26,15 @@ pub(crate) struct CassandraImport {
 impl CassandraImport {
     /// Makes the schema, or finds the one of a copy of the same data set that was interrupted.
     pub(crate) async fn begin(settings: &CassandraSettings, epoch: StoreEpoch) -> Result<Self> {
-        let link = schema::begin_import(settings, *epoch.as_bytes()).await?;
+        let connection = schema::begin_import(settings, *epoch.as_bytes()).await?;
         let identity = StoreIdentity { epoch, durability: Durability::Fsync };
-        let store = CassandraStore { link, identity, heads: DashMap::new(), untrimmed: DashMap::new() };
+        let store = CassandraStore { connection, identity, heads: DashMap::new(), untrimmed: DashMap::new() };
         Ok(Self { store })
     }
 
     /// From here on the data set may be served.
     pub(crate) async fn end(&self) -> Result<()> {
-        schema::end_import(&self.store.link).await
+        schema::end_import(&self.store.connection).await
     }
 
     pub(crate) async fn state(&self, conversation: ConversationId) -> Result<Option<ConversationState>> {
@@ -53,7 +53,7 @@ impl CassandraImport {
         tails: &BTreeMap<ConversationId, u64>,
         first_waiting_us: Option<u64>,
     ) -> Result<()> {
-        let link = &self.store.link;
+        let connection = &self.store.connection;
         let write = |statement, values| Write { statement, values };
         let own = || blob(id.as_bytes());
         let born = first_waiting_us.unwrap_or(u64::MAX).min(now_us().saturating_sub(FLOOR_BEHIND_US));
@@ -64,31 +64,31 @@ impl CassandraImport {
             let time_us = tails.get(conversation).copied().unwrap_or(1);
             let tail =
                 vec![big(signed(time_us)), big(signed(cursor.tail)), own(), blob(conversation.as_bytes())];
-            cursors.push(write(&link.statements.put_tail, tail));
+            cursors.push(write(&connection.statements.put_tail, tail));
             let acked = big(signed(cursor.acked));
             let acked = vec![acked.clone(), acked, own(), blob(conversation.as_bytes())];
-            cursors.push(write(&link.statements.put_acked, acked));
+            cursors.push(write(&connection.statements.put_acked, acked));
         }
         self.store.write_partition(&cursors).await?;
         let mut keys = Vec::new();
         if let Some((signed_part, signature, through)) = &device.bundle {
             let part = |bytes: &Bytes| CqlValue::Blob(bytes.to_vec());
             let values = vec![part(signed_part), part(signature), big(signed(*through)), own()];
-            keys.push(write(&link.statements.import_bundle, values));
+            keys.push(write(&connection.statements.import_bundle, values));
         }
         if let Some((incarnation, nonce, at_ms)) = &device.incarnation {
             let incarnation = CqlValue::Int(i32::try_from(*incarnation).unwrap_or(i32::MAX));
             let values = vec![incarnation, blob(nonce), big(signed(*at_ms)), own()];
-            keys.push(write(&link.statements.import_incarnation, values));
+            keys.push(write(&connection.statements.import_incarnation, values));
         }
         for (number, data) in &device.prekeys {
             let values = vec![own(), big(signed(*number)), CqlValue::Blob(data.to_vec())];
-            keys.push(write(&link.statements.import_prekey, values));
+            keys.push(write(&connection.statements.import_prekey, values));
         }
         self.store.write_partition(&keys).await?;
         if let Some(user) = device.owner {
             let values = (&id.as_bytes()[..], &user.as_bytes()[..]);
-            link.write(&link.statements.import_owner, values).await?;
+            connection.write(&connection.statements.import_owner, values).await?;
         }
         Ok(())
     }
@@ -110,12 +110,12 @@ impl CassandraImport {
     }
 
     pub(crate) async fn put_account(&self, account: &Account) -> Result<()> {
-        let link = &self.store.link;
+        let connection = &self.store.connection;
         let list = account.list.list();
         let handle = account.handle.as_str();
-        link.write(&link.statements.import_handle, (handle, &list.user.as_bytes()[..])).await?;
+        connection.write(&connection.statements.import_handle, (handle, &list.user.as_bytes()[..])).await?;
         let values = (&list.user.as_bytes()[..], handle, signed(list.version), encode_list(&account.list));
-        link.write(&link.statements.import_account, values).await
+        connection.write(&connection.statements.import_account, values).await
     }
 
     /// A page of a conversation, newest first.
@@ -146,10 +146,10 @@ impl CassandraImport {
     }
 
     pub(crate) async fn device(&self, id: InstallationId) -> Result<Device> {
-        let link = &self.store.link;
+        let connection = &self.store.connection;
         let generation = self.store.meta(id).await?.generation;
         let record = self.store.read_device(id, CursorFilter::All).await?;
-        let rows = link.rows(&link.statements.prekeys, (&id.as_bytes()[..],)).await?;
+        let rows = connection.rows(&connection.statements.prekeys, (&id.as_bytes()[..],)).await?;
         let mut prekeys = Vec::new();
         for row in rows.rows::<(Option<i64>, Option<Vec<u8>>)>().map_err(|_| corrupt())? {
             if let (Some(number), Some(data)) = row.map_err(|_| corrupt())? {

@@ -13,7 +13,7 @@ use scylla::response::query_result::QueryRowsResult;
 use scylla::value::CqlValue;
 
 use super::commit::{DAY_US, LATE_DAY, big, blob, day_of, now_us};
-use super::link::{Write, unknown};
+use super::connection::{Write, unknown};
 use super::{CassandraStore, corrupt, signed, unsigned};
 
 /// How far the floor of an inbox stays behind the clock: more than rows may be late without being noticed, by
@@ -85,7 +85,8 @@ fn conversations(keys: &[Key]) -> HashSet<ConversationId> {
 
 impl CassandraStore {
     pub(super) async fn meta(&self, device: InstallationId) -> Result<DeviceMeta> {
-        let rows = self.link.rows(&self.link.statements.device, (&device.as_bytes()[..],)).await?;
+        let rows =
+            self.connection.rows(&self.connection.statements.device, (&device.as_bytes()[..],)).await?;
         let row = rows.maybe_first_row::<(Option<i64>, Option<i64>, Option<i64>)>().map_err(|_| corrupt())?;
         let Some((generation, born, floor)) = row else { return Ok(DeviceMeta::default()) };
         let floor_us = born.map_or(0, unsigned).max(floor.map_or(0, unsigned));
@@ -107,12 +108,17 @@ impl CassandraStore {
             return self.all_cursors(device).await;
         }
         let wanted: Vec<&[u8]> = conversations.iter().map(|id| &id.as_bytes()[..]).collect();
-        let rows = self.link.rows(&self.link.statements.cursors_of, (&device.as_bytes()[..], wanted)).await?;
+        let rows = self
+            .connection
+            .rows(&self.connection.statements.cursors_of, (&device.as_bytes()[..], wanted))
+            .await?;
         read_cursors(&rows)
     }
 
     pub(super) async fn all_cursors(&self, device: InstallationId) -> Result<Cursors> {
-        read_cursors(&self.link.rows(&self.link.statements.cursors, (&device.as_bytes()[..],)).await?)
+        read_cursors(
+            &self.connection.rows(&self.connection.statements.cursors, (&device.as_bytes()[..],)).await?,
+        )
     }
 
     /// The days in which rows of a device may lie, from a time on, oldest first.
@@ -177,7 +183,7 @@ impl CassandraStore {
                 signed(after.seq),
                 i32::try_from(most).unwrap_or(1),
             );
-            let read = self.link.rows(&self.link.statements.inbox, values).await?;
+            let read = self.connection.rows(&self.connection.statements.inbox, values).await?;
             let mut rows = Vec::new();
             for row in read.rows::<(Vec<u8>,)>().map_err(|_| corrupt())? {
                 let (value,) = row.map_err(|_| corrupt())?;
@@ -235,9 +241,9 @@ impl CassandraStore {
                 blob(device.as_bytes()),
                 blob(ack.conversation.as_bytes()),
             ];
-            writes.push(Write { statement: &self.link.statements.put_acked, values });
+            writes.push(Write { statement: &self.connection.statements.put_acked, values });
         }
-        self.link.batch(&writes).await?;
+        self.connection.batch(&writes).await?;
         self.note_removed(device, removed).await;
         Ok(())
     }
@@ -294,7 +300,7 @@ impl CassandraStore {
 
     async fn keys_of_day(&self, device: InstallationId, day: i32, from_us: u64) -> Result<Vec<Key>> {
         let key = (&device.as_bytes()[..], day, signed(from_us));
-        let rows = self.link.rows(&self.link.statements.inbox_keys, key).await?;
+        let rows = self.connection.rows(&self.connection.statements.inbox_keys, key).await?;
         let rows = rows.rows::<(i64, Vec<u8>, i64, i32)>().map_err(|_| corrupt())?;
         rows.map(|row| {
             let (time_us, conversation, seq, size) = row.map_err(|_| corrupt())?;
@@ -326,7 +332,7 @@ impl CassandraStore {
         let floor = left.map_or(behind, |left| left.min(behind));
         if from_us == 0 && floor > meta.floor_us && meta.floor_us > 0 {
             let values = (signed(floor), signed(floor), &device.as_bytes()[..]);
-            self.link.write(&self.link.statements.put_floor, values).await?;
+            self.connection.write(&self.connection.statements.put_floor, values).await?;
             self.delete_below(device, meta.floor_us, floor).await?;
         }
         Ok(left.unwrap_or(now))
@@ -339,11 +345,11 @@ impl CassandraStore {
         let write = |day| {
             let below = big(signed(floor));
             let values = vec![below.clone(), blob(device.as_bytes()), CqlValue::Int(day), below];
-            Write { statement: &self.link.statements.delete_below, values }
+            Write { statement: &self.connection.statements.delete_below, values }
         };
         let writes: Vec<Write<'_>> = days.map(write).collect();
         for some in writes.chunks(50) {
-            self.link.batch(some).await?;
+            self.connection.batch(some).await?;
         }
         Ok(())
     }
@@ -360,12 +366,12 @@ impl CassandraStore {
                 blob(key.position.conversation.as_bytes()),
                 big(signed(key.position.seq)),
             ];
-            let write = Write { statement: &self.link.statements.delete_inbox, values };
+            let write = Write { statement: &self.connection.statements.delete_inbox, values };
             days.entry(key.day).or_default().push(write);
         }
         for writes in days.values() {
             for some in writes.chunks(200) {
-                self.link.batch(some).await?;
+                self.connection.batch(some).await?;
             }
         }
         Ok(())
@@ -404,7 +410,11 @@ impl CassandraStore {
 
     pub(super) async fn expire_rows(&self, before_us: u64, limit: usize) -> Result<usize> {
         // Of everybody: page by page.
-        let all = self.link.session.execute_iter(self.link.statements.inbox_partitions.clone(), ()).await;
+        let all = self
+            .connection
+            .session
+            .execute_iter(self.connection.statements.inbox_partitions.clone(), ())
+            .await;
         let mut rows = all.map_err(unknown)?.rows_stream::<(Vec<u8>, i32)>().map_err(|_| corrupt())?;
         let mut devices = HashSet::new();
         while let Some((device, day)) = rows.try_next().await.map_err(unknown)? {
@@ -451,7 +461,7 @@ impl CassandraStore {
         for key in last {
             if let Some((from, joined, place)) = gaps.get(&key.position.conversation) {
                 let row = InboxRow::expired(key.position.conversation, *from, *place, *joined);
-                self.link.batch(&[self.inbox_write(device, key.day, &row, place.time_us + 1)]).await?;
+                self.connection.batch(&[self.inbox_write(device, key.day, &row, place.time_us + 1)]).await?;
             }
         }
         self.delete(device, &gone).await?;

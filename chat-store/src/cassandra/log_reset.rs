@@ -51,7 +51,7 @@ impl CassandraStore {
                 minute,
                 &id.as_bytes()[..],
             );
-            self.link.write(&self.link.statements.delete_id, key).await?;
+            self.connection.write(&self.connection.statements.delete_id, key).await?;
         }
         Ok(())
     }
@@ -76,7 +76,7 @@ impl CassandraStore {
     }
 
     async fn uncommitted_rows(&self) -> Result<Vec<(InstallationId, Key)>> {
-        let devices = self.link.stream::<(Vec<u8>,)>(&self.link.statements.devices, ()).await?;
+        let devices = self.connection.stream::<(Vec<u8>,)>(&self.connection.statements.devices, ()).await?;
         let lost = devices.map_ok(|(device,)| self.lost_rows_of(device));
         lost.try_buffer_unordered(AT_ONCE).try_concat().await
     }
@@ -93,8 +93,8 @@ impl CassandraStore {
     }
 
     async fn uncommitted_ids(&self) -> Result<Vec<UncommittedId>> {
-        let statement = &self.link.statements.all_ids;
-        let ids = self.link.stream::<(Vec<u8>, Vec<u8>, i32, Vec<u8>, i64)>(statement, ()).await?;
+        let statement = &self.connection.statements.all_ids;
+        let ids = self.connection.stream::<(Vec<u8>, Vec<u8>, i32, Vec<u8>, i64)>(statement, ()).await?;
         let lost = ids.map_ok(|(conversation, sender, minute, id, seq)| async move {
             let conversation = ConversationId::parse(&conversation).map_err(|_| corrupt())?;
             if self.is_committed(conversation, unsigned(seq)).await? {

@@ -32,15 +32,15 @@
 
 mod audit;
 mod commit;
+mod connection;
 mod directory;
 #[cfg(feature = "fjall")]
 pub(crate) mod import;
 mod inbox;
-mod link;
 mod log_reset;
 mod schema;
 
-pub use link::CassandraSettings;
+pub use connection::CassandraSettings;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -57,12 +57,12 @@ use dashmap::DashMap;
 use futures_util::TryStreamExt;
 use futures_util::future::{join_all, try_join_all};
 
-use link::{Link, unknown};
+use connection::{Connection, unknown};
 
 /// A [`MessageStore`] and [`KeyDirectory`](chat_core::backend::KeyDirectory) in Cassandra.
 #[derive(Debug)]
 pub struct CassandraStore {
-    link: Link,
+    connection: Connection,
     identity: StoreIdentity,
     /// The highest head seen of conversations: it only rises.
     heads: DashMap<ConversationId, Seq>,
@@ -100,11 +100,11 @@ impl CassandraStore {
     /// `Unavailable` if Cassandra cannot be reached, `Invalid` if the schema is not of this release, or the
     /// keyspace keeps fewer copies than were asked for.
     pub async fn connect(settings: &CassandraSettings) -> Result<Self> {
-        let link = Link::connect(settings).await?;
-        schema::check_copies(&link).await?;
-        let epoch = schema::check(&link).await?;
+        let connection = Connection::connect(settings).await?;
+        schema::check_copies(&connection).await?;
+        let epoch = schema::check(&connection).await?;
         let identity = StoreIdentity { epoch: StoreEpoch::from_bytes(epoch), durability: Durability::Fsync };
-        Ok(Self { link, identity, heads: DashMap::new(), untrimmed: DashMap::new() })
+        Ok(Self { connection, identity, heads: DashMap::new(), untrimmed: DashMap::new() })
     }
 
     /// What was found, for people: release, nodes, copies.
@@ -112,11 +112,12 @@ impl CassandraStore {
     /// # Errors
     /// `Unavailable` if Cassandra cannot be reached.
     pub async fn describe(&self) -> Result<String> {
-        schema::describe(&self.link).await
+        schema::describe(&self.connection).await
     }
 
     async fn head(&self, conversation: ConversationId) -> Result<Seq> {
-        let rows = self.link.rows(&self.link.statements.head, (&conversation.as_bytes()[..],)).await?;
+        let rows =
+            self.connection.rows(&self.connection.statements.head, (&conversation.as_bytes()[..],)).await?;
         let seq = rows.maybe_first_row::<(i64,)>().map_err(|_| corrupt())?.map_or(0, |(seq,)| unsigned(seq));
         self.note_head(conversation, seq);
         Ok(seq)
@@ -127,8 +128,8 @@ impl CassandraStore {
         &self,
         conversation: ConversationId,
     ) -> Result<Option<(ConversationState, Vec<u8>)>> {
-        let statement = &self.link.statements.state_and_redo;
-        let rows = self.link.rows(statement, (&conversation.as_bytes()[..],)).await?;
+        let statement = &self.connection.statements.state_and_redo;
+        let rows = self.connection.rows(statement, (&conversation.as_bytes()[..],)).await?;
         let row = rows.maybe_first_row::<(Vec<u8>, Option<Vec<u8>>)>().map_err(|_| corrupt())?;
         row.map(|(bytes, redo)| Ok((state::decode(&bytes)?, redo.unwrap_or_default()))).transpose()
     }
@@ -144,7 +145,8 @@ impl CassandraStore {
     /// Finishes the last commit of every conversation.
     async fn finish_all(&self) -> Result<()> {
         const AT_ONCE: usize = 16;
-        let all = self.link.session.execute_iter(self.link.statements.all_states.clone(), ()).await;
+        let all =
+            self.connection.session.execute_iter(self.connection.statements.all_states.clone(), ()).await;
         let rows = all.map_err(unknown)?.rows_stream::<(Vec<u8>, Vec<u8>, Option<Vec<u8>>)>();
         let finish = |(conversation, bytes, redo): (Vec<u8>, Vec<u8>, Option<Vec<u8>>)| async move {
             let conversation = ConversationId::parse(&conversation).map_err(|_| corrupt())?;
@@ -183,7 +185,10 @@ impl MessageStore for CassandraStore {
         next: Option<LogPosition>,
     ) -> Result<Option<ConversationState>> {
         let Some(next) = next else {
-            let rows = self.link.rows(&self.link.statements.state, (&conversation.as_bytes()[..],)).await?;
+            let rows = self
+                .connection
+                .rows(&self.connection.statements.state, (&conversation.as_bytes()[..],))
+                .await?;
             let row = rows.maybe_first_row::<(Vec<u8>,)>().map_err(|_| corrupt())?;
             return row.map(|(bytes,)| state::decode(&bytes)).transpose();
         };
@@ -202,7 +207,7 @@ impl MessageStore for CassandraStore {
     ) -> Result<Option<Seq>> {
         let key =
             (&conversation.as_bytes()[..], &sender.as_bytes()[..], commit::minute(id), &id.as_bytes()[..]);
-        let rows = self.link.rows(&self.link.statements.find, key).await?;
+        let rows = self.connection.rows(&self.connection.statements.find, key).await?;
         let Some((seq,)) = rows.maybe_first_row::<(i64,)>().map_err(|_| corrupt())? else {
             return Ok(None);
         };
@@ -250,7 +255,7 @@ impl MessageStore for CassandraStore {
             let bucket = (below - 1) / BUCKET;
             let most = i32::try_from((limit.rows - page.len()).min(50)).unwrap_or(50);
             let key = (&conversation.as_bytes()[..], signed(bucket), signed(below), most);
-            let rows = self.link.rows(&self.link.statements.history, key).await?;
+            let rows = self.connection.rows(&self.connection.statements.history, key).await?;
             let mut found = false;
             for row in rows.rows::<(Vec<u8>,)>().map_err(|_| corrupt())? {
                 let (value,) = row.map_err(|_| corrupt())?;
@@ -291,7 +296,7 @@ impl MessageStore for CassandraStore {
 #[async_trait]
 impl LogAnchor for CassandraStore {
     async fn log(&self) -> Result<Option<LogIdentity>> {
-        let rows = self.link.rows(&self.link.statements.log, ()).await?;
+        let rows = self.connection.rows(&self.connection.statements.log, ()).await?;
         let row = rows.maybe_first_row::<(i64, Vec<u8>, i32, bool)>().map_err(|_| corrupt())?;
         let Some((generation, id, partitions, opened)) = row else { return Ok(None) };
         Ok(Some(LogIdentity {
@@ -309,13 +314,13 @@ impl LogAnchor for CassandraStore {
         match known {
             None => {
                 let values = (generation, id, partitions, log.opened);
-                self.link.applied(&self.link.statements.first_log, values).await?;
+                self.connection.applied(&self.connection.statements.first_log, values).await?;
             }
             Some(known) if known.generation < log.generation => {
                 // Nobody is given the records again that would finish what they began.
                 self.purge_uncommitted().await?;
                 let values = (generation, id, partitions, log.opened, signed(known.generation));
-                self.link.applied(&self.link.statements.next_log, values).await?;
+                self.connection.applied(&self.connection.statements.next_log, values).await?;
             }
             Some(_) => {}
         }
@@ -323,6 +328,6 @@ impl LogAnchor for CassandraStore {
     }
 
     async fn open_log(&self, generation: u64) -> Result<()> {
-        self.link.applied(&self.link.statements.open_log, (signed(generation),)).await.map(drop)
+        self.connection.applied(&self.connection.statements.open_log, (signed(generation),)).await.map(drop)
     }
 }

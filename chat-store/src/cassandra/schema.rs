@@ -5,7 +5,7 @@ use scylla::client::session::Session;
 use scylla::statement::Statement;
 use scylla::statement::prepared::PreparedStatement;
 
-use super::link::{CassandraSettings, Link, session, unknown};
+use super::connection::{CassandraSettings, Connection, session, unknown};
 
 /// The version of the tables below.
 const VERSION: i32 = 2;
@@ -90,38 +90,38 @@ pub(super) async fn migrate(settings: &CassandraSettings) -> Result<String> {
 
 /// Makes the schema for a data set of this life that is copied to it; nobody serves it before
 /// [`end_import`].
-pub(super) async fn begin_import(settings: &CassandraSettings, epoch: [u8; 16]) -> Result<Link> {
+pub(super) async fn begin_import(settings: &CassandraSettings, epoch: [u8; 16]) -> Result<Connection> {
     let session = make_tables(settings).await?;
     begin_life(&session, &settings.keyspace, COPYING, epoch).await?;
-    let link = Link::connect(settings).await?;
+    let connection = Connection::connect(settings).await?;
     let conflict = |text| Err(Error::new(ErrorKind::Conflict, text));
-    match identity(&link).await? {
-        Some((COPYING, life)) if life == epoch => Ok(link),
+    match identity(&connection).await? {
+        Some((COPYING, life)) if life == epoch => Ok(connection),
         Some((_, life)) if life == epoch => conflict("the copy was finished before: serve it"),
         _ => conflict("the keyspace holds another data set: name one that is not there yet"),
     }
 }
 
 /// From here on the data set may be served.
-pub(super) async fn end_import(link: &Link) -> Result<()> {
-    if link.applied(&link.statements.end_import, (VERSION, COPYING)).await? {
+pub(super) async fn end_import(connection: &Connection) -> Result<()> {
+    if connection.applied(&connection.statements.end_import, (VERSION, COPYING)).await? {
         return Ok(());
     }
     Err(Error::new(ErrorKind::Conflict, "somebody else finished the copy"))
 }
 
-async fn identity(link: &Link) -> Result<Option<(i32, [u8; 16])>> {
+async fn identity(connection: &Connection) -> Result<Option<(i32, [u8; 16])>> {
     let other = || Error::new(ErrorKind::Corrupt, "the keyspace does not say what it holds");
-    let rows = link.rows(&link.statements.identity, ()).await?;
+    let rows = connection.rows(&connection.statements.identity, ()).await?;
     let row = rows.maybe_first_row::<(i32, Vec<u8>)>().map_err(|_| other())?;
     row.map(|(version, epoch)| Ok((version, epoch.try_into().map_err(|_| other())?))).transpose()
 }
 
 /// Refuses a keyspace that keeps fewer copies than were asked for, or does not write them to a disk.
-pub(super) async fn check_copies(link: &Link) -> Result<()> {
-    let CassandraSettings { keyspace, datacenter, replication, .. } = &link.settings;
+pub(super) async fn check_copies(connection: &Connection) -> Result<()> {
+    let CassandraSettings { keyspace, datacenter, replication, .. } = &connection.settings;
     let select = "SELECT replication, durable_writes FROM system_schema.keyspaces WHERE keyspace_name = ?";
-    let rows = link.session.query_unpaged(select, (keyspace,)).await.map_err(unknown)?;
+    let rows = connection.session.query_unpaged(select, (keyspace,)).await.map_err(unknown)?;
     let rows = rows.into_rows_result().map_err(unknown)?;
     let row = rows.maybe_first_row::<(HashMap<String, String>, bool)>().map_err(unknown)?;
     let refused = |text| Err(Error::new(ErrorKind::Invalid, text));
@@ -144,8 +144,8 @@ pub(super) async fn check_copies(link: &Link) -> Result<()> {
 }
 
 /// Checks the schema's version; gives the life of the data set.
-pub(super) async fn check(link: &Link) -> Result<[u8; 16]> {
-    match identity(link).await? {
+pub(super) async fn check(connection: &Connection) -> Result<[u8; 16]> {
+    match identity(connection).await? {
         Some((VERSION, epoch)) => Ok(epoch),
         Some((COPYING, _)) => Err(Error::new(
             ErrorKind::Invalid,
@@ -158,27 +158,27 @@ pub(super) async fn check(link: &Link) -> Result<[u8; 16]> {
     }
 }
 
-pub(super) async fn describe(link: &Link) -> Result<String> {
-    let release = link.session.query_unpaged("SELECT release_version FROM system.local", ()).await;
+pub(super) async fn describe(connection: &Connection) -> Result<String> {
+    let release = connection.session.query_unpaged("SELECT release_version FROM system.local", ()).await;
     let release = release.map_err(unknown)?.into_rows_result().map_err(unknown)?;
     let (release,) = release.first_row::<(String,)>().map_err(unknown)?;
-    let state = link.session.get_cluster_state();
+    let state = connection.session.get_cluster_state();
     let nodes = state.get_nodes_info();
     let up = nodes.iter().filter(|node| node.is_connected()).count();
     Ok(format!(
         "release {release}, {up} of {} nodes connected, keyspace {}, {} copies in {}, {}",
         nodes.len(),
-        link.settings.keyspace,
-        link.settings.replication,
-        link.settings.datacenter,
-        commitlog_sync(link).await?
+        connection.settings.keyspace,
+        connection.settings.replication,
+        connection.settings.datacenter,
+        commitlog_sync(connection).await?
     ))
 }
 
 /// What the node that answers does before it says that something is written.
-async fn commitlog_sync(link: &Link) -> Result<String> {
+async fn commitlog_sync(connection: &Connection) -> Result<String> {
     let select = "SELECT value FROM system_views.settings WHERE name = 'commitlog_sync'";
-    let rows = link.session.query_unpaged(select, ()).await.map_err(unknown)?;
+    let rows = connection.session.query_unpaged(select, ()).await.map_err(unknown)?;
     let rows = rows.into_rows_result().map_err(unknown)?;
     let row = rows.maybe_first_row::<(Option<String>,)>().map_err(unknown)?;
     Ok(match row.and_then(|(value,)| value).as_deref() {

@@ -7,7 +7,7 @@ use ::redis::{Cmd, FromRedisValue, RedisResult, cmd};
 use chat_core::{Error, ErrorKind, Result};
 use crc16::{State, XMODEM};
 
-use super::link::{PATIENCE, PROBE_EVERY, ask, failed};
+use super::connection::{PATIENCE, PROBE_EVERY, ask, failed};
 
 /// Slots of a Cluster.
 const SLOTS: usize = 16384;

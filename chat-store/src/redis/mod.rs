@@ -12,11 +12,11 @@
 //! Everything of a user lies in one slot of a Cluster, so each script touches one node.
 
 mod cluster;
-mod link;
+mod connection;
 mod presence;
 mod registry;
 mod single;
 
-pub use link::RedisLink;
+pub use connection::RedisLink;
 pub use presence::RedisPresence;
 pub use registry::RedisRegistry;

@@ -6,7 +6,7 @@ use chat_core::{InstallationId, Result, UserId};
 use futures_util::future::try_join_all;
 use std::fmt;
 
-use super::link::RedisLink;
+use super::connection::RedisLink;
 
 /// Notes a beat and lets the key expire a second after it stops to count.
 const BEAT: &str = r"
@@ -17,13 +17,13 @@ return 1
 
 /// A [`Presence`] in Redis: a key a user, which expires by itself.
 pub struct RedisPresence {
-    link: RedisLink,
+    connection: RedisLink,
     beat: Script,
 }
 
 impl fmt::Debug for RedisPresence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedisPresence").field("link", &self.link).finish_non_exhaustive()
+        f.debug_struct("RedisPresence").field("connection", &self.connection).finish_non_exhaustive()
     }
 }
 
@@ -33,14 +33,14 @@ fn key(user: UserId) -> String {
 
 impl RedisPresence {
     /// A presence on this connection.
-    pub fn new(link: RedisLink) -> Self {
-        Self { link, beat: Script::new(BEAT) }
+    pub fn new(connection: RedisLink) -> Self {
+        Self { connection, beat: Script::new(BEAT) }
     }
 
     async fn is_present(&self, user: UserId, now_ms: u64) -> Result<bool> {
         let (key, mut values) = (key(user), cmd("HVALS"));
         values.arg(&key);
-        let beats: Vec<u64> = self.link.run(&key, &values).await?;
+        let beats: Vec<u64> = self.connection.run(&key, &values).await?;
         Ok(beats.iter().any(|beat| now_ms < beat.saturating_add(IDLE_MS)))
     }
 }
@@ -53,13 +53,13 @@ impl Presence for RedisPresence {
             let expires = IDLE_MS / 1000 + 1;
             let beat = &self.beat;
             return self
-                .link
+                .connection
                 .script::<()>(&key, beat.key(&key).arg(device.to_hex()).arg(now_ms).arg(expires))
                 .await;
         }
         let mut forget = cmd("HDEL");
         forget.arg(&key).arg(device.to_hex());
-        self.link.run::<()>(&key, &forget).await
+        self.connection.run::<()>(&key, &forget).await
     }
 
     async fn query(&self, users: &[UserId], now_ms: u64) -> Result<Vec<bool>> {

@@ -9,7 +9,7 @@ use chat_core::{DeviceAddress, DeviceId, Error, ErrorKind, InstallationId, Resul
 use dashmap::DashMap;
 use futures_util::future::join_all;
 
-use super::link::RedisLink;
+use super::connection::RedisLink;
 
 /// Seconds that a gateway's lease lasts without being renewed.
 const LEASE_SECS: u64 = 75;
@@ -60,7 +60,7 @@ return 1
 /// Gateways have leases, which also say where they are reached: a heartbeat of a device renews that of its gateway, at most every ten seconds, and
 /// writes nothing of its own. What Redis forgot is brought back by the next heartbeat.
 pub struct RedisRegistry {
-    link: RedisLink,
+    connection: RedisLink,
     /// When the lease of each gateway of this process was renewed last, and where it is reached.
     leases: DashMap<GatewayId, (Instant, String)>,
     /// Gateways that held their lease when it was looked at.
@@ -72,7 +72,7 @@ pub struct RedisRegistry {
 
 impl fmt::Debug for RedisRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedisRegistry").field("link", &self.link).finish_non_exhaustive()
+        f.debug_struct("RedisRegistry").field("connection", &self.connection).finish_non_exhaustive()
     }
 }
 
@@ -101,9 +101,9 @@ fn read(user: UserId, installation: &str, value: &str) -> Option<Route> {
 
 impl RedisRegistry {
     /// A registry on this connection.
-    pub fn new(link: RedisLink) -> Self {
+    pub fn new(connection: RedisLink) -> Self {
         Self {
-            link,
+            connection,
             leases: DashMap::new(),
             seen: DashMap::new(),
             bind: Script::new(BIND),
@@ -123,7 +123,7 @@ impl RedisRegistry {
     async fn take_lease(&self, gateway: GatewayId, address: String) -> Result<()> {
         let (key, mut set) = (lease(gateway), cmd("SET"));
         set.arg(&key).arg(&address).arg("EX").arg(LEASE_SECS);
-        self.link.run::<()>(&key, &set).await?;
+        self.connection.run::<()>(&key, &set).await?;
         self.leases.insert(gateway, (Instant::now(), address));
         Ok(())
     }
@@ -131,7 +131,7 @@ impl RedisRegistry {
     async fn routes_of(&self, user: UserId) -> Result<Vec<Route>> {
         let (key, mut all) = (key(user), cmd("HGETALL"));
         all.arg(&key);
-        let known: HashMap<String, String> = self.link.run(&key, &all).await?;
+        let known: HashMap<String, String> = self.connection.run(&key, &all).await?;
         Ok(known.iter().filter_map(|(installation, value)| read(user, installation, value)).collect())
     }
 
@@ -147,7 +147,7 @@ impl RedisRegistry {
         let held = join_all(gateways.iter().map(|gateway| async {
             let (key, mut exists) = (lease(*gateway), cmd("EXISTS"));
             exists.arg(&key);
-            self.link.run::<bool>(&key, &exists).await
+            self.connection.run::<bool>(&key, &exists).await
         }))
         .await;
         for (gateway, held) in gateways.into_iter().zip(held) {
@@ -172,7 +172,7 @@ impl Registry for RedisRegistry {
         self.hold_lease(gateway).await?;
         let key = key(device.user);
         let epoch: String = self
-            .link
+            .connection
             .script(
                 &key,
                 self.bind
@@ -189,7 +189,7 @@ impl Registry for RedisRegistry {
         self.hold_lease(route.gateway).await?;
         let key = key(route.device.user);
         let renewed: bool = self
-            .link
+            .connection
             .script(
                 &key,
                 self.renew
@@ -209,7 +209,7 @@ impl Registry for RedisRegistry {
 
     async fn unbind(&self, route: Route) -> Result<()> {
         let (key, installation) = (key(route.device.user), route.device.installation.to_hex());
-        self.link.script::<()>(&key, self.unbind.key(&key).arg(installation).arg(value(&route))).await
+        self.connection.script::<()>(&key, self.unbind.key(&key).arg(installation).arg(value(&route))).await
     }
 
     async fn announce(&self, gateway: GatewayId, address: &str) -> Result<()> {
@@ -219,7 +219,7 @@ impl Registry for RedisRegistry {
     async fn address(&self, gateway: GatewayId) -> Result<Option<String>> {
         let (key, mut get) = (lease(gateway), cmd("GET"));
         get.arg(&key);
-        let address: Option<String> = self.link.run(&key, &get).await?;
+        let address: Option<String> = self.connection.run(&key, &get).await?;
         Ok(address.filter(|address| !address.is_empty()))
     }
 

@@ -5,7 +5,7 @@ use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use ::redis::{Client, RedisResult};
 use chat_core::Result;
 
-use super::link::{PATIENCE, PROBE_EVERY, ask, failed};
+use super::connection::{PATIENCE, PROBE_EVERY, ask, failed};
 
 /// One server. While it does not answer nobody waits for it: calls fail at once until it does.
 #[derive(Clone)]

@@ -81,8 +81,8 @@ pub(crate) async fn run_cluster() {
                 "chat_store_seconds_count",
                 "chat_registry_seconds_sum",
                 "chat_registry_seconds_count",
-                "chat_link_seconds_sum",
-                "chat_link_seconds_count",
+                "chat_node_link_seconds_sum",
+                "chat_node_link_seconds_count",
             ][..],
         ),
     ] {

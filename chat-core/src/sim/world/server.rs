@@ -32,14 +32,14 @@ impl World {
         self.lives += 1;
         let (tables, redo, keys) = (self.tables.clone(), self.redo.clone(), self.keys_used.clone());
         let store = Arc::new(SimStore::new(tables, redo, keys, seed, self.faults));
-        let (router, link) = self.carriers(server);
+        let (router, node_link) = self.carriers(server);
         self.servers[server] = Some(Gateway::start(Start {
             gateway: GatewayId(self.lives * self.servers.len() as u64 + server as u64),
             store,
             keys: self.keys.clone(),
             router,
             registry: self.registry.clone(),
-            link,
+            node_link,
             clock: self.clock.clone(),
             session_queue: self.session_queue,
             mutants: self.options.mutants,
@@ -47,7 +47,7 @@ impl World {
         self.soon(30, Event::Work(server));
     }
 
-    /// The router and the link that a life of a server process begins with.
+    /// The router and the node_link that a life of a server process begins with.
     fn carriers(&mut self, server: usize) -> (Arc<dyn Router>, Arc<dyn NodeLink>) {
         if self.options.cluster {
             let (log, clock, seed) = (self.cluster.log.clone(), self.clock.clone(), self.rng.next_u64());

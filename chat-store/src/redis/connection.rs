@@ -105,7 +105,7 @@ impl RedisLink {
         info.arg("server");
         let (what, info) = match &self.0 {
             Kind::Single(_) => ("a single server", self.run::<String>("", &info).await?),
-            Kind::Cluster(link) => ("a Cluster", link.ask_any(&info).await?),
+            Kind::Cluster(connection) => ("a Cluster", connection.ask_any(&info).await?),
         };
         let release = info.lines().find_map(|line| line.strip_prefix("redis_version:"));
         Ok(format!("{what}, release {}", release.unwrap_or("unknown").trim()))
@@ -114,11 +114,14 @@ impl RedisLink {
     /// Runs a command about this key.
     pub(super) async fn run<T: FromRedisValue>(&self, key: &str, command: &Cmd) -> Result<T> {
         match &self.0 {
-            Kind::Single(link) => {
-                link.call(|mut connection| async move { command.query_async(&mut connection).await }).await
+            Kind::Single(connection) => {
+                connection
+                    .call(|mut connection| async move { command.query_async(&mut connection).await })
+                    .await
             }
-            Kind::Cluster(link) => {
-                link.call(key, |mut connection| async move { command.query_async(&mut connection).await })
+            Kind::Cluster(connection) => {
+                connection
+                    .call(key, |mut connection| async move { command.query_async(&mut connection).await })
                     .await
             }
         }
@@ -131,11 +134,14 @@ impl RedisLink {
         script: &ScriptInvocation<'_>,
     ) -> Result<T> {
         match &self.0 {
-            Kind::Single(link) => {
-                link.call(|mut connection| async move { script.invoke_async(&mut connection).await }).await
+            Kind::Single(connection) => {
+                connection
+                    .call(|mut connection| async move { script.invoke_async(&mut connection).await })
+                    .await
             }
-            Kind::Cluster(link) => {
-                link.call(key, |mut connection| async move { script.invoke_async(&mut connection).await })
+            Kind::Cluster(connection) => {
+                connection
+                    .call(key, |mut connection| async move { script.invoke_async(&mut connection).await })
                     .await
             }
         }

@@ -57,18 +57,18 @@ const LARGEST: usize = 64 * 1024 * 1024;
 
 /// What a node shows to the others, and whom it believes: PEM.
 #[derive(Clone)]
-pub struct LinkTls {
+pub struct NodeLinkTls {
     identity: Identity,
     authority: Certificate,
 }
 
-impl fmt::Debug for LinkTls {
+impl fmt::Debug for NodeLinkTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("LinkTls")
+        f.write_str("NodeLinkTls")
     }
 }
 
-impl LinkTls {
+impl NodeLinkTls {
     /// The certificate and key of this node, and the certificate of the authority that signed everybody's.
     /// Each is to be valid for the name `chat-node`.
     pub fn new(certificate: &[u8], key: &[u8], authority: &[u8]) -> Self {
@@ -186,7 +186,7 @@ impl tower_service::Service<http::Request<Body>> for Receiver {
 ///
 /// # Errors
 /// `Invalid` if the certificates cannot be used, `Unavailable` if listening ends.
-pub async fn serve_link(listener: TcpListener, engine: Arc<Engine>, tls: Option<LinkTls>) -> Result<()> {
+pub async fn serve_link(listener: TcpListener, engine: Arc<Engine>, tls: Option<NodeLinkTls>) -> Result<()> {
     let mut server = Server::builder();
     if let Some(tls) = tls {
         let config = ServerTlsConfig::new().identity(tls.identity).client_ca_root(tls.authority);
@@ -207,7 +207,7 @@ struct Shared {
     peers: Mutex<HashMap<GatewayId, Arc<Peer>>>,
     registry: Arc<dyn Registry>,
     push: Arc<dyn PushSink>,
-    tls: Option<LinkTls>,
+    tls: Option<NodeLinkTls>,
 }
 
 impl fmt::Debug for GatewayLink {
@@ -252,9 +252,9 @@ impl Peer {
             if waiting.deliveries.len() < QUEUE && waiting.bytes + bytes <= QUEUE_BYTES {
                 waiting.deliveries.push_back((route, events));
                 waiting.bytes += bytes;
-                metrics::gauge!("chat_link_waiting_sessions").increment(1);
+                metrics::gauge!("chat_node_link_waiting_sessions").increment(1);
             } else {
-                metrics::counter!("chat_dropped_total", "reason" => "link_full")
+                metrics::counter!("chat_dropped_total", "reason" => "node_link_full")
                     .increment(events.len() as u64);
                 if waiting.lagged.len() < QUEUE {
                     waiting.lagged.insert(route);
@@ -281,7 +281,7 @@ impl Peer {
             deliveries.push((route, events));
         }
         waiting.bytes -= bytes;
-        metrics::gauge!("chat_link_waiting_sessions").decrement(deliveries.len() as f64);
+        metrics::gauge!("chat_node_link_waiting_sessions").decrement(deliveries.len() as f64);
         deliveries.extend(waiting.lagged.drain().map(|route| (route, vec![Event::Lagged])));
         deliveries
     }
@@ -320,7 +320,7 @@ impl Shared {
         if self.tls.is_none() && !is_loopback(&address) {
             let error =
                 Error::new(ErrorKind::Denied, "outside of loopback nodes show each other certificates");
-            tracing::error!(%error, gateway = gateway.0, "link_tls is missing: a gateway cannot be deliveries anything");
+            tracing::error!(%error, gateway = gateway.0, "node_link_tls is missing: a gateway cannot be deliveries anything");
             return Err(error);
         }
         let wrong = |e| Error::new(ErrorKind::Invalid, "not an address of a gateway").caused_by(e);
@@ -412,8 +412,8 @@ impl Shared {
         };
         let start = std::time::Instant::now();
         let answer = self.call(channel, DELIVER, encode_deliveries(deliveries).into()).await?;
-        metrics::histogram!("chat_link_seconds").record(start.elapsed().as_secs_f64());
-        metrics::histogram!("chat_link_request_sessions").record(deliveries.len() as f64);
+        metrics::histogram!("chat_node_link_seconds").record(start.elapsed().as_secs_f64());
+        metrics::histogram!("chat_node_link_request_sessions").record(deliveries.len() as f64);
         decode_not_here(answer)
     }
 
@@ -436,7 +436,7 @@ impl Shared {
 
 impl GatewayLink {
     /// A link that finds gateways by this registry. Needs a runtime.
-    pub fn new(registry: Arc<dyn Registry>, push: Arc<dyn PushSink>, tls: Option<LinkTls>) -> Self {
+    pub fn new(registry: Arc<dyn Registry>, push: Arc<dyn PushSink>, tls: Option<NodeLinkTls>) -> Self {
         Self(Arc::new(Shared { peers: Mutex::default(), registry, push, tls }))
     }
 

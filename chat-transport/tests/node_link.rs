@@ -1,5 +1,5 @@
 //! Two gateways over loopback: what sessions are told arrives in order, stale routes go, silence costs nobody.
-#![cfg(feature = "link")]
+#![cfg(feature = "node-link")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use chat_core::delivery::{EngineSettings, Event, SessionHandle};
 use chat_core::memory::{ManualClock, MemoryPush, MemoryRegistry};
 use chat_core::wire::ServerFrame;
 use chat_core::{ConversationId, DeviceAddress, DeviceId, Engine, ErrorKind, InstallationId, UserId};
-use chat_transport::link::{GatewayLink, LinkTls, serve_link};
+use chat_transport::node_link::{GatewayLink, NodeLinkTls, serve_link};
 use tokio::net::TcpListener;
 
 const THERE: GatewayId = GatewayId(2);
@@ -46,11 +46,11 @@ impl Authority {
     }
 
     /// Certificates that this authority signed, for one that believes `trusted`.
-    fn node(&self, trusted: &Self) -> LinkTls {
+    fn node(&self, trusted: &Self) -> NodeLinkTls {
         let key = rcgen::KeyPair::generate().unwrap();
         let params = rcgen::CertificateParams::new(vec!["chat-node".to_owned()]).unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        LinkTls::new(certificate.pem().as_bytes(), key.serialize_pem().as_bytes(), trusted.pem.as_bytes())
+        NodeLinkTls::new(certificate.pem().as_bytes(), key.serialize_pem().as_bytes(), trusted.pem.as_bytes())
     }
 }
 
@@ -59,7 +59,7 @@ impl Two {
         Self::start_with(None, None).await
     }
 
-    async fn start_with(here: Option<LinkTls>, there_tls: Option<LinkTls>) -> Self {
+    async fn start_with(here: Option<NodeLinkTls>, there_tls: Option<NodeLinkTls>) -> Self {
         let registry = Arc::new(MemoryRegistry::default());
         let backends = Backends { registry: registry.clone(), ..Backends::memory() };
         let settings = EngineSettings { gateway: THERE, ..EngineSettings::default() };

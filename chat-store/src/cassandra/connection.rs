@@ -90,15 +90,15 @@ impl FromStr for CassandraSettings {
 }
 
 /// A session with its prepared statements.
-pub(super) struct Link {
+pub(super) struct Connection {
     pub session: Session,
     pub settings: CassandraSettings,
     pub statements: Statements,
 }
 
-impl fmt::Debug for Link {
+impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("Connection").field("settings", &self.settings).finish_non_exhaustive()
     }
 }
 
@@ -131,7 +131,7 @@ pub(super) async fn session(settings: &CassandraSettings) -> Result<Session> {
         .map_err(unknown)
 }
 
-impl Link {
+impl Connection {
     pub(super) async fn connect(settings: &CassandraSettings) -> Result<Self> {
         let session = session(settings).await?;
         let statements = Statements::prepare(&session, &settings.keyspace).await?;
