@@ -175,7 +175,7 @@ faults() {
     start_services || outcome=$?
     programs build --bins --tests
     programs test --test cluster while_services -- --nocapture --test-threads 1 || outcome=$?
-    CHAT_TEST_CLUSTER_FAULTS=50 CHAT_TEST_CLUSTER_LONGEST=60 \
+    CHAT_TEST_CLUSTER_FAULTS=50 CHAT_TEST_CLUSTER_MAX_STOP=60 \
         programs test --test cluster fail_together -- --nocapture --test-threads 1 || outcome=$?
     stop_clusters
     CHAT_TEST_CLUSTER_FAULTS=50 CHAT_TEST_CLUSTER_KINDS="stopped past" \

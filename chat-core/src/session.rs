@@ -95,9 +95,9 @@ const MAX_LOOPS: u32 = 5;
 const MAX_CATCH_UPS: u32 = 64;
 /// Milliseconds after a push was dropped at which the inbox is read again. Its row is there by the first time,
 /// unless the store is slow; after the second one its commit comes again, and whoever it concerns is told to look.
-const LOOK_AGAIN_MS: [u64; 2] = [1000, 5000];
+const REREAD_DELAYS_MS: [u64; 2] = [1000, 5000];
 /// Milliseconds between two looks at who is present.
-const LOOK_MS: u64 = 1000;
+const PRESENCE_POLL_MS: u64 = 1000;
 /// Milliseconds between two words that a user is writing in a conversation.
 const TYPING_MS: u64 = 3000;
 /// Conversations whose ephemeral frames are paced at once; those of more are dropped.
@@ -154,7 +154,7 @@ impl Session {
 
     /// When to look once more for what was dropped.
     fn look_at(&self) -> Option<Instant> {
-        self.missed.and_then(|missed| Some(missed.at.after(*LOOK_AGAIN_MS.get(missed.looks)?)))
+        self.missed.and_then(|missed| Some(missed.at.after(*REREAD_DELAYS_MS.get(missed.looks)?)))
     }
 
     fn note_missed(&mut self, now: Instant) {
@@ -550,7 +550,7 @@ impl Session {
         if self.look_at().is_some_and(|at| now >= at) {
             self.missed = match self.missed {
                 Some(Missed { again: true, .. }) => Some(Missed { at: now, looks: 0, again: false }),
-                Some(missed) if missed.looks + 1 < LOOK_AGAIN_MS.len() => {
+                Some(missed) if missed.looks + 1 < REREAD_DELAYS_MS.len() => {
                     Some(Missed { looks: missed.looks + 1, ..missed })
                 }
                 _ => None,
@@ -558,7 +558,7 @@ impl Session {
             self.look_again(out);
         }
         if self.watch_at.is_some_and(|at| now >= at) {
-            self.watch_at = Some(now.after(LOOK_MS));
+            self.watch_at = Some(now.after(PRESENCE_POLL_MS));
             out.push(Output::Query(self.watched.keys().copied().collect()));
         }
     }

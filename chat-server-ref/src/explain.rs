@@ -7,7 +7,7 @@ use chat_core::{InstallationId, MessageId};
 use serde::{Deserialize, Serialize};
 
 /// How long a node may take to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One node's account, as it goes over HTTP.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,7 +97,8 @@ impl Said {
 }
 
 fn ask(node: &str, id: MessageId) -> Result<Said, String> {
-    let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).build().into();
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().timeout_global(Some(REQUEST_TIMEOUT)).build().into();
     let failed = |error: ureq::Error| format!("{node} does not say: {error}");
     let mut answer = agent.get(format!("http://{node}/explain/{}", id.to_hex())).call().map_err(failed)?;
     let text = answer.body_mut().read_to_string().map_err(failed)?;

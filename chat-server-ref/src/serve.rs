@@ -24,7 +24,7 @@ use crate::settings::{Role, Settings};
 use crate::{admin, settings};
 
 /// How long a cluster's backends may take to be reached when a node starts.
-const PATIENCE: Duration = Duration::from_secs(60);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a TLS handshake may take.
 const TLS_TIME: Duration = Duration::from_secs(5);
 
@@ -116,7 +116,7 @@ fn raise_file_limit() {
 async fn serve(settings: settings::Settings) -> Result<(), String> {
     let clock = Arc::new(SystemClock);
     let metrics = admin::record()?;
-    let node = Node::open(&settings, clock.clone(), PATIENCE).await?;
+    let node = Node::open(&settings, clock.clone(), OPEN_TIMEOUT).await?;
     let embedded = node.embedded.clone();
     let engine_settings = EngineSettings {
         gateway: node.gateway,

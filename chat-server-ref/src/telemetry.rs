@@ -33,7 +33,7 @@ const BATCH: usize = 512;
 /// How long a span waits for others.
 const GATHER: Duration = Duration::from_secs(1);
 /// How long an export may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Messages that the log has not confirmed yet; of more than that the beginnings are forgotten.
 const ACCEPTED: usize = 10_000;
 
@@ -46,7 +46,8 @@ pub fn export(trace: &MessageTrace, collector: &str, share: f64, node: GatewayId
     if share <= 0.0 {
         return Ok(());
     }
-    let mut builder = SpanExporter::builder().with_tonic().with_endpoint(collector).with_timeout(PATIENCE);
+    let mut builder =
+        SpanExporter::builder().with_tonic().with_endpoint(collector).with_timeout(EXPORT_TIMEOUT);
     if collector.starts_with("https://") {
         builder = builder.with_tls_config(ClientTlsConfig::new().with_native_roots());
     }

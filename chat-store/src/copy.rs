@@ -21,7 +21,7 @@ use crate::cassandra::CassandraSettings;
 use crate::cassandra::import::CassandraImport;
 
 /// Conversations or devices at once.
-const AT_ONCE: usize = 16;
+const COPY_CONCURRENCY: usize = 16;
 /// Rows written between two states of a conversation: where an interrupted copy goes on.
 const PIECE: usize = 1000;
 
@@ -130,7 +130,7 @@ async fn each<'a, T, O, F>(all: &'a [T], work: impl Fn(&'a T) -> F) -> Result<Ve
 where
     F: Future<Output = Result<O>>,
 {
-    stream::iter(all).map(work).buffered(AT_ONCE).try_collect().await
+    stream::iter(all).map(work).buffered(COPY_CONCURRENCY).try_collect().await
 }
 
 /// Tries what may be repeated until Cassandra answers, for about half a minute.

@@ -156,9 +156,9 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 
 /// What an answer of 503 says, in milliseconds: at most a minute, since it may be a proxy's. 0 if it says nothing.
 fn retry_after_ms(head: &str) -> u32 {
-    const MOST: u32 = 60_000;
+    const MAX_RETRY_AFTER_MS: u32 = 60_000;
     let seconds = header(head, "retry-after").and_then(|value| value.parse::<u32>().ok());
-    seconds.unwrap_or(0).saturating_mul(1000).min(MOST)
+    seconds.unwrap_or(0).saturating_mul(1000).min(MAX_RETRY_AFTER_MS)
 }
 
 fn tls(extra_roots: &[CertificateDer<'static>]) -> Result<ClientConfig> {

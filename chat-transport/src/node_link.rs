@@ -41,7 +41,7 @@ use tonic::{Code, Request, Response, Status};
 const DELIVER: &str = "/chat.node.v1.Link/Deliver";
 const OFFER: &str = "/chat.node.v1.Link/Offer";
 /// How long a gateway may take to answer.
-const PATIENCE: Duration = Duration::from_secs(1);
+const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a gateway that nobody has anything to tell is remembered.
 const IDLE: Duration = Duration::from_secs(60);
 /// How long a gateway that did not answer is left alone.
@@ -327,8 +327,8 @@ impl Shared {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
             .map_err(wrong)?
-            .connect_timeout(PATIENCE)
-            .timeout(PATIENCE);
+            .connect_timeout(CALL_TIMEOUT)
+            .timeout(CALL_TIMEOUT);
         if let Some(tls) = &self.tls {
             let config = ClientTlsConfig::new()
                 .identity(tls.identity.clone())
@@ -337,7 +337,7 @@ impl Shared {
             endpoint = endpoint.tls_config(config).map_err(wrong)?;
         }
         let down = |e| Error::new(ErrorKind::Unavailable, "the other gateway cannot be reached").caused_by(e);
-        tokio::time::timeout(PATIENCE, endpoint.connect()).await.map_err(silent)?.map_err(down)
+        tokio::time::timeout(CALL_TIMEOUT, endpoint.connect()).await.map_err(silent)?.map_err(down)
     }
 
     async fn call(&self, channel: &Channel, path: &'static str, body: Bytes) -> Result<Bytes> {
@@ -349,7 +349,7 @@ impl Shared {
             let path = PathAndQuery::from_static(path);
             grpc.unary(Request::new(body), path, Plain).await.map_err(unanswered)
         };
-        Ok(tokio::time::timeout(PATIENCE, call).await.map_err(silent)??.into_inner())
+        Ok(tokio::time::timeout(CALL_TIMEOUT, call).await.map_err(silent)??.into_inner())
     }
 
     /// Tells one gateway for as long as somebody has something to tell it.
@@ -365,7 +365,8 @@ impl Shared {
                 continue;
             }
             // All of it together: where it is, the connection, the answer.
-            let sent = tokio::time::timeout(PATIENCE, self.send(gateway, &mut channel, &deliveries)).await;
+            let sent =
+                tokio::time::timeout(CALL_TIMEOUT, self.send(gateway, &mut channel, &deliveries)).await;
             match sent.unwrap_or_else(|e| Err(silent(e))) {
                 Ok(stale) if stale.is_empty() => {}
                 Ok(stale) => self.not_there(&stale, &deliveries).await,

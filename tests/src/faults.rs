@@ -81,9 +81,9 @@ impl Fault {
         }
     }
 
-    /// The longest that something is stopped or cut off, in seconds: `CHAT_TEST_CLUSTER_LONGEST`.
+    /// The longest that something is stopped or cut off, in seconds: `CHAT_TEST_CLUSTER_MAX_STOP`.
     pub fn longest() -> u64 {
-        std::env::var("CHAT_TEST_CLUSTER_LONGEST").ok().and_then(|n| n.parse().ok()).unwrap_or(12)
+        std::env::var("CHAT_TEST_CLUSTER_MAX_STOP").ok().and_then(|n| n.parse().ok()).unwrap_or(12)
     }
 
     /// The kinds of a list that `CHAT_TEST_CLUSTER_KINDS` names by a part of their names; all if it is not set.

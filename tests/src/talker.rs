@@ -10,7 +10,7 @@ use crate::Dice;
 use crate::chat::Chat;
 
 /// Bytes of the longest text that is sent.
-const LONGEST: usize = 64 * 1024;
+const MAX_TEXT: usize = 64 * 1024;
 
 /// How far all talkers are together.
 #[derive(Debug, Default)]
@@ -153,12 +153,12 @@ impl<'a> Talker<'a> {
             "stored" => {
                 self.done += 1;
                 progress.stored.fetch_add(1, Ordering::Relaxed);
-                assert!(self.lines[reference.unwrap()].len() <= LONGEST);
+                assert!(self.lines[reference.unwrap()].len() <= MAX_TEXT);
             }
             "refused" => {
                 let line = reference.unwrap();
                 assert_eq!(event["reason"], "too_long");
-                assert!(self.lines[line].len() > LONGEST, "{} bytes were refused", self.lines[line].len());
+                assert!(self.lines[line].len() > MAX_TEXT, "{} bytes were refused", self.lines[line].len());
                 if !self.queued[line] {
                     self.mark(line);
                     (self.done, self.refused) = (self.done + 1, self.refused + 1);
@@ -185,5 +185,5 @@ impl<'a> Talker<'a> {
 
 /// The lines that are not too long to be sent.
 pub fn sendable(lines: &[String]) -> Vec<String> {
-    lines.iter().filter(|line| line.len() <= LONGEST).cloned().collect()
+    lines.iter().filter(|line| line.len() <= MAX_TEXT).cloned().collect()
 }

@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use crate::{Arguments, text};
 
 /// How long a command waits for the server.
-const PATIENCE: Duration = Duration::from_secs(20);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn handle(name: &str) -> Result<Handle, String> {
     Handle::new(name).map_err(text)
@@ -88,7 +88,7 @@ async fn connected(client: &Client) -> Result<(), String> {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.map_err(|_| "the server does not answer".to_owned())?
+    tokio::time::timeout(REQUEST_TIMEOUT, wait).await.map_err(|_| "the server does not answer".to_owned())?
 }
 
 pub(crate) async fn link(arguments: &Arguments) -> Result<(), String> {
@@ -117,7 +117,7 @@ pub(crate) async fn approve(arguments: &Arguments, code: &str) -> Result<(), Str
 
 /// Repeats a question while there is no connection.
 async fn retry<T, F: Future<Output = chat_core::Result<T>>>(ask: impl Fn() -> F) -> Result<T, String> {
-    let end = tokio::time::Instant::now() + PATIENCE;
+    let end = tokio::time::Instant::now() + REQUEST_TIMEOUT;
     loop {
         match ask().await {
             Err(error) if error.kind() == ErrorKind::Unavailable && tokio::time::Instant::now() < end => {
@@ -150,7 +150,7 @@ pub(crate) async fn send(arguments: &Arguments, user: &str, what: &str) -> Resul
     let mut events = client.events(Some(start));
     let (mut done, mut refused) = (0, 0);
     while done < sent {
-        let next = tokio::time::timeout(PATIENCE, events.next()).await;
+        let next = tokio::time::timeout(REQUEST_TIMEOUT, events.next()).await;
         let Ok(next) = next else {
             println!("{} of {sent} wait in the outbox: they are sent when the server is there", sent - done);
             client.close().await;

@@ -301,9 +301,9 @@ impl Engine {
     }
 
     fn remember_states(&self, shard: usize, ownership_epoch: u64, states: States) {
-        const MOST: usize = 10_000;
+        const MAX_STATES: usize = 10_000;
         if let Some(known) = self.shards.get(shard)
-            && states.len() <= MOST
+            && states.len() <= MAX_STATES
         {
             *known.lock() = Remembered { ownership_epoch, states };
         }

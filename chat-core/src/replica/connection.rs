@@ -22,7 +22,7 @@ const LISTLESS_MS: u64 = 5000;
 /// One-time prekeys that a device tops up to.
 const PREKEYS: u32 = 70;
 /// Versions a list may be ahead of what is known, and be believed to exist.
-const MOST_AHEAD: u64 = 1000;
+const MAX_LIST_LEAD: u64 = 1000;
 /// Conversations whose watermarks are exchanged after a reconnect.
 const WATERMARKS: usize = 64;
 
@@ -410,7 +410,7 @@ impl Replica {
     /// gave, it is read again, and told of if the server goes on hiding it.
     pub(super) fn claimed_list(&mut self, now: Instant, user: UserId, version: u64, out: &mut Vec<Output>) {
         let known = self.lists.get(&user).map_or(0, |list| list.list().version);
-        if version > known && version - known <= MOST_AHEAD {
+        if version > known && version - known <= MAX_LIST_LEAD {
             let claimed = self.claimed.entry(user).or_default();
             *claimed = version.max(*claimed);
             if self.hidden.get(&user).is_none_or(|known| *known < version) {

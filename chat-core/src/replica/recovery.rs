@@ -10,7 +10,7 @@ use crate::time::Instant;
 use crate::wire::{ClientFrame, Request};
 
 /// Incarnations that a server may be ahead: each is a restore that this copy of the store knows nothing of.
-const MOST_LIVES: Incarnation = 64;
+const MAX_INCARNATION_LEAD: Incarnation = 64;
 
 /// How long the last word of the copy before may take to reach the store: a session gathers it for a second, and
 /// the store may be slow. What came later would look like another restore, and one a day is allowed.
@@ -73,7 +73,9 @@ impl Replica {
     }
 
     pub(super) fn reincarnated(&mut self, now: Instant, incarnation: Incarnation, out: &mut Vec<Output>) {
-        if incarnation <= self.incarnation || incarnation > self.incarnation.saturating_add(MOST_LIVES) {
+        if incarnation <= self.incarnation
+            || incarnation > self.incarnation.saturating_add(MAX_INCARNATION_LEAD)
+        {
             // Not what an honest server says.
             return self.stop_superseded(out);
         }

@@ -8,7 +8,7 @@ use crate::time::Instant;
 
 /// Milliseconds that acks, receipts and read watermarks are gathered. An ack that is lost meanwhile costs
 /// its device a row that it has.
-const GATHER_MS: u64 = 1000;
+const COALESCE_MS: u64 = 1000;
 
 /// What a session gathers before it tells the store and the others: of each conversation the last counts.
 #[derive(Debug, Default)]
@@ -53,7 +53,7 @@ impl AckCoalescer {
     }
 
     fn wait(&mut self, now: Instant) {
-        self.due = self.due.or(Some(now.after(GATHER_MS)));
+        self.due = self.due.or(Some(now.after(COALESCE_MS)));
     }
 
     /// The device has a row; `receipt`: and the others are to know.
@@ -83,7 +83,7 @@ impl AckCoalescer {
 
     /// A watermark goes out at once, the next of that conversation after a while.
     pub(super) fn read(&mut self, now: Instant, read: AckUpTo) -> Option<Output> {
-        let paced = self.read_at.get(&read.conversation).is_some_and(|at| now < at.after(GATHER_MS));
+        let paced = self.read_at.get(&read.conversation).is_some_and(|at| now < at.after(COALESCE_MS));
         if !paced && self.read_at.len() < MAX_PACED {
             self.read_at.insert(read.conversation, now);
             return Some(Output::Receipt(read, true));
@@ -132,7 +132,7 @@ impl AckCoalescer {
         } else {
             self.flush_acks(out);
         }
-        self.read_at.retain(|_, at| now < at.after(GATHER_MS));
+        self.read_at.retain(|_, at| now < at.after(COALESCE_MS));
         self.read_at.extend(self.reads.keys().map(|conversation| (*conversation, now)));
         out.extend(take_receipts(&mut self.reads, true));
     }

@@ -20,7 +20,7 @@ use super::{BUCKET, CassandraStore, corrupt, signed, unsigned};
 use crate::audit::{Audit, broken};
 
 /// Conversations or devices at once.
-const AT_ONCE: usize = 16;
+const VERIFY_CONCURRENCY: usize = 16;
 /// What looks broken may be half written, and who does not answer may soon: so often it is looked at again, and so
 /// long after.
 const LOOKS: (u32, Duration) = (4, Duration::from_millis(500));
@@ -65,7 +65,7 @@ impl CassandraStore {
         let checked = states
             .map_ok(|(id,)| again("conversation", id.clone(), move || self.audit_conversation(id.clone())));
         let (conversations, messages) = checked
-            .try_buffer_unordered(AT_ONCE)
+            .try_buffer_unordered(VERIFY_CONCURRENCY)
             .try_fold((0, 0), |(count, sum), rows| ready(Ok((count + 1, sum + rows))))
             .await?;
         let began_us = now_us();
@@ -74,8 +74,10 @@ impl CassandraStore {
         let checked = inboxes.map_ok(|(device, days)| {
             again("device", device.clone(), move || self.audit_inbox(device.clone(), days.clone(), began_us))
         });
-        let waiting =
-            checked.try_buffer_unordered(AT_ONCE).try_fold(0, |sum, rows| ready(Ok(sum + rows))).await?;
+        let waiting = checked
+            .try_buffer_unordered(VERIFY_CONCURRENCY)
+            .try_fold(0, |sum, rows| ready(Ok(sum + rows)))
+            .await?;
         let users = self.connection.stream::<(Vec<u8>,)>(&self.connection.statements.users, ()).await?;
         let accounts = users.try_fold(0, |count, _| ready(Ok(count + 1))).await?;
         Ok(Audit { conversations, messages, waiting, devices, accounts })

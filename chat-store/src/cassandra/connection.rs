@@ -23,7 +23,7 @@ use super::corrupt;
 use super::schema::Statements;
 
 /// How long a statement may take: then its outcome is unknown.
-const PATIENCE: Duration = Duration::from_secs(4);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Where Cassandra is.
 ///
@@ -114,7 +114,7 @@ pub(super) async fn session(settings: &CassandraSettings) -> Result<Session> {
     let profile = ExecutionProfile::builder()
         .consistency(Consistency::LocalQuorum)
         .serial_consistency(Some(SerialConsistency::LocalSerial))
-        .request_timeout(Some(PATIENCE))
+        .request_timeout(Some(REQUEST_TIMEOUT))
         .speculative_execution_policy(Some(Arc::new(speculative)))
         .build();
     SessionBuilder::new()

@@ -12,7 +12,7 @@ use super::inbox::Key;
 use super::{CassandraStore, corrupt, signed, unsigned};
 
 /// Inboxes and ids at once.
-const AT_ONCE: usize = 16;
+const PURGE_CONCURRENCY: usize = 16;
 
 /// An id that leads above the head of its conversation.
 struct UncommittedId {
@@ -78,7 +78,7 @@ impl CassandraStore {
     async fn uncommitted_rows(&self) -> Result<Vec<(InstallationId, Key)>> {
         let devices = self.connection.stream::<(Vec<u8>,)>(&self.connection.statements.devices, ()).await?;
         let lost = devices.map_ok(|(device,)| self.lost_rows_of(device));
-        lost.try_buffer_unordered(AT_ONCE).try_concat().await
+        lost.try_buffer_unordered(PURGE_CONCURRENCY).try_concat().await
     }
 
     async fn lost_rows_of(&self, device: Vec<u8>) -> Result<Vec<(InstallationId, Key)>> {
@@ -104,7 +104,8 @@ impl CassandraStore {
             let id = MessageId::parse(&id).map_err(|_| corrupt())?;
             Ok(Some(UncommittedId { conversation, sender, minute, id }))
         });
-        let lost = lost.try_buffer_unordered(AT_ONCE).filter_map(|found| async { found.transpose() });
+        let lost =
+            lost.try_buffer_unordered(PURGE_CONCURRENCY).filter_map(|found| async { found.transpose() });
         lost.try_collect().await
     }
 }

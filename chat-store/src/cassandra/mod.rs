@@ -144,7 +144,7 @@ impl CassandraStore {
 
     /// Finishes the last commit of every conversation.
     async fn finish_all(&self) -> Result<()> {
-        const AT_ONCE: usize = 16;
+        const FINISH_CONCURRENCY: usize = 16;
         let all =
             self.connection.session.execute_iter(self.connection.statements.all_states.clone(), ()).await;
         let rows = all.map_err(unknown)?.rows_stream::<(Vec<u8>, Vec<u8>, Option<Vec<u8>>)>();
@@ -153,7 +153,7 @@ impl CassandraStore {
             self.finish(conversation, state::decode(&bytes)?, redo.unwrap_or_default()).await
         };
         let rows = rows.map_err(|_| corrupt())?.map_err(unknown);
-        rows.try_for_each_concurrent(AT_ONCE, finish).await
+        rows.try_for_each_concurrent(FINISH_CONCURRENCY, finish).await
     }
 
     fn note_head(&self, conversation: ConversationId, seq: Seq) {

@@ -7,7 +7,7 @@ use ::redis::{Cmd, FromRedisValue, RedisResult, cmd};
 use chat_core::{Error, ErrorKind, Result};
 use crc16::{State, XMODEM};
 
-use super::connection::{PATIENCE, PROBE_EVERY, ask, failed};
+use super::connection::{PROBE_EVERY, REQUEST_TIMEOUT, ask, failed};
 
 /// Slots of a Cluster.
 const SLOTS: usize = 16384;
@@ -55,7 +55,8 @@ impl Cluster {
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(PROBE_EVERY).await;
-                let answer = tokio::time::timeout(PATIENCE, probe.query_async::<bool>(&mut connection)).await;
+                let answer =
+                    tokio::time::timeout(REQUEST_TIMEOUT, probe.query_async::<bool>(&mut connection)).await;
                 let Some(parts) = parts.upgrade() else { return };
                 if matches!(answer, Ok(Ok(_))) {
                     parts[part].store(false, Ordering::Relaxed);
@@ -77,7 +78,8 @@ impl Cluster {
         let any = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
         let mut connection = self.connection.clone();
         let silent = |e| Error::new(ErrorKind::Unavailable, "Redis does not answer in time").caused_by(e);
-        let asked = tokio::time::timeout(PATIENCE, connection.route_command(command.clone(), any)).await;
+        let asked =
+            tokio::time::timeout(REQUEST_TIMEOUT, connection.route_command(command.clone(), any)).await;
         let answer = asked.map_err(silent)?.map_err(failed)?;
         ::redis::from_redis_value(answer).map_err(|error| failed(error.into()))
     }

@@ -10,11 +10,11 @@ use super::cluster::Cluster;
 use super::single::Single;
 
 /// How long a question may take: a hint is not worth waiting for.
-pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a node of a Cluster may take. Less than who asks waits: only a question that is still being asked makes
 /// the client look who answers for its slot now.
-const NODE_PATIENCE: Duration = Duration::from_millis(700);
+const NODE_TIMEOUT: Duration = Duration::from_millis(700);
 
 /// How often who does not answer is asked whether it is there again.
 pub(super) const PROBE_EVERY: Duration = Duration::from_millis(250);
@@ -39,7 +39,7 @@ pub(super) async fn ask<T>(
     if is_silent.load(Ordering::Relaxed) {
         return Err(Error::new(ErrorKind::Unavailable, "Redis did not answer, and is being waited for"));
     }
-    match tokio::time::timeout(PATIENCE, call).await {
+    match tokio::time::timeout(REQUEST_TIMEOUT, call).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => {
             // What it does not like is an answer.
@@ -85,8 +85,8 @@ impl RedisLink {
         if let Some(nodes) = url.strip_prefix("redis-cluster://") {
             let nodes: Vec<String> = nodes.split(',').map(|node| format!("redis://{node}")).collect();
             let client = ClusterClientBuilder::new(nodes)
-                .connection_timeout(NODE_PATIENCE)
-                .response_timeout(NODE_PATIENCE)
+                .connection_timeout(NODE_TIMEOUT)
+                .response_timeout(NODE_TIMEOUT)
                 .build()
                 .map_err(invalid)?;
             let connection = client.get_async_connection().await.map_err(failed)?;

@@ -5,7 +5,7 @@ use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use ::redis::{Client, RedisResult};
 use chat_core::Result;
 
-use super::connection::{PATIENCE, PROBE_EVERY, ask, failed};
+use super::connection::{PROBE_EVERY, REQUEST_TIMEOUT, ask, failed};
 
 /// One server. While it does not answer nobody waits for it: calls fail at once until it does.
 #[derive(Clone)]
@@ -40,7 +40,8 @@ impl Single {
         let server = Arc::downgrade(&self.0);
         tokio::spawn(async move {
             while let Some(server) = server.upgrade() {
-                if let Ok(Ok(fresh)) = tokio::time::timeout(PATIENCE, connection(&server.client)).await {
+                if let Ok(Ok(fresh)) = tokio::time::timeout(REQUEST_TIMEOUT, connection(&server.client)).await
+                {
                     *server.connection.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
                     server.is_silent.store(false, Ordering::Relaxed);
                     return;
@@ -61,8 +62,8 @@ impl Server {
 /// A new connection, over which the server has answered.
 async fn connection(client: &Client) -> RedisResult<ConnectionManager> {
     let config = ConnectionManagerConfig::new()
-        .set_connection_timeout(Some(PATIENCE))
-        .set_response_timeout(Some(PATIENCE))
+        .set_connection_timeout(Some(REQUEST_TIMEOUT))
+        .set_response_timeout(Some(REQUEST_TIMEOUT))
         .set_number_of_retries(1);
     let mut connection = client.get_connection_manager_with_config(config).await?;
     ::redis::cmd("PING").query_async::<String>(&mut connection).await?;

@@ -14,7 +14,7 @@ use super::{KafkaSettings, failed};
 
 /// The key of the record that a partition begins with; its value is the log's id.
 pub(super) const GENESIS: &[u8] = b"genesis";
-const PATIENCE: Duration = Duration::from_secs(5);
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Milliseconds that records are kept at least: a week to repair what stalls a shard.
 const RETENTION_MS: u64 = 7 * 24 * 3600 * 1000;
 
@@ -128,7 +128,7 @@ impl Topic {
     }
 
     fn options() -> AdminOptions {
-        AdminOptions::new().request_timeout(Some(PATIENCE)).operation_timeout(Some(PATIENCE))
+        AdminOptions::new().request_timeout(Some(ADMIN_TIMEOUT)).operation_timeout(Some(ADMIN_TIMEOUT))
     }
 
     async fn create(&self) -> Result<()> {
@@ -169,7 +169,7 @@ impl Topic {
         let consumer = self.look()?;
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
-            let metadata = consumer.fetch_metadata(Some(&self.name), PATIENCE).map_err(failed)?;
+            let metadata = consumer.fetch_metadata(Some(&self.name), ADMIN_TIMEOUT).map_err(failed)?;
             let led = metadata.topics().first().map_or(0, |topic| {
                 topic.partitions().iter().filter(|partition| partition.leader() >= 0).count()
             });
@@ -243,7 +243,7 @@ impl Topic {
     /// Checks that the topic is the log it was, and that these of its partitions begin as they did; gives how many
     /// copies there are. Blocks.
     pub(super) fn verify(&self, consumer: &BaseConsumer, partitions: Range<u32>) -> Result<usize> {
-        let metadata = consumer.fetch_metadata(Some(&self.name), PATIENCE).map_err(failed)?;
+        let metadata = consumer.fetch_metadata(Some(&self.name), ADMIN_TIMEOUT).map_err(failed)?;
         let topic = metadata.topics().first().filter(|topic| !topic.partitions().is_empty());
         let topic = topic.ok_or_else(gone)?;
         if topic.partitions().len() != self.log.partitions as usize {
@@ -266,7 +266,8 @@ impl Topic {
         let mut first = TopicPartitionList::new();
         for partition in partitions {
             let partition = i32::try_from(partition).unwrap_or(0);
-            let (low, high) = consumer.fetch_watermarks(&self.name, partition, PATIENCE).map_err(failed)?;
+            let (low, high) =
+                consumer.fetch_watermarks(&self.name, partition, ADMIN_TIMEOUT).map_err(failed)?;
             if high == 0 {
                 return Err(made_anew());
             }
