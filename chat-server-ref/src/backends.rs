@@ -258,10 +258,10 @@ pub async fn migrate(_settings: &Settings, _new_log: bool) -> Result<Vec<String>
 /// # Errors
 /// What does not hold, or a store that cannot be reached.
 #[cfg(feature = "cluster")]
-pub async fn audit(settings: &Settings) -> Result<chat_store::Audit, String> {
+pub async fn verify(settings: &Settings) -> Result<chat_store::Verification, String> {
     let cassandra = settings.store.parse().map_err(explain("store"))?;
     let store = chat_store::cassandra::CassandraStore::connect(&cassandra).await.map_err(explain("store"))?;
-    store.audit().await.map_err(explain("audit failed"))
+    store.verify().await.map_err(explain("verification failed"))
 }
 
 /// What to say where this build has no cluster backends.
@@ -270,22 +270,26 @@ pub async fn audit(settings: &Settings) -> Result<chat_store::Audit, String> {
 /// Always.
 #[cfg(not(feature = "cluster"))]
 #[allow(clippy::unused_async)]
-pub async fn audit(_settings: &Settings) -> Result<chat_store::Audit, String> {
+pub async fn verify(_settings: &Settings) -> Result<chat_store::Verification, String> {
     Err(missing_feature())
 }
 
 /// Moves a data set from the embedded store to Cassandra; gives what was copied.
 ///
 /// # Errors
-/// As [`chat_store::copy`].
+/// As [`chat_store::migrate_data`].
 #[cfg(feature = "cluster")]
-pub async fn copy(from: &str, to: &str, report: impl Fn(String) + Send + Sync) -> Result<String, String> {
+pub async fn migrate_data(
+    from: &str,
+    to: &str,
+    report: impl Fn(String) + Send + Sync,
+) -> Result<String, String> {
     let path = from.strip_prefix("fjall:").ok_or("--from is fjall:DIRECTORY, the data of one process")?;
     let to = to.parse().map_err(explain("--to"))?;
     let sealed = chat_store::SealedStore::seal(path).map_err(explain("--from"))?;
-    let audit = sealed.audit().map_err(explain("--from"))?;
-    report(format!("{path} is sealed and in order: {audit}"));
-    let copied = chat_store::copy(&sealed, &to, report).await.map_err(explain("copy"))?;
+    let verified = sealed.verify().map_err(explain("--from"))?;
+    report(format!("{path} is sealed and verified: {verified}"));
+    let copied = chat_store::migrate_data(&sealed, &to, report).await.map_err(explain("migrate-data"))?;
     Ok(copied.to_string())
 }
 
@@ -295,6 +299,10 @@ pub async fn copy(from: &str, to: &str, report: impl Fn(String) + Send + Sync) -
 /// Always.
 #[cfg(not(feature = "cluster"))]
 #[allow(clippy::unused_async)]
-pub async fn copy(_from: &str, _to: &str, _tell: impl Fn(String) + Send + Sync) -> Result<String, String> {
+pub async fn migrate_data(
+    _from: &str,
+    _to: &str,
+    _tell: impl Fn(String) + Send + Sync,
+) -> Result<String, String> {
     Err(missing_feature())
 }

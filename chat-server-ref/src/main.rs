@@ -1,5 +1,5 @@
-//! `chat-server-ref`: settings, then one of `serve`, `check`, `migrate`, `copy`, `explain`, `token`,
-//! `audit`.
+//! `chat-server-ref`: settings, then one of `serve`, `check`, `migrate`, `migrate-data`, `explain`, `token`,
+//! `verify`.
 
 use std::process::ExitCode;
 
@@ -33,14 +33,14 @@ fn run(arguments: Arguments) -> Result<(), String> {
         Action::Migrate(new_log) => {
             serve::migrate(settings, new_log)?.iter().for_each(|line| println!("{line}"));
         }
-        Action::Copy { from, to } => {
-            println!("copied: {}", serve::copy(&from, &to, |line| println!("{line}"))?)
+        Action::MigrateData { from, to } => {
+            println!("migrated: {}", serve::migrate_data(&from, &to, |line| println!("{line}"))?)
         }
         Action::Explain { message_id, nodes } => {
             explain::explain(&message_id, &nodes)?.iter().for_each(|line| println!("{line}"));
         }
         Action::Token { user, ttl } => println!("{}", tokens::issue(&settings, &user, ttl)?),
-        Action::Audit => println!("audit ok: {}", serve::audit(&settings)?),
+        Action::Verify => println!("verified: {}", serve::verify(&settings)?),
     }
     Ok(())
 }

@@ -90,20 +90,20 @@ pub fn migrate(settings: Settings, new_log: bool) -> Result<Vec<String>, String>
 ///
 /// # Errors
 /// What cannot be copied, and why.
-pub fn copy(from: &str, to: &str, report: impl Fn(String) + Send + Sync) -> Result<String, String> {
-    block_on(backends::copy(from, to, report))
+pub fn migrate_data(from: &str, to: &str, report: impl Fn(String) + Send + Sync) -> Result<String, String> {
+    block_on(backends::migrate_data(from, to, report))
 }
 
-/// Proves what the store promises, and counts; see [`chat_store::Audit`].
+/// Proves what the store promises, and counts; see [`chat_store::Verification`].
 ///
 /// # Errors
 /// What does not hold, or a store that cannot be read.
-pub fn audit(settings: &Settings) -> Result<chat_store::Audit, String> {
+pub fn verify(settings: &Settings) -> Result<chat_store::Verification, String> {
     if settings.is_cluster() {
-        return block_on(backends::audit(settings));
+        return block_on(backends::verify(settings));
     }
     let store = chat_store::EmbeddedStore::open(&settings.data).map_err(|e| format!("{e:?}"))?;
-    store.audit().map_err(|e| format!("audit failed: {e:?}"))
+    store.verify().map_err(|e| format!("verification failed: {e:?}"))
 }
 
 /// A connection is a file: allow as many as the system does.

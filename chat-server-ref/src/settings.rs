@@ -36,7 +36,7 @@ enum Command {
         new_log: bool,
     },
     /// Move a data set from one process to a cluster; interrupted, it goes on when it is called again.
-    Copy {
+    MigrateData {
         /// `fjall:DIRECTORY`. It is sealed first: nothing serves it any more.
         #[arg(long)]
         from: String,
@@ -63,7 +63,7 @@ enum Command {
     },
     /// Prove what the store promises and print the counts: of the data directory, while no server runs on it, or of a
     /// cluster's store, at any time.
-    Audit,
+    Verify,
 }
 
 #[derive(clap::Args, Debug, Default)]
@@ -101,7 +101,7 @@ pub enum Action {
     /// Make or update the schema; `true`: begin a new log.
     Migrate(bool),
     /// Move a data set.
-    Copy {
+    MigrateData {
         /// From here.
         from: String,
         /// To there.
@@ -122,7 +122,7 @@ pub enum Action {
         ttl: u64,
     },
     /// Audit the store.
-    Audit,
+    Verify,
 }
 
 /// What a node does.
@@ -402,9 +402,9 @@ impl Arguments {
                 let own = || vec![settings.admin_listen.to_string()];
                 Action::Explain { message_id, nodes: if node.is_empty() { own() } else { node } }
             }
-            (_, Some(Command::Copy { from, to })) => Action::Copy { from, to },
+            (_, Some(Command::MigrateData { from, to })) => Action::MigrateData { from, to },
             (_, Some(Command::Token { user, ttl })) => Action::Token { user, ttl },
-            (_, Some(Command::Audit)) => Action::Audit,
+            (_, Some(Command::Verify)) => Action::Verify,
         };
         Ok((action, settings))
     }

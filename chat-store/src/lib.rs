@@ -7,28 +7,28 @@
 //! | `cassandra` | `cassandra::CassandraStore` | messages, inboxes, accounts and prekeys, shared by the nodes of a cluster |
 //! | `redis` | [`redis::RedisRegistry`], [`redis::RedisPresence`] | who is connected where, and who was heard of lately |
 //!
-//! `copy` moves a data set from the embedded store to Cassandra.
+//! `migrate-data` moves a data set from the embedded store to Cassandra.
 
-#[cfg(any(feature = "fjall", feature = "cassandra"))]
-mod audit;
 #[cfg(feature = "cassandra")]
 pub mod cassandra;
 #[cfg(all(feature = "cassandra", feature = "fjall"))]
-mod copy;
+mod data_migration;
 #[cfg(feature = "fjall")]
 mod embedded;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(feature = "sqlite")]
 mod sqlite;
-
 #[cfg(any(feature = "fjall", feature = "cassandra"))]
-pub use audit::Audit;
+mod verify;
+
 #[cfg(all(feature = "cassandra", feature = "fjall"))]
-pub use copy::{Copied, copy};
+pub use data_migration::{MigratedData, migrate_data};
 #[cfg(feature = "fjall")]
 pub use embedded::EmbeddedStore;
 #[cfg(all(feature = "cassandra", feature = "fjall"))]
 pub use embedded::SealedStore;
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
+#[cfg(any(feature = "fjall", feature = "cassandra"))]
+pub use verify::Verification;

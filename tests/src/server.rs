@@ -152,11 +152,11 @@ impl Server {
         start.elapsed()
     }
 
-    /// What `chat-server-ref audit` says of the data; the server must not run.
-    pub fn audit(&self) -> String {
+    /// What `chat-server-ref verify` says of the data; the server must not run.
+    pub fn verify(&self) -> String {
         assert!(self.child.is_none());
         let out = Command::new(crate::binary("chat-server-ref"))
-            .args(["audit", "--data"])
+            .args(["verify", "--data"])
             .arg(&self.data)
             .output()
             .unwrap();

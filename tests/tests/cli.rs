@@ -262,7 +262,7 @@ fn a_server_with_tokens_wants_them() {
     let took = server.terminate();
     assert!(took < Duration::from_secs(70), "{took:?}");
     chat.kill();
-    assert!(server.audit().starts_with("audit ok"));
+    assert!(server.verify().starts_with("verified"));
 }
 
 #[test]

@@ -178,10 +178,13 @@ fn replay(services: &Services, script: Option<Script>, count: usize, troubles: &
         assert_eq!(amid, troubles.len(), "each trouble comes while somebody writes");
     });
     gaps.print();
-    let audit = cluster.command(&["audit"]);
-    println!("{audit}");
-    let kept = audit.split_once(" messages ").and_then(|(_, rest)| rest.split(' ').next());
-    assert!(audit.starts_with("audit ok: ") && kept.unwrap().parse::<u64>().unwrap() >= lines, "{audit}");
+    let verified = cluster.command(&["verify"]);
+    println!("{verified}");
+    let kept = verified.split_once(" messages ").and_then(|(_, rest)| rest.split(' ').next());
+    assert!(
+        verified.starts_with("verified: ") && kept.unwrap().parse::<u64>().unwrap() >= lines,
+        "{verified}"
+    );
     println!(
         "{lines} lines over 3 gateways and 2 routers in {:.1?}: {} faults, {flushes} times FLUSHALL beside them, \
          {} kills of clients, 0 lost, 0 twice, 0 out of order",

@@ -61,7 +61,7 @@ fn a_drain_spreads_reconnects_and_loses_nothing() {
         }
     }
     a.kill();
-    assert!(server.audit().starts_with("audit ok"));
+    assert!(server.verify().starts_with("verified"));
     server.restart();
     let mut b = Chat::start(&bob, &url, Some(0));
     let seen: Vec<String> =

@@ -1,5 +1,5 @@
 //! What an operator asks: what happened to a message (`explain`), whether everything is there (`check`) and whole
-//! (`audit`).
+//! (`verify`).
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use std::time::{Duration, Instant};
@@ -108,8 +108,8 @@ fn check_says_what_is_there_and_everything_that_is_not() {
     }
     register(dir.path(), &cluster.urls(0)[0], "alice");
     assert_eq!(
-        cluster.command(&["audit"]),
-        "audit ok: conversations 0 messages 0 waiting 0 devices 0 accounts 1"
+        cluster.command(&["verify"]),
+        "verified: conversations 0 messages 0 waiting 0 devices 0 accounts 1"
     );
     let metrics = cluster.gateways[0].admin_page("/metrics");
     for metric in ["chat_store_seconds", "chat_registry_seconds", "chat_keys_seconds", "chat_sessions"] {
@@ -125,7 +125,7 @@ fn check_says_what_is_there_and_everything_that_is_not() {
     for part in ["store: ", "migrate", "registry: ", "router: not looked at"] {
         assert!(wrong.contains(part), "{part}: {wrong}");
     }
-    assert!(failing(&two_wrong, "audit").1.contains("store: "));
+    assert!(failing(&two_wrong, "verify").1.contains("store: "));
 }
 
 #[test]

@@ -67,8 +67,12 @@ fn replay(dir: &Path, count: usize, at_least_kills: u64, clients_die: bool) -> O
     let took = start.elapsed();
     let mut server = server.into_inner().unwrap();
     server.kill();
-    println!("{}", server.audit());
-    assert!(server.audit().contains(&format!("messages {}", to_a.len() + to_b.len())), "{}", server.audit());
+    println!("{}", server.verify());
+    assert!(
+        server.verify().contains(&format!("messages {}", to_a.len() + to_b.len())),
+        "{}",
+        server.verify()
+    );
     assert!(kills >= at_least_kills, "only {kills} kills: the replay needs more lines");
     Outcome { kills, client_kills: alice.kills + bob.kills, took, refused: alice.refused + bob.refused }
 }

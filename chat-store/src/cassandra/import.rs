@@ -14,7 +14,7 @@ use super::commit::{LATE_DAY, big, blob, day_of, minute, now_us};
 use super::connection::Write;
 use super::inbox::{DAYS_READ, FLOOR_BEHIND_US};
 use super::{CassandraSettings, CassandraStore, corrupt, schema, signed, unsigned};
-use crate::copy::{Account, Device};
+use crate::data_migration::{Account, Device};
 
 /// A keyspace that a data set is copied to. Everything is written with timestamps below those of whoever
 /// serves it later, and writing it again is the same.

@@ -30,7 +30,6 @@
 //! shards, by three minutes together; and at most what a device acknowledged in five minutes, and 512 rows, is read
 //! over as tombstones.
 
-mod audit;
 mod commit;
 mod connection;
 mod directory;
@@ -39,6 +38,7 @@ pub(crate) mod import;
 mod inbox;
 mod log_reset;
 mod schema;
+mod verify;
 
 pub use connection::CassandraSettings;
 

@@ -149,7 +149,7 @@ pub(super) async fn check(connection: &Connection) -> Result<[u8; 16]> {
         Some((VERSION, epoch)) => Ok(epoch),
         Some((COPYING, _)) => Err(Error::new(
             ErrorKind::Invalid,
-            "a data set is being copied to the keyspace: `chat-server-ref copy` goes on where it stopped",
+            "a data set is being copied to the keyspace: `chat-server-ref migrate-data` goes on where it stopped",
         )),
         _ => Err(Error::new(
             ErrorKind::Invalid,

@@ -15,12 +15,12 @@
 //! are those who wait told. Beside the database lies `watermark`, the count of synced commits: if the
 //! database holds fewer, it lost something it had promised, and is not opened.
 
-mod audit;
 mod directory;
 mod keys;
 mod read;
 #[cfg(feature = "cassandra")]
 mod sealed;
+mod verify;
 mod watermark;
 mod writer;
 
@@ -141,12 +141,12 @@ impl EmbeddedStore {
         path.as_ref().join("db").exists()
     }
 
-    /// Reads everything and proves what the store promises; see [`Audit`](crate::Audit).
+    /// Reads everything and proves what the store promises; see [`Verification`](crate::Verification).
     ///
     /// # Errors
     /// `Corrupt` with what is wrong.
-    pub fn audit(&self) -> Result<crate::Audit> {
-        audit::run(&self.tables)
+    pub fn verify(&self) -> Result<crate::Verification> {
+        verify::run(&self.tables)
     }
 
     /// Waits until the disk failed. Nothing is acknowledged after that; the process should end and be

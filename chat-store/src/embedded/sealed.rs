@@ -12,9 +12,9 @@ use chat_core::{
 };
 
 use super::watermark::Watermark;
-use super::{SEALED, Tables, audit, check_format, corrupt, failed, io, keys};
-use crate::Audit;
-use crate::copy::{Account, Device};
+use super::{SEALED, Tables, check_format, corrupt, failed, io, keys, verify};
+use crate::Verification;
+use crate::data_migration::{Account, Device};
 
 const TEXT: &str = "This data set was sealed to be copied to a cluster, which may have gone on with it since. If the copy was \
      never served, remove this file to go back.\n";
@@ -57,12 +57,12 @@ impl SealedStore {
         self.epoch
     }
 
-    /// Reads everything and proves what the store promises; see [`Audit`].
+    /// Reads everything and proves what the store promises; see [`Verification`].
     ///
     /// # Errors
     /// `Corrupt` with what is wrong.
-    pub fn audit(&self) -> Result<Audit> {
-        audit::run(&self.tables)
+    pub fn verify(&self) -> Result<Verification> {
+        verify::run(&self.tables)
     }
 
     pub(crate) fn conversations(&self) -> Result<Vec<ConversationId>> {

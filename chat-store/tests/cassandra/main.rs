@@ -3,9 +3,9 @@
 #![cfg(feature = "cassandra")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
-mod audit;
 mod bounds;
 mod timestamps;
+mod verify;
 
 use std::sync::Arc;
 

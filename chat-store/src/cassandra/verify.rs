@@ -17,7 +17,7 @@ use futures_util::stream::TryStreamExt as _;
 use super::commit::{LATE_DAY, minute, now_us};
 use super::inbox::DeviceMeta;
 use super::{BUCKET, CassandraStore, corrupt, signed, unsigned};
-use crate::audit::{Audit, broken};
+use crate::verify::{Verification, broken};
 
 /// Conversations or devices at once.
 const VERIFY_CONCURRENCY: usize = 16;
@@ -52,18 +52,18 @@ struct Waiting {
 }
 
 impl CassandraStore {
-    /// Reads conversations, ids and inboxes, and proves what the store promises of them; see [`Audit`]. Messages may
+    /// Reads conversations, ids and inboxes, and proves what the store promises of them; see [`Verification`]. Messages may
     /// be sent and acknowledged meanwhile; what a fallen owner left to be finished counts as it will be then. Devices
     /// are those that anything is kept of; rows of mailboxes are looked at in inboxes alone. What was found to be
     /// wrong says where as its source.
     ///
     /// # Errors
     /// `Corrupt` with what does not hold, `Unavailable` if Cassandra does not answer again and again.
-    pub async fn audit(&self) -> Result<Audit> {
+    pub async fn verify(&self) -> Result<Verification> {
         let states =
             self.connection.stream::<(Vec<u8>,)>(&self.connection.statements.conversations, ()).await?;
         let checked = states
-            .map_ok(|(id,)| again("conversation", id.clone(), move || self.audit_conversation(id.clone())));
+            .map_ok(|(id,)| again("conversation", id.clone(), move || self.verify_conversation(id.clone())));
         let (conversations, messages) = checked
             .try_buffer_unordered(VERIFY_CONCURRENCY)
             .try_fold((0, 0), |(count, sum), rows| ready(Ok((count + 1, sum + rows))))
@@ -72,7 +72,7 @@ impl CassandraStore {
         let (days, devices) = self.inboxes().await?;
         let inboxes = futures_util::stream::iter(days.into_iter().map(Ok));
         let checked = inboxes.map_ok(|(device, days)| {
-            again("device", device.clone(), move || self.audit_inbox(device.clone(), days.clone(), began_us))
+            again("device", device.clone(), move || self.verify_inbox(device.clone(), days.clone(), began_us))
         });
         let waiting = checked
             .try_buffer_unordered(VERIFY_CONCURRENCY)
@@ -80,7 +80,7 @@ impl CassandraStore {
             .await?;
         let users = self.connection.stream::<(Vec<u8>,)>(&self.connection.statements.users, ()).await?;
         let accounts = users.try_fold(0, |count, _| ready(Ok(count + 1))).await?;
-        Ok(Audit { conversations, messages, waiting, devices, accounts })
+        Ok(Verification { conversations, messages, waiting, devices, accounts })
     }
 
     /// The days of each inbox, and how many devices have cursors.
@@ -111,7 +111,7 @@ impl CassandraStore {
 
     /// A conversation is dense from 1 to its head, its times rise, and each number of a sender has one place that its
     /// id leads to; gives how many rows it has.
-    async fn audit_conversation(&self, id: Vec<u8>) -> Result<u64> {
+    async fn verify_conversation(&self, id: Vec<u8>) -> Result<u64> {
         let conversation = ConversationId::parse(&id).map_err(|_| corrupt())?;
         let last = self.last_commit(conversation).await?;
         if conversation.kind() == Ok(ConversationKind::Mailbox) {
@@ -137,7 +137,7 @@ impl CassandraStore {
             for row in rows.values() {
                 log.take(row, head.time_us)?;
             }
-            self.audit_ids(&last, rows.values()).await?;
+            self.verify_ids(&last, rows.values()).await?;
         }
         if log.next != head.seq + 1 {
             return Err(broken("a conversation does not end at its head"));
@@ -146,7 +146,7 @@ impl CassandraStore {
     }
 
     /// The id of each message leads to it, or to a later place that its sender gave the same id.
-    async fn audit_ids(&self, last: &Commit, rows: impl Iterator<Item = &Placed>) -> Result<()> {
+    async fn verify_ids(&self, last: &Commit, rows: impl Iterator<Item = &Placed>) -> Result<()> {
         let mut partitions: BTreeMap<(InstallationId, i32), Vec<(MessageId, Seq)>> = BTreeMap::new();
         for row in rows {
             if let Some((sender, _, _, id)) = row.message {
@@ -183,7 +183,7 @@ impl CassandraStore {
 
     /// What waits for a device is there without a hole up to its cursors, is read, and stands for what history holds;
     /// gives how many rows that are.
-    async fn audit_inbox(&self, device: Vec<u8>, mut days: BTreeSet<i32>, began_us: u64) -> Result<u64> {
+    async fn verify_inbox(&self, device: Vec<u8>, mut days: BTreeSet<i32>, began_us: u64) -> Result<u64> {
         let device = InstallationId::parse(&device).map_err(|_| corrupt())?;
         // The cursors first: what they reach was written with them, or is being written.
         let (meta, cursors) = (self.meta(device).await?, self.all_cursors(device).await?);
@@ -199,7 +199,7 @@ impl CassandraStore {
                 let row = decode_row(Bytes::from(row)).map_err(|_| corrupt())?;
                 let acked = cursors.get(&row.conversation).map_or(0, |cursor| cursor.acked);
                 if row.seq > acked && self.is_committed(row.conversation, row.seq).await? {
-                    let there = self.audit_content(device, &row).await?;
+                    let there = self.verify_content(device, &row).await?;
                     let found = Waiting::new(&row, there.as_ref());
                     let place = waiting.entry(row.conversation).or_default().entry(row.seq);
                     place.or_insert(found).is_read |= is_read(meta, day, &row);
@@ -209,13 +209,13 @@ impl CassandraStore {
         let mut count = 0;
         for (conversation, rows) in waiting {
             let cursor = cursors.get(&conversation).copied().unwrap_or_default();
-            count += self.audit_rows(device, conversation, cursor, rows).await?;
+            count += self.verify_rows(device, conversation, cursor, rows).await?;
         }
         Ok(count)
     }
 
     /// The rows of one conversation that were found to wait, and its cursor as it was before they were looked for.
-    async fn audit_rows(
+    async fn verify_rows(
         &self,
         device: InstallationId,
         conversation: ConversationId,
@@ -259,7 +259,7 @@ impl CassandraStore {
     }
 
     /// History holds what a waiting row stands for; gives what it holds, where it has to.
-    async fn audit_content(&self, device: InstallationId, row: &InboxRow) -> Result<Option<InboxRow>> {
+    async fn verify_content(&self, device: InstallationId, row: &InboxRow) -> Result<Option<InboxRow>> {
         let conversation = row.conversation;
         if conversation.kind() == Ok(ConversationKind::Mailbox) || row.is_expired() {
             return Ok(None);

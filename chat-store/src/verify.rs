@@ -9,7 +9,7 @@ use chat_core::{Error, ErrorKind};
 /// that are there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
-pub struct Audit {
+pub struct Verification {
     /// Conversations, mailboxes included.
     pub conversations: u64,
     /// Rows of history.
@@ -22,7 +22,7 @@ pub struct Audit {
     pub accounts: u64,
 }
 
-impl fmt::Display for Audit {
+impl fmt::Display for Verification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { conversations, messages, waiting, devices, accounts } = self;
         write!(

@@ -2,7 +2,7 @@
 
 use chat_core::envelope::{InboxRow, Message, RowContent};
 use chat_core::wire::encode_row;
-use chat_store::Audit;
+use chat_store::Verification;
 
 use super::*;
 
@@ -14,7 +14,8 @@ struct Five {
     commits: Vec<Commit>,
 }
 
-const HELD: Audit = Audit { conversations: 1, messages: 5, waiting: 8, devices: 2, accounts: 0 };
+const HELD: Verification =
+    Verification { conversations: 1, messages: 5, waiting: 8, devices: 2, accounts: 0 };
 
 impl Five {
     async fn new(keyspace: Keyspace) -> Self {
@@ -57,7 +58,7 @@ impl Five {
     }
 
     async fn finds(self, what: &str) -> Self {
-        let found = self.store.audit().await.expect_err(what);
+        let found = self.store.verify().await.expect_err(what);
         assert_eq!((found.kind(), found.what()), (ErrorKind::Corrupt, what));
         let place = std::error::Error::source(&found).unwrap().to_string();
         assert!(place.starts_with("conversation ") || place.starts_with("device "), "{place}");
@@ -69,11 +70,11 @@ impl Five {
 async fn an_audit_names_what_is_broken() {
     let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
     let five = Five::new(keyspace).await;
-    assert_eq!(five.store.audit().await, Ok(HELD));
+    assert_eq!(five.store.verify().await, Ok(HELD));
 
     // Whoever goes on finishes the last commit, so what it would write is there; but only that.
     five.delete_history(5).await;
-    assert_eq!(five.store.audit().await, Ok(HELD));
+    assert_eq!(five.store.verify().await, Ok(HELD));
     five.forget_redo().await;
     let five = five.finds("a conversation does not end at its head").await;
 
@@ -96,14 +97,14 @@ async fn an_audit_names_what_is_broken() {
 
     let tail = (Five::bob(), five.conversation());
     five.run("UPDATE @cells SET tail = 3 WHERE installation = ? AND conversation = ?", tail).await;
-    assert_eq!(five.store.audit().await, Ok(HELD), "it is written again");
+    assert_eq!(five.store.verify().await, Ok(HELD), "it is written again");
     five.forget_redo().await;
     let five = five.finds("an inbox row is outside of its cell").await;
 
     let last = five.commits[4].history[0].time_us;
     let key = (Five::bob(), (last / (24 * 60 * MINUTE_US)) as i32, last as i64);
     five.run("DELETE FROM @inbox WHERE installation = ? AND day = ? AND time_us = ?", key).await;
-    assert_eq!(five.store.audit().await, Ok(HELD), "it is written again");
+    assert_eq!(five.store.verify().await, Ok(HELD), "it is written again");
     five.forget_redo().await;
     let five = five.finds("a cell reaches beyond its inbox").await;
 
@@ -134,15 +135,19 @@ async fn an_audit_takes_what_is_rare_for_what_it_is() {
         let next = talk.next(now_us() - minutes * MINUTE_US);
         commit(&store, next).await;
     }
-    let held = Audit { conversations: 1, messages: 4, waiting: 8, devices: 2, accounts: 0 };
-    assert_eq!(store.audit().await, Ok(held), "late rows");
+    let held = Verification { conversations: 1, messages: 4, waiting: 8, devices: 2, accounts: 0 };
+    assert_eq!(store.verify().await, Ok(held), "late rows");
     store.expire(now_us() - 150 * MINUTE_US, 1000).await.unwrap();
-    assert_eq!(store.audit().await, Ok(Audit { waiting: 6, ..held }), "a gap stands for two");
+    assert_eq!(store.verify().await, Ok(Verification { waiting: 6, ..held }), "a gap stands for two");
     let large = talk.several(101);
     store.make_visible(vec![large.clone()]).await.unwrap();
-    assert_eq!(store.audit().await, Ok(Audit { waiting: 6, ..held }), "rows above the head are not there");
+    assert_eq!(
+        store.verify().await,
+        Ok(Verification { waiting: 6, ..held }),
+        "rows above the head are not there"
+    );
     commit(&store, large).await;
-    assert_eq!(store.audit().await, Ok(Audit { messages: 105, waiting: 208, ..held }));
+    assert_eq!(store.verify().await, Ok(Verification { messages: 105, waiting: 208, ..held }));
     keyspace.remove().await;
 }
 

@@ -7,17 +7,17 @@ use chat_core::wire::{decode_row, state};
 use chat_core::{ClientSeq, ConversationId, ConversationKind, Incarnation, InstallationId, Result};
 
 use super::{Tables, corrupt, failed, keys};
-use crate::audit::{Audit, broken};
+use crate::verify::{Verification, broken};
 
-pub(super) fn run(tables: &Tables) -> Result<Audit> {
-    let mut audit = Audit::default();
+pub(super) fn run(tables: &Tables) -> Result<Verification> {
+    let mut found = Verification::default();
     for guard in tables.state.iter() {
         let (key, value) = guard.into_inner().map_err(failed)?;
         let conversation = ConversationId::parse(&key).map_err(|_| corrupt())?;
-        audit.conversations += 1;
+        found.conversations += 1;
         let head = state::decode(&value)?.head;
         if conversation.kind() != Ok(ConversationKind::Mailbox) {
-            audit.messages += check_log(tables, conversation, head.seq, head.time_us)?;
+            found.messages += check_log(tables, conversation, head.seq, head.time_us)?;
         }
     }
     for guard in tables.ids.iter() {
@@ -35,11 +35,11 @@ pub(super) fn run(tables: &Tables) -> Result<Audit> {
         if tables.history.get(keys::history(place.conversation, place.seq)).map_err(failed)?.is_none() {
             return Err(broken("an inbox row has no message"));
         }
-        audit.waiting += 1;
+        found.waiting += 1;
     }
-    audit.devices = count(tables.devices.iter())?;
-    audit.accounts = count(tables.lists.iter())?;
-    Ok(audit)
+    found.devices = count(tables.devices.iter())?;
+    found.accounts = count(tables.lists.iter())?;
+    Ok(found)
 }
 
 fn count(rows: fjall::Iter) -> Result<u64> {

@@ -1,5 +1,5 @@
 //! Moving from one process to a cluster: interrupted, resumed, compared, and nobody notices.
-//! `CHAT_TEST_COPY_MESSAGES` says how many messages there are beside those of real clients.
+//! `CHAT_TEST_MIGRATE_MESSAGES` says how many messages there are beside those of real clients.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use std::collections::BTreeMap;
@@ -109,7 +109,7 @@ fn person(number: u32, which: u8) -> DeviceAddress {
 fn copy(from: &str, to: &str, kills: u64, pause: Duration) -> String {
     for _ in 0..kills {
         let mut child = Command::new(binary("chat-server-ref"))
-            .args(["copy", "--from", from, "--to", to])
+            .args(["migrate-data", "--from", from, "--to", to])
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
@@ -119,7 +119,7 @@ fn copy(from: &str, to: &str, kills: u64, pause: Duration) -> String {
         child.wait().unwrap();
     }
     let start = Instant::now();
-    let out = server_command(&["copy", "--from", from, "--to", to]);
+    let out = server_command(&["migrate-data", "--from", from, "--to", to]);
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(out.status.success(), "{text}{}", String::from_utf8_lossy(&out.stderr));
     println!(
@@ -134,7 +134,7 @@ fn copy(from: &str, to: &str, kills: u64, pause: Duration) -> String {
 fn a_data_set_moves_to_a_cluster_and_conversations_go_on() {
     let Some(services) = Services::single() else { return };
     let messages =
-        std::env::var("CHAT_TEST_COPY_MESSAGES").ok().and_then(|n| n.parse().ok()).unwrap_or(50_000);
+        std::env::var("CHAT_TEST_MIGRATE_MESSAGES").ok().and_then(|n| n.parse().ok()).unwrap_or(50_000);
     let dir = tempfile::tempdir().unwrap();
     let mut server = Server::start(dir.path());
     let a = register(dir.path(), &server.url(), "alice");
@@ -163,7 +163,7 @@ fn a_data_set_moves_to_a_cluster_and_conversations_go_on() {
     let text = copy(&from, &to, 3, pause);
     let counts: BTreeMap<&str, u64> = counts(text.lines().last().unwrap());
     assert!(counts["messages"] >= messages && counts["accounts"] == 2, "{text}");
-    let again = server_command(&["copy", "--from", &from, "--to", &to]);
+    let again = server_command(&["migrate-data", "--from", &from, "--to", &to]);
     assert!(!again.status.success() && String::from_utf8_lossy(&again.stderr).contains("finished before"));
     let served = server_command(&["--data", server.data.to_str().unwrap(), "serve"]);
     assert!(!served.status.success() && String::from_utf8_lossy(&served.stderr).contains("sealed"));
@@ -182,7 +182,7 @@ fn a_data_set_moves_to_a_cluster_and_conversations_go_on() {
     );
 }
 
-/// The counts of a line such as `copied: conversations 3 messages 5 …`.
+/// The counts of a line such as `migrated: conversations 3 messages 5 …`.
 fn counts(line: &str) -> BTreeMap<&str, u64> {
     let words: Vec<&str> = line.split([' ', ',', ':']).filter(|word| !word.is_empty()).collect();
     words.windows(2).filter_map(|pair| Some((pair[0], pair[1].parse().ok()?))).collect()

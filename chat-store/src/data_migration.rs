@@ -48,7 +48,7 @@ pub(crate) struct Device {
 /// What a copy holds; every digest was read back from the target and is that of the source.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[allow(clippy::exhaustive_structs)]
-pub struct Copied {
+pub struct MigratedData {
     /// Conversations, mailboxes included.
     pub conversations: u64,
     /// Rows of history.
@@ -63,7 +63,7 @@ pub struct Copied {
     pub digest: [u8; 32],
 }
 
-impl fmt::Display for Copied {
+impl fmt::Display for MigratedData {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { conversations, messages, waiting, devices, accounts, digest } = self;
         write!(
@@ -87,41 +87,41 @@ impl fmt::Display for Copied {
 /// `Conflict` if the keyspace holds another data set or the copy was finished before, `Corrupt` if the source
 /// does not read back or a digest differs, `Unavailable` if Cassandra does not answer for half a minute: call
 /// it again.
-pub async fn copy(
+pub async fn migrate_data(
     from: &SealedStore,
     to: &CassandraSettings,
     report: impl Fn(String) + Send + Sync,
-) -> Result<Copied> {
+) -> Result<MigratedData> {
     let to = CassandraImport::begin(to, from.epoch()).await?;
-    let copy = Copy { from, to, reported: parking_lot::Mutex::new(Instant::now()), report };
+    let migration = Migration { from, to, reported: parking_lot::Mutex::new(Instant::now()), report };
     let (conversations, devices, users) = (from.conversations()?, from.devices()?, from.users()?);
     let rows = AtomicU64::new(0);
-    each(&conversations, |id| copy.conversation(*id, &rows)).await?;
+    each(&conversations, |id| migration.conversation(*id, &rows)).await?;
     let devices: Vec<InstallationId> = devices.into_iter().collect();
-    each(&devices, |id| copy.device(*id)).await?;
-    each(&users, |user| copy.account(*user)).await?;
+    each(&devices, |id| migration.device(*id)).await?;
+    each(&users, |user| migration.account(*user)).await?;
 
-    (copy.report)("everything is written: comparing".to_owned());
-    let mut copied = Copied {
+    (migration.report)("everything is written: comparing".to_owned());
+    let mut copied = MigratedData {
         conversations: conversations.len() as u64,
         devices: devices.len() as u64,
         accounts: users.len() as u64,
-        ..Copied::default()
+        ..MigratedData::default()
     };
     let mut all = Sha256::new();
-    for (digest, messages) in each(&conversations, |id| copy.compare_conversation(*id)).await? {
+    for (digest, messages) in each(&conversations, |id| migration.compare_conversation(*id)).await? {
         copied.messages += messages;
         all.update(digest);
     }
-    for (digest, waiting) in each(&devices, |id| copy.compare_device(*id)).await? {
+    for (digest, waiting) in each(&devices, |id| migration.compare_device(*id)).await? {
         copied.waiting += waiting;
         all.update(digest);
     }
-    for digest in each(&users, |user| copy.compare_account(*user)).await? {
+    for digest in each(&users, |user| migration.compare_account(*user)).await? {
         all.update(digest);
     }
     copied.digest = all.finalize().into();
-    copy.to.end().await?;
+    migration.to.end().await?;
     Ok(copied)
 }
 
@@ -150,14 +150,14 @@ const fn differs(what: &'static str) -> Error {
     Error::new(ErrorKind::Corrupt, what)
 }
 
-struct Copy<'a, Report> {
+struct Migration<'a, Report> {
     from: &'a SealedStore,
     to: CassandraImport,
     reported: parking_lot::Mutex<Instant>,
     report: Report,
 }
 
-impl<Report: Fn(String) + Send + Sync> Copy<'_, Report> {
+impl<Report: Fn(String) + Send + Sync> Migration<'_, Report> {
     fn progress(&self, what: impl FnOnce() -> String) {
         let mut reported = self.reported.lock();
         if reported.elapsed() > Duration::from_secs(1) {
