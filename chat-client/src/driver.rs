@@ -236,7 +236,7 @@ impl Driver {
                             }
                             self.step(match error.retry_after_ms() {
                                 0 => Input::Disconnected,
-                                wait => Input::TurnedAway(wait),
+                                wait => Input::Rejected(wait),
                             })?;
                         }
                     }

@@ -76,9 +76,9 @@ fn render(engine: &Engine, handle: &PrometheusHandle) -> String {
         ("chat_repeated_total", &counters.repeated),
         ("chat_refused_total", &counters.refused),
         ("chat_commits_total", &counters.batches),
-        ("chat_pushed_total", &counters.pushed),
+        ("chat_events_delivered_total", &counters.events_delivered),
         ("chat_forwarded_total", &counters.forwarded),
-        ("chat_woken_total", &counters.woken),
+        ("chat_push_wakeups_total", &counters.push_wakeups),
         ("chat_acked_total", &counters.acked),
     ] {
         metrics::counter!(name).absolute(value.load(Ordering::Relaxed));

@@ -355,7 +355,7 @@ async fn accept_all(
         let (admit, place, due) = match admitted {
             Ok(admitted) => admitted,
             Err(reason) => {
-                metrics::counter!("chat_turned_away_total", "reason" => reason).increment(1);
+                metrics::counter!("chat_connections_rejected_total", "reason" => reason).increment(1);
                 // Saying so by TLS would cost what there is none of.
                 if let (None, Ok(place)) = (&tls, farewells.clone().try_acquire_owned()) {
                     tokio::spawn(async move {

@@ -15,11 +15,11 @@ pub struct Counters {
     /// Batches committed.
     pub batches: AtomicU64,
     /// Rows told to connected devices.
-    pub pushed: AtomicU64,
+    pub events_delivered: AtomicU64,
     /// Batches of events that went to other gateways.
     pub forwarded: AtomicU64,
     /// Devices woken by a push service.
-    pub woken: AtomicU64,
+    pub push_wakeups: AtomicU64,
     /// Acks taken.
     pub acked: AtomicU64,
 }

@@ -17,7 +17,7 @@ impl Engine {
             return;
         }
         let plan = plan(&batch.events, &self.routes(batch, delivered).await, delivered);
-        count(&self.counters.woken, plan.wake.len());
+        count(&self.counters.push_wakeups, plan.wake.len());
         plan.unseen.iter().for_each(|(id, devices)| self.record(*id, Stage::Pushed { devices: *devices }));
         self.deliver_planned(plan.deliveries).await;
         if !plan.wake.is_empty() {
@@ -45,7 +45,7 @@ impl Engine {
     pub(super) async fn deliver_planned(&self, deliveries: Vec<SessionDelivery>) -> Vec<Route> {
         self.record_routes(&deliveries);
         for (route, events) in &deliveries {
-            count(&self.counters.pushed, events.len());
+            count(&self.counters.events_delivered, events.len());
             if self.settings.mutants.has(Mutant::TrimOnPush) {
                 self.trim(route.device.installation, events).await;
             }

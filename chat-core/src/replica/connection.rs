@@ -558,7 +558,7 @@ mod tests {
             out.contains(&Output::Dial)
         };
         assert!(step(0, Input::Tick));
-        assert!(!step(10, Input::TurnedAway(5000)));
+        assert!(!step(10, Input::Rejected(5000)));
         assert!(!step(5009, Input::Tick) && step(5010, Input::Tick));
         // Nobody said when: the first waits are short.
         assert!(!step(6000, Input::Disconnected) && step(6400, Input::Tick));

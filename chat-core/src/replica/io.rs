@@ -44,7 +44,7 @@ pub enum Input {
     /// It broke, or could not be made.
     Disconnected,
     /// The server has no room for it, and says after how many milliseconds it may.
-    TurnedAway(u32),
+    Rejected(u32),
     /// A frame of the server.
     Frame(ServerFrame),
     /// Send this.
@@ -174,7 +174,7 @@ pub enum Ephemeral {
 #[derive(Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Output {
-    /// Connect; answer with `Connected`, `Disconnected` or `TurnedAway`.
+    /// Connect; answer with `Connected`, `Disconnected` or `Rejected`.
     Dial,
     /// Drop the connection.
     Hangup,

@@ -286,7 +286,7 @@ impl Replica {
         match input {
             Input::Connected => self.connected(now),
             Input::Disconnected => self.disconnected(now, 0, out),
-            Input::TurnedAway(retry_after) => self.disconnected(now, retry_after, out),
+            Input::Rejected(retry_after) => self.disconnected(now, retry_after, out),
             Input::Frame(frame) => self.frame(now, frame, out),
             Input::Send(draft) => {
                 self.changes.push(Change::Queued(draft.clone()));
