@@ -162,7 +162,7 @@ services() {
     # What is done to services of several nodes comes first; then those make room.
     programs test --test cluster fail_together -- --nocapture --test-threads 1 || outcome=$?
     stop_clusters
-    programs test --test cluster --test data_migration --test crowd --test operations -- --nocapture --test-threads 1 \
+    programs test --test cluster --test data_migration --test reconnect_storm --test operations -- --nocapture --test-threads 1 \
         || outcome=$?
     stop_single
     return "$outcome"
