@@ -27,7 +27,7 @@ test-faults: ## A hundred faults of cluster, services and network, and fifty zom
 setup:
 	@scripts/setup.sh all
 
-bench: ## Server and floor in one run.
+bench: ## Server and baseline in one run.
 	@scripts/setup.sh protoc
 	@$(CARGO) build --release --locked -p chat-server-ref -p chat-tests
 	@target/release/bench

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::binary;
-use crate::chat::register_with;
+use crate::cli_process::register_with;
 use crate::deployment::{ANOTHER_ROUTER, Deployment, FIRST_GATEWAY, FIRST_ROUTER};
 use crate::faults::Script;
 use crate::server::{Machine, Server};

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::Dice;
+use crate::TestRng;
 use crate::cluster::Cluster;
 use crate::deployment::{ANOTHER_ROUTER, FIRST_GATEWAY, FIRST_ROUTER};
 use crate::server::Server;
@@ -177,8 +177,8 @@ impl Script {
     }
 }
 
-fn some_time(dice: &mut Dice) -> Duration {
-    Duration::from_millis(1000 + dice.below(1000 * (Fault::longest() - 1)))
+fn some_time(rng: &mut TestRng) -> Duration {
+    Duration::from_millis(1000 + rng.below(1000 * (Fault::longest() - 1)))
 }
 
 /// The machines of services: of each one of Redis, on the first three one of Kafka and Cassandra, too.
@@ -186,35 +186,35 @@ const SERVICES: Range<u64> = 1..FIRST_GATEWAY;
 /// The machines of gateways and routers that are always there.
 const NODES: Range<u64> = FIRST_GATEWAY..ANOTHER_ROUTER;
 
-fn among(dice: &mut Dice, numbers: Range<u64>) -> u64 {
-    numbers.start + dice.below(numbers.end - numbers.start)
+fn among(rng: &mut TestRng, numbers: Range<u64>) -> u64 {
+    numbers.start + rng.below(numbers.end - numbers.start)
 }
 
 /// Any two of these.
-fn two(dice: &mut Dice, numbers: Range<u64>) -> (u64, u64) {
-    let one = among(dice, numbers.clone());
-    let other = among(dice, numbers.start..numbers.end - 1);
+fn two(rng: &mut TestRng, numbers: Range<u64>) -> (u64, u64) {
+    let one = among(rng, numbers.clone());
+    let other = among(rng, numbers.start..numbers.end - 1);
     (one, if other < one { other } else { other + 1 })
 }
 
 impl Script {
     /// Lets a fault of services or of their network come, last and end.
-    pub fn suffer(&self, fault: Fault, dice: &mut Dice) {
-        let (node, away) = (1 + dice.below(3), some_time(dice));
+    pub fn suffer(&self, fault: Fault, rng: &mut TestRng) {
+        let (node, away) = (1 + rng.below(3), some_time(rng));
         match fault {
             Fault::KillKafkaController => self.kill("kafka", self.kafka_controller(), away),
             Fault::KillCassandra => self.kill("cassandra", node, away),
             Fault::KillRedisMaster => {
                 let masters = self.redis_masters();
-                self.kill("redis", masters[dice.below(masters.len() as u64) as usize], away);
+                self.kill("redis", masters[rng.below(masters.len() as u64) as usize], away);
             }
             Fault::StopKafka => self.pause("kafka", node, away),
             Fault::StopCassandra => self.pause("cassandra", node, away),
-            Fault::StopRedis => self.pause("redis", 1 + dice.below(6), away),
-            Fault::CutNodes => self.cut(two(dice, NODES), away),
-            Fault::CutServers => self.cut((among(dice, NODES), among(dice, SERVICES)), away),
-            Fault::CutServices => self.cut(two(dice, SERVICES), away),
-            Fault::CutClients => self.cut((0, among(dice, FIRST_GATEWAY..FIRST_ROUTER)), away),
+            Fault::StopRedis => self.pause("redis", 1 + rng.below(6), away),
+            Fault::CutNodes => self.cut(two(rng, NODES), away),
+            Fault::CutServers => self.cut((among(rng, NODES), among(rng, SERVICES)), away),
+            Fault::CutServices => self.cut(two(rng, SERVICES), away),
+            Fault::CutClients => self.cut((0, among(rng, FIRST_GATEWAY..FIRST_ROUTER)), away),
             _ => unreachable!("{fault:?} is not one of services"),
         }
     }
@@ -227,15 +227,15 @@ impl Script {
 
 impl Cluster {
     /// Lets a fault of nodes come, last and end.
-    pub fn suffer(&mut self, fault: Fault, dice: &mut Dice) {
+    pub fn suffer(&mut self, fault: Fault, rng: &mut TestRng) {
         match fault {
-            Fault::KillRouter => kill_one(&mut self.routers, dice),
-            Fault::KillGateway => kill_one(&mut self.gateways, dice),
+            Fault::KillRouter => kill_one(&mut self.routers, rng),
+            Fault::KillGateway => kill_one(&mut self.gateways, rng),
             Fault::Flush => self.flush(),
-            Fault::StopRedisAlone => self.stop_redis(some_time(dice)),
+            Fault::StopRedisAlone => self.stop_redis(some_time(rng)),
             // Longer than its lease: it goes on as an owner that was replaced.
-            Fault::StopRouter => stop_one(&self.routers, dice, Duration::from_secs(7)),
-            Fault::StopGateway => stop_one(&self.gateways, dice, Duration::from_secs(1)),
+            Fault::StopRouter => stop_one(&self.routers, rng, Duration::from_secs(7)),
+            Fault::StopGateway => stop_one(&self.gateways, rng, Duration::from_secs(1)),
             Fault::MoveShards => self.move_shards(),
             _ => unreachable!("{fault:?} is not one of nodes"),
         }
@@ -280,15 +280,15 @@ impl Cluster {
     }
 }
 
-fn kill_one(nodes: &mut [Server], dice: &mut Dice) {
-    let which = dice.below(nodes.len() as u64) as usize;
+fn kill_one(nodes: &mut [Server], rng: &mut TestRng) {
+    let which = rng.below(nodes.len() as u64) as usize;
     nodes[which].kill();
     nodes[which].restart();
 }
 
-fn stop_one(nodes: &[Server], dice: &mut Dice, at_least: Duration) {
-    let which = dice.below(nodes.len() as u64) as usize;
+fn stop_one(nodes: &[Server], rng: &mut TestRng, at_least: Duration) {
+    let which = rng.below(nodes.len() as u64) as usize;
     nodes[which].stop();
-    std::thread::sleep(at_least.max(some_time(dice)));
+    std::thread::sleep(at_least.max(some_time(rng)));
     nodes[which].go_on();
 }

@@ -1,16 +1,16 @@
 //! The rig of the end-to-end tests: the real binaries as processes, killed by their pid alone.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
-pub mod chat;
+pub mod cli_process;
 pub mod cluster;
+pub mod corpus;
 pub mod deployment;
 pub mod faults;
-pub mod online;
+pub mod load_client;
 pub mod proxy;
-pub mod raw;
+pub mod raw_client;
+pub mod scripted_client;
 pub mod server;
-pub mod talker;
-pub mod text;
 
 use std::path::PathBuf;
 
@@ -41,9 +41,9 @@ pub fn scratch() -> PathBuf {
 
 /// A small deterministic generator for choices of a test.
 #[derive(Debug)]
-pub struct Dice(pub chat_core::rng::Rng);
+pub struct TestRng(pub chat_core::rng::Rng);
 
-impl Dice {
+impl TestRng {
     pub fn new(seed: u64) -> Self {
         Self(chat_core::rng::Rng::new(seed))
     }

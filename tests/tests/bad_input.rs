@@ -8,7 +8,7 @@ use bytes::Bytes;
 use chat_core::envelope::{AckUpTo, Refusal};
 use chat_core::wire::{ClientFrame, ServerFrame};
 use chat_core::{ConversationId, StoreEpoch};
-use chat_tests::raw::{Raw, Said, UPGRADE, User, frame};
+use chat_tests::raw_client::{RawClient, Received, UPGRADE, User, frame};
 use chat_tests::server::Server;
 
 const MIB: u64 = 1024 * 1024;
@@ -16,7 +16,7 @@ const MIB: u64 = 1024 * 1024;
 /// A server, somebody who minds their own business, and a count of what was tried.
 struct Stage {
     server: Server,
-    bystander: (User, Raw),
+    bystander: (User, RawClient),
     tried: usize,
     _dir: tempfile::TempDir,
 }
@@ -30,7 +30,7 @@ impl Stage {
         let mut stage = Self { server, bystander: (user, raw), tried: 0, _dir: dir };
         // What the process needs at all is there before anything is measured.
         for _ in 0..50 {
-            drop(Raw::open(stage.server.port));
+            drop(RawClient::open(stage.server.port));
         }
         stage.check_bystander();
         stage
@@ -57,7 +57,7 @@ impl Stage {
         let status = status.to_owned();
         let shown = name.to_owned();
         self.item(name, move |port| {
-            let mut raw = Raw::connect(port);
+            let mut raw = RawClient::connect(port);
             raw.write(&request);
             let head = raw.head();
             assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{shown}: {head:?}");
@@ -69,7 +69,7 @@ impl Stage {
         let bytes = bytes.to_vec();
         let shown = name.to_owned();
         self.item(name, move |port| {
-            let mut raw = Raw::open(port);
+            let mut raw = RawClient::open(port);
             raw.write(&bytes);
             assert_eq!(raw.close_code(), code, "{shown}");
         });
@@ -113,7 +113,7 @@ fn handshakes() {
     stage.status("6 10,000 headers", &with(&"X: y\r\n".repeat(10_000)), "431");
     stage.status("6 65 headers", &with(&vec!["X: y"; 65].join("\r\n")), "431");
     stage.item("7 a byte at a time", |port| {
-        let mut raw = Raw::connect(port);
+        let mut raw = RawClient::connect(port);
         for byte in UPGRADE.bytes().take(7) {
             raw.write(&[byte]);
             std::thread::sleep(Duration::from_millis(800));
@@ -129,7 +129,7 @@ fn handshakes() {
     stage.status("13 bytes behind the request", &smuggled, "400");
     stage.status("14 two lengths", &with("Transfer-Encoding: chunked\r\nContent-Length: 5"), "400");
     stage.item("15 an offered extension is declined", |port| {
-        let mut raw = Raw::connect(port);
+        let mut raw = RawClient::connect(port);
         raw.write(&with("Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"));
         let head = raw.head();
         assert!(head.starts_with("HTTP/1.1 101") && !head.to_lowercase().contains("extensions"), "{head}");
@@ -145,8 +145,8 @@ fn frames() {
     let mut stage = Stage::new();
     stage.closes("19 unmasked", &[0x82, 1, 0], 1002);
     stage.item("20 a mask of zeros is allowed", |port| {
-        let mut raw = Raw::open(port);
-        let Said::Frame(_) = raw.hear(Duration::from_secs(5)) else { panic!() };
+        let mut raw = RawClient::open(port);
+        let Received::Frame(_) = raw.receive(Duration::from_secs(5)) else { panic!() };
         let registration = User::new(&unique()).registration().encode();
         let mut bytes = vec![0x82, 0x80 | 126];
         bytes.extend((registration.len() as u16).to_be_bytes());
@@ -171,7 +171,7 @@ fn frames() {
     );
     stage.closes("30 one byte over the limit", &declared(256 * 1024 + 1), 1009);
     stage.item("31 64 KiB declared, one byte sent", |port| {
-        let mut raw = Raw::open(port);
+        let mut raw = RawClient::open(port);
         raw.write(&declared(64 * 1024 + 1));
         let code = raw.close_code();
         // Without a `Hello` the greeting ends first; either way it ends.
@@ -294,7 +294,7 @@ fn protocol() {
     stage.item("a signature of somebody else", |port| {
         let (user, other) = (User::new(&unique()), User::new(&unique()));
         drop(user.session(port));
-        let mut raw = Raw::open(port);
+        let mut raw = RawClient::open(port);
         let ServerFrame::Challenge(challenge) = raw.take() else { panic!() };
         let ClientFrame::Hello(mut hello) = other.hello(challenge.nonce, 0) else { panic!() };
         hello.claims.user = user.device.user;
@@ -304,17 +304,17 @@ fn protocol() {
     stage.item("a challenge used twice", |port| {
         let user = User::new(&unique());
         drop(user.session(port));
-        let mut raw = Raw::open(port);
+        let mut raw = RawClient::open(port);
         let _ = raw.take();
         raw.send(&user.hello(Bytes::from_static(&[0; 32]), 0));
         assert_eq!(raw.close_code(), 4401);
     });
     stage.item("silence instead of a Hello", |port| {
-        let mut raw = Raw::open(port);
+        let mut raw = RawClient::open(port);
         assert_eq!(raw.close_code(), 4504);
     });
     stage.item("a message before the Hello", |port| {
-        let mut raw = Raw::open(port);
+        let mut raw = RawClient::open(port);
         raw.send(&ClientFrame::Heartbeat);
         assert_eq!(raw.close_code(), 4400);
     });

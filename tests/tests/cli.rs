@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use chat_tests::chat::{Chat, command, register};
+use chat_tests::cli_process::{CliProcess, command, register};
 use chat_tests::server::{Server, free_port};
 use serde_json::json;
 
@@ -19,17 +19,17 @@ fn a_ref_is_the_same_message_again() {
     let server = Server::start(dir.path());
     let alice = register(dir.path(), &server.url(), "alice");
     register(dir.path(), &server.url(), "bob");
-    let mut chat = Chat::start(&alice, &server.url(), None);
-    assert!(chat.say(&json!({"cmd": "send", "to": "bob", "text": "one", "ref": "r"})));
+    let mut chat = CliProcess::start(&alice, &server.url(), None);
+    assert!(chat.send(&json!({"cmd": "send", "to": "bob", "text": "one", "ref": "r"})));
     let queued = chat.wait("queued");
     let stored = chat.wait("stored");
     assert_eq!(queued["ref"], "r");
     chat.kill();
-    let mut chat = Chat::start(&alice, &server.url(), None);
-    assert!(chat.say(&json!({"cmd": "send", "to": "bob", "text": "one", "ref": "r"})));
+    let mut chat = CliProcess::start(&alice, &server.url(), None);
+    assert!(chat.send(&json!({"cmd": "send", "to": "bob", "text": "one", "ref": "r"})));
     assert_eq!(chat.wait("queued"), queued);
     assert_eq!(chat.wait("stored"), stored);
-    assert!(chat.say(&json!({"cmd": "send", "to": "bob", "text": "two", "ref": "r"})));
+    assert!(chat.send(&json!({"cmd": "send", "to": "bob", "text": "two", "ref": "r"})));
     let refused = chat.wait("refused");
     assert_eq!((refused["reason"].as_str(), refused["ref"].as_str()), (Some("ref_reused"), Some("r")));
     assert!(refused["n"].as_u64() > stored["n"].as_u64());
@@ -44,13 +44,13 @@ fn events_after_a_number_come_again_unchanged() {
     let bob = register(dir.path(), &server.url(), "bob");
     let out = command(&alice, &server.url(), &["send", "bob", "hello"]);
     assert!(out.status.success(), "{}", text(&out.stderr));
-    let mut chat = Chat::start(&bob, &server.url(), Some(0));
+    let mut chat = CliProcess::start(&bob, &server.url(), Some(0));
     let message = chat.wait("message");
     chat.kill();
-    let mut chat = Chat::start(&bob, &server.url(), Some(message["n"].as_u64().unwrap() - 1));
+    let mut chat = CliProcess::start(&bob, &server.url(), Some(message["n"].as_u64().unwrap() - 1));
     assert_eq!(chat.wait("message"), message);
     chat.finish();
-    let mut chat = Chat::start(&bob, &server.url(), None);
+    let mut chat = CliProcess::start(&bob, &server.url(), None);
     chat.wait("caught_up");
     assert!(
         chat.finish().iter().all(|event| event["event"] != "message"),
@@ -64,13 +64,13 @@ fn receipts_typing_and_presence_reach_the_other_side() {
     let server = Server::start(dir.path());
     let alice = register(dir.path(), &server.url(), "alice");
     let bob = register(dir.path(), &server.url(), "bob");
-    let mut a = Chat::start(&alice, &server.url(), None);
+    let mut a = CliProcess::start(&alice, &server.url(), None);
     a.wait("caught_up");
-    assert!(a.say(&json!({"cmd": "send", "to": "bob", "text": "hello"})));
+    assert!(a.send(&json!({"cmd": "send", "to": "bob", "text": "hello"})));
     let stored = a.wait("stored");
-    assert!(a.say(&json!({"cmd": "presence", "users": ["bob"]})));
+    assert!(a.send(&json!({"cmd": "presence", "users": ["bob"]})));
     assert_eq!(a.wait("presence")["online"], false);
-    let mut b = Chat::start(&bob, &server.url(), None);
+    let mut b = CliProcess::start(&bob, &server.url(), None);
     let message = b.wait("message");
     assert_eq!(message["conversation"], stored["conversation"]);
     let (mut online, mut delivered) = (false, false);
@@ -79,12 +79,12 @@ fn receipts_typing_and_presence_reach_the_other_side() {
         online |= event["event"] == "presence" && event["online"] == true;
         delivered |= event["event"] == "delivered" && event["seq"] == stored["seq"];
     }
-    assert!(b.say(&json!({"cmd": "typing", "to": "alice"})));
+    assert!(b.send(&json!({"cmd": "typing", "to": "alice"})));
     assert_eq!(a.wait("typing")["user"], "bob");
-    assert!(b.say(&json!({"cmd": "read", "conversation": message["conversation"], "seq": message["seq"]})));
+    assert!(b.send(&json!({"cmd": "read", "conversation": message["conversation"], "seq": message["seq"]})));
     let read = a.wait("read");
     assert_eq!((read["user"].as_str(), read["seq"].as_u64()), (Some("bob"), message["seq"].as_u64()));
-    assert!(b.say(&json!({"cmd": "history", "with": "alice"})));
+    assert!(b.send(&json!({"cmd": "history", "with": "alice"})));
     assert_eq!(b.wait("history")["messages"][0]["text"], "hello");
     b.finish();
     assert_eq!(a.wait("presence")["online"], false);
@@ -124,21 +124,21 @@ fn a_second_device_is_linked_by_its_code_and_gets_what_follows() {
     assert!(linking.wait().unwrap().success());
     assert!(text(&command(&alice, &url, &["devices"]).stdout).contains("device 2"));
 
-    let mut phone = Chat::start(&alice, &url, None);
-    let mut other = Chat::start(&tablet, &url, None);
-    let mut b = Chat::start(&bob, &url, None);
+    let mut phone = CliProcess::start(&alice, &url, None);
+    let mut other = CliProcess::start(&tablet, &url, None);
+    let mut b = CliProcess::start(&bob, &url, None);
     other.wait("caught_up");
-    assert!(phone.say(&json!({"cmd": "send", "to": "bob", "text": "from the phone"})));
+    assert!(phone.send(&json!({"cmd": "send", "to": "bob", "text": "from the phone"})));
     let seen = other.wait("message");
     assert_eq!((seen["from"].as_str(), seen["device"].as_u64()), (Some("alice"), Some(1)));
     while b.wait("message")["text"] != "from the phone" {}
-    assert!(other.say(&json!({"cmd": "send", "to": "bob", "text": "from the tablet"})));
+    assert!(other.send(&json!({"cmd": "send", "to": "bob", "text": "from the tablet"})));
     assert_eq!(b.wait("message")["device"], 2);
     assert_eq!(phone.wait("message")["text"], "from the tablet");
-    assert!(b.say(&json!({"cmd": "send", "to": "alice", "text": "to both"})));
+    assert!(b.send(&json!({"cmd": "send", "to": "alice", "text": "to both"})));
     assert_eq!(phone.wait("message")["text"], "to both");
     assert_eq!(other.wait("message")["text"], "to both");
-    assert!(phone.say(&json!({"cmd": "send", "to": "alice", "text": "note to self"})));
+    assert!(phone.send(&json!({"cmd": "send", "to": "alice", "text": "note to self"})));
     assert_eq!(other.wait("message")["text"], "note to self");
     phone.finish();
 
@@ -182,17 +182,17 @@ fn what_goes_wrong_is_said_and_nothing_is_lost() {
     let empty = command(&dir.path().join("empty"), &url, &["send", "bob", "x"]);
     assert!(!empty.status.success() && text(&empty.stderr).contains("register"), "{}", text(&empty.stderr));
 
-    let mut chat = Chat::start(&alice, &url, None);
+    let mut chat = CliProcess::start(&alice, &url, None);
     chat.wait("caught_up");
     let busy = command(&alice, &url, &["history", "alice"]);
     assert!(!busy.status.success() && text(&busy.stderr).contains("in use"), "{}", text(&busy.stderr));
     for bad in ["{", "[]", "{\"cmd\":\"fly\"}", "{\"cmd\":\"send\"}", "\u{feff}{}"] {
-        assert!(chat.say_raw(bad));
+        assert!(chat.send_line(bad));
         assert_eq!(chat.wait("error")["reason"], "bad_line");
     }
-    assert!(chat.say(&json!({"cmd": "send", "to": "NOT A HANDLE", "text": "x", "ref": "h"})));
+    assert!(chat.send(&json!({"cmd": "send", "to": "NOT A HANDLE", "text": "x", "ref": "h"})));
     assert_eq!(chat.wait("refused")["ref"], "h");
-    assert!(chat.say(&json!({"cmd": "send", "to": "alice", "text": ""})));
+    assert!(chat.send(&json!({"cmd": "send", "to": "alice", "text": ""})));
     chat.wait("stored");
     chat.finish();
 
@@ -213,7 +213,7 @@ fn what_goes_wrong_is_said_and_nothing_is_lost() {
     }
     let out = child.wait_with_output().unwrap();
     assert!(text(&out.stdout).contains("1 messages wait"), "{}", text(&out.stdout));
-    let chat = Chat::start(&alice, &url, None);
+    let chat = CliProcess::start(&alice, &url, None);
     let rest = chat.finish();
     assert!(rest.iter().any(|event| event["event"] == "stored" && event["ref"] == "l"), "{rest:?}");
 }
@@ -257,7 +257,7 @@ fn a_server_with_tokens_wants_them() {
     assert!(server.admin_page("/metrics").contains("chat_sessions"));
     assert!(!server.log().contains("eyJ"), "a token is in the log");
 
-    let chat = Chat::start(&alice, &url, None);
+    let chat = CliProcess::start(&alice, &url, None);
     std::thread::sleep(Duration::from_millis(500));
     let took = server.terminate();
     assert!(took < Duration::from_secs(70), "{took:?}");

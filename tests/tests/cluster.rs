@@ -7,11 +7,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use chat_tests::Dice;
+use chat_tests::TestRng;
 use chat_tests::cluster::{Cluster, Services, Size, fresh_name};
+use chat_tests::corpus::real_lines;
 use chat_tests::faults::{Fault, Script};
-use chat_tests::talker::{Progress, Talker, sendable};
-use chat_tests::text::real_lines;
+use chat_tests::scripted_client::{Progress, ScriptedClient, sendable};
 
 /// How long nothing was stored, and nothing delivered, by what was going on.
 #[derive(Default)]
@@ -97,15 +97,15 @@ impl Trouble {
         self.of_nodes.iter().chain(&self.of_services).count()
     }
 
-    fn come(self, cluster: &mut Cluster, dice: &mut Dice) {
+    fn come(self, cluster: &mut Cluster, rng: &mut TestRng) {
         let script = cluster.script.clone();
-        let mut other = Dice::new(dice.below(u64::MAX));
+        let mut other = TestRng::new(rng.below(u64::MAX));
         std::thread::scope(|scope| {
             if let (Some(fault), Some(script)) = (self.of_services, script) {
                 scope.spawn(move || script.suffer(fault, &mut other));
             }
             if let Some(fault) = self.of_nodes {
-                cluster.suffer(fault, dice);
+                cluster.suffer(fault, rng);
             }
         });
     }
@@ -128,20 +128,20 @@ fn replay(services: &Services, script: Option<Script>, count: usize, troubles: &
     let (start, gaps) = (Instant::now(), Gaps::default());
     let end = start + Duration::from_secs(7200);
     let released = AtomicUsize::new(if troubles.is_empty() { count } else { 0 });
-    let mut alice = Talker::new(a, cluster.urls(0), "bob", &from_a, &to_a);
-    let mut bob = Talker::new(b, cluster.urls(1), "alice", &from_b, &to_b);
+    let mut alice = ScriptedClient::new(a, cluster.urls(0), "bob", &from_a, &to_a);
+    let mut bob = ScriptedClient::new(b, cluster.urls(1), "alice", &from_b, &to_b);
     if !troubles.is_empty() {
         (alice.ahead, bob.ahead) = (8, 8);
     }
     (alice.released, bob.released) = (Some(&released), Some(&released));
     let half = if troubles.is_empty() { count / 2 } else { 0 };
-    let mut dice = Dice::new(7);
+    let mut rng = TestRng::new(7);
     let mut flushes = 0;
     std::thread::scope(|scope| {
         let over = Over(&gaps.over);
         // A client that comes back is found again: what a Redis that forgets delays would not show.
         let dies = troubles.iter().any(|trouble| *trouble != FORGETS);
-        let die = |seed| dies.then(|| Dice::new(seed));
+        let die = |seed| dies.then(|| TestRng::new(seed));
         let (dice_a, dice_b) = (die(1), die(2));
         let one = scope.spawn(|| {
             // Half way each goes to another gateway.
@@ -168,7 +168,7 @@ fn replay(services: &Services, script: Option<Script>, count: usize, troubles: &
             released.store((n + 1) * count / troubles.len() + 20, Ordering::Relaxed);
             println!("{:.1?}: {}", start.elapsed(), trouble.name());
             gaps.begin(*trouble);
-            trouble.come(&mut cluster, &mut dice);
+            trouble.come(&mut cluster, &mut rng);
         }
         released.store(count, Ordering::Relaxed);
         let outcome = (one.join(), two.join());

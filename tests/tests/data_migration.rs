@@ -14,22 +14,22 @@ use chat_core::backend::{
 use chat_core::envelope::{InboxRow, Message, RowContent};
 use chat_core::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
 use chat_store::EmbeddedStore;
-use chat_tests::chat::register;
+use chat_tests::cli_process::register;
 use chat_tests::cluster::{Cluster, Services, Size, fresh_name, server_command};
+use chat_tests::corpus::real_lines;
+use chat_tests::scripted_client::{Progress, ScriptedClient, sendable};
 use chat_tests::server::Server;
-use chat_tests::talker::{Progress, Talker, sendable};
-use chat_tests::text::real_lines;
-use chat_tests::{Dice, binary};
+use chat_tests::{TestRng, binary};
 
 /// Messages between two people who are not there: one long conversation and many short ones, of which the
 /// last rows wait.
 async fn fill(data: &Path, messages: u64) {
     let store = EmbeddedStore::open(data).unwrap();
-    let mut dice = Dice::new(11);
+    let mut rng = TestRng::new(11);
     let mut number = 0;
     let (mut made, mut now_ms) = (0, 1_760_000_000_000_u64);
     while made < messages {
-        let count = if number == 0 { messages / 10 } else { (1 + dice.below(3000)).min(messages - made) };
+        let count = if number == 0 { messages / 10 } else { (1 + rng.below(3000)).min(messages - made) };
         let mut commits = Vec::new();
         let mut state = ConversationState::default();
         let (alice, bob) = (person(number, 1), person(number, 2));
@@ -38,9 +38,9 @@ async fn fill(data: &Path, messages: u64) {
             .map(|one| Member { user: one.user, list_version: 1, installations: vec![one.installation] })
             .to_vec();
         for seq in 1..=count {
-            now_ms += 50 + dice.below(1000);
+            now_ms += 50 + rng.below(1000);
             let mut random = [0; 10];
-            random[..8].copy_from_slice(&dice.below(u64::MAX).to_be_bytes());
+            random[..8].copy_from_slice(&rng.below(u64::MAX).to_be_bytes());
             let id = MessageId::new(now_ms, random);
             state.head = Head {
                 seq,
@@ -59,7 +59,7 @@ async fn fill(data: &Path, messages: u64) {
                 prev,
                 incarnation: 0,
                 audience: Vec::new(),
-                body: vec![seq as u8; 100 + dice.below(200) as usize].into(),
+                body: vec![seq as u8; 100 + rng.below(200) as usize].into(),
                 sent_at: now_ms,
             });
             let row = |joined, sealed: &'static [u8]| InboxRow {
@@ -143,8 +143,8 @@ fn a_data_set_moves_to_a_cluster_and_conversations_go_on() {
     let (to_a, to_b) = (sendable(&from_b), sendable(&from_a));
     let progress = Progress::default();
     let end = Instant::now() + Duration::from_secs(120);
-    let mut alice = Talker::new(a, vec![server.url()], "bob", &from_a, &to_a);
-    let mut bob = Talker::new(b, vec![server.url()], "alice", &from_b, &to_b);
+    let mut alice = ScriptedClient::new(a, vec![server.url()], "bob", &from_a, &to_a);
+    let mut bob = ScriptedClient::new(b, vec![server.url()], "alice", &from_b, &to_b);
     // Both talk, then Alice goes on while Bob is away. A few lines are too long and never arrive.
     std::thread::scope(|scope| {
         scope.spawn(|| alice.run_until(900, 490, &progress, end));

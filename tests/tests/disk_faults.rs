@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use chat_tests::chat::{Chat, register};
+use chat_tests::cli_process::{CliProcess, register};
 use chat_tests::server::{Server, free_port};
 use serde_json::json;
 
@@ -43,15 +43,15 @@ fn while_the_disk_is_full_messages_wait() {
     let mut server = Server::start(dir.path());
     let url = server.url();
     let (alice, bob) = (register(home.path(), &url, "alice"), register(home.path(), &url, "bob"));
-    let mut a = Chat::start(&alice, &url, None);
-    assert!(a.say(&json!({"cmd": "send", "to": "bob", "text": "before"})));
+    let mut a = CliProcess::start(&alice, &url, None);
+    assert!(a.send(&json!({"cmd": "send", "to": "bob", "text": "before"})));
     a.wait("stored");
 
     // Less than the reserve is left.
     let filler = dir.path().join("filler");
     std::fs::write(&filler, vec![1; usize::try_from(disk.free() - (40 << 20)).unwrap()]).unwrap();
     std::thread::sleep(Duration::from_millis(1500));
-    assert!(a.say(&json!({"cmd": "send", "to": "bob", "text": "meanwhile"})));
+    assert!(a.send(&json!({"cmd": "send", "to": "bob", "text": "meanwhile"})));
     a.wait("queued");
     let end = Instant::now() + Duration::from_secs(3);
     while Instant::now() < end {
@@ -60,7 +60,7 @@ fn while_the_disk_is_full_messages_wait() {
         }
     }
     // What is there can be read and acknowledged.
-    let mut b = Chat::start(&bob, &url, None);
+    let mut b = CliProcess::start(&bob, &url, None);
     assert_eq!(b.wait("message")["text"], "before");
 
     std::fs::remove_file(&filler).unwrap();
@@ -119,14 +119,14 @@ fn when_a_sync_fails_the_server_ends_and_a_restart_has_all_that_was_stored() {
         assert!(Instant::now() < end, "it does not listen");
         std::thread::sleep(Duration::from_millis(20));
     }
-    let mut a = Chat::start(&alice, &format!("ws://127.0.0.1:{port}"), None);
+    let mut a = CliProcess::start(&alice, &format!("ws://127.0.0.1:{port}"), None);
     let mut stored = Vec::new();
     let end = Instant::now() + Duration::from_secs(60);
     let mut status = None;
     // One at a time, so that each takes a sync of its own, until the server is gone.
     'messages: for n in 0..200 {
         let name = format!("{n}");
-        if !a.say(&json!({"cmd": "send", "to": "bob", "text": name, "ref": name})) {
+        if !a.send(&json!({"cmd": "send", "to": "bob", "text": name, "ref": name})) {
             break;
         }
         loop {
@@ -158,14 +158,14 @@ fn when_a_sync_fails_the_server_ends_and_a_restart_has_all_that_was_stored() {
     assert!(!stored.is_empty() && sent < 200);
 
     server.restart();
-    let mut b = Chat::start(&bob, &server.url(), Some(0));
+    let mut b = CliProcess::start(&bob, &server.url(), Some(0));
     let mut seen = Vec::new();
     while seen.len() < stored.len() {
         seen.push(b.wait("message")["text"].as_str().unwrap().to_owned());
     }
     assert_eq!(seen, stored, "what was stored is there, in order");
     // The rest waits in the outbox, and arrives now.
-    let a = Chat::start(&alice, &server.url(), None);
+    let a = CliProcess::start(&alice, &server.url(), None);
     a.finish();
     while seen.len() < sent {
         seen.push(b.wait("message")["text"].as_str().unwrap().to_owned());

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use chat_core::wire::{ClientFrame, ServerFrame, close};
-use chat_tests::chat::{Chat, register};
-use chat_tests::raw::User;
+use chat_tests::cli_process::{CliProcess, register};
+use chat_tests::raw_client::User;
 use chat_tests::server::Server;
 use serde_json::json;
 
@@ -23,10 +23,10 @@ fn a_drain_spreads_reconnects_and_loses_nothing() {
         (0..SESSIONS).map(|n| User::new(&format!("user{n}")).session(server.port).0).collect();
     sessions[0].send(&ClientFrame::Heartbeat);
 
-    let mut a = Chat::start(&alice, &url, None);
+    let mut a = CliProcess::start(&alice, &url, None);
     a.wait("caught_up");
     for n in 0..500 {
-        assert!(a.say(&json!({"cmd": "send", "to": "bob", "text": format!("{n}"), "ref": format!("{n}")})));
+        assert!(a.send(&json!({"cmd": "send", "to": "bob", "text": format!("{n}"), "ref": format!("{n}")})));
     }
     let mut stored: Vec<String> = vec![a.wait("stored")["ref"].as_str().unwrap().into()];
     let took = server.terminate();
@@ -63,7 +63,7 @@ fn a_drain_spreads_reconnects_and_loses_nothing() {
     a.kill();
     assert!(server.verify().starts_with("verified"));
     server.restart();
-    let mut b = Chat::start(&bob, &url, Some(0));
+    let mut b = CliProcess::start(&bob, &url, Some(0));
     let seen: Vec<String> =
         (0..stored.len()).map(|_| b.wait("message")["text"].as_str().unwrap().to_owned()).collect();
     assert_eq!(seen, stored, "what was stored arrives, in order");

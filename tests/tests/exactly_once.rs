@@ -7,11 +7,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use chat_tests::Dice;
-use chat_tests::chat::register;
+use chat_tests::TestRng;
+use chat_tests::cli_process::register;
+use chat_tests::corpus::real_lines;
+use chat_tests::scripted_client::{Progress, ScriptedClient, sendable};
 use chat_tests::server::Server;
-use chat_tests::talker::{Progress, Talker, sendable};
-use chat_tests::text::real_lines;
 
 struct Outcome {
     kills: u64,
@@ -30,8 +30,8 @@ fn replay(dir: &Path, count: usize, at_least_kills: u64, clients_die: bool) -> O
     let end = start + Duration::from_secs(900);
     let progress = Progress::default();
     let over = AtomicBool::new(false);
-    let mut alice = Talker::new(a, vec![url.clone()], "bob", &from_a, &to_a);
-    let mut bob = Talker::new(b, vec![url], "alice", &from_b, &to_b);
+    let mut alice = ScriptedClient::new(a, vec![url.clone()], "bob", &from_a, &to_a);
+    let mut bob = ScriptedClient::new(b, vec![url], "alice", &from_b, &to_b);
     if at_least_kills > 0 {
         // Slowly enough for that many kills to come in between.
         (alice.ahead, bob.ahead) = (80, 80);
@@ -40,9 +40,9 @@ fn replay(dir: &Path, count: usize, at_least_kills: u64, clients_die: bool) -> O
         let killer = scope.spawn(|| {
             let mut kills = 0;
             let mut seen = progress.stored.load(Ordering::Relaxed);
-            let mut dice = Dice::new(42);
+            let mut rng = TestRng::new(42);
             while !over.load(Ordering::Relaxed) && at_least_kills > 0 {
-                std::thread::sleep(Duration::from_millis(dice.below(60)));
+                std::thread::sleep(Duration::from_millis(rng.below(60)));
                 let now = progress.stored.load(Ordering::Relaxed);
                 if now > seen {
                     seen = now;
@@ -54,7 +54,7 @@ fn replay(dir: &Path, count: usize, at_least_kills: u64, clients_die: bool) -> O
             }
             kills
         });
-        let die = |seed| clients_die.then(|| Dice::new(seed));
+        let die = |seed| clients_die.then(|| TestRng::new(seed));
         let (dice_a, dice_b) = (die(1), die(2));
         let one = scope.spawn(|| alice.run(dice_a, &progress, end));
         let two = scope.spawn(|| bob.run(dice_b, &progress, end));

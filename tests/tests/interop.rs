@@ -15,7 +15,7 @@ use chat_client::suite::{Peer, PrekeyBundle, Suite, SuiteTx, Table};
 use chat_core::{DeviceId, InstallationId, Result};
 use chat_signal::Signal;
 use chat_signal::bundle::{OneTimePart, SignedPart};
-use chat_tests::Dice;
+use chat_tests::TestRng;
 use serde_json::{Value, json};
 
 const MESSAGES: usize = 1000;
@@ -119,9 +119,9 @@ fn peer(identity: &str) -> Peer {
 }
 
 fn shuffle<T>(all: &mut [T]) {
-    let mut dice = Dice::new(7);
+    let mut rng = TestRng::new(7);
     for i in (1..all.len()).rev() {
-        all.swap(i, dice.below(i as u64 + 1) as usize);
+        all.swap(i, rng.below(i as u64 + 1) as usize);
     }
 }
 

@@ -4,19 +4,19 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use chat_tests::chat::{Chat, command, register};
+use chat_tests::cli_process::{CliProcess, command, register};
 use chat_tests::server::Server;
 use serde_json::json;
 
 const COUNT: usize = 10_000;
 
 fn send_all(profile: &Path, url: &str, to: &str) {
-    let mut chat = Chat::start(profile, url, None);
+    let mut chat = CliProcess::start(profile, url, None);
     let mut stored = 0;
     let mut sent = 0;
     while stored < COUNT {
         while sent < COUNT && sent < stored + 2000 {
-            assert!(chat.say(&json!({"cmd": "send", "to": to, "text": format!("message {sent}")})));
+            assert!(chat.send(&json!({"cmd": "send", "to": to, "text": format!("message {sent}")})));
             sent += 1;
         }
         if let Some(event) = chat.next(Duration::from_secs(30)) {
@@ -29,7 +29,7 @@ fn send_all(profile: &Path, url: &str, to: &str) {
 
 /// Receives everything; gives the time from the first message to the last.
 fn receive_all(profile: &Path, url: &str) -> Duration {
-    let mut chat = Chat::start(profile, url, None);
+    let mut chat = CliProcess::start(profile, url, None);
     let mut first = None;
     let mut received = 0;
     while received < COUNT {
@@ -66,10 +66,10 @@ fn ten_thousand_wait_and_all_arrive() {
     // An answer: from here on the session is established both ways.
     assert!(command(&bob, &url, &["send", "alice", "answer"]).status.success());
     assert!(command(&alice, &url, &["send", "bob", "seen"]).status.success());
-    let mut listening = Chat::start(&alice, &url, Some(0));
+    let mut listening = CliProcess::start(&alice, &url, Some(0));
     listening.wait("message");
     listening.finish();
-    let mut listening = Chat::start(&bob, &url, Some(0));
+    let mut listening = CliProcess::start(&bob, &url, Some(0));
     while listening.wait("message")["text"] != "seen" {}
     listening.finish();
 

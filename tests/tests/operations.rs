@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use chat_tests::chat::{Chat, register};
+use chat_tests::cli_process::{CliProcess, register};
 use chat_tests::cluster::{Cluster, Services, Size, fresh_name, server_command};
 use chat_tests::server::Server;
 use serde_json::json;
@@ -25,8 +25,8 @@ fn explained(nodes: &[&Server], id: &str, parts: &[&str]) -> String {
 }
 
 /// Sends a message to Bob and gives its id.
-fn send(alice: &mut Chat, text: &str) -> String {
-    assert!(alice.say(&json!({"cmd": "send", "to": "bob", "text": text, "ref": text})));
+fn send(alice: &mut CliProcess, text: &str) -> String {
+    assert!(alice.send(&json!({"cmd": "send", "to": "bob", "text": text, "ref": text})));
     alice.wait("stored")["message_id"].as_str().unwrap().to_owned()
 }
 
@@ -35,7 +35,7 @@ fn a_message_is_explained_without_its_content() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = Server::start(dir.path());
     let (a, b) = (register(dir.path(), &server.url(), "alice"), register(dir.path(), &server.url(), "bob"));
-    let mut alice = Chat::start(&a, &server.url(), None);
+    let mut alice = CliProcess::start(&a, &server.url(), None);
     let id = send(&mut alice, "the secret word");
     let text = explained(
         &[&server],
@@ -46,7 +46,7 @@ fn a_message_is_explained_without_its_content() {
     // A process that was killed has forgotten what it did; the store has not.
     server.kill();
     server.restart();
-    let mut bob = Chat::start(&b, &server.url(), None);
+    let mut bob = CliProcess::start(&b, &server.url(), None);
     bob.wait("message");
     let text = explained(&[&server], &id, &["delivered to device", "at seq 1", "acknowledged by"]);
     println!("{text}");
@@ -65,8 +65,8 @@ fn a_message_is_explained_across_nodes() {
         register(dir.path(), &cluster.urls(0)[0], "alice"),
         register(dir.path(), &cluster.urls(1)[0], "bob"),
     );
-    let mut alice = Chat::start(&a, &cluster.urls(0)[0], None);
-    let mut bob = Chat::start(&b, &cluster.urls(1)[0], None);
+    let mut alice = CliProcess::start(&a, &cluster.urls(0)[0], None);
+    let mut bob = CliProcess::start(&b, &cluster.urls(1)[0], None);
     bob.wait("caught_up");
     let id = send(&mut alice, "hello");
     bob.wait("message");

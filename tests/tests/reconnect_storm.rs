@@ -11,10 +11,10 @@ use bytes::Bytes;
 use chat_core::envelope::InboxRow;
 use chat_core::wire::ServerFrame;
 use chat_core::{ConversationId, MessageId};
-use chat_tests::Dice;
+use chat_tests::TestRng;
 use chat_tests::cluster::{Cluster, Services, Size, fresh_name};
-use chat_tests::online::{Online, Refused, next, sent_at};
-use chat_tests::raw::User;
+use chat_tests::load_client::{LoadClient, Refused, next, sent_at};
+use chat_tests::raw_client::User;
 use chat_tests::server::Server;
 use chat_transport::dial::Dialer;
 use tokio::task::JoinSet;
@@ -37,10 +37,11 @@ fn cluster(dir: &std::path::Path, services: &Services) -> Cluster {
     Cluster::start(dir, services, &fresh_name(), Size { gateways: 3, routers: 1 }, None)
 }
 
-async fn gather(dialer: &Dialer) -> Vec<Online> {
+async fn gather(dialer: &Dialer) -> Vec<LoadClient> {
     let mut crowd = Vec::with_capacity(CROWD);
     for some in 0..CROWD / 50 {
-        let users = (0..50).map(|n| Online::register(dialer, User::new(&format!("crowd{}", 50 * some + n))));
+        let users =
+            (0..50).map(|n| LoadClient::register(dialer, User::new(&format!("crowd{}", 50 * some + n))));
         let opening: Vec<_> = users.collect();
         for online in futures_util::future::join_all(opening).await {
             crowd.push(online.unwrap());
@@ -68,7 +69,7 @@ struct Came {
 
 /// Stays connected, and comes back elsewhere when the connection ends; until it was back and has all of its
 /// messages.
-async fn stay(mut online: Online, elsewhere: Dialer, mut dice: Dice, messages: usize) -> Came {
+async fn stay(mut online: LoadClient, elsewhere: Dialer, mut rng: TestRng, messages: usize) -> Came {
     // By place: what was not acknowledged before the connection ended is given again, and a client knows it.
     let mut got: BTreeSet<(ConversationId, u64)> = BTreeSet::new();
     let (mut back, mut began) = (None, Instant::now());
@@ -91,12 +92,14 @@ async fn stay(mut online: Online, elsewhere: Dialer, mut dice: Dice, messages: u
             let user = online.user.public();
             online = loop {
                 let ceiling = BACKOFF_MS << attempts.min(8);
-                let wait = wait_ms.take().unwrap_or(0).max(dice.below(ceiling));
+                let wait = wait_ms.take().unwrap_or(0).max(rng.below(ceiling));
                 tokio::time::sleep(Duration::from_millis(wait)).await;
                 attempts += 1;
                 began = Instant::now();
-                let again =
-                    tokio::time::timeout(Duration::from_secs(10), Online::connect(&elsewhere, user.public()));
+                let again = tokio::time::timeout(
+                    Duration::from_secs(10),
+                    LoadClient::connect(&elsewhere, user.public()),
+                );
                 match again.await {
                     Ok(Ok(again)) => break again,
                     Ok(Err(Refused::Later(wait))) => wait_ms = Some(u64::from(wait)),
@@ -114,7 +117,7 @@ async fn stay(mut online: Online, elsewhere: Dialer, mut dice: Dice, messages: u
 }
 
 /// Talks from one device to another until it is told to stop; gives how long each message took, and when.
-async fn talk(from: Online, to: Online, stop: Arc<AtomicBool>) -> Vec<(Instant, Duration)> {
+async fn talk(from: LoadClient, to: LoadClient, stop: Arc<AtomicBool>) -> Vec<(Instant, Duration)> {
     let start = Instant::now();
     let user = to.user.public();
     let sending = {
@@ -149,7 +152,7 @@ async fn talk(from: Online, to: Online, stop: Arc<AtomicBool>) -> Vec<(Instant, 
 }
 
 /// Takes an answer; after a while without any, sends again what has none, as a client does.
-async fn hear(sender: &mut Online, unanswered: &mut Vec<(MessageId, Bytes)>) {
+async fn hear(sender: &mut LoadClient, unanswered: &mut Vec<(MessageId, Bytes)>) {
     let frame = match tokio::time::timeout(Duration::from_secs(10), next(&mut *sender.transport)).await {
         Ok(frame) => frame.unwrap().expect("the sender stays connected"),
         Err(_) => {
@@ -186,15 +189,15 @@ fn crowd(end: impl FnOnce(&mut Server) -> Option<Duration> + Send + 'static) {
     let (first, second, third) =
         (dialer(&cluster.gateways[0]), dialer(&cluster.gateways[1]), dialer(&cluster.gateways[2]));
     let (crowd, sender) = runtime.block_on(async {
-        (gather(&first).await, Online::register(&third, User::new("sender")).await.unwrap())
+        (gather(&first).await, LoadClient::register(&third, User::new("sender")).await.unwrap())
     });
     let users: Vec<User> = crowd.iter().map(|online| online.user.public()).collect();
     let stop = Arc::new(AtomicBool::new(false));
     let talking: Vec<_> = runtime.block_on(async {
         let mut talking = Vec::new();
         for n in 0..10 {
-            let from = Online::register(&second, User::new(&format!("talker{n}"))).await.unwrap();
-            let to = Online::register(&third, User::new(&format!("hearer{n}"))).await.unwrap();
+            let from = LoadClient::register(&second, User::new(&format!("talker{n}"))).await.unwrap();
+            let to = LoadClient::register(&third, User::new(&format!("hearer{n}"))).await.unwrap();
             talking.push(tokio::spawn(talk(from, to, stop.clone())));
         }
         talking
@@ -226,7 +229,7 @@ fn crowd(end: impl FnOnce(&mut Server) -> Option<Duration> + Send + 'static) {
     };
     let mut staying = JoinSet::new();
     for (n, online) in crowd.into_iter().enumerate() {
-        staying.spawn_on(stay(online, second.clone(), Dice::new(n as u64), 2), runtime.handle());
+        staying.spawn_on(stay(online, second.clone(), TestRng::new(n as u64), 2), runtime.handle());
     }
     let began = Instant::now();
     while sent.load(Ordering::Relaxed) < CROWD / 2 {

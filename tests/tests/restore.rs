@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use chat_tests::chat::{Chat, command, register};
+use chat_tests::cli_process::{CliProcess, command, register};
 use chat_tests::server::Server;
 use serde_json::{Value, json};
 
@@ -22,15 +22,15 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// Sends texts and waits until they are stored.
-fn say(chat: &mut Chat, to: &str, texts: &[&str]) {
+fn say(chat: &mut CliProcess, to: &str, texts: &[&str]) {
     for text in texts {
-        assert!(chat.say(&json!({"cmd": "send", "to": to, "text": text})));
+        assert!(chat.send(&json!({"cmd": "send", "to": to, "text": text})));
         chat.wait("stored");
     }
 }
 
 /// Events of these kinds until so many came.
-fn collect(chat: &mut Chat, kinds: &[&str], count: usize) -> Vec<Value> {
+fn collect(chat: &mut CliProcess, kinds: &[&str], count: usize) -> Vec<Value> {
     let mut found = Vec::new();
     while found.len() < count {
         let event = chat.next(Duration::from_secs(30)).unwrap_or_else(|| panic!("only {found:?}"));
@@ -48,8 +48,8 @@ fn a_restored_profile_goes_on_and_what_it_cannot_read_is_recovered() {
     let url = server.url();
     let alice = register(dir.path(), &url, "alice");
     let bob = register(dir.path(), &url, "bob");
-    let mut a = Chat::start(&alice, &url, None);
-    let mut b = Chat::start(&bob, &url, None);
+    let mut a = CliProcess::start(&alice, &url, None);
+    let mut b = CliProcess::start(&bob, &url, None);
     say(&mut a, "bob", &["one"]);
     b.wait("message");
     say(&mut b, "alice", &["two"]);
@@ -58,7 +58,7 @@ fn a_restored_profile_goes_on_and_what_it_cannot_read_is_recovered() {
     let backup = dir.path().join("backup");
     copy(&bob, &backup);
 
-    let mut b = Chat::start(&bob, &url, None);
+    let mut b = CliProcess::start(&bob, &url, None);
     say(&mut a, "bob", &["three", "four"]);
     collect(&mut b, &["message"], 2);
     say(&mut b, "alice", &["five"]);
@@ -69,7 +69,7 @@ fn a_restored_profile_goes_on_and_what_it_cannot_read_is_recovered() {
     std::fs::remove_dir_all(&bob).unwrap();
     copy(&backup, &bob);
     // Bob's "five" moved the ratchet, and the copy does not know: "six" cannot be read, and is asked for again.
-    let mut b = Chat::start(&bob, &url, None);
+    let mut b = CliProcess::start(&bob, &url, None);
     let events = collect(&mut b, &["message", "undecryptable", "recovered"], 2);
     assert_eq!(
         (events[0]["event"].as_str(), events[1]["event"].as_str()),
@@ -89,7 +89,7 @@ fn a_restored_profile_goes_on_and_what_it_cannot_read_is_recovered() {
     b.finish();
 
     // A program that asks for everything gets it as it was.
-    let mut b = Chat::start(&bob, &url, Some(0));
+    let mut b = CliProcess::start(&bob, &url, Some(0));
     let all = collect(&mut b, &["message", "gap", "undecryptable", "recovered"], 6);
     let kinds: Vec<&str> = all.iter().map(|event| event["event"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["message", "gap", "undecryptable", "recovered", "message", "message"]);
@@ -101,10 +101,10 @@ fn a_restored_profile_goes_on_and_what_it_cannot_read_is_recovered() {
     // A second time within a day only the user may decide.
     std::fs::remove_dir_all(&bob).unwrap();
     copy(&backup, &bob);
-    let mut b = Chat::start(&bob, &url, None);
+    let mut b = CliProcess::start(&bob, &url, None);
     let error = b.wait("error");
     assert_eq!(error["reason"], "superseded", "{error}");
-    assert!(b.say(&json!({"cmd": "reincarnate"})));
+    assert!(b.send(&json!({"cmd": "reincarnate"})));
     say(&mut b, "alice", &["eleven"]);
     assert_eq!(a.wait("message")["text"], "eleven");
     b.finish();
@@ -131,7 +131,7 @@ fn an_account_whose_devices_are_lost_is_replaced_and_everybody_is_told() {
         let out = command(&profile(name), &url, &["register", name, "--token", &token(&server, name)]);
         assert!(out.status.success(), "{}", text(&out.stderr));
     }
-    let mut a = Chat::start(&profile("alice"), &url, None);
+    let mut a = CliProcess::start(&profile("alice"), &url, None);
     say(&mut a, "bob", &["before"]);
     a.finish();
     let number = |name: &str, with: &str| {
@@ -143,8 +143,8 @@ fn an_account_whose_devices_are_lost_is_replaced_and_everybody_is_told() {
 
     // Alice writes while there is no server; then Bob loses his only device.
     server.kill();
-    let mut a = Chat::start(&profile("alice"), &url, None);
-    assert!(a.say(&json!({"cmd": "send", "to": "bob", "text": "for the old keys", "ref": "old"})));
+    let mut a = CliProcess::start(&profile("alice"), &url, None);
+    assert!(a.send(&json!({"cmd": "send", "to": "bob", "text": "for the old keys", "ref": "old"})));
     a.wait("queued");
     a.kill();
     server.restart();
@@ -162,7 +162,7 @@ fn an_account_whose_devices_are_lost_is_replaced_and_everybody_is_told() {
     let old = command(&profile("bob"), &url, &["login"]);
     assert!(!old.status.success(), "the old device is out");
 
-    let mut a = Chat::start(&profile("alice"), &url, None);
+    let mut a = CliProcess::start(&profile("alice"), &url, None);
     let events = collect(&mut a, &["identity_changed", "refused", "message", "stored"], 2);
     assert_eq!(
         (events[0]["event"].as_str(), events[0]["user"].as_str()),
@@ -176,7 +176,7 @@ fn an_account_whose_devices_are_lost_is_replaced_and_everybody_is_told() {
     assert_eq!(events[1]["reason"], "identity_changed");
     say(&mut a, "bob", &["for the new keys"]);
     a.finish();
-    let mut b = Chat::start(&profile("new"), &url, Some(0));
+    let mut b = CliProcess::start(&profile("new"), &url, Some(0));
     assert_eq!(b.wait("message")["text"], "for the new keys");
     say(&mut b, "alice", &["it is me"]);
     b.finish();
@@ -205,22 +205,22 @@ fn a_stranger_is_slowed_down_and_loses_nothing() {
         let out = command(&profile, &url, &["register", name, "--token", &token(&server, name)]);
         assert!(out.status.success(), "{}", text(&out.stderr));
     }
-    let mut a = Chat::start(&dir.path().join("alice"), &url, None);
+    let mut a = CliProcess::start(&dir.path().join("alice"), &url, None);
     for n in 0..64 {
-        assert!(a.say(&json!({"cmd": "send", "to": "bob", "text": format!("{n}")})));
+        assert!(a.send(&json!({"cmd": "send", "to": "bob", "text": format!("{n}")})));
     }
     // Sixty at once, then one a second, in order.
     let start = std::time::Instant::now();
     let stored = collect(&mut a, &["stored"], 64);
     assert!(start.elapsed() >= Duration::from_secs(3), "{:?}", start.elapsed());
     assert!(stored.iter().map(|e| e["seq"].as_u64().unwrap()).eq(1..=64));
-    let mut b = Chat::start(&dir.path().join("bob"), &url, Some(0));
+    let mut b = CliProcess::start(&dir.path().join("bob"), &url, Some(0));
     say(&mut b, "alice", &["go on"]);
     a.wait("message");
     // Who wrote back is no stranger: a hundred more are not held up one by one.
     let start = std::time::Instant::now();
     for n in 0..100 {
-        assert!(a.say(&json!({"cmd": "send", "to": "bob", "text": format!("more {n}")})));
+        assert!(a.send(&json!({"cmd": "send", "to": "bob", "text": format!("more {n}")})));
     }
     collect(&mut a, &["stored"], 100);
     assert!(start.elapsed() < Duration::from_secs(60), "a second each would be {:?}", start.elapsed());

@@ -9,15 +9,15 @@ use bytes::{BufMut, Bytes, BytesMut};
 use chat_core::backend::Transport;
 use chat_core::envelope::AckUpTo;
 use chat_core::wire::ServerFrame;
-use chat_tests::online::{BODY, Online, sent_at};
-use chat_tests::raw::User;
+use chat_tests::load_client::{BODY, LoadClient, sent_at};
+use chat_tests::raw_client::User;
 use chat_transport::dial::Dialer;
 
 use crate::process::Process;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
-    Floor,
+    Baseline,
     Ours,
     /// Ours, by `wss`.
     Tls,
@@ -69,41 +69,41 @@ impl<'a> Way<'a> {
 
 /// One end: what a real client does on the wire, and nothing that encryption would cost.
 enum End {
-    Floor(Box<dyn Transport>, u32),
-    Ours(Box<Online>, u32),
+    Baseline(Box<dyn Transport>, u32),
+    Ours(Box<LoadClient>, u32),
 }
 
 impl End {
     async fn open(kind: Kind, dialer: &Dialer, number: u32) -> Self {
-        if kind != Kind::Floor {
+        if kind != Kind::Baseline {
             // A name that no earlier run took.
             static NAMES: AtomicU64 = AtomicU64::new(0);
             let user = User::new(&format!("user{}", NAMES.fetch_add(1, Ordering::Relaxed)));
-            return Self::Ours(Box::new(Online::register(dialer, user).await.unwrap()), number);
+            return Self::Ours(Box::new(LoadClient::register(dialer, user).await.unwrap()), number);
         }
         let mut transport = dialer.dial().await.unwrap();
         let mut hello = vec![0];
         hello.extend(number.to_be_bytes());
         transport.send(vec![hello.into()]).await.unwrap();
-        Self::Floor(transport, number)
+        Self::Baseline(transport, number)
     }
 
     const fn number(&self) -> u32 {
         match self {
-            Self::Floor(_, number) | Self::Ours(_, number) => *number,
+            Self::Baseline(_, number) | Self::Ours(_, number) => *number,
         }
     }
 
     fn user(&self) -> Option<User> {
         match self {
-            Self::Floor(..) => None,
+            Self::Baseline(..) => None,
             Self::Ours(online, _) => Some(online.user.public()),
         }
     }
 
     fn transport(&mut self) -> &mut dyn Transport {
         match self {
-            Self::Floor(transport, _) => &mut **transport,
+            Self::Baseline(transport, _) => &mut **transport,
             Self::Ours(online, _) => &mut *online.transport,
         }
     }
@@ -111,7 +111,7 @@ impl End {
     fn message(&mut self, to: Option<&User>, to_number: u32, at: u64) -> Bytes {
         match self {
             Self::Ours(online, _) => online.message(to.unwrap(), at),
-            Self::Floor(..) => {
+            Self::Baseline(..) => {
                 let mut body = BytesMut::with_capacity(BODY + 5);
                 body.put_u8(1);
                 body.put_u32(to_number);
@@ -253,7 +253,7 @@ pub(crate) async fn idle(process: &Process, count: usize) -> f64 {
     for number in 0..count {
         match End::open(process.kind, &process.dialer, number as u32).await {
             End::Ours(online, _) => users.push(online.user),
-            End::Floor(..) => users.push(User::new("nobody")),
+            End::Baseline(..) => users.push(User::new("nobody")),
         }
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -261,8 +261,10 @@ pub(crate) async fn idle(process: &Process, count: usize) -> f64 {
     let mut ends = Vec::with_capacity(count);
     for (number, user) in users.into_iter().enumerate() {
         ends.push(match process.kind {
-            Kind::Floor => End::open(process.kind, &process.dialer, number as u32).await,
-            _ => End::Ours(Box::new(Online::connect(&process.dialer, user).await.unwrap()), number as u32),
+            Kind::Baseline => End::open(process.kind, &process.dialer, number as u32).await,
+            _ => {
+                End::Ours(Box::new(LoadClient::connect(&process.dialer, user).await.unwrap()), number as u32)
+            }
         });
     }
     tokio::time::sleep(Duration::from_secs(2)).await;

@@ -1,13 +1,13 @@
-//! `make bench`: our server and the floor, in one run on one machine. `bench cluster`: gateways and a router
+//! `make bench`: our server and the baseline, in one run on one machine. `bench cluster`: gateways and a router
 //! beside the services they stand on.
 //!
-//! The *floor* is what no durable chat server can be without: it frames, appends to a file, shares one
+//! The *baseline* is what no durable chat server can be without: it frames, appends to a file, shares one
 //! `fdatasync` among all who wait, answers and forwards. It knows no users, no order, no inboxes and no
 //! encryption. The figures are ratios to it, because machines differ and the ratio does not.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
+mod baseline;
 mod cluster;
-mod floor;
 mod load;
 mod process;
 
@@ -19,9 +19,9 @@ use std::time::Duration;
 async fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     if let [_, role, port, file] = arguments.as_slice()
-        && role == "floor"
+        && role == "baseline"
     {
-        return floor::serve(port.parse().unwrap(), file.into()).await;
+        return baseline::serve(port.parse().unwrap(), file.into()).await;
     }
     if let [_, mode] = arguments.as_slice()
         && mode == "cluster"
@@ -38,29 +38,34 @@ async fn main() {
     ];
     for (name, load) in loads {
         let mut results = Vec::new();
-        for kind in [Kind::Floor, Kind::Ours] {
+        for kind in [Kind::Baseline, Kind::Ours] {
             let process = Process::start(kind);
             results.push(run(Way::through(&process), 50, load, duration, || vec![process.cpu()]).await);
         }
-        let (floor, ours) = (&results[0], &results[1]);
+        let (baseline, ours) = (&results[0], &results[1]);
         println!("{name}");
-        println!("  floor {floor}");
+        println!("  baseline {baseline}");
         println!("  ours  {ours}");
         println!(
-            "  messages/s {:.3} × floor; p50 {:+.3} ms, p99 {:+.3} ms beside it; server CPU {:.1} × floor",
-            ours.rate / floor.rate,
-            ours.p50 - floor.p50,
-            ours.p99 - floor.p99,
-            ours.cpu_us[0] / floor.cpu_us[0]
+            "  messages/s {:.3} × baseline; p50 {:+.3} ms, p99 {:+.3} ms beside it; server CPU {:.1} × baseline",
+            ours.rate / baseline.rate,
+            ours.p50 - baseline.p50,
+            ours.p99 - baseline.p99,
+            ours.cpu_us[0] / baseline.cpu_us[0]
         );
     }
     let count: usize = std::env::var("BENCH_IDLE").ok().and_then(|s| s.parse().ok()).unwrap_or(5000);
     let mut kib = Vec::new();
-    for kind in [Kind::Floor, Kind::Ours, Kind::Tls] {
+    for kind in [Kind::Baseline, Kind::Ours, Kind::Tls] {
         let process = Process::start(kind);
         kib.push(idle(&process, count).await);
     }
     println!("idle, {count} authenticated connections");
-    println!("  floor {:.2} KiB a connection, ours {:.2} KiB: {:+.2} KiB", kib[0], kib[1], kib[1] - kib[0]);
+    println!(
+        "  baseline {:.2} KiB a connection, ours {:.2} KiB: {:+.2} KiB",
+        kib[0],
+        kib[1],
+        kib[1] - kib[0]
+    );
     println!("  ours by wss {:.2} KiB a connection", kib[2]);
 }

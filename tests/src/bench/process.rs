@@ -44,9 +44,9 @@ impl Process {
         let dir = tempfile::tempdir_in(&base).unwrap();
         let port = free_port();
         let mut command = match kind {
-            Kind::Floor => {
+            Kind::Baseline => {
                 let mut command = Command::new(std::env::current_exe().unwrap());
-                command.args(["floor", &port.to_string()]).arg(dir.path().join("log"));
+                command.args(["baseline", &port.to_string()]).arg(dir.path().join("log"));
                 command
             }
             Kind::Ours | Kind::Tls => {

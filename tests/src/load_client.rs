@@ -9,7 +9,7 @@ use chat_core::wire::{ClientFrame, ServerFrame};
 use chat_core::{ConversationId, MessageId, Result, StoreEpoch};
 use chat_transport::dial::Dialer;
 
-use crate::raw::User;
+use crate::raw_client::User;
 
 const GENERATION: u64 = 1 << 40;
 /// Bytes of a message's body: the time it was sent, then filling.
@@ -17,7 +17,7 @@ pub const BODY: usize = 256;
 
 /// A connected device.
 #[derive(Debug)]
-pub struct Online {
+pub struct LoadClient {
     pub transport: Box<dyn Transport>,
     pub user: User,
     epoch: StoreEpoch,
@@ -47,7 +47,7 @@ pub async fn next(transport: &mut dyn Transport) -> Result<Option<ServerFrame>> 
     transport.recv().await?.map(ServerFrame::parse).transpose()
 }
 
-impl Online {
+impl LoadClient {
     /// Registers a user and connects its device.
     pub async fn register(dialer: &Dialer, user: User) -> Result<Self, Refused> {
         Self::open(dialer, user, true).await

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::Dice;
-use crate::chat::Chat;
+use crate::TestRng;
+use crate::cli_process::CliProcess;
 
 /// Bytes of the longest text that is sent.
 const MAX_TEXT: usize = 64 * 1024;
@@ -23,7 +23,7 @@ pub struct Progress {
 
 /// A program that uses `chat --json`: it sends its lines, keeps what it was told, and may be killed.
 #[derive(Debug)]
-pub struct Talker<'a> {
+pub struct ScriptedClient<'a> {
     profile: PathBuf,
     /// The gateways it uses, another one in each life.
     pub urls: Vec<String>,
@@ -48,7 +48,7 @@ pub struct Talker<'a> {
     pub released: Option<&'a AtomicUsize>,
 }
 
-impl<'a> Talker<'a> {
+impl<'a> ScriptedClient<'a> {
     pub fn new(
         profile: PathBuf,
         urls: Vec<String>,
@@ -90,9 +90,9 @@ impl<'a> Talker<'a> {
     }
 
     /// Runs lives of the process until everything was sent and received.
-    pub fn run(&mut self, mut dice: Option<Dice>, progress: &Progress, end: Instant) {
+    pub fn run(&mut self, mut rng: Option<TestRng>, progress: &Progress, end: Instant) {
         while !self.finished() {
-            let life = dice.as_mut().map(|dice| Duration::from_millis(500 + dice.below(6000)));
+            let life = rng.as_mut().map(|rng| Duration::from_millis(500 + rng.below(6000)));
             self.live(life, progress, end);
         }
     }
@@ -100,7 +100,7 @@ impl<'a> Talker<'a> {
     fn live(&mut self, life: Option<Duration>, progress: &Progress, end: Instant) {
         let url = &self.urls[self.lives % self.urls.len()];
         self.lives += 1;
-        let mut chat = Chat::start(&self.profile, url, Some(self.n));
+        let mut chat = CliProcess::start(&self.profile, url, Some(self.n));
         let dies = life.map(|life| Instant::now() + life);
         let mut next = self.first_open;
         while !self.finished() {
@@ -122,7 +122,7 @@ impl<'a> Talker<'a> {
             while next < last {
                 let command =
                     json!({"cmd": "send", "to": self.to, "text": self.lines[next], "ref": next.to_string()});
-                if !self.queued[next] && !chat.say(&command) {
+                if !self.queued[next] && !chat.send(&command) {
                     return;
                 }
                 next += 1;

@@ -39,13 +39,13 @@ pub fn register_with(dir: &Path, url: &str, name: &str, flags: &[&str]) -> PathB
 
 /// A running `chat --json`.
 #[derive(Debug)]
-pub struct Chat {
+pub struct CliProcess {
     child: Child,
     input: Option<ChildStdin>,
     events: Receiver<String>,
 }
 
-impl Chat {
+impl CliProcess {
     pub fn start(profile: &Path, url: &str, after: Option<u64>) -> Self {
         let mut command = chat(profile, url);
         command.arg("--json");
@@ -69,11 +69,11 @@ impl Chat {
     }
 
     /// Writes a command; `false` if the process is gone.
-    pub fn say(&mut self, command: &Value) -> bool {
-        self.say_raw(&command.to_string())
+    pub fn send(&mut self, command: &Value) -> bool {
+        self.send_line(&command.to_string())
     }
 
-    pub fn say_raw(&mut self, line: &str) -> bool {
+    pub fn send_line(&mut self, line: &str) -> bool {
         let Some(input) = &mut self.input else {
             return false;
         };
@@ -121,7 +121,7 @@ impl Chat {
     }
 }
 
-impl Drop for Chat {
+impl Drop for CliProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

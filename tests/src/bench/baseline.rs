@@ -1,4 +1,4 @@
-//! The floor: frame, append, share one `fdatasync`, answer, forward.
+//! The baseline: frame, append, share one `fdatasync`, answer, forward.
 //!
 //! A frame from a client is `[1][to: u32][payload]`; the first is `[0][own: u32]`. A frame to a client is
 //! `[1]` for "stored" and `[2][payload]` for what was forwarded.

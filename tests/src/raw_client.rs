@@ -17,14 +17,14 @@ pub const UPGRADE: &str = "GET /v1 HTTP/1.1\r\nHost: localhost\r\nUpgrade: webso
 
 /// A connection of bytes.
 #[derive(Debug)]
-pub struct Raw {
+pub struct RawClient {
     pub stream: TcpStream,
     buffer: Vec<u8>,
 }
 
 /// What a frame from the server was.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Said {
+pub enum Received {
     Frame(Vec<u8>),
     Pong,
     Closed(u16),
@@ -54,7 +54,7 @@ pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     out
 }
 
-impl Raw {
+impl RawClient {
     pub fn connect(port: u16) -> Self {
         let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -108,7 +108,7 @@ impl Raw {
     }
 
     /// The next thing the server says.
-    pub fn hear(&mut self, within: Duration) -> Said {
+    pub fn receive(&mut self, within: Duration) -> Received {
         let until = Instant::now() + within;
         loop {
             if let Some((said, used)) = parse(&self.buffer) {
@@ -116,9 +116,9 @@ impl Raw {
                 return said;
             }
             match self.fill(until) {
-                Some(0) => return Said::Gone,
+                Some(0) => return Received::Gone,
                 Some(_) => {}
-                None => return Said::Silence,
+                None => return Received::Silence,
             }
         }
     }
@@ -126,10 +126,10 @@ impl Raw {
     /// The code the connection is closed with; frames before it are passed over.
     pub fn close_code(&mut self) -> u16 {
         loop {
-            match self.hear(Duration::from_secs(20)) {
-                Said::Closed(code) => return code,
-                Said::Gone => return 0,
-                Said::Silence => panic!("the connection stays open"),
+            match self.receive(Duration::from_secs(20)) {
+                Received::Closed(code) => return code,
+                Received::Gone => return 0,
+                Received::Silence => panic!("the connection stays open"),
                 _ => {}
             }
         }
@@ -143,16 +143,16 @@ impl Raw {
     /// The next frame of the protocol.
     pub fn take(&mut self) -> ServerFrame {
         loop {
-            match self.hear(Duration::from_secs(10)) {
-                Said::Frame(bytes) => return ServerFrame::parse(bytes.into()).unwrap(),
-                Said::Pong => {}
+            match self.receive(Duration::from_secs(10)) {
+                Received::Frame(bytes) => return ServerFrame::parse(bytes.into()).unwrap(),
+                Received::Pong => {}
                 other => panic!("{other:?} instead of a frame"),
             }
         }
     }
 }
 
-fn parse(buffer: &[u8]) -> Option<(Said, usize)> {
+fn parse(buffer: &[u8]) -> Option<(Received, usize)> {
     let (first, second) = (*buffer.first()?, *buffer.get(1)?);
     let (length, head) = match second {
         126 => (usize::from(u16::from_be_bytes(buffer.get(2..4)?.try_into().ok()?)), 4),
@@ -161,9 +161,9 @@ fn parse(buffer: &[u8]) -> Option<(Said, usize)> {
     };
     let payload = buffer.get(head..head + length)?;
     let said = match first {
-        0x82 => Said::Frame(payload.to_vec()),
-        0x88 => Said::Closed(payload.get(..2).map_or(1005, |b| u16::from_be_bytes([b[0], b[1]]))),
-        _ => Said::Pong,
+        0x82 => Received::Frame(payload.to_vec()),
+        0x88 => Received::Closed(payload.get(..2).map_or(1005, |b| u16::from_be_bytes([b[0], b[1]]))),
+        _ => Received::Pong,
     };
     Some((said, head + length))
 }
@@ -223,8 +223,8 @@ impl User {
     }
 
     /// Opens a session, registering the user if need be.
-    pub fn session(&self, port: u16) -> (Raw, Welcome) {
-        let mut raw = Raw::open(port);
+    pub fn session(&self, port: u16) -> (RawClient, Welcome) {
+        let mut raw = RawClient::open(port);
         let ServerFrame::Challenge(challenge) = raw.take() else { panic!() };
         raw.send(&self.registration());
         let _ = raw.take();
