@@ -160,7 +160,7 @@ services() {
     sdk --test redis --test kafka --test cassandra -- --nocapture --test-threads 1 || outcome=$?
     programs build --bins --tests
     # What is done to services of several nodes comes first; then those make room.
-    programs test --test cluster fail_together -- --nocapture --test-threads 1 || outcome=$?
+    programs test --test cluster under_combined_faults -- --nocapture --test-threads 1 || outcome=$?
     stop_clusters
     programs test --test cluster --test data_migration --test reconnect_storm --test operations -- --nocapture --test-threads 1 \
         || outcome=$?
@@ -176,7 +176,7 @@ faults() {
     programs build --bins --tests
     programs test --test cluster while_services -- --nocapture --test-threads 1 || outcome=$?
     CHAT_TEST_CLUSTER_FAULTS=50 CHAT_TEST_CLUSTER_MAX_STOP=60 \
-        programs test --test cluster fail_together -- --nocapture --test-threads 1 || outcome=$?
+        programs test --test cluster under_combined_faults -- --nocapture --test-threads 1 || outcome=$?
     stop_clusters
     CHAT_TEST_CLUSTER_FAULTS=50 CHAT_TEST_CLUSTER_KINDS="stopped past" \
         programs test --test cluster while_nodes -- --nocapture --test-threads 1 || outcome=$?

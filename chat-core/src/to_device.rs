@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_written_reads_back_and_the_rest_does_not() {
+    fn written_content_reads_back_and_other_bytes_do_not() {
         let conversation = ConversationId::from_bytes([0x11; 17]);
         let id = MessageId::from_bytes([7; 16]);
         for said in [

@@ -90,7 +90,7 @@ const REGRESSIONS: [(u64, usize); 9] = [
 ];
 
 #[test]
-fn what_failed_once_does_not_fail_again() {
+fn failed_seeds_pass_again() {
     for (seed, kind) in REGRESSIONS {
         let (name, options) = kinds(Mutants::NONE)[kind];
         if let Err(violation) = run(seed, options) {

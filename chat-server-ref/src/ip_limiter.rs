@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn who_fails_too_often_waits_longer_each_time() {
+    fn block_of_an_address_doubles_with_each_failure() {
         let ip_limiter = Arc::new(IpLimiter::default());
         let start = Instant::now();
         let one = address("2001:db8:1:2::1");

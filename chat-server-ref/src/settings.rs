@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_reads_back() {
+    fn printed_settings_read_back() {
         let text = Settings::default().to_toml().unwrap();
         assert_eq!(toml::from_str::<Settings>(&text).unwrap().listen, Settings::default().listen);
     }

@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_would_wait_too_long_is_told_when_to_come_back() {
+    async fn handshake_beyond_the_wait_limit_gets_a_retry_time() {
         let limiter = HandshakeLimiter::new(2);
         let _held = (limiter.take().await.unwrap(), limiter.take().await.unwrap());
         limiter.line().turn = Duration::from_secs(4);

@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_for_a_gateway_is_bounded_in_number_and_bytes() {
+    fn node_link_queue_is_bounded_in_number_and_bytes() {
         let peer = Peer::default();
         peer.put((0..QUEUE as u64 + 5).map(|n| deliveries(n, 1)).collect());
         assert_eq!(drained(&peer), (QUEUE, 5), "who is above learns that it lags");

@@ -88,7 +88,7 @@ async fn next(handle: &mut SessionHandle) -> Vec<Event> {
 }
 
 #[tokio::test]
-async fn what_is_told_arrives_in_order() {
+async fn deliveries_arrive_in_order() {
     let two = Two::start().await;
     let mut handle = two.bind(1).await;
     for n in 0..50 {

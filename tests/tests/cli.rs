@@ -155,7 +155,7 @@ fn a_second_device_is_linked_by_its_code_and_gets_what_follows() {
 }
 
 #[test]
-fn what_goes_wrong_is_said_and_nothing_is_lost() {
+fn errors_are_reported_and_nothing_is_lost() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path());
     let url = server.url();

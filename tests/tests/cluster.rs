@@ -226,7 +226,7 @@ fn lines_arrive_once_in_order_over_three_gateways_and_two_routers() {
 }
 
 #[test]
-fn what_redis_forgets_is_late_by_a_heartbeat_and_no_more() {
+fn delivery_recovers_within_a_heartbeat_after_redis_forgets() {
     let Some(services) = Services::single() else { return };
     let late = replay(&services, None, 400, &[FORGETS; 2]);
     // Thirty seconds and one, and what a busy machine needs.
@@ -234,7 +234,7 @@ fn what_redis_forgets_is_late_by_a_heartbeat_and_no_more() {
 }
 
 #[test]
-fn the_same_while_nodes_are_killed_and_stopped_and_redis_forgets() {
+fn delivers_exactly_once_while_nodes_are_killed_and_redis_forgets() {
     let Some(services) = Services::single() else { return };
     let faults = in_turn(&Fault::NODES, 3 * Fault::NODES.len());
     let alone = |fault: &Fault| Trouble { of_nodes: Some(*fault), ..Trouble::default() };
@@ -249,7 +249,7 @@ fn of_services(script: &Script) -> Vec<Fault> {
 }
 
 #[test]
-fn the_same_while_services_are_killed_stopped_and_cut_off() {
+fn delivers_exactly_once_while_services_are_killed_and_cut_off() {
     let Some(services) = Services::replicated() else { return };
     let Some(script) = Script::find() else { return };
     let kinds = of_services(&script);
@@ -259,7 +259,7 @@ fn the_same_while_services_are_killed_stopped_and_cut_off() {
 }
 
 #[test]
-fn the_same_while_services_and_nodes_fail_together() {
+fn delivers_exactly_once_under_combined_faults() {
     let Some(services) = Services::replicated() else { return };
     let Some(script) = Script::find() else { return };
     let kinds = of_services(&script);

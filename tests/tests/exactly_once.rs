@@ -86,7 +86,7 @@ fn real_text_arrives_once_in_order_byte_for_byte() {
 }
 
 #[test]
-fn the_same_while_server_and_clients_are_killed() {
+fn delivers_exactly_once_while_server_and_clients_are_killed() {
     let dir = tempfile::tempdir().unwrap();
     let outcome = replay(dir.path(), 10_000, 100, true);
     println!(

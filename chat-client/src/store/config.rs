@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_an_encrypted_store_is_in_no_file_and_opens_with_its_own_secret_alone() {
+    fn encrypted_store_leaks_nothing_and_opens_only_with_its_own_secret() {
         for secret in [
             (|path: StoreConfig| path.passphrase("a passphrase")) as fn(StoreConfig) -> StoreConfig,
             |path| path.key([7; 32]),

@@ -17,7 +17,7 @@ pub type SessionDelivery = (Route, Vec<Event>);
 ///
 /// # Contract
 /// - [`deliver`](Self::deliver) returns at once, and keeps the order of what one session is deliveries
-///   (`what_is_told_arrives_in_order`).
+///   (`deliveries_arrive_in_order`).
 /// - A connection that is not there is unbound by compare, and its device woken
 ///   (`a_stale_route_is_unbound`).
 /// - A gateway that does not answer costs nobody else anything: what does not fit its queue, or is not

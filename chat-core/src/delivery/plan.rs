@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_told_is_told_again_only_at_a_newer_connection() {
+    fn event_is_delivered_again_only_to_a_newer_connection() {
         let route = |n, epoch| Route { device: device(n), gateway: GatewayId(epoch), epoch };
         let events = [(device(1), row(1)), (device(2), row(1)), (device(3), Event::Lagged)];
         let delivered = [route(1, 5), route(2, 5)];

@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_batch_knew_of_an_id_makes_no_difference_to_a_message_that_is_new() {
+    fn new_message_is_decided_independent_of_known_ids() {
         let state = after(&[publish(1, 1, 0, 0, 1)]);
         // A device that lies: the same id again, as a new message with the next number.
         let lie = first(publish(2, 1, 1, 0, 1));
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_applied_changes_nothing_again() {
+    fn applied_record_changes_nothing_again() {
         let (early, first) = (publish(2, 2, 1, 0, 1), publish(1, 1, 0, 0, 1));
         let state = after(std::slice::from_ref(&first));
         // It came before the first message and was refused then; it must not be taken now.

@@ -219,7 +219,7 @@ fn a_full_window_does_not_hold_back_what_came_before_it() {
 }
 
 #[test]
-fn who_dropped_something_looks_twice_more() {
+fn session_rereads_the_inbox_twice_after_a_drop() {
     let read = || vec![Output::Read(InboxPosition::START)];
     let caught_up =
         |session: &mut Session, at| said(session, at, Input::Page(InboxPosition::START, Vec::new()));

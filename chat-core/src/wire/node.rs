@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_sessions_are_told_reads_back() {
+    fn session_deliveries_read_back() {
         let refused = ServerFrame::Refused(Subject::Opening, Refusal::Quota);
         let deliveries = vec![
             (route(1), vec![Event::Answer(refused), Event::Lagged]),

@@ -139,7 +139,7 @@ fn delivered(handle: &mut SessionHandle) -> Vec<Seq> {
 }
 
 #[test]
-fn who_is_connected_is_told_before_every_reader_sees_it_and_once() {
+fn connected_device_gets_a_durable_row_once_before_it_is_visible() {
     let scene = Scene::new();
     let mut bob = scene.connect();
     let turn = scene.until_safe();
@@ -151,7 +151,7 @@ fn who_is_connected_is_told_before_every_reader_sees_it_and_once() {
 }
 
 #[test]
-fn who_connects_before_every_reader_sees_it_is_told_then() {
+fn device_that_connects_before_visibility_gets_the_row_then() {
     for known_before in [false, true] {
         let scene = Scene::new();
         let before = known_before.then(|| scene.connect());
@@ -167,7 +167,7 @@ fn who_connects_before_every_reader_sees_it_is_told_then() {
 }
 
 #[test]
-fn who_is_not_there_any_more_or_was_not_is_woken_once_it_can_be_read() {
+fn absent_device_is_woken_once_the_row_is_visible() {
     for there in [true, false] {
         let scene = Scene::new();
         let bob = there.then(|| scene.connect());
@@ -184,7 +184,7 @@ fn who_is_not_there_any_more_or_was_not_is_woken_once_it_can_be_read() {
 }
 
 #[test]
-fn who_is_named_in_a_record_that_comes_again_looks_for_it_or_is_woken() {
+fn repeated_record_makes_its_devices_reread_or_wakes_them() {
     for there in [true, false] {
         let scene = Scene::new();
         scene.store.turns.close();

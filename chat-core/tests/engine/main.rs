@@ -181,7 +181,7 @@ fn an_unlinked_device_with_a_full_inbox_holds_up_nobody() {
 }
 
 #[test]
-fn whoever_was_written_to_is_no_contact_by_having_written() {
+fn recipient_is_no_contact_until_it_answers() {
     let (engine, _clock) = engine(Rates::default());
     let (mut eve, mut bob) = (User::new(1, "eve"), User::new(2, "bob"));
     eve.register(&engine);

@@ -171,7 +171,7 @@ mod tests {
     use crate::EmbeddedStore;
 
     #[test]
-    fn what_was_sealed_is_not_opened() {
+    fn sealed_data_set_does_not_open_for_serving() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(SealedStore::seal(dir.path()).unwrap_err().kind(), ErrorKind::NotFound);
         let store = EmbeddedStore::open(dir.path()).unwrap();

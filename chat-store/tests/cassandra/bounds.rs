@@ -46,7 +46,7 @@ impl Keyspace {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_device_acknowledged_is_soon_not_read_over_any_more() {
+async fn reads_skip_acknowledged_rows_after_a_trim() {
     let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
     let store = keyspace.store().await;
     let (bob, now) = (device(2).installation, now_us());

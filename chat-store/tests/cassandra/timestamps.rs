@@ -37,7 +37,7 @@ async fn page(store: &CassandraStore, device: InstallationId) -> Vec<InboxRow> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_owner_writes_late_brings_nothing_back_that_was_deleted() {
+async fn late_writes_of_an_owner_restore_no_deleted_row() {
     let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
     let store = keyspace.store().await;
     let bob = device(2).installation;

@@ -153,7 +153,7 @@ async fn an_audit_takes_what_is_rare_for_what_it_is() {
 
 /// Half of a large commit, and its log is given up: what it wrote is not what its places will hold.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_half_written_goes_with_its_log() {
+async fn uncommitted_rows_are_purged_with_their_log() {
     let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
     let store = keyspace.store().await;
     let log = |generation| LogIdentity { generation, id: [1; 16], partitions: 4, opened: false };
