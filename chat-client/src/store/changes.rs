@@ -41,7 +41,7 @@ impl LocalStore {
             Change::Bound(id) => {
                 self.run("UPDATE outbox SET bound = 1 WHERE message_id = ?1", [id.as_bytes()]).map(drop)
             }
-            Change::Voided(id) => {
+            Change::Skipped(id) => {
                 self.run("DELETE FROM outbox WHERE message_id = ?1", [id.as_bytes()]).map(drop)
             }
             Change::Received(row, opened) => self.received(&row, opened),

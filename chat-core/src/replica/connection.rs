@@ -1,7 +1,8 @@
 //! The connection: dialling, greeting, heartbeats, retries.
 
+use super::change::{Change, ListChange};
 use super::conversation::Wait;
-use super::io::{Change, Ephemeral, ListChange, Output, Stopped};
+use super::output::{Ephemeral, Output, Stopped};
 use super::{DAY_MS, Phase, Purpose, RETRY_MS, Recovery, Replica};
 use crate::device_list::SignedDeviceList;
 use crate::envelope::{AckUpTo, InboxCursor, Refusal, Subject};

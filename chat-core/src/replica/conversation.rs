@@ -1,7 +1,8 @@
 use std::collections::VecDeque;
 
 use super::RETRY_MS;
-use super::io::{ConversationSnapshot, Draft, OutboxEntrySnapshot};
+use super::draft::Draft;
+use super::snapshot::{ConversationSnapshot, OutboxEntrySnapshot};
 use crate::envelope::{Publish, SendPosition};
 use crate::id::{ClientSeq, MessageId, Seq};
 use crate::time::Instant;

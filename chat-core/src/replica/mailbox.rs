@@ -9,8 +9,11 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
+use super::change::Change;
 use super::conversation::Entry;
-use super::io::{Change, Draft, Output, Recipient, Unreadable};
+use super::draft::{Draft, Recipient};
+use super::input::Unreadable;
+use super::output::Output;
 use super::{Mutant, Replica};
 use crate::id::{ConversationId, DeviceAddress, InstallationId, MessageId};
 use crate::time::Instant;

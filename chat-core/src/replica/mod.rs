@@ -10,18 +10,23 @@
 //! drives that too: the driver carries out [`Output::Open`] and [`Output::Seal`] inside the open local
 //! transaction, whose ratchet changes become durable with the commit or not at all.
 
+mod change;
 mod connection;
 mod conversation;
-mod io;
+mod draft;
+mod input;
 mod mailbox;
+mod output;
 mod receive;
 mod recovery;
 mod send;
+mod snapshot;
 
-pub use io::{
-    Change, Changes, ConversationSnapshot, Draft, Ephemeral, Input, ListChange, Opened, OutboxEntrySnapshot,
-    Output, Recipient, ReplicaSnapshot, SealFailure, Stopped, Unreadable,
-};
+pub use change::{Change, Changes, ListChange};
+pub use draft::{Draft, Recipient};
+pub use input::{Input, Opened, SealFailure, Unreadable};
+pub use output::{Ephemeral, Output, Stopped};
+pub use snapshot::{ConversationSnapshot, OutboxEntrySnapshot, ReplicaSnapshot};
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 

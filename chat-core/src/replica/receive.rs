@@ -1,7 +1,9 @@
 //! Rows in: gap check, opening, cursor.
 
+use super::change::Change;
 use super::conversation::Missing;
-use super::io::{Change, Opened, Output};
+use super::input::Opened;
+use super::output::Output;
 use super::send::DOUBT_MS;
 use super::{Purpose, Recovery, Replica};
 use crate::envelope::{InboxRow, RowContent, SendPosition};
@@ -115,7 +117,7 @@ impl Replica {
             && let Some(entry) = known.remove(index)
         {
             self.changes.push(if entry.skip {
-                Change::Voided(id)
+                Change::Skipped(id)
             } else {
                 Change::Stored(conversation, id, seq)
             });

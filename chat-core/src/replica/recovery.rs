@@ -1,7 +1,8 @@
 //! A restored or cloned store: find out, process what is one's own, begin a new incarnation.
 
+use super::change::Change;
 use super::conversation::{Conversation, Entry};
-use super::io::{Change, Output};
+use super::output::Output;
 use super::{DAY_MS, Phase, Purpose, Recovery, Replica};
 use crate::envelope::{EmptyReason, InboxCursor};
 use crate::id::{ConversationId, Incarnation};

@@ -1,7 +1,10 @@
 //! Drafts out: resolve, seal, send, match the answer.
 
+use super::change::Change;
 use super::conversation::{Conversation, Entry, Wait};
-use super::io::{Change, Output, Recipient, SealFailure};
+use super::draft::Recipient;
+use super::input::SealFailure;
+use super::output::Output;
 use super::{Phase, Purpose, RETRY_MS, Recovery, Replica, SEND_WINDOW};
 use crate::device_list::SignedDeviceList;
 use crate::envelope::{Publish, Refusal, SendPosition, Stored};
@@ -285,7 +288,7 @@ impl Replica {
         {
             let id = entry.draft.id;
             self.changes.push(if entry.skip {
-                Change::Voided(id)
+                Change::Skipped(id)
             } else {
                 Change::Stored(stored.conversation, id, stored.seq)
             });

@@ -400,7 +400,7 @@ impl LocalStore {
                     entry.bound = true;
                 }
             }
-            Change::Voided(id) => self.saved.outbox.retain(|entry| entry.draft.id != id),
+            Change::Skipped(id) => self.saved.outbox.retain(|entry| entry.draft.id != id),
             Change::Received(row, opened) => {
                 let RowContent::Message { message, .. } = &row.content else {
                     return;
