@@ -22,14 +22,14 @@ use crate::error::{Error, ErrorKind, Result};
 /// Types generated from `proto/chat/v1` by `make generate`.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
 pub(crate) mod proto {
-    include!("generated/chat.v1.rs");
+    include!("wire/generated/chat.v1.rs");
 
     pub(crate) mod store {
-        include!("generated/chat.store.v1.rs");
+        include!("wire/generated/chat.store.v1.rs");
     }
 
     pub(crate) mod node {
-        include!("generated/chat.node.v1.rs");
+        include!("wire/generated/chat.node.v1.rs");
     }
 }
 
