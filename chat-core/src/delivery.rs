@@ -3,6 +3,7 @@
 mod admission;
 mod batch;
 mod counters;
+mod device_linking;
 mod dispatch;
 mod engine;
 mod ephemeral;
@@ -16,9 +17,10 @@ mod shard;
 mod trace;
 
 pub use counters::Counters;
+pub use device_linking::Linking;
 pub use engine::{Engine, EngineSettings};
 pub use explain::{Explanation, Whereabouts};
-pub use handshake::{Greeting, Linking};
+pub use handshake::Greeting;
 pub use hub::{Event, Hub, SessionHandle};
 pub use plan::{Plan, plan};
 pub use rates::{Rate, Rates};

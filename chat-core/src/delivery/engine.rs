@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::admission::{early_refusal, refusal_of};
 use super::batch::{Batch, Remembered, States, dedup_candidates, id_key};
 use super::counters::Counters;
-use super::handshake::Offer;
+use super::device_linking::Offer;
 use super::rates::{Limits, Rates};
 use super::shard::{Decision, IdKey, decide};
 use super::{Event, Hub, MessageTrace, Stage, plan};

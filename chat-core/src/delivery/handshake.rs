@@ -1,10 +1,8 @@
-//! How a session begins: accounts, `Hello`, routes, and devices that wait to be linked.
+//! How a session begins: accounts, `Hello` and routes.
 
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
 use futures_util::future::try_join;
-use sha2::{Digest, Sha256};
 
 use super::Engine;
 use super::admission::refusal_of;
@@ -13,7 +11,7 @@ use crate::backend::{AccountKey, Route};
 use crate::device_list::SignedDeviceList;
 use crate::envelope::Refusal;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{DeviceAddress, DeviceId, Handle, InstallationId, UserId};
+use crate::id::{DeviceAddress, Handle, InstallationId, UserId};
 use crate::limits::WIRE_VERSION;
 use crate::mutant::Mutant;
 use crate::signing::verify;
@@ -28,30 +26,6 @@ pub struct Greeting {
     /// What to answer.
     pub welcome: Welcome,
 }
-
-/// What a device that waits to be linked waits for.
-#[derive(Debug)]
-pub struct Linking {
-    /// The answer comes through here.
-    pub answers: tokio::sync::mpsc::Receiver<Bytes>,
-    /// Where other gateways find the offer, unless the registry could not be told.
-    route: Option<Route>,
-}
-
-/// A device that waits to be linked.
-#[derive(Debug)]
-pub(super) struct Offer {
-    pub(super) offer: Bytes,
-    pub(super) made_ms: u64,
-    pub(super) answer: tokio::sync::mpsc::Sender<Bytes>,
-    /// What it was answered: the same again is the same answer.
-    pub(super) answered: Option<Bytes>,
-}
-
-/// Milliseconds an offer to be linked stands.
-pub(super) const OFFER_MS: u64 = 10 * 60 * 1000;
-/// Offers that may stand at once.
-const OFFERS: usize = 10_000;
 
 impl Engine {
     /// Opens an account, or replaces one whose keys are lost.
@@ -235,59 +209,5 @@ impl Engine {
     pub fn invalidate_device_lists(&self) {
         self.lists_changed.fetch_add(1, Ordering::AcqRel);
         self.lists.clear();
-    }
-
-    /// Puts up the offer of a device that waits to be linked; gives what its answer comes through. Other
-    /// gateways find it by the registry, under the hash of its rendezvous, until it is
-    /// [withdrawn](Self::withdraw).
-    ///
-    /// # Errors
-    /// `Throttled` if too many wait, `Conflict` if the rendezvous is taken.
-    pub async fn offer(&self, rendezvous: Bytes, offer: Bytes) -> Result<Linking> {
-        let (device, gateway) = (rendezvous_place(&rendezvous), self.settings.gateway);
-        let answers = self.put_up(rendezvous, offer)?;
-        // Without the registry it is still found from this gateway.
-        let epoch = self.backends.registry.bind(device, gateway).await.ok();
-        Ok(Linking { answers, route: epoch.map(|epoch| Route { device, gateway, epoch }) })
-    }
-
-    /// Takes an offer back that was answered, or whose device is gone.
-    pub async fn withdraw(&self, linking: Linking) {
-        drop(linking.answers);
-        if let Some(route) = linking.route {
-            let _ = self.backends.registry.unbind(route).await;
-        }
-    }
-
-    fn put_up(&self, rendezvous: Bytes, offer: Bytes) -> Result<tokio::sync::mpsc::Receiver<Bytes>> {
-        let now = self.now_ms();
-        self.offers.retain(|_, offer| {
-            let waits = offer.answered.is_some() || !offer.answer.is_closed();
-            now < offer.made_ms + OFFER_MS && waits
-        });
-        if self.offers.len() >= OFFERS {
-            return Err(Error::new(ErrorKind::Throttled, "too many devices wait to be linked"));
-        }
-        let (answer, answers) = tokio::sync::mpsc::channel(1);
-        match self.offers.entry(rendezvous) {
-            dashmap::Entry::Occupied(_) => Err(Error::new(ErrorKind::Conflict, "the rendezvous is taken")),
-            dashmap::Entry::Vacant(free) => {
-                free.insert(Offer { offer, made_ms: now, answer, answered: None });
-                Ok(answers)
-            }
-        }
-    }
-}
-
-/// Where the registry keeps an offer: nobody who does not know the rendezvous can look for it.
-pub(super) fn rendezvous_place(rendezvous: &[u8]) -> DeviceAddress {
-    let hash: [u8; 32] =
-        Sha256::new().chain_update(b"chat/v1/rendezvous").chain_update(rendezvous).finalize().into();
-    let mut id = [0; 16];
-    id.copy_from_slice(&hash[..16]);
-    DeviceAddress {
-        user: UserId::from_bytes(id),
-        device: DeviceId::PRIMARY,
-        installation: InstallationId::from_bytes(id),
     }
 }

@@ -4,14 +4,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
-
 use super::Engine;
 use super::admission::refusal_of;
-use super::handshake::{OFFER_MS, rendezvous_place};
 use super::hub::Event;
 use super::rates::Wait;
-use crate::backend::{AccountKey, CursorFilter, GatewayId, PageLimit, Reincarnation};
+use crate::backend::{AccountKey, CursorFilter, PageLimit, Reincarnation};
 use crate::device_list::SignedDeviceList;
 use crate::envelope::Refusal;
 use crate::error::{Error, ErrorKind, Result};
@@ -97,58 +94,6 @@ impl Engine {
             }
         }
         Ok(answer)
-    }
-
-    /// The offer of a device that waits at this gateway.
-    ///
-    /// # Errors
-    /// `NotFound` if nobody waits here.
-    pub fn offer_here(&self, rendezvous: &Bytes) -> Result<Bytes> {
-        let now = self.now_ms();
-        let offer = self.offers.get(rendezvous).filter(|offer| now < offer.made_ms + OFFER_MS);
-        offer.map(|o| o.offer.clone()).ok_or_else(|| Error::new(ErrorKind::NotFound, "no such offer"))
-    }
-
-    /// Answers a device that waits at this gateway; the same again is the same answer.
-    ///
-    /// # Errors
-    /// `NotFound` if nobody waits here for it.
-    pub fn answer_offer_here(&self, rendezvous: &Bytes, sealed: Bytes) -> Result<()> {
-        let nobody = || Error::new(ErrorKind::NotFound, "nobody waits for it");
-        let mut offer = self.offers.get_mut(rendezvous).ok_or_else(nobody)?;
-        match &offer.answered {
-            Some(known) if *known == sealed => {}
-            Some(_) => return Err(nobody()),
-            None => {
-                offer.answer.try_send(sealed.clone()).map_err(|_| nobody())?;
-                offer.answered = Some(sealed);
-            }
-        }
-        Ok(())
-    }
-
-    /// The other gateway at which a device waits to be linked.
-    async fn waits_at(&self, rendezvous: &[u8]) -> Result<GatewayId> {
-        let routes = self.backends.registry.lookup(&[rendezvous_place(rendezvous).user]).await?;
-        let newest = routes.into_iter().max_by_key(|route| route.epoch).map(|route| route.gateway);
-        newest
-            .filter(|gateway| *gateway != self.settings.gateway)
-            .ok_or_else(|| Error::new(ErrorKind::NotFound, "no such offer"))
-    }
-
-    async fn find_offer(&self, rendezvous: Bytes) -> Result<Bytes> {
-        match self.offer_here(&rendezvous) {
-            Ok(offer) => Ok(offer),
-            Err(_) => self.backends.node_link.offer(self.waits_at(&rendezvous).await?, rendezvous).await,
-        }
-    }
-
-    async fn pass_link_answer(&self, rendezvous: Bytes, sealed: Bytes) -> Result<()> {
-        if self.offers.contains_key(&rendezvous) {
-            return self.answer_offer_here(&rendezvous, sealed);
-        }
-        let gateway = self.waits_at(&rendezvous).await?;
-        self.backends.node_link.answer_offer(gateway, rendezvous, sealed).await
     }
 
     /// Tells a device that few of its prekeys are left, if it is here to hear it; else its next `Welcome` does.

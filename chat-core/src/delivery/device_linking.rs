@@ -1,0 +1,141 @@
+//! Devices that wait to be linked: their offers, and the answers to them.
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+use super::Engine;
+use crate::backend::{GatewayId, Route};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{DeviceAddress, DeviceId, InstallationId, UserId};
+
+/// What a device that waits to be linked waits for.
+#[derive(Debug)]
+pub struct Linking {
+    /// The answer comes through here.
+    pub answers: tokio::sync::mpsc::Receiver<Bytes>,
+    /// Where other gateways find the offer, unless the registry could not be told.
+    route: Option<Route>,
+}
+
+/// A device that waits to be linked.
+#[derive(Debug)]
+pub(super) struct Offer {
+    pub(super) offer: Bytes,
+    pub(super) made_ms: u64,
+    pub(super) answer: tokio::sync::mpsc::Sender<Bytes>,
+    /// What it was answered: the same again is the same answer.
+    pub(super) answered: Option<Bytes>,
+}
+
+/// Milliseconds an offer to be linked stands.
+pub(super) const OFFER_MS: u64 = 10 * 60 * 1000;
+/// Offers that may stand at once.
+const OFFERS: usize = 10_000;
+
+impl Engine {
+    /// Puts up the offer of a device that waits to be linked; gives what its answer comes through. Other
+    /// gateways find it by the registry, under the hash of its rendezvous, until it is
+    /// [withdrawn](Self::withdraw).
+    ///
+    /// # Errors
+    /// `Throttled` if too many wait, `Conflict` if the rendezvous is taken.
+    pub async fn offer(&self, rendezvous: Bytes, offer: Bytes) -> Result<Linking> {
+        let (device, gateway) = (rendezvous_place(&rendezvous), self.settings.gateway);
+        let answers = self.put_up(rendezvous, offer)?;
+        // Without the registry it is still found from this gateway.
+        let epoch = self.backends.registry.bind(device, gateway).await.ok();
+        Ok(Linking { answers, route: epoch.map(|epoch| Route { device, gateway, epoch }) })
+    }
+
+    /// Takes an offer back that was answered, or whose device is gone.
+    pub async fn withdraw(&self, linking: Linking) {
+        drop(linking.answers);
+        if let Some(route) = linking.route {
+            let _ = self.backends.registry.unbind(route).await;
+        }
+    }
+
+    fn put_up(&self, rendezvous: Bytes, offer: Bytes) -> Result<tokio::sync::mpsc::Receiver<Bytes>> {
+        let now = self.now_ms();
+        self.offers.retain(|_, offer| {
+            let waits = offer.answered.is_some() || !offer.answer.is_closed();
+            now < offer.made_ms + OFFER_MS && waits
+        });
+        if self.offers.len() >= OFFERS {
+            return Err(Error::new(ErrorKind::Throttled, "too many devices wait to be linked"));
+        }
+        let (answer, answers) = tokio::sync::mpsc::channel(1);
+        match self.offers.entry(rendezvous) {
+            dashmap::Entry::Occupied(_) => Err(Error::new(ErrorKind::Conflict, "the rendezvous is taken")),
+            dashmap::Entry::Vacant(free) => {
+                free.insert(Offer { offer, made_ms: now, answer, answered: None });
+                Ok(answers)
+            }
+        }
+    }
+
+    /// The offer of a device that waits at this gateway.
+    ///
+    /// # Errors
+    /// `NotFound` if nobody waits here.
+    pub fn offer_here(&self, rendezvous: &Bytes) -> Result<Bytes> {
+        let now = self.now_ms();
+        let offer = self.offers.get(rendezvous).filter(|offer| now < offer.made_ms + OFFER_MS);
+        offer.map(|o| o.offer.clone()).ok_or_else(|| Error::new(ErrorKind::NotFound, "no such offer"))
+    }
+
+    /// Answers a device that waits at this gateway; the same again is the same answer.
+    ///
+    /// # Errors
+    /// `NotFound` if nobody waits here for it.
+    pub fn answer_offer_here(&self, rendezvous: &Bytes, sealed: Bytes) -> Result<()> {
+        let nobody = || Error::new(ErrorKind::NotFound, "nobody waits for it");
+        let mut offer = self.offers.get_mut(rendezvous).ok_or_else(nobody)?;
+        match &offer.answered {
+            Some(known) if *known == sealed => {}
+            Some(_) => return Err(nobody()),
+            None => {
+                offer.answer.try_send(sealed.clone()).map_err(|_| nobody())?;
+                offer.answered = Some(sealed);
+            }
+        }
+        Ok(())
+    }
+
+    /// The other gateway at which a device waits to be linked.
+    async fn waits_at(&self, rendezvous: &[u8]) -> Result<GatewayId> {
+        let routes = self.backends.registry.lookup(&[rendezvous_place(rendezvous).user]).await?;
+        let newest = routes.into_iter().max_by_key(|route| route.epoch).map(|route| route.gateway);
+        newest
+            .filter(|gateway| *gateway != self.settings.gateway)
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, "no such offer"))
+    }
+
+    pub(super) async fn find_offer(&self, rendezvous: Bytes) -> Result<Bytes> {
+        match self.offer_here(&rendezvous) {
+            Ok(offer) => Ok(offer),
+            Err(_) => self.backends.node_link.offer(self.waits_at(&rendezvous).await?, rendezvous).await,
+        }
+    }
+
+    pub(super) async fn pass_link_answer(&self, rendezvous: Bytes, sealed: Bytes) -> Result<()> {
+        if self.offers.contains_key(&rendezvous) {
+            return self.answer_offer_here(&rendezvous, sealed);
+        }
+        let gateway = self.waits_at(&rendezvous).await?;
+        self.backends.node_link.answer_offer(gateway, rendezvous, sealed).await
+    }
+}
+
+/// Where the registry keeps an offer: nobody who does not know the rendezvous can look for it.
+pub(super) fn rendezvous_place(rendezvous: &[u8]) -> DeviceAddress {
+    let hash: [u8; 32] =
+        Sha256::new().chain_update(b"chat/v1/rendezvous").chain_update(rendezvous).finalize().into();
+    let mut id = [0; 16];
+    id.copy_from_slice(&hash[..16]);
+    DeviceAddress {
+        user: UserId::from_bytes(id),
+        device: DeviceId::PRIMARY,
+        installation: InstallationId::from_bytes(id),
+    }
+}
