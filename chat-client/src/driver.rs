@@ -11,7 +11,6 @@ use bytes::Bytes;
 use chat_core::backend::Transport;
 use chat_core::device_list::{DeviceEntry, SignedDeviceList};
 use chat_core::limits::WIRE_VERSION;
-use chat_core::mutant::Mutants;
 use chat_core::replica::{Change, Ephemeral, Input, Output, Recipient, Replica, Stopped};
 use chat_core::signing::HelloClaims;
 use chat_core::wire::{ClientFrame, Hello, ServerFrame};
@@ -153,7 +152,7 @@ impl Driver {
         let mut snapshot = store.load(profile.device)?;
         snapshot.account_key = Some(*profile.account_key());
         let seed = u64::from_le_bytes(random()?);
-        let replica = Replica::new(Instant::default(), snapshot, seed, Mutants::NONE);
+        let replica = Replica::new(Instant::default(), snapshot, seed);
         last.send_replace(store.last_event()?);
         Ok(Self {
             store,

@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 use chat_core::backend::Transport;
+use chat_core::codec::encode_list;
 use chat_core::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
 use chat_core::envelope::{Refusal, Subject};
-use chat_core::wire::{ClientFrame, Registration, ServerFrame, encode_list};
+use chat_core::wire::{ClientFrame, Registration, ServerFrame};
 use chat_core::{DeviceAddress, DeviceId, Error, ErrorKind, Handle, InstallationId, Result, UserId};
 use chat_transport::dial::Dialer;
 use ed25519_dalek::{Signer, SigningKey};

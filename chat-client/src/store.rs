@@ -14,9 +14,10 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use chat_core::codec::decode_list;
 use chat_core::envelope::Publish;
 use chat_core::replica::{ConversationSnapshot, Draft, OutboxEntrySnapshot, Recipient, ReplicaSnapshot};
-use chat_core::wire::{ClientFrame, decode_list};
+use chat_core::wire::ClientFrame;
 use chat_core::{
     ConversationId, DeviceAddress, DeviceId, Error, ErrorKind, Handle, InstallationId, MessageId, Result,
     Seq, StoreEpoch, UserId,

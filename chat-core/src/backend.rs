@@ -11,6 +11,7 @@ mod push_sink;
 mod record_queue;
 mod registry;
 mod router;
+mod runtime;
 mod transport;
 
 pub use authenticator::Authenticator;
@@ -26,11 +27,10 @@ pub use push_sink::PushSink;
 pub use record_queue::RecordQueue;
 pub use registry::{GatewayId, Registry, Route};
 pub use router::{Command, LogPosition, Operation, RecipientDevices, Record, RecordBatch, Router};
+pub use runtime::{Runtime, Sleep};
 pub use transport::Transport;
 
 use std::sync::Arc;
-
-use crate::memory;
 
 /// The backends an [`Engine`](crate::Engine) runs on.
 ///
@@ -57,20 +57,4 @@ pub struct Backends {
     pub push: Arc<dyn PushSink>,
     /// Tokens to users.
     pub authenticator: Arc<dyn Authenticator>,
-}
-
-impl Backends {
-    /// Everything in memory: the executable specification, and what every example runs on.
-    pub fn memory() -> Self {
-        Self {
-            store: Arc::new(memory::MemoryStore::new()),
-            keys: Arc::new(memory::MemoryKeys::default()),
-            router: Arc::new(memory::MemoryRouter::new(4, Arc::new(memory::ManualClock::default()))),
-            registry: Arc::new(memory::MemoryRegistry::default()),
-            node_link: Arc::new(memory::NoLink),
-            presence: Arc::new(memory::MemoryPresence::default()),
-            push: Arc::new(memory::MemoryPush::default()),
-            authenticator: Arc::new(memory::OpenRegistration),
-        }
-    }
 }

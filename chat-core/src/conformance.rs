@@ -38,7 +38,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use crate::error::Error;
+use crate::model::error::Error;
 
 /// What a case says: nothing, or how the backend broke its contract.
 pub type Outcome = Result<(), String>;

@@ -16,12 +16,13 @@ mod requests;
 mod shard;
 mod trace;
 
+pub use crate::model::session_event::{Hint, SessionEvent};
 pub use counters::Counters;
 pub use device_linking::Linking;
 pub use engine::{Engine, EngineSettings};
 pub use explain::{Explanation, Whereabouts};
-pub use handshake::Greeting;
-pub use hub::{Event, Hub, SessionHandle};
+pub use handshake::{Greeting, Registered};
+pub use hub::{Hub, SessionHandle};
 pub use plan::{Plan, plan};
 pub use rates::{Rate, Rates};
 pub use shard::{Decision, decide};

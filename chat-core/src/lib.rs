@@ -17,26 +17,22 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod backend;
+pub mod codec;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod delivery;
-pub mod device_list;
-pub mod envelope;
-pub mod error;
-pub mod id;
-pub mod limits;
+pub mod gateway;
 pub mod memory;
+pub mod model;
 pub mod mutant;
-pub mod padding;
+mod proto;
 pub mod replica;
-pub mod rng;
 pub mod session;
-pub mod signing;
 #[cfg(feature = "sim")]
 pub mod sim;
-pub mod time;
-pub mod to_device;
 pub mod wire;
+
+pub use model::{device_list, envelope, error, id, limits, padding, rng, signing, time, to_device};
 
 pub use backend::Backends;
 pub use delivery::{Engine, EngineSettings};

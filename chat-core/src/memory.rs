@@ -5,6 +5,7 @@ mod node_link;
 mod presence;
 mod registry;
 mod router;
+mod runtime;
 mod store;
 
 pub use keys::MemoryKeys;
@@ -12,19 +13,37 @@ pub use node_link::NoLink;
 pub use presence::MemoryPresence;
 pub use registry::MemoryRegistry;
 pub use router::MemoryRouter;
+pub use runtime::ManualRuntime;
 #[cfg(feature = "sim")]
 pub(crate) use store::Write;
 pub use store::{MemoryStore, Tables};
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use crate::backend::{Authenticator, LogAnchor, LogIdentity, PushSink};
-use crate::error::Result;
-use crate::id::{DeviceAddress, Handle};
-use crate::time::WallClock;
+use crate::backend::{Authenticator, Backends, LogAnchor, LogIdentity, PushSink};
+use crate::model::error::Result;
+use crate::model::id::{DeviceAddress, Handle};
+use crate::model::time::WallClock;
+
+impl Backends {
+    /// Everything in memory: the executable specification, and what every example runs on.
+    pub fn memory() -> Self {
+        Self {
+            store: Arc::new(MemoryStore::new()),
+            keys: Arc::new(MemoryKeys::default()),
+            router: Arc::new(MemoryRouter::new(4, Arc::new(ManualClock::default()))),
+            registry: Arc::new(MemoryRegistry::default()),
+            node_link: Arc::new(NoLink),
+            presence: Arc::new(MemoryPresence::default()),
+            push: Arc::new(MemoryPush::default()),
+            authenticator: Arc::new(OpenRegistration),
+        }
+    }
+}
 
 /// A clock that moves when told to.
 #[derive(Debug, Default)]

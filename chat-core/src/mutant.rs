@@ -83,36 +83,35 @@ impl Mutant {
     ];
 }
 
-/// Which rules are broken: none, but in the simulator.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Mutants {
-    #[cfg(feature = "sim")]
-    broken: Option<Mutant>,
+#[cfg(feature = "sim")]
+thread_local! {
+    static ACTIVE: std::cell::Cell<Option<Mutant>> = const { std::cell::Cell::new(None) };
 }
 
-impl Mutants {
-    /// None.
-    pub const NONE: Self = Self {
-        #[cfg(feature = "sim")]
-        broken: None,
-    };
-
-    /// Breaks one rule.
+impl Mutant {
+    /// Whether this thread runs with the rule broken. Constant `false` without the `sim` feature.
     #[cfg(feature = "sim")]
-    pub const fn only(mutant: Mutant) -> Self {
-        Self { broken: Some(mutant) }
+    pub(crate) fn is_active(self) -> bool {
+        ACTIVE.get() == Some(self)
     }
 
-    /// Whether a rule is broken.
-    #[cfg(feature = "sim")]
-    pub fn has(self, mutant: Mutant) -> bool {
-        self.broken == Some(mutant)
-    }
-
-    /// Whether a rule is broken: no.
+    /// Whether this thread runs with the rule broken: never.
     #[cfg(not(feature = "sim"))]
     #[allow(clippy::unused_self)]
-    pub(crate) const fn has(self, _mutant: Mutant) -> bool {
+    pub(crate) const fn is_active(self) -> bool {
         false
+    }
+
+    /// Runs a function on this thread with the rule broken.
+    #[cfg(feature = "sim")]
+    pub fn with<T>(mutant: Option<Self>, run: impl FnOnce() -> T) -> T {
+        struct Restore(Option<Mutant>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                ACTIVE.set(self.0);
+            }
+        }
+        let _restore = Restore(ACTIVE.replace(mutant));
+        run()
     }
 }

@@ -33,14 +33,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use conversation::{Conversation, Entry};
 use mailbox::Mailbox;
 
-use crate::device_list::SignedDeviceList;
-use crate::envelope::{AckUpTo, InboxRow};
-use crate::id::{ConversationId, DeviceAddress, Handle, Incarnation, MessageId, StoreEpoch, UserId};
-use crate::limits::HEARTBEAT_MS;
-use crate::mutant::{Mutant, Mutants};
-use crate::rng::Rng;
-use crate::time::Instant;
-use crate::wire::{ClientFrame, Request};
+use crate::model::client_frame::{ClientFrame, Request};
+use crate::model::device_list::SignedDeviceList;
+use crate::model::envelope::{AckUpTo, InboxRow};
+use crate::model::id::{ConversationId, DeviceAddress, Handle, Incarnation, MessageId, StoreEpoch, UserId};
+use crate::model::limits::HEARTBEAT_MS;
+use crate::model::rng::Rng;
+use crate::model::time::Instant;
+use crate::mutant::Mutant;
 
 /// Publishes on the way unanswered, over all conversations.
 const SEND_WINDOW: usize = 256;
@@ -55,7 +55,6 @@ pub struct Replica {
     device: DeviceAddress,
     account_key: Option<[u8; 32]>,
     rng: Rng,
-    mutants: Mutants,
     phase: Phase,
     recovery: Recovery,
 
@@ -167,12 +166,11 @@ enum Purpose {
 impl Replica {
     /// A replica that goes on from what its store holds. The seed must differ each time: it makes jitter
     /// and nonces.
-    pub fn new(now: Instant, snapshot: ReplicaSnapshot, seed: u64, mutants: Mutants) -> Self {
+    pub fn new(now: Instant, snapshot: ReplicaSnapshot, seed: u64) -> Self {
         let mut replica = Self {
             device: snapshot.device,
             account_key: snapshot.account_key,
             rng: Rng::new(seed),
-            mutants,
             phase: Phase::Idle(now, 0),
             recovery: Recovery::No,
             incarnation: snapshot.incarnation,
@@ -378,7 +376,7 @@ impl Replica {
         let changes = Changes { list: std::mem::take(&mut self.changes), generation: self.generation };
         self.changes.append(&mut self.deferred);
         out.push(Output::Commit(changes, self.tickets));
-        if self.mutants.has(Mutant::AckBeforeCommit) {
+        if Mutant::AckBeforeCommit.is_active() {
             // Broken on purpose: says "durably mine" before it is.
             let early = std::mem::take(out);
             self.send_acks(acks.clone(), out);
@@ -433,7 +431,7 @@ impl Replica {
             self.requests.insert(self.last_request, (purpose, request.clone(), now.after(RETRY_MS)));
             out.push(Output::Send(ClientFrame::Request(self.last_request, request)));
         } else if let Purpose::Application(token) = purpose {
-            out.push(Output::Answer(token, Err(crate::envelope::Refusal::Retry(0))));
+            out.push(Output::Answer(token, Err(crate::model::envelope::Refusal::Retry(0))));
         }
     }
 

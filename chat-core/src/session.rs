@@ -20,13 +20,15 @@ use std::collections::{BTreeMap, HashMap};
 use ack_coalescer::AckCoalescer;
 
 use crate::backend::PageLimit;
-use crate::delivery::Event;
-use crate::envelope::{AckUpTo, InboxPosition, InboxRow, RowContent};
-use crate::id::{ConversationId, DeviceAddress, Seq, UserId};
-use crate::limits::{GREETING_MS, HEARTBEAT_MS, IDLE_MS, PAGE_BYTES, WINDOW_BYTES, WINDOW_ROWS};
-use crate::mutant::{Mutant, Mutants};
-use crate::time::Instant;
-use crate::wire::{ClientFrame, ServerFrame, Welcome, close};
+use crate::model::client_frame::ClientFrame;
+use crate::model::close_reason::CloseReason;
+use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow, Refusal, RowContent, Subject};
+use crate::model::id::{ConversationId, DeviceAddress, Seq, UserId};
+use crate::model::limits::{GREETING_MS, HEARTBEAT_MS, IDLE_MS, PAGE_BYTES, WINDOW_BYTES, WINDOW_ROWS};
+use crate::model::server_frame::{ServerFrame, Welcome};
+use crate::model::session_event::{Hint, SessionEvent};
+use crate::model::time::Instant;
+use crate::mutant::Mutant;
 
 #[derive(Debug)]
 enum Phase {
@@ -69,7 +71,7 @@ pub struct Session {
     opened: Instant,
     heard: Instant,
     device: Option<DeviceAddress>,
-    epoch: Option<crate::id::StoreEpoch>,
+    epoch: Option<crate::model::id::StoreEpoch>,
     flights: BTreeMap<(ConversationId, Seq), Flight>,
     flying_bytes: usize,
     announced: bool,
@@ -86,7 +88,6 @@ pub struct Session {
     typed_at: HashMap<ConversationId, Instant>,
     watched: BTreeMap<UserId, Option<bool>>,
     watch_at: Option<Instant>,
-    mutants: Mutants,
 }
 
 /// Deliveries of the same head, unacknowledged, after which a connection is closed.
@@ -107,7 +108,7 @@ const DRAIN_MS: u64 = 5000;
 
 impl Session {
     /// A session whose connection just opened.
-    pub fn new(now: Instant, mutants: Mutants) -> Self {
+    pub fn new(now: Instant) -> Self {
         Self {
             phase: Phase::Greeting,
             opened: now,
@@ -126,7 +127,6 @@ impl Session {
             typed_at: HashMap::new(),
             watched: BTreeMap::new(),
             watch_at: None,
-            mutants,
         }
     }
 
@@ -172,7 +172,7 @@ impl Session {
         match input {
             Input::Frame(frame) => self.frame(now, frame, out),
             Input::Admitted(device, welcome) => self.admitted(device, welcome, out),
-            Input::Rejected { code, retry_after } => self.close(code, retry_after, out),
+            Input::Rejected { reason, retry_after } => self.close(reason, retry_after, out),
             Input::Linking => self.phase = Phase::Linking,
             Input::Events(events) => self.events(now, events, out),
             Input::Lagged => self.lagged(now, out),
@@ -184,12 +184,13 @@ impl Session {
                     *reading = false;
                 }
             }
-            Input::Answer(frame) => {
-                self.note_answer(&frame);
-                out.push(Output::Send(frame));
-            }
+            Input::Refused(subject, refusal) => self.refused(subject, refusal, out),
+            Input::Response(id, outcome) => out.push(Output::Send(match outcome {
+                Ok(response) => ServerFrame::Response(id, response),
+                Err(refusal) => ServerFrame::Refused(Subject::Request(id), refusal),
+            })),
             Input::Acked { too_high: false } => self.acks.acked(out),
-            Input::Acked { too_high: true } => self.close(close::ACK_TOO_HIGH, 0, out),
+            Input::Acked { too_high: true } => self.close(CloseReason::AckTooHigh, 0, out),
             Input::Presence(present) => self.presence(&present, out),
             Input::Gone => {
                 self.acks.flush_all(out);
@@ -201,16 +202,16 @@ impl Session {
         if let Some((retry_after, until)) = self.drain
             && (self.pending == 0 || now >= until)
         {
-            self.close(close::DRAIN, retry_after, out);
+            self.close(CloseReason::Draining, retry_after, out);
         }
     }
 
-    fn close(&mut self, code: u16, retry_after: u32, out: &mut Vec<Output>) {
+    fn close(&mut self, reason: CloseReason, retry_after: u32, out: &mut Vec<Output>) {
         if !matches!(self.phase, Phase::Closed) {
             self.acks.flush_all(out);
             self.phase = Phase::Closed;
-            out.push(Output::Send(ServerFrame::Close { code, retry_after }));
-            out.push(Output::Close(code));
+            out.push(Output::Send(ServerFrame::Close { reason, retry_after }));
+            out.push(Output::Close(reason));
         }
     }
 
@@ -226,7 +227,9 @@ impl Session {
             }
             (Phase::Linking, ClientFrame::Heartbeat) => {}
             (Phase::Greeting | Phase::Authenticating | Phase::Linking, _)
-            | (_, ClientFrame::Hello(_) | ClientFrame::Register(_)) => self.close(close::PROTOCOL, 0, out),
+            | (_, ClientFrame::Hello(_) | ClientFrame::Register(_)) => {
+                self.close(CloseReason::Protocol, 0, out)
+            }
             (_, ClientFrame::Publish(publish)) => {
                 self.acks.sends(now, publish.number.generation);
                 self.pending += 1;
@@ -240,14 +243,14 @@ impl Session {
                 if self.epoch == Some(store_epoch) {
                     self.acks(&acks, generation, now, out);
                 } else {
-                    self.close(close::EPOCH, 0, out);
+                    self.close(CloseReason::Epoch, 0, out);
                 }
             }
             (_, ClientFrame::Heartbeat) => self.heartbeat(now, out),
             (_, ClientFrame::CatchUp) => {
                 self.catch_ups += 1;
                 if self.catch_ups > MAX_CATCH_UPS {
-                    self.close(close::THROTTLED, 1000, out);
+                    self.close(CloseReason::Throttled, 1000, out);
                 } else {
                     self.note_missed(now);
                     self.start_over(out);
@@ -261,8 +264,8 @@ impl Session {
                 self.watch_at = (!self.watched.is_empty()).then_some(now);
             }
             (_, ClientFrame::Unknown(Some(id))) => {
-                let subject = crate::envelope::Subject::Request(id);
-                out.push(Output::Send(ServerFrame::Refused(subject, crate::envelope::Refusal::Unsupported)));
+                let subject = Subject::Request(id);
+                out.push(Output::Send(ServerFrame::Refused(subject, Refusal::Unsupported)));
             }
             (_, ClientFrame::Unknown(None)) => {}
         }
@@ -363,7 +366,7 @@ impl Session {
         } else if more {
             self.phase = Phase::Behind { after, reading: true, dropped };
             self.read_page(after, out);
-        } else if dropped && !self.mutants.has(Mutant::LiveThoughDropped) {
+        } else if dropped && !Mutant::LiveThoughDropped.is_active() {
             // Rows came while the page was read, perhaps with places before it: look again.
             self.read_from(InboxPosition::START, out);
         } else {
@@ -396,12 +399,12 @@ impl Session {
         }
     }
 
-    fn events(&mut self, now: Instant, events: Vec<Event>, out: &mut Vec<Output>) {
+    fn events(&mut self, now: Instant, events: Vec<SessionEvent>, out: &mut Vec<Output>) {
         let mut rows = Vec::new();
         let mut bytes = 0;
         for event in events {
             match event {
-                Event::Row(row) => {
+                SessionEvent::Row(row) => {
                     if self.take_push(now, out) {
                         self.fly(now, &row, !matches!(row.content, RowContent::Message { .. }));
                         bytes += row.size();
@@ -412,14 +415,15 @@ impl Session {
                         }
                     }
                 }
-                Event::Own(stored, time_us) => {
+                SessionEvent::Own(stored, time_us) => {
                     // The stored ack is the fast path of the row; rows before it go out first.
                     if !rows.is_empty() {
                         out.push(Output::Send(ServerFrame::Deliver(std::mem::take(&mut rows), false)));
                     }
                     self.pending = self.pending.saturating_sub(1);
                     out.push(Output::Send(ServerFrame::Stored(stored)));
-                    let mailbox = stored.conversation.kind() == Ok(crate::id::ConversationKind::Mailbox);
+                    let mailbox =
+                        stored.conversation.kind() == Ok(crate::model::id::ConversationKind::Mailbox);
                     if !mailbox && self.take_push(now, out) {
                         let content = RowContent::Own {
                             message_id: stored.message_id,
@@ -430,21 +434,22 @@ impl Session {
                         self.fly(now, &InboxRow { conversation, seq, time_us, joined: false, content }, true);
                     }
                 }
-                Event::Answer(frame) => {
-                    self.note_answer(&frame);
-                    out.push(Output::Send(frame));
+                SessionEvent::Repeated(stored) => {
+                    self.pending = self.pending.saturating_sub(1);
+                    out.push(Output::Send(ServerFrame::Stored(stored)));
                 }
-                Event::Ephemeral(frame) => out.push(Output::Send(frame)),
-                Event::Closed(code) => {
-                    if code == close::REPLACED {
+                SessionEvent::Refused(subject, refusal) => self.refused(subject, refusal, out),
+                SessionEvent::Hint(hint) => out.push(Output::Send(hint_frame(hint))),
+                SessionEvent::Closed(reason) => {
+                    if reason == CloseReason::Replaced {
                         // Whoever replaced it acknowledges for itself. It may be a copy of the device's store
                         // that is behind: it has been greeted, and must not be taken to have more.
                         self.acks.forget_acks();
                     }
-                    return self.close(code, 0, out);
+                    return self.close(reason, 0, out);
                 }
                 // The driver passes it on as `Input::Lagged`.
-                Event::Lagged => {}
+                SessionEvent::Lagged => {}
             }
         }
         if !rows.is_empty() {
@@ -493,7 +498,7 @@ impl Session {
             if !landed.is_empty() {
                 self.loops = 0;
             }
-            self.acks.ack(*ack, of_others && !self.mutants.has(Mutant::TrimOnPush));
+            self.acks.ack(*ack, of_others && !Mutant::TrimOnPush.is_active());
         }
         self.acks.acks_came(now, generation, out);
         self.resume(out);
@@ -506,11 +511,11 @@ impl Session {
         if oldest.is_some_and(|sent| now.since(sent).as_millis() as u64 >= HEARTBEAT_MS) {
             self.loops += 1;
             if self.loops > MAX_LOOPS {
-                return self.close(close::LOOP, 0, out);
+                return self.close(CloseReason::Loop, 0, out);
             }
             self.start_over(out);
         } else if matches!(self.phase, Phase::Live | Phase::Behind { reading: false, .. })
-            && !self.mutants.has(Mutant::HeartbeatIsBlind)
+            && !Mutant::HeartbeatIsBlind.is_active()
         {
             // Rows that no push announced show up at the latest now.
             self.read_from(InboxPosition::START, out);
@@ -519,11 +524,10 @@ impl Session {
 
     // ---- the rest ------------------------------------------------------------------------------------
 
-    fn note_answer(&mut self, frame: &ServerFrame) {
-        use crate::envelope::Subject::Message;
-        if matches!(frame, ServerFrame::Stored(_) | ServerFrame::Refused(Message(..), _)) {
-            self.pending = self.pending.saturating_sub(1);
-        }
+    /// A publish or skip was refused.
+    fn refused(&mut self, subject: Subject, refusal: Refusal, out: &mut Vec<Output>) {
+        self.pending = self.pending.saturating_sub(1);
+        out.push(Output::Send(ServerFrame::Refused(subject, refusal)));
     }
 
     fn presence(&mut self, present: &[(UserId, bool)], out: &mut Vec<Output>) {
@@ -544,7 +548,7 @@ impl Session {
             _ => now >= self.heard.after(IDLE_MS),
         };
         if late {
-            return self.close(close::IDLE, 0, out);
+            return self.close(CloseReason::Idle, 0, out);
         }
         self.acks.tick(now, out);
         if self.look_at().is_some_and(|at| now >= at) {
@@ -561,6 +565,18 @@ impl Session {
             self.watch_at = Some(now.after(PRESENCE_POLL_MS));
             out.push(Output::Query(self.watched.keys().copied().collect()));
         }
+    }
+}
+
+/// Returns the frame that carries a hint.
+const fn hint_frame(hint: Hint) -> ServerFrame {
+    match hint {
+        Hint::Receipt { conversation, user, delivered, read } => {
+            ServerFrame::Receipt { conversation, user, delivered, read }
+        }
+        Hint::Typing(conversation, user) => ServerFrame::Typing(conversation, user),
+        Hint::ListChanged(user, version) => ServerFrame::ListChanged(user, version),
+        Hint::PrekeysLow(left) => ServerFrame::PrekeysLow(left),
     }
 }
 

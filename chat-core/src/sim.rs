@@ -13,22 +13,22 @@
 mod accounts;
 mod cluster;
 mod device;
-mod gateway;
 mod oracle;
 mod registry;
+mod server;
 mod store;
 mod world;
 
 pub use oracle::Violation;
 
-use crate::mutant::Mutants;
+use crate::mutant::Mutant;
 
 /// What a schedule may contain.
 #[derive(Clone, Copy, Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Options {
-    /// Rules to break.
-    pub mutants: Mutants,
+    /// The rule to break, if one.
+    pub mutant: Option<Mutant>,
     /// Apply commits row by row, stopping anywhere, under a log that outlives the server process.
     pub split: bool,
     /// Three server processes over one log, whose two shards move between them, and a store they share.
@@ -40,7 +40,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { mutants: Mutants::NONE, split: false, cluster: false, trace: false }
+        Self { mutant: None, split: false, cluster: false, trace: false }
     }
 }
 
@@ -62,6 +62,12 @@ pub struct Report {
     pub restores: u64,
     /// Events processed.
     pub events: u64,
+    /// Sessions that a drain closed.
+    pub drains: u64,
+    /// Typing hints and presence changes that devices received.
+    pub hints: u64,
+    /// Hash of everything that happened, in order: equal for equal runs.
+    pub digest: u64,
 }
 
 impl Report {
@@ -74,6 +80,9 @@ impl Report {
         self.device_crashes += other.device_crashes;
         self.restores += other.restores;
         self.events += other.events;
+        self.drains += other.drains;
+        self.hints += other.hints;
+        self.digest = self.digest.wrapping_add(other.digest);
     }
 }
 
@@ -82,7 +91,7 @@ impl Report {
 /// # Errors
 /// The first law that was broken.
 pub fn run(seed: u64, options: Options) -> Result<Report, Violation> {
-    world::World::new(seed, options).run()
+    Mutant::with(options.mutant, || world::World::new(seed, options).run())
 }
 
 #[cfg(test)]

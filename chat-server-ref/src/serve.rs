@@ -7,9 +7,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chat_core::backend::{Router, Transport};
 use chat_core::delivery::{EngineSettings, Rates};
+use chat_core::gateway::Gateway;
 use chat_core::{Engine, ErrorKind, WallClock};
 use chat_transport::accept::{Upgrade, accept, busy};
-use chat_transport::gateway::Gateway;
+use chat_transport::runtime::TokioRuntime;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
@@ -164,7 +165,9 @@ async fn serve(settings: settings::Settings) -> Result<(), String> {
     let ready = Arc::new(AtomicBool::new(true));
     tokio::spawn(admin::serve(admin_listener, engine.clone(), metrics, ready.clone()));
 
-    let (gateway, drain) = Gateway::new(engine.clone());
+    let cores =
+        std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
+    let (gateway, drain) = Gateway::new(engine.clone(), Arc::new(TokioRuntime::new()), cores);
     let room = Arc::new(Semaphore::new(settings.max_connections));
     let accepting = async {
         match listener {

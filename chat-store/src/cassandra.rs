@@ -48,8 +48,8 @@ use chat_core::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogAnchor, LogIdentity,
     LogPosition, MessageStore, PageLimit, StoreIdentity,
 };
+use chat_core::codec::{decode_row, redo, state};
 use chat_core::envelope::{AckUpTo, Durability, InboxPosition, InboxRow};
-use chat_core::wire::{decode_row, redo, state};
 use chat_core::{
     ConversationId, ConversationKind, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch,
 };

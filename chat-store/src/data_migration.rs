@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chat_core::backend::{Commit, ConversationState, LogPosition};
+use chat_core::codec::{encode_list, encode_row, state};
 use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::{InboxCursor, InboxPosition, InboxRow};
-use chat_core::wire::{encode_list, encode_row, state};
 use chat_core::{
     ConversationId, Error, ErrorKind, Handle, Incarnation, InstallationId, MessageId, Result, Seq, UserId,
 };

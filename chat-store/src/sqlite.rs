@@ -9,8 +9,8 @@ use chat_core::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
     PageLimit, StoreIdentity,
 };
+use chat_core::codec::{decode_row, encode_row, state};
 use chat_core::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow, RowContent};
-use chat_core::wire::{decode_row, encode_row, state};
 use chat_core::{
     ConversationId, ConversationKind, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch,
 };

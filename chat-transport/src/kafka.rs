@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use chat_core::backend::{Command, LogAnchor, LogPosition, RecordBatch, Router};
-use chat_core::wire::node::encode_command;
+use chat_core::codec::node::encode_command;
 use chat_core::{ConversationId, Error, ErrorKind, Result};
 use parking_lot::RwLock;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};

@@ -1,4 +1,4 @@
-//! What moves: transports, and the task that drives one connection of a gateway.
+//! Transports, the Kafka log and the node link.
 //!
 //! | module | what |
 //! |---|---|
@@ -7,16 +7,15 @@
 //! | [`dial`] | the client's side, plain or over TLS 1.3 |
 //! | [`duplex`] | two transports joined in memory |
 //! | `kafka` (feature) | the log that orders conversations, as a Kafka topic |
-//! | `link` (feature) | from one gateway to another |
-//! | [`gateway`] | drives a [`Session`](chat_core::session::Session) over a transport: one task a connection |
+//! | `node-link` (feature) | from one gateway to another |
+//! | [`runtime`] | the clock, timers and randomness that a gateway runs on |
 
 pub mod accept;
 pub mod dial;
 pub mod duplex;
-pub mod gateway;
-mod handshake_limiter;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 #[cfg(feature = "node-link")]
 pub mod node_link;
+pub mod runtime;
 pub mod websocket;

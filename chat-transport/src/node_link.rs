@@ -18,11 +18,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes};
 use chat_core::backend::{GatewayId, NodeLink, PushSink, Registry, Route, SessionDelivery};
-use chat_core::delivery::Event;
-use chat_core::wire::node::{
+use chat_core::codec::node::{
     decode_deliveries, decode_not_here, decode_rendezvous, encode_deliveries, encode_not_here,
     encode_rendezvous,
 };
+use chat_core::delivery::SessionEvent;
 use chat_core::{DeviceAddress, Engine, Error, ErrorKind, Result};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
@@ -76,7 +76,7 @@ impl NodeLinkTls {
     }
 }
 
-/// Bytes as they are: `wire::node` encodes and checks them.
+/// Bytes as they are: `codec::node` encodes and checks them.
 #[derive(Clone, Copy, Default)]
 struct Plain;
 
@@ -233,14 +233,14 @@ struct Waiting {
 }
 
 /// About how many bytes an event takes.
-fn size(event: &Event) -> usize {
+fn size(event: &SessionEvent) -> usize {
     match event {
-        Event::Row(row) => row.size(),
+        SessionEvent::Row(row) => row.size(),
         _ => 200,
     }
 }
 
-fn bytes_of(events: &[Event]) -> usize {
+fn bytes_of(events: &[SessionEvent]) -> usize {
     events.iter().map(size).sum()
 }
 
@@ -282,7 +282,7 @@ impl Peer {
         }
         waiting.bytes -= bytes;
         metrics::gauge!("chat_node_link_waiting_sessions").decrement(deliveries.len() as f64);
-        deliveries.extend(waiting.lagged.drain().map(|route| (route, vec![Event::Lagged])));
+        deliveries.extend(waiting.lagged.drain().map(|route| (route, vec![SessionEvent::Lagged])));
         deliveries
     }
 
@@ -422,7 +422,8 @@ impl Shared {
         for route in stale {
             let _ = self.registry.unbind(*route).await;
         }
-        let of_inbox = |event: &Event| event.message().is_some() || matches!(event, Event::Lagged);
+        let of_inbox =
+            |event: &SessionEvent| event.message().is_some() || matches!(event, SessionEvent::Lagged);
         let woken =
             deliveries.iter().filter(|(route, events)| stale.contains(route) && events.iter().any(of_inbox));
         self.wake(woken.map(|(route, _)| route.device).collect()).await;
@@ -488,7 +489,7 @@ mod tests {
             joined: false,
             content: RowContent::Empty { reason: EmptyReason::Expired, from: n },
         };
-        let events = vec![Event::Row(row); events];
+        let events = vec![SessionEvent::Row(row); events];
         (Route { device, gateway: GatewayId(1), epoch: n }, events)
     }
 
@@ -496,7 +497,7 @@ mod tests {
         let (mut whole, mut lagged) = (0, 0);
         while !peer.is_idle() {
             for (_, events) in peer.take() {
-                if matches!(events[..], [Event::Lagged]) { lagged += 1 } else { whole += 1 }
+                if matches!(events[..], [SessionEvent::Lagged]) { lagged += 1 } else { whole += 1 }
             }
         }
         (whole, lagged)

@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Buf, Bytes, BytesMut};
 use chat_core::backend::Transport;
-use chat_core::wire::close;
+use chat_core::wire::CloseReason;
 use chat_core::{Error, ErrorKind, Result};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
@@ -136,7 +136,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
             OpCode::Data(Data::Binary) => {}
         }
         if length > self.limit as u64 {
-            return Err(broken(close::TOO_BIG, "the frame is too large"));
+            return Err(broken(CloseReason::TooBig.code(), "the frame is too large"));
         }
         self.buffer.advance(used);
         self.header = Some((header, length as usize));
@@ -287,7 +287,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
         match timeout(WRITE_TIME, write).await {
             Ok(written) => written.map_err(lost),
             Err(_) => {
-                self.verdict = Some(close::SLOW);
+                self.verdict = Some(CloseReason::Slow.code());
                 Err(Error::new(ErrorKind::Closed, "the peer does not read"))
             }
         }

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chat_core::backend::{Backends, GatewayId, NodeLink, Registry, Route};
-use chat_core::delivery::{EngineSettings, Event, SessionHandle};
+use chat_core::delivery::{EngineSettings, SessionEvent, SessionHandle};
 use chat_core::memory::{ManualClock, MemoryPush, MemoryRegistry};
-use chat_core::wire::ServerFrame;
+
 use chat_core::{ConversationId, DeviceAddress, DeviceId, Engine, ErrorKind, InstallationId, UserId};
 use chat_transport::node_link::{GatewayLink, NodeLinkTls, serve_link};
 use tokio::net::TcpListener;
@@ -78,12 +78,12 @@ impl Two {
     }
 }
 
-fn typing(n: u8) -> Event {
+fn typing(n: u8) -> SessionEvent {
     let user = UserId::from_bytes([n; 16]);
-    Event::Ephemeral(ServerFrame::Typing(ConversationId::own(user), user))
+    SessionEvent::Hint(chat_core::delivery::Hint::Typing(ConversationId::own(user), user))
 }
 
-async fn next(handle: &mut SessionHandle) -> Vec<Event> {
+async fn next(handle: &mut SessionHandle) -> Vec<SessionEvent> {
     tokio::time::timeout(Duration::from_secs(5), handle.events.recv()).await.unwrap().unwrap()
 }
 
@@ -131,7 +131,7 @@ async fn a_silent_gateway_costs_nobody_and_its_sessions_catch_up() {
     two.registry.announce(THERE, &working).await.unwrap();
     two.link.deliver(THERE, vec![(handle.route, vec![typing(2)])]);
     let mut seen = Vec::new();
-    while !seen.contains(&Event::Lagged) {
+    while !seen.contains(&SessionEvent::Lagged) {
         seen.extend(next(&mut handle).await);
     }
     assert!(handle.take_lagged(), "the session reads its inbox");

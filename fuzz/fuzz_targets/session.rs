@@ -3,10 +3,9 @@
 #![no_main]
 
 use bytes::Bytes;
-use chat_core::delivery::Event;
+use chat_core::delivery::SessionEvent;
 use chat_core::envelope::{EmptyReason, InboxRow, InboxPosition, RowContent, Stored, Durability};
 use chat_core::limits::WINDOW_ROWS;
-use chat_core::mutant::Mutants;
 use chat_core::session::{Input, Output, Session};
 use chat_core::wire::{ClientFrame, ServerFrame, Welcome};
 use chat_core::{ConversationId, DeviceAddress, DeviceId, InstallationId, Instant, MessageId, StoreEpoch, UserId};
@@ -25,7 +24,7 @@ fuzz_target!(|data: &[u8]| {
         installation: InstallationId::from_bytes([1; 16]),
     };
     let mut now = Instant::from_millis(0);
-    let mut session = Session::new(now, Mutants::NONE);
+    let mut session = Session::new(now);
     let mut asked = InboxPosition::START;
     let mut seq = 0;
     let mut closed = false;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use chat_core::wire::{ClientFrame, ServerFrame, close};
+use chat_core::wire::{ClientFrame, CloseReason, ServerFrame};
 use chat_tests::cli_process::{CliProcess, register};
 use chat_tests::raw_client::User;
 use chat_tests::server::Server;
@@ -37,8 +37,8 @@ fn a_drain_spreads_reconnects_and_loses_nothing() {
         .map(|session| {
             loop {
                 match session.take() {
-                    ServerFrame::Close { code, retry_after } => {
-                        assert_eq!(code, close::DRAIN);
+                    ServerFrame::Close { reason, retry_after } => {
+                        assert_eq!(reason, CloseReason::Draining);
                         break retry_after;
                     }
                     ServerFrame::HeartbeatReply(_) | ServerFrame::Deliver(..) => {}

@@ -163,7 +163,7 @@ async fn hear(sender: &mut LoadClient, unanswered: &mut Vec<(MessageId, Bytes)>)
     match frame {
         ServerFrame::Stored(stored) => unanswered.retain(|(id, _)| *id != stored.message_id),
         ServerFrame::Refused(_, refusal) => panic!("{refusal:?}"),
-        ServerFrame::Close { code, .. } => panic!("the sender was closed: {code}"),
+        ServerFrame::Close { reason, .. } => panic!("the sender was closed: {reason:?}"),
         _ => {}
     }
 }

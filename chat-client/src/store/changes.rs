@@ -1,9 +1,10 @@
 //! A replica's changes, made durable.
 
+use chat_core::codec::encode_list;
 use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::{EmptyReason, InboxRow, Publish, RowContent};
 use chat_core::replica::{Change, Changes, Draft, ListChange, Opened, Recipient};
-use chat_core::wire::{ClientFrame, encode_list};
+use chat_core::wire::ClientFrame;
 use chat_core::{
     ConversationId, ConversationKind, DeviceAddress, MessageId, Result, Seq, StoreEpoch, UserId,
 };

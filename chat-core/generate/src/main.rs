@@ -8,7 +8,7 @@ const FILES: [&str; 3] = ["chat/v1/chat.proto", "chat/v1/store.proto", "chat/v1/
 
 fn main() {
     let core = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let generated = core.join("src/wire/generated");
+    let generated = core.join("src/proto/generated");
     let check = std::env::args().any(|argument| argument == "--check");
     let dir = tempfile::tempdir().unwrap();
     let out = if check { dir.path() } else { &generated };

@@ -4,8 +4,8 @@ use std::fmt;
 
 use async_trait::async_trait;
 
-use crate::error::Result;
-use crate::id::Handle;
+use crate::model::error::Result;
+use crate::model::id::Handle;
 
 /// Says whose token this is.
 ///

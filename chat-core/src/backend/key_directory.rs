@@ -4,10 +4,10 @@ use std::fmt;
 
 use async_trait::async_trait;
 
-use crate::device_list::SignedDeviceList;
-use crate::error::Result;
-use crate::id::{Handle, Incarnation, InstallationId, UserId};
-use crate::wire::{Bundle, PrekeyUpload};
+use crate::model::device_list::SignedDeviceList;
+use crate::model::error::Result;
+use crate::model::id::{Handle, Incarnation, InstallationId, UserId};
+use crate::model::prekeys::{Bundle, PrekeyUpload};
 
 /// Signed device lists and prekeys; a one-time prekey goes to exactly one caller.
 ///
@@ -61,7 +61,7 @@ pub trait KeyDirectory: fmt::Debug + Send + Sync + 'static {
     /// Stores prekeys of a device; gives how many one-time prekeys it has now.
     ///
     /// # Errors
-    /// `Throttled` if the device would have more than [`STORED_PREKEYS`](crate::limits::STORED_PREKEYS).
+    /// `Throttled` if the device would have more than [`STORED_PREKEYS`](crate::model::limits::STORED_PREKEYS).
     async fn upload(&self, device: InstallationId, upload: &PrekeyUpload) -> Result<u64>;
 
     /// A bundle, with a one-time prekey if there is one left; `None` if the device never uploaded.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 
-use crate::error::Result;
+use crate::model::error::Result;
 
 /// A log that conversations are ordered by. Its offsets mean something in it alone, and a conversation is on
 /// the same partition for as long as it lasts.

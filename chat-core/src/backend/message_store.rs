@@ -6,9 +6,11 @@ use std::fmt;
 use async_trait::async_trait;
 
 use super::LogPosition;
-use crate::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow, SendPosition};
-use crate::error::Result;
-use crate::id::{ClientSeq, ConversationId, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId};
+use crate::model::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow, SendPosition};
+use crate::model::error::Result;
+use crate::model::id::{
+    ClientSeq, ConversationId, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
+};
 
 /// What was committed is there, once, in order, for every reader.
 ///
@@ -165,11 +167,12 @@ pub struct PageLimit {
 
 impl PageLimit {
     /// The largest page there is.
-    pub const MAX: Self = Self { rows: crate::limits::PAGE_ROWS, bytes: crate::limits::PAGE_BYTES };
+    pub const MAX: Self =
+        Self { rows: crate::model::limits::PAGE_ROWS, bytes: crate::model::limits::PAGE_BYTES };
 
     /// The largest page of at most `rows` rows.
     pub const fn rows(rows: usize) -> Self {
-        Self { rows, bytes: crate::limits::PAGE_BYTES }
+        Self { rows, bytes: crate::model::limits::PAGE_BYTES }
     }
 
     /// Whether a page has as much as is allowed. After one that has not, there was no more.

@@ -6,11 +6,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{GatewayId, Route};
-use crate::delivery::Event;
-use crate::error::Result;
+use crate::model::error::Result;
+use crate::model::session_event::SessionEvent;
 
 /// A connection and what its session is deliveries, in order.
-pub type SessionDelivery = (Route, Vec<Event>);
+pub type SessionDelivery = (Route, Vec<SessionEvent>);
 
 /// Carries what happened to the gateway that holds a connection. A hint: what is lost on the way waits in an
 /// inbox.

@@ -4,13 +4,13 @@ use std::fmt;
 
 use async_trait::async_trait;
 
-use crate::error::Result;
-use crate::id::{InstallationId, UserId};
+use crate::model::error::Result;
+use crate::model::id::{InstallationId, UserId};
 
 /// Who was heard of lately. A hint.
 ///
 /// # Contract
-/// - A user is present from a beat until [`IDLE_MS`](crate::limits::IDLE_MS) after the last one
+/// - A user is present from a beat until [`IDLE_MS`](crate::model::limits::IDLE_MS) after the last one
 ///   (`present_until_the_ttl`, `one_lost_heartbeat_shows_nothing`), or until the last of its devices left
 ///   (`absent_after_leaving`, `a_user_is_present_by_any_device`).
 /// - Answers come in the order of the users (`answers_come_in_order`).

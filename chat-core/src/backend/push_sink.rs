@@ -4,8 +4,8 @@ use std::fmt;
 
 use async_trait::async_trait;
 
-use crate::error::Result;
-use crate::id::DeviceAddress;
+use crate::model::error::Result;
+use crate::model::id::DeviceAddress;
 
 /// Wakes sleeping devices; carries no content, no sender and no conversation. A hint: an inbox waits
 /// whether or not it arrives.

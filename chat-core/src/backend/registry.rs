@@ -4,8 +4,8 @@ use std::fmt;
 
 use async_trait::async_trait;
 
-use crate::error::Result;
-use crate::id::{DeviceAddress, UserId};
+use crate::model::error::Result;
+use crate::model::id::{DeviceAddress, UserId};
 
 /// A gateway process.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]

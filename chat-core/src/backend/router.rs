@@ -6,9 +6,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::Route;
-use crate::envelope::{Publish, Refusal, SendPosition};
-use crate::error::Result;
-use crate::id::{ConversationId, DeviceAddress, InstallationId, UserId};
+use crate::model::envelope::{Publish, Refusal, SendPosition};
+use crate::model::error::Result;
+use crate::model::id::{ConversationId, DeviceAddress, InstallationId, UserId};
 
 /// Takes commands for a conversation's shard; FIFO per conversation; redelivers until the shard commits;
 /// one intended owner a shard.

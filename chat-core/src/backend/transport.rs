@@ -5,13 +5,13 @@ use std::fmt;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::error::Result;
+use crate::model::error::Result;
 
 /// A pipe for whole frames, in order while it lasts. A hint: it may end at any moment.
 ///
 /// # Contract
 /// - Frames arrive whole, once and in order (`frames_arrive_whole_and_in_order`, `both_ways`), of any size up
-///   to [`MAX_FRAME`](crate::limits::MAX_FRAME) (`an_empty_frame_and_the_largest`).
+///   to [`MAX_FRAME`](crate::model::limits::MAX_FRAME) (`an_empty_frame_and_the_largest`).
 /// - A close ends the other end after what was sent before it (`a_close_ends_the_other_end`), and sending
 ///   into a pipe that ended fails, if not at once (`sending_after_the_end_fails`).
 #[async_trait]
@@ -28,6 +28,6 @@ pub trait Transport: fmt::Debug + Send + 'static {
     /// `Closed` if the pipe broke; some frames may have gone out.
     async fn send(&mut self, frames: Vec<Bytes>) -> Result<()>;
 
-    /// Closes with a code of [`wire::close`](crate::wire::close), in bounded time.
+    /// Closes with a code of [`CloseReason::code`](crate::model::close_reason::CloseReason::code), in bounded time.
     async fn close(&mut self, code: u16);
 }

@@ -2,8 +2,8 @@ use std::sync::Arc;
 
 use super::{Case, Outcome, cases, equal, failed};
 use crate::backend::Authenticator;
-use crate::error::ErrorKind;
-use crate::id::Handle;
+use crate::model::error::ErrorKind;
+use crate::model::id::Handle;
 
 /// An [`Authenticator`] with tokens to try on it.
 #[derive(Debug)]

@@ -6,11 +6,11 @@ use ed25519_dalek::{Signer, SigningKey};
 
 use super::{Case, Outcome, cases, equal, failed};
 use crate::backend::{AccountKey, KeyDirectory, Reincarnation};
-use crate::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
-use crate::error::ErrorKind;
-use crate::id::{DeviceId, Handle, InstallationId, UserId};
-use crate::limits::STORED_PREKEYS;
-use crate::wire::{OneTimePrekey, PrekeyUpload};
+use crate::model::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
+use crate::model::error::ErrorKind;
+use crate::model::id::{DeviceId, Handle, InstallationId, UserId};
+use crate::model::limits::STORED_PREKEYS;
+use crate::model::prekeys::{OneTimePrekey, PrekeyUpload};
 
 type Keys = Arc<dyn KeyDirectory>;
 

@@ -6,10 +6,11 @@ use crate::backend::{
     PageLimit, RecipientDevices, Record,
 };
 use crate::delivery::{Decision, decide};
-use crate::envelope::{AckUpTo, DeviceBox, InboxPosition, InboxRow, Publish, RowContent, SendPosition};
-use crate::error::ErrorKind;
-use crate::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
-use crate::mutant::Mutants;
+use crate::model::envelope::{
+    AckUpTo, DeviceBox, InboxPosition, InboxRow, Publish, RowContent, SendPosition,
+};
+use crate::model::error::ErrorKind;
+use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
 
 type Store = Arc<dyn MessageStore>;
 
@@ -107,7 +108,7 @@ impl Conversation {
             appended_us: self.time_us + n * 10,
             command: Arc::new(command),
         };
-        match decide(&self.state, &record, None, Mutants::NONE) {
+        match decide(&self.state, &record, None) {
             Decision::Store(_, commit) => {
                 self.state = commit.state.clone();
                 Ok(commit)
@@ -464,7 +465,7 @@ async fn state_reads_back(store: Store) -> Outcome {
 
 async fn large_rows_read_back(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
-    let commit = talk.next(crate::limits::MAX_BODY)?;
+    let commit = talk.next(crate::model::limits::MAX_BODY)?;
     let row = commit.inbox[1].1.clone();
     make_seen(&store, vec![commit]).await?;
     equal(inbox(&store, BOB).await?, vec![row], "the inbox")

@@ -2,8 +2,8 @@ use std::sync::Arc;
 
 use super::{Case, Outcome, cases, equal, failed};
 use crate::backend::Presence;
-use crate::id::{InstallationId, UserId};
-use crate::limits::{HEARTBEAT_MS, IDLE_MS};
+use crate::model::id::{InstallationId, UserId};
+use crate::model::limits::{HEARTBEAT_MS, IDLE_MS};
 
 type Present = Arc<dyn Presence>;
 

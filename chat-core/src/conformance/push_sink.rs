@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::{Case, Outcome, cases, failed};
 use crate::backend::PushSink;
-use crate::id::{DeviceAddress, DeviceId, InstallationId, UserId};
+use crate::model::id::{DeviceAddress, DeviceId, InstallationId, UserId};
 
 type Sink = Arc<dyn PushSink>;
 

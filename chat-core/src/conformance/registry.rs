@@ -2,8 +2,8 @@ use std::sync::Arc;
 
 use super::{Case, Outcome, cases, equal, failed};
 use crate::backend::{GatewayId, Registry, Route};
-use crate::error::ErrorKind;
-use crate::id::{DeviceAddress, DeviceId, InstallationId, UserId};
+use crate::model::error::ErrorKind;
+use crate::model::id::{DeviceAddress, DeviceId, InstallationId, UserId};
 
 type Routes = Arc<dyn Registry>;
 

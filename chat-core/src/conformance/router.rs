@@ -3,9 +3,9 @@ use std::task::Poll;
 
 use super::{Case, Outcome, cases, equal, failed};
 use crate::backend::{Command, Operation, Router};
-use crate::envelope::SendPosition;
-use crate::error::ErrorKind;
-use crate::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
+use crate::model::envelope::SendPosition;
+use crate::model::error::ErrorKind;
+use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
 
 type Log = Arc<dyn Router>;
 

@@ -7,8 +7,8 @@ use parking_lot::Mutex;
 
 use super::{Case, Outcome, cases, equal, failed};
 use crate::backend::Transport;
-use crate::limits::MAX_FRAME;
-use crate::wire::close;
+use crate::model::close_reason::CloseReason;
+use crate::model::limits::MAX_FRAME;
 
 /// The two ends of a pair.
 #[derive(Debug)]
@@ -107,7 +107,7 @@ async fn an_empty_frame_and_the_largest(pair: Arc<TransportPair>) -> Outcome {
 async fn a_close_ends_the_other_end(pair: Arc<TransportPair>) -> Outcome {
     let (mut one, mut other) = pair.ends()?;
     one.send(vec![Bytes::from_static(b"last")]).await.map_err(failed)?;
-    let ((), last) = both(one.close(close::DRAIN), async {
+    let ((), last) = both(one.close(CloseReason::Draining.code()), async {
         let last = other.recv().await;
         (last, other.recv().await)
     })

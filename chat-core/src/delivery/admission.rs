@@ -9,11 +9,11 @@ use futures_util::future::try_join_all;
 use super::Engine;
 use super::rates::Wait;
 use crate::backend::{Command, CursorFilter, Operation, RecipientDevices};
-use crate::device_list::SignedDeviceList;
-use crate::envelope::{Publish, Refusal, SendPosition};
-use crate::error::{Error, ErrorKind, Result};
-use crate::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, UserId};
-use crate::limits::{INBOX_BYTES, INBOX_MESSAGES};
+use crate::model::device_list::SignedDeviceList;
+use crate::model::envelope::{Publish, Refusal, SendPosition};
+use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, UserId};
+use crate::model::limits::{INBOX_BYTES, INBOX_MESSAGES};
 
 impl Engine {
     /// Whether a device may send now; if not, when it may. Nothing was decided then: it sends the same again.

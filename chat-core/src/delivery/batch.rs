@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use super::Stage;
 use super::shard::{IdKey, is_new, is_next};
-use super::{Event, Stage};
 use crate::backend::{Commit, ConversationState, Record, Route, SenderState};
-use crate::id::{ConversationId, DeviceAddress, InstallationId, MessageId, Seq};
-use crate::mutant::Mutants;
+use crate::model::id::{ConversationId, DeviceAddress, InstallationId, MessageId, Seq};
+use crate::model::session_event::SessionEvent;
 
 /// Conversations and where they stand.
 pub(super) type States = HashMap<ConversationId, ConversationState>;
@@ -28,7 +28,7 @@ pub(super) struct Batch {
     /// Conversations in the order of their first commit.
     pub order: Vec<ConversationId>,
     pub ids: HashMap<IdKey, Seq>,
-    pub events: Vec<(DeviceAddress, Event)>,
+    pub events: Vec<(DeviceAddress, SessionEvent)>,
     /// Devices that are told to look into their inbox: once a batch.
     pub looking: HashSet<InstallationId>,
     /// What happened to messages, once it is committed.
@@ -67,7 +67,7 @@ pub(super) fn id_key(record: &Record) -> IdKey {
 }
 
 /// The ids of a batch that may be stored already, as far as its states tell.
-pub(super) fn dedup_candidates(states: &States, records: &[Record], mutants: Mutants) -> BTreeSet<IdKey> {
+pub(super) fn dedup_candidates(states: &States, records: &[Record]) -> BTreeSet<IdKey> {
     let mut expected: HashMap<(ConversationId, InstallationId), SenderState> = HashMap::new();
     let mut keys = BTreeSet::new();
     for record in records {
@@ -77,7 +77,7 @@ pub(super) fn dedup_candidates(states: &States, records: &[Record], mutants: Mut
         let last = expected
             .entry((number.conversation, sender))
             .or_insert_with(|| known.copied().unwrap_or_default());
-        if !is_new(*last, command, mutants) {
+        if !is_new(*last, command) {
             keys.insert(id_key(record));
         }
         if is_next(*last, number) {

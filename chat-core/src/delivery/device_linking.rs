@@ -5,8 +5,8 @@ use sha2::{Digest, Sha256};
 
 use super::Engine;
 use crate::backend::{GatewayId, Route};
-use crate::error::{Error, ErrorKind, Result};
-use crate::id::{DeviceAddress, DeviceId, InstallationId, UserId};
+use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::id::{DeviceAddress, DeviceId, InstallationId, UserId};
 
 /// What a device that waits to be linked waits for.
 #[derive(Debug)]

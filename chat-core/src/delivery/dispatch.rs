@@ -6,7 +6,7 @@ use super::batch::Batch;
 use super::engine::count;
 use super::{Engine, Stage, plan};
 use crate::backend::{GatewayId, Route, SessionDelivery};
-use crate::id::{InstallationId, MessageId, UserId};
+use crate::model::id::{InstallationId, MessageId, UserId};
 use crate::mutant::Mutant;
 
 impl Engine {
@@ -46,7 +46,7 @@ impl Engine {
         self.record_routes(&deliveries);
         for (route, events) in &deliveries {
             count(&self.counters.events_delivered, events.len());
-            if self.settings.mutants.has(Mutant::TrimOnPush) {
+            if Mutant::TrimOnPush.is_active() {
                 self.trim(route.device.installation, events).await;
             }
         }

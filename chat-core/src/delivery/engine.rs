@@ -13,18 +13,18 @@ use super::counters::Counters;
 use super::device_linking::Offer;
 use super::rates::{Limits, Rates};
 use super::shard::{Decision, IdKey, decide};
-use super::{Event, Hub, MessageTrace, Stage, plan};
+use super::{Hub, MessageTrace, Stage, plan};
 use crate::backend::{
     Backends, Command, Commit, CommitOutcome, ConversationState, GatewayId, LogPosition, Operation,
     PageLimit, Record, RecordBatch, Route, StoreIdentity,
 };
-use crate::device_list::SignedDeviceList;
-use crate::envelope::{AckUpTo, InboxPosition, InboxRow, Publish, Refusal, SendPosition, Stored, Subject};
-use crate::error::{ErrorKind, Result};
-use crate::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, Seq, UserId};
-use crate::mutant::{Mutant, Mutants};
-use crate::time::WallClock;
-use crate::wire::ServerFrame;
+use crate::model::device_list::SignedDeviceList;
+use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow, Publish, Refusal, SendPosition, Stored};
+use crate::model::error::{ErrorKind, Result};
+use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, Seq, UserId};
+use crate::model::session_event::SessionEvent;
+use crate::model::time::WallClock;
+use crate::mutant::Mutant;
 
 /// How an [`Engine`] behaves.
 #[derive(Clone, Debug)]
@@ -44,8 +44,6 @@ pub struct EngineSettings {
     pub lists_ms: u64,
     /// Steps of messages to remember, for [`explain`](Engine::explain): about 100 bytes each.
     pub trace: usize,
-    /// Rules to break, in the simulator.
-    pub mutants: Mutants,
 }
 
 impl Default for EngineSettings {
@@ -57,7 +55,6 @@ impl Default for EngineSettings {
             rates: Rates::default(),
             lists_ms: u64::MAX,
             trace: 65_536,
-            mutants: Mutants::NONE,
         }
     }
 }
@@ -161,58 +158,31 @@ impl Engine {
         self.clock.now_us()
     }
 
-    /// Takes a publish to its conversation's shard. Gives an answer only if it is known at once; else the
-    /// shard answers through the hub.
-    pub async fn publish(&self, sender: DeviceAddress, publish: Publish) -> Option<ServerFrame> {
-        match self.admit_publish(sender, publish).await {
-            Ok(command) => self.append(command).await,
-            Err(answer) => Some(*answer),
-        }
-    }
-
-    /// Takes a skip to its conversation's shard.
-    pub async fn skip(&self, sender: DeviceAddress, number: SendPosition) -> Option<ServerFrame> {
-        match self.admit_skip(sender, number).await {
-            Ok(command) => self.append(command).await,
-            Err(answer) => Some(*answer),
-        }
-    }
-
-    /// Checks a publish; gives what is to be [appended](Self::append).
+    /// Checks a publish and returns the command to [append](Self::append).
     ///
     /// # Errors
-    /// The answer, where it is known at once.
-    pub async fn admit_publish(
-        &self,
-        sender: DeviceAddress,
-        publish: Publish,
-    ) -> Result<Command, Box<ServerFrame>> {
+    /// The refusal, if the gateway may refuse by itself.
+    pub async fn admit_publish(&self, sender: DeviceAddress, publish: Publish) -> Result<Command, Refusal> {
         let number = publish.number;
-        let refuse = |refusal| Box::new(refused(&number, refusal));
         count(&self.counters.published, 1);
         let accepted = Stage::Accepted { conversation: number.conversation, sender: sender.installation };
         self.record(number.message_id, accepted);
-        self.pace(sender, &publish).await.map_err(|wait| refuse(Refusal::Throttled(wait)))?;
-        let command = self.admit(sender, publish).await.map_err(|error| refuse(refusal_of(&error)))?;
+        self.pace(sender, &publish).await.map_err(Refusal::Throttled)?;
+        let command = self.admit(sender, publish).await.map_err(|error| refusal_of(&error))?;
         if let Some(refusal) = early_refusal(&command) {
-            return Err(refuse(refusal));
+            return Err(refusal);
         }
-        self.pace_bytes(&command).map_err(|wait| refuse(Refusal::Throttled(wait)))?;
+        self.pace_bytes(&command).map_err(Refusal::Throttled)?;
         Ok(self.expecting(command))
     }
 
-    /// Checks a skip; gives what is to be [appended](Self::append).
+    /// Checks a skip and returns the command to [append](Self::append).
     ///
     /// # Errors
-    /// The answer, where it is known at once.
-    pub async fn admit_skip(
-        &self,
-        sender: DeviceAddress,
-        number: SendPosition,
-    ) -> Result<Command, Box<ServerFrame>> {
-        let refuse = |refusal| Box::new(refused(&number, refusal));
-        self.pace_skip(sender, &number).await.map_err(|wait| refuse(Refusal::Throttled(wait)))?;
-        let own = self.sender_recipient(sender).await.map_err(|error| refuse(refusal_of(&error)))?;
+    /// The refusal, if the gateway may refuse by itself.
+    pub async fn admit_skip(&self, sender: DeviceAddress, number: SendPosition) -> Result<Command, Refusal> {
+        self.pace_skip(sender, &number).await.map_err(Refusal::Throttled)?;
+        let own = self.sender_recipient(sender).await.map_err(|error| refusal_of(&error))?;
         let operation = Operation::Skip(number);
         Ok(self.expecting(Command { sender, operation, recipients: own, verdict: None, reply: None }))
     }
@@ -236,16 +206,17 @@ impl Engine {
     }
 
     /// Appends a command to the log. It takes its place in the order of appends when this is first polled;
-    /// a log may take its time to say that it has it.
-    pub async fn append(&self, command: Command) -> Option<ServerFrame> {
-        let number = *command.number();
-        // Whatever went wrong, the record may be in the log: the only true answer is "try the same again".
+    /// a log may take its time to confirm it.
+    ///
+    /// # Errors
+    /// [`Refusal::Retry`]: the record may be in the log or not, so the device must repeat the same ids.
+    pub async fn append(&self, command: Command) -> Result<(), Refusal> {
+        let message_id = command.number().message_id;
         let Err(error) = self.backends.router.append(command).await else {
-            self.record(number.message_id, Stage::Logged);
-            return None;
+            self.record(message_id, Stage::Logged);
+            return Ok(());
         };
-        let wait = if error.kind() == ErrorKind::Throttled { 200 } else { 1000 };
-        Some(refused(&number, Refusal::Retry(wait)))
+        Err(Refusal::Retry(if error.kind() == ErrorKind::Throttled { 200 } else { 1000 }))
     }
 
     /// Gives this process's shards up; see [`Router::close`](crate::backend::Router::close).
@@ -277,7 +248,7 @@ impl Engine {
             self.remember_states(shard, ownership_epoch, states);
         }
         if let Err(error) = applied {
-            if self.settings.mutants.has(Mutant::CommitOnStoreError) {
+            if Mutant::CommitOnStoreError.is_active() {
                 self.backends.router.commit(shard, last).await?;
             } else {
                 self.backends.router.rewind(shard).await?;
@@ -291,9 +262,7 @@ impl Engine {
     fn remembered(&self, shard: usize, ownership_epoch: u64) -> States {
         let Some(known) = self.shards.get(shard) else { return States::new() };
         let known = std::mem::take(&mut *known.lock());
-        if known.ownership_epoch == ownership_epoch
-            || self.settings.mutants.has(Mutant::StatesOutliveOwnership)
-        {
+        if known.ownership_epoch == ownership_epoch || Mutant::StatesOutliveOwnership.is_active() {
             known.states
         } else {
             States::new()
@@ -315,7 +284,7 @@ impl Engine {
         for record in &records {
             self.decide(&mut batch, record, &found);
         }
-        if self.settings.mutants.has(Mutant::AckBeforeSync) {
+        if Mutant::AckBeforeSync.is_active() {
             self.deliver_batch(&batch, &[]).await;
             batch.events.clear();
         }
@@ -362,7 +331,7 @@ impl Engine {
             return Ok(());
         }
         let visible = self.backends.store.make_visible(commits).await;
-        if self.settings.mutants.has(Mutant::VisibilityErrorIgnored) { Ok(()) } else { visible }
+        if Mutant::VisibilityErrorIgnored.is_active() { Ok(()) } else { visible }
     }
 
     fn record_stages(&self, batch: &mut Batch) {
@@ -383,7 +352,7 @@ impl Engine {
         for read in join_all(read).await {
             states.extend([read?]);
         }
-        let keys = dedup_candidates(states, records, self.settings.mutants);
+        let keys = dedup_candidates(states, records);
         let found =
             keys.into_iter().map(|key| async move { Ok::<_, crate::Error>((key, self.find(key).await?)) });
         let found = try_join_all(found).await?;
@@ -400,14 +369,14 @@ impl Engine {
         let Some(state) = batch.states.get(&number.conversation) else {
             return;
         };
-        match decide(state, record, found, self.settings.mutants) {
+        match decide(state, record, found) {
             Decision::Store(seq, commit) => {
                 batch.ids.insert(key, seq);
                 count(&self.counters.stored, 1);
                 #[cfg(feature = "sim")]
                 self.mutant_ids.lock().insert(key, seq);
                 let time_us = commit.state.head.time_us;
-                batch.events.push((sender, Event::Own(self.stored(&number, seq), time_us)));
+                batch.events.push((sender, SessionEvent::Own(self.stored(&number, seq), time_us)));
                 let devices = addresses(&commit.state, command);
                 let stored = Stage::Stored {
                     conversation: number.conversation,
@@ -422,7 +391,7 @@ impl Engine {
                     if *installation != sender.installation
                         && let Some(device) = devices.get(installation)
                     {
-                        batch.events.push((*device, Event::Row(row.clone())));
+                        batch.events.push((*device, SessionEvent::Row(row.clone())));
                     }
                 }
                 batch.add(commit);
@@ -430,7 +399,7 @@ impl Engine {
             Decision::Repeat(seq, commit) => {
                 count(&self.counters.repeated, 1);
                 batch.stages.push((number.message_id, Stage::Repeated { seq }));
-                let answer = Event::Answer(ServerFrame::Stored(self.stored(&number, seq)));
+                let answer = SessionEvent::Repeated(self.stored(&number, seq));
                 batch.events.push((sender, answer));
                 if state.head.has_applied(record.position)
                     && matches!(command.operation, Operation::Publish(_))
@@ -439,7 +408,7 @@ impl Engine {
                     let others = addresses(state, command).into_values().filter(|device| *device != sender);
                     let others: Vec<_> =
                         others.filter(|device| batch.looking.insert(device.installation)).collect();
-                    batch.events.extend(others.into_iter().map(|device| (device, Event::Lagged)));
+                    batch.events.extend(others.into_iter().map(|device| (device, SessionEvent::Lagged)));
                 }
                 if let Some(commit) = commit {
                     batch.add(commit);
@@ -448,14 +417,14 @@ impl Engine {
             Decision::Refuse(refusal) => {
                 count(&self.counters.refused, 1);
                 batch.stages.push((number.message_id, Stage::Refused { reason: refusal.name() }));
-                batch.events.push((sender, Event::Answer(refused(&number, refusal))));
+                batch.events.push((sender, SessionEvent::Refused(number.subject(), refusal)));
             }
         }
     }
 
     async fn find(&self, key: IdKey) -> Result<Option<Seq>> {
         #[cfg(feature = "sim")]
-        if self.settings.mutants.has(Mutant::DedupeInMemory) {
+        if Mutant::DedupeInMemory.is_active() {
             return Ok(self.mutant_ids.lock().get(&key).copied());
         }
         self.backends.store.find(key.0, key.1, key.2).await
@@ -474,9 +443,9 @@ impl Engine {
         }
     }
 
-    pub(super) async fn trim(&self, device: InstallationId, events: &[Event]) {
+    pub(super) async fn trim(&self, device: InstallationId, events: &[SessionEvent]) {
         for event in events {
-            if let Event::Row(row) = event {
+            if let SessionEvent::Row(row) = event {
                 let ack = AckUpTo { conversation: row.conversation, seq: row.seq };
                 let _ = self.backends.store.ack(device, 0, &[ack]).await;
             }
@@ -534,10 +503,4 @@ fn addresses(state: &ConversationState, command: &Command) -> HashMap<Installati
         .collect();
     known.insert(command.sender.installation, command.sender);
     known
-}
-
-fn refused(number: &SendPosition, refusal: Refusal) -> ServerFrame {
-    let subject =
-        Subject::Message(number.conversation, number.message_id, number.client_seq, number.incarnation);
-    ServerFrame::Refused(subject, refusal)
 }

@@ -3,32 +3,29 @@
 use std::sync::Arc;
 
 use super::Engine;
-use super::hub::Event;
-use crate::envelope::AckUpTo;
-use crate::error::Result;
-use crate::id::{ConversationId, ConversationKind, DeviceAddress, UserId};
-use crate::wire::ServerFrame;
+use crate::model::envelope::AckUpTo;
+use crate::model::error::Result;
+use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, UserId};
+use crate::model::session_event::{Hint, SessionEvent};
 
 impl Engine {
     /// Tells the other users of a conversation how far this one's device has it, or has read it.
     pub async fn receipt(&self, device: DeviceAddress, at: AckUpTo, read: bool) {
         let (delivered, seen) = if read { (0, at.seq) } else { (at.seq, 0) };
-        let frame =
-            ServerFrame::Receipt { conversation: at.conversation, user: device.user, delivered, read: seen };
-        self.deliver_to_members(device, at.conversation, frame, read).await;
+        let hint = Hint::Receipt { conversation: at.conversation, user: device.user, delivered, read: seen };
+        self.deliver_to_members(device, at.conversation, hint, read).await;
     }
 
     /// Tells the other users of a conversation that this one is writing.
     pub async fn typing(&self, device: DeviceAddress, conversation: ConversationId) {
-        self.deliver_to_members(device, conversation, ServerFrame::Typing(conversation, device.user), false)
-            .await;
+        self.deliver_to_members(device, conversation, Hint::Typing(conversation, device.user), false).await;
     }
 
     async fn deliver_to_members(
         &self,
         from: DeviceAddress,
         conversation: ConversationId,
-        frame: ServerFrame,
+        hint: Hint,
         own_devices: bool,
     ) {
         let Ok(Some(members)) = self.members_of(conversation).await else {
@@ -41,7 +38,7 @@ impl Engine {
             members.iter().filter(|u| own_devices || **u != from.user).copied().collect();
         let routes = self.backends.registry.lookup(&others).await.unwrap_or_default();
         let others = routes.into_iter().filter(|route| route.device.installation != from.installation);
-        self.deliver(others.map(|route| (route, vec![Event::Ephemeral(frame.clone())])).collect()).await;
+        self.deliver(others.map(|route| (route, vec![SessionEvent::Hint(hint.clone())])).collect()).await;
     }
 
     async fn members_of(&self, conversation: ConversationId) -> Result<Option<Arc<[UserId]>>> {

@@ -3,9 +3,9 @@
 use super::trace::{Stage, TraceEvent};
 use super::{Engine, MessageTrace};
 use crate::backend::CursorFilter;
-use crate::envelope::{InboxRow, RowContent};
-use crate::error::Result;
-use crate::id::{ConversationId, InstallationId, MessageId, Seq};
+use crate::model::envelope::{InboxRow, RowContent};
+use crate::model::error::Result;
+use crate::model::id::{ConversationId, InstallationId, MessageId, Seq};
 
 /// What one node says about a message, without content.
 #[derive(Clone, Debug, PartialEq, Eq)]

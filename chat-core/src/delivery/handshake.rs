@@ -8,14 +8,26 @@ use super::Engine;
 use super::admission::refusal_of;
 use super::hub::SessionHandle;
 use crate::backend::{AccountKey, Route};
-use crate::device_list::SignedDeviceList;
-use crate::envelope::Refusal;
-use crate::error::{Error, ErrorKind, Result};
-use crate::id::{DeviceAddress, Handle, InstallationId, UserId};
-use crate::limits::WIRE_VERSION;
+use crate::model::client_frame::{Hello, Registration};
+use crate::model::close_reason::CloseReason;
+use crate::model::device_list::SignedDeviceList;
+use crate::model::envelope::Refusal;
+use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::id::{DeviceAddress, Handle, InstallationId, UserId};
+use crate::model::limits::WIRE_VERSION;
+use crate::model::server_frame::Welcome;
+use crate::model::signing::verify;
 use crate::mutant::Mutant;
-use crate::signing::verify;
-use crate::wire::{Hello, Registration, ServerFrame, Welcome, close};
+
+/// Outcome of a registration.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Registered {
+    /// The user of the account.
+    pub user: UserId,
+    /// The device list in force, where the registration asked for it.
+    pub in_force: Option<Box<SignedDeviceList>>,
+}
 
 /// What a device gets for its `Hello`.
 #[derive(Debug)]
@@ -35,7 +47,7 @@ impl Engine {
     ///
     /// # Errors
     /// What to refuse it with.
-    pub async fn register(&self, registration: &Registration) -> Result<ServerFrame, Refusal> {
+    pub async fn register(&self, registration: &Registration) -> Result<Registered, Refusal> {
         let (token, handle, list, replace) = match registration {
             Registration::Account { token, handle, list, replace } => (token, handle, Some(list), *replace),
             Registration::Lookup { token, handle } => (token, handle, None, true),
@@ -52,7 +64,7 @@ impl Engine {
             (list, _) => self.replace(handle, list).await,
         };
         let (user, in_force) = opened.map_err(|error| refusal_of(&error))?;
-        Ok(ServerFrame::Registered(user, in_force))
+        Ok(Registered { user, in_force })
     }
 
     async fn replace(
@@ -77,35 +89,35 @@ impl Engine {
     /// Checks who a device is: its token says which user, its signature which device.
     ///
     /// # Errors
-    /// The code to close the connection with.
-    pub async fn authenticate(&self, hello: &Hello) -> Result<Greeting, u16> {
+    /// The reason to close the connection with.
+    pub async fn authenticate(&self, hello: &Hello) -> Result<Greeting, CloseReason> {
         let claims = &hello.claims;
         if claims.version != WIRE_VERSION {
-            return Err(close::VERSION);
+            return Err(CloseReason::Version);
         }
         let known = &self.settings.authorities;
         if !known.is_empty() && !known.contains(&claims.authority) {
-            return Err(close::UNAUTHORIZED);
+            return Err(CloseReason::Unauthorized);
         }
-        let later = |_: Error| close::DRAIN;
+        let later = |_: Error| CloseReason::Draining;
         let named = match self.backends.authenticator.authenticate(&claims.token).await {
             Ok(named) => named,
-            Err(error) if error.kind() == ErrorKind::Unavailable => return Err(close::DRAIN),
-            Err(_) => return Err(close::UNAUTHORIZED),
+            Err(error) if error.kind() == ErrorKind::Unavailable => return Err(CloseReason::Draining),
+            Err(_) => return Err(CloseReason::Unauthorized),
         };
         if let Some(handle) = named {
             let user = self.backends.keys.resolve(&handle).await.map_err(later)?;
             if user != Some(claims.user) {
-                return Err(close::UNAUTHORIZED);
+                return Err(CloseReason::Unauthorized);
             }
         }
         let now = self.now_ms();
-        self.limits.may_try(claims.user, now).map_err(|_| close::THROTTLED)?;
-        let list = self.device_list(claims.user).await.map_err(later)?.ok_or(close::UNAUTHORIZED)?;
-        let entry = list.list().device(claims.device).ok_or(close::UNAUTHORIZED)?;
+        self.limits.may_try(claims.user, now).map_err(|_| CloseReason::Throttled)?;
+        let list = self.device_list(claims.user).await.map_err(later)?.ok_or(CloseReason::Unauthorized)?;
+        let entry = list.list().device(claims.device).ok_or(CloseReason::Unauthorized)?;
         if verify(&entry.device_key, &claims.transcript(), &hello.signature).is_err() {
             let _ = self.limits.failed(claims.user, now);
-            return Err(close::UNAUTHORIZED);
+            return Err(CloseReason::Unauthorized);
         }
         self.greet(hello, &list, entry.installation()).await.map_err(later)
     }
@@ -127,7 +139,7 @@ impl Engine {
         let identity = self.identity();
         let rollback = (claims.generation < generation || claims.incarnation < keys.incarnation)
             && hello.store_epoch.is_none_or(|epoch| epoch == identity.epoch)
-            && !self.settings.mutants.has(Mutant::NoRollbackDetection);
+            && !Mutant::NoRollbackDetection.is_active();
         let welcome = Welcome {
             store_epoch: identity.epoch,
             server_time: self.now_ms(),
@@ -185,13 +197,13 @@ impl Engine {
         let renewed = self.backends.registry.renew(session.route).await;
         if renewed.is_err_and(|error| error.kind() == ErrorKind::Conflict) && self.is_elsewhere(session).await
         {
-            return self.hub.close_session(&session.route, close::REPLACED);
+            return self.hub.close_session(&session.route, CloseReason::Replaced);
         }
         // The word that it was unlinked may have been lost on the way from another gateway.
         if let Ok(Some(list)) = self.device_list(device.user).await
             && !list.list().addresses().any(|listed| listed == device)
         {
-            self.hub.close(device.installation, close::UNAUTHORIZED);
+            self.hub.close(device.installation, CloseReason::Unauthorized);
         }
         let _ = self.backends.presence.beat(device.user, device.installation, true, self.now_ms()).await;
     }

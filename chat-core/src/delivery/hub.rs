@@ -5,37 +5,9 @@ use dashmap::DashMap;
 use tokio::sync::mpsc;
 
 use crate::backend::Route;
-use crate::envelope::{InboxRow, Message, RowContent, Stored};
-use crate::id::InstallationId;
-use crate::wire::ServerFrame;
-
-/// What the engine tells a session.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Event {
-    /// A row was committed to this device's inbox.
-    Row(InboxRow),
-    /// A message of this device was committed, at this time.
-    Own(Stored, u64),
-    /// An answer to a publish of this device.
-    Answer(ServerFrame),
-    /// Something that may be lost: a receipt, typing, a changed list.
-    Ephemeral(ServerFrame),
-    /// A later connection of this device took over, or the device was unlinked.
-    Closed(u16),
-    /// Something was dropped on the way: read the inbox.
-    Lagged,
-}
-
-impl Event {
-    /// The message that it brings to a device of somebody else, if it is one.
-    pub fn message(&self) -> Option<&Message> {
-        match self {
-            Self::Row(InboxRow { content: RowContent::Message { message, .. }, .. }) => Some(message),
-            _ => None,
-        }
-    }
-}
+use crate::model::close_reason::CloseReason;
+use crate::model::id::InstallationId;
+use crate::model::session_event::SessionEvent;
 
 /// The connections of this process, by device.
 ///
@@ -52,7 +24,7 @@ pub struct Hub {
 #[derive(Debug)]
 struct Connection {
     route: Route,
-    queue: mpsc::Sender<Vec<Event>>,
+    queue: mpsc::Sender<Vec<SessionEvent>>,
     lagged: Arc<AtomicBool>,
 }
 
@@ -62,7 +34,7 @@ pub struct SessionHandle {
     /// The route that was session.
     pub route: Route,
     /// What the engine tells this session.
-    pub events: mpsc::Receiver<Vec<Event>>,
+    pub events: mpsc::Receiver<Vec<SessionEvent>>,
     lagged: Arc<AtomicBool>,
 }
 
@@ -85,7 +57,7 @@ impl Hub {
         let (queue, events) = mpsc::channel(self.queue);
         let lagged = Arc::new(AtomicBool::new(false));
         let session = SessionHandle { route, events, lagged: lagged.clone() };
-        let replaced = vec![Event::Closed(crate::wire::close::REPLACED)];
+        let replaced = vec![SessionEvent::Closed(CloseReason::Replaced)];
         match self.connections.entry(route.device.installation) {
             dashmap::Entry::Occupied(known) if known.get().route.epoch > route.epoch => {
                 let _ = queue.try_send(replaced);
@@ -111,15 +83,15 @@ impl Hub {
         self.connections.get(&device).map(|known| known.route)
     }
 
-    /// Tells a device's session these events; `false` if it is not connected here. SessionDelivery [`Event::Lagged`],
+    /// Tells a device's session these events; `false` if it is not connected here. SessionDelivery [`SessionEvent::Lagged`],
     /// it reads its inbox.
-    pub fn deliver(&self, device: InstallationId, events: Vec<Event>) -> bool {
+    pub fn deliver(&self, device: InstallationId, events: Vec<SessionEvent>) -> bool {
         let Some(connection) = self.connections.get(&device) else {
             return false;
         };
-        let lossless = events.iter().any(|event| !matches!(event, Event::Ephemeral(_)));
+        let lossless = events.iter().any(|event| !matches!(event, SessionEvent::Hint(_)));
         // The mark comes before the word that makes the session look at it.
-        if events.iter().any(|event| matches!(event, Event::Lagged)) {
+        if events.iter().any(|event| matches!(event, SessionEvent::Lagged)) {
             connection.lagged.store(true, Ordering::Release);
         }
         if connection.queue.try_send(events).is_err() && lossless {
@@ -132,19 +104,19 @@ impl Hub {
     }
 
     /// Ends a device's session.
-    pub fn close(&self, device: InstallationId, code: u16) {
-        self.close_if(device, code, |_| true);
+    pub fn close(&self, device: InstallationId, reason: CloseReason) {
+        self.close_if(device, reason, |_| true);
     }
 
     /// Ends a session, if it is still the device's current one.
-    pub fn close_session(&self, route: &Route, code: u16) {
-        self.close_if(route.device.installation, code, |known| known == route);
+    pub fn close_session(&self, route: &Route, reason: CloseReason) {
+        self.close_if(route.device.installation, reason, |known| known == route);
     }
 
     /// Dropping its queue ends a session even if the word does not fit.
-    fn close_if(&self, device: InstallationId, code: u16, is_meant: impl FnOnce(&Route) -> bool) {
+    fn close_if(&self, device: InstallationId, reason: CloseReason, is_meant: impl FnOnce(&Route) -> bool) {
         if let Some((_, gone)) = self.connections.remove_if(&device, |_, known| is_meant(&known.route)) {
-            let _ = gone.queue.try_send(vec![Event::Closed(code)]);
+            let _ = gone.queue.try_send(vec![SessionEvent::Closed(reason)]);
         }
     }
 

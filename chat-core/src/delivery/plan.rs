@@ -1,15 +1,15 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::backend::Route;
-use crate::delivery::Event;
-use crate::id::{DeviceAddress, InstallationId, MessageId};
+use crate::model::id::{DeviceAddress, InstallationId, MessageId};
+use crate::model::session_event::SessionEvent;
 
 /// Who is delivered what, and how.
 #[derive(Debug, Default, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Plan {
     /// For each connected device: its route and what to tell it, in order.
-    pub deliveries: Vec<(Route, Vec<Event>)>,
+    pub deliveries: Vec<(Route, Vec<SessionEvent>)>,
     /// Devices with a new message, or that are to look for one, and no connection.
     pub wake: Vec<DeviceAddress>,
     /// The messages that those have not got, and how many of them.
@@ -18,7 +18,7 @@ pub struct Plan {
 
 /// Plans the delivery of a batch: a pure function of the rows that were committed, whose they are, the
 /// routes there are, and those of them that were delivered already. Events of one device keep their order.
-pub fn plan(events: &[(DeviceAddress, Event)], routes: &[Route], delivered: &[Route]) -> Plan {
+pub fn plan(events: &[(DeviceAddress, SessionEvent)], routes: &[Route], delivered: &[Route]) -> Plan {
     let mut newest: HashMap<InstallationId, Route> = HashMap::with_capacity(routes.len());
     for route in routes {
         let known = newest.entry(route.device.installation).or_insert(*route);
@@ -42,7 +42,7 @@ pub fn plan(events: &[(DeviceAddress, Event)], routes: &[Route], delivered: &[Ro
             None => {
                 if let Some(message) = event.message() {
                     *plan.unseen.entry(message.id).or_default() += 1;
-                } else if !matches!(event, Event::Lagged) {
+                } else if !matches!(event, SessionEvent::Lagged) {
                     continue;
                 }
                 if !plan.wake.contains(device) {
@@ -58,8 +58,8 @@ pub fn plan(events: &[(DeviceAddress, Event)], routes: &[Route], delivered: &[Ro
 mod tests {
     use super::*;
     use crate::backend::GatewayId;
-    use crate::envelope::{EmptyReason, InboxRow, RowContent};
-    use crate::id::{ConversationId, DeviceId, UserId};
+    use crate::model::envelope::{EmptyReason, InboxRow, RowContent};
+    use crate::model::id::{ConversationId, DeviceId, UserId};
 
     fn device(n: u8) -> DeviceAddress {
         DeviceAddress {
@@ -69,9 +69,9 @@ mod tests {
         }
     }
 
-    fn row(seq: u64) -> Event {
+    fn row(seq: u64) -> SessionEvent {
         let content = RowContent::Empty { reason: EmptyReason::Skip, from: seq };
-        Event::Row(InboxRow {
+        SessionEvent::Row(InboxRow {
             conversation: ConversationId::from_bytes([0x11; 17]),
             seq,
             time_us: seq,
@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn event_is_delivered_again_only_to_a_newer_connection() {
         let route = |n, epoch| Route { device: device(n), gateway: GatewayId(epoch), epoch };
-        let events = [(device(1), row(1)), (device(2), row(1)), (device(3), Event::Lagged)];
+        let events = [(device(1), row(1)), (device(2), row(1)), (device(3), SessionEvent::Lagged)];
         let delivered = [route(1, 5), route(2, 5)];
         let plan = plan(&events, &[route(1, 5), route(2, 6)], &delivered);
         assert_eq!(plan.deliveries, vec![(route(2, 6), vec![row(1)])]);

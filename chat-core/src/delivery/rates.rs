@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use dashmap::DashMap;
 
-use crate::id::{InstallationId, UserId};
+use crate::model::id::{InstallationId, UserId};
 
 /// So many at once, and so many an hour after that.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -6,16 +6,19 @@ use std::sync::atomic::Ordering;
 
 use super::Engine;
 use super::admission::refusal_of;
-use super::hub::Event;
 use super::rates::Wait;
 use crate::backend::{AccountKey, CursorFilter, PageLimit, Reincarnation};
-use crate::device_list::SignedDeviceList;
-use crate::envelope::Refusal;
-use crate::error::{Error, ErrorKind, Result};
-use crate::id::{ConversationId, DeviceAddress, InstallationId, Seq, UserId};
-use crate::limits::LOW_PREKEYS;
-use crate::signing::{prekeys_transcript, verify};
-use crate::wire::{PrekeyUpload, Request, Response, ServerFrame, close};
+use crate::model::client_frame::Request;
+use crate::model::close_reason::CloseReason;
+use crate::model::device_list::SignedDeviceList;
+use crate::model::envelope::Refusal;
+use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::id::{ConversationId, DeviceAddress, InstallationId, Seq, UserId};
+use crate::model::limits::LOW_PREKEYS;
+use crate::model::prekeys::PrekeyUpload;
+use crate::model::server_frame::Response;
+use crate::model::session_event::{Hint, SessionEvent};
+use crate::model::signing::{prekeys_transcript, verify};
 
 impl Engine {
     /// Answers a question of a device.
@@ -102,8 +105,8 @@ impl Engine {
             && let Ok(keys) = self.backends.keys.device(device).await
             && keys.prekeys < u64::from(LOW_PREKEYS)
         {
-            let low = ServerFrame::PrekeysLow(u32::try_from(keys.prekeys).unwrap_or(0));
-            self.hub.deliver(device, vec![Event::Ephemeral(low)]);
+            let low = Hint::PrekeysLow(u32::try_from(keys.prekeys).unwrap_or(0));
+            self.hub.deliver(device, vec![SessionEvent::Hint(low)]);
         }
     }
 
@@ -128,16 +131,16 @@ impl Engine {
         let listed = |device: InstallationId| list.list().addresses().any(|d| d.installation == device);
         for old in before.iter().flat_map(|before| before.list().addresses()) {
             if !listed(old.installation) {
-                self.hub.close(old.installation, close::UNAUTHORIZED);
+                self.hub.close(old.installation, CloseReason::Unauthorized);
             }
         }
-        let changed = ServerFrame::ListChanged(user, list.list().version);
+        let changed = Hint::ListChanged(user, list.list().version);
         let routes = self.backends.registry.lookup(&[user]).await.unwrap_or_default();
         let deliveries = routes.into_iter().map(|route| {
             let event = if listed(route.device.installation) {
-                Event::Ephemeral(changed.clone())
+                SessionEvent::Hint(changed.clone())
             } else {
-                Event::Closed(close::UNAUTHORIZED)
+                SessionEvent::Closed(CloseReason::Unauthorized)
             };
             (route, vec![event])
         });

@@ -2,9 +2,9 @@
 //! replay of the log, write the same bytes.
 
 use crate::backend::{Command, Commit, ConversationState, Member, Operation, Record, SenderState};
-use crate::envelope::{EmptyReason, InboxRow, Message, Publish, Refusal, RowContent, SendPosition};
-use crate::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq};
-use crate::mutant::{Mutant, Mutants};
+use crate::model::envelope::{EmptyReason, InboxRow, Message, Publish, Refusal, RowContent, SendPosition};
+use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq};
+use crate::mutant::Mutant;
 
 use std::sync::Arc;
 
@@ -25,9 +25,9 @@ pub enum Decision {
 /// A record that the state has applied already changes nothing: whoever replays the log, and an owner that
 /// was replaced and goes on, decide it again in a state that is further on. For the same reason only what is
 /// stored at or below the head of *this* state counts as found.
-pub fn decide(state: &ConversationState, record: &Record, found: Option<Seq>, mutants: Mutants) -> Decision {
-    let decision = decide_anew(state, record, found, mutants);
-    if !state.head.has_applied(record.position) || mutants.has(Mutant::ReplayDecidesAnew) {
+pub fn decide(state: &ConversationState, record: &Record, found: Option<Seq>) -> Decision {
+    let decision = decide_anew(state, record, found);
+    if !state.head.has_applied(record.position) || Mutant::ReplayDecidesAnew.is_active() {
         return decision;
     }
     match decision {
@@ -39,15 +39,15 @@ pub fn decide(state: &ConversationState, record: &Record, found: Option<Seq>, mu
 }
 
 /// Decides about a record that comes next.
-fn decide_anew(state: &ConversationState, record: &Record, found: Option<Seq>, mutants: Mutants) -> Decision {
+fn decide_anew(state: &ConversationState, record: &Record, found: Option<Seq>) -> Decision {
     let command = &*record.command;
     let number = *command.number();
     let known = state.senders.get(&command.sender.installation).copied().unwrap_or_default();
     // Whatever a batch happened to know: two owners, and every replay, decide the same.
-    let found = if mutants.has(Mutant::NoDedupe) || is_new(known, command, mutants) { None } else { found };
-    let found = found.filter(|seq| *seq <= state.head.seq || mutants.has(Mutant::FoundAheadOfState));
+    let found = if Mutant::NoDedupe.is_active() || is_new(known, command) { None } else { found };
+    let found = found.filter(|seq| *seq <= state.head.seq || Mutant::FoundAheadOfState.is_active());
 
-    if number.incarnation < known.incarnation && !mutants.has(Mutant::OldIncarnationAccepted) {
+    if number.incarnation < known.incarnation && !Mutant::OldIncarnationAccepted.is_active() {
         return found.map_or(Decision::Refuse(Refusal::Superseded), |seq| Decision::Repeat(seq, None));
     }
     let last = if number.incarnation > known.incarnation {
@@ -55,22 +55,22 @@ fn decide_anew(state: &ConversationState, record: &Record, found: Option<Seq>, m
     } else {
         known
     };
-    if number.client_seq <= last.client_seq && !mutants.has(Mutant::AnyClientSeq) {
+    if number.client_seq <= last.client_seq && !Mutant::AnyClientSeq.is_active() {
         return match found {
             Some(seq) => Decision::Repeat(seq, None),
-            None if mutants.has(Mutant::NoDedupe) => accept(state, record, command, number),
+            None if Mutant::NoDedupe.is_active() => accept(state, record, command, number),
             None => Decision::Refuse(Refusal::Conflict),
         };
     }
-    if number.client_seq > last.client_seq + 1 && !mutants.has(Mutant::AnyClientSeq) {
+    if number.client_seq > last.client_seq + 1 && !Mutant::AnyClientSeq.is_active() {
         // Even if its message is stored (in an earlier incarnation): an answer would let the sender forget
         // a number that was not used up yet.
         return match found {
-            Some(seq) if mutants.has(Mutant::RepeatAboveNext) => Decision::Repeat(seq, None),
+            Some(seq) if Mutant::RepeatAboveNext.is_active() => Decision::Repeat(seq, None),
             _ => Decision::Refuse(Refusal::Expected(last.client_seq + 1)),
         };
     }
-    if number.prev != last.prev && !mutants.has(Mutant::NoPrevLink) && !mutants.has(Mutant::AnyClientSeq) {
+    if number.prev != last.prev && !Mutant::NoPrevLink.is_active() && !Mutant::AnyClientSeq.is_active() {
         return Decision::Refuse(Refusal::Conflict);
     }
     if let Some(seq) = found {
@@ -93,7 +93,7 @@ fn decide_anew(state: &ConversationState, record: &Record, found: Option<Seq>, m
         .filter(|r| state.members.iter().any(|m| m.user == r.user && m.list_version > r.list_version))
         .map(|r| r.user)
         .collect();
-    if !stale.is_empty() && !mutants.has(Mutant::StaleListAccepted) {
+    if !stale.is_empty() && !Mutant::StaleListAccepted.is_active() {
         return Decision::Refuse(Refusal::Mismatch(stale));
     }
     accept(state, record, command, number)
@@ -110,9 +110,9 @@ pub(super) fn is_next(last: SenderState, number: &SendPosition) -> bool {
 /// comes next. What was stored in this incarnation has a lower number, and whatever waited when an
 /// incarnation began counts as sent before. A copy that comes late has a number that was used up; of it
 /// nothing is taken for granted.
-pub(super) fn is_new(last: SenderState, command: &Command, mutants: Mutants) -> bool {
+pub(super) fn is_new(last: SenderState, command: &Command) -> bool {
     let first = matches!(&command.operation, Operation::Publish(publish) if publish.first);
-    first && (is_next(last, command.number()) || mutants.has(Mutant::FirstIsEnough))
+    first && (is_next(last, command.number()) || Mutant::FirstIsEnough.is_active())
 }
 
 /// Whether a sender may use a number up: where it takes part, or where nobody does yet.
@@ -237,13 +237,13 @@ fn message_row(command: &Command, publish: &Publish, time_us: u64) -> RowContent
 }
 
 /// The key by which a batch looks up ids that it has just given a seq.
-pub(super) type IdKey = (crate::id::ConversationId, InstallationId, MessageId);
+pub(super) type IdKey = (crate::model::id::ConversationId, InstallationId, MessageId);
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::backend::{LogPosition, RecipientDevices};
-    use crate::id::{ConversationId, DeviceAddress, DeviceId, UserId};
+    use crate::model::id::{ConversationId, DeviceAddress, DeviceId, UserId};
 
     const ALICE: UserId = UserId::from_bytes([1; 16]);
     const BOB: UserId = UserId::from_bytes([2; 16]);
@@ -271,7 +271,7 @@ mod tests {
             incarnation,
             generation: 1,
         };
-        let boxes = vec![crate::envelope::DeviceBox {
+        let boxes = vec![crate::model::envelope::DeviceBox {
             installation: device(BOB, 2).installation,
             data: vec![n].into(),
         }];
@@ -296,7 +296,7 @@ mod tests {
     /// The state after these were stored.
     fn after(records: &[Record]) -> ConversationState {
         records.iter().fold(ConversationState::default(), |state, record| {
-            match decide(&state, record, None, Mutants::NONE) {
+            match decide(&state, record, None) {
                 Decision::Store(_, commit) => commit.state,
                 other => panic!("{other:?}"),
             }
@@ -317,12 +317,12 @@ mod tests {
         let state = after(&[publish(1, 1, 0, 0, 1)]);
         // A device that lies: the same id again, as a new message with the next number.
         let lie = first(publish(2, 1, 1, 0, 1));
-        let alone = decide(&state, &lie, None, Mutants::NONE);
+        let alone = decide(&state, &lie, None);
         assert!(matches!(alone, Decision::Store(2, _)));
-        assert_eq!(decide(&state, &lie, Some(1), Mutants::NONE), alone);
+        assert_eq!(decide(&state, &lie, Some(1)), alone);
         // A late copy of a new message is no new message.
         let late = first(publish(1, 1, 0, 0, 1));
-        assert_eq!(decide(&state, &late, Some(1), Mutants::NONE), Decision::Repeat(1, None));
+        assert_eq!(decide(&state, &late, Some(1)), Decision::Repeat(1, None));
     }
 
     fn refusal(decision: Decision) -> Refusal {
@@ -336,9 +336,7 @@ mod tests {
     fn every_device_gets_exactly_one_row_and_times_rise() {
         let first = publish(1, 1, 0, 0, 1);
         let state = after(std::slice::from_ref(&first));
-        let Decision::Store(2, commit) = decide(&state, &publish(2, 2, 1, 0, 1), None, Mutants::NONE) else {
-            panic!()
-        };
+        let Decision::Store(2, commit) = decide(&state, &publish(2, 2, 1, 0, 1), None) else { panic!() };
         let devices: Vec<_> = commit.inbox.iter().map(|(device, _)| *device).collect();
         assert_eq!(devices, vec![device(ALICE, 1).installation, device(BOB, 2).installation]);
         assert!(matches!(commit.inbox[0].1.content, RowContent::Own { client_seq: 2, .. }));
@@ -355,10 +353,7 @@ mod tests {
     fn deciding_twice_writes_the_same_bytes() {
         let state = after(&[publish(1, 1, 0, 0, 1)]);
         let record = publish(2, 2, 1, 0, 1);
-        assert_eq!(
-            decide(&state, &record, None, Mutants::NONE),
-            decide(&state, &record, None, Mutants::NONE)
-        );
+        assert_eq!(decide(&state, &record, None), decide(&state, &record, None));
     }
 
     #[test]
@@ -366,65 +361,51 @@ mod tests {
         let (early, first) = (publish(2, 2, 1, 0, 1), publish(1, 1, 0, 0, 1));
         let state = after(std::slice::from_ref(&first));
         // It came before the first message and was refused then; it must not be taken now.
-        assert_eq!(refusal(decide(&state, &early, None, Mutants::NONE)), Refusal::Retry(0));
-        assert_eq!(decide(&state, &first, Some(1), Mutants::NONE), Decision::Repeat(1, None));
+        assert_eq!(refusal(decide(&state, &early, None)), Refusal::Retry(0));
+        assert_eq!(decide(&state, &first, Some(1)), Decision::Repeat(1, None));
         // A message of an earlier life, whose number in this one came too early: it is stored, and its number
         // is not used up.
         let (again, next) = (publish(2, 1, 9, 1, 1), publish(1, 8, 0, 1, 1));
-        assert_eq!(refusal(decide(&state, &again, Some(1), Mutants::NONE)), Refusal::Expected(1));
-        let Decision::Store(_, commit) = decide(&state, &next, None, Mutants::NONE) else { panic!() };
-        assert_eq!(refusal(decide(&commit.state, &again, Some(1), Mutants::NONE)), Refusal::Retry(0));
+        assert_eq!(refusal(decide(&state, &again, Some(1))), Refusal::Expected(1));
+        let Decision::Store(_, commit) = decide(&state, &next, None) else { panic!() };
+        assert_eq!(refusal(decide(&commit.state, &again, Some(1))), Refusal::Retry(0));
         // Whoever replaced this owner is further on: that must not show.
         let second = publish(2, 2, 1, 0, 1);
-        let alone = decide(&state, &second, None, Mutants::NONE);
-        assert_eq!(decide(&state, &second, Some(2), Mutants::NONE), alone);
+        let alone = decide(&state, &second, None);
+        assert_eq!(decide(&state, &second, Some(2)), alone);
     }
 
     #[test]
     fn numbers_are_taken_in_order_only() {
         let state = after(&[publish(1, 1, 0, 0, 1)]);
-        assert_eq!(
-            refusal(decide(&state, &publish(3, 3, 2, 0, 1), None, Mutants::NONE)),
-            Refusal::Expected(2)
-        );
-        assert_eq!(refusal(decide(&state, &publish(1, 9, 0, 0, 1), None, Mutants::NONE)), Refusal::Conflict);
-        assert_eq!(
-            decide(&state, &publish(1, 1, 0, 0, 1), Some(1), Mutants::NONE),
-            Decision::Repeat(1, None)
-        );
+        assert_eq!(refusal(decide(&state, &publish(3, 3, 2, 0, 1), None)), Refusal::Expected(2));
+        assert_eq!(refusal(decide(&state, &publish(1, 9, 0, 0, 1), None)), Refusal::Conflict);
+        assert_eq!(decide(&state, &publish(1, 1, 0, 0, 1), Some(1)), Decision::Repeat(1, None));
     }
 
     #[test]
     fn a_number_must_follow_its_own_past() {
         let state = after(&[publish(1, 1, 0, 0, 1)]);
         let forked = publish(2, 2, 7, 0, 1);
-        assert_eq!(refusal(decide(&state, &forked, None, Mutants::NONE)), Refusal::Conflict);
+        assert_eq!(refusal(decide(&state, &forked, None)), Refusal::Conflict);
     }
 
     #[test]
     fn a_new_incarnation_closes_the_old_one_and_keeps_the_place_of_what_it_sends_again() {
         let state = after(&[publish(1, 1, 0, 0, 1)]);
-        let Decision::Repeat(1, Some(commit)) =
-            decide(&state, &publish(1, 1, 0, 1, 1), Some(1), Mutants::NONE)
-        else {
+        let Decision::Repeat(1, Some(commit)) = decide(&state, &publish(1, 1, 0, 1, 1), Some(1)) else {
             panic!()
         };
         assert!(commit.inbox.is_empty() && commit.state.head.seq == 1, "it uses a number up, not a place");
         let late = publish(2, 2, 1, 0, 1);
-        assert_eq!(refusal(decide(&commit.state, &late, None, Mutants::NONE)), Refusal::Superseded);
-        assert!(matches!(
-            decide(&commit.state, &publish(2, 3, 1, 1, 1), None, Mutants::NONE),
-            Decision::Store(2, _)
-        ));
+        assert_eq!(refusal(decide(&commit.state, &late, None)), Refusal::Superseded);
+        assert!(matches!(decide(&commit.state, &publish(2, 3, 1, 1, 1), None), Decision::Store(2, _)));
     }
 
     #[test]
     fn a_lower_list_version_than_seen_is_a_mismatch() {
         let state = after(&[publish(1, 1, 0, 0, 2)]);
-        assert_eq!(
-            refusal(decide(&state, &publish(2, 2, 1, 0, 1), None, Mutants::NONE)),
-            Refusal::Mismatch(vec![BOB])
-        );
+        assert_eq!(refusal(decide(&state, &publish(2, 2, 1, 0, 1), None)), Refusal::Mismatch(vec![BOB]));
     }
 
     #[test]
@@ -435,12 +416,9 @@ mod tests {
             record.command = Arc::new(command);
             record
         };
-        assert_eq!(
-            refusal(decide(&state, &with(publish(2, 2, 1, 0, 1)), None, Mutants::NONE)),
-            Refusal::Quota
-        );
+        assert_eq!(refusal(decide(&state, &with(publish(2, 2, 1, 0, 1)), None)), Refusal::Quota);
         let stored = with(publish(1, 1, 0, 0, 1));
-        assert_eq!(decide(&state, &stored, Some(1), Mutants::NONE), Decision::Repeat(1, None));
+        assert_eq!(decide(&state, &stored, Some(1)), Decision::Repeat(1, None));
     }
 
     fn skip(sender: DeviceAddress, client_seq: u64) -> Record {
@@ -469,11 +447,9 @@ mod tests {
     fn a_void_brings_nobody_into_a_conversation() {
         let mallory = device(UserId::from_bytes([3; 16]), 3);
         let state = after(&[publish(1, 1, 0, 0, 1)]);
-        assert_eq!(refusal(decide(&state, &skip(mallory, 1), None, Mutants::NONE)), Refusal::Denied);
+        assert_eq!(refusal(decide(&state, &skip(mallory, 1), None)), Refusal::Denied);
         let empty = ConversationState::default();
-        let Decision::Store(1, commit) = decide(&empty, &skip(mallory, 1), None, Mutants::NONE) else {
-            panic!()
-        };
+        let Decision::Store(1, commit) = decide(&empty, &skip(mallory, 1), None) else { panic!() };
         assert!(commit.state.members.is_empty(), "a number was used up, nobody joined");
     }
 
@@ -483,7 +459,7 @@ mod tests {
         let state = after(&[publish(1, 1, 0, 0, 2)]);
         let newer = after(&[publish(1, 1, 0, 1, 1)]);
         let stores = |state: &ConversationState, record: &Record, mutant| {
-            matches!(decide(state, record, None, Mutants::only(mutant)), Decision::Store(..))
+            Mutant::with(Some(mutant), || matches!(decide(state, record, None), Decision::Store(..)))
         };
         assert!(stores(&state, &publish(2, 2, 7, 0, 2), Mutant::NoPrevLink));
         assert!(stores(&state, &publish(2, 2, 1, 0, 1), Mutant::StaleListAccepted));

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::backend::{GatewayId, LogPosition};
-use crate::id::{ConversationId, InstallationId, MessageId, Seq};
+use crate::model::id::{ConversationId, InstallationId, MessageId, Seq};
 
 /// A stage of a message on its way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

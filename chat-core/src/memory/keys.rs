@@ -5,11 +5,11 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::backend::{AccountKey, DeviceKeys, KeyDirectory, Reincarnation};
-use crate::device_list::SignedDeviceList;
-use crate::error::{Error, ErrorKind, Result};
-use crate::id::{Handle, Incarnation, InstallationId, UserId};
-use crate::limits::STORED_PREKEYS;
-use crate::wire::{Bundle, PrekeyUpload};
+use crate::model::device_list::SignedDeviceList;
+use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::id::{Handle, Incarnation, InstallationId, UserId};
+use crate::model::limits::STORED_PREKEYS;
+use crate::model::prekeys::{Bundle, PrekeyUpload};
 
 /// A [`KeyDirectory`] in memory.
 #[derive(Debug, Default)]

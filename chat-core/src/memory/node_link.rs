@@ -2,7 +2,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::backend::{GatewayId, NodeLink, SessionDelivery};
-use crate::error::{Error, ErrorKind, Result};
+use crate::model::error::{Error, ErrorKind, Result};
 
 /// The [`NodeLink`] of a single process: there is no other gateway.
 #[derive(Clone, Copy, Debug, Default)]

@@ -4,9 +4,9 @@ use async_trait::async_trait;
 use dashmap::DashMap;
 
 use crate::backend::Presence;
-use crate::error::Result;
-use crate::id::{InstallationId, UserId};
-use crate::limits::IDLE_MS;
+use crate::model::error::Result;
+use crate::model::id::{InstallationId, UserId};
+use crate::model::limits::IDLE_MS;
 
 /// A [`Presence`] in memory.
 #[derive(Debug, Default)]

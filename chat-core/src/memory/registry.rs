@@ -2,8 +2,8 @@ use async_trait::async_trait;
 use dashmap::DashMap;
 
 use crate::backend::{GatewayId, Registry, Route};
-use crate::error::{Error, ErrorKind, Result};
-use crate::id::{DeviceAddress, UserId};
+use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::id::{DeviceAddress, UserId};
 
 /// A [`Registry`] in memory.
 #[derive(Debug, Default)]

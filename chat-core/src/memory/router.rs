@@ -7,9 +7,9 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::backend::{Command, LogPosition, Record, RecordBatch, RecordQueue, Router};
-use crate::error::{Error, ErrorKind, Result};
-use crate::id::ConversationId;
-use crate::time::WallClock;
+use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::id::ConversationId;
+use crate::model::time::WallClock;
 
 /// Commands that may wait for a shard; a full queue answers *throttled*, and the device tries again.
 const QUEUE: usize = 4096;

@@ -8,9 +8,9 @@ use crate::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
     PageLimit, StoreIdentity,
 };
-use crate::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow};
-use crate::error::{Error, ErrorKind, Result};
-use crate::id::{ConversationId, ConversationKind, InstallationId, MessageId, Seq, StoreEpoch};
+use crate::model::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow};
+use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::id::{ConversationId, ConversationKind, InstallationId, MessageId, Seq, StoreEpoch};
 
 /// A [`MessageStore`] in memory: each commit is atomic, and gone with the process.
 #[derive(Debug)]

@@ -4,9 +4,9 @@ use bytes::Bytes;
 
 use super::draft::Draft;
 use super::input::Opened;
-use crate::device_list::SignedDeviceList;
-use crate::envelope::{EmptyReason, InboxRow, Publish};
-use crate::id::{
+use crate::model::device_list::SignedDeviceList;
+use crate::model::envelope::{EmptyReason, InboxRow, Publish};
+use crate::model::id::{
     ConversationId, DeviceAddress, Handle, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
 };
 

@@ -4,12 +4,14 @@ use super::change::{Change, ListChange};
 use super::conversation::Wait;
 use super::output::{Ephemeral, Output, Stopped};
 use super::{DAY_MS, Phase, Purpose, RETRY_MS, Recovery, Replica};
-use crate::device_list::SignedDeviceList;
-use crate::envelope::{AckUpTo, InboxCursor, Refusal, Subject};
-use crate::id::{ConversationId, ConversationKind, UserId};
-use crate::limits::{HEARTBEAT_MS, LOW_PREKEYS, WIRE_VERSION};
-use crate::time::Instant;
-use crate::wire::{ClientFrame, Request, Response, ServerFrame, Welcome, close};
+use crate::model::client_frame::{ClientFrame, Request};
+use crate::model::close_reason::CloseReason;
+use crate::model::device_list::SignedDeviceList;
+use crate::model::envelope::{AckUpTo, InboxCursor, Refusal, Subject};
+use crate::model::id::{ConversationId, ConversationKind, UserId};
+use crate::model::limits::{HEARTBEAT_MS, LOW_PREKEYS, WIRE_VERSION};
+use crate::model::server_frame::{Response, ServerFrame, Welcome};
+use crate::model::time::Instant;
 
 /// Full jitter: a wait is drawn from 0 to this, doubled for each attempt, up to the cap.
 const BACKOFF_BASE_MS: u64 = 100;
@@ -88,7 +90,7 @@ impl Replica {
         self.disconnected(now, retry_after, out);
     }
 
-    pub(super) fn make_visible(&mut self) {
+    pub(super) fn reset_attempts(&mut self) {
         if let Phase::Online { attempts, .. } = &mut self.phase {
             *attempts = 0;
         }
@@ -116,11 +118,11 @@ impl Replica {
                     Phase::Online { since: now, heard: now, heartbeat: now.after(HEARTBEAT_MS), attempts };
                 self.welcome(now, &welcome, out);
             }
-            (_, ServerFrame::Close { code, retry_after }) => match code {
-                close::UNAUTHORIZED => self.stop(Stopped::Unauthorized, out),
-                close::VERSION => self.stop(Stopped::Version, out),
+            (_, ServerFrame::Close { reason, retry_after }) => match reason {
+                CloseReason::Unauthorized => self.stop(Stopped::Unauthorized, out),
+                CloseReason::Version => self.stop(Stopped::Version, out),
                 // Whoever took over is likely to be here to stay: do not fight for it.
-                close::REPLACED => self.hangup(now, retry_after.max(5000), out),
+                CloseReason::Replaced => self.hangup(now, retry_after.max(5000), out),
                 _ => self.hangup(now, retry_after, out),
             },
             (Phase::Online { .. }, frame) => self.online_frame(now, frame, out),
@@ -461,7 +463,13 @@ impl Replica {
         }));
     }
 
-    fn receipt(&mut self, conversation: crate::id::ConversationId, user: UserId, delivered: u64, read: u64) {
+    fn receipt(
+        &mut self,
+        conversation: crate::model::id::ConversationId,
+        user: UserId,
+        delivered: u64,
+        read: u64,
+    ) {
         let own = user == self.device.user;
         let Some(known) = self.conversations.get_mut(&conversation) else {
             return;
@@ -540,8 +548,7 @@ impl Replica {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{DeviceAddress, DeviceId, InstallationId};
-    use crate::mutant::Mutants;
+    use crate::model::id::{DeviceAddress, DeviceId, InstallationId};
     use crate::replica::{Input, ReplicaSnapshot};
 
     #[test]
@@ -551,8 +558,7 @@ mod tests {
             device: DeviceId::PRIMARY,
             installation: InstallationId::from_bytes([1; 16]),
         };
-        let mut replica =
-            Replica::new(Instant::from_millis(0), ReplicaSnapshot::new(device), 1, Mutants::NONE);
+        let mut replica = Replica::new(Instant::from_millis(0), ReplicaSnapshot::new(device), 1);
         let mut step = |at, input| {
             let mut out = Vec::new();
             replica.step(Instant::from_millis(at), input, &mut out);

@@ -3,9 +3,9 @@ use std::collections::VecDeque;
 use super::RETRY_MS;
 use super::draft::Draft;
 use super::snapshot::{ConversationSnapshot, OutboxEntrySnapshot};
-use crate::envelope::{Publish, SendPosition};
-use crate::id::{ClientSeq, MessageId, Seq};
-use crate::time::Instant;
+use crate::model::envelope::{Publish, SendPosition};
+use crate::model::id::{ClientSeq, MessageId, Seq};
+use crate::model::time::Instant;
 
 /// A conversation as its device sees it.
 #[derive(Debug, Default)]

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::id::{DeviceAddress, Handle, MessageId, UserId};
+use crate::model::id::{DeviceAddress, Handle, MessageId, UserId};
 
 /// Whom a draft is for.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]

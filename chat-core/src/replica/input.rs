@@ -3,10 +3,12 @@
 use bytes::Bytes;
 
 use super::draft::Draft;
-use crate::device_list::SignedDeviceList;
-use crate::envelope::{AckUpTo, Publish};
-use crate::id::{ConversationId, DeviceAddress, InstallationId, MessageId, UserId};
-use crate::wire::{PrekeyUpload, Request, ServerFrame};
+use crate::model::client_frame::Request;
+use crate::model::device_list::SignedDeviceList;
+use crate::model::envelope::{AckUpTo, Publish};
+use crate::model::id::{ConversationId, DeviceAddress, InstallationId, MessageId, UserId};
+use crate::model::prekeys::PrekeyUpload;
+use crate::model::server_frame::ServerFrame;
 
 /// What happens to a replica.
 #[derive(Debug)]

@@ -15,9 +15,9 @@ use super::draft::{Draft, Recipient};
 use super::input::Unreadable;
 use super::output::Output;
 use super::{Mutant, Replica};
-use crate::id::{ConversationId, DeviceAddress, InstallationId, MessageId};
-use crate::time::Instant;
-use crate::to_device::ToDevice;
+use crate::model::id::{ConversationId, DeviceAddress, InstallationId, MessageId};
+use crate::model::time::Instant;
+use crate::model::to_device::ToDevice;
 
 const HOUR_MS: u64 = 3600 * 1000;
 /// Messages asked for again in an hour.
@@ -175,7 +175,7 @@ impl Replica {
                 }
             }
             Ok(ToDevice::Recovered { conversation, id, content })
-                if !self.mutants.has(Mutant::RecoveredDropped) =>
+                if !Mutant::RecoveredDropped.is_active() =>
             {
                 self.mailbox.once.retain(|wanted| *wanted != (from, conversation, id));
                 self.changes.push(Change::Recovered(from, conversation, id, content));

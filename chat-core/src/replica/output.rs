@@ -4,10 +4,14 @@ use bytes::Bytes;
 
 use super::change::Changes;
 use super::draft::Draft;
-use crate::device_list::SignedDeviceList;
-use crate::envelope::{InboxRow, Refusal, SendPosition};
-use crate::id::{ConversationId, DeviceAddress, Incarnation, InstallationId, MessageId, StoreEpoch, UserId};
-use crate::wire::{Bundle, ClientFrame, Response};
+use crate::model::client_frame::ClientFrame;
+use crate::model::device_list::SignedDeviceList;
+use crate::model::envelope::{InboxRow, Refusal, SendPosition};
+use crate::model::id::{
+    ConversationId, DeviceAddress, Incarnation, InstallationId, MessageId, StoreEpoch, UserId,
+};
+use crate::model::prekeys::Bundle;
+use crate::model::server_frame::Response;
 
 /// What a replica wants done, in order.
 #[derive(Debug, PartialEq, Eq)]

@@ -6,12 +6,12 @@ use super::input::Opened;
 use super::output::Output;
 use super::send::DOUBT_MS;
 use super::{Purpose, Recovery, Replica};
-use crate::envelope::{InboxRow, RowContent, SendPosition};
-use crate::id::ConversationKind;
-use crate::id::{ClientSeq, ConversationId, Incarnation, MessageId, Seq, UserId};
+use crate::model::client_frame::{ClientFrame, Request};
+use crate::model::envelope::{InboxRow, RowContent, SendPosition};
+use crate::model::id::ConversationKind;
+use crate::model::id::{ClientSeq, ConversationId, Incarnation, MessageId, Seq, UserId};
+use crate::model::time::Instant;
 use crate::mutant::Mutant;
-use crate::time::Instant;
-use crate::wire::{ClientFrame, Request};
 
 /// Milliseconds between two requests for everything unacknowledged.
 const CATCH_UP_MS: u64 = 1000;
@@ -22,7 +22,7 @@ impl Replica {
         if self.recovery == Recovery::Cursors {
             return;
         }
-        let joins = self.mutants.has(Mutant::JoinIgnored);
+        let joins = Mutant::JoinIgnored.is_active();
         while let Some(row) = self.rows.front() {
             let (conversation, seq) = (row.conversation, row.seq);
             let known = self.conversations.entry(conversation).or_default();
@@ -31,9 +31,7 @@ impl Replica {
                 self.rows.pop_front();
                 continue;
             }
-            if row.first_seq() > known.cursor + 1
-                && (!row.joined || joins)
-                && !self.mutants.has(Mutant::NoGapCheck)
+            if row.first_seq() > known.cursor + 1 && (!row.joined || joins) && !Mutant::NoGapCheck.is_active()
             {
                 // Something between was lost on the way; it waits in the inbox.
                 let missing = known.cursor + 1;
@@ -106,7 +104,7 @@ impl Replica {
         number: (ClientSeq, Incarnation),
         seq: Seq,
     ) {
-        let frees = self.mutants.has(Mutant::OwnRowFreesNumber);
+        let frees = Mutant::OwnRowFreesNumber.is_active();
         let Some(known) = self.conversations.get_mut(&conversation) else {
             return;
         };
@@ -138,11 +136,11 @@ impl Replica {
         let id = message.id;
         let unreadable = opened.content.as_ref().err().copied().filter(|_| !opened.known);
         let shown = if opened.known {
-            Change::Gap(conversation, seq, seq, crate::envelope::EmptyReason::Skip)
+            Change::Gap(conversation, seq, seq, crate::model::envelope::EmptyReason::Skip)
         } else {
             Change::Received(Box::new(row), opened)
         };
-        if self.mutants.has(Mutant::CursorBeforeMessage) {
+        if Mutant::CursorBeforeMessage.is_active() {
             self.deferred.push(shown);
         } else {
             self.changes.push(shown);
@@ -183,16 +181,15 @@ impl Replica {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::envelope::{Publish, SendPosition};
-    use crate::id::{DeviceAddress, DeviceId, InstallationId, StoreEpoch, UserId};
-    use crate::mutant::Mutants;
+    use crate::model::envelope::{Publish, SendPosition};
+    use crate::model::id::{DeviceAddress, DeviceId, InstallationId, StoreEpoch, UserId};
+    use crate::model::server_frame::{Challenge, ServerFrame, Welcome};
     use crate::replica::recovery::LAST_WORD_MS;
     use crate::replica::{Draft, Input, OutboxEntrySnapshot, Recipient, Replica, ReplicaSnapshot};
-    use crate::wire::{Challenge, ServerFrame, Welcome};
 
     /// What is left in the outbox of a device that numbered a message anew, in its second life, when the
     /// row of its first life arrives.
-    fn left_after_the_old_row(mutants: Mutants) -> usize {
+    fn left_after_the_old_row() -> usize {
         let user = UserId::from_bytes([1; 16]);
         let installation = InstallationId::from_bytes([1; 16]);
         let device = DeviceAddress { user, device: DeviceId::PRIMARY, installation };
@@ -223,7 +220,7 @@ mod tests {
             ..ReplicaSnapshot::new(device)
         };
         let now = Instant::from_millis(0);
-        let mut replica = Replica::new(now, snapshot, 1, mutants);
+        let mut replica = Replica::new(now, snapshot, 1);
         let challenge = Challenge { nonce: bytes::Bytes::new(), min_version: 1, max_version: 1 };
         let welcome = Welcome { incarnation: 1, ..Welcome::example() };
         let content = RowContent::Own { message_id: id, client_seq: 3, incarnation: 0 };
@@ -242,26 +239,36 @@ mod tests {
 
     #[test]
     fn a_number_of_this_life_is_used_up_before_its_message_is_forgotten() {
-        assert_eq!(left_after_the_old_row(Mutants::NONE), 1);
+        assert_eq!(left_after_the_old_row(), 1);
         #[cfg(feature = "sim")]
-        assert_eq!(left_after_the_old_row(Mutants::only(Mutant::OwnRowFreesNumber)), 0, "the test can fail");
+        #[cfg(feature = "sim")]
+        assert_eq!(
+            Mutant::with(Some(Mutant::OwnRowFreesNumber), left_after_the_old_row),
+            0,
+            "the test can fail"
+        );
     }
 
     /// A list of one device, which belongs to the account with this key.
-    fn own_list(user: UserId) -> crate::device_list::SignedDeviceList {
+    fn own_list(user: UserId) -> crate::model::device_list::SignedDeviceList {
         use ed25519_dalek::{Signer, SigningKey};
         let key = SigningKey::from_bytes(&[7; 32]);
-        let entry = crate::device_list::DeviceEntry::new(DeviceId::PRIMARY, [3; 32], vec![3; 33].into());
-        let list = crate::device_list::DeviceList::first(user, 0, vec![entry]);
+        let entry =
+            crate::model::device_list::DeviceEntry::new(DeviceId::PRIMARY, [3; 32], vec![3; 33].into());
+        let list = crate::model::device_list::DeviceList::first(user, 0, vec![entry]);
         let encoded = list.encode();
-        let signature = key.sign(&crate::device_list::DeviceList::transcript(&encoded));
+        let signature = key.sign(&crate::model::device_list::DeviceList::transcript(&encoded));
         let signature = signature.to_bytes().to_vec().into();
-        crate::device_list::SignedDeviceList::verify(encoded, key.verifying_key().to_bytes(), signature)
-            .unwrap()
+        crate::model::device_list::SignedDeviceList::verify(
+            encoded,
+            key.verifying_key().to_bytes(),
+            signature,
+        )
+        .unwrap()
     }
 
     fn message(sender: DeviceAddress, conversation: ConversationId) -> InboxRow {
-        let message = crate::envelope::Message {
+        let message = crate::model::envelope::Message {
             id: MessageId::from_bytes([9; 16]),
             sender,
             client_seq: 1,
@@ -278,7 +285,7 @@ mod tests {
     /// The ids of the questions for lists of a user in these outputs.
     fn asked(outputs: &[Output], user: UserId) -> Vec<u64> {
         let asked = outputs.iter().filter_map(|output| match output {
-            Output::Send(ClientFrame::Request(id, crate::wire::Request::Lists(users)))
+            Output::Send(ClientFrame::Request(id, crate::model::client_frame::Request::Lists(users)))
                 if *users == [user] =>
             {
                 Some(*id)
@@ -296,14 +303,17 @@ mod tests {
         let snapshot =
             ReplicaSnapshot { epoch: Some(StoreEpoch::from_bytes([1; 16])), ..ReplicaSnapshot::new(device) };
         let now = Instant::from_millis(0);
-        let mut replica = Replica::new(now, snapshot, 1, Mutants::NONE);
+        let mut replica = Replica::new(now, snapshot, 1);
         let mut step = |input| {
             let mut outputs = Vec::new();
             replica.step(now, input, &mut outputs);
             outputs
         };
         let answer = |id, lists| {
-            let answer = crate::wire::Response { lists, ..crate::wire::Response::default() };
+            let answer = crate::model::server_frame::Response {
+                lists,
+                ..crate::model::server_frame::Response::default()
+            };
             Input::Frame(ServerFrame::Response(id, Box::new(answer)))
         };
         let challenge = Challenge { nonce: bytes::Bytes::new(), min_version: 1, max_version: 1 };
@@ -349,7 +359,7 @@ mod tests {
         let device = DeviceAddress { user, device: DeviceId::PRIMARY, installation };
         let snapshot =
             ReplicaSnapshot { epoch: Some(StoreEpoch::from_bytes([1; 16])), ..ReplicaSnapshot::new(device) };
-        let mut replica = Replica::new(Instant::from_millis(0), snapshot, 1, Mutants::NONE);
+        let mut replica = Replica::new(Instant::from_millis(0), snapshot, 1);
         let mut step = |at, input| {
             let mut outputs = Vec::new();
             replica.step(Instant::from_millis(at), input, &mut outputs);
@@ -357,7 +367,7 @@ mod tests {
         };
         let conversation = ConversationId::own(user);
         let row = || {
-            let content = RowContent::Empty { reason: crate::envelope::EmptyReason::Skip, from: 3 };
+            let content = RowContent::Empty { reason: crate::model::envelope::EmptyReason::Skip, from: 3 };
             InboxRow { conversation, seq: 3, time_us: 3, joined: false, content }
         };
         let deliver = |rows, caught_up| Input::Frame(ServerFrame::Deliver(rows, caught_up));
@@ -372,8 +382,11 @@ mod tests {
         step(late, deliver(Vec::new(), true));
         let asked = asked_for_cells(&step(late, deliver(vec![row()], false)));
         assert_eq!(asked.len(), 1, "it was not among all there is");
-        let cursors = vec![(conversation, crate::envelope::InboxCursor { acked, tail: 3 })];
-        let answer = Box::new(crate::wire::Response { cursors, ..crate::wire::Response::default() });
+        let cursors = vec![(conversation, crate::model::envelope::InboxCursor { acked, tail: 3 })];
+        let answer = Box::new(crate::model::server_frame::Response {
+            cursors,
+            ..crate::model::server_frame::Response::default()
+        });
         step(late, Input::Frame(ServerFrame::Response(asked[0], answer)));
         // A recovery begins with the same question.
         !asked_for_cells(&step(late + LAST_WORD_MS, Input::Tick)).is_empty()
@@ -400,7 +413,7 @@ mod tests {
         for (snapshot, acked, recovers) in
             [(&received, 2, false), (&received, 3, true), (&nothing, 2, false), (&nothing, 3, true)]
         {
-            let mut replica = Replica::new(Instant::from_millis(0), snapshot.clone(), 1, Mutants::NONE);
+            let mut replica = Replica::new(Instant::from_millis(0), snapshot.clone(), 1);
             let mut step = |at, input| {
                 let mut outputs = Vec::new();
                 replica.step(Instant::from_millis(at), input, &mut outputs);
@@ -412,10 +425,13 @@ mod tests {
             step(0, Input::Frame(ServerFrame::Challenge(challenge)));
             step(0, Input::Frame(ServerFrame::Welcome(Welcome { prekeys: 100, ..Welcome::example() })));
             step(0, Input::Frame(ServerFrame::Deliver(Vec::new(), true)));
-            let asked = asked_for_cells(&step(crate::limits::HEARTBEAT_MS, Input::Tick));
-            let cursors = vec![(conversation, crate::envelope::InboxCursor { acked, tail: 3 })];
-            let answer = Box::new(crate::wire::Response { cursors, ..crate::wire::Response::default() });
-            let at = crate::limits::HEARTBEAT_MS;
+            let asked = asked_for_cells(&step(crate::model::limits::HEARTBEAT_MS, Input::Tick));
+            let cursors = vec![(conversation, crate::model::envelope::InboxCursor { acked, tail: 3 })];
+            let answer = Box::new(crate::model::server_frame::Response {
+                cursors,
+                ..crate::model::server_frame::Response::default()
+            });
+            let at = crate::model::limits::HEARTBEAT_MS;
             step(at, Input::Frame(ServerFrame::Response(asked[0], answer)));
             let at_once = step(at + LAST_WORD_MS - 1, Input::Tick);
             assert!(asked_for_cells(&at_once).is_empty(), "the last word may be on its way");

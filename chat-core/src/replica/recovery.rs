@@ -4,11 +4,11 @@ use super::change::Change;
 use super::conversation::{Conversation, Entry};
 use super::output::Output;
 use super::{DAY_MS, Phase, Purpose, Recovery, Replica};
-use crate::envelope::{EmptyReason, InboxCursor};
-use crate::id::{ConversationId, Incarnation};
+use crate::model::client_frame::{ClientFrame, Request};
+use crate::model::envelope::{EmptyReason, InboxCursor};
+use crate::model::id::{ConversationId, Incarnation};
+use crate::model::time::Instant;
 use crate::mutant::Mutant;
-use crate::time::Instant;
-use crate::wire::{ClientFrame, Request};
 
 /// Incarnations that a server may be ahead: each is a restore that this copy of the store knows nothing of.
 const MAX_INCARNATION_LEAD: Incarnation = 64;
@@ -30,7 +30,7 @@ impl Replica {
             // would reach what the server knows, and a crash in between would hide the rollback.
             let nonce = self.nonce.unwrap_or_else(|| self.rng.bytes());
             self.nonce = Some(nonce);
-            if !self.mutants.has(Mutant::RollbackForgotten) {
+            if !Mutant::RollbackForgotten.is_active() {
                 self.changes.push(Change::Nonce(nonce));
             }
             self.request_at(now.after(LAST_WORD_MS), Request::Cursors, Purpose::Cursors);
@@ -86,7 +86,7 @@ impl Replica {
         self.reincarnate_from = now.after(DAY_MS);
         self.incarnation = incarnation;
         // Above every generation of the lives before: the server keeps the highest it saw.
-        if !self.mutants.has(Mutant::GenerationNotRaised) {
+        if !Mutant::GenerationNotRaised.is_active() {
             self.generation = self.generation.max(u64::from(incarnation) << 32);
         }
         self.ratchets_moved = true;
@@ -100,20 +100,19 @@ impl Replica {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{DeviceAddress, DeviceId, InstallationId, UserId};
-    use crate::mutant::Mutants;
+    use crate::model::id::{DeviceAddress, DeviceId, InstallationId, UserId};
+    use crate::model::server_frame::{Challenge, ServerFrame, Welcome};
     use crate::replica::{Input, ReplicaSnapshot};
-    use crate::wire::{Challenge, ServerFrame, Welcome};
 
     /// The first commit of a device whose server says that its store was rolled back.
-    fn first_commit(mutants: Mutants) -> Vec<Change> {
+    fn first_commit() -> Vec<Change> {
         let device = DeviceAddress {
             user: UserId::from_bytes([1; 16]),
             device: DeviceId::PRIMARY,
             installation: InstallationId::from_bytes([1; 16]),
         };
         let now = Instant::from_millis(0);
-        let mut replica = Replica::new(now, ReplicaSnapshot::new(device), 1, mutants);
+        let mut replica = Replica::new(now, ReplicaSnapshot::new(device), 1);
         let challenge = Challenge { nonce: bytes::Bytes::new(), min_version: 1, max_version: 1 };
         let welcome = Welcome { rollback: true, ..Welcome::example() };
         let mut out = Vec::new();
@@ -136,8 +135,11 @@ mod tests {
     #[test]
     fn that_a_recovery_began_is_durable_before_anything_it_does() {
         let remembered = |changes: &[Change]| changes.iter().any(|change| matches!(change, Change::Nonce(_)));
-        assert!(remembered(&first_commit(Mutants::NONE)));
+        assert!(remembered(&first_commit()));
         #[cfg(feature = "sim")]
-        assert!(!remembered(&first_commit(Mutants::only(Mutant::RollbackForgotten))), "the test can fail");
+        assert!(
+            !remembered(&Mutant::with(Some(Mutant::RollbackForgotten), first_commit)),
+            "the test can fail"
+        );
     }
 }

@@ -6,12 +6,12 @@ use super::draft::Recipient;
 use super::input::SealFailure;
 use super::output::Output;
 use super::{Phase, Purpose, RETRY_MS, Recovery, Replica, SEND_WINDOW};
-use crate::device_list::SignedDeviceList;
-use crate::envelope::{Publish, Refusal, SendPosition, Stored};
-use crate::id::{ClientSeq, ConversationId, ConversationKind, Handle, MessageId, UserId};
+use crate::model::client_frame::{ClientFrame, Request};
+use crate::model::device_list::SignedDeviceList;
+use crate::model::envelope::{Publish, Refusal, SendPosition, Stored};
+use crate::model::id::{ClientSeq, ConversationId, ConversationKind, Handle, MessageId, UserId};
+use crate::model::time::Instant;
 use crate::mutant::Mutant;
-use crate::time::Instant;
-use crate::wire::{ClientFrame, Request};
 
 /// Milliseconds in which going back to the same number again is pointless: the answers to what was sent
 /// before the first time are still coming in.
@@ -188,7 +188,7 @@ impl Replica {
             Ok(mut publish) => {
                 conversation.claims = 0;
                 let entry = &mut conversation.queue[index];
-                publish.first = !entry.attempted || self.mutants.has(Mutant::FirstInEveryIncarnation);
+                publish.first = !entry.attempted || Mutant::FirstInEveryIncarnation.is_active();
                 entry.number = Some(publish.number);
                 entry.publish = Some(publish.clone());
                 if publish.number.client_seq > conversation.client_seq {
@@ -213,7 +213,7 @@ impl Replica {
         if !self.may_send() {
             return;
         }
-        let new_ids = self.mutants.has(Mutant::NewIdOnRetry);
+        let new_ids = Mutant::NewIdOnRetry.is_active();
         for conversation in self.conversations.values_mut() {
             if matches!(conversation.wait, Wait::Until(_)) {
                 continue;
@@ -265,7 +265,7 @@ impl Replica {
         if self.epoch != Some(stored.store_epoch) {
             return;
         }
-        let by_number = self.mutants.has(Mutant::AckMatchedByNumber);
+        let by_number = Mutant::AckMatchedByNumber.is_active();
         let mailbox = stored.conversation.kind() == Ok(ConversationKind::Mailbox);
         let numbered = |c: &Conversation| {
             c.queue.iter().any(|e| e.number.is_some_and(|n| n.client_seq == stored.client_seq))
@@ -299,7 +299,7 @@ impl Replica {
         if !mailbox && stored.seq == conversation.cursor + 1 {
             self.advance_cursor(stored.conversation, stored.seq);
         }
-        self.make_visible();
+        self.reset_attempts();
     }
 
     pub(super) fn refused(

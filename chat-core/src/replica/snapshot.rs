@@ -1,9 +1,11 @@
 //! The state of a [`Replica`](super::Replica) as the local store holds it.
 
 use super::draft::Draft;
-use crate::device_list::SignedDeviceList;
-use crate::envelope::Publish;
-use crate::id::{ConversationId, DeviceAddress, Handle, Incarnation, MessageId, Seq, StoreEpoch, UserId};
+use crate::model::device_list::SignedDeviceList;
+use crate::model::envelope::Publish;
+use crate::model::id::{
+    ConversationId, DeviceAddress, Handle, Incarnation, MessageId, Seq, StoreEpoch, UserId,
+};
 
 /// What a local store gives a replica to go on from.
 #[derive(Clone, Debug)]

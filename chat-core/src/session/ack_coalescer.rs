@@ -1,10 +1,10 @@
 use std::collections::BTreeMap;
 
 use super::{MAX_PACED, Output};
-use crate::envelope::AckUpTo;
-use crate::id::{ConversationId, Seq};
-use crate::limits::WINDOW_ROWS;
-use crate::time::Instant;
+use crate::model::envelope::AckUpTo;
+use crate::model::id::{ConversationId, Seq};
+use crate::model::limits::WINDOW_ROWS;
+use crate::model::time::Instant;
 
 /// Milliseconds that acks, receipts and read watermarks are gathered. An ack that is lost meanwhile costs
 /// its device a row that it has.

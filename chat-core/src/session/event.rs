@@ -1,9 +1,11 @@
 //! What goes in and comes out of a [`Session`](super::Session).
 
-use crate::delivery::Event;
-use crate::envelope::{AckUpTo, InboxPosition, InboxRow, Publish, SendPosition};
-use crate::id::{ConversationId, DeviceAddress, UserId};
-use crate::wire::{ClientFrame, Hello, Registration, Request, ServerFrame, Welcome};
+use crate::model::client_frame::{ClientFrame, Hello, Registration, Request};
+use crate::model::close_reason::CloseReason;
+use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow, Publish, Refusal, SendPosition, Subject};
+use crate::model::id::{ConversationId, DeviceAddress, UserId};
+use crate::model::server_frame::{Response, ServerFrame, Welcome};
+use crate::model::session_event::SessionEvent;
 
 /// What happens to a session.
 #[derive(Debug)]
@@ -15,23 +17,24 @@ pub enum Input {
     Admitted(DeviceAddress, Welcome),
     /// The `Hello` was wrong, or came at the wrong time: close with this.
     Rejected {
-        /// One of [`close`](crate::wire::close).
-        code: u16,
+        reason: CloseReason,
         /// Milliseconds after which the device may try again.
         retry_after: u32,
     },
     /// The device waits to be linked.
     Linking,
     /// What the engine says.
-    Events(Vec<Event>),
+    Events(Vec<SessionEvent>),
     /// Some of what the engine said was dropped.
     Lagged,
     /// The page after this place, as it was asked for.
     Page(InboxPosition, Vec<InboxRow>),
     /// The page could not be read now.
     PageFailed,
-    /// An answer to something this session passed on.
-    Answer(ServerFrame),
+    /// A publish or skip of this session was refused before the log.
+    Refused(Subject, Refusal),
+    /// The outcome of the request with this id.
+    Response(u64, Result<Box<Response>, Refusal>),
     /// The store was given the acks; whether one was above what there is.
     Acked {
         /// That is not to be.
@@ -77,5 +80,5 @@ pub enum Output {
     /// Note that the device is alive, and answer its heartbeat with the server's time.
     Beat,
     /// Close the connection with this code. Nothing follows.
-    Close(u16),
+    Close(CloseReason),
 }

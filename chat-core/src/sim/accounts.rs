@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use ed25519_dalek::{Signer, SigningKey};
 
-use crate::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
-use crate::id::{DeviceId, Handle, UserId};
+use crate::model::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
+use crate::model::id::{DeviceAddress, DeviceId, Handle, UserId};
 
 /// A user: handle, and lists of one and of two devices.
 #[derive(Debug)]
@@ -16,12 +16,25 @@ pub(super) struct Account {
     pub lists: [SignedDeviceList; 2],
 }
 
+fn device_key(n: u8, device: u8) -> SigningKey {
+    SigningKey::from_bytes(&[n * 16 + device; 32])
+}
+
+/// Signs with the key of a device.
+pub(super) fn sign(device: DeviceAddress, transcript: &[u8]) -> Bytes {
+    let key = &DEVICE_KEYS[usize::from(device.user.as_bytes()[0]) - 1][usize::from(device.device.get()) - 1];
+    Bytes::copy_from_slice(&key.sign(transcript).to_bytes())
+}
+
+static DEVICE_KEYS: LazyLock<[[SigningKey; 2]; 2]> =
+    LazyLock::new(|| [1, 2].map(|n| [1, 2].map(|device| device_key(n, device))));
+
 #[allow(clippy::expect_used)] // constants
 fn account(name: &str, n: u8) -> Account {
     let key = SigningKey::from_bytes(&[n; 32]);
     let user = UserId::from_bytes([n; 16]);
     let entry = |device: u8| {
-        let device_key = [n * 16 + device; 32];
+        let device_key = device_key(n, device).verifying_key().to_bytes();
         let id = DeviceId::new(u32::from(device)).expect("a device id");
         DeviceEntry::new(id, device_key, Bytes::from(vec![n * 16 + device; 33]))
     };

@@ -2,20 +2,22 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::store::unknown;
+use super::store::{Busy, unknown};
 use crate::backend::{
     Command, GatewayId, LogPosition, NodeLink, Record, RecordBatch, Router, SessionDelivery,
 };
-use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{ManualClock, NoLink};
-use crate::rng::Rng;
-use crate::time::WallClock;
+use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::rng::Rng;
+use crate::model::time::WallClock;
 
 /// Shards of the log.
 pub(super) const SHARDS: usize = 2;
@@ -25,6 +27,8 @@ pub(super) const SHARDS: usize = 2;
 pub(super) struct SimLog {
     shards: [Shard; SHARDS],
     ownership_epochs: u64,
+    /// Shards of processes that wait for records.
+    waiting: Vec<Waker>,
 }
 
 #[derive(Debug, Default)]
@@ -93,6 +97,7 @@ impl SimRouter {
         log.ownership_epochs += 1;
         self.owned.lock()[shard] =
             Some(Owned { next: log.shards[shard].committed, ownership_epoch: log.ownership_epochs });
+        log.waiting.drain(..).for_each(Waker::wake);
     }
 
     /// The process learns that it is not any more.
@@ -124,26 +129,36 @@ impl Router for SimRouter {
     }
 
     async fn append(&self, command: Command) -> Result<()> {
-        let (before, after) = {
+        let (before, after, turns) = {
             let (mut rng, errors) = (self.rng.lock(), *self.errors.lock());
-            (rng.chance(errors.0), rng.chance(errors.1))
+            (rng.chance(errors.0), rng.chance(errors.1), rng.below(4))
         };
         if before {
             return Err(unknown());
         }
         let shard = usize::from(command.conversation().as_bytes()[16]) % SHARDS;
-        let mut log = self.log.lock();
-        let records = &mut log.shards[shard].records;
-        let appended_us = records.last().map_or(0, |last| last.appended_us).max(self.clock.now_us());
-        let position = LogPosition { generation: 1, offset: records.len() as u64 + 1 };
-        records.push(Record { position, appended_us, command: Arc::new(command) });
+        {
+            let mut log = self.log.lock();
+            let records = &mut log.shards[shard].records;
+            let appended_us = records.last().map_or(0, |last| last.appended_us).max(self.clock.now_us());
+            let position = LogPosition { generation: 1, offset: records.len() as u64 + 1 };
+            records.push(Record { position, appended_us, command: Arc::new(command) });
+            log.waiting.drain(..).for_each(Waker::wake);
+        }
+        // The log has the record and confirms it later, so that appends of a connection overlap.
+        for _ in 0..turns {
+            Busy(false).await;
+        }
         if after { Err(unknown()) } else { Ok(()) }
     }
 
     async fn next(&self, shard: usize) -> Result<RecordBatch> {
-        std::future::poll_fn(|_| match self.take(shard) {
-            Some(taken) => std::task::Poll::Ready(Ok(taken)),
-            None => std::task::Poll::Pending,
+        poll_fn(|context| match self.take(shard) {
+            Some(taken) => Poll::Ready(Ok(taken)),
+            None => {
+                self.log.lock().waiting.push(context.waker().clone());
+                Poll::Pending
+            }
         })
         .await
     }

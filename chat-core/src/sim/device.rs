@@ -5,17 +5,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::device_list::SignedDeviceList;
-use crate::envelope::{Audience, DeviceBox, InboxRow, Publish, RowContent, SendPosition};
-use crate::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq};
-use crate::mutant::Mutants;
+use super::accounts::sign;
+use crate::model::device_list::SignedDeviceList;
+use crate::model::envelope::{Audience, DeviceBox, InboxRow, Publish, RowContent, SendPosition};
+use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq};
+use crate::model::prekeys::{Bundle, OneTimePrekey, PrekeyUpload};
+use crate::model::rng::Rng;
+use crate::model::signing::prekeys_transcript;
+use crate::model::time::Instant;
 use crate::replica::{
     Change, Changes, ConversationSnapshot, Draft, Opened, OutboxEntrySnapshot, Recipient, Replica,
     ReplicaSnapshot, SealFailure, Unreadable,
 };
-use crate::rng::Rng;
-use crate::time::Instant;
-use crate::wire::{Bundle, OneTimePrekey, PrekeyUpload};
 
 /// What a device showed at a place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,11 +111,10 @@ pub(super) struct Device {
     pub snapshot: Option<LocalStore>,
     /// Increases with each start, so that old timers are told apart.
     pub boot: u64,
-    mutants: Mutants,
 }
 
 impl Device {
-    pub(super) fn new(address: DeviceAddress, mutants: Mutants) -> Self {
+    pub(super) fn new(address: DeviceAddress) -> Self {
         let store = LocalStore {
             saved: ReplicaSnapshot::new(address),
             conversations: BTreeMap::new(),
@@ -124,15 +124,7 @@ impl Device {
             suite: SimSuite { last_resort: LAST_RESORT, ..SimSuite::default() },
             restored: 0,
         };
-        Self {
-            suite: store.suite.clone(),
-            store,
-            replica: None,
-            connection: None,
-            snapshot: None,
-            boot: 0,
-            mutants,
-        }
+        Self { suite: store.suite.clone(), store, replica: None, connection: None, snapshot: None, boot: 0 }
     }
 
     pub(super) fn address(&self) -> DeviceAddress {
@@ -146,7 +138,7 @@ impl Device {
             conversations: self.store.conversations.values().cloned().collect(),
             ..self.store.saved.clone()
         };
-        self.replica = Some(Replica::new(now, saved, seed, self.mutants));
+        self.replica = Some(Replica::new(now, saved, seed));
     }
 
     pub(super) fn crash(&mut self) {
@@ -301,9 +293,10 @@ impl Device {
         self.suite.last_prekey += 20;
         let ids = first..=self.suite.last_prekey;
         self.suite.prekeys.extend(ids.clone());
+        let signed = Bytes::copy_from_slice(&self.suite.last_resort.to_be_bytes());
         PrekeyUpload {
-            signed: Bytes::copy_from_slice(&self.suite.last_resort.to_be_bytes()),
-            signature: Bytes::new(),
+            signature: sign(self.address(), &prekeys_transcript(&signed)),
+            signed,
             one_time: ids
                 .map(|id| OneTimePrekey { id, data: Bytes::copy_from_slice(&id.to_be_bytes()) })
                 .collect(),

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::accounts::ACCOUNTS;
 use super::device::{Device, Shown, SimBox};
 use crate::backend::{Commit, PageLimit};
-use crate::envelope::{InboxRow, RowContent};
-use crate::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq};
 use crate::memory::Tables;
+use crate::model::envelope::{InboxRow, RowContent};
+use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq};
 
 /// A law that was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,10 +7,10 @@ use parking_lot::Mutex;
 
 use super::store::unknown;
 use crate::backend::{GatewayId, Registry, Route};
-use crate::error::{Error, ErrorKind, Result};
-use crate::id::{DeviceAddress, UserId};
 use crate::memory::MemoryRegistry;
-use crate::rng::Rng;
+use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::id::{DeviceAddress, UserId};
+use crate::model::rng::Rng;
 
 /// A [`Registry`] in memory that fails.
 pub(super) struct SimRegistry {

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use async_trait::async_trait;
@@ -16,12 +15,12 @@ use crate::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
     PageLimit, StoreIdentity,
 };
-use crate::envelope::{AckUpTo, Durability, InboxPosition, InboxRow};
-use crate::error::{Error, ErrorKind, Result};
-use crate::id::{ConversationId, InstallationId, MessageId, Seq, StoreEpoch};
 use crate::memory::{Tables, Write};
-use crate::mutant::{Mutant, Mutants};
-use crate::rng::Rng;
+use crate::model::envelope::{AckUpTo, Durability, InboxPosition, InboxRow};
+use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::id::{ConversationId, InstallationId, MessageId, Seq, StoreEpoch};
+use crate::model::rng::Rng;
+use crate::mutant::Mutant;
 
 /// What a [`SimStore`] does to commits.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +33,6 @@ pub(super) struct StoreFaults {
     pub error_before: u64,
     /// Percent of commits and acks whose outcome is unknown although all of it is applied.
     pub error_after: u64,
-    pub mutants: Mutants,
 }
 
 /// The last commit of each conversation whose state was not written last: whoever goes on finishes it.
@@ -48,7 +46,6 @@ pub(super) struct SimStore {
     rng: Mutex<Rng>,
     faults: Mutex<StoreFaults>,
     keys: Arc<Mutex<KeyUse>>,
-    busy: AtomicUsize,
 }
 
 impl SimStore {
@@ -59,18 +56,12 @@ impl SimStore {
         seed: u64,
         faults: StoreFaults,
     ) -> Self {
-        let busy = AtomicUsize::new(0);
-        Self { tables, redo, rng: Mutex::new(Rng::new(seed)), faults: Mutex::new(faults), keys, busy }
+        Self { tables, redo, rng: Mutex::new(Rng::new(seed)), faults: Mutex::new(faults), keys }
     }
 
     fn may_fail(&self) -> Result<()> {
         let fails = self.rng.lock().chance(self.faults.lock().error_before);
         if fails { Err(unknown()) } else { Ok(()) }
-    }
-
-    /// Whether a commit waits for the disk.
-    pub(super) fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::Relaxed) > 0
     }
 
     /// Applies writes; `redo` is the commit they are of, if its state does not come last.
@@ -83,9 +74,7 @@ impl SimStore {
                 self.keep(*conversation, redo);
             }
             match write {
-                Write::State(conversation, state)
-                    if self.faults.lock().mutants.has(Mutant::OlderStateWins) =>
-                {
+                Write::State(conversation, state) if Mutant::OlderStateWins.is_active() => {
                     tables.put_state(conversation, *state);
                 }
                 write => {
@@ -118,7 +107,7 @@ impl SimStore {
         let faults = *self.faults.lock();
         let redo = self.redo.lock().get(&conversation).filter(|redo| redo.state == *state).cloned();
         let Some(redo) = redo else { return Ok(()) };
-        if faults.mutants.has(Mutant::HalfCommitStays) {
+        if Mutant::HalfCommitStays.is_active() {
             return Ok(());
         }
         let mut writes = Tables::writes(redo.clone());
@@ -147,9 +136,7 @@ impl SimStore {
 
     async fn wait(&self, turns: u64) {
         for _ in 0..turns {
-            self.busy.fetch_add(1, Ordering::Relaxed);
             Busy(false).await;
-            self.busy.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
@@ -164,13 +151,17 @@ const fn makes_safe(write: &Write) -> bool {
     matches!(write, Write::State(..) | Write::Generation(..))
 }
 
-/// Lets the world go on once: the disk is busy.
-struct Busy(bool);
+/// Lets the world go on once: the disk or the log is busy.
+pub(super) struct Busy(pub bool);
 
 impl Future for Busy {
     type Output = ();
-    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
-        if std::mem::replace(&mut self.0, true) { Poll::Ready(()) } else { Poll::Pending }
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if std::mem::replace(&mut self.0, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
@@ -219,7 +210,7 @@ impl MessageStore for SimStore {
             };
             let durable_first = faults.durable_first && self.rng.lock().chance(50);
             let mut writes = Tables::writes(commit.clone());
-            if faults.mutants.has(Mutant::StateBeforeRows) {
+            if Mutant::StateBeforeRows.is_active() {
                 writes.reverse();
             }
             if durable_first {
@@ -267,6 +258,8 @@ impl MessageStore for SimStore {
 
     async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckUpTo]) -> Result<()> {
         self.may_fail()?;
+        let turns = self.rng.lock().below(3);
+        self.wait(turns).await;
         let to_come = |conversation| self.tail_to_come(conversation, device);
         self.tables.lock().ack(device, generation, acks, &to_come)?;
         let after = self.rng.lock().chance(self.faults.lock().error_after);

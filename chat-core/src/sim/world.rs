@@ -8,23 +8,25 @@ mod server;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use self::cluster::{Cluster, SERVERS};
 use super::accounts::ACCOUNTS;
+use super::cluster::SHARDS;
 use super::device::Device;
-use super::gateway::{Gateway, ready};
 use super::oracle::{KeyUse, Oracle, Violation};
 use super::registry::SimRegistry;
+use super::server::{Server, Task, Woken, ready};
 use super::store::{Redo, StoreFaults};
 use super::{Options, Report};
 use crate::backend::{AccountKey, GatewayId, KeyDirectory, MessageStore, SessionDelivery};
-use crate::memory::{ManualClock, MemoryKeys, MemoryRouter, Tables};
+use crate::memory::{ManualClock, ManualRuntime, MemoryKeys, MemoryPresence, MemoryRouter, Tables};
+use crate::model::rng::Rng;
+use crate::model::time::{Instant, WallClock};
 use crate::replica::Input;
-use crate::rng::Rng;
-use crate::session;
-use crate::time::{Instant, WallClock};
 use crate::wire::{ClientFrame, ServerFrame};
 
 /// When faults end and everything must come to rest.
@@ -51,8 +53,6 @@ enum Event {
     CrashServer(usize),
     /// A process is stopped for so many milliseconds.
     Stop(usize, u64),
-    /// The shards of a process go on.
-    Work(usize),
     /// A shard is given to another process.
     Move(usize),
     /// A process learns that a shard is its own, or no longer.
@@ -64,12 +64,17 @@ enum Event {
     Forget,
     /// What one gateway told another arrives.
     NodeDelivery(GatewayId, Vec<SessionDelivery>),
-    /// A session looks at what the engine told it.
-    Pump(u64),
-    GatewayTimer(u64),
+    /// A task that was woken goes on.
+    Poll(Task),
+    /// A server process drains, and ends a while later.
+    Drain(usize),
+    /// A user types.
+    Typing(usize),
+    /// A user watches the presence of the other.
+    Watch(usize),
     Dialled(usize, u64, u64),
-    ToServer(u64, ClientFrame),
-    ToDevice(u64, ServerFrame),
+    ToServer(u64, Bytes),
+    ToDevice(u64, Bytes),
     Broken(u64),
 }
 
@@ -102,7 +107,10 @@ pub(super) struct World {
     network: Network,
     partition: Option<(u64, u64)>,
     devices: Vec<Device>,
-    servers: Vec<Option<Gateway>>,
+    servers: Vec<Option<Server>>,
+    woken: Woken,
+    runtime: Arc<ManualRuntime>,
+    presence: Arc<MemoryPresence>,
     /// Server processes started so far.
     lives: u64,
     cluster: Cluster,
@@ -141,7 +149,7 @@ impl World {
         let devices: Vec<Device> = ACCOUNTS
             .iter()
             .flat_map(|account| account.lists[1].list().addresses())
-            .map(|address| Device::new(address, options.mutants))
+            .map(Device::new)
             .collect();
         let stormy = rng.chance(60);
         let network = Network {
@@ -156,7 +164,6 @@ impl World {
             durable_first: options.cluster,
             error_before: if faulty_store { rng.below(15) } else { 0 },
             error_after: if faulty_store { rng.below(15) } else { 0 },
-            mutants: options.mutants,
         };
         // The registry of one process is its own.
         let faulty_registry = options.cluster && rng.chance(40);
@@ -166,6 +173,7 @@ impl World {
         let partition = rng.chance(40).then(|| (start, start + rng.below(HEAL_MS / 2)));
         let device_crash = if rng.chance(50) { rng.below(30) } else { 0 };
         let servers = if options.cluster { SERVERS } else { 1 };
+        let runtime = Arc::new(ManualRuntime::new(rng.next_u64()));
         let session_queue = [1, 2, 64][rng.below(3) as usize];
         Self {
             now: 0,
@@ -179,6 +187,9 @@ impl World {
             partition,
             devices,
             servers: (0..servers).map(|_| None).collect(),
+            woken: Woken::default(),
+            runtime,
+            presence: Arc::default(),
             lives: 0,
             cluster: Cluster {
                 routers: (0..servers).map(|_| None).collect(),
@@ -207,17 +218,16 @@ impl World {
 
     pub(super) fn run(mut self) -> Result<Report, Violation> {
         self.plan();
-        while let Some(Reverse((at, _, slot))) = self.events.pop() {
+        while let Some(Reverse((at, _, slot))) = self.next_event() {
             if at > END_MS {
                 break;
             }
             if at >= HEAL_MS && !self.healed {
                 self.heal();
             }
-            self.now = at;
-            self.clock.set_us(1_700_000_000_000_000 + at * 1000);
+            self.advance_to(at);
             self.report.events += 1;
-            if self.report.events > 200_000 {
+            if self.report.events > 400_000 {
                 self.oracle.broken("stuck", "the schedule does not come to rest".to_owned());
                 break;
             }
@@ -226,8 +236,10 @@ impl World {
                 if self.options.trace {
                     trace(at, &event);
                 }
+                self.digest(at, &event);
                 self.handle_event(event);
             }
+            self.schedule_woken();
             if self.healed && self.at_rest() {
                 break;
             }
@@ -236,6 +248,50 @@ impl World {
         let tables = self.tables.lock().clone();
         self.keys_used.lock().check(&mut self.oracle);
         self.oracle.check(&self.devices, &tables).map(|()| report)
+    }
+
+    /// Takes the next event, after the timers that ring before it.
+    fn next_event(&mut self) -> Option<Reverse<(u64, u64, usize)>> {
+        loop {
+            let next = self.events.peek().map(|Reverse((at, ..))| *at);
+            let timer = self.runtime.next_timer().map(|at| at.as_millis() as u64);
+            match timer {
+                Some(timer) if timer <= END_MS && next.is_none_or(|next| timer <= next) => {
+                    self.advance_to(timer.max(self.now));
+                    self.schedule_woken();
+                }
+                _ => return self.events.pop(),
+            }
+        }
+    }
+
+    fn advance_to(&mut self, at: u64) {
+        self.now = at;
+        self.clock.set_us(1_700_000_000_000_000 + at * 1000);
+        self.runtime.advance_to(Duration::from_millis(at));
+    }
+
+    /// Lets the tasks that were woken go on soon, in any order.
+    fn schedule_woken(&mut self) {
+        for task in self.woken.take() {
+            let within = if matches!(task, Task::Shard(..)) { 20 } else { 10 };
+            self.soon(within, Event::Poll(task));
+        }
+    }
+
+    /// Adds an event to the hash of everything that happened.
+    fn digest(&mut self, at: u64, event: &Event) {
+        let (kind, who) = match event {
+            Event::Poll(Task::Connection(id)) => (1, *id),
+            Event::Poll(Task::Shard(server, shard)) => (2, (*server * SHARDS + *shard) as u64),
+            Event::ToServer(id, frame) => (3, id ^ (frame.len() as u64) << 32),
+            Event::ToDevice(id, frame) => (4, id ^ (frame.len() as u64) << 32),
+            Event::DeviceTimer(device, _) => (5, *device as u64),
+            _ => (6, 0),
+        };
+        for number in [at, kind, who] {
+            self.report.digest = (self.report.digest ^ number).wrapping_mul(0x0100_0000_01b3);
+        }
     }
 
     /// Draws everything that is to happen.
@@ -267,6 +323,11 @@ impl World {
                 let at = self.rng.below(HEAL_MS);
                 self.at(at, Event::Read(device));
             }
+            if self.rng.chance(15) {
+                let (typing, watch) = (self.rng.below(HEAL_MS), self.rng.below(HEAL_MS));
+                self.at(typing, Event::Typing(device));
+                self.at(watch, Event::Watch(device));
+            }
             for _ in 0..self.rng.below(3) {
                 let at = self.rng.below(HEAL_MS);
                 self.at(at, Event::CrashDevice(device));
@@ -276,6 +337,11 @@ impl World {
             let at = self.rng.below(HEAL_MS);
             let server = self.rng.below(self.servers.len() as u64) as usize;
             self.at(at, Event::CrashServer(server));
+        }
+        if self.rng.chance(20) {
+            let at = self.rng.below(HEAL_MS);
+            let server = self.rng.below(self.servers.len() as u64) as usize;
+            self.at(at, Event::Drain(server));
         }
         if self.rng.chance(15) {
             let (at, age) = (self.rng.below(HEAL_MS), self.rng.below(HEAL_MS / 4));
@@ -307,7 +373,7 @@ impl World {
         self.cluster.routers.iter().flatten().for_each(|router| router.heal());
         for server in 0..self.servers.len() {
             match &self.servers[server] {
-                Some(gateway) => gateway.store.heal(),
+                Some(server) => server.store.heal(),
                 None => self.at(HEAL_MS, Event::StartServer(server)),
             }
         }
@@ -329,7 +395,7 @@ impl World {
                     .is_some_and(|r| r.is_live() && r.has_looked_back() && r.outbox_len() == 0);
                 let served = device.connection.is_some_and(|id| {
                     let server = self.pipes.get(&id).and_then(|pipe| self.servers[pipe.server].as_ref());
-                    server.is_some_and(|gateway| gateway.is_live(id))
+                    server.is_some_and(|server| server.serves(id) && !server.is_draining)
                 });
                 let record = self
                     .tables
@@ -361,9 +427,12 @@ impl World {
     /// Which process an event is for.
     fn server_of(&self, event: &Event) -> Option<usize> {
         match event {
-            Event::Work(server) | Event::Assigned(server, _) | Event::Revoked(server, _) => Some(*server),
+            Event::Poll(Task::Shard(server, _))
+            | Event::Assigned(server, _)
+            | Event::Revoked(server, _)
+            | Event::Drain(server) => Some(*server),
             Event::NodeDelivery(gateway, _) => Some(gateway.0 as usize % SERVERS),
-            Event::Pump(id) | Event::GatewayTimer(id) | Event::ToServer(id, _) => {
+            Event::Poll(Task::Connection(id)) | Event::ToServer(id, _) => {
                 self.pipes.get(id).map(|pipe| pipe.server)
             }
             _ => None,
@@ -410,8 +479,8 @@ impl World {
             }
             Event::Sweep(age) => {
                 let before_us = self.clock.now_us().saturating_sub(age * 1000);
-                if let Some(gateway) = self.servers.iter().flatten().next() {
-                    let _ = ready(gateway.store.expire(before_us, usize::MAX));
+                if let Some(server) = self.servers.iter().flatten().next() {
+                    let _ = ready(server.store.expire(before_us, usize::MAX));
                     self.oracle.swept_us = self.oracle.swept_us.max(before_us);
                 }
             }
@@ -435,42 +504,49 @@ impl World {
                     self.soon(5000, Event::StartServer(server));
                 }
             }
-            Event::Work(server) => {
-                if let Some(gateway) = &mut self.servers[server] {
-                    let more = gateway.work();
-                    let connections: Vec<u64> = gateway.connections.keys().copied().collect();
-                    for id in connections {
-                        self.soon(10, Event::Pump(id));
-                    }
-                    if more {
-                        self.soon(30, Event::Work(server));
-                    }
+            Event::Poll(Task::Shard(server, shard)) => {
+                if let Some(server) = &mut self.servers[server] {
+                    server.poll_shard(shard);
                     self.carry();
                 }
             }
-            Event::Pump(id) => {
-                let now = self.time();
-                self.with_gateway(id, |gateway, effects| gateway.pump(id, now, effects));
-            }
-            Event::GatewayTimer(id) => {
-                let now = self.time();
-                let server = self.pipes.get(&id).and_then(|pipe| self.servers[pipe.server].as_ref());
-                let due = server.and_then(|gateway| gateway.deadline(id)).is_some_and(|at| now >= at);
-                if due {
-                    self.with_gateway(id, |gateway, effects| {
-                        gateway.step(id, now, session::Input::Tick, effects);
-                    });
-                } else {
-                    self.arm_gateway(id);
+            Event::Poll(Task::Connection(id)) => self.poll_connection(id),
+            Event::Drain(server) => {
+                if let Some(process) = &mut self.servers[server]
+                    && !self.healed
+                {
+                    process.drain(3000);
+                    self.report.drains += 1;
+                    self.at(self.now + 6000, Event::CrashServer(server));
                 }
             }
+            Event::Typing(device) => {
+                let conversation = self.direct_conversation(device);
+                self.device_step(device, Input::Typing(conversation));
+            }
+            Event::Watch(device) => {
+                let other = self.other_user(device);
+                self.device_step(device, Input::Watch(vec![other]));
+            }
             Event::Dialled(device, boot, id) => self.dialled(device, boot, id),
-            Event::ToServer(id, frame) => self.deliver_to_server(id, frame),
+            Event::ToServer(id, frame) => {
+                if let Some(server) = self.pipes.get(&id).and_then(|pipe| self.servers[pipe.server].as_ref())
+                {
+                    server.receive(id, frame);
+                }
+            }
             Event::ToDevice(id, frame) => {
                 if let Some(device) = self.pipes.get(&id).map(|pipe| pipe.device)
                     && self.devices[device].connection == Some(id)
                 {
-                    self.device_step(device, Input::Frame(frame));
+                    match ServerFrame::parse(frame) {
+                        Ok(frame) => {
+                            let hint = matches!(frame, ServerFrame::Typing(..) | ServerFrame::Presence(..));
+                            self.report.hints += u64::from(hint);
+                            self.device_step(device, Input::Frame(frame));
+                        }
+                        Err(error) => self.oracle.broken("wire", format!("the server sent {error:?}")),
+                    }
                 }
             }
             Event::Broken(id) => self.break_pipe(Some(id)),
@@ -480,8 +556,14 @@ impl World {
 
 #[allow(clippy::print_stdout)] // asked for by name
 fn trace(at: u64, event: &Event) {
-    if !matches!(event, Event::GatewayTimer(_) | Event::DeviceTimer(..) | Event::Pump(_)) {
-        let text: String = format!("{event:?}").chars().take(400).collect();
-        println!("{at:>7} {text}");
-    }
+    let text = match event {
+        Event::Poll(_) | Event::DeviceTimer(..) => return,
+        Event::ToServer(id, frame) => {
+            format!("ToServer({id}, {:?})", ClientFrame::parse(frame.clone(), &Bytes::new()))
+        }
+        Event::ToDevice(id, frame) => format!("ToDevice({id}, {:?})", ServerFrame::parse(frame.clone())),
+        event => format!("{event:?}"),
+    };
+    let text: String = text.chars().take(400).collect();
+    println!("{at:>7} {text}");
 }

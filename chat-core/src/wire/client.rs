@@ -1,171 +1,26 @@
-//! What a device sends.
+//! Frames that a device sends.
 
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::row::{audience_from_proto, audience_to_proto, prev_from_proto, prev_to_proto};
-use super::{at_most, invalid, list_from_proto, list_to_proto, proto};
-use crate::device_list::SignedDeviceList;
-use crate::envelope::{AckUpTo, DeviceBox, Publish, SendPosition};
-use crate::error::{Error, ErrorKind, Result};
-use crate::id::{
-    ConversationId, DeviceId, Handle, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
+use super::{ClientFrame, Hello, OneTimePrekey, PrekeyUpload, Registration, Request};
+use crate::codec::device_list::{list_from_proto, list_to_proto};
+use crate::codec::publish::{
+    check_generation, publish_from_proto, publish_to_proto, skip_from_proto, skip_to_proto,
 };
-use crate::limits::{
-    MAX_BODY, MAX_BOX, MAX_BOXES, MAX_DEVICES, MAX_FRAME, MAX_WATCHED, PAGE_ROWS, UPLOAD_PREKEYS,
-};
-use crate::signing::HelloClaims;
-
-/// Opens a session.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hello {
-    /// What is signed; the nonce in it is the one the server sent.
-    pub claims: HelloClaims,
-    /// The store epoch of the device's cursors, if it has any.
-    pub store_epoch: Option<StoreEpoch>,
-    /// Ed25519 by the device key over [`HelloClaims::transcript`].
-    pub signature: Bytes,
-}
-
-/// Opens an account, or waits to be linked to one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Registration {
-    /// A new account.
-    Account {
-        /// The token; may be empty under open registration.
-        token: String,
-        /// The name people type.
-        handle: Handle,
-        /// Version 1 of the new account's list; or the version after the one in force, by the new account
-        /// key.
-        list: SignedDeviceList,
-        /// Replace an account whose keys are lost.
-        replace: bool,
-    },
-    /// Asks for the list in force of an account whose keys are lost.
-    Lookup {
-        /// The token.
-        token: String,
-        /// The name people type.
-        handle: Handle,
-    },
-    /// A device that waits to be linked.
-    Link {
-        /// From its code.
-        rendezvous: Bytes,
-        /// Its public keys, opaque here.
-        offer: Bytes,
-    },
-}
-
-/// One one-time prekey.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OneTimePrekey {
-    /// Rising.
-    pub id: u64,
-    /// Opaque.
-    pub data: Bytes,
-}
-
-/// Prekeys of a device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PrekeyUpload {
-    /// Opaque, signed by the device key.
-    pub signed: Bytes,
-    /// That signature.
-    pub signature: Bytes,
-    /// One-time prekeys with rising ids.
-    pub one_time: Vec<OneTimePrekey>,
-    /// The highest id in this and all earlier uploads.
-    pub uploaded_through: u64,
-    /// Drop the one-time prekeys that were there.
-    pub replace: bool,
-}
-
-/// A question of a device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Request {
-    /// Which user a handle means.
-    Resolve(Handle),
-    /// The device lists of users.
-    Lists(Vec<UserId>),
-    /// A new version of the own list.
-    PutList(SignedDeviceList),
-    /// Prekeys.
-    Upload(PrekeyUpload),
-    /// Bundles of devices of a user.
-    Claim(UserId, Vec<InstallationId>),
-    /// A page of a conversation: rows below `before` (0: from the newest), at most `limit`.
-    History {
-        /// The conversation.
-        conversation: ConversationId,
-        /// Rows below this seq; 0: from the newest.
-        before: Seq,
-        /// At most this many.
-        limit: u32,
-    },
-    /// Where this device stands in all its conversations.
-    Cursors,
-    /// A new incarnation.
-    Reincarnate {
-        /// The one it replaces.
-        from: Incarnation,
-        /// The same nonce gets the same answer.
-        nonce: [u8; 16],
-        /// The user asked for it.
-        asked: bool,
-    },
-    /// The offer of a device that waits to be linked.
-    Offer(Bytes),
-    /// The answer to it.
-    LinkAnswer(Bytes, Bytes),
-    /// How far the others have a conversation.
-    Delivered(ConversationId),
-}
-
-/// A frame from a device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ClientFrame {
-    /// Opens a session.
-    Hello(Box<Hello>),
-    /// Opens an account.
-    Register(Box<Registration>),
-    /// A message.
-    Publish(Publish),
-    /// Uses up a number.
-    Skip(SendPosition),
-    /// What is durably on the device.
-    Ack {
-        /// One for each conversation.
-        acks: Vec<AckUpTo>,
-        /// The epoch of the cursors.
-        store_epoch: StoreEpoch,
-        /// The generation of the local store.
-        generation: u64,
-    },
-    /// Still there.
-    Heartbeat,
-    /// Everything unacknowledged again.
-    CatchUp,
-    /// A question with its id.
-    Request(u64, Request),
-    /// How far this user has read.
-    Read(AckUpTo),
-    /// This user is writing.
-    Typing(ConversationId),
-    /// Whose presence to report.
-    Watch(Vec<UserId>),
-    /// A frame of a later version, with the id of its request if it has one.
-    Unknown(Option<u64>),
-}
+use crate::codec::{at_most, invalid};
+use crate::model::envelope::AckUpTo;
+use crate::model::error::Result;
+use crate::model::id::{ConversationId, DeviceId, Handle, InstallationId, Seq, StoreEpoch, UserId};
+use crate::model::limits::{MAX_DEVICES, MAX_FRAME, MAX_WATCHED, PAGE_ROWS, UPLOAD_PREKEYS};
+use crate::model::signing::HelloClaims;
+use crate::proto;
 
 impl ClientFrame {
     /// Reads one frame and checks every id and size in it.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] if it is no frame or breaks a rule of the wire.
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) if it is no frame or breaks a rule of the wire.
     pub fn parse(bytes: Bytes, nonce: &Bytes) -> Result<Self> {
         at_most(bytes.len(), MAX_FRAME, "the frame is too large")?;
         let raw = proto::ClientFrame::decode(bytes).map_err(|e| invalid("not a frame").caused_by(e))?;
@@ -177,14 +32,7 @@ impl ClientFrame {
             Frame::Hello(hello) => Self::Hello(Box::new(hello_from_proto(hello, nonce)?)),
             Frame::Register(register) => Self::Register(Box::new(registration_from_proto(register)?)),
             Frame::Publish(publish) => Self::Publish(publish_from_proto(publish)?),
-            Frame::Skip(skip) => Self::Skip(number_from_proto(
-                &skip.conversation,
-                &skip.message_id,
-                skip.client_seq,
-                &skip.prev,
-                skip.incarnation,
-                skip.generation,
-            )?),
+            Frame::Skip(skip) => Self::Skip(skip_from_proto(&skip)?),
             Frame::Ack(ack) => {
                 at_most(ack.acks.len(), 4096, "too many acks in a frame")?;
                 check_generation(ack.generation)?;
@@ -218,14 +66,7 @@ impl ClientFrame {
             Self::Hello(hello) => Frame::Hello(hello_to_proto(hello)),
             Self::Register(registration) => Frame::Register(registration_to_proto(registration)),
             Self::Publish(publish) => Frame::Publish(publish_to_proto(publish)),
-            Self::Skip(n) => Frame::Skip(proto::Skip {
-                conversation: n.conversation.to_bytes(),
-                message_id: n.message_id.to_bytes(),
-                client_seq: n.client_seq,
-                prev: prev_to_proto(n.prev),
-                incarnation: n.incarnation,
-                generation: n.generation,
-            }),
+            Self::Skip(number) => Frame::Skip(skip_to_proto(number)),
             Self::Ack { acks, store_epoch, generation } => Frame::Ack(proto::Ack {
                 acks: acks
                     .iter()
@@ -259,11 +100,6 @@ fn ack_from_proto(conversation: &[u8], seq: Seq) -> Result<AckUpTo> {
         return Err(invalid("a seq is above 0"));
     }
     Ok(AckUpTo { conversation: ConversationId::parse(conversation)?, seq })
-}
-
-/// A generation that leaves room to rise, in stores that count in signed numbers, too.
-fn check_generation(generation: u64) -> Result<()> {
-    if generation > u64::MAX / 2 { Err(invalid("a generation is below 2^63")) } else { Ok(()) }
 }
 
 fn hello_from_proto(raw: proto::Hello, nonce: &Bytes) -> Result<Hello> {
@@ -340,78 +176,6 @@ fn registration_to_proto(registration: &Registration) -> proto::Register {
             link: Some(proto::LinkOffer { rendezvous: rendezvous.clone(), offer: offer.clone() }),
             ..Default::default()
         },
-    }
-}
-
-fn number_from_proto(
-    conversation: &[u8],
-    message_id: &[u8],
-    client_seq: u64,
-    prev: &[u8],
-    incarnation: u32,
-    generation: u64,
-) -> Result<SendPosition> {
-    if client_seq == 0 || client_seq > u64::MAX / 2 {
-        return Err(invalid("a client_seq is 1 or more"));
-    }
-    check_generation(generation)?;
-    let conversation = ConversationId::parse(conversation)?;
-    conversation.kind()?;
-    let message_id = MessageId::parse(message_id)?;
-    if message_id == MessageId::NIL {
-        return Err(invalid("a message id is not nil"));
-    }
-    Ok(SendPosition {
-        conversation,
-        message_id,
-        client_seq,
-        prev: prev_from_proto(prev)?,
-        incarnation,
-        generation,
-    })
-}
-
-fn publish_from_proto(raw: proto::Publish) -> Result<Publish> {
-    at_most(raw.body.len(), MAX_BODY, "the body is too large")?;
-    at_most(raw.boxes.len(), MAX_BOXES, "too many boxes")?;
-    let number = number_from_proto(
-        &raw.conversation,
-        &raw.message_id,
-        raw.client_seq,
-        &raw.prev,
-        raw.incarnation,
-        raw.generation,
-    )?;
-    let mut boxes = Vec::with_capacity(raw.boxes.len());
-    for one in raw.boxes {
-        at_most(one.data.len(), MAX_BOX, "a box is too large")?;
-        boxes.push(DeviceBox { installation: InstallationId::parse(&one.installation)?, data: one.data });
-    }
-    let audience = audience_from_proto(raw.audience)?;
-    if audience.is_empty() {
-        return Err(invalid("an audience is not empty"));
-    }
-    Ok(Publish { number, first: raw.first, audience, body: raw.body, boxes, sent_at: raw.sent_at })
-}
-
-fn publish_to_proto(publish: &Publish) -> proto::Publish {
-    let n = &publish.number;
-    proto::Publish {
-        conversation: n.conversation.to_bytes(),
-        message_id: n.message_id.to_bytes(),
-        client_seq: n.client_seq,
-        prev: prev_to_proto(n.prev),
-        incarnation: n.incarnation,
-        generation: n.generation,
-        first: publish.first,
-        audience: audience_to_proto(&publish.audience),
-        body: publish.body.clone(),
-        boxes: publish
-            .boxes
-            .iter()
-            .map(|b| proto::DeviceBox { installation: b.installation.to_bytes(), data: b.data.clone() })
-            .collect(),
-        sent_at: publish.sent_at,
     }
 }
 
@@ -518,11 +282,5 @@ fn request_to_proto(request: &Request) -> proto::request::Body {
         Request::Delivered(conversation) => {
             Raw::Delivered(proto::FetchDelivered { conversation: conversation.to_bytes() })
         }
-    }
-}
-
-impl From<prost::DecodeError> for Error {
-    fn from(error: prost::DecodeError) -> Self {
-        Self::new(ErrorKind::Invalid, "not protobuf").caused_by(error)
     }
 }

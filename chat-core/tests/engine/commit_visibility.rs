@@ -7,7 +7,7 @@ use chat_core::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
     PageLimit, StoreIdentity,
 };
-use chat_core::delivery::{Event, SessionHandle};
+use chat_core::delivery::{SessionEvent, SessionHandle};
 use chat_core::envelope::{InboxPosition, InboxRow};
 use chat_core::memory::{MemoryPush, MemoryStore};
 use chat_core::{Error, ErrorKind, InstallationId, Result, Seq};
@@ -132,7 +132,7 @@ impl Scene {
 fn delivered(handle: &mut SessionHandle) -> Vec<Seq> {
     let events = std::iter::from_fn(|| handle.events.try_recv().ok()).flatten();
     let rows = events.filter_map(|event| match event {
-        Event::Row(row) => Some(row.seq),
+        SessionEvent::Row(row) => Some(row.seq),
         _ => None,
     });
     rows.collect()

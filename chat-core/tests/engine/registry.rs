@@ -2,8 +2,8 @@
 
 use async_trait::async_trait;
 use chat_core::backend::{GatewayId, Registry, Route};
-use chat_core::delivery::Event;
-use chat_core::wire::close;
+use chat_core::delivery::SessionEvent;
+use chat_core::wire::CloseReason;
 use chat_core::{Error, ErrorKind, Result, UserId};
 
 use super::*;
@@ -61,11 +61,11 @@ fn sessions_of_this_process_need_no_registry() {
     let mut first = ready(engine.bind(bob.device())).unwrap();
     let mut second = ready(engine.bind(bob.device())).unwrap();
     assert!(first.route.epoch < second.route.epoch);
-    assert_eq!(first.events.try_recv().unwrap(), [Event::Closed(close::REPLACED)]);
+    assert_eq!(first.events.try_recv().unwrap(), [SessionEvent::Closed(CloseReason::Replaced)]);
     ready(engine.beat(&second));
     assert_eq!(alice.publish(&engine, &bob, 10), None);
     work(&engine);
-    assert!(matches!(&second.events.try_recv().unwrap()[..], [Event::Row(_)]));
+    assert!(matches!(&second.events.try_recv().unwrap()[..], [SessionEvent::Row(_)]));
 }
 
 /// A registry that carries out what nobody waited for.
@@ -120,7 +120,7 @@ fn a_session_ends_when_its_device_is_connected_elsewhere() {
     assert!(here.events.try_recv().is_err(), "it is the only one");
     ready(registry.bind(bob.device(), GatewayId(9))).unwrap();
     ready(engine.beat(&here));
-    assert_eq!(here.events.try_recv().unwrap(), [Event::Closed(close::REPLACED)]);
+    assert_eq!(here.events.try_recv().unwrap(), [SessionEvent::Closed(CloseReason::Replaced)]);
     ready(engine.unbind(&here));
     let routes = ready(registry.lookup(&[bob.device().user])).unwrap();
     assert_eq!(routes.iter().map(|route| route.gateway).collect::<Vec<_>>(), [GatewayId(9)]);

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use chat_core::backend::{Commit, CommitOutcome, ConversationState};
+use chat_core::codec::{encode_row, redo, state};
 use chat_core::envelope::InboxRow;
-use chat_core::wire::{encode_row, redo, state};
 use chat_core::{ConversationId, ConversationKind, InstallationId, MessageId, Result, Seq};
 use futures_util::future::{try_join, try_join_all};
 use scylla::value::CqlValue;

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use chat_core::backend::{
     Commit, ConversationState, CursorFilter, KeyDirectory, MessageStore, PageLimit, StoreIdentity,
 };
+use chat_core::codec::encode_list;
 use chat_core::envelope::{Durability, InboxPosition, InboxRow};
-use chat_core::wire::encode_list;
 use chat_core::{ConversationId, InstallationId, MessageId, Result, Seq, StoreEpoch, UserId};
 use dashmap::DashMap;
 use scylla::value::CqlValue;

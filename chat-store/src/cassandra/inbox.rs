@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 use chat_core::backend::{CursorFilter, DeviceRecord, PageLimit};
+use chat_core::codec::decode_row;
 use chat_core::envelope::{AckUpTo, InboxCursor, InboxPosition, InboxRow};
-use chat_core::wire::decode_row;
 use chat_core::{ConversationId, Error, ErrorKind, InstallationId, Result};
 use futures_util::TryStreamExt as _;
 use futures_util::future::{try_join, try_join_all};

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chat_core::backend::{Commit, ConversationState};
+use chat_core::codec::{decode_row, redo};
 use chat_core::envelope::{InboxCursor, InboxRow, RowContent};
-use chat_core::wire::{decode_row, redo};
 use chat_core::{
     ClientSeq, ConversationId, ConversationKind, Error, ErrorKind, Incarnation, InstallationId, MessageId,
     Result, Seq,

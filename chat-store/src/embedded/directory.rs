@@ -4,9 +4,10 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use chat_core::backend::{AccountKey, DeviceKeys, KeyDirectory, Reincarnation};
+use chat_core::codec::{decode_list, encode_list};
 use chat_core::device_list::SignedDeviceList;
 use chat_core::limits::STORED_PREKEYS;
-use chat_core::wire::{Bundle, PrekeyUpload, decode_list, encode_list};
+use chat_core::wire::{Bundle, PrekeyUpload};
 use chat_core::{Error, ErrorKind, Handle, Incarnation, InstallationId, Result, UserId};
 use fjall::OwnedWriteBatch;
 

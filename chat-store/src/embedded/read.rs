@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use chat_core::backend::{ConversationState, CursorFilter, PageLimit};
+use chat_core::codec::{decode_row, encode_row, state};
 use chat_core::envelope::{InboxCursor, InboxPosition, InboxRow, RowContent};
-use chat_core::wire::{decode_row, encode_row, state};
 use chat_core::{ConversationId, ConversationKind, InstallationId, MessageId, Result, Seq};
 use fjall::Readable;
 

@@ -85,7 +85,7 @@ impl SealedStore {
         let kept = conversation.kind() != Ok(ConversationKind::Mailbox);
         kept.then(|| self.tables.history.range(range)).into_iter().flatten().map(|guard| {
             let value = guard.value().map_err(failed)?;
-            chat_core::wire::decode_row(value.into()).map_err(|_| corrupt())
+            chat_core::codec::decode_row(value.into()).map_err(|_| corrupt())
         })
     }
 

@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
+use chat_core::codec::{decode_row, state};
 use chat_core::envelope::RowContent;
-use chat_core::wire::{decode_row, state};
 use chat_core::{ClientSeq, ConversationId, ConversationKind, Incarnation, InstallationId, Result};
 
 use super::{Tables, corrupt, failed, keys};

@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use chat_core::backend::{Commit, PageLimit};
+use chat_core::codec::{decode_row, encode_row, state};
 use chat_core::envelope::{AckUpTo, InboxCursor, InboxPosition, InboxRow};
-use chat_core::wire::{decode_row, encode_row, state};
 use chat_core::{ConversationId, ConversationKind, Error, ErrorKind, InstallationId, Result};
 use dashmap::DashMap;
 use fjall::{OwnedWriteBatch, PersistMode};
@@ -263,7 +263,7 @@ impl Work {
                 }
                 return;
             }
-            self.make_visible(effects);
+            self.finish_effects(effects);
             // A batch of its own: it must see what the batch before it wrote.
             for (before_us, limit, answer) in expire {
                 let _ = answer.send(self.expire(before_us, limit));
@@ -301,7 +301,7 @@ impl Work {
     }
 
     /// Makes the batch's effects seen and tells those who wait.
-    fn make_visible(&mut self, effects: Effects) {
+    fn finish_effects(&mut self, effects: Effects) {
         if self.cursors.len() > CELLS {
             self.cursors.clear();
         }

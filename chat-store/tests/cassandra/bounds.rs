@@ -57,7 +57,7 @@ async fn reads_skip_acknowledged_rows_after_a_trim() {
         let written = talk.next(began + n * 3_000_000);
         for (_, row) in written.inbox.iter().filter(|(owner, _)| *owner == bob) {
             let day = i32::try_from(row.time_us / (24 * 60 * MINUTE_US)).unwrap();
-            let (time, bytes) = (row.time_us as i64, chat_core::wire::encode_row(row));
+            let (time, bytes) = (row.time_us as i64, chat_core::codec::encode_row(row));
             let key = (&bob.as_bytes()[..], day, time, &row.conversation.as_bytes()[..], row.seq as i64);
             let values = (key.0, key.1, key.2, key.3, key.4, bytes, time);
             let put = "INSERT INTO @inbox (installation, day, time_us, conversation, seq, size, row) \

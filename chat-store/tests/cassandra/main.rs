@@ -15,7 +15,6 @@ use chat_core::backend::{
 };
 use chat_core::delivery::{Decision, decide};
 use chat_core::envelope::{AckUpTo, DeviceBox, InboxPosition, Publish, SendPosition};
-use chat_core::mutant::Mutants;
 use chat_core::{
     ConversationId, DeviceAddress, DeviceId, ErrorKind, InstallationId, MessageId, UserId, conformance,
 };
@@ -174,7 +173,7 @@ impl Talk {
         };
         let position = LogPosition { generation: 1, offset: n };
         let record = Record { position, appended_us: time_us, command: Arc::new(command) };
-        match decide(&self.state, &record, None, Mutants::NONE) {
+        match decide(&self.state, &record, None) {
             Decision::Store(_, commit) => {
                 self.state = commit.state.clone();
                 commit

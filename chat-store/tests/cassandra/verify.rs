@@ -1,7 +1,7 @@
 //! The audit counts what is there, and names what is broken: each rule by breaking it in the tables themselves.
 
+use chat_core::codec::encode_row;
 use chat_core::envelope::{InboxRow, Message, RowContent};
-use chat_core::wire::encode_row;
 use chat_store::Verification;
 
 use super::*;

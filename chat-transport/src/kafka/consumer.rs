@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chat_core::backend::{LogPosition, Record};
-use chat_core::wire::node::decode_command;
+use chat_core::codec::node::decode_command;
 use chat_core::{Error, ErrorKind, Result};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance};
 use rdkafka::error::KafkaError;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::super::cluster::{Carried, SHARDS, SimLog, SimRouter};
-use super::super::gateway::ready;
+use super::super::server::ready;
 use super::{Event, HEAL_MS, World};
 use crate::backend::{GatewayId, Registry, SessionDelivery};
 
@@ -81,7 +81,6 @@ impl World {
             && !router.owns(shard)
         {
             router.assign(shard);
-            self.soon(5, Event::Work(server));
         }
     }
 
@@ -131,11 +130,6 @@ impl World {
         };
         for route in stale {
             let _ = ready(self.registry.unbind(route));
-        }
-        let Some(here) = &self.servers[server] else { return };
-        let connections: Vec<u64> = here.connections.keys().copied().collect();
-        for id in connections {
-            self.soon(5, Event::Pump(id));
         }
     }
 }

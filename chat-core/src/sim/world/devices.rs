@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::super::accounts::ACCOUNTS;
+use super::super::accounts::{ACCOUNTS, sign};
 use super::{Event, World};
-use crate::id::{ConversationKind, MessageId};
+use crate::model::id::{ConversationId, ConversationKind, MessageId, UserId};
+use crate::model::signing::HelloClaims;
 use crate::replica::{Draft, Input, Output, Recipient};
-use crate::signing::HelloClaims;
 use crate::wire::{ClientFrame, Hello};
 
 impl World {
@@ -27,13 +27,20 @@ impl World {
         self.device_step(device, Input::Send(Draft { id, to, content, sent_at: self.now }));
     }
 
-    pub(super) fn user_reads(&mut self, device: usize) {
+    pub(super) fn other_user(&self, device: usize) -> UserId {
         let own = self.devices[device].address().user;
-        let other = ACCOUNTS.iter().map(|a| a.lists[1].list().user).find(|user| *user != own);
-        let Some(other) = other else { return };
-        let conversation = crate::id::ConversationId::direct(own, other);
+        let users = ACCOUNTS.iter().map(|account| account.lists[1].list().user);
+        users.into_iter().find(|user| *user != own).unwrap_or(own)
+    }
+
+    pub(super) fn direct_conversation(&self, device: usize) -> ConversationId {
+        ConversationId::direct(self.devices[device].address().user, self.other_user(device))
+    }
+
+    pub(super) fn user_reads(&mut self, device: usize) {
+        let conversation = self.direct_conversation(device);
         let seq = self.devices[device].store.cursor(conversation);
-        self.device_step(device, Input::Read(crate::envelope::AckUpTo { conversation, seq }));
+        self.device_step(device, Input::Read(crate::model::envelope::AckUpTo { conversation, seq }));
     }
 
     pub(super) fn crash_device(&mut self, device: usize) {
@@ -93,14 +100,15 @@ impl World {
                 let claims = HelloClaims {
                     authority: String::new(),
                     nonce,
-                    version: crate::limits::WIRE_VERSION,
+                    version: crate::model::limits::WIRE_VERSION,
                     token: String::new(),
                     user: address.user,
                     device: address.device,
                     incarnation,
                     generation,
                 };
-                let hello = Hello { claims, store_epoch: epoch, signature: Bytes::new() };
+                let signature = sign(address, &claims.transcript());
+                let hello = Hello { claims, store_epoch: epoch, signature };
                 self.send_to_server(device, ClientFrame::Hello(Box::new(hello)));
             }
             Output::Send(frame) => self.send_to_server(device, frame),

@@ -1,10 +1,8 @@
 //! The network of the world.
 
-use bytes::Bytes;
-
 use super::{Event, Pipe, World};
 use crate::replica::Input;
-use crate::wire::{ClientFrame, ServerFrame};
+use crate::wire::ClientFrame;
 
 impl World {
     pub(super) fn partitioned(&self) -> bool {
@@ -16,20 +14,16 @@ impl World {
             return;
         }
         let server = self.rng.below(self.servers.len() as u64) as usize;
-        if self.partitioned() || self.servers[server].is_none() {
+        let accepts = self.servers[server].as_ref().is_some_and(|server| !server.is_draining);
+        if self.partitioned() || !accepts {
             return self.device_step(device, Input::Disconnected);
         }
-        let now = self.time();
         self.pipes.insert(id, Pipe { device, server, last: [self.now; 2] });
         self.devices[device].connection = Some(id);
-        if let Some(gateway) = &mut self.servers[server] {
-            gateway.accept(id, now);
+        if let Some(server) = &mut self.servers[server] {
+            server.accept(id);
         }
         self.device_step(device, Input::Connected);
-        let challenge =
-            crate::wire::Challenge { nonce: Bytes::from_static(&[0; 32]), min_version: 1, max_version: 1 };
-        self.transmit(id, 1, Event::ToDevice(id, ServerFrame::Challenge(challenge)));
-        self.arm_gateway(id);
     }
 
     /// Sends a frame into a pipe: 0 to the server, 1 to the device.
@@ -63,7 +57,7 @@ impl World {
 
     pub(super) fn send_to_server(&mut self, device: usize, frame: ClientFrame) {
         if let Some(id) = self.devices[device].connection {
-            self.transmit(id, 0, Event::ToServer(id, frame));
+            self.transmit(id, 0, Event::ToServer(id, frame.encode()));
         }
     }
 
@@ -78,9 +72,8 @@ impl World {
         let Some((id, pipe)) = id.and_then(|id| self.pipes.remove(&id).map(|pipe| (id, pipe))) else {
             return;
         };
-        let now = self.time();
-        if let Some(gateway) = &mut self.servers[pipe.server] {
-            gateway.drop_connection(id, now);
+        if let Some(server) = &self.servers[pipe.server] {
+            server.break_connection(id);
         }
         if self.devices[pipe.device].connection == Some(id) {
             self.devices[pipe.device].connection = None;

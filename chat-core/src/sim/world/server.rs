@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use super::super::accounts::ACCOUNTS;
 use super::super::cluster::{SimLink, SimRouter};
-use super::super::gateway::{Effect, Gateway, Start, ready};
 use super::super::registry::SimRegistry;
+use super::super::server::{Server, Start, ready};
 use super::super::store::SimStore;
 use super::{Event, World};
 use crate::backend::{AccountKey, GatewayId, KeyDirectory, NodeLink, Router};
 use crate::memory::{MemoryRouter, NoLink};
-use crate::wire::ClientFrame;
 
 impl World {
     pub(super) fn link(&mut self, device: usize) {
@@ -19,8 +18,8 @@ impl World {
             return;
         };
         let _ = ready(self.keys.put_list(&account.lists[1], AccountKey::Same));
-        for gateway in self.servers.iter().flatten() {
-            gateway.invalidate_device_lists();
+        for server in self.servers.iter().flatten() {
+            server.invalidate_device_lists();
         }
     }
 
@@ -33,21 +32,23 @@ impl World {
         let (tables, redo, keys) = (self.tables.clone(), self.redo.clone(), self.keys_used.clone());
         let store = Arc::new(SimStore::new(tables, redo, keys, seed, self.faults));
         let (router, node_link) = self.carriers(server);
-        self.servers[server] = Some(Gateway::start(Start {
+        self.servers[server] = Some(Server::start(Start {
+            server,
             gateway: GatewayId(self.lives * self.servers.len() as u64 + server as u64),
             store,
             keys: self.keys.clone(),
             router,
             registry: self.registry.clone(),
             node_link,
+            presence: self.presence.clone(),
             clock: self.clock.clone(),
+            runtime: self.runtime.clone(),
+            woken: self.woken.clone(),
             session_queue: self.session_queue,
-            mutants: self.options.mutants,
         }));
-        self.soon(30, Event::Work(server));
     }
 
-    /// The router and the node_link that a life of a server process begins with.
+    /// The router and the node link of a server process that starts.
     fn carriers(&mut self, server: usize) -> (Arc<dyn Router>, Arc<dyn NodeLink>) {
         if self.options.cluster {
             let (log, clock, seed) = (self.cluster.log.clone(), self.clock.clone(), self.rng.next_u64());
@@ -68,35 +69,25 @@ impl World {
         (router, Arc::new(NoLink))
     }
 
-    pub(super) fn deliver_to_server(&mut self, id: u64, frame: ClientFrame) {
-        let now = self.time();
-        self.with_gateway(id, |gateway, effects| gateway.frame(id, now, frame, effects));
-    }
-
-    pub(super) fn with_gateway(&mut self, id: u64, act: impl FnOnce(&mut Gateway, &mut Vec<Effect>)) {
-        let mut effects = Vec::new();
-        let Some(server) = self.pipes.get(&id).map(|pipe| pipe.server) else { return };
-        let Some(gateway) = &mut self.servers[server] else { return };
-        if !gateway.connections.contains_key(&id) {
-            return;
+    /// Lets the driver of a connection go on, and carries what it sent.
+    pub(super) fn poll_connection(&mut self, id: u64) {
+        let Some(server) = self.pipes.get(&id).map(|pipe| pipe.server) else { return self.poll_broken(id) };
+        let Some(process) = &mut self.servers[server] else { return };
+        let polled = process.poll_connection(id);
+        for frame in polled.frames {
+            self.transmit(id, 1, Event::ToDevice(id, frame));
         }
-        act(gateway, &mut effects);
-        for effect in effects {
-            match effect {
-                Effect::Send(frame) => self.transmit(id, 1, Event::ToDevice(id, frame)),
-                // Whoever owns the shard.
-                Effect::Work => (0..self.servers.len()).for_each(|one| self.soon(20, Event::Work(one))),
-                Effect::Close => self.soon(100, Event::Broken(id)),
-            }
+        if polled.closed {
+            self.soon(100, Event::Broken(id));
         }
         self.carry();
-        self.arm_gateway(id);
     }
 
-    pub(super) fn arm_gateway(&mut self, id: u64) {
-        let server = self.pipes.get(&id).and_then(|pipe| self.servers[pipe.server].as_ref());
-        if let Some(at) = server.and_then(|gateway| gateway.deadline(id)) {
-            self.at(at.as_millis().max(self.now + 1), Event::GatewayTimer(id));
+    /// The pipe is gone, and the driver has yet to notice.
+    fn poll_broken(&mut self, id: u64) {
+        for server in self.servers.iter_mut().flatten() {
+            server.poll_connection(id);
         }
+        self.carry();
     }
 }

@@ -5,11 +5,11 @@ use bytes::Bytes;
 use prost::Message as _;
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::id::{DeviceAddress, DeviceId, InstallationId, UserId};
-use crate::limits::MAX_DEVICES;
-use crate::signing::{transcript, verify};
-use crate::wire::proto;
+use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::id::{DeviceAddress, DeviceId, InstallationId, UserId};
+use crate::model::limits::MAX_DEVICES;
+use crate::model::signing::{transcript, verify};
+use crate::proto;
 
 /// A device of a list.
 #[derive(Clone, PartialEq, Eq, Debug)]

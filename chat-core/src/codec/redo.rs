@@ -3,12 +3,12 @@
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::proto::store;
 use super::{decode_row, encode_row};
 use crate::backend::{Commit, ConversationState};
-use crate::envelope::InboxRow;
-use crate::error::{Error, ErrorKind, Result};
-use crate::id::{ConversationId, InstallationId, MessageId};
+use crate::model::envelope::InboxRow;
+use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::id::{ConversationId, InstallationId, MessageId};
+use crate::proto::store;
 
 fn row_bytes(row: &InboxRow) -> Bytes {
     encode_row(row).into()
@@ -78,8 +78,8 @@ fn read(bytes: Bytes, conversation: ConversationId, state: ConversationState) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::envelope::{EmptyReason, RowContent};
-    use crate::id::UserId;
+    use crate::model::envelope::{EmptyReason, RowContent};
+    use crate::model::id::UserId;
 
     #[test]
     fn a_commit_reads_back() {

@@ -5,8 +5,8 @@ use bytes::Bytes;
 use ed25519_dalek::{Signature, VerifyingKey};
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::id::{DeviceId, Incarnation, UserId};
+use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::id::{DeviceId, Incarnation, UserId};
 
 /// The bytes to sign for a purpose: the domain, then each field behind its length (u32, big endian).
 ///

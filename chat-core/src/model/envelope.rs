@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::id::{
+use crate::model::id::{
     ClientSeq, ConversationId, DeviceAddress, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
 };
 
@@ -42,6 +42,13 @@ pub struct SendPosition {
     pub incarnation: Incarnation,
     /// The generation of the sender's local store.
     pub generation: u64,
+}
+
+impl SendPosition {
+    /// Returns the subject of an answer to the publish or skip that has this position.
+    pub const fn subject(&self) -> Subject {
+        Subject::Message(self.conversation, self.message_id, self.client_seq, self.incarnation)
+    }
 }
 
 /// A draft on its way to the server.

@@ -1,16 +1,19 @@
-//! What nodes of a cluster say to each other: commands in the log, and what sessions of another gateway are
-//! deliveries. `chat-core/proto/chat/v1/node.proto` documents every field.
+//! What nodes of a cluster exchange: commands in the log, and events for sessions of another gateway. `chat-core/proto/chat/v1/node.proto` documents every field.
 
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::proto::node;
-use super::{ClientFrame, ServerFrame, decode_row, encode_row, invalid};
+use super::outcome::{refused_from_proto, refused_to_proto, stored_from_proto, stored_to_proto};
+use super::publish::{publish_from_proto, publish_to_proto, skip_from_proto, skip_to_proto};
+use super::{at_most, decode_row, encode_row, invalid};
 use crate::backend::{Command, GatewayId, Operation, RecipientDevices, Route, SessionDelivery};
-use crate::delivery::Event;
-use crate::envelope::{Refusal, Subject};
-use crate::error::Result;
-use crate::id::{DeviceAddress, DeviceId, InstallationId, UserId};
+use crate::model::close_reason::CloseReason;
+use crate::model::envelope::{Refusal, Subject};
+use crate::model::error::Result;
+use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, UserId};
+use crate::model::limits::MAX_FRAME;
+use crate::model::session_event::{Hint, SessionEvent};
+use crate::proto::{self, client_frame, node, server_frame};
 
 fn device_to_proto(device: DeviceAddress) -> node::Device {
     node::Device {
@@ -38,23 +41,25 @@ fn route_from_proto(raw: node::Route) -> Result<Route> {
     Ok(Route { device, gateway: GatewayId(raw.gateway), epoch: raw.epoch })
 }
 
-/// A command as the log keeps it.
+/// Encodes a command for the log.
 pub fn encode_command(command: &Command) -> Vec<u8> {
     let frame = match &command.operation {
-        Operation::Publish(publish) => ClientFrame::Publish(publish.clone()),
-        Operation::Skip(number) => ClientFrame::Skip(*number),
+        Operation::Publish(publish) => client_frame::Frame::Publish(publish_to_proto(publish)),
+        Operation::Skip(number) => client_frame::Frame::Skip(skip_to_proto(number)),
     };
-    let verdict = command.verdict.clone().map(|verdict| ServerFrame::Refused(Subject::Opening, verdict));
+    let verdict = command.verdict.as_ref().map(|verdict| {
+        server_frame(server_frame::Frame::Refused(refused_to_proto(&Subject::Opening, verdict)))
+    });
     let recipients = command.recipients.iter().map(|recipient| node::RecipientDevices {
         user: recipient.user.to_bytes(),
         list_version: recipient.list_version,
         installations: recipient.installations.iter().map(|one| one.to_bytes()).collect(),
     });
     node::Command {
-        frame: frame.encode(),
+        frame: proto::ClientFrame { frame: Some(frame) }.encode_to_vec().into(),
         sender: Some(device_to_proto(command.sender)),
         recipients: recipients.collect(),
-        verdict: verdict.map(|verdict| verdict.encode()).unwrap_or_default(),
+        verdict: verdict.unwrap_or_default(),
         reply: command.reply.as_ref().map(route_to_proto),
     }
     .encode_to_vec()
@@ -63,12 +68,14 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
 /// Reads what [`encode_command`] wrote.
 ///
 /// # Errors
-/// `Invalid` if the bytes are anything else: the same for everybody who reads them.
+/// `Invalid` if the bytes are anything else; every reader of the same bytes gets the same error.
 pub fn decode_command(bytes: Bytes) -> Result<Command> {
     let raw = node::Command::decode(bytes).map_err(|e| invalid("not a command").caused_by(e))?;
-    let operation = match ClientFrame::parse(raw.frame, &Bytes::new())? {
-        ClientFrame::Publish(publish) => Operation::Publish(publish),
-        ClientFrame::Skip(number) => Operation::Skip(number),
+    at_most(raw.frame.len(), MAX_FRAME, "the frame is too large")?;
+    let frame = proto::ClientFrame::decode(raw.frame).map_err(|e| invalid("not a frame").caused_by(e))?;
+    let operation = match frame.frame {
+        Some(client_frame::Frame::Publish(publish)) => Operation::Publish(publish_from_proto(publish)?),
+        Some(client_frame::Frame::Skip(skip)) => Operation::Skip(skip_from_proto(&skip)?),
         _ => return Err(invalid("a command is neither a publish nor a skip")),
     };
     let recipients = raw.recipients.into_iter().map(|recipient| {
@@ -89,44 +96,108 @@ pub fn decode_command(bytes: Bytes) -> Result<Command> {
 }
 
 fn verdict(bytes: Bytes) -> Result<Refusal> {
-    match ServerFrame::parse(bytes)? {
-        ServerFrame::Refused(_, refusal) => Ok(refusal),
+    match parse_server_frame(bytes)? {
+        server_frame::Frame::Refused(refused) => Ok(refused_from_proto(refused)?.1),
         _ => Err(invalid("a verdict is not a refusal")),
     }
 }
 
-fn event_to_proto(event: &Event) -> node::Event {
+fn server_frame(frame: server_frame::Frame) -> Bytes {
+    proto::ServerFrame { frame: Some(frame) }.encode_to_vec().into()
+}
+
+fn parse_server_frame(bytes: Bytes) -> Result<server_frame::Frame> {
+    let raw = proto::ServerFrame::decode(bytes).map_err(|e| invalid("not a frame").caused_by(e))?;
+    raw.frame.ok_or_else(|| invalid("a frame holds nothing"))
+}
+
+/// Encodes a hint as the frame that its device gets.
+pub(crate) fn hint_to_proto(hint: &Hint) -> server_frame::Frame {
+    use server_frame::Frame;
+    match hint {
+        Hint::Receipt { conversation, user, delivered, read } => Frame::Receipt(proto::Receipt {
+            conversation: conversation.to_bytes(),
+            user: user.to_bytes(),
+            delivered: *delivered,
+            read: *read,
+        }),
+        Hint::Typing(conversation, user) => {
+            Frame::Typing(proto::TypingFrom { conversation: conversation.to_bytes(), user: user.to_bytes() })
+        }
+        Hint::ListChanged(user, version) => {
+            Frame::ListChanged(proto::ListChanged { user: user.to_bytes(), version: *version })
+        }
+        Hint::PrekeysLow(left) => Frame::PrekeysLow(proto::PrekeysLow { left: *left }),
+    }
+}
+
+/// Reads a hint from its frame; `None` if the frame is no hint.
+pub(crate) fn hint_from_proto(frame: &server_frame::Frame) -> Result<Option<Hint>> {
+    use server_frame::Frame;
+    Ok(Some(match frame {
+        Frame::Receipt(r) => Hint::Receipt {
+            conversation: ConversationId::parse(&r.conversation)?,
+            user: UserId::parse(&r.user)?,
+            delivered: r.delivered,
+            read: r.read,
+        },
+        Frame::Typing(t) => Hint::Typing(ConversationId::parse(&t.conversation)?, UserId::parse(&t.user)?),
+        Frame::ListChanged(changed) => Hint::ListChanged(UserId::parse(&changed.user)?, changed.version),
+        Frame::PrekeysLow(low) => Hint::PrekeysLow(low.left),
+        _ => return Ok(None),
+    }))
+}
+
+fn event_to_proto(event: &SessionEvent) -> node::Event {
     use node::event::Event as Raw;
+    use server_frame::Frame;
     let raw = match event {
-        Event::Row(row) => Raw::Row(encode_row(row).into()),
-        Event::Own(stored, time_us) => {
-            let stored = ServerFrame::Stored(*stored).encode();
+        SessionEvent::Row(row) => Raw::Row(encode_row(row).into()),
+        SessionEvent::Own(stored, time_us) => {
+            let stored = server_frame(Frame::Stored(stored_to_proto(stored)));
             Raw::Own(node::Own { stored, time_us: *time_us })
         }
-        Event::Answer(frame) => Raw::Answer(frame.encode()),
-        Event::Ephemeral(frame) => Raw::Ephemeral(frame.encode()),
-        Event::Closed(code) => Raw::Closed(u32::from(*code)),
-        Event::Lagged => Raw::Lagged(true),
+        SessionEvent::Repeated(stored) => Raw::Answer(server_frame(Frame::Stored(stored_to_proto(stored)))),
+        SessionEvent::Refused(subject, refusal) => {
+            Raw::Answer(server_frame(Frame::Refused(refused_to_proto(subject, refusal))))
+        }
+        SessionEvent::Hint(hint) => Raw::Ephemeral(server_frame(hint_to_proto(hint))),
+        SessionEvent::Closed(reason) => Raw::Closed(u32::from(reason.code())),
+        SessionEvent::Lagged => Raw::Lagged(true),
     };
     node::Event { event: Some(raw) }
 }
 
-fn event_from_proto(raw: node::Event) -> Result<Event> {
+fn event_from_proto(raw: node::Event) -> Result<SessionEvent> {
     use node::event::Event as Raw;
+    use server_frame::Frame;
     Ok(match raw.event.ok_or_else(|| invalid("an event holds nothing"))? {
-        Raw::Row(row) => Event::Row(decode_row(row)?),
-        Raw::Own(own) => match ServerFrame::parse(own.stored)? {
-            ServerFrame::Stored(stored) => Event::Own(stored, own.time_us),
+        Raw::Row(row) => SessionEvent::Row(decode_row(row)?),
+        Raw::Own(own) => match parse_server_frame(own.stored)? {
+            Frame::Stored(stored) => SessionEvent::Own(stored_from_proto(&stored)?, own.time_us),
             _ => return Err(invalid("an own message was not stored")),
         },
-        Raw::Answer(frame) => Event::Answer(ServerFrame::parse(frame)?),
-        Raw::Ephemeral(frame) => Event::Ephemeral(ServerFrame::parse(frame)?),
-        Raw::Closed(code) => Event::Closed(u16::try_from(code).map_err(|_| invalid("not a close code"))?),
-        Raw::Lagged(_) => Event::Lagged,
+        Raw::Answer(frame) => match parse_server_frame(frame)? {
+            Frame::Stored(stored) => SessionEvent::Repeated(stored_from_proto(&stored)?),
+            Frame::Refused(refused) => {
+                let (subject, refusal) = refused_from_proto(refused)?;
+                SessionEvent::Refused(subject, refusal)
+            }
+            _ => return Err(invalid("not an outcome of a publish")),
+        },
+        Raw::Ephemeral(frame) => {
+            let hint = hint_from_proto(&parse_server_frame(frame)?)?;
+            SessionEvent::Hint(hint.ok_or_else(|| invalid("not a hint"))?)
+        }
+        Raw::Closed(code) => {
+            let code = u16::try_from(code).map_err(|_| invalid("not a close code"))?;
+            SessionEvent::Closed(CloseReason::from_code(code))
+        }
+        Raw::Lagged(_) => SessionEvent::Lagged,
     })
 }
 
-/// What sessions of a gateway are deliveries, as the node link carries it.
+/// Encodes events for sessions of another gateway, for the node link.
 pub fn encode_deliveries(deliveries: &[SessionDelivery]) -> Vec<u8> {
     let deliveries = deliveries.iter().map(|(route, events)| node::Delivery {
         route: Some(route_to_proto(route)),
@@ -141,7 +212,7 @@ pub fn encode_deliveries(deliveries: &[SessionDelivery]) -> Vec<u8> {
 /// `Invalid` if the bytes are anything else.
 pub fn decode_deliveries(bytes: Bytes) -> Result<Vec<SessionDelivery>> {
     let raw = node::SessionDeliveries::decode(bytes)
-        .map_err(|e| invalid("not what sessions are deliveries").caused_by(e))?;
+        .map_err(|e| invalid("not a list of deliveries").caused_by(e))?;
     let deliveries = raw.deliveries.into_iter().map(|delivery| {
         let route = delivery.route.ok_or_else(|| invalid("a delivery names no connection"))?;
         let events = delivery.events.into_iter().map(event_from_proto);
@@ -182,9 +253,8 @@ pub fn decode_rendezvous(bytes: Bytes) -> Result<(Bytes, Option<Bytes>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::envelope::{Audience, DeviceBox, Publish, SendPosition};
-    use crate::id::{ConversationId, MessageId};
-    use crate::wire::close;
+    use crate::model::envelope::{Audience, DeviceBox, Publish, SendPosition};
+    use crate::model::id::{ConversationId, MessageId};
 
     fn route(n: u8) -> Route {
         let device = DeviceAddress {
@@ -234,10 +304,22 @@ mod tests {
 
     #[test]
     fn session_deliveries_read_back() {
-        let refused = ServerFrame::Refused(Subject::Opening, Refusal::Quota);
+        let (alice, bob) = (route(1).device, route(2).device);
+        let conversation = ConversationId::direct(alice.user, bob.user);
+        let refused = SessionEvent::Refused(
+            Subject::Message(conversation, MessageId::from_bytes([9; 16]), 4, 1),
+            Refusal::Expected(3),
+        );
+        let hints = [
+            Hint::Receipt { conversation, user: bob.user, delivered: 4, read: 2 },
+            Hint::Typing(conversation, bob.user),
+            Hint::ListChanged(bob.user, 7),
+            Hint::PrekeysLow(3),
+        ];
         let deliveries = vec![
-            (route(1), vec![Event::Answer(refused), Event::Lagged]),
-            (route(2), vec![Event::Closed(close::REPLACED)]),
+            (route(1), vec![refused, SessionEvent::Lagged]),
+            (route(1), hints.map(SessionEvent::Hint).to_vec()),
+            (route(2), vec![SessionEvent::Closed(CloseReason::Replaced)]),
         ];
         assert_eq!(decode_deliveries(encode_deliveries(&deliveries).into()), Ok(deliveries));
         let routes = vec![route(1), route(2)];

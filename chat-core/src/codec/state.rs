@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::proto::store;
 use crate::backend::{ConversationState, Head, LogPosition, Member, SenderState};
-use crate::error::{Error, ErrorKind, Result};
-use crate::id::{InstallationId, MessageId, UserId};
+use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::id::{InstallationId, MessageId, UserId};
+use crate::proto::store;
 
 /// The bytes of a state.
 pub fn encode(state: &ConversationState) -> Vec<u8> {

@@ -1,136 +1,98 @@
-//! Drives a [`Session`] over a transport: one task a connection, no timer of its own while idle but the
-//! session's deadline.
-
 use std::collections::VecDeque;
+use std::future::{Future, pending, poll_fn};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use chat_core::backend::{Command, Transport};
-use chat_core::delivery::{Engine, Linking, SessionHandle};
-use chat_core::envelope::{Refusal, Subject};
-use chat_core::limits::WIRE_VERSION;
-use chat_core::mutant::Mutants;
-use chat_core::session::{Input, Output, Session};
-use chat_core::wire::{Challenge, ClientFrame, Hello, Registration, ServerFrame, close};
-use chat_core::{ErrorKind, Instant};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 
-use crate::handshake_limiter::{HandshakeLimiter, HandshakePermit};
+use super::handshake_limiter::HandshakePermit;
+use super::{Gateway, OnAuthenticated};
+use crate::backend::{Command, Sleep, Transport};
+use crate::delivery::{Linking, SessionHandle};
+use crate::model::client_frame::{ClientFrame, Hello, Registration};
+use crate::model::close_reason::CloseReason;
+use crate::model::envelope::{Refusal, SendPosition, Subject};
+use crate::model::error::{ErrorKind, Result};
+use crate::model::limits::WIRE_VERSION;
+use crate::model::server_frame::{Challenge, ServerFrame};
+use crate::model::session_event::SessionEvent;
+use crate::session::{Input, Output, Session};
 
-/// What every connection of a gateway shares.
-#[derive(Clone, Debug)]
-pub struct Gateway {
-    engine: Arc<Engine>,
-    started: tokio::time::Instant,
-    /// Milliseconds over which a drain spreads reconnects; 0 while there is none.
-    drain: watch::Receiver<u32>,
-    handshakes: Arc<HandshakeLimiter>,
-}
-
-/// When a user who is over a limit may try again, in milliseconds.
+/// When a device over a limit may try again, in milliseconds.
 const THROTTLED_MS: u32 = 1000;
+/// Commands of one connection that may wait for the log. The next one waits for the first of them.
+const MAX_APPENDING: usize = 64;
+/// Further batches of events that are taken after a wake-up, so that they go out in one write.
+const MAX_EVENT_BATCHES: usize = 16;
 
-/// Ends a gateway gently.
-#[derive(Debug)]
-pub struct Drain(watch::Sender<u32>);
+/// The outcome of an append; the position is that of the publish or skip.
+type Appending = Pin<Box<dyn Future<Output = (SendPosition, Result<(), Refusal>)> + Send>>;
 
-impl Drain {
-    /// Tells every session to close, each with its own delay up to `spread_ms` before it may come back.
-    pub fn begin(&self, spread_ms: u32) {
-        self.0.send_replace(spread_ms.max(1));
-    }
-}
+/// Whether an ack was above the tail of its inbox.
+type Acking = Pin<Box<dyn Future<Output = bool> + Send>>;
 
-impl Gateway {
-    /// A gateway of this engine, and what drains it.
-    pub fn new(engine: Arc<Engine>) -> (Self, Drain) {
-        let (sender, drain) = watch::channel(0);
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-        let handshakes = HandshakeLimiter::new(u32::try_from(cores).unwrap_or(u32::MAX));
-        (Self { engine, started: tokio::time::Instant::now(), drain, handshakes }, Drain(sender))
-    }
-
-    /// The engine.
-    pub const fn engine(&self) -> &Arc<Engine> {
-        &self.engine
-    }
-
-    fn now(&self) -> Instant {
-        Instant::from_millis(self.started.elapsed().as_millis() as u64)
-    }
-
-    /// Serves one connection until it ends. `on_authenticated` is told whether its session was on_authenticated; it is dropped
-    /// if the connection ends before that.
-    pub async fn serve(&self, transport: Box<dyn Transport>, on_authenticated: OnAuthenticated) {
-        let mut nonce = [0; 32];
-        if getrandom::fill(&mut nonce).is_err() {
-            return;
-        }
-        let connection = Connection {
-            gateway: self.clone(),
-            transport,
-            nonce: Bytes::copy_from_slice(&nonce),
-            session: Session::new(self.now(), Mutants::NONE),
-            handle: None,
-            link: None,
-            appending: None,
-            acking: None,
-            out: Vec::new(),
-            permit: None,
-            closing: None,
-            on_authenticated: Some(on_authenticated),
-        };
-        connection.run().await;
-    }
-}
-
-/// Is told whether a session was on_authenticated (`true`), or refused because of its token or signature (`false`).
-pub type OnAuthenticated = Box<dyn FnOnce(bool) + Send>;
-
-struct Connection {
+/// One connection: a session, its transport, and the calls that its session waits for.
+pub(super) struct Connection {
     gateway: Gateway,
     transport: Box<dyn Transport>,
     nonce: Bytes,
     session: Session,
     handle: Option<SessionHandle>,
-    /// The answer a device waits for that is being linked.
+    /// The offer of a device that waits to be linked.
     link: Option<Linking>,
-    /// Commands that the log has not confirmed yet. An idle connection carries no room for them.
+    /// Appends that the log has not confirmed yet. An idle connection reserves no memory for them.
     appending: Option<Box<FuturesUnordered<Appending>>>,
     /// Acks that the store has not confirmed yet.
     acking: Option<Acking>,
+    /// The running timer and the time it is set to. It may ring before the session's deadline.
+    timer: Option<(Duration, Sleep)>,
     out: Vec<Bytes>,
     /// Held from a `Hello` until the first pages of the inbox are read.
     permit: Option<HandshakePermit>,
-    closing: Option<u16>,
+    closing: Option<CloseReason>,
     on_authenticated: Option<OnAuthenticated>,
 }
 
-type Appending = Pin<Box<dyn Future<Output = Option<ServerFrame>> + Send>>;
-
-/// Whether an ack was above what there is.
-type Acking = Pin<Box<dyn Future<Output = bool> + Send>>;
-
-/// Commands of one connection that may wait for the log.
-const APPENDING: usize = 64;
-
 enum Wakeup {
-    Appended(Option<ServerFrame>),
+    Appended(SendPosition, Result<(), Refusal>),
     Acked(bool),
-    Frame(chat_core::Result<Option<Bytes>>),
-    Events(Option<Vec<chat_core::delivery::Event>>),
+    Frame(Result<Option<Bytes>>),
+    Events(Option<Vec<SessionEvent>>),
     Linked(Option<Bytes>),
-    Deadline,
+    Timer,
     Drain(u32),
 }
 
 impl Connection {
-    async fn run(mut self) {
+    pub(super) fn new(
+        gateway: Gateway,
+        transport: Box<dyn Transport>,
+        nonce: Bytes,
+        on_authenticated: OnAuthenticated,
+    ) -> Self {
+        let session = Session::new(gateway.runtime.now());
+        Self {
+            gateway,
+            transport,
+            nonce,
+            session,
+            handle: None,
+            link: None,
+            appending: None,
+            acking: None,
+            timer: None,
+            out: Vec::new(),
+            permit: None,
+            closing: None,
+            on_authenticated: Some(on_authenticated),
+        }
+    }
+
+    pub(super) async fn run(mut self) {
         let challenge =
             Challenge { nonce: self.nonce.clone(), min_version: WIRE_VERSION, max_version: WIRE_VERSION };
         self.out.push(ServerFrame::Challenge(challenge).encode());
@@ -138,12 +100,12 @@ impl Connection {
             if !self.flush().await {
                 break;
             }
-            if let Some(code) = self.closing {
-                self.transport.close(code).await;
+            if let Some(reason) = self.closing {
+                self.transport.close(reason.code()).await;
                 break;
             }
             let wakeup = self.wake().await;
-            // Boxed: what handling needs is large, and an idle connection must not carry it.
+            // Boxed, because an idle connection must not reserve the memory that a handler needs.
             if !Box::pin(self.handle(wakeup)).await {
                 break;
             }
@@ -151,7 +113,7 @@ impl Connection {
         if self.handle.as_ref().is_some_and(|handle| self.gateway.engine.is_current(handle)) {
             self.step(Input::Gone).await;
         }
-        self.settle_acks().await;
+        self.finish_acks().await;
         if let Some(handle) = self.handle.take() {
             self.gateway.engine.unbind(&handle).await;
         }
@@ -160,7 +122,7 @@ impl Connection {
         }
     }
 
-    /// Does what a wake-up asks for; `false` ends the connection.
+    /// Handles a wake-up; `false` ends the connection.
     async fn handle(&mut self, wakeup: Wakeup) -> bool {
         match wakeup {
             Wakeup::Frame(Ok(Some(bytes))) => self.frame(bytes).await,
@@ -169,7 +131,7 @@ impl Connection {
                 return false;
             }
             Wakeup::Frame(Err(error)) => {
-                tracing::debug!(%error, "a connection broke");
+                tracing::debug!(%error, "connection failed");
                 self.transport.close(1002).await;
                 return false;
             }
@@ -178,9 +140,9 @@ impl Connection {
                 self.more_events().await;
             }
             Wakeup::Events(None) => return false,
-            Wakeup::Appended(answer) => {
-                if let Some(answer) = answer {
-                    self.step(Input::Answer(answer)).await;
+            Wakeup::Appended(number, outcome) => {
+                if let Err(refusal) = outcome {
+                    self.step(Input::Refused(number.subject(), refusal)).await;
                 }
             }
             Wakeup::Acked(too_high) => {
@@ -193,13 +155,18 @@ impl Connection {
                 }
                 match answer {
                     Some(answer) => self.out.push(ServerFrame::LinkAnswer(answer).encode()),
-                    None => self.closing = Some(close::IDLE),
+                    None => self.closing = Some(CloseReason::Idle),
                 }
             }
-            Wakeup::Deadline => self.step(Input::Tick).await,
+            Wakeup::Timer => {
+                self.timer = None;
+                if self.session.deadline().is_some_and(|at| at <= self.gateway.runtime.now()) {
+                    self.step(Input::Tick).await;
+                }
+            }
             Wakeup::Drain(spread) => {
                 let mut random = [0; 4];
-                let _ = getrandom::fill(&mut random);
+                let _ = self.gateway.runtime.fill_random(&mut random);
                 self.step(Input::Drain(u32::from_le_bytes(random) % spread)).await;
             }
         }
@@ -209,52 +176,66 @@ impl Connection {
         true
     }
 
+    /// Sets the timer if none rings by the session's deadline. A deadline that moved back keeps its timer: a
+    /// device that sends often does not set a timer for each frame.
+    fn arm_timer(&mut self) {
+        match self.session.deadline().map(|at| Duration::from_millis(at.as_millis())) {
+            Some(at) if self.timer.as_ref().is_none_or(|(armed, _)| *armed > at) => {
+                self.timer = Some((at, self.gateway.runtime.sleep_until(at)));
+            }
+            Some(_) => {}
+            None => self.timer = None,
+        }
+    }
+
     async fn wake(&mut self) -> Wakeup {
-        let deadline = self.session.deadline();
-        let deadline = deadline.map(|at| self.gateway.started + Duration::from_millis(at.as_millis()));
+        self.arm_timer();
         let drain = &mut self.gateway.drain;
         tokio::select! {
             biased;
             events = async {
                 match &mut self.handle {
                     Some(handle) => handle.events.recv().await,
-                    None => std::future::pending().await,
+                    None => pending().await,
                 }
             } => Wakeup::Events(events),
             frame = self.transport.recv() => Wakeup::Frame(frame),
-            answer = async {
+            (number, outcome) = async {
                 match &mut self.appending {
-                    Some(appending) if !appending.is_empty() => appending.next().await.flatten(),
-                    _ => std::future::pending().await,
+                    Some(appending) => match appending.next().await {
+                        Some(appended) => appended,
+                        None => pending().await,
+                    },
+                    None => pending().await,
                 }
-            } => Wakeup::Appended(answer),
+            } => Wakeup::Appended(number, outcome),
             too_high = async {
                 match &mut self.acking {
                     Some(acking) => acking.await,
-                    None => std::future::pending().await,
+                    None => pending().await,
                 }
             } => Wakeup::Acked(too_high),
             answer = async {
                 match &mut self.link {
                     Some(link) => link.answers.recv().await,
-                    None => std::future::pending().await,
+                    None => pending().await,
                 }
             } => Wakeup::Linked(answer),
             () = async {
-                match deadline {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
+                match &mut self.timer {
+                    Some((_, timer)) => timer.await,
+                    None => pending().await,
                 }
-            } => Wakeup::Deadline,
+            } => Wakeup::Timer,
             spread = async {
                 let draining = drain.wait_for(|spread| *spread > 0).await.map(|spread| *spread);
                 match draining {
                     Ok(spread) => spread,
-                    // Nobody can drain this gateway any more; that is no reason to wake.
-                    Err(_) => std::future::pending().await,
+                    // The drain handle is gone, so no drain will come.
+                    Err(_) => pending().await,
                 }
             }, if self.closing.is_none() => {
-                // Once told, a session drains by itself.
+                // The session drains by itself from here on.
                 let (_, quiet) = watch::channel(0);
                 self.gateway.drain = quiet;
                 Wakeup::Drain(spread)
@@ -270,9 +251,9 @@ impl Connection {
         self.transport.send(out).await.is_ok()
     }
 
-    /// Takes what else the engine said meanwhile, so that it goes out in one write.
+    /// Takes the events that arrived meanwhile, so that they go out in one write.
     async fn more_events(&mut self) {
-        for _ in 0..16 {
+        for _ in 0..MAX_EVENT_BATCHES {
             let Some(Ok(events)) = self.handle.as_mut().map(|handle| handle.events.try_recv()) else {
                 return;
             };
@@ -284,16 +265,17 @@ impl Connection {
         match ClientFrame::parse(bytes, &self.nonce) {
             Ok(frame) => self.step(Input::Frame(frame)).await,
             Err(error) => {
-                tracing::debug!(%error, "a frame was refused");
-                self.out.push(ServerFrame::Close { code: close::PROTOCOL, retry_after: 0 }.encode());
-                self.closing = Some(close::PROTOCOL);
+                tracing::debug!(%error, "frame refused: connection closes");
+                let reason = CloseReason::Protocol;
+                self.out.push(ServerFrame::Close { reason, retry_after: 0 }.encode());
+                self.closing = Some(reason);
             }
         }
     }
 
     async fn step(&mut self, input: Input) {
+        let now = self.gateway.runtime.now();
         let mut outputs = Vec::new();
-        let now = self.gateway.now();
         self.session.step(now, input, &mut outputs);
         let mut todo = VecDeque::from(outputs);
         while let Some(output) = todo.pop_front() {
@@ -306,7 +288,7 @@ impl Connection {
         self.permit = None;
     }
 
-    /// Does what the session wants done; gives what it is to be told about it.
+    /// Carries out an output of the session; returns the input that answers it.
     async fn carry_out(&mut self, output: Output) -> Option<Input> {
         let engine = self.gateway.engine.clone();
         let device = self.session.device();
@@ -320,20 +302,20 @@ impl Connection {
             }
             Output::Authenticate(hello) => {
                 let answer = self.authenticate(&hello).await;
-                let let_in = match &answer {
+                let accepted = match &answer {
                     Input::Admitted(..) => Some(true),
-                    Input::Rejected { code: close::UNAUTHORIZED, .. } => Some(false),
+                    Input::Rejected { reason: CloseReason::Unauthorized, .. } => Some(false),
                     _ => None,
                 };
-                if let (Some(let_in), Some(on_authenticated)) = (let_in, self.on_authenticated.take()) {
-                    on_authenticated(let_in);
+                if let (Some(accepted), Some(report)) = (accepted, self.on_authenticated.take()) {
+                    report(accepted);
                 }
                 Some(answer)
             }
             Output::Register(registration) => self.register(*registration).await,
             Output::Read(after) => {
-                // What is acknowledged is not to be read again.
-                if self.settle_acks().await {
+                // Acknowledged rows must not be read again.
+                if self.finish_acks().await {
                     return Some(Input::Acked { too_high: true });
                 }
                 Some(match engine.inbox(device?.installation, after).await {
@@ -341,17 +323,18 @@ impl Connection {
                     Err(_) => Input::PageFailed,
                 })
             }
-            Output::Publish(publish) => match engine.admit_publish(device?, publish).await {
-                Ok(command) => self.append(command).await.map(Input::Answer),
-                Err(answer) => Some(Input::Answer(*answer)),
-            },
-            Output::Skip(number) => match engine.admit_skip(device?, number).await {
-                Ok(command) => self.append(command).await.map(Input::Answer),
-                Err(answer) => Some(Input::Answer(*answer)),
-            },
+            Output::Publish(publish) => {
+                let number = publish.number;
+                let admitted = engine.admit_publish(device?, publish).await;
+                self.append(number, admitted).await
+            }
+            Output::Skip(number) => {
+                let admitted = engine.admit_skip(device?, number).await;
+                self.append(number, admitted).await
+            }
             Output::Ack(acks, generation) => {
-                // A session gives the next ones when it was told of these, unless it must not wait.
-                if self.settle_acks().await {
+                // A session sends the next acks after it heard of these, unless it must not wait.
+                if self.finish_acks().await {
                     return Some(Input::Acked { too_high: true });
                 }
                 let device = device?.installation;
@@ -362,15 +345,12 @@ impl Connection {
                 None
             }
             Output::Request(id, request) => {
-                Some(Input::Answer(match engine.respond(device?, request).await {
-                    Ok(answer) => ServerFrame::Response(id, Box::new(answer)),
-                    Err(refusal) => ServerFrame::Refused(Subject::Request(id), refusal),
-                }))
+                Some(Input::Response(id, engine.respond(device?, request).await.map(Box::new)))
             }
             Output::Receipt(at, read) => {
                 if !read {
-                    // Only at the end are there acks that the store does not have.
-                    self.settle_acks().await;
+                    // Only the end of a session leaves acks that the store does not have yet.
+                    self.finish_acks().await;
                 }
                 engine.receipt(device?, at, read).await;
                 None
@@ -387,32 +367,38 @@ impl Connection {
                 self.out.push(ServerFrame::HeartbeatReply(engine.now_ms()).encode());
                 None
             }
-            Output::Close(code) => {
-                self.closing = Some(code);
+            Output::Close(reason) => {
+                self.closing = Some(reason);
                 None
             }
-            _ => None,
         }
     }
 
-    /// Waits until the store has all acks it was given; whether one was above what there is.
-    async fn settle_acks(&mut self) -> bool {
+    /// Waits until the store has all acks that it was given; `true` if one was above the tail of its inbox.
+    async fn finish_acks(&mut self) -> bool {
         match self.acking.take() {
             Some(acking) => acking.await,
             None => false,
         }
     }
 
-    /// Appends a command in its order, and waits for the log's word only if much waits already.
-    async fn append(&mut self, command: Command) -> Option<ServerFrame> {
+    /// Appends an admitted command in its order; waits for the log only if [`MAX_APPENDING`] wait already.
+    async fn append(&mut self, number: SendPosition, admitted: Result<Command, Refusal>) -> Option<Input> {
+        let refused = |(number, outcome): (SendPosition, Result<(), Refusal>)| {
+            outcome.err().map(|refusal| Input::Refused(number.subject(), refusal))
+        };
+        let command = match admitted {
+            Ok(command) => command,
+            Err(refusal) => return refused((number, Err(refusal))),
+        };
         let engine = self.gateway.engine.clone();
-        let mut append: Appending = Box::pin(async move { engine.append(command).await });
-        match std::future::poll_fn(|context| Poll::Ready(append.as_mut().poll(context))).await {
-            Poll::Ready(answer) => answer,
+        let mut append: Appending = Box::pin(async move { (number, engine.append(command).await) });
+        match poll_fn(|context| Poll::Ready(append.as_mut().poll(context))).await {
+            Poll::Ready(appended) => refused(appended),
             Poll::Pending => {
                 let appending = self.appending.get_or_insert_default();
                 appending.push(append);
-                if appending.len() < APPENDING { None } else { appending.next().await.flatten() }
+                if appending.len() < MAX_APPENDING { None } else { appending.next().await.and_then(refused) }
             }
         }
     }
@@ -420,48 +406,49 @@ impl Connection {
     /// Checks a `Hello` and binds its session.
     async fn authenticate(&mut self, hello: &Hello) -> Input {
         let engine = self.gateway.engine.clone();
-        let rejected = |code| Input::Rejected { code, retry_after: 0 };
-        match self.gateway.handshakes.take().await {
-            Ok(turn) => self.permit = Some(turn),
+        let rejected = |reason| Input::Rejected { reason, retry_after: 0 };
+        match self.gateway.handshakes.acquire().await {
+            Ok(permit) => self.permit = Some(permit),
             Err(wait) => {
                 let retry_after = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
-                return Input::Rejected { code: close::THROTTLED, retry_after };
+                return Input::Rejected { reason: CloseReason::Throttled, retry_after };
             }
         }
         let greeting = match engine.authenticate(hello).await {
             Ok(greeting) => greeting,
-            Err(code @ close::THROTTLED) => return Input::Rejected { code, retry_after: THROTTLED_MS },
-            Err(code) => return rejected(code),
+            Err(reason @ CloseReason::Throttled) => {
+                return Input::Rejected { reason, retry_after: THROTTLED_MS };
+            }
+            Err(reason) => return rejected(reason),
         };
         match engine.bind(greeting.device).await {
             Ok(handle) => {
                 self.handle = Some(handle);
                 Input::Admitted(greeting.device, greeting.welcome)
             }
-            Err(error) if error.kind() == ErrorKind::Denied => rejected(close::UNAUTHORIZED),
-            Err(_) => rejected(close::DRAIN),
+            Err(error) if error.kind() == ErrorKind::Denied => rejected(CloseReason::Unauthorized),
+            Err(_) => rejected(CloseReason::Draining),
         }
     }
 
     async fn register(&mut self, registration: Registration) -> Option<Input> {
-        let refused = |refusal| ServerFrame::Refused(Subject::Opening, refusal).encode();
-        match registration {
+        let outcome = match registration {
             Registration::Link { rendezvous, offer } => {
                 match self.gateway.engine.offer(rendezvous, offer).await {
-                    Ok(answers) => {
-                        self.link = Some(answers);
+                    Ok(link) => {
+                        self.link = Some(link);
                         return Some(Input::Linking);
                     }
-                    Err(_) => self.out.push(refused(Refusal::Taken)),
+                    Err(_) => Err(Refusal::Taken),
                 }
             }
-            account => {
-                self.out.push(match self.gateway.engine.register(&account).await {
-                    Ok(on_authenticated) => on_authenticated.encode(),
-                    Err(refusal) => refused(refusal),
-                });
-            }
-        }
+            account => self.gateway.engine.register(&account).await,
+        };
+        let frame = match outcome {
+            Ok(registered) => ServerFrame::Registered(registered.user, registered.in_force),
+            Err(refusal) => ServerFrame::Refused(Subject::Opening, refusal),
+        };
+        self.out.push(frame.encode());
         None
     }
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, ErrorKind};
+use crate::model::error::{Error, ErrorKind};
 
 macro_rules! byte_id {
     ($(#[$doc:meta])* $name:ident, $len:literal, $what:literal) => {

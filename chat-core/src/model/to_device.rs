@@ -5,9 +5,9 @@
 use bytes::Bytes;
 use prost::Message as _;
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::id::{ConversationId, MessageId};
-use crate::padding::{pad, unpad};
+use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::id::{ConversationId, MessageId};
+use crate::model::padding::{pad, unpad};
 
 /// The content of a to-device message.
 #[derive(Clone, PartialEq, Eq, Debug)]

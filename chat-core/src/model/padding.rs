@@ -1,6 +1,6 @@
 //! Padding of what is encrypted, so that lengths tell little.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::model::error::{Error, ErrorKind, Result};
 
 /// Lengths are rounded up to a multiple of this many bytes.
 const BUCKET: usize = 160;

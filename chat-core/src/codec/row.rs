@@ -5,31 +5,32 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::{MAX_NUMBER, at_most, invalid, proto};
-use crate::envelope::{Audience, EmptyReason, InboxRow, Message, RowContent};
-use crate::error::Result;
-use crate::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
-use crate::limits::MAX_AUDIENCE;
+use super::{MAX_NUMBER, at_most, invalid};
+use crate::model::envelope::{Audience, EmptyReason, InboxRow, Message, RowContent};
+use crate::model::error::Result;
+use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
+use crate::model::limits::MAX_AUDIENCE;
+use crate::proto;
 
-pub(super) fn audience_to_proto(audience: &[Audience]) -> Vec<proto::Audience> {
+pub(crate) fn audience_to_proto(audience: &[Audience]) -> Vec<proto::Audience> {
     audience
         .iter()
         .map(|a| proto::Audience { user: a.user.to_bytes(), list_version: a.list_version })
         .collect()
 }
 
-pub(super) fn audience_from_proto(raw: Vec<proto::Audience>) -> Result<Vec<Audience>> {
+pub(crate) fn audience_from_proto(raw: Vec<proto::Audience>) -> Result<Vec<Audience>> {
     at_most(raw.len(), MAX_AUDIENCE, "too many users in an audience")?;
     raw.into_iter()
         .map(|a| Ok(Audience { user: UserId::parse(&a.user)?, list_version: a.list_version }))
         .collect()
 }
 
-pub(super) fn prev_to_proto(prev: MessageId) -> Bytes {
+pub(crate) fn prev_to_proto(prev: MessageId) -> Bytes {
     if prev == MessageId::NIL { Bytes::new() } else { prev.to_bytes() }
 }
 
-pub(super) fn prev_from_proto(raw: &[u8]) -> Result<MessageId> {
+pub(crate) fn prev_from_proto(raw: &[u8]) -> Result<MessageId> {
     if raw.is_empty() { Ok(MessageId::NIL) } else { MessageId::parse(raw) }
 }
 
@@ -41,7 +42,7 @@ const fn reason_to_proto(reason: EmptyReason) -> proto::EmptyReason {
     }
 }
 
-pub(super) fn to_proto(row: &InboxRow) -> proto::Row {
+pub(crate) fn to_proto(row: &InboxRow) -> proto::Row {
     let content = match &row.content {
         RowContent::Message { message, sealed } => proto::row::Row::Message(proto::MessageRow {
             message_id: message.id.to_bytes(),
@@ -74,7 +75,7 @@ pub(super) fn to_proto(row: &InboxRow) -> proto::Row {
     }
 }
 
-pub(super) fn from_proto(raw: proto::Row) -> Result<InboxRow> {
+pub(crate) fn from_proto(raw: proto::Row) -> Result<InboxRow> {
     if raw.seq == 0 || raw.seq > MAX_NUMBER || raw.time_us > MAX_NUMBER {
         return Err(invalid("a row has a seq above 0, and one that can be counted on from"));
     }

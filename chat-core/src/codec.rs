@@ -1,0 +1,34 @@
+//! Storage encoding: how backends keep states, rows, device lists and commands as bytes.
+//!
+//! Every `decode` checks each id and size, and answers [`ErrorKind::Invalid`] or [`ErrorKind::Corrupt`] for
+//! bytes that the matching `encode` did not write. The formats are those of `chat-core/proto/chat/v1`.
+
+pub(crate) mod device_list;
+pub mod node;
+pub(crate) mod outcome;
+pub(crate) mod publish;
+pub mod redo;
+pub(crate) mod row;
+pub mod state;
+
+pub use device_list::{decode_list, encode_list};
+pub use row::{decode_row, encode_row};
+
+use crate::model::error::{Error, ErrorKind, Result};
+
+/// The largest seq, number and time: counting on from it does not overflow.
+pub(crate) const MAX_NUMBER: u64 = i64::MAX as u64;
+
+pub(crate) const fn invalid(what: &'static str) -> Error {
+    Error::new(ErrorKind::Invalid, what)
+}
+
+pub(crate) fn at_most(length: usize, most: usize, what: &'static str) -> Result<()> {
+    if length <= most { Ok(()) } else { Err(invalid(what)) }
+}
+
+impl From<prost::DecodeError> for Error {
+    fn from(error: prost::DecodeError) -> Self {
+        Self::new(ErrorKind::Invalid, "not protobuf").caused_by(error)
+    }
+}

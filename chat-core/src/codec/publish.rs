@@ -1,0 +1,109 @@
+//! Publishes and skips, on the wire and in the log.
+
+use super::row::{audience_from_proto, audience_to_proto, prev_from_proto, prev_to_proto};
+use super::{at_most, invalid};
+use crate::model::envelope::{DeviceBox, Publish, SendPosition};
+use crate::model::error::Result;
+use crate::model::id::{ConversationId, InstallationId, MessageId};
+use crate::model::limits::{MAX_BODY, MAX_BOX, MAX_BOXES};
+use crate::proto;
+
+/// A generation that leaves room to rise, in stores that count in signed numbers, too.
+pub(crate) fn check_generation(generation: u64) -> Result<()> {
+    if generation > u64::MAX / 2 { Err(invalid("a generation is below 2^63")) } else { Ok(()) }
+}
+
+fn number_from_proto(
+    conversation: &[u8],
+    message_id: &[u8],
+    client_seq: u64,
+    prev: &[u8],
+    incarnation: u32,
+    generation: u64,
+) -> Result<SendPosition> {
+    if client_seq == 0 || client_seq > u64::MAX / 2 {
+        return Err(invalid("a client_seq is 1 or more"));
+    }
+    check_generation(generation)?;
+    let conversation = ConversationId::parse(conversation)?;
+    conversation.kind()?;
+    let message_id = MessageId::parse(message_id)?;
+    if message_id == MessageId::NIL {
+        return Err(invalid("a message id is not nil"));
+    }
+    Ok(SendPosition {
+        conversation,
+        message_id,
+        client_seq,
+        prev: prev_from_proto(prev)?,
+        incarnation,
+        generation,
+    })
+}
+
+/// Reads the position that a skip uses up.
+pub(crate) fn skip_from_proto(raw: &proto::Skip) -> Result<SendPosition> {
+    number_from_proto(
+        &raw.conversation,
+        &raw.message_id,
+        raw.client_seq,
+        &raw.prev,
+        raw.incarnation,
+        raw.generation,
+    )
+}
+
+pub(crate) fn skip_to_proto(n: &SendPosition) -> proto::Skip {
+    proto::Skip {
+        conversation: n.conversation.to_bytes(),
+        message_id: n.message_id.to_bytes(),
+        client_seq: n.client_seq,
+        prev: prev_to_proto(n.prev),
+        incarnation: n.incarnation,
+        generation: n.generation,
+    }
+}
+
+pub(crate) fn publish_from_proto(raw: proto::Publish) -> Result<Publish> {
+    at_most(raw.body.len(), MAX_BODY, "the body is too large")?;
+    at_most(raw.boxes.len(), MAX_BOXES, "too many boxes")?;
+    let number = number_from_proto(
+        &raw.conversation,
+        &raw.message_id,
+        raw.client_seq,
+        &raw.prev,
+        raw.incarnation,
+        raw.generation,
+    )?;
+    let mut boxes = Vec::with_capacity(raw.boxes.len());
+    for one in raw.boxes {
+        at_most(one.data.len(), MAX_BOX, "a box is too large")?;
+        boxes.push(DeviceBox { installation: InstallationId::parse(&one.installation)?, data: one.data });
+    }
+    let audience = audience_from_proto(raw.audience)?;
+    if audience.is_empty() {
+        return Err(invalid("an audience is not empty"));
+    }
+    Ok(Publish { number, first: raw.first, audience, body: raw.body, boxes, sent_at: raw.sent_at })
+}
+
+pub(crate) fn publish_to_proto(publish: &Publish) -> proto::Publish {
+    let n = &publish.number;
+    proto::Publish {
+        conversation: n.conversation.to_bytes(),
+        message_id: n.message_id.to_bytes(),
+        client_seq: n.client_seq,
+        prev: prev_to_proto(n.prev),
+        incarnation: n.incarnation,
+        generation: n.generation,
+        first: publish.first,
+        audience: audience_to_proto(&publish.audience),
+        body: publish.body.clone(),
+        boxes: publish
+            .boxes
+            .iter()
+            .map(|b| proto::DeviceBox { installation: b.installation.to_bytes(), data: b.data.clone() })
+            .collect(),
+        sent_at: publish.sent_at,
+    }
+}

@@ -1,0 +1,19 @@
+//! Domain types: ids, messages, rows, device lists, and what devices and the server say to each other.
+//!
+//! The lowest layer. Nothing here depends on a backend, an encoding of frames or the engine.
+
+pub mod client_frame;
+pub mod close_reason;
+pub mod device_list;
+pub mod envelope;
+pub mod error;
+pub mod id;
+pub mod limits;
+pub mod padding;
+pub mod prekeys;
+pub mod rng;
+pub mod server_frame;
+pub mod session_event;
+pub mod signing;
+pub mod time;
+pub mod to_device;
