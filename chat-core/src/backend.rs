@@ -1,5 +1,5 @@
-//! The backends: narrow traits, one file each. Everything but [`MessageStore`] and [`KeyDirectory`] is a
-//! *hint*: lose all of it and only delay follows.
+//! The backend traits, one file each. The engine depends on [`MessageStore`] and [`KeyDirectory`] for
+//! correctness. Every other backend is a *hint*: losing all of its state causes delay only.
 
 mod authenticator;
 mod key_directory;
@@ -41,20 +41,20 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 #[allow(clippy::exhaustive_structs)] // built with `..Backends::memory()`
 pub struct Backends {
-    /// What was committed.
+    /// Committed messages, inboxes and conversation states.
     pub store: Arc<dyn MessageStore>,
     /// Device lists and prekeys.
     pub keys: Arc<dyn KeyDirectory>,
-    /// Commands to each conversation's shard.
+    /// Carries commands to the shard of each conversation.
     pub router: Arc<dyn Router>,
-    /// Who is connected where.
+    /// Routes: the gateway that each device is connected to.
     pub registry: Arc<dyn Registry>,
-    /// To the other gateways.
+    /// Connection to the other gateways.
     pub node_link: Arc<dyn NodeLink>,
-    /// Who was heard of lately.
+    /// Online state of users.
     pub presence: Arc<dyn Presence>,
-    /// Wakes sleeping devices.
+    /// Push notifications to devices without a connection.
     pub push: Arc<dyn PushSink>,
-    /// Tokens to users.
+    /// Maps tokens to handles.
     pub authenticator: Arc<dyn Authenticator>,
 }

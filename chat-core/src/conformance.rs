@@ -1,5 +1,5 @@
-//! The suite that every backend passes: plain functions with names, one list of cases a trait, a fresh
-//! and isolated backend for each case. A contract sentence of a trait names its case.
+//! Conformance suite for backends. Each trait has a list of cases: plain functions with names, each run on a
+//! fresh and isolated backend. Each contract sentence of a trait names its case.
 //!
 //! ```
 //! use chat_core::{conformance, memory::MemoryStore};
@@ -40,15 +40,15 @@ use std::sync::Arc;
 
 use crate::model::error::Error;
 
-/// What a case says: nothing, or how the backend broke its contract.
+/// The result of a case; the error says how the backend broke its contract.
 pub type Outcome = Result<(), String>;
 
-/// A case of a suite.
+/// A case of the suite.
 #[allow(clippy::exhaustive_structs)]
 pub struct Case<B: ?Sized> {
-    /// The name the trait's contract gives it.
+    /// The name that the contract of the trait uses.
     pub name: &'static str,
-    /// Runs it on a fresh backend.
+    /// Runs the case on a fresh backend.
     #[allow(clippy::type_complexity)]
     pub run: fn(Arc<B>) -> Pin<Box<dyn Future<Output = Outcome> + Send>>,
 }
@@ -59,7 +59,7 @@ impl<B: ?Sized> fmt::Debug for Case<B> {
     }
 }
 
-/// Lists functions as cases under their own names.
+/// Builds a list of cases from functions, each under the function's name.
 macro_rules! cases {
     ($($name:ident),+ $(,)?) => {
         vec![$(crate::conformance::Case { name: stringify!($name), run: |backend| Box::pin($name(backend)) }),+]

@@ -1,4 +1,4 @@
-//! From a publish to every device: admission, order, commit, plan, hub.
+//! The delivery engine: carries a publish to every device through admission, ordering, commit, plan and hub.
 
 mod admission;
 mod batch;

@@ -21,7 +21,7 @@ use crate::delivery::Engine;
 pub struct Gateway {
     engine: Arc<Engine>,
     runtime: Arc<dyn Runtime>,
-    /// Milliseconds over which a drain spreads reconnects; 0 while there is none.
+    /// Milliseconds over which a drain spreads reconnects; 0 before a drain begins.
     drain: watch::Receiver<u32>,
     handshakes: Arc<HandshakeLimiter>,
 }

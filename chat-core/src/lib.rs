@@ -1,19 +1,20 @@
-//! The core of a durable, end-to-end encrypted chat system: what must be the same everywhere.
+//! The core of a durable, end-to-end encrypted chat system: the code that clients and servers share.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`id`], [`envelope`], [`device_list`], [`signing`] | the words: ids, messages and rows, signed device lists, what is signed |
-//! | [`to_device`], [`padding`] | what devices say to each other unseen, and how lengths are hidden |
-//! | [`wire`] | the frames, parsed and checked once, at the edge |
+//! | [`id`], [`envelope`] | ids, messages, inbox rows and acknowledgements |
+//! | [`device_list`], [`signing`] | signed device lists, and the bytes that keys sign |
+//! | [`to_device`], [`padding`] | messages between devices that users do not see; padding of lengths |
+//! | [`wire`] | the frames, decoded and checked once, when they arrive |
 //! | [`backend`] | the traits that stores, routers and registries implement |
-//! | [`memory`] | all of them in memory: the executable specification |
+//! | [`memory`] | in-memory backends: the executable specification |
 //! | [`delivery`] | the engine: admit, order, commit, plan, deliver |
-//! | [`session`] | the gateway's side of a device, as a pure state machine |
-//! | [`replica`] | the device's side, as a pure state machine |
-//! | `conformance` (feature) | the suite that every backend passes |
-//! | `sim` (feature) | the simulator: the real machines and engine under every fault it can think of |
+//! | [`session`] | the gateway's side of a device connection, as a pure state machine |
+//! | [`replica`] | the device's side of the connection, as a pure state machine |
+//! | `conformance` (feature) | the test suite that every backend must pass |
+//! | `sim` (feature) | the simulator: the real state machines and engine under injected faults |
 //!
-//! Nothing in here opens a socket, reads a clock, draws randomness or spawns a task.
+//! The crate opens no socket, reads no clock, draws no randomness and spawns no task.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod backend;

@@ -1,4 +1,4 @@
-//! Backends in memory: the executable specification of each trait, and what every example runs on.
+//! In-memory backends: the executable specification of each trait, used by every example.
 
 mod keys;
 mod node_link;
@@ -30,7 +30,7 @@ use crate::model::id::{DeviceAddress, Handle};
 use crate::model::time::WallClock;
 
 impl Backends {
-    /// Everything in memory: the executable specification, and what every example runs on.
+    /// Returns in-memory backends: the executable specification of each trait, which every example uses.
     pub fn memory() -> Self {
         Self {
             store: Arc::new(MemoryStore::new()),
@@ -45,7 +45,7 @@ impl Backends {
     }
 }
 
-/// A clock that moves when told to.
+/// A clock that moves only when a caller sets it.
 #[derive(Debug, Default)]
 pub struct ManualClock(AtomicU64);
 
@@ -88,12 +88,12 @@ impl LogAnchor for MemoryAnchor {
     }
 }
 
-/// Remembers whom it was asked to wake.
+/// A [`PushSink`] that records the devices it was asked to wake.
 #[derive(Debug, Default)]
 pub struct MemoryPush(Mutex<Vec<DeviceAddress>>);
 
 impl MemoryPush {
-    /// Whom it was asked to wake, the last 10,000.
+    /// Returns the recorded devices. The record is cleared when it exceeds 10,000 entries.
     pub fn woken(&self) -> Vec<DeviceAddress> {
         self.0.lock().clone()
     }
@@ -111,7 +111,8 @@ impl PushSink for MemoryPush {
     }
 }
 
-/// Needs no token: for tests, and for servers that only loopback reaches.
+/// An [`Authenticator`] that accepts connections without a token: for tests, and for servers on loopback
+/// only.
 #[derive(Debug, Default)]
 #[allow(clippy::exhaustive_structs)]
 pub struct OpenRegistration;

@@ -1,7 +1,7 @@
-//! Switches that break one rule each. Outside the `sim` feature none of them can be set, and the
-//! compiler removes the questions.
+//! Switches that break one rule each. Without the `sim` feature no switch can be set, and the compiler
+//! removes the checks.
 
-/// A rule that a mutant breaks. The simulator must find a violation for every one of them.
+/// A rule that a mutant breaks. The simulator or a unit test must detect every mutant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs, clippy::exhaustive_enums)]
 pub enum Mutant {
@@ -26,33 +26,34 @@ pub enum Mutant {
     GenerationNotRaised,
     StaleListAccepted,
     JoinIgnored,
-    /// A record that was applied is decided again.
+    /// An owner decides an applied record again.
     ReplayDecidesAnew,
-    /// What a later owner stored counts as found by one that is behind.
+    /// An owner that is behind treats a message that a later owner stored as a duplicate.
     FoundAheadOfState,
-    /// A late write of an older state takes a newer one back.
+    /// A late write of an older state replaces a newer one.
     OlderStateWins,
-    /// What is remembered of a shard's conversations outlives the ownership_epoch.
+    /// Cached conversation states of a shard outlive the ownership epoch.
     StatesOutliveOwnership,
-    /// A device's word that it never sent a message is believed, whatever its number.
+    /// The shard accepts the `first` flag of a publish with any `client_seq`.
     FirstIsEnough,
-    /// What is encrypted anew is said to be sent for the first time.
+    /// The device sets `first` on messages that it encrypts again.
     FirstInEveryIncarnation,
-    /// A commit that was left half done stays so.
+    /// A partly written commit is never finished.
     HalfCommitStays,
-    /// Records need not come again although what they make is not seen by every reader.
+    /// The log position is committed although readers cannot see all rows of the commits.
     VisibilityErrorIgnored,
-    /// A heartbeat does not look for rows that nobody announced.
+    /// A heartbeat does not check the inbox for rows without an event.
     HeartbeatIsBlind,
-    /// A session goes on live although a push was dropped while it read.
+    /// A session becomes live although an event was dropped while it read the inbox.
     LiveThoughDropped,
-    /// What was asked for again does not fill its placeholder.
+    /// Recovered content does not fill its placeholder.
     RecoveredDropped,
 }
 
 impl Mutant {
-    /// Those the simulator must kill. The others need what one process does not have (a stale cache of
-    /// another gateway) or are shadowed by another rule; unit tests beside the rules kill them.
+    /// The mutants that the simulator must detect. The others need conditions that a single process does not
+    /// have (a stale cache of another gateway), or another rule hides them. Unit tests next to those rules
+    /// detect them.
     pub const SIMULATED: [Self; 26] = [
         Self::AckBeforeSync,
         Self::NoDedupe,

@@ -1,14 +1,15 @@
-//! The device's side, as a pure state machine: what is shown, sent, acknowledged and when.
+//! The device's side of the connection, as a pure state machine: it decides what to show, send and
+//! acknowledge, and when.
 //!
 //! ```text
 //! Idle(retry_at) → Dialing → Greeting → CatchingUp → Live        Stopped(reason)
 //! ```
 //!
-//! It persists, then acknowledges: changes gather until [`Input::Flush`], go out as one
-//! [`Output::Commit`], and what depends on them (acks, publishes) follows only after
-//! [`Input::Committed`]. It also decides everything that encryption must do, so that the simulator
-//! drives that too: the driver carries out [`Output::Open`] and [`Output::Seal`] inside the open local
-//! transaction, whose ratchet changes become durable with the commit or not at all.
+//! Changes are persisted before they are acknowledged: they accumulate until [`Input::Flush`] and leave as
+//! one [`Output::Commit`]. The outputs that depend on them (acks, publishes) follow only after
+//! [`Input::Committed`]. The replica also decides every encryption step, so that the simulator covers
+//! encryption as well: the driver executes [`Output::Open`] and [`Output::Seal`] inside the open local
+//! transaction. Their ratchet changes become durable with the commit or not at all.
 
 mod change;
 mod connection;
@@ -42,14 +43,15 @@ use crate::model::rng::Rng;
 use crate::model::time::Instant;
 use crate::mutant::Mutant;
 
-/// Publishes on the way unanswered, over all conversations.
+/// Maximum unanswered publishes, over all conversations.
 const SEND_WINDOW: usize = 256;
-/// Milliseconds without an answer after which a publish or a question goes out again.
+/// Milliseconds without an answer after which a publish or a request is sent again.
 const RETRY_MS: u64 = 10_000;
-/// How long a device waits before it takes another incarnation by itself, and checks its prekeys' age.
+/// One day in milliseconds: the minimum time between two automatic incarnations, and the unit of the age
+/// limit of prekeys.
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
-/// The device's side of the protocol.
+/// The state machine of a device.
 #[derive(Debug)]
 pub struct Replica {
     device: DeviceAddress,
@@ -58,7 +60,7 @@ pub struct Replica {
     phase: Phase,
     recovery: Recovery,
 
-    // What the local store holds.
+    // State that the local store holds.
     incarnation: Incarnation,
     generation: u64,
     epoch: Option<StoreEpoch>,
@@ -76,52 +78,54 @@ pub struct Replica {
     committing: Option<(u64, Vec<AckUpTo>)>,
     tickets: u64,
     flushing: bool,
-    /// Questions to ask once the changes are durable.
+    /// Requests to send once the changes are durable.
     after_commit: Vec<(Request, Purpose)>,
 
-    // What waits for an answer.
+    // Work that waits for an answer.
     rows: VecDeque<InboxRow>,
     opening: Option<InboxRow>,
     sealing: Option<(ConversationId, MessageId)>,
-    /// What is asked, and when it is asked again.
+    /// Open requests by id: purpose, request, and the time of the next attempt.
     requests: BTreeMap<u64, (Purpose, Request, Instant)>,
     last_request: u64,
-    /// Users whose lists must be read again before anything is sealed for them.
+    /// Users whose lists must be fetched again before the replica seals for them.
     stale: BTreeSet<UserId>,
-    /// Users whose list was read, with how many rows had come before it was asked for: it holds for those.
+    /// Users whose list request was answered, with the value of `rows_in` when it was sent: the answer is
+    /// valid for the rows received before.
     looked_up: BTreeMap<UserId, u64>,
-    /// Users whose list is asked for, with how many rows had come before that.
+    /// Users with an open list request, with the value of `rows_in` when it was first sent.
     looking_up: BTreeMap<UserId, u64>,
-    /// Rows that came so far.
+    /// Rows received on all connections of this replica.
     rows_in: u64,
     caught_up: bool,
-    /// The server has said, in this life of the process, whether it knows of acks that this store does not.
+    /// Since this replica was created, the server has answered whether it stores acks that the local store
+    /// lacks.
     looked_back: bool,
     catch_up_at: Option<Instant>,
     deferred: Vec<Change>,
     mailbox: Mailbox,
-    /// The server's clock, and when it was read.
+    /// The server's clock in milliseconds since 1970, and when it was read.
     server_time: (u64, Instant),
     prekeys_at: u64,
-    /// One-time prekeys that the server holds, as far as it is known.
+    /// One-time prekeys on the server, as it last reported.
     prekeys_held: u32,
-    /// No new incarnation by itself before this: one a day.
+    /// Earliest time of the next automatic incarnation: at most one a day.
     reincarnate_from: Instant,
-    /// The user asked for a new incarnation.
+    /// The user requested a new incarnation.
     reincarnation_asked: bool,
-    /// Whose presence is watched, to be asked for again after a reconnect.
+    /// Users whose presence is watched; sent again after a reconnect.
     watched: Vec<UserId>,
-    /// Users the server gave no list of: not asked for again before this.
+    /// Users for whom the server returned no list: not requested again before this time.
     listless: BTreeMap<UserId, Instant>,
-    /// The highest list version each user's devices claimed, end to end.
+    /// The highest list version that each user's devices claimed, end to end.
     claimed: BTreeMap<UserId, u64>,
-    /// The versions of which it was told that the server hides them.
+    /// The list versions that were already reported as hidden by the server.
     hidden: BTreeMap<UserId, u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
-    /// Not connected; dials at this time.
+    /// Not connected. Dials at this time, after this many attempts.
     Idle(Instant, u32),
     Dialing(Instant, u32),
     Greeting(Instant, u32),
@@ -134,37 +138,37 @@ enum Phase {
     Stopped(Stopped),
 }
 
-/// What a device does whose store was restored or cloned.
+/// The recovery step of a device whose store was restored or cloned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Recovery {
     No,
-    /// Asks how far the server thinks it acknowledged.
+    /// Requests the acknowledged cursors that the server stores.
     Cursors,
-    /// Processes its own rows, with nothing encrypted or sent.
+    /// Processes the waiting rows; nothing is encrypted or sent.
     Draining,
-    /// Takes a new incarnation.
+    /// Requests a new incarnation.
     Reincarnating,
 }
 
-/// What an answer is for.
+/// The purpose of a request: it decides how the answer is handled.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Purpose {
     Resolve(Handle),
     Lists(Vec<UserId>),
-    /// For a conversation, of a user, so many bundles.
+    /// For a conversation: this many bundles of this user's devices.
     Claim(ConversationId, UserId, usize),
     Upload,
     Cursors,
-    /// Whether this device acknowledged what its store does not have.
+    /// Checks whether this device acknowledged rows that its store does not have.
     Missing,
     Reincarnate,
     Delivered(ConversationId),
-    /// A question of the application.
+    /// A request of the application, with its token.
     Application(u64),
 }
 
 impl Replica {
-    /// A replica that goes on from what its store holds. The seed must differ each time: it makes jitter
+    /// Creates a replica from the state of its store. The seed must differ each time: it generates jitter
     /// and nonces.
     pub fn new(now: Instant, snapshot: ReplicaSnapshot, seed: u64) -> Self {
         let mut replica = Self {
@@ -221,54 +225,54 @@ impl Replica {
         replica
     }
 
-    /// The device this is.
+    /// Returns the address of this device.
     pub const fn device(&self) -> DeviceAddress {
         self.device
     }
 
-    /// Messages not yet stored or refused.
+    /// Returns the number of messages that are neither stored nor refused yet.
     pub fn outbox_len(&self) -> usize {
         let queued = self.conversations.values().map(|c| c.queue.iter().filter(|e| !e.skip).count());
         queued.sum::<usize>() + self.unresolved.values().map(VecDeque::len).sum::<usize>()
     }
 
-    /// Whether a session is open and everything that waited was received.
+    /// Whether a session is open, the device has received all waiting rows, and no recovery runs.
     pub const fn is_live(&self) -> bool {
         matches!(self.phase, Phase::Online { .. }) && self.caught_up && matches!(self.recovery, Recovery::No)
     }
 
-    /// Whether the server has said since this store was opened how far it was acknowledged.
+    /// Whether the server has reported, since this store was opened, how far this device acknowledged.
     pub const fn has_looked_back(&self) -> bool {
         self.looked_back
     }
 
-    /// Whether there is a connection with a session.
+    /// Whether the device has a connection with a session.
     pub const fn is_online(&self) -> bool {
         matches!(self.phase, Phase::Online { .. })
     }
 
-    /// The list of a user, as last seen.
+    /// Returns the last device list of a user.
     pub fn list(&self, user: UserId) -> Option<&SignedDeviceList> {
         self.lists.get(&user)
     }
 
-    /// The user a handle was resolved to.
+    /// Returns the user that a handle was resolved to.
     pub fn user(&self, handle: &Handle) -> Option<UserId> {
         self.handles.get(handle).copied()
     }
 
-    /// How far a conversation was received.
+    /// Returns the seq up to which a conversation was received; 0 if nothing was.
     pub fn cursor(&self, conversation: ConversationId) -> u64 {
         self.conversations.get(&conversation).map_or(0, |c| c.cursor)
     }
 
-    /// The server's clock now, as far as it is known.
+    /// Estimates the server's clock now, in milliseconds.
     fn server_ms(&self, now: Instant) -> u64 {
         let (time, read) = self.server_time;
         time.saturating_add(now.since(read).as_millis() as u64)
     }
 
-    /// When [`Input::Tick`] is due.
+    /// Returns the time when [`Input::Tick`] is due; `None` if stopped.
     pub fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Stopped(_) => None,
@@ -284,7 +288,7 @@ impl Replica {
         }
     }
 
-    /// Takes one input; appends what is to be done, in order.
+    /// Processes one input and appends the resulting outputs, in order.
     pub fn step(&mut self, now: Instant, input: Input, out: &mut Vec<Output>) {
         match input {
             Input::Connected => self.connected(now),
@@ -336,7 +340,7 @@ impl Replica {
         self.phase = Phase::Idle(now, 0);
     }
 
-    /// Goes on with whatever is possible: rows first, then seals, then the commit.
+    /// Does all work that is possible now: rows first, then seals, then the commit.
     fn advance(&mut self, now: Instant, out: &mut Vec<Output>) {
         if let Phase::Idle(at, attempts) = self.phase
             && now >= at
@@ -377,7 +381,7 @@ impl Replica {
         self.changes.append(&mut self.deferred);
         out.push(Output::Commit(changes, self.tickets));
         if Mutant::AckBeforeCommit.is_active() {
-            // Broken on purpose: says "durably mine" before it is.
+            // Broken on purpose: acknowledges before the commit is durable.
             let early = std::mem::take(out);
             self.send_acks(acks.clone(), out);
             out.extend(early);
@@ -435,7 +439,7 @@ impl Replica {
         }
     }
 
-    /// Asks when a time has come, unless the connection ends before.
+    /// Schedules a request for a later time. It is dropped if the connection ends first.
     fn request_at(&mut self, at: Instant, request: Request, purpose: Purpose) {
         self.last_request += 1;
         self.requests.insert(self.last_request, (purpose, request, at));

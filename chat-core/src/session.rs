@@ -1,14 +1,15 @@
-//! The gateway's side of one device, as a pure state machine: no clock, no randomness, no `async`, no
-//! errors. Bad input becomes [`Output::Close`].
+//! The gateway's side of one device connection, as a pure state machine: no clock, no randomness, no `async`,
+//! no errors. Invalid input produces [`Output::Close`].
 //!
 //! ```text
 //! Greeting → Live ⇄ Behind → Draining → Closed
 //! ```
 //!
-//! *Behind* is the whole slow-consumer policy. A session that cannot take a push stops taking pushes and
-//! reads its inbox, from the oldest row, as fast as the device acknowledges. It becomes *Live* again only
-//! when a page had all that was left and no push was dropped since that page was asked for. What is told may be a
-//! moment ahead of the inbox, so after a push was dropped the inbox is read twice more. Nothing grows.
+//! *Behind* is the policy for slow consumers. A session whose device cannot take an event stops delivering
+//! events and reads the inbox from the oldest row, as fast as the device acknowledges. It becomes *Live*
+//! again only after a page contained all remaining rows and no event was dropped since the session requested
+//! that page. A live event may arrive before its row is readable, so after a drop the session reads the inbox
+//! twice more. Memory is bounded.
 
 mod ack_coalescer;
 mod event;
@@ -36,7 +37,8 @@ enum Phase {
     Authenticating,
     Linking,
     Live,
-    /// `after`: the last row read. `reading`: a page was asked for. `dropped`: a push was dropped since.
+    /// `after`: position of the last row read. `reading`: a page was requested. `dropped`: a live event was
+    /// dropped since that request.
     Behind {
         after: InboxPosition,
         reading: bool,
@@ -45,26 +47,26 @@ enum Phase {
     Closed,
 }
 
-/// A row on its way to the device.
+/// A row that was sent to the device and is not acknowledged.
 #[derive(Debug)]
 struct Flight {
     bytes: usize,
-    /// No message of somebody else: having it is nobody's receipt.
+    /// The row has no message of another device: its ack causes no receipt.
     silent: bool,
     sent: Instant,
 }
 
-/// A push that was dropped.
+/// A live event that was dropped.
 #[derive(Clone, Copy, Debug)]
 struct Missed {
     at: Instant,
-    /// How often the inbox was read again for it.
+    /// Number of times the inbox was read again for it.
     looks: usize,
-    /// Another one was dropped since the last look.
+    /// Another live event was dropped since the last re-read.
     again: bool,
 }
 
-/// The gateway's side of one device.
+/// Gateway side of one device connection.
 #[derive(Debug)]
 pub struct Session {
     phase: Phase,
@@ -75,39 +77,41 @@ pub struct Session {
     flights: BTreeMap<(ConversationId, Seq), Flight>,
     flying_bytes: usize,
     announced: bool,
-    /// Times in a row that rows were sent again without any being acknowledged.
+    /// Consecutive redeliveries without any acknowledged row.
     loops: u32,
     catch_ups: u32,
-    /// Pushes that were dropped and may not have been in the inbox yet when it was read.
+    /// Live events that were dropped and whose rows may not have been in the inbox yet when it was read.
     missed: Option<Missed>,
-    /// Publishes passed on and not answered.
+    /// Publishes and skips that are passed on and not answered.
     pending: usize,
     drain: Option<(u32, Instant)>,
     acks: AckCoalescer,
-    /// When the last word that the user writes was told, by conversation.
+    /// When the last typing notification was passed on, by conversation.
     typed_at: HashMap<ConversationId, Instant>,
     watched: BTreeMap<UserId, Option<bool>>,
     watch_at: Option<Instant>,
 }
 
-/// Deliveries of the same head, unacknowledged, after which a connection is closed.
+/// Maximum number of consecutive redeliveries without any acknowledged row, before the connection is closed.
 const MAX_LOOPS: u32 = 5;
-/// `CatchUp` frames between two heartbeats.
+/// Maximum number of `CatchUp` frames between two heartbeats.
 const MAX_CATCH_UPS: u32 = 64;
-/// Milliseconds after a push was dropped at which the inbox is read again. Its row is there by the first time,
-/// unless the store is slow; after the second one its commit comes again, and whoever it concerns is told to look.
+/// Milliseconds after a dropped live event at which the inbox is read again. The first re-read finds the row,
+/// unless the store is slow. If the row is readable only after the second one, its record is replayed, and
+/// the replay delivers `Lagged` to its devices.
 const REREAD_DELAYS_MS: [u64; 2] = [1000, 5000];
-/// Milliseconds between two looks at who is present.
+/// Milliseconds between two presence queries.
 const PRESENCE_POLL_MS: u64 = 1000;
-/// Milliseconds between two words that a user is writing in a conversation.
+/// Minimum number of milliseconds between two typing notifications in a conversation.
 const TYPING_MS: u64 = 3000;
-/// Conversations whose ephemeral frames are paced at once; those of more are dropped.
+/// Maximum number of conversations whose ephemeral frames are limited at once. Frames of further
+/// conversations are dropped.
 const MAX_PACED: usize = 256;
-/// Milliseconds a draining session waits for answers.
+/// Milliseconds for which a draining session waits for answers.
 const DRAIN_MS: u64 = 5000;
 
 impl Session {
-    /// A session whose connection just opened.
+    /// Creates a session for a connection that just opened.
     pub fn new(now: Instant) -> Self {
         Self {
             phase: Phase::Greeting,
@@ -130,17 +134,17 @@ impl Session {
         }
     }
 
-    /// Who is connected.
+    /// Returns the device, once it is authenticated.
     pub const fn device(&self) -> Option<DeviceAddress> {
         self.device
     }
 
-    /// Whether nothing waits in the inbox that is not on its way.
+    /// Returns whether every row of the inbox was sent to the device.
     pub const fn is_live(&self) -> bool {
         matches!(self.phase, Phase::Live)
     }
 
-    /// When [`Input::Tick`] is due.
+    /// Returns when [`Input::Tick`] is due.
     pub fn deadline(&self) -> Option<Instant> {
         let silent = match self.phase {
             Phase::Greeting | Phase::Authenticating => self.opened.after(GREETING_MS),
@@ -152,7 +156,7 @@ impl Session {
         [Some(silent), self.acks.due(), self.watch_at, self.look_at(), drain].into_iter().flatten().min()
     }
 
-    /// When to look once more for what was dropped.
+    /// Returns when to read the inbox again for dropped live events.
     fn look_at(&self) -> Option<Instant> {
         self.missed.and_then(|missed| Some(missed.at.after(*REREAD_DELAYS_MS.get(missed.looks)?)))
     }
@@ -164,7 +168,7 @@ impl Session {
         }
     }
 
-    /// Takes one input; appends what is to be done.
+    /// Processes one input and appends the resulting outputs.
     pub fn step(&mut self, now: Instant, input: Input, out: &mut Vec<Output>) {
         if matches!(self.phase, Phase::Closed) {
             return;
@@ -179,7 +183,7 @@ impl Session {
             Input::Page(asked, rows) => self.page(now, asked, rows, out),
             Input::PageFailed => {
                 self.acks.acked(out);
-                // The rows wait; the next heartbeat tries again.
+                // The rows stay in the inbox; the next heartbeat reads it again.
                 if let Phase::Behind { reading, .. } = &mut self.phase {
                     *reading = false;
                 }
@@ -271,7 +275,8 @@ impl Session {
         }
     }
 
-    /// More often than this it says nothing new; under pressure it is the first to go.
+    /// Passes on a typing notification, at most once per [`TYPING_MS`] in a conversation. It is dropped if
+    /// too many conversations are active.
     fn typing(&mut self, now: Instant, conversation: ConversationId, out: &mut Vec<Output>) {
         if self.typed_at.len() >= MAX_PACED {
             self.typed_at.retain(|_, at| now < at.after(TYPING_MS));
@@ -305,13 +310,13 @@ impl Session {
         self.read_page(after, out);
     }
 
-    /// Asks for a page. What is acknowledged is not to be read again.
+    /// Requests a page. Flushes the acks first, so that acknowledged rows are not read again.
     fn read_page(&mut self, after: InboxPosition, out: &mut Vec<Output>) {
         self.acks.flush_acks(out);
         out.push(Output::Read(after));
     }
 
-    /// Forgets what is on its way and sends everything unacknowledged again.
+    /// Forgets the rows in flight and sends everything unacknowledged again.
     fn start_over(&mut self, out: &mut Vec<Output>) {
         self.flights.clear();
         self.flying_bytes = 0;
@@ -328,7 +333,7 @@ impl Session {
     }
 
     fn page(&mut self, now: Instant, asked: InboxPosition, rows: Vec<InboxRow>, out: &mut Vec<Output>) {
-        // The store was given all acks before it was read.
+        // The driver applied all acks before it read the page.
         self.acks.acked(out);
         let Phase::Behind { mut after, dropped, reading: true } = self.phase else {
             return;
@@ -339,7 +344,8 @@ impl Session {
         let more = PageLimit::MAX.is_reached(&rows);
         let oldest_flies = |row: &InboxRow| self.flights.contains_key(&(row.conversation, row.seq));
         if asked == InboxPosition::START && !self.has_room() && !rows.first().is_some_and(oldest_flies) {
-            // What fills the window came after a row that was missed, and is not acknowledged before it.
+            // The rows that fill the window are later than a row that was missed, and the device does not
+            // acknowledge them before it.
             self.flights.clear();
             self.flying_bytes = 0;
         }
@@ -367,7 +373,7 @@ impl Session {
             self.phase = Phase::Behind { after, reading: true, dropped };
             self.read_page(after, out);
         } else if dropped && !Mutant::LiveThoughDropped.is_active() {
-            // Rows came while the page was read, perhaps with places before it: look again.
+            // Rows arrived while the page was read, and their positions may be before it: read again.
             self.read_from(InboxPosition::START, out);
         } else {
             self.caught_up(out);
@@ -387,7 +393,7 @@ impl Session {
         self.look_again(out);
     }
 
-    /// Reads the inbox from its oldest row on, now or next.
+    /// Reads the inbox from its oldest row, now or after the current page.
     fn look_again(&mut self, out: &mut Vec<Output>) {
         match &mut self.phase {
             Phase::Live => self.read_from(InboxPosition::START, out),
@@ -416,7 +422,7 @@ impl Session {
                     }
                 }
                 SessionEvent::Own(stored, time_us) => {
-                    // The stored ack is the fast path of the row; rows before it go out first.
+                    // `Stored` is the fast path of the device's own row. Earlier rows go out first.
                     if !rows.is_empty() {
                         out.push(Output::Send(ServerFrame::Deliver(std::mem::take(&mut rows), false)));
                     }
@@ -442,13 +448,14 @@ impl Session {
                 SessionEvent::Hint(hint) => out.push(Output::Send(hint_frame(hint))),
                 SessionEvent::Closed(reason) => {
                     if reason == CloseReason::Replaced {
-                        // Whoever replaced it acknowledges for itself. It may be a copy of the device's store
-                        // that is behind: it has been greeted, and must not be taken to have more.
+                        // The new session acknowledges for itself. It may run on an older copy of the
+                        // device's store and has been greeted already, so acks of this session must not apply
+                        // to it.
                         self.acks.forget_acks();
                     }
                     return self.close(reason, 0, out);
                 }
-                // The driver passes it on as `Input::Lagged`.
+                // The driver reports it as `Input::Lagged`.
                 SessionEvent::Lagged => {}
             }
         }
@@ -457,7 +464,7 @@ impl Session {
         }
     }
 
-    /// Whether a push may go out now. If not, the session falls behind and the row is read later.
+    /// Returns whether a live event may go out now. If not, the session falls behind and reads the row later.
     fn take_push(&mut self, now: Instant, out: &mut Vec<Output>) -> bool {
         if matches!(self.phase, Phase::Live) && self.has_room() {
             return true;
@@ -474,7 +481,7 @@ impl Session {
         false
     }
 
-    /// Goes on reading once half of the window is free.
+    /// Continues to read once half of the window is free.
     fn resume(&mut self, out: &mut Vec<Output>) {
         if let Phase::Behind { after, reading: false, dropped } = self.phase
             && self.half_empty()
@@ -517,7 +524,7 @@ impl Session {
         } else if matches!(self.phase, Phase::Live | Phase::Behind { reading: false, .. })
             && !Mutant::HeartbeatIsBlind.is_active()
         {
-            // Rows that no push announced show up at the latest now.
+            // Finds rows whose live event was lost.
             self.read_from(InboxPosition::START, out);
         }
     }
@@ -580,7 +587,7 @@ const fn hint_frame(hint: Hint) -> ServerFrame {
     }
 }
 
-const _: () = assert!(PageLimit::MAX.rows <= WINDOW_ROWS, "a page fits the window");
+const _: () = assert!(PageLimit::MAX.rows <= WINDOW_ROWS, "a page must fit the window");
 
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,8 @@
-//! The simulator: the real [`Session`](crate::session::Session), [`Replica`](crate::replica::Replica) and
-//! [`Engine`](crate::Engine) over a network that loses, duplicates, reorders, delays and partitions, with
-//! processes that crash anywhere and a device that is restored from a backup.
+//! The simulator. It runs the real [`Session`](crate::session::Session), [`Replica`](crate::replica::Replica)
+//! and [`Engine`](crate::Engine) over a network that loses, duplicates, reorders, delays and partitions.
+//! Processes crash at any point, and a device is restored from a backup.
 //!
-//! A schedule is a pure function of its seed and [`Options`]: a seed that fails, fails again.
+//! A schedule is a pure function of its seed and [`Options`], so a failing seed fails in every run.
 //!
 //! ```
 //! use chat_core::sim::{Options, run};
@@ -23,15 +23,15 @@ pub use oracle::Violation;
 
 use crate::mutant::Mutant;
 
-/// What a schedule may contain.
+/// The faults and settings of a schedule.
 #[derive(Clone, Copy, Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Options {
     /// The rule to break, if one.
     pub mutant: Option<Mutant>,
-    /// Apply commits row by row, stopping anywhere, under a log that outlives the server process.
+    /// Write commits row by row, with stops at any row, and with a log that outlives the server process.
     pub split: bool,
-    /// Three server processes over one log, whose two shards move between them, and a store they share.
+    /// Run three server processes with a shared log and a shared store; its two shards move between them.
     /// Implies `split`.
     pub cluster: bool,
     /// Print every event.
@@ -44,23 +44,21 @@ impl Default for Options {
     }
 }
 
-/// What happened in a schedule.
+/// The counts of a schedule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Report {
-    /// Messages sent.
     pub sent: u64,
-    /// Messages acknowledged.
     pub acked: u64,
-    /// Crashes of the server.
+    /// Number of server crashes.
     pub server_crashes: u64,
-    /// Shards that were given to another process.
+    /// Number of times a shard moved to another process.
     pub moves: u64,
-    /// Crashes of devices.
+    /// Number of device crashes.
     pub device_crashes: u64,
-    /// Devices restored from a backup.
+    /// Number of devices restored from a backup.
     pub restores: u64,
-    /// Events processed.
+    /// Number of processed events.
     pub events: u64,
     /// Sessions that a drain closed.
     pub drains: u64,
@@ -71,7 +69,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Adds another one up.
+    /// Adds the counts of another report.
     pub fn add(&mut self, other: &Self) {
         self.sent += other.sent;
         self.acked += other.acked;
@@ -89,7 +87,7 @@ impl Report {
 /// Runs one schedule.
 ///
 /// # Errors
-/// The first law that was broken.
+/// The first invariant that was violated.
 pub fn run(seed: u64, options: Options) -> Result<Report, Violation> {
     Mutant::with(options.mutant, || world::World::new(seed, options).run())
 }
@@ -99,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_schedule_is_a_function_of_its_seed() {
+    fn schedule_depends_only_on_seed_and_options() {
         let options = Options::default();
         assert_eq!(run(7, options), run(7, options));
     }

@@ -1,4 +1,4 @@
-//! The memory backends pass the suites that every other backend passes.
+//! Runs the conformance suites on the memory backends.
 #![cfg(feature = "conformance")]
 #![allow(missing_docs)]
 
@@ -95,9 +95,9 @@ impl Registry for Broken {
     }
 }
 
-/// What keeps a route a hint that is right: the suite finds whoever breaks it.
+/// The suite detects a registry that breaks a rule of the contract.
 #[test]
-fn the_suite_finds_a_registry_that_breaks_a_rule() {
+fn suite_detects_a_registry_that_breaks_a_rule() {
     for (rule, case) in [
         (Rule::EpochsRise, "the_last_bind_wins"),
         (Rule::UnbindCompares, "unbind_compares"),

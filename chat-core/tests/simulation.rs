@@ -1,6 +1,7 @@
-//! Many schedules, and every mutant.
+//! Runs many simulated schedules, and checks that the simulator kills every mutant.
 //!
-//! `SIM_SCHEDULES` says how many (for each kind of store), `SIM_SEED` runs one seed and prints it.
+//! `SIM_SCHEDULES` is the number of schedules for each kind of server. `SIM_SEED` runs one seed and prints
+//! its events. `SIM_MUTANT` selects one mutant.
 #![cfg(feature = "sim")]
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::panic, missing_docs)]
 
@@ -45,7 +46,7 @@ fn sweep(first: u64, count: u64, options: Options) -> Result<Report, (u64, Viola
     }
 }
 
-/// Each kind of server, by what selects it for `SIM_SEED`.
+/// Returns the kinds of server, each with the variable that selects it for `SIM_SEED`.
 fn kinds(mutant: Option<Mutant>) -> [(&'static str, Options); 3] {
     let options = Options { mutant, ..Options::default() };
     [
@@ -76,7 +77,7 @@ fn no_schedule_breaks_a_law() {
     }
 }
 
-/// Seeds that broke a law once, by kind as in [`kinds`].
+/// Seeds that once broke a law, with the index of the kind in [`kinds`].
 const REGRESSIONS: [(u64, usize); 9] = [
     (17, 0),
     (108, 0),
@@ -103,7 +104,7 @@ fn failed_seeds_pass_again() {
 fn a_seed_runs_the_same_every_time() {
     for (name, options) in kinds(None) {
         for seed in 0..100 {
-            // Maps that are hashed differ between the two: nothing may depend on their order.
+            // The iteration order of hash maps differs between the two runs: nothing may depend on it.
             assert_eq!(run(seed, options), run(seed, options), "SIM_SEED={seed} {name}");
         }
     }
@@ -111,7 +112,7 @@ fn a_seed_runs_the_same_every_time() {
 
 #[test]
 fn every_mutant_is_killed() {
-    // Each falls to a schedule that CI runs.
+    // CI runs a schedule that kills each mutant.
     let count = 20_000;
     let mut survivors = Vec::new();
     let only = std::env::var("SIM_MUTANT").ok();
@@ -128,5 +129,5 @@ fn every_mutant_is_killed() {
             None => survivors.push(mutant),
         }
     }
-    assert!(survivors.is_empty(), "these survived {count} schedules of each kind: {survivors:?}");
+    assert!(survivors.is_empty(), "mutants survived {count} schedules of each kind: {survivors:?}");
 }

@@ -1,4 +1,4 @@
-//! Moving a data set from the embedded store to a cluster's.
+//! Migration of a data set from the embedded store to a cluster.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,32 +20,33 @@ use crate::SealedStore;
 use crate::cassandra::CassandraSettings;
 use crate::cassandra::import::CassandraImport;
 
-/// Conversations or devices at once.
+/// Conversations, devices or accounts processed concurrently.
 const COPY_CONCURRENCY: usize = 16;
-/// Rows written between two states of a conversation: where an interrupted copy goes on.
+/// Rows of a conversation written before its state is written again. An interrupted copy resumes at that
+/// state.
 const PIECE: usize = 1000;
 
-/// An account.
+/// An account: its handle and signed device list.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Account {
     pub(crate) handle: Handle,
     pub(crate) list: SignedDeviceList,
 }
 
-/// What is kept of a device beside its inbox.
+/// Stored data of a device without its inbox.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Device {
     pub(crate) generation: u64,
     pub(crate) cursors: Vec<(ConversationId, InboxCursor)>,
-    /// Signed part, its signature, the highest one-time id ever uploaded.
+    /// Signed part, its signature, and the highest one-time prekey id uploaded.
     pub(crate) bundle: Option<(Bytes, Bytes, u64)>,
     pub(crate) prekeys: Vec<(u64, Bytes)>,
-    /// The last incarnation with its nonce and time.
+    /// The last incarnation, its nonce, and its time in milliseconds since 1970.
     pub(crate) incarnation: Option<(Incarnation, [u8; 16], u64)>,
     pub(crate) owner: Option<UserId>,
 }
 
-/// What a copy holds; every digest was read back from the target and is that of the source.
+/// Contents of a migrated data set. Every digest was read back from the target and matches the source.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[allow(clippy::exhaustive_structs)]
 pub struct MigratedData {
@@ -53,11 +54,10 @@ pub struct MigratedData {
     pub conversations: u64,
     /// Rows of history.
     pub messages: u64,
-    /// Inbox rows that wait.
+    /// Inbox rows that are not acknowledged yet.
     pub waiting: u64,
-    /// Devices that anything is kept of.
+    /// Devices with any stored data.
     pub devices: u64,
-    /// Accounts.
     pub accounts: u64,
     /// SHA-256 over the digests of all conversations, devices and accounts.
     pub digest: [u8; 32],
@@ -75,18 +75,18 @@ impl fmt::Display for MigratedData {
     }
 }
 
-/// Copies a sealed data set into a keyspace, reads everything back and compares it; only then may the keyspace
-/// be served. Interrupted, it goes on where it stopped when it is called again.
+/// Copies a sealed data set into a keyspace, reads all data back and compares it. The keyspace may be served
+/// only after that. After an interruption, a new call resumes the copy where it stopped.
 ///
-/// Store epoch, states, acks, accounts and prekeys are the same afterwards, so that clients notice nothing.
-/// Positions in the old log are left behind: the cluster's first log has generation 1, above all of them.
+/// Store epoch, states, acks, accounts and prekeys stay the same, so clients notice nothing. Positions in the
+/// old log are not copied: the cluster's first log has generation 1, above all of them.
 ///
-/// `report` is reported how far it is, about once a second.
+/// `report` receives the progress about once a second.
 ///
 /// # Errors
-/// `Conflict` if the keyspace holds another data set or the copy was finished before, `Corrupt` if the source
-/// does not read back or a digest differs, `Unavailable` if Cassandra does not answer for half a minute: call
-/// it again.
+/// `Conflict` if the keyspace holds another data set or the copy was already finished, `Corrupt` if the
+/// source cannot be decoded or a digest differs, `Unavailable` if Cassandra does not answer for half a
+/// minute: call the function again.
 pub async fn migrate_data(
     from: &SealedStore,
     to: &CassandraSettings,
@@ -101,7 +101,7 @@ pub async fn migrate_data(
     each(&devices, |id| migration.device(*id)).await?;
     each(&users, |user| migration.account(*user)).await?;
 
-    (migration.report)("everything is written: comparing".to_owned());
+    (migration.report)("all data is written, now comparing".to_owned());
     let mut copied = MigratedData {
         conversations: conversations.len() as u64,
         devices: devices.len() as u64,
@@ -125,7 +125,7 @@ pub async fn migrate_data(
     Ok(copied)
 }
 
-/// Does something for each, some at once; what comes of it is in order.
+/// Runs `work` for each item, [`COPY_CONCURRENCY`] of them concurrently, and returns the results in order.
 async fn each<'a, T, O, F>(all: &'a [T], work: impl Fn(&'a T) -> F) -> Result<Vec<O>>
 where
     F: Future<Output = Result<O>>,
@@ -133,7 +133,7 @@ where
     stream::iter(all).map(work).buffered(COPY_CONCURRENCY).try_collect().await
 }
 
-/// Tries what may be repeated until Cassandra answers, for about half a minute.
+/// Retries idempotent work until Cassandra answers, for about half a minute.
 async fn patiently<T, F: Future<Output = Result<T>>>(mut work: impl FnMut() -> F) -> Result<T> {
     for _ in 0..5 {
         match work().await {
@@ -166,7 +166,7 @@ impl<Report: Fn(String) + Send + Sync> Migration<'_, Report> {
         }
     }
 
-    /// Writes what the target does not have of a conversation: its state there says how far it is.
+    /// Writes the rows of a conversation that the target lacks. The state in the target marks the progress.
     async fn conversation(&self, id: ConversationId, rows: &AtomicU64) -> Result<()> {
         let last = without_position(self.from.state(id)?);
         let there = patiently(|| self.to.state(id)).await?.unwrap_or_default();
@@ -220,7 +220,7 @@ impl<Report: Fn(String) + Send + Sync> Migration<'_, Report> {
             first = first.or_else(|| page.first().map(|row| row.time_us));
             patiently(|| self.to.put_inbox(id, &page)).await?;
         }
-        self.progress(|| "messages are written, now devices".to_owned());
+        self.progress(|| "messages are written, now writing devices".to_owned());
         patiently(|| self.to.put_device(id, &device, &tails, first)).await
     }
 
@@ -284,13 +284,14 @@ fn same(ours: Sha256, theirs: Sha256, otherwise: &'static str) -> Result<[u8; 32
     if ours == theirs { Ok(ours.into()) } else { Err(differs(otherwise)) }
 }
 
-/// Adds a field with its length, so that fields cannot run into each other.
+/// Adds a field with its length to a digest, so that the boundaries of fields are unambiguous.
 fn add(digest: &mut Sha256, bytes: &[u8]) {
     digest.update((bytes.len() as u64).to_be_bytes());
     digest.update(bytes);
 }
 
-/// Adds the rows of all pages, each of which begins after the last row of the one before; gives how many.
+/// Adds the rows of all pages to a digest and returns their number. Each page begins after the last row of
+/// the previous page.
 async fn add_pages<At>(
     digest: &mut Sha256,
     mut at: At,

@@ -2,18 +2,18 @@
 //!
 //! | keyspace | key | value |
 //! |---|---|---|
-//! | `state` | conversation | the state, written with everything it says |
-//! | `history` | conversation, seq | the message, its body once |
+//! | `state` | conversation | the state, written in one batch with its rows |
+//! | `history` | conversation, seq | the message, with the only copy of its body |
 //! | `ids` | conversation, installation, message id | seq |
-//! | `inbox` | installation, time, conversation, seq | this device's box, or what stands for it |
-//! | `cursors` | installation, conversation | acked, tail |
+//! | `inbox` | installation, time, conversation, seq | this device's box, or the whole row if it has none |
+//! | `cursors` (`cells` on disk) | installation, conversation | acked, tail |
 //! | `devices` | installation | generation |
 //! | `handles`, `names`, `lists`, `owners`, `prekeys`, `bundles`, `incarnations` | | the key directory |
 //! | `meta` | | store epoch, count of synced commits |
 //!
-//! All that a wake-up of the writer finds waiting goes into one batch with one `fdatasync`, and only then
-//! are those who wait told. Beside the database lies `watermark`, the count of synced commits: if the
-//! database holds fewer, it lost something it had promised, and is not opened.
+//! At each wake-up the writer puts the waiting requests into one batch with one `fdatasync`, and answers
+//! their callers after it. The file `watermark` beside the database holds the count of synced commits. A
+//! database that holds fewer commits lost acknowledged data and is not opened.
 
 mod directory;
 mod keys;
@@ -41,13 +41,13 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use watermark::Watermark;
 use writer::Writer;
 
-/// The format of the directory; a store of another one is not opened.
+/// Content of the file `FORMAT`. A directory with another format is not opened.
 const FORMAT: &str = "chat-store embedded 1\n";
 
-/// The file whose presence says that the data moves to a cluster and is not written here any more.
+/// Name of the file that marks a sealed data set: it migrates to a cluster and is no longer written here.
 const SEALED: &str = "SEALED";
 
-/// The tables.
+/// The database and its keyspaces.
 #[derive(Clone)]
 pub(crate) struct Tables {
     database: Database,
@@ -75,8 +75,8 @@ impl std::fmt::Debug for Tables {
 
 /// A [`MessageStore`] and [`KeyDirectory`](chat_core::backend::KeyDirectory) in one directory.
 ///
-/// One process at a time may hold it. A commit's outcome is given after `fdatasync`; concurrent commits
-/// share one.
+/// One process at a time can open the directory. A commit returns after `fdatasync`; concurrent commits share
+/// one.
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
@@ -92,7 +92,7 @@ pub struct EmbeddedStore {
     epoch: StoreEpoch,
 }
 
-/// An error of the database, as its callers see it.
+/// Converts an error of the database to the error that callers receive.
 fn failed(error: fjall::Error) -> Error {
     match error {
         fjall::Error::Locked => {
@@ -101,31 +101,32 @@ fn failed(error: fjall::Error) -> Error {
         error @ (fjall::Error::Io(_) | fjall::Error::Poisoned) => {
             Error::new(ErrorKind::Unavailable, "the disk failed").caused_by(error)
         }
-        error => Error::new(ErrorKind::Corrupt, "the database does not read back").caused_by(error),
+        error => Error::new(ErrorKind::Corrupt, "the database cannot be read").caused_by(error),
     }
 }
 
 const fn corrupt() -> Error {
-    Error::new(ErrorKind::Corrupt, "a stored record does not read back")
+    Error::new(ErrorKind::Corrupt, "a stored record cannot be decoded")
 }
 
 fn io(error: std::io::Error) -> Error {
-    Error::new(ErrorKind::Unavailable, "the data directory cannot be used").caused_by(error)
+    Error::new(ErrorKind::Unavailable, "failed to access the data directory").caused_by(error)
 }
 
 impl EmbeddedStore {
-    /// Opens the store in a directory, making it if it is not there.
+    /// Opens the store in a directory and creates it if it does not exist.
     ///
     /// # Errors
-    /// `Conflict` if another process has it open or it was sealed to be copied, `Invalid` if the directory is something else or of
-    /// another format, `Corrupt` if it is damaged, `Unavailable` if it cannot be read or written.
+    /// `Conflict` if another process has the store open or the store was sealed for migration, `Invalid` if
+    /// the directory has another format, `Corrupt` if the store is damaged, `Unavailable` if it cannot be
+    /// read or written.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         check_format(path)?;
         if path.join(SEALED).exists() {
             return Err(Error::new(
                 ErrorKind::Conflict,
-                "the data set was sealed to be copied to a cluster: serve it there (the file SEALED says more)",
+                "the data set was sealed for migration to a cluster: serve it there (see the file SEALED)",
             ));
         }
         let tables = Tables::open(path)?;
@@ -136,27 +137,27 @@ impl EmbeddedStore {
         Ok(Self { tables, writer, epoch })
     }
 
-    /// Whether there is a store in a directory, of whatever format.
+    /// Returns whether a directory holds a store, in any format.
     pub fn exists(path: impl AsRef<Path>) -> bool {
         path.as_ref().join("db").exists()
     }
 
-    /// Reads everything and proves what the store promises; see [`Verification`](crate::Verification).
+    /// Reads all data and checks the store's invariants; see [`Verification`](crate::Verification).
     ///
     /// # Errors
-    /// `Corrupt` with what is wrong.
+    /// `Corrupt` with the violated invariant.
     pub fn verify(&self) -> Result<crate::Verification> {
         verify::run(&self.tables)
     }
 
-    /// Waits until the disk failed. Nothing is acknowledged after that; the process should end and be
-    /// started again, which recovers from what is on disk.
+    /// Waits until the disk fails. After that the store acknowledges nothing. The process should exit; a
+    /// restart recovers from the data on disk.
     pub async fn disk_failed(&self) {
         self.writer.disk_failed().await;
     }
 }
 
-/// Makes the directory with its format file, or checks the one that is there.
+/// Creates the directory with its format file, or checks the existing file.
 fn check_format(path: &Path) -> Result<()> {
     std::fs::create_dir_all(path).map_err(io)?;
     let file = path.join("FORMAT");
@@ -164,7 +165,7 @@ fn check_format(path: &Path) -> Result<()> {
         Ok(text) if text == FORMAT => Ok(()),
         Ok(_) => Err(Error::new(ErrorKind::Invalid, "the data directory has another format")),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            // A secret or settings may be there already; a database may not.
+            // A new directory may already hold a secret or settings, but no database.
             if path.join("db").exists() {
                 return Err(Error::new(ErrorKind::Corrupt, "the data directory has lost its FORMAT file"));
             }
@@ -211,7 +212,7 @@ impl Tables {
         }
         let mut epoch = [0; 16];
         getrandom::fill(&mut epoch)
-            .map_err(|_| Error::new(ErrorKind::Unavailable, "the system gives no randomness"))?;
+            .map_err(|_| Error::new(ErrorKind::Unavailable, "failed to read system randomness"))?;
         let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
         batch.insert(&self.meta, "epoch", &epoch[..]);
         batch.commit().map_err(failed)?;

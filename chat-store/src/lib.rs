@@ -1,13 +1,14 @@
-//! What remembers: durable backends of the traits in [`chat_core::backend`].
+//! Storage backends of the traits in [`chat_core::backend`].
 //!
-//! | feature | type | what |
+//! | feature | type | stores |
 //! |---|---|---|
-//! | `fjall` (default) | [`EmbeddedStore`] | messages, inboxes, accounts and prekeys in one directory; one `fdatasync` a wake-up |
+//! | `fjall` (default) | [`EmbeddedStore`] | messages, inboxes, accounts and prekeys, in one directory |
 //! | `sqlite` | [`SqliteStore`] | messages and inboxes in one SQLite file |
 //! | `cassandra` | `cassandra::CassandraStore` | messages, inboxes, accounts and prekeys, shared by the nodes of a cluster |
-//! | `redis` | [`redis::RedisRegistry`], [`redis::RedisPresence`] | who is connected where, and who was heard of lately |
+//! | `redis` | [`redis::RedisRegistry`], [`redis::RedisPresence`] | routes of devices, gateways, presence |
 //!
-//! `migrate-data` moves a data set from the embedded store to Cassandra.
+//! The embedded store issues one `fdatasync` per wake-up of its writer. `migrate_data` copies a data set from
+//! the embedded store to Cassandra.
 
 #[cfg(feature = "cassandra")]
 pub mod cassandra;

@@ -1,4 +1,5 @@
-//! A second built-in store, so that one suite over both finds what an engine does wrong.
+//! The SQLite store: a second built-in store. Running one suite on both stores reveals faults of either
+//! database.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -29,8 +30,9 @@ CREATE TABLE IF NOT EXISTS cells (device BLOB, conversation BLOB, acked INTEGER 
 CREATE TABLE IF NOT EXISTS devices (device BLOB PRIMARY KEY, generation INTEGER NOT NULL) WITHOUT ROWID;
 ";
 
-/// A [`MessageStore`] in one SQLite file. Each call of `commit` is one transaction, synced before its
-/// outcome is given. It blocks the thread it is called on: use it where there are few conversations at once.
+/// A [`MessageStore`] in one SQLite file. Each call of `commit` is one transaction, synced before the call
+/// returns. Calls block the calling thread: use the store where few conversations are active at the same
+/// time.
 #[derive(Debug)]
 pub struct SqliteStore {
     db: Arc<Mutex<Connection>>,
@@ -40,25 +42,25 @@ pub struct SqliteStore {
 fn failed(error: rusqlite::Error) -> Error {
     match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
-            Error::new(ErrorKind::Corrupt, "the database does not read back").caused_by(error)
+            Error::new(ErrorKind::Corrupt, "the database is damaged").caused_by(error)
         }
         Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
             Error::new(ErrorKind::Conflict, "the database is in use by another process").caused_by(error)
         }
-        _ => Error::new(ErrorKind::Unavailable, "the disk failed").caused_by(error),
+        _ => Error::new(ErrorKind::Unavailable, "failed to access the database").caused_by(error),
     }
 }
 
 const fn corrupt() -> Error {
-    Error::new(ErrorKind::Corrupt, "a stored record does not read back")
+    Error::new(ErrorKind::Corrupt, "a stored record cannot be decoded")
 }
 
 impl SqliteStore {
-    /// Opens the store in a file, making it if it is not there.
+    /// Opens the store in a file and creates the file if it does not exist.
     ///
     /// # Errors
-    /// `Conflict` if another process has it open, `Corrupt` if it is no database, `Unavailable` if it cannot
-    /// be read or written.
+    /// `Conflict` if another process has the file open, `Corrupt` if it is not a database, `Unavailable` if
+    /// it cannot be read or written.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let db = Connection::open(path).map_err(failed)?;
         db.execute_batch(
@@ -75,7 +77,7 @@ impl SqliteStore {
             None => {
                 let mut epoch = [0; 16];
                 getrandom::fill(&mut epoch)
-                    .map_err(|_| Error::new(ErrorKind::Unavailable, "the system gives no randomness"))?;
+                    .map_err(|_| Error::new(ErrorKind::Unavailable, "failed to read system randomness"))?;
                 db.execute("INSERT INTO meta VALUES ('epoch', ?1)", [&epoch[..]]).map_err(failed)?;
                 StoreEpoch::from_bytes(epoch)
             }
@@ -172,7 +174,7 @@ fn apply(tx: &Transaction<'_>, commit: Commit) -> Result<()> {
         .map_err(failed)
 }
 
-/// A row of the inbox; the body of a message is in history, unless there is none.
+/// Writes an inbox row. The body of a message is in history only, except in a mailbox, which has no history.
 fn insert_row(tx: &Transaction<'_>, device: InstallationId, row: &InboxRow, mailbox: bool) -> Result<()> {
     let mut kept = row.clone();
     if let (RowContent::Message { message, .. }, false) = (&mut kept.content, mailbox) {
@@ -193,7 +195,7 @@ fn insert_row(tx: &Transaction<'_>, device: InstallationId, row: &InboxRow, mail
         .map_err(failed)
 }
 
-/// Removes old rows of every inbox and leaves gaps; gives how many rows.
+/// Removes old rows of every inbox, leaves gaps, and returns how many rows it removed.
 fn expire(tx: &Transaction<'_>, before_us: u64, limit: usize) -> Result<usize> {
     let mut old: Vec<(InstallationId, InboxRow)> = Vec::new();
     let mut removed = 0;
@@ -248,7 +250,7 @@ fn read_history(db: &Connection, conversation: ConversationId, seq: Seq) -> Resu
     decode_row(row.ok_or_else(corrupt)?.into()).map_err(|_| corrupt())
 }
 
-/// Rows of a query whose column 0 is a row, up to the limit.
+/// Decodes column 0 of a query's rows, up to the limit. `complete` adds a row's body, or skips the row.
 fn page(
     mut rows: rusqlite::Rows<'_>,
     limit: PageLimit,

@@ -1,12 +1,12 @@
-//! What an audit of a store finds.
+//! Result of verifying a store.
 
 use std::fmt;
 
 use chat_core::{Error, ErrorKind};
 
-/// What an audit counted. That there is one means: every record that was read back was whole, every conversation is
-/// dense from 1 to its head, every number of a sender has one place, and what waits for devices stands for places
-/// that are there.
+/// Counts of a store that passed verification. A value means that every record that was read back is intact,
+/// every conversation is dense from 1 to its head, every number of a sender has one seq, and every waiting
+/// inbox row refers to a row that exists.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Verification {
@@ -14,11 +14,10 @@ pub struct Verification {
     pub conversations: u64,
     /// Rows of history.
     pub messages: u64,
-    /// Inbox rows that wait.
+    /// Inbox rows that are not acknowledged yet.
     pub waiting: u64,
     /// Devices that acknowledged or sent anything.
     pub devices: u64,
-    /// Accounts.
     pub accounts: u64,
 }
 

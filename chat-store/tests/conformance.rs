@@ -1,4 +1,4 @@
-//! The embedded stores pass the suites of their traits.
+//! Conformance tests of the embedded store and the SQLite store.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::sync::Arc;

@@ -39,7 +39,7 @@ fuzz_target!(|data: &[u8]| {
             }
             1 => {
                 seq += 1;
-                Input::Events(vec![Event::Row(row(seq)); n as usize % 4])
+                Input::Events(vec![SessionEvent::Row(row(seq)); n as usize % 4])
             }
             2 => Input::Page(asked, (seq + 1..=seq + n).map(row).collect()),
             3 => Input::Page(asked, Vec::new()),
@@ -55,7 +55,7 @@ fuzz_target!(|data: &[u8]| {
             9 => {
                 seq += 1;
                 let stored = Stored { conversation: row(1).conversation, message_id: MessageId::NIL, client_seq: n, incarnation: 0, seq, store_epoch: epoch, durability: Durability::Memory };
-                Input::Events(vec![Event::Own(stored, seq)])
+                Input::Events(vec![SessionEvent::Own(stored, seq)])
             }
             10 => Input::PageFailed,
             _ => match ClientFrame::parse(Bytes::copy_from_slice(data), &Bytes::new()) {

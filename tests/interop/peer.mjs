@@ -1,4 +1,4 @@
-// The other end of the interop test: the official client library, driven by lines of JSON.
+// The peer in the interop test: the official client library, driven by JSON lines on stdin.
 import * as S from '@signalapp/libsignal-client';
 import readline from 'node:readline';
 
@@ -49,7 +49,7 @@ const peer = S.ProtocolAddress.new('rust', 1);
 const [sessions, ids, prekeys, signed, kem] = [new Sessions(), new Identities(), new Prekeys(), new Signed(), new Kem()];
 
 const commands = {
-  // A bundle of this side: one-time prekey 20 if asked for, signed prekey 10, KEM prekey 20.
+  // Creates a prekey bundle: one-time prekey 20 if requested, signed prekey 10, KEM prekey 20.
   async bundle({ oneTime }) {
     const key = ids.pair.privateKey;
     const [one, sign, post] = [S.PrivateKey.generate(), S.PrivateKey.generate(), S.KEMKeyPair.generate()];

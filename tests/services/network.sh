@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Machines for services.sh: network namespaces on one bridge, so that the way between two of them can be cut.
-# Needs root and iproute2. Machine i is NET.i; machine 0 is this one, NET.254.
+# Creates machines for services.sh: network namespaces on one bridge. The network between any two can be cut.
+# Needs root and iproute2. Machine i has the address NET.i; machine 0 is the host, NET.254.
 set -euo pipefail
 
 usage() {
   cat <<'HELP'
 usage: network.sh COMMAND
 
-  up N          N machines, with the names that CHAT_SERVICES_NETNS begins
-  down          ends what runs on them and removes them
-  cut A B       no packet goes between A and B any more; nobody is told
-  heal A B      they do again
+  up N          create N machines; CHAT_SERVICES_NETNS is the prefix of their names
+  down          end all processes on the machines and remove the machines
+  cut A B       silently drop all packets between A and B
+  heal A B      reconnect A and B
 
 environment: CHAT_SERVICES_NETNS [chat], CHAT_SERVICES_NET [10.77.7]
 HELP
@@ -48,13 +48,13 @@ down() {
   for name in $(ip netns list | awk '{print $1}' | grep "^$PREFIX[0-9]"); do
     ip netns pids "$name" | xargs -r kill -9 || true
     ip netns delete "$name"
-    # Its namespace goes when the last process in it is gone; its cable must not be in the way until then.
+    # The kernel keeps the namespace until its last process has ended. Free the name of its link now.
     ip link delete "$PREFIX-${name#"$PREFIX"}" 2>/dev/null || true
   done
   ip link delete "$BRIDGE" 2>/dev/null || true
 }
 
-# Frames go to an address that nobody has: they are lost on the way, as with a broken cable.
+# Sends frames to a MAC address that no machine has: they are lost, as with a broken cable.
 cut() {
   on "$1" ip neigh replace "$(address "$2")" lladdr 02:00:00:00:00:99 dev "$(device "$1")" nud permanent
   on "$2" ip neigh replace "$(address "$1")" lladdr 02:00:00:00:00:99 dev "$(device "$2")" nud permanent

@@ -1,4 +1,4 @@
-//! `chat --json` as a process.
+//! Runs the command-line client `chat` as a child process.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// `chat` with a profile and a server; `ca.pem` beside the profile is trusted.
+/// Builds a `chat` command for a profile and a server. If `ca.pem` exists beside the profile, the client
+/// trusts it.
 fn chat(profile: &Path, url: &str) -> Command {
     let mut command = Command::new(crate::binary("chat"));
     command.arg("--profile").arg(profile).args(["--server", url]);
@@ -19,7 +20,7 @@ fn chat(profile: &Path, url: &str) -> Command {
     command
 }
 
-/// Runs a subcommand of `chat` to its end.
+/// Runs a `chat` subcommand and waits for it to exit.
 pub fn command(profile: &Path, url: &str, arguments: &[&str]) -> Output {
     chat(profile, url).args(arguments).stdin(Stdio::null()).output().unwrap()
 }
@@ -29,7 +30,7 @@ pub fn register(dir: &Path, url: &str, name: &str) -> PathBuf {
     register_with(dir, url, name, &[])
 }
 
-/// Registers a user with more flags.
+/// Registers a user in a new profile, with additional flags.
 pub fn register_with(dir: &Path, url: &str, name: &str, flags: &[&str]) -> PathBuf {
     let profile = dir.join(name);
     let out = command(&profile, url, &[&["register", name], flags].concat());
@@ -37,7 +38,7 @@ pub fn register_with(dir: &Path, url: &str, name: &str, flags: &[&str]) -> PathB
     profile
 }
 
-/// A running `chat --json`.
+/// A running `chat --json` process.
 #[derive(Debug)]
 pub struct CliProcess {
     child: Child,
@@ -68,7 +69,7 @@ impl CliProcess {
         Self { child, input, events }
     }
 
-    /// Writes a command; `false` if the process is gone.
+    /// Writes a command to stdin. Returns `false` if the write fails because the process has ended.
     pub fn send(&mut self, command: &Value) -> bool {
         self.send_line(&command.to_string())
     }
@@ -80,7 +81,7 @@ impl CliProcess {
         input.write_all(line.as_bytes()).and_then(|()| input.write_all(b"\n")).is_ok()
     }
 
-    /// The next event, if one comes in time and the process lives.
+    /// Returns the next event, or `None` on a timeout or after the process has ended.
     pub fn next(&mut self, within: Duration) -> Option<Value> {
         match self.events.recv_timeout(within) {
             Ok(line) => Some(serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"))),
@@ -88,7 +89,7 @@ impl CliProcess {
         }
     }
 
-    /// The next event of a kind; the others are dropped.
+    /// Waits up to 30 s for the next event of a kind. Discards all other events.
     pub fn wait(&mut self, kind: &str) -> Value {
         let end = Instant::now() + Duration::from_secs(30);
         let mut seen = Vec::new();
@@ -100,16 +101,16 @@ impl CliProcess {
                 seen.push(event);
             }
         }
-        panic!("no {kind} came; before it: {seen:?}");
+        panic!("no {kind} event within 30 s; other events: {seen:?}");
     }
 
-    /// kill -9.
+    /// Kills the process with SIGKILL.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Ends the input, and gives what is still said until the process ends.
+    /// Closes stdin. Returns the events that the process still prints before it exits.
     pub fn finish(mut self) -> Vec<Value> {
         drop(self.input.take());
         let mut rest = Vec::new();

@@ -1,4 +1,4 @@
-//! Nodes of a cluster as processes, on real services.
+//! Runs the nodes of a cluster as processes, on real services.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -9,7 +9,7 @@ use crate::deployment::{ANOTHER_ROUTER, Deployment, FIRST_GATEWAY, FIRST_ROUTER}
 use crate::faults::Script;
 use crate::server::{Machine, Server};
 
-/// Where the services are.
+/// URLs of the services.
 #[derive(Clone, Debug)]
 pub struct Services {
     pub cassandra: String,
@@ -18,12 +18,13 @@ pub struct Services {
 }
 
 impl Services {
-    /// One node of each; `None`, said aloud, if they do not run here.
+    /// Services with one node each, from `CHAT_TEST_CASSANDRA`, `CHAT_TEST_KAFKA` and `CHAT_TEST_REDIS`.
+    /// Prints a note and returns `None` if one of the variables is not set.
     pub fn single() -> Option<Self> {
         Self::named("")
     }
 
-    /// Three nodes of each, six of Redis.
+    /// Services with three nodes each, Redis with six, from the same variables with the suffix `_CLUSTER`.
     pub fn replicated() -> Option<Self> {
         Self::named("_CLUSTER")
     }
@@ -32,49 +33,49 @@ impl Services {
         let names = ["CASSANDRA", "KAFKA", "REDIS"].map(|name| format!("CHAT_TEST_{name}{suffix}"));
         let found: Vec<String> = names.iter().filter_map(|name| std::env::var(name).ok()).collect();
         if found.len() < names.len() {
-            println!("ignored: {names:?} are not all set: the services step of scripts/test.sh does it");
+            println!("ignored: {names:?} are not all set; the services step of scripts/test.sh sets them");
         }
         let [cassandra, kafka, redis] = found.try_into().ok()?;
         Some(Self { cassandra, kafka, redis })
     }
 
-    /// The store, with a keyspace of its own.
+    /// Returns the URL of the store with another keyspace.
     pub fn keyspace(&self, name: &str) -> String {
         self.cassandra.replacen("/test?", &format!("/{name}?"), 1)
     }
 }
 
-/// A name that nobody used before.
+/// Returns a random name that no earlier run used.
 pub fn fresh_name() -> String {
     let mut random = [0; 4];
     getrandom::fill(&mut random).unwrap();
     format!("c{}", hex::encode(random))
 }
 
-/// How many nodes of each role.
+/// Number of nodes of each role.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
     pub gateways: usize,
     pub routers: usize,
 }
 
-/// Nodes of a cluster.
+/// A running cluster.
 #[derive(Debug)]
 pub struct Cluster {
     pub gateways: Vec<Server>,
     pub routers: Vec<Server>,
     pub services: Services,
-    /// Runs the services, where they are of several nodes.
+    /// Controls the services, if they have several nodes.
     pub script: Option<Script>,
     dir: PathBuf,
     deployment: Deployment,
-    /// The settings that all nodes have.
+    /// Settings that all nodes share, as TOML.
     common: String,
 }
 
 impl Cluster {
-    /// A cluster on a keyspace and a topic of this name; the keyspace may be there already. With a script that
-    /// has machines, each node is on one of its own.
+    /// Starts a cluster on the keyspace and the topic `name`; the keyspace may already exist. If the script
+    /// has machines, each node runs on its own machine.
     pub fn start(dir: &Path, services: &Services, name: &str, size: Size, script: Option<Script>) -> Self {
         let kafka = services.kafka.replacen("/test?", &format!("/{name}?partitions=32&"), 1);
         let common = format!(
@@ -110,7 +111,7 @@ impl Cluster {
         Server::start_on(machine, &own, &flags)
     }
 
-    /// Runs a command of the server's binary with the settings of a node here; gives what it printed.
+    /// Runs a command of the server binary with the settings of a node on this machine. Returns its stdout.
     pub fn command(&self, arguments: &[&str]) -> String {
         let settings = self.deployment.settings("commands", &Machine::this(), &self.common);
         let flags = ["--config", settings.to_str().unwrap()];
@@ -119,12 +120,12 @@ impl Cluster {
         String::from_utf8(out.stdout).unwrap().trim().to_owned()
     }
 
-    /// One more router.
+    /// Starts an additional router.
     pub fn start_router(&self) -> Server {
         self.node("another-router", "router", ANOTHER_ROUTER)
     }
 
-    /// Registers a user at a gateway.
+    /// Registers a user at a gateway. Returns the profile directory.
     pub fn register(&self, gateway: usize, name: &str) -> PathBuf {
         let url = self.gateways[gateway].url();
         if !self.deployment.asks_for_tokens() {
@@ -133,7 +134,7 @@ impl Cluster {
         register_with(&self.dir, &url, name, &["--token", &self.command(&["token", name])])
     }
 
-    /// The gateways' addresses, from one on.
+    /// Returns the URLs of all gateways, starting with gateway `first`.
     pub fn urls(&self, first: usize) -> Vec<String> {
         let count = self.gateways.len();
         (0..count).map(|n| self.gateways[(first + n) % count].url()).collect()
@@ -145,7 +146,7 @@ impl Cluster {
     }
 }
 
-/// Runs a command of the server's binary to its end.
+/// Runs a command of the server binary and waits for it to exit.
 pub fn server_command(arguments: &[&str]) -> Output {
     Command::new(binary("chat-server-ref")).args(arguments).output().unwrap()
 }

@@ -1,4 +1,4 @@
-//! Real text: the documentation that came with the crates this build downloaded. None of it is shipped.
+//! Real text for tests: the Markdown files of the crates that this build downloaded. The text is not shipped.
 
 use std::path::{Path, PathBuf};
 
@@ -16,8 +16,8 @@ fn collect(dir: &Path, depth: usize, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// At least `count` lines, split at newlines only, with lines in many scripts, empty ones, and one too long
-/// to send among them.
+/// Returns `count` lines after the first `skip`, split at newlines only. Some lines are replaced: by text in
+/// many scripts, an empty line, a line of the maximum length, and a line that is too long to send.
 pub fn real_lines(count: usize, skip: usize) -> Vec<String> {
     let home = std::env::var_os("CARGO_HOME")
         .map_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cargo"), PathBuf::from);
@@ -35,7 +35,7 @@ pub fn real_lines(count: usize, skip: usize) -> Vec<String> {
         }
     }
     let mut lines: Vec<String> = lines.into_iter().skip(skip).take(count).collect();
-    assert!(lines.len() >= count, "only {} lines of real text are here", lines.len());
+    assert!(lines.len() >= count, "found only {} lines of real text", lines.len());
     let scripts = [
         "",
         " ",

@@ -1,5 +1,5 @@
-//! Nodes of a cluster as somebody deploys them on machines of their own: they listen to the network, so they
-//! show certificates, and users show tokens.
+//! Configuration of cluster nodes on separate machines (network namespaces). The nodes listen on the network,
+//! so they use TLS certificates, and users need a token to register.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -7,25 +7,26 @@ use std::path::{Path, PathBuf};
 use crate::faults::Script;
 use crate::server::Machine;
 
-/// Where the nodes of a cluster run, and what they need there.
+/// The machines of a cluster's nodes, and the files that the nodes need there.
 #[derive(Debug)]
 pub struct Deployment {
     dir: PathBuf,
-    /// Names the machines, where there are any.
+    /// Set only if each node runs on its own machine.
     script: Option<Script>,
 }
 
-/// The machine of the first gateway: those before it are the services'.
+/// Number of the first gateway's machine. Machines with lower numbers run the services.
 pub const FIRST_GATEWAY: u64 = 7;
-/// The machine of the first router.
+/// Number of the first router's machine.
 pub const FIRST_ROUTER: u64 = 10;
-/// The machine of one more router.
+/// Number of the machine for an additional router.
 pub const ANOTHER_ROUTER: u64 = 12;
-/// Where nodes listen on a machine that is theirs alone.
+/// Client port of a node on its own machine.
 const PORT: u16 = 7777;
 
 impl Deployment {
-    /// Makes what machines of their own need in this directory, if there are any.
+    /// Creates a deployment. If the nodes run on their own machines, writes a certificate, its key and a
+    /// token secret to `dir`.
     pub fn new(dir: &Path, script: Option<&Script>) -> Self {
         let script = script.filter(|script| script.namespaces.is_some()).cloned();
         let deployment = Self { dir: dir.to_owned(), script };
@@ -35,7 +36,8 @@ impl Deployment {
         deployment
     }
 
-    /// One certificate for all: for clients, who know the addresses, and for the link, which knows a name.
+    /// Writes one certificate for all nodes. It names the addresses that clients dial, and `chat-node`, the
+    /// name that the node link verifies.
     fn make_secrets(&self) {
         let addresses = (FIRST_GATEWAY..=ANOTHER_ROUTER).map(|number| self.machine(number).address);
         let names: Vec<String> = addresses.chain(["chat-node".to_owned()]).collect();
@@ -51,14 +53,15 @@ impl Deployment {
         }
     }
 
-    /// The machine of this number, or this one.
+    /// Returns the machine with this number, or this machine if there are no others.
     pub fn machine(&self, number: u64) -> Machine {
         let Some(script) = &self.script else { return Machine::this() };
         let namespace = script.namespaces.as_ref().map(|prefix| format!("{prefix}{number}"));
         Machine { address: format!("{}.{number}", script.net), namespace, port: Some(PORT) }
     }
 
-    /// The settings of a node there beside those of all, in a file of its own.
+    /// Writes the settings of a node to a file: `common`, and those of its machine. Returns the path of the
+    /// file.
     pub fn settings(&self, name: &str, machine: &Machine, common: &str) -> PathBuf {
         let mut text = format!("{common}node_link_listen = \"{}:0\"\n", machine.address);
         if self.script.is_some() {
@@ -79,7 +82,7 @@ impl Deployment {
         path
     }
 
-    /// Whether nobody registers without a token.
+    /// Returns whether registration requires a token.
     pub fn asks_for_tokens(&self) -> bool {
         self.script.is_some()
     }

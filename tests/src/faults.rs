@@ -1,4 +1,4 @@
-//! What may happen to a cluster: each fault comes, lasts, and ends.
+//! Fault injection for a cluster: each fault starts, lasts for a while, and ends.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -35,7 +35,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// What can be done to nodes of the chat server, and with Redis.
+    /// Faults of chat server nodes and of Redis.
     pub const NODES: [Self; 7] = [
         Self::KillRouter,
         Self::KillGateway,
@@ -46,7 +46,7 @@ impl Fault {
         Self::MoveShards,
     ];
 
-    /// What can be done to services of several nodes.
+    /// Faults of services that have several nodes.
     pub const SERVICES: [Self; 6] = [
         Self::KillKafkaController,
         Self::KillCassandra,
@@ -56,7 +56,7 @@ impl Fault {
         Self::StopRedis,
     ];
 
-    /// What can be done to a network between machines.
+    /// Faults of the network between machines.
     pub const NETWORK: [Self; 4] = [Self::CutNodes, Self::CutServers, Self::CutServices, Self::CutClients];
 
     pub const fn name(self) -> &'static str {
@@ -81,12 +81,14 @@ impl Fault {
         }
     }
 
-    /// The longest that something is stopped or cut off, in seconds: `CHAT_TEST_CLUSTER_MAX_STOP`.
+    /// Returns the maximum duration of a random stop or network cut, in seconds:
+    /// `CHAT_TEST_CLUSTER_MAX_STOP`, by default 12.
     pub fn longest() -> u64 {
         std::env::var("CHAT_TEST_CLUSTER_MAX_STOP").ok().and_then(|n| n.parse().ok()).unwrap_or(12)
     }
 
-    /// The kinds of a list that `CHAT_TEST_CLUSTER_KINDS` names by a part of their names; all if it is not set.
+    /// Returns the faults of a list whose names contain one of the comma-separated parts in
+    /// `CHAT_TEST_CLUSTER_KINDS`, or all of them if the variable is not set.
     pub fn wanted(of: &[Self]) -> Vec<Self> {
         let Ok(parts) = std::env::var("CHAT_TEST_CLUSTER_KINDS") else { return of.to_vec() };
         let wanted = |fault: &Self| parts.split(',').any(|part| fault.name().contains(part));
@@ -94,18 +96,19 @@ impl Fault {
     }
 }
 
-/// The script that runs the services, for the set of several nodes.
+/// The scripts, and their environment, that control the services with several nodes.
 #[derive(Clone, Debug)]
 pub struct Script {
     environment: Vec<(&'static str, String)>,
-    /// Node n is at `net.n`.
+    /// Address prefix: node `n` has the address `{net}.{n}`.
     pub net: String,
-    /// What the names of machines begin with, if each node is on one of its own, whose network can be cut.
+    /// Name prefix of the network namespaces, if each node runs in its own. Only their network can be cut.
     pub namespaces: Option<String>,
 }
 
 impl Script {
-    /// As the services step of `scripts/test.sh` sets it up.
+    /// Reads the variables that the services step of `scripts/test.sh` sets. Returns `None` if one is
+    /// missing.
     pub fn find() -> Option<Self> {
         let variable = |name: &str| std::env::var(name).ok();
         let net = variable("CHAT_TEST_SERVICES_NET")?;
@@ -133,7 +136,7 @@ impl Script {
         self.run_file("services.sh", arguments)
     }
 
-    /// Kills a node and brings it back.
+    /// Kills a node with SIGKILL and starts it again after `away`.
     fn kill(&self, service: &str, node: u64, away: Duration) {
         self.run(&["kill", service, &node.to_string()]);
         std::thread::sleep(away);
@@ -146,9 +149,9 @@ impl Script {
         self.run(&["resume", service, &node.to_string()]);
     }
 
-    /// No packet goes from one machine to the other, for a time; machine 0 is the clients'.
+    /// Drops all packets between two machines for `time`. Machine 0 runs the clients.
     fn cut(&self, (one, other): (u64, u64), time: Duration) {
-        println!("machines {one} and {other} for {time:.1?}");
+        println!("cutting the network between machines {one} and {other} for {time:.1?}");
         let (one, other) = (one.to_string(), other.to_string());
         self.run_file("network.sh", &["cut", &one, &other]);
         std::thread::sleep(time);
@@ -161,7 +164,7 @@ impl Script {
         line.split_whitespace().last().unwrap().parse().unwrap()
     }
 
-    /// Asks a node of Redis; `None` if it does not answer.
+    /// Sends a command to a Redis node. Returns `None` if the node does not answer.
     fn redis(&self, node: u64, command: &str) -> Option<String> {
         let address = format!("{}.{node}:6379", self.net).parse().unwrap();
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
@@ -181,16 +184,16 @@ fn some_time(rng: &mut TestRng) -> Duration {
     Duration::from_millis(1000 + rng.below(1000 * (Fault::longest() - 1)))
 }
 
-/// The machines of services: of each one of Redis, on the first three one of Kafka and Cassandra, too.
+/// Machines of the services: each runs a Redis node, the first three also a Kafka and a Cassandra node.
 const SERVICES: Range<u64> = 1..FIRST_GATEWAY;
-/// The machines of gateways and routers that are always there.
+/// Machines of the gateways and routers that always run.
 const NODES: Range<u64> = FIRST_GATEWAY..ANOTHER_ROUTER;
 
 fn among(rng: &mut TestRng, numbers: Range<u64>) -> u64 {
     numbers.start + rng.below(numbers.end - numbers.start)
 }
 
-/// Any two of these.
+/// Returns two different numbers of a range.
 fn two(rng: &mut TestRng, numbers: Range<u64>) -> (u64, u64) {
     let one = among(rng, numbers.clone());
     let other = among(rng, numbers.start..numbers.end - 1);
@@ -198,7 +201,7 @@ fn two(rng: &mut TestRng, numbers: Range<u64>) -> (u64, u64) {
 }
 
 impl Script {
-    /// Lets a fault of services or of their network come, last and end.
+    /// Injects a fault of the services or of the network. Returns when the fault has ended.
     pub fn suffer(&self, fault: Fault, rng: &mut TestRng) {
         let (node, away) = (1 + rng.below(3), some_time(rng));
         match fault {
@@ -215,33 +218,33 @@ impl Script {
             Fault::CutServers => self.cut((among(rng, NODES), among(rng, SERVICES)), away),
             Fault::CutServices => self.cut(two(rng, SERVICES), away),
             Fault::CutClients => self.cut((0, among(rng, FIRST_GATEWAY..FIRST_ROUTER)), away),
-            _ => unreachable!("{fault:?} is not one of services"),
+            _ => unreachable!("{fault:?} is not a fault of services or of the network"),
         }
     }
 
-    /// Redis forgets everything; how many masters did.
+    /// Deletes all data of every Redis master. Returns the number of masters that answered.
     pub fn flush(&self) -> usize {
         self.redis_masters().into_iter().filter(|node| self.redis(*node, "FLUSHALL").is_some()).count()
     }
 }
 
 impl Cluster {
-    /// Lets a fault of nodes come, last and end.
+    /// Injects a fault of the nodes or of Redis. Returns when the fault has ended.
     pub fn suffer(&mut self, fault: Fault, rng: &mut TestRng) {
         match fault {
             Fault::KillRouter => kill_one(&mut self.routers, rng),
             Fault::KillGateway => kill_one(&mut self.gateways, rng),
             Fault::Flush => self.flush(),
             Fault::StopRedisAlone => self.stop_redis(some_time(rng)),
-            // Longer than its lease: it goes on as an owner that was replaced.
+            // Longer than its lease: it resumes after other routers took over its shards.
             Fault::StopRouter => stop_one(&self.routers, rng, Duration::from_secs(7)),
             Fault::StopGateway => stop_one(&self.gateways, rng, Duration::from_secs(1)),
             Fault::MoveShards => self.move_shards(),
-            _ => unreachable!("{fault:?} is not one of nodes"),
+            _ => unreachable!("{fault:?} is not a fault of nodes"),
         }
     }
 
-    /// Redis forgets everything.
+    /// Deletes all data in Redis.
     fn flush(&self) {
         match &self.script {
             Some(script) => {
@@ -251,7 +254,7 @@ impl Cluster {
         }
     }
 
-    /// Asks the only Redis there is.
+    /// Sends a command to the single Redis server. Returns its answer.
     fn ask_redis(&self, command: &str) -> String {
         let mut redis = TcpStream::connect(self.services.redis.trim_start_matches("redis://")).unwrap();
         redis.write_all(format!("{command}\r\n").as_bytes()).unwrap();
@@ -260,7 +263,7 @@ impl Cluster {
         String::from_utf8_lossy(&answer[..length]).into_owned()
     }
 
-    /// It lives, and answers nobody.
+    /// Pauses Redis with SIGSTOP: its connections stay open and it does not answer.
     fn stop_redis(&self, time: Duration) {
         let info = self.ask_redis("INFO server");
         let pid = info.lines().find_map(|line| line.strip_prefix("process_id:")).unwrap();
@@ -270,7 +273,8 @@ impl Cluster {
         rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
     }
 
-    /// A router comes and goes, about once a second: each time shards move to it and back.
+    /// Starts and stops an additional router five times, about once a second. Each time shards move to it and
+    /// back.
     fn move_shards(&mut self) {
         for _ in 0..5 {
             let mut router = self.start_router();

@@ -1,4 +1,4 @@
-//! The rig of the end-to-end tests: the real binaries as processes, killed by their pid alone.
+//! Harness of the end-to-end tests. It runs the real binaries as processes and kills them only by pid.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 pub mod cli_process;
@@ -14,7 +14,7 @@ pub mod server;
 
 use std::path::PathBuf;
 
-/// A binary of this workspace, built beside the test.
+/// Returns the path of a workspace binary in the build directory of the test.
 pub fn binary(name: &str) -> PathBuf {
     let mut dir = std::env::current_exe().unwrap();
     dir.pop();
@@ -30,7 +30,7 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// A directory of the build for things that tests keep.
+/// Returns the `target` directory, in which tests keep files between runs.
 pub fn scratch() -> PathBuf {
     let mut dir = std::env::current_exe().unwrap();
     while dir.file_name().is_some_and(|name| name != "target") {
@@ -39,7 +39,7 @@ pub fn scratch() -> PathBuf {
     dir
 }
 
-/// A small deterministic generator for choices of a test.
+/// A small deterministic random number generator for tests.
 #[derive(Debug)]
 pub struct TestRng(pub chat_core::rng::Rng);
 

@@ -1,4 +1,4 @@
-//! A device on the wire without encryption, for crowds and loads.
+//! A device that speaks the wire protocol without encryption, for tests with load or with many devices.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use chat_transport::dial::Dialer;
 use crate::raw_client::User;
 
 const GENERATION: u64 = 1 << 40;
-/// Bytes of a message's body: the time it was sent, then filling.
+/// Size of a message body, in bytes. The first 8 bytes hold the send time, the rest is padding.
 pub const BODY: usize = 256;
 
 /// A connected device.
@@ -22,16 +22,16 @@ pub struct LoadClient {
     pub user: User,
     epoch: StoreEpoch,
     sent: u64,
-    /// The number and id of its last message in each conversation.
+    /// `client_seq` and id of the device's last message in each conversation.
     last: HashMap<ConversationId, (u64, MessageId)>,
-    /// Rows that waited when it connected, and was given.
+    /// Rows that waited at connect time and were delivered then.
     pub caught_up: Vec<InboxRow>,
 }
 
-/// A session that was not opened.
+/// The reason why a session was not opened.
 #[derive(Debug)]
 pub enum Refused {
-    /// The server said so, and after how many milliseconds to come back.
+    /// The server sent `Close` with this `retry_after`, in milliseconds.
     Later(u32),
     Failed(chat_core::Error),
 }
@@ -42,7 +42,7 @@ impl From<chat_core::Error> for Refused {
     }
 }
 
-/// The next frame of a connection.
+/// Receives the next frame of a connection, or `None` at its end.
 pub async fn next(transport: &mut dyn Transport) -> Result<Option<ServerFrame>> {
     transport.recv().await?.map(ServerFrame::parse).transpose()
 }
@@ -61,7 +61,7 @@ impl LoadClient {
     async fn open(dialer: &Dialer, user: User, register: bool) -> Result<Self, Refused> {
         let closed = |frame| match frame {
             Some(ServerFrame::Close { retry_after, .. }) => Refused::Later(retry_after),
-            _ => Refused::Failed(chat_core::Error::new(chat_core::ErrorKind::Unavailable, "it was closed")),
+            _ => Refused::Failed(chat_core::Error::new(chat_core::ErrorKind::Unavailable, "disconnected")),
         };
         let mut transport = dialer.dial().await?;
         let challenge = match next(&mut *transport).await? {
@@ -96,14 +96,14 @@ impl LoadClient {
         }
     }
 
-    /// Acknowledges rows that it was given.
+    /// Acknowledges delivered rows.
     pub async fn acknowledge(&mut self, rows: &[InboxRow]) -> Result<()> {
         let acks = rows.iter().map(|row| AckUpTo { conversation: row.conversation, seq: row.seq }).collect();
         let frame = self.ack(acks);
         self.transport.send(vec![frame]).await
     }
 
-    /// Its next message to another user, which says when it was sent.
+    /// Encodes the next `Publish` to another user. Its body starts with the send time `at`, in nanoseconds.
     pub fn message(&mut self, to: &User, at: u64) -> Bytes {
         self.sent += 1;
         let mut body = BytesMut::with_capacity(BODY);
@@ -137,7 +137,7 @@ impl LoadClient {
         ClientFrame::Publish(publish).encode()
     }
 
-    /// The id of its last message to another user.
+    /// Returns the id of the last message to another user, or `MessageId::NIL`.
     pub fn last_id(&self, to: &User) -> MessageId {
         let conversation = ConversationId::direct(self.user.device.user, to.device.user);
         self.last.get(&conversation).map_or(MessageId::NIL, |(_, id)| *id)
@@ -148,7 +148,7 @@ impl LoadClient {
     }
 }
 
-/// When a message says that it was sent.
+/// Returns the send time in a message body, or `None` if the row is not a message.
 pub fn sent_at(row: &InboxRow) -> Option<u64> {
     match &row.content {
         RowContent::Message { message, .. } => message.body[..8].try_into().ok().map(u64::from_be_bytes),

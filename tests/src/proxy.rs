@@ -1,10 +1,10 @@
-//! A TCP proxy that keeps what passes.
+//! A TCP proxy that records the bytes that it forwards.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-/// A proxy on a port of its own.
+/// A running proxy on its own port.
 #[derive(Debug)]
 pub struct Proxy {
     pub port: u16,
@@ -32,13 +32,13 @@ impl Proxy {
         Self { port, seen }
     }
 
-    /// Everything that passed, both ways.
+    /// Returns the bytes that finished connections sent, in both directions.
     pub fn seen(&self) -> Vec<u8> {
         self.seen.lock().unwrap().clone()
     }
 }
 
-/// Passes bytes on. What a client sends is masked: it is kept unmasked, too, frame by frame.
+/// Forwards bytes of one direction. Client frames are masked, so they are recorded both masked and unmasked.
 fn pass(mut from: TcpStream, mut into: TcpStream, keep: &Mutex<Vec<u8>>) {
     let mut buffer = vec![0; 64 * 1024];
     let mut stream = Vec::new();

@@ -1,4 +1,4 @@
-//! A client that says exactly the bytes it is told to.
+//! A client that sends exactly the bytes that a test passes to it.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,29 +12,29 @@ use chat_core::wire::{ClientFrame, Hello, Registration, ServerFrame, Welcome};
 use chat_core::{ConversationId, DeviceAddress, DeviceId, Handle, MessageId, UserId};
 use ed25519_dalek::{Signer, SigningKey};
 
-/// An upgrade request as it should be, for `/v1`.
+/// A valid upgrade request for `/v1`.
 pub const UPGRADE: &str = "GET /v1 HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
 
-/// A connection of bytes.
+/// A TCP connection that sends and receives raw bytes.
 #[derive(Debug)]
 pub struct RawClient {
     pub stream: TcpStream,
     buffer: Vec<u8>,
 }
 
-/// What a frame from the server was.
+/// The result of one read from the server.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received {
     Frame(Vec<u8>),
     Pong,
     Closed(u16),
-    /// The stream ended without a word.
+    /// The stream ended without a close frame.
     Gone,
-    /// Nothing came in time.
+    /// Nothing arrived before the timeout.
     Silence,
 }
 
-/// One masked frame.
+/// Encodes one masked WebSocket frame. `first` is its first byte: the flags and the opcode.
 pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mask = [1, 2, 3, 4];
     let mut out = vec![first];
@@ -61,7 +61,7 @@ impl RawClient {
         Self { stream, buffer: Vec::new() }
     }
 
-    /// Connects and upgrades.
+    /// Connects and completes the WebSocket upgrade.
     pub fn open(port: u16) -> Self {
         let mut raw = Self::connect(port);
         raw.write(UPGRADE.as_bytes());
@@ -69,7 +69,7 @@ impl RawClient {
         raw
     }
 
-    /// Writes as much as the other end takes.
+    /// Writes bytes and ignores errors, because the server may close the connection first.
     pub fn write(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes);
     }
@@ -92,7 +92,8 @@ impl RawClient {
         }
     }
 
-    /// The head of an HTTP answer.
+    /// Reads the head of an HTTP response. At the end of the stream or after 15 s, returns the bytes read so
+    /// far.
     pub fn head(&mut self) -> String {
         let until = Instant::now() + Duration::from_secs(15);
         loop {
@@ -107,7 +108,7 @@ impl RawClient {
         }
     }
 
-    /// The next thing the server says.
+    /// Returns the next frame from the server, or why there is none.
     pub fn receive(&mut self, within: Duration) -> Received {
         let until = Instant::now() + within;
         loop {
@@ -123,7 +124,7 @@ impl RawClient {
         }
     }
 
-    /// The code the connection is closed with; frames before it are passed over.
+    /// Returns the code of the close frame, or 0 if the stream ends without one. Skips the frames before it.
     pub fn close_code(&mut self) -> u16 {
         loop {
             match self.receive(Duration::from_secs(20)) {
@@ -135,12 +136,12 @@ impl RawClient {
         }
     }
 
-    /// Sends a frame of the protocol.
+    /// Sends a protocol frame.
     pub fn send(&mut self, what: &ClientFrame) {
         self.write(&frame(0x82, &what.encode()));
     }
 
-    /// The next frame of the protocol.
+    /// Returns the next protocol frame.
     pub fn take(&mut self) -> ServerFrame {
         loop {
             match self.receive(Duration::from_secs(10)) {
@@ -168,7 +169,7 @@ fn parse(buffer: &[u8]) -> Option<(Received, usize)> {
     Some((said, head + length))
 }
 
-/// A user with one device, spoken for by a test.
+/// A user with one device whose keys the test holds.
 #[derive(Debug)]
 pub struct User {
     pub device: DeviceAddress,
@@ -206,7 +207,7 @@ impl User {
         }))
     }
 
-    /// A `Hello` for a challenge.
+    /// Builds a `Hello` that answers a challenge.
     pub fn hello(&self, nonce: Bytes, generation: u64) -> ClientFrame {
         let claims = HelloClaims {
             authority: "localhost:1".into(),
@@ -222,7 +223,7 @@ impl User {
         ClientFrame::Hello(Box::new(Hello { claims, store_epoch: None, signature }))
     }
 
-    /// Opens a session, registering the user if need be.
+    /// Registers the user, which is idempotent, and opens a session.
     pub fn session(&self, port: u16) -> (RawClient, Welcome) {
         let mut raw = RawClient::open(port);
         let ServerFrame::Challenge(challenge) = raw.take() else { panic!() };
@@ -234,7 +235,7 @@ impl User {
         (raw, welcome)
     }
 
-    /// A publish to the own conversation.
+    /// Builds a `Publish` to the user's own conversation.
     pub fn publish(&self, client_seq: u64, id: u8, prev: u8) -> Publish {
         let id_of = |n: u8| {
             if n == 0 { MessageId::NIL } else { MessageId::from_bytes([n; 16]) }
@@ -258,7 +259,7 @@ impl User {
 }
 
 impl User {
-    /// What others know of this user.
+    /// Returns a copy of this user, including its keys.
     #[must_use]
     pub fn public(&self) -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! A program over `chat --json` that sends its lines and checks what it gets: whole, in order, once.
+//! A client over `chat --json` that sends lines and checks that every expected line arrives once, in order.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -9,23 +9,24 @@ use serde_json::{Value, json};
 use crate::TestRng;
 use crate::cli_process::CliProcess;
 
-/// Bytes of the longest text that is sent.
+/// Maximum length of a text that can be sent, in bytes.
 const MAX_TEXT: usize = 64 * 1024;
 
-/// How far all talkers are together.
+/// Progress of all scripted clients together.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Lines of which the sender was told that they are stored.
+    /// Number of lines for which the sender received `stored`.
     pub stored: AtomicU64,
-    /// Lines that were shown to who they are for.
+    /// Number of lines that the recipient received.
     pub delivered: AtomicU64,
 }
 
-/// A program that uses `chat --json`: it sends its lines, keeps what it was told, and may be killed.
+/// A client that drives `chat --json`: it sends its lines, tracks the events, and can kill and restart its
+/// process.
 #[derive(Debug)]
 pub struct ScriptedClient<'a> {
     profile: PathBuf,
-    /// The gateways it uses, another one in each life.
+    /// Gateway URLs; each new process uses the next one.
     pub urls: Vec<String>,
     lives: usize,
     to: &'static str,
@@ -35,16 +36,16 @@ pub struct ScriptedClient<'a> {
     queued: Vec<bool>,
     first_open: usize,
     done: usize,
-    /// Lines that were refused as too long.
+    /// Number of lines that were refused as too long.
     pub refused: usize,
     received: usize,
-    /// Lines done and received that are enough for now.
+    /// Numbers of done and of received lines at which the client stops.
     enough: (usize, usize),
-    /// How often it was killed.
+    /// Number of times that the process was killed.
     pub kills: u64,
-    /// Commands written ahead of what is stored.
+    /// Maximum number of commands written ahead of the lines that are done.
     pub ahead: usize,
-    /// Lines that may be sent so far, if that is not all.
+    /// Number of lines that may be sent so far; `None` means all.
     pub released: Option<&'a AtomicUsize>,
 }
 
@@ -82,14 +83,14 @@ impl<'a> ScriptedClient<'a> {
             && self.received >= self.enough.1.min(self.expected.len())
     }
 
-    /// Runs until so many of its lines are done and so many were received.
+    /// Runs until `done` of the client's lines are done and `received` lines have arrived.
     pub fn run_until(&mut self, done: usize, received: usize, progress: &Progress, end: Instant) {
         self.enough = (done, received);
         self.run(None, progress, end);
         self.enough = (usize::MAX, usize::MAX);
     }
 
-    /// Runs lives of the process until everything was sent and received.
+    /// Runs until all lines are sent and received. With `rng`, kills each process after a random time.
     pub fn run(&mut self, mut rng: Option<TestRng>, progress: &Progress, end: Instant) {
         while !self.finished() {
             let life = rng.as_mut().map(|rng| Duration::from_millis(500 + rng.below(6000)));
@@ -134,7 +135,7 @@ impl<'a> ScriptedClient<'a> {
                 }
             }
         }
-        // What is still said until it ends counts as well: one message more than was sent would show.
+        // Check the events until the process exits as well: an extra message would show here.
         chat.finish().iter().for_each(|event| self.take(event, progress));
     }
 
@@ -143,7 +144,7 @@ impl<'a> ScriptedClient<'a> {
         let repeated = n != 0 && n <= self.n;
         self.n = self.n.max(n);
         if repeated {
-            // Only a repeated `ref` repeats events.
+            // Events repeat only for a repeated `ref`.
             assert!(event["ref"].is_string(), "repeated: {event}");
             return;
         }
@@ -165,7 +166,7 @@ impl<'a> ScriptedClient<'a> {
                 }
             }
             "message" => {
-                let expected = self.expected.get(self.received).expect("more came than was sent");
+                let expected = self.expected.get(self.received).expect("more messages than sent");
                 assert_eq!(event["text"].as_str().unwrap(), expected, "message {}", self.received);
                 self.received += 1;
                 progress.delivered.fetch_add(1, Ordering::Relaxed);
@@ -183,7 +184,7 @@ impl<'a> ScriptedClient<'a> {
     }
 }
 
-/// The lines that are not too long to be sent.
+/// Returns the lines that are short enough to be sent.
 pub fn sendable(lines: &[String]) -> Vec<String> {
     lines.iter().filter(|line| line.len() <= MAX_TEXT).cloned().collect()
 }

@@ -1,4 +1,4 @@
-//! The server as a process.
+//! Runs the server as a process.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -7,33 +7,33 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Where a server runs.
+/// The machine that a server runs on.
 #[derive(Clone, Debug)]
 pub struct Machine {
     pub address: String,
-    /// The network namespace, if it is not this process's own.
+    /// Network namespace; `None` is this process's own.
     pub namespace: Option<String>,
-    /// The port that clients connect to, if it is not to be a free one; the next is the admin's.
+    /// Port for clients; the next one is the admin port. `None` picks free ports.
     pub port: Option<u16>,
 }
 
 impl Machine {
-    /// This one, on loopback.
+    /// Returns this machine, on loopback.
     pub fn this() -> Self {
         Self { address: "127.0.0.1".into(), namespace: None, port: None }
     }
 
-    /// A command that runs a program there.
+    /// Builds a command that runs a program on this machine.
     fn command(&self, program: &Path) -> Command {
         let Some(namespace) = &self.namespace else { return Command::new(program) };
         let mut command = Command::new("ip");
-        // It becomes the program: the process's id is the program's.
+        // `ip netns exec` replaces itself with the program, so the pid is the program's.
         command.args(["netns", "exec", namespace]).arg(program);
         command
     }
 }
 
-/// A server process over a data directory that outlives it.
+/// A server process. Its data directory outlives the process.
 #[derive(Debug)]
 pub struct Server {
     pub data: PathBuf,
@@ -45,7 +45,7 @@ pub struct Server {
     log: PathBuf,
 }
 
-/// A port nobody listens on now.
+/// Returns a port that is free now.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -73,7 +73,7 @@ impl Server {
         server
     }
 
-    /// Where clients connect: outside of this machine by TLS.
+    /// Returns the URL for clients: `wss` to a server in a network namespace, else `ws`.
     pub fn url(&self) -> String {
         let scheme = if self.machine.namespace.is_some() { "wss" } else { "ws" };
         format!("{scheme}://{}:{}", self.machine.address, self.port)
@@ -91,7 +91,7 @@ impl Server {
         self.child.as_ref().map_or(0, Child::id)
     }
 
-    /// Starts the process again on the same data and port, and waits until it answers.
+    /// Starts the process on the same data and ports. Waits until the admin port accepts connections.
     pub fn restart(&mut self) {
         assert!(self.child.is_none());
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
@@ -110,21 +110,21 @@ impl Server {
             .unwrap();
         self.child = Some(child);
         let end = Instant::now() + Duration::from_secs(90);
-        // It listens there last, and a node without the gateway's role there alone.
+        // The server opens the admin port last, and a node without the gateway role opens no client port.
         while TcpStream::connect((self.machine.address.as_str(), self.admin)).is_err() {
             let exited = self.child.as_mut().unwrap().try_wait().unwrap();
-            assert!(exited.is_none(), "the server ended: {}", self.log());
+            assert!(exited.is_none(), "the server exited: {}", self.log());
             assert!(Instant::now() < end, "the server does not listen: {}", self.log());
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// SIGSTOP: alive, and silent.
+    /// Sends SIGSTOP: the process stays alive and stops answering.
     pub fn stop(&self) {
         self.signal(rustix::process::Signal::STOP);
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     pub fn go_on(&self) {
         self.signal(rustix::process::Signal::CONT);
     }
@@ -134,7 +134,7 @@ impl Server {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
-    /// kill -9.
+    /// Kills the process with SIGKILL.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
@@ -142,7 +142,7 @@ impl Server {
         }
     }
 
-    /// SIGTERM; waits for the end and gives how long that took.
+    /// Sends SIGTERM and waits for the exit. Returns how long it took.
     pub fn terminate(&mut self) -> Duration {
         let start = Instant::now();
         let mut child = self.child.take().unwrap();
@@ -152,7 +152,7 @@ impl Server {
         start.elapsed()
     }
 
-    /// What `chat-server-ref verify` says of the data; the server must not run.
+    /// Returns the output of `chat-server-ref verify` for the data. The server must not be running.
     pub fn verify(&self) -> String {
         assert!(self.child.is_none());
         let out = Command::new(crate::binary("chat-server-ref"))
@@ -164,14 +164,14 @@ impl Server {
         String::from_utf8(out.stdout).unwrap().trim().to_owned()
     }
 
-    /// Resident memory of the process, in bytes.
+    /// Returns the resident memory of the process, in bytes.
     pub fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
 
-    /// A page of the admin listener.
+    /// Fetches a page of the admin listener. Returns it with the HTTP head.
     pub fn admin_page(&self, path: &str) -> String {
         let mut stream = TcpStream::connect((self.machine.address.as_str(), self.admin)).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();

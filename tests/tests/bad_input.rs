@@ -1,5 +1,5 @@
-//! Hostile bytes: each item gets the answer that `docs/wire.md` names, costs next to nothing, and a
-//! bystander notices none of it.
+//! Hostile input: each item gets the answer that `docs/wire.md` names, uses little memory, and does not
+//! affect another client.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use std::time::Duration;
@@ -13,7 +13,7 @@ use chat_tests::server::Server;
 
 const MIB: u64 = 1024 * 1024;
 
-/// A server, somebody who minds their own business, and a count of what was tried.
+/// A server, a bystander with an open session, and the number of items tried.
 struct Stage {
     server: Server,
     bystander: (User, RawClient),
@@ -28,7 +28,7 @@ impl Stage {
         let user = User::new("bystander");
         let (raw, _) = user.session(server.port);
         let mut stage = Self { server, bystander: (user, raw), tried: 0, _dir: dir };
-        // What the process needs at all is there before anything is measured.
+        // Warm up, so that the memory that the process needs anyway is not measured.
         for _ in 0..50 {
             drop(RawClient::open(stage.server.port));
         }
@@ -41,7 +41,7 @@ impl Stage {
         assert!(matches!(self.bystander.1.take(), ServerFrame::HeartbeatReply(_)));
     }
 
-    /// Tries one item; the server may not grow by a MiB, nor the bystander be held up.
+    /// Tries one item. The server must grow by less than 1 MiB and must still answer the bystander.
     fn item(&mut self, name: &str, attack: impl FnOnce(u16)) {
         let before = self.server.resident();
         attack(self.server.port);
@@ -64,7 +64,7 @@ impl Stage {
         });
     }
 
-    /// After the upgrade these bytes are closed with this code.
+    /// Sends bytes after the upgrade and expects this close code.
     fn closes(&mut self, name: &str, bytes: &[u8], code: u16) {
         let bytes = bytes.to_vec();
         let shown = name.to_owned();
@@ -75,7 +75,7 @@ impl Stage {
         });
     }
 
-    /// In a session these bytes are closed with this code.
+    /// Sends a frame in a session and expects this close code.
     fn session_closes(&mut self, name: &str, bytes: &[u8], code: u16) {
         let bytes = bytes.to_vec();
         let shown = name.to_owned();
@@ -122,11 +122,11 @@ fn handshakes() {
     });
     stage.status("8 bare LF", &replaced("Host: localhost\r\n", "Host: localhost\n"), "400");
     stage.status("9 NUL", &with("X: a\0b"), "400");
-    stage.status("10 a foreign page with a cookie", &with("Origin: https://evil\r\nCookie: s=1"), "403");
+    stage.status("10 a foreign origin with a cookie", &with("Origin: https://evil\r\nCookie: s=1"), "403");
     stage.status("11 origin null", &with("Origin: null"), "403");
     stage.status("12 a look-alike origin", &with("Origin: https://app.example.com.evil"), "403");
     let smuggled = [UPGRADE.as_bytes(), &frame(0x82, b"x")].concat();
-    stage.status("13 bytes behind the request", &smuggled, "400");
+    stage.status("13 bytes after the request", &smuggled, "400");
     stage.status("14 two lengths", &with("Transfer-Encoding: chunked\r\nContent-Length: 5"), "400");
     stage.item("15 an offered extension is declined", |port| {
         let mut raw = RawClient::connect(port);
@@ -174,7 +174,7 @@ fn frames() {
         let mut raw = RawClient::open(port);
         raw.write(&declared(64 * 1024 + 1));
         let code = raw.close_code();
-        // Without a `Hello` the greeting ends first; either way it ends.
+        // Without a `Hello`, the handshake timeout may close the connection first.
         assert!(matches!(code, 1008 | 4504), "{code}");
     });
     stage.closes("32 65 fragments", &[frame(0x02, b"x"), frame(0x00, b"x").repeat(64)].concat(), 1003);
@@ -186,13 +186,13 @@ fn frames() {
     stage.closes("34 fragments of a byte, never the last", &frame(0x02, b"x").repeat(100), 1003);
     stage.closes("35 text that is not UTF-8", &frame(0x81, &[0xff, 0xfe]), 1003);
     for code in [1005_u16, 999, 65535] {
-        stage.closes("36 a close code nobody may send", &frame(0x88, &code.to_be_bytes()), 1002);
+        stage.closes("36 a forbidden close code", &frame(0x88, &code.to_be_bytes()), 1002);
     }
     stage.closes("37 a close frame of one byte", &frame(0x88, &[3]), 1002);
     stage.closes("38 data after the close", &[frame(0x88, &[3, 232]), frame(0x82, b"x")].concat(), 1000);
     stage.closes("39 10,000 pings", &frame(0x89, b"p").repeat(10_000), 1008);
     stage.closes("40 10,000 pongs", &frame(0x8A, b"p").repeat(10_000), 1008);
-    stage.item("40 a pong nobody asked for", |port| {
+    stage.item("40 an unsolicited pong", |port| {
         let (mut raw, _) = User::new(&unique()).session(port);
         raw.write(&frame(0x8A, b"p"));
         raw.send(&ClientFrame::Heartbeat);
@@ -202,7 +202,7 @@ fn frames() {
 }
 
 #[test]
-fn somebody_who_reads_nothing_and_asks_for_everything() {
+fn client_that_never_reads_uses_bounded_memory() {
     let mut stage = Stage::new();
     let user = User::new(&unique());
     let (mut raw, _) = user.session(stage.server.port);
@@ -228,7 +228,7 @@ fn somebody_who_reads_nothing_and_asks_for_everything() {
     }
     std::thread::sleep(Duration::from_secs(2));
     let grown = stage.server.resident().saturating_sub(before);
-    println!("a reader that does not read: {} KiB", grown / 1024);
+    println!("a client that never reads: {} KiB", grown / 1024);
     assert!(grown < 4 * MIB, "{grown} bytes");
     stage.check_bystander();
 }
@@ -239,7 +239,7 @@ fn protocol() {
     stage.item("42 an unknown frame", |port| {
         let (mut raw, _) = User::new(&unique()).session(port);
         raw.write(&frame(0x82, &[0xfa, 0x01, 0x00]));
-        // A request with an id and a question of a later version.
+        // A request with an id and a body of a later version.
         raw.write(&frame(0x82, &[0x42, 0x05, 0x08, 0x07, 0xfa, 0x01, 0x00]));
         let ServerFrame::Refused(subject, Refusal::Unsupported) = raw.take() else { panic!() };
         assert_eq!(subject, chat_core::envelope::Subject::Request(7));
@@ -264,7 +264,7 @@ fn protocol() {
     let publish = |client_seq| ClientFrame::Publish(user.publish(client_seq, 1, 0)).encode();
     stage.session_closes("47 client_seq 2^64 - 1", &publish(u64::MAX), 4400);
     stage.session_closes("48 client_seq 0", &publish(0), 4400);
-    stage.item("48 client_seq skipped, repeated, and 50 another past", |port| {
+    stage.item("48 client_seq skipped, repeated, and 50 another prev", |port| {
         let user = User::new(&unique());
         let (mut raw, _) = user.session(port);
         let mut say = |publish| {
@@ -278,20 +278,20 @@ fn protocol() {
         assert!(matches!(say(user.publish(1, 1, 0)), ServerFrame::Stored(s) if s.seq == 1));
         assert!(matches!(say(user.publish(2, 2, 1)), ServerFrame::Stored(s) if s.seq == 2));
     });
-    stage.item("49 an ack of what was never given", |port| {
+    stage.item("49 an ack of an undelivered row", |port| {
         let user = User::new(&unique());
         let (mut raw, welcome) = user.session(port);
         let acks = vec![AckUpTo { conversation: ConversationId::own(user.device.user), seq: 5 }];
         raw.send(&ClientFrame::Ack { acks, store_epoch: welcome.store_epoch, generation: u64::MAX / 4 });
         assert_eq!(raw.close_code(), 4410);
     });
-    stage.item("49 an ack of another life of the store", |port| {
+    stage.item("49 an ack of another store epoch", |port| {
         let (mut raw, _) = User::new(&unique()).session(port);
         let store_epoch = StoreEpoch::from_bytes([9; 16]);
         raw.send(&ClientFrame::Ack { acks: Vec::new(), store_epoch, generation: 0 });
         assert_eq!(raw.close_code(), 4411);
     });
-    stage.item("a signature of somebody else", |port| {
+    stage.item("a signature of another user", |port| {
         let (user, other) = (User::new(&unique()), User::new(&unique()));
         drop(user.session(port));
         let mut raw = RawClient::open(port);
@@ -313,7 +313,7 @@ fn protocol() {
         let mut raw = RawClient::open(port);
         assert_eq!(raw.close_code(), 4504);
     });
-    stage.item("a message before the Hello", |port| {
+    stage.item("a frame before the Hello", |port| {
         let mut raw = RawClient::open(port);
         raw.send(&ClientFrame::Heartbeat);
         assert_eq!(raw.close_code(), 4400);

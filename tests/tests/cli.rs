@@ -1,4 +1,4 @@
-//! The app as its users and programs see it.
+//! The command-line client, as users and programs see it.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use std::io::{BufRead, BufReader};
@@ -14,7 +14,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn a_ref_is_the_same_message_again() {
+fn repeated_ref_sends_no_second_message() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path());
     let alice = register(dir.path(), &server.url(), "alice");
@@ -37,7 +37,7 @@ fn a_ref_is_the_same_message_again() {
 }
 
 #[test]
-fn events_after_a_number_come_again_unchanged() {
+fn events_after_a_number_replay_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path());
     let alice = register(dir.path(), &server.url(), "alice");
@@ -52,10 +52,7 @@ fn events_after_a_number_come_again_unchanged() {
     chat.finish();
     let mut chat = CliProcess::start(&bob, &server.url(), None);
     chat.wait("caught_up");
-    assert!(
-        chat.finish().iter().all(|event| event["event"] != "message"),
-        "without --after only what is new"
-    );
+    assert!(chat.finish().iter().all(|event| event["event"] != "message"), "without --after only new events");
 }
 
 #[test]
@@ -92,7 +89,7 @@ fn receipts_typing_and_presence_reach_the_other_side() {
 }
 
 #[test]
-fn a_second_device_is_linked_by_its_code_and_gets_what_follows() {
+fn device_linked_by_code_receives_later_messages() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path());
     let url = server.url();
@@ -173,11 +170,11 @@ fn errors_are_reported_and_nothing_is_lost() {
     );
     let plain = command(&alice, "ws://chat.example", &["send", "bob", "x"]);
     assert!(!plain.status.success() && text(&plain.stderr).contains("wss://"), "{}", text(&plain.stderr));
-    let nobody = command(&alice, &url, &["send", "nobody", "x"]);
+    let unknown = command(&alice, &url, &["send", "stranger", "x"]);
     assert!(
-        !nobody.status.success() && text(&nobody.stderr).contains("unknown_user"),
+        !unknown.status.success() && text(&unknown.stderr).contains("unknown_user"),
         "{}",
-        text(&nobody.stderr)
+        text(&unknown.stderr)
     );
     let empty = command(&dir.path().join("empty"), &url, &["send", "bob", "x"]);
     assert!(!empty.status.success() && text(&empty.stderr).contains("register"), "{}", text(&empty.stderr));
@@ -196,7 +193,8 @@ fn errors_are_reported_and_nothing_is_lost() {
     chat.wait("stored");
     chat.finish();
 
-    // With nobody there, what is written waits, and the end of the input says how much.
+    // Without a server, messages wait in the outbox, and at the end of its input the client prints their
+    // number.
     let gone = format!("ws://127.0.0.1:{}", free_port());
     let mut child = Command::new(chat_tests::binary("chat"))
         .arg("--profile")
@@ -219,7 +217,7 @@ fn errors_are_reported_and_nothing_is_lost() {
 }
 
 #[test]
-fn a_server_with_tokens_wants_them() {
+fn server_requires_tokens_without_open_registration() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = Server::start_with(dir.path(), &["--open-registration", "false"]);
     let url = server.url();
@@ -289,7 +287,7 @@ fn two_servers_do_not_share_a_directory() {
 }
 
 #[test]
-fn an_encrypted_profile_opens_with_its_passphrase_alone() {
+fn encrypted_profile_opens_only_with_its_passphrase() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path());
     let (url, alice, word) = (server.url(), dir.path().join("alice"), dir.path().join("word"));
@@ -313,7 +311,7 @@ fn an_encrypted_profile_opens_with_its_passphrase_alone() {
 }
 
 #[test]
-fn over_tls_the_certificate_counts() {
+fn client_rejects_an_untrusted_certificate() {
     let dir = tempfile::tempdir().unwrap();
     let rcgen::CertifiedKey { cert, signing_key } =
         rcgen::generate_simple_self_signed(vec!["localhost".to_string()]).unwrap();
@@ -337,16 +335,17 @@ fn over_tls_the_certificate_counts() {
     let out = command(&alice, &url, &["--ca", ca, "send", "alice", "note"]);
     assert!(out.status.success(), "{}", text(&out.stderr));
 
-    // Bad input 18 (RUSTSEC-2024-0399): a ClientHello in records of one byte is unusual, and fine.
+    // Bad input 18 (RUSTSEC-2024-0399): a ClientHello in records of one byte is unusual but valid.
     let port = in_records_of_one_byte(server.port);
     let url = format!("wss://localhost:{port}");
     let before = server.resident();
     let out = command(&alice, &url, &["--ca", ca, "send", "alice", "bit by bit"]);
     assert!(out.status.success(), "{}", text(&out.stderr));
-    assert!(server.resident() < before + (8 << 20), "and costs next to nothing");
+    assert!(server.resident() < before + (8 << 20), "it must use little memory");
 }
 
-/// A proxy that cuts the first TLS record of each connection, the ClientHello, into records of one byte.
+/// Starts a proxy that cuts the first TLS record of each connection, the ClientHello, into records of one
+/// byte. Returns its port.
 fn in_records_of_one_byte(to: u16) -> u16 {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};

@@ -1,5 +1,6 @@
-//! Three gateways and two routers on real services: whole, in order, once; then the same under faults of
-//! nodes, of services and of the network. At the end the store is audited. `CHAT_TEST_CLUSTER_FAULTS` says how many.
+//! Three gateways and two routers on real services deliver every line once and in order, also under faults of
+//! nodes, of services and of the network. At the end `verify` checks the store. `CHAT_TEST_CLUSTER_FAULTS`
+//! sets the number of faults.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use std::collections::BTreeMap;
@@ -13,17 +14,17 @@ use chat_tests::corpus::real_lines;
 use chat_tests::faults::{Fault, Script};
 use chat_tests::scripted_client::{Progress, ScriptedClient, sendable};
 
-/// How long nothing was stored, and nothing delivered, by what was going on.
+/// The longest times in which no line was stored, and none delivered, for each trouble.
 #[derive(Default)]
 struct Gaps {
     progress: Progress,
     over: AtomicBool,
-    /// The trouble that came last, and the longest times since then.
+    /// The trouble that started last.
     now: Mutex<Trouble>,
     longest: Mutex<BTreeMap<Trouble, Longest>>,
 }
 
-/// How often a trouble came, and the longest gaps since.
+/// How often a trouble started, and the longest gaps until the next trouble.
 #[derive(Clone, Copy, Default)]
 struct Longest {
     times: u64,
@@ -31,7 +32,7 @@ struct Longest {
     delivered: Duration,
 }
 
-/// Since when a count stands still.
+/// A count, and the time of its last increase.
 struct Still(u64, Instant);
 
 impl Still {
@@ -65,12 +66,12 @@ impl Gaps {
     fn print(&self) {
         for (trouble, Longest { times, stored, delivered }) in &*self.longest.lock().unwrap() {
             let name = trouble.name();
-            println!("{times:>4} × {name}: longest gap {stored:.1?}, until delivered {delivered:.1?}");
+            println!("{times:>4} × {name}: longest gap {stored:.1?} to store, {delivered:.1?} to deliver");
         }
     }
 }
 
-/// Ends whatever watches or goes on beside the faults, also when something panics.
+/// Sets the flag on drop, also after a panic, to stop the threads that run beside the faults.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -79,7 +80,7 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Faults that come together, and end before the next ones come.
+/// Faults that run at the same time and end before the next ones start.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 struct Trouble {
     of_nodes: Option<Fault>,
@@ -111,15 +112,15 @@ impl Trouble {
     }
 }
 
-/// Redis forgets, and nothing else happens.
+/// Redis loses its data; there is no other fault.
 const FORGETS: Trouble = Trouble { of_nodes: Some(Fault::Flush), of_services: None };
 
-/// Both ways at once, while these faults come; gives the longest time that nothing was delivered.
+/// Sends lines both ways at once while these troubles run. Returns the longest time without a delivery.
 fn replay(services: &Services, script: Option<Script>, count: usize, troubles: &[Trouble]) -> Duration {
     let dir = tempfile::tempdir().unwrap();
     let mut cluster =
         Cluster::start(dir.path(), services, &fresh_name(), Size { gateways: 3, routers: 2 }, script.clone());
-    // What comes together comes with a Redis that forgets again and again.
+    // During combined faults Redis is also flushed again and again.
     let forgets = script.filter(|_| troubles.iter().any(|trouble| trouble.count() > 1));
     let (a, b) = (cluster.register(0, "alice"), cluster.register(1, "bob"));
     let (from_a, from_b) = (real_lines(count, 0), real_lines(count, count));
@@ -139,12 +140,12 @@ fn replay(services: &Services, script: Option<Script>, count: usize, troubles: &
     let mut flushes = 0;
     std::thread::scope(|scope| {
         let over = Over(&gaps.over);
-        // A client that comes back is found again: what a Redis that forgets delays would not show.
+        // A reconnect registers a client again, which would hide the delay after a flush of Redis.
         let dies = troubles.iter().any(|trouble| *trouble != FORGETS);
         let die = |seed| dies.then(|| TestRng::new(seed));
         let (dice_a, dice_b) = (die(1), die(2));
         let one = scope.spawn(|| {
-            // Half way each goes to another gateway.
+            // Halfway each client moves to another gateway.
             alice.run_until(half, 0, &gaps.progress, end);
             alice.run(dice_a, &gaps.progress, end);
         });
@@ -154,8 +155,9 @@ fn replay(services: &Services, script: Option<Script>, count: usize, troubles: &
         });
         scope.spawn(|| gaps.watch());
         let flushing = scope.spawn(|| forgets.map_or(0, |script| flush_again_and_again(&script, &gaps.over)));
-        // Each trouble comes when everybody has got so far, and finds a share of the lines before it. By progress
-        // and not by the clock: a fast machine has as many in between as a slow one.
+        // Each trouble starts when its share of the lines is stored, and then releases the next share. The
+        // schedule follows progress and not the clock: a fast machine has as many lines in between as a slow
+        // one.
         let mut amid = 0;
         for (n, trouble) in troubles.iter().enumerate() {
             let due = n as u64 * lines / troubles.len() as u64;
@@ -164,7 +166,7 @@ fn replay(services: &Services, script: Option<Script>, count: usize, troubles: &
                 std::thread::sleep(Duration::from_millis(20));
             }
             amid += usize::from(waits());
-            // A few more, for those that are too long to be sent.
+            // A few more, because some lines are too long to send.
             released.store((n + 1) * count / troubles.len() + 20, Ordering::Relaxed);
             println!("{:.1?}: {}", start.elapsed(), trouble.name());
             gaps.begin(*trouble);
@@ -175,7 +177,7 @@ fn replay(services: &Services, script: Option<Script>, count: usize, troubles: &
         drop(over);
         flushes = flushing.join().unwrap();
         assert!(outcome.0.is_ok() && outcome.1.is_ok(), "{}", cluster.logs());
-        assert_eq!(amid, troubles.len(), "each trouble comes while somebody writes");
+        assert_eq!(amid, troubles.len(), "a trouble began after the clients ended");
     });
     gaps.print();
     let verified = cluster.command(&["verify"]);
@@ -186,8 +188,8 @@ fn replay(services: &Services, script: Option<Script>, count: usize, troubles: &
         "{verified}"
     );
     println!(
-        "{lines} lines over 3 gateways and 2 routers in {:.1?}: {} faults, {flushes} times FLUSHALL beside them, \
-         {} kills of clients, 0 lost, 0 twice, 0 out of order",
+        "{lines} lines over 3 gateways and 2 routers in {:.1?}: {} faults, {flushes} × FLUSHALL beside them, \
+         {} client kills, 0 lost, 0 duplicated, 0 out of order",
         start.elapsed(),
         troubles.iter().map(|trouble| trouble.count()).sum::<usize>(),
         alice.kills + bob.kills
@@ -196,7 +198,7 @@ fn replay(services: &Services, script: Option<Script>, count: usize, troubles: &
     longest.values().map(|longest| longest.delivered).max().unwrap_or_default()
 }
 
-/// Redis forgets everything every ten seconds; how often it did.
+/// Flushes Redis every ten seconds. Returns how often.
 fn flush_again_and_again(script: &Script, over: &AtomicBool) -> usize {
     let mut flushes = 0;
     while !over.load(Ordering::Relaxed) {
@@ -210,7 +212,7 @@ fn flush_again_and_again(script: &Script, over: &AtomicBool) -> usize {
     flushes
 }
 
-/// So many faults, of each of these kinds in turn.
+/// Returns `CHAT_TEST_CLUSTER_FAULTS` faults, or `default` if it is not set, cycling through these kinds.
 fn in_turn(kinds: &[Fault], default: usize) -> Vec<Fault> {
     let count = std::env::var("CHAT_TEST_CLUSTER_FAULTS").ok().and_then(|n| n.parse().ok());
     let wanted = Fault::wanted(kinds);
@@ -221,7 +223,7 @@ fn in_turn(kinds: &[Fault], default: usize) -> Vec<Fault> {
 #[test]
 fn lines_arrive_once_in_order_over_three_gateways_and_two_routers() {
     let Some(services) = Services::single() else { return };
-    // A few of them are too long to be sent.
+    // A few lines are too long to send.
     replay(&services, None, 10_010, &[]);
 }
 
@@ -229,7 +231,7 @@ fn lines_arrive_once_in_order_over_three_gateways_and_two_routers() {
 fn delivery_recovers_within_a_heartbeat_after_redis_forgets() {
     let Some(services) = Services::single() else { return };
     let late = replay(&services, None, 400, &[FORGETS; 2]);
-    // Thirty seconds and one, and what a busy machine needs.
+    // A heartbeat of 30 s, one more second, and a margin for a busy machine.
     assert!(late < Duration::from_secs(40), "{late:?}");
 }
 
@@ -242,7 +244,7 @@ fn delivers_exactly_once_while_nodes_are_killed_and_redis_forgets() {
     replay(&services, None, 500 * troubles.len(), &troubles);
 }
 
-/// What can be done to the services there are.
+/// Returns the faults that these services and their network support.
 fn of_services(script: &Script) -> Vec<Fault> {
     let network = if script.namespaces.is_some() { &Fault::NETWORK[..] } else { &[] };
     [&Fault::SERVICES, network].concat()
@@ -264,7 +266,7 @@ fn delivers_exactly_once_under_combined_faults() {
     let Some(script) = Script::find() else { return };
     let kinds = of_services(&script);
     let of_services = in_turn(&kinds, kinds.len());
-    // Redis has troubles of its own there. Each lap the others meet another kind of service's.
+    // Redis has its own faults in that list. Each lap pairs the node faults with other faults of services.
     let mut nodes = Fault::NODES.to_vec();
     nodes.retain(|fault| ![Fault::Flush, Fault::StopRedisAlone].contains(fault));
     let lines = if Fault::longest() > 20 { 1000 } else { 200 };

@@ -1,5 +1,5 @@
-//! Moving from one process to a cluster: interrupted, resumed, compared, and nobody notices.
-//! `CHAT_TEST_MIGRATE_MESSAGES` says how many messages there are beside those of real clients.
+//! Migration from one process to a cluster: it is interrupted and resumed, and clients lose no message.
+//! `CHAT_TEST_MIGRATE_MESSAGES` sets the number of generated messages beside those of real clients.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use std::collections::BTreeMap;
@@ -21,8 +21,8 @@ use chat_tests::scripted_client::{Progress, ScriptedClient, sendable};
 use chat_tests::server::Server;
 use chat_tests::{TestRng, binary};
 
-/// Messages between two people who are not there: one long conversation and many short ones, of which the
-/// last rows wait.
+/// Fills a store with messages between pairs of generated users: one long conversation and many short ones.
+/// The last five rows of each stay unacknowledged.
 async fn fill(data: &Path, messages: u64) {
     let store = EmbeddedStore::open(data).unwrap();
     let mut rng = TestRng::new(11);
@@ -105,7 +105,7 @@ fn person(number: u32, which: u8) -> DeviceAddress {
     }
 }
 
-/// Copies, killed as often as that; gives what the last run printed.
+/// Runs `migrate-data`: kills it `kills` times, then lets it finish. Returns the output of the last run.
 fn copy(from: &str, to: &str, kills: u64, pause: Duration) -> String {
     for _ in 0..kills {
         let mut child = Command::new(binary("chat-server-ref"))
@@ -114,7 +114,7 @@ fn copy(from: &str, to: &str, kills: u64, pause: Duration) -> String {
             .spawn()
             .unwrap();
         std::thread::sleep(pause);
-        assert!(child.try_wait().unwrap().is_none(), "the copy was done before it was killed");
+        assert!(child.try_wait().unwrap().is_none(), "the migration ended before the kill");
         child.kill().unwrap();
         child.wait().unwrap();
     }
@@ -131,7 +131,7 @@ fn copy(from: &str, to: &str, kills: u64, pause: Duration) -> String {
 }
 
 #[test]
-fn a_data_set_moves_to_a_cluster_and_conversations_go_on() {
+fn data_migrates_to_a_cluster_and_conversations_continue() {
     let Some(services) = Services::single() else { return };
     let messages =
         std::env::var("CHAT_TEST_MIGRATE_MESSAGES").ok().and_then(|n| n.parse().ok()).unwrap_or(50_000);
@@ -145,7 +145,8 @@ fn a_data_set_moves_to_a_cluster_and_conversations_go_on() {
     let end = Instant::now() + Duration::from_secs(120);
     let mut alice = ScriptedClient::new(a, vec![server.url()], "bob", &from_a, &to_a);
     let mut bob = ScriptedClient::new(b, vec![server.url()], "alice", &from_b, &to_b);
-    // Both talk, then Alice goes on while Bob is away. A few lines are too long and never arrive.
+    // Both clients send, then Alice continues while Bob is offline. A few lines are too long and never
+    // arrive.
     std::thread::scope(|scope| {
         scope.spawn(|| alice.run_until(900, 490, &progress, end));
         scope.spawn(|| bob.run_until(500, 490, &progress, end));
@@ -154,7 +155,7 @@ fn a_data_set_moves_to_a_cluster_and_conversations_go_on() {
     server.terminate();
     let start = Instant::now();
     tokio::runtime::Runtime::new().unwrap().block_on(fill(&server.data, messages));
-    println!("{messages} messages beside those of real clients, made in {:?}", start.elapsed());
+    println!("{messages} generated messages in {:?}", start.elapsed());
 
     let name = fresh_name();
     let from = format!("fjall:{}", server.data.display());
@@ -177,12 +178,12 @@ fn a_data_set_moves_to_a_cluster_and_conversations_go_on() {
         assert!(one.join().is_ok() && two.join().is_ok(), "{}", cluster.logs());
     });
     println!(
-        "{} lines before, while and after moving: 0 lost, 0 twice, 0 out of order",
+        "{} lines before and after the migration: 0 lost, 0 duplicated, 0 out of order",
         to_a.len() + to_b.len()
     );
 }
 
-/// The counts of a line such as `migrated: conversations 3 messages 5 …`.
+/// Parses the counts of a line such as `migrated: conversations 3 messages 5 …`.
 fn counts(line: &str) -> BTreeMap<&str, u64> {
     let words: Vec<&str> = line.split([' ', ',', ':']).filter(|word| !word.is_empty()).collect();
     words.windows(2).filter_map(|pair| Some((pair[0], pair[1].parse().ok()?))).collect()

@@ -1,5 +1,5 @@
-//! A disk that is full, and one that fails: nothing acknowledged is lost, and nothing is acknowledged that
-//! is not there.
+//! A full disk and a failing disk: no acknowledged message is lost, and the server acknowledges no message
+//! that is not on disk.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use std::net::TcpStream;
@@ -11,7 +11,7 @@ use chat_tests::cli_process::{CliProcess, register};
 use chat_tests::server::{Server, free_port};
 use serde_json::json;
 
-/// A small file system of its own, taken down at the end.
+/// A small temporary file system that is unmounted on drop.
 struct Disk<'a>(&'a Path);
 
 impl<'a> Disk<'a> {
@@ -33,11 +33,11 @@ impl Drop for Disk<'_> {
 }
 
 #[test]
-fn while_the_disk_is_full_messages_wait() {
+fn messages_wait_while_disk_is_full() {
     let dir = tempfile::tempdir().unwrap();
     let home = tempfile::tempdir().unwrap();
     let Some(disk) = Disk::mount(dir.path()) else {
-        skip("mounting a small file system takes root");
+        skip("mounting a file system requires root");
         return;
     };
     let mut server = Server::start(dir.path());
@@ -47,7 +47,7 @@ fn while_the_disk_is_full_messages_wait() {
     assert!(a.send(&json!({"cmd": "send", "to": "bob", "text": "before"})));
     a.wait("stored");
 
-    // Less than the reserve is left.
+    // Leave less free space than the server's reserve.
     let filler = dir.path().join("filler");
     std::fs::write(&filler, vec![1; usize::try_from(disk.free() - (40 << 20)).unwrap()]).unwrap();
     std::thread::sleep(Duration::from_millis(1500));
@@ -59,7 +59,7 @@ fn while_the_disk_is_full_messages_wait() {
             assert!(event["event"] != "stored" && event["event"] != "refused", "{event}");
         }
     }
-    // What is there can be read and acknowledged.
+    // Stored messages can still be read and acknowledged.
     let mut b = CliProcess::start(&bob, &url, None);
     assert_eq!(b.wait("message")["text"], "before");
 
@@ -72,7 +72,7 @@ fn while_the_disk_is_full_messages_wait() {
     assert!(server.verify().starts_with("verified"));
 }
 
-/// A process that is not left behind.
+/// A process that is killed on drop.
 struct Failing(std::process::Child);
 
 impl Drop for Failing {
@@ -82,17 +82,18 @@ impl Drop for Failing {
     }
 }
 
-/// A test that cannot run here: CI has all it needs, and says so.
+/// Reports that a test cannot run here. Panics if `CHAT_MUST_RUN_ALL` is set, for a CI that can run every
+/// test.
 fn skip(why: &str) {
     assert!(std::env::var_os("CHAT_MUST_RUN_ALL").is_none(), "{why}");
     println!("not run: {why}");
 }
 
 #[test]
-fn when_a_sync_fails_the_server_ends_and_a_restart_has_all_that_was_stored() {
+fn server_exits_on_failed_sync_and_restart_keeps_stored_messages() {
     let dir = tempfile::tempdir().unwrap();
     if Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
-        skip("there is no strace");
+        skip("strace is missing");
         return;
     }
     let mut server = Server::start(dir.path());
@@ -100,7 +101,7 @@ fn when_a_sync_fails_the_server_ends_and_a_restart_has_all_that_was_stored() {
         (register(dir.path(), &server.url(), "alice"), register(dir.path(), &server.url(), "bob"));
     server.kill();
 
-    // The same server, whose thirtieth sync and all after it fail.
+    // The same server, but its thirtieth sync and all later ones fail.
     let (port, admin) = (free_port(), free_port());
     let mut failing = Failing(
         Command::new("strace")
@@ -116,21 +117,21 @@ fn when_a_sync_fails_the_server_ends_and_a_restart_has_all_that_was_stored() {
     );
     let end = Instant::now() + Duration::from_secs(30);
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(Instant::now() < end, "it does not listen");
+        assert!(Instant::now() < end, "the server does not listen");
         std::thread::sleep(Duration::from_millis(20));
     }
     let mut a = CliProcess::start(&alice, &format!("ws://127.0.0.1:{port}"), None);
     let mut stored = Vec::new();
     let end = Instant::now() + Duration::from_secs(60);
     let mut status = None;
-    // One at a time, so that each takes a sync of its own, until the server is gone.
+    // Send one message at a time, so that each needs its own sync, until the server has exited.
     'messages: for n in 0..200 {
         let name = format!("{n}");
         if !a.send(&json!({"cmd": "send", "to": "bob", "text": name, "ref": name})) {
             break;
         }
         loop {
-            assert!(Instant::now() < end, "the syncs do not fail");
+            assert!(Instant::now() < end, "no sync failed within 60 s");
             if let Some(event) = a.next(Duration::from_millis(20))
                 && event["event"] == "stored"
             {
@@ -145,7 +146,7 @@ fn when_a_sync_fails_the_server_ends_and_a_restart_has_all_that_was_stored() {
     }
     assert!(
         status.is_some_and(|status| !status.success()),
-        "it ended by itself, and not as if all were well"
+        "the server must exit by itself, with a failure status"
     );
     while let Some(event) = a.next(Duration::from_millis(300)) {
         if event["event"] == "stored" {
@@ -154,7 +155,7 @@ fn when_a_sync_fails_the_server_ends_and_a_restart_has_all_that_was_stored() {
     }
     let sent = stored.len() + 1;
     a.kill();
-    println!("{} were stored when the disk failed", stored.len());
+    println!("{} messages were stored before the disk failed", stored.len());
     assert!(!stored.is_empty() && sent < 200);
 
     server.restart();
@@ -163,8 +164,8 @@ fn when_a_sync_fails_the_server_ends_and_a_restart_has_all_that_was_stored() {
     while seen.len() < stored.len() {
         seen.push(b.wait("message")["text"].as_str().unwrap().to_owned());
     }
-    assert_eq!(seen, stored, "what was stored is there, in order");
-    // The rest waits in the outbox, and arrives now.
+    assert_eq!(seen, stored, "all stored messages are there, in order");
+    // The other messages wait in the outbox and arrive now.
     let a = CliProcess::start(&alice, &server.url(), None);
     a.finish();
     while seen.len() < sent {

@@ -1,5 +1,5 @@
-//! Real text through real processes: whole, in order, byte for byte, once; then the same while everything
-//! is killed again and again.
+//! Real text through real processes: every line arrives once, in order, byte for byte, also while the server
+//! and the clients are killed again and again.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use std::path::Path;
@@ -33,7 +33,7 @@ fn replay(dir: &Path, count: usize, at_least_kills: u64, clients_die: bool) -> O
     let mut alice = ScriptedClient::new(a, vec![url.clone()], "bob", &from_a, &to_a);
     let mut bob = ScriptedClient::new(b, vec![url], "alice", &from_b, &to_b);
     if at_least_kills > 0 {
-        // Slowly enough for that many kills to come in between.
+        // Send slowly enough for that many kills.
         (alice.ahead, bob.ahead) = (80, 80);
     }
     let kills = std::thread::scope(|scope| {
@@ -90,7 +90,8 @@ fn delivers_exactly_once_while_server_and_clients_are_killed() {
     let dir = tempfile::tempdir().unwrap();
     let outcome = replay(dir.path(), 10_000, 100, true);
     println!(
-        "20000 lines both ways in {:?}: {} kills of the server, {} of the clients, 0 lost, 0 twice, 0 out of order",
+        "20000 lines both ways in {:?}: {} kills of the server, {} of the clients, \
+         0 lost, 0 duplicated, 0 out of order",
         outcome.took, outcome.kills, outcome.client_kills
     );
 }

@@ -1,5 +1,5 @@
-//! It is really the Signal protocol: our suite and the official client library exchange a thousand messages
-//! each way, shuffled, with and without one-time prekeys.
+//! Interoperability with the Signal protocol: our suite and the official client library exchange 1,000
+//! messages each way, in shuffled order, with and without one-time prekeys.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 const MESSAGES: usize = 1000;
 const LIBRARY: &str = "@signalapp/libsignal-client@0.103.0";
 
-/// A suite's tables in memory.
+/// The tables of a suite, in memory.
 #[derive(Default)]
 struct Memory(HashMap<(Table, Vec<u8>), Vec<u8>>);
 
@@ -46,7 +46,8 @@ impl SuiteTx for Memory {
     }
 }
 
-/// The official library, from the build's own directory; installed if it is not there.
+/// Returns the directory of the official library inside the build directory. Installs the library if it is
+/// missing.
 fn library() -> PathBuf {
     let dir = chat_tests::scratch().join("interop");
     std::fs::create_dir_all(&dir).unwrap();
@@ -58,7 +59,7 @@ fn library() -> PathBuf {
             .args(["install", "--no-package-lock", "--no-audit", "--no-fund", "--silent", LIBRARY])
             .current_dir(&dir)
             .status()
-            .expect("npm: `make setup` installs it");
+            .expect("npm is missing: run `make setup`");
         assert!(installed.success());
     }
     dir
@@ -78,7 +79,7 @@ impl Node {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .expect("node: `make setup` installs it");
+            .expect("node is missing: run `make setup`");
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Self { child, lines }
     }
@@ -125,7 +126,7 @@ fn shuffle<T>(all: &mut [T]) {
     }
 }
 
-/// A thousand each way, each way's order shuffled.
+/// Exchanges 1,000 messages each way. Each side receives them in shuffled order.
 fn exchange(node: &mut Node, suite: &mut Signal, tx: &mut Memory, peer: &Peer) {
     let mut ours: Vec<(String, Vec<u8>)> = (0..MESSAGES)
         .map(|n| {
@@ -151,7 +152,7 @@ fn exchange(node: &mut Node, suite: &mut Signal, tx: &mut Memory, peer: &Peer) {
     }
     suite.flush(tx).unwrap();
     let again = &theirs[MESSAGES / 2].1;
-    assert!(suite.open(tx, peer, again).unwrap().is_err(), "the same message a second time");
+    assert!(suite.open(tx, peer, again).unwrap().is_err(), "a message decrypts only once");
 }
 
 fn rust_begins(one_time: bool) {
@@ -170,7 +171,7 @@ fn rust_begins(one_time: bool) {
         kem_signature: bytes("kemSignature"),
     };
     let peer = peer(bundle["identity"].as_str().unwrap());
-    // One id names both halves of a one-time prekey with us.
+    // In our suite, one id names both halves of a one-time prekey.
     let part = OneTimePart {
         id: 20,
         key: if one_time { bytes("oneTime") } else { Vec::new() },

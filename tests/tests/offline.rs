@@ -1,4 +1,4 @@
-//! Ten thousand messages wait for somebody who is away, and all arrive, oldest first.
+//! Ten thousand messages wait for an offline device, and all arrive, oldest first.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use std::path::Path;
@@ -27,7 +27,7 @@ fn send_all(profile: &Path, url: &str, to: &str) {
     chat.finish();
 }
 
-/// Receives everything; gives the time from the first message to the last.
+/// Receives all messages. Returns the time from the first message to the last.
 fn receive_all(profile: &Path, url: &str) -> Duration {
     let mut chat = CliProcess::start(profile, url, None);
     let mut first = None;
@@ -50,7 +50,7 @@ fn receive_all(profile: &Path, url: &str) -> Duration {
 }
 
 #[test]
-fn ten_thousand_wait_and_all_arrive() {
+fn ten_thousand_waiting_messages_arrive_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path());
     let url = server.url();
@@ -63,7 +63,7 @@ fn ten_thousand_wait_and_all_arrive() {
         COUNT as f64 / never_answered.as_secs_f64()
     );
 
-    // An answer: from here on the session is established both ways.
+    // Bob answers: from here on the session is established both ways.
     assert!(command(&bob, &url, &["send", "alice", "answer"]).status.success());
     assert!(command(&alice, &url, &["send", "bob", "seen"]).status.success());
     let mut listening = CliProcess::start(&alice, &url, Some(0));

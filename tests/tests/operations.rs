@@ -1,5 +1,5 @@
-//! What an operator asks: what happened to a message (`explain`), whether everything is there (`check`) and whole
-//! (`verify`).
+//! The operator commands: `explain` reports what happened to a message, `check` whether all services are
+//! usable, and `verify` whether the stored data is consistent.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use chat_tests::cluster::{Cluster, Services, Size, fresh_name, server_command};
 use chat_tests::server::Server;
 use serde_json::json;
 
-/// Asks nodes until they say all of this.
+/// Runs `explain` on nodes until its output contains all of `parts`. Returns the output.
 fn explained(nodes: &[&Server], id: &str, parts: &[&str]) -> String {
     let addresses: Vec<String> = nodes.iter().map(|node| format!("127.0.0.1:{}", node.admin)).collect();
     let end = Instant::now() + Duration::from_secs(20);
@@ -24,14 +24,14 @@ fn explained(nodes: &[&Server], id: &str, parts: &[&str]) -> String {
     }
 }
 
-/// Sends a message to Bob and gives its id.
+/// Sends a message to Bob. Returns its id.
 fn send(alice: &mut CliProcess, text: &str) -> String {
     assert!(alice.send(&json!({"cmd": "send", "to": "bob", "text": text, "ref": text})));
     alice.wait("stored")["message_id"].as_str().unwrap().to_owned()
 }
 
 #[test]
-fn a_message_is_explained_without_its_content() {
+fn explain_reports_a_message_without_its_content() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = Server::start(dir.path());
     let (a, b) = (register(dir.path(), &server.url(), "alice"), register(dir.path(), &server.url(), "bob"));
@@ -43,7 +43,7 @@ fn a_message_is_explained_without_its_content() {
         &["accepted from", "in the log", "stored at seq 1", "pushed: 1", "waits for"],
     );
     assert!(!text.contains("secret"), "{text}");
-    // A process that was killed has forgotten what it did; the store has not.
+    // A killed process loses its trace; the store keeps its rows.
     server.kill();
     server.restart();
     let mut bob = CliProcess::start(&b, &server.url(), None);
@@ -56,7 +56,7 @@ fn a_message_is_explained_without_its_content() {
 }
 
 #[test]
-fn a_message_is_explained_across_nodes() {
+fn explain_combines_the_events_of_all_nodes() {
     let Some(services) = Services::single() else { return };
     let dir = tempfile::tempdir().unwrap();
     let cluster =
@@ -82,7 +82,7 @@ fn a_message_is_explained_across_nodes() {
     println!("{}", explained(&nodes, &id, &all));
 }
 
-/// Runs a command that fails with these settings; gives what it printed, and what it said was wrong.
+/// Runs a command that fails with these settings. Returns its stdout and stderr.
 fn failing(settings: &str, command: &str) -> (String, String) {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("chat.toml");
@@ -94,7 +94,7 @@ fn failing(settings: &str, command: &str) -> (String, String) {
 }
 
 #[test]
-fn check_says_what_is_there_and_everything_that_is_not() {
+fn check_reports_all_present_and_all_missing_services() {
     let Some(services) = Services::single() else { return };
     let dir = tempfile::tempdir().unwrap();
     let cluster =
@@ -117,7 +117,7 @@ fn check_says_what_is_there_and_everything_that_is_not() {
     }
     let two_wrong = format!(
         "store = {:?}\nrouter = {:?}\nregistry = \"redis://127.0.0.1:1\"\nopen_registration = true\n",
-        services.keyspace("nobody_made_it"),
+        services.keyspace("missing"),
         services.kafka,
     );
     let (found, wrong) = failing(&two_wrong, "check");
@@ -129,7 +129,7 @@ fn check_says_what_is_there_and_everything_that_is_not() {
 }
 
 #[test]
-fn check_makes_nothing() {
+fn check_creates_no_files() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     let check = || {
@@ -143,7 +143,7 @@ fn check_makes_nothing() {
     let out = server_command(&["--data", data.to_str().unwrap(), "token", "alice"]);
     assert!(out.status.success());
     assert!(check().contains("store: no data yet"));
-    assert_eq!(std::fs::read_dir(&data).unwrap().count(), 1, "the secret of the token alone");
+    assert_eq!(std::fs::read_dir(&data).unwrap().count(), 1, "only the token secret");
     let mut server = Server::start(dir.path());
     server.kill();
     let found = check();

@@ -1,5 +1,5 @@
-//! The server is blind: a thousand canaries, and nothing of them in its data, its logs, or on the wire. The
-//! same search finds every one of them when the suite is a plaintext one, so it can fail.
+//! The server sees no plaintext: none of 1,000 canary texts occurs in its data, in its logs or on the wire.
+//! With a suite that does not encrypt, the same search finds all of them, so the test can fail.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use std::path::Path;
@@ -19,7 +19,7 @@ use chat_transport::dial::Dialer;
 
 const CANARIES: usize = 1000;
 
-/// A suite that encrypts nothing: for this test alone.
+/// A suite that encrypts nothing, for this test only.
 #[derive(Debug)]
 struct Plain;
 
@@ -75,8 +75,8 @@ fn canaries() -> Vec<String> {
         .collect()
 }
 
-/// The forms a text may hide in. Base64 depends on where in its group a text begins: the middle is the same
-/// for all three.
+/// Returns the encodings in which a text may occur. Base64 depends on the offset of the text in a group of
+/// three bytes, so each offset has its own form, without the ends that neighbouring bytes change.
 fn forms(text: &str) -> Vec<Vec<u8>> {
     let utf16 = |big: bool| -> Vec<u8> {
         text.encode_utf16().flat_map(|u| if big { u.to_be_bytes() } else { u.to_le_bytes() }).collect()
@@ -107,14 +107,14 @@ fn read_all(dir: &Path, into: &mut Vec<u8>) {
     }
 }
 
-/// Canaries found in any form.
+/// Returns the number of canaries found in any form.
 fn search(canaries: &[String], haystack: &[u8]) -> usize {
-    // All forms of all canaries, by their first eight bytes.
+    // All forms of all canaries, keyed by their last eight bytes.
     let mut needles: std::collections::HashMap<[u8; 8], Vec<(usize, Vec<u8>)>> =
         std::collections::HashMap::new();
     for (n, canary) in canaries.iter().enumerate() {
         for form in forms(canary) {
-            // The random part alone tells canaries apart: begin there.
+            // Only the random part at the end differs between canaries.
             needles.entry(form[form.len() - 8..].try_into().unwrap()).or_default().push((n, form));
         }
     }
@@ -160,7 +160,7 @@ async fn talk(suite: fn() -> Box<dyn Suite>) -> usize {
             arrived.push(text);
         }
     }
-    assert_eq!(arrived, canaries, "they were really sent");
+    assert_eq!(arrived, canaries, "all canaries must arrive");
     for client in clients {
         client.close().await;
     }
@@ -174,11 +174,7 @@ async fn talk(suite: fn() -> Box<dyn Suite>) -> usize {
 }
 
 #[tokio::test]
-async fn the_server_sees_nothing_of_what_is_said() {
-    assert_eq!(talk(|| Box::new(chat_signal::Signal::new())).await, 0, "canaries in the server's hands");
-    assert_eq!(
-        talk(|| Box::new(Plain)).await,
-        CANARIES,
-        "the search must find them when nothing is encrypted"
-    );
+async fn server_sees_no_plaintext() {
+    assert_eq!(talk(|| Box::new(chat_signal::Signal::new())).await, 0, "the server must see no canary");
+    assert_eq!(talk(|| Box::new(Plain)).await, CANARIES, "the search must find all unencrypted canaries");
 }

@@ -1,5 +1,5 @@
-//! What happens when a device's store is put back, copied or lost: nothing shows twice, what cannot be read
-//! is asked for again, and whoever may be somebody else is events of.
+//! The store of a device is restored from a backup, or lost: no message shows twice, the device requests
+//! undecryptable messages again, and contacts receive an event when an account has new keys.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use std::path::Path;
@@ -29,11 +29,11 @@ fn say(chat: &mut CliProcess, to: &str, texts: &[&str]) {
     }
 }
 
-/// Events of these kinds until so many came.
+/// Collects events of these kinds until `count` have arrived.
 fn collect(chat: &mut CliProcess, kinds: &[&str], count: usize) -> Vec<Value> {
     let mut found = Vec::new();
     while found.len() < count {
-        let event = chat.next(Duration::from_secs(30)).unwrap_or_else(|| panic!("only {found:?}"));
+        let event = chat.next(Duration::from_secs(30)).unwrap_or_else(|| panic!("timeout after {found:?}"));
         if kinds.iter().any(|kind| event["event"] == *kind) {
             found.push(event);
         }
@@ -42,7 +42,7 @@ fn collect(chat: &mut CliProcess, kinds: &[&str], count: usize) -> Vec<Value> {
 }
 
 #[test]
-fn a_restored_profile_goes_on_and_what_it_cannot_read_is_recovered() {
+fn restored_profile_recovers_undecryptable_messages() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path());
     let url = server.url();
@@ -68,7 +68,8 @@ fn a_restored_profile_goes_on_and_what_it_cannot_read_is_recovered() {
 
     std::fs::remove_dir_all(&bob).unwrap();
     copy(&backup, &bob);
-    // Bob's "five" moved the ratchet, and the copy does not know: "six" cannot be read, and is asked for again.
+    // Bob's "five" moved the ratchet, but the restored copy is older: Bob cannot decrypt "six" and requests
+    // it again.
     let mut b = CliProcess::start(&bob, &url, None);
     let events = collect(&mut b, &["message", "undecryptable", "recovered"], 2);
     assert_eq!(
@@ -82,13 +83,13 @@ fn a_restored_profile_goes_on_and_what_it_cannot_read_is_recovered() {
     assert_eq!(
         (events[0]["text"].as_str(), events[1]["text"].as_str()),
         (Some("seven"), Some("eight")),
-        "it healed"
+        "the session works again"
     );
     say(&mut b, "alice", &["nine"]);
     assert_eq!(a.wait("message")["text"], "nine");
     b.finish();
 
-    // A program that asks for everything gets it as it was.
+    // A client that replays all events gets them unchanged.
     let mut b = CliProcess::start(&bob, &url, Some(0));
     let all = collect(&mut b, &["message", "gap", "undecryptable", "recovered"], 6);
     let kinds: Vec<&str> = all.iter().map(|event| event["event"].as_str().unwrap()).collect();
@@ -98,7 +99,7 @@ fn a_restored_profile_goes_on_and_what_it_cannot_read_is_recovered() {
     let shown = text(&history.stdout);
     assert!(shown.contains("six") && shown.contains("eight"), "{shown}");
 
-    // A second time within a day only the user may decide.
+    // A second recovery within a day needs the user's decision.
     std::fs::remove_dir_all(&bob).unwrap();
     copy(&backup, &bob);
     let mut b = CliProcess::start(&bob, &url, None);
@@ -122,7 +123,7 @@ fn token(server: &Server, user: &str) -> String {
 }
 
 #[test]
-fn an_account_whose_devices_are_lost_is_replaced_and_everybody_is_told() {
+fn contacts_are_notified_when_a_lost_account_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = Server::start_with(dir.path(), &["--open-registration", "false"]);
     let url = server.url();
@@ -160,7 +161,7 @@ fn an_account_whose_devices_are_lost_is_replaced_and_everybody_is_told() {
         command(&profile("new"), &url, &["register", "bob", "--replace", "--token", &token(&server, "bob")]);
     assert!(out.status.success(), "{}", text(&out.stderr));
     let old = command(&profile("bob"), &url, &["login"]);
-    assert!(!old.status.success(), "the old device is out");
+    assert!(!old.status.success(), "the old device must not log in");
 
     let mut a = CliProcess::start(&profile("alice"), &url, None);
     let events = collect(&mut a, &["identity_changed", "refused", "message", "stored"], 2);
@@ -180,14 +181,14 @@ fn an_account_whose_devices_are_lost_is_replaced_and_everybody_is_told() {
     assert_eq!(b.wait("message")["text"], "for the new keys");
     say(&mut b, "alice", &["it is me"]);
     b.finish();
-    assert_ne!(number("alice", "bob"), before, "the safety number shows it");
-    assert_eq!(number("alice", "bob"), number("new", "alice"), "and is the same on both sides");
+    assert_ne!(number("alice", "bob"), before, "the safety number changes");
+    assert_eq!(number("alice", "bob"), number("new", "alice"), "both sides show the same number");
 
-    // Strict: nothing more until it is accepted.
+    // In strict mode nothing is sent until the user accepts the new keys.
     let strict = command(&profile("alice"), &url, &["--strict", "send", "bob", "unsure"]);
     assert!(text(&strict.stderr).contains("identity_changed"), "{}", text(&strict.stderr));
     let old = command(&profile("alice"), &url, &["accept", "bob", before.trim()]);
-    assert!(!old.status.success(), "the number of the old keys");
+    assert!(!old.status.success(), "the old safety number");
     let seen = number("new", "alice");
     let out = command(&profile("alice"), &url, &["accept", "bob", seen.trim()]);
     assert!(out.status.success(), "{}", text(&out.stderr));
@@ -196,7 +197,7 @@ fn an_account_whose_devices_are_lost_is_replaced_and_everybody_is_told() {
 }
 
 #[test]
-fn a_stranger_is_slowed_down_and_loses_nothing() {
+fn stranger_is_rate_limited_and_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start_with(dir.path(), &["--open-registration", "false"]);
     let url = server.url();
@@ -209,7 +210,7 @@ fn a_stranger_is_slowed_down_and_loses_nothing() {
     for n in 0..64 {
         assert!(a.send(&json!({"cmd": "send", "to": "bob", "text": format!("{n}")})));
     }
-    // Sixty at once, then one a second, in order.
+    // The rate limit allows 60 messages at once, then one per second.
     let start = std::time::Instant::now();
     let stored = collect(&mut a, &["stored"], 64);
     assert!(start.elapsed() >= Duration::from_secs(3), "{:?}", start.elapsed());
@@ -217,13 +218,13 @@ fn a_stranger_is_slowed_down_and_loses_nothing() {
     let mut b = CliProcess::start(&dir.path().join("bob"), &url, Some(0));
     say(&mut b, "alice", &["go on"]);
     a.wait("message");
-    // Who wrote back is no stranger: a hundred more are not held up one by one.
+    // Bob wrote back, so the limit for strangers no longer applies to the next hundred messages.
     let start = std::time::Instant::now();
     for n in 0..100 {
         assert!(a.send(&json!({"cmd": "send", "to": "bob", "text": format!("more {n}")})));
     }
     collect(&mut a, &["stored"], 100);
-    assert!(start.elapsed() < Duration::from_secs(60), "a second each would be {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(60), "100 messages took {:?}", start.elapsed());
     b.finish();
     a.finish();
 }

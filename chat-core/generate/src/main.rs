@@ -1,5 +1,5 @@
-//! Generates the wire's types from `chat-core/proto`: `make generate`. With `--check` it only says whether
-//! the checked-in code is what it would write.
+//! Generates the wire types from `chat-core/proto` (`make generate`). With `--check` it only verifies that
+//! the checked-in code is up to date.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use std::path::Path;
@@ -16,7 +16,7 @@ fn main() {
     prost_build::Config::new().bytes(["."]).out_dir(out).compile_fds(files).unwrap();
     for name in ["chat.v1.rs", "chat.store.v1.rs", "chat.node.v1.rs"] {
         let same = std::fs::read(out.join(name)).unwrap() == std::fs::read(generated.join(name)).unwrap();
-        assert!(same, "{name} is not what the protocol files say: run `make generate`");
+        assert!(same, "{name} does not match the protocol files: run `make generate`");
     }
-    println!("the wire's types are up to date");
+    println!("the wire types are up to date");
 }

@@ -9,53 +9,53 @@ use crate::model::error::Result;
 use crate::model::id::{Handle, Incarnation, InstallationId, UserId};
 use crate::model::prekeys::{Bundle, PrekeyUpload};
 
-/// Signed device lists and prekeys; a one-time prekey goes to exactly one caller.
+/// Stores accounts, signed device lists and prekeys; hands out each one-time prekey to exactly one caller.
 ///
 /// # Contract
-/// - A handle is mapped to a user once (`a_handle_is_taken_once`); the same registration again succeeds
+/// - A handle is mapped to a user once (`a_handle_is_taken_once`). Repeating the same registration succeeds
 ///   (`registering_again_is_the_same`).
-/// - A list is written only if it follows the stored one (`lists_follow_each_other`); the stored one again
-///   succeeds.
-/// - A list by another account key is written only where the account is being replaced by name
-///   (`an_account_is_replaced_by_name_only`).
+/// - A list is written only if it follows the stored one (`lists_follow_each_other`). Writing the stored list
+///   again succeeds.
+/// - A list signed by another account key is written only when the caller replaces the account with
+///   [`AccountKey::New`] (`an_account_is_replaced_by_name_only`).
 /// - An installation belongs to one user for ever (`an_installation_has_one_user`).
-/// - An upload repeated changes nothing (`an_upload_repeated_changes_nothing`).
-/// - [`claim`](Self::claim) gives each one-time prekey to exactly one caller (`a_prekey_is_claimed_once`),
+/// - A repeated upload changes nothing (`an_upload_repeated_changes_nothing`).
+/// - [`claim`](Self::claim) returns each one-time prekey to exactly one caller (`a_prekey_is_claimed_once`),
 ///   and a bundle without one when none is left (`a_bundle_without_one_time_prekey`).
-/// - Incarnations only rise; the same nonce gets the same answer (`incarnations_rise`).
-/// - A new incarnation has no prekeys until it uploads some (`a_new_incarnation_has_no_prekeys`).
+/// - Incarnations only rise. A repeated nonce returns the same incarnation (`incarnations_rise`).
+/// - A new incarnation has no prekeys until the device uploads some (`a_new_incarnation_has_no_prekeys`).
 #[async_trait]
 pub trait KeyDirectory: fmt::Debug + Send + Sync + 'static {
-    /// Opens an account: maps the handle to the list's user and stores version 1 of the list.
+    /// Registers an account: maps the handle to the list's user and stores version 1 of the list.
     ///
     /// # Errors
-    /// `Conflict` if handle, user or an installation is taken; `Invalid` if the list is not version 1.
+    /// `Conflict` if the handle, the user or an installation is taken; `Invalid` if the list is not version
+    /// 1.
     async fn register(&self, handle: &Handle, list: &SignedDeviceList) -> Result<()>;
 
-    /// The user a handle means.
+    /// Returns the user of a handle.
     ///
     /// # Errors
-    /// `Unavailable` if it cannot be read now.
+    /// `Unavailable` if the read fails.
     async fn resolve(&self, handle: &Handle) -> Result<Option<UserId>>;
 
-    /// The handle of a user.
+    /// Returns the handle of a user.
     ///
     /// # Errors
-    /// `Unavailable` if it cannot be read now.
+    /// `Unavailable` if the read fails.
     async fn handle_of(&self, user: UserId) -> Result<Option<Handle>>;
 
-    /// The newest list of a user.
+    /// Returns the newest device list of a user.
     ///
     /// # Errors
-    /// `Unavailable` if it cannot be read now, `Corrupt` if it does not read back.
+    /// `Unavailable` if the read fails, `Corrupt` if the stored list cannot be decoded.
     async fn list(&self, user: UserId) -> Result<Option<SignedDeviceList>>;
 
-    /// Stores the next version of a list, by the same account key or, where whoever may said so, by a new
-    /// one.
+    /// Stores the next version of a list. `key` says whether it must carry the same account key or a new one.
     ///
     /// # Errors
-    /// `Conflict` if it does not follow the stored one or an installation is another user's; `NotFound`
-    /// without an account.
+    /// `Conflict` if the list does not follow the stored one, or if an installation belongs to another user;
+    /// `NotFound` if the account does not exist.
     async fn put_list(&self, list: &SignedDeviceList, key: AccountKey) -> Result<()>;
 
     /// Stores prekeys of a device; gives how many one-time prekeys it has now.
@@ -64,32 +64,33 @@ pub trait KeyDirectory: fmt::Debug + Send + Sync + 'static {
     /// `Throttled` if the device would have more than [`STORED_PREKEYS`](crate::model::limits::STORED_PREKEYS).
     async fn upload(&self, device: InstallationId, upload: &PrekeyUpload) -> Result<u64>;
 
-    /// A bundle, with a one-time prekey if there is one left; `None` if the device never uploaded.
+    /// Returns a bundle, with a one-time prekey if one is left; `None` if the device never uploaded.
     ///
     /// # Errors
-    /// `Unavailable`: the key may be gone; it is never given again.
+    /// `Unavailable`: the one-time prekey may be used up. It is never handed out again.
     async fn claim(&self, device: InstallationId) -> Result<Option<Bundle>>;
 
-    /// What is kept of a device.
+    /// Returns the stored key state of a device.
     ///
     /// # Errors
-    /// `Unavailable` if it cannot be read now.
+    /// `Unavailable` if the read fails.
     async fn device(&self, device: InstallationId) -> Result<DeviceKeys>;
 
-    /// Gives a device its next incarnation.
+    /// Assigns a device its next incarnation and returns it.
     ///
     /// # Errors
-    /// `Throttled` if the device had one by itself less than a day ago.
+    /// `Throttled` if less than a day has passed since the device's last incarnation and the user did not
+    /// request this one.
     async fn reincarnate(&self, device: InstallationId, wish: Reincarnation) -> Result<Incarnation>;
 }
 
-/// Which account key a list may be signed by.
+/// The account key that the next list must be signed with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(clippy::exhaustive_enums)]
 pub enum AccountKey {
-    /// The one that signed the list before.
+    /// The key that signed the stored list.
     Same,
-    /// A new one: the old one is lost.
+    /// A new key: the old one is lost.
     New,
 }
 
@@ -97,7 +98,7 @@ impl AccountKey {
     /// Checks that a list may follow the stored one.
     ///
     /// # Errors
-    /// `Conflict` if not.
+    /// `Conflict` if it may not.
     pub fn check(self, list: &SignedDeviceList, stored: &SignedDeviceList) -> Result<()> {
         match self {
             Self::Same => list.check_follows(stored),
@@ -106,33 +107,33 @@ impl AccountKey {
     }
 }
 
-/// What is kept of a device.
+/// The stored key state of a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[allow(clippy::exhaustive_structs)]
 pub struct DeviceKeys {
-    /// Its incarnation.
     pub incarnation: Incarnation,
-    /// One-time prekeys held.
+    /// Number of stored one-time prekeys.
     pub prekeys: u64,
 }
 
-/// A wish for a new incarnation.
+/// A request for a new incarnation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Reincarnation {
-    /// The same nonce gets the same answer.
+    /// Idempotency key: a repeated nonce returns the same incarnation.
     pub nonce: [u8; 16],
-    /// The user asked for it: the limit of one a day does not count.
+    /// The user requested it, so the limit of one a day does not apply.
     pub asked: bool,
-    /// The server's clock in milliseconds.
+    /// The server's clock, in milliseconds since 1970.
     pub now_ms: u64,
 }
 
-/// Milliseconds between two incarnations that a device takes by itself.
+/// Minimum time in milliseconds between two incarnations that a device requests without its user.
 pub(crate) const REINCARNATION_EVERY_MS: u64 = 24 * 3600 * 1000;
 
 impl Reincarnation {
-    /// Decides what a device whose last one was `(incarnation, nonce, at_ms)` gets; `None` is *throttled*.
+    /// Returns the incarnation for a device whose last request was `(incarnation, nonce, at_ms)`; `None` if
+    /// the request is throttled.
     pub fn decide(&self, last: Option<(Incarnation, [u8; 16], u64)>) -> Option<Incarnation> {
         match last {
             Some((incarnation, nonce, _)) if nonce == self.nonce => Some(incarnation),

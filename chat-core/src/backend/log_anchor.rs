@@ -1,4 +1,4 @@
-//! Which log a data set follows.
+//! Identifies the log that a data set follows.
 
 use std::fmt;
 
@@ -6,42 +6,42 @@ use async_trait::async_trait;
 
 use crate::model::error::Result;
 
-/// A log that conversations are ordered by. Its offsets mean something in it alone, and a conversation is on
-/// the same partition for as long as it lasts.
+/// Identity of a log that orders conversations. Offsets are valid only within one log. A conversation stays
+/// on the same partition for the lifetime of the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct LogIdentity {
-    /// Counts the logs of a data set from 1.
+    /// Number of the log among those of the data set, from 1.
     pub generation: u64,
-    /// Random; also written into the log itself.
+    /// Random id, also written into the log itself.
     pub id: [u8; 16],
-    /// Its partitions.
+    /// Number of partitions.
     pub partitions: u32,
-    /// Whether it was set up completely.
+    /// The log is set up completely.
     pub opened: bool,
 }
 
-/// Remembers beside the data which log it follows, so that a log that was lost, made anew or given more
-/// partitions is noticed before it does harm.
+/// Stores beside the data the identity of the log that it follows. A log that was lost, recreated or
+/// repartitioned is detected before it causes damage.
 ///
 /// Implemented by stores that several processes share.
 #[async_trait]
 pub trait LogAnchor: fmt::Debug + Send + Sync + 'static {
-    /// The log in force.
+    /// Returns the log in force.
     ///
     /// # Errors
-    /// `Unavailable` if it cannot be read now.
+    /// `Unavailable` if the read fails.
     async fn log(&self) -> Result<Option<LogIdentity>>;
 
-    /// Begins a log, unless one of this generation or a later one was begun; gives the one in force.
+    /// Starts a log, unless a log of this or a later generation exists. Returns the log in force.
     ///
     /// # Errors
-    /// `Unavailable`: it may be begun.
+    /// `Unavailable`: the log may have been started.
     async fn begin_log(&self, log: LogIdentity) -> Result<LogIdentity>;
 
-    /// Notes that the log of this generation is set up.
+    /// Records that the log of this generation is set up.
     ///
     /// # Errors
-    /// `Unavailable`: it may be noted.
+    /// `Unavailable`: the change may have been stored.
     async fn open_log(&self, generation: u64) -> Result<()>;
 }

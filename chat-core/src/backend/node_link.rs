@@ -1,4 +1,4 @@
-//! From one gateway to another.
+//! Delivery from one gateway to another.
 
 use std::fmt;
 
@@ -9,31 +9,32 @@ use super::{GatewayId, Route};
 use crate::model::error::Result;
 use crate::model::session_event::SessionEvent;
 
-/// A connection and what its session is deliveries, in order.
+/// A connection and the events for its session, in order.
 pub type SessionDelivery = (Route, Vec<SessionEvent>);
 
-/// Carries what happened to the gateway that holds a connection. A hint: what is lost on the way waits in an
+/// Delivers events to the gateway that holds a connection. A hint: a lost row still waits in the device's
 /// inbox.
 ///
 /// # Contract
-/// - [`deliver`](Self::deliver) returns at once, and keeps the order of what one session is deliveries
+/// - [`deliver`](Self::deliver) returns at once and preserves the order of the events of one session
 ///   (`deliveries_arrive_in_order`).
-/// - A connection that is not there is unbound by compare, and its device woken
+/// - If a connection no longer exists, its route is unbound by compare and its device is woken by push
 ///   (`a_stale_route_is_unbound`).
-/// - A gateway that does not answer costs nobody else anything: what does not fit its queue, or is not
-///   answered within a second, is dropped, and its sessions are deliveries that they lag as soon as it answers again.
+/// - An unresponsive gateway does not slow down the others. Deliveries that exceed its queue, or that it does
+///   not acknowledge within a second, are dropped. Its sessions receive [`Event::Lagged`] when it responds
+///   again.
 #[async_trait]
 pub trait NodeLink: fmt::Debug + Send + Sync + 'static {
-    /// Tells sessions of another gateway.
+    /// Delivers events to sessions of another gateway.
     fn deliver(&self, gateway: GatewayId, deliveries: Vec<SessionDelivery>);
 
-    /// The offer of a device that waits to be linked at another gateway.
+    /// Returns the offer of a device that waits at another gateway to be linked.
     ///
     /// # Errors
-    /// `NotFound` if nobody waits there, `Unavailable` if the gateway does not answer.
+    /// `NotFound` if no such device waits there, `Unavailable` if the gateway does not respond.
     async fn offer(&self, gateway: GatewayId, rendezvous: Bytes) -> Result<Bytes>;
 
-    /// Answers such an offer.
+    /// Sends the approving device's sealed answer to the device that made the offer.
     ///
     /// # Errors
     /// As [`offer`](Self::offer).

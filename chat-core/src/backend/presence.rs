@@ -1,4 +1,4 @@
-//! Who was heard of lately.
+//! Online state of users.
 
 use std::fmt;
 
@@ -16,15 +16,15 @@ use crate::model::id::{InstallationId, UserId};
 /// - Answers come in the order of the users (`answers_come_in_order`).
 #[async_trait]
 pub trait Presence: fmt::Debug + Send + Sync + 'static {
-    /// A device was heard of (`alive`), or left.
+    /// Records a heartbeat of a device (`alive`), or that the device left.
     ///
     /// # Errors
-    /// `Unavailable` if it cannot be noted now.
+    /// `Unavailable` if the write fails.
     async fn beat(&self, user: UserId, device: InstallationId, alive: bool, now_ms: u64) -> Result<()>;
 
-    /// Whether each of these users is present, in their order.
+    /// Returns whether each of these users is online, in the order of `users`.
     ///
     /// # Errors
-    /// `Unavailable` if it cannot be read now.
+    /// `Unavailable` if the read fails.
     async fn query(&self, users: &[UserId], now_ms: u64) -> Result<Vec<bool>>;
 }

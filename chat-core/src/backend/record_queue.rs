@@ -2,20 +2,21 @@ use std::collections::VecDeque;
 
 use super::{LogPosition, Operation, Record};
 
-/// Records taken at once: what one commit of the store may have to hold in memory.
+/// Maximum number of records in one batch. One commit of the store may hold all of them in memory.
 const BATCH: usize = 512;
-/// Bytes taken at once.
+/// Target size of one batch in bytes; the last record may exceed it.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
-/// The records of a shard that are not applied yet, as routers keep them: taken in order, and again after a
+/// Queue of a shard's uncommitted records, for use in routers. Records are taken in order, and again after a
 /// rewind, until they are committed.
 ///
-/// It does not bound itself: whoever fills it looks at [`len`](Self::len) and [`bytes`](Self::bytes).
+/// The queue has no limit of its own: the caller that fills it must check [`len`](Self::len) and
+/// [`bytes`](Self::bytes).
 #[derive(Debug, Default)]
 pub struct RecordQueue {
     records: VecDeque<Record>,
     bytes: usize,
-    /// How many of `records` were taken and wait for their commit.
+    /// Number of records at the front that were taken and are not committed.
     taken: usize,
 }
 
@@ -30,13 +31,13 @@ fn size(record: &Record) -> usize {
 }
 
 impl RecordQueue {
-    /// Puts a record behind the others.
+    /// Appends a record.
     pub fn push(&mut self, record: Record) {
         self.bytes += size(&record);
         self.records.push_back(record);
     }
 
-    /// Takes what was not taken yet: a batch of records, none if there are none.
+    /// Takes the next batch of records that were not taken yet; empty if there are none.
     pub fn take(&mut self) -> Vec<Record> {
         let mut bytes = 0;
         let fresh = self.records.iter().skip(self.taken).take(BATCH);
@@ -50,7 +51,7 @@ impl RecordQueue {
         batch
     }
 
-    /// Forgets what was taken up to a position; gives the last position forgotten, if anything was.
+    /// Removes taken records up to a position. Returns the position of the last one removed, if any.
     pub fn commit(&mut self, position: LogPosition) -> Option<LogPosition> {
         let mut last = None;
         while self.taken > 0
@@ -64,22 +65,22 @@ impl RecordQueue {
         last
     }
 
-    /// Makes everything that was taken come again.
+    /// Makes all taken records available again.
     pub fn rewind(&mut self) {
         self.taken = 0;
     }
 
-    /// How many records there are, taken ones included.
+    /// Returns the number of records, including those taken.
     pub fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether the queue is empty.
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
     }
 
-    /// About how many bytes they take.
+    /// Returns the approximate size of all records in bytes.
     pub const fn bytes(&self) -> usize {
         self.bytes
     }

@@ -1,4 +1,4 @@
-//! Who is connected where.
+//! Routes of connected devices.
 
 use std::fmt;
 
@@ -7,67 +7,66 @@ use async_trait::async_trait;
 use crate::model::error::Result;
 use crate::model::id::{DeviceAddress, UserId};
 
-/// A gateway process.
+/// Id of a gateway process.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct GatewayId(pub u64);
 
-/// Where a device is connected.
+/// The connection of a device to a gateway.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Route {
-    /// The device.
     pub device: DeviceAddress,
-    /// The gateway that has its connection.
+    /// The gateway that holds the connection.
     pub gateway: GatewayId,
-    /// The connection's epoch: of two routes of a device the one with the larger epoch is right.
+    /// The connection's epoch. Of two routes of a device, the one with the larger epoch is current.
     pub epoch: u64,
 }
 
-/// Where users' devices are connected now. A hint: losing it costs delay only.
+/// Maps devices to the gateways they are connected to. A hint: losing it causes delay only.
 ///
 /// # Contract
-/// - A bound device is found until it is unbound or not renewed (`a_bound_device_is_found`,
-///   `an_unknown_user_has_no_route`).
-/// - [`bind`](Self::bind) gives a larger epoch each time, and the last one wins (`the_last_bind_wins`).
-/// - [`unbind`](Self::unbind) removes only the very route it names (`unbind_compares`).
-/// - [`renew`](Self::renew) brings a forgotten route back (`renew_brings_a_forgotten_route_back`), but never
-///   over a newer one (`renew_compares`).
+/// - A bound device is found until it is unbound or its route expires without renewal
+///   (`a_bound_device_is_found`, `an_unknown_user_has_no_route`).
+/// - [`bind`](Self::bind) returns a larger epoch each time, and the last bind wins (`the_last_bind_wins`).
+/// - [`unbind`](Self::unbind) removes only exactly the route it names (`unbind_compares`).
+/// - [`renew`](Self::renew) restores a lost route (`renew_brings_a_forgotten_route_back`), but never replaces
+///   a newer one (`renew_compares`).
 /// - An announced gateway is found by its id (`an_announced_gateway_has_an_address`).
 #[async_trait]
 pub trait Registry: fmt::Debug + Send + Sync + 'static {
-    /// Routes a device to a gateway; gives the new connection's epoch.
+    /// Routes a device to a gateway. Returns the epoch of the new connection.
     ///
     /// # Errors
-    /// `Unavailable` if it cannot be done now.
+    /// `Unavailable` if the write fails.
     async fn bind(&self, device: DeviceAddress, gateway: GatewayId) -> Result<u64>;
 
-    /// Keeps a route alive.
+    /// Extends the lifetime of a route.
     ///
     /// # Errors
-    /// `Conflict` if a newer one is there, `Unavailable` if it cannot be done now.
+    /// `Conflict` if a newer route exists, `Unavailable` if the write fails.
     async fn renew(&self, route: Route) -> Result<()>;
 
-    /// Removes a route, if it is still this one.
+    /// Removes a route if it is still the current one.
     ///
     /// # Errors
-    /// `Unavailable` if it cannot be done now.
+    /// `Unavailable` if the write fails.
     async fn unbind(&self, route: Route) -> Result<()>;
 
-    /// Says where the other nodes reach a gateway; to be said again every few seconds.
+    /// Publishes the address where other nodes reach a gateway. The gateway must repeat it every few seconds.
     ///
     /// # Errors
-    /// `Unavailable` if it cannot be done now.
+    /// `Unavailable` if the write fails.
     async fn announce(&self, gateway: GatewayId, address: &str) -> Result<()>;
 
-    /// Where a gateway is reached.
+    /// Returns the address of a gateway.
     ///
     /// # Errors
-    /// `Unavailable` if it cannot be read now.
+    /// `Unavailable` if the read fails.
     async fn address(&self, gateway: GatewayId) -> Result<Option<String>>;
 
-    /// The routes of users.
+    /// Returns the routes of users.
     ///
     /// # Errors
-    /// `Unavailable` if it cannot be read now.
+    /// `Unavailable` if the read fails.
     async fn lookup(&self, users: &[UserId]) -> Result<Vec<Route>>;
 }

@@ -1,4 +1,4 @@
-//! The carrier of commands to a conversation's shard.
+//! Transport of commands to the shard of a conversation.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,108 +10,109 @@ use crate::model::envelope::{Publish, Refusal, SendPosition};
 use crate::model::error::Result;
 use crate::model::id::{ConversationId, DeviceAddress, InstallationId, UserId};
 
-/// Takes commands for a conversation's shard; FIFO per conversation; redelivers until the shard commits;
-/// one intended owner a shard.
+/// Carries commands to the shard of a conversation: FIFO per conversation, redelivered until the shard
+/// commits, with one intended owner per shard.
 ///
 /// # Contract
-/// - Records of one conversation come in the order in which their appends were polled first, however many
-///   of them wait for the log at once (`fifo_per_conversation`).
+/// - Records of one conversation arrive in the order in which their appends were first polled, even if
+///   several of them wait for the log at once (`fifo_per_conversation`).
 /// - A conversation is always on the same shard (`one_shard_per_conversation`).
-/// - What was taken and not committed comes again after [`rewind`](Self::rewind) (`redelivers_until_commit`).
-/// - A full queue refuses instead of growing (`a_full_queue_refuses`).
-/// - What one owner takes in one ownership_epoch follows on without a gap (`an_ownership_epoch_has_no_gaps`).
-/// - A closed router gives no records any more, and whoever waits for some is told (`a_closed_router_says_so`).
+/// - Taken but uncommitted records are delivered again after [`rewind`](Self::rewind)
+///   (`redelivers_until_commit`).
+/// - A full queue refuses new commands instead of growing (`a_full_queue_refuses`).
+/// - The records that one owner takes within one ownership epoch have no gaps
+///   (`an_ownership_epoch_has_no_gaps`).
+/// - A closed router returns no more records, and pending calls of [`next`](Self::next) fail with `Closed`
+///   (`a_closed_router_says_so`).
 #[async_trait]
 pub trait Router: fmt::Debug + Send + Sync + 'static {
-    /// How many shards there are.
+    /// Returns the number of shards.
     fn shards(&self) -> usize;
 
-    /// Appends a command.
+    /// Appends a command to the log of its conversation's shard.
     ///
     /// # Errors
-    /// `Throttled` if the shard's queue is full, `Unavailable` if it may or may not be appended.
+    /// `Throttled` if the shard's queue is full, `Unavailable` if the command may or may not have been
+    /// appended.
     async fn append(&self, command: Command) -> Result<()>;
 
-    /// Takes what waits for a shard, at least one record, waiting for it if need be. Cancel safe.
+    /// Takes the next batch of a shard; waits until there is at least one record. Cancel safe.
     ///
     /// # Errors
     /// `Closed` once the router was [closed](Self::close).
     async fn next(&self, shard: usize) -> Result<RecordBatch>;
 
-    /// Says that everything up to a position is applied.
+    /// Marks all records up to a position as applied.
     ///
     /// # Errors
-    /// `Unavailable`: the records may come again.
+    /// `Unavailable`: the records may be delivered again.
     async fn commit(&self, shard: usize, position: LogPosition) -> Result<()>;
 
-    /// Makes everything uncommitted of a shard come again: what a new owner sees.
+    /// Makes all uncommitted records of a shard available again, as for a new owner.
     ///
     /// # Errors
-    /// `Unavailable` if that cannot be done now.
+    /// `Unavailable` if the rewind fails.
     async fn rewind(&self, shard: usize) -> Result<()>;
 
-    /// Gives this process's shards up: others that read the same log own them when this returns, or soon.
-    /// What was taken may still be committed. Appending is not affected.
+    /// Releases this process's shards. Other processes that read the same log own them when this returns, or
+    /// soon after. Taken records may still be committed. Appending is not affected.
     async fn close(&self);
 }
 
-/// Records that were taken from a shard's log.
+/// A batch of records taken from a shard's log.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[allow(clippy::exhaustive_structs)]
 pub struct RecordBatch {
-    /// Changes whenever somebody else may have owned the shard in between: what is remembered of its
-    /// conversations counts in the same ownership_epoch only.
+    /// Ownership epoch: changes whenever another process may have owned the shard in between. State cached
+    /// for the shard's conversations is valid only within one ownership epoch.
     pub ownership_epoch: u64,
-    /// The records, in order.
     pub records: Vec<Record>,
 }
 
-/// A place in a shard's log.
+/// A position in a shard's log.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 #[allow(clippy::exhaustive_structs)]
 pub struct LogPosition {
-    /// Which log. Offsets of different logs do not compare.
+    /// Number of the log. Offsets of different logs do not compare.
     pub generation: u64,
-    /// Rising in it.
+    /// Rises within one log.
     pub offset: u64,
 }
 
-/// A command in a shard's log.
+/// An entry of a shard's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Record {
-    /// Its place.
     pub position: LogPosition,
-    /// When it was appended, by the log's clock.
+    /// Time of the append in microseconds, by the log's clock.
     pub appended_us: u64,
-    /// The command.
     pub command: Arc<Command>,
 }
 
-/// What a gateway asks of a conversation's shard. All that depends on a clock, a cache or another table
-/// was decided by the gateway and is written in here, so that applying it is a function of the state.
+/// A request of a gateway to the shard of a conversation. The gateway has already decided everything that
+/// depends on a clock, a cache or another table and includes the result, so that applying a command is a
+/// function of the state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Command {
-    /// Who asks, as authenticated.
+    /// The authenticated sender.
     pub sender: DeviceAddress,
-    /// What.
     pub operation: Operation,
-    /// Every user of the audience with the devices of the list version named.
+    /// Every user of the audience with the devices of the named list version.
     pub recipients: Vec<RecipientDevices>,
-    /// Why the gateway would refuse it; counts only if the message is not stored already.
+    /// The gateway's reason to refuse the message; it applies only if the message is not stored already.
     pub verdict: Option<Refusal>,
-    /// The connection that waits for the answer. Decides nothing.
+    /// The connection that waits for the answer. It does not affect the decision.
     pub reply: Option<Route>,
 }
 
 impl Command {
-    /// The conversation it is for.
+    /// Returns the conversation of the command.
     pub const fn conversation(&self) -> ConversationId {
         self.number().conversation
     }
 
-    /// Its place in its sender's order.
+    /// Returns the command's position in its sender's order.
     pub const fn number(&self) -> &SendPosition {
         match &self.operation {
             Operation::Publish(publish) => &publish.number,
@@ -120,24 +121,23 @@ impl Command {
     }
 }
 
-/// What is asked of a shard.
+/// The operation of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Operation {
     /// Store this message.
     Publish(Publish),
-    /// Use this number up.
+    /// Use up this send position without a message.
     Skip(SendPosition),
 }
 
-/// A user of an audience with the devices of the list version that was named.
+/// A user of an audience with the devices of the named list version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
 pub struct RecipientDevices {
-    /// The user.
     pub user: UserId,
-    /// The version.
+    /// The device list version that the message names.
     pub list_version: u64,
-    /// Its devices.
+    /// Installations of the devices in that list.
     pub installations: Vec<InstallationId>,
 }

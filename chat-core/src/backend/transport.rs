@@ -1,4 +1,4 @@
-//! A pipe for whole frames.
+//! Connection that carries whole frames.
 
 use std::fmt;
 
@@ -16,16 +16,16 @@ use crate::model::error::Result;
 ///   into a pipe that ended fails, if not at once (`sending_after_the_end_fails`).
 #[async_trait]
 pub trait Transport: fmt::Debug + Send + 'static {
-    /// The next frame; `None` when the other end closed. Cancel safe.
+    /// Receives the next frame; `None` when the other end closed. Cancel safe.
     ///
     /// # Errors
-    /// `Invalid` if the other end broke the framing rules, `Closed` if the pipe broke.
+    /// `Invalid` if the other end broke the framing rules, `Closed` if the connection broke.
     async fn recv(&mut self) -> Result<Option<Bytes>>;
 
     /// Sends frames in order and flushes once.
     ///
     /// # Errors
-    /// `Closed` if the pipe broke; some frames may have gone out.
+    /// `Closed` if the connection broke; some frames may have been sent.
     async fn send(&mut self, frames: Vec<Bytes>) -> Result<()>;
 
     /// Closes with a code of [`CloseReason::code`](crate::model::close_reason::CloseReason::code), in bounded time.

@@ -21,15 +21,15 @@ pub(crate) fn list_from_proto(raw: proto::SignedDeviceList) -> Result<SignedDevi
     SignedDeviceList::verify(raw.list, key, raw.signature)
 }
 
-/// A signed list as stores keep it.
+/// Encodes a signed list for storage.
 pub fn encode_list(list: &SignedDeviceList) -> Vec<u8> {
     prost::Message::encode_to_vec(&list_to_proto(list))
 }
 
-/// Reads what [`encode_list`] wrote, checking it again.
+/// Decodes a list written by [`encode_list`] and verifies it again.
 ///
 /// # Errors
-/// As [`SignedDeviceList::verify`].
+/// The errors of [`SignedDeviceList::verify`].
 pub fn decode_list(bytes: Bytes) -> Result<SignedDeviceList> {
     let raw = <proto::SignedDeviceList as prost::Message>::decode(bytes);
     list_from_proto(raw.map_err(|e| invalid("not a signed device list").caused_by(e))?)

@@ -98,7 +98,7 @@ pub fn decode_command(bytes: Bytes) -> Result<Command> {
 fn verdict(bytes: Bytes) -> Result<Refusal> {
     match parse_server_frame(bytes)? {
         server_frame::Frame::Refused(refused) => Ok(refused_from_proto(refused)?.1),
-        _ => Err(invalid("a verdict is not a refusal")),
+        _ => Err(invalid("a verdict must be a Refused frame")),
     }
 }
 
@@ -171,11 +171,11 @@ fn event_to_proto(event: &SessionEvent) -> node::Event {
 fn event_from_proto(raw: node::Event) -> Result<SessionEvent> {
     use node::event::Event as Raw;
     use server_frame::Frame;
-    Ok(match raw.event.ok_or_else(|| invalid("an event holds nothing"))? {
+    Ok(match raw.event.ok_or_else(|| invalid("an event has no content"))? {
         Raw::Row(row) => SessionEvent::Row(decode_row(row)?),
         Raw::Own(own) => match parse_server_frame(own.stored)? {
             Frame::Stored(stored) => SessionEvent::Own(stored_from_proto(&stored)?, own.time_us),
-            _ => return Err(invalid("an own message was not stored")),
+            _ => return Err(invalid("an own event must hold a Stored frame")),
         },
         Raw::Answer(frame) => match parse_server_frame(frame)? {
             Frame::Stored(stored) => SessionEvent::Repeated(stored_from_proto(&stored)?),
@@ -206,45 +206,45 @@ pub fn encode_deliveries(deliveries: &[SessionDelivery]) -> Vec<u8> {
     node::SessionDeliveries { deliveries: deliveries.collect() }.encode_to_vec()
 }
 
-/// Reads what [`encode_deliveries`] wrote.
+/// Decodes deliveries written by [`encode_deliveries`].
 ///
 /// # Errors
-/// `Invalid` if the bytes are anything else.
+/// `Invalid` if the bytes are not session deliveries.
 pub fn decode_deliveries(bytes: Bytes) -> Result<Vec<SessionDelivery>> {
     let raw = node::SessionDeliveries::decode(bytes)
         .map_err(|e| invalid("not a list of deliveries").caused_by(e))?;
     let deliveries = raw.deliveries.into_iter().map(|delivery| {
-        let route = delivery.route.ok_or_else(|| invalid("a delivery names no connection"))?;
+        let route = delivery.route.ok_or_else(|| invalid("a delivery has no route"))?;
         let events = delivery.events.into_iter().map(event_from_proto);
         Ok((route_from_proto(route)?, events.collect::<Result<_>>()?))
     });
     deliveries.collect()
 }
 
-/// The connections that were not there.
+/// Encodes the routes of connections that no longer exist.
 pub fn encode_not_here(routes: &[Route]) -> Vec<u8> {
     node::NotHere { routes: routes.iter().map(route_to_proto).collect() }.encode_to_vec()
 }
 
-/// Reads what [`encode_not_here`] wrote.
+/// Decodes routes written by [`encode_not_here`].
 ///
 /// # Errors
-/// `Invalid` if the bytes are anything else.
+/// `Invalid` if the bytes are not a list of routes.
 pub fn decode_not_here(bytes: Bytes) -> Result<Vec<Route>> {
     let raw = node::NotHere::decode(bytes).map_err(|e| invalid("not a list of routes").caused_by(e))?;
     raw.routes.into_iter().map(route_from_proto).collect()
 }
 
-/// A question for the offer of a device that waits to be linked, or (with `sealed`) the answer to it.
+/// Encodes a request for the offer of a device that waits to be linked or, with `sealed`, the answer to it.
 pub fn encode_rendezvous(rendezvous: &Bytes, sealed: Option<&Bytes>) -> Vec<u8> {
     let sealed = sealed.cloned().unwrap_or_default();
     node::Rendezvous { rendezvous: rendezvous.clone(), sealed }.encode_to_vec()
 }
 
-/// Reads what [`encode_rendezvous`] wrote.
+/// Decodes a message written by [`encode_rendezvous`].
 ///
 /// # Errors
-/// `Invalid` if the bytes are anything else.
+/// `Invalid` if the bytes are not a rendezvous.
 pub fn decode_rendezvous(bytes: Bytes) -> Result<(Bytes, Option<Bytes>)> {
     let raw = node::Rendezvous::decode(bytes).map_err(|e| invalid("not a rendezvous").caused_by(e))?;
     Ok((raw.rendezvous, (!raw.sealed.is_empty()).then_some(raw.sealed)))
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_reads_back() {
+    fn command_round_trips() {
         let (alice, bob) = (route(1).device, route(2).device);
         let number = SendPosition {
             conversation: ConversationId::direct(alice.user, bob.user),
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn session_deliveries_read_back() {
+    fn session_deliveries_round_trip() {
         let (alice, bob) = (route(1).device, route(2).device);
         let conversation = ConversationId::direct(alice.user, bob.user);
         let refused = SessionEvent::Refused(

@@ -24,7 +24,7 @@ pub(crate) fn stored_to_proto(s: &Stored) -> proto::Stored {
 
 pub(crate) fn stored_from_proto(raw: &proto::Stored) -> Result<Stored> {
     if raw.seq > MAX_NUMBER || raw.client_seq > MAX_NUMBER {
-        return Err(invalid("a message has a seq that can be counted on from"));
+        return Err(invalid("a seq and a client_seq must be below 2^63"));
     }
     Ok(Stored {
         conversation: ConversationId::parse(&raw.conversation)?,
@@ -111,7 +111,7 @@ pub(crate) fn refused_from_proto(raw: proto::Refused) -> Result<(Subject, Refusa
         proto::Reason::Invalid => Refusal::Invalid,
         proto::Reason::NotFound => Refusal::NotFound,
         proto::Reason::Taken => Refusal::Taken,
-        // A reason of a later version: nothing is known, so repeating the same ids is right.
+        // A reason of a later version: the outcome is unknown, so the client must repeat the same ids.
         proto::Reason::Retry | proto::Reason::Unspecified => Refusal::Retry(raw.retry_after),
     };
     Ok((subject, refusal))

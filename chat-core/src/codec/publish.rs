@@ -8,9 +8,9 @@ use crate::model::id::{ConversationId, InstallationId, MessageId};
 use crate::model::limits::{MAX_BODY, MAX_BOX, MAX_BOXES};
 use crate::proto;
 
-/// A generation that leaves room to rise, in stores that count in signed numbers, too.
+/// Refuses a generation of 2^63 or more: stores that use signed integers need room to increment it.
 pub(crate) fn check_generation(generation: u64) -> Result<()> {
-    if generation > u64::MAX / 2 { Err(invalid("a generation is below 2^63")) } else { Ok(()) }
+    if generation > u64::MAX / 2 { Err(invalid("a generation must be below 2^63")) } else { Ok(()) }
 }
 
 fn number_from_proto(
@@ -22,14 +22,14 @@ fn number_from_proto(
     generation: u64,
 ) -> Result<SendPosition> {
     if client_seq == 0 || client_seq > u64::MAX / 2 {
-        return Err(invalid("a client_seq is 1 or more"));
+        return Err(invalid("a client_seq must be 1 to 2^63-1"));
     }
     check_generation(generation)?;
     let conversation = ConversationId::parse(conversation)?;
     conversation.kind()?;
     let message_id = MessageId::parse(message_id)?;
     if message_id == MessageId::NIL {
-        return Err(invalid("a message id is not nil"));
+        return Err(invalid("a message id must not be nil"));
     }
     Ok(SendPosition {
         conversation,
@@ -82,7 +82,7 @@ pub(crate) fn publish_from_proto(raw: proto::Publish) -> Result<Publish> {
     }
     let audience = audience_from_proto(raw.audience)?;
     if audience.is_empty() {
-        return Err(invalid("an audience is not empty"));
+        return Err(invalid("an audience must not be empty"));
     }
     Ok(Publish { number, first: raw.first, audience, body: raw.body, boxes, sent_at: raw.sent_at })
 }

@@ -1,4 +1,4 @@
-//! How a store that cannot write a commit in one piece keeps what it takes to finish it.
+//! Redo record of a commit: stores without atomic commits use it to finish a partly written commit.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -14,7 +14,7 @@ fn row_bytes(row: &InboxRow) -> Bytes {
     encode_row(row).into()
 }
 
-/// The bytes of a commit but its state.
+/// Encodes a commit without its state.
 pub fn encode(commit: &Commit) -> Vec<u8> {
     let inbox = commit.inbox.iter();
     let ids = commit.ids.iter();
@@ -41,13 +41,13 @@ pub fn encode(commit: &Commit) -> Vec<u8> {
     .encode_to_vec()
 }
 
-/// Reads what [`encode`] wrote: the commit that made a state.
+/// Decodes a redo record written by [`encode`] and combines it with the commit's state.
 ///
 /// # Errors
-/// [`ErrorKind::Corrupt`] if the bytes are anything else.
+/// [`ErrorKind::Corrupt`] if the bytes are not a redo record.
 pub fn decode(bytes: Bytes, conversation: ConversationId, state: ConversationState) -> Result<Commit> {
     read(bytes, conversation, state).map_err(|e| {
-        Error::new(ErrorKind::Corrupt, "a commit to be finished does not read back").caused_by(e)
+        Error::new(ErrorKind::Corrupt, "failed to decode the redo record of a commit").caused_by(e)
     })
 }
 
@@ -82,7 +82,7 @@ mod tests {
     use crate::model::id::UserId;
 
     #[test]
-    fn a_commit_reads_back() {
+    fn commit_round_trips() {
         let conversation = ConversationId::own(UserId::from_bytes([1; 16]));
         let device = InstallationId::from_bytes([2; 16]);
         let content = RowContent::Empty { reason: EmptyReason::Skip, from: 7 };

@@ -1,4 +1,4 @@
-//! Inbox rows on the wire and in stores.
+//! Encoding of inbox rows on the wire and in stores.
 
 use std::sync::Arc;
 
@@ -77,9 +77,9 @@ pub(crate) fn to_proto(row: &InboxRow) -> proto::Row {
 
 pub(crate) fn from_proto(raw: proto::Row) -> Result<InboxRow> {
     if raw.seq == 0 || raw.seq > MAX_NUMBER || raw.time_us > MAX_NUMBER {
-        return Err(invalid("a row has a seq above 0, and one that can be counted on from"));
+        return Err(invalid("the seq of a row must be 1 to 2^63-1 and its time below 2^63"));
     }
-    let content = match raw.row.ok_or_else(|| invalid("a row holds nothing"))? {
+    let content = match raw.row.ok_or_else(|| invalid("a row has no content"))? {
         proto::row::Row::Message(m) => RowContent::Message {
             message: Arc::new(Message {
                 id: MessageId::parse(&m.message_id)?,
@@ -120,15 +120,15 @@ pub(crate) fn from_proto(raw: proto::Row) -> Result<InboxRow> {
     })
 }
 
-/// A row as stores keep it.
+/// Encodes a row for storage.
 pub fn encode_row(row: &InboxRow) -> Vec<u8> {
     to_proto(row).encode_to_vec()
 }
 
-/// Reads what [`encode_row`] wrote.
+/// Decodes a row written by [`encode_row`].
 ///
 /// # Errors
-/// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) if the bytes are anything else.
+/// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) if the bytes are not a row.
 pub fn decode_row(bytes: Bytes) -> Result<InboxRow> {
     from_proto(proto::Row::decode(bytes).map_err(|e| invalid("not a row").caused_by(e))?)
 }

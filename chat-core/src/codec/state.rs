@@ -1,4 +1,4 @@
-//! How stores keep a conversation's state.
+//! Encoding of a conversation's state in stores.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -8,7 +8,7 @@ use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{InstallationId, MessageId, UserId};
 use crate::proto::store;
 
-/// The bytes of a state.
+/// Encodes a state.
 pub fn encode(state: &ConversationState) -> Vec<u8> {
     store::State {
         seq: state.head.seq,
@@ -39,12 +39,12 @@ pub fn encode(state: &ConversationState) -> Vec<u8> {
     .encode_to_vec()
 }
 
-/// Reads what [`encode`] wrote.
+/// Decodes a state written by [`encode`].
 ///
 /// # Errors
-/// [`ErrorKind::Corrupt`] if the bytes are anything else.
+/// [`ErrorKind::Corrupt`] if the bytes are not a state.
 pub fn decode(bytes: &[u8]) -> Result<ConversationState> {
-    let corrupt = || Error::new(ErrorKind::Corrupt, "a conversation's state does not read back");
+    let corrupt = || Error::new(ErrorKind::Corrupt, "failed to decode the state of a conversation");
     let raw = store::State::decode(Bytes::copy_from_slice(bytes)).map_err(|e| corrupt().caused_by(e))?;
     let members = raw.members.into_iter().map(|m| {
         Ok(Member {

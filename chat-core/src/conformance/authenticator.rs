@@ -5,21 +5,20 @@ use crate::backend::Authenticator;
 use crate::model::error::ErrorKind;
 use crate::model::id::Handle;
 
-/// An [`Authenticator`] with tokens to try on it.
+/// An [`Authenticator`] under test, with valid tokens.
 #[derive(Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct AuthenticatorFixture {
-    /// What is tried.
     pub authenticator: Arc<dyn Authenticator>,
-    /// Tokens that are good, and whom they name.
+    /// Valid tokens, each with the handle that it names.
     pub good: Vec<(String, Handle)>,
-    /// Whether no token is as good as one.
+    /// An empty token is accepted (open registration).
     pub open: bool,
 }
 
 type Fixture = Arc<AuthenticatorFixture>;
 
-/// The cases of [`Authenticator`].
+/// Returns the conformance cases of [`Authenticator`].
 pub fn authenticator() -> Vec<Case<AuthenticatorFixture>> {
     cases![a_good_token_names_its_user, a_changed_token_is_denied, no_token, nonsense_is_denied]
 }
@@ -31,7 +30,7 @@ async fn kind(fixture: &Fixture, token: &str) -> Option<ErrorKind> {
 async fn a_good_token_names_its_user(fixture: Fixture) -> Outcome {
     for (token, handle) in &fixture.good {
         let named = fixture.authenticator.authenticate(token).await.map_err(failed)?;
-        equal(named, Some(handle.clone()), "whom it names")?;
+        equal(named, Some(handle.clone()), "the named handle")?;
     }
     Ok(())
 }
@@ -42,7 +41,7 @@ async fn a_changed_token_is_denied(fixture: Fixture) -> Outcome {
             let mut changed = token.clone().into_bytes();
             changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
             let changed = String::from_utf8_lossy(&changed).into_owned();
-            // The last character of base64 may hold bits that mean nothing.
+            // The last character of a base64 part may hold unused bits: changing it may not change the token.
             if at + 1 < token.len() && !token[at + 1..].starts_with('.') {
                 equal(kind(&fixture, &changed).await, Some(ErrorKind::Denied), "a changed token")?;
             }
@@ -55,7 +54,7 @@ async fn a_changed_token_is_denied(fixture: Fixture) -> Outcome {
 async fn no_token(fixture: Fixture) -> Outcome {
     let answer = fixture.authenticator.authenticate("").await;
     if fixture.open {
-        return equal(answer.map_err(failed)?, None, "nobody is named");
+        return equal(answer.map_err(failed)?, None, "an empty token names no handle");
     }
     equal(answer.err().map(|error| error.kind()), Some(ErrorKind::Denied), "no token")
 }
@@ -63,7 +62,7 @@ async fn no_token(fixture: Fixture) -> Outcome {
 async fn nonsense_is_denied(fixture: Fixture) -> Outcome {
     for token in ["x", "..", "a.b.c", "\0", "{}", &"x".repeat(3000)] {
         let answer = fixture.authenticator.authenticate(token).await;
-        // Where no token is needed, one that is given may be looked at or not.
+        // Under open registration the authenticator may check a token or ignore it.
         if !(fixture.open && answer == Ok(None)) {
             equal(answer.err().map(|error| error.kind()), Some(ErrorKind::Denied), "nonsense")?;
         }

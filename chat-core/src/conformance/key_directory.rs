@@ -14,7 +14,7 @@ use crate::model::prekeys::{OneTimePrekey, PrekeyUpload};
 
 type Keys = Arc<dyn KeyDirectory>;
 
-/// The cases of [`KeyDirectory`].
+/// Returns the conformance cases of [`KeyDirectory`].
 pub fn key_directory() -> Vec<Case<dyn KeyDirectory>> {
     cases![
         a_handle_is_taken_once,
@@ -74,11 +74,11 @@ async fn a_handle_is_taken_once(keys: Keys) -> Outcome {
     equal(
         kind(keys.register(&handle("alice")?, &first(2, 2)?).await),
         Some(ErrorKind::Conflict),
-        "the second",
+        "the second registration",
     )?;
     let user = keys.resolve(&handle("alice")?).await.map_err(failed)?;
     equal(user, Some(UserId::from_bytes([1; 16])), "the user")?;
-    equal(keys.list(UserId::from_bytes([2; 16])).await.map_err(failed)?, None, "the loser's list")
+    equal(keys.list(UserId::from_bytes([2; 16])).await.map_err(failed)?, None, "the list of the refused user")
 }
 
 async fn registering_again_is_the_same(keys: Keys) -> Outcome {
@@ -118,10 +118,10 @@ async fn an_account_is_replaced_by_name_only(keys: Keys) -> Outcome {
     keys.register(&handle("alice")?, &v1).await.map_err(failed)?;
     let replaced = sign(&DeviceList::next(&v1, 2, vec![entry(2)?]), 9)?;
     let unasked = keys.put_list(&replaced, AccountKey::Same).await;
-    equal(kind(unasked), Some(ErrorKind::Conflict), "another account key, unasked")?;
+    equal(kind(unasked), Some(ErrorKind::Conflict), "another account key with `AccountKey::Same`")?;
     let same = sign(&DeviceList::next(&v1, 2, vec![entry(3)?]), 1)?;
     let same = keys.put_list(&same, AccountKey::New).await;
-    equal(kind(same), Some(ErrorKind::Conflict), "the same account key as a new one")?;
+    equal(kind(same), Some(ErrorKind::Conflict), "the same account key with `AccountKey::New`")?;
     keys.put_list(&replaced, AccountKey::New).await.map_err(failed)?;
     keys.put_list(&replaced, AccountKey::New).await.map_err(failed)?;
     equal(keys.list(v1.list().user).await.map_err(failed)?, Some(replaced), "the list")
@@ -144,7 +144,7 @@ async fn an_upload_can_replace(keys: Keys) -> Outcome {
     keys.upload(DEVICE, &upload(1..=5, false)).await.map_err(failed)?;
     equal(keys.upload(DEVICE, &upload(100..=101, true)).await.map_err(failed)?, 2, "prekeys")?;
     let bundle = keys.claim(DEVICE).await.map_err(failed)?.ok_or("no bundle")?;
-    equal(bundle.one_time.to_vec(), 100_u64.to_be_bytes().to_vec(), "the key given")
+    equal(bundle.one_time.to_vec(), 100_u64.to_be_bytes().to_vec(), "the claimed one-time prekey")
 }
 
 async fn too_many_prekeys_are_refused(keys: Keys) -> Outcome {
@@ -152,7 +152,7 @@ async fn too_many_prekeys_are_refused(keys: Keys) -> Outcome {
         keys.upload(DEVICE, &upload(n * 100 + 1..=n * 100 + 100, false)).await.map_err(failed)?;
     }
     let more = keys.upload(DEVICE, &upload(1001..=1001, false)).await;
-    equal(kind(more), Some(ErrorKind::Throttled), "one more")
+    equal(kind(more), Some(ErrorKind::Throttled), "one prekey above the limit")
 }
 
 async fn a_prekey_is_claimed_once(keys: Keys) -> Outcome {
@@ -162,10 +162,10 @@ async fn a_prekey_is_claimed_once(keys: Keys) -> Outcome {
         let bundle = keys.claim(DEVICE).await.map_err(failed)?.ok_or("no bundle")?;
         equal(bundle.signed.as_ref(), b"signed", "the signed part")?;
         if !given.insert(bundle.one_time) {
-            return Err("a key was given twice".into());
+            return Err("a one-time prekey was claimed twice".into());
         }
     }
-    equal(given.len(), 50, "keys given")
+    equal(given.len(), 50, "distinct one-time prekeys")
 }
 
 async fn a_bundle_without_one_time_prekey(keys: Keys) -> Outcome {
@@ -177,30 +177,30 @@ async fn a_bundle_without_one_time_prekey(keys: Keys) -> Outcome {
 }
 
 async fn incarnations_rise(keys: Keys) -> Outcome {
-    equal(keys.device(DEVICE).await.map_err(failed)?.incarnation, 0, "at first")?;
+    equal(keys.device(DEVICE).await.map_err(failed)?.incarnation, 0, "the initial incarnation")?;
     let wish = |nonce: u8, asked, now_ms| Reincarnation { nonce: [nonce; 16], asked, now_ms };
-    equal(keys.reincarnate(DEVICE, wish(1, false, 0)).await.map_err(failed)?, 1, "the first")?;
+    equal(keys.reincarnate(DEVICE, wish(1, false, 0)).await.map_err(failed)?, 1, "the first incarnation")?;
     equal(keys.reincarnate(DEVICE, wish(1, false, 5)).await.map_err(failed)?, 1, "the same nonce")?;
     let soon = keys.reincarnate(DEVICE, wish(2, false, 1000)).await;
-    equal(kind(soon), Some(ErrorKind::Throttled), "another on the same day")?;
-    equal(keys.reincarnate(DEVICE, wish(3, true, 1000)).await.map_err(failed)?, 2, "if the user asks")?;
+    equal(kind(soon), Some(ErrorKind::Throttled), "a second incarnation on the same day")?;
+    equal(keys.reincarnate(DEVICE, wish(3, true, 1000)).await.map_err(failed)?, 2, "on the user's request")?;
     let day = 24 * 3600 * 1000;
     equal(keys.reincarnate(DEVICE, wish(4, false, 2000 + day)).await.map_err(failed)?, 3, "a day later")?;
-    equal(keys.device(DEVICE).await.map_err(failed)?.incarnation, 3, "what is kept")
+    equal(keys.device(DEVICE).await.map_err(failed)?.incarnation, 3, "the stored incarnation")
 }
 
 async fn a_new_incarnation_has_no_prekeys(keys: Keys) -> Outcome {
     keys.upload(DEVICE, &upload(1..=5, false)).await.map_err(failed)?;
     let wish = Reincarnation { nonce: [1; 16], asked: false, now_ms: 0 };
     keys.reincarnate(DEVICE, wish).await.map_err(failed)?;
-    equal(keys.claim(DEVICE).await.map_err(failed)?, None, "a bundle of the life before")?;
+    equal(keys.claim(DEVICE).await.map_err(failed)?, None, "a bundle of the former incarnation")?;
     equal(keys.upload(DEVICE, &upload(100..=104, true)).await.map_err(failed)?, 5, "prekeys of the new one")?;
     keys.reincarnate(DEVICE, wish).await.map_err(failed)?;
-    equal(keys.device(DEVICE).await.map_err(failed)?.prekeys, 5, "after the same wish again")
+    equal(keys.device(DEVICE).await.map_err(failed)?.prekeys, 5, "prekeys after the repeated request")
 }
 
 async fn an_unknown_user_is_empty(keys: Keys) -> Outcome {
-    equal(keys.resolve(&handle("nobody")?).await.map_err(failed)?, None, "the user")?;
+    equal(keys.resolve(&handle("stranger")?).await.map_err(failed)?, None, "the user")?;
     equal(keys.list(UserId::from_bytes([9; 16])).await.map_err(failed)?, None, "the list")?;
     equal(keys.handle_of(UserId::from_bytes([9; 16])).await.map_err(failed)?, None, "the handle")
 }

@@ -14,7 +14,7 @@ use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, 
 
 type Store = Arc<dyn MessageStore>;
 
-/// The cases of [`MessageStore`].
+/// Returns the conformance cases of [`MessageStore`].
 pub fn message_store() -> Vec<Case<dyn MessageStore>> {
     cases![
         commit_is_visible,
@@ -41,7 +41,8 @@ pub fn message_store() -> Vec<Case<dyn MessageStore>> {
     ]
 }
 
-/// The cases of a [`MessageStore`] that several processes share: two owners of a shard may overlap.
+/// Returns the conformance cases of a [`MessageStore`] that several processes share, where two owners of a
+/// shard may overlap.
 pub fn shared_message_store() -> Vec<Case<dyn MessageStore>> {
     cases![an_older_state_does_not_come_back, an_owner_that_is_behind_changes_nothing]
 }
@@ -54,7 +55,8 @@ fn device(user: UserId) -> DeviceAddress {
     DeviceAddress { user, device: DeviceId::PRIMARY, installation }
 }
 
-/// Alice's device and Bob's, and what Alice's sends: the real decisions of a shard make the commits.
+/// A conversation of Alice's and Bob's devices in which Alice's device sends. [`decide`], the function that
+/// shards use, makes the commits.
 struct Conversation {
     id: ConversationId,
     state: ConversationState,
@@ -70,7 +72,7 @@ impl Conversation {
         Self::new(ConversationId::direct(ALICE, BOB), 1000)
     }
 
-    /// The commit of the next message, with a body of this size.
+    /// Returns the commit of the next message, with a body of `size` bytes.
     fn next(&mut self, size: usize) -> Result<Commit, String> {
         let (alice, bob) = (device(ALICE), device(BOB));
         let sent = self.state.senders.get(&alice.installation).copied().unwrap_or_default();
@@ -132,7 +134,7 @@ fn message_id(n: u64) -> MessageId {
     MessageId::from_bytes(id)
 }
 
-/// Commits until it is safe; gives what is to be visible.
+/// Commits until everything is durable. Returns the commits that are not visible yet.
 async fn commit_durable(store: &Store, commits: Vec<Commit>) -> Result<Vec<Commit>, String> {
     let count = commits.len();
     let outcomes = store.commit(commits).await;
@@ -146,7 +148,7 @@ async fn commit_durable(store: &Store, commits: Vec<Commit>) -> Result<Vec<Commi
     Ok(durable)
 }
 
-/// Commits until every reader sees it.
+/// Commits until every reader sees the commits.
 async fn make_seen(store: &Store, commits: Vec<Commit>) -> Outcome {
     let durable = commit_durable(store, commits).await?;
     store.make_visible(durable).await.map_err(failed)
@@ -181,16 +183,16 @@ async fn a_durable_commit_counts(store: Store) -> Outcome {
     let last = talk.next(100)?;
     let at = last.state.head.position;
     let last = Commit { generations: vec![(device(ALICE).installation, 8)], ..last };
-    // Its owner falls here: nobody settles it.
+    // The shard owner crashes here and does not make the commit visible.
     commit_durable(&store, vec![last.clone()]).await?;
     equal(store.state(talk.id, None).await.map_err(failed)?, Some(talk.state.clone()), "the state")?;
     let generation = store.generation(device(ALICE).installation).await.map_err(failed)?;
     equal(generation, 8, "the generation of the sender")?;
     equal(store.state(talk.id, Some(at)).await.map_err(failed)?, Some(talk.state), "the state to decide on")?;
     let rows = vec![1, 2];
-    equal(seqs(&inbox(&store, BOB).await?), rows, "the inbox once somebody was given the record again")?;
+    equal(seqs(&inbox(&store, BOB).await?), rows, "the inbox after a replay read the state")?;
     store.make_visible(vec![last]).await.map_err(failed)?;
-    equal(seqs(&inbox(&store, BOB).await?), vec![1, 2], "the inbox after a late owner visible it, too")
+    equal(seqs(&inbox(&store, BOB).await?), vec![1, 2], "the inbox after a late owner's make_visible")
 }
 
 async fn a_durable_row_may_be_acknowledged(store: Store) -> Outcome {
@@ -199,7 +201,7 @@ async fn a_durable_row_may_be_acknowledged(store: Store) -> Outcome {
     for (commit, seq) in [(first, 1), (second, 2)] {
         let durable = commit_durable(&store, vec![commit]).await?;
         let refused = ack(&store, BOB, talk.id, seq + 1).await;
-        equal(refused.map_err(|e| e.kind()), Err(ErrorKind::Invalid), "an ack above what is safe")?;
+        equal(refused.map_err(|e| e.kind()), Err(ErrorKind::Invalid), "an ack above the durable tail")?;
         ack(&store, BOB, talk.id, seq).await.map_err(failed)?;
         store.make_visible(durable).await.map_err(failed)?;
         equal(seqs(&inbox(&store, BOB).await?), Vec::<u64>::new(), "the inbox")?;
@@ -207,7 +209,7 @@ async fn a_durable_row_may_be_acknowledged(store: Store) -> Outcome {
     let (stranger, acks) =
         (InstallationId::from_bytes([0xee; 16]), [AckUpTo { conversation: talk.id, seq: 1 }]);
     let refused = store.ack(stranger, 0, &acks).await;
-    equal(refused.map_err(|e| e.kind()), Err(ErrorKind::Invalid), "a stranger's ack")?;
+    equal(refused.map_err(|e| e.kind()), Err(ErrorKind::Invalid), "an ack of an unknown device")?;
     let record = store.device(device(BOB).installation, CursorFilter::All).await.map_err(failed)?;
     equal(record.waiting_rows, 0, "rows that wait")?;
     equal(
@@ -268,7 +270,7 @@ async fn an_owner_that_is_behind_changes_nothing(store: Store) -> Outcome {
 async fn rows_above_the_head_are_not_found(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     talk.fill(&store, 1).await?;
-    // What a commit leaves behind that stopped before its state: rows, and an old head.
+    // A commit that was interrupted before it wrote its state: the rows are new, the head is old.
     let mut torn = talk.next(100)?;
     torn.state.head.seq = 1;
     make_seen(&store, vec![torn]).await?;
@@ -283,7 +285,7 @@ async fn rows_wait_for_their_own_ack(store: Store) -> Outcome {
     ack(&store, ALICE, talk.id, 3).await.map_err(failed)?;
     equal(seqs(&inbox(&store, BOB).await?), vec![1, 2, 3], "Bob's inbox after Alice's ack")?;
     ack(&store, BOB, talk.id, 2).await.map_err(failed)?;
-    equal(seqs(&inbox(&store, BOB).await?), vec![3], "Bob's inbox after his own")?;
+    equal(seqs(&inbox(&store, BOB).await?), vec![3], "Bob's inbox after his own ack")?;
     equal(seqs(&inbox(&store, ALICE).await?), Vec::<u64>::new(), "Alice's inbox")
 }
 
@@ -291,23 +293,23 @@ async fn expired_rows_leave_a_gap(store: Store) -> Outcome {
     let bob = device(BOB).installation;
     let mut talk = Conversation::direct();
     talk.fill(&store, 6).await?;
-    // Message n is committed at 1000 + 10 n µs; Bob has the first.
+    // Message n is committed at 1000 + 10 n µs. Bob acknowledges the first one.
     store.ack(bob, 1, &[AckUpTo { conversation: talk.id, seq: 1 }]).await.map_err(failed)?;
-    equal(store.expire(1005, 100).await.map_err(failed)?, 0, "nothing is that old")?;
+    equal(store.expire(1005, 100).await.map_err(failed)?, 0, "no row is old enough")?;
     let seen = |rows: &[InboxRow]| rows.iter().map(|row| (row.first_seq(), row.seq)).collect::<Vec<_>>();
-    // Alice's own device has all six rows, Bob's five: the first four are older.
+    // Alice's device has rows 1 to 6, Bob's has rows 2 to 6. Rows 1 to 4 are older than 1045 µs.
     equal(store.expire(1045, 100).await.map_err(failed)?, 4 + 3, "rows removed")?;
     let rows = store.inbox(bob, InboxPosition::START, PageLimit::MAX).await.map_err(failed)?;
     equal(seen(&rows), vec![(2, 4), (5, 5), (6, 6)], "a gap, then the rest")?;
-    equal(rows[0].is_expired(), true, "the gap says why")?;
+    equal(rows[0].is_expired(), true, "the gap is marked as expired")?;
     equal(store.expire(1045, 100).await.map_err(failed)?, 0, "a gap does not expire")?;
-    equal(store.expire(1055, 1).await.map_err(failed)?, 1, "in pieces")?;
-    equal(store.expire(1055, 100).await.map_err(failed)?, 1, "the rest of them")?;
+    equal(store.expire(1055, 1).await.map_err(failed)?, 1, "an expiry limited to one row")?;
+    equal(store.expire(1055, 100).await.map_err(failed)?, 1, "the remaining old rows")?;
     let rows = store.inbox(bob, InboxPosition::START, PageLimit::MAX).await.map_err(failed)?;
     equal(seen(&rows), vec![(2, 5), (6, 6)], "the gap grew")?;
     let alice = store.inbox(device(ALICE).installation, InboxPosition::START, PageLimit::MAX).await;
     let alice = alice.map_err(failed)?;
-    equal((seen(&alice), alice[0].joined), (vec![(1, 5), (6, 6)], true), "a first row stays one")?;
+    equal((seen(&alice), alice[0].joined), (vec![(1, 5), (6, 6)], true), "the gap keeps `joined`")?;
     equal(store.device(bob, CursorFilter::No).await.map_err(failed)?.waiting_rows, 2, "rows that wait")?;
     let history = store.history(talk.id, 0, PageLimit::MAX).await.map_err(failed)?;
     equal(history.len(), 6, "history is kept")?;
@@ -337,7 +339,7 @@ async fn inbox_is_in_drain_order(store: Store) -> Outcome {
 async fn inbox_pages(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     talk.fill(&store, 25).await?;
-    // Of the same time, and acknowledged: it takes no place on a page.
+    // Acknowledged rows with the same commit times must not count towards a page.
     let mut read_already = Conversation::new(ConversationId::direct(BOB, UserId::from_bytes([3; 16])), 1000);
     read_already.fill(&store, 20).await?;
     ack(&store, BOB, read_already.id, 20).await.map_err(failed)?;
@@ -378,7 +380,7 @@ async fn ack_above_the_tail(store: Store) -> Outcome {
         AckUpTo { conversation: ConversationId::own(BOB), seq: 1 },
     ];
     let refused = store.ack(device(BOB).installation, 0, &acks).await;
-    equal(refused.map_err(|e| e.kind()), Err(ErrorKind::Invalid), "an ack of what was never given")?;
+    equal(refused.map_err(|e| e.kind()), Err(ErrorKind::Invalid), "an ack without a cursor")?;
     let refused = ack(&store, BOB, talk.id, 3).await;
     equal(refused.map_err(|e| e.kind()), Err(ErrorKind::Invalid), "an ack above the tail")?;
     equal(seqs(&inbox(&store, BOB).await?), vec![1, 2], "the inbox")
@@ -419,7 +421,7 @@ async fn generation_never_goes_back(store: Store) -> Outcome {
     store.ack(device(ALICE).installation, 9, &[]).await.map_err(failed)?;
     equal(generation(store.clone()).await?, 9, "after an ack")?;
     talk.fill(&store, 1).await?;
-    equal(generation(store).await?, 9, "after a commit with a lower one")
+    equal(generation(store).await?, 9, "after a commit with a lower generation")
 }
 
 async fn history_is_newest_first_and_pages(store: Store) -> Outcome {
@@ -457,7 +459,7 @@ async fn state_reads_back(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     talk.fill(&store, 2).await?;
     equal(store.state(talk.id, None).await.map_err(failed)?, Some(talk.state.clone()), "the state")?;
-    // Whoever is given a record that it has applied is given no other.
+    // A read for a record that is already applied returns the same state.
     let again = store.state(talk.id, Some(talk.state.head.position)).await.map_err(failed)?;
     equal(again, Some(talk.state), "the state to decide on")?;
     equal(seqs(&inbox(&store, BOB).await?), vec![1, 2], "the inbox")
@@ -482,7 +484,7 @@ async fn waiting_is_counted(store: Store) -> Outcome {
     }
     ack(&store, BOB, talk.id, 5).await.map_err(failed)?;
     let after = store.device(bob, CursorFilter::No).await.map_err(failed)?;
-    equal((after.waiting_rows, after.waiting_bytes), (0, 0), "what waits after the ack")
+    equal((after.waiting_rows, after.waiting_bytes), (0, 0), "waiting rows and bytes after the ack")
 }
 
 async fn an_unknown_conversation_is_empty(store: Store) -> Outcome {

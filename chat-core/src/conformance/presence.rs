@@ -7,8 +7,8 @@ use crate::model::limits::{HEARTBEAT_MS, IDLE_MS};
 
 type Present = Arc<dyn Presence>;
 
-/// The cases of [`Presence`]. Their clock begins at the time the backend's own has, if it has one: what a
-/// backend lets expire by its own clock must last at least as long.
+/// Returns the conformance cases of [`Presence`]. The cases pass times of their own, which begin at a fixed
+/// date. A backend that expires entries by its own clock must keep them for at least [`IDLE_MS`].
 pub fn presence() -> Vec<Case<dyn Presence>> {
     cases![
         present_until_the_ttl,
@@ -19,7 +19,7 @@ pub fn presence() -> Vec<Case<dyn Presence>> {
     ]
 }
 
-/// When the cases begin, in milliseconds since 1970.
+/// Start of the cases' clock, in milliseconds since 1970.
 const START: u64 = 1_700_000_000_000;
 const USER: UserId = UserId::from_bytes([1; 16]);
 const PHONE: InstallationId = InstallationId::from_bytes([1; 16]);
@@ -33,33 +33,33 @@ async fn is_present(present: &Present, after_ms: u64) -> Result<bool, String> {
 async fn present_until_the_ttl(present: Present) -> Outcome {
     equal(is_present(&present, 0).await?, false, "before the first beat")?;
     present.beat(USER, PHONE, true, START).await.map_err(failed)?;
-    equal(is_present(&present, 0).await?, true, "at once")?;
-    equal(is_present(&present, IDLE_MS - 1).await?, true, "just before the end")?;
-    equal(is_present(&present, IDLE_MS).await?, false, "at the end")
+    equal(is_present(&present, 0).await?, true, "at the time of the beat")?;
+    equal(is_present(&present, IDLE_MS - 1).await?, true, "just before the TTL ends")?;
+    equal(is_present(&present, IDLE_MS).await?, false, "when the TTL ends")
 }
 
 async fn one_lost_heartbeat_shows_nothing(present: Present) -> Outcome {
     present.beat(USER, PHONE, true, START).await.map_err(failed)?;
-    equal(is_present(&present, 2 * HEARTBEAT_MS).await?, true, "one is lost")?;
+    equal(is_present(&present, 2 * HEARTBEAT_MS).await?, true, "after one lost heartbeat")?;
     present.beat(USER, PHONE, true, START + 2 * HEARTBEAT_MS).await.map_err(failed)?;
-    equal(is_present(&present, 2 * HEARTBEAT_MS + IDLE_MS - 1).await?, true, "the next one counts")
+    equal(is_present(&present, 2 * HEARTBEAT_MS + IDLE_MS - 1).await?, true, "the next beat restarts the TTL")
 }
 
 async fn absent_after_leaving(present: Present) -> Outcome {
     present.beat(USER, PHONE, true, START).await.map_err(failed)?;
     present.beat(USER, PHONE, false, START + 1).await.map_err(failed)?;
-    equal(is_present(&present, 2).await?, false, "after it left")?;
+    equal(is_present(&present, 2).await?, false, "after the device left")?;
     present.beat(USER, PHONE, false, START + 3).await.map_err(failed)?;
-    equal(is_present(&present, 4).await?, false, "after it left again")
+    equal(is_present(&present, 4).await?, false, "after the device left again")
 }
 
 async fn a_user_is_present_by_any_device(present: Present) -> Outcome {
     present.beat(USER, PHONE, true, START).await.map_err(failed)?;
     present.beat(USER, LAPTOP, true, START).await.map_err(failed)?;
     present.beat(USER, PHONE, false, START + 1).await.map_err(failed)?;
-    equal(is_present(&present, 2).await?, true, "the other device is there")?;
+    equal(is_present(&present, 2).await?, true, "the other device is present")?;
     present.beat(USER, LAPTOP, false, START + 3).await.map_err(failed)?;
-    equal(is_present(&present, 4).await?, false, "none is there")
+    equal(is_present(&present, 4).await?, false, "no device is present")
 }
 
 async fn answers_come_in_order(present: Present) -> Outcome {
@@ -69,5 +69,5 @@ async fn answers_come_in_order(present: Present) -> Outcome {
     }
     let answers = present.query(&users, START).await.map_err(failed)?;
     equal(answers, vec![true, false, true, false, true], "the answers")?;
-    equal(present.query(&[], START).await.map_err(failed)?, vec![], "nobody asked for")
+    equal(present.query(&[], START).await.map_err(failed)?, vec![], "the answers for no users")
 }

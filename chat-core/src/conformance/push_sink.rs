@@ -6,8 +6,8 @@ use crate::model::id::{DeviceAddress, DeviceId, InstallationId, UserId};
 
 type Sink = Arc<dyn PushSink>;
 
-/// The cases of [`PushSink`]. What it promises is little: it takes whatever it is given, and whoever gives
-/// it never waits for a device.
+/// Returns the conformance cases of [`PushSink`]. The contract is small: the sink accepts any list of
+/// devices, and its caller never waits for a device.
 pub fn push_sink() -> Vec<Case<dyn PushSink>> {
     cases![wakes_nobody, wakes_many_at_once, wakes_the_same_again]
 }

@@ -7,7 +7,7 @@ use crate::model::id::{DeviceAddress, DeviceId, InstallationId, UserId};
 
 type Routes = Arc<dyn Registry>;
 
-/// The cases of [`Registry`].
+/// Returns the conformance cases of [`Registry`].
 pub fn registry() -> Vec<Case<dyn Registry>> {
     cases![
         a_bound_device_is_found,
@@ -49,8 +49,8 @@ async fn a_bound_device_is_found(routes: Routes) -> Outcome {
         bound(&routes, device(1, 2)?, THERE).await?,
         bound(&routes, device(2, 1)?, HERE).await?,
     ];
-    equal(found(&routes, &[1, 2]).await?, all.to_vec(), "the routes of both")?;
-    equal(found(&routes, &[2]).await?, all[2..].to_vec(), "the routes of one")
+    equal(found(&routes, &[1, 2]).await?, all.to_vec(), "the routes of both users")?;
+    equal(found(&routes, &[2]).await?, all[2..].to_vec(), "the routes of one user")
 }
 
 async fn the_last_bind_wins(routes: Routes) -> Outcome {
@@ -64,23 +64,23 @@ async fn unbind_compares(routes: Routes) -> Outcome {
     let first = bound(&routes, device(1, 1)?, HERE).await?;
     let second = bound(&routes, device(1, 1)?, HERE).await?;
     routes.unbind(first).await.map_err(failed)?;
-    equal(found(&routes, &[1]).await?, vec![second], "after the old one left")?;
+    equal(found(&routes, &[1]).await?, vec![second], "after the old route was unbound")?;
     routes.unbind(second).await.map_err(failed)?;
     routes.unbind(second).await.map_err(failed)?;
-    equal(found(&routes, &[1]).await?, vec![], "after the last one left")
+    equal(found(&routes, &[1]).await?, vec![], "after the current route was unbound")
 }
 
 async fn renew_compares(routes: Routes) -> Outcome {
     let first = bound(&routes, device(1, 1)?, HERE).await?;
     let second = bound(&routes, device(1, 1)?, THERE).await?;
     let late = routes.renew(first).await.err().map(|error| error.kind());
-    equal(late, Some(ErrorKind::Conflict), "renewing the old one")?;
+    equal(late, Some(ErrorKind::Conflict), "renewing the old route")?;
     routes.renew(second).await.map_err(failed)?;
     equal(found(&routes, &[1]).await?, vec![second], "the route")
 }
 
 async fn renew_brings_a_forgotten_route_back(routes: Routes) -> Outcome {
-    // A registry that lost everything is told again by those who are connected.
+    // After a registry lost its data, gateways restore the routes of connected devices by renewing them.
     let route = Route { device: device(1, 1)?, gateway: HERE, epoch: 1 };
     routes.renew(route).await.map_err(failed)?;
     equal(found(&routes, &[1]).await?, vec![route], "the route")?;
@@ -89,17 +89,17 @@ async fn renew_brings_a_forgotten_route_back(routes: Routes) -> Outcome {
 }
 
 async fn an_announced_gateway_has_an_address(routes: Routes) -> Outcome {
-    equal(routes.address(THERE).await.map_err(failed)?, None, "before it is announced")?;
+    equal(routes.address(THERE).await.map_err(failed)?, None, "before the gateway is announced")?;
     for address in ["127.0.0.1:1", "127.0.0.1:2"] {
         routes.announce(THERE, address).await.map_err(failed)?;
         equal(routes.address(THERE).await.map_err(failed)?, Some(address.to_owned()), "its address")?;
     }
     let route = bound(&routes, device(1, 1)?, THERE).await?;
-    equal(found(&routes, &[1]).await?, vec![route], "a route to it")?;
-    equal(routes.address(THERE).await.map_err(failed)?.is_some(), true, "binding forgets no address")
+    equal(found(&routes, &[1]).await?, vec![route], "a route to the gateway")?;
+    equal(routes.address(THERE).await.map_err(failed)?.is_some(), true, "the address survives a bind")
 }
 
 async fn an_unknown_user_has_no_route(routes: Routes) -> Outcome {
-    equal(found(&routes, &[9]).await?, vec![], "nobody")?;
-    equal(found(&routes, &[]).await?, vec![], "no users")
+    equal(found(&routes, &[9]).await?, vec![], "the routes of an unknown user")?;
+    equal(found(&routes, &[]).await?, vec![], "the routes of no users")
 }

@@ -9,7 +9,7 @@ use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, 
 
 type Log = Arc<dyn Router>;
 
-/// The cases of [`Router`].
+/// Returns the conformance cases of [`Router`].
 pub fn router() -> Vec<Case<dyn Router>> {
     cases![
         fifo_per_conversation,
@@ -40,7 +40,8 @@ fn command(conversation: u8, n: u64) -> Command {
     }
 }
 
-/// Everything that waits now, by shard: a marker appended to every conversation ends the wait.
+/// Takes batches of a shard until at least `count` records have arrived. Returns the conversation and
+/// `client_seq` of each.
 async fn drain(log: &Log, shard: usize, count: usize) -> Result<Vec<(ConversationId, u64)>, String> {
     let mut taken = Vec::new();
     while taken.len() < count {
@@ -100,9 +101,9 @@ async fn redelivers_until_commit(log: Log) -> Outcome {
             }
         }
     }
-    log.commit(shard, position.ok_or("the second record never came")?).await.map_err(failed)?;
+    log.commit(shard, position.ok_or("the second record did not arrive")?).await.map_err(failed)?;
     log.rewind(shard).await.map_err(failed)?;
-    equal(drain(&log, shard, 1).await?.first().map(|(_, n)| *n), Some(3), "what comes again")
+    equal(drain(&log, shard, 1).await?.first().map(|(_, n)| *n), Some(3), "the first record after the rewind")
 }
 
 async fn an_ownership_epoch_has_no_gaps(log: Log) -> Outcome {
@@ -116,12 +117,12 @@ async fn an_ownership_epoch_has_no_gaps(log: Log) -> Outcome {
             equal(
                 *ownership_epoch.get_or_insert(more.ownership_epoch),
                 more.ownership_epoch,
-                "the ownership_epoch of an only owner",
+                "the ownership epoch of a sole owner",
             )?;
             taken.extend(more.records.iter().map(|record| record.position));
         }
         if n % 10 == 0 {
-            log.commit(shard, *taken.last().ok_or("nothing was taken")?).await.map_err(failed)?;
+            log.commit(shard, *taken.last().ok_or("no record was taken")?).await.map_err(failed)?;
         }
     }
     let rising = taken.windows(2).all(|pair| pair[0].generation == pair[1].generation && pair[0] < pair[1]);
@@ -129,21 +130,22 @@ async fn an_ownership_epoch_has_no_gaps(log: Log) -> Outcome {
 }
 
 async fn a_full_queue_refuses(log: Log) -> Outcome {
-    // At once: one log is full of what nobody took, another one of what it has not written yet.
+    // The appends run concurrently: one router bounds the records that are not taken yet, another one
+    // the records that it has not written yet.
     let appends = (1..=100_000).map(|n| log.append(command(1, n)));
     let outcomes = futures_util::future::join_all(appends).await;
-    let refused = outcomes.into_iter().find_map(Result::err).ok_or("a hundred thousand records fitted")?;
-    equal(refused.kind(), ErrorKind::Throttled, "a full queue")
+    let refused = outcomes.into_iter().find_map(Result::err).ok_or("100,000 appends were accepted")?;
+    equal(refused.kind(), ErrorKind::Throttled, "the error of a full queue")
 }
 
 async fn a_closed_router_says_so(log: Log) -> Outcome {
     let shard = shard_of(&log, 1).await?;
     let mut waiting = log.next(shard);
-    // Polled before and after: whoever runs the suite need not wake anybody.
+    // The case polls the call before and after the close, so the suite's executor need not support wake-ups.
     let came = std::future::poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context).is_ready())).await;
-    equal(came, false, "a record that nobody appended")?;
+    equal(came, false, "a record without an append")?;
     log.close().await;
-    equal(waiting.await.map_err(|error| error.kind()).err(), Some(ErrorKind::Closed), "whoever waited")?;
+    equal(waiting.await.map_err(|error| error.kind()).err(), Some(ErrorKind::Closed), "the pending call")?;
     let later = log.next(shard).await;
-    equal(later.map_err(|error| error.kind()).err(), Some(ErrorKind::Closed), "whoever asks later")
+    equal(later.map_err(|error| error.kind()).err(), Some(ErrorKind::Closed), "a later call")
 }

@@ -10,7 +10,7 @@ use crate::backend::Transport;
 use crate::model::close_reason::CloseReason;
 use crate::model::limits::MAX_FRAME;
 
-/// The two ends of a pair.
+/// The two connected ends of a transport under test.
 #[derive(Debug)]
 pub struct TransportPair(Mutex<Option<Ends>>);
 
@@ -18,17 +18,17 @@ type End = Box<dyn Transport>;
 type Ends = (End, End);
 
 impl TransportPair {
-    /// A pair with these ends; each case takes them.
+    /// Creates a pair of these ends. The case that runs on the pair takes them.
     pub fn new(one: End, other: End) -> Arc<Self> {
         Arc::new(Self(Mutex::new(Some((one, other)))))
     }
 
     fn ends(&self) -> Result<Ends, String> {
-        self.0.lock().take().ok_or_else(|| "the ends were taken".to_owned())
+        self.0.lock().take().ok_or_else(|| "the ends of the pair were already taken".to_owned())
     }
 }
 
-/// The cases of [`Transport`].
+/// Returns the conformance cases of [`Transport`].
 pub fn transport() -> Vec<Case<TransportPair>> {
     cases![
         frames_arrive_whole_and_in_order,
@@ -40,10 +40,10 @@ pub fn transport() -> Vec<Case<TransportPair>> {
 }
 
 async fn receive(end: &mut End) -> Result<Bytes, String> {
-    end.recv().await.map_err(failed)?.ok_or_else(|| "the pair ended".to_owned())
+    end.recv().await.map_err(failed)?.ok_or_else(|| "the other end closed".to_owned())
 }
 
-/// Runs two futures together.
+/// Runs two futures concurrently and returns both outputs.
 async fn both<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) -> (A, B) {
     let (mut a, mut b) = (std::pin::pin!(a), std::pin::pin!(b));
     let (mut left, mut right) = (None, None);
@@ -97,7 +97,7 @@ async fn an_empty_frame_and_the_largest(pair: Arc<TransportPair>) -> Outcome {
     let largest = Bytes::from(vec![0xa5; MAX_FRAME]);
     one.send(vec![Bytes::new()]).await.map_err(failed)?;
     equal(receive(&mut other).await?, Bytes::new(), "the empty frame")?;
-    // The pair may hold less than it: somebody reads while it is written.
+    // The pair may buffer less than the largest frame, so the other end reads while the frame is sent.
     let sent = largest.clone();
     let (sent, got) = both(one.send(vec![sent]), other.recv()).await;
     sent.map_err(failed)?;
@@ -112,18 +112,18 @@ async fn a_close_ends_the_other_end(pair: Arc<TransportPair>) -> Outcome {
         (last, other.recv().await)
     })
     .await;
-    equal(last.0.map_err(failed)?, Some(Bytes::from_static(b"last")), "what was sent before")?;
-    equal(matches!(last.1, Ok(Some(_))), false, "a frame after the end")
+    equal(last.0.map_err(failed)?, Some(Bytes::from_static(b"last")), "the frame sent before the close")?;
+    equal(matches!(last.1, Ok(Some(_))), false, "a frame after the close")
 }
 
 async fn sending_after_the_end_fails(pair: Arc<TransportPair>) -> Outcome {
     let (mut one, other) = pair.ends()?;
     drop(other);
-    // What is sent may sit in a buffer for a while; not for ever.
+    // A buffer may accept some frames after the end, but only a bounded number.
     for _ in 0..1000 {
         if one.send(vec![Bytes::from(vec![0; 10_000])]).await.is_err() {
             return Ok(());
         }
     }
-    Err("ten megabytes went nowhere".into())
+    Err("sending 10 MB to a closed end did not fail".into())
 }

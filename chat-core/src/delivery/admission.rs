@@ -1,4 +1,4 @@
-//! What a gateway checks of a publish, before the log.
+//! Checks of a publish in the gateway, before the log.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -16,7 +16,8 @@ use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, Installa
 use crate::model::limits::{INBOX_BYTES, INBOX_MESSAGES};
 
 impl Engine {
-    /// Whether a device may send now; if not, when it may. Nothing was decided then: it sends the same again.
+    /// Checks the rate limits of a publish. Fails with the time to wait; nothing is decided then, and the
+    /// device sends the same publish again.
     pub(super) async fn pace(
         &self,
         sender: DeviceAddress,
@@ -24,7 +25,8 @@ impl Engine {
     ) -> std::result::Result<(), Wait> {
         let now = self.now_ms();
         self.limits.send(sender.installation, now)?;
-        // What has no proper audience is refused, not paced: nobody gets a bucket for a user made up.
+        // A publish with an invalid audience is refused later, not limited here, so that a made-up user gets
+        // no bucket.
         if self.limits.paces_pairs() && shape(sender, publish).is_ok() {
             for audience in &publish.audience {
                 self.pace_pair(sender, audience.user, now).await?;
@@ -47,7 +49,7 @@ impl Engine {
         self.limits.send_to((sender.user, user), known, now)
     }
 
-    /// Whether there is room for the bytes of a publish that will be stored.
+    /// Checks the byte limits of the recipients of a publish that will be stored.
     pub(super) fn pace_bytes(&self, command: &Command) -> std::result::Result<(), Wait> {
         let (Operation::Publish(publish), None) = (&command.operation, &command.verdict) else {
             return Ok(());
@@ -62,10 +64,10 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether a user wrote in the direct conversation with this sender. What cannot be read now counts as
-    /// yes: sending fails open.
+    /// Returns whether a user wrote in the direct conversation with this sender. A failed read counts as yes:
+    /// sending fails open.
     async fn wrote_back(&self, sender: DeviceAddress, user: UserId) -> bool {
-        // The one may have written back to the other, and not the other way round.
+        // The pair is ordered: one user may have written back to the other, but not the reverse.
         let pair = (sender.user, user);
         if self.contacts.contains_key(&pair) {
             return true;
@@ -85,8 +87,9 @@ impl Engine {
         wrote
     }
 
-    /// A skip gives rows to everybody, and nobody can refuse it: it is paced like a message, and waits while
-    /// an inbox is full. That of a device which was unlinked does not count: it would wait for ever.
+    /// Checks the rate limits of a skip. A skip adds a row to the inbox of every member and no recipient can
+    /// refuse it, so it is limited like a message and waits while an inbox is full. The inbox of an unlinked
+    /// device does not count: the skip would wait for ever.
     pub(super) async fn pace_skip(
         &self,
         sender: DeviceAddress,
@@ -109,8 +112,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes the command of a publish: the devices of its audience, and the reason to refuse it if there
-    /// is one. An error means that it cannot be decided now.
+    /// Builds the command of a publish: the devices of its audience, and the reason to refuse it if there is
+    /// one. An error means that this cannot be decided now.
     pub(super) async fn admit(&self, sender: DeviceAddress, publish: Publish) -> Result<Command> {
         let mut recipients = Vec::with_capacity(publish.audience.len());
         let mut stale = Vec::new();
@@ -152,7 +155,7 @@ impl Engine {
         Ok(Command { sender, operation: Operation::Publish(publish), recipients, verdict, reply: None })
     }
 
-    /// The devices of a list that a publish is for: all, or the one of a mailbox.
+    /// Returns the devices of a list that a publish addresses: all, or only the one of a mailbox.
     fn addressed(&self, publish: &Publish, list: &SignedDeviceList) -> Vec<InstallationId> {
         let devices = list.list().addresses().map(|device| device.installation);
         if publish.number.conversation.kind() == Ok(ConversationKind::Mailbox) {
@@ -162,7 +165,8 @@ impl Engine {
         }
     }
 
-    /// Whether an inbox has no room: a soft check, the store's own sweeper is the hard one.
+    /// Returns whether the inbox of a recipient is full. A soft check: concurrent publishes may exceed the
+    /// limit.
     async fn full(&self, sender: DeviceAddress, recipients: &[RecipientDevices]) -> Result<bool> {
         let devices = recipients.iter().flat_map(|r| &r.installations).filter(|d| **d != sender.installation);
         let full = try_join_all(devices.map(|device| self.is_full(*device))).await?;
@@ -170,8 +174,9 @@ impl Engine {
     }
 
     async fn is_full(&self, device: InstallationId) -> Result<bool> {
-        /// For how many milliseconds, and how many publishes, an inbox that is less than half full is not looked
-        /// at again. So many of the largest, of two gateways, fit into the other half.
+        /// Milliseconds, and number of publishes, for which an inbox that is less than half full is not
+        /// checked again. This many of the largest publishes, from each of two gateways, fit into the other
+        /// half.
         const ROOM: (u64, u32) = (60_000, 100);
         let now = self.now_ms();
         if let Some(mut room) = self.room.get_mut(&device)
@@ -191,7 +196,7 @@ impl Engine {
         Ok(record.waiting_rows >= INBOX_MESSAGES || record.waiting_bytes >= INBOX_BYTES)
     }
 
-    /// The newest list of a user, from the cache if it is there.
+    /// Returns the newest list of a user, from the cache if that is fresh enough.
     pub(super) async fn device_list(&self, user: UserId) -> Result<Option<Arc<SignedDeviceList>>> {
         if let Some(known) = self.lists.get(&user)
             && self.now_ms() < known.1.saturating_add(self.lasts_ms(user, known.1))
@@ -201,15 +206,15 @@ impl Engine {
         self.read_list(user).await
     }
 
-    /// How long a list counts as the newest that was read at a time: at least half as long as it may, so that what
-    /// was read at once is not read again at once.
+    /// Returns for how many milliseconds a list counts as the newest: at least half of the maximum, spread so
+    /// that lists that were read together are not read again together.
     fn lasts_ms(&self, user: UserId, read_ms: u64) -> u64 {
         let early = (u64::from(user.as_bytes()[0]) ^ read_ms) % 256;
         self.settings.lists_ms - self.settings.lists_ms / 512 * early
     }
 
-    /// The newest list of a user, read anew if what is cached is older than this version: the device that
-    /// names it has heard of it already.
+    /// Returns the newest list of a user. Reads it again if the cached one is older than `version`: the
+    /// device that names this version has seen that list.
     async fn list_at_least(&self, user: UserId, version: u64) -> Result<Option<Arc<SignedDeviceList>>> {
         match self.device_list(user).await? {
             Some(list) if list.list().version < version => self.read_list(user).await,
@@ -224,7 +229,7 @@ impl Engine {
         };
         let list = Arc::new(list);
         if self.lists_changed.load(Ordering::Acquire) != before {
-            // It may have changed since it was read.
+            // The list may have changed since it was read: do not cache it.
             return Ok(Some(list));
         }
         if self.lists.len() > 100_000 {
@@ -233,7 +238,7 @@ impl Engine {
         Ok(Some(self.remember(list)))
     }
 
-    /// Keeps the newest list of a user; one read or put late does not shadow it.
+    /// Caches the newest list of a user and returns it. An older list that arrives late does not replace it.
     pub(super) fn remember(&self, list: Arc<SignedDeviceList>) -> Arc<SignedDeviceList> {
         let now = self.now_ms();
         let mut known = self.lists.entry(list.list().user).or_insert_with(|| (list.clone(), now));
@@ -244,7 +249,7 @@ impl Engine {
     }
 }
 
-/// Whether audience and boxes fit the conversation.
+/// Checks that audience and boxes fit the conversation.
 fn shape(sender: DeviceAddress, publish: &Publish) -> std::result::Result<(), Refusal> {
     let users: Vec<UserId> = publish.audience.iter().map(|a| a.user).collect();
     let id = publish.number.conversation;
@@ -268,14 +273,14 @@ fn shape(sender: DeviceAddress, publish: &Publish) -> std::result::Result<(), Re
                 && publish.boxes.len() == 1
                 && id == ConversationId::mailbox(sender.installation, publish.boxes[0].installation)
         }
-        // Group and channel have their place in ids and wire; they are not open yet.
+        // Groups and channels have ids and wire forms, but are not supported yet.
         Ok(ConversationKind::Group | ConversationKind::Channel) => return Err(Refusal::Unsupported),
         Err(_) => false,
     };
     if fits { Ok(()) } else { Err(Refusal::Denied) }
 }
 
-/// The users whose devices and the boxes do not match.
+/// Returns the users whose devices do not match the boxes.
 fn uncovered(sender: DeviceAddress, publish: &Publish, recipients: &[RecipientDevices]) -> Vec<UserId> {
     let boxed: HashSet<InstallationId> = publish.boxes.iter().map(|one| one.installation).collect();
     let missing = |r: &&RecipientDevices| {
@@ -286,13 +291,14 @@ fn uncovered(sender: DeviceAddress, publish: &Publish, recipients: &[RecipientDe
         recipients.iter().flat_map(|r| &r.installations).filter(|i| **i != sender.installation).count();
     let mailbox = publish.number.conversation.kind() == Ok(ConversationKind::Mailbox);
     if stale.is_empty() && (boxed.len() != wanted || (mailbox && wanted != 1)) {
-        // A box for a device that is on no list (any more).
+        // There is a box for a device that is on no list (any more).
         stale = publish.audience.iter().map(|a| a.user).collect();
     }
     stale
 }
 
-/// Whether a refusal of the gateway may be answered without the log: only for ids never sent before.
+/// Returns the refusal of the gateway if it may be answered without the log: only for ids that were never
+/// sent before.
 pub(super) fn early_refusal(command: &Command) -> Option<Refusal> {
     match &command.operation {
         Operation::Publish(publish) if publish.first => command.verdict.clone(),
@@ -300,7 +306,7 @@ pub(super) fn early_refusal(command: &Command) -> Option<Refusal> {
     }
 }
 
-/// The refusal that an error of a backend becomes.
+/// Maps a backend error to a refusal.
 pub(super) fn refusal_of(error: &Error) -> Refusal {
     match error.kind() {
         ErrorKind::Invalid => Refusal::Invalid,

@@ -1,4 +1,4 @@
-//! What the records of one turn of a shard add up to.
+//! Accumulates the effects of one batch of shard records before they are committed.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -8,40 +8,40 @@ use crate::backend::{Commit, ConversationState, Record, Route, SenderState};
 use crate::model::id::{ConversationId, DeviceAddress, InstallationId, MessageId, Seq};
 use crate::model::session_event::SessionEvent;
 
-/// Conversations and where they stand.
+/// States by conversation.
 pub(super) type States = HashMap<ConversationId, ConversationState>;
 
-/// What a shard remembers: its conversations as its last batch left them, good for one ownership_epoch.
+/// Cached conversation states of a shard after its last batch. Valid for one ownership epoch only.
 #[derive(Debug, Default)]
 pub(super) struct Remembered {
     pub ownership_epoch: u64,
     pub states: States,
 }
 
-/// What a batch of records adds up to before it is committed.
+/// Effects of a batch of records that is not committed yet.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     pub states: States,
-    /// Connections that wait for answers.
+    /// Routes of the connections that wait for answers.
     pub replies: Vec<Route>,
     pub commits: HashMap<ConversationId, Commit>,
     /// Conversations in the order of their first commit.
     pub order: Vec<ConversationId>,
     pub ids: HashMap<IdKey, Seq>,
     pub events: Vec<(DeviceAddress, SessionEvent)>,
-    /// Devices that are told to look into their inbox: once a batch.
+    /// Devices that already get a `Lagged` event in this batch: at most one each.
     pub looking: HashSet<InstallationId>,
-    /// What happened to messages, once it is committed.
+    /// Trace stages, recorded when the batch is committed.
     pub stages: Vec<(MessageId, Stage)>,
 }
 
 impl Batch {
-    /// What is to be committed, in the order of first commits.
+    /// Takes the commits, in the order of their first record.
     pub(super) fn take_commits(&mut self) -> Vec<Commit> {
         self.order.iter().filter_map(|id| self.commits.remove(id)).collect()
     }
 
-    /// Adds what one record makes true.
+    /// Adds the commit of one record.
     pub(super) fn add(&mut self, commit: Commit) {
         self.states.insert(commit.conversation, commit.state.clone());
         match self.commits.get_mut(&commit.conversation) {
@@ -60,13 +60,13 @@ impl Batch {
     }
 }
 
-/// What a record's id is found by.
+/// Returns the deduplication key of a record.
 pub(super) fn id_key(record: &Record) -> IdKey {
     let number = record.command.number();
     (number.conversation, record.command.sender.installation, number.message_id)
 }
 
-/// The ids of a batch that may be stored already, as far as its states tell.
+/// Returns the ids of a batch that may be stored already, according to its states.
 pub(super) fn dedup_candidates(states: &States, records: &[Record]) -> BTreeSet<IdKey> {
     let mut expected: HashMap<(ConversationId, InstallationId), SenderState> = HashMap::new();
     let mut keys = BTreeSet::new();

@@ -1,25 +1,25 @@
 use std::sync::atomic::AtomicU64;
 
-/// What an engine did since it was made.
+/// Counters of an engine since it was created.
 #[derive(Debug, Default)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Counters {
-    /// Publishes and skips that gateways took.
+    /// Publishes that gateways received.
     pub published: AtomicU64,
-    /// Messages that got a place.
+    /// Messages stored, skips included.
     pub stored: AtomicU64,
-    /// Repeats that got their original answer.
+    /// Repeated messages that were answered with their original seq.
     pub repeated: AtomicU64,
-    /// Publishes refused, *retry* included.
+    /// Records that a shard refused, *retry* included.
     pub refused: AtomicU64,
-    /// Batches committed.
+    /// Batches with at least one commit.
     pub batches: AtomicU64,
-    /// Rows told to connected devices.
+    /// Events delivered to connected devices.
     pub events_delivered: AtomicU64,
-    /// Batches of events that went to other gateways.
+    /// Batches of events forwarded to other gateways.
     pub forwarded: AtomicU64,
-    /// Devices woken by a push service.
+    /// Devices that a push service was asked to wake.
     pub push_wakeups: AtomicU64,
-    /// Acks taken.
+    /// Acks received.
     pub acked: AtomicU64,
 }

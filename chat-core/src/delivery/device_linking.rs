@@ -8,12 +8,12 @@ use crate::backend::{GatewayId, Route};
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{DeviceAddress, DeviceId, InstallationId, UserId};
 
-/// What a device that waits to be linked waits for.
+/// Handle of a pending link offer, held by the connection of the new device.
 #[derive(Debug)]
 pub struct Linking {
-    /// The answer comes through here.
+    /// Receives the sealed answer.
     pub answers: tokio::sync::mpsc::Receiver<Bytes>,
-    /// Where other gateways find the offer, unless the registry could not be told.
+    /// Registry route under which other gateways find the offer; `None` if the registry failed.
     route: Option<Route>,
 }
 
@@ -23,31 +23,31 @@ pub(super) struct Offer {
     pub(super) offer: Bytes,
     pub(super) made_ms: u64,
     pub(super) answer: tokio::sync::mpsc::Sender<Bytes>,
-    /// What it was answered: the same again is the same answer.
+    /// The answer that was passed to the device. The same answer again is accepted.
     pub(super) answered: Option<Bytes>,
 }
 
-/// Milliseconds an offer to be linked stands.
+/// Lifetime of a link offer, in milliseconds.
 pub(super) const OFFER_MS: u64 = 10 * 60 * 1000;
-/// Offers that may stand at once.
+/// Maximum number of pending link offers.
 const OFFERS: usize = 10_000;
 
 impl Engine {
-    /// Puts up the offer of a device that waits to be linked; gives what its answer comes through. Other
-    /// gateways find it by the registry, under the hash of its rendezvous, until it is
+    /// Publishes the link offer of a device and returns the handle that receives its answer. Other gateways
+    /// find the offer through the registry, under the hash of its rendezvous, until it is
     /// [withdrawn](Self::withdraw).
     ///
     /// # Errors
-    /// `Throttled` if too many wait, `Conflict` if the rendezvous is taken.
+    /// `Throttled` if too many offers are pending, `Conflict` if the rendezvous is taken.
     pub async fn offer(&self, rendezvous: Bytes, offer: Bytes) -> Result<Linking> {
         let (device, gateway) = (rendezvous_place(&rendezvous), self.settings.gateway);
         let answers = self.put_up(rendezvous, offer)?;
-        // Without the registry it is still found from this gateway.
+        // If the registry fails, the offer is still found on this gateway.
         let epoch = self.backends.registry.bind(device, gateway).await.ok();
         Ok(Linking { answers, route: epoch.map(|epoch| Route { device, gateway, epoch }) })
     }
 
-    /// Takes an offer back that was answered, or whose device is gone.
+    /// Withdraws an offer that was answered, or whose device disconnected.
     pub async fn withdraw(&self, linking: Linking) {
         drop(linking.answers);
         if let Some(route) = linking.route {
@@ -74,20 +74,20 @@ impl Engine {
         }
     }
 
-    /// The offer of a device that waits at this gateway.
+    /// Returns the offer of a device that waits at this gateway.
     ///
     /// # Errors
-    /// `NotFound` if nobody waits here.
+    /// `NotFound` if no device waits here under this rendezvous.
     pub fn offer_here(&self, rendezvous: &Bytes) -> Result<Bytes> {
         let now = self.now_ms();
         let offer = self.offers.get(rendezvous).filter(|offer| now < offer.made_ms + OFFER_MS);
         offer.map(|o| o.offer.clone()).ok_or_else(|| Error::new(ErrorKind::NotFound, "no such offer"))
     }
 
-    /// Answers a device that waits at this gateway; the same again is the same answer.
+    /// Passes the answer to a device that waits at this gateway. Repeating the same answer succeeds.
     ///
     /// # Errors
-    /// `NotFound` if nobody waits here for it.
+    /// `NotFound` if no device waits here for it, or if the device got another answer.
     pub fn answer_offer_here(&self, rendezvous: &Bytes, sealed: Bytes) -> Result<()> {
         let nobody = || Error::new(ErrorKind::NotFound, "nobody waits for it");
         let mut offer = self.offers.get_mut(rendezvous).ok_or_else(nobody)?;
@@ -102,7 +102,7 @@ impl Engine {
         Ok(())
     }
 
-    /// The other gateway at which a device waits to be linked.
+    /// Returns the other gateway at which a device waits to be linked.
     async fn waits_at(&self, rendezvous: &[u8]) -> Result<GatewayId> {
         let routes = self.backends.registry.lookup(&[rendezvous_place(rendezvous).user]).await?;
         let newest = routes.into_iter().max_by_key(|route| route.epoch).map(|route| route.gateway);
@@ -127,7 +127,8 @@ impl Engine {
     }
 }
 
-/// Where the registry keeps an offer: nobody who does not know the rendezvous can look for it.
+/// Returns the registry address of an offer: a hash, so that only a client that has the rendezvous can find
+/// it.
 pub(super) fn rendezvous_place(rendezvous: &[u8]) -> DeviceAddress {
     let hash: [u8; 32] =
         Sha256::new().chain_update(b"chat/v1/rendezvous").chain_update(rendezvous).finalize().into();

@@ -1,4 +1,4 @@
-//! Telling sessions, here and elsewhere, what was decided.
+//! Delivers decided events to sessions on this and other gateways.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -10,8 +10,8 @@ use crate::model::id::{InstallationId, MessageId, UserId};
 use crate::mutant::Mutant;
 
 impl Engine {
-    /// Tells connected devices that were not deliveries yet, wakes the others. Nothing here may fail a message: it
-    /// is stored.
+    /// Delivers the events of a batch to the connected devices that are not in `delivered`, and wakes the
+    /// others by push. Errors are ignored: the messages are stored.
     pub(super) async fn deliver_batch(&self, batch: &Batch, delivered: &[Route]) {
         if batch.events.is_empty() {
             return;
@@ -25,10 +25,10 @@ impl Engine {
         }
     }
 
-    /// Where those are connected that a batch concerns; `known` is what counts if the registry does not answer.
+    /// Returns the routes of the users that a batch concerns. If the registry fails, `known` takes its place.
     ///
-    /// The registry is a hint: who is connected here is deliveries without it, and who waits for an answer is deliveries
-    /// where it asked from.
+    /// The registry is a hint: a device that is connected here is found in the hub, and a device that waits
+    /// for an answer is found at the reply route of its command.
     pub(super) async fn routes(&self, batch: &Batch, known: &[Route]) -> Vec<Route> {
         let users: BTreeSet<UserId> = batch.events.iter().map(|(device, _)| device.user).collect();
         let users: Vec<UserId> = users.into_iter().collect();
@@ -41,7 +41,7 @@ impl Engine {
         routes
     }
 
-    /// Tells what was planned; gives the connections that were deliveries, or may have been.
+    /// Delivers the planned events. Returns the routes that got their events, or may have got them.
     pub(super) async fn deliver_planned(&self, deliveries: Vec<SessionDelivery>) -> Vec<Route> {
         self.record_routes(&deliveries);
         for (route, events) in &deliveries {
@@ -56,7 +56,7 @@ impl Engine {
         routes
     }
 
-    /// Notes which gateways are deliveries about each message.
+    /// Records to which gateways each message is routed.
     fn record_routes(&self, deliveries: &[SessionDelivery]) {
         let mut routed: HashMap<(MessageId, GatewayId), u32> = HashMap::new();
         for (route, events) in deliveries {
@@ -71,7 +71,8 @@ impl Engine {
         }
     }
 
-    /// Tells sessions, wherever they are; gives the connections of this process that are gone.
+    /// Delivers events to sessions on this and other gateways. Returns the routes of this process that are
+    /// stale; they are unbound from the registry.
     pub(super) async fn deliver(&self, deliveries: Vec<SessionDelivery>) -> Vec<Route> {
         let mut elsewhere: BTreeMap<GatewayId, Vec<SessionDelivery>> = BTreeMap::new();
         let mut here = Vec::with_capacity(deliveries.len());
@@ -93,7 +94,8 @@ impl Engine {
         gone
     }
 
-    /// Tells sessions of this process what another one sent for them; gives the connections that are not here.
+    /// Delivers events to sessions of this process, also on behalf of another one. Returns the routes whose
+    /// device is not connected here.
     pub fn deliver_local(&self, deliveries: Vec<SessionDelivery>) -> Vec<Route> {
         let absent = |(route, events): SessionDelivery| {
             let here = self.hub.deliver(route.device.installation, events);

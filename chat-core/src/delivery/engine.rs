@@ -26,23 +26,22 @@ use crate::model::session_event::SessionEvent;
 use crate::model::time::WallClock;
 use crate::mutant::Mutant;
 
-/// How an [`Engine`] behaves.
+/// Settings of an [`Engine`].
 #[derive(Clone, Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct EngineSettings {
-    /// This process.
+    /// Gateway id of this process.
     pub gateway: GatewayId,
-    /// The authorities (`host:port`) that clients dial to reach this server; empty means any, which is
-    /// only right where nobody else could relay a challenge: on loopback.
+    /// Authorities (`host:port`) that clients dial to reach this server. Empty accepts any, which is safe
+    /// only where no third party can relay a challenge: on loopback.
     pub authorities: Vec<String>,
-    /// Batches of events that may wait for a session. When they do not fit, the session reads its inbox.
+    /// Batches of events queued per session. When a batch does not fit, the session reads its inbox.
     pub session_queue: usize,
-    /// How much one may do in a while.
     pub rates: Rates,
-    /// Milliseconds for which a device list that was read counts as the newest. For ever is right only where
+    /// Milliseconds for which a device list that was read counts as the newest. `u64::MAX` is safe only where
     /// no other process changes lists.
     pub lists_ms: u64,
-    /// Steps of messages to remember, for [`explain`](Engine::explain): about 100 bytes each.
+    /// Trace events to keep for [`explain`](Engine::explain), about 100 bytes each.
     pub trace: usize,
 }
 
@@ -61,8 +60,8 @@ impl Default for EngineSettings {
 
 /// The delivery engine: straight-line code around two pure functions, [`decide`] and [`plan`].
 ///
-/// It spawns nothing. Whoever embeds it runs [`run_shard`](Self::run_shard) for every shard and calls the
-/// rest from its connections.
+/// It spawns no tasks. The embedder runs [`run_shard`](Self::run_shard) for every shard and calls the other
+/// methods from its connections.
 ///
 /// ```
 /// use chat_core::{Backends, Engine, EngineSettings, memory::ManualClock};
@@ -76,24 +75,25 @@ pub struct Engine {
     pub(super) settings: EngineSettings,
     clock: Arc<dyn WallClock>,
     pub(super) hub: Hub,
-    /// Device lists, and when each was read.
+    /// Cached device lists, and the time each was read, in milliseconds.
     pub(super) lists: DashMap<UserId, (Arc<SignedDeviceList>, u64)>,
-    /// Rises when what is cached of lists may be old: what was read before is not cached then.
+    /// Incremented when cached device lists may be stale. A list whose read began before that is not cached.
     pub(super) lists_changed: AtomicU64,
-    /// The users of conversations, for receipts and typing.
+    /// Cached users of conversations, for receipts and typing notifications.
     pub(super) members: DashMap<ConversationId, Arc<[UserId]>>,
-    /// Whom (second) each user (first) has an answer of.
+    /// Pairs (sender, recipient) of which the recipient wrote in their direct conversation.
     pub(super) contacts: DashMap<(UserId, UserId), ()>,
-    /// Devices that wait to be linked: rendezvous to offer and to whom the answer goes.
+    /// Pending link offers, by rendezvous.
     pub(super) offers: DashMap<Bytes, Offer>,
     pub(super) limits: Limits,
-    /// Devices whose inbox was far from full: when that was looked at, and for how many publishes it still counts.
+    /// Devices whose inbox was far from full: the time of that check in milliseconds, and the number of
+    /// publishes for which the result still counts.
     pub(super) room: DashMap<InstallationId, (u64, u32)>,
-    /// What each shard remembers of its conversations.
+    /// Cached conversation states of each shard.
     shards: Vec<Mutex<Remembered>>,
     pub(super) counters: Counters,
     pub(super) trace: MessageTrace,
-    /// What the broken variants of the engine keep in memory only.
+    /// Ids that the broken variants of the engine keep in memory only.
     #[cfg(feature = "sim")]
     mutant_ids: Mutex<HashMap<IdKey, Seq>>,
 }
@@ -103,7 +103,7 @@ pub(super) fn count(counter: &AtomicU64, n: usize) {
 }
 
 impl Engine {
-    /// An engine on these backends.
+    /// Creates an engine on these backends.
     pub fn new(backends: Backends, settings: EngineSettings, clock: Arc<dyn WallClock>) -> Self {
         let hub = Hub::new(settings.session_queue);
         let limits = Limits::new(&settings.rates);
@@ -129,27 +129,27 @@ impl Engine {
         }
     }
 
-    /// How many shards there are to run.
+    /// Returns the number of shards to run.
     pub fn shards(&self) -> usize {
         self.backends.router.shards()
     }
 
-    /// The sessions of this process.
+    /// Returns the sessions of this process.
     pub const fn hub(&self) -> &Hub {
         &self.hub
     }
 
-    /// What it did so far.
+    /// Returns the counters of the engine.
     pub const fn counters(&self) -> &Counters {
         &self.counters
     }
 
-    /// The life of the store.
+    /// Returns the identity of the store.
     pub fn identity(&self) -> StoreIdentity {
         self.backends.store.identity()
     }
 
-    /// The wall clock, in milliseconds.
+    /// Returns the wall-clock time in milliseconds.
     pub fn now_ms(&self) -> u64 {
         self.now_us() / 1000
     }
@@ -187,7 +187,7 @@ impl Engine {
         Ok(self.expecting(Command { sender, operation, recipients: own, verdict: None, reply: None }))
     }
 
-    /// The sender's own devices as the recipients of a skip: whoever else takes part, the state knows.
+    /// Returns the sender's own devices as the recipients of a skip. The state has the other members.
     async fn sender_recipient(&self, sender: DeviceAddress) -> Result<Vec<crate::backend::RecipientDevices>> {
         let list = self.device_list(sender.user).await?;
         Ok(list
@@ -200,7 +200,8 @@ impl Engine {
             .collect())
     }
 
-    /// Notes which connection waits for the answer, so that it comes back even while the registry knows nothing.
+    /// Sets the route that waits for the answer, so that the answer arrives even if the registry has no
+    /// route.
     fn expecting(&self, command: Command) -> Command {
         Command { reply: self.hub.route(command.sender.installation), ..command }
     }
@@ -219,16 +220,16 @@ impl Engine {
         Err(Refusal::Retry(if error.kind() == ErrorKind::Throttled { 200 } else { 1000 }))
     }
 
-    /// Gives this process's shards up; see [`Router::close`](crate::backend::Router::close).
+    /// Releases the shards of this process; see [`Router::close`](crate::backend::Router::close).
     pub async fn close(&self) {
         self.backends.router.close().await;
     }
 
-    /// Applies a shard's records for as long as the router lives.
+    /// Applies the records of a shard until an error occurs.
     ///
     /// # Errors
-    /// `Closed` when the router shut down; any other error of the store stalls the shard: it has not
-    /// answered and not committed what it could not make durable, and may be run again.
+    /// `Closed` when the router was closed. Any other error stops the shard: it has neither answered nor
+    /// committed the records that it could not make durable, and the caller may run it again.
     pub async fn run_shard(&self, shard: usize) -> Result<()> {
         loop {
             self.process_batch(shard).await?;
@@ -238,7 +239,7 @@ impl Engine {
     /// Applies one batch of a shard's records: decide, commit, answer, deliver.
     ///
     /// # Errors
-    /// As [`run_shard`](Self::run_shard). The batch comes again.
+    /// As [`run_shard`](Self::run_shard). The router redelivers the batch.
     pub async fn process_batch(&self, shard: usize) -> Result<()> {
         let RecordBatch { ownership_epoch, records } = self.backends.router.next(shard).await?;
         let last = records.last().map_or(LogPosition::default(), |record| record.position);
@@ -258,7 +259,7 @@ impl Engine {
         self.backends.router.commit(shard, last).await
     }
 
-    /// The states that this shard left behind in this ownership_epoch.
+    /// Takes the cached states of a shard, if they belong to this ownership epoch.
     fn remembered(&self, shard: usize, ownership_epoch: u64) -> States {
         let Some(known) = self.shards.get(shard) else { return States::new() };
         let known = std::mem::take(&mut *known.lock());
@@ -294,11 +295,12 @@ impl Engine {
         Ok(())
     }
 
-    /// Commits a batch, until every reader sees it; gives who was delivered by then, and by which route.
+    /// Commits a batch and makes it visible to every reader. Returns the routes that got their events
+    /// meanwhile.
     ///
-    /// Who is connected is delivered as soon as nothing can be lost. Who connects meanwhile may not find it in
-    /// its inbox yet, and who lags may look for it too early: the one is delivered by what comes after, the other
-    /// looks again.
+    /// Connected devices get their events as soon as the commit is durable. Before the commit is visible, a
+    /// device that connects may miss the row in its inbox, and a lagged session may read its inbox too early:
+    /// the first gets the events after the commit is visible, the second reads its inbox again.
     async fn commit(&self, batch: &mut Batch) -> Result<Vec<Route>> {
         let commits = batch.take_commits();
         if commits.is_empty() {
@@ -316,7 +318,7 @@ impl Engine {
             }
         }
         if let Some(error) = failed {
-            // All of it comes again. What is safe need not wait for the rest to be seen.
+            // The router redelivers the whole batch. The durable commits can become visible before that.
             let _ = self.make_visible(durable).await;
             return Err(error);
         }
@@ -339,7 +341,8 @@ impl Engine {
         batch.stages.drain(..).for_each(|(id, stage)| self.trace.record(id, now, stage));
     }
 
-    /// Reads what deciding needs: states that are not remembered, then the places of ids that may have one.
+    /// Reads the inputs of the decisions: states that are not cached, then the seqs of ids that may be stored
+    /// already.
     async fn read_before(&self, states: &mut States, records: &[Record]) -> Result<HashMap<IdKey, Seq>> {
         let mut unknown: BTreeMap<ConversationId, LogPosition> = BTreeMap::new();
         for record in records.iter().filter(|record| !states.contains_key(&record.command.conversation())) {
@@ -348,7 +351,7 @@ impl Engine {
         let read = unknown.into_iter().map(|(id, next)| async move {
             Ok::<_, crate::Error>((id, self.backends.store.state(id, Some(next)).await?.unwrap_or_default()))
         });
-        // Each to its end: one that fails must not keep another from finishing a commit.
+        // Await all reads: one that fails must not keep another from finishing a commit.
         for read in join_all(read).await {
             states.extend([read?]);
         }
@@ -404,7 +407,8 @@ impl Engine {
                 if state.head.has_applied(record.position)
                     && matches!(command.operation, Operation::Publish(_))
                 {
-                    // It comes again: whoever stored it may have fallen before it delivered anybody.
+                    // The record is replayed: the owner that stored it may have crashed before it delivered
+                    // the rows.
                     let others = addresses(state, command).into_values().filter(|device| *device != sender);
                     let others: Vec<_> =
                         others.filter(|device| batch.looking.insert(device.installation)).collect();
@@ -452,7 +456,7 @@ impl Engine {
         }
     }
 
-    /// A page of a device's inbox.
+    /// Returns a page of a device's inbox: the rows after a position.
     ///
     /// # Errors
     /// As [`MessageStore::inbox`](crate::backend::MessageStore::inbox).
@@ -460,8 +464,8 @@ impl Engine {
         self.backends.store.inbox(device, after, PageLimit::MAX).await
     }
 
-    /// Removes what has waited in inboxes for longer than retention allows, a piece at a time; gives how
-    /// many rows. Whoever it waited for is shown a gap.
+    /// Removes inbox rows that are older than the retention time, in pieces. Returns the number of rows
+    /// removed. Their devices see a gap instead.
     ///
     /// # Errors
     /// As [`MessageStore::expire`](crate::backend::MessageStore::expire).
@@ -478,7 +482,7 @@ impl Engine {
         }
     }
 
-    /// Removes what a device has.
+    /// Removes the rows that a device acknowledges, and raises its generation.
     ///
     /// # Errors
     /// As [`MessageStore::ack`](crate::backend::MessageStore::ack).
@@ -488,8 +492,8 @@ impl Engine {
     }
 }
 
-/// The users of installations, as far as state and command name them. The small device number does not
-/// matter to delivery; the sender's own is kept where it is known.
+/// Maps installations to addresses, as far as the state and the command contain them. The device number does
+/// not matter for delivery; only the sender's own is the real one.
 fn addresses(state: &ConversationState, command: &Command) -> HashMap<InstallationId, DeviceAddress> {
     let device = DeviceId::PRIMARY;
     let mut known: HashMap<_, _> = state

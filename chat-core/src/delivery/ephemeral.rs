@@ -1,4 +1,4 @@
-//! What may be lost: receipts, typing, presence.
+//! Ephemeral events, which may be lost: receipts, typing notifications, presence.
 
 use std::sync::Arc;
 
@@ -9,14 +9,15 @@ use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, UserId};
 use crate::model::session_event::{Hint, SessionEvent};
 
 impl Engine {
-    /// Tells the other users of a conversation how far this one's device has it, or has read it.
+    /// Sends a delivery receipt, or a read receipt (`read`), to the other users of a conversation. A read
+    /// receipt also goes to the user's other devices.
     pub async fn receipt(&self, device: DeviceAddress, at: AckUpTo, read: bool) {
         let (delivered, seen) = if read { (0, at.seq) } else { (at.seq, 0) };
         let hint = Hint::Receipt { conversation: at.conversation, user: device.user, delivered, read: seen };
         self.deliver_to_members(device, at.conversation, hint, read).await;
     }
 
-    /// Tells the other users of a conversation that this one is writing.
+    /// Sends a typing notification to the other users of a conversation.
     pub async fn typing(&self, device: DeviceAddress, conversation: ConversationId) {
         self.deliver_to_members(device, conversation, Hint::Typing(conversation, device.user), false).await;
     }
@@ -55,15 +56,15 @@ impl Engine {
         if self.members.len() > 100_000 {
             self.members.clear();
         }
-        // The users of a direct conversation never change once its first message named both.
+        // The members of a direct conversation do not change once its first message named both.
         if members.len() == 2 || conversation.kind() == Ok(ConversationKind::Own) {
             self.members.insert(conversation, members.clone());
         }
         Ok(Some(members))
     }
 
-    /// Which of these users are present, as far as this device may know: of a user it shares no conversation
-    /// with it hears the same as of one that does not exist.
+    /// Returns whether each of these users is present. A user with whom the asking device's user shares no
+    /// direct conversation is reported absent, like a user that does not exist.
     pub async fn presence(&self, asker: DeviceAddress, users: &[UserId]) -> Vec<(UserId, bool)> {
         let present = self.backends.presence.query(users, self.now_ms()).await.unwrap_or_default();
         let mut answers = Vec::with_capacity(users.len());

@@ -1,4 +1,4 @@
-//! What happened to one message: what this process remembers, and what the store knows for good.
+//! Explains one message: the trace events of this process and the state in the store.
 
 use super::trace::{Stage, TraceEvent};
 use super::{Engine, MessageTrace};
@@ -7,47 +7,44 @@ use crate::model::envelope::{InboxRow, RowContent};
 use crate::model::error::Result;
 use crate::model::id::{ConversationId, InstallationId, MessageId, Seq};
 
-/// What one node says about a message, without content.
+/// Report of one node about one message, without content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Explanation {
-    /// What this node did, in order; empty if it did nothing or has forgotten.
+    /// In order; empty if this node did not process the message or no longer has its events.
     pub events: Vec<TraceEvent>,
-    /// What the store says.
     pub whereabouts: Whereabouts,
 }
 
-/// Where a message is.
+/// Storage state of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_enums)]
 pub enum Whereabouts {
-    /// Nothing that this node remembers says where to look.
+    /// This node has no trace event that names the conversation and the sender.
     Unknown,
-    /// It is not stored.
+    /// The store has no message with this id.
     NotStored,
-    /// It is stored.
+    /// The store has the message.
     Stored {
-        /// In this conversation.
         conversation: ConversationId,
-        /// At this place.
         seq: Seq,
-        /// The devices that have a row for it, and whether each acknowledged it.
+        /// Devices that have a row for the message, and `true` if the device acknowledged it.
         devices: Vec<(InstallationId, bool)>,
     },
 }
 
 impl Engine {
-    /// What happened to messages that this process saw last.
+    /// Returns the in-memory trace of the most recent messages.
     pub const fn trace(&self) -> &MessageTrace {
         &self.trace
     }
 
-    /// Notes a stage that a message reached just now.
+    /// Records that a message reached a stage now.
     pub fn record(&self, id: MessageId, stage: Stage) {
         self.trace.record(id, self.now_us(), stage);
     }
 
-    /// Notes that rows were handed to a device's connection.
+    /// Records that these rows were passed to the connection of a device.
     pub fn record_delivered(&self, device: InstallationId, rows: &[InboxRow]) {
         let now = self.now_us();
         for row in rows {
@@ -60,7 +57,7 @@ impl Engine {
         }
     }
 
-    /// Says what happened to a message.
+    /// Explains a message: its trace events on this node and its storage state.
     ///
     /// # Errors
     /// As [`MessageStore::state`](crate::backend::MessageStore::state).

@@ -29,24 +29,22 @@ pub struct Registered {
     pub in_force: Option<Box<SignedDeviceList>>,
 }
 
-/// What a device gets for its `Hello`.
+/// Outcome of a successful `Hello`.
 #[derive(Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Greeting {
-    /// Who it is.
     pub device: DeviceAddress,
-    /// What to answer.
     pub welcome: Welcome,
 }
 
 impl Engine {
-    /// Opens an account, or replaces one whose keys are lost.
+    /// Registers an account, or replaces one whose keys are lost.
     ///
-    /// To replace one takes a token that names it; who is at the door of open registration may not. The
-    /// list in force is asked for first, since the new one must follow it.
+    /// Replacing an account requires a token that names it; open registration cannot replace one. The client
+    /// looks up the list in force first, since the new list must follow it.
     ///
     /// # Errors
-    /// What to refuse it with.
+    /// The refusal to send.
     pub async fn register(&self, registration: &Registration) -> Result<Registered, Refusal> {
         let (token, handle, list, replace) = match registration {
             Registration::Account { token, handle, list, replace } => (token, handle, Some(list), *replace),
@@ -122,7 +120,7 @@ impl Engine {
         self.greet(hello, &list, entry.installation()).await.map_err(later)
     }
 
-    /// Compares what an authenticated device claims with what was seen of it.
+    /// Compares the claims of an authenticated device with the stored values, to detect a rollback.
     pub(crate) async fn greet(
         &self,
         hello: &Hello,
@@ -151,22 +149,23 @@ impl Engine {
         Ok(Greeting { device, welcome })
     }
 
-    /// Registers a session: from here on the engine tells it what happens. Comes before the first read of
-    /// its inbox, so that nothing falls between the two.
+    /// Binds a session: from now on the engine delivers events to it. Call this before the first read of the
+    /// inbox, so that the session misses no row in between.
     ///
-    /// The registry is a hint: without it the session is found from this process only, until a
-    /// [beat](Self::beat) brings its route back.
+    /// The registry is a hint: if it fails, the session is found from this process only, until a
+    /// [beat](Self::beat) restores its route.
     ///
     /// # Errors
-    /// `Denied` if the device is not listed, `Unavailable` if that cannot be read.
+    /// `Denied` if the device is not listed, `Unavailable` if the list cannot be read.
     pub async fn bind(&self, device: DeviceAddress) -> Result<SessionHandle> {
-        // Above every session that was here before this one, whatever the registry's clock says.
+        // The epoch must be above that of every earlier session here, independent of the registry's clock.
         let above = self.hub.route(device.installation).map_or(0, |route| route.epoch + 1);
         let without = self.now_us().max(above);
         let registered = self.backends.registry.bind(device, self.settings.gateway).await;
         let epoch = registered.map_or(without, |epoch| epoch.max(above));
         let session = self.hub.bind(Route { device, gateway: self.settings.gateway, epoch });
-        // Unlinked between its `Hello` and here? Read from the directory: from here on it would be told.
+        // The device may have been unlinked since its `Hello`: read the directory, not the cache. A later
+        // change reaches the bound session as an event.
         let list = self.backends.keys.list(device.user).await;
         let listed = |list: &SignedDeviceList| list.list().addresses().any(|known| known == device);
         if !matches!(&list, Ok(Some(list)) if listed(list)) {
@@ -177,12 +176,12 @@ impl Engine {
         Ok(session)
     }
 
-    /// Whether no later session of its device took over here.
+    /// Returns whether this is still the current session of its device in this process.
     pub fn is_current(&self, session: &SessionHandle) -> bool {
         self.hub.route(session.route.device.installation) == Some(session.route)
     }
 
-    /// Forgets a session.
+    /// Unbinds a session and removes its route from the registry.
     pub async fn unbind(&self, session: &SessionHandle) {
         let device = session.route.device;
         if self.hub.unbind(&session.route) {
@@ -191,7 +190,8 @@ impl Engine {
         let _ = self.backends.registry.unbind(session.route).await;
     }
 
-    /// Notes that a session is alive. It is closed if its device has a later one elsewhere.
+    /// Records that a session is alive. Closes it if its device has a later session on another gateway, or is
+    /// no longer listed.
     pub async fn beat(&self, session: &SessionHandle) {
         let device = session.route.device;
         let renewed = self.backends.registry.renew(session.route).await;
@@ -199,7 +199,7 @@ impl Engine {
         {
             return self.hub.close_session(&session.route, CloseReason::Replaced);
         }
-        // The word that it was unlinked may have been lost on the way from another gateway.
+        // The event that closes the session of an unlinked device may have been lost between gateways.
         if let Ok(Some(list)) = self.device_list(device.user).await
             && !list.list().addresses().any(|listed| listed == device)
         {
@@ -208,8 +208,8 @@ impl Engine {
         let _ = self.backends.presence.beat(device.user, device.installation, true, self.now_ms()).await;
     }
 
-    /// Whether a device has a later connection to another gateway. One to this gateway that the registry knows and
-    /// nobody else is of a call that was given up here and carried out there.
+    /// Returns whether a device has a later session on another gateway. A later route to this gateway does
+    /// not count: it comes from a registry call that failed here and took effect afterwards.
     async fn is_elsewhere(&self, session: &SessionHandle) -> bool {
         let Route { device, gateway, epoch } = session.route;
         let routes = self.backends.registry.lookup(&[device.user]).await.unwrap_or_default();
@@ -217,7 +217,7 @@ impl Engine {
         routes.iter().any(later)
     }
 
-    /// Reads every device list anew: another process may have changed some.
+    /// Clears the cached device lists, because another process may have changed some.
     pub fn invalidate_device_lists(&self) {
         self.lists_changed.fetch_add(1, Ordering::AcqRel);
         self.lists.clear();

@@ -9,15 +9,15 @@ use crate::model::close_reason::CloseReason;
 use crate::model::id::InstallationId;
 use crate::model::session_event::SessionEvent;
 
-/// The connections of this process, by device.
+/// Connections of this process, by device.
 ///
-/// Each has a bounded queue. When a batch does not fit, the connection is marked *lagged*: its session
-/// then reads its inbox instead, so nothing is lost and nothing grows.
+/// Each connection has a bounded queue. When a batch does not fit, the connection is marked *lagged* and its
+/// session reads the inbox instead, so no row is lost and memory is bounded.
 #[derive(Debug)]
 pub struct Hub {
     connections: DashMap<InstallationId, Connection>,
     queue: usize,
-    /// Batches that did not fit and are read from inboxes instead.
+    /// Batches that did not fit; their rows are read from inboxes instead.
     dropped: AtomicU64,
 }
 
@@ -28,31 +28,30 @@ struct Connection {
     lagged: Arc<AtomicBool>,
 }
 
-/// A session's end of its connection to the hub.
+/// The session's end of its connection to the hub.
 #[derive(Debug)]
 pub struct SessionHandle {
-    /// The route that was session.
     pub route: Route,
-    /// What the engine tells this session.
+    /// Batches of events from the engine.
     pub events: mpsc::Receiver<Vec<SessionEvent>>,
     lagged: Arc<AtomicBool>,
 }
 
 impl SessionHandle {
-    /// Whether events were dropped since this was asked last.
+    /// Returns whether events were dropped since the last call, and resets the flag.
     pub fn take_lagged(&self) -> bool {
         self.lagged.swap(false, Ordering::AcqRel)
     }
 }
 
 impl Hub {
-    /// A hub whose connections each hold this many batches.
+    /// Creates a hub whose connections each queue this many batches.
     pub fn new(queue: usize) -> Self {
         Self { connections: DashMap::new(), queue: queue.max(1), dropped: AtomicU64::new(0) }
     }
 
-    /// Connects a session; an older one of the same device is told to close. Of two sessions the one with
-    /// the larger epoch stays, whichever comes first.
+    /// Connects a session and closes an older one of the same device. Of two sessions the one with the larger
+    /// epoch stays, in any order of arrival.
     pub fn bind(&self, route: Route) -> SessionHandle {
         let (queue, events) = mpsc::channel(self.queue);
         let lagged = Arc::new(AtomicBool::new(false));
@@ -73,12 +72,12 @@ impl Hub {
         session
     }
 
-    /// Disconnects a session; `true` if it was still the device's current one.
+    /// Disconnects a session. Returns `true` if it was still the device's current one.
     pub fn unbind(&self, route: &Route) -> bool {
         self.connections.remove_if(&route.device.installation, |_, known| known.route == *route).is_some()
     }
 
-    /// Whether a device is connected here, and as what.
+    /// Returns the route of a device's session, if it is connected here.
     pub fn route(&self, device: InstallationId) -> Option<Route> {
         self.connections.get(&device).map(|known| known.route)
     }
@@ -90,47 +89,50 @@ impl Hub {
             return false;
         };
         let lossless = events.iter().any(|event| !matches!(event, SessionEvent::Hint(_)));
-        // The mark comes before the word that makes the session look at it.
+        // Set the flag before the wake-up so that the session sees it.
         if events.iter().any(|event| matches!(event, SessionEvent::Lagged)) {
             connection.lagged.store(true, Ordering::Release);
         }
         if connection.queue.try_send(events).is_err() && lossless {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             connection.lagged.store(true, Ordering::Release);
-            // If there is no room for this either, the session has yet to look.
+            // Wakes the session. If there is no room for this either, batches are queued and the session
+            // still checks the flag.
             let _ = connection.queue.try_send(Vec::new());
         }
         true
     }
 
-    /// Ends a device's session.
+    /// Closes the session of a device.
     pub fn close(&self, device: InstallationId, reason: CloseReason) {
         self.close_if(device, reason, |_| true);
     }
 
-    /// Ends a session, if it is still the device's current one.
+    /// Closes a session if it is still the device's current one.
     pub fn close_session(&self, route: &Route, reason: CloseReason) {
         self.close_if(route.device.installation, reason, |known| known == route);
     }
 
-    /// Dropping its queue ends a session even if the word does not fit.
+    /// Closes the session of a device if `is_meant` accepts its route. Dropping the queue ends the session
+    /// even if the `Closed` event does not fit.
     fn close_if(&self, device: InstallationId, reason: CloseReason, is_meant: impl FnOnce(&Route) -> bool) {
         if let Some((_, gone)) = self.connections.remove_if(&device, |_, known| is_meant(&known.route)) {
             let _ = gone.queue.try_send(vec![SessionEvent::Closed(reason)]);
         }
     }
 
-    /// How many batches of events did not fit and are read from inboxes instead, since the process began.
+    /// Returns the number of batches that did not fit since the process started; their rows are read from
+    /// inboxes instead.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// How many sessions there are.
+    /// Returns the number of sessions.
     pub fn len(&self) -> usize {
         self.connections.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no sessions.
     pub fn is_empty(&self) -> bool {
         self.connections.is_empty()
     }

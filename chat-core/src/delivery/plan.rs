@@ -4,20 +4,20 @@ use crate::backend::Route;
 use crate::model::id::{DeviceAddress, InstallationId, MessageId};
 use crate::model::session_event::SessionEvent;
 
-/// Who is delivered what, and how.
+/// Delivery plan of a batch.
 #[derive(Debug, Default, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Plan {
-    /// For each connected device: its route and what to tell it, in order.
+    /// For each connected device: its route and its events, in order.
     pub deliveries: Vec<(Route, Vec<SessionEvent>)>,
-    /// Devices with a new message, or that are to look for one, and no connection.
+    /// Devices without a connection that have a new message or must read their inbox.
     pub wake: Vec<DeviceAddress>,
-    /// The messages that those have not got, and how many of them.
+    /// Number of devices without a connection, by message.
     pub unseen: HashMap<MessageId, u32>,
 }
 
-/// Plans the delivery of a batch: a pure function of the rows that were committed, whose they are, the
-/// routes there are, and those of them that were delivered already. Events of one device keep their order.
+/// Plans the delivery of a batch: a pure function of the events with their devices, the known routes, and the
+/// routes that got the events already. Events of one device keep their order.
 pub fn plan(events: &[(DeviceAddress, SessionEvent)], routes: &[Route], delivered: &[Route]) -> Plan {
     let mut newest: HashMap<InstallationId, Route> = HashMap::with_capacity(routes.len());
     for route in routes {
@@ -81,12 +81,12 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_route_wins_and_order_holds() {
+    fn newest_route_wins_and_events_keep_their_order() {
         let routes = [2, 1].map(|epoch| Route { device: device(1), gateway: GatewayId(epoch), epoch });
         let events = [(device(1), row(1)), (device(2), row(1)), (device(1), row(2))];
         let plan = plan(&events, &routes, &[]);
         assert_eq!(plan.deliveries, vec![(routes[0], vec![row(1), row(2)])]);
-        assert!(plan.wake.is_empty(), "an empty row wakes nobody");
+        assert!(plan.wake.is_empty(), "an empty row wakes no device");
     }
 
     #[test]
@@ -96,7 +96,7 @@ mod tests {
         let delivered = [route(1, 5), route(2, 5)];
         let plan = plan(&events, &[route(1, 5), route(2, 6)], &delivered);
         assert_eq!(plan.deliveries, vec![(route(2, 6), vec![row(1)])]);
-        assert_eq!(plan.wake, vec![device(3)], "who is to look and is not there");
+        assert_eq!(plan.wake, vec![device(3)], "a lagged device without a connection is woken");
         assert_eq!(super::plan(&events[..2], &delivered, &delivered), Plan::default());
     }
 }

@@ -1,7 +1,7 @@
-//! How much of what one may do in a while: token buckets, in the memory of one gateway.
+//! Rate limits: token buckets in the memory of one gateway.
 //!
-//! They protect people, not the server: a flood of messages or of claims of prekeys is slowed down with an
-//! answer that says how long to wait. Nothing that was accepted is touched, and a restart forgets them.
+//! They protect users, not the server: a flood of messages or prekey claims is refused with the time to wait.
+//! Accepted messages are not affected, and a restart resets the buckets.
 
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,13 +10,13 @@ use dashmap::DashMap;
 
 use crate::model::id::{InstallationId, UserId};
 
-/// So many at once, and so many an hour after that.
+/// A rate limit: a burst, and a refill per hour.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Rate {
-    /// At once.
+    /// Tokens of a full bucket.
     pub burst: u64,
-    /// An hour.
+    /// Tokens refilled per hour.
     pub hourly: u64,
 }
 
@@ -26,7 +26,7 @@ impl Rate {
     }
 }
 
-/// The limits of an engine; `None` is no limit.
+/// Rate limits of an engine; `None` is no limit.
 ///
 /// ```
 /// use chat_core::delivery::Rates;
@@ -35,25 +35,25 @@ impl Rate {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Rates {
-    /// Messages to a user who wrote back.
+    /// Messages from one user to another that wrote back.
     pub contact: Option<Rate>,
-    /// Messages to a user who did not (yet).
+    /// Messages from one user to another that did not write back (yet).
     pub stranger: Option<Rate>,
     /// Messages of one device.
     pub device: Option<Rate>,
-    /// Bytes to one user.
+    /// Bytes of messages to one user.
     pub inbound: Option<Rate>,
     /// Handles that one user resolves.
     pub resolve: Option<Rate>,
-    /// Claims of prekeys of one user by another. Fail closed.
+    /// Claims of one user's prekeys by one other user. Fails closed.
     pub claims: Option<Rate>,
-    /// Claims of prekeys of one user by all. Fail closed.
+    /// Claims of one user's prekeys by all users. Fails closed.
     pub claimed: Option<Rate>,
-    /// Claims of prekeys of all by one user. Fail closed.
+    /// Claims of any prekeys by one user. Fails closed.
     pub claimant: Option<Rate>,
-    /// Devices that one user links.
+    /// Link offers that one user fetches. Fails closed.
     pub links: Option<Rate>,
-    /// Connections with a good token and a wrong signature, to one user. Fail closed.
+    /// Connections of one user with a valid token and a wrong signature. Fails closed.
     pub failures: Option<Rate>,
 }
 
@@ -76,7 +76,7 @@ impl Default for Rates {
 }
 
 impl Rates {
-    /// No limit at all: for simulations and benchmarks.
+    /// No limits: for simulations and benchmarks.
     pub const OFF: Self = Self {
         contact: None,
         stranger: None,
@@ -90,35 +90,36 @@ impl Rates {
         failures: None,
     };
 
-    /// What stays on where everybody is the same person, on loopback: prekeys are spared all the same.
+    /// Returns the limits for loopback, where all users are one person: only claims of prekeys, link offers
+    /// and wrong signatures stay limited.
     pub fn local() -> Self {
         let Self { claims, claimed, claimant, links, failures, .. } = Self::default();
         Self { claims, claimed, claimant, links, failures, ..Self::OFF }
     }
 }
 
-/// Buckets remembered of each kind. When there are more, those that are full are forgotten; when none is, a
-/// limit that fails closed refuses, and one that fails open begins anew.
+/// Maximum number of buckets of each limit. Above it, full buckets are dropped. If none is full, a limit that
+/// fails closed refuses, and one that fails open drops all its buckets.
 const BUCKETS: usize = 100_000;
 
-/// What is left of a rate, by whom it is for.
+/// Buckets of one limit, by key.
 #[derive(Debug)]
 struct Buckets<K: Eq + Hash> {
     rate: Option<Rate>,
     closed: bool,
     left: DashMap<K, Bucket>,
-    /// When full buckets were last forgotten.
+    /// When full buckets were last dropped, in milliseconds.
     swept_ms: AtomicU64,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Bucket {
-    /// Tokens spent, in millionths of an hour's worth of one: 1 token is 3,600,000 of these.
+    /// Tokens spent, in units of 1/3,600,000 of a token; see [`TOKEN`].
     spent: u64,
     at_ms: u64,
 }
 
-/// One token, in units that a millisecond refills `hourly` of.
+/// One token, in units of which one millisecond refills `hourly`.
 const TOKEN: u64 = 3_600_000;
 
 impl<K: Eq + Hash> Buckets<K> {
@@ -126,11 +127,11 @@ impl<K: Eq + Hash> Buckets<K> {
         Self { rate, closed, left: DashMap::new(), swept_ms: AtomicU64::new(0) }
     }
 
-    /// Takes tokens, or says in how many milliseconds there may be enough.
+    /// Takes tokens, or returns the milliseconds until there may be enough.
     fn take(&self, key: K, tokens: u64, now_ms: u64) -> Result<(), u32> {
         let Some(rate) = self.rate else { return Ok(()) };
         if self.left.len() >= BUCKETS && !self.left.contains_key(&key) {
-            // Looked through at most once a second: it takes a while.
+            // A sweep visits every bucket, so it runs at most once a second.
             let due = self.swept_ms.fetch_max(now_ms, Ordering::AcqRel).saturating_add(1000) <= now_ms;
             if due {
                 self.left.retain(|_, bucket| refilled(*bucket, rate, now_ms).spent > 0);
@@ -155,13 +156,13 @@ impl<K: Eq + Hash> Buckets<K> {
     }
 }
 
-/// A bucket as it is now. A clock that was put back refills nothing.
+/// Returns the bucket as of now. A clock that was set back refills nothing.
 fn refilled(bucket: Bucket, rate: Rate, now_ms: u64) -> Bucket {
     let refill = now_ms.saturating_sub(bucket.at_ms).saturating_mul(rate.hourly);
     Bucket { spent: bucket.spent.saturating_sub(refill), at_ms: now_ms }
 }
 
-/// The buckets of an engine.
+/// Buckets of all limits of an engine.
 #[derive(Debug)]
 pub(super) struct Limits {
     contact: Buckets<(UserId, UserId)>,
@@ -176,7 +177,7 @@ pub(super) struct Limits {
     failures: Buckets<UserId>,
 }
 
-/// Milliseconds to wait.
+/// Milliseconds to wait before the next attempt.
 pub(super) type Wait = u32;
 
 impl Limits {
@@ -195,7 +196,7 @@ impl Limits {
         }
     }
 
-    /// Whether messages from one user to another are limited.
+    /// Returns whether messages from one user to another are limited.
     pub(super) const fn paces_pairs(&self) -> bool {
         self.contact.rate.is_some() || self.stranger.rate.is_some()
     }
@@ -217,7 +218,7 @@ impl Limits {
         self.resolve.take(user, 1, now_ms)
     }
 
-    /// For a user there is; one who does not exist gets no bucket.
+    /// Counts a claim. Call it only for a user that exists, so that a made-up user gets no bucket.
     pub(super) fn claim(&self, pair: (UserId, UserId), now_ms: u64) -> Result<(), Wait> {
         self.claimant.take(pair.0, 1, now_ms)?;
         self.claims.take(pair, 1, now_ms)?;
@@ -228,12 +229,12 @@ impl Limits {
         self.links.take(user, 1, now_ms)
     }
 
-    /// Counts a failure; whether there were too many.
+    /// Counts a failure. Fails if there were too many.
     pub(super) fn failed(&self, user: UserId, now_ms: u64) -> Result<(), Wait> {
         self.failures.take(user, 1, now_ms)
     }
 
-    /// Whether there were too many failures already.
+    /// Checks the failures so far without counting one. Fails if there were too many already.
     pub(super) fn may_try(&self, user: UserId, now_ms: u64) -> Result<(), Wait> {
         match self.failures.left.get(&user) {
             Some(bucket) => {
@@ -252,33 +253,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_then_as_fast_as_it_refills() {
+    fn bucket_allows_a_burst_then_the_refill_rate() {
         let buckets = Buckets::new(Some(Rate::new(3, 3600)), false);
         for _ in 0..3 {
             assert_eq!(buckets.take(1, 1, 0), Ok(()));
         }
-        assert_eq!(buckets.take(1, 1, 0), Err(1000), "one a second");
-        assert_eq!(buckets.take(2, 1, 0), Ok(()), "others have their own");
+        assert_eq!(buckets.take(1, 1, 0), Err(1000), "then one per second");
+        assert_eq!(buckets.take(2, 1, 0), Ok(()), "another key has its own bucket");
         assert_eq!(buckets.take(1, 1, 999), Err(1));
         assert_eq!(buckets.take(1, 1, 1000), Ok(()));
-        assert_eq!(buckets.take(1, 1, 500), Err(1000), "a clock put back refills nothing");
-        assert_eq!(buckets.take(1, 4, 1 << 40), Err(1000), "never more than the burst");
+        assert_eq!(buckets.take(1, 1, 500), Err(1000), "a clock set back refills nothing");
+        assert_eq!(buckets.take(1, 4, 1 << 40), Err(1000), "a full bucket holds only the burst");
     }
 
     #[test]
-    fn prekeys_are_spared_from_one_and_from_many() {
+    fn prekey_claims_are_limited_per_pair_and_per_owner() {
         let limits = Limits::new(&Rates::default());
         let user = |n| UserId::from_bytes([n; 16]);
         for _ in 0..6 {
             assert_eq!(limits.claim((user(1), user(0)), 0), Ok(()));
         }
-        assert_eq!(limits.claim((user(1), user(0)), 0), Err(600_000), "then one in ten minutes");
+        assert_eq!(limits.claim((user(1), user(0)), 0), Err(600_000), "then one per ten minutes");
         let taken = (2..=255).filter(|n| limits.claim((user(*n), user(0)), 0).is_ok()).count();
-        assert_eq!(taken, 54, "sixty an hour by all");
+        assert_eq!(taken, 54, "60 per hour by all users");
     }
 
     #[test]
-    fn wrong_signatures_are_counted_and_others_are_not_locked_out() {
+    fn wrong_signatures_lock_out_only_their_own_user() {
         let limits = Limits::new(&Rates::default());
         let user = |n| UserId::from_bytes([n; 16]);
         for _ in 0..5 {
@@ -286,6 +287,6 @@ mod tests {
             assert_eq!(limits.failed(user(1), 0), Ok(()));
         }
         assert!(limits.may_try(user(1), 0).is_err() && limits.may_try(user(2), 0).is_ok());
-        assert!(limits.may_try(user(1), 12_000).is_ok(), "five a minute");
+        assert!(limits.may_try(user(1), 12_000).is_ok(), "then five per minute");
     }
 }

@@ -1,4 +1,4 @@
-//! What a device asks: lists, prekeys, history, cursors.
+//! Answers requests of devices: device lists, prekeys, history, cursors.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,10 +21,10 @@ use crate::model::session_event::{Hint, SessionEvent};
 use crate::model::signing::{prekeys_transcript, verify};
 
 impl Engine {
-    /// Answers a question of a device.
+    /// Answers a request of a device.
     ///
     /// # Errors
-    /// What to refuse it with.
+    /// The refusal to send.
     pub async fn respond(&self, device: DeviceAddress, request: Request) -> Result<Response, Refusal> {
         self.pace_request(device, &request).await.map_err(Refusal::Throttled)?;
         self.try_respond(device, request).await.map_err(|error| refusal_of(&error))
@@ -34,7 +34,8 @@ impl Engine {
         let now = self.now_ms();
         match request {
             Request::Resolve(_) => self.limits.resolve(device.user, now),
-            // The own devices are spared nothing, and a user who does not exist has no prekeys.
+            // Claims for the user's own devices are not limited, and a user that does not exist has no
+            // prekeys to protect.
             Request::Claim(user, _) if *user == device.user => Ok(()),
             Request::Claim(user, _) => match self.device_list(*user).await {
                 Ok(Some(_)) => self.limits.claim((device.user, *user), now),
@@ -76,7 +77,7 @@ impl Engine {
             Request::History { conversation, before, limit } => {
                 let state = self.backends.store.state(conversation, None).await?;
                 if !state.is_some_and(|state| state.members.iter().any(|m| m.user == device.user)) {
-                    // The same answer for "not yours" and "not there".
+                    // A conversation of other users gets the same answer as one that does not exist.
                     return Err(Error::new(ErrorKind::NotFound, "no such conversation"));
                 }
                 let limit = PageLimit::rows(limit as usize);
@@ -99,7 +100,8 @@ impl Engine {
         Ok(answer)
     }
 
-    /// Tells a device that few of its prekeys are left, if it is here to hear it; else its next `Welcome` does.
+    /// Notifies a device that few of its prekeys are left, if it is connected here. Otherwise its next
+    /// `Welcome` carries the number.
     async fn warn_of_few_prekeys(&self, device: InstallationId) {
         if self.hub.route(device).is_some()
             && let Ok(keys) = self.backends.keys.device(device).await
@@ -117,11 +119,11 @@ impl Engine {
         key: AccountKey,
     ) -> Result<()> {
         if list.list().user != user {
-            return Err(Error::new(ErrorKind::Denied, "the list is another user's"));
+            return Err(Error::new(ErrorKind::Denied, "the list belongs to another user"));
         }
         let before = self.device_list(user).await?;
         let put = self.backends.keys.put_list(list, key).await;
-        // Even if it failed it may be stored: whoever read the list before now must not cache it.
+        // A failed put may still be stored. A list whose read began earlier must not be cached.
         self.lists_changed.fetch_add(1, Ordering::AcqRel);
         if put.is_err() {
             self.lists.remove(&user);

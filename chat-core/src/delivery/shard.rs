@@ -1,5 +1,5 @@
-//! What a shard decides about a command: a pure function, so that two owners that overlap, and every
-//! replay of the log, write the same bytes.
+//! Decisions of a shard about commands: a pure function, so that two owners that overlap, and every replay of
+//! the log, write the same bytes.
 
 use crate::backend::{Command, Commit, ConversationState, Member, Operation, Record, SenderState};
 use crate::model::envelope::{EmptyReason, InboxRow, Message, Publish, Refusal, RowContent, SendPosition};
@@ -8,42 +8,42 @@ use crate::mutant::Mutant;
 
 use std::sync::Arc;
 
-/// What a shard does with a record.
+/// Decision of a shard about a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_enums, clippy::large_enum_variant)]
 pub enum Decision {
-    /// It gets this seq; the changes are in the commit.
+    /// The record gets this seq. The commit has the changes.
     Store(Seq, Commit),
-    /// The message is stored already, at this seq. The commit, if there is one, only uses its new number up.
+    /// The message is stored already, at this seq. The commit, if there is one, only uses up its new number.
     Repeat(Seq, Option<Commit>),
-    /// Nothing changes.
+    /// The record is refused. The state does not change.
     Refuse(Refusal),
 }
 
-/// Decides about a record. `found` is the seq at which the sender's message of this id is stored.
+/// Decides about a record. `found` is the seq at which the sender's message with this id is stored.
 ///
-/// A record that the state has applied already changes nothing: whoever replays the log, and an owner that
-/// was replaced and goes on, decide it again in a state that is further on. For the same reason only what is
-/// stored at or below the head of *this* state counts as found.
+/// A record that the state has already applied changes nothing: a replay of the log, and an owner that was
+/// replaced but continues, decide it again in a later state. For the same reason a message counts as found
+/// only if its seq is at or below the head of *this* state.
 pub fn decide(state: &ConversationState, record: &Record, found: Option<Seq>) -> Decision {
     let decision = decide_anew(state, record, found);
     if !state.head.has_applied(record.position) || Mutant::ReplayDecidesAnew.is_active() {
         return decision;
     }
     match decision {
-        // Only where the number was used up: else the sender would forget it.
+        // Allowed only because the number was used up: the sender drops a number that is answered.
         Decision::Repeat(seq, None) => Decision::Repeat(seq, None),
-        // It was refused. The device asks again and is answered by the state as it is now.
+        // The device sends it again, and the state at that time decides.
         _ => Decision::Refuse(Refusal::Retry(0)),
     }
 }
 
-/// Decides about a record that comes next.
+/// Decides about a record without regard to replays.
 fn decide_anew(state: &ConversationState, record: &Record, found: Option<Seq>) -> Decision {
     let command = &*record.command;
     let number = *command.number();
     let known = state.senders.get(&command.sender.installation).copied().unwrap_or_default();
-    // Whatever a batch happened to know: two owners, and every replay, decide the same.
+    // Ignore ids that only this batch has read, so that two owners, and every replay, decide the same.
     let found = if Mutant::NoDedupe.is_active() || is_new(known, command) { None } else { found };
     let found = found.filter(|seq| *seq <= state.head.seq || Mutant::FoundAheadOfState.is_active());
 
@@ -63,8 +63,8 @@ fn decide_anew(state: &ConversationState, record: &Record, found: Option<Seq>) -
         };
     }
     if number.client_seq > last.client_seq + 1 && !Mutant::AnyClientSeq.is_active() {
-        // Even if its message is stored (in an earlier incarnation): an answer would let the sender forget
-        // a number that was not used up yet.
+        // Refused even if the message is stored (in an earlier incarnation): after an answer the sender would
+        // drop a number that is not used up yet.
         return match found {
             Some(seq) if Mutant::RepeatAboveNext.is_active() => Decision::Repeat(seq, None),
             _ => Decision::Refuse(Refusal::Expected(last.client_seq + 1)),
@@ -74,7 +74,7 @@ fn decide_anew(state: &ConversationState, record: &Record, found: Option<Seq>) -
         return Decision::Refuse(Refusal::Conflict);
     }
     if let Some(seq) = found {
-        // An id of an earlier incarnation, sent again: it keeps its place and uses its new number up.
+        // An id of an earlier incarnation, sent again: the message keeps its seq and uses up its new number.
         let mut next = state.clone();
         record_sender(&mut next, record, number);
         return Decision::Repeat(seq, Some(commit(record, next)));
@@ -99,23 +99,24 @@ fn decide_anew(state: &ConversationState, record: &Record, found: Option<Seq>) -
     accept(state, record, command, number)
 }
 
-/// Whether a number is the one that comes after the last one of its sender.
+/// Returns whether a number comes directly after the last one of its sender.
 pub(super) fn is_next(last: SenderState, number: &SendPosition) -> bool {
     number.incarnation == last.incarnation
         && number.client_seq == last.client_seq + 1
         && number.prev == last.prev
 }
 
-/// Whether a message cannot be stored yet: its device says that it never sent it, and it has the number that
-/// comes next. What was stored in this incarnation has a lower number, and whatever waited when an
-/// incarnation began counts as sent before. A copy that comes late has a number that was used up; of it
-/// nothing is taken for granted.
+/// Returns whether a message cannot be stored yet: its device declares that it never sent it, and it has the
+/// next number. A message stored in this incarnation has a lower number, and a message that waited when an
+/// incarnation began counts as sent before. A late copy has a number that is used up, so its declaration is
+/// not trusted.
 pub(super) fn is_new(last: SenderState, command: &Command) -> bool {
     let first = matches!(&command.operation, Operation::Publish(publish) if publish.first);
     first && (is_next(last, command.number()) || Mutant::FirstIsEnough.is_active())
 }
 
-/// Whether a sender may use a number up: where it takes part, or where nobody does yet.
+/// Returns whether a sender may skip a number: in a conversation of which it is a member, or which has no
+/// members yet.
 fn may_void(state: &ConversationState, sender: DeviceAddress, id: ConversationId) -> bool {
     let mut installations = state.members.iter().flat_map(|m| &m.installations);
     match id.kind() {
@@ -131,7 +132,8 @@ fn may_void(state: &ConversationState, sender: DeviceAddress, id: ConversationId
     }
 }
 
-/// Every change of the state has a time of its own, which orders its writes in the store.
+/// Records the number of a sender in the state. Every change of the state gets its own time, which orders its
+/// writes in the store.
 fn record_sender(state: &mut ConversationState, record: &Record, number: SendPosition) {
     state.head.position = record.position;
     state.head.time_us = record.appended_us.max(state.head.time_us + 1);
@@ -174,7 +176,7 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
         };
         match next.members.iter_mut().find(|m| m.user == member.user) {
             Some(known) => *known = member,
-            // A skip brings nobody in: whoever could use a number up could read the conversation else.
+            // A skip adds no member: otherwise any device that skips a number could read the conversation.
             None if skip => {}
             None => next.members.push(member),
         }
@@ -200,7 +202,8 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
                     (RowContent::Message { message, .. }, Some(one)) => {
                         RowContent::Message { message: message.clone(), sealed: one.data.clone() }
                     }
-                    // A member the command does not name, or a skip: the seq still gets its row.
+                    // A member that the command does not name, or a skip: the device still gets a row for the
+                    // seq.
                     _ => RowContent::Empty { reason: EmptyReason::Skip, from: seq },
                 }
             };
@@ -211,7 +214,7 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
     }
     let sender = command.sender.installation;
     if !mailbox && !made.inbox.iter().any(|(installation, _)| *installation == sender) {
-        // A skip before anybody takes part: the sender's own cursor still gets its row.
+        // A skip in a conversation without members: the sender's own cursor still gets its row.
         let first = !state.senders.contains_key(&sender);
         made.inbox.push((sender, row(first, own)));
     }
@@ -236,7 +239,7 @@ fn message_row(command: &Command, publish: &Publish, time_us: u64) -> RowContent
     RowContent::Message { message: Arc::new(message), sealed: bytes::Bytes::new() }
 }
 
-/// The key by which a batch looks up ids that it has just given a seq.
+/// Deduplication key of a message: conversation, sender and id.
 pub(super) type IdKey = (crate::model::id::ConversationId, InstallationId, MessageId);
 
 #[cfg(test)]
@@ -261,7 +264,8 @@ mod tests {
         LogPosition { generation: 0, offset: OFFSET.fetch_add(1, std::sync::atomic::Ordering::Relaxed) }
     }
 
-    /// A publish of Alice's device to Bob: number, id and the id before it, incarnation, list version of Bob.
+    /// Returns a publish of Alice's device to Bob. `n` is the message id, `prev` the id before it, and
+    /// `list_version` the version of Bob's list.
     fn publish(client_seq: u64, n: u8, prev: u8, incarnation: u32, list_version: u64) -> Record {
         let number = SendPosition {
             conversation: ConversationId::direct(ALICE, BOB),
@@ -293,7 +297,7 @@ mod tests {
         Record { position, appended_us: 1000, command: Arc::new(command) }
     }
 
-    /// The state after these were stored.
+    /// Returns the state after these records were stored.
     fn after(records: &[Record]) -> ConversationState {
         records.iter().fold(ConversationState::default(), |state, record| {
             match decide(&state, record, None) {
@@ -303,7 +307,7 @@ mod tests {
         })
     }
 
-    /// As its device says that it never sent it before.
+    /// Marks a publish as never sent before.
     fn first(record: Record) -> Record {
         let mut command = Command::clone(&record.command);
         if let Operation::Publish(publish) = &mut command.operation {
@@ -315,12 +319,12 @@ mod tests {
     #[test]
     fn new_message_is_decided_independent_of_known_ids() {
         let state = after(&[publish(1, 1, 0, 0, 1)]);
-        // A device that lies: the same id again, as a new message with the next number.
+        // A device makes a false declaration: the same id again, as a new message with the next number.
         let lie = first(publish(2, 1, 1, 0, 1));
         let alone = decide(&state, &lie, None);
         assert!(matches!(alone, Decision::Store(2, _)));
         assert_eq!(decide(&state, &lie, Some(1)), alone);
-        // A late copy of a new message is no new message.
+        // A late copy of a new message is not new.
         let late = first(publish(1, 1, 0, 0, 1));
         assert_eq!(decide(&state, &late, Some(1)), Decision::Repeat(1, None));
     }
@@ -344,9 +348,9 @@ mod tests {
         assert_eq!(
             (state.head.time_us, commit.state.head.time_us),
             (1000, 1001),
-            "the log's clock stood still"
+            "times rise although the log's clock does not"
         );
-        assert!(!commit.inbox[1].1.joined, "only a device's first row says so");
+        assert!(!commit.inbox[1].1.joined, "only a device's first row is marked as joined");
     }
 
     #[test]
@@ -360,16 +364,16 @@ mod tests {
     fn applied_record_changes_nothing_again() {
         let (early, first) = (publish(2, 2, 1, 0, 1), publish(1, 1, 0, 0, 1));
         let state = after(std::slice::from_ref(&first));
-        // It came before the first message and was refused then; it must not be taken now.
+        // It was refused because it came before the first message. A replay must not accept it.
         assert_eq!(refusal(decide(&state, &early, None)), Refusal::Retry(0));
         assert_eq!(decide(&state, &first, Some(1)), Decision::Repeat(1, None));
-        // A message of an earlier life, whose number in this one came too early: it is stored, and its number
-        // is not used up.
+        // A message of an earlier incarnation, with a number that came too early in this one: the message is
+        // stored, but its number is not used up.
         let (again, next) = (publish(2, 1, 9, 1, 1), publish(1, 8, 0, 1, 1));
         assert_eq!(refusal(decide(&state, &again, Some(1))), Refusal::Expected(1));
         let Decision::Store(_, commit) = decide(&state, &next, None) else { panic!() };
         assert_eq!(refusal(decide(&commit.state, &again, Some(1))), Refusal::Retry(0));
-        // Whoever replaced this owner is further on: that must not show.
+        // A newer owner may have stored the message: that must not change the decision.
         let second = publish(2, 2, 1, 0, 1);
         let alone = decide(&state, &second, None);
         assert_eq!(decide(&state, &second, Some(2)), alone);
@@ -384,19 +388,19 @@ mod tests {
     }
 
     #[test]
-    fn a_number_must_follow_its_own_past() {
+    fn number_with_another_prev_is_a_conflict() {
         let state = after(&[publish(1, 1, 0, 0, 1)]);
         let forked = publish(2, 2, 7, 0, 1);
         assert_eq!(refusal(decide(&state, &forked, None)), Refusal::Conflict);
     }
 
     #[test]
-    fn a_new_incarnation_closes_the_old_one_and_keeps_the_place_of_what_it_sends_again() {
+    fn new_incarnation_closes_the_old_one_and_keeps_seqs_of_resent_messages() {
         let state = after(&[publish(1, 1, 0, 0, 1)]);
         let Decision::Repeat(1, Some(commit)) = decide(&state, &publish(1, 1, 0, 1, 1), Some(1)) else {
             panic!()
         };
-        assert!(commit.inbox.is_empty() && commit.state.head.seq == 1, "it uses a number up, not a place");
+        assert!(commit.inbox.is_empty() && commit.state.head.seq == 1, "it uses up a number but no seq");
         let late = publish(2, 2, 1, 0, 1);
         assert_eq!(refusal(decide(&commit.state, &late, None)), Refusal::Superseded);
         assert!(matches!(decide(&commit.state, &publish(2, 3, 1, 1, 1), None), Decision::Store(2, _)));
@@ -444,18 +448,18 @@ mod tests {
     }
 
     #[test]
-    fn a_void_brings_nobody_into_a_conversation() {
+    fn skip_adds_no_member_to_a_conversation() {
         let mallory = device(UserId::from_bytes([3; 16]), 3);
         let state = after(&[publish(1, 1, 0, 0, 1)]);
         assert_eq!(refusal(decide(&state, &skip(mallory, 1), None)), Refusal::Denied);
         let empty = ConversationState::default();
         let Decision::Store(1, commit) = decide(&empty, &skip(mallory, 1), None) else { panic!() };
-        assert!(commit.state.members.is_empty(), "a number was used up, nobody joined");
+        assert!(commit.state.members.is_empty(), "the skip used up a number and added no member");
     }
 
     #[cfg(feature = "sim")]
     #[test]
-    fn the_mutants_of_these_rules_are_noticed() {
+    fn mutants_change_the_decision() {
         let state = after(&[publish(1, 1, 0, 0, 2)]);
         let newer = after(&[publish(1, 1, 0, 1, 1)]);
         let stores = |state: &ConversationState, record: &Record, mutant| {

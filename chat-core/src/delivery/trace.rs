@@ -8,83 +8,67 @@ use tokio::sync::mpsc;
 use crate::backend::{GatewayId, LogPosition};
 use crate::model::id::{ConversationId, InstallationId, MessageId, Seq};
 
-/// A stage of a message on its way.
+/// A stage of the path of a message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Stage {
-    /// A gateway took it from this device.
-    Accepted {
-        /// Where it belongs.
-        conversation: ConversationId,
-        /// Who sent it.
-        sender: InstallationId,
-    },
-    /// The log has it.
+    /// A gateway received the message.
+    Accepted { conversation: ConversationId, sender: InstallationId },
+    /// The log confirmed the append.
     Logged,
-    /// Its shard gave it a place and the store has it.
+    /// The shard assigned a seq and the store made the message durable.
     Stored {
-        /// In this conversation.
         conversation: ConversationId,
-        /// From this device.
         sender: InstallationId,
-        /// The place.
         seq: Seq,
-        /// The record.
+        /// Position of the record in the log of the shard.
         position: LogPosition,
-        /// When the log took it, in microseconds of its own clock.
+        /// Append time, in microseconds of the log's own clock.
         logged_us: u64,
-        /// For so many devices there is a row.
+        /// Inbox rows written, one per device.
         rows: u32,
     },
-    /// It was stored before: the sender gets the same answer again.
-    Repeated {
-        /// The place.
-        seq: Seq,
-    },
-    /// It was not stored.
+    /// The message was stored before: the sender gets the original answer again.
+    Repeated { seq: Seq },
+    /// The message was not stored.
     Refused {
-        /// Why, by its name on the wire.
+        /// `Refusal::name` of the refusal.
         reason: &'static str,
     },
-    /// A gateway is told, for so many devices.
+    /// The message was routed to a gateway.
     Routed {
-        /// The gateway.
         gateway: GatewayId,
-        /// Devices connected there.
+        /// Devices of this message that are connected to that gateway.
         devices: u32,
     },
-    /// The push service wakes so many devices.
+    /// The push service was asked to wake devices.
     Pushed {
         /// Devices that are not connected.
         devices: u32,
     },
-    /// It was handed to a device's connection.
+    /// The message was passed to the connection of a device.
     Delivered {
-        /// Where it belongs.
         conversation: ConversationId,
-        /// Who sent it.
         sender: InstallationId,
-        /// The device.
         device: InstallationId,
-        /// Its commit time, in microseconds.
+        /// Commit time, in microseconds.
         committed_us: u64,
     },
 }
 
-/// A stage, and when it was reached.
+/// A stage and the time at which a message reached it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct TraceEvent {
     /// The node's wall clock, in microseconds.
     pub at_us: u64,
-    /// What happened.
     pub stage: Stage,
 }
 
-/// Rings that ids are spread over, so that stages of different messages do not wait for one lock.
+/// Number of rings. The ids are spread over them to reduce lock contention.
 const RINGS: usize = 16;
 
-/// What happened to the messages that a process saw last: bounded, in memory, without content.
+/// Trace of the most recent messages of a process: bounded, in memory, without content.
 ///
 /// ```
 /// use chat_core::MessageId;
@@ -97,18 +81,18 @@ const RINGS: usize = 16;
 #[derive(Debug)]
 pub struct MessageTrace {
     rings: [Mutex<VecDeque<(MessageId, TraceEvent)>>; RINGS],
-    /// Steps that each ring remembers.
+    /// Capacity of each ring, in events.
     room: usize,
     follower: OnceLock<Follower>,
 }
 
-/// Whoever is told of events as they are made.
+/// Receiver of new trace events; see [`MessageTrace::follow`].
 #[derive(Debug)]
 struct Follower {
     events: mpsc::Sender<(MessageId, TraceEvent)>,
-    /// Messages of which the last four bytes are at most this.
+    /// A message is followed if the last four bytes of its id, as a big-endian number, are at most this.
     up_to: u32,
-    /// Steps that did not find room.
+    /// Events that the full channel did not accept.
     dropped: AtomicU64,
 }
 
@@ -120,7 +104,7 @@ impl Follower {
 }
 
 impl MessageTrace {
-    /// Remembers about this many events.
+    /// Creates a trace that keeps about this many events.
     pub fn new(events: usize) -> Self {
         Self {
             rings: std::array::from_fn(|_| Mutex::default()),
@@ -129,8 +113,9 @@ impl MessageTrace {
         }
     }
 
-    /// Gives the events of a share (0 to 1) of all messages as they are made; every node of a cluster follows
-    /// the same messages. Steps that do not find room are left out. `None` if somebody follows already.
+    /// Returns a channel of `room` events that receives the new events of a share (0 to 1) of all messages.
+    /// Every node of a cluster follows the same messages. Events that the full channel does not accept are
+    /// dropped and [counted](Self::dropped). Returns `None` if there is a follower already.
     ///
     /// ```
     /// use chat_core::MessageId;
@@ -147,7 +132,7 @@ impl MessageTrace {
         self.follower.set(follower).ok().map(|()| followed)
     }
 
-    /// How many events the follower did not get because it is slow.
+    /// Returns the number of events that were dropped because the follower was slow.
     pub fn dropped(&self) -> u64 {
         self.follower.get().map_or(0, |follower| follower.dropped.load(Ordering::Relaxed))
     }
@@ -156,7 +141,7 @@ impl MessageTrace {
         &self.rings[usize::from(id.as_bytes()[15]) % RINGS]
     }
 
-    /// Remembers a event of a message.
+    /// Records an event of a message.
     pub fn record(&self, id: MessageId, at_us: u64, stage: Stage) {
         let event = TraceEvent { at_us, stage };
         if let Some(follower) = self.follower.get().filter(|follower| follower.follows(id)) {
@@ -170,7 +155,7 @@ impl MessageTrace {
         ring.push_back((id, event));
     }
 
-    /// What is remembered of a message, in order.
+    /// Returns the events kept for a message, in order.
     pub fn of(&self, id: MessageId) -> Vec<TraceEvent> {
         self.ring(id).lock().iter().filter(|(known, _)| *known == id).map(|(_, event)| *event).collect()
     }
@@ -181,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_steps_go_first() {
+    fn trace_drops_the_oldest_events_when_full() {
         let trace = MessageTrace::new(2 * RINGS);
         let id = |n: u8| MessageId::from_bytes([n; 16]);
         for at in 0..3 {
@@ -189,19 +174,19 @@ mod tests {
         }
         trace.record(id(1), 9, Stage::Logged);
         assert_eq!(trace.of(id(16)).iter().map(|event| event.at_us).collect::<Vec<_>>(), [1, 2]);
-        assert_eq!(trace.of(id(1)).len(), 1, "another ring");
+        assert_eq!(trace.of(id(1)).len(), 1, "a message of another ring keeps its event");
     }
 
     #[test]
-    fn a_share_of_messages_is_followed_and_nothing_waits_for_the_follower() {
+    fn follower_gets_a_share_and_never_blocks_recording() {
         let trace = MessageTrace::new(RINGS);
         let mut events = trace.follow(0.5, 2).unwrap();
-        assert!(trace.follow(1.0, 2).is_none(), "one follows");
+        assert!(trace.follow(1.0, 2).is_none(), "only one follower is allowed");
         let id = |n: u8| MessageId::from_bytes([n; 16]);
         for n in [0, 0x7f, 0x80, 0xff, 1] {
             trace.record(id(n), 1, Stage::Logged);
         }
         let followed: Vec<_> = std::iter::from_fn(|| events.try_recv().ok()).map(|(id, _)| id).collect();
-        assert_eq!((followed, trace.dropped()), (vec![id(0), id(0x7f)], 1), "the third did not find room");
+        assert_eq!((followed, trace.dropped()), (vec![id(0), id(0x7f)], 1), "the channel holds two events");
     }
 }

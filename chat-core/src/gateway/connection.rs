@@ -24,7 +24,7 @@ use crate::session::{Input, Output, Session};
 
 /// When a device over a limit may try again, in milliseconds.
 const THROTTLED_MS: u32 = 1000;
-/// Commands of one connection that may wait for the log. The next one waits for the first of them.
+/// Maximum number of commands of one connection that wait for the log. The next one waits for the first of them.
 const MAX_APPENDING: usize = 64;
 /// Further batches of events that are taken after a wake-up, so that they go out in one write.
 const MAX_EVENT_BATCHES: usize = 16;
@@ -403,7 +403,7 @@ impl Connection {
         }
     }
 
-    /// Checks a `Hello` and binds its session.
+    /// Authenticates a `Hello` and binds its session.
     async fn authenticate(&mut self, hello: &Hello) -> Input {
         let engine = self.gateway.engine.clone();
         let rejected = |reason| Input::Rejected { reason, retry_after: 0 };

@@ -46,7 +46,7 @@ struct State {
     cooldowns: VecDeque<Duration>,
 }
 
-/// The right to open a session, until it is dropped.
+/// Permit for one handshake, released on drop.
 #[derive(Debug)]
 pub(super) struct HandshakePermit {
     limiter: Arc<HandshakeLimiter>,

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use crate::backend::{GatewayId, NodeLink, SessionDelivery};
 use crate::model::error::{Error, ErrorKind, Result};
 
-/// The [`NodeLink`] of a single process: there is no other gateway.
+/// The [`NodeLink`] of a single process without other gateways.
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(clippy::exhaustive_structs)]
 pub struct NoLink;

@@ -14,12 +14,12 @@ pub struct MemoryRegistry {
 }
 
 impl MemoryRegistry {
-    /// Whether it knows no route.
+    /// Returns whether there is no route.
     pub fn is_empty(&self) -> bool {
         self.routes.is_empty()
     }
 
-    /// Forgets every route.
+    /// Removes every route.
     #[cfg(feature = "sim")]
     pub(crate) fn forget(&self) {
         self.routes.clear();
@@ -30,7 +30,8 @@ impl MemoryRegistry {
 impl Registry for MemoryRegistry {
     async fn bind(&self, device: DeviceAddress, gateway: GatewayId) -> Result<u64> {
         let mut routes = self.routes.entry(device.user).or_default();
-        // Above every epoch it gave, and above those it forgot and was told of again.
+        // The epoch must exceed every epoch issued before, and every epoch that a renewal restored after a
+        // loss.
         let renewed = routes.iter().map(|route| route.epoch).max().unwrap_or(0);
         self.epochs.fetch_max(renewed, std::sync::atomic::Ordering::Relaxed);
         let epoch = self.epochs.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;

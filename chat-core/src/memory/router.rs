@@ -11,15 +11,16 @@ use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::ConversationId;
 use crate::model::time::WallClock;
 
-/// Commands that may wait for a shard; a full queue answers *throttled*, and the device tries again.
+/// Maximum number of uncommitted commands of a shard. Above it, an append fails with `Throttled` and the
+/// device retries.
 const QUEUE: usize = 4096;
 
-/// The [`Router`] of a single process: a bounded queue a shard.
+/// The [`Router`] of a single process: one bounded queue per shard.
 #[derive(Debug)]
 pub struct MemoryRouter {
     shards: Vec<Shard>,
     clock: Arc<dyn WallClock>,
-    /// This life of the log: offsets begin anew with the process.
+    /// Differs in every process: offsets restart with the process.
     generation: u64,
     closed: AtomicBool,
 }
@@ -38,14 +39,14 @@ struct Log {
 }
 
 impl MemoryRouter {
-    /// A router of this many shards, whose records carry this clock's time.
+    /// Returns a router with this many shards (at least 1) that stamps records with this clock.
     pub fn new(shards: usize, clock: Arc<dyn WallClock>) -> Self {
         let generation = clock.now_us();
         let shards = (0..shards.max(1)).map(|_| Shard::default()).collect();
         Self { shards, clock, generation, closed: AtomicBool::new(false) }
     }
 
-    /// The shard of a conversation.
+    /// Returns the shard of a conversation.
     pub fn shard_of(&self, conversation: ConversationId) -> usize {
         let mut hasher = DefaultHasher::new();
         conversation.hash(&mut hasher);
@@ -71,7 +72,7 @@ impl Router for MemoryRouter {
                 return Err(Error::new(ErrorKind::Throttled, "the shard's queue is full"));
             }
             log.offset += 1;
-            // A clock that steps back must not take the drain order with it.
+            // The drain order must not go back when the clock does.
             log.last_us = self.clock.now_us().max(log.last_us);
             let record = Record {
                 position: LogPosition { generation: self.generation, offset: log.offset },

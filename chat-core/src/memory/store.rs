@@ -12,7 +12,7 @@ use crate::model::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, In
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{ConversationId, ConversationKind, InstallationId, MessageId, Seq, StoreEpoch};
 
-/// A [`MessageStore`] in memory: each commit is atomic, and gone with the process.
+/// A [`MessageStore`] in memory: each commit is atomic and lost when the process ends.
 #[derive(Debug)]
 pub struct MemoryStore {
     identity: StoreIdentity,
@@ -20,19 +20,19 @@ pub struct MemoryStore {
 }
 
 impl MemoryStore {
-    /// An empty store.
+    /// Returns an empty store.
     pub fn new() -> Self {
         Self::with_tables(Tables::default())
     }
 
-    /// A store that begins with these tables.
+    /// Returns a store with these tables as its content.
     pub fn with_tables(tables: Tables) -> Self {
         let identity =
             StoreIdentity { epoch: StoreEpoch::from_bytes([0x5e; 16]), durability: Durability::Memory };
         Self { identity, tables: Mutex::new(tables) }
     }
 
-    /// A copy of everything in it.
+    /// Returns a copy of all tables.
     pub fn tables(&self) -> Tables {
         self.tables.lock().clone()
     }
@@ -44,8 +44,8 @@ impl Default for MemoryStore {
     }
 }
 
-/// What a [`MemoryStore`] holds, in the layout every other store follows: rows keyed so that writing one
-/// twice changes nothing, and a state that says how far they count.
+/// The tables of a [`MemoryStore`], in the layout that every other store follows: rows have keys that make
+/// repeated writes idempotent, and the state says up to which seq the rows count.
 #[derive(Clone, Debug, Default)]
 pub struct Tables {
     states: HashMap<ConversationId, ConversationState>,
@@ -62,14 +62,14 @@ pub(crate) enum Write {
     History(InboxRow),
     Id((ConversationId, InstallationId, MessageId), Seq),
     Inbox(InstallationId, Arc<InboxRow>),
-    /// How far a device's rows reach, and where it joined, if it did.
+    /// The highest seq with a row for the device, and the seq at which the device joined, if it did.
     Tail(InstallationId, ConversationId, Seq, Option<Seq>),
     Generation(InstallationId, u64),
     State(ConversationId, Box<ConversationState>),
 }
 
 impl Tables {
-    /// The writes of a commit in their order: rows first, state last.
+    /// Returns the writes of a commit in order: rows first, state last.
     pub(crate) fn writes(commit: Commit) -> Vec<Write> {
         let conversation = commit.conversation;
         let mailbox = conversation.kind() == Ok(ConversationKind::Mailbox);
@@ -104,9 +104,9 @@ impl Tables {
             }
             Write::Inbox(device, row) => {
                 let acked = self.cursors.get(&(device, row.conversation)).map_or(0, |cursor| cursor.acked);
-                // A late copy of a row that was acknowledged must not come back.
+                // A late copy of an acknowledged row must not come back.
                 if row.seq > acked {
-                    // Nor may it take the position of the gap that retention left.
+                    // A late copy must not replace the gap that retention left at its position.
                     self.inbox.entry((device, row.position())).or_insert(row);
                 }
             }
@@ -124,7 +124,7 @@ impl Tables {
                 *known = (*known).max(generation);
             }
             Write::State(conversation, state) => {
-                // An owner that was replaced may still write what it knew.
+                // A replaced owner may write an older state late.
                 let known = self.states.get(&conversation).map_or(0, |known| known.head.time_us);
                 if state.head.time_us >= known {
                     self.states.insert(conversation, *state);
@@ -133,13 +133,13 @@ impl Tables {
         }
     }
 
-    /// Writes a state even if it is older than what is there.
+    /// Writes a state even if it is older than the stored one.
     #[cfg(feature = "sim")]
     pub(crate) fn put_state(&mut self, conversation: ConversationId, state: ConversationState) {
         self.states.insert(conversation, state);
     }
 
-    /// Whether other bytes are written at a row's position.
+    /// Returns whether history holds different content at the row's position.
     #[cfg(feature = "sim")]
     pub(crate) fn differs(&self, row: &InboxRow) -> bool {
         self.history.get(&(row.conversation, row.seq)).is_some_and(|known| known != row)
@@ -149,7 +149,7 @@ impl Tables {
         self.cursors.get(&(device, conversation)).map_or(0, |cursor| cursor.tail)
     }
 
-    /// Up to where rows of a device exist for whoever reads.
+    /// Returns the highest seq of the device's rows that readers can see.
     fn seen(&self, device: InstallationId, conversation: ConversationId) -> Seq {
         self.head(conversation).min(self.tail(device, conversation))
     }
@@ -172,7 +172,7 @@ impl Tables {
         (seq <= self.head(conversation)).then_some(seq)
     }
 
-    /// `to_come`: how far the rows reach of a commit that is safe and not seen.
+    /// Applies acks. `to_come` returns the highest seq of a commit that is durable and not yet visible.
     pub(crate) fn ack(
         &mut self,
         device: InstallationId,
@@ -219,7 +219,7 @@ impl Tables {
             .inbox
             .range((Excluded((device, after)), Unbounded))
             .take_while(|((owner, _), _)| *owner == device)
-            // Rows above the head, or above the tail of their device, do not exist yet.
+            // Rows above the head, or above the device's tail, do not exist yet.
             .filter(|((_, position), _)| position.seq <= self.seen(device, position.conversation))
             .map(|(_, row)| InboxRow::clone(row));
         page(rows, limit)
@@ -269,7 +269,7 @@ impl Tables {
     }
 }
 
-/// A gap in the making: where it begins, whether the device joined in it, and its last position.
+/// A gap while it is built: its first seq, whether the device joined within it, and its last position.
 type Gap = (Seq, bool, InboxPosition);
 
 impl Tables {
@@ -288,7 +288,7 @@ impl Tables {
                 gaps.entry((*device, position.conversation)).or_insert((row.first_seq(), false, *position));
             (gap.1, gap.2) = (gap.1 | row.joined, *position);
             gone.push((*device, *position));
-            // A gap that grows is no row.
+            // A row that is already a gap does not count as removed.
             count += usize::from(!row.is_expired());
         }
         if count == 0 {

@@ -8,49 +8,43 @@ use super::id::{ConversationId, Handle, Incarnation, InstallationId, Seq, StoreE
 use super::prekeys::PrekeyUpload;
 use super::signing::HelloClaims;
 
-/// Opens a session.
+/// The handshake of a device that opens a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
-    /// What is signed; the nonce in it is the one the server sent.
+    /// The signed claims, with the nonce that the server sent.
     pub claims: HelloClaims,
-    /// The store epoch of the device's cursors, if it has any.
+    /// The store epoch of the device's cursors; `None` before the first connection.
     pub store_epoch: Option<StoreEpoch>,
-    /// Ed25519 by the device key over [`HelloClaims::transcript`].
+    /// Ed25519 signature by the device key over [`HelloClaims::transcript`].
     pub signature: Bytes,
 }
 
-/// Opens an account, or waits to be linked to one.
+/// A request before the handshake: registers an account, or offers a device for linking.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Registration {
-    /// A new account.
+    /// Registers or replaces an account.
     Account {
-        /// The token; may be empty under open registration.
+        /// May be empty under open registration.
         token: String,
-        /// The name people type.
         handle: Handle,
-        /// Version 1 of the new account's list; or the version after the one in force, by the new account
-        /// key.
+        /// Version 1 of a new account's list. With `replace`: the version after the one in force, signed by
+        /// the new account key.
         list: SignedDeviceList,
         /// Replace an account whose keys are lost.
         replace: bool,
     },
-    /// Asks for the list in force of an account whose keys are lost.
-    Lookup {
-        /// The token.
-        token: String,
-        /// The name people type.
-        handle: Handle,
-    },
-    /// A device that waits to be linked.
+    /// Requests the list in force of an account whose keys are lost.
+    Lookup { token: String, handle: Handle },
+    /// Offers a device for linking; the device then waits for the answer.
     Link {
-        /// From its code.
+        /// From the device's link code.
         rendezvous: Bytes,
-        /// Its public keys, opaque here.
+        /// The device's public keys, opaque to the server.
         offer: Bytes,
     },
 }
 
-/// A question of a device.
+/// The body of a request from a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Request {
@@ -60,35 +54,34 @@ pub enum Request {
     Lists(Vec<UserId>),
     /// A new version of the own list.
     PutList(SignedDeviceList),
-    /// Prekeys.
+    /// Upload prekeys of this device.
     Upload(PrekeyUpload),
-    /// Bundles of devices of a user.
+    /// Claim prekey bundles for devices of a user.
     Claim(UserId, Vec<InstallationId>),
-    /// A page of a conversation: rows below `before` (0: from the newest), at most `limit`.
+    /// A page of a conversation's history, newest first.
     History {
-        /// The conversation.
         conversation: ConversationId,
         /// Rows below this seq; 0: from the newest.
         before: Seq,
-        /// At most this many.
+        /// Maximum number of rows, 1 to 200.
         limit: u32,
     },
-    /// Where this device stands in all its conversations.
+    /// The cursors of this device in all conversations.
     Cursors,
-    /// A new incarnation.
+    /// Request a new incarnation.
     Reincarnate {
-        /// The one it replaces.
+        /// The incarnation to replace.
         from: Incarnation,
-        /// The same nonce gets the same answer.
+        /// Idempotency key: a repeated nonce returns the same incarnation.
         nonce: [u8; 16],
-        /// The user asked for it.
+        /// The user requested it, so the limit of one a day does not apply.
         asked: bool,
     },
     /// The offer of a device that waits to be linked.
     Offer(Bytes),
-    /// The answer to it.
+    /// The sealed answer to that offer, with its rendezvous.
     LinkAnswer(Bytes, Bytes),
-    /// How far the others have a conversation.
+    /// The highest seq that a device of another user in the conversation acknowledged.
     Delivered(ConversationId),
 }
 
@@ -96,35 +89,35 @@ pub enum Request {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ClientFrame {
-    /// Opens a session.
+    /// The handshake of a device.
     Hello(Box<Hello>),
-    /// Opens an account.
+    /// Registers an account or offers a device for linking.
     Register(Box<Registration>),
-    /// A message.
+    /// Publishes a message.
     Publish(Publish),
-    /// Uses up a number.
+    /// Uses up the number of a message that was refused for good.
     Skip(SendPosition),
-    /// What is durably on the device.
+    /// Acknowledges rows that are durable on the device.
     Ack {
-        /// One for each conversation.
+        /// One entry per conversation.
         acks: Vec<AckUpTo>,
-        /// The epoch of the cursors.
+        /// The store epoch of the acknowledged rows.
         store_epoch: StoreEpoch,
-        /// The generation of the local store.
+        /// The generation of the device's local store.
         generation: u64,
     },
-    /// Still there.
+    /// Keeps the session alive.
     Heartbeat,
-    /// Everything unacknowledged again.
+    /// Requests all unacknowledged rows again, from the oldest.
     CatchUp,
-    /// A question with its id.
+    /// A request with its id.
     Request(u64, Request),
     /// How far this user has read.
     Read(AckUpTo),
-    /// This user is writing.
+    /// This user is typing.
     Typing(ConversationId),
-    /// Whose presence to report.
+    /// Users whose presence the server reports; replaces the earlier set.
     Watch(Vec<UserId>),
-    /// A frame of a later version, with the id of its request if it has one.
+    /// A frame of a later version, with its request id if it has one.
     Unknown(Option<u64>),
 }

@@ -8,9 +8,9 @@ pub enum CloseReason {
     Protocol,
     /// The token or the signature is not accepted, or the device is not on its user's list.
     Unauthorized,
-    /// A later connection of the same device took over.
+    /// A later connection of the same device replaced this one.
     Replaced,
-    /// The device does not read.
+    /// The device does not read the frames sent to it.
     Slow,
     /// The device acknowledged a row that it was never sent.
     AckTooHigh,

@@ -1,5 +1,5 @@
-//! Versioned, signed lists of a user's devices. The account key signs them, so a server can neither add
-//! a device nor hide one unnoticed; both server and clients check them here.
+//! Versioned, signed lists of a user's devices. The account key signs them, so a server can neither add nor
+//! hide a device without detection. Both servers and clients verify them here.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -11,25 +11,24 @@ use crate::model::limits::MAX_DEVICES;
 use crate::model::signing::{transcript, verify};
 use crate::proto;
 
-/// A device of a list.
+/// An entry of a device list.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct DeviceEntry {
-    /// The device's number.
     pub device: DeviceId,
-    /// Its Ed25519 device key.
+    /// Ed25519 public key of the device.
     pub device_key: [u8; 32],
-    /// The identity key of its suite.
+    /// Identity key of the device's encryption suite.
     pub suite_key: Bytes,
 }
 
 impl DeviceEntry {
-    /// A device with these keys.
+    /// Returns an entry with these keys.
     pub const fn new(device: DeviceId, device_key: [u8; 32], suite_key: Bytes) -> Self {
         Self { device, device_key, suite_key }
     }
 
-    /// The installation, which follows from the device key.
+    /// Returns the installation, which is derived from the device key.
     pub fn installation(&self) -> InstallationId {
         InstallationId::of_device_key(&self.device_key)
     }
@@ -39,32 +38,31 @@ impl DeviceEntry {
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct DeviceList {
-    /// Whose.
     pub user: UserId,
     /// Dense from 1.
     pub version: u64,
-    /// SHA-256 of the encoded version before; empty in version 1.
+    /// SHA-256 of the encoded previous version; empty in version 1.
     pub previous: Bytes,
-    /// Milliseconds since 1970.
+    /// Creation time in milliseconds since 1970.
     pub created: u64,
-    /// In rising order of their ids.
+    /// The devices, sorted by rising device id.
     pub devices: Vec<DeviceEntry>,
 }
 
 impl DeviceList {
-    /// A first version.
+    /// Returns version 1 of a list.
     pub const fn first(user: UserId, created: u64, devices: Vec<DeviceEntry>) -> Self {
         Self { user, version: 1, previous: Bytes::new(), created, devices }
     }
 
-    /// The next version after `before`, with these devices.
+    /// Returns the version after `before`, with these devices.
     #[must_use]
     pub fn next(before: &SignedDeviceList, created: u64, devices: Vec<DeviceEntry>) -> Self {
         let list = before.list();
         Self { user: list.user, version: list.version + 1, previous: before.hash(), created, devices }
     }
 
-    /// The bytes that are signed and hashed.
+    /// Encodes the list: the bytes that are signed and hashed.
     pub fn encode(&self) -> Bytes {
         let devices = self.devices.iter().map(|d| proto::DeviceEntry {
             device: u32::from(d.device.get()),
@@ -82,17 +80,17 @@ impl DeviceList {
         .into()
     }
 
-    /// The bytes the account key signs for an encoded list.
+    /// Returns the bytes that the account key signs for an encoded list.
     pub fn transcript(encoded: &[u8]) -> Vec<u8> {
         transcript("device-list", &[encoded])
     }
 
-    /// The entry of a device.
+    /// Returns the entry of a device.
     pub fn device(&self, device: DeviceId) -> Option<&DeviceEntry> {
         self.devices.iter().find(|d| d.device == device)
     }
 
-    /// The addresses of all devices.
+    /// Returns the addresses of all devices.
     pub fn addresses(&self) -> impl Iterator<Item = DeviceAddress> + '_ {
         self.devices.iter().map(|d| DeviceAddress {
             user: self.user,
@@ -101,15 +99,15 @@ impl DeviceList {
         })
     }
 
-    /// The lowest number no device has.
+    /// Returns the lowest unused device id.
     pub fn free_device(&self) -> Option<DeviceId> {
         (1..=127).filter_map(|id| DeviceId::new(id).ok()).find(|id| self.device(*id).is_none())
     }
 
-    /// Reads an encoded list that nobody signed yet.
+    /// Decodes a list that is not signed yet.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] if it breaks a rule.
+    /// [`ErrorKind::Invalid`] if the list breaks a rule.
     pub fn read(bytes: Vec<u8>) -> Result<Self> {
         Self::decode(bytes.into())
     }
@@ -143,7 +141,7 @@ impl DeviceList {
             return broken("a device list has 1 to 6 devices");
         }
         if !self.devices.windows(2).all(|pair| pair[0].device < pair[1].device) {
-            return broken("a device list is in order of its device ids");
+            return broken("the device ids of a list must rise");
         }
         for (i, a) in self.devices.iter().enumerate() {
             if a.suite_key.is_empty() || a.suite_key.len() > 64 {
@@ -154,18 +152,18 @@ impl DeviceList {
             }
         }
         match (self.version, self.previous.len()) {
-            // Whoever signs a list may write any number: one that cannot be counted on from is none.
+            // The upper bound leaves room for increments: a signer can write any number.
             (1, 0) | (2..=MAX_VERSION, 32) => Ok(()),
-            _ => broken("a device list names the hash of the version before"),
+            _ => broken("a device list has a wrong version or no previous hash"),
         }
     }
 }
 
-/// The highest version of a list.
+/// Largest version of a list.
 const MAX_VERSION: u64 = i64::MAX as u64;
 
-/// A [`DeviceList`] as its account key signed it. Holding one means that form and signature are right;
-/// whether the account key is the expected one is for the caller to compare.
+/// A [`DeviceList`] with a valid form and a valid signature of its account key. The caller must compare the
+/// account key with the expected one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SignedDeviceList {
     list: DeviceList,
@@ -175,19 +173,20 @@ pub struct SignedDeviceList {
 }
 
 impl SignedDeviceList {
-    /// Checks form and signature.
+    /// Verifies the form and the signature of a list.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] if the list breaks a rule, [`ErrorKind::Denied`] if the signature does not match.
+    /// [`ErrorKind::Invalid`] if the list breaks a rule, [`ErrorKind::Denied`] if the signature does not
+    /// match.
     pub fn verify(encoded: Bytes, account_key: [u8; 32], signature: Bytes) -> Result<Self> {
         verify(&account_key, &DeviceList::transcript(&encoded), &signature)?;
         Ok(Self { list: DeviceList::decode(encoded.clone())?, encoded, account_key, signature })
     }
 
-    /// Checks that this may follow `before`: same user and account key, next version, right hash.
+    /// Checks that this list may follow `before`: same user and account key, next version, correct hash.
     ///
     /// # Errors
-    /// [`ErrorKind::Conflict`] if not.
+    /// [`ErrorKind::Conflict`] if it may not.
     pub fn check_follows(&self, before: &Self) -> Result<()> {
         let follows = self.account_key == before.account_key
             && self.list.user == before.list.user
@@ -196,15 +195,15 @@ impl SignedDeviceList {
         if follows {
             Ok(())
         } else {
-            Err(Error::new(ErrorKind::Conflict, "the device list does not follow the last one"))
+            Err(Error::new(ErrorKind::Conflict, "the device list does not follow the previous version"))
         }
     }
 
-    /// Checks that this may replace `before`, whose account key is lost: same user, next version, right
-    /// hash, another account key.
+    /// Checks that this list may replace `before`, whose account key is lost: same user, next version,
+    /// correct hash, another account key.
     ///
     /// # Errors
-    /// [`ErrorKind::Conflict`] if not.
+    /// [`ErrorKind::Conflict`] if it may not.
     pub fn check_replaces(&self, before: &Self) -> Result<()> {
         let replaces = self.account_key != before.account_key
             && self.list.user == before.list.user
@@ -213,31 +212,31 @@ impl SignedDeviceList {
         if replaces {
             Ok(())
         } else {
-            Err(Error::new(ErrorKind::Conflict, "the device list does not replace the last one"))
+            Err(Error::new(ErrorKind::Conflict, "the device list does not replace the previous version"))
         }
     }
 
-    /// The list.
+    /// Returns the list.
     pub const fn list(&self) -> &DeviceList {
         &self.list
     }
 
-    /// The key that signed it.
+    /// Returns the account key that signed the list.
     pub const fn account_key(&self) -> &[u8; 32] {
         &self.account_key
     }
 
-    /// SHA-256 of the encoded list.
+    /// Returns the SHA-256 of the encoded list.
     pub fn hash(&self) -> Bytes {
         Bytes::copy_from_slice(&Sha256::digest(&self.encoded))
     }
 
-    /// The list as it was signed.
+    /// Returns the encoded list, as signed.
     pub const fn encoded(&self) -> &Bytes {
         &self.encoded
     }
 
-    /// The signature.
+    /// Returns the signature.
     pub const fn signature(&self) -> &Bytes {
         &self.signature
     }
@@ -259,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_chain_and_nothing_else_follows() {
+    fn check_follows_accepts_only_the_next_version() {
         let (key, other) = (SigningKey::from_bytes(&[7; 32]), SigningKey::from_bytes(&[8; 32]));
         let user = UserId::from_bytes([1; 16]);
         let v1 = sign(&DeviceList::first(user, 0, vec![entry(1, 1)]), &key).unwrap();
@@ -269,7 +268,7 @@ mod tests {
         let skipped = DeviceList { version: 3, ..v2.clone() };
         assert!(sign(&skipped, &key).unwrap().check_follows(&v1).is_err(), "a skipped version");
         let forked = DeviceList { previous: vec![0; 32].into(), ..v2 };
-        assert!(sign(&forked, &key).unwrap().check_follows(&v1).is_err(), "another past");
+        assert!(sign(&forked, &key).unwrap().check_follows(&v1).is_err(), "another previous hash");
     }
 
     #[test]
@@ -287,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_that_cannot_be_counted_on_from_is_refused() {
+    fn version_above_the_maximum_is_refused() {
         let key = SigningKey::from_bytes(&[7; 32]);
         let v1 = sign(&DeviceList::first(UserId::from_bytes([1; 16]), 0, vec![entry(1, 1)]), &key).unwrap();
         let next = DeviceList::next(&v1, 1, vec![entry(1, 1)]);
@@ -297,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn one_changed_bit_is_noticed() {
+    fn verify_detects_one_changed_bit() {
         let key = SigningKey::from_bytes(&[7; 32]);
         let good = sign(&DeviceList::first(UserId::from_bytes([1; 16]), 0, vec![entry(1, 1)]), &key).unwrap();
         for i in 0..good.encoded().len() {

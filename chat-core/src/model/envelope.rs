@@ -1,4 +1,4 @@
-//! What travels and what is kept: drafts, messages, inbox rows, acknowledgements and answers.
+//! Domain types of the message path: publishes, messages, inbox rows, acknowledgements and refusals.
 
 use std::sync::Arc;
 
@@ -8,37 +8,32 @@ use crate::model::id::{
     ClientSeq, ConversationId, DeviceAddress, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
 };
 
-/// A user a message is for, and the version of that user's device list its boxes were made for.
+/// A recipient user, and the version of that user's device list that the boxes were encrypted for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Audience {
-    /// The user.
     pub user: UserId,
-    /// The version of the list.
     pub list_version: u64,
 }
 
 /// The ciphertext for one device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DeviceBox {
-    /// The recipient device.
     pub installation: InstallationId,
-    /// What only that device can open.
+    /// Ciphertext that only this device can decrypt.
     pub data: Bytes,
 }
 
-/// The place of a publish in its sender's own order: what makes a retry recognisable.
+/// Position of a publish in its sender's own order. It identifies retries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SendPosition {
-    /// The conversation.
     pub conversation: ConversationId,
     /// The idempotency key.
     pub message_id: MessageId,
     /// Dense from 1 in (device, incarnation, conversation).
     pub client_seq: ClientSeq,
-    /// The id with `client_seq - 1`, [`MessageId::NIL`] for the first.
+    /// The id of the message with `client_seq - 1`; [`MessageId::NIL`] for the first.
     pub prev: MessageId,
-    /// The sender's incarnation.
     pub incarnation: Incarnation,
     /// The generation of the sender's local store.
     pub generation: u64,
@@ -51,107 +46,95 @@ impl SendPosition {
     }
 }
 
-/// A draft on its way to the server.
+/// A message on its way to the server.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Publish {
-    /// Its place in the sender's order.
+    /// Position in the sender's order.
     pub number: SendPosition,
-    /// These ids were never sent before (remembered durably before sending), by this incarnation or an earlier
-    /// one: what waits when an incarnation begins counts as sent.
+    /// No incarnation of the device has sent these ids before. The device records that durably before it
+    /// sends. Messages that wait when an incarnation begins count as sent.
     pub first: bool,
-    /// Everybody it is for, the sender's own user included.
+    /// All recipient users, including the sender's own user.
     pub audience: Vec<Audience>,
     /// The content, encrypted once.
     pub body: Bytes,
     /// One for each device of the audience but the sending one.
     pub boxes: Vec<DeviceBox>,
-    /// The sender's clock in milliseconds; display data.
+    /// The sender's clock in milliseconds since 1970; display data only.
     pub sent_at: u64,
 }
 
-/// A message of a conversation, as history keeps it.
+/// A message of a conversation, as stored in history.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Message {
-    /// Its id.
     pub id: MessageId,
-    /// Who sent it.
     pub sender: DeviceAddress,
-    /// The sender's count.
+    /// The sender's `client_seq`.
     pub client_seq: ClientSeq,
-    /// The sender's message before it.
+    /// The id of the sender's previous message.
     pub prev: MessageId,
-    /// The sender's incarnation.
     pub incarnation: Incarnation,
-    /// Whom it was for.
+    /// The recipient users.
     pub audience: Vec<Audience>,
     /// The content, encrypted once.
     pub body: Bytes,
-    /// The sender's clock in milliseconds, never later than the server's at commit.
+    /// The sender's clock in milliseconds since 1970, never later than the server's clock at commit.
     pub sent_at: u64,
 }
 
-/// Why a seq holds nothing for a device.
+/// The reason why a seq has no content for a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum EmptyReason {
     /// Its sender withdrew it.
     Skip,
-    /// Retention or quota removed it unread.
+    /// Retention or quota removed it before the device read it.
     Expired,
     /// It could not be applied.
     Poison,
 }
 
-/// What an inbox row holds.
+/// The content of an inbox row.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum RowContent {
-    /// A message of somebody else, or of another device of the same user.
+    /// A message of another user, or of another device of the same user.
     Message {
-        /// The message; in history and inbox alike.
+        /// The same in history and inbox.
         message: Arc<Message>,
-        /// This device's ciphertext; empty in history.
+        /// The ciphertext for this device; empty in history.
         sealed: Bytes,
     },
     /// The device's own message.
-    Own {
-        /// Its id.
-        message_id: MessageId,
-        /// Its number.
-        client_seq: ClientSeq,
-        /// Its incarnation.
-        incarnation: Incarnation,
-    },
-    /// Nothing, from `from` up to the row's seq.
+    Own { message_id: MessageId, client_seq: ClientSeq, incarnation: Incarnation },
+    /// No content from seq `from` up to the row's own seq.
     Empty {
-        /// Why.
         reason: EmptyReason,
-        /// The first seq that holds nothing.
+        /// The first seq without content.
         from: Seq,
     },
 }
 
-/// A row of a device's inbox: every seq gives exactly one to every device of the lists it names.
+/// A row of a device's inbox. Each seq produces exactly one row for every device of the device lists it
+/// names.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct InboxRow {
-    /// The conversation.
     pub conversation: ConversationId,
-    /// The place in it.
+    /// Position in the conversation.
     pub seq: Seq,
-    /// The commit time, strictly rising in a conversation.
+    /// The commit time in microseconds, strictly rising in a conversation.
     pub time_us: u64,
-    /// The device's first row of this conversation.
+    /// This is the device's first row of the conversation.
     pub joined: bool,
-    /// What it holds.
     pub content: RowContent,
 }
 
 impl InboxRow {
-    /// Where the row stands in its device's drain order.
+    /// Returns the position of the row in its device's drain order.
     pub const fn position(&self) -> InboxPosition {
         InboxPosition { time_us: self.time_us, conversation: self.conversation, seq: self.seq }
     }
 
-    /// The lowest seq the row speaks for.
+    /// Returns the lowest seq that the row covers.
     pub const fn first_seq(&self) -> Seq {
         match self.content {
             RowContent::Empty { from, .. } => from,
@@ -159,18 +142,18 @@ impl InboxRow {
         }
     }
 
-    /// The row that stands for all from `from` to a place that retention removed.
+    /// Returns the row that replaces all rows from `from` to `last`, which retention removed.
     pub const fn expired(conversation: ConversationId, from: Seq, last: InboxPosition, joined: bool) -> Self {
         let content = RowContent::Empty { reason: EmptyReason::Expired, from };
         Self { conversation, seq: last.seq, time_us: last.time_us, joined, content }
     }
 
-    /// Whether it stands for what retention removed.
+    /// Returns whether the row replaces rows that retention removed.
     pub const fn is_expired(&self) -> bool {
         matches!(self.content, RowContent::Empty { reason: EmptyReason::Expired, .. })
     }
 
-    /// About how many bytes it takes on the wire.
+    /// Returns the approximate size of the row on the wire, in bytes.
     pub fn size(&self) -> usize {
         match &self.content {
             RowContent::Message { message, sealed } => {
@@ -181,19 +164,17 @@ impl InboxRow {
     }
 }
 
-/// A place in a device's drain order: commit time, then conversation, then seq.
+/// A position in a device's drain order: commit time, then conversation, then seq.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct InboxPosition {
     /// Commit time in microseconds.
     pub time_us: u64,
-    /// The conversation.
     pub conversation: ConversationId,
-    /// The seq.
     pub seq: Seq,
 }
 
 impl InboxPosition {
-    /// Before every row.
+    /// The position before every row.
     pub const START: Self = Self { time_us: 0, conversation: ConversationId::from_bytes([0; 17]), seq: 0 };
 }
 
@@ -203,26 +184,24 @@ impl InboxPosition {
 pub enum Durability {
     /// Forced to stable storage.
     Fsync,
-    /// Nothing: memory, for tests.
+    /// Held in memory only, for tests: survives no failure.
     Memory,
 }
 
-/// One tick: the message is durable and has its place.
+/// Confirmation that a message is durable and has a seq.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stored {
-    /// The conversation.
     pub conversation: ConversationId,
-    /// The id that was sent.
+    /// As in the publish.
     pub message_id: MessageId,
-    /// The number that was sent.
+    /// As in the publish.
     pub client_seq: ClientSeq,
     /// The incarnation it was sent in.
     pub incarnation: Incarnation,
-    /// The place.
+    /// The message's position in the conversation.
     pub seq: Seq,
-    /// Which life of the data set.
+    /// The epoch of the data set.
     pub store_epoch: StoreEpoch,
-    /// What it survives.
     pub durability: Durability,
 }
 
@@ -230,17 +209,17 @@ pub struct Stored {
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// Nothing is known: send the same ids again after this many milliseconds.
+    /// The outcome is unknown: send the same ids again after this many milliseconds.
     Retry(u32),
-    /// Go back to this `client_seq`.
+    /// Send again from this `client_seq`.
     Expected(ClientSeq),
-    /// The numbers contradict what is stored: the sender's store was restored or cloned.
+    /// The ids contradict the stored ones: the sender's store was restored from a backup or cloned.
     Conflict,
-    /// The boxes do not match these users' device lists.
+    /// The boxes do not match the device lists of these users.
     Mismatch(Vec<UserId>),
     /// The incarnation is closed.
     Superseded,
-    /// Not allowed, or no such user or conversation.
+    /// The operation is not allowed, or the user or conversation does not exist.
     Denied,
     /// Larger than the limits.
     TooLarge,
@@ -248,18 +227,18 @@ pub enum Refusal {
     Quota,
     /// Not understood by this server.
     Unsupported,
-    /// Too many for now: again after this many milliseconds.
+    /// Rate limit exceeded: try again after this many milliseconds.
     Throttled(u32),
-    /// It breaks a rule of the wire.
+    /// The frame breaks a rule of the wire protocol.
     Invalid,
-    /// No such thing.
+    /// The requested item does not exist.
     NotFound,
-    /// Somebody else has it, or a later version is there.
+    /// Another user has the handle, or a later version of the device list is stored.
     Taken,
 }
 
 impl Refusal {
-    /// Whether sending the same ids again can never succeed.
+    /// Returns whether sending the same ids again can never succeed.
     pub const fn is_final(&self) -> bool {
         matches!(
             self,
@@ -267,7 +246,7 @@ impl Refusal {
         )
     }
 
-    /// A name for logs, metrics and the `chat --json` protocol.
+    /// Returns the name for logs, metrics and the `chat --json` protocol.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Retry(_) => "retry",
@@ -287,21 +266,20 @@ impl Refusal {
     }
 }
 
-/// What a [`Refusal`] is about.
+/// The message, request or handshake that a [`Refusal`] answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Subject {
-    /// A publish or void, with its number and the incarnation it was sent in.
+    /// A publish or skip, with its `client_seq` and the incarnation it was sent in.
     Message(ConversationId, MessageId, ClientSeq, Incarnation),
-    /// A request.
+    /// A request with this id.
     Request(u64),
-    /// The connection's opening.
+    /// The handshake of the connection.
     Opening,
 }
 
-/// Everything up to `seq` is durably on the device.
+/// Acknowledgement: everything up to `seq` is durable on the device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AckUpTo {
-    /// The conversation.
     pub conversation: ConversationId,
     /// The highest contiguous seq.
     pub seq: Seq,
@@ -310,7 +288,7 @@ pub struct AckUpTo {
 /// Where a device stands in a conversation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct InboxCursor {
-    /// The highest seq it acknowledged.
+    /// The highest seq that the device acknowledged.
     pub acked: Seq,
     /// The highest seq that has a row for it.
     pub tail: Seq,

@@ -1,33 +1,33 @@
-//! The one error of the backends and machines.
+//! The error type of the backends and state machines.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// What a caller can do about an [`Error`].
+/// The kind of an [`Error`], which says how a caller can react.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The input breaks a rule: fix it, do not repeat it.
+    /// The input breaks a rule: correct it and do not repeat it.
     Invalid,
-    /// Not allowed: get other credentials.
+    /// The operation is not allowed: use other credentials.
     Denied,
     /// There is no such thing.
     NotFound,
-    /// Somebody else was first: read again and decide anew.
+    /// Another writer was first: read again and decide again.
     Conflict,
-    /// Too much for now: wait, then repeat.
+    /// Rate limit or queue limit exceeded: wait, then retry.
     Throttled,
-    /// It may or may not have happened: repeat the same ids.
+    /// The operation may or may not have taken effect: repeat it with the same ids.
     Unavailable,
-    /// What was stored does not read back: stop and look.
+    /// Stored data cannot be decoded: stop and investigate.
     Corrupt,
-    /// This end is shut: open it again.
+    /// The client, connection or router is closed: open it again.
     Closed,
 }
 
-/// Why an operation did not succeed.
+/// The reason why an operation failed.
 ///
-/// Its text holds no user data: ids are shortened, bodies are shown as sizes.
+/// The text holds no user data: ids are shortened, and bodies are shown as sizes.
 ///
 /// ```
 /// use chat_core::{Error, ErrorKind};
@@ -42,40 +42,40 @@ pub struct Error {
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
-/// The result of a backend.
+/// The result type of backends and state machines.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// An error of this kind; `what` is a fixed text, so that no user data slips in.
+    /// Returns an error of this kind. `what` is a fixed text, so that no user data leaks into it.
     pub const fn new(kind: ErrorKind, what: &'static str) -> Self {
         Self { kind, what, retry_after_ms: 0, source: None }
     }
 
-    /// The same with its cause.
+    /// Returns the error with its cause.
     #[must_use]
     pub fn caused_by(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.source = Some(Arc::new(source));
         self
     }
 
-    /// The same with the time to wait before it is repeated, in milliseconds.
+    /// Returns the error with the time to wait before a retry, in milliseconds.
     #[must_use]
     pub const fn retry_after(mut self, ms: u32) -> Self {
         self.retry_after_ms = ms;
         self
     }
 
-    /// Milliseconds to wait before it is repeated; 0 if nobody said.
+    /// Returns the time to wait before a retry, in milliseconds; 0 if it is not known.
     pub const fn retry_after_ms(&self) -> u32 {
         self.retry_after_ms
     }
 
-    /// What a caller can do about it.
+    /// Returns the kind of the error.
     pub const fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// The fixed text.
+    /// Returns the fixed text.
     pub const fn what(&self) -> &'static str {
         self.what
     }

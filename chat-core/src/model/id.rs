@@ -1,4 +1,4 @@
-//! The ids of the system. Each is a fixed number of bytes, so that a frame is checked once, at the edge.
+//! The ids of the system. Most are a fixed number of bytes, checked once when a frame arrives.
 
 use std::fmt;
 
@@ -15,20 +15,20 @@ macro_rules! byte_id {
         pub struct $name([u8; $len]);
 
         impl $name {
-            /// The id with these bytes.
+            /// Returns the id with these bytes.
             pub const fn from_bytes(bytes: [u8; $len]) -> Self {
                 Self(bytes)
             }
 
-            /// The id's bytes.
+            /// Returns the bytes of the id.
             pub const fn as_bytes(&self) -> &[u8; $len] {
                 &self.0
             }
 
-            /// Reads the id from a slice.
+            /// Reads an id from a slice.
             ///
             /// # Errors
-            /// [`ErrorKind::Invalid`] if the slice has another length.
+            /// [`ErrorKind::Invalid`] if the slice has the wrong length.
             pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
                 match bytes.try_into() {
                     Ok(bytes) => Ok(Self(bytes)),
@@ -36,20 +36,20 @@ macro_rules! byte_id {
                 }
             }
 
-            /// The id as bytes for the wire.
+            /// Returns the id as bytes for the wire.
             pub fn to_bytes(self) -> Bytes {
                 Bytes::copy_from_slice(&self.0)
             }
 
-            /// The whole id in hexadecimal. Not for logs: `Debug` gives the short form they hold.
+            /// Returns the whole id in hexadecimal. Not for logs: they use the short form of `Debug`.
             pub fn to_hex(self) -> String {
                 hex(&self.0)
             }
 
-            /// Reads the form that [`Self::to_hex`] writes.
+            /// Reads an id in the form that [`Self::to_hex`] writes.
             ///
             /// # Errors
-            /// [`ErrorKind::Invalid`] if the text is anything else.
+            /// [`ErrorKind::Invalid`] if the text is not hexadecimal or has the wrong length.
             pub fn from_hex(text: &str) -> Result<Self, Error> {
                 unhex(text)
                     .ok_or_else(|| Error::new(ErrorKind::Invalid, concat!($what, " is not hexadecimal")))
@@ -59,7 +59,7 @@ macro_rules! byte_id {
 
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                // The last bytes: the first ones of a UUIDv7 are a clock and say little.
+                // The last bytes, because the first bytes of a UUIDv7 are a timestamp and barely differ.
                 write!(f, "{}…{}", $what, hex(&self.0[$len - 3..]))
             }
         }
@@ -82,42 +82,42 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 }
 
 byte_id!(
-    /// An account. Opaque, 128 random bits, never used again. What people type is a [`Handle`].
+    /// Id of an account: 128 opaque random bits, never reused. Users type a [`Handle`] instead.
     UserId, 16, "user"
 );
 byte_id!(
-    /// One installation of the client, for ever: derived from its device key, so nobody else can take it.
-    /// Storage is keyed by this, never by [`DeviceId`], which is used again.
+    /// Permanent id of one installation of the client. It is derived from the device key, so no other
+    /// installation can use it. Storage is keyed by this id and never by [`DeviceId`], which is reused.
     InstallationId, 16, "installation"
 );
 byte_id!(
-    /// A message: a UUIDv7 made once by the sending device and kept through every retry. With the
-    /// conversation and the sending installation it is the key of every deduplication.
+    /// Id of a message: a UUIDv7 that the sending device creates once and keeps for every retry. Together
+    /// with the conversation and the sending installation it is the deduplication key.
     MessageId, 16, "message"
 );
 byte_id!(
-    /// Which life of the data set this is. It changes when a store is made anew or restored; every
-    /// cursor carries it.
+    /// Epoch of a data set. It changes when a store is recreated or restored. Cursors are valid only within
+    /// one epoch.
     StoreEpoch, 16, "epoch"
 );
 byte_id!(
-    /// A conversation. The first byte holds version and kind, the rest is a digest (direct, own,
-    /// mailbox) or random (group, channel).
+    /// Id of a conversation. The first byte holds the version and the kind. The rest is a digest (direct,
+    /// own, mailbox) or random (group, channel).
     ConversationId, 17, "conversation"
 );
 
 impl InstallationId {
-    /// The installation whose Ed25519 device key this is.
+    /// Returns the installation with this Ed25519 device key.
     pub fn of_device_key(device_key: &[u8; 32]) -> Self {
         Self(digest16(b"chat/v1/installation", &[device_key]))
     }
 }
 
 impl MessageId {
-    /// The id before the first: what `prev` of a first message holds.
+    /// The nil id: the `prev` of a sender's first message.
     pub const NIL: Self = Self([0; 16]);
 
-    /// A UUIDv7 (RFC 9562) of this time and this randomness.
+    /// Returns a UUIDv7 (RFC 9562) with this time and this randomness.
     pub fn new(unix_ms: u64, random: [u8; 10]) -> Self {
         let mut id = [0; 16];
         id[..6].copy_from_slice(&unix_ms.to_be_bytes()[2..]);
@@ -127,7 +127,7 @@ impl MessageId {
         Self(id)
     }
 
-    /// The usual form with dashes.
+    /// Returns the usual UUID text form with dashes.
     pub fn to_uuid_string(self) -> String {
         let h = self.to_hex();
         format!("{}-{}-{}-{}-{}", &h[..8], &h[8..12], &h[12..16], &h[16..20], &h[20..])
@@ -140,19 +140,19 @@ impl Default for MessageId {
     }
 }
 
-/// What a conversation is.
+/// The kind of a conversation.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ConversationKind {
-    /// Two users.
+    /// A conversation of two users.
     Direct,
-    /// A user's own devices.
+    /// A conversation of a user's own devices.
     Own,
-    /// From one installation to another; never shown.
+    /// Messages from one installation to another that clients do not show.
     Mailbox,
     /// A group of members.
     Group,
-    /// Many readers, few writers.
+    /// A channel with many readers and few writers.
     Channel,
 }
 
@@ -166,7 +166,7 @@ impl ConversationId {
         Self(id)
     }
 
-    /// The direct conversation of two users; the same from both sides. With oneself: [`Self::own`].
+    /// Returns the direct conversation of two users, in either order. For one user twice: [`Self::own`].
     ///
     /// ```
     /// use chat_core::{ConversationId, UserId};
@@ -181,20 +181,20 @@ impl ConversationId {
         Self::derived(1, b"chat/v1/direct", &[&low.0, &high.0])
     }
 
-    /// The conversation of a user's own devices.
+    /// Returns the conversation of a user's own devices.
     pub fn own(user: UserId) -> Self {
         Self::derived(2, b"chat/v1/own", &[&user.0])
     }
 
-    /// The mailbox from one installation to another.
+    /// Returns the mailbox from one installation to another.
     pub fn mailbox(from: InstallationId, to: InstallationId) -> Self {
         Self::derived(3, b"chat/v1/mailbox", &[&from.0, &to.0])
     }
 
-    /// What it is.
+    /// Returns the kind of the conversation.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] for a version or kind this release does not know.
+    /// [`ErrorKind::Invalid`] for a version or kind that this release does not support.
     pub fn kind(self) -> Result<ConversationKind, Error> {
         match self.0[0] {
             0x11 => Ok(ConversationKind::Direct),
@@ -207,14 +207,16 @@ impl ConversationId {
     }
 }
 
-/// A device of a user: 1 to 127, which is the range of the Signal protocol.
+/// Number of a user's device: 1 to 127, the range of the Signal protocol.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct DeviceId(u8);
 
 impl DeviceId {
-    /// A user's first device.
+    /// The number of a user's first device.
     pub const PRIMARY: Self = Self(1);
 
+    /// Returns the device id with this number.
+    ///
     /// # Errors
     /// [`ErrorKind::Invalid`] outside 1 to 127.
     pub fn new(id: u32) -> Result<Self, Error> {
@@ -224,38 +226,39 @@ impl DeviceId {
         }
     }
 
-    /// The number.
+    /// Returns the number.
     pub const fn get(self) -> u8 {
         self.0
     }
 }
 
-/// A user's device, with the installation that is there now.
+/// A user's device and its current installation.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct DeviceAddress {
-    /// The account.
     pub user: UserId,
-    /// The device's small number.
+    /// The number of the device within the account.
     pub device: DeviceId,
-    /// The installation, which storage keys hold.
+    /// The id used in storage keys.
     pub installation: InstallationId,
 }
 
-/// A place in a conversation: dense from 1, never used again. 0 is the place before the first.
+/// Position in a conversation: dense from 1, never reused. 0 is the position before the first message.
 pub type Seq = u64;
 
-/// The sender's own count in (device, incarnation, conversation), dense from 1.
+/// The sender's own message counter, dense from 1 in (device, incarnation, conversation).
 pub type ClientSeq = u64;
 
-/// Which life of a device's local state a message was sent in.
+/// Number of a lifetime of a device's local state. Every message carries the incarnation it was sent in.
 pub type Incarnation = u32;
 
-/// What people type to name a user: 1 to 64 characters of `a-z 0-9 . _ -`, beginning with a letter or
-/// digit. Upper case is refused rather than folded, so that no two handles look alike.
+/// The name that users type to address a user: 1 to 64 characters of `a-z 0-9 . _ -`, beginning with a letter
+/// or digit. Upper case is refused rather than folded, so that no two handles look alike.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Handle(String);
 
 impl Handle {
+    /// Returns the handle with this text.
+    ///
     /// # Errors
     /// [`ErrorKind::Invalid`] for any other text.
     pub fn new(text: &str) -> Result<Self, Error> {
@@ -272,7 +275,7 @@ impl Handle {
         }
     }
 
-    /// The text.
+    /// Returns the text of the handle.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -306,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_conversation_knows_its_kind() {
+    fn conversation_id_encodes_its_kind() {
         let (a, b) = (UserId([1; 16]), UserId([2; 16]));
         assert_eq!(ConversationId::direct(a, b).kind(), Ok(ConversationKind::Direct));
         assert_eq!(ConversationId::direct(a, a).kind(), Ok(ConversationKind::Own));
@@ -314,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn handles_have_one_spelling() {
+    fn handle_refuses_other_spellings() {
         for bad in ["", "Alice", "-a", "a b", "a\u{202e}b", "ａ", &"a".repeat(65)] {
             assert!(Handle::new(bad).is_err(), "{bad}");
         }
@@ -322,13 +325,13 @@ mod tests {
     }
 
     #[test]
-    fn device_ids_are_the_range_of_signal() {
+    fn device_id_accepts_only_1_to_127() {
         assert!(DeviceId::new(0).is_err() && DeviceId::new(128).is_err() && DeviceId::new(257).is_err());
         assert!(DeviceId::new(1).is_ok() && DeviceId::new(127).is_ok());
     }
 
     #[test]
-    fn hex_round_trips_and_refuses_the_rest() {
+    fn hex_round_trips_and_refuses_other_text() {
         let id = UserId([0xa5; 16]);
         assert_eq!(UserId::from_hex(&id.to_hex()), Ok(id));
         assert!(UserId::from_hex("zz").is_err() && UserId::from_hex("é").is_err());

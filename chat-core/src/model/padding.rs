@@ -1,4 +1,4 @@
-//! Padding of what is encrypted, so that lengths tell little.
+//! Padding of plaintext, so that ciphertext lengths reveal little.
 
 use crate::model::error::{Error, ErrorKind, Result};
 
@@ -18,10 +18,10 @@ pub fn pad(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// Takes the padding off.
+/// Returns the content without its padding.
 ///
 /// # Errors
-/// `Invalid` if there is none.
+/// `Invalid` if the padding is missing or malformed.
 pub fn unpad(bytes: &[u8]) -> Result<&[u8]> {
     match bytes.iter().rposition(|byte| *byte != 0) {
         Some(end) if bytes[end] == 0x80 => Ok(&bytes[..end]),

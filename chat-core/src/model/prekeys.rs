@@ -4,39 +4,39 @@ use bytes::Bytes;
 
 use super::id::InstallationId;
 
-/// One one-time prekey.
+/// A one-time prekey.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OneTimePrekey {
-    /// Rising.
+    /// Rises with each key of a device.
     pub id: u64,
-    /// Opaque.
+    /// Opaque to the server.
     pub data: Bytes,
 }
 
-/// Prekeys of a device.
+/// A prekey upload of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PrekeyUpload {
-    /// Opaque, signed by the device key.
+    /// Opaque to the server, signed by the device key.
     pub signed: Bytes,
-    /// That signature.
+    /// Ed25519 signature by the device key over `signed`.
     pub signature: Bytes,
     /// One-time prekeys with rising ids.
     pub one_time: Vec<OneTimePrekey>,
     /// The highest id in this and all earlier uploads.
     pub uploaded_through: u64,
-    /// Drop the one-time prekeys that were there.
+    /// Drop the one-time prekeys of earlier uploads.
     pub replace: bool,
 }
 
 /// A prekey bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bundle {
-    /// Whose.
+    /// The installation whose prekeys these are.
     pub installation: InstallationId,
     /// As uploaded.
     pub signed: Bytes,
     /// As uploaded.
     pub signature: Bytes,
-    /// A one-time prekey nobody else gets; empty when there is none left.
+    /// A one-time prekey that no other device receives; empty if none is left.
     pub one_time: Bytes,
 }

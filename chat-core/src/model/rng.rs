@@ -1,16 +1,16 @@
-//! Deterministic randomness for the machines: jitter and message ids, never keys.
+//! Deterministic randomness for the state machines: for jitter and message ids, never for keys.
 
-/// SplitMix64 (Steele, Lea, Flood 2014). Seeded by whoever drives a machine; never used for keys.
+/// SplitMix64 generator (Steele, Lea, Flood 2014). The driver of a state machine seeds it. Not for keys.
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
 
 impl Rng {
-    /// The generator with this seed.
+    /// Returns a generator with this seed.
     pub const fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// The next 64 bits.
+    /// Returns the next 64 bits.
     pub const fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -19,17 +19,17 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// A number below `bound`; 0 if the bound is 0.
+    /// Returns a number below `bound`; 0 if `bound` is 0.
     pub const fn below(&mut self, bound: u64) -> u64 {
         if bound == 0 { 0 } else { self.next_u64() % bound }
     }
 
-    /// True about `percent` times of 100.
+    /// Returns `true` in about `percent` of 100 calls.
     pub const fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 
-    /// Random bytes.
+    /// Returns random bytes.
     pub fn bytes<const N: usize>(&mut self) -> [u8; N] {
         let mut bytes = [0; N];
         for chunk in bytes.chunks_mut(8) {

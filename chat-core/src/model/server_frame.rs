@@ -11,26 +11,26 @@ use super::prekeys::Bundle;
 /// The first frame of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Challenge {
-    /// 32 random bytes.
+    /// 32 random bytes that the device signs.
     pub nonce: Bytes,
-    /// Lowest version spoken.
+    /// Lowest wire version that the server supports.
     pub min_version: u32,
-    /// Highest version spoken.
+    /// Highest wire version that the server supports.
     pub max_version: u32,
 }
 
-/// Opens a session.
+/// Answer to `Hello`: the session is open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Welcome {
-    /// Which life of the data set.
+    /// The current epoch of the data set.
     pub store_epoch: StoreEpoch,
-    /// The server's clock, in milliseconds.
+    /// The server's clock, in milliseconds since 1970.
     pub server_time: u64,
-    /// The device's store was restored or cloned.
+    /// The device's local store was restored from a backup or cloned.
     pub rollback: bool,
-    /// The incarnation the server holds for the device.
+    /// The incarnation that the server has stored for the device.
     pub incarnation: Incarnation,
-    /// One-time prekeys held for the device.
+    /// Number of one-time prekeys stored for the device.
     pub prekeys: u32,
     /// The newest version of the user's own device list.
     pub list_version: u64,
@@ -38,7 +38,7 @@ pub struct Welcome {
 
 #[cfg(test)]
 impl Welcome {
-    /// That of a server on which all is well, for tests.
+    /// Returns the `Welcome` of a server without problems, for tests.
     pub(crate) fn example() -> Self {
         Self {
             store_epoch: StoreEpoch::from_bytes([1; 16]),
@@ -54,25 +54,25 @@ impl Welcome {
 /// An answer to an [`Request`](super::client_frame::Request): the field that the question was for is set, the rest is empty.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Response {
-    /// To `Resolve`.
+    /// For `Resolve`.
     pub user: Option<UserId>,
-    /// To `Lists`.
+    /// For `Lists`.
     pub lists: Vec<SignedDeviceList>,
-    /// To `Lists`: the handle of each list's user.
+    /// For `Lists`: the handle of each list's user.
     pub handles: Vec<Option<Handle>>,
-    /// To `Upload`.
+    /// For `Upload`: the number of stored one-time prekeys.
     pub prekeys: u64,
-    /// To `Claim`.
+    /// For `Claim`.
     pub bundles: Vec<Bundle>,
-    /// To `History`, newest first.
+    /// For `History`, newest first.
     pub rows: Vec<InboxRow>,
-    /// To `Cursors`.
+    /// For `Cursors`.
     pub cursors: Vec<(ConversationId, InboxCursor)>,
-    /// To `Reincarnate`.
+    /// For `Reincarnate`: the new incarnation.
     pub incarnation: Incarnation,
-    /// To `Offer`.
+    /// For `Offer`.
     pub offer: Bytes,
-    /// To `Delivered`.
+    /// For `Delivered`: the highest seq that a device of another user acknowledged.
     pub delivered: Seq,
 }
 
@@ -80,48 +80,46 @@ pub struct Response {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ServerFrame {
-    /// The first frame.
+    /// The first frame of a connection.
     Challenge(Challenge),
     /// Answers `Hello`.
     Welcome(Welcome),
-    /// Answers `Register`: the user, and the list in force where that was asked for.
+    /// Answers `Register`: the user, and the list in force if it was requested.
     Registered(UserId, Option<Box<SignedDeviceList>>),
-    /// One tick.
+    /// The message is durable and has a seq.
     Stored(Stored),
-    /// What cannot be done.
+    /// The server refused a message, a request or the handshake.
     Refused(Subject, Refusal),
-    /// Rows; `true` if nothing waits behind them.
+    /// Rows of the device's inbox; `true` if no more rows are waiting.
     Deliver(Vec<InboxRow>, bool),
     /// Answers `Heartbeat` with the server's clock in milliseconds.
     HeartbeatReply(u64),
-    /// Answers a request.
+    /// Answers the request with this id.
     Response(u64, Box<Response>),
-    /// A watermark of a user.
+    /// Delivery or read progress of a user.
     Receipt {
-        /// Where.
         conversation: ConversationId,
-        /// Whose.
         user: UserId,
-        /// Delivered up to here; 0: not said.
+        /// Highest delivered seq; 0 if not reported.
         delivered: Seq,
-        /// Read up to here; 0: not said.
+        /// Highest read seq; 0 if not reported.
         read: Seq,
     },
-    /// Somebody is writing.
+    /// This user is typing in the conversation.
     Typing(ConversationId, UserId),
-    /// Whether a user is connected.
+    /// Whether a watched user is connected.
     Presence(UserId, bool),
-    /// A device list changed.
+    /// A user's device list changed; the number is its newest version.
     ListChanged(UserId, u64),
-    /// The answer a device that waits to be linked waits for.
+    /// The sealed answer for a device that waits to be linked.
     LinkAnswer(Bytes),
-    /// Few one-time prekeys are left on the server.
+    /// The server has few one-time prekeys of this device; the number is how many are left.
     PrekeysLow(u32),
-    /// The last frame.
+    /// The last frame of a connection.
     Close {
         /// The reason.
         reason: CloseReason,
-        /// Milliseconds before the next attempt.
+        /// Milliseconds to wait before the next attempt.
         retry_after: u32,
     },
     /// A frame of a later version.

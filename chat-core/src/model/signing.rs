@@ -1,5 +1,5 @@
-//! What is signed, and how it is checked: Ed25519 (RFC 8032, strict verification) over a domain
-//! `chat/v1/<purpose>` followed by length-prefixed fields, so that no signature can be taken for another.
+//! Signatures: Ed25519 (RFC 8032, strict verification) over the domain `chat/v1/<purpose>` and
+//! length-prefixed fields. The domain prevents that a signature for one purpose is valid for another.
 
 use bytes::Bytes;
 use ed25519_dalek::{Signature, VerifyingKey};
@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{DeviceId, Incarnation, UserId};
 
-/// The bytes to sign for a purpose: the domain, then each field behind its length (u32, big endian).
+/// Returns the bytes to sign for a purpose: the domain, then each field after its length (u32, big endian).
 ///
 /// ```
 /// let bytes = chat_core::signing::transcript("example", &[b"ab"]);
@@ -24,11 +24,11 @@ pub fn transcript(purpose: &str, fields: &[&[u8]]) -> Vec<u8> {
     bytes
 }
 
-/// Checks a signature.
+/// Verifies a signature.
 ///
 /// # Errors
-/// [`ErrorKind::Denied`] if it is not one of this key over this message; [`ErrorKind::Invalid`] if key or
-/// signature are not of the right form.
+/// [`ErrorKind::Denied`] if the signature does not match the key and the message; [`ErrorKind::Invalid`] if
+/// the key or the signature is malformed.
 pub fn verify(key: &[u8; 32], message: &[u8], signature: &[u8]) -> Result<()> {
     let key =
         VerifyingKey::from_bytes(key).map_err(|_| Error::new(ErrorKind::Invalid, "not an Ed25519 key"))?;
@@ -38,30 +38,26 @@ pub fn verify(key: &[u8; 32], message: &[u8], signature: &[u8]) -> Result<()> {
         .map_err(|_| Error::new(ErrorKind::Denied, "the signature does not match"))
 }
 
-/// What a device signs to open a session. Covering the authority that the client dialled keeps a
-/// hostile server from forwarding a challenge of another one.
+/// The claims that a device signs to open a session. They include the authority that the client dialled, so a
+/// hostile server cannot forward the challenge of another server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HelloClaims {
     /// The `host:port` that the client dialled.
     pub authority: String,
-    /// The server's nonce.
+    /// The nonce of the server's challenge.
     pub nonce: Bytes,
-    /// The wire version chosen.
+    /// The chosen wire version.
     pub version: u32,
-    /// The token sent along.
     pub token: String,
-    /// The user.
     pub user: UserId,
-    /// The device.
     pub device: DeviceId,
-    /// The device's incarnation.
     pub incarnation: Incarnation,
     /// The local store's generation.
     pub generation: u64,
 }
 
 impl HelloClaims {
-    /// The bytes to sign.
+    /// Returns the bytes to sign.
     pub fn transcript(&self) -> Vec<u8> {
         transcript(
             "hello",
@@ -79,7 +75,7 @@ impl HelloClaims {
     }
 }
 
-/// The bytes a device key signs for a prekey upload.
+/// Returns the bytes that a device key signs for a prekey upload.
 pub fn prekeys_transcript(signed: &[u8]) -> Vec<u8> {
     transcript("prekeys", &[signed])
 }

@@ -1,12 +1,12 @@
-//! Time as the state machines see it.
+//! Time types of the state machines.
 
 use std::fmt;
 use std::time::Duration;
 
-/// A moment on some monotonic clock, in milliseconds since that clock's own zero.
+/// A point in time on a monotonic clock, in milliseconds since that clock's own zero.
 ///
-/// The machines never read a clock: whoever drives them passes the time in, which is what lets the
-/// simulator run hours in microseconds and what lets a browser use its own clock.
+/// The state machines never read a clock: their driver passes the time in. The simulator can therefore run
+/// hours in microseconds, and a browser can use its own clock.
 ///
 /// ```
 /// use chat_core::Instant;
@@ -17,23 +17,23 @@ use std::time::Duration;
 pub struct Instant(u64);
 
 impl Instant {
-    /// The moment `millis` milliseconds after the clock's zero.
+    /// Returns the point in time `millis` milliseconds after the clock's zero.
     pub const fn from_millis(millis: u64) -> Self {
         Self(millis)
     }
 
-    /// Milliseconds since the clock's zero.
+    /// Returns the milliseconds since the clock's zero.
     pub const fn as_millis(self) -> u64 {
         self.0
     }
 
-    /// The moment `millis` milliseconds later.
+    /// Returns the point in time `millis` milliseconds later.
     #[must_use]
     pub const fn after(self, millis: u64) -> Self {
         Self(self.0.saturating_add(millis))
     }
 
-    /// How long after `earlier` this is; zero if it is not.
+    /// Returns the time elapsed since `earlier`; zero if `earlier` is not earlier.
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
@@ -45,9 +45,9 @@ impl fmt::Debug for Instant {
     }
 }
 
-/// The wall clock of a server, in microseconds since 1970. Only ever used for display, retention and
-/// the drain order of inboxes; never for deciding anything about a message.
+/// The wall clock of a server, in microseconds since 1970. Used only for display, retention and the drain
+/// order of inboxes, never to decide about a message.
 pub trait WallClock: fmt::Debug + Send + Sync + 'static {
-    /// Microseconds since 1970.
+    /// Returns the microseconds since 1970.
     fn now_us(&self) -> u64;
 }

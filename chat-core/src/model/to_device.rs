@@ -1,6 +1,6 @@
-//! What one device says to another and nobody is shown: the content of a mailbox's messages.
+//! Messages from one device to another that users do not see: the content of mailbox messages.
 //!
-//! It is encrypted and padded like any content; the server sees neither what it says nor that it differs.
+//! They are encrypted and padded like any other content. The server sees neither the content nor its kind.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -13,29 +13,17 @@ use crate::model::padding::{pad, unpad};
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum ToDevice {
-    /// This message of yours cannot be read here: send its content again.
-    Rerequest {
-        /// The conversation it is in.
-        conversation: ConversationId,
-        /// Its id.
-        id: MessageId,
-    },
-    /// The content of a message that was asked for again; it fills the placeholder.
-    Recovered {
-        /// The conversation it is in.
-        conversation: ConversationId,
-        /// Its id.
-        id: MessageId,
-        /// Its content.
-        content: Bytes,
-    },
-    /// Nothing. Its sender began a new session, and this brings it.
+    /// Requests a message again: the device cannot decrypt this message of the recipient.
+    Rerequest { conversation: ConversationId, id: MessageId },
+    /// The content of a requested message, which fills its placeholder.
+    Recovered { conversation: ConversationId, id: MessageId, content: Bytes },
+    /// Empty. Its encryption carries the new session that the sender began.
     Renew,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Raw {
-    /// 1.
+    /// Always 1.
     #[prost(uint32, tag = "1")]
     version: u32,
     #[prost(enumeration = "Kind", tag = "2")]
@@ -58,7 +46,7 @@ enum Kind {
 }
 
 impl ToDevice {
-    /// The padded content.
+    /// Returns the encoded and padded content.
     ///
     /// ```
     /// use chat_core::to_device::ToDevice;
@@ -83,10 +71,10 @@ impl ToDevice {
         pad(raw.encode_to_vec()).into()
     }
 
-    /// Reads padded content.
+    /// Decodes padded content.
     ///
     /// # Errors
-    /// `Invalid` if it is anything else.
+    /// `Invalid` if the bytes are not a to-device message.
     pub fn decode(padded: &[u8]) -> Result<Self> {
         let invalid = || Error::new(ErrorKind::Invalid, "not a to-device message");
         let raw = Raw::decode(unpad(padded)?).map_err(|_| invalid())?;
@@ -111,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn written_content_reads_back_and_other_bytes_do_not() {
+    fn content_round_trips_and_other_bytes_are_refused() {
         let conversation = ConversationId::from_bytes([0x11; 17]);
         let id = MessageId::from_bytes([7; 16]);
         for said in [

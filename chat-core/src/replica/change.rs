@@ -14,71 +14,71 @@ use crate::model::id::{
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Changes {
-    /// In order.
+    /// Applied in order.
     pub list: Vec<Change>,
-    /// The store's generation from here on.
+    /// The store's generation after this commit.
     pub generation: u64,
 }
 
-/// How a list changed.
+/// The kind of change of a device list.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum ListChange {
     /// The user's first list.
     First,
-    /// A later version by the same account key, with these devices added.
+    /// A later version signed by the same account key; these devices are new.
     Updated(Vec<DeviceAddress>),
-    /// Another account key: the user must be told.
+    /// The list is signed by another account key. The application must notify the user.
     IdentityChanged,
 }
 
-/// One change of the local store.
+/// One change to the local store.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Change {
     /// A draft entered the outbox.
     Queued(Draft),
-    /// A draft got its number and ciphertext; the conversation's send state follows from the number.
+    /// A draft received its number and ciphertext. The number also updates the conversation's send state.
     Sealed(Box<Publish>),
-    /// A draft is stored at this place; it leaves the outbox.
+    /// The server stored a draft at this seq; it leaves the outbox.
     Stored(ConversationId, MessageId, Seq),
-    /// A draft is refused for good. If it has a number it stays in the outbox as a skip.
+    /// A draft is refused permanently, for this reason. If it has a number, it stays in the outbox as a skip.
     Refused(MessageId, &'static str),
-    /// A draft was sealed for an account key that is no longer its user's: it is sent as it is or not at all.
+    /// A draft was sealed for an account key that its user no longer has. It is sent as sealed or not at all.
     Bound(MessageId),
-    /// A skip used its number up; it leaves the outbox.
+    /// The number of a skip is used up; the skip leaves the outbox.
     Skipped(MessageId),
     /// A message arrived.
     Received(Box<InboxRow>, Opened),
-    /// The content of a message that could not be read when it came: sender, conversation, id, content.
+    /// The content of a message that could not be read on arrival: sender, conversation, id, content.
     Recovered(DeviceAddress, ConversationId, MessageId, Bytes),
-    /// Everything up to this place was received.
+    /// All rows up to this seq were received.
     Cursor(ConversationId, Seq),
-    /// Nothing will come for these places.
+    /// No message will arrive for the seqs from the first to the second, both included.
     Gap(ConversationId, Seq, Seq, EmptyReason),
-    /// A handle means a user.
+    /// A handle was resolved to a user.
     Handle(Handle, UserId),
-    /// A device list.
+    /// A device list was added or replaced.
     List(SignedDeviceList, ListChange),
-    /// A watermark of a user rose: delivered, read (0: not said).
+    /// A user's watermarks rose: delivered seq, then read seq (0: not reported).
     Receipt(ConversationId, UserId, Seq, Seq),
-    /// The own read watermark rose.
+    /// This user's own read watermark rose.
     Read(ConversationId, Seq),
-    /// The first session with this data set.
+    /// The store epoch of the server, on the first session.
     Epoch(StoreEpoch),
-    /// The server's data set is another one: cursors and numbers begin anew.
+    /// The server's data set was replaced: cursors and numbers are reset.
     NewEpoch(StoreEpoch),
-    /// About to take a new incarnation with this nonce.
+    /// A recovery begins; it requests a new incarnation with this nonce.
     Nonce([u8; 16]),
-    /// The user asked for a new incarnation.
+    /// The user requested a new incarnation.
     Asked,
-    /// A new incarnation: sessions, prekeys, numbers and ciphertexts of the old one are void.
+    /// A new incarnation began: sessions, prekeys, numbers and ciphertexts of the old one are void.
     Reincarnated(Incarnation),
     /// Prekeys were made.
     PrekeysMade,
-    /// The server has the prekeys, since this time of its clock.
+    /// The server stored the prekeys, at this time of its clock in milliseconds.
     Prekeys(u64),
-    /// A message of this sender that cannot be read was asked for again.
+    /// An unreadable message of this sender was requested again.
     AskedAgain(InstallationId, ConversationId, MessageId),
     /// Sessions were started.
     Sessions,

@@ -1,4 +1,4 @@
-//! The connection: dialling, greeting, heartbeats, retries.
+//! The connection: dialling, handshake, heartbeats, retries.
 
 use super::change::{Change, ListChange};
 use super::conversation::Wait;
@@ -13,20 +13,20 @@ use crate::model::limits::{HEARTBEAT_MS, LOW_PREKEYS, WIRE_VERSION};
 use crate::model::server_frame::{Response, ServerFrame, Welcome};
 use crate::model::time::Instant;
 
-/// Full jitter: a wait is drawn from 0 to this, doubled for each attempt, up to the cap.
+/// Backoff with full jitter: the wait is drawn from 0 to this, doubled for each attempt, up to the cap.
 const BACKOFF_BASE_MS: u64 = 100;
 const BACKOFF_CAP_MS: u64 = 30_000;
-/// A connection this old counts as a success.
+/// A connection that lasted this many milliseconds resets the backoff.
 const SETTLED_MS: u64 = 5_000;
-/// Rows that may wait for a device list.
+/// Maximum rows that wait, for example for a device list.
 const MAX_ROWS: usize = 2048;
-/// Milliseconds before a list is asked for again that the server did not give.
+/// Milliseconds before the replica requests a list again that the server did not return.
 const LISTLESS_MS: u64 = 5000;
-/// One-time prekeys that a device tops up to.
+/// One-time prekeys on the server after a device has topped them up.
 const PREKEYS: u32 = 70;
-/// Versions a list may be ahead of what is known, and be believed to exist.
+/// Largest lead of a claimed list version over the stored one that the replica believes.
 const MAX_LIST_LEAD: u64 = 1000;
-/// Conversations whose watermarks are exchanged after a reconnect.
+/// Maximum conversations whose watermarks are exchanged after a reconnect.
 const WATERMARKS: usize = 64;
 
 impl Replica {
@@ -51,7 +51,7 @@ impl Replica {
         self.forget_connection(out);
     }
 
-    /// Forgets everything that belonged to the connection; whoever waited for an answer is told.
+    /// Drops all state of the connection. Open requests of the application are answered with `Retry`.
     fn forget_connection(&mut self, out: &mut Vec<Output>) {
         self.recovery = Recovery::No;
         self.caught_up = false;
@@ -121,7 +121,7 @@ impl Replica {
             (_, ServerFrame::Close { reason, retry_after }) => match reason {
                 CloseReason::Unauthorized => self.stop(Stopped::Unauthorized, out),
                 CloseReason::Version => self.stop(Stopped::Version, out),
-                // Whoever took over is likely to be here to stay: do not fight for it.
+                // The connection that replaced this one is likely to stay: do not compete with it.
                 CloseReason::Replaced => self.hangup(now, retry_after.max(5000), out),
                 _ => self.hangup(now, retry_after, out),
             },
@@ -169,7 +169,7 @@ impl Replica {
         match frame {
             ServerFrame::Deliver(rows, caught_up) => {
                 if self.rows.len() + rows.len() > MAX_ROWS {
-                    // More than the protocol allows on the way: what is dropped comes again.
+                    // More rows than the protocol allows in flight. The server sends the dropped rows again.
                     return self.hangup(now, 1000, out);
                 }
                 self.rows_in += rows.len() as u64;
@@ -186,7 +186,7 @@ impl Replica {
             }
             ServerFrame::Stored(stored) => self.stored(stored),
             ServerFrame::Refused(Subject::Message(conversation, id, client_seq, incarnation), refusal)
-                // A late answer to what a closed incarnation sent says nothing about this one.
+                // A late answer to a closed incarnation does not apply to this one.
                 if incarnation == self.incarnation => {
                     self.refused(now, conversation, id, client_seq, refusal, out);
                 }
@@ -249,7 +249,7 @@ impl Replica {
                 let handles = answer.handles.into_iter().chain(std::iter::repeat(None));
                 for (list, handle) in answer.lists.into_iter().zip(handles) {
                     let user = list.list().user;
-                    // Only what was asked for, and a name once known stays whose it is.
+                    // Only requested users; and a resolved handle keeps its user.
                     if !users.contains(&user) {
                         continue;
                     }
@@ -271,7 +271,7 @@ impl Replica {
             }
             Purpose::Claim(conversation, user, wanted) => {
                 if answer.bundles.len() < wanted {
-                    // A device without prekeys may be one that is on no list any more.
+                    // A device without prekeys may no longer be on the list.
                     self.stale.insert(user);
                     self.fetch_list(now, user, out);
                 }
@@ -279,8 +279,8 @@ impl Replica {
                     && conversation.wait == Wait::Bundles
                 {
                     conversation.wait = if answer.bundles.is_empty() || conversation.claims > 1 {
-                        // A device that never uploaded prekeys, or whose bundle is refused: it may upload
-                        // others any moment, but each claim costs it one.
+                        // The device never uploaded prekeys, or its bundle is refused. It may upload new
+                        // ones at any moment, but each claim costs it one.
                         Wait::Until(now.after(1000 << conversation.claims.min(6)))
                     } else {
                         Wait::Nothing
@@ -317,14 +317,14 @@ impl Replica {
         }
     }
 
-    /// Whether this device acknowledged what its store does not have.
+    /// Whether this device acknowledged rows that its store does not have.
     fn has_forgotten(&self, id: ConversationId, remote: InboxCursor) -> bool {
         let known = self.conversations.get(&id);
         let cursor = known.map_or(0, |known| known.cursor);
-        // A row that is only on its way is not missing.
+        // A row in transit is not missing.
         let missing = known.and_then(|known| known.missing).filter(|missing| missing.caught_up);
-        // Where nothing was received yet, what came before this device's time counts as acknowledged: never
-        // everything, since the row that a device joins with is not.
+        // Without a received row, rows from before this device joined count as acknowledged. Never all rows,
+        // since the row with which the device joins does not.
         let received = cursor > 0 || missing.is_some_and(|missing| missing.seq <= remote.acked);
         cursor < remote.acked && (received || remote.acked >= remote.tail)
     }
@@ -368,10 +368,11 @@ impl Replica {
         }
     }
 
-    /// Takes a list the server gave: never a lower version, never another account key unnoticed.
+    /// Accepts a list from the server: never a lower version, and another account key only as
+    /// `ListChange::IdentityChanged`.
     pub(super) fn take_list(&mut self, list: SignedDeviceList) {
         let user = list.list().user;
-        // Nobody but this user's own devices holds its account key: a list by another one is forged.
+        // Only this user's own devices hold its account key: a list signed by another key is forged.
         if user == self.device.user && self.account_key.is_some_and(|key| key != *list.account_key()) {
             return;
         }
@@ -395,22 +396,22 @@ impl Replica {
         self.changes.push(Change::List(list, change));
     }
 
-    /// Whether the signed prekeys are to be replaced: a week old by the server's clock, or made in what it
-    /// says is the future.
+    /// Whether the signed prekeys must be replaced: by the server's clock they are a week old, or their
+    /// upload time is in the future.
     fn prekeys_are_old(&self, now: Instant) -> bool {
         let time = self.server_ms(now);
         let old = time < self.prekeys_at || time > self.prekeys_at.saturating_add(7 * DAY_MS);
         old && !self.is_asked(&Purpose::Upload)
     }
 
-    /// Makes a new signed part if it is due, and as many one-time prekeys as the server has room for.
+    /// Requests a new signed prekey, if it is due, and one-time prekeys up to `PREKEYS` on the server.
     pub(super) fn make_prekeys(&mut self, replace: bool, out: &mut Vec<Output>) {
         let held = if replace { 0 } else { self.prekeys_held };
         out.push(Output::MakePrekeys { replace, count: PREKEYS.saturating_sub(held) });
     }
 
-    /// A sender says, end to end, which version its own list has: if that is later than what the server
-    /// gave, it is read again, and told of if the server goes on hiding it.
+    /// Handles the version that a sender claims, end to end, for its own list. If it is later than the stored
+    /// one, the replica fetches the list again, and reports it if the server keeps hiding it.
     pub(super) fn claimed_list(&mut self, now: Instant, user: UserId, version: u64, out: &mut Vec<Output>) {
         let known = self.lists.get(&user).map_or(0, |list| list.list().version);
         if version > known && version - known <= MAX_LIST_LEAD {
@@ -422,7 +423,7 @@ impl Replica {
         }
     }
 
-    /// Tells, once for each version, that the server does not give a list which exists.
+    /// Reports, once for each version, that the server hides a list that exists.
     fn report_if_hidden(&mut self, user: UserId, out: &mut Vec<Output>) {
         let Some(claimed) = self.claimed.get(&user).copied() else { return };
         if self.lists.get(&user).is_some_and(|list| list.list().version >= claimed) {
@@ -446,7 +447,7 @@ impl Replica {
         }
     }
 
-    /// After a reconnect each side says its watermarks again: a lost receipt is healed by the next.
+    /// Requests and sends watermarks after a reconnect, to repair lost receipts.
     fn exchange_watermarks(&mut self, now: Instant, out: &mut Vec<Output>) {
         let behind = self
             .conversations
@@ -481,7 +482,7 @@ impl Replica {
             }
             return;
         }
-        // Read may not pass delivered: what was read was delivered.
+        // `read` may not exceed `delivered`: a read message was delivered.
         let delivered = delivered.max(read);
         if delivered > known.delivered || read > 0 {
             known.delivered = known.delivered.max(delivered);
@@ -514,7 +515,7 @@ impl Replica {
                     }
                     out.push(Output::Send(ClientFrame::Heartbeat));
                     if !self.caught_up && self.recovery != Recovery::Cursors {
-                        // "Nothing waits" never came: rows or the word itself were lost.
+                        // The caught-up flag never arrived: rows, or the frame with the flag, were lost.
                         out.push(Output::Send(ClientFrame::CatchUp));
                     }
                     if self.recovery == Recovery::No && !self.looked_back && !self.is_asked(&Purpose::Missing)
@@ -552,7 +553,7 @@ mod tests {
     use crate::replica::{Input, ReplicaSnapshot};
 
     #[test]
-    fn nobody_comes_back_sooner_than_the_server_said() {
+    fn replica_does_not_dial_before_retry_after() {
         let device = DeviceAddress {
             user: UserId::from_bytes([1; 16]),
             device: DeviceId::PRIMARY,
@@ -567,7 +568,7 @@ mod tests {
         assert!(step(0, Input::Tick));
         assert!(!step(10, Input::Rejected(5000)));
         assert!(!step(5009, Input::Tick) && step(5010, Input::Tick));
-        // Nobody said when: the first waits are short.
+        // Without `retry_after` the first waits are short.
         assert!(!step(6000, Input::Disconnected) && step(6400, Input::Tick));
     }
 }

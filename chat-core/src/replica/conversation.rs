@@ -7,44 +7,44 @@ use crate::model::envelope::{Publish, SendPosition};
 use crate::model::id::{ClientSeq, MessageId, Seq};
 use crate::model::time::Instant;
 
-/// A conversation as its device sees it.
+/// The state of a conversation on its device.
 #[derive(Debug, Default)]
 pub(super) struct Conversation {
-    /// Received up to here, contiguously.
+    /// The device received all rows up to this seq.
     pub cursor: Seq,
-    /// The last number used in this incarnation.
+    /// The last client seq used in this incarnation.
     pub client_seq: ClientSeq,
-    /// The id that has it.
+    /// The message id with that client seq.
     pub prev: MessageId,
-    /// The outbox of this conversation: numbered entries first, in order of their numbers.
+    /// The outbox of this conversation: numbered entries first, in the order of their numbers.
     pub queue: VecDeque<Entry>,
-    /// How many at the front of `queue` were sent on this connection.
+    /// Number of entries at the front of `queue` that were sent on this connection.
     pub sent: usize,
     pub wait: Wait,
     pub went_back: Option<(ClientSeq, Instant)>,
     pub doubted: Option<Instant>,
     pub missing: Option<Missing>,
-    /// Claims of bundles since the last message was sealed.
+    /// Bundle claims since the last message was sealed.
     pub claims: u32,
-    /// The server slows it down: one at a time, until nothing waits.
+    /// The server throttles it: one message at a time until the queue is empty.
     pub paced: bool,
-    /// Boxes that did not match the device lists since the last message was stored.
+    /// `Mismatch` refusals (boxes did not match the device lists) since the last message was stored.
     pub mismatches: u32,
     pub last_own: Seq,
     pub delivered: Seq,
     pub read: Seq,
 }
 
-/// A seq that rows came without.
+/// A missing seq: a later row arrived without it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Missing {
     pub seq: Seq,
     pub since: Instant,
-    /// The server has said since that nothing waits which it did not send.
+    /// Since then the server has reported that it sent all waiting rows.
     pub caught_up: bool,
 }
 
-/// What a conversation's outbox waits for.
+/// The condition that a conversation's outbox waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) enum Wait {
     #[default]
@@ -61,9 +61,9 @@ pub(super) struct Entry {
     pub number: Option<SendPosition>,
     pub publish: Option<Publish>,
     pub skip: bool,
-    /// Its ids may have been sent before.
+    /// Its id may have been sent before.
     pub attempted: bool,
-    /// It is sent as it is sealed or not at all: the account key it was sealed for is no longer its user's.
+    /// Sent as sealed or not at all: it was sealed for an account key that its user no longer has.
     pub bound: bool,
     pub sent_at: Instant,
 }
@@ -93,12 +93,12 @@ impl Entry {
         }
     }
 
-    /// Whether there are bytes to send.
+    /// Whether the entry can be sent: it is sealed or a skip.
     pub(super) fn is_ready(&self) -> bool {
         self.skip || self.publish.is_some()
     }
 
-    /// Forgets number and ciphertext: they belong to a closed incarnation, which may have sent it.
+    /// Drops number and ciphertext: they belong to a closed incarnation, which may have sent the message.
     pub(super) fn unseal(&mut self) {
         self.attempted = true;
         self.number = None;
@@ -130,7 +130,7 @@ impl Conversation {
         self.queue.remove(index)
     }
 
-    /// Entries from `index` on are to be sent again.
+    /// Marks the entries from `index` on as unsent, so that they are sent again.
     pub(super) fn go_back(&mut self, index: usize) {
         self.sent = self.sent.min(index);
     }

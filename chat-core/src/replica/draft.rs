@@ -1,31 +1,30 @@
-//! A message before it is sent, and its recipient.
+//! An unsent message and its recipient.
 
 use bytes::Bytes;
 
 use crate::model::id::{DeviceAddress, Handle, MessageId, UserId};
 
-/// Whom a draft is for.
+/// The recipient of a draft.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[non_exhaustive]
 pub enum Recipient {
-    /// A user by the name people type; resolved when there is a connection.
+    /// A user by handle. The replica resolves it when it is connected.
     Handle(Handle),
-    /// A user.
+    /// A user by id.
     User(UserId),
-    /// One device: a to-device message, which nobody is shown.
+    /// One device: a to-device message, which is not shown to the user.
     Device(DeviceAddress),
 }
 
-/// A message that was not sent yet.
+/// An unsent message.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Draft {
-    /// Its id, kept through every retry.
+    /// Stays the same in every retry.
     pub id: MessageId,
-    /// Whom it is for.
     pub to: Recipient,
-    /// Its content, as the suite will encrypt it.
+    /// Plaintext; the suite encrypts it.
     pub content: Bytes,
-    /// When it was written, in milliseconds since 1970.
+    /// When the user wrote it, in milliseconds since 1970.
     pub sent_at: u64,
 }

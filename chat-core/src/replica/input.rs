@@ -10,88 +10,89 @@ use crate::model::id::{ConversationId, DeviceAddress, InstallationId, MessageId,
 use crate::model::prekeys::PrekeyUpload;
 use crate::model::server_frame::ServerFrame;
 
-/// What happens to a replica.
+/// An input to a replica.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Input {
-    /// The connection asked for by [`Output::Dial`] is there.
+    /// The connection requested by [`Output::Dial`] is open.
     Connected,
-    /// It broke, or could not be made.
+    /// The connection broke or could not be opened.
     Disconnected,
-    /// The server has no room for it, and says after how many milliseconds it may.
+    /// The server rejected the connection. The replica may dial again after this many milliseconds.
     Rejected(u32),
-    /// A frame of the server.
+    /// A frame from the server.
     Frame(ServerFrame),
-    /// Send this.
+    /// Send this draft.
     Send(Draft),
-    /// The user read up to here.
+    /// The user read up to this seq.
     Read(AckUpTo),
-    /// The user is writing.
+    /// The user is typing.
     Typing(ConversationId),
-    /// Whose presence to report.
+    /// Users whose presence to report. Replaces the former list.
     Watch(Vec<UserId>),
-    /// A question of the application, with a token for its answer.
+    /// A request of the application, with a token for its answer.
     Request(u64, Request),
-    /// What [`Output::Open`] gave.
+    /// The result of [`Output::Open`].
     Opened(Opened),
-    /// What [`Output::Recall`] gave: who asked, the message, its content if they may have it.
+    /// The result of [`Output::Recall`]: the requesting device, the conversation and message id, and the
+    /// content if that device may have it.
     Recalled(DeviceAddress, ConversationId, MessageId, Option<Bytes>),
-    /// What [`Output::Seal`] gave.
+    /// The result of [`Output::Seal`].
     Sealed(Result<Publish, SealFailure>),
-    /// What [`Output::MakePrekeys`] made.
+    /// The result of [`Output::MakePrekeys`].
     Prekeys(PrekeyUpload),
-    /// The server took this new version of the own list.
+    /// The server stored this new version of the user's own list.
     OwnList(SignedDeviceList),
-    /// A list that the application asked for.
+    /// A list that the application requested.
     List(SignedDeviceList),
-    /// Nothing more is at hand: make durable what gathered.
+    /// No further input is ready: commit the gathered changes.
     Flush,
-    /// A commit is durable.
+    /// The commit with this ticket is durable.
     Committed(u64),
-    /// The deadline passed.
+    /// The deadline of the replica passed.
     Tick,
-    /// Connect anew, even if stopped.
+    /// Reconnect, even if the replica is stopped.
     Restart,
-    /// The user asks for a new incarnation, though there was one within a day: this store goes on, a copy of
-    /// it does not.
+    /// The user requests a new incarnation, even if there was one within the last day. This store continues;
+    /// any copy of it stops.
     Reincarnate,
 }
 
-/// What a row held.
+/// The result of opening a row.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Opened {
-    /// The content, or why there is none.
+    /// The content, or the reason why it cannot be read.
     pub content: Result<Bytes, Unreadable>,
-    /// The local store has a message of this sender and id already.
+    /// The local store already has a message with this sender and id.
     pub known: bool,
-    /// The version of its own device list that the sender claims, end to end; 0 if that is not known.
+    /// The version of its own device list that the sender claims, end to end; 0 if unknown.
     pub list_version: u64,
 }
 
-/// Why a message could not be read.
+/// The reason why a message could not be read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Unreadable {
-    /// Its sender is on no device list the account key signed.
+    /// The sender is on no device list that its account key signed.
     UnknownDevice,
-    /// There is no session it belongs to.
+    /// This device has no session for it.
     NoSession,
-    /// It does not decrypt.
+    /// Decryption failed.
     Undecryptable,
-    /// It decrypts, but says it is something else: another sender, place or recipient.
+    /// It decrypts, but names another sender, conversation or recipient than its row.
     Misplaced,
-    /// Its content is not understood.
+    /// Its content cannot be parsed.
     Malformed,
 }
 
 impl Unreadable {
-    /// Whether asking its sender again may help: the session was missing or failed.
+    /// Whether the sender may send it again: the session was missing or failed.
     pub const fn is_of_session(self) -> bool {
         matches!(self, Self::NoSession | Self::Undecryptable)
     }
 
-    /// A name for logs and the `chat --json` protocol.
+    /// Returns the name used in logs and in the `chat --json` protocol.
     pub const fn name(self) -> &'static str {
         match self {
             Self::UnknownDevice => "unknown_device",
@@ -103,12 +104,12 @@ impl Unreadable {
     }
 }
 
-/// Why a draft was not sealed.
+/// The reason why a draft was not sealed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum SealFailure {
-    /// These devices of this user have no session yet: their bundles are needed.
+    /// This device has no session with these devices of this user: it needs their bundles.
     NeedBundles(UserId, Vec<InstallationId>),
-    /// It never can be.
+    /// The draft can never be sealed; the text is the reason.
     Never(&'static str),
 }

@@ -1,9 +1,10 @@
-//! To-device messages: what cannot be read is asked for again, and what was asked for is sent again.
+//! To-device messages: a device requests an unreadable message again, and its sender sends it again.
 //!
-//! A message that cannot be decrypted is asked for once, of the device that sent it, in its mailbox. The
-//! asking itself begins a session if there is none, so whoever lost its sessions is heard again. An answer
-//! may still be sealed in a session that is gone: a message of before, heard late, made the answerer go back
-//! to it. Then it is asked for once more, and never a third time: nothing here can go round in a circle.
+//! A device that cannot decrypt a message requests it once from the sending device, through that device's
+//! mailbox. The request itself begins a session if there is none, so a device that lost its sessions can
+//! communicate again. The answer may still be sealed in a lost session, if an older message that arrived late
+//! made the answering device return to that session. Then the device requests the message a second time, and
+//! never a third time: requests cannot loop.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -20,30 +21,30 @@ use crate::model::time::Instant;
 use crate::model::to_device::ToDevice;
 
 const HOUR_MS: u64 = 3600 * 1000;
-/// Messages asked for again in an hour.
+/// Maximum repeat requests in an hour.
 const ASKED: u32 = 100;
-/// Answers in an hour to one device: twice what it may ask, since its hours begin at other times.
+/// Maximum answers in an hour to one device: twice [`ASKED`], since the hours of the two devices differ.
 const ANSWERED: u32 = 200;
-/// Devices whose answers are counted.
+/// Maximum devices in each per-device map; a full map is cleared.
 const COUNTED: usize = 1024;
 
-/// A message that cannot be read, and whose it is.
+/// An unreadable message: sender, conversation and id.
 type Wanted = (DeviceAddress, ConversationId, MessageId);
 
-/// What waits to be asked for, and what was done in the last hour.
+/// Unreadable messages to request again, and the limits of the current hour.
 #[derive(Debug, Default)]
 pub(super) struct Mailbox {
     unasked: VecDeque<Wanted>,
-    /// What was asked for once, the newest.
+    /// The newest messages that were requested once.
     once: VecDeque<Wanted>,
-    /// What is to be asked for a second time.
+    /// Messages to request a second time.
     second: VecDeque<Wanted>,
     asked: Hourly,
     answered: BTreeMap<InstallationId, Hourly>,
     renewed: BTreeMap<InstallationId, Instant>,
 }
 
-/// A count that begins anew every hour.
+/// A count that restarts every hour.
 #[derive(Clone, Copy, Debug, Default)]
 struct Hourly {
     since: Instant,
@@ -68,7 +69,7 @@ impl Mailbox {
         Self { unasked: unasked.into(), ..Self::default() }
     }
 
-    /// When the next may be asked for.
+    /// When the next message may be requested, if one waits.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let waits = !self.unasked.is_empty() || !self.second.is_empty();
         waits.then(|| self.asked.since.after(HOUR_MS))
@@ -76,7 +77,7 @@ impl Mailbox {
 }
 
 impl Replica {
-    /// Queues something for a device. It leaves with the outbox: durable first, sealed when it is sent.
+    /// Queues a to-device message. It leaves through the outbox: durable first, sealed when it is sent.
     fn enqueue_to_device(&mut self, now: Instant, to: DeviceAddress, what: &ToDevice) {
         let sent_at = self.server_ms(now);
         let id = MessageId::new(sent_at, self.rng.bytes());
@@ -85,7 +86,7 @@ impl Replica {
         self.enqueue(Entry::from_draft(draft));
     }
 
-    /// A message came that cannot be read.
+    /// Handles a message that cannot be read; `about` is `None` for a to-device message.
     pub(super) fn unreadable(
         &mut self,
         now: Instant,
@@ -108,7 +109,7 @@ impl Replica {
                     .into_iter()
                     .partition::<VecDeque<_>, _>(|(asked, ..)| asked.installation == sender.installation);
                 self.mailbox.once = once;
-                // Whoever is asked hears from this device; else a word that says nothing has to do.
+                // A repeat request brings the new session to the peer; without one, an empty message must.
                 if renew && again.is_empty() {
                     self.enqueue_to_device(now, sender, &ToDevice::Renew);
                 }
@@ -118,7 +119,7 @@ impl Replica {
         }
     }
 
-    /// Asks for what cannot be read, as much as an hour allows; the rest waits for the next.
+    /// Requests unreadable messages again, up to the hourly limit; the rest waits for the next hour.
     pub(super) fn ask_again(&mut self, now: Instant) {
         while !self.mailbox.unasked.is_empty() && self.mailbox.asked.take(now, ASKED) {
             let Some((sender, conversation, id)) = self.mailbox.unasked.pop_front() else { return };
@@ -135,7 +136,7 @@ impl Replica {
         }
     }
 
-    /// Lets a session that fails be replaced, once an hour.
+    /// Replaces a failed session, at most once an hour for each peer. Returns whether it did.
     fn renew(&mut self, now: Instant, peer: InstallationId, why: Unreadable, out: &mut Vec<Output>) -> bool {
         if self.mailbox.renewed.get(&peer).is_some_and(|at| now < at.after(HOUR_MS)) {
             return false;
@@ -144,7 +145,7 @@ impl Replica {
             self.mailbox.renewed.clear();
         }
         self.mailbox.renewed.insert(peer, now);
-        // Without a session there is none to end: the first message begins one.
+        // Without a session there is nothing to end: the next message begins one.
         if why == Unreadable::Undecryptable {
             self.ratchets_moved = true;
             self.changes.push(Change::Sessions);
@@ -153,7 +154,7 @@ impl Replica {
         true
     }
 
-    /// Something came for this device alone.
+    /// Handles a to-device message for this device.
     pub(super) fn heard(
         &mut self,
         now: Instant,
@@ -180,12 +181,12 @@ impl Replica {
                 self.mailbox.once.retain(|wanted| *wanted != (from, conversation, id));
                 self.changes.push(Change::Recovered(from, conversation, id, content));
             }
-            // A session was all it brought; or a later release wrote it.
+            // A `Renew` brings only a session. A message that does not decode may come from a later release.
             Ok(_) | Err(_) => {}
         }
     }
 
-    /// The own message that a device asked for again, if it may have it.
+    /// Sends an own message to a device that requested it again, if that device may have it.
     pub(super) fn recalled(
         &mut self,
         now: Instant,

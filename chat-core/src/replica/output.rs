@@ -13,92 +13,92 @@ use crate::model::id::{
 use crate::model::prekeys::Bundle;
 use crate::model::server_frame::Response;
 
-/// What a replica wants done, in order.
+/// An action that a replica requests from its driver. The driver carries actions out in order.
 #[derive(Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Output {
-    /// Connect; answer with `Connected`, `Disconnected` or `Rejected`.
+    /// Dial the server; answer with `Connected`, `Disconnected` or `Rejected`.
     Dial,
     /// Drop the connection.
     Hangup,
     /// Sign and send a `Hello` with this nonce, incarnation and generation.
     Hello {
-        /// The server's nonce.
+        /// The nonce from the server's challenge.
         nonce: Bytes,
-        /// The incarnation to claim.
         incarnation: Incarnation,
-        /// The generation to claim.
         generation: u64,
-        /// The epoch of the cursors.
+        /// The store epoch that the cursors belong to.
         epoch: Option<StoreEpoch>,
     },
     /// Send a frame.
     Send(ClientFrame),
-    /// Decrypt a row of a sender on this list; answer with `Opened` at once.
+    /// Decrypt a row; the list is the one that contains its sender, or `None` if no known list does. Answer
+    /// with `Opened` at once.
     Open(InboxRow, Option<SignedDeviceList>),
     /// Encrypt a draft for the devices of these lists; answer with `Sealed` at once.
     Seal {
-        /// The draft.
         draft: Draft,
-        /// The number it gets.
+        /// The position to assign to it.
         number: SendPosition,
-        /// The lists of everybody it is for.
+        /// The device lists of all users that the draft is sealed for.
         lists: Vec<SignedDeviceList>,
     },
-    /// Start sessions with these bundles of devices on this list, in the open transaction.
+    /// Start sessions with these bundles, for devices on this list, in the open transaction.
     Bundles(SignedDeviceList, Vec<Bundle>),
-    /// The own message of this id, if its content is still there and this device was in its audience; answer
-    /// with `Recalled` at once.
+    /// Look up the own message with this id, if its content is still stored and the given device was in its
+    /// audience; answer with `Recalled` at once.
     Recall(DeviceAddress, ConversationId, MessageId),
-    /// Let the next message to this device begin a new session, in the open transaction. What is on its way
-    /// in the old one can still be read.
+    /// End the session with this device in the open transaction, so that the next message to it begins a new
+    /// one. Messages in flight in the old session stay readable.
     EndSession(InstallationId),
-    /// Drop every session, prekey and own sender key in the open transaction: this incarnation begins anew,
-    /// and prekey ids go on above those of all earlier ones.
+    /// Drop every session, prekey and own sender key in the open transaction: this incarnation starts without
+    /// them. New prekey ids are higher than those of all earlier incarnations.
     Forget(Incarnation),
     /// Make prekeys in the open transaction; answer with `Prekeys` at once.
     MakePrekeys {
-        /// All old ones are void.
+        /// All old prekeys are void.
         replace: bool,
-        /// So many one-time prekeys; perhaps none, then the signed part alone is uploaded.
+        /// Number of one-time prekeys. If it is 0, only the signed prekey is uploaded.
         count: u32,
     },
-    /// Make these changes and everything since the last commit durable together; answer with `Committed`.
+    /// Commit these changes, and the open transaction, durably and atomically; answer with `Committed` and
+    /// this ticket.
     Commit(Changes, u64),
-    /// The answer to a question of the application.
+    /// The answer to a request of the application, with its token.
     Answer(u64, Result<Box<Response>, Refusal>),
-    /// Something that is not kept.
+    /// An event that is not stored.
     Event(Ephemeral),
 }
 
-/// Something that is not kept.
+/// An event that is not stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Ephemeral {
     /// A session is open.
     Connected,
-    /// It is gone.
+    /// The session ended.
     Disconnected,
-    /// Everything that waited was received.
+    /// The device received all waiting rows.
     CaughtUp,
-    /// Somebody is writing.
+    /// A user is typing.
     Typing(ConversationId, UserId),
-    /// Whether a user is connected.
+    /// A user is connected (`true`) or not.
     Presence(UserId, bool),
-    /// The server hides a later device list of this user from this device.
+    /// The server hides a later device list of this user from this device; reported once for each version.
     ListHidden(UserId),
-    /// The replica gave up.
+    /// The replica stopped and does not reconnect by itself.
     Stopped(Stopped),
 }
 
-/// Why a replica gave up.
+/// The reason why a replica stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Stopped {
-    /// Token or device are not accepted.
+    /// The server rejected the token or the device.
     Unauthorized,
-    /// The server speaks no common version.
+    /// The server and the device have no common protocol version.
     Version,
-    /// Another copy of this store is in use, or it was restored twice in a day: the user must decide.
+    /// Another copy of this store is in use, or the store was restored twice within a day. The user must
+    /// decide.
     Superseded,
 }

@@ -1,4 +1,4 @@
-//! Rows in: gap check, opening, cursor.
+//! Received rows: gap check, decryption, cursor.
 
 use super::change::Change;
 use super::conversation::Missing;
@@ -13,11 +13,11 @@ use crate::model::id::{ClientSeq, ConversationId, Incarnation, MessageId, Seq, U
 use crate::model::time::Instant;
 use crate::mutant::Mutant;
 
-/// Milliseconds between two requests for everything unacknowledged.
+/// Minimum milliseconds between two requests for all unacknowledged rows.
 const CATCH_UP_MS: u64 = 1000;
 
 impl Replica {
-    /// Takes rows in their order for as long as nothing has to be waited for.
+    /// Processes the rows in order, until one must wait for an answer.
     pub(super) fn process_rows(&mut self, now: Instant, out: &mut Vec<Output>) {
         if self.recovery == Recovery::Cursors {
             return;
@@ -33,7 +33,7 @@ impl Replica {
             }
             if row.first_seq() > known.cursor + 1 && (!row.joined || joins) && !Mutant::NoGapCheck.is_active()
             {
-                // Something between was lost on the way; it waits in the inbox.
+                // A row before this one was lost in transit; it is still in the inbox.
                 let missing = known.cursor + 1;
                 self.rows.pop_front();
                 self.ask_catch_up(now, out);
@@ -63,8 +63,8 @@ impl Replica {
         self.looked_up.clear();
     }
 
-    /// Whether the list of a user was asked for since the first row that waits came: an older answer does not
-    /// know the device that sent it, if that was linked in between.
+    /// Whether the list of a user was requested after the first waiting row arrived, or the server has just
+    /// returned none. An older answer does not contain the sending device if it was linked in between.
     fn is_looked_up(&self, now: Instant, user: UserId) -> bool {
         let first = self.rows_in - self.rows.len() as u64;
         self.looked_up.get(&user).is_some_and(|asked_after| first < *asked_after)
@@ -77,7 +77,7 @@ impl Replica {
                 self.own_row(row.conversation, message_id, (client_seq, incarnation), row.seq);
             }
             RowContent::Empty { reason, from } => {
-                // Retention may reach back over what this device has and had not yet acknowledged.
+                // Retention may also cover rows that this device has but had not acknowledged yet.
                 let from = from.max(self.cursor(row.conversation) + 1);
                 self.changes.push(Change::Gap(row.conversation, from, row.seq, reason));
             }
@@ -93,10 +93,10 @@ impl Replica {
         self.acks_due.insert(conversation);
     }
 
-    /// What this device sent is in the log: if it waits in the outbox, it is stored.
+    /// Handles the row of an own message: a matching outbox entry is stored and leaves the outbox.
     ///
-    /// Unless it was numbered again, in a new incarnation: then it stays until the server has used that
-    /// number up and said where the message is, or the numbers after it would have a hole before them.
+    /// An entry that was numbered again in a new incarnation stays until the server has used up that number
+    /// and answered with the seq of the message. Otherwise the later numbers would have a gap before them.
     fn own_row(
         &mut self,
         conversation: ConversationId,
@@ -145,15 +145,16 @@ impl Replica {
         } else {
             self.changes.push(shown);
         }
-        // After the message itself: what is noted about it is noted on its row.
+        // After the message itself, because the later changes update its row.
         if let Some(why) = unreadable {
             self.unreadable(now, sender, Some((conversation, id)), why, out);
         }
         self.advance_cursor(conversation, seq);
     }
 
-    /// What is missing after a catch-up may have been acknowledged by a copy of this store that was ahead,
-    /// whose word came to the server after this one had been greeted: only a recovery fills that gap.
+    /// Records a missing seq. If it is still missing after a catch-up, a copy of this store that was ahead
+    /// may have acknowledged it, with an ack that reached the server after this device's handshake. Only a
+    /// recovery fills that gap.
     fn note_missing(&mut self, now: Instant, id: ConversationId, seq: Seq, out: &mut Vec<Output>) {
         let Some(conversation) = self.conversations.get_mut(&id) else { return };
         let missing = match &mut conversation.missing {
@@ -169,7 +170,7 @@ impl Replica {
         }
     }
 
-    /// Asks for everything unacknowledged, at most once a second.
+    /// Requests all unacknowledged rows, at most once a second.
     fn ask_catch_up(&mut self, now: Instant, out: &mut Vec<Output>) {
         if self.catch_up_at.is_none() {
             self.catch_up_at = Some(now.after(CATCH_UP_MS));
@@ -187,8 +188,8 @@ mod tests {
     use crate::replica::recovery::LAST_WORD_MS;
     use crate::replica::{Draft, Input, OutboxEntrySnapshot, Recipient, Replica, ReplicaSnapshot};
 
-    /// What is left in the outbox of a device that numbered a message anew, in its second life, when the
-    /// row of its first life arrives.
+    /// Returns the outbox length of a device that numbered a message again in its second incarnation, after
+    /// the row of the first incarnation arrived.
     fn left_after_the_old_row() -> usize {
         let user = UserId::from_bytes([1; 16]);
         let installation = InstallationId::from_bytes([1; 16]);
@@ -282,7 +283,7 @@ mod tests {
         InboxRow { conversation, seq: 1, time_us: 1, joined: true, content }
     }
 
-    /// The ids of the questions for lists of a user in these outputs.
+    /// Returns the ids of the requests for a user's list in these outputs.
     fn asked(outputs: &[Output], user: UserId) -> Vec<u64> {
         let asked = outputs.iter().filter_map(|output| match output {
             Output::Send(ClientFrame::Request(id, crate::model::client_frame::Request::Lists(users)))
@@ -296,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_was_asked_for_before_a_row_came_does_not_speak_for_its_sender() {
+    fn list_requested_before_a_row_arrived_is_not_used_for_its_sender() {
         let (own, other) = (UserId::from_bytes([1; 16]), UserId::from_bytes([2; 16]));
         let list = own_list(own);
         let device = list.list().addresses().next().unwrap();
@@ -322,12 +323,12 @@ mod tests {
         step(Input::Frame(ServerFrame::Challenge(challenge)));
         let welcome = Welcome { list_version: 1, prekeys: 100, ..Welcome::example() };
         let first = asked(&step(Input::Frame(ServerFrame::Welcome(welcome))), own);
-        // Somebody unknown is at the head of the queue, and the answer about him takes its time.
+        // The first row is from an unknown user, and the answer with the list of that user is delayed.
         let stranger = DeviceAddress { user: other, ..device };
         let head = message(stranger, ConversationId::direct(own, other));
         let about_other = asked(&step(Input::Frame(ServerFrame::Deliver(vec![head], true))), other);
         step(answer(first[0], vec![list.clone()]));
-        // Meanwhile a device is linked, and writes.
+        // Meanwhile a device is linked and sends a message.
         let linked = DeviceAddress { installation: InstallationId::from_bytes([8; 16]), ..device };
         let row = message(linked, ConversationId::own(own));
         step(Input::Frame(ServerFrame::Deliver(vec![row], true)));
@@ -340,10 +341,10 @@ mod tests {
         };
         let outputs = step(Input::Opened(opened));
         assert!(!outputs.iter().any(|output| matches!(output, Output::Open(..))), "{outputs:?}");
-        assert_eq!(asked(&outputs, own).len(), 1, "asked again: {outputs:?}");
+        assert_eq!(asked(&outputs, own).len(), 1, "one new list request: {outputs:?}");
     }
 
-    /// The questions for cursors in these outputs.
+    /// Returns the ids of the cursor requests in these outputs.
     fn asked_for_cells(outputs: &[Output]) -> Vec<u64> {
         let asked = outputs.iter().filter_map(|output| match output {
             Output::Send(ClientFrame::Request(id, Request::Cursors)) => Some(*id),
@@ -352,7 +353,7 @@ mod tests {
         asked.collect()
     }
 
-    /// Whether a device recovers that goes on missing a row, and is told that it acknowledged up to here.
+    /// Whether a device that keeps missing a row recovers when the server reports this acknowledged seq.
     fn recovers(acked: Seq) -> bool {
         let user = UserId::from_bytes([1; 16]);
         let installation = InstallationId::from_bytes([1; 16]);
@@ -376,24 +377,24 @@ mod tests {
         step(0, Input::Connected);
         step(0, Input::Frame(ServerFrame::Challenge(challenge)));
         step(0, Input::Frame(ServerFrame::Welcome(Welcome { prekeys: 100, ..Welcome::example() })));
-        assert!(asked_for_cells(&step(0, deliver(vec![row()], false))).is_empty(), "it may be on its way");
+        assert!(asked_for_cells(&step(0, deliver(vec![row()], false))).is_empty(), "row may be in transit");
         let late = DOUBT_MS + 1;
         assert!(asked_for_cells(&step(late, deliver(vec![row()], false))).is_empty(), "not caught up");
         step(late, deliver(Vec::new(), true));
         let asked = asked_for_cells(&step(late, deliver(vec![row()], false)));
-        assert_eq!(asked.len(), 1, "it was not among all there is");
+        assert_eq!(asked.len(), 1, "the row is missing after the catch-up");
         let cursors = vec![(conversation, crate::model::envelope::InboxCursor { acked, tail: 3 })];
         let answer = Box::new(crate::model::server_frame::Response {
             cursors,
             ..crate::model::server_frame::Response::default()
         });
         step(late, Input::Frame(ServerFrame::Response(asked[0], answer)));
-        // A recovery begins with the same question.
+        // A recovery begins with the same request.
         !asked_for_cells(&step(late + LAST_WORD_MS, Input::Tick)).is_empty()
     }
 
     #[test]
-    fn a_store_that_is_opened_asks_once_whether_it_is_behind_a_copy_of_itself() {
+    fn opened_store_checks_once_whether_a_copy_acknowledged_more() {
         let installation = InstallationId::from_bytes([1; 16]);
         let device =
             DeviceAddress { user: UserId::from_bytes([1; 16]), device: DeviceId::PRIMARY, installation };
@@ -409,7 +410,7 @@ mod tests {
         };
         let received = ReplicaSnapshot { conversations: vec![known], ..ReplicaSnapshot::new(device) };
         let nothing = ReplicaSnapshot::new(device);
-        // Where nothing was received, what came before this device's time counts as acknowledged.
+        // Without a received row, rows from before this device joined count as acknowledged.
         for (snapshot, acked, recovers) in
             [(&received, 2, false), (&received, 3, true), (&nothing, 2, false), (&nothing, 3, true)]
         {
@@ -434,16 +435,16 @@ mod tests {
             let at = crate::model::limits::HEARTBEAT_MS;
             step(at, Input::Frame(ServerFrame::Response(asked[0], answer)));
             let at_once = step(at + LAST_WORD_MS - 1, Input::Tick);
-            assert!(asked_for_cells(&at_once).is_empty(), "the last word may be on its way");
+            assert!(asked_for_cells(&at_once).is_empty(), "the last ack of the copy may be in transit");
             let outputs = step(at + LAST_WORD_MS, Input::Tick);
             assert_eq!(!asked_for_cells(&outputs).is_empty(), recovers, "{outputs:?}");
-            assert!(recovers || asked_for_cells(&step(2 * at, Input::Tick)).is_empty(), "once");
+            assert!(recovers || asked_for_cells(&step(2 * at, Input::Tick)).is_empty(), "asked twice");
         }
     }
 
     #[test]
-    fn a_device_that_is_said_to_have_what_it_misses_recovers() {
-        assert!(recovers(2) && recovers(1), "seq 1 is missing");
-        assert!(!recovers(0), "nobody acknowledged it: it waits, and will come");
+    fn device_recovers_when_the_server_counts_a_missing_row_as_acknowledged() {
+        assert!(recovers(2) && recovers(1), "seq 1 is acknowledged and missing");
+        assert!(!recovers(0), "seq 1 is not acknowledged: it waits in the inbox");
     }
 }

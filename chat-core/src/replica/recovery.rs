@@ -1,4 +1,4 @@
-//! A restored or cloned store: find out, process what is one's own, begin a new incarnation.
+//! Recovery of a restored or cloned store: detect it, process the waiting rows, begin a new incarnation.
 
 use super::change::Change;
 use super::conversation::{Conversation, Entry};
@@ -10,24 +10,26 @@ use crate::model::id::{ConversationId, Incarnation};
 use crate::model::time::Instant;
 use crate::mutant::Mutant;
 
-/// Incarnations that a server may be ahead: each is a restore that this copy of the store knows nothing of.
+/// Maximum incarnations that the server may be ahead: each is a restore that this copy of the store has not
+/// seen.
 const MAX_INCARNATION_LEAD: Incarnation = 64;
 
-/// How long the last word of the copy before may take to reach the store: a session gathers it for a second, and
-/// the store may be slow. What came later would look like another restore, and one a day is allowed.
+/// Milliseconds in which the last ack of the previous copy reaches the server's store: a session coalesces
+/// acks for a second, and the store may be slow. A later ack would look like another restore, and only one a
+/// day is allowed.
 pub(super) const LAST_WORD_MS: u64 = 3000;
 
 impl Replica {
-    /// Nothing is encrypted or sent from here until the new incarnation is there.
+    /// Begins a recovery. From here on the replica encrypts and sends nothing until it has a new incarnation.
     pub(super) fn begin_recovery(&mut self, now: Instant, out: &mut Vec<Output>) {
         if self.recovery == Recovery::No {
-            // Not at the word of a server alone: one a day, whatever it says. An unfinished one goes on.
+            // The server alone must not trigger more than one a day. An unfinished recovery continues.
             if self.nonce.is_none() && !self.reincarnation_asked && now < self.reincarnate_from {
                 return self.stop_superseded(out);
             }
             self.recovery = Recovery::Cursors;
-            // Durable with the first thing that happens: else the generation, which rises with every commit,
-            // would reach what the server knows, and a crash in between would hide the rollback.
+            // Durable with the first commit. Otherwise the generation, which rises with the commits, would
+            // reach the one that the server stores, and a crash in between would hide the rollback.
             let nonce = self.nonce.unwrap_or_else(|| self.rng.bytes());
             self.nonce = Some(nonce);
             if !Mutant::RollbackForgotten.is_active() {
@@ -37,7 +39,8 @@ impl Replica {
         }
     }
 
-    /// What the server says was acknowledged is gone from the inbox: declare the gap and go on after it.
+    /// Handles the server's cursors. Acknowledged rows are gone from the inbox: the replica records a gap and
+    /// continues after it.
     pub(super) fn cursors(&mut self, cursors: Vec<(ConversationId, InboxCursor)>, out: &mut Vec<Output>) {
         if self.recovery != Recovery::Cursors {
             return;
@@ -54,7 +57,7 @@ impl Replica {
         self.send_if_online(ClientFrame::CatchUp, out);
     }
 
-    /// Takes the next step of a recovery, if its time has come.
+    /// Requests the new incarnation once all waiting rows are processed.
     pub(super) fn recover(&mut self) {
         let drained = self.caught_up && self.rows.is_empty() && self.opening.is_none();
         if self.recovery == Recovery::Draining && drained && matches!(self.phase, Phase::Online { .. }) {
@@ -67,7 +70,8 @@ impl Replica {
         }
     }
 
-    /// Numbers begin at 1. Whatever waits may have been sent before, by this store or by one it is a copy of.
+    /// Resets the client seqs of all conversations. Queued messages may have been sent before, by this store
+    /// or by another copy of it.
     pub(super) fn begin_conversations_anew(&mut self) {
         self.conversations.values_mut().for_each(Conversation::begin_anew);
         self.unresolved.values_mut().flatten().for_each(Entry::unseal);
@@ -77,7 +81,7 @@ impl Replica {
         if incarnation <= self.incarnation
             || incarnation > self.incarnation.saturating_add(MAX_INCARNATION_LEAD)
         {
-            // Not what an honest server says.
+            // An honest server does not answer this.
             return self.stop_superseded(out);
         }
         self.recovery = Recovery::No;
@@ -85,7 +89,7 @@ impl Replica {
         self.reincarnation_asked = false;
         self.reincarnate_from = now.after(DAY_MS);
         self.incarnation = incarnation;
-        // Above every generation of the lives before: the server keeps the highest it saw.
+        // Above every generation of earlier incarnations: the server keeps the highest that it has seen.
         if !Mutant::GenerationNotRaised.is_active() {
             self.generation = self.generation.max(u64::from(incarnation) << 32);
         }
@@ -104,7 +108,7 @@ mod tests {
     use crate::model::server_frame::{Challenge, ServerFrame, Welcome};
     use crate::replica::{Input, ReplicaSnapshot};
 
-    /// The first commit of a device whose server says that its store was rolled back.
+    /// Returns the first commit of a device whose server reports a rollback of its store.
     fn first_commit() -> Vec<Change> {
         let device = DeviceAddress {
             user: UserId::from_bytes([1; 16]),
@@ -133,13 +137,13 @@ mod tests {
     }
 
     #[test]
-    fn that_a_recovery_began_is_durable_before_anything_it_does() {
+    fn recovery_is_recorded_in_the_first_commit() {
         let remembered = |changes: &[Change]| changes.iter().any(|change| matches!(change, Change::Nonce(_)));
         assert!(remembered(&first_commit()));
         #[cfg(feature = "sim")]
         assert!(
             !remembered(&Mutant::with(Some(Mutant::RollbackForgotten), first_commit)),
-            "the test can fail"
+            "mutant undetected"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Drafts out: resolve, seal, send, match the answer.
+//! Outgoing drafts: resolve, seal, send, match the answer.
 
 use super::change::Change;
 use super::conversation::{Conversation, Entry, Wait};
@@ -13,15 +13,15 @@ use crate::model::id::{ClientSeq, ConversationId, ConversationKind, Handle, Mess
 use crate::model::time::Instant;
 use crate::mutant::Mutant;
 
-/// Milliseconds in which going back to the same number again is pointless: the answers to what was sent
-/// before the first time are still coming in.
+/// Milliseconds in which the replica does not go back to the same number again: answers to frames sent before
+/// the first time still arrive.
 const GO_BACK_MS: u64 = 1000;
 
-/// How long the server must go on expecting a number that was stored before it is believed: longer than
-/// any answer is late.
+/// Milliseconds for which the server must keep contradicting the local store (it expects a stored number, or
+/// a row stays missing) before a recovery begins: longer than any answer can be late.
 pub(super) const DOUBT_MS: u64 = 2 * RETRY_MS;
 
-/// Mismatches in a row that are answered at once.
+/// Consecutive mismatches that are retried at once; later ones back off.
 const PATIENT: u32 = 4;
 
 impl Replica {
@@ -59,14 +59,14 @@ impl Replica {
         }
     }
 
-    /// Refuses what was written for a user and is not stored: it would have to be encrypted for whoever the
-    /// server now says this user is.
+    /// Refuses the drafts for a user that are not stored: they would have to be encrypted for the account key
+    /// that the server now returns for this user.
     pub(super) fn refuse_unstored(&mut self, user: UserId, why: &'static str) {
         let id = ConversationId::direct(self.device.user, user);
         let Some(conversation) = self.conversations.get_mut(&id) else { return };
         for entry in conversation.queue.iter_mut().filter(|entry| entry.number.is_some() && !entry.skip) {
-            // It may be stored already, and what was sealed was sealed for the old key: it may go out again
-            // as it is, and never be sealed anew.
+            // It may be stored already, and it was sealed for the old key: it may be sent again unchanged,
+            // but never sealed again.
             entry.bound = true;
             self.changes.push(Change::Bound(entry.draft.id));
         }
@@ -81,7 +81,7 @@ impl Replica {
         matches!(self.phase, Phase::Online { .. }) && matches!(self.recovery, Recovery::No)
     }
 
-    /// Starts sealing the next draft that can be; asks for what others wait for.
+    /// Starts to seal the next draft that is ready, and requests the handles and lists that others wait for.
     pub(super) fn seal_next(&mut self, now: Instant, out: &mut Vec<Output>) {
         if !self.may_send() {
             return;
@@ -103,7 +103,7 @@ impl Replica {
             if conversation.wait != Wait::Nothing {
                 continue;
             }
-            // Sealed and not sent yet: they take their place first.
+            // Sealed entries that are not sent yet take their part of the window first.
             let ready =
                 conversation.queue.iter().skip(conversation.sent).take_while(|e| e.is_ready()).count();
             room = room.saturating_sub(ready);
@@ -140,7 +140,7 @@ impl Replica {
         }
     }
 
-    /// The lists of everybody an entry is for, or `None` while they are being fetched.
+    /// Returns the device lists of all users that an entry is for, or `None` while they are being fetched.
     fn audience(
         &mut self,
         now: Instant,
@@ -208,7 +208,7 @@ impl Replica {
         }
     }
 
-    /// Sends everything sealed that was not sent on this connection yet.
+    /// Sends all sealed entries that were not sent on this connection yet.
     pub(super) fn send_ready(&mut self, now: Instant, out: &mut Vec<Output>) {
         if !self.may_send() {
             return;
@@ -334,7 +334,7 @@ impl Replica {
                 conversation.go_back(index);
                 conversation.mismatches += 1;
                 if conversation.mismatches > PATIENT {
-                    // The server gives lists that do not please it: do not go round with it.
+                    // The server rejects boxes that match its own lists: back off instead of looping.
                     let doublings = (conversation.mismatches - PATIENT).min(6);
                     conversation.wait = Wait::Until(now.after(500 << doublings));
                 }
@@ -366,8 +366,8 @@ impl Replica {
                 conversation.go_back(index);
                 self.send_ready(now, out);
             }
-            // The server expects what was stored before. A late answer says so too; only if it keeps saying
-            // so was it, or this device, rolled back.
+            // The server expects a number that was stored before. A late answer can say the same. Only if the
+            // server keeps expecting it was the server, or this device, rolled back.
             None => {
                 conversation.went_back = Some((next, now));
                 let since = *conversation.doubted.get_or_insert(now);
@@ -381,7 +381,8 @@ impl Replica {
         }
     }
 
-    /// Refuses an entry; if it has a number, a skip takes its place, so that the next one can follow.
+    /// Refuses an entry permanently. If it has a number, a skip takes its place, so that the next one can
+    /// follow.
     fn refuse_for_good(&mut self, id: ConversationId, index: usize, why: &'static str) {
         let Some(conversation) = self.conversations.get_mut(&id) else {
             return;

@@ -1,4 +1,4 @@
-//! The state of a [`Replica`](super::Replica) as the local store holds it.
+//! The state of a [`Replica`](super::Replica) in the local store.
 
 use super::draft::Draft;
 use crate::model::device_list::SignedDeviceList;
@@ -7,42 +7,38 @@ use crate::model::id::{
     ConversationId, DeviceAddress, Handle, Incarnation, MessageId, Seq, StoreEpoch, UserId,
 };
 
-/// What a local store gives a replica to go on from.
+/// The stored state that a replica starts from.
 #[derive(Clone, Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct ReplicaSnapshot {
-    /// The device.
     pub device: DeviceAddress,
-    /// The account key of its user, where it is known: no list of this user by another key is taken.
+    /// The account key of the device's user, if known. The replica accepts no list of this user that another
+    /// key signed.
     pub account_key: Option<[u8; 32]>,
-    /// Its incarnation.
     pub incarnation: Incarnation,
-    /// The store's generation.
     pub generation: u64,
-    /// The epoch of the cursors.
+    /// The store epoch that the cursors belong to; `None` before the first session.
     pub epoch: Option<StoreEpoch>,
-    /// The nonce of an unfinished re-incarnation.
+    /// The nonce of an unfinished recovery.
     pub nonce: Option<[u8; 16]>,
-    /// The user asked for a new incarnation that it did not take yet.
+    /// The user requested a new incarnation that the device has not taken yet.
     pub reincarnation_asked: bool,
-    /// It took a new incarnation by itself within the last day.
+    /// The device took a new incarnation by itself within the last day.
     pub reincarnated_lately: bool,
-    /// Messages that cannot be read and were not asked for again yet: their senders, conversations and ids.
+    /// Unreadable messages that were not requested again yet: sender, conversation and id of each.
     pub unasked: Vec<(DeviceAddress, ConversationId, MessageId)>,
-    /// When the server last took prekeys, in its milliseconds.
+    /// When the server last stored prekeys, in milliseconds of its clock.
     pub prekeys_at: u64,
-    /// The conversations.
     pub conversations: Vec<ConversationSnapshot>,
-    /// The outbox, in order.
+    /// In sending order.
     pub outbox: Vec<OutboxEntrySnapshot>,
-    /// The device lists.
     pub lists: Vec<SignedDeviceList>,
-    /// The handles.
+    /// The resolved handles.
     pub handles: Vec<(Handle, UserId)>,
 }
 
 impl ReplicaSnapshot {
-    /// A device that never did anything.
+    /// Returns the state of a device that has sent and received nothing.
     pub const fn new(device: DeviceAddress) -> Self {
         Self {
             device,
@@ -63,38 +59,36 @@ impl ReplicaSnapshot {
     }
 }
 
-/// A conversation as a local store keeps it.
+/// The stored state of a conversation.
 #[derive(Clone, Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct ConversationSnapshot {
-    /// Which.
     pub id: ConversationId,
-    /// Received up to here.
+    /// The device received all rows up to this seq.
     pub cursor: Seq,
-    /// The last number used.
+    /// The last client seq used.
     pub client_seq: u64,
-    /// The id that has it.
+    /// The message id with that client seq.
     pub prev: MessageId,
-    /// The last own message stored.
+    /// The seq of the last stored own message.
     pub last_own: Seq,
-    /// Delivered to somebody up to here.
+    /// Messages up to this seq were delivered to another user.
     pub delivered: Seq,
-    /// Read by the user up to here.
+    /// The user read up to this seq.
     pub read: Seq,
 }
 
-/// An entry of the outbox as a local store keeps it.
+/// The stored state of an outbox entry.
 #[derive(Clone, Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct OutboxEntrySnapshot {
-    /// The draft.
     pub draft: Draft,
-    /// What was sent, or is to be sent the same again.
+    /// The sealed message, if the draft is sealed. A retry sends it unchanged.
     pub publish: Option<Publish>,
-    /// It was refused for good and only its number is to be used up.
+    /// It was refused permanently, and only its number must still be used up.
     pub skip: bool,
     /// Its id may have been sent before, in an earlier incarnation.
     pub attempted: bool,
-    /// It is sent as it is sealed or not at all.
+    /// It is sent as sealed or not at all.
     pub bound: bool,
 }

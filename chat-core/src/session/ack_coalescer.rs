@@ -6,28 +6,30 @@ use crate::model::id::{ConversationId, Seq};
 use crate::model::limits::WINDOW_ROWS;
 use crate::model::time::Instant;
 
-/// Milliseconds that acks, receipts and read watermarks are gathered. An ack that is lost meanwhile costs
-/// its device a row that it has.
+/// Milliseconds for which acks, receipts and read watermarks are coalesced. If an ack is lost meanwhile, its
+/// device receives a row again that it has.
 const COALESCE_MS: u64 = 1000;
 
-/// What a session gathers before it tells the store and the others: of each conversation the last counts.
+/// Coalesces acks, receipts and read watermarks of a session. Only the highest seq of each conversation
+/// counts.
 #[derive(Debug, Default)]
 pub(super) struct AckCoalescer {
-    /// What the device has and the store was not given.
+    /// Acks that were not sent to the store yet.
     acks: BTreeMap<ConversationId, Seq>,
-    /// The generation of its last word, on that or in a message.
+    /// Highest generation that the device sent with acks or messages; `None` once it was sent to the store.
     generation: Option<u64>,
-    /// The store has acks and has not said so.
+    /// Acks were sent to the store and are not confirmed.
     acking: bool,
-    /// More acks are due since: they are told as soon as it does.
+    /// More acks are due: they are sent as soon as the store confirms.
     overdue: bool,
-    /// What the others are told the device has, once the store knows: whoever asks it is told the same.
+    /// Delivery receipts, sent once the store has the acks, so that a request for the delivery state agrees
+    /// with them.
     receipts: BTreeMap<ConversationId, Seq>,
-    /// Of those, what waits for acks that are with the store.
+    /// Delivery receipts that wait until the store confirms their acks.
     receipts_next: BTreeMap<ConversationId, Seq>,
-    /// Read up to here, to be told when its time has come.
+    /// Read watermarks that wait for the next tick.
     reads: BTreeMap<ConversationId, Seq>,
-    /// When each conversation's last read watermark was told.
+    /// When the last read watermark of each conversation was sent.
     read_at: BTreeMap<ConversationId, Instant>,
     due: Option<Instant>,
 }
@@ -47,7 +49,7 @@ fn take_receipts(
 }
 
 impl AckCoalescer {
-    /// When [`tick`](Self::tick) has something to tell.
+    /// Returns when [`tick`](Self::tick) has something to send.
     pub(super) const fn due(&self) -> Option<Instant> {
         self.due
     }
@@ -56,7 +58,7 @@ impl AckCoalescer {
         self.due = self.due.or(Some(now.after(COALESCE_MS)));
     }
 
-    /// The device has a row; `receipt`: and the others are to know.
+    /// Adds an ack. With `receipt` the other users also get a delivery receipt.
     pub(super) fn ack(&mut self, ack: AckUpTo, receipt: bool) {
         raise(&mut self.acks, ack);
         if receipt {
@@ -64,24 +66,26 @@ impl AckCoalescer {
         }
     }
 
-    /// The device sends a message. The store learns its generation with the commit, which may be late: meanwhile
-    /// an older copy of the device must not be greeted as if it were the same.
+    /// Records the generation of a message that the device sends. The commit carries the generation to the
+    /// store, but may be late; meanwhile an older copy of the device must not be greeted as the current one.
     pub(super) fn sends(&mut self, now: Instant, generation: u64) {
         self.generation = self.generation.max(Some(generation));
         self.wait(now);
     }
 
-    /// A frame of acks was taken.
+    /// Schedules the acks of a frame.
     pub(super) fn acks_came(&mut self, now: Instant, generation: u64, out: &mut Vec<Output>) {
         self.generation = self.generation.max(Some(generation));
         self.wait(now);
-        // A device that has what it says has no more on its way. The driver waits for those before.
+        // A correct device never has more rows in flight than the window. The driver waits for the earlier
+        // acks.
         if self.acks.len() > WINDOW_ROWS {
             self.flush_acks(out);
         }
     }
 
-    /// A watermark goes out at once, the next of that conversation after a while.
+    /// Returns a read receipt if it may go out at once. Later watermarks of the same conversation wait for
+    /// the next tick.
     pub(super) fn read(&mut self, now: Instant, read: AckUpTo) -> Option<Output> {
         let paced = self.read_at.get(&read.conversation).is_some_and(|at| now < at.after(COALESCE_MS));
         if !paced && self.read_at.len() < MAX_PACED {
@@ -95,7 +99,7 @@ impl AckCoalescer {
         None
     }
 
-    /// Gives the store what it was not given.
+    /// Sends the pending acks and the generation to the store.
     pub(super) fn flush_acks(&mut self, out: &mut Vec<Output>) {
         let Some(generation) = self.generation.take() else { return };
         let acks = std::mem::take(&mut self.acks).into_iter();
@@ -107,7 +111,7 @@ impl AckCoalescer {
         out.push(Output::Ack(acks, generation));
     }
 
-    /// The store has all acks that it was given.
+    /// Processes the confirmation of the store for all acks that were sent.
     pub(super) fn acked(&mut self, out: &mut Vec<Output>) {
         self.acking = false;
         out.extend(take_receipts(&mut self.receipts_next, false));
@@ -116,12 +120,12 @@ impl AckCoalescer {
         }
     }
 
-    /// Forgets what the store was not given.
+    /// Drops the acks that were not sent to the store.
     pub(super) fn forget_acks(&mut self) {
         (self.acks, self.generation) = (BTreeMap::new(), None);
     }
 
-    /// Tells what has waited long enough; acks not before the store has those before them.
+    /// Sends everything that is due. Acks wait until the store confirms the earlier ones.
     pub(super) fn tick(&mut self, now: Instant, out: &mut Vec<Output>) {
         if self.due.is_none_or(|due| now < due) {
             return;
@@ -137,7 +141,7 @@ impl AckCoalescer {
         out.extend(take_receipts(&mut self.reads, true));
     }
 
-    /// Tells everything: nothing more will come.
+    /// Sends everything, because the session ends.
     pub(super) fn flush_all(&mut self, out: &mut Vec<Output>) {
         (self.due, self.overdue) = (None, false);
         self.flush_acks(out);

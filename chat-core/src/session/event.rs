@@ -1,4 +1,4 @@
-//! What goes in and comes out of a [`Session`](super::Session).
+//! Inputs and outputs of a [`Session`](super::Session).
 
 use crate::model::client_frame::{ClientFrame, Hello, Registration, Request};
 use crate::model::close_reason::CloseReason;
@@ -7,15 +7,15 @@ use crate::model::id::{ConversationId, DeviceAddress, UserId};
 use crate::model::server_frame::{Response, ServerFrame, Welcome};
 use crate::model::session_event::SessionEvent;
 
-/// What happens to a session.
+/// An input of a session.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Input {
     /// A frame of the device.
     Frame(ClientFrame),
-    /// The `Hello` was right.
+    /// The `Hello` was accepted.
     Admitted(DeviceAddress, Welcome),
-    /// The `Hello` was wrong, or came at the wrong time: close with this.
+    /// The `Hello` was rejected, or came at the wrong time: the session closes.
     Rejected {
         reason: CloseReason,
         /// Milliseconds after which the device may try again.
@@ -23,61 +23,62 @@ pub enum Input {
     },
     /// The device waits to be linked.
     Linking,
-    /// What the engine says.
+    /// The engine delivered events.
     Events(Vec<SessionEvent>),
-    /// Some of what the engine said was dropped.
+    /// Some events of the engine were dropped.
     Lagged,
-    /// The page after this place, as it was asked for.
+    /// The requested page: the rows after this position.
     Page(InboxPosition, Vec<InboxRow>),
-    /// The page could not be read now.
+    /// The requested page could not be read.
     PageFailed,
     /// A publish or skip of this session was refused before the log.
     Refused(Subject, Refusal),
     /// The outcome of the request with this id.
     Response(u64, Result<Box<Response>, Refusal>),
-    /// The store was given the acks; whether one was above what there is.
+    /// The store processed the acks.
     Acked {
-        /// That is not to be.
+        /// An ack was above the tail: the session closes.
         too_high: bool,
     },
-    /// Who is present.
+    /// Presence of watched users.
     Presence(Vec<(UserId, bool)>),
-    /// The deadline passed.
+    /// The deadline of the session passed.
     Tick,
-    /// The connection ended, by whatever side or accident, and no later session of the device took over.
+    /// The connection ended, on either side or by an error, and no later session of the device took over.
     Gone,
-    /// The gateway drains: the device may come back after this many milliseconds.
+    /// The gateway drains. The device may reconnect after this many milliseconds.
     Drain(u32),
 }
 
-/// What a session wants done, in order.
+/// An output of a session. The driver carries outputs out in order.
 #[derive(Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Output {
     /// Send a frame.
     Send(ServerFrame),
-    /// Check a `Hello`, bind the session, and say what came of it.
+    /// Authenticate a `Hello`, bind the session, and report the outcome.
     Authenticate(Box<Hello>),
-    /// Open an account and answer, or wait to be linked.
+    /// Register an account and answer, or wait to be linked.
     Register(Box<Registration>),
-    /// Read a page of the inbox.
+    /// Read the page of the inbox after this position.
     Read(InboxPosition),
-    /// Take a publish to its shard.
+    /// Append a publish to the log of its shard.
     Publish(Publish),
-    /// Take a skip to its shard.
+    /// Append a skip to the log of its shard.
     Skip(SendPosition),
-    /// Apply acks and the device's generation, after those before them and before the next [`Read`](Self::Read)
-    /// reads, and say so ([`Input::Acked`]) unless that read does. No acks: a message raised the generation.
+    /// Apply acks and the device's generation, after the earlier acks and before the next
+    /// [`Read`](Self::Read). Report [`Input::Acked`] unless that read reports. An empty list means that a
+    /// message raised the generation.
     Ack(Vec<AckUpTo>, u64),
-    /// Answer a question.
+    /// Answer the request with this id.
     Request(u64, Request),
-    /// Tell the others how far this device has a conversation (`false`) or has read it (`true`).
+    /// Send a delivery receipt (`false`) or a read receipt (`true`) to the other users of the conversation.
     Receipt(AckUpTo, bool),
-    /// Tell the others that this user is writing.
+    /// Send a typing notification to the other users of the conversation.
     Typing(ConversationId),
-    /// Find out who of these is present.
+    /// Query the presence of these users.
     Query(Vec<UserId>),
-    /// Note that the device is alive, and answer its heartbeat with the server's time.
+    /// Record that the device is alive, and answer its heartbeat with the server's time.
     Beat,
     /// Close the connection with this code. Nothing follows.
     Close(CloseReason),

@@ -33,7 +33,7 @@ fn message() -> RowContent {
     RowContent::Message { message: message.into(), sealed: bytes::Bytes::new() }
 }
 
-/// The message of a conversation that has this seq.
+/// Returns a message row with this seq.
 fn row(seq: u64) -> InboxRow {
     let conversation = ConversationId::own(UserId::from_bytes([1; 16]));
     InboxRow { conversation, seq, time_us: seq, joined: false, content: message() }
@@ -46,17 +46,17 @@ fn said(session: &mut Session, at_ms: u64, input: Input) -> Vec<Output> {
 }
 
 #[test]
-fn typing_is_passed_on_once_in_three_seconds_a_conversation() {
+fn typing_is_passed_on_once_per_three_seconds_and_conversation() {
     let mut session = live();
     let conversation = |n| ConversationId::own(UserId::from_bytes([n; 16]));
     let mut passed =
         |at, n| !said(&mut session, at, Input::Frame(ClientFrame::Typing(conversation(n)))).is_empty();
     assert!(passed(0, 1) && !passed(2999, 1) && passed(2999, 2) && passed(3000, 1));
-    assert_eq!((0..1000).filter(|n| passed(10_000, *n as u8)).count(), 256, "one of each");
+    assert_eq!((0..1000).filter(|n| passed(10_000, *n as u8)).count(), 256, "one per conversation");
 }
 
 #[test]
-fn acks_are_gathered_and_told_before_a_read_and_at_the_end() {
+fn acks_are_coalesced_and_flushed_before_a_read_and_at_the_end() {
     let conversation = ConversationId::own(UserId::from_bytes([1; 16]));
     let of = |seq| AckUpTo { conversation, seq };
     let ack = |seq, generation| {
@@ -67,11 +67,11 @@ fn acks_are_gathered_and_told_before_a_read_and_at_the_end() {
     let mut session = live();
     caught_up(&mut session);
     assert!(said(&mut session, 0, ack(1, 7)).is_empty() && said(&mut session, 900, ack(3, 8)).is_empty());
-    assert!(said(&mut session, 950, ack(2, 8)).is_empty(), "cumulative");
+    assert!(said(&mut session, 950, ack(2, 8)).is_empty(), "acks are cumulative");
     assert_eq!(session.deadline(), Some(Instant::from_millis(1000)));
     assert_eq!(said(&mut session, 1000, Input::Tick), vec![Output::Ack(vec![of(3)], 8)]);
     assert_eq!(said(&mut session, 2000, Input::Tick), vec![]);
-    // Of made-up conversations no more are kept than a window has rows.
+    // Acks of made-up conversations are flushed once there are more than the window has rows.
     let acks = (0..=WINDOW_ROWS).map(|n| {
         let mut id = [0; 17];
         id[..8].copy_from_slice(&n.to_be_bytes());
@@ -99,7 +99,7 @@ fn acks_are_gathered_and_told_before_a_read_and_at_the_end() {
 }
 
 #[test]
-fn the_store_learns_the_generation_of_a_message_that_is_not_committed() {
+fn generation_of_an_uncommitted_message_reaches_the_store() {
     let mut session = live();
     let number = SendPosition {
         conversation: ConversationId::own(UserId::from_bytes([1; 16])),
@@ -123,7 +123,7 @@ fn the_store_learns_the_generation_of_a_message_that_is_not_committed() {
 }
 
 #[test]
-fn acks_wait_for_those_before_them_and_receipts_for_their_acks() {
+fn acks_wait_for_earlier_acks_and_receipts_for_their_acks() {
     let conversation = ConversationId::own(UserId::from_bytes([1; 16]));
     let of = |seq| AckUpTo { conversation, seq };
     let acked = Input::Acked { too_high: false };
@@ -140,7 +140,7 @@ fn acks_wait_for_those_before_them_and_receipts_for_their_acks() {
     assert_eq!(said(&mut session, 0, ack(1)), vec![]);
     assert_eq!(said(&mut session, 1000, Input::Tick), vec![Output::Ack(vec![of(1)], 1)]);
     assert_eq!(said(&mut session, 1100, ack(2)), vec![]);
-    assert_eq!(said(&mut session, 2100, Input::Tick), vec![], "the store is not done with the first");
+    assert_eq!(said(&mut session, 2100, Input::Tick), vec![], "the store has not confirmed the first ack");
     let outputs = said(&mut session, 2200, acked);
     assert_eq!(outputs, vec![Output::Receipt(of(1), false), Output::Ack(vec![of(2)], 2)]);
     let outputs = said(&mut session, 3200, Input::Acked { too_high: false });
@@ -148,7 +148,7 @@ fn acks_wait_for_those_before_them_and_receipts_for_their_acks() {
 }
 
 #[test]
-fn of_many_read_watermarks_the_first_and_the_last_are_told() {
+fn first_and_last_of_many_read_watermarks_are_sent() {
     let mut session = live();
     let conversation = ConversationId::own(UserId::from_bytes([1; 16]));
     let receipt = |seq| Output::Receipt(AckUpTo { conversation, seq }, true);
@@ -182,7 +182,7 @@ fn a_page_that_is_not_full_is_the_last() {
     );
     assert!(!session.is_live());
     assert_eq!(page(&mut session, next, Vec::new()), vec![deliver(vec![], true)]);
-    // Something came while it was read: its place may be before.
+    // A row arrived while the page was read: its position may be before the page.
     let mut session = live();
     said(&mut session, 0, Input::Events(vec![SessionEvent::Row(row(1))]));
     let again = page(&mut session, InboxPosition::START, rows(2..=3));
@@ -195,15 +195,16 @@ fn a_page_that_is_not_full_is_the_last() {
         let mut session = live();
         said(&mut session, 0, Input::Events(vec![SessionEvent::Row(row(1))]));
         page(&mut session, InboxPosition::START, rows(2..=3));
-        assert!(session.is_live(), "the test can fail");
+        assert!(session.is_live(), "the mutant goes live");
     });
 }
 
 #[test]
-fn a_full_window_does_not_hold_back_what_came_before_it() {
+fn full_window_does_not_block_earlier_rows() {
     let mut session = live();
     said(&mut session, 0, Input::Page(InboxPosition::START, Vec::new()));
-    // The first was outputs to nobody; the others fill the window, and nobody can acknowledge them.
+    // The first row had no live event. The later rows fill the window, and the device cannot acknowledge them
+    // before it.
     let later = 2..=WINDOW_ROWS as u64 + 1;
     later.for_each(|seq| drop(said(&mut session, 20_000, Input::Events(vec![SessionEvent::Row(row(seq))]))));
     let outputs = said(&mut session, 30_000, Input::Frame(ClientFrame::Heartbeat));
@@ -211,7 +212,7 @@ fn a_full_window_does_not_hold_back_what_came_before_it() {
     let page: Vec<InboxRow> = (1..=PAGE_ROWS as u64).map(row).collect();
     let outputs = said(&mut session, 30_000, Input::Page(InboxPosition::START, page.clone()));
     assert_eq!(outputs[0], Output::Send(ServerFrame::Deliver(page.clone(), false)));
-    // Once it is on its way it is not sent again and again.
+    // A row in flight is not sent again.
     said(&mut session, 40_000, Input::Lagged);
     let outputs = said(&mut session, 40_000, Input::Page(InboxPosition::START, page));
     assert!(!outputs.iter().any(|output| matches!(output, Output::Send(_))), "{outputs:?}");
@@ -228,14 +229,14 @@ fn session_rereads_the_inbox_twice_after_a_drop() {
         assert_eq!(said(&mut session, 100, input), read());
         caught_up(&mut session, 100);
         for at in [1100, 5100] {
-            assert!(session.is_live(), "what is outputs meanwhile goes on");
+            assert!(session.is_live(), "the session stays live between the re-reads");
             assert_eq!(session.deadline(), Some(Instant::from_millis(at)));
             assert_eq!(said(&mut session, at, Input::Tick), read());
             caught_up(&mut session, at);
         }
-        assert!(session.deadline() > Some(Instant::from_millis(10_000)), "and no more");
+        assert!(session.deadline() > Some(Instant::from_millis(10_000)), "there is no third re-read");
     }
-    // What has no room is dropped as well.
+    // An event that does not fit the window is dropped as well.
     let mut session = live();
     caught_up(&mut session, 0);
     for seq in 1..=WINDOW_ROWS as u64 {
@@ -245,8 +246,8 @@ fn session_rereads_the_inbox_twice_after_a_drop() {
     said(&mut session, 0, Input::Events(vec![SessionEvent::Row(row(WINDOW_ROWS as u64 + 1))]));
     assert!(!session.is_live());
     assert_eq!(session.deadline(), Some(Instant::from_millis(1000)));
-    assert_eq!(said(&mut session, 1000, Input::Tick), vec![], "nothing fits yet");
-    // A page that fails does not end it.
+    assert_eq!(said(&mut session, 1000, Input::Tick), vec![], "the window is still full");
+    // A failed page does not cancel the next re-read.
     let mut session = live();
     caught_up(&mut session, 0);
     assert_eq!(said(&mut session, 100, Input::Lagged), read());

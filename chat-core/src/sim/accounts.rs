@@ -1,4 +1,5 @@
-//! The users of the simulated world. Their keys are fixed, so lists are signed once, not once a schedule.
+//! The users of the simulated world. Their keys are fixed, so that each list is signed once, and not once in
+//! every schedule.
 
 use std::sync::LazyLock;
 
@@ -8,7 +9,7 @@ use ed25519_dalek::{Signer, SigningKey};
 use crate::model::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
 use crate::model::id::{DeviceAddress, DeviceId, Handle, UserId};
 
-/// A user: handle, and lists of one and of two devices.
+/// A user: a handle, a list of one device and a list of two devices.
 #[derive(Debug)]
 pub(super) struct Account {
     pub handle: Handle,
@@ -35,17 +36,17 @@ fn account(name: &str, n: u8) -> Account {
     let user = UserId::from_bytes([n; 16]);
     let entry = |device: u8| {
         let device_key = device_key(n, device).verifying_key().to_bytes();
-        let id = DeviceId::new(u32::from(device)).expect("a device id");
+        let id = DeviceId::new(u32::from(device)).expect("valid device id");
         DeviceEntry::new(id, device_key, Bytes::from(vec![n * 16 + device; 33]))
     };
     let sign = |list: &DeviceList| {
         let encoded = list.encode();
         let signature = key.sign(&DeviceList::transcript(&encoded)).to_bytes().to_vec();
-        SignedDeviceList::verify(encoded, key.verifying_key().to_bytes(), signature.into()).expect("a list")
+        SignedDeviceList::verify(encoded, key.verifying_key().to_bytes(), signature.into()).expect("signed")
     };
     let first = sign(&DeviceList::first(user, 1, vec![entry(1)]));
     let second = sign(&DeviceList::next(&first, 2, vec![entry(1), entry(2)]));
-    Account { handle: Handle::new(name).expect("a handle"), lists: [first, second] }
+    Account { handle: Handle::new(name).expect("valid handle"), lists: [first, second] }
 }
 
 pub(super) static ACCOUNTS: LazyLock<[Account; 2]> =

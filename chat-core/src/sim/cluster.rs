@@ -1,4 +1,5 @@
-//! What several server processes share: a log whose shards move between them, and the link between gateways.
+//! State that several server processes share: a log whose shards move between them, and the links between
+//! gateways.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -22,7 +23,7 @@ use crate::model::time::WallClock;
 /// Shards of the log.
 pub(super) const SHARDS: usize = 2;
 
-/// A log that outlives every process.
+/// A log that survives every process.
 #[derive(Debug, Default)]
 pub(super) struct SimLog {
     shards: [Shard; SHARDS],
@@ -35,7 +36,7 @@ pub(super) struct SimLog {
 struct Shard {
     records: Vec<Record>,
     committed: usize,
-    /// The server that is meant to own it.
+    /// The server that should own the shard.
     owner: Option<usize>,
 }
 
@@ -53,13 +54,13 @@ impl SimLog {
     }
 }
 
-/// One process's view of the log: the shards it believes it owns.
+/// One process's view of the log: the shards that it believes it owns.
 pub(super) struct SimRouter {
     log: Arc<Mutex<SimLog>>,
     clock: Arc<ManualClock>,
     owned: Mutex<[Option<Owned>; SHARDS]>,
     rng: Mutex<Rng>,
-    /// Percent of appends that fail before the log has them, and of those that fail although it has.
+    /// Percent of appends that fail before the log stores the record, and percent that fail after.
     errors: Mutex<(u64, u64)>,
 }
 
@@ -86,12 +87,12 @@ impl SimRouter {
         Self { log, clock, owned: Mutex::default(), rng, errors: Mutex::new(errors) }
     }
 
-    /// From here on nothing fails.
+    /// Stops all injected errors.
     pub(super) fn heal(&self) {
         *self.errors.lock() = (0, 0);
     }
 
-    /// The process learns that a shard is its own.
+    /// Notifies the process that it owns a shard.
     pub(super) fn assign(&self, shard: usize) {
         let mut log = self.log.lock();
         log.ownership_epochs += 1;
@@ -100,7 +101,7 @@ impl SimRouter {
         log.waiting.drain(..).for_each(Waker::wake);
     }
 
-    /// The process learns that it is not any more.
+    /// Notifies the process that it no longer owns a shard.
     pub(super) fn revoke(&self, shard: usize) {
         self.owned.lock()[shard] = None;
     }
@@ -114,7 +115,7 @@ impl SimRouter {
         let mut owned = self.owned.lock();
         let own = owned[shard].as_mut()?;
         let records = &log.shards[shard].records;
-        // Batches of two owners do not begin and end at the same records.
+        // The batches of two owners begin and end at different records.
         let most = 1 + (own.ownership_epoch as usize + own.next) % 3;
         let taken: Vec<Record> = records.iter().skip(own.next).take(most).cloned().collect();
         own.next += taken.len();
@@ -163,7 +164,7 @@ impl Router for SimRouter {
         .await
     }
 
-    /// Whoever says it: also an owner that was replaced, and is behind or ahead.
+    /// Accepts every process, also a replaced owner that is behind or ahead.
     async fn commit(&self, shard: usize, position: LogPosition) -> Result<()> {
         self.log.lock().shards[shard].committed = position.offset as usize;
         Ok(())
@@ -178,14 +179,14 @@ impl Router for SimRouter {
     }
 
     async fn close(&self) {
-        // A simulated process that ends is gone at once, with whatever it owned.
+        // A simulated process ends at once and loses the shards it owned.
     }
 }
 
-/// What gateways deliveries each other and the world has not carried yet.
+/// Deliveries between gateways that the world has not transported yet.
 pub(super) type Carried = Arc<Mutex<VecDeque<(GatewayId, Vec<SessionDelivery>)>>>;
 
-/// A gateway's end of the links to the others.
+/// A gateway's end of the links to the other gateways.
 #[derive(Debug)]
 pub(super) struct SimLink(pub Carried);
 
@@ -200,6 +201,6 @@ impl NodeLink for SimLink {
     }
 
     async fn answer_offer(&self, _: GatewayId, _: Bytes, _: Bytes) -> Result<()> {
-        Err(Error::new(ErrorKind::NotFound, "nobody links a device in the simulator"))
+        Err(Error::new(ErrorKind::NotFound, "the simulator links no devices"))
     }
 }

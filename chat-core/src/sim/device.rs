@@ -1,4 +1,5 @@
-//! A device in the simulator: the real [`Replica`] over a local store and a suite that only count.
+//! A simulated device: the real [`Replica`] over a store in memory and a suite that counts keys instead of
+//! encrypting.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -18,7 +19,7 @@ use crate::replica::{
     ReplicaSnapshot, SealFailure, Unreadable,
 };
 
-/// What a device showed at a place.
+/// The content that a device showed at a seq.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Shown {
     Message(InstallationId, MessageId),
@@ -31,36 +32,36 @@ pub(super) enum Shown {
 pub(super) struct LocalStore {
     pub saved: ReplicaSnapshot,
     conversations: BTreeMap<ConversationId, ConversationSnapshot>,
-    /// What was shown, in the order it was.
+    /// The shown content, in display order.
     pub shown: Vec<(ConversationId, Seq, Shown)>,
     ids: BTreeSet<(InstallationId, MessageId)>,
-    /// Own messages, with their conversations.
+    /// Stored own messages, with their conversations.
     sent: BTreeMap<MessageId, ConversationId>,
     suite: SimSuite,
-    /// Times the store was put back to an earlier state.
+    /// Number of times that the store was restored to an earlier state.
     pub restored: u32,
 }
 
-/// Sessions, counters and prekeys, as the Signal protocol would use them.
+/// Sessions, counters and prekeys, as the Signal protocol uses them.
 #[derive(Clone, Debug, Default)]
 struct SimSuite {
-    /// By peer: the session in use.
+    /// The session in use, by peer.
     current: HashMap<InstallationId, u64>,
-    /// By session that is sent in: the prekey it began with (0: the peer began it), and the last counter.
+    /// By sending session: the prekey that it began with (0: the peer began it), and the last counter.
     sending: HashMap<u64, (u64, u64)>,
-    /// By session that is received in: counters seen.
+    /// By receiving session: the counters already seen.
     receiving: HashMap<u64, BTreeSet<u64>>,
     prekeys: BTreeSet<u64>,
     last_prekey: u64,
-    /// The reusable prekey, of this incarnation.
+    /// The reusable prekey of this incarnation.
     last_resort: u64,
 }
 
 const LAST_RESORT: u64 = 1 << 63;
-/// The bit that tells the direction of a session: whoever began it sends without.
+/// The direction bit of a session: the device that began the session sends without it.
 const BACK: u64 = 1;
 
-/// One box: which key opened it, and what its header says.
+/// One device box: the key that opens it, and its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SimBox {
     pub session: u64,
@@ -100,16 +101,16 @@ impl SimBox {
     }
 }
 
-/// A device: its durable state, and the process that runs on it, if it does.
+/// A device: its durable state, and its process while it runs.
 #[derive(Debug)]
 pub(super) struct Device {
     pub store: LocalStore,
     pub replica: Option<Replica>,
-    /// What the open transaction changed in the suite.
+    /// The suite with the changes of the open transaction.
     suite: SimSuite,
     pub connection: Option<u64>,
     pub snapshot: Option<LocalStore>,
-    /// Increases with each start, so that old timers are told apart.
+    /// Increases with each start and crash, so that old timers are ignored.
     pub boot: u64,
 }
 
@@ -186,7 +187,7 @@ impl Device {
         if !suite.receiving.entry(sealed.session).or_default().insert(sealed.counter) {
             return Err(Unreadable::Undecryptable);
         }
-        // The session that was heard in last is answered in, as libsignal promotes it.
+        // The device answers in the session that it last received in, as libsignal promotes it.
         suite.current.insert(sealed.from, sealed.session ^ BACK);
         let RowContent::Message { message, .. } = &row.content else {
             return Err(Unreadable::Malformed);
@@ -198,9 +199,9 @@ impl Device {
         if placed { Ok(()) } else { Err(Unreadable::Misplaced) }
     }
 
-    /// The content of an own message, for a device that asks for it again.
+    /// Returns the content of an own message, for a device that requests it again.
     pub(super) fn recall(&self, conversation: ConversationId, id: MessageId) -> Option<Bytes> {
-        // Others may have it before this device knows that it is stored.
+        // Other devices may have the message before this device learns that it is stored.
         let sealed = self.store.saved.outbox.iter().filter_map(|entry| entry.publish.as_ref());
         let waits = sealed.map(|publish| publish.number).find(|number| number.message_id == id);
         let own = self.store.sent.get(&id).copied().or(waits.map(|number| number.conversation))?;
@@ -276,7 +277,7 @@ impl Device {
         }
     }
 
-    /// Drops every session and prekey: they may have been used by the store's other life.
+    /// Drops every session and prekey: another copy of the store may have used them.
     pub(super) fn forget(&mut self, incarnation: u32) {
         self.suite = SimSuite {
             last_prekey: u64::from(incarnation) << 32,
@@ -307,7 +308,7 @@ impl Device {
 
     // ---- the local store -----------------------------------------------------------------------------
 
-    /// Makes changes durable; gives what became stored, as (conversation, id, seq).
+    /// Makes changes durable. Returns the newly stored messages as (conversation, id, seq).
     pub(super) fn commit(&mut self, changes: Changes) -> Vec<(ConversationId, MessageId, Seq)> {
         let mut stored = Vec::new();
         self.store.saved.generation = changes.generation;

@@ -1,4 +1,4 @@
-//! What happened, written down by the simulator itself, and the laws it must obey.
+//! The record of a schedule, and the laws (invariants) that it must obey.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -9,23 +9,23 @@ use crate::memory::Tables;
 use crate::model::envelope::{InboxRow, RowContent};
 use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq};
 
-/// A law that was broken.
+/// A broken law (invariant).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// Which: `lost`, `twice`, `order`, `ghost`, `ack`, `keys`, `differs`, `unreadable`, `recovered` or `stuck`.
+    /// `lost`, `twice`, `order`, `ghost`, `ack`, `keys`, `differs`, `unreadable`, `recovered` or `stuck`.
     pub law: &'static str,
-    /// How.
+    /// A description with ids and seqs.
     pub how: String,
 }
 
-/// The log of what the users did and were known.
+/// The messages that the users sent, and the acknowledgements that they received.
 #[derive(Debug, Default)]
 pub(super) struct Oracle {
-    /// By sending installation: ids in the order `send` returned.
+    /// Message ids by sending installation, in sending order.
     pub sent: BTreeMap<InstallationId, Vec<MessageId>>,
-    /// What a device was known is stored.
+    /// Messages that were acknowledged to a device as stored, with their positions.
     pub acked: HashMap<(InstallationId, MessageId), (ConversationId, Seq)>,
-    /// Rows committed before this may have been removed by retention, in microseconds.
+    /// Retention may have removed rows committed before this time, in microseconds since 1970.
     pub swept_us: u64,
     violation: Option<Violation>,
 }
@@ -48,7 +48,7 @@ impl Oracle {
         self.violation.get_or_insert(Violation { law, how });
     }
 
-    /// Checks everything once the world is quiet.
+    /// Checks the laws once the world is at rest.
     pub(super) fn check(mut self, devices: &[Device], tables: &Tables) -> Result<(), Violation> {
         let conversations: HashSet<ConversationId> =
             self.acked.values().map(|(conversation, _)| *conversation).collect();
@@ -88,7 +88,7 @@ impl Oracle {
             };
             let sender = message.sender.installation;
             if !seen.insert((sender, message.id)) {
-                self.broken("twice", format!("{:?} has two places in {id:?}", message.id));
+                self.broken("twice", format!("{:?} is stored twice in {id:?}", message.id));
             }
             let sent = self.sent.get(&sender).and_then(|sent| sent.iter().position(|id| *id == message.id));
             let Some(place) = sent else {
@@ -96,7 +96,7 @@ impl Oracle {
                 continue;
             };
             if places.insert(sender, place).is_some_and(|before| before > place) {
-                self.broken("order", format!("{:?} of {sender:?} overtook a later one", message.id));
+                self.broken("order", format!("{:?} of {sender:?} follows a later one", message.id));
             }
         }
     }
@@ -112,17 +112,18 @@ impl Oracle {
                 _ => false,
             });
             if !there {
-                self.broken("lost", format!("{id:?} was acknowledged at {seq} and is not there"));
+                self.broken("lost", format!("{id:?} was acknowledged at {seq} but is lost"));
             }
         }
     }
 
-    /// What could not be read was asked for again, and whoever still has it sent it.
+    /// Checks that the device requested all unreadable messages again, and received those that their senders
+    /// still have.
     fn check_recovered(&mut self, device: &Device, restored: &HashSet<InstallationId>) {
         let unasked = device.store.saved.unasked.len();
         if unasked > 0 {
-            // Noted as unasked, it would be asked for again at every start.
-            self.broken("recovered", format!("{:?} has {unasked} still to ask for", device.address()));
+            // The device would request them again at every start.
+            self.broken("recovered", format!("{:?} must still request {unasked}", device.address()));
         }
         for (conversation, seq, what) in &device.store.shown {
             if let Shown::Unreadable(sender, id, why) = what
@@ -150,7 +151,7 @@ impl Oracle {
         let mut ids = HashSet::new();
         for (conversation, seq, what) in &device.store.shown {
             if last.insert(*conversation, *seq).is_some_and(|before| before >= *seq) {
-                self.broken("order", format!("{own:?} showed {seq} of {conversation:?} late"));
+                self.broken("order", format!("{own:?} showed {seq} of {conversation:?} out of order"));
             }
             if let Shown::Message(sender, id) = what
                 && !ids.insert((*sender, *id))
@@ -172,7 +173,7 @@ impl Oracle {
             let cursor = device.store.cursor(*id);
             let last = log.iter().rev().find(|row| is_for(row, own)).map_or(0, |row| row.seq);
             if cursor < last {
-                self.broken("stuck", format!("{own:?} has {cursor} of {last} of {id:?}"));
+                self.broken("stuck", format!("{own:?} has {cursor} of {last} rows of {id:?}"));
             }
             for row in log.iter().filter(|row| is_for(row, own)) {
                 let RowContent::Message { message, .. } = &row.content else {
@@ -195,7 +196,7 @@ impl Oracle {
         }
         let waiting = device.replica.as_ref().map_or(usize::MAX, |replica| replica.outbox_len());
         if waiting != 0 {
-            self.broken("stuck", format!("{own:?} still has {waiting} to send"));
+            self.broken("stuck", format!("{own:?} still has {waiting} unsent messages"));
         }
     }
 }
@@ -212,12 +213,12 @@ fn is_for(row: &InboxRow, device: DeviceAddress) -> bool {
     })
 }
 
-/// Every key of a ratchet seals one message: checked over everything that was committed.
+/// The ratchet keys in all commits. Each key may seal only one message.
 #[derive(Debug, Default)]
 pub(super) struct KeyUse {
     used: HashMap<(u64, u64), (MessageId, InstallationId)>,
     twice: Option<String>,
-    /// A row that was written again with other bytes.
+    /// A row that was written again with different bytes.
     pub differing: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! The registry of the world: now and then it does not answer, or its answer is lost.
+//! The simulated registry: some calls fail, and some answers are lost.
 
 use std::fmt;
 
@@ -12,11 +12,11 @@ use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{DeviceAddress, UserId};
 use crate::model::rng::Rng;
 
-/// A [`Registry`] in memory that fails.
+/// A [`Registry`] in memory with injected errors.
 pub(super) struct SimRegistry {
     routes: MemoryRegistry,
     rng: Mutex<Rng>,
-    /// Percent of calls that fail before anything was done, and of those that fail although it was.
+    /// Percent of calls that fail before they have an effect, and percent that fail after.
     errors: Mutex<(u64, u64)>,
 }
 
@@ -35,12 +35,12 @@ impl SimRegistry {
         }
     }
 
-    /// From here on nothing fails.
+    /// Stops all injected errors.
     pub(super) fn heal(&self) {
         *self.errors.lock() = (0, 0);
     }
 
-    /// It loses everything.
+    /// Drops all routes.
     pub(super) fn forget(&self) {
         self.routes.forget();
     }

@@ -275,12 +275,12 @@ impl Server {
     }
 }
 
-/// Runs a future of the memory backends, which never wait.
+/// Runs a future of the memory backends. They never wait.
 #[allow(clippy::panic)] // a bug of the simulator itself
 pub(super) fn ready<T>(future: impl Future<Output = T>) -> T {
     let mut future = std::pin::pin!(future);
     match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => value,
-        Poll::Pending => panic!("a memory backend waited"),
+        Poll::Pending => panic!("a memory backend must not wait"),
     }
 }

@@ -1,4 +1,4 @@
-//! The memory store with a power switch.
+//! The memory store with injected errors and partial commits.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -22,23 +22,24 @@ use crate::model::id::{ConversationId, InstallationId, MessageId, Seq, StoreEpoc
 use crate::model::rng::Rng;
 use crate::mutant::Mutant;
 
-/// What a [`SimStore`] does to commits.
+/// The faults that a [`SimStore`] injects.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StoreFaults {
-    /// Apply a commit row by row, and stop anywhere: after a crash the first rows are there.
+    /// Apply a commit row by row with a possible stop after any row: a crash leaves only the first rows.
     pub split: bool,
-    /// Apply half of the commits state first, with what it takes to finish them, and the rest when they settle.
+    /// For half of the commits, write the state first, with a redo record. `make_visible` writes the rest.
     pub durable_first: bool,
-    /// Percent of calls that fail before anything is applied, reads included.
+    /// Percent of calls that fail before they are fully applied, reads included.
     pub error_before: u64,
-    /// Percent of commits and acks whose outcome is unknown although all of it is applied.
+    /// Percent of commits and acks that are applied in full and still return an unknown outcome.
     pub error_after: u64,
 }
 
-/// The last commit of each conversation whose state was not written last: whoever goes on finishes it.
+/// Redo records: the last commit of each conversation whose state was not written last. The next shard owner
+/// finishes it.
 pub(super) type Redo = Arc<Mutex<BTreeMap<ConversationId, Commit>>>;
 
-/// Tables that outlive a crash, reached through one process's life of the store.
+/// One process's handle to tables that survive a crash.
 #[derive(Debug)]
 pub(super) struct SimStore {
     tables: Arc<Mutex<Tables>>,
@@ -64,7 +65,7 @@ impl SimStore {
         if fails { Err(unknown()) } else { Ok(()) }
     }
 
-    /// Applies writes; `redo` is the commit they are of, if its state does not come last.
+    /// Applies writes. `redo` is their commit, if its state is not written last.
     fn apply(&self, writes: Vec<Write>, redo: Option<&Commit>) {
         let mut tables = self.tables.lock();
         for write in writes {
@@ -102,7 +103,7 @@ impl SimStore {
         }
     }
 
-    /// Writes the rows of a conversation's last commit again.
+    /// Writes the rows of a conversation's last commit again, from its redo record.
     fn finish(&self, conversation: ConversationId, state: &ConversationState) -> Result<()> {
         let faults = *self.faults.lock();
         let redo = self.redo.lock().get(&conversation).filter(|redo| redo.state == *state).cloned();
@@ -127,7 +128,8 @@ impl SimStore {
         }
     }
 
-    /// What is safe may be acknowledged before its row is there.
+    /// Returns the highest seq for the device in the redo record; 0 if there is none. A device may
+    /// acknowledge a durable row before the row is visible.
     fn tail_to_come(&self, conversation: ConversationId, device: InstallationId) -> Seq {
         let redo = self.redo.lock();
         let rows = redo.get(&conversation).into_iter().flat_map(|commit| &commit.inbox);
@@ -146,7 +148,7 @@ impl SimStore {
     }
 }
 
-/// Whether a write comes before a commit is safe, and not when it settles.
+/// Whether a write makes a commit durable. The other writes make it visible.
 const fn makes_safe(write: &Write) -> bool {
     matches!(write, Write::State(..) | Write::Generation(..))
 }

@@ -1,4 +1,4 @@
-//! Time, network, crashes and users.
+//! The simulated world: time, network, crashes and users.
 
 mod cluster;
 mod devices;
@@ -29,40 +29,41 @@ use crate::model::time::{Instant, WallClock};
 use crate::replica::Input;
 use crate::wire::{ClientFrame, ServerFrame};
 
-/// When faults end and everything must come to rest.
+/// Time in milliseconds when the faults end. From then on the world must come to rest.
 const HEAL_MS: u64 = 60_000;
-/// When it must have come to rest.
+/// Time in milliseconds when the world must be at rest.
 const END_MS: u64 = HEAL_MS + 400_000;
 
 #[derive(Debug)]
 enum Event {
-    /// A user writes.
+    /// A user sends a message.
     Send(usize),
-    /// A user reads everything.
+    /// A user reads all received messages.
     Read(usize),
     DeviceTimer(usize, u64),
     StartDevice(usize),
     CrashDevice(usize),
-    /// This device is put on its user's list.
+    /// A device is added to the list of its user.
     Link(usize),
     Snapshot(usize),
     Restore(usize),
-    /// Retention removes what has waited for so many milliseconds.
+    /// Retention removes rows older than this many milliseconds.
     Sweep(u64),
     StartServer(usize),
     CrashServer(usize),
-    /// A process is stopped for so many milliseconds.
+    /// A process is paused for this many milliseconds.
     Stop(usize, u64),
-    /// A shard is given to another process.
+    /// A shard moves to another process.
     Move(usize),
-    /// A process learns that a shard is its own, or no longer.
+    /// A process learns that it owns a shard.
     Assigned(usize, usize),
+    /// A process learns that it no longer owns a shard.
     Revoked(usize, usize),
-    /// Shards of the dead go to others.
+    /// Shards without a running owner move to other processes.
     Rebalance,
-    /// The registry loses everything.
+    /// The registry loses all routes.
     Forget,
-    /// What one gateway told another arrives.
+    /// Deliveries from another gateway arrive.
     NodeDelivery(GatewayId, Vec<SessionDelivery>),
     /// A task that was woken goes on.
     Poll(Task),
@@ -78,7 +79,7 @@ enum Event {
     Broken(u64),
 }
 
-/// How the network behaves in this schedule.
+/// The network faults of this schedule. Loss and duplication in percent, delay in milliseconds.
 #[derive(Clone, Copy, Debug)]
 struct Network {
     /// Frames keep their order, as over TCP.
@@ -92,7 +93,7 @@ struct Network {
 struct Pipe {
     device: usize,
     server: usize,
-    /// When the last frame arrives, in each direction.
+    /// Arrival time of the last frame, by direction.
     last: [u64; 2],
 }
 
@@ -124,7 +125,7 @@ pub(super) struct World {
     last_pipe: u64,
     faults: StoreFaults,
     session_queue: usize,
-    /// A second device that joins in the middle.
+    /// The index of a second device that is linked during the schedule.
     linked_later: Option<usize>,
     device_crash: u64,
     healed: bool,
@@ -138,7 +139,7 @@ impl World {
         let mut rng = Rng::new(seed);
         let clock = Arc::new(ManualClock::default());
         let keys = Arc::new(MemoryKeys::default());
-        // Devices are numbered 0 to 3: two of each account.
+        // Devices have the indices 0 to 3: two for each account.
         let linked_later = rng.chance(40).then(|| [1, 3][rng.below(2) as usize]);
         for (n, account) in ACCOUNTS.iter().enumerate() {
             let _ = ready(keys.register(&account.handle, &account.lists[0]));
@@ -165,7 +166,7 @@ impl World {
             error_before: if faulty_store { rng.below(15) } else { 0 },
             error_after: if faulty_store { rng.below(15) } else { 0 },
         };
-        // The registry of one process is its own.
+        // Without a cluster, the one process has its own registry, which does not fail.
         let faulty_registry = options.cluster && rng.chance(40);
         let registry_errors = if faulty_registry { (rng.below(30), rng.below(30)) } else { (0, 0) };
         let registry = Arc::new(SimRegistry::new(rng.next_u64(), registry_errors));
@@ -294,7 +295,7 @@ impl World {
         }
     }
 
-    /// Draws everything that is to happen.
+    /// Draws the events of the schedule.
     fn plan(&mut self) {
         for server in 0..self.servers.len() {
             self.at(0, Event::StartServer(server));
@@ -311,7 +312,7 @@ impl World {
                 start += self.rng.below(1000);
             }
             self.at(start, Event::StartDevice(device));
-            // Bursts, so that several are on the way at once.
+            // Bursts, so that several messages are in flight at once.
             for _ in 0..self.rng.below(4) {
                 let at = self.rng.below(HEAL_MS * 3 / 4);
                 bursts.push((device, at));
@@ -352,7 +353,7 @@ impl World {
             let mut snapshot = self.rng.below(HEAL_MS * 2 / 3);
             let mut within = HEAL_MS - snapshot;
             if self.rng.chance(60) && !bursts.is_empty() {
-                // In the middle of sending: it may still be on its way when the copy connects.
+                // During a burst: its messages may still be in flight when the restored copy connects.
                 (device, snapshot) = bursts[self.rng.below(bursts.len() as u64) as usize];
                 snapshot += self.rng.below(500);
                 within = 3000;
@@ -384,7 +385,7 @@ impl World {
         }
     }
 
-    /// Nothing is left to do but heartbeats.
+    /// Whether only heartbeats are left.
     fn at_rest(&self) -> bool {
         let quiet = self.servers.iter().all(Option::is_some) && self.cluster.log.lock().is_applied();
         quiet
@@ -424,7 +425,7 @@ impl World {
         Instant::from_millis(self.now)
     }
 
-    /// Which process an event is for.
+    /// Returns the process that handles an event, if one does.
     fn server_of(&self, event: &Event) -> Option<usize> {
         match event {
             Event::Poll(Task::Shard(server, _))
@@ -554,7 +555,7 @@ impl World {
     }
 }
 
-#[allow(clippy::print_stdout)] // asked for by name
+#[allow(clippy::print_stdout)] // requested with `Options::trace`
 fn trace(at: u64, event: &Event) {
     let text = match event {
         Event::Poll(_) | Event::DeviceTimer(..) => return,

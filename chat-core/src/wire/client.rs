@@ -45,7 +45,7 @@ impl ClientFrame {
             }
             Frame::Heartbeat(_) => Self::Heartbeat,
             Frame::CatchUp(_) => Self::CatchUp,
-            Frame::Request(request) if request.id == 0 => return Err(invalid("a request has an id above 0")),
+            Frame::Request(request) if request.id == 0 => return Err(invalid("a request id must not be 0")),
             Frame::Request(request) => match request.body {
                 Some(body) => Self::Request(request.id, request_from_proto(body)?),
                 None => Self::Unknown(Some(request.id)),
@@ -59,7 +59,7 @@ impl ClientFrame {
         })
     }
 
-    /// The frame's bytes.
+    /// Returns the encoded frame.
     pub fn encode(&self) -> Bytes {
         use proto::client_frame::Frame;
         let frame = match self {
@@ -97,7 +97,7 @@ impl ClientFrame {
 
 fn ack_from_proto(conversation: &[u8], seq: Seq) -> Result<AckUpTo> {
     if seq == 0 || seq > u64::MAX / 2 {
-        return Err(invalid("a seq is above 0"));
+        return Err(invalid("a seq must be 1 to 2^63-1"));
     }
     Ok(AckUpTo { conversation: ConversationId::parse(conversation)?, seq })
 }
@@ -152,7 +152,7 @@ fn registration_from_proto(raw: proto::Register) -> Result<Registration> {
     let list = match raw.list {
         Some(list) => list_from_proto(list)?,
         None if raw.replace => return Ok(Registration::Lookup { token: raw.token, handle }),
-        None => return Err(invalid("a registration brings a device list")),
+        None => return Err(invalid("a registration must carry a device list")),
     };
     Ok(Registration::Account { token: raw.token, handle, list, replace: raw.replace })
 }
@@ -187,7 +187,7 @@ fn upload_from_proto(raw: proto::Prekeys) -> Result<PrekeyUpload> {
     for key in raw.one_time {
         at_most(key.data.len(), 4096, "a prekey is too large")?;
         if key.id <= last || key.id > raw.uploaded_through {
-            return Err(invalid("prekey ids rise and end at uploaded_through"));
+            return Err(invalid("prekey ids must rise and not exceed uploaded_through"));
         }
         last = key.id;
         one_time.push(OneTimePrekey { id: key.id, data: key.data });

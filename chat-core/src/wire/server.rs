@@ -15,10 +15,11 @@ use crate::model::limits::MAX_FRAME;
 use crate::proto;
 
 impl ServerFrame {
-    /// Reads one frame and checks every id in it.
+    /// Decodes one frame and checks every id in it.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) if it is no frame or breaks a rule of the wire.
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) if the bytes are not a frame or break a rule of the
+    /// wire protocol.
     pub fn parse(bytes: Bytes) -> Result<Self> {
         at_most(bytes.len(), 4 * MAX_FRAME, "the frame is too large")?;
         let raw = proto::ServerFrame::decode(bytes).map_err(|e| invalid("not a frame").caused_by(e))?;
@@ -77,7 +78,7 @@ impl ServerFrame {
         })
     }
 
-    /// The frame's bytes.
+    /// Returns the encoded frame.
     pub fn encode(&self) -> Bytes {
         use proto::server_frame::Frame;
         let frame = match self {

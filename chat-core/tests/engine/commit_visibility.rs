@@ -1,4 +1,4 @@
-//! Who is told what while a commit is safe and not every reader sees it.
+//! Deliveries while a commit is durable and not yet visible to every reader.
 
 use std::pin::Pin;
 
@@ -15,11 +15,11 @@ use tokio::sync::Semaphore;
 
 use super::*;
 
-/// Commits are safe at once and seen once they may settle.
+/// A store whose commits are durable at once, and visible once a permit is added.
 #[derive(Debug)]
 struct Later {
     store: MemoryStore,
-    /// How many may settle; closed: they fail.
+    /// Permits of `make_visible`; it fails if the semaphore is closed.
     turns: Semaphore,
 }
 
@@ -48,7 +48,7 @@ impl MessageStore for Later {
     async fn make_visible(&self, commits: Vec<Commit>) -> Result<()> {
         let turn = self.turns.acquire().await;
         self.store.commit(commits).await;
-        turn.map(|turn| turn.forget()).map_err(|_| Error::new(ErrorKind::Unavailable, "in part"))
+        turn.map(|turn| turn.forget()).map_err(|_| Error::new(ErrorKind::Unavailable, "partly visible"))
     }
 
     async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckUpTo]) -> Result<()> {
@@ -81,7 +81,7 @@ impl MessageStore for Later {
     }
 }
 
-/// Alice wrote to Bob.
+/// A message of Alice to Bob is in the log.
 struct Scene {
     engine: Engine,
     store: Arc<Later>,
@@ -112,7 +112,7 @@ impl Scene {
         scene
     }
 
-    /// A turn of the shard, up to where its commit is safe.
+    /// Processes a batch until its commit is durable.
     fn until_safe(&self) -> Pin<Box<dyn Future<Output = Result<()>> + '_>> {
         let mut turn = Box::pin(self.engine.process_batch(0));
         assert!(turn.as_mut().now_or_never().is_none());
@@ -128,7 +128,7 @@ impl Scene {
     }
 }
 
-/// The seqs of what a connection was told.
+/// Returns the seqs of the rows that a connection received.
 fn delivered(handle: &mut SessionHandle) -> Vec<Seq> {
     let events = std::iter::from_fn(|| handle.events.try_recv().ok()).flatten();
     let rows = events.filter_map(|event| match event {
@@ -157,7 +157,7 @@ fn device_that_connects_before_visibility_gets_the_row_then() {
         let before = known_before.then(|| scene.connect());
         let turn = scene.until_safe();
         let mut bob = scene.connect();
-        assert_eq!((delivered(&mut bob), scene.inbox()), (vec![], 0), "neither told nor in its inbox");
+        assert_eq!((delivered(&mut bob), scene.inbox()), (vec![], 0), "neither delivered nor in its inbox");
         scene.store.turns.add_permits(1);
         ready(turn).unwrap();
         assert_eq!(delivered(&mut bob), vec![1]);

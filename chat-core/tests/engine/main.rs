@@ -1,4 +1,5 @@
-//! What the engine decides before the log (paces, quotas, presence, accounts), and whom it tells after it.
+//! Tests of the engine: its decisions before the log (rate limits, quotas, presence, accounts) and its
+//! deliveries after it.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod commit_visibility;
@@ -94,7 +95,7 @@ impl User {
         }
     }
 
-    /// Publishes a message; what is answered at once, if anything is.
+    /// Publishes a message. Returns the refusal if one is answered at once.
     fn publish(&mut self, engine: &Engine, to: &Self, size: usize) -> Option<Refusal> {
         let number = self.number(to);
         let audience = [self, to]
@@ -119,7 +120,7 @@ fn engine(rates: Rates) -> (Engine, Arc<ManualClock>) {
     (Engine::new(Backends { router, ..Backends::memory() }, settings, clock.clone()), clock)
 }
 
-/// Lets every shard apply what waits for it.
+/// Processes all waiting records of every shard.
 fn work(engine: &Engine) {
     for shard in 0..engine.shards() {
         while engine.process_batch(shard).now_or_never().is_some_and(|turned| turned.is_ok()) {}
@@ -127,7 +128,7 @@ fn work(engine: &Engine) {
 }
 
 #[test]
-fn a_stranger_is_paced_until_the_other_writes_back() {
+fn stranger_is_limited_until_the_recipient_writes_back() {
     let (engine, clock) = engine(Rates::default());
     let (mut alice, mut bob) = (User::new(1, "alice"), User::new(2, "bob"));
     alice.register(&engine);
@@ -135,20 +136,20 @@ fn a_stranger_is_paced_until_the_other_writes_back() {
     for n in 0..60 {
         assert_eq!(alice.publish(&engine, &bob, 10), None, "message {n}");
     }
-    assert_eq!(alice.publish(&engine, &bob, 10), Some(Refusal::Throttled(1000)), "then one a second");
+    assert_eq!(alice.publish(&engine, &bob, 10), Some(Refusal::Throttled(1000)), "then one per second");
     work(&engine);
     clock.set_us(START_US + 1_000_000);
     assert_eq!(alice.publish(&engine, &bob, 10), None);
     assert!(alice.publish(&engine, &bob, 10).is_some());
-    assert_eq!(bob.publish(&engine, &alice, 10), None, "the other has a pace of his own");
+    assert_eq!(bob.publish(&engine, &alice, 10), None, "the recipient has a separate limit");
     work(&engine);
     for n in 0..1000 {
-        assert_eq!(alice.publish(&engine, &bob, 10), None, "message {n} to somebody who wrote back");
+        assert_eq!(alice.publish(&engine, &bob, 10), None, "message {n} to a user that wrote back");
     }
 }
 
 #[test]
-fn a_full_inbox_refuses_messages_and_makes_voids_wait() {
+fn full_inbox_refuses_messages_and_delays_skips() {
     let (engine, _clock) = engine(Rates::OFF);
     let (mut alice, bob) = (User::new(1, "alice"), User::new(2, "bob"));
     alice.register(&engine);
@@ -158,7 +159,7 @@ fn a_full_inbox_refuses_messages_and_makes_voids_wait() {
             break refusal;
         }
         work(&engine);
-        assert!(alice.sent < 2000, "64 MiB are a thousand of these");
+        assert!(alice.sent < 2000, "about a thousand messages fill 64 MiB");
     };
     assert_eq!(refusal, Refusal::Quota);
     let number = alice.number(&bob);
@@ -173,7 +174,7 @@ fn a_full_inbox_refuses_messages_and_makes_voids_wait() {
 }
 
 #[test]
-fn an_unlinked_device_with_a_full_inbox_holds_up_nobody() {
+fn full_inbox_of_an_unlinked_device_does_not_delay_skips() {
     let (engine, _clock) = engine(Rates::OFF);
     let (mut alice, mut bob) = (User::new(1, "alice"), User::new(2, "bob"));
     alice.register(&engine);
@@ -182,7 +183,7 @@ fn an_unlinked_device_with_a_full_inbox_holds_up_nobody() {
         work(&engine);
     }
     let number = alice.number(&bob);
-    assert!(ready(skip(&engine, alice.device(), number)).is_some(), "it waits");
+    assert!(ready(skip(&engine, alice.device(), number)).is_some(), "the skip waits");
     // Bob's only device is lost; he replaces it.
     let key = SigningKey::from_bytes(&[77; 32]);
     let entry =
@@ -190,7 +191,7 @@ fn an_unlinked_device_with_a_full_inbox_holds_up_nobody() {
     let lost = bob.device();
     bob.list = sign(&bob.account, &DeviceList::next(&bob.list, 1, vec![entry]));
     assert!(ready(engine.respond(lost, Request::PutList(bob.list.clone()))).is_ok());
-    assert_eq!(ready(skip(&engine, alice.device(), number)), None, "and goes on");
+    assert_eq!(ready(skip(&engine, alice.device(), number)), None, "the skip is accepted");
 }
 
 #[test]
@@ -201,7 +202,8 @@ fn recipient_is_no_contact_until_it_answers() {
     bob.register(&engine);
     assert_eq!(eve.publish(&engine, &bob, 10), None);
     work(&engine);
-    // Bob's device asks for what it cannot read, in a mailbox: that is no answer of Bob.
+    // Bob's device requests a message that it cannot read, through a mailbox: this does not count as an
+    // answer of Bob.
     let number = SendPosition {
         conversation: ConversationId::mailbox(bob.device().installation, eve.device().installation),
         ..bob.number(&eve)
@@ -222,12 +224,12 @@ fn recipient_is_no_contact_until_it_answers() {
     assert!(eve.publish(&engine, &bob, 10).is_some(), "still a stranger");
     work(&engine);
     let skip = ready(skip(&engine, eve.device(), eve.number(&bob)));
-    assert!(skip.is_some(), "nor does using numbers up go faster");
+    assert!(skip.is_some(), "skips are limited as well");
     assert_eq!(bob.publish(&engine, &eve, 10), None);
 }
 
 #[test]
-fn users_made_up_get_no_buckets() {
+fn made_up_users_get_no_buckets() {
     let (engine, _clock) = engine(Rates::default());
     let alice = User::new(1, "alice");
     alice.register(&engine);
@@ -262,9 +264,9 @@ fn a_user_is_present_until_seventy_five_seconds_after_the_last_heartbeat() {
     assert!(!sees(&alice, 0));
     let handle = ready(engine.bind(bob.device())).unwrap();
     assert!(sees(&alice, 1), "online at once");
-    assert!(!sees(&eve, 1), "not for whoever shares no conversation");
-    assert!(sees(&alice, 2 * HEARTBEAT_MS), "one lost heartbeat shows nothing");
-    assert!(sees(&alice, IDLE_MS - 1) && !sees(&alice, IDLE_MS), "offline in time");
+    assert!(!sees(&eve, 1), "hidden from a user without a shared conversation");
+    assert!(sees(&alice, 2 * HEARTBEAT_MS), "one lost heartbeat changes nothing");
+    assert!(sees(&alice, IDLE_MS - 1) && !sees(&alice, IDLE_MS), "offline after the idle timeout");
     ready(engine.beat(&handle));
     assert!(sees(&alice, IDLE_MS + 1));
     ready(engine.unbind(&handle));
@@ -272,7 +274,7 @@ fn a_user_is_present_until_seventy_five_seconds_after_the_last_heartbeat() {
 }
 
 #[test]
-fn prekeys_are_handed_out_slowly_and_their_owner_is_told_of_few() {
+fn prekey_claims_are_limited_and_the_owner_is_notified_of_few() {
     let (engine, clock) = engine(Rates::local());
     let (alice, bob) = (User::new(1, "alice"), User::new(2, "bob"));
     alice.register(&engine);
@@ -297,7 +299,7 @@ fn prekeys_are_handed_out_slowly_and_their_owner_is_told_of_few() {
     for _ in 0..6 {
         assert!(!claim().unwrap().bundles[0].one_time.is_empty());
     }
-    assert_eq!(claim(), Err(Refusal::Throttled(600_000)), "six, then one in ten minutes");
+    assert_eq!(claim(), Err(Refusal::Throttled(600_000)), "six, then one per ten minutes");
     clock.set_us(START_US + 600_000_000);
     assert!(claim().is_ok());
     let events: Vec<_> = std::iter::from_fn(|| handle.events.try_recv().ok()).flatten().collect();
@@ -307,11 +309,11 @@ fn prekeys_are_handed_out_slowly_and_their_owner_is_told_of_few() {
         assert!(ready(engine.respond(bob.device(), upload(25 * n))).is_ok());
     }
     let more = ready(engine.respond(bob.device(), upload(225)));
-    assert!(matches!(more, Err(Refusal::Throttled(_))), "no more than {STORED_PREKEYS} are kept");
+    assert!(matches!(more, Err(Refusal::Throttled(_))), "at most {STORED_PREKEYS} are stored");
 }
 
 #[test]
-fn open_registration_replaces_nobody() {
+fn open_registration_cannot_replace_an_account() {
     let (engine, _clock) = engine(Rates::OFF);
     let alice = User::new(1, "alice");
     alice.register(&engine);
@@ -334,7 +336,7 @@ fn open_registration_replaces_nobody() {
 }
 
 #[test]
-fn retention_ends_what_waits_too_long() {
+fn retention_removes_rows_that_wait_too_long() {
     let (engine, clock) = engine(Rates::OFF);
     let (mut alice, bob) = (User::new(1, "alice"), User::new(2, "bob"));
     alice.register(&engine);
@@ -356,7 +358,7 @@ fn retention_ends_what_waits_too_long() {
 }
 
 #[test]
-fn an_offer_leaves_nothing_behind() {
+fn withdrawn_offer_leaves_no_route() {
     let registry = Arc::new(MemoryRegistry::default());
     let backends = Backends { registry: registry.clone(), ..Backends::memory() };
     let engine = Engine::new(backends, EngineSettings::default(), Arc::new(ManualClock::default()));

@@ -1,4 +1,4 @@
-//! What the registry is: a hint.
+//! The registry is a hint: sessions work if it fails, is late, or has a newer route.
 
 use async_trait::async_trait;
 use chat_core::backend::{GatewayId, Registry, Route};
@@ -8,12 +8,12 @@ use chat_core::{Error, ErrorKind, Result, UserId};
 
 use super::*;
 
-/// A registry that nobody can reach.
+/// An unreachable registry.
 #[derive(Debug)]
 struct Away;
 
 fn away<T>() -> Result<T> {
-    Err(Error::new(ErrorKind::Unavailable, "nobody answers"))
+    Err(Error::new(ErrorKind::Unavailable, "the registry is unreachable"))
 }
 
 #[async_trait]
@@ -68,7 +68,7 @@ fn sessions_of_this_process_need_no_registry() {
     assert!(matches!(&second.events.try_recv().unwrap()[..], [SessionEvent::Row(_)]));
 }
 
-/// A registry that carries out what nobody waited for.
+/// A registry that reports `bind` as failed, but carries it out.
 #[derive(Debug, Default)]
 struct Late(MemoryRegistry);
 
@@ -96,14 +96,14 @@ impl Registry for Late {
     }
 
     async fn lookup(&self, users: &[UserId]) -> Result<Vec<Route>> {
-        // Later than the clock of whoever gave it up.
+        // Later than the clock of the gateway whose call failed.
         let routes = self.0.lookup(users).await?;
         Ok(routes.into_iter().map(|route| Route { epoch: u64::MAX, ..route }).collect())
     }
 }
 
 #[test]
-fn a_route_that_came_late_ends_no_session_of_its_own_gateway() {
+fn late_route_does_not_close_a_session_of_its_own_gateway() {
     let (engine, _, bob) = engine_with(Arc::new(Late::default()));
     let mut here = ready(engine.bind(bob.device())).unwrap();
     ready(engine.beat(&here));
@@ -117,7 +117,7 @@ fn a_session_ends_when_its_device_is_connected_elsewhere() {
     let (engine, _, bob) = engine_with(registry.clone());
     let mut here = ready(engine.bind(bob.device())).unwrap();
     ready(engine.beat(&here));
-    assert!(here.events.try_recv().is_err(), "it is the only one");
+    assert!(here.events.try_recv().is_err(), "it is the only session");
     ready(registry.bind(bob.device(), GatewayId(9))).unwrap();
     ready(engine.beat(&here));
     assert_eq!(here.events.try_recv().unwrap(), [SessionEvent::Closed(CloseReason::Replaced)]);

@@ -1,5 +1,5 @@
-//! Accounts, device lists and prekeys. The writer's thread changes them one after the other, and they share
-//! its syncs.
+//! Accounts, device lists and prekeys. The writer's thread applies changes one after the other, and they
+//! share its syncs.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,7 +19,7 @@ impl Tables {
         value.map(|value| decode_list(value.into()).map_err(|_| corrupt())).transpose()
     }
 
-    /// Writes a list and who owns its installations; refuses another user's.
+    /// Writes a list and the owner of its installations. Refuses an installation of another user.
     fn add_list(&self, batch: &mut OwnedWriteBatch, list: &SignedDeviceList) -> Result<()> {
         let user = list.list().user;
         for device in list.list().addresses() {
@@ -33,7 +33,7 @@ impl Tables {
         Ok(())
     }
 
-    /// Signed part, its signature, and the highest one-time id ever uploaded.
+    /// Returns the signed part, its signature, and the highest one-time prekey id uploaded.
     pub(super) fn read_bundle(&self, device: InstallationId) -> Result<Option<(Bytes, Bytes, u64)>> {
         let Some(value) = self.bundles.get(device.as_bytes()).map_err(failed)? else {
             return Ok(None);
@@ -79,10 +79,10 @@ fn bundle_value(upload: &PrekeyUpload) -> Vec<u8> {
         .concat()
 }
 
-/// What a change gives, and what it writes.
+/// Result of a change: the value for its caller, and the batch that it writes, if any.
 type Changed<T> = Result<(T, Option<OwnedWriteBatch>)>;
 
-/// The changes: each reads what is there and writes one batch.
+/// Changes of the key directory. Each reads the current data and returns at most one batch to write.
 impl Tables {
     fn register(&self, handle: &Handle, list: &SignedDeviceList) -> Changed<()> {
         let user = list.list().user;

@@ -1,4 +1,4 @@
-//! Keys and small values: fixed widths, big endian, so that byte order is the order of meaning.
+//! Encoding of keys and small values: fixed widths, big endian, so that byte order is the logical order.
 
 use chat_core::envelope::{InboxCursor, InboxPosition};
 use chat_core::{ConversationId, InstallationId, MessageId, Result, Seq};
@@ -23,7 +23,7 @@ pub(super) fn inbox(device: InstallationId, position: InboxPosition) -> Vec<u8> 
     .concat()
 }
 
-/// The device and position of an inbox key.
+/// Returns the device and position of an inbox key.
 pub(super) fn read_inbox(key: &[u8]) -> Result<(InstallationId, InboxPosition)> {
     if key.len() != 16 + 8 + 17 + 8 {
         return Err(corrupt());

@@ -1,4 +1,4 @@
-//! Reads. They go straight to the tables: what is there is durable, or about to be and harmless to see.
+//! Reads, straight from the tables. The data read is durable, or soon will be and is harmless to read early.
 
 use bytes::Bytes;
 use chat_core::backend::{ConversationState, CursorFilter, PageLimit};
@@ -9,11 +9,13 @@ use fjall::Readable;
 
 use super::{Tables, corrupt, failed, keys};
 
-/// A value of the inbox: what it is, whether the device joined with it, and the rest.
+/// Flag in the first byte of an inbox value: the rest is this device's box. Without it the rest is an encoded
+/// row.
 const MESSAGE: u8 = 1;
+/// Flag in the first byte of an inbox value: the message is the device's first row of the conversation.
 const JOINED: u8 = 2;
 
-/// The inbox value of a row: a message is this device's box, the rest of it is in history.
+/// Returns the inbox value of a row. That of a message holds only this device's box; the rest is in history.
 pub(super) fn inbox_value(row: &InboxRow) -> Vec<u8> {
     match &row.content {
         RowContent::Message { sealed, .. } => {
@@ -30,7 +32,7 @@ pub(super) fn inbox_value(row: &InboxRow) -> Vec<u8> {
     }
 }
 
-/// The size of the inbox row with this value, whose message is this row of history.
+/// Returns the size of the inbox row with this value. `history` is the history row of its message.
 pub(super) fn inbox_size(history: &InboxRow, value: &[u8]) -> usize {
     match value.first() {
         Some(tag) if tag & MESSAGE != 0 => history.size() + value.len() - 1,
@@ -68,7 +70,7 @@ impl Tables {
         start.push(0);
         let mut end = keys::inbox(device, after);
         end[16..].fill(0xff);
-        // One view of all tables: a row is never seen without its history and head.
+        // One snapshot of all tables: a row is never read without its history row and head.
         let view = self.database.snapshot();
         let mut rows: Vec<InboxRow> = Vec::new();
         let mut bytes = 0;

@@ -16,11 +16,11 @@ use super::{SEALED, Tables, check_format, corrupt, failed, io, keys, verify};
 use crate::Verification;
 use crate::data_migration::{Account, Device};
 
-const TEXT: &str = "This data set was sealed to be copied to a cluster, which may have gone on with it since. If the copy was \
-     never served, remove this file to go back.\n";
+const TEXT: &str = "This data set was sealed for migration to a cluster. The cluster may hold newer data. If the \
+     cluster never served the copy, remove this file to go back.\n";
 
-/// The data of an embedded store that nobody writes any more: it was sealed, durably, so that what is copied
-/// of it is all there will ever be.
+/// The data of a sealed embedded store. The seal is durable and no process writes the store any more, so a
+/// copy of it is complete.
 #[derive(Debug)]
 pub struct SealedStore {
     tables: Tables,
@@ -28,7 +28,7 @@ pub struct SealedStore {
 }
 
 impl SealedStore {
-    /// Seals the store in a directory and opens it for reading. Sealing again is the same.
+    /// Seals the store in a directory and opens it for reading. Sealing is idempotent.
     ///
     /// # Errors
     /// As [`EmbeddedStore::open`](super::EmbeddedStore::open), and `NotFound` if there is no store.
@@ -38,7 +38,7 @@ impl SealedStore {
             return Err(Error::new(ErrorKind::NotFound, "there is no data set in this directory"));
         }
         check_format(path)?;
-        // Opened first: a server that runs holds the lock, and its data must not be sealed under it.
+        // Opened before sealing: a running server holds the lock, and its data must not be sealed.
         let tables = Tables::open(path)?;
         Watermark::open(&path.join("watermark"), tables.commits()?)?;
         let seal = || {
@@ -52,15 +52,15 @@ impl SealedStore {
         Ok(Self { tables, epoch })
     }
 
-    /// Which life of the data set this is.
+    /// Returns the epoch of the data set.
     pub const fn epoch(&self) -> StoreEpoch {
         self.epoch
     }
 
-    /// Reads everything and proves what the store promises; see [`Verification`].
+    /// Reads all data and checks the store's invariants; see [`Verification`].
     ///
     /// # Errors
-    /// `Corrupt` with what is wrong.
+    /// `Corrupt` with the violated invariant.
     pub fn verify(&self) -> Result<Verification> {
         verify::run(&self.tables)
     }
@@ -75,7 +75,8 @@ impl SealedStore {
         self.tables.read_state(conversation)?.ok_or_else(corrupt)
     }
 
-    /// The rows of a conversation above a seq, oldest first; none of a mailbox, whose rows are in inboxes only.
+    /// Returns the rows of a conversation above a seq, oldest first; none for a mailbox, which has no
+    /// history.
     pub(crate) fn rows(
         &self,
         conversation: ConversationId,
@@ -89,12 +90,12 @@ impl SealedStore {
         })
     }
 
-    /// A page of a conversation, newest first.
+    /// Returns a page of a conversation's history, newest first.
     pub(crate) fn history(&self, conversation: ConversationId, before: Seq) -> Result<Vec<InboxRow>> {
         self.tables.read_history(conversation, before, PageLimit::MAX)
     }
 
-    /// The ids of a conversation, by seq.
+    /// Returns the message ids of a conversation, sorted by seq.
     pub(crate) fn ids(&self, conversation: ConversationId) -> Result<Vec<(Seq, InstallationId, MessageId)>> {
         let mut ids = Vec::new();
         for guard in self.tables.ids.prefix(conversation.as_bytes()) {
@@ -108,7 +109,7 @@ impl SealedStore {
         Ok(ids)
     }
 
-    /// Every device that anything is kept of.
+    /// Returns every device with any stored data.
     pub(crate) fn devices(&self) -> Result<BTreeSet<InstallationId>> {
         let tables = &self.tables;
         let mut devices = BTreeSet::new();
@@ -147,7 +148,7 @@ impl SealedStore {
         })
     }
 
-    /// A page of what waits for a device.
+    /// Returns a page of a device's inbox.
     pub(crate) fn inbox(&self, device: InstallationId, after: InboxPosition) -> Result<Vec<InboxRow>> {
         self.tables.read_inbox(device, after, PageLimit::MAX)
     }
@@ -175,7 +176,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(SealedStore::seal(dir.path()).unwrap_err().kind(), ErrorKind::NotFound);
         let store = EmbeddedStore::open(dir.path()).unwrap();
-        assert_eq!(SealedStore::seal(dir.path()).unwrap_err().kind(), ErrorKind::Conflict, "it is served");
+        assert_eq!(SealedStore::seal(dir.path()).unwrap_err().kind(), ErrorKind::Conflict, "it is open");
         drop(store);
         drop(SealedStore::seal(dir.path()).unwrap());
         drop(SealedStore::seal(dir.path()).unwrap());

@@ -1,4 +1,4 @@
-//! Reads everything and proves what the store promises.
+//! Verification: reads all data of the embedded store and checks its invariants.
 
 use std::collections::HashSet;
 
@@ -80,13 +80,13 @@ fn check_id(tables: &Tables, key: &[u8], seq: u64) -> Result<()> {
         return Ok(());
     }
     let value = tables.history.get(keys::history(conversation, seq)).map_err(failed)?;
-    let row = decode_row(value.ok_or(broken("an id points nowhere"))?.into()).map_err(|_| corrupt())?;
+    let row = decode_row(value.ok_or(broken("an id has no message"))?.into()).map_err(|_| corrupt())?;
     match &row.content {
         RowContent::Message { message, .. }
             if message.sender.installation.as_bytes()[..] != key[17..33]
                 || message.id.as_bytes()[..] != key[33..] =>
         {
-            Err(broken("an id points to another message"))
+            Err(broken("an id refers to another message"))
         }
         _ => Ok(()),
     }

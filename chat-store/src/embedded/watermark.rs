@@ -1,8 +1,8 @@
-//! The count of synced commits, beside the database.
+//! The count of synced commits, in a file beside the database.
 //!
-//! The database cuts its journal at the first damaged record and opens without a word. Whether anything
-//! that was promised lay behind the cut, only somebody outside can tell: this file does. It is written
-//! after each sync and not synced itself, so after a power cut it may lag, never lead.
+//! The database truncates its journal at the first damaged record and opens without an error, so it does not
+//! detect the loss of acknowledged commits. This file reveals it: it is written after each sync. It is not
+//! synced itself, so after a power cut its count may be too low, never too high.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -15,11 +15,12 @@ use super::io;
 #[derive(Debug)]
 pub(super) struct Watermark(File);
 
-/// Two copies, so that one torn by a power cut leaves the other.
+/// Distance of the two slots in bytes. Writes alternate between them: a power cut that tears one leaves the
+/// other.
 const SLOT: u64 = 32;
 
 impl Watermark {
-    /// Opens the file and compares it with what the database holds.
+    /// Opens the file and checks that the database holds at least as many commits.
     pub(super) fn open(path: &Path, commits: u64) -> Result<Self> {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;

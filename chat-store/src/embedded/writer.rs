@@ -1,4 +1,4 @@
-//! The one writer: everything that waits becomes one batch with one `fdatasync`.
+//! The only writer of the store: all waiting requests become one batch with one `fdatasync`.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -19,17 +19,17 @@ use super::read::{inbox_size, inbox_value};
 use super::watermark::Watermark;
 use super::{Tables, corrupt, failed, keys};
 
-/// Requests that may wait. A full queue makes callers wait, which makes the router's queues fill, which
-/// makes gateways answer *retry*.
+/// Maximum number of waiting requests. Callers wait while the queue is full, so the router's queues fill and
+/// gateways answer *retry*.
 const QUEUE: usize = 4096;
-/// Requests in one batch.
+/// Maximum number of requests in one batch.
 const BATCH: usize = 2048;
-/// Bytes kept free on the disk: below it writes are refused, while reads and acks, which free space, go on.
+/// Free bytes on the disk below which commits are refused. Reads and acks continue; acks free space.
 const RESERVE: u64 = 64 << 20;
-/// Cells remembered between batches.
+/// Maximum number of cursors cached between batches.
 const CELLS: usize = 200_000;
 
-/// What waits for a device.
+/// Size of the inbox of a device.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Waiting {
     pub rows: u64,
@@ -46,11 +46,11 @@ enum Request {
     Stop,
 }
 
-/// What waits for the sync that makes a change durable.
+/// Answers the caller of a change, after the sync that makes the change durable.
 type Reply = Box<dyn FnOnce(Result<()>) + Send>;
 
-/// A read-modify-write of the key directory: it writes, unless nothing is to be written, and gives what is
-/// to be told once everything of this wake-up is durable. An error is one of the database.
+/// A read-modify-write of the key directory. It writes its batch, if any, and returns the reply to send once
+/// the whole wake-up is durable. An error in its [`Wrote`] result is an error of the database.
 struct Change(Box<Job>);
 
 type Job = dyn FnOnce(&Tables) -> (Reply, Result<Wrote>) + Send;
@@ -121,7 +121,7 @@ impl Writer {
         self.ask(|answer| Request::Ack(device, generation, acks, answer)).await
     }
 
-    /// What waits for a device; counted once, by the writer, then kept.
+    /// Returns the size of a device's inbox. The writer counts it once, then keeps it up to date.
     pub(super) async fn waiting(&self, device: InstallationId) -> Result<Waiting> {
         if let Some(waiting) = self.waiting.get(&device) {
             return Ok(*waiting);
@@ -130,8 +130,8 @@ impl Writer {
         Ok(self.waiting.get(&device).map_or_else(Waiting::default, |waiting| *waiting))
     }
 
-    /// Changes the key directory on the writer's thread, one change after the other. The outcome is given
-    /// after the sync that it shares with everything else of that wake-up.
+    /// Changes the key directory on the writer's thread, one change after the other. Returns after the sync
+    /// that the change shares with the other requests of the wake-up.
     pub(super) async fn change<T: Send + 'static>(
         &self,
         change: impl FnOnce(&Tables) -> Result<(T, Option<OwnedWriteBatch>)> + Send + 'static,
@@ -139,12 +139,12 @@ impl Writer {
         let (answer, answered) = oneshot::channel::<Result<T>>();
         let work = move |tables: &Tables| -> (Reply, Result<Wrote>) {
             let (value, wrote) = match change(tables) {
-                // Seen by the changes after it at once; durable with the batch that ends this wake-up.
+                // Later changes see the batch at once. It is durable with the batch that ends this wake-up.
                 Ok((value, Some(batch))) => {
                     let written = batch.durability(Some(PersistMode::Buffer)).commit().map_err(failed);
                     (Ok(value), written.map(|()| Wrote::Something))
                 }
-                // What it found may not be durable yet: it is told no sooner than the rest.
+                // The data it read may not be durable yet, so its reply waits for the sync too.
                 Ok((value, None)) => (Ok(value), Ok(Wrote::Nothing)),
                 Err(error) => (Err(error), Ok(Wrote::Nothing)),
             };
@@ -157,7 +157,7 @@ impl Writer {
         answered.await.map_err(|_| gone())?
     }
 
-    /// Removes inbox rows that were committed before a time; gives how many.
+    /// Removes inbox rows that were committed before `before_us` and returns how many it removed.
     pub(super) async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
         let (answer, answered) = oneshot::channel();
         self.requests.send(Request::Expire(before_us, limit, answer)).await.map_err(|_| gone())?;
@@ -166,17 +166,17 @@ impl Writer {
 
     pub(super) async fn disk_failed(&self) {
         let mut failed = self.failed.clone();
-        // An error means that the writer is gone, which is no better.
+        // An error means that the writer has ended, which counts as a failed disk.
         let _ = failed.wait_for(|failed| *failed).await;
     }
 
-    /// Ends the writer after what waits is done.
+    /// Stops the writer after it processed the waiting requests.
     pub(super) fn stop(&self) {
         let Some(thread) = self.thread.lock().take() else {
             return;
         };
         let requests = self.requests.clone();
-        // `blocking_send` may not be called inside a runtime: spin on the bounded queue instead.
+        // `blocking_send` must not be called inside a runtime: retry on the bounded queue instead.
         let mut request = Request::Stop;
         while let Err(mpsc::error::TrySendError::Full(back)) = requests.try_send(request) {
             request = back;
@@ -197,13 +197,13 @@ struct Work {
     full: bool,
 }
 
-/// What a batch changes outside of the database, once it is written.
+/// Effects of a batch, in memory until the batch is written.
 #[derive(Default)]
 struct Effects {
     cursors: HashMap<(InstallationId, ConversationId), InboxCursor>,
     generations: HashMap<InstallationId, u64>,
     waiting: HashMap<InstallationId, (i64, i64)>,
-    /// Inbox rows written in this batch, which no reader sees yet: a batch may hold a row and its ack.
+    /// Inbox rows of this batch, which are not readable yet: a batch may hold a row and its ack.
     rows: HashMap<(InstallationId, ConversationId, u64), (u64, usize)>,
     answers: Vec<(oneshot::Sender<Result<()>>, Result<()>)>,
     replies: Vec<Reply>,
@@ -253,7 +253,7 @@ impl Work {
                 Some(error) => Err(error),
             };
             if let Err(error) = &written {
-                // Nothing of a failed batch counts, and an fsync is never tried again.
+                // No part of a failed batch counts, and a failed fsync is never retried.
                 fail.send_replace(true);
                 for (answer, _) in effects.answers {
                     let _ = answer.send(Err(error.clone()));
@@ -264,7 +264,7 @@ impl Work {
                 return;
             }
             self.finish_effects(effects);
-            // A batch of its own: it must see what the batch before it wrote.
+            // Expiry writes a separate batch: it must see the rows of the batch before it.
             for (before_us, limit, answer) in expire {
                 let _ = answer.send(self.expire(before_us, limit));
             }
@@ -293,14 +293,14 @@ impl Work {
             batch.insert(&self.tables.meta, "commits", &self.commits.to_be_bytes()[..]);
             PersistMode::SyncData
         } else {
-            // Acks alone: losing one costs a repetition that its device drops.
+            // Acks only: after a lost ack the rows are delivered again, and the device drops them.
             PersistMode::Buffer
         };
         batch.durability(Some(mode)).commit().map_err(failed)?;
         if effects.sync { self.watermark.set(self.commits) } else { Ok(()) }
     }
 
-    /// Makes the batch's effects seen and tells those who wait.
+    /// Applies the effects of a written batch and answers the waiting callers.
     fn finish_effects(&mut self, effects: Effects) {
         if self.cursors.len() > CELLS {
             self.cursors.clear();
@@ -320,7 +320,8 @@ impl Work {
         }
     }
 
-    /// Removes old rows of every inbox and leaves gaps. Losing this in a crash costs doing it again.
+    /// Removes old rows of every inbox and leaves gaps. It is not synced: after a crash a later call repeats
+    /// it.
     fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
         let mut batch = OwnedWriteBatch::with_capacity(self.tables.database.clone(), limit.min(BATCH));
         let mut waiting: HashMap<InstallationId, (i64, i64)> = HashMap::new();
@@ -329,11 +330,11 @@ impl Work {
         while removed < limit {
             let Some(first) = self.tables.inbox.range(next..).next() else { break };
             let (device, oldest) = keys::read_inbox(&first.key().map_err(failed)?)?;
-            // Most inboxes hold nothing that old: a look at the oldest key says so.
+            // Most inboxes hold no row that old: reading the oldest key suffices for them.
             if oldest.time_us < before_us {
                 removed += self.expire_of(&mut batch, &mut waiting, device, before_us, limit - removed)?;
             }
-            // On to the next inbox: no key of this one is above.
+            // Continue with the next inbox: no key of this one is higher.
             next = [&device.as_bytes()[..], &[0xff; 34]].concat();
         }
         batch.durability(Some(PersistMode::Buffer)).commit().map_err(failed)?;
@@ -346,8 +347,8 @@ impl Work {
         Ok(removed)
     }
 
-    /// The oldest rows of an inbox that were committed before a time: at most so many, and the gaps between
-    /// them.
+    /// Returns the oldest rows of an inbox that were committed before `before_us`: at most `limit` rows, and
+    /// the gaps between them.
     fn old_rows(&self, device: InstallationId, before_us: u64, limit: usize) -> Result<Vec<InboxRow>> {
         let mut old = Vec::new();
         let mut count = 0;
@@ -386,7 +387,7 @@ impl Work {
             let (from, joined) =
                 known.map_or((row.first_seq(), row.joined), |gap| (gap.first_seq(), gap.joined));
             let grown = InboxRow::expired(row.conversation, from, row.position(), joined);
-            // A mailbox keeps what an ack of the gap looks for, that of its last place.
+            // A mailbox keeps only the history row at the gap's last seq: the ack of the gap reads it.
             if let (Some(before), Ok(ConversationKind::Mailbox)) =
                 (gaps.insert(row.conversation, grown), row.conversation.kind())
             {
@@ -455,11 +456,11 @@ impl Work {
         }
         let repeated = row.seq <= cursor.tail;
         let key = keys::inbox(device, row.position());
-        // Written again, it may not take the place of the gap that retention left.
+        // A repeated row must not overwrite the gap that retention left.
         let kept = repeated && self.tables.inbox.contains_key(&key).map_err(failed)?;
         cursor.tail = cursor.tail.max(row.seq);
         effects.cursors.insert((device, row.conversation), cursor);
-        // A late copy of a row that was acknowledged must not come back.
+        // A late copy of an acknowledged row must not be restored.
         if row.seq > cursor.acked && !kept {
             batch.insert(&self.tables.inbox, key, inbox_value(row));
             effects.rows.insert((device, row.conversation, row.seq), (row.time_us, row.size()));
@@ -497,7 +498,7 @@ impl Work {
             }
         }
         for ack in acks {
-            // Read again: an earlier ack of this batch may have moved it.
+            // Read again: an earlier ack of this request may have moved the cursor.
             let Some(mut cursor) = self.cursor(effects, device, ack.conversation)? else { continue };
             for seq in cursor.acked + 1..=ack.seq {
                 self.remove_row(batch, effects, device, ack.conversation, seq)?;
@@ -521,7 +522,7 @@ impl Work {
         let (time_us, size) = match effects.rows.remove(&(device, conversation, seq)) {
             Some(row) => row,
             None => {
-                // The log knows when the row was committed, and so where it stands in the inbox.
+                // The history row holds the commit time, which is part of the inbox key.
                 let Some(value) =
                     self.tables.history.get(keys::history(conversation, seq)).map_err(failed)?
                 else {
@@ -558,7 +559,7 @@ impl Work {
         Ok(())
     }
 
-    /// Refuses to write when little space is left, looking at most once a second.
+    /// Returns an error if less than [`RESERVE`] bytes are free. Checks the disk at most once a second.
     fn check_space(&mut self) -> Result<()> {
         let now = Instant::now();
         if self.free_at.is_none_or(|at| now >= at) {

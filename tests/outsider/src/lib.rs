@@ -1,5 +1,5 @@
-//! A toy `MessageStore` by somebody who has only the public API: every row in one list, found by looking.
-//! Slow, and right: the suite says so.
+//! A toy `MessageStore` that uses only the public API. It keeps its rows in lists and scans them: slow, but
+//! it passes the conformance suite.
 
 use std::sync::Mutex;
 
@@ -8,12 +8,12 @@ use chat_core::backend::{Commit, CommitOutcome, ConversationState, DeviceRecord,
 use chat_core::envelope::{AckUpTo, InboxCursor, Durability, InboxRow, InboxPosition};
 use chat_core::{ConversationId, ConversationKind, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch};
 
-/// The guide's worked example, compiled and run.
+/// The worked example of the backend guide, compiled and run as a doctest.
 #[cfg(doctest)]
 #[doc = include_str!("../../../docs/writing-a-backend.md")]
 mod guide {}
 
-/// The store.
+/// A [`MessageStore`] in memory whose tables are unsorted lists.
 #[derive(Debug, Default)]
 pub struct ToyStore(Mutex<Toy>);
 
@@ -98,7 +98,7 @@ fn page(rows: impl Iterator<Item = InboxRow>, limit: PageLimit) -> Vec<InboxRow>
 
 impl ToyStore {
     fn lock(&self) -> Result<std::sync::MutexGuard<'_, Toy>> {
-        self.0.lock().map_err(|_| Error::new(ErrorKind::Unavailable, "a reader panicked"))
+        self.0.lock().map_err(|_| Error::new(ErrorKind::Unavailable, "the store's lock is poisoned"))
     }
 }
 
@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_toy_passes_the_suite() {
+    async fn toy_store_passes_the_suite() {
         for case in chat_core::conformance::message_store() {
             assert_eq!((case.run)(std::sync::Arc::new(ToyStore::default())).await, Ok(()), "{}", case.name);
         }

@@ -1,7 +1,8 @@
-//! The baseline: frame, append, share one `fdatasync`, answer, forward.
+//! The baseline server: it frames, appends to a file, shares one `fdatasync` among waiting clients, answers
+//! and forwards.
 //!
-//! A frame from a client is `[1][to: u32][payload]`; the first is `[0][own: u32]`. A frame to a client is
-//! `[1]` for "stored" and `[2][payload]` for what was forwarded.
+//! A client frame is `[1][to: u32][payload]`; the first frame of a client is `[0][own: u32]`. A server frame
+//! is `[1]` for "stored" or `[2][payload]` for a forwarded payload.
 
 use std::collections::HashMap;
 use std::io::Write;

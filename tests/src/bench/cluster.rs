@@ -1,5 +1,6 @@
-//! A small cluster on one node of each service: how long a message takes from one gateway to another, beside
-//! what Kafka and Cassandra take by themselves at the same time; how many fit, and whose CPU they cost.
+//! Benchmark of a small cluster on one node of each service. It measures the latency of messages from one
+//! gateway to another beside the latency of Kafka and Cassandra alone at the same time, the throughput, and
+//! the CPU time of each process.
 
 use std::time::{Duration, Instant};
 
@@ -16,11 +17,11 @@ use crate::process::{cpu_of, pid_of_command};
 
 /// Messages go from the first gateway to the second.
 const SIZE: Size = Size { gateways: 2, routers: 1 };
-/// A record and a row of about the size that a message takes.
+/// Payload of a Kafka record and a Cassandra row, about the size of a message.
 const PAYLOAD: [u8; 600] = [7; 600];
-/// How long the services are warmed.
+/// Warm-up time of the services.
 const WARM: Duration = Duration::from_secs(30);
-/// Whose CPU is counted, in order.
+/// Processes whose CPU time is counted, in this order.
 const ROLES: [&str; 6] = ["sending gateway", "receiving gateway", "router", "Kafka", "Cassandra", "Redis"];
 
 pub(crate) async fn run_cluster() {
@@ -37,7 +38,7 @@ pub(crate) async fn run_cluster() {
     let cpu = || pids.iter().map(|pid| cpu_of(*pid)).collect::<Vec<_>>();
     let seconds: u64 = std::env::var("BENCH_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(15);
 
-    // The first messages open connections; then the services' own code is compiled while they work.
+    // Warm up: the first messages open connections, then the JVMs of the services compile their code.
     run(way, 4, Load { outstanding: 1, rate: Some(50) }, Duration::from_secs(3), Vec::new).await;
     run(way, 50, Load { outstanding: 4, rate: None }, WARM, Vec::new).await;
     println!(
@@ -93,14 +94,14 @@ pub(crate) async fn run_cluster() {
     }
 }
 
-/// What each hop took in all, and how often, so far.
+/// Returns the total time, in seconds, and the number of calls of each hop so far.
 fn hops(cluster: &Cluster) -> Vec<(&'static str, (f64, f64))> {
     let (from, to, router) = (&cluster.gateways[0], &cluster.gateways[1], &cluster.routers[0]);
     [
         ("append (sending gateway)", from, "log", "append"),
         ("find (router)", router, "store", "find"),
         ("commit (router)", router, "store", "commit"),
-        ("settle (router)", router, "store", "make_visible"),
+        ("make_visible (router)", router, "store", "make_visible"),
         ("lookup (router)", router, "registry", "lookup"),
         ("ack (sending gateway)", from, "store", "ack"),
         ("ack (receiving gateway)", to, "store", "ack"),
@@ -130,7 +131,8 @@ fn times(mut all: Vec<Duration>) -> Times {
     (at(50), at(99))
 }
 
-/// What an acknowledged record and a durable row take without us, fifty times a second.
+/// Measures an acknowledged Kafka record and a durable Cassandra row without the chat servers, at most fifty
+/// times a second.
 async fn services_alone(services: Services, name: String, duration: Duration) -> (Times, Times) {
     let brokers = services.kafka.trim_start_matches("kafka://").split('/').next().unwrap().to_owned();
     let producer: FutureProducer = ClientConfig::new()

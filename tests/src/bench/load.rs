@@ -1,4 +1,4 @@
-//! The load, the same for both servers.
+//! The load generator. It puts the same load on both servers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,15 +19,15 @@ use crate::process::Process;
 pub(crate) enum Kind {
     Baseline,
     Ours,
-    /// Ours, by `wss`.
+    /// Our server over `wss`.
     Tls,
 }
 
 #[derive(Clone, Copy)]
 pub(crate) struct Load {
-    /// Messages of a sender on the way unanswered.
+    /// Maximum number of unanswered messages of each sender.
     pub(crate) outstanding: usize,
-    /// Messages a second over all senders; none: as many as there is room for.
+    /// Messages per second of all senders together; `None` means that only `outstanding` limits them.
     pub(crate) rate: Option<u64>,
 }
 
@@ -35,7 +35,7 @@ pub(crate) struct Metered {
     pub(crate) rate: f64,
     pub(crate) p50: f64,
     pub(crate) p99: f64,
-    /// Of each process.
+    /// CPU time per message of each process, in microseconds.
     pub(crate) cpu_us: Vec<f64>,
 }
 
@@ -52,7 +52,7 @@ impl fmt::Display for Metered {
     }
 }
 
-/// Where the two ends of a conversation connect.
+/// The servers that the two ends of a conversation connect to.
 #[derive(Clone, Copy)]
 pub(crate) struct Way<'a> {
     pub(crate) kind: Kind,
@@ -61,13 +61,13 @@ pub(crate) struct Way<'a> {
 }
 
 impl<'a> Way<'a> {
-    /// Both to one process.
+    /// Connects both ends to one process.
     pub(crate) const fn through(process: &'a Process) -> Self {
         Self { kind: process.kind, from: &process.dialer, to: &process.dialer }
     }
 }
 
-/// One end: what a real client does on the wire, and nothing that encryption would cost.
+/// One end of a conversation. It does what a real client does on the wire, without the cost of encryption.
 enum End {
     Baseline(Box<dyn Transport>, u32),
     Ours(Box<LoadClient>, u32),
@@ -76,7 +76,7 @@ enum End {
 impl End {
     async fn open(kind: Kind, dialer: &Dialer, number: u32) -> Self {
         if kind != Kind::Baseline {
-            // A name that no earlier run took.
+            // A name that no earlier run used.
             static NAMES: AtomicU64 = AtomicU64::new(0);
             let user = User::new(&format!("user{}", NAMES.fetch_add(1, Ordering::Relaxed)));
             return Self::Ours(Box::new(LoadClient::register(dialer, user).await.unwrap()), number);
@@ -134,7 +134,7 @@ async fn send(
 ) {
     let mut room = load.outstanding;
     let gap = load.rate.map(|rate| Duration::from_micros(1_000_000 * pairs / rate));
-    // Spread evenly, not all at once.
+    // Spread the senders evenly over the interval.
     let mut due = Instant::now() + gap.unwrap_or_default() * end.number() / (2 * pairs as u32);
     loop {
         let mut frames = Vec::new();
@@ -165,7 +165,8 @@ async fn send(
         match ServerFrame::parse(frame).unwrap() {
             ServerFrame::Stored(stored) => {
                 room += 1;
-                // A client makes "stored" durable, then says so; here every few, as one that batches would.
+                // A client makes `Stored` durable and then acknowledges it. Acknowledge every eighth, like a
+                // client that batches.
                 if stored.seq % 8 == 0 || load.outstanding == 1 {
                     let ack =
                         online.ack(vec![AckUpTo { conversation: stored.conversation, seq: stored.seq }]);
@@ -202,7 +203,7 @@ async fn receive(mut end: End, start: Instant, stop: Arc<AtomicBool>) -> Vec<u64
     }
 }
 
-/// Runs a load; `cpu` gives the time that each of some processes has used.
+/// Runs a load. `cpu` returns the CPU time that each measured process has used so far.
 pub(crate) async fn run(
     way: Way<'_>,
     pairs: u32,
@@ -246,14 +247,14 @@ pub(crate) async fn run(
     }
 }
 
-/// Resident KiB for each of so many authenticated connections that do nothing. The accounts are there before:
-/// what is measured is a connection, not an account.
+/// Returns the resident memory per idle authenticated connection, in KiB. The accounts exist before the
+/// measurement starts, so that it includes connections and not accounts.
 pub(crate) async fn idle(process: &Process, count: usize) -> f64 {
     let mut users: Vec<User> = Vec::with_capacity(count);
     for number in 0..count {
         match End::open(process.kind, &process.dialer, number as u32).await {
             End::Ours(online, _) => users.push(online.user),
-            End::Baseline(..) => users.push(User::new("nobody")),
+            End::Baseline(..) => users.push(User::new("unused")),
         }
     }
     tokio::time::sleep(Duration::from_secs(1)).await;

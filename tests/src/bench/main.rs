@@ -1,9 +1,10 @@
-//! `make bench`: our server and the baseline, in one run on one machine. `bench cluster`: gateways and a router
-//! beside the services they stand on.
+//! Benchmarks. `make bench` compares our server with the baseline in one run on one machine. `bench cluster`
+//! measures gateways and a router together with the services that they use.
 //!
-//! The *baseline* is what no durable chat server can be without: it frames, appends to a file, shares one
-//! `fdatasync` among all who wait, answers and forwards. It knows no users, no order, no inboxes and no
-//! encryption. The figures are ratios to it, because machines differ and the ratio does not.
+//! The *baseline* does only what every durable chat server must do: it frames, appends to a file, shares one
+//! `fdatasync` among waiting clients, answers and forwards. It has no users, order, inboxes or encryption.
+//! The figures are ratios to the baseline, because absolute figures depend on the machine and the ratio does
+//! not.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 mod baseline;

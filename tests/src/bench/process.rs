@@ -1,4 +1,5 @@
-//! A server under load, as a process of its own, so that its CPU and memory can be told from the load's.
+//! Runs the server under load as a separate process, so that its CPU time and memory can be measured without
+//! those of the load generator.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -19,7 +20,7 @@ fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// CPU time of a process so far.
+/// Returns the CPU time that a process has used so far.
 pub(crate) fn cpu_of(pid: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 2..].split(' ').collect();
@@ -27,7 +28,7 @@ pub(crate) fn cpu_of(pid: u32) -> Duration {
     Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
 }
 
-/// A process whose command line holds this.
+/// Returns the pid of a process whose command line contains `part`.
 pub(crate) fn pid_of_command(part: &str) -> Option<u32> {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -38,7 +39,7 @@ pub(crate) fn pid_of_command(part: &str) -> Option<u32> {
 
 impl Process {
     pub(crate) fn start(kind: Kind) -> Self {
-        // On the build's own disk: a directory in memory would make every sync free.
+        // Use the disk of the build: in a RAM-backed directory every sync would be free.
         let mut base = std::env::current_exe().unwrap();
         base.pop();
         let dir = tempfile::tempdir_in(&base).unwrap();
@@ -78,7 +79,7 @@ impl Process {
         Self { kind, dialer, child, _dir: dir }
     }
 
-    /// CPU time of the process so far.
+    /// Returns the CPU time that the process has used so far.
     pub(crate) fn cpu(&self) -> Duration {
         cpu_of(self.child.id())
     }

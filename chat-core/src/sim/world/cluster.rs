@@ -1,4 +1,4 @@
-//! What happens only where several server processes share the work.
+//! Events of a cluster of several server processes.
 
 use std::sync::Arc;
 
@@ -12,20 +12,20 @@ use crate::backend::{GatewayId, Registry, SessionDelivery};
 /// Server processes of a cluster.
 pub(super) const SERVERS: usize = 3;
 
-/// What the processes of a cluster share, and what the world knows about them.
+/// State that the processes of a cluster share, and the world's view of the processes.
 #[derive(Debug, Default)]
 pub(super) struct Cluster {
     pub log: Arc<Mutex<SimLog>>,
     pub routers: Vec<Option<Arc<SimRouter>>>,
     pub carried: Carried,
-    /// Until when each process is stopped.
+    /// End of the pause of each process, in milliseconds; 0 if it was never paused.
     pub stopped: Vec<u64>,
-    /// When the last word to each process arrives: links keep their order.
+    /// Arrival time of the last delivery to each process: links keep their order.
     pub last_delivery: Vec<u64>,
 }
 
 impl World {
-    /// Draws what happens to a cluster.
+    /// Draws the events of a cluster.
     pub(super) fn plan_cluster(&mut self) {
         for shard in 0..SHARDS {
             self.at(1, Event::Move(shard));
@@ -47,7 +47,7 @@ impl World {
         self.at(2000, Event::Rebalance);
     }
 
-    /// When a stopped process goes on, if it is stopped.
+    /// Returns the time when a process resumes, if it is paused.
     pub(super) fn stopped_until(&self, server: usize) -> Option<u64> {
         self.cluster.stopped.get(server).copied().filter(|until| *until > self.now)
     }
@@ -58,7 +58,7 @@ impl World {
         }
     }
 
-    /// Gives a shard to another process. The one before learns of it later, and goes on until then.
+    /// Moves a shard to another process. The previous owner learns of it later, and continues until then.
     pub(super) fn move_shard(&mut self, shard: usize) {
         let running: Vec<usize> = (0..SERVERS).filter(|server| self.servers[*server].is_some()).collect();
         if running.is_empty() {
@@ -92,7 +92,7 @@ impl World {
         }
     }
 
-    /// What a coordinator does every few seconds: shards of the dead and the silent go to others.
+    /// Acts as a coordinator every few seconds: moves shards away from crashed and paused processes.
     pub(super) fn rebalance(&mut self) {
         for shard in 0..SHARDS {
             let owner = self.cluster.log.lock().owner(shard);
@@ -108,7 +108,7 @@ impl World {
         self.soon(3000, Event::Rebalance);
     }
 
-    /// Puts on their way what gateways deliveries each other.
+    /// Transports the deliveries between gateways.
     pub(super) fn carry(&mut self) {
         loop {
             let Some((gateway, deliveries)) = self.cluster.carried.lock().pop_front() else { return };

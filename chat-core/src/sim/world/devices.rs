@@ -1,4 +1,4 @@
-//! Users and their devices in the world.
+//! The users and devices of the simulated world.
 
 use std::collections::VecDeque;
 
@@ -53,10 +53,10 @@ impl World {
         }
     }
 
-    /// The driver of a replica. A crash may come before anything it wants done.
+    /// Drives a replica. The device may crash before any output.
     pub(super) fn device_step(&mut self, device: usize, input: Input) {
         let mut inputs = VecDeque::from([input]);
-        // Commits gather what came at once, or do not.
+        // Without a flush, the changes gather for a later commit.
         if self.rng.chance(80) {
             inputs.push_back(Input::Flush);
         }
@@ -74,7 +74,7 @@ impl World {
                 }
                 self.device_output(device, output, &mut answers);
             }
-            // Answers come before anything else that waits.
+            // Answers come before all other waiting inputs.
             while let Some(answer) = answers.pop_back() {
                 inputs.push_front(answer);
             }

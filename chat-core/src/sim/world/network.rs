@@ -1,4 +1,4 @@
-//! The network of the world.
+//! The simulated network.
 
 use super::{Event, Pipe, World};
 use crate::replica::Input;
@@ -26,11 +26,11 @@ impl World {
         self.device_step(device, Input::Connected);
     }
 
-    /// Sends a frame into a pipe: 0 to the server, 1 to the device.
+    /// Sends a frame through a pipe, in direction 0 (to the server) or 1 (to the device).
     pub(super) fn transmit(&mut self, id: u64, direction: usize, event: Event) {
         if self.partitioned() || self.rng.chance(self.network.loss) {
             if self.network.fifo {
-                // TCP does not lose frames: it breaks.
+                // TCP does not lose frames: the connection breaks.
                 self.soon(500, Event::Broken(id));
             }
             return;
@@ -61,7 +61,7 @@ impl World {
         }
     }
 
-    /// What was sent before still arrives.
+    /// Breaks a pipe after a delay, so that frames in flight can still arrive.
     pub(super) fn break_pipe_later(&mut self, id: Option<u64>) {
         if let Some(id) = id {
             self.soon(self.network.delay + 200, Event::Broken(id));

@@ -1,4 +1,4 @@
-//! The server's process in the world.
+//! The server processes of the simulated world.
 
 use std::sync::Arc;
 
@@ -59,11 +59,11 @@ impl World {
         }
         self.registry = Arc::new(SimRegistry::new(0, (0, 0)));
         if !self.options.split {
-            // One process: the log dies with it, and commits are atomic.
+            // The log dies with the one process, and commits are atomic.
             self.router = Arc::new(MemoryRouter::new(1, self.clock.clone()));
         }
-        // Else the log outlives the process, and what was not committed comes again: that is what lets a
-        // store apply commits in pieces.
+        // With `split`, the log survives the process and replays the uncommitted records. This lets a store
+        // apply commits in pieces.
         let router = self.router.clone();
         let _ = ready(router.rewind(0));
         (router, Arc::new(NoLink))
