@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use chat_core::device_list::SignedDeviceList;
 use chat_core::replica::Recipient;
-use chat_core::{ConversationId, Error, ErrorKind, Handle, MessageId, Result, UserId};
+use chat_core::{ConversationId, Error, ErrorKind, Handle, Result, UserId};
 use chat_transport::dial::Dialer;
 use parking::Shared;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::connection_state::ConnectionState;
 use crate::driver::{Channels, Command, Driver};
-use crate::event::{Event, EventRecord};
+use crate::event::{Enqueued, Event, EventRecord};
 use crate::linking::LinkCode;
 use crate::profile::Profile;
 use crate::safety::safety_number;
@@ -55,17 +55,6 @@ pub struct Client {
     device: u8,
     handle: Handle,
     account_key: [u8; 32],
-}
-
-/// What became of a `send`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_structs)]
-pub struct Enqueued {
-    /// The id of the message, durably in the outbox now. `None` if it was refused, or queued before under
-    /// the same `ref`.
-    pub message_id: Option<MessageId>,
-    /// For a `ref` that was used before with the same message: what was said about it, unchanged.
-    pub repeated: Vec<EventRecord>,
 }
 
 /// How to open a client.

@@ -18,11 +18,12 @@ use chat_core::{ConversationId, ErrorKind, InstallationId, Instant, MessageId, R
 use chat_transport::dial::Dialer;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use crate::client::Enqueued;
 use crate::connection_state::ConnectionState;
+use crate::event::Enqueued;
 use crate::event::{Event, EventRecord};
 use crate::linking::{Joined, LinkCode};
-use crate::profile::{Profile, random};
+use crate::profile::Profile;
+use crate::random::random;
 use crate::store::{LocalStore, StoredMessage};
 use crate::suite::{Peer, Suite};
 

@@ -1,6 +1,7 @@
 //! What an application is told. Durable events carry a number that never goes back: a program that was
 //! killed asks for everything after the last one it handled, and misses nothing.
 
+use chat_core::MessageId;
 use serde::{Deserialize, Serialize};
 
 /// An event, in the form `chat --json` prints it.
@@ -171,4 +172,15 @@ impl EventRecord {
         }
         value.to_string()
     }
+}
+
+/// What became of a `send`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Enqueued {
+    /// The id of the message, durably in the outbox now. `None` if it was refused, or queued before under
+    /// the same `ref`.
+    pub message_id: Option<MessageId>,
+    /// For a `ref` that was used before with the same message: what was said about it, unchanged.
+    pub repeated: Vec<EventRecord>,
 }

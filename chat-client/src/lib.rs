@@ -29,10 +29,13 @@ mod driver;
 #[cfg(feature = "native")]
 mod profile;
 #[cfg(feature = "native")]
+mod random;
+#[cfg(feature = "native")]
 pub mod store;
 
 #[cfg(feature = "native")]
-pub use client::{Builder, Client, Enqueued, Events};
+pub use client::{Builder, Client, Events};
+pub use event::Enqueued;
 #[cfg(feature = "native")]
 pub use profile::{PendingLink, Profile};
 #[cfg(feature = "native")]

@@ -12,16 +12,9 @@ use ed25519_dalek::{Signer, SigningKey};
 use zeroize::Zeroizing;
 
 use crate::linking::{LinkCode, Offer};
+use crate::random::random;
 use crate::store::{LocalStore, StoreConfig};
 use crate::suite::{Suite, SuiteTx};
-
-/// Random bytes from the system.
-pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes)
-        .map_err(|_| Error::new(ErrorKind::Unavailable, "the system gives no randomness"))?;
-    Ok(bytes)
-}
 
 /// The account and device of a local store.
 pub struct Profile {

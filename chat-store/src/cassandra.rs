@@ -1,34 +1,38 @@
-//! Messages, inboxes, accounts and prekeys in Apache Cassandra, shared by all nodes of a cluster.
+//! Message store and key directory in Apache Cassandra, shared by all nodes of a cluster.
 //!
-//! What makes unconditional writes safe when two owners of a shard overlap, or one write is sent twice:
+//! Message tables are written without conditions. The writes are safe if two shard owners overlap, or if one
+//! write is sent twice:
 //!
-//! - **Every write of a message table carries a timestamp that follows from the log**, never a clock's. A row
-//!   of history, ids or inbox is written at its commit time, a conversation's state at its head's, which strictly
-//!   rises: the same write twice is one write, and an older state never takes a newer one back.
-//! - **Counters are registers that keep the largest value** because the value itself is the timestamp:
-//!   `acked`, `tail`, `generation`. `first` and `born` keep the smallest in the same way.
-//! - **The state of a small commit is written first, with what it takes to finish it** (`redo`), beside the
-//!   generations of its senders. That makes it safe, and whoever goes on after an owner that fell writes the rows
-//!   before it decides. What is large, or would be seen in parts, is written before the state. Rows above the head
-//!   do not exist for any decision.
-//! - **What a device acknowledged is told by `acked`**, not by tombstones: a row that comes back is passed
-//!   over. Deleting only frees space, so tombstones need not be kept for long.
+//! - **Every write of a message table carries a timestamp that is derived from the log**, never from a node's
+//!   clock. A row of history, ids or inbox carries its commit time. A conversation's state carries the time
+//!   of its head, which strictly rises. A repeated write changes nothing, and an older state never overwrites
+//!   a newer one.
+//! - **Counters are registers that keep the largest value.** The timestamp rises with the value: it is
+//!   derived from the value for `acked` and `generation`, and the row's commit time for `tail`. The
+//!   timestamps of `first` and `born` fall with the value, so these registers keep the smallest.
+//! - **The state of a small commit is written first, with the data that finishes the commit** (`redo`),
+//!   beside the generations of its senders. The commit is then durable: if its shard owner fails, the next
+//!   owner writes the rows before it decides. The rows of a commit are written before its state if they are
+//!   large or could become visible in parts. Rows above the head do not exist for any decision.
+//! - **`acked` records what a device acknowledged**, not tombstones: a read skips an acknowledged row that
+//!   comes back. Deletion only frees space, so tombstones may expire soon.
 //!
-//! | table | partition, then order | bounded by |
+//! | table | partition key, then clustering order | bound of a partition |
 //! |---|---|---|
 //! | `state` | conversation | members and senders |
 //! | `history` | (conversation, seq / 10,000), seq descending | 10,000 rows |
-//! | `ids` | (conversation, sender, minute of the id) | what one device sends in about a minute |
+//! | `ids` | (conversation, sender, minute of the id) | messages that one device sends in about a minute |
 //! | `inbox` | (installation, day), commit time, conversation, seq | a day, and the quota |
-//! | `cursors` | installation, conversation | conversations of a device |
+//! | `cells` (cursors) | installation, conversation | conversations of a device |
 //! | `accounts`, `handles`, `owners` | one row each | |
 //! | `devices` | installation, prekey id | 200 prekeys |
 //!
-//! An inbox is read from its *floor* on, below which everything is acknowledged; the floor stays five minutes behind
-//! the clock, and one tombstone a day covers what was deleted below it. A row that is committed more than two minutes
-//! late goes to day 0, which is always read. So clocks of nodes may differ, and a node may stand still while it owns
-//! shards, by three minutes together; and at most what a device acknowledged in five minutes, and 512 rows, is read
-//! over as tombstones.
+//! A read of an inbox starts at its *floor*: every row below the floor is acknowledged, except late rows. The
+//! floor stays five minutes behind the clock, and one tombstone a day covers the rows deleted below it. A row
+//! that is committed more than two minutes after its time is *late* and goes to day 0, which every read
+//! includes. So the clock difference between nodes, plus the time that a stopped node keeps its shards, may
+//! reach three minutes. A read skips at most the tombstones of the rows that the device acknowledged in five
+//! minutes, and of 512 more rows.
 
 mod commit;
 mod connection;
@@ -64,17 +68,17 @@ use connection::{Connection, unknown};
 pub struct CassandraStore {
     connection: Connection,
     identity: StoreIdentity,
-    /// The highest head seen of conversations: it only rises.
+    /// Highest known head by conversation. Heads only rise, so a cached head may be behind but never ahead.
     heads: DashMap<ConversationId, Seq>,
-    /// Rows that devices acknowledged and that were not deleted yet.
+    /// Trim progress by device: acknowledged rows that are not deleted yet.
     untrimmed: DashMap<InstallationId, inbox::Untrimmed>,
 }
 
-/// Rows of a partition of history.
+/// Maximum number of rows in a partition of history.
 const BUCKET: u64 = 10_000;
 
 const fn corrupt() -> Error {
-    Error::new(ErrorKind::Corrupt, "what Cassandra holds does not read back")
+    Error::new(ErrorKind::Corrupt, "a record in Cassandra cannot be decoded")
 }
 
 fn signed(number: u64) -> i64 {
@@ -86,19 +90,20 @@ fn unsigned(number: i64) -> u64 {
 }
 
 impl CassandraStore {
-    /// Makes or updates the schema; gives what it found and did, for people.
+    /// Creates or updates the schema. Returns a description of the result for operators.
     ///
     /// # Errors
-    /// `Unavailable` if Cassandra cannot be reached, `Invalid` if it cannot hold what is asked for.
+    /// `Unavailable` if Cassandra cannot be reached, `Invalid` if it has fewer nodes than the requested
+    /// copies.
     pub async fn migrate(settings: &CassandraSettings) -> Result<String> {
         schema::migrate(settings).await
     }
 
-    /// Connects to a keyspace that [`migrate`](Self::migrate) made.
+    /// Connects to a keyspace that [`migrate`](Self::migrate) created.
     ///
     /// # Errors
-    /// `Unavailable` if Cassandra cannot be reached, `Invalid` if the schema is not of this release, or the
-    /// keyspace keeps fewer copies than were asked for.
+    /// `Unavailable` if Cassandra cannot be reached. `Invalid` if the schema is not that of this release, or
+    /// if the keyspace keeps fewer copies than requested or has `durable_writes = false`.
     pub async fn connect(settings: &CassandraSettings) -> Result<Self> {
         let connection = Connection::connect(settings).await?;
         schema::check_copies(&connection).await?;
@@ -107,7 +112,7 @@ impl CassandraStore {
         Ok(Self { connection, identity, heads: DashMap::new(), untrimmed: DashMap::new() })
     }
 
-    /// What was found, for people: release, nodes, copies.
+    /// Returns a description for operators: release, nodes, keyspace, copies and `commitlog_sync`.
     ///
     /// # Errors
     /// `Unavailable` if Cassandra cannot be reached.
@@ -123,7 +128,7 @@ impl CassandraStore {
         Ok(seq)
     }
 
-    /// A state, and what it takes to finish the commit that made it.
+    /// Returns a conversation's state, and the redo data of the commit that produced it.
     async fn state_and_redo(
         &self,
         conversation: ConversationId,
@@ -134,7 +139,8 @@ impl CassandraStore {
         row.map(|(bytes, redo)| Ok((state::decode(&bytes)?, redo.unwrap_or_default()))).transpose()
     }
 
-    /// How far the last commit of a conversation reaches in a device's inbox, whether or not its rows are there.
+    /// Returns the highest seq for a device's inbox in the redo data of a conversation's last commit, whether
+    /// or not the row is written already; 0 if there is none.
     async fn tail_to_come(&self, conversation: ConversationId, device: InstallationId) -> Result<Seq> {
         let Some((state, redo)) = self.state_and_redo(conversation).await? else { return Ok(0) };
         let commit = redo::decode(redo.into(), conversation, state)?;
@@ -164,7 +170,7 @@ impl CassandraStore {
         *known = (*known).max(seq);
     }
 
-    /// Whether a row is at or below its conversation's head.
+    /// Returns whether a row is at or below its conversation's head.
     async fn is_committed(&self, conversation: ConversationId, seq: Seq) -> Result<bool> {
         if self.heads.get(&conversation).is_some_and(|head| seq <= *head) {
             return Ok(true);
@@ -246,7 +252,7 @@ impl MessageStore for CassandraStore {
         if conversation.kind() == Ok(ConversationKind::Mailbox) {
             return Ok(Vec::new());
         }
-        // The rows of the last commit may come after its state.
+        // The rows of the last commit may be written after its state.
         let unwritten = || Error::new(ErrorKind::Unavailable, "the newest rows are being written");
         let mut below = if before == 0 { head + 1 } else { before.min(head + 1) };
         let first_below = below;
@@ -317,7 +323,7 @@ impl LogAnchor for CassandraStore {
                 self.connection.applied(&self.connection.statements.first_log, values).await?;
             }
             Some(known) if known.generation < log.generation => {
-                // Nobody is given the records again that would finish what they began.
+                // The new log does not replay the records that would finish partial commits.
                 self.purge_uncommitted().await?;
                 let values = (generation, id, partitions, log.opened, signed(known.generation));
                 self.connection.applied(&self.connection.statements.next_log, values).await?;

@@ -5,46 +5,23 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use chat_core::backend::{Commit, ConversationState, LogPosition};
 use chat_core::codec::{encode_list, encode_row, state};
-use chat_core::device_list::SignedDeviceList;
-use chat_core::envelope::{InboxCursor, InboxPosition, InboxRow};
-use chat_core::{
-    ConversationId, Error, ErrorKind, Handle, Incarnation, InstallationId, MessageId, Result, Seq, UserId,
-};
+use chat_core::envelope::{InboxPosition, InboxRow};
+use chat_core::{ConversationId, Error, ErrorKind, InstallationId, MessageId, Result, Seq, UserId};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use sha2::{Digest as _, Sha256};
 
 use crate::SealedStore;
 use crate::cassandra::CassandraSettings;
 use crate::cassandra::import::CassandraImport;
+use crate::data_set::Device;
 
 /// Conversations, devices or accounts processed concurrently.
 const COPY_CONCURRENCY: usize = 16;
 /// Rows of a conversation written before its state is written again. An interrupted copy resumes at that
 /// state.
 const PIECE: usize = 1000;
-
-/// An account: its handle and signed device list.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Account {
-    pub(crate) handle: Handle,
-    pub(crate) list: SignedDeviceList,
-}
-
-/// Stored data of a device without its inbox.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Device {
-    pub(crate) generation: u64,
-    pub(crate) cursors: Vec<(ConversationId, InboxCursor)>,
-    /// Signed part, its signature, and the highest one-time prekey id uploaded.
-    pub(crate) bundle: Option<(Bytes, Bytes, u64)>,
-    pub(crate) prekeys: Vec<(u64, Bytes)>,
-    /// The last incarnation, its nonce, and its time in milliseconds since 1970.
-    pub(crate) incarnation: Option<(Incarnation, [u8; 16], u64)>,
-    pub(crate) owner: Option<UserId>,
-}
 
 /// Contents of a migrated data set. Every digest was read back from the target and matches the source.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

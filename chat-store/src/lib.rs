@@ -14,6 +14,8 @@
 pub mod cassandra;
 #[cfg(all(feature = "cassandra", feature = "fjall"))]
 mod data_migration;
+#[cfg(any(feature = "fjall", feature = "cassandra"))]
+mod data_set;
 #[cfg(feature = "fjall")]
 mod embedded;
 #[cfg(feature = "redis")]

@@ -1,15 +1,15 @@
-//! Who is connected where, and who was heard of lately, in Redis: a single server or a Cluster.
+//! Registry and presence in Redis: a single server or a Cluster.
 //!
-//! Both are hints. Lose all of Redis and only delay follows: routes come back with the next heartbeat of
-//! each device, and presence with it.
+//! Both are hints: losing all data in Redis causes only delay. The next heartbeat of each device restores its
+//! route and its presence.
 //!
-//! | key | value | lives |
+//! | key | value | expires after |
 //! |---|---|---|
-//! | `chat:{user}:routes` | hash, installation to `device:gateway:epoch` | a day after the last change |
+//! | `chat:{user}:routes` | hash, installation to `device:gateway:epoch` | a day, which heartbeats extend |
 //! | `chat:{user}:presence` | hash, installation to milliseconds of the last beat | 76 s |
-//! | `chat:gateway:{id}` | the lease of a gateway, with its address: without it its routes are not found | 75 s |
+//! | `chat:gateway:{id}` | lease of a gateway, with its address; routes without one are not found | 75 s |
 //!
-//! Everything of a user lies in one slot of a Cluster, so each script touches one node.
+//! All keys of a user are in one slot of a Cluster, so each script runs on one node.
 
 mod cluster;
 mod connection;

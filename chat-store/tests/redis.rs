@@ -1,5 +1,5 @@
-//! Redis passes the suites that the memory backends pass: the real server, single and Cluster, at the
-//! addresses that `tests/services/services.sh env` gives.
+//! Conformance tests of the Redis backends: a real single server and a Cluster, at the addresses that
+//! `tests/services/services.sh env` prints.
 #![cfg(feature = "redis")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
@@ -10,7 +10,8 @@ use chat_core::backend::{GatewayId, Presence, Registry};
 use chat_core::{DeviceAddress, DeviceId, ErrorKind, InstallationId, UserId, conformance};
 use chat_store::redis::{RedisLink, RedisPresence, RedisRegistry};
 
-/// A connection to an empty Redis; `None`, said aloud, if there is none here.
+/// Empties Redis and returns a connection to it. Prints a message and returns `None` if `variable` is not
+/// set.
 async fn fresh(variable: &str) -> Option<RedisLink> {
     let Ok(url) = std::env::var(variable) else {
         println!("ignored: {variable} is not set: start Redis with tests/services/services.sh");
@@ -58,11 +59,12 @@ async fn a_cluster_passes() {
     presence("CHAT_TEST_REDIS_CLUSTER").await;
 }
 
-/// Which connections pass: those made since, if any.
+/// State of the proxy: the current generation of connections, and whether it forwards. Only connections of
+/// the current generation pass.
 #[derive(Clone, Copy, PartialEq)]
 struct Passing(u32, bool);
 
-/// What goes to Redis and back goes through here; what is cut off is never told.
+/// Starts a proxy in front of Redis. It stalls blocked connections without closing them.
 async fn proxy(redis: String) -> (String, tokio::sync::watch::Sender<Passing>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -97,7 +99,7 @@ async fn pass(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_waits_for_a_server_that_does_not_answer() {
+async fn calls_fail_fast_while_server_is_silent() {
     let Some(_) = fresh("CHAT_TEST_REDIS").await else { return };
     let redis = std::env::var("CHAT_TEST_REDIS").unwrap();
     let (address, change) = proxy(redis.trim_start_matches("redis://").to_owned()).await;
@@ -109,22 +111,22 @@ async fn nobody_waits_for_a_server_that_does_not_answer() {
     change.send(Passing(1, false)).unwrap();
     let unavailable = |error: chat_core::Error| assert_eq!(error.kind(), ErrorKind::Unavailable);
     unavailable(registry.lookup(&[user]).await.unwrap_err());
-    // From here on it is known: all of these together take less time than one that waits.
+    // The server is marked as silent now: all of these calls together take less time than one timeout.
     let began = Instant::now();
     for _ in 0..1000 {
         unavailable(registry.lookup(&[user]).await.unwrap_err());
     }
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
-    // The connections of before lead nowhere, for ever.
+    // The old connections stay blocked for ever.
     change.send(Passing(2, true)).unwrap();
     let end = Instant::now() + Duration::from_secs(30);
     while registry.lookup(&[user]).await.map(|routes| routes.len()) != Ok(1) {
-        assert!(Instant::now() < end, "it answers, and nobody asks");
+        assert!(Instant::now() < end, "the server answers again, and calls still fail");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// The address of a master of the Cluster.
+/// Returns the address of a master of the Cluster.
 async fn a_master(any: &str) -> String {
     let client = redis::Client::open(format!("redis://{any}")).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
@@ -134,7 +136,7 @@ async fn a_master(any: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_master_that_does_not_answer_holds_up_nobody_twice() {
+async fn calls_fail_fast_for_slots_of_silent_master() {
     let Some(connection) = fresh("CHAT_TEST_REDIS_CLUSTER").await else { return };
     let url = std::env::var("CHAT_TEST_REDIS_CLUSTER").unwrap();
     let any = url.trim_start_matches("redis-cluster://").split(',').next().unwrap();
@@ -149,17 +151,17 @@ async fn a_master_that_does_not_answer_holds_up_nobody_twice() {
     let mut master = master.get_multiplexed_async_connection().await.unwrap();
     let pause = redis::cmd("CLIENT").arg("PAUSE").arg(4000).arg("ALL").to_owned();
     pause.query_async::<()>(&mut master).await.unwrap();
-    // Each part of its keys may be found out to be silent once.
+    // Each slot group of the master may time out once.
     registry.lookup(&users).await.unwrap();
     let began = Instant::now();
     for _ in 0..10 {
         let routes = registry.lookup(&users).await.unwrap().len();
-        assert!((1..200).contains(&routes), "{routes} routes: those of the others, and not its own");
+        assert!((1..200).contains(&routes), "{routes} routes: only those of the other masters");
     }
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     let end = Instant::now() + Duration::from_secs(30);
     while registry.lookup(&users).await.map(|routes| routes.len()) != Ok(200) {
-        assert!(Instant::now() < end, "it answers, and nobody asks");
+        assert!(Instant::now() < end, "the master answers again, and calls still fail");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

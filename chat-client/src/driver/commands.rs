@@ -10,11 +10,11 @@ use chat_core::{Error, ErrorKind, MessageId, Result, UserId};
 use tokio::sync::oneshot;
 
 use super::{Command, Driver, Reply, Waiting};
-use crate::client::Enqueued;
 use crate::connection_state::ConnectionState;
 use crate::content::Content;
+use crate::event::Enqueued;
 use crate::linking::{Joined, LinkCode, Offer};
-use crate::profile::random;
+use crate::random::random;
 use crate::safety::safety_number;
 use crate::store::KnownKey;
 use crate::suite::SuiteTx;

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::{Driver, peer};
 use crate::body::{ListSeen, SealedBody, open_body};
 use crate::event::Event;
-use crate::profile::random;
+use crate::random::random;
 use crate::suite::PrekeyBundle;
 
 impl Driver {

@@ -102,7 +102,7 @@ impl StoreConfig {
                 .try_into()
                 .map_err(|_| Error::new(ErrorKind::Corrupt, "the salt of the passphrase does not read back")),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let salt = crate::profile::random()?;
+                let salt = crate::random::random()?;
                 // Whole or not at all, and there before anything is encrypted with it.
                 let new = self.dir.join("salt.new");
                 let written = std::fs::File::create(&new).and_then(|mut file| {

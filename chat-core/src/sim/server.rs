@@ -33,9 +33,9 @@ pub(super) enum Task {
 
 /// Tasks that were woken and not polled since. Sorted, because the order of wake-ups may depend on hashed maps.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Woken(Arc<Mutex<BTreeSet<Task>>>);
+pub(super) struct WokenTasks(Arc<Mutex<BTreeSet<Task>>>);
 
-impl Woken {
+impl WokenTasks {
     pub(super) fn take(&self) -> BTreeSet<Task> {
         std::mem::take(&mut *self.0.lock())
     }
@@ -43,7 +43,7 @@ impl Woken {
 
 struct TaskWaker {
     task: Task,
-    woken: Woken,
+    woken: WokenTasks,
     is_woken: AtomicBool,
 }
 
@@ -63,7 +63,7 @@ struct Running<T> {
 
 impl<T> Running<T> {
     /// Starts a task: it counts as woken.
-    fn new(task: Task, woken: &Woken, future: impl Future<Output = T> + 'static) -> Self {
+    fn new(task: Task, woken: &WokenTasks, future: impl Future<Output = T> + 'static) -> Self {
         let waker = Arc::new(TaskWaker { task, woken: woken.clone(), is_woken: AtomicBool::new(false) });
         waker.clone().wake();
         Self { future: Box::pin(future), waker }
@@ -135,7 +135,7 @@ pub(super) struct Start {
     pub presence: Arc<dyn Presence>,
     pub clock: Arc<ManualClock>,
     pub runtime: Arc<ManualRuntime>,
-    pub woken: Woken,
+    pub woken: WokenTasks,
     pub session_queue: usize,
 }
 
@@ -148,7 +148,7 @@ pub(super) struct Server {
     gateway: Gateway,
     drain: Drain,
     pub is_draining: bool,
-    woken: Woken,
+    woken: WokenTasks,
     shards: Vec<Running<Result<()>>>,
     connections: BTreeMap<u64, (Running<()>, Arc<Mutex<Pipe>>)>,
 }

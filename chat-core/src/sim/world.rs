@@ -19,7 +19,7 @@ use super::cluster::SHARDS;
 use super::device::Device;
 use super::oracle::{KeyUse, Oracle, Violation};
 use super::registry::SimRegistry;
-use super::server::{Server, Task, Woken, ready};
+use super::server::{Server, Task, WokenTasks, ready};
 use super::store::{Redo, StoreFaults};
 use super::{Options, Report};
 use crate::backend::{AccountKey, GatewayId, KeyDirectory, MessageStore, SessionDelivery};
@@ -109,7 +109,7 @@ pub(super) struct World {
     partition: Option<(u64, u64)>,
     devices: Vec<Device>,
     servers: Vec<Option<Server>>,
-    woken: Woken,
+    woken: WokenTasks,
     runtime: Arc<ManualRuntime>,
     presence: Arc<MemoryPresence>,
     /// Server processes started so far.
@@ -188,7 +188,7 @@ impl World {
             partition,
             devices,
             servers: (0..servers).map(|_| None).collect(),
-            woken: Woken::default(),
+            woken: WokenTasks::default(),
             runtime,
             presence: Arc::default(),
             lives: 0,

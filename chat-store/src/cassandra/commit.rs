@@ -1,4 +1,4 @@
-//! Writing what becomes true together.
+//! Commits: their writes, and the order of these writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,19 +13,21 @@ use scylla::value::CqlValue;
 use super::connection::Write;
 use super::{BUCKET, CassandraStore, signed};
 
-/// Rows and bytes of one request.
+/// Number of rows, and of bytes, at which a request is sent.
 const REQUEST: (usize, usize) = (100, 512 * 1024);
-/// Up to so many rows and bytes go in one request even if they belong to several partitions: a message between
-/// two people is seven rows, and seven requests cost the cluster more than one that its receiver passes on.
+/// Maximum number of rows, and of bytes, that go in one request even if they belong to several partitions. A
+/// message between two people is seven rows. Seven requests cost the cluster more than one that its
+/// coordinator forwards.
 const SMALL: (usize, usize) = (16, 32 * 1024);
-/// So much is kept with a state to finish its commit; what is larger is written before the state.
+/// Maximum size in bytes of the redo data in a state. The rows of a larger commit are written before its
+/// state.
 const REDO: usize = 16 * 1024;
 pub(super) const DAY_US: u64 = 24 * 3600 * 1_000_000;
-/// A row that is committed this long after its time is *late*.
+/// Microseconds between a row's time and its write, above which the row is *late*.
 const LATE_US: u64 = 2 * 60 * 1_000_000;
-/// Where late rows go: read always, whatever the floor.
+/// Day partition of late rows. Every read includes it, regardless of the floor.
 pub(super) const LATE_DAY: i32 = 0;
-/// Registers that keep the smallest value count their timestamps down from here.
+/// Base of the timestamps of registers that keep the smallest value: the timestamp is `TOP` minus the value.
 const TOP: i64 = i64::MAX / 2;
 
 pub(super) fn now_us() -> u64 {
@@ -44,7 +46,8 @@ pub(super) fn day_of(time_us: u64) -> i32 {
     i32::try_from(time_us / DAY_US).unwrap_or(i32::MAX)
 }
 
-/// The minute (65.5 s) in which an id says it was made: what keeps a partition of ids small.
+/// Returns the minute (65.5 s) in which an id was created, as the id states. It keeps a partition of ids
+/// small.
 pub(super) fn minute(id: MessageId) -> i32 {
     let bytes = id.as_bytes();
     i32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
@@ -54,13 +57,15 @@ fn late_before_us() -> u64 {
     now_us().saturating_sub(LATE_US)
 }
 
-/// The day a row is written to, where what is older than `late` is late.
+/// Returns the day partition of an inbox row. `late` is the time in microseconds below which rows are late.
 fn day_in_inbox(row: &InboxRow, late: u64) -> i32 {
     if row.time_us < late { LATE_DAY } else { day_of(row.time_us) }
 }
 
-/// What goes to one partition becomes visible together: these are the commits of which nobody who reads sees some rows
-/// and not the others. What is said to a device alone is kept nowhere but in its inbox.
+/// Returns whether a commit's state may be written before its rows. Rows of one partition become visible
+/// together. A commit is fit if its inbox rows have one day and its history rows one bucket: then no reader
+/// sees only a part of them. Mailbox commits are not fit, because their messages may be stored in inboxes
+/// only.
 fn is_fit_for_redo(commit: &Commit) -> bool {
     let late = late_before_us();
     let days: BTreeSet<i32> = commit.inbox.iter().map(|(_, row)| day_in_inbox(row, late)).collect();
@@ -69,7 +74,7 @@ fn is_fit_for_redo(commit: &Commit) -> bool {
     days.len() <= 1 && buckets.len() <= 1 && !mailbox
 }
 
-/// All writes as one group, if they are few.
+/// Joins all writes into one group if they are within [`SMALL`].
 fn joined_if_small(partitions: Vec<Vec<Write<'_>>>) -> Vec<Vec<Write<'_>>> {
     let rows: usize = partitions.iter().map(Vec::len).sum();
     let bytes: usize = partitions.iter().flatten().map(Write::size).sum();
@@ -80,8 +85,8 @@ fn joined_if_small(partitions: Vec<Vec<Write<'_>>>) -> Vec<Vec<Write<'_>>> {
 }
 
 impl CassandraStore {
-    /// Rows at their commit times, the state at its head's: the state first, if it can hold what it takes to
-    /// finish them.
+    /// Writes a commit: its rows with their commit times as timestamps, its state with the time of its head.
+    /// The state is written first if it can hold the redo data.
     pub(super) async fn commit_one(&self, commit: Commit) -> Result<CommitOutcome> {
         let redo = if is_fit_for_redo(&commit) { redo::encode(&commit) } else { Vec::new() };
         if redo.is_empty() || redo.len() > REDO {
@@ -92,8 +97,8 @@ impl CassandraStore {
         Ok(CommitOutcome::Durable(Box::new(commit)))
     }
 
-    /// Writes the state, and the generations of those who sent: a device that is told that its message is stored, and
-    /// is restored from a backup, must be seen to have been further.
+    /// Writes the state, and the generations of the senders. A device may receive *stored* and then be
+    /// restored from a backup: its stored generation must show that the backup is behind.
     async fn commit_durable(&self, commit: &Commit, redo: Vec<u8>) -> Result<()> {
         try_join(self.write_state(commit, redo), self.write_generations(commit)).await.map(drop)
     }
@@ -109,13 +114,14 @@ impl CassandraStore {
         try_join_all(groups.iter().map(|writes| self.write_partition(writes))).await.map(drop)
     }
 
-    /// All else first, then the state: it has nothing to finish them by.
+    /// Writes the rows and generations first, then the state, without redo data.
     pub(super) async fn commit_in_order(&self, commit: &Commit) -> Result<()> {
         try_join(self.write_rows(commit), self.write_generations(commit)).await?;
         self.write_state(commit, Vec::new()).await
     }
 
-    /// Writes the commit again that made a state, and the state with it: perhaps less than a quorum has them.
+    /// Finishes the commit that produced a state: writes its rows, and again the state and the generations,
+    /// because less than a quorum may have them.
     pub(super) async fn finish(
         &self,
         conversation: ConversationId,
@@ -150,7 +156,7 @@ impl CassandraStore {
         self.connection.batch(&writes[from..]).await
     }
 
-    /// The writes of a commit but its state and generations, by partition.
+    /// Returns the writes of a commit by partition, without its state and generations.
     fn partitions(&self, commit: &Commit) -> Vec<Vec<Write<'_>>> {
         let mut partitions: Vec<Vec<Write<'_>>> = Vec::new();
         let mailbox = commit.conversation.kind() == Ok(ConversationKind::Mailbox);
@@ -232,7 +238,7 @@ impl CassandraStore {
         Write { statement: &self.connection.statements.put_inbox, values }
     }
 
-    /// One request a device: how far its rows reach, and where it joined.
+    /// Returns the cursor writes of a commit by device: the tail, and the seq at which the device joined.
     fn cell_writes(&self, commit: &Commit) -> impl Iterator<Item = Vec<Write<'_>>> {
         let statements = &self.connection.statements;
         let mut devices: BTreeMap<InstallationId, Vec<Write<'_>>> = BTreeMap::new();
@@ -272,7 +278,7 @@ impl CassandraStore {
         self.connection.batch(&writes).await
     }
 
-    /// A device has no rows that are older.
+    /// Returns the write of `born`: the device has no row that is older than `time_us`.
     pub(super) fn born_write(&self, device: InstallationId, time_us: u64) -> Write<'_> {
         let time = signed(time_us);
         let values = vec![big(TOP - time), big(time), blob(device.as_bytes())];

@@ -22,10 +22,10 @@ use scylla::value::{CqlValue, Row};
 use super::corrupt;
 use super::schema::Statements;
 
-/// How long a statement may take: then its outcome is unknown.
+/// Timeout of a statement. After it the outcome is unknown.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Where Cassandra is.
+/// Address of a Cassandra keyspace and its replication.
 ///
 /// ```
 /// use chat_store::cassandra::CassandraSettings;
@@ -35,13 +35,12 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct CassandraSettings {
-    /// Some nodes, `host:port`.
+    /// Contact points, each `host:port`.
     pub nodes: Vec<String>,
-    /// The keyspace.
     pub keyspace: String,
-    /// The data centre whose quorum counts.
+    /// Data centre whose quorum confirms reads and writes.
     pub datacenter: String,
-    /// Copies of a new keyspace. Less than 3 has to be asked for by name.
+    /// Number of copies in the data centre, 1 to 9. The default is 3; another number must be set explicitly.
     pub replication: u32,
 }
 
@@ -89,7 +88,7 @@ impl FromStr for CassandraSettings {
     }
 }
 
-/// A session with its prepared statements.
+/// A driver session with its prepared statements.
 pub(super) struct Connection {
     pub session: Session,
     pub settings: CassandraSettings,
@@ -102,13 +101,13 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// Whatever went wrong with a statement: it may have been carried out.
+/// Converts any failure of a statement to `Unavailable`. The statement may have been executed.
 pub(super) fn unknown(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::new(ErrorKind::Unavailable, "Cassandra does not answer").caused_by(error)
 }
 
 pub(super) async fn session(settings: &CassandraSettings) -> Result<Session> {
-    // Statements that may be repeated are sent to a second node when the first takes its time.
+    // The driver sends an idempotent statement to a second node too if the first is slow.
     let speculative =
         SimpleSpeculativeExecutionPolicy { max_retry_count: 1, retry_interval: Duration::from_millis(100) };
     let profile = ExecutionProfile::builder()
@@ -138,7 +137,7 @@ impl Connection {
         Ok(Self { session, settings: settings.clone(), statements })
     }
 
-    /// The rows of a statement that reads.
+    /// Returns the rows of a read statement.
     pub(super) async fn rows(
         &self,
         statement: &PreparedStatement,
@@ -148,7 +147,7 @@ impl Connection {
         result.into_rows_result().map_err(unknown)
     }
 
-    /// The rows of a statement, page by page.
+    /// Returns the rows of a read statement as a stream, which reads page by page.
     pub(super) async fn stream<T>(
         &self,
         statement: &PreparedStatement,
@@ -161,7 +160,7 @@ impl Connection {
         Ok(rows.rows_stream::<T>().map_err(|_| corrupt())?.map_err(unknown).boxed())
     }
 
-    /// Carries out a write that may be repeated.
+    /// Executes an idempotent write.
     pub(super) async fn write(
         &self,
         statement: &PreparedStatement,
@@ -170,7 +169,7 @@ impl Connection {
         self.session.execute_unpaged(statement, values).await.map(drop).map_err(unknown)
     }
 
-    /// Carries out a conditional statement; whether its condition held.
+    /// Executes a conditional statement. Returns whether its condition held.
     pub(super) async fn applied(
         &self,
         statement: &PreparedStatement,
@@ -179,7 +178,7 @@ impl Connection {
         was_applied(self.session.execute_unpaged(statement, values).await.map_err(unknown)?)
     }
 
-    /// Writes in one request.
+    /// Sends idempotent writes in one request.
     pub(super) async fn batch(&self, writes: &[Write<'_>]) -> Result<()> {
         if writes.is_empty() {
             return Ok(());
@@ -187,7 +186,8 @@ impl Connection {
         self.send_batch(writes, true).await.map(drop)
     }
 
-    /// Writes to one partition if the conditions among them hold; whether they did.
+    /// Sends writes to one partition. They apply only if all conditions among them hold; returns whether they
+    /// did.
     pub(super) async fn batch_applied(&self, writes: &[Write<'_>]) -> Result<bool> {
         was_applied(self.send_batch(writes, false).await?)
     }
@@ -208,12 +208,12 @@ impl Connection {
 /// One write of a batch.
 pub(super) struct Write<'a> {
     pub statement: &'a PreparedStatement,
-    /// `Empty` stands for null.
+    /// `Empty` is sent as null.
     pub values: Vec<CqlValue>,
 }
 
 impl Write<'_> {
-    /// About how many bytes it takes.
+    /// Returns the approximate size in bytes.
     pub(super) fn size(&self) -> usize {
         let blob = |value: &CqlValue| match value {
             CqlValue::Blob(bytes) => bytes.len(),
@@ -224,7 +224,7 @@ impl Write<'_> {
 }
 
 fn was_applied(result: QueryResult) -> Result<bool> {
-    // The columns of the answer depend on whether it was.
+    // The columns of the answer depend on whether the statement was applied.
     let rows = result.into_rows_result().map_err(unknown)?;
     let row = rows.maybe_first_row::<Row>().map_err(unknown)?;
     let first = row.and_then(|row| row.columns.into_iter().next().flatten());

@@ -1,4 +1,5 @@
-//! Accounts, device lists and prekeys: every change is conditional, and a claim of a prekey is one that held.
+//! Accounts, device lists and prekeys. Every change is conditional. A prekey counts as claimed only if its
+//! conditional deletion was applied.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,14 +15,14 @@ use super::commit::{big, blob};
 use super::connection::Write;
 use super::{CassandraStore, corrupt, signed, unsigned};
 
-/// How often a change is tried again that somebody else was faster than.
+/// Maximum number of attempts of a change that loses against concurrent changes.
 const TRIES: usize = 20;
 
 const fn contended() -> Error {
-    Error::new(ErrorKind::Unavailable, "others change the same thing all the time")
+    Error::new(ErrorKind::Unavailable, "too many concurrent updates")
 }
 
-/// What is kept of a device: all of it may be missing.
+/// Signed prekey part and incarnation of a device. Each field may be missing.
 #[derive(Default)]
 pub(super) struct Keys {
     pub(super) signed: Option<Vec<u8>>,
@@ -77,7 +78,7 @@ impl CassandraStore {
         Ok(rows.maybe_first_row::<(Vec<u8>,)>().map_err(|_| corrupt())?.map(|(user,)| user))
     }
 
-    /// Looks whether somebody else has an installation of a list, before anything is taken.
+    /// Returns `Conflict` if an installation of a list belongs to another user. Writes nothing.
     async fn check_owners(&self, list: &SignedDeviceList) -> Result<()> {
         for device in list.list().addresses() {
             let owner = self.owner_of(device.installation).await?;
@@ -120,7 +121,7 @@ impl KeyDirectory for CassandraStore {
             return Err(taken());
         }
         self.check_owners(list).await?;
-        // Each step may have been taken by an earlier try of the same registration.
+        // An earlier attempt of the same registration may have completed any of these steps.
         let values = (handle.as_str(), &user.as_bytes()[..]);
         if !self.connection.applied(&self.connection.statements.take_handle, values).await?
             && self.resolve(handle).await? != Some(user)
@@ -167,7 +168,7 @@ impl KeyDirectory for CassandraStore {
         {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::Conflict, "another list was written meanwhile"))
+        Err(Error::new(ErrorKind::Conflict, "another device list was written concurrently"))
     }
 
     async fn upload(&self, device: InstallationId, upload: &PrekeyUpload) -> Result<u64> {
@@ -223,7 +224,7 @@ impl KeyDirectory for CassandraStore {
                 one_time: Bytes::from(one_time),
             };
             let (Some(id), Some(data)) = (id, data) else { return Ok(Some(bundle(Vec::new()))) };
-            // If the outcome is unknown, so is the error: the key may be gone, and is nobody's then.
+            // If the outcome is unknown, the call fails: the key may be deleted, and no device gets it then.
             if self
                 .connection
                 .applied(&self.connection.statements.take_prekey, (&device.as_bytes()[..], id))
@@ -238,7 +239,7 @@ impl KeyDirectory for CassandraStore {
     async fn device(&self, device: InstallationId) -> Result<DeviceKeys> {
         let rows = self.connection.rows(&self.connection.statements.stock, (&device.as_bytes()[..],)).await?;
         let mut keys = DeviceKeys::default();
-        // Of a partition without prekeys one row comes, which has none.
+        // A partition without prekeys reads as one row without a prekey.
         for row in rows.rows::<(Option<i32>, Option<i64>)>().map_err(|_| corrupt())? {
             let (incarnation, prekey) = row.map_err(|_| corrupt())?;
             keys.incarnation = incarnation.map_or(Ok(0), Incarnation::try_from).map_err(|_| corrupt())?;

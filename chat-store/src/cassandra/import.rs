@@ -14,17 +14,17 @@ use super::commit::{LATE_DAY, big, blob, day_of, minute, now_us};
 use super::connection::Write;
 use super::inbox::{DAYS_READ, FLOOR_BEHIND_US};
 use super::{CassandraSettings, CassandraStore, corrupt, schema, signed, unsigned};
-use crate::data_migration::{Account, Device};
+use crate::data_set::{Account, Device};
 
-/// A keyspace that a data set is copied to. Everything is written with timestamps below those of whoever
-/// serves it later, and writing it again is the same.
+/// A keyspace that receives a migrated data set. Writes are idempotent, and their timestamps are below those
+/// of the nodes that serve the keyspace later.
 #[derive(Debug)]
 pub(crate) struct CassandraImport {
     store: CassandraStore,
 }
 
 impl CassandraImport {
-    /// Makes the schema, or finds the one of a copy of the same data set that was interrupted.
+    /// Creates the schema, or resumes an interrupted copy of the same data set.
     pub(crate) async fn begin(settings: &CassandraSettings, epoch: StoreEpoch) -> Result<Self> {
         let connection = schema::begin_import(settings, *epoch.as_bytes()).await?;
         let identity = StoreIdentity { epoch, durability: Durability::Fsync };
@@ -32,7 +32,7 @@ impl CassandraImport {
         Ok(Self { store })
     }
 
-    /// From here on the data set may be served.
+    /// Finishes the copy: the data set may be served from now on.
     pub(crate) async fn end(&self) -> Result<()> {
         schema::end_import(&self.store.connection).await
     }
@@ -41,7 +41,7 @@ impl CassandraImport {
         self.store.state(conversation, None).await
     }
 
-    /// Rows with their ids, and the state after them.
+    /// Writes rows and their ids, and then the state.
     pub(crate) async fn put_rows(&self, commit: &Commit) -> Result<()> {
         self.store.commit_in_order(commit).await
     }
@@ -60,7 +60,7 @@ impl CassandraImport {
         let mut cursors =
             vec![self.store.generation_write(id, device.generation), self.store.born_write(id, born)];
         for (conversation, cursor) in &device.cursors {
-            // Below the timestamp of any row that is committed from now on.
+            // The timestamp must be below that of every row that is committed later.
             let time_us = tails.get(conversation).copied().unwrap_or(1);
             let tail =
                 vec![big(signed(time_us)), big(signed(cursor.tail)), own(), blob(conversation.as_bytes())];
@@ -93,8 +93,8 @@ impl CassandraImport {
         Ok(())
     }
 
-    /// What waits for a device, each row in the day of its commit, or with those that are always read if that
-    /// day is further back than anybody looks.
+    /// Writes the unacknowledged rows of a device, each to the day of its commit. Rows of days that are too
+    /// old to be read go to [`LATE_DAY`].
     pub(crate) async fn put_inbox(&self, device: InstallationId, rows: &[InboxRow]) -> Result<()> {
         let mut days: BTreeMap<i32, Vec<Write<'_>>> = BTreeMap::new();
         let oldest = day_of(now_us()) - DAYS_READ / 2;
@@ -118,12 +118,12 @@ impl CassandraImport {
         connection.write(&connection.statements.import_account, values).await
     }
 
-    /// A page of a conversation, newest first.
+    /// Returns a page of a conversation, newest first.
     pub(crate) async fn history(&self, conversation: ConversationId, before: Seq) -> Result<Vec<InboxRow>> {
         self.store.history(conversation, before, PageLimit::MAX).await
     }
 
-    /// The ids of a conversation by seq, as far as they are where these are.
+    /// Returns the ids of a conversation by seq, from the partitions that hold the ids in `like`.
     pub(crate) async fn ids(
         &self,
         conversation: ConversationId,
@@ -140,7 +140,7 @@ impl CassandraImport {
         Ok(ids)
     }
 
-    /// A page of what waits for a device.
+    /// Returns a page of a device's unacknowledged rows.
     pub(crate) async fn inbox(&self, device: InstallationId, after: InboxPosition) -> Result<Vec<InboxRow>> {
         self.store.read_inbox(device, after, PageLimit::MAX).await
     }

@@ -1,4 +1,4 @@
-//! Reading, acknowledging and ending what waits for a device.
+//! Inboxes of devices: reads, acks, trims and expiry.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -16,43 +16,44 @@ use super::commit::{DAY_US, LATE_DAY, big, blob, day_of, now_us};
 use super::connection::{Write, unknown};
 use super::{CassandraStore, corrupt, signed, unsigned};
 
-/// How far the floor of an inbox stays behind the clock: more than rows may be late without being noticed, by
-/// more than clocks of nodes differ and a node that was stopped still owns its shards. What was deleted above
-/// the floor is read over, so it bounds that too.
+/// Microseconds that the floor of an inbox stays behind the clock. This is more than the delay after which a
+/// row counts as late, plus the clock difference between nodes, plus the time that a stopped node keeps its
+/// shards. A read skips the tombstones above the floor, so it bounds their number too.
 pub(super) const FLOOR_BEHIND_US: u64 = 5 * 60 * 1_000_000;
-/// Of so many trims, and of those in so long a time, one looks at the whole inbox and raises its floor; the
-/// others look at what came since.
+/// Every 8th trim scans the whole inbox and raises its floor; the others scan only rows since the last trim.
 const TRIMS_PER_FLOOR: u32 = 8;
+/// Microseconds since the last scan of the whole inbox, after which the next trim scans it again.
 const FLOOR_AGE_US: u64 = FLOOR_BEHIND_US;
-/// Days that are looked at; retention is at most a year.
+/// Maximum number of days that a read scans. Retention is at most a year.
 pub(super) const DAYS_READ: i32 = 400;
-/// Acknowledged rows that a device may leave behind before they are deleted.
+/// Number of acknowledged rows of a device at which they are deleted.
 const TRIM_AT: u64 = 64;
-/// Rows of one request.
+/// Maximum number of rows in one read request.
 const PAGE: usize = 64;
 
-/// What is known of a device beside its cursors.
+/// Generation and inbox floor of a device.
 #[derive(Clone, Copy, Default)]
 pub(super) struct DeviceMeta {
     pub(super) generation: u64,
-    /// Below it nothing waits but what came late.
+    /// Microseconds. Every row with an older time is acknowledged, except late rows.
     pub(super) floor_us: u64,
 }
 
-/// What this process did about the acknowledged rows of a device.
+/// Trim progress of a device's inbox in this process.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Untrimmed {
     /// Rows acknowledged since the last trim.
     rows: u64,
-    /// Trims since the last one that looked at everything.
+    /// Trims since the last scan of the whole inbox.
     trims: u32,
-    /// When that was; 0: not yet.
+    /// Time of the last scan of the whole inbox, in microseconds; 0 if there was none.
     whole_us: u64,
-    /// Everything before was deleted, but what came late, or was acknowledged before it was written.
+    /// Time in microseconds at which the next trim starts. All older rows are deleted, except late rows and
+    /// rows that were acknowledged before they were written.
     from_us: u64,
 }
 
-/// A row's key with its size.
+/// The key and size of an inbox row.
 #[derive(Clone, Copy)]
 pub(super) struct Key {
     day: i32,
@@ -60,7 +61,8 @@ pub(super) struct Key {
     size: u64,
 }
 
-/// Where a device stands in each conversation: of what it acknowledged and where it joined, the higher counts.
+/// Cursors of a device by conversation. `acked` is the acknowledged seq, or the seq before the device joined
+/// if that is higher.
 pub(super) type Cursors = HashMap<ConversationId, InboxCursor>;
 
 fn read_cursors(rows: &QueryRowsResult) -> Result<Cursors> {
@@ -93,13 +95,13 @@ impl CassandraStore {
         Ok(DeviceMeta { generation: generation.map_or(0, unsigned), floor_us })
     }
 
-    /// The cursors of these conversations.
+    /// Returns the cursors of at least these conversations.
     pub(super) async fn cursors_of(
         &self,
         device: InstallationId,
         conversations: &HashSet<ConversationId>,
     ) -> Result<Cursors> {
-        /// Above this many it is cheaper to read all.
+        /// Number of conversations above which it is cheaper to read all cursors.
         const NAMED: usize = 50;
         if conversations.is_empty() {
             return Ok(Cursors::new());
@@ -121,12 +123,12 @@ impl CassandraStore {
         )
     }
 
-    /// The days in which rows of a device may lie, from a time on, oldest first.
+    /// Returns the days that may hold rows of a device from a time on, oldest first, without [`LATE_DAY`].
     pub(super) fn days(meta: DeviceMeta, from_us: u64) -> impl Iterator<Item = i32> {
         let from = meta.floor_us.max(from_us);
         // A broker's clock may be ahead, and commit times run ahead of it.
         let to = day_of(now_us() + DAY_US / 24);
-        // Nobody's rows are older than retention, and a device without a single row has no days.
+        // No row is older than the retention. A device with floor 0 has no rows, so one day is enough.
         let oldest = if meta.floor_us == 0 { to } else { day_of(from).max(to - DAYS_READ) };
         oldest..=to
     }
@@ -142,7 +144,7 @@ impl CassandraStore {
         let mut rows: BTreeMap<InboxPosition, InboxRow> =
             late.into_iter().map(|row| (row.position(), row)).collect();
         let (mut read, mut bytes) = (0, 0);
-        // What lies below the floor was deleted: reading over it would cost as much as if it were there.
+        // Rows below the floor are deleted. Skipping their tombstones would cost as much as reading the rows.
         let above = after.max(InboxPosition { time_us: meta.floor_us, ..InboxPosition::START });
         for day in Self::days(meta, after.time_us) {
             for row in self.read_day(device, day, above, limit).await? {
@@ -164,7 +166,7 @@ impl CassandraStore {
         Ok(page)
     }
 
-    /// What waits in one day after a place: committed, and not acknowledged.
+    /// Returns the rows of one day after a position that are committed and not acknowledged.
     async fn read_day(
         &self,
         device: InstallationId,
@@ -208,7 +210,7 @@ impl CassandraStore {
         let cursors = self.cursors_of(device, &conversations).await?;
         let committed = rows.iter().map(|row| self.is_committed(row.conversation, row.seq));
         let committed = try_join_all(committed).await?;
-        // A row counts from when its cursor reaches it.
+        // A row is visible once the tail of its cursor reaches it.
         let waits = |row: &InboxRow| {
             cursors
                 .get(&row.conversation)
@@ -227,7 +229,7 @@ impl CassandraStore {
         let conversations: HashSet<ConversationId> = acks.iter().map(|ack| ack.conversation).collect();
         let cursors = self.cursors_of(device, &conversations).await?;
         let cursor = |ack: &AckUpTo| cursors.get(&ack.conversation).copied().unwrap_or_default();
-        // One after the other: of many that are made up the first one ends it.
+        // One after the other, so that the first invalid ack ends a request with many of them.
         for ack in acks.iter().filter(|ack| ack.seq > cursor(ack).tail) {
             self.check_unsettled(device, *ack).await?;
         }
@@ -248,12 +250,14 @@ impl CassandraStore {
         Ok(())
     }
 
-    /// Whether a row may be acknowledged that its cursor does not reach: its commit is safe, and was told.
+    /// Checks an ack above the tail of its cursor. It is valid if the commit of its row is durable: the row
+    /// may be delivered before it is visible.
     async fn check_unsettled(&self, device: InstallationId, ack: AckUpTo) -> Result<()> {
         if ack.seq <= self.tail_to_come(ack.conversation, device).await? {
             return Ok(());
         }
-        // The next commit may be there already: then this one is visible since the cursor was read.
+        // A later commit may have replaced the redo data: then this commit became visible after the cursor
+        // was read.
         let cursors = self.cursors_of(device, &HashSet::from([ack.conversation])).await?;
         if cursors.get(&ack.conversation).is_some_and(|cursor| ack.seq <= cursor.tail) {
             return Ok(());
@@ -261,7 +265,8 @@ impl CassandraStore {
         Err(Error::new(ErrorKind::Invalid, "an ack is above the tail"))
     }
 
-    /// Deletes what was acknowledged once it is worth it. It only frees space: nobody waits for its success.
+    /// Counts acknowledged rows, and deletes them at [`TRIM_AT`]. Deletion only frees space, so errors are
+    /// ignored.
     async fn note_removed(&self, device: InstallationId, removed: u64) {
         let known = {
             let mut known = self.untrimmed.entry(device).or_default();
@@ -282,7 +287,8 @@ impl CassandraStore {
         }
     }
 
-    /// The keys of what is in a device's inbox from a time on (0: of everything), acknowledged or not.
+    /// Returns the keys of the rows in a device's inbox from a time on, acknowledged or not. 0 includes late
+    /// rows.
     pub(super) async fn keys(
         &self,
         device: InstallationId,
@@ -311,8 +317,8 @@ impl CassandraStore {
         .collect()
     }
 
-    /// Deletes the acknowledged rows from a time on; gives the time from which there may be others. A look
-    /// at everything (from 0) raises the floor.
+    /// Deletes the acknowledged rows from a time on, and returns the time from which rows may be left. With
+    /// `from_us` 0 it scans the whole inbox and raises the floor.
     async fn trim(&self, device: InstallationId, from_us: u64) -> Result<u64> {
         let meta = self.meta(device).await?;
         let now = now_us();
@@ -322,7 +328,8 @@ impl CassandraStore {
         };
         let gone: Vec<Key> = keys.iter().copied().filter(acked).collect();
         self.delete(device, &gone).await?;
-        // Nothing waits below the first row that is left, nor, if none is, below now; what comes late is late.
+        // No row waits below the first remaining row or, without one, below now. A row that is written later
+        // with an older time is late.
         let left = keys
             .iter()
             .filter(|key| !acked(key) && key.day != LATE_DAY)
@@ -338,8 +345,8 @@ impl CassandraStore {
         Ok(left.unwrap_or(now))
     }
 
-    /// Covers what was deleted between two floors by one tombstone a day: nobody reads there any more, and whoever
-    /// reads over it passes that one instead of one a row.
+    /// Covers the rows deleted between two floors with one tombstone a day. Inbox reads start above it, and a
+    /// scan of the whole day skips one tombstone instead of one per row.
     async fn delete_below(&self, device: InstallationId, from_us: u64, floor: u64) -> Result<()> {
         let days = day_of(from_us).max(day_of(floor) - DAYS_READ)..=day_of(floor);
         let write = |day| {
@@ -354,7 +361,8 @@ impl CassandraStore {
         Ok(())
     }
 
-    /// Deletes rows, above every write of theirs: an original's is its commit time, a gap's one more.
+    /// Deletes rows. The tombstone's timestamp is the commit time plus one: above that of an original row,
+    /// and equal to that of a gap, over which a tombstone wins.
     pub(super) async fn delete(&self, device: InstallationId, keys: &[Key]) -> Result<()> {
         let mut days: BTreeMap<i32, Vec<Write<'_>>> = BTreeMap::new();
         for key in keys {
@@ -392,7 +400,7 @@ impl CassandraStore {
             CursorFilter::All => self.all_cursors(device).await?,
             _ => self.cursors_of(device, &needed).await?,
         };
-        // A row may lie in its day and among the late ones: two owners did not agree how late it was.
+        // A row may be both in its day and in `LATE_DAY`, if two owners disagreed on whether it was late.
         let mut places = HashSet::new();
         let waiting = keys.iter().filter(|key| {
             let acked = cursors.get(&key.position.conversation).map_or(0, |cursor| cursor.acked);
@@ -409,7 +417,7 @@ impl CassandraStore {
     }
 
     pub(super) async fn expire_rows(&self, before_us: u64, limit: usize) -> Result<usize> {
-        // Of everybody: page by page.
+        // The inbox partitions of all devices, page by page.
         let all = self
             .connection
             .session
@@ -434,7 +442,8 @@ impl CassandraStore {
         Ok(removed)
     }
 
-    /// Ends what is too old in one inbox: each conversation's rows become one gap, at the last one's place.
+    /// Expires old rows of one inbox: those of each conversation become one gap, at the position of the last
+    /// one. Returns the number of expired rows.
     async fn expire_of(&self, device: InstallationId, before_us: u64, limit: usize) -> Result<usize> {
         let all = PageLimit { rows: usize::MAX, bytes: usize::MAX };
         let rows = self.read_inbox(device, InboxPosition::START, all).await?;
@@ -457,7 +466,7 @@ impl CassandraStore {
         let gone = keys.iter().filter(|key| places.contains(&key.position)).copied();
         let (last, gone): (Vec<Key>, Vec<Key>) =
             gone.partition(|key| gaps.values().any(|gap| gap.2 == key.position));
-        // The gap first: a reader in between sees rows that are about to go, never a hole.
+        // The gap is written first: a concurrent reader sees rows that will be deleted, never a hole.
         for key in last {
             if let Some((from, joined, place)) = gaps.get(&key.position.conversation) {
                 let row = InboxRow::expired(key.position.conversation, *from, *place, *joined);

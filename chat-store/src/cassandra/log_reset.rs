@@ -1,5 +1,6 @@
-//! What a log that is given up leaves behind: rows of commits that were written in order, and of which no state says
-//! that they are there. Nobody is given their records again, and the new log gives their places to others.
+//! Deletes rows above the head when a log is abandoned. A commit that is written in order leaves such rows if
+//! it stops before its state is written. The new log does not replay its record, and assigns its seqs to
+//! other messages.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +12,10 @@ use super::commit::now_us;
 use super::inbox::Key;
 use super::{CassandraStore, corrupt, signed, unsigned};
 
-/// Inboxes and ids at once.
+/// Inboxes or ids that are checked concurrently.
 const PURGE_CONCURRENCY: usize = 16;
 
-/// An id that leads above the head of its conversation.
+/// An id whose message is above the head of its conversation.
 struct UncommittedId {
     conversation: ConversationId,
     sender: InstallationId,
@@ -23,7 +24,8 @@ struct UncommittedId {
 }
 
 impl CassandraStore {
-    /// Finishes what can be finished, and deletes what is above the heads. While nobody serves the store.
+    /// Finishes every commit that has redo data, and deletes rows and ids above the heads. No node may serve
+    /// the store meanwhile.
     pub(super) async fn purge_uncommitted(&self) -> Result<()> {
         self.finish_all().await?;
         let (rows, ids) = (self.uncommitted_rows().await?, self.uncommitted_ids().await?);
@@ -56,11 +58,12 @@ impl CassandraStore {
         Ok(())
     }
 
-    /// Writes a conversation's state again, later than anything that is to be deleted: a state that was on its way
-    /// loses against it, and what is committed from now on comes after all tombstones. Gives its time.
+    /// Writes a conversation's state again, with a time above every row that will be deleted, and returns
+    /// that time. An older state that is still in flight loses against it, and later commits get times above
+    /// all tombstones.
     async fn raise_time(&self, conversation: ConversationId, above_us: u64) -> Result<u64> {
         let mut state = self.state(conversation, None).await?.unwrap_or_default();
-        // A tombstone of an inbox's row is one later than the row.
+        // The timestamp of an inbox row's tombstone is that of the row plus one.
         let time_us = state.head.time_us.max(above_us).max(now_us()) + 2;
         state.head.time_us = time_us;
         let nothing = Commit {

@@ -7,14 +7,15 @@ use scylla::statement::prepared::PreparedStatement;
 
 use super::connection::{CassandraSettings, Connection, session, unknown};
 
-/// The version of the tables below.
+/// Version of the tables below.
 const VERSION: i32 = 2;
-/// The one before, which [`migrate`] makes this one of.
+/// Previous version, which [`migrate`] upgrades to [`VERSION`].
 const BEFORE: i32 = 1;
-/// What stands for it while a data set is copied to the keyspace.
+/// Stored in place of the version while a data set is copied to the keyspace.
 const COPYING: i32 = 0;
 
-/// What it is made of. Tombstones only free space, so they are kept for hours and not for days.
+/// Tables of the schema, without [`HANDLES`]. Inbox tombstones only free space, so they are kept for hours,
+/// not days.
 const TABLES: [&str; 9] = [
     "meta (one text PRIMARY KEY, version int, epoch blob, generation bigint, log blob, partitions int, opened boolean)",
     "state (conversation blob PRIMARY KEY, seq bigint, state blob, redo blob) \
@@ -35,22 +36,22 @@ const TABLES: [&str; 9] = [
     "owners (installation blob PRIMARY KEY, user blob)",
 ];
 const HANDLES: &str = "handles (handle text PRIMARY KEY, user blob)";
-/// What version 1 did not have.
+/// Column that version 1 lacks.
 const ADDED: &str = "state ADD IF NOT EXISTS redo blob";
 
 async fn run(session: &Session, statement: String) -> Result<()> {
     session.query_unpaged(statement, ()).await.map(drop).map_err(unknown)
 }
 
-/// Makes what is missing of the schema.
+/// Creates the missing parts of the schema.
 async fn make_tables(settings: &CassandraSettings) -> Result<Session> {
     let session = session(settings).await?;
     let nodes = session.get_cluster_state().get_nodes_info().len();
     if nodes < settings.replication as usize {
         return Err(Error::new(
             ErrorKind::Invalid,
-            "Cassandra has fewer nodes than there are to be copies: add nodes, or ask for less by name with \
-             ?replication=1 (what one node loses is lost)",
+            "Cassandra has fewer nodes than the requested copies: add nodes, or set ?replication=1 (then \
+             data that one node loses is lost)",
         ));
     }
     let CassandraSettings { keyspace, datacenter, replication, .. } = settings;
@@ -80,7 +81,7 @@ pub(super) async fn migrate(settings: &CassandraSettings) -> Result<String> {
     let session = make_tables(settings).await?;
     let mut epoch = [0; 16];
     getrandom::fill(&mut epoch)
-        .map_err(|e| Error::new(ErrorKind::Unavailable, "no randomness").caused_by(e))?;
+        .map_err(|e| Error::new(ErrorKind::Unavailable, "failed to read system randomness").caused_by(e))?;
     let CassandraSettings { keyspace, datacenter, replication, .. } = settings;
     begin_life(&session, keyspace, VERSION, epoch).await?;
     let raise = format!("UPDATE {keyspace}.meta SET version = ? WHERE one = 'life' IF version = ?");
@@ -88,7 +89,7 @@ pub(super) async fn migrate(settings: &CassandraSettings) -> Result<String> {
     Ok(format!("keyspace {keyspace}: schema version {VERSION}, {replication} copies in {datacenter}"))
 }
 
-/// Makes the schema for a data set of this life that is copied to it; nobody serves it before
+/// Creates the schema for a copy of the data set with this epoch. No node serves the keyspace before
 /// [`end_import`].
 pub(super) async fn begin_import(settings: &CassandraSettings, epoch: [u8; 16]) -> Result<Connection> {
     let session = make_tables(settings).await?;
@@ -97,27 +98,27 @@ pub(super) async fn begin_import(settings: &CassandraSettings, epoch: [u8; 16]) 
     let conflict = |text| Err(Error::new(ErrorKind::Conflict, text));
     match identity(&connection).await? {
         Some((COPYING, life)) if life == epoch => Ok(connection),
-        Some((_, life)) if life == epoch => conflict("the copy was finished before: serve it"),
-        _ => conflict("the keyspace holds another data set: name one that is not there yet"),
+        Some((_, life)) if life == epoch => conflict("the copy is already finished: serve it"),
+        _ => conflict("the keyspace holds another data set: name a new keyspace"),
     }
 }
 
-/// From here on the data set may be served.
+/// Finishes the copy: the data set may be served from now on.
 pub(super) async fn end_import(connection: &Connection) -> Result<()> {
     if connection.applied(&connection.statements.end_import, (VERSION, COPYING)).await? {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Conflict, "somebody else finished the copy"))
+    Err(Error::new(ErrorKind::Conflict, "another process finished the copy"))
 }
 
 async fn identity(connection: &Connection) -> Result<Option<(i32, [u8; 16])>> {
-    let other = || Error::new(ErrorKind::Corrupt, "the keyspace does not say what it holds");
+    let other = || Error::new(ErrorKind::Corrupt, "the identity of the keyspace cannot be decoded");
     let rows = connection.rows(&connection.statements.identity, ()).await?;
     let row = rows.maybe_first_row::<(i32, Vec<u8>)>().map_err(|_| other())?;
     row.map(|(version, epoch)| Ok((version, epoch.try_into().map_err(|_| other())?))).transpose()
 }
 
-/// Refuses a keyspace that keeps fewer copies than were asked for, or does not write them to a disk.
+/// Returns `Invalid` if the keyspace keeps fewer copies than requested, or does not write them to disk.
 pub(super) async fn check_copies(connection: &Connection) -> Result<()> {
     let CassandraSettings { keyspace, datacenter, replication, .. } = &connection.settings;
     let select = "SELECT replication, durable_writes FROM system_schema.keyspaces WHERE keyspace_name = ?";
@@ -131,25 +132,23 @@ pub(super) async fn check_copies(connection: &Connection) -> Result<()> {
     let copies = copies.get(datacenter).and_then(|copies| copies.parse().ok()).unwrap_or(0);
     if copies < *replication {
         return refused(
-            "the keyspace has fewer copies in the data centre of ?dc= than there are to be: ALTER KEYSPACE and repair it, or ask \
-             for less by name with ?replication=1 (what one node loses is lost)",
+            "the keyspace has fewer copies in the data centre of ?dc= than requested: ALTER KEYSPACE and \
+             repair it, or set ?replication=1 (then data that one node loses is lost)",
         );
     }
     if !durable {
-        return refused(
-            "the keyspace has durable_writes = false: what is acknowledged would not be on a disk",
-        );
+        return refused("the keyspace has durable_writes = false: acknowledged data would not be on disk");
     }
     Ok(())
 }
 
-/// Checks the schema's version; gives the life of the data set.
+/// Checks the schema's version. Returns the epoch of the data set.
 pub(super) async fn check(connection: &Connection) -> Result<[u8; 16]> {
     match identity(connection).await? {
         Some((VERSION, epoch)) => Ok(epoch),
         Some((COPYING, _)) => Err(Error::new(
             ErrorKind::Invalid,
-            "a data set is being copied to the keyspace: `chat-server-ref migrate-data` goes on where it stopped",
+            "a data set is being copied to the keyspace: run `chat-server-ref migrate-data` to finish it",
         )),
         _ => Err(Error::new(
             ErrorKind::Invalid,
@@ -175,7 +174,7 @@ pub(super) async fn describe(connection: &Connection) -> Result<String> {
     ))
 }
 
-/// What the node that answers does before it says that something is written.
+/// Returns `commitlog_sync` of the node that answers, with a warning if it is `periodic`.
 async fn commitlog_sync(connection: &Connection) -> Result<String> {
     let select = "SELECT value FROM system_views.settings WHERE name = 'commitlog_sync'";
     let rows = connection.session.query_unpaged(select, ()).await.map_err(unknown)?;
@@ -183,8 +182,8 @@ async fn commitlog_sync(connection: &Connection) -> Result<String> {
     let row = rows.maybe_first_row::<(Option<String>,)>().map_err(unknown)?;
     Ok(match row.and_then(|(value,)| value).as_deref() {
         Some("periodic") => {
-            "commitlog_sync periodic: WARNING: nodes that lose power together lose what they \
-             acknowledged last; set it to batch or group"
+            "commitlog_sync periodic: WARNING: nodes that lose power together lose the last writes \
+             that they acknowledged; set it to batch or group"
                 .to_owned()
         }
         value => format!("commitlog_sync {}", value.unwrap_or("unknown")),
@@ -193,7 +192,7 @@ async fn commitlog_sync(connection: &Connection) -> Result<String> {
 
 macro_rules! statements {
     ($($kind:ident { $($name:ident: $cql:literal,)+ })+) => {
-        /// Every statement, prepared once.
+        /// All statements, prepared once.
         pub(super) struct Statements {
             $($(pub $name: PreparedStatement,)+)+
         }
@@ -209,12 +208,13 @@ macro_rules! statements {
     };
 }
 
-/// Whether a statement may be carried out twice.
+/// Kind of a statement: whether the driver may execute it twice.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// It reads, or writes with a timestamp of its own: the driver may repeat it.
+    /// A read, or a write with its own timestamp: the driver may repeat it.
     Repeatable,
-    /// It, or the batch it is part of, has a condition: a second try may not hold because the first did.
+    /// A write with a condition, or in a batch with one: a second attempt may fail because the first was
+    /// applied.
     Conditional,
 }
 
@@ -291,7 +291,7 @@ async fn prepare(session: &Session, cql: &str, kind: Kind) -> Result<PreparedSta
     let mut statement = Statement::new(cql);
     statement.set_is_idempotent(kind == Kind::Repeatable);
     let missing = |e| {
-        Error::new(ErrorKind::Invalid, "Cassandra does not know the schema: run `chat-server-ref migrate`")
+        Error::new(ErrorKind::Invalid, "Cassandra lacks the schema: run `chat-server-ref migrate`")
             .caused_by(e)
     };
     session.prepare(statement).await.map_err(missing)

@@ -1,4 +1,4 @@
-//! Reads everything and proves what the store promises, while others may write.
+//! Verification: reads all data of the store and checks its invariants, while nodes may write.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
@@ -19,46 +19,47 @@ use super::inbox::DeviceMeta;
 use super::{BUCKET, CassandraStore, corrupt, signed, unsigned};
 use crate::verify::{Verification, broken};
 
-/// Conversations or devices at once.
+/// Conversations or devices that are checked concurrently.
 const VERIFY_CONCURRENCY: usize = 16;
-/// What looks broken may be half written, and who does not answer may soon: so often it is looked at again, and so
-/// long after.
+/// Number of attempts of a check, and the pause between them. Data that looks broken may be half written, and
+/// a node that does not answer may answer later.
 const LOOKS: (u32, Duration) = (4, Duration::from_millis(500));
 
-/// A row of history, as far as it is compared.
+/// The compared fields of a history row.
 struct Placed {
     seq: Seq,
     time_us: u64,
-    /// Sender, its incarnation and number, and the message's id.
+    /// Sender, its incarnation, its `client_seq`, and the message id. `None` if the row is not a message.
     message: Option<(InstallationId, Incarnation, ClientSeq, MessageId)>,
 }
 
-/// What a conversation's history was found to hold so far.
+/// Progress of the check of a conversation's history.
 struct Log {
     next: Seq,
     last_time_us: u64,
     numbers: HashSet<(InstallationId, Incarnation, ClientSeq)>,
 }
 
-/// A row that waits for a device.
+/// An unacknowledged row of a device's inbox.
 #[derive(Clone, Copy)]
 struct Waiting {
     first_seq: Seq,
-    /// Whether there need be nothing between it and the row before: the device joined here, or nobody was a member and
-    /// it is the device's own void.
+    /// Whether seqs may be missing before this row: the device joined here, or the row is the device's own
+    /// skip, which may precede its membership.
     begins: bool,
-    /// Whether it lies where the device's inbox is read.
+    /// Whether reads of the device's inbox cover the position of the row.
     is_read: bool,
 }
 
 impl CassandraStore {
-    /// Reads conversations, ids and inboxes, and proves what the store promises of them; see [`Verification`]. Messages may
-    /// be sent and acknowledged meanwhile; what a fallen owner left to be finished counts as it will be then. Devices
-    /// are those that anything is kept of; rows of mailboxes are looked at in inboxes alone. What was found to be
-    /// wrong says where as its source.
+    /// Reads conversations, ids and inboxes, and checks their invariants; see [`Verification`]. Devices may
+    /// send and acknowledge messages meanwhile. A commit that a failed owner left unfinished counts as if it
+    /// were finished. The count of devices includes every device with stored cursors or a generation. Rows of
+    /// mailboxes are checked in inboxes only.
     ///
     /// # Errors
-    /// `Corrupt` with what does not hold, `Unavailable` if Cassandra does not answer again and again.
+    /// `Corrupt` with the violated invariant; its source names the conversation or device. `Unavailable` if
+    /// Cassandra repeatedly does not answer.
     pub async fn verify(&self) -> Result<Verification> {
         let states =
             self.connection.stream::<(Vec<u8>,)>(&self.connection.statements.conversations, ()).await?;
@@ -83,7 +84,7 @@ impl CassandraStore {
         Ok(Verification { conversations, messages, waiting, devices, accounts })
     }
 
-    /// The days of each inbox, and how many devices have cursors.
+    /// Returns the days of each inbox, and the number of devices with cursors.
     async fn inboxes(&self) -> Result<(HashMap<Vec<u8>, BTreeSet<i32>>, u64)> {
         let mut days: HashMap<Vec<u8>, BTreeSet<i32>> = HashMap::new();
         let mut partitions = self
@@ -102,15 +103,16 @@ impl CassandraStore {
         Ok((days, devices))
     }
 
-    /// A state with what may still have to be written of the commit that made it.
+    /// Returns a conversation's last commit: its state, and the rows in its redo data, which may not be
+    /// written yet.
     async fn last_commit(&self, conversation: ConversationId) -> Result<Commit> {
         let found = self.state_and_redo(conversation).await?;
         let (state, redo) = found.unwrap_or_else(|| (ConversationState::default(), Vec::new()));
         redo::decode(redo.into(), conversation, state)
     }
 
-    /// A conversation is dense from 1 to its head, its times rise, and each number of a sender has one place that its
-    /// id leads to; gives how many rows it has.
+    /// Checks that a conversation is dense from 1 to its head, that its times rise, and that each number of a
+    /// sender has one seq, to which its id refers. Returns the number of rows.
     async fn verify_conversation(&self, id: Vec<u8>) -> Result<u64> {
         let conversation = ConversationId::parse(&id).map_err(|_| corrupt())?;
         let last = self.last_commit(conversation).await?;
@@ -128,7 +130,7 @@ impl CassandraStore {
             while let Some((row,)) = written.try_next().await? {
                 let row = decode_row(Bytes::from(row)).map_err(|_| corrupt())?;
                 if row.conversation != conversation {
-                    return Err(broken("a conversation holds a row of another"));
+                    return Err(broken("a history row belongs to another conversation"));
                 }
                 if row.seq <= head.seq {
                     rows.insert(row.seq, Placed::new(&row));
@@ -145,7 +147,8 @@ impl CassandraStore {
         Ok(head.seq)
     }
 
-    /// The id of each message leads to it, or to a later place that its sender gave the same id.
+    /// Checks that the id of each message refers to its seq, or to a later seq for which its sender reused
+    /// the id.
     async fn verify_ids(&self, last: &Commit, rows: impl Iterator<Item = &Placed>) -> Result<()> {
         let mut partitions: BTreeMap<(InstallationId, i32), Vec<(MessageId, Seq)>> = BTreeMap::new();
         for row in rows {
@@ -158,13 +161,13 @@ impl CassandraStore {
             let to_come = |id, seq| last.ids.contains(&(sender, id, seq));
             let leads = |id: &MessageId, seq: Seq| found.get(id).is_some_and(|there| *there >= seq);
             if !expected.iter().all(|(id, seq)| leads(id, *seq) || to_come(*id, *seq)) {
-                return Err(broken("an id does not lead to its message"));
+                return Err(broken("an id does not refer to its message"));
             }
         }
         Ok(())
     }
 
-    /// The ids of a sender in one minute.
+    /// Returns the ids of a sender in one minute.
     pub(super) async fn ids_of(
         &self,
         conversation: ConversationId,
@@ -181,15 +184,15 @@ impl CassandraStore {
         .collect()
     }
 
-    /// What waits for a device is there without a hole up to its cursors, is read, and stands for what history holds;
-    /// gives how many rows that are.
+    /// Checks that a device's unacknowledged rows have no hole up to the tails of its cursors, that reads
+    /// cover them, and that they match history. Returns the number of these rows.
     async fn verify_inbox(&self, device: Vec<u8>, mut days: BTreeSet<i32>, began_us: u64) -> Result<u64> {
         let device = InstallationId::parse(&device).map_err(|_| corrupt())?;
-        // The cursors first: what they reach was written with them, or is being written.
+        // The cursors are read first: the rows up to their tails are written, or are being written.
         let (meta, cursors) = (self.meta(device).await?, self.all_cursors(device).await?);
         let mut waiting: HashMap<ConversationId, BTreeMap<Seq, Waiting>> =
             cursors.keys().map(|conversation| (*conversation, BTreeMap::new())).collect();
-        // Others may have been begun since.
+        // New days may have begun since `days` was read.
         days.extend(Self::days(meta, began_us).chain([LATE_DAY]));
         for day in days {
             let key = (&device.as_bytes()[..], day);
@@ -214,7 +217,7 @@ impl CassandraStore {
         Ok(count)
     }
 
-    /// The rows of one conversation that were found to wait, and its cursor as it was before they were looked for.
+    /// Checks the unacknowledged rows of one conversation. `before` is its cursor, read before the rows.
     async fn verify_rows(
         &self,
         device: InstallationId,
@@ -223,12 +226,12 @@ impl CassandraStore {
         mut rows: BTreeMap<Seq, Waiting>,
     ) -> Result<u64> {
         let last = self.last_commit(conversation).await?;
-        // After the state: what is not to be finished is in its cursor.
+        // The cursor is read after the state: it covers every commit that is not in the redo data.
         let cursors = self.cursors_of(device, &HashSet::from([conversation])).await?;
         let cursor = cursors.get(&conversation).copied().unwrap_or_default();
         let to_come = last.inbox.iter().filter(|(owner, _)| *owner == device).map(|(_, row)| row);
         let mut reach = cursor.tail;
-        // What is above came since.
+        // Rows above `looked_for` arrived after the scan.
         let looked_for = rows.keys().next_back().map_or(before.tail, |last| before.tail.max(*last));
         for row in to_come.filter(|row| row.seq <= looked_for) {
             reach = reach.max(row.seq);
@@ -245,7 +248,7 @@ impl CassandraStore {
                 return Err(broken("an inbox row is outside of its cursor"));
             }
             if !row.is_read {
-                return Err(broken("a row waits where its inbox is not read"));
+                return Err(broken("reads of an inbox miss a row"));
             }
             if row.first_seq > above + 1 && !row.begins && is_member {
                 return Err(broken("an inbox has a hole"));
@@ -253,12 +256,13 @@ impl CassandraStore {
             above = *seq;
         }
         if before.tail > above && self.is_committed(conversation, before.tail).await? {
-            return Err(broken("a cursor reaches beyond its inbox"));
+            return Err(broken("the tail of a cursor is above its inbox"));
         }
         Ok(rows.len() as u64)
     }
 
-    /// History holds what a waiting row stands for; gives what it holds, where it has to.
+    /// Checks that history holds the message of an inbox row. Returns the history row; `None` for mailboxes
+    /// and expired rows.
     async fn verify_content(&self, device: InstallationId, row: &InboxRow) -> Result<Option<InboxRow>> {
         let conversation = row.conversation;
         if conversation.kind() == Ok(ConversationKind::Mailbox) || row.is_expired() {
@@ -277,7 +281,7 @@ impl CassandraStore {
         if there.as_ref().is_some_and(same) {
             return Ok(there);
         }
-        Err(broken("an inbox row stands for another message than history holds"))
+        Err(broken("an inbox row does not match history"))
     }
 }
 
@@ -319,13 +323,13 @@ impl Waiting {
     }
 }
 
-/// Whether a device's inbox is read where a row lies.
+/// Returns whether reads of a device's inbox cover a row in this day.
 fn is_read(meta: DeviceMeta, day: i32, row: &InboxRow) -> bool {
     let in_its_day = || CassandraStore::days(meta, 0).any(|read| read == day);
     day == LATE_DAY || (row.time_us >= meta.floor_us && in_its_day())
 }
 
-/// Whether a device's row is of the message that history holds.
+/// Returns whether an inbox row of a device matches the history row.
 fn is_same(device: InstallationId, history: &RowContent, inbox: &RowContent) -> bool {
     match (history, inbox) {
         (RowContent::Message { message, .. }, RowContent::Message { message: shown, .. }) => message == shown,
@@ -337,7 +341,8 @@ fn is_same(device: InstallationId, history: &RowContent, inbox: &RowContent) -> 
     }
 }
 
-/// Looks again at what looks broken: somebody may be writing it. Says where, if it stays so.
+/// Repeats a failed check, because its data may be half written. If the check keeps failing, the error's
+/// source names the conversation or device.
 async fn again<F: Future<Output = Result<u64>>>(
     what: &'static str,
     id: Vec<u8>,

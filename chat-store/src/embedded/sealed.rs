@@ -14,7 +14,7 @@ use chat_core::{
 use super::watermark::Watermark;
 use super::{SEALED, Tables, check_format, corrupt, failed, io, keys, verify};
 use crate::Verification;
-use crate::data_migration::{Account, Device};
+use crate::data_set::{Account, Device};
 
 const TEXT: &str = "This data set was sealed for migration to a cluster. The cluster may hold newer data. If the \
      cluster never served the copy, remove this file to go back.\n";

@@ -9,20 +9,22 @@ use crc16::{State, XMODEM};
 
 use super::connection::{PROBE_EVERY, REQUEST_TIMEOUT, ask, failed};
 
-/// Slots of a Cluster.
+/// Number of slots of a Cluster.
 const SLOTS: usize = 16384;
-/// Neighbours among them, which one master has most often, fall silent together.
+/// Number of adjacent slots that share one silent flag. One master usually owns all of them.
 const TOGETHER: usize = 256;
 
-/// A Cluster. While a master does not answer, calls about its keys fail at once; the others' are answered.
+/// Connection to a Cluster. While a master does not answer, calls for its keys fail at once. Calls for keys
+/// of other masters succeed.
 #[derive(Clone)]
 pub(super) struct Cluster {
     connection: ClusterConnection,
-    /// Which slots nobody answers for, by neighbours.
+    /// Whether the master of each group of adjacent slots does not answer.
     silent: Arc<[AtomicBool; SLOTS / TOGETHER]>,
 }
 
-/// The slot of a key, as the specification of Redis Cluster has it: of what is in its first braces, or of all of it.
+/// Returns the slot of a key, as the Redis Cluster specification defines it: the hash of the text in its
+/// first braces, or of the whole key.
 fn slot(key: &str) -> usize {
     let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
     let hashed = tag.filter(|tag| !tag.is_empty()).unwrap_or(key);
@@ -34,7 +36,7 @@ impl Cluster {
         Self { connection, silent: Arc::new([const { AtomicBool::new(false) }; SLOTS / TOGETHER]) }
     }
 
-    /// Makes a call about a key, unless it is known that nobody answers for it.
+    /// Makes a call for a key. Fails at once while the master of the key's slot group does not answer.
     pub(super) async fn call<T, F: Future<Output = RedisResult<T>>>(
         &self,
         key: &str,
@@ -44,7 +46,7 @@ impl Cluster {
         ask(&self.silent[part], call(self.connection.clone()), || self.note_silence(part, key)).await
     }
 
-    /// From here on calls about the neighbours of a key fail, until somebody answers for it.
+    /// Marks the slot group of a key as silent. Its calls fail at once until a probe of the key succeeds.
     fn note_silence(&self, part: usize, key: &str) {
         if self.silent[part].swap(true, Ordering::Relaxed) {
             return;
@@ -66,7 +68,7 @@ impl Cluster {
         });
     }
 
-    /// Asks any node, and another one if that does not answer.
+    /// Sends a command to a random node, and once more to a random node if that fails.
     pub(super) async fn ask_any<T: FromRedisValue>(&self, command: &Cmd) -> Result<T> {
         match self.ask_one(command).await {
             Err(_) => self.ask_one(command).await,

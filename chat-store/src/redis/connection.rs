@@ -9,18 +9,18 @@ use chat_core::{Error, ErrorKind, Result};
 use super::cluster::Cluster;
 use super::single::Single;
 
-/// How long a question may take: a hint is not worth waiting for.
+/// Timeout of a request. It is short because Redis holds only hints.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a node of a Cluster may take. Less than who asks waits: only a question that is still being asked makes
-/// the client look who answers for its slot now.
+/// Timeout of a node of a Cluster. It is shorter than [`REQUEST_TIMEOUT`]: the Redis client looks up the new
+/// master of a slot only while the request is still pending.
 const NODE_TIMEOUT: Duration = Duration::from_millis(700);
 
-/// How often who does not answer is asked whether it is there again.
+/// Interval between probes of a server that does not answer.
 pub(super) const PROBE_EVERY: Duration = Duration::from_millis(250);
 
-/// A connection to Redis that repairs itself; cheap to clone. No call takes longer than a second, and while nobody
-/// answers, calls fail at once.
+/// A connection to Redis that reconnects by itself; cheap to clone. Each call has a timeout of one second.
+/// While the server does not answer, calls fail at once.
 #[derive(Clone)]
 pub struct RedisLink(Kind);
 
@@ -30,19 +30,20 @@ enum Kind {
     Cluster(Cluster),
 }
 
-/// Makes a call, unless it is known that nobody answers. Calls `silence` if that is found out.
+/// Makes a call, or fails at once if `is_silent` is set. Runs `silence` if the server does not answer this
+/// call.
 pub(super) async fn ask<T>(
     is_silent: &AtomicBool,
     call: impl Future<Output = RedisResult<T>>,
     silence: impl FnOnce(),
 ) -> Result<T> {
     if is_silent.load(Ordering::Relaxed) {
-        return Err(Error::new(ErrorKind::Unavailable, "Redis did not answer, and is being waited for"));
+        return Err(Error::new(ErrorKind::Unavailable, "Redis does not answer: calls fail until it does"));
     }
     match tokio::time::timeout(REQUEST_TIMEOUT, call).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => {
-            // What it does not like is an answer.
+            // An error reply is an answer too.
             if is_silence(&error) {
                 silence();
             }
@@ -75,13 +76,13 @@ pub(super) fn failed(error: redis::RedisError) -> Error {
 }
 
 impl RedisLink {
-    /// Connects to `redis://host:port`, or to a Cluster by some of its nodes,
+    /// Connects to a server, `redis://host:port`, or to a Cluster through some of its nodes,
     /// `redis-cluster://host:port,host:port`.
     ///
     /// # Errors
-    /// `Invalid` if the address is neither, `Unavailable` if nobody answers there.
+    /// `Invalid` if the address has neither form, `Unavailable` if no server answers there.
     pub async fn connect(url: &str) -> Result<Self> {
-        let invalid = |error| Error::new(ErrorKind::Invalid, "not an address of Redis").caused_by(error);
+        let invalid = |error| Error::new(ErrorKind::Invalid, "not a Redis address").caused_by(error);
         if let Some(nodes) = url.strip_prefix("redis-cluster://") {
             let nodes: Vec<String> = nodes.split(',').map(|node| format!("redis://{node}")).collect();
             let client = ClusterClientBuilder::new(nodes)
@@ -96,10 +97,10 @@ impl RedisLink {
         Ok(Self(Kind::Single(Single::connect(client).await?)))
     }
 
-    /// What was found, for people.
+    /// Returns a description for operators: single server or Cluster, and the release.
     ///
     /// # Errors
-    /// `Unavailable` if nobody answers.
+    /// `Unavailable` if no server answers.
     pub async fn describe(&self) -> Result<String> {
         let mut info = ::redis::cmd("INFO");
         info.arg("server");
@@ -111,7 +112,7 @@ impl RedisLink {
         Ok(format!("{what}, release {}", release.unwrap_or("unknown").trim()))
     }
 
-    /// Runs a command about this key.
+    /// Runs a command for this key.
     pub(super) async fn run<T: FromRedisValue>(&self, key: &str, command: &Cmd) -> Result<T> {
         match &self.0 {
             Kind::Single(connection) => {
@@ -127,7 +128,7 @@ impl RedisLink {
         }
     }
 
-    /// Runs a script about this key, which is sent only where it is not known yet.
+    /// Runs a script for this key. The script's text is sent only to a server that has not loaded it yet.
     pub(super) async fn script<T: FromRedisValue>(
         &self,
         key: &str,

@@ -8,14 +8,14 @@ use std::fmt;
 
 use super::connection::RedisLink;
 
-/// Notes a beat and lets the key expire a second after it stops to count.
+/// Stores the time of a beat. The key expires one second after the beat stops to count.
 const BEAT: &str = r"
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 return 1
 ";
 
-/// A [`Presence`] in Redis: a key a user, which expires by itself.
+/// A [`Presence`] in Redis: one key per user, which expires by itself.
 pub struct RedisPresence {
     connection: RedisLink,
     beat: Script,
@@ -32,7 +32,7 @@ fn key(user: UserId) -> String {
 }
 
 impl RedisPresence {
-    /// A presence on this connection.
+    /// Returns a presence backend on this connection.
     pub fn new(connection: RedisLink) -> Self {
         Self { connection, beat: Script::new(BEAT) }
     }

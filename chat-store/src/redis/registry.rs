@@ -11,17 +11,17 @@ use futures_util::future::join_all;
 
 use super::connection::RedisLink;
 
-/// Seconds that a gateway's lease lasts without being renewed.
+/// Seconds after which a gateway's lease expires unless it is renewed.
 const LEASE_SECS: u64 = 75;
-/// How often it is renewed at most, whatever many sessions ask for it.
+/// Minimum interval between renewals of a gateway's lease by the heartbeats of its devices.
 const RENEW_EVERY: Duration = Duration::from_secs(10);
-/// How long a gateway that held its lease counts as alive without being asked again.
+/// Time for which a gateway counts as alive after a lookup found its lease.
 const SEEN_FOR: Duration = Duration::from_secs(1);
-/// Seconds after which a user's routes are forgotten that nobody touched.
+/// Seconds after which a user's routes expire unless a heartbeat extends them.
 const ROUTES_SECS: u64 = 24 * 3600;
 
-/// Registers a route above every epoch that is known, and above the clock: so also above those that were
-/// forgotten.
+/// Registers a route with an epoch above the stored one and not below the server's clock in microseconds, so
+/// that it is also above epochs that Redis lost.
 const BIND: &str = r"
 local now = redis.call('TIME')
 local epoch = now[1] * 1000000 + now[2]
@@ -36,7 +36,7 @@ redis.call('EXPIRE', KEYS[1], ARGV[3])
 return epoch
 ";
 
-/// Brings a forgotten route back; while it is there, it writes only that it is not to be forgotten, twice a day.
+/// Restores a lost route. While the route is stored, it only extends the expiry, about twice a day.
 const RENEW: &str = r"
 local known = redis.call('HGET', KEYS[1], ARGV[1])
 if known == ARGV[2] then
@@ -49,21 +49,22 @@ redis.call('EXPIRE', KEYS[1], ARGV[4])
 return 1
 ";
 
-/// Removes a route if it is still this one.
+/// Removes a route if the stored one is still equal to it.
 const UNBIND: &str = r"
 if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
 return 1
 ";
 
-/// A [`Registry`] in Redis: one script a call, in the slot of the user.
+/// A [`Registry`] in Redis. Each change of a route is one script in the slot of the user.
 ///
-/// Gateways have leases, which also say where they are reached: a heartbeat of a device renews that of its gateway, at most every ten seconds, and
-/// writes nothing of its own. What Redis forgot is brought back by the next heartbeat.
+/// Each gateway has a lease, which also holds its address. A heartbeat of a device renews the lease of its
+/// gateway, at most every ten seconds, and does not rewrite the device's route. The next heartbeat restores a
+/// route that Redis lost.
 pub struct RedisRegistry {
     connection: RedisLink,
-    /// When the lease of each gateway of this process was renewed last, and where it is reached.
+    /// Time of the last renewal, and address, of each gateway of this process.
     leases: DashMap<GatewayId, (Instant, String)>,
-    /// Gateways that held their lease when it was looked at.
+    /// Time at which a lookup last found the lease of each gateway.
     seen: DashMap<GatewayId, Instant>,
     bind: Script,
     renew: Script,
@@ -100,7 +101,7 @@ fn read(user: UserId, installation: &str, value: &str) -> Option<Route> {
 }
 
 impl RedisRegistry {
-    /// A registry on this connection.
+    /// Returns a registry on this connection.
     pub fn new(connection: RedisLink) -> Self {
         Self {
             connection,
@@ -135,7 +136,7 @@ impl RedisRegistry {
         Ok(known.iter().filter_map(|(installation, value)| read(user, installation, value)).collect())
     }
 
-    /// Which of these gateways hold their lease.
+    /// Returns the gateways of these routes that hold their lease.
     async fn alive(&self, routes: &[Route]) -> Vec<GatewayId> {
         let mut gateways: Vec<GatewayId> = routes.iter().map(|route| route.gateway).collect();
         gateways.sort_unstable();
@@ -157,7 +158,8 @@ impl RedisRegistry {
                 }
                 self.seen.insert(gateway, now);
             }
-            // If nobody knows, who has a route there is told: a gateway that is gone does not answer.
+            // If the lookup of the lease fails, the gateway counts as alive: deliveries to a dead one get no
+            // answer.
             if held.unwrap_or(true) {
                 alive.push(gateway);
             }
@@ -182,7 +184,7 @@ impl Registry for RedisRegistry {
                     .arg(ROUTES_SECS),
             )
             .await?;
-        epoch.parse().map_err(|_| Error::new(ErrorKind::Unavailable, "Redis answered no epoch"))
+        epoch.parse().map_err(|_| Error::new(ErrorKind::Unavailable, "Redis returned an invalid epoch"))
     }
 
     async fn renew(&self, route: Route) -> Result<()> {
@@ -225,7 +227,7 @@ impl Registry for RedisRegistry {
 
     async fn lookup(&self, users: &[UserId]) -> Result<Vec<Route>> {
         let found = join_all(users.iter().map(|user| self.routes_of(*user))).await;
-        // A part of a Cluster may be away: the others' users are found.
+        // Part of a Cluster may be unreachable: users on the other nodes are found.
         if let (true, Some(Err(error))) = (found.iter().all(Result::is_err), found.first()) {
             return Err(error.clone());
         }

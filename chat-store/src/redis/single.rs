@@ -7,7 +7,7 @@ use chat_core::Result;
 
 use super::connection::{PROBE_EVERY, REQUEST_TIMEOUT, ask, failed};
 
-/// One server. While it does not answer nobody waits for it: calls fail at once until it does.
+/// Connection to a single server. While the server does not answer, calls fail at once.
 #[derive(Clone)]
 pub(super) struct Single(Arc<Server>);
 
@@ -23,7 +23,7 @@ impl Single {
         Ok(Self(Arc::new(Server { client, connection, is_silent: AtomicBool::new(false) })))
     }
 
-    /// Makes a call, unless it is known that nobody answers.
+    /// Makes a call. Fails at once while the server does not answer.
     pub(super) async fn call<T, F: Future<Output = RedisResult<T>>>(
         &self,
         call: impl FnOnce(ConnectionManager) -> F,
@@ -31,8 +31,8 @@ impl Single {
         ask(&self.0.is_silent, call(self.0.connection()), || self.note_silence()).await
     }
 
-    /// From here on calls fail, until it answers. It is asked by a new connection each time: nobody says that
-    /// an old one leads nowhere.
+    /// Marks the server as silent: calls fail at once until a probe succeeds. Each probe uses a new
+    /// connection, because a broken connection need not report an error.
     fn note_silence(&self) {
         if self.0.is_silent.swap(true, Ordering::Relaxed) {
             return;
@@ -59,7 +59,7 @@ impl Server {
     }
 }
 
-/// A new connection, over which the server has answered.
+/// Opens a connection and returns it after the server answered a `PING` on it.
 async fn connection(client: &Client) -> RedisResult<ConnectionManager> {
     let config = ConnectionManagerConfig::new()
         .set_connection_timeout(Some(REQUEST_TIMEOUT))

@@ -1,11 +1,11 @@
-//! What a read may have to pass over, as Cassandra itself counts it.
+//! Tests of the number of tombstones that a read skips, as Cassandra counts them.
 
 use scylla::response::query_result::QueryResult;
 use scylla::statement::Statement;
 
 use super::*;
 
-/// A read of an inbox, from the beginning of a day.
+/// Reads an inbox from the beginning of a day.
 const READ: &str = "SELECT row FROM @inbox WHERE installation = ? AND day = ?";
 
 impl Keyspace {
@@ -14,7 +14,7 @@ impl Keyspace {
         self.session.query_unpaged(cql, values).await.unwrap();
     }
 
-    /// How many tombstones a read of the days between two times passes over.
+    /// Returns the number of tombstones that a read of the days between two times skips.
     async fn tombstones(&self, device: InstallationId, from_us: u64, to_us: u64) -> u64 {
         let day_of = |time_us| i32::try_from(time_us / (24 * 60 * MINUTE_US)).unwrap();
         let mut passed = 0;
@@ -27,13 +27,14 @@ impl Keyspace {
         passed
     }
 
-    /// What a trace says of tombstones, once it is there: it is written after the answer.
+    /// Returns the number of tombstones in the trace of a read. Waits for the trace, which is written after
+    /// the answer.
     async fn traced(&self, answer: &QueryResult) -> u64 {
         let id = answer.tracing_id().unwrap();
         for _ in 0..100 {
             let trace = self.session.get_tracing_info(&id).await.unwrap();
             let said = trace.events.iter().filter_map(|event| event.activity.as_deref());
-            // "Read 3 live rows and 12 tombstone cells", and perhaps that this is many.
+            // "Read 3 live rows and 12 tombstone cells", possibly followed by a warning that these are many.
             let mut counts =
                 said.filter_map(|text| text.strip_prefix("Read ")?.split_once(" tombstone cells"));
             if let Some((text, _)) = counts.next() {
@@ -41,7 +42,7 @@ impl Keyspace {
             }
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
-        unreachable!("the trace does not say what was read")
+        unreachable!("the trace has no count of tombstones")
     }
 }
 
@@ -51,7 +52,7 @@ async fn reads_skip_acknowledged_rows_after_a_trim() {
     let store = keyspace.store().await;
     let (bob, now) = (device(2).installation, now_us());
     let began = now - 120 * MINUTE_US;
-    // Two thousand rows of the last two hours, which lie where they were written then.
+    // 2000 rows of the last two hours, in the day partitions in which a timely commit writes them.
     let mut talk = Talk { from: device(1), to: device(2), state: ConversationState::default() };
     for n in 0..2000 {
         let written = talk.next(began + n * 3_000_000);
@@ -75,7 +76,7 @@ async fn reads_skip_acknowledged_rows_after_a_trim() {
     }
     assert_eq!(drain(&store, bob).await, Vec::new());
     let passed = keyspace.tombstones(bob, began, now).await;
-    println!("a read passes over {passed} tombstones of 2001 rows");
+    println!("a read skips {passed} tombstones of 2001 rows");
     assert!(passed <= 8 * 64, "{passed}");
     keyspace.remove().await;
 }

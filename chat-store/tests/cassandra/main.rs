@@ -1,5 +1,5 @@
-//! Cassandra passes the suites that the memory backends pass: real nodes, at the addresses that
-//! `tests/services/services.sh env` gives.
+//! Conformance tests of the Cassandra store on real nodes, at the addresses that
+//! `tests/services/services.sh env` prints.
 #![cfg(feature = "cassandra")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
@@ -22,13 +22,14 @@ use chat_store::cassandra::{CassandraSettings, CassandraStore};
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 
-/// A keyspace of our own; `None`, said aloud, if there is no Cassandra here.
+/// A new keyspace for one test.
 struct Keyspace {
     settings: CassandraSettings,
     session: Session,
 }
 
 impl Keyspace {
+    /// Creates a keyspace. Prints a message and returns `None` if `variable` is not set.
     async fn new(variable: &str) -> Option<Self> {
         let Ok(url) = std::env::var(variable) else {
             println!("ignored: {variable} is not set: start Cassandra with tests/services/services.sh");
@@ -43,7 +44,7 @@ impl Keyspace {
         Some(Self { settings, session })
     }
 
-    /// A store without a row.
+    /// Empties the tables and returns a store.
     async fn store(&self) -> Arc<CassandraStore> {
         for table in ["state", "history", "ids", "inbox", "cells", "accounts", "handles", "owners", "devices"]
         {
@@ -69,7 +70,7 @@ async fn suites(variable: &str) {
         let backend: Arc<dyn MessageStore> = keyspace.store().await;
         assert_eq!((case.run)(backend).await, Ok(()), "{}", case.name);
     }
-    println!("{variable}: {} cases of MessageStore hold", conformance::message_store().len());
+    println!("{variable}: {} cases of MessageStore passed", conformance::message_store().len());
     for case in conformance::shared_message_store() {
         let backend: Arc<dyn MessageStore> = keyspace.store().await;
         assert_eq!((case.run)(backend).await, Ok(()), "{}", case.name);
@@ -78,7 +79,7 @@ async fn suites(variable: &str) {
         let backend: Arc<dyn KeyDirectory> = keyspace.store().await;
         assert_eq!((case.run)(backend).await, Ok(()), "{}", case.name);
     }
-    println!("{variable}: {} cases of KeyDirectory hold", conformance::key_directory().len());
+    println!("{variable}: {} cases of KeyDirectory passed", conformance::key_directory().len());
     anchors(&*keyspace.store().await).await;
     keyspace.remove().await;
 }
@@ -87,7 +88,7 @@ async fn anchors(store: &CassandraStore) {
     let log = |generation, n| LogIdentity { generation, id: [n; 16], partitions: 4, opened: false };
     assert_eq!(store.log().await, Ok(None));
     assert_eq!(store.begin_log(log(1, 1)).await, Ok(log(1, 1)));
-    assert_eq!(store.begin_log(log(1, 2)).await, Ok(log(1, 1)), "the first one counts");
+    assert_eq!(store.begin_log(log(1, 2)).await, Ok(log(1, 1)), "the first log of a generation stays");
     store.open_log(1).await.unwrap();
     assert_eq!(store.log().await, Ok(Some(LogIdentity { opened: true, ..log(1, 1) })));
     assert_eq!(store.begin_log(log(2, 3)).await, Ok(log(2, 3)));
@@ -104,9 +105,9 @@ async fn three_nodes_pass() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_keyspace_without_the_schema_is_refused() {
+async fn connect_refuses_keyspace_without_schema() {
     let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
-    let other = CassandraSettings { keyspace: "test_nobody_made".to_owned(), ..keyspace.settings.clone() };
+    let other = CassandraSettings { keyspace: "test_missing".to_owned(), ..keyspace.settings.clone() };
     let refused = CassandraStore::connect(&other).await.err().unwrap();
     assert!(refused.what().contains("migrate"), "{refused}");
     let copies = CassandraSettings { replication: 9, ..keyspace.settings.clone() };
@@ -130,7 +131,7 @@ fn device(n: u8) -> DeviceAddress {
     }
 }
 
-/// What a device says to another, at times of its choice.
+/// Messages from one device to another, with commit times that the test chooses.
 struct Talk {
     from: DeviceAddress,
     to: DeviceAddress,
@@ -184,7 +185,7 @@ impl Talk {
 }
 
 impl Talk {
-    /// So many messages of now in one commit.
+    /// Returns one commit with `n` messages of the current time.
     fn several(&mut self, n: usize) -> Commit {
         let mut all = self.next(now_us());
         for _ in 1..n {
@@ -199,7 +200,7 @@ impl Talk {
     }
 }
 
-/// Until nothing can be lost; gives what is to be visible.
+/// Commits until the commit is durable. Returns it if it is not visible yet.
 async fn commit_durable(store: &CassandraStore, commit: Commit) -> Vec<Commit> {
     let outcomes = store.commit(vec![commit]).await.into_iter();
     let durable = outcomes.filter_map(|outcome| match outcome.unwrap() {
@@ -209,16 +210,16 @@ async fn commit_durable(store: &CassandraStore, commit: Commit) -> Vec<Commit> {
     durable.collect()
 }
 
-/// Until every reader sees it.
+/// Commits until every reader sees the commit.
 async fn commit(store: &CassandraStore, commit: Commit) {
     let durable = commit_durable(store, commit).await;
     store.make_visible(durable).await.unwrap();
 }
 
-/// An owner falls when the state of its commit is there, and nothing else yet: whoever is given the record again
-/// writes the rows. Nobody else does: an owner that comes later knows that they are there.
+/// An owner fails after it wrote the state of a commit and before its rows. Only an owner that processes the
+/// commit's last record, or an earlier one, writes the rows: an owner at a later record may rely on them.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_commit_that_was_left_half_done_is_finished_by_who_goes_on() {
+async fn replay_finishes_durable_commit() {
     let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
     let store = keyspace.store().await;
     let mut alice = Talk { from: device(1), to: device(2), state: ConversationState::default() };
@@ -240,10 +241,10 @@ async fn a_commit_that_was_left_half_done_is_finished_by_who_goes_on() {
         assert_eq!(drain(&store, bob).await, Vec::new(), "{next:?}");
     }
     let unwritten = store.history(id, 0, PageLimit::MAX).await.unwrap_err();
-    assert_eq!(unwritten.kind(), ErrorKind::Unavailable, "no hole where the newest row belongs");
+    assert_eq!(unwritten.kind(), ErrorKind::Unavailable, "a missing newest row is an error, not a hole");
     let below = store.history(id, 3, PageLimit::MAX).await.unwrap_err();
-    assert_eq!(below.kind(), ErrorKind::Unavailable, "nor below it");
-    // The record before the last of the commit, the last, and one of another log.
+    assert_eq!(below.kind(), ErrorKind::Unavailable, "a page below the newest row is an error too");
+    // The record before the last one of the commit, the last one, and a record of another log.
     let before = LogPosition { offset: at.offset - 1, ..at };
     let elsewhere = LogPosition { generation: 9, offset: 0 };
     for next in [before, at, elsewhere] {
@@ -257,14 +258,14 @@ async fn a_commit_that_was_left_half_done_is_finished_by_who_goes_on() {
         let found = store.find(id, device(1).installation, last.ids[1].1).await;
         assert_eq!(found, Ok(Some(3)));
         assert_eq!(store.generation(device(1).installation).await, Ok(3));
-        // A row counts from when its cell reaches it.
+        // A row is visible once the tail of its cursor reaches it.
         keyspace.session.query_unpaged(format!("TRUNCATE {name}.cells"), ()).await.unwrap();
         assert_eq!(drain(&store, bob).await, Vec::new());
         for table in ["history", "ids", "inbox"] {
             keyspace.session.query_unpaged(format!("TRUNCATE {name}.{table}"), ()).await.unwrap();
         }
     }
-    // A new log: nobody is given the record again.
+    // A new log does not replay the record, so beginning it finishes the commit.
     let log = |generation| LogIdentity { generation, id: [1; 16], partitions: 4, opened: false };
     for generation in [1, 2] {
         assert_eq!(drain(&store, bob).await, Vec::new(), "{generation}");
@@ -274,9 +275,9 @@ async fn a_commit_that_was_left_half_done_is_finished_by_who_goes_on() {
     keyspace.remove().await;
 }
 
-/// What is large is written before its state, which then needs nothing to finish it.
+/// The rows of a large commit are written before its state, so the state needs no redo data.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_commit_is_not_kept_twice() {
+async fn large_commit_stores_no_redo() {
     let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
     let store = keyspace.store().await;
     let mut alice = Talk { from: device(1), to: device(2), state: ConversationState::default() };
@@ -289,9 +290,9 @@ async fn a_large_commit_is_not_kept_twice() {
     keyspace.remove().await;
 }
 
-/// A keyspace of the version before: refused, and then made this one, with what it holds.
+/// `connect` refuses a keyspace of the previous version. `migrate` upgrades it and keeps its data.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_keyspace_of_the_version_before_is_migrated() {
+async fn migrate_upgrades_keyspace_of_previous_version() {
     let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
     let store = keyspace.store().await;
     let mut alice = Talk { from: device(1), to: device(2), state: ConversationState::default() };
@@ -315,9 +316,9 @@ async fn a_keyspace_of_the_version_before_is_migrated() {
     keyspace.remove().await;
 }
 
-/// Ten thousand rows of history lie in a partition.
+/// A partition of history holds 10,000 rows.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_of_history_goes_on_in_the_partition_before() {
+async fn history_page_spans_two_partitions() {
     let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
     let store = keyspace.store().await;
     let mut talk = Talk { from: device(1), to: device(2), state: ConversationState::default() };
@@ -341,7 +342,7 @@ async fn a_page_of_history_goes_on_in_the_partition_before() {
     keyspace.remove().await;
 }
 
-/// All that waits for a device, page by page.
+/// Returns the positions of all unacknowledged rows of a device, read page by page.
 async fn drain(store: &CassandraStore, device: InstallationId) -> Vec<InboxPosition> {
     let mut places = Vec::new();
     loop {
@@ -354,31 +355,33 @@ async fn drain(store: &CassandraStore, device: InstallationId) -> Vec<InboxPosit
     }
 }
 
-/// The suites' times are of 1970, when every row comes late. These are of the last three days.
+/// The conformance suites use times of 1970, so all their rows are late. These rows are of the last three
+/// days.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_inbox_of_several_days_is_read_in_order_and_trimmed_behind_the_clock() {
+async fn inbox_of_several_days_is_read_in_order_and_trimmed_behind_clock() {
     let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
     let store = keyspace.store().await;
     let now = now_us();
     let bob = device(2).installation;
     let mut alice = Talk { from: device(1), to: device(2), state: ConversationState::default() };
     let mut carol = Talk { from: device(3), to: device(2), state: ConversationState::default() };
-    // Every quarter of an hour for three days, in turn: all of them come late.
+    // Every quarter of an hour for three days, from Alice and Carol in turn: all of these rows are late.
     for n in 0..288 {
         let time_us = now - (288 - n) * 15 * MINUTE_US;
         let talk = if n % 2 == 0 { &mut alice } else { &mut carol };
         let next = talk.next(time_us);
         commit(&store, next).await;
     }
-    // And as many within the last minute, which do not.
+    // 200 more rows within the last minute, which are not late.
     for n in 0..200 {
         let next = alice.next(now - MINUTE_US + n * 250_000);
         commit(&store, next).await;
     }
     let all = drain(&store, bob).await;
     assert_eq!(all.len(), 488);
-    assert!(all.is_sorted(), "one order over late rows and days");
-    // In pieces, as a device does: far more than what makes the store delete.
+    assert!(all.is_sorted(), "late rows and rows of days are in one order");
+    // Acks in several steps, as a device sends them. Each exceeds the threshold at which the store deletes
+    // rows.
     for ack in [100, 200, 300] {
         let acks = [AckUpTo { conversation: alice.id(), seq: ack }];
         store.ack(bob, 1, &acks).await.unwrap();
@@ -388,8 +391,8 @@ async fn an_inbox_of_several_days_is_read_in_order_and_trimmed_behind_the_clock(
         assert_eq!(record.waiting_rows, 488 - ack);
     }
     let all_of = |talk: &Talk| AckUpTo { conversation: talk.id(), seq: talk.state.head.seq };
-    // The first of these trims looked at everything, the others at what came since: nothing of Alice's last
-    // minute is left that was acknowledged.
+    // The first of these trims scanned the whole inbox, the others only newer rows. No acknowledged row of
+    // Alice's last minute is left.
     let kept = format!(
         "SELECT count(*) FROM {}.inbox WHERE installation = ? AND day > 0 AND conversation = ? AND seq <= 300 \
          ALLOW FILTERING",
@@ -399,12 +402,12 @@ async fn an_inbox_of_several_days_is_read_in_order_and_trimmed_behind_the_clock(
     let of_alice = (&bob.as_bytes()[..], &with_alice.as_bytes()[..]);
     let rows = keyspace.session.query_unpaged(kept, of_alice).await.unwrap();
     let (kept,) = rows.into_rows_result().unwrap().first_row::<(i64,)>().unwrap();
-    assert_eq!(kept, 0, "what came since the last trim is deleted");
-    // What comes with a time before all of that waits all the same.
+    assert_eq!(kept, 0, "acknowledged rows since the last trim are deleted");
+    // A new row with an older time than those still waits for the device.
     let behind = carol.next(now - 50_000_000);
     commit(&store, behind).await;
     assert_eq!(drain(&store, bob).await.len(), 488 - 300 + 1);
-    // By another process: its first trim looks at everything.
+    // Another process acknowledges the rest: its first trim scans the whole inbox.
     let other = CassandraStore::connect(&keyspace.settings).await.unwrap();
     other.ack(bob, 1, &[all_of(&alice), all_of(&carol)]).await.unwrap();
     assert_eq!(drain(&store, bob).await, Vec::new());
@@ -414,13 +417,13 @@ async fn an_inbox_of_several_days_is_read_in_order_and_trimmed_behind_the_clock(
     );
     let rows = keyspace.session.query_unpaged(kept, (&bob.as_bytes()[..],)).await.unwrap();
     let (kept,) = rows.into_rows_result().unwrap().first_row::<(i64,)>().unwrap();
-    assert_eq!(kept, 0, "what was acknowledged is deleted");
+    assert_eq!(kept, 0, "acknowledged rows are deleted");
     let floor =
         format!("SELECT floor FROM {}.cells WHERE installation = ? LIMIT 1", keyspace.settings.keyspace);
     let rows = keyspace.session.query_unpaged(floor, (&bob.as_bytes()[..],)).await.unwrap();
     let (floor,) = rows.into_rows_result().unwrap().first_row::<(i64,)>().unwrap();
     assert!(now - (floor as u64) > 4 * MINUTE_US, "the floor stays behind the clock");
-    // A shard that stood still for a day goes on: its row is below the floor, and seen.
+    // A shard that was stopped for a day continues: its row is below the floor and still visible.
     let mut dave = Talk { from: device(4), to: device(2), state: ConversationState::default() };
     let (late, fresh) = (dave.next(now - 24 * 60 * MINUTE_US), carol.next(now));
     assert!(late.state.head.time_us < floor as u64);

@@ -1,12 +1,12 @@
-//! What write timestamps are for, looked at in the tables themselves: the suites see them only through what a device
-//! acknowledged.
+//! Tests of write timestamps that read the tables. The conformance suites see their effects only through
+//! acks.
 
 use chat_core::envelope::InboxRow;
 
 use super::*;
 
 impl Keyspace {
-    /// How many rows lie in a device's inbox, whatever it acknowledged.
+    /// Returns the number of rows in a device's inbox, acknowledged or not.
     async fn rows_kept(&self, device: InstallationId) -> i64 {
         let count =
             format!("SELECT count(*) FROM {}.inbox WHERE installation = ? ALLOW FILTERING", self.name());
@@ -14,7 +14,7 @@ impl Keyspace {
         rows.into_rows_result().unwrap().first_row::<(i64,)>().unwrap().0
     }
 
-    /// `tail`, `acked` and `first` of the only cell of a device.
+    /// Returns `tail`, `acked` and `first` of the only cursor of a device.
     async fn cell(&self, device: InstallationId) -> (Option<i64>, Option<i64>, Option<i64>) {
         let cell = format!("SELECT tail, acked, first FROM {}.cells WHERE installation = ?", self.name());
         let rows = self.session.query_unpaged(cell, (&device.as_bytes()[..],)).await.unwrap();
@@ -22,7 +22,7 @@ impl Keyspace {
     }
 }
 
-/// A conversation, of which a hundred messages of now are committed.
+/// Commits a hundred messages with the current time to a conversation.
 async fn hundred(store: &CassandraStore) -> (Talk, Vec<Commit>) {
     let mut talk = Talk { from: device(1), to: device(2), state: ConversationState::default() };
     let commits: Vec<Commit> = (0..100).map(|_| talk.next(now_us())).collect();
@@ -44,36 +44,36 @@ async fn late_writes_of_an_owner_restore_no_deleted_row() {
     let (talk, commits) = hundred(&store).await;
     assert_eq!(keyspace.rows_kept(bob).await, 100);
     store.ack(bob, 1, &[AckUpTo { conversation: talk.id(), seq: 100 }]).await.unwrap();
-    assert_eq!(keyspace.rows_kept(bob).await, 0, "so many that they were deleted");
+    assert_eq!(keyspace.rows_kept(bob).await, 0, "100 acks exceed the threshold at which rows are deleted");
     for late in commits {
         store.make_visible(vec![late]).await.unwrap();
     }
-    assert_eq!(keyspace.rows_kept(bob).await, 0, "a row is older than its tombstone");
+    assert_eq!(keyspace.rows_kept(bob).await, 0, "a late write has a timestamp below that of its tombstone");
     assert_eq!(keyspace.cell(bob).await, (Some(100), Some(100), Some(1)));
     keyspace.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gap_lies_above_the_rows_it_stands_for_and_below_its_own_tombstone() {
+async fn gap_overrides_late_rows_and_yields_to_its_tombstone() {
     let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
     let store = keyspace.store().await;
     let bob = device(2).installation;
     let (talk, commits) = hundred(&store).await;
-    assert_eq!(store.expire(now_us(), 1000).await, Ok(200), "those of both");
+    assert_eq!(store.expire(now_us(), 1000).await, Ok(200), "the rows of both devices");
     let is_gap = |rows: &[InboxRow]| matches!(rows, [gap] if gap.is_expired() && gap.seq == 100);
     assert!(is_gap(&page(&store, bob).await));
     for late in commits {
         store.make_visible(vec![late]).await.unwrap();
     }
-    assert!(is_gap(&page(&store, bob).await), "the rows do not come back, and the gap is not covered");
+    assert!(is_gap(&page(&store, bob).await), "late writes restore no row and do not overwrite the gap");
     assert_eq!(keyspace.rows_kept(bob).await, 1);
     store.ack(bob, 1, &[AckUpTo { conversation: talk.id(), seq: 100 }]).await.unwrap();
-    assert_eq!(keyspace.rows_kept(bob).await, 0, "of the same time, the tombstone counts");
+    assert_eq!(keyspace.rows_kept(bob).await, 0, "a tombstone wins over a row with the same timestamp");
     keyspace.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_cells_the_higher_tail_and_ack_stay_and_the_lower_beginning() {
+async fn cursor_keeps_highest_tail_and_ack_and_lowest_first() {
     let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
     let store = keyspace.store().await;
     let bob = device(2).installation;
@@ -93,7 +93,7 @@ async fn of_two_cells_the_higher_tail_and_ack_stay_and_the_lower_beginning() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_keyspace_with_fewer_copies_than_asked_for_is_refused() {
+async fn connect_refuses_keyspace_with_fewer_copies_or_without_durable_writes() {
     let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
     let more = CassandraSettings { replication: 3, ..keyspace.settings.clone() };
     let refused = CassandraStore::connect(&more).await.unwrap_err();

@@ -1,4 +1,4 @@
-//! The audit counts what is there, and names what is broken: each rule by breaking it in the tables themselves.
+//! Tests of verification: its counts, and the error of each invariant, which the test violates in the tables.
 
 use chat_core::codec::encode_row;
 use chat_core::envelope::{InboxRow, Message, RowContent};
@@ -6,7 +6,7 @@ use chat_store::Verification;
 
 use super::*;
 
-/// Five messages, of which the receiver acknowledged two.
+/// A conversation with five messages, two of which the receiver acknowledged.
 struct Five {
     keyspace: Keyspace,
     store: Arc<CassandraStore>,
@@ -34,7 +34,7 @@ impl Five {
         self.keyspace.session.query_unpaged(cql, values).await.unwrap();
     }
 
-    /// What finishes the last commit is gone.
+    /// Deletes the redo data of the last commit.
     async fn forget_redo(&self) {
         self.run("UPDATE @state SET redo = 0x WHERE conversation = ?", (self.conversation(),)).await;
     }
@@ -67,12 +67,12 @@ impl Five {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_audit_names_what_is_broken() {
+async fn verify_names_violated_invariant() {
     let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
     let five = Five::new(keyspace).await;
     assert_eq!(five.store.verify().await, Ok(HELD));
 
-    // Whoever goes on finishes the last commit, so what it would write is there; but only that.
+    // Redo data stands for missing rows of the last commit, because the next owner writes them.
     five.delete_history(5).await;
     assert_eq!(five.store.verify().await, Ok(HELD));
     five.forget_redo().await;
@@ -93,20 +93,20 @@ async fn an_audit_names_what_is_broken() {
     let minute = i32::from_be_bytes(id.as_bytes()[..4].try_into().unwrap());
     let key = (five.conversation(), &sender.as_bytes()[..], minute, &id.as_bytes()[..]);
     five.run("DELETE FROM @ids WHERE conversation = ? AND sender = ? AND minute = ? AND id = ?", key).await;
-    let five = five.finds("an id does not lead to its message").await;
+    let five = five.finds("an id does not refer to its message").await;
 
     let tail = (Five::bob(), five.conversation());
     five.run("UPDATE @cells SET tail = 3 WHERE installation = ? AND conversation = ?", tail).await;
-    assert_eq!(five.store.verify().await, Ok(HELD), "it is written again");
+    assert_eq!(five.store.verify().await, Ok(HELD), "the redo data holds the tail");
     five.forget_redo().await;
-    let five = five.finds("an inbox row is outside of its cell").await;
+    let five = five.finds("an inbox row is outside of its cursor").await;
 
     let last = five.commits[4].history[0].time_us;
     let key = (Five::bob(), (last / (24 * 60 * MINUTE_US)) as i32, last as i64);
     five.run("DELETE FROM @inbox WHERE installation = ? AND day = ? AND time_us = ?", key).await;
-    assert_eq!(five.store.verify().await, Ok(HELD), "it is written again");
+    assert_eq!(five.store.verify().await, Ok(HELD), "the redo data holds the row");
     five.forget_redo().await;
-    let five = five.finds("a cell reaches beyond its inbox").await;
+    let five = five.finds("the tail of a cursor is above its inbox").await;
 
     let fourth = five.commits[3].history[0].time_us;
     let key = (Five::bob(), (fourth / (24 * 60 * MINUTE_US)) as i32, fourth as i64);
@@ -115,19 +115,19 @@ async fn an_audit_names_what_is_broken() {
 
     let floor = (now_us() as i64 + 1, Five::bob());
     five.run("UPDATE @cells SET floor = ? WHERE installation = ?", floor).await;
-    let five = five.finds("a row waits where its inbox is not read").await;
+    let five = five.finds("reads of an inbox miss a row").await;
 
     let fourth = five.commits[3].history[0].clone();
     let RowContent::Message { message, sealed } = fourth.content.clone() else { unreachable!() };
     let message = Arc::new(Message { body: vec![9; 9].into(), ..(*message).clone() });
     five.put_history(&InboxRow { content: RowContent::Message { message, sealed }, ..fourth }).await;
-    let five = five.finds("an inbox row stands for another message than history holds").await;
+    let five = five.finds("an inbox row does not match history").await;
     five.keyspace.remove().await;
 }
 
-/// What is rare, and whole: late rows, gaps, a large commit of which half is written.
+/// Rare but valid data: late rows, gaps, and a large commit with rows but no state yet.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_audit_takes_what_is_rare_for_what_it_is() {
+async fn verify_accepts_late_rows_gaps_and_partial_commits() {
     let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
     let store = keyspace.store().await;
     let mut talk = Talk { from: device(1), to: device(2), state: ConversationState::default() };
@@ -138,20 +138,20 @@ async fn an_audit_takes_what_is_rare_for_what_it_is() {
     let held = Verification { conversations: 1, messages: 4, waiting: 8, devices: 2, accounts: 0 };
     assert_eq!(store.verify().await, Ok(held), "late rows");
     store.expire(now_us() - 150 * MINUTE_US, 1000).await.unwrap();
-    assert_eq!(store.verify().await, Ok(Verification { waiting: 6, ..held }), "a gap stands for two");
+    assert_eq!(store.verify().await, Ok(Verification { waiting: 6, ..held }), "one gap replaces two rows");
     let large = talk.several(101);
     store.make_visible(vec![large.clone()]).await.unwrap();
     assert_eq!(
         store.verify().await,
         Ok(Verification { waiting: 6, ..held }),
-        "rows above the head are not there"
+        "rows above the head do not count"
     );
     commit(&store, large).await;
     assert_eq!(store.verify().await, Ok(Verification { messages: 105, waiting: 208, ..held }));
     keyspace.remove().await;
 }
 
-/// Half of a large commit, and its log is given up: what it wrote is not what its places will hold.
+/// A large commit stops before its state, and its log is abandoned. Its seqs will hold other messages.
 #[tokio::test(flavor = "multi_thread")]
 async fn uncommitted_rows_are_purged_with_their_log() {
     let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
@@ -168,7 +168,7 @@ async fn uncommitted_rows_are_purged_with_their_log() {
     assert_eq!(store.state(talk.id(), None).await.unwrap().unwrap().head.seq, 1);
     let (sender, last_id, seq) = half.ids[100];
     assert_eq!((seq, store.find(talk.id(), sender, last_id).await), (102, Ok(None)));
-    // The other one writes first, as many as were half written; and then the sender tries again.
+    // The other device first sends as many messages as the partial commit had. Then the sender retries.
     let mut other = Talk { from: device(2), to: device(1), state: before };
     other.state.head.time_us = now_us() + MINUTE_US;
     other.state.head.position.generation = 0;
@@ -176,7 +176,7 @@ async fn uncommitted_rows_are_purged_with_their_log() {
         let next = other.next(now_us());
         commit(&store, next).await;
     }
-    assert_eq!(store.find(talk.id(), sender, last_id).await, Ok(None), "nobody has it");
+    assert_eq!(store.find(talk.id(), sender, last_id).await, Ok(None), "the id is not stored");
     talk.state = other.state;
     talk.state.head.position.generation = 0;
     let mut again = talk.next(now_us());
@@ -186,6 +186,6 @@ async fn uncommitted_rows_are_purged_with_their_log() {
     let bob = device(2).installation;
     let places: Vec<InboxPosition> = drain(&store, bob).await;
     assert_eq!(places.iter().map(|place| place.seq).collect::<Vec<_>>(), (1..=103).collect::<Vec<_>>());
-    assert_eq!(places[102].time_us, again.history[0].time_us, "and not what was half written");
+    assert_eq!(places[102].time_us, again.history[0].time_us, "not the time of the purged row");
     keyspace.remove().await;
 }
