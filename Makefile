@@ -1,9 +1,9 @@
-# The two commands are `make run` and `make test`.
+# The main commands are `make run` and `make test`.
 CARGO ?= cargo
 
 .PHONY: run chat test test-fast test-faults bench bench-cluster generate setup
 
-run: ## Build and start the server; it says what to type next.
+run: ## Build and start the server, and print the next commands.
 	@$(CARGO) build --release --locked -p chat-server-ref
 	@echo; echo "The server starts on ws://127.0.0.1:7777. In another terminal:"; \
 	 echo "    make chat"; \
@@ -15,25 +15,25 @@ chat: ## Build the terminal client (needs protoc: `make setup` installs it).
 	@scripts/setup.sh protoc
 	@$(CARGO) build --release --locked -p chat-cli
 
-test: ## Everything CI checks, from nothing.
+test: ## Install what the tests need and run everything that CI checks.
 	@scripts/test.sh
 
-test-fast: ## What needs no services: lint, unit tests and a short simulation of core and server.
+test-fast: ## Lint, unit tests and a short simulation of core and server, without services.
 	@scripts/test.sh fast
 
-test-faults: ## A hundred faults of cluster, services and network, and fifty zombie owners: an hour and a half.
+test-faults: ## 100 faults of nodes, services and network, and 50 stopped shard owners; takes 90 minutes.
 	@scripts/test.sh faults
 
 setup:
 	@scripts/setup.sh all
 
-bench: ## Server and baseline in one run.
+bench: ## Benchmark the server and the baseline in one run.
 	@scripts/setup.sh protoc
 	@$(CARGO) build --release --locked -p chat-server-ref -p chat-tests
 	@target/release/bench
 
-bench-cluster: ## Path time and throughput over real services on this machine (make setup; needs Java and Maven).
+bench-cluster: ## Benchmark path time and throughput with real services on this machine (make setup; needs Java and Maven).
 	@scripts/bench-cluster.sh
 
-generate: ## The wire's types from chat-core/proto.
+generate: ## Generate the wire types from chat-core/proto.
 	@$(CARGO) run -q --locked -p generate-wire

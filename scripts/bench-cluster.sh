@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts one node of each service, measures a small cluster on them, and stops them.
+# Starts one node of each service, benchmarks a small cluster on them, and stops them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 services=(env CHAT_SERVICES_DIR="$PWD/target/services" tests/services/services.sh)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the build and the tests need and is not there: protoc, Node, cargo tools, a target.
+# Installs the missing tools of the build and the tests: protoc, Node, cargo tools, a Rust target.
 set -euo pipefail
 want=${1:-all}
 

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Everything CI checks. Each step says its name and how long it took.
+# Runs everything that CI checks. Each step prints its name and duration.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
-# One profile for everything: libraries in C are built once.
+# One profile for all steps, so that C libraries are built only once.
 profile=${PROFILE:-sim}
 sdk_features=chat-core/sim,chat-core/conformance,chat-store/sqlite,chat-store/cassandra,chat-store/redis
 sdk_features+=,chat-transport/kafka,chat-transport/node-link
 server_features=chat-server-ref/cluster,chat-server-ref/telemetry
 
-# What needs no services, no C libraries and no long search: the core, the embedded server and its stores.
+# Checks that need no services, no C libraries and no long simulation: the core, the embedded server, its stores.
 fast() {
     local packages=(-p chat-core -p chat-store -p chat-transport -p chat-server-ref)
     local features=chat-core/sim,chat-core/conformance
@@ -35,7 +35,7 @@ lint() {
     units
 }
 
-# The systemd units, as far as this machine can tell.
+# Verifies the systemd units, if systemd-analyze is installed.
 units() {
     command -v systemd-analyze >/dev/null || return 0
     local copy unit
@@ -52,19 +52,19 @@ docs() {
         --features "$sdk_features,$server_features"
 }
 
-# The libraries, with the simulator.
+# Tests the libraries, with the simulator.
 sdk() {
     cargo test --locked --profile "$profile" --workspace \
         --exclude chat-server-ref --exclude chat-cli --exclude chat-tests --features "$sdk_features" "$@"
 }
 
-# The programs, with everything in them, and what tests them from end to end: one build.
+# Builds or tests the programs with all features, and their end-to-end tests, in one build.
 programs() {
     cargo "$1" --locked --profile "$profile" -p chat-server-ref -p chat-cli -p chat-tests \
         --features "$server_features" "${@:2}"
 }
 
-# Unit tests, conformance suites and doc tests of the libraries; those of server and app are run in `e2e`.
+# Unit tests, conformance suites and doc tests of the libraries. `e2e` runs those of the server and the app.
 unit() {
     sdk -- --skip no_schedule_breaks_a_law --skip every_mutant_is_killed
     cargo run -q --locked --profile "$profile" -p generate-wire -- --check
@@ -88,21 +88,21 @@ outsider() {
     CARGO_TARGET_DIR=$PWD/target cargo test --locked --manifest-path tests/outsider/Cargo.toml
 }
 
-# Tests of a service that is not there pass, so that is a failure of its own, unless it was asked for.
+# Tests of a missing service pass, so the missing service itself fails the run, unless services are optional.
 not_run() {
-    echo "not run: $1 cannot be installed or started here (CHAT_SERVICES_OPTIONAL=1 goes on without)"
+    echo "not run: $1 cannot be installed or started here (set CHAT_SERVICES_OPTIONAL=1 to continue without it)"
     [[ -n ${CHAT_SERVICES_OPTIONAL:-} ]]
 }
 
-# Machines of network namespaces, so that any two can be cut off from each other; without them the services of
-# several nodes run on loopback, and nothing is cut.
+# Creates machines as network namespaces, so that any two can be disconnected from each other. Without them the
+# services of several nodes run on loopback, and no network is disconnected.
 machines() {
     tests/services/network.sh down && tests/services/network.sh up 12 && return
     tests/services/network.sh down
     return 1
 }
 
-# One node of each service and a cluster of each, where they can be installed; tests find them by variables.
+# Starts one node and a cluster of each service that can be installed. Tests find them by environment variables.
 start_services() {
     single=(env CHAT_SERVICES_DIR="$PWD/target/services" tests/services/services.sh)
     export CHAT_TEST_SERVICES_DIR="$PWD/target/services-cluster" CHAT_TEST_SERVICES_NET=127.0.7
@@ -113,7 +113,7 @@ start_services() {
         export CHAT_TEST_SERVICES_DIR="$PWD/target/services-machines" CHAT_TEST_SERVICES_NET=10.77.7
         export CHAT_TEST_SERVICES_NETNS=chat
     else
-        not_run "Cutting networks: root and iproute2 are needed; a network namespace" || outcome=$?
+        not_run "A network namespace (needs root and iproute2)" || outcome=$?
     fi
     trap 'stop_clusters; stop_single' EXIT
     net=$CHAT_TEST_SERVICES_NET
@@ -153,13 +153,13 @@ stop_single() {
     unset CHAT_TEST_REDIS CHAT_TEST_KAFKA CHAT_TEST_CASSANDRA
 }
 
-# The suites of the memory backends on real services; then the replay over three gateways and two routers.
+# Runs the conformance suites on real services, then the cluster tests over three gateways and two routers.
 services() {
     local outcome=0
     start_services || outcome=$?
     sdk --test redis --test kafka --test cassandra -- --nocapture --test-threads 1 || outcome=$?
     programs build --bins --tests
-    # What is done to services of several nodes comes first; then those make room.
+    # Faults of multi-node services come first. Then these services are stopped to make room.
     programs test --test cluster under_combined_faults -- --nocapture --test-threads 1 || outcome=$?
     stop_clusters
     programs test --test cluster --test data_migration --test reconnect_storm --test operations -- --nocapture --test-threads 1 \
@@ -168,8 +168,8 @@ services() {
     return "$outcome"
 }
 
-# What takes too long for each change: each fault of services alone, a hundred faults of all kinds in pairs, stops
-# of up to a minute, and fifty owners of shards that are stopped past their lease. An hour and a half.
+# Tests that take too long for each change (an hour and a half): each fault of services alone, a hundred faults of
+# all kinds in pairs, stops of up to a minute, and fifty shard owners that are stopped past their lease.
 faults() {
     local outcome=0
     start_services || outcome=$?
@@ -184,7 +184,7 @@ faults() {
     return "$outcome"
 }
 
-# One build; `--release` because the profile in fuzz/Cargo.toml says which assertions are on.
+# One build. `--release`, because the profile in fuzz/Cargo.toml sets which assertions are enabled.
 fuzz() {
     export CARGO_TARGET_DIR=$PWD/target/fuzz
     cargo +nightly fuzz build --release --fuzz-dir fuzz

@@ -6,50 +6,50 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
 
-/// The command line.
+/// The arguments of the command line.
 #[derive(Parser, Debug)]
 #[command(name = "chat-server-ref", version, about = "The reference chat server")]
-pub struct Arguments {
+pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
     flags: Flags,
-    /// Print the settings that result, as TOML, and exit.
+    /// Print the resulting settings as TOML and exit.
     #[arg(long, global = true)]
     print_config: bool,
 }
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Serve (the default).
+    /// Run the server (the default).
     Serve {
-        /// What this node does, separated by commas: gateway, router. Both by default.
+        /// Roles of this node, separated by commas: gateway, router. Both by default.
         #[arg(long, value_delimiter = ',')]
         role: Vec<Role>,
     },
-    /// Connect to every backend and say what was found.
+    /// Connect to every backend and report what was found.
     Check,
-    /// Make or update the schema of the cluster's store.
+    /// Create or update the schema of the cluster's store.
     Migrate {
-        /// Give up the log and what was not applied of it, and begin another one.
+        /// Abandon the log, with the commands that were not applied yet, and begin another one.
         #[arg(long)]
         new_log: bool,
     },
-    /// Move a data set from one process to a cluster; interrupted, it goes on when it is called again.
+    /// Move a data set from one process to a cluster. If interrupted, run it again to resume.
     MigrateData {
-        /// `fjall:DIRECTORY`. It is sealed first: nothing serves it any more.
+        /// `fjall:DIRECTORY`. The directory is sealed first: no server opens it any more.
         #[arg(long)]
         from: String,
-        /// `cassandra://host:port,host:port/keyspace?dc=datacenter1&replication=3`, a keyspace that is not there
-        /// yet.
+        /// `cassandra://host:port,host:port/keyspace?dc=datacenter1&replication=3`, a keyspace that does not
+        /// exist yet.
         #[arg(long)]
         to: String,
     },
-    /// Say what happened to a message, stage by stage, without its content.
+    /// Print the history of a message, stage by stage, without its content.
     Explain {
-        /// Its id, as `chat --json` shows it.
+        /// Message id, as printed by `chat --json`.
         message_id: String,
-        /// The admin addresses of the nodes to ask, separated by commas; this node's own by default.
+        /// Admin addresses of the nodes to query, separated by commas. This node's own by default.
         #[arg(long, value_delimiter = ',')]
         node: Vec<String>,
     },
@@ -57,12 +57,12 @@ enum Command {
     Token {
         /// The user's handle.
         user: String,
-        /// Seconds it is valid.
+        /// Validity in seconds.
         #[arg(long, default_value_t = 30 * 24 * 3600)]
         ttl: u64,
     },
-    /// Prove what the store promises and print the counts: of the data directory, while no server runs on it, or of a
-    /// cluster's store, at any time.
+    /// Verify the guarantees of the store and print its counts. The data directory can be verified while no
+    /// server runs on it, a cluster's store at any time.
     Verify,
 }
 
@@ -71,155 +71,153 @@ struct Flags {
     /// A TOML file with settings.
     #[arg(long, global = true, env = "CHAT_CONFIG")]
     config: Option<PathBuf>,
-    /// Where clients connect (WebSocket at /v1).
+    /// Address for clients (WebSocket at /v1).
     #[arg(long, global = true, env = "CHAT_LISTEN")]
     listen: Option<SocketAddr>,
-    /// Where /healthz, /readyz and /metrics are.
+    /// Address of /healthz, /readyz and /metrics.
     #[arg(long, global = true, env = "CHAT_ADMIN_LISTEN")]
     admin_listen: Option<SocketAddr>,
     /// The data directory.
     #[arg(long, global = true, env = "CHAT_DATA")]
     data: Option<PathBuf>,
-    /// Let anybody register any free name without a token; only on loopback.
+    /// Allow registration of any free handle without a token; only on loopback.
     #[arg(long, global = true, env = "CHAT_OPEN_REGISTRATION")]
     open_registration: Option<bool>,
-    /// Which log lines are written, as in `info` or `chat_core=debug`.
+    /// Log filter, such as `info` or `chat_core=debug`.
     #[arg(long, global = true, env = "CHAT_LOG")]
     log: Option<String>,
 }
 
-/// What is to be done.
+/// The action to run.
 #[derive(Debug)]
 #[allow(clippy::exhaustive_enums)]
-pub enum Action {
-    /// Print the settings.
+pub(crate) enum Action {
     PrintConfig,
-    /// Serve.
     Serve,
-    /// Connect to every backend and say what was found.
+    /// Connect to every backend and report what was found.
     Check,
-    /// Make or update the schema; `true`: begin a new log.
+    /// Create or update the schema. With `true`, also begin a new log.
     Migrate(bool),
-    /// Move a data set.
+    /// Move a data set from one process to a cluster.
     MigrateData {
-        /// From here.
+        /// Embedded store, `fjall:DIRECTORY`.
         from: String,
-        /// To there.
+        /// URL of the Cassandra keyspace.
         to: String,
     },
-    /// Say what happened to a message.
+    /// Print the history of a message.
     Explain {
-        /// Its id.
         message_id: String,
-        /// The admin addresses of the nodes to ask.
+        /// Admin addresses of the nodes to query.
         nodes: Vec<String>,
     },
     /// Print a token.
     Token {
-        /// For this handle.
+        /// Handle of the user.
         user: String,
-        /// Valid for this many seconds.
+        /// Validity in seconds.
         ttl: u64,
     },
-    /// Audit the store.
+    /// Verify the guarantees of the store.
     Verify,
 }
 
-/// What a node does.
+/// A role of a node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 #[allow(clippy::exhaustive_enums)]
-pub enum Role {
-    /// Holds connections of clients.
+pub(crate) enum Role {
+    /// Holds the connections of clients.
     Gateway,
     /// Owns shards of the log.
     Router,
 }
 
-/// All settings.
+/// The settings of a node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[allow(clippy::exhaustive_structs)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Where clients connect (WebSocket at /v1).
-    pub listen: SocketAddr,
+    pub(crate) listen: SocketAddr,
     /// Where /healthz, /readyz and /metrics are. Keep it on loopback: it asks for no password.
-    pub admin_listen: SocketAddr,
+    pub(crate) admin_listen: SocketAddr,
     /// The data directory of the embedded store.
-    pub data: PathBuf,
-    /// Messages, accounts and prekeys: `fjall` (in `data`), or
+    pub(crate) data: PathBuf,
+    /// Store of messages, accounts and prekeys: `fjall` (in `data`), or
     /// `cassandra://host:port,host:port/keyspace?dc=datacenter1&replication=3`.
-    pub store: String,
+    pub(crate) store: String,
     /// The log that orders conversations: `memory`, or `kafka://host:port/topic?partitions=16&replication=3`.
-    pub router: String,
+    pub(crate) router: String,
     /// Who is connected where: `memory`, `redis://host:port`, or `redis-cluster://host:port,host:port`.
-    pub registry: String,
+    pub(crate) registry: String,
     /// What this node does in a cluster.
-    pub roles: Vec<Role>,
+    pub(crate) roles: Vec<Role>,
     /// Where the other nodes of a cluster reach this one.
-    pub node_link_listen: SocketAddr,
+    pub(crate) node_link_listen: SocketAddr,
     /// The `host:port` that the others are told, if it is not where this one listens (this machine's name, if
     /// that is every address).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub node_link_address: Option<String>,
+    pub(crate) node_link_address: Option<String>,
     /// PEM files: certificate and key of this node for the name `chat-node`, and the certificate of the
-    /// authority that signed everybody's. Required outside of loopback.
+    /// authority that signed the certificates of all nodes. Required outside of loopback.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub node_link_tls: Option<NodeLinkFiles>,
-    /// Let anybody register any free name without a token. On by default on loopback only, and refused
+    pub(crate) node_link_tls: Option<NodeLinkFiles>,
+    /// Allows registration of any free handle without a token. On by default on loopback only, and rejected
     /// elsewhere.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub open_registration: Option<bool>,
-    /// The `host:port` names under which clients reach this server; what they sign names one of them.
+    pub(crate) open_registration: Option<bool>,
+    /// The `host:port` names under which clients reach this server. Clients sign one of them.
     /// Required outside of loopback.
-    pub authorities: Vec<String>,
-    /// Addresses of proxies in front of this server: connections of theirs are not limited by address.
-    pub proxies: Vec<IpAddr>,
-    /// Origins of web pages that may connect.
-    pub origins: Vec<String>,
-    /// The file with the secret of HS256 tokens; made in the data directory if it is not given.
+    pub(crate) authorities: Vec<String>,
+    /// Addresses of proxies in front of this server. Their connections are not limited by address.
+    pub(crate) proxies: Vec<IpAddr>,
+    /// Allowed origins of web pages.
+    pub(crate) origins: Vec<String>,
+    /// File with the secret of HS256 tokens. By default it is created in the data directory.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub secret_file: Option<PathBuf>,
-    /// A JWKS file with public keys of EdDSA tokens.
+    pub(crate) secret_file: Option<PathBuf>,
+    /// JWKS file with public keys of EdDSA tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub jwks_file: Option<PathBuf>,
+    pub(crate) jwks_file: Option<PathBuf>,
     /// PEM file with the certificate chain; with `tls_key`, clients connect by `wss://`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tls_cert: Option<PathBuf>,
+    pub(crate) tls_cert: Option<PathBuf>,
     /// PEM file with the certificate's key.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tls_key: Option<PathBuf>,
-    /// Shards that conversations are spread over.
-    pub shards: usize,
-    /// Connections at once.
-    pub max_connections: usize,
-    /// New connections in a second; more wait in line, those who would for over five seconds are answered 503.
-    pub accept_rate: u32,
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Number of shards of the `memory` router.
+    pub(crate) shards: usize,
+    /// Maximum number of concurrent connections.
+    pub(crate) max_connections: usize,
+    /// New connections per second. Further ones are delayed, or rejected with 503 if the delay would exceed
+    /// five seconds.
+    pub(crate) accept_rate: u32,
     /// Seconds over which a drain spreads reconnects.
-    pub drain_seconds: u32,
-    /// Days a message waits for a device before it is shown a gap instead.
-    pub retention_days: u32,
+    pub(crate) drain_seconds: u32,
+    /// Days a message waits for a device. After that the device receives a gap instead.
+    pub(crate) retention_days: u32,
     /// Which log lines are written.
-    pub log: String,
-    /// The OpenTelemetry collector (OTLP by gRPC) that is told what happens to messages, without content and
-    /// without whose they are: `http://host:4317` or `https://host:4317`.
+    pub(crate) log: String,
+    /// The OpenTelemetry collector (OTLP over gRPC) that receives traces of messages, without content and
+    /// owner: `http://host:4317` or `https://host:4317`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub otlp: Option<String>,
-    /// The share of messages, 0 to 1, that it is told of.
-    pub otlp_share: f64,
+    pub(crate) otlp: Option<String>,
+    /// Share of messages that are traced, 0 to 1.
+    pub(crate) otlp_share: f64,
 }
 
 /// PEM files of the node link.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[allow(clippy::exhaustive_structs)]
-pub struct NodeLinkFiles {
+pub(crate) struct NodeLinkFiles {
     /// This node's certificate.
-    pub cert: PathBuf,
+    pub(crate) cert: PathBuf,
     /// Its key.
-    pub key: PathBuf,
+    pub(crate) key: PathBuf,
     /// The authority's certificate.
-    pub ca: PathBuf,
+    pub(crate) ca: PathBuf,
 }
 
 impl Default for Settings {
@@ -248,7 +246,7 @@ impl Default for Settings {
             accept_rate: 500,
             drain_seconds: 60,
             retention_days: 30,
-            // The driver repeats whatever Cassandra warns of, with the statement.
+            // At `warn`, the driver would log every warning of Cassandra with its statement.
             log: "info,scylla=error".into(),
             otlp: None,
             otlp_share: 0.01,
@@ -257,17 +255,17 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Whether tokens are not needed.
-    pub fn is_open(&self) -> bool {
+    /// Returns whether open registration is on, so that tokens are not needed.
+    pub(crate) fn is_open(&self) -> bool {
         self.open_registration.unwrap_or_else(|| self.listen.ip().is_loopback())
     }
 
-    /// Whether any of the backends is one that several nodes share.
-    pub fn is_cluster(&self) -> bool {
+    /// Returns whether any of the backends is shared by several nodes.
+    pub(crate) fn is_cluster(&self) -> bool {
         self.store != "fjall" || self.router != "memory" || self.registry != "memory"
     }
 
-    /// Refuses backends that cannot keep the promises together.
+    /// Rejects backends that cannot keep the guarantees together.
     fn check_cluster(&self) -> Result<(), String> {
         for (name, value, alone, shared) in [
             ("store", &self.store, "fjall", &["cassandra://"][..]),
@@ -276,51 +274,64 @@ impl Settings {
         ] {
             if value != alone && !shared.iter().any(|scheme| value.starts_with(scheme)) {
                 return Err(format!(
-                    "{name} is {value:?}: it is {alone:?}, or begins with {}",
+                    "{name} is {value:?}: it must be {alone:?}, or begin with {}",
                     shared.join(" or ")
                 ));
             }
             if value == alone && self.is_cluster() {
                 return Err(format!(
-                    "{name} is {alone:?}, which is this process's own: a cluster needs store, router and \
-                     registry that nodes share, because a commit in pieces is only safe under a log that outlives the \
-                     process"
+                    "{name} is {alone:?}, which is local to this process: the nodes of a cluster must share \
+                     store, router and registry, because a commit in several writes is only safe with a log \
+                     that outlives the process"
                 ));
             }
         }
         if self.is_cluster() && !self.node_link_listen.ip().is_loopback() && self.node_link_tls.is_none() {
             return Err(
-                "node_link_tls is missing: outside of loopback nodes show each other certificates".into()
+                "node_link_tls is missing: it is required if node_link_listen is not on loopback".into()
             );
         }
         if self.is_cluster() && !self.is_open() && self.secret_file.is_none() && self.jwks_file.is_none() {
-            return Err(
-                "secret_file or jwks_file is missing: the nodes of a cluster accept the same tokens".into()
-            );
+            return Err("secret_file or jwks_file is missing: all nodes must accept the same tokens".into());
         }
         if self.roles.is_empty() {
-            return Err("roles is empty: gateway, router, or both".into());
+            return Err("roles is empty: set gateway, router, or both".into());
         }
         Ok(())
     }
 
-    /// The certificates of the node link.
+    /// Reads the certificates of the node link, or returns `None` if none are set.
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// If a file cannot be read.
     #[cfg(feature = "cluster")]
-    pub fn node_link_tls(&self) -> Result<Option<chat_transport::node_link::NodeLinkTls>, String> {
+    pub(crate) fn node_link_tls(&self) -> Result<Option<chat_transport::node_link::NodeLinkTls>, String> {
         let Some(files) = &self.node_link_tls else { return Ok(None) };
         let read = |path: &Path| std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()));
         let (cert, key, ca) = (read(&files.cert)?, read(&files.key)?, read(&files.ca)?);
         Ok(Some(chat_transport::node_link::NodeLinkTls::new(&cert, &key, &ca)))
     }
 
-    /// The settings as a TOML file.
+    /// The services of the cluster.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn cluster(&self) -> Result<chat_server::cluster::ClusterSettings, String> {
+        Ok(chat_server::cluster::ClusterSettings {
+            store: self.store.clone(),
+            router: self.router.clone(),
+            registry: self.registry.clone(),
+            runs_shards: self.roles.contains(&Role::Router),
+            node_link_tls: self.node_link_tls()?,
+        })
+    }
+
+    /// Returns the settings as TOML.
     ///
     /// # Errors
     /// If a path is not UTF-8.
-    pub fn to_toml(&self) -> Result<String, String> {
+    pub(crate) fn to_toml(&self) -> Result<String, String> {
         let shown = Self { open_registration: Some(self.is_open()), ..self.clone() };
         toml::to_string_pretty(&shown).map_err(|e| e.to_string())
     }
@@ -330,53 +341,53 @@ impl Settings {
         toml::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))
     }
 
-    /// Refuses what is unsafe.
+    /// Rejects invalid and unsafe settings.
     ///
     /// # Errors
-    /// What is wrong and what to do about it.
-    pub fn check(&self) -> Result<(), String> {
+    /// If a setting is wrong. The text says what to do about it.
+    pub(crate) fn check(&self) -> Result<(), String> {
         let public = !self.listen.ip().is_loopback();
         if public && self.is_open() {
-            return Err("open_registration is on, and the server listens to more than this machine: \
+            return Err("open_registration is on, but the server does not listen on loopback only: \
                         turn it off, or listen on 127.0.0.1"
                 .into());
         }
         if public && self.authorities.is_empty() {
-            return Err("authorities is empty: name the host:port under which clients reach this server, \
-                        so that no other server can pass their signatures on"
+            return Err("authorities is empty: set the host:port under which clients reach this server, \
+                        so that no other server can replay their signatures"
                 .into());
         }
         self.check_cluster()?;
         if self.tls_cert.is_some() != self.tls_key.is_some() {
-            return Err("tls_cert and tls_key belong together".into());
+            return Err("tls_cert and tls_key must be set together".into());
         }
         if !(1..=365).contains(&self.retention_days) {
-            return Err("retention_days is 1 to 365".into());
+            return Err("retention_days must be 1 to 365".into());
         }
         if let Some(collector) = &self.otlp {
             if cfg!(not(feature = "telemetry")) {
-                return Err("otlp is set, and this binary was built without the feature telemetry".into());
+                return Err("otlp is set, but this binary was built without the feature telemetry".into());
             }
             if !["http://", "https://"].iter().any(|scheme| collector.starts_with(scheme)) {
-                return Err(format!("otlp is {collector:?}: it begins with http:// or https://"));
+                return Err(format!("otlp is {collector:?}: it must begin with http:// or https://"));
             }
         }
         if !(0.0..=1.0).contains(&self.otlp_share) {
-            return Err("otlp_share is 0 to 1".into());
+            return Err("otlp_share must be 0 to 1".into());
         }
         if self.shards == 0 || self.max_connections == 0 || self.accept_rate == 0 {
-            return Err("shards, max_connections and accept_rate are at least 1".into());
+            return Err("shards, max_connections and accept_rate must be at least 1".into());
         }
         Ok(())
     }
 }
 
 impl Arguments {
-    /// What to do, with which settings.
+    /// Returns the action and its settings.
     ///
     /// # Errors
-    /// An unreadable file, or an unknown or malformed key in it, by name.
-    pub fn resolve(self) -> Result<(Action, Settings), String> {
+    /// If the settings file is unreadable, or has an unknown or malformed key. The text names it.
+    pub(crate) fn resolve(self) -> Result<(Action, Settings), String> {
         let mut settings = match &self.flags.config {
             Some(path) => Settings::read(path)?,
             None => Settings::default(),
@@ -427,14 +438,14 @@ mod tests {
     }
 
     #[test]
-    fn the_settings_that_are_shipped_are_taken() {
+    fn shipped_settings_are_valid() {
         let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/chat.toml");
         let settings: Settings = toml::from_str(&std::fs::read_to_string(shipped).unwrap()).unwrap();
         assert_eq!(settings.check(), Ok(()));
     }
 
     #[test]
-    fn backends_are_shared_together_or_not_at_all() {
+    fn rejects_mixed_local_and_shared_backends() {
         let cluster = Settings {
             store: "cassandra://127.0.0.1:9042".into(),
             router: "kafka://127.0.0.1:9092".into(),
@@ -458,9 +469,9 @@ mod tests {
     }
 
     #[test]
-    fn open_registration_stays_on_this_machine() {
+    fn open_registration_requires_loopback() {
         let mut settings = Settings { listen: "0.0.0.0:7777".parse().unwrap(), ..Settings::default() };
-        assert!(!settings.is_open(), "off by default elsewhere");
+        assert!(!settings.is_open(), "off by default outside of loopback");
         settings.authorities = vec!["chat.example:443".into()];
         assert!(settings.check().is_ok());
         settings.open_registration = Some(true);

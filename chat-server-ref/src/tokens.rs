@@ -1,5 +1,5 @@
-//! Tokens: JWTs, signed with this server's secret (HS256) or by somebody whose public key is in a JWKS
-//! file (EdDSA). A token names a user; which device it is, the device's own signature says.
+//! Tokens: JWTs, signed with this server's secret (HS256) or with a key whose public part is in a JWKS file
+//! (EdDSA). A token names a user. The device proves its identity with its own signature.
 
 use std::fmt;
 use std::io::Write;
@@ -24,9 +24,9 @@ struct Claims {
     iat: u64,
 }
 
-/// Checks tokens.
-pub struct Tokens {
-    /// None in a cluster whose nodes share none.
+/// Authenticates users by tokens.
+pub(crate) struct Tokens {
+    /// `None` in a cluster whose nodes share no secret.
     secret: Option<DecodingKey>,
     keys: Option<JwkSet>,
     open: bool,
@@ -39,26 +39,26 @@ impl fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// Tokens as the settings have them.
+    /// Creates the authenticator that the settings describe.
     ///
     /// # Errors
-    /// An unreadable or weak secret, or an unreadable JWKS file.
-    pub fn new(settings: &Settings) -> Result<Self, String> {
+    /// If the secret is unreadable or weak, or the JWKS file is unreadable.
+    pub(crate) fn new(settings: &Settings) -> Result<Self, String> {
         let secret = if has_secret(settings) { Some(secret(settings)?) } else { None };
         let keys = jwks(settings)?;
         let secret = secret.map(|secret| DecodingKey::from_secret(&secret));
         Ok(Self { secret, keys, open: settings.is_open() })
     }
 
-    /// Which keys there are, for people; makes none.
+    /// Describes the available keys for operators, without creating any.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn describe(settings: &Settings) -> Result<String, String> {
+    pub(crate) fn describe(settings: &Settings) -> Result<String, String> {
         jwks(settings)?;
         let path = secret_path(settings);
         if has_secret(settings) && settings.secret_file.is_none() && !path.exists() {
-            return Ok(format!("no secret yet: the first start makes one, {}", path.display()));
+            return Ok(format!("no secret yet: the first start creates {}", path.display()));
         }
         let tokens = Self::new(settings)?;
         let named = |there: bool, what| there.then_some(what);
@@ -79,7 +79,7 @@ impl Tokens {
             validation.validate_aud = false;
             validation
         };
-        // The key decides the algorithm, never the token.
+        // The key determines the algorithm, never the token.
         if let Some(key) = header.kid.as_deref().and_then(|kid| self.keys.as_ref()?.find(kid)) {
             if !matches!(key.algorithm, AlgorithmParameters::OctetKeyPair(_)) {
                 return None;
@@ -112,8 +112,8 @@ fn jwks(settings: &Settings) -> Result<Option<JwkSet>, String> {
     serde_json::from_str(&text).map(Some).map_err(|e| format!("{}: {e}", path.display()))
 }
 
-/// A cluster's nodes have a secret only if they share it: each would make its own, and nothing of a gateway is on its
-/// disk.
+/// Returns whether there is a secret. The nodes of a cluster must share one by `secret_file`: otherwise each
+/// would create its own, and a gateway keeps nothing on its disk.
 fn has_secret(settings: &Settings) -> bool {
     settings.secret_file.is_some() || !settings.is_cluster()
 }
@@ -122,7 +122,7 @@ fn secret_path(settings: &Settings) -> PathBuf {
     settings.secret_file.clone().unwrap_or_else(|| settings.data.join("secret"))
 }
 
-/// Reads the secret, or makes one if none was ever made.
+/// Reads the secret. Creates the one in the data directory if it does not exist.
 fn secret(settings: &Settings) -> Result<Zeroizing<Vec<u8>>, String> {
     let path = secret_path(settings);
     let text = match std::fs::read_to_string(&path) {
@@ -136,7 +136,7 @@ fn secret(settings: &Settings) -> Result<Zeroizing<Vec<u8>>, String> {
         Ok(bytes) if bytes.len() >= 32 && bytes.iter().any(|byte| *byte != bytes[0]) => {
             Ok(Zeroizing::new(bytes))
         }
-        _ => Err(format!("{}: a secret has at least 32 random bytes in hexadecimal", path.display())),
+        _ => Err(format!("{}: a secret must have at least 32 random bytes in hexadecimal", path.display())),
     }
 }
 
@@ -154,13 +154,13 @@ fn make(path: &Path) -> Result<Zeroizing<String>, String> {
     Ok(text)
 }
 
-/// A token for a user, signed with the server's secret.
+/// Issues a token for a user, valid for `ttl` seconds and signed with the server's secret.
 ///
 /// # Errors
-/// A bad handle, or no usable secret.
-pub fn issue(settings: &Settings, user: &str, ttl: u64) -> Result<String, String> {
+/// If the handle is invalid, or there is no usable secret.
+pub(crate) fn issue(settings: &Settings, user: &str, ttl: u64) -> Result<String, String> {
     if !has_secret(settings) {
-        return Err("secret_file is not set: the nodes of a cluster share it".into());
+        return Err("secret_file is not set: the nodes of a cluster must share it".into());
     }
     let handle = Handle::new(user).map_err(|e| e.to_string())?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|e| e.to_string())?.as_secs();
@@ -179,13 +179,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_names_its_user_and_nothing_else_does() {
+    async fn only_a_valid_token_authenticates_its_user() {
         let (settings, _dir) = settings(false);
         let tokens = Tokens::new(&settings).unwrap();
         let token = issue(&settings, "alice", 60).unwrap();
         assert_eq!(tokens.authenticate(&token).await, Ok(Some(Handle::new("alice").unwrap())));
         assert!(tokens.authenticate("").await.is_err(), "no token");
-        assert!(tokens.authenticate(&token[..token.len() - 2]).await.is_err(), "another signature");
+        assert!(tokens.authenticate(&token[..token.len() - 2]).await.is_err(), "the signature is wrong");
         let none = format!("eyJhbGciOiJub25lIn0.{}.", token.split('.').nth(1).unwrap());
         assert!(tokens.authenticate(&none).await.is_err(), "no signature");
         let expired = {
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_of_the_jwks_file_signs_with_its_own_algorithm_alone() {
+    async fn jwks_key_is_valid_only_with_its_own_algorithm() {
         use base64::Engine as _;
         let base64 = |bytes: &[u8]| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes);
         let (mut settings, dir) = settings(false);
@@ -238,24 +238,24 @@ mod tests {
         assert!(tokens.authenticate(&unknown).await.is_err(), "a key that is not in the file");
         let other = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
         let forged = signed(with(Algorithm::EdDSA, "one"), &EncodingKey::from_ed_der(&other.serialize_der()));
-        assert!(tokens.authenticate(&forged).await.is_err(), "another key under its name");
-        // The public key as the secret of HS256: the classical confusion.
+        assert!(tokens.authenticate(&forged).await.is_err(), "another key with the same id");
+        // Algorithm confusion: the public key as the secret of HS256.
         let confused = signed(with(Algorithm::HS256, "one"), &EncodingKey::from_secret(&public));
         assert!(tokens.authenticate(&confused).await.is_err(), "another algorithm");
         let weak = EncodingKey::from_secret(b"a shared secret that a file should not hold");
         assert!(tokens.authenticate(&signed(with(Algorithm::HS256, "weak"), &weak)).await.is_err());
         std::fs::write(&file, "{}").unwrap();
-        assert!(Tokens::new(&settings).unwrap_err().contains("jwks.json"), "the file is named");
+        assert!(Tokens::new(&settings).unwrap_err().contains("jwks.json"), "the error names the file");
     }
 
     #[test]
-    fn the_secret_is_kept_for_its_owner_alone() {
+    fn secret_file_is_readable_only_by_its_owner() {
         use std::os::unix::fs::PermissionsExt;
         let (settings, dir) = settings(true);
         issue(&settings, "alice", 60).unwrap();
         let mode = std::fs::metadata(dir.path().join("secret")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         std::fs::write(dir.path().join("secret"), "00".repeat(32)).unwrap();
-        assert!(issue(&settings, "alice", 60).is_err(), "a default secret");
+        assert!(issue(&settings, "alice", 60).is_err(), "a secret of equal bytes is rejected");
     }
 }

@@ -1,5 +1,5 @@
-//! The server's side of the upgrade: bounded in bytes and in time, and strict where being lenient would
-//! let a browser page or a proxy in between play tricks.
+//! The server side of the WebSocket upgrade. It is bounded in bytes and time, and strict where a web page or
+//! a proxy in between could exploit lenient parsing.
 
 use std::time::Duration;
 
@@ -12,29 +12,29 @@ use tungstenite::handshake::derive_accept_key;
 
 use crate::websocket::{Role, WebSocket};
 
-/// Bytes an upgrade request may have.
+/// Maximum size of an upgrade request, in bytes.
 const HEAD: usize = 8 * 1024;
-/// Headers it may have.
+/// Maximum number of headers in an upgrade request.
 const HEADERS: usize = 64;
-/// How long it may take.
+/// Time limit for reading the request, and again for writing the response.
 const HEAD_TIME: Duration = Duration::from_secs(5);
 
-/// What an upgrade must look like.
+/// Requirements that an upgrade request must meet.
 #[derive(Clone, Debug, Default)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Upgrade {
-    /// The path, `/v1`.
+    /// Required request path, such as `/v1`.
     pub path: String,
-    /// Origins of web pages that may connect, exactly as browsers send them. A request without an origin
-    /// (not a browser) is always let in: nothing here trusts a cookie.
+    /// Allowed origins of web pages, exactly as browsers send them. A request without an origin (not from a
+    /// browser) is always accepted, because the server does not trust cookies.
     pub origins: Vec<String>,
 }
 
-/// Reads an upgrade request and answers it.
+/// Reads an upgrade request, answers it and returns the WebSocket.
 ///
 /// # Errors
-/// `Invalid` if the request breaks a rule (it was answered with the status `docs/wire.md` names),
-/// `Closed` if the stream broke or took too long.
+/// `Invalid` if the request breaks a rule or is not complete in time (it was answered with the status that
+/// `docs/wire.md` lists), `Closed` if the response could not be written in time.
 pub async fn accept<S>(mut io: S, upgrade: &Upgrade) -> Result<WebSocket<S>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static,
@@ -47,7 +47,7 @@ where
     let (request, rest) = head;
     match check(&request, upgrade) {
         Ok(key) => {
-            // Bytes of a frame may not come before the answer: there is nothing to smuggle.
+            // Reject frame bytes sent before the response: nothing can be smuggled behind the request.
             if !rest.is_empty() {
                 return refuse(io, "400 Bad Request").await;
             }
@@ -61,14 +61,14 @@ where
             };
             match tokio::time::timeout(HEAD_TIME, answered).await {
                 Ok(Ok(())) => Ok(WebSocket::new(io, Role::Server, MAX_FRAME, &[])),
-                _ => Err(Error::new(ErrorKind::Closed, "the stream broke")),
+                _ => Err(Error::new(ErrorKind::Closed, "failed to write the upgrade response")),
             }
         }
         Err(status) => refuse(io, status).await,
     }
 }
 
-/// Answers with 503 and the seconds to come back after.
+/// Answers with status 503 and a `Retry-After` of `retry_after` seconds.
 pub async fn busy<S: AsyncRead + AsyncWrite + Unpin>(io: S, retry_after: u32) {
     farewell(io, &format!("503 Service Unavailable\r\nRetry-After: {retry_after}\r\nContent-Length: 0"))
         .await;
@@ -78,15 +78,15 @@ async fn refuse<S: AsyncRead + AsyncWrite + Unpin, T>(io: S, status: &'static st
     let extra =
         if status.starts_with("426") { "\r\nSec-WebSocket-Version: 13\r\nUpgrade: websocket" } else { "" };
     farewell(io, &format!("{status}{extra}\r\nContent-Length: 0")).await;
-    Err(Error::new(ErrorKind::Invalid, "not an upgrade request we take"))
+    Err(Error::new(ErrorKind::Invalid, "not a valid upgrade request"))
 }
 
-/// Sends an answer, and ends the connection once the other end may have it.
+/// Sends a response, drains unread input and closes the connection. Takes at most one second.
 async fn farewell<S: AsyncRead + AsyncWrite + Unpin>(mut io: S, answer: &str) {
     let answer = format!("HTTP/1.1 {answer}\r\nConnection: close\r\n\r\n");
     let answered = async {
         if io.write_all(answer.as_bytes()).await.is_ok() && io.shutdown().await.is_ok() {
-            // Unread bytes would turn the close into a reset, and the answer would be lost.
+            // Closing with unread bytes would reset the connection, and the client would lose the response.
             let mut rest = [0; 1024];
             let mut taken = 0;
             while taken < 1 << 20 {
@@ -100,7 +100,7 @@ async fn farewell<S: AsyncRead + AsyncWrite + Unpin>(mut io: S, answer: &str) {
     let _ = tokio::time::timeout(Duration::from_secs(1), answered).await;
 }
 
-/// The request's bytes up to the empty line, and what came behind it.
+/// Reads the request head up to and including the empty line. Returns it with the bytes that came after it.
 async fn read_head<S: AsyncRead + Unpin>(
     io: &mut S,
 ) -> std::result::Result<(Vec<u8>, Vec<u8>), &'static str> {
@@ -132,12 +132,12 @@ async fn read_head<S: AsyncRead + Unpin>(
     }
 }
 
-/// A line that ends without CR is not HTTP, nor is a NUL; a proxy may read them otherwise than we do.
+/// Returns whether the head has no NUL and no LF without CR. A proxy may parse those differently.
 fn is_clean(head: &[u8]) -> bool {
     !head.contains(&0) && !head.windows(2).any(|two| two[1] == b'\n' && two[0] != b'\r')
 }
 
-/// Checks a request; gives its key.
+/// Checks a request. Returns its `Sec-WebSocket-Key`, or the status to answer with.
 fn check(head: &[u8], upgrade: &Upgrade) -> std::result::Result<String, &'static str> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS];
     let mut request = httparse::Request::new(&mut headers);
@@ -151,7 +151,7 @@ fn check(head: &[u8], upgrade: &Upgrade) -> std::result::Result<String, &'static
         return Err("405 Method Not Allowed");
     }
     if path.contains('?') {
-        // A token in a URL ends up in logs: it travels in the first frame.
+        // A token in a URL would end up in logs. Clients send it in the first frame instead.
         return Err("400 Bad Request");
     }
     if path != upgrade.path {
@@ -160,9 +160,38 @@ fn check(head: &[u8], upgrade: &Upgrade) -> std::result::Result<String, &'static
     if request.version != Some(1) {
         return Err("505 HTTP Version Not Supported");
     }
+    let headers: Vec<(&str, &[u8])> = request.headers.iter().map(|h| (h.name, h.value)).collect();
+    check_headers(&headers, &upgrade.origins)
+}
+
+/// Checks the headers of an upgrade request that another HTTP server parsed; returns the value of
+/// `Sec-WebSocket-Accept`.
+///
+/// # Errors
+/// The status line to answer with.
+pub fn accept_key(
+    headers: &[(&str, &[u8])],
+    origins: &[String],
+) -> std::result::Result<String, &'static str> {
+    check_headers(headers, origins).map(|key| derive_accept_key(key.as_bytes()))
+}
+
+/// Returns the server's end of a WebSocket on a stream that another HTTP server upgraded.
+pub fn upgraded<S>(io: S) -> WebSocket<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static,
+{
+    WebSocket::new(io, Role::Server, MAX_FRAME, &[])
+}
+
+/// Checks the headers of an upgrade request; returns its key.
+fn check_headers(headers: &[(&str, &[u8])], origins: &[String]) -> std::result::Result<String, &'static str> {
     let all = |name: &str| {
-        let same: Vec<&[u8]> =
-            request.headers.iter().filter(|h| h.name.eq_ignore_ascii_case(name)).map(|h| h.value).collect();
+        let same: Vec<&[u8]> = headers
+            .iter()
+            .filter(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, value)| *value)
+            .collect();
         same
     };
     let one = |name: &str| match all(name).as_slice() {
@@ -186,7 +215,7 @@ fn check(head: &[u8], upgrade: &Upgrade) -> std::result::Result<String, &'static
         return Err("426 Upgrade Required");
     }
     if let Some(origin) = one("Origin")?
-        && !upgrade.origins.iter().any(|known| known == origin)
+        && !origins.iter().any(|known| known == origin)
     {
         return Err("403 Forbidden");
     }

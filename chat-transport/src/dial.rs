@@ -1,4 +1,4 @@
-//! The client's side of a connection: `ws://` for loopback, `wss://` (TLS 1.3) for everything else.
+//! The client side of a connection: `ws://` for loopback, `wss://` (TLS 1.3) for all other hosts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,10 +16,10 @@ use tungstenite::handshake::derive_accept_key;
 
 use crate::websocket::{Role, WebSocket};
 
-/// How long dialling may take, TLS and upgrade included.
+/// Time limit for dialling, including TLS and the upgrade.
 const DIAL_TIME: Duration = Duration::from_secs(10);
 
-/// Where to connect, and whom to trust there.
+/// The address of a server, and the certificates to trust.
 #[derive(Clone)]
 pub struct Dialer {
     host: String,
@@ -38,22 +38,22 @@ impl fmt::Debug for Dialer {
 }
 
 impl Dialer {
-    /// A dialer for a URL: `ws://host[:port][/path]` or `wss://…`; the path is `/v1` if there is none.
-    /// `extra_roots` are trusted beside the system's.
+    /// Creates a dialer for a URL: `ws://host[:port][/path]` or `wss://…`. The default path is `/v1`.
+    /// `extra_roots` are trusted in addition to the system's certificates.
     ///
     /// # Errors
-    /// `Invalid` if the URL is anything else, or is `ws://` to a host that is not loopback.
+    /// `Invalid` if the URL has another form, or is `ws://` to a host that is not loopback.
     pub fn new(url: &str, extra_roots: &[CertificateDer<'static>]) -> Result<Self> {
         let invalid = |what| Error::new(ErrorKind::Invalid, what);
         let (secure, rest) = match url.split_once("://") {
             Some(("ws", rest)) => (false, rest),
             Some(("wss", rest)) => (true, rest),
-            _ => return Err(invalid("a server URL begins with ws:// or wss://")),
+            _ => return Err(invalid("a server URL must begin with ws:// or wss://")),
         };
         let (authority, path) =
             rest.split_once('/').map_or((rest, "v1"), |(a, p)| (a, if p.is_empty() { "v1" } else { p }));
         if path.contains(['?', '#', ' ', '\r', '\n']) || authority.contains('@') {
-            return Err(invalid("a server URL has a host, perhaps a port and a path, and nothing else"));
+            return Err(invalid("a server URL must have a host, and only an optional port and path"));
         }
         let (host, port) = match authority.rsplit_once(':') {
             Some((host, port)) if !port.ends_with(']') => {
@@ -67,26 +67,27 @@ impl Dialer {
         }
         let loopback = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
         if !secure && !loopback {
-            return Err(invalid("only a server on this machine may be reached without TLS: use wss://"));
+            return Err(invalid("a server on another machine requires TLS: use wss://"));
         }
         let tls = if secure { Some(Arc::new(tls(extra_roots)?)) } else { None };
         Ok(Self { host: host.to_owned(), port, path: format!("/{path}"), tls })
     }
 
-    /// The authority that is dialled; it is part of what the device signs.
+    /// Returns the dialled authority, `host:port`. It is part of the data that the device signs.
     pub fn authority(&self) -> String {
         format!("{}:{}", self.host, self.port)
     }
 
-    /// Connects.
+    /// Connects to the server.
     ///
     /// # Errors
-    /// `Closed` if there is no server or it took too long, `Denied` if its certificate is not trusted,
-    /// `Throttled` if it has no room, with [when](Error::retry_after_ms) it may, `Invalid` if it is no chat server.
+    /// `Closed` if the server cannot be reached or does not answer in time, `Denied` if its certificate is
+    /// not trusted, `Throttled` if it is busy (with the [time to wait](Error::retry_after_ms)), `Invalid` if
+    /// it is not a chat server.
     pub async fn dial(&self) -> Result<Box<dyn Transport>> {
         match tokio::time::timeout(DIAL_TIME, self.connect()).await {
             Ok(connected) => connected,
-            Err(_) => Err(Error::new(ErrorKind::Closed, "the server does not answer")),
+            Err(_) => Err(Error::new(ErrorKind::Closed, "the server did not answer in time")),
         }
     }
 
@@ -98,12 +99,12 @@ impl Dialer {
             None => Ok(Box::new(self.upgrade(tcp).await?)),
             Some(config) => {
                 let name = ServerName::try_from(self.host.clone())
-                    .map_err(|e| Error::new(ErrorKind::Invalid, "not a host name").caused_by(e))?;
+                    .map_err(|e| Error::new(ErrorKind::Invalid, "the host name is invalid").caused_by(e))?;
                 let tls = tokio_rustls::TlsConnector::from(config.clone()).connect(name, tcp).await;
                 let tls = tls.map_err(|e| match e.kind() {
-                    // What TLS itself does not like: anything else is the network's.
+                    // `InvalidData` is a TLS failure; any other error comes from the network.
                     io::ErrorKind::InvalidData => {
-                        Error::new(ErrorKind::Denied, "no secure connection").caused_by(e)
+                        Error::new(ErrorKind::Denied, "failed to establish a secure connection").caused_by(e)
                     }
                     _ => lost(e),
                 })?;
@@ -116,9 +117,10 @@ impl Dialer {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + fmt::Debug + 'static,
     {
-        let lost = |e| Error::new(ErrorKind::Closed, "the connection broke").caused_by(e);
+        let lost = |e| Error::new(ErrorKind::Closed, "the connection was lost").caused_by(e);
         let mut nonce = [0; 16];
-        getrandom::fill(&mut nonce).map_err(|_| Error::new(ErrorKind::Unavailable, "no randomness"))?;
+        getrandom::fill(&mut nonce)
+            .map_err(|_| Error::new(ErrorKind::Unavailable, "failed to get random bytes"))?;
         let key = base64::engine::general_purpose::STANDARD.encode(nonce);
         let request = format!(
             "GET {} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n",
@@ -129,11 +131,14 @@ impl Dialer {
         io.flush().await.map_err(lost)?;
         let mut head = Vec::with_capacity(256);
         while !head.ends_with(b"\r\n\r\n") {
-            // The server speaks first: byte by byte, so that nothing behind the head is taken.
+            // Byte by byte, so that the first frame, which the server may send at once, is not consumed.
             let byte = io.read_u8().await.map_err(lost)?;
             head.push(byte);
             if head.len() > 8192 {
-                return Err(Error::new(ErrorKind::Invalid, "the server's answer is too long"));
+                return Err(Error::new(
+                    ErrorKind::Invalid,
+                    "the response to the upgrade request is too long",
+                ));
             }
         }
         let text = String::from_utf8_lossy(&head);
@@ -154,7 +159,8 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     headers.into_iter().find_map(|(known, value)| known.eq_ignore_ascii_case(name).then(|| value.trim()))
 }
 
-/// What an answer of 503 says, in milliseconds: at most a minute, since it may be a proxy's. 0 if it says nothing.
+/// Returns the `Retry-After` of a 503 response in milliseconds, or 0 if there is none. At most one minute,
+/// because the response may come from a proxy.
 fn retry_after_ms(head: &str) -> u32 {
     const MAX_RETRY_AFTER_MS: u32 = 60_000;
     let seconds = header(head, "retry-after").and_then(|value| value.parse::<u32>().ok());
@@ -199,7 +205,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_without_room_says_when_to_come_back() {
+    async fn dial_returns_retry_after_when_the_server_is_busy() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("ws://{}", listener.local_addr().unwrap());
         tokio::spawn(async move {

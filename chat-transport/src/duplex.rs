@@ -1,4 +1,4 @@
-//! Two transports joined in memory: for tests, and for a client in the server's own process.
+//! Two transports connected in memory, for tests and for a client in the server's own process.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -6,7 +6,7 @@ use chat_core::backend::Transport;
 use chat_core::{Error, ErrorKind, Result};
 use tokio::sync::mpsc;
 
-/// One end of a pipe in memory.
+/// One end of an in-memory transport.
 #[derive(Debug)]
 pub struct Duplex {
     /// `None` once closed.
@@ -14,7 +14,7 @@ pub struct Duplex {
     into: mpsc::Receiver<Bytes>,
 }
 
-/// Two joined ends, each of which holds at most `frames` frames that the other has not taken.
+/// Returns two connected ends. Each direction buffers at most `frames` frames.
 pub fn duplex(frames: usize) -> (Duplex, Duplex) {
     let (a, from_a) = mpsc::channel(frames);
     let (b, from_b) = mpsc::channel(frames);
@@ -28,7 +28,7 @@ impl Transport for Duplex {
     }
 
     async fn send(&mut self, frames: Vec<Bytes>) -> Result<()> {
-        let gone = || Error::new(ErrorKind::Closed, "the other end is gone");
+        let gone = || Error::new(ErrorKind::Closed, "the connection is closed");
         let out = self.out.as_ref().ok_or_else(gone)?;
         for frame in frames {
             out.send(frame).await.map_err(|_| gone())?;

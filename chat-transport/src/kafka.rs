@@ -1,15 +1,14 @@
-//! A [`Router`] whose log is a Kafka topic: one partition a shard, keyed by conversation.
+//! A [`Router`] whose log is a Kafka topic with one partition per shard, keyed by conversation.
 //!
-//! - A command is appended with `acks=all` by an idempotent producer, to the partition that
-//!   [`partition_of`] names.
-//! - The processes of a consumer group own the partitions, and hand them over cooperatively. Two owners may
-//!   overlap: a shard is a function of its state and the log, so they write the same bytes.
-//! - The offset is committed last, and lazily: what comes again is stored already.
-//! - The topic is made by us, with settings that keep the promises, and begins with a record that names the
-//!   log. A topic that was made anew, lost its beginning or was given partitions is refused.
+//! - An idempotent producer appends a command with `acks=all` to the partition that [`partition_of`] returns.
+//! - The processes of a consumer group own the partitions and hand them over cooperatively. Two owners may
+//!   overlap: a shard is a function of its state and the log, so both write the same bytes.
+//! - The offset is committed last, and lazily: records that come again are already stored.
+//! - The router creates the topic, with settings that keep the guarantees, and writes a first record that
+//!   identifies the log. It rejects a topic that was recreated, lost its beginning or has another number of
+//!   partitions.
 //!
-//! All talking to Kafka that can block happens on threads of its own; rebalance callbacks only note what
-//! changed.
+//! All Kafka calls that can block run on separate threads. Rebalance callbacks only record the changes.
 
 mod consumer;
 mod observer;
@@ -37,10 +36,10 @@ use observer::Observer;
 use partition::Partition;
 use topic::Topic;
 
-/// Commands of this process that may wait for Kafka's acknowledgement.
+/// Maximum number of this process's commands that wait for Kafka's acknowledgement.
 const IN_FLIGHT: usize = 4096;
 
-/// The partition of a conversation: FNV-1a (64 bit) of its id, modulo their number.
+/// Returns the partition of a conversation: FNV-1a (64 bit) of its id, modulo the number of partitions.
 ///
 /// ```
 /// use chat_core::{ConversationId, UserId};
@@ -54,19 +53,19 @@ pub fn partition_of(conversation: ConversationId, partitions: u32) -> u32 {
     (hash % u64::from(partitions.max(1))) as u32
 }
 
-/// The log of a cluster in a Kafka topic.
+/// A [`Router`] that keeps the log of a cluster in a Kafka topic.
 pub struct KafkaRouter {
     topic: Topic,
     partitions: Arc<[Partition]>,
     producer: RwLock<FutureProducer<Observer>>,
     in_flight: Semaphore,
-    /// Why the log cannot be trusted any more, once it cannot.
+    /// Set once the topic is no longer the log that was opened.
     broken: Arc<Broken>,
     consumer: Consumer,
     closed: AtomicBool,
 }
 
-/// Whether the log was found to be another one than it was.
+/// The error to return once the topic is no longer the log that was opened.
 #[derive(Debug, Default)]
 pub(crate) struct Broken {
     is: AtomicBool,
@@ -96,18 +95,18 @@ impl fmt::Debug for KafkaRouter {
 }
 
 pub(crate) fn failed(error: KafkaError) -> Error {
-    Error::new(ErrorKind::Unavailable, "Kafka does not answer").caused_by(error)
+    Error::new(ErrorKind::Unavailable, "the request to Kafka failed").caused_by(error)
 }
 
 impl KafkaRouter {
-    /// Opens the log that the anchor names; begins the first one.
+    /// Opens the log that the anchor names, or creates the first one.
     ///
-    /// With `own_shards`, this process joins those that apply commands; else it only appends.
+    /// With `own_shards`, this process joins the processes that apply commands; otherwise it only appends.
     ///
     /// # Errors
-    /// `Unavailable` if Kafka or the anchor cannot be reached; `Invalid` if settings of the topic cannot keep
-    /// the promises; `Corrupt` if the topic is not the log that the data follows: made anew, or with other
-    /// partitions. The text says what to do.
+    /// `Unavailable` if Kafka or the anchor cannot be reached; `Invalid` if the settings of the topic cannot
+    /// keep the guarantees; `Corrupt` if the topic is not the log that the data follows, because it was
+    /// recreated or its number of partitions changed. The text says what to do.
     pub async fn open(
         settings: &KafkaSettings,
         anchor: Arc<dyn LogAnchor>,
@@ -123,8 +122,8 @@ impl KafkaRouter {
         Ok(Self { topic, partitions, producer, in_flight, broken, consumer, closed })
     }
 
-    /// Looks whether [`open`](Self::open) would find a log that keeps the promises, and makes nothing; gives what it
-    /// found, for people.
+    /// Checks whether [`open`](Self::open) would find a log that keeps the guarantees, without creating
+    /// anything. Returns a description for operators.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -132,7 +131,7 @@ impl KafkaRouter {
         Topic::check(settings, anchor).await
     }
 
-    /// What was found out about the topic, for people: name, partitions, replication.
+    /// Returns a description of the topic for operators: name, partitions, replication.
     pub fn describe(&self) -> String {
         self.topic.describe()
     }
@@ -141,12 +140,12 @@ impl KafkaRouter {
         self.partitions.get(shard).ok_or_else(|| Error::new(ErrorKind::NotFound, "no such shard"))
     }
 
-    /// A producer that saw a fatal error appends nothing any more: it is made anew.
+    /// Replaces the producer after a fatal error, because it can no longer append.
     fn replace_if_fatal(&self) {
         if self.producer.read().client().fatal_error().is_some()
             && let Ok(fresh) = self.topic.settings.producer()
         {
-            tracing::warn!("the Kafka producer was made anew after a fatal error");
+            tracing::warn!("the Kafka producer had a fatal error and was replaced");
             *self.producer.write() = fresh;
         }
     }
@@ -160,7 +159,7 @@ impl Router for KafkaRouter {
 
     async fn append(&self, command: Command) -> Result<()> {
         self.broken.check()?;
-        let full = || Error::new(ErrorKind::Throttled, "too many commands wait for Kafka");
+        let full = || Error::new(ErrorKind::Throttled, "too many commands are waiting for Kafka");
         let _room = self.in_flight.try_acquire().map_err(|_| full())?;
         let conversation = command.conversation();
         let partition = partition_of(conversation, self.topic.log.partitions);
@@ -170,7 +169,7 @@ impl Router for KafkaRouter {
                 .partition(i32::try_from(partition).unwrap_or(0))
                 .key(&conversation.as_bytes()[..])
                 .payload(&payload);
-            // Queued here and now, so that commands keep the order in which `append` was called.
+            // Queued before the first await, so that commands keep the order in which `append` was called.
             self.producer.read().send_result(record).map_err(|(error, _)| error)
         };
         let outcome = match sent {

@@ -1,12 +1,13 @@
-//! From one gateway to another, by HTTP/2: what happened to sessions that are connected elsewhere, and the
-//! offers of devices that wait to be linked.
+//! The link from one gateway to another, over HTTP/2. It carries events for sessions that are connected to
+//! the other gateway, and the offers of devices that wait to be linked.
 //!
-//! Each other gateway has a bounded queue and one request on its way at a time, which carries all that
-//! gathered meanwhile. A gateway that does not answer within a second is forgotten for a moment; what was
-//! meant for it waits in inboxes, and its sessions are deliveries that they lag once it answers again.
+//! Each other gateway has a bounded queue and one request in flight at a time, which carries the deliveries
+//! that were queued meanwhile. If a gateway does not answer within a second, the request's deliveries are
+//! dropped and the link pauses. The messages stay in inboxes, and the sessions receive `Lagged` once the
+//! gateway answers again.
 //!
-//! Outside of loopback both sides show certificates of one authority: whoever can speak on the link can
-//! tell sessions anything.
+//! Outside of loopback both sides present certificates of one authority, because a peer on the link can
+//! deliver any event to sessions.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
@@ -40,22 +41,22 @@ use tonic::{Code, Request, Response, Status};
 
 const DELIVER: &str = "/chat.node.v1.Link/Deliver";
 const OFFER: &str = "/chat.node.v1.Link/Offer";
-/// How long a gateway may take to answer.
+/// Time limit for a request to another gateway, including the connection.
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a gateway that nobody has anything to tell is remembered.
+/// Time without deliveries after which a gateway's queue and task are removed.
 const IDLE: Duration = Duration::from_secs(60);
-/// How long a gateway that did not answer is left alone.
+/// Pause after a failed request to a gateway.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Connections with something to tell that may wait for one gateway; what is above is dropped.
+/// Maximum number of session deliveries queued for one gateway. Further ones are dropped.
 const QUEUE: usize = 8192;
-/// Bytes of what they are deliveries.
+/// Maximum size of the events queued for one gateway, in bytes.
 const QUEUE_BYTES: usize = 32 * 1024 * 1024;
-/// Deliveries and bytes of one request, about; a delivery more may bring it above.
+/// Deliveries and bytes at which a request is full. The last delivery may exceed the limit of bytes.
 const REQUEST: (usize, usize) = (512, 8 * 1024 * 1024);
-/// Bytes of a request that are taken in.
+/// Maximum size of a request or response, in bytes.
 const LARGEST: usize = 64 * 1024 * 1024;
 
-/// What a node shows to the others, and whom it believes: PEM.
+/// A node's certificate and key, and the authority it trusts, from PEM.
 #[derive(Clone)]
 pub struct NodeLinkTls {
     identity: Identity,
@@ -69,8 +70,8 @@ impl fmt::Debug for NodeLinkTls {
 }
 
 impl NodeLinkTls {
-    /// The certificate and key of this node, and the certificate of the authority that signed everybody's.
-    /// Each is to be valid for the name `chat-node`.
+    /// Reads this node's certificate and key, and the certificate of the authority that signed the
+    /// certificates of all nodes. Each node's certificate must be valid for the name `chat-node`.
     pub fn new(certificate: &[u8], key: &[u8], authority: &[u8]) -> Self {
         Self { identity: Identity::from_pem(certificate, key), authority: Certificate::from_pem(authority) }
     }
@@ -118,7 +119,7 @@ fn invalid(error: &Error) -> Status {
     Status::new(Code::InvalidArgument, error.what())
 }
 
-/// The receiving end.
+/// The receiving end of the link.
 #[derive(Clone)]
 struct Receiver(Arc<Engine>);
 
@@ -176,34 +177,34 @@ impl tower_service::Service<http::Request<Body>> for Receiver {
             Ok(match request.uri().path() {
                 DELIVER => grpc.unary(Deliver(engine), request).await,
                 OFFER => grpc.unary(Offer(engine), request).await,
-                _ => Status::new(Code::Unimplemented, "no such call").into_http(),
+                _ => Status::new(Code::Unimplemented, "unknown call").into_http(),
             })
         })
     }
 }
 
-/// Takes what other gateways send, until the listener fails.
+/// Serves the requests of other gateways until the listener fails.
 ///
 /// # Errors
-/// `Invalid` if the certificates cannot be used, `Unavailable` if listening ends.
+/// `Invalid` if the certificates cannot be used, `Unavailable` if the listener fails.
 pub async fn serve_link(listener: TcpListener, engine: Arc<Engine>, tls: Option<NodeLinkTls>) -> Result<()> {
     let mut server = Server::builder();
     if let Some(tls) = tls {
         let config = ServerTlsConfig::new().identity(tls.identity).client_ca_root(tls.authority);
         let unusable =
-            |e| Error::new(ErrorKind::Invalid, "the link's certificates cannot be used").caused_by(e);
+            |e| Error::new(ErrorKind::Invalid, "the node link certificates are not usable").caused_by(e);
         server = server.tls_config(config).map_err(unusable)?;
     }
-    let ended = |e| Error::new(ErrorKind::Unavailable, "the node link ended").caused_by(e);
+    let ended = |e| Error::new(ErrorKind::Unavailable, "the node link listener failed").caused_by(e);
     let incoming = TcpListenerStream::new(listener);
     server.add_service(Receiver(engine)).serve_with_incoming(incoming).await.map_err(ended)
 }
 
-/// The sending end: a [`NodeLink`] to every gateway that the registry has an address of.
+/// The sending end: a [`NodeLink`] to every gateway that has an address in the registry.
 pub struct GatewayLink(Arc<Shared>);
 
 struct Shared {
-    /// Gateways that somebody had something to tell lately, each with a task.
+    /// Gateways with recent deliveries, each with a task that sends them.
     peers: Mutex<HashMap<GatewayId, Arc<Peer>>>,
     registry: Arc<dyn Registry>,
     push: Arc<dyn PushSink>,
@@ -216,7 +217,7 @@ impl fmt::Debug for GatewayLink {
     }
 }
 
-/// What waits for one gateway.
+/// The queue of one gateway.
 #[derive(Default)]
 struct Peer {
     waiting: Mutex<Waiting>,
@@ -226,13 +227,13 @@ struct Peer {
 #[derive(Default)]
 struct Waiting {
     deliveries: VecDeque<SessionDelivery>,
-    /// Of all their events.
+    /// Size of all queued events.
     bytes: usize,
-    /// Connections for which something was dropped.
+    /// Connections with dropped events. They receive `Lagged` with the next request.
     lagged: HashSet<Route>,
 }
 
-/// About how many bytes an event takes.
+/// Returns the approximate size of an event in bytes.
 fn size(event: &SessionEvent) -> usize {
     match event {
         SessionEvent::Row(row) => row.size(),
@@ -286,7 +287,7 @@ impl Peer {
         deliveries
     }
 
-    /// What was not delivered: its sessions are deliveries that they lag, if there is a next time.
+    /// Drops deliveries that failed. Their sessions receive `Lagged` with the next successful request.
     fn lost(&self, deliveries: &[SessionDelivery]) {
         let events: usize = deliveries.iter().map(|(_, events)| events.len()).sum();
         metrics::counter!("chat_dropped_total", "reason" => "link_unanswered").increment(events as u64);
@@ -298,14 +299,14 @@ impl Peer {
 
 fn unanswered(status: Status) -> Error {
     let kind = if status.code() == Code::NotFound { ErrorKind::NotFound } else { ErrorKind::Unavailable };
-    Error::new(kind, "the other gateway did not answer").caused_by(status)
+    Error::new(kind, "the request to the other gateway failed").caused_by(status)
 }
 
 fn silent(error: Elapsed) -> Error {
-    Error::new(ErrorKind::Unavailable, "the other gateway is silent").caused_by(error)
+    Error::new(ErrorKind::Unavailable, "the other gateway did not answer in time").caused_by(error)
 }
 
-/// Whether an address `host:port` is of this machine.
+/// Returns whether an address `host:port` is on this machine.
 fn is_loopback(address: &str) -> bool {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
@@ -315,15 +316,16 @@ fn is_loopback(address: &str) -> bool {
 impl Shared {
     async fn connect(&self, gateway: GatewayId) -> Result<Channel> {
         let address = self.registry.address(gateway).await?;
-        let unknown = || Error::new(ErrorKind::NotFound, "nobody knows where the gateway is");
+        let unknown = || Error::new(ErrorKind::NotFound, "the gateway has no address in the registry");
         let address = address.ok_or_else(unknown)?;
         if self.tls.is_none() && !is_loopback(&address) {
-            let error =
-                Error::new(ErrorKind::Denied, "outside of loopback nodes show each other certificates");
-            tracing::error!(%error, gateway = gateway.0, "node_link_tls is missing: a gateway cannot be deliveries anything");
+            let error = Error::new(ErrorKind::Denied, "node_link_tls is required outside of loopback");
+            tracing::error!(%error, gateway = gateway.0, "deliveries are dropped: set node_link_tls");
             return Err(error);
         }
-        let wrong = |e| Error::new(ErrorKind::Invalid, "not an address of a gateway").caused_by(e);
+        let wrong = |e| {
+            Error::new(ErrorKind::Invalid, "the gateway address or node_link_tls is invalid").caused_by(e)
+        };
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
             .map_err(wrong)?
@@ -352,7 +354,7 @@ impl Shared {
         Ok(tokio::time::timeout(CALL_TIMEOUT, call).await.map_err(silent)??.into_inner())
     }
 
-    /// Tells one gateway for as long as somebody has something to tell it.
+    /// Sends the queued deliveries of one gateway until its queue stays idle.
     async fn run(&self, gateway: GatewayId, peer: &Peer) {
         let mut channel: Option<Channel> = None;
         loop {
@@ -364,22 +366,22 @@ impl Shared {
                 }
                 continue;
             }
-            // All of it together: where it is, the connection, the answer.
+            // One time limit covers the address lookup, the connection and the answer.
             let sent =
                 tokio::time::timeout(CALL_TIMEOUT, self.send(gateway, &mut channel, &deliveries)).await;
             match sent.unwrap_or_else(|e| Err(silent(e))) {
                 Ok(stale) if stale.is_empty() => {}
                 Ok(stale) => self.not_there(&stale, &deliveries).await,
-                // Its lease is over: nobody is connected there.
+                // The lease of the gateway ended, so no device is connected there.
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     let all: Vec<Route> = deliveries.iter().map(|(route, _)| *route).collect();
                     self.not_there(&all, &deliveries).await;
                 }
                 Err(error) => {
-                    tracing::debug!(%error, gateway = gateway.0, "the node link");
+                    tracing::debug!(%error, gateway = gateway.0, "node link request failed: pausing");
                     channel = None;
                     peer.lost(&deliveries);
-                    // Not for `Lagged`, which goes on being deliveries.
+                    // Not for `Lagged`, which is sent again with the next request.
                     let with_message =
                         |(_, events): &&SessionDelivery| events.iter().any(|event| event.message().is_some());
                     let woken = deliveries.iter().filter(with_message);
@@ -390,7 +392,7 @@ impl Shared {
         }
     }
 
-    /// Forgets an idle gateway, unless somebody just had something to tell it.
+    /// Removes an idle gateway. Returns `false` if deliveries were queued for it meanwhile.
     fn retire(&self, gateway: GatewayId, peer: &Peer) -> bool {
         let mut peers = self.peers.lock();
         let idle = peer.is_idle();
@@ -400,7 +402,7 @@ impl Shared {
         idle
     }
 
-    /// Sends one request; gives the connections that are not there.
+    /// Sends one request. Returns the connections that the other gateway does not have.
     async fn send(
         &self,
         gateway: GatewayId,
@@ -437,7 +439,7 @@ impl Shared {
 }
 
 impl GatewayLink {
-    /// A link that finds gateways by this registry. Needs a runtime.
+    /// Creates a link that finds gateways in this registry. Delivering requires a Tokio runtime.
     pub fn new(registry: Arc<dyn Registry>, push: Arc<dyn PushSink>, tls: Option<NodeLinkTls>) -> Self {
         Self(Arc::new(Shared { peers: Mutex::default(), registry, push, tls }))
     }
@@ -458,7 +460,7 @@ impl NodeLink for GatewayLink {
             tokio::spawn(async move { shared.run(gateway, &running).await });
             peer
         });
-        // Under the lock, so that an idle task does not end in between.
+        // Under the lock, so that the task cannot retire before it sees these deliveries.
         peer.put(deliveries);
     }
 
@@ -507,7 +509,7 @@ mod tests {
     fn node_link_queue_is_bounded_in_number_and_bytes() {
         let peer = Peer::default();
         peer.put((0..QUEUE as u64 + 5).map(|n| deliveries(n, 1)).collect());
-        assert_eq!(drained(&peer), (QUEUE, 5), "who is above learns that it lags");
+        assert_eq!(drained(&peer), (QUEUE, 5), "deliveries above the limit become Lagged");
         let many = 1 + REQUEST.1 / bytes_of(&deliveries(0, 1).1);
         let fit = QUEUE_BYTES / bytes_of(&deliveries(0, many).1);
         for round in 0..2 {

@@ -1,9 +1,9 @@
-//! RFC 6455 framing with our own limits.
+//! RFC 6455 framing with its own limits.
 //!
-//! The frame header is parsed by `tungstenite`; the policy is ours, because its own stream joins
-//! fragments without counting them and cannot be told not to. Here a message is one frame: fragments,
-//! text, reserved bits, unmasked client frames and anything over the limit end the connection with the
-//! code that `docs/wire.md` names. Buffers are released when a connection is idle.
+//! `tungstenite` parses the frame header. This module sets the policy, because the `tungstenite` stream joins
+//! fragments without counting them, and that cannot be turned off. Here a message is one frame: fragments,
+//! text, reserved bits, unmasked client frames and frames over the limit end the connection with the
+//! code that `docs/wire.md` lists. An idle connection releases its large buffers.
 
 use std::io;
 use std::time::Duration;
@@ -18,60 +18,59 @@ use tokio::time::{Instant, timeout};
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 use tungstenite::protocol::frame::{Frame, FrameHeader};
 
-/// Which side of the connection this is: a client masks what it sends, a server does not.
+/// The side of the connection. A client masks the frames it sends, a server does not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(clippy::exhaustive_enums)]
 pub enum Role {
-    /// Masks.
     Client,
-    /// Does not.
     Server,
 }
 
-/// Milliseconds a frame may take once its first byte is there.
+/// Time limit for the rest of a frame after its first byte.
 const FRAME_TIME: Duration = Duration::from_secs(10);
-/// Milliseconds the peer may take to accept what is written.
+/// Time limit for the peer to accept written bytes.
 const WRITE_TIME: Duration = Duration::from_secs(10);
-/// Milliseconds a closing handshake may take.
+/// Time limit for a closing handshake.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
-/// Control frames in one second.
+/// Maximum number of control frames per second.
 const CONTROL_RATE: u32 = 10;
-/// A read buffer this large or smaller is kept while a connection is idle.
+/// Largest read buffer that an idle connection keeps, in bytes.
 const KEEP: usize = 4096;
 
-/// A WebSocket over a byte stream whose upgrade is done.
+/// A WebSocket over a byte stream, after the upgrade.
 #[derive(Debug)]
 pub struct WebSocket<S> {
     io: S,
     role: Role,
-    /// Largest payload accepted.
+    /// Largest accepted payload, in bytes.
     limit: usize,
     buffer: BytesMut,
     header: Option<(FrameHeader, usize)>,
     started: Option<Instant>,
     control: (Instant, u32),
-    /// Pongs on their way out. Kept here, and written in pieces, so that `recv` can be cancelled.
+    /// Encoded pongs that are not written yet. They are kept here and written in pieces, so that `recv` is
+    /// cancel safe.
     pongs: BytesMut,
-    /// The code the peer is told, if it broke a rule.
+    /// Close code that replaces the one passed to `close`: the peer broke a rule, closed, or did not read.
     verdict: Option<u16>,
-    /// A close frame of the peer was seen.
+    /// The peer sent a close frame.
     closed: bool,
 }
 
-/// A broken rule, with the code the peer is told.
+/// Returns the error for a broken rule, with the close code for the peer.
 fn broken(code: u16, what: &'static str) -> (u16, Error) {
     (code, Error::new(ErrorKind::Invalid, what))
 }
 
 fn lost(error: io::Error) -> Error {
-    Error::new(ErrorKind::Closed, "the connection broke").caused_by(error)
+    Error::new(ErrorKind::Closed, "the connection was lost").caused_by(error)
 }
 
 const PROTOCOL_ERROR: u16 = 1002;
 const UNSUPPORTED: u16 = 1003;
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSocket<S> {
-    /// A WebSocket on a stream, with bytes that were read past the upgrade.
+    /// Creates a WebSocket on a stream. `rest` holds bytes that were read after the upgrade.
     pub fn new(io: S, role: Role, limit: usize, rest: &[u8]) -> Self {
         Self {
             io,
@@ -87,19 +86,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
         }
     }
 
-    /// The code to close with because the peer broke a rule.
+    /// Returns the close code that the connection state requires, for example because the peer broke a rule.
     pub const fn verdict(&self) -> Option<u16> {
         self.verdict
     }
 
-    /// Reads the header of the next frame, if it is there.
+    /// Parses the header of the next frame, if the buffer holds it.
     fn parse_header(&mut self) -> std::result::Result<(), (u16, Error)> {
         if self.header.is_some() {
             return Ok(());
         }
         let mut cursor = io::Cursor::new(&self.buffer[..]);
         let parsed = FrameHeader::parse(&mut cursor);
-        let Some((header, length)) = parsed.map_err(|_| broken(PROTOCOL_ERROR, "not a frame header"))? else {
+        let Some((header, length)) =
+            parsed.map_err(|_| broken(PROTOCOL_ERROR, "the frame header is invalid"))?
+        else {
             return Ok(());
         };
         let used = cursor.position() as usize;
@@ -110,40 +111,43 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
         };
         let masked = if header.mask.is_some() { 4 } else { 0 };
         if used != minimal + masked {
-            return Err(broken(PROTOCOL_ERROR, "the length is not in its shortest form"));
+            return Err(broken(PROTOCOL_ERROR, "the frame length is not in its shortest form"));
         }
         if header.rsv1 || header.rsv2 || header.rsv3 {
             return Err(broken(PROTOCOL_ERROR, "a reserved bit is set"));
         }
         if header.mask.is_some() != (self.role == Role::Server) {
-            return Err(broken(PROTOCOL_ERROR, "a client masks its frames, a server does not"));
+            return Err(broken(PROTOCOL_ERROR, "a client must mask its frames, a server must not"));
         }
         match header.opcode {
             OpCode::Control(Control::Reserved(_)) | OpCode::Data(Data::Reserved(_)) => {
-                return Err(broken(PROTOCOL_ERROR, "an unknown opcode"));
+                return Err(broken(PROTOCOL_ERROR, "the opcode is unknown"));
             }
             OpCode::Control(_) if !header.is_final || length > 125 => {
-                return Err(broken(PROTOCOL_ERROR, "a control frame is whole and has at most 125 bytes"));
+                return Err(broken(
+                    PROTOCOL_ERROR,
+                    "a control frame must have at most 125 bytes and no fragments",
+                ));
             }
             OpCode::Control(_) => {}
-            OpCode::Data(Data::Text) => return Err(broken(UNSUPPORTED, "frames are binary")),
+            OpCode::Data(Data::Text) => return Err(broken(UNSUPPORTED, "text frames are not supported")),
             OpCode::Data(Data::Continue) => {
-                return Err(broken(PROTOCOL_ERROR, "there is nothing to continue"));
+                return Err(broken(PROTOCOL_ERROR, "there is no message to continue"));
             }
             OpCode::Data(Data::Binary) if !header.is_final => {
-                return Err(broken(UNSUPPORTED, "a message is one frame"));
+                return Err(broken(UNSUPPORTED, "fragmented messages are not supported"));
             }
             OpCode::Data(Data::Binary) => {}
         }
         if length > self.limit as u64 {
-            return Err(broken(CloseReason::TooBig.code(), "the frame is too large"));
+            return Err(broken(CloseReason::TooBig.code(), "the frame is larger than the limit"));
         }
         self.buffer.advance(used);
         self.header = Some((header, length as usize));
         Ok(())
     }
 
-    /// Takes the next whole frame out of the buffer, if it is there.
+    /// Takes the next complete frame out of the buffer, if there is one.
     fn take_frame(&mut self) -> std::result::Result<Option<(OpCode, Bytes)>, (u16, Error)> {
         self.parse_header()?;
         let Some((_, length)) = &self.header else {
@@ -175,7 +179,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
         Ok(())
     }
 
-    /// Handles a frame; gives a message, or the end.
+    /// Handles a frame. Returns `Some(Some(_))` for a message, `Some(None)` if the peer closed, else `None`.
     fn handle(
         &mut self,
         opcode: OpCode,
@@ -189,7 +193,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
                 let allowed = code.is_none_or(|c| matches!(c, 1000..=1003 | 1007..=1014 | 3000..=4999));
                 let text = payload.get(2..).unwrap_or_default();
                 if payload.len() == 1 || !allowed || std::str::from_utf8(text).is_err() {
-                    return Err(broken(PROTOCOL_ERROR, "a close frame holds a code and UTF-8"));
+                    return Err(broken(PROTOCOL_ERROR, "a close frame must hold a valid code and UTF-8"));
                 }
                 self.verdict = Some(1000);
                 Ok(Some(None))
@@ -212,14 +216,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
         let missing = self.header.as_ref().map_or(0, |(_, length)| length.saturating_sub(self.buffer.len()));
         self.buffer.reserve(missing.clamp(512, 64 * 1024));
         let read = self.io.read_buf(&mut self.buffer);
-        // The first byte may take as long as it likes, the rest of a frame may not.
+        // A connection may be idle between frames, but the rest of a started frame has a time limit.
         match self.started {
             None => read.await.map_err(lost),
             Some(started) => match tokio::time::timeout_at(started + FRAME_TIME, read).await {
                 Ok(read) => read.map_err(lost),
                 Err(_) => {
                     self.verdict = Some(1008);
-                    Err(Error::new(ErrorKind::Invalid, "a frame took too long"))
+                    Err(Error::new(ErrorKind::Invalid, "a frame did not arrive in time"))
                 }
             },
         }
@@ -254,15 +258,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
         }
     }
 
-    /// Writes what is left of the pongs; a write that is cancelled has written nothing.
+    /// Writes the remaining pongs. Cancel safe: a cancelled write has written nothing.
     async fn send_pongs(&mut self) -> Result<()> {
         while !self.pongs.is_empty() {
             let written = timeout(WRITE_TIME, self.io.write(&self.pongs)).await;
             match written {
                 Ok(Ok(n)) if n > 0 => self.pongs.advance(n),
-                Ok(Ok(_)) => return Err(Error::new(ErrorKind::Closed, "the connection broke")),
+                Ok(Ok(_)) => return Err(Error::new(ErrorKind::Closed, "the connection was lost")),
                 Ok(Err(error)) => return Err(lost(error)),
-                Err(_) => return Err(Error::new(ErrorKind::Closed, "the peer does not read")),
+                Err(_) => return Err(Error::new(ErrorKind::Closed, "the peer did not read in time")),
             }
         }
         self.io.flush().await.map_err(lost)
@@ -271,12 +275,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
     fn format(&self, out: &mut Vec<u8>, mut frame: Frame) -> Result<()> {
         if self.role == Role::Client {
             let mut mask = [0; 4];
-            getrandom::fill(&mut mask).map_err(|_| Error::new(ErrorKind::Unavailable, "no randomness"))?;
+            getrandom::fill(&mut mask)
+                .map_err(|_| Error::new(ErrorKind::Unavailable, "failed to get random bytes"))?;
             frame.header_mut().mask = Some(mask);
         }
-        frame
-            .format(out)
-            .map_err(|e| Error::new(ErrorKind::Invalid, "a frame cannot be written").caused_by(e))
+        frame.format(out).map_err(|e| Error::new(ErrorKind::Invalid, "failed to encode a frame").caused_by(e))
     }
 
     async fn write(&mut self, bytes: &[u8]) -> Result<()> {
@@ -288,7 +291,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
             Ok(written) => written.map_err(lost),
             Err(_) => {
                 self.verdict = Some(CloseReason::Slow.code());
-                Err(Error::new(ErrorKind::Closed, "the peer does not read"))
+                Err(Error::new(ErrorKind::Closed, "the peer did not read in time"))
             }
         }
     }
@@ -305,7 +308,7 @@ fn unmask(payload: &mut [u8], mask: [u8; 4]) {
     for (byte, mask) in words.into_remainder().iter_mut().zip(mask) {
         *byte ^= mask;
     }
-    // A remainder of more than four bytes goes round the mask once more.
+    // For a remainder of more than four bytes the mask repeats.
     let tail = payload.len() % 8;
     if tail > 4 {
         let start = payload.len() - tail + 4;
@@ -347,7 +350,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> Trans
             if frame.format(&mut out).is_ok() && self.io.write_all(&out).await.is_ok() {
                 let _ = self.io.flush().await;
                 let _ = self.io.shutdown().await;
-                // Closing a socket that holds unread bytes resets it, and the peer never sees the code.
+                // Closing a socket with unread bytes resets it, and the peer would not receive the code.
                 let mut rest = [0; 1024];
                 let mut taken = 0;
                 while !self.closed && taken < 1 << 20 {

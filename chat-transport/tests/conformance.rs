@@ -1,4 +1,4 @@
-//! The transports pass the suite that every other one passes.
+//! Every transport passes the transport conformance suite.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::sync::Arc;
@@ -21,7 +21,7 @@ async fn in_process_duplex() {
     }
 }
 
-/// Two ends over a real socket: who dialled, and who accepted.
+/// Returns the dialling and the accepting end of a real socket.
 async fn web_socket() -> Arc<TransportPair> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("ws://{}", listener.local_addr().unwrap());

@@ -1,5 +1,5 @@
-//! Kafka passes the suite that the memory router passes: a real broker, at the address that
-//! `tests/services/services.sh env` gives.
+//! The Kafka router passes the router conformance suite with a real broker, at the address that
+//! `tests/services/services.sh env` prints.
 #![cfg(feature = "kafka")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
@@ -18,7 +18,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::time::timeout;
 
-/// Settings for a topic nobody used; `None`, said aloud, if there is no Kafka here.
+/// Returns settings with a new topic name, or prints a notice and returns `None` if Kafka is not configured.
 fn fresh(variable: &str) -> Option<KafkaSettings> {
     let Ok(url) = std::env::var(variable) else {
         println!("ignored: {variable} is not set: start Kafka with tests/services/services.sh");
@@ -48,7 +48,7 @@ async fn suite(variable: &str) {
         let router: Arc<dyn Router> = Arc::new(KafkaRouter::open(&settings, anchor, true).await.unwrap());
         let outcome = timeout(Duration::from_secs(60), (case.run)(router)).await;
         assert_eq!(outcome, Ok(Ok(())), "{}", case.name);
-        println!("{variable}: {} holds", case.name);
+        println!("{variable}: {} passed", case.name);
         remove(&settings).await;
     }
 }
@@ -78,14 +78,14 @@ fn command(n: u64) -> Command {
     Command { sender, operation: Operation::Skip(number), recipients: Vec::new(), verdict: None, reply: None }
 }
 
-/// Takes a record from whichever shard has one.
+/// Takes a record from any shard that has one.
 async fn take_any(router: &KafkaRouter) -> chat_core::Result<u64> {
     let shards = (0..router.shards()).map(|shard| Box::pin(router.next(shard)));
     let (taken, _, _) = futures_util::future::select_all(shards).await;
     Ok(taken?.records[0].command.number().client_seq)
 }
 
-/// Takes a record from whichever shard has one, and says that it was applied.
+/// Takes a record from any shard that has one, and commits it.
 async fn apply_any(router: &KafkaRouter) -> chat_core::Result<u64> {
     let shards = (0..router.shards()).map(|shard| {
         Box::pin(async move {
@@ -102,7 +102,7 @@ async fn refusal(settings: &KafkaSettings, anchor: &Arc<MemoryAnchor>) -> chat_c
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_is_not_what_it_was_is_refused() {
+async fn rejects_a_changed_deleted_or_recreated_topic() {
     let Some(settings) = fresh("CHAT_TEST_KAFKA") else { return };
     let anchor = Arc::new(MemoryAnchor::default());
     let name = format!("{}.g1", settings.topic);
@@ -110,7 +110,7 @@ async fn a_log_that_is_not_what_it_was_is_refused() {
     router.append(command(1)).await.unwrap();
     assert_eq!(timeout(Duration::from_secs(30), take_any(&router)).await.unwrap(), Ok(1));
 
-    // A partition more: who runs notices it within seconds, who starts at once.
+    // One more partition: a running router detects it within seconds, a starting one at once.
     let more = NewPartitions::new(&name, 5);
     admin(&settings).create_partitions(&[more], &AdminOptions::new()).await.unwrap();
     let stopped = timeout(Duration::from_secs(30), async {
@@ -124,31 +124,32 @@ async fn a_log_that_is_not_what_it_was_is_refused() {
         }
     });
     let stopped = stopped.await.unwrap();
-    assert!(stopped.what().contains("other partitions") && stopped.what().contains("--new-log"), "{stopped}");
-    // What was read before still waits; after it the shard says why it stands still.
+    let what = stopped.what();
+    assert!(what.contains("number of partitions") && what.contains("--new-log"), "{stopped}");
+    // The shard returns the error although a record that was read before still waits.
     let next = timeout(Duration::from_secs(10), take_any(&router)).await.unwrap();
     assert_eq!(next.map_err(|error| error.kind()), Err(ErrorKind::Corrupt));
     let refused = refusal(&settings, &anchor).await;
-    assert!(refused.what().contains("other partitions"), "{refused}");
+    assert!(refused.what().contains("number of partitions"), "{refused}");
     drop(router);
 
-    // Gone, then made anew by somebody.
+    // The topic is deleted, then recreated.
     remove(&settings).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let refused = refusal(&settings, &anchor).await;
-    assert!(refused.what().contains("is gone"), "{refused}");
+    assert!(refused.what().contains("does not exist"), "{refused}");
     let anew =
         NewTopic::new(&name, 4, TopicReplication::Fixed(1)).set("message.timestamp.type", "LogAppendTime");
     admin(&settings).create_topics(&[anew], &AdminOptions::new()).await.unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
     let refused = refusal(&settings, &anchor).await;
-    assert!(refused.what().contains("made anew"), "{refused}");
+    assert!(refused.what().contains("was recreated"), "{refused}");
     remove(&settings).await;
 }
 
-/// Retention is a week. Who comes later must not go on as if nothing had been there.
+/// Retention is one week. An owner that starts later must not continue behind the deleted records.
 #[tokio::test(flavor = "multi_thread")]
-async fn records_that_are_gone_before_they_were_applied_are_noticed() {
+async fn detects_records_deleted_before_they_were_applied() {
     let Some(settings) = fresh("CHAT_TEST_KAFKA") else { return };
     let anchor = Arc::new(MemoryAnchor::default());
     let name = format!("{}.g1", settings.topic);
@@ -160,7 +161,7 @@ async fn records_that_are_gone_before_they_were_applied_are_noticed() {
         admin(&settings).delete_records(&all, &AdminOptions::new()).await.unwrap();
     };
     let gateway = KafkaRouter::open(&settings, anchor.clone(), false).await.unwrap();
-    // What was applied may go, and so may what a partition begins with.
+    // Applied records and the first record of a partition may be deleted.
     for n in [1, 2] {
         delete_all().await;
         gateway.append(command(n)).await.unwrap();
@@ -168,7 +169,7 @@ async fn records_that_are_gone_before_they_were_applied_are_noticed() {
         assert_eq!(timeout(Duration::from_secs(30), apply_any(&owner)).await.unwrap(), Ok(n));
         owner.close().await;
     }
-    // What was not applied may not, and nothing that comes after it is applied.
+    // Records that were not applied must not be deleted, and no later record is applied.
     gateway.append(command(3)).await.unwrap();
     delete_all().await;
     for n in [4, 5, 6] {
@@ -177,17 +178,17 @@ async fn records_that_are_gone_before_they_were_applied_are_noticed() {
     let owner = KafkaRouter::open(&settings, anchor.clone(), true).await.unwrap();
     for _ in 0..2 {
         let stopped = timeout(Duration::from_secs(30), apply_any(&owner)).await.unwrap().unwrap_err();
-        assert!(stopped.kind() == ErrorKind::Corrupt && stopped.what().contains("are gone"), "{stopped}");
-        // By then the others were read.
+        assert!(stopped.kind() == ErrorKind::Corrupt && stopped.what().contains("were deleted"), "{stopped}");
+        // Meanwhile the other records are read.
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     remove(&settings).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn settings_that_cannot_keep_the_promises_are_refused() {
+async fn rejects_topic_settings_that_cannot_keep_the_guarantees() {
     let Some(settings) = fresh("CHAT_TEST_KAFKA") else { return };
-    // One broker, three copies.
+    // One broker, three replicas.
     let three = KafkaSettings { replication: 3, ..settings.clone() };
     let anchor: Arc<MemoryAnchor> = Arc::default();
     let looked = KafkaRouter::check(&three, &*anchor).await.unwrap_err();
@@ -212,7 +213,7 @@ async fn settings_that_cannot_keep_the_promises_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn looking_makes_nothing_and_says_what_there_is() {
+async fn check_creates_nothing_and_describes_the_topic() {
     let Some(settings) = fresh("CHAT_TEST_KAFKA") else { return };
     let anchor: Arc<MemoryAnchor> = Arc::default();
     for _ in 0..2 {
@@ -227,7 +228,7 @@ async fn looking_makes_nothing_and_says_what_there_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_copy_in_step_is_not_enough() {
+async fn rejects_a_minimum_of_one_in_sync_replica() {
     let Some(settings) = fresh("CHAT_TEST_KAFKA_CLUSTER") else { return };
     let name = format!("{}.g1", settings.topic);
     let topic = NewTopic::new(&name, 4, TopicReplication::Fixed(3))

@@ -1,4 +1,5 @@
-//! Two gateways over loopback: what sessions are told arrives in order, stale routes go, silence costs nobody.
+//! Two gateways over loopback: deliveries arrive in order, stale routes are unbound, and a silent gateway
+//! blocks no caller.
 #![cfg(feature = "node-link")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
@@ -30,7 +31,7 @@ struct Two {
     registry: Arc<MemoryRegistry>,
 }
 
-/// A node's certificate by an authority, as PEM.
+/// A certificate authority that signs the certificates of nodes.
 struct Authority {
     issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
     pem: String,
@@ -45,7 +46,7 @@ impl Authority {
         Self { issuer: rcgen::Issuer::new(params, key), pem }
     }
 
-    /// Certificates that this authority signed, for one that believes `trusted`.
+    /// Returns a certificate that this authority signed, for a node that trusts `trusted`.
     fn node(&self, trusted: &Self) -> NodeLinkTls {
         let key = rcgen::KeyPair::generate().unwrap();
         let params = rcgen::CertificateParams::new(vec!["chat-node".to_owned()]).unwrap();
@@ -113,20 +114,20 @@ async fn a_stale_route_is_unbound() {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    panic!("the route is still there");
+    panic!("the route is still bound");
 }
 
 #[tokio::test]
-async fn a_silent_gateway_costs_nobody_and_its_sessions_catch_up() {
+async fn silent_gateway_blocks_no_caller_and_its_sessions_catch_up() {
     let two = Two::start().await;
     let mut handle = two.bind(1).await;
-    // Accepts, and never says a word.
+    // This listener never answers.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let working = two.registry.address(THERE).await.unwrap().unwrap();
     two.registry.announce(THERE, &silent.local_addr().unwrap().to_string()).await.unwrap();
     let begun = Instant::now();
     two.link.deliver(THERE, vec![(handle.route, vec![typing(1)])]);
-    assert!(begun.elapsed() < Duration::from_millis(500), "nobody waits for it");
+    assert!(begun.elapsed() < Duration::from_millis(500), "deliver returns at once");
     tokio::time::sleep(Duration::from_millis(1500)).await;
     two.registry.announce(THERE, &working).await.unwrap();
     two.link.deliver(THERE, vec![(handle.route, vec![typing(2)])]);
@@ -134,7 +135,7 @@ async fn a_silent_gateway_costs_nobody_and_its_sessions_catch_up() {
     while !seen.contains(&SessionEvent::Lagged) {
         seen.extend(next(&mut handle).await);
     }
-    assert!(handle.take_lagged(), "the session reads its inbox");
+    assert!(handle.take_lagged(), "the session must read its inbox");
 }
 
 #[tokio::test]
@@ -152,13 +153,13 @@ async fn an_offer_is_found_and_answered_from_another_gateway() {
 }
 
 #[tokio::test]
-async fn only_who_shows_a_certificate_of_the_authority_speaks() {
+async fn rejects_peers_without_a_certificate_of_the_authority() {
     let (ours, strange) = (Authority::new(), Authority::new());
     let two = Two::start_with(Some(ours.node(&ours)), Some(ours.node(&ours))).await;
     let mut handle = two.bind(1).await;
     two.link.deliver(THERE, vec![(handle.route, vec![typing(1)])]);
     assert_eq!(next(&mut handle).await, vec![typing(1)]);
-    // A stranger's certificate, and none at all.
+    // First a certificate of another authority, then no certificate.
     for here in [Some(strange.node(&ours)), None] {
         let two = Two::start_with(here, Some(ours.node(&ours))).await;
         let mut handle = two.bind(1).await;

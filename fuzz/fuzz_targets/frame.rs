@@ -1,5 +1,5 @@
-//! Bytes to frames: the WebSocket framing, and the frames of the protocol in both directions. What parses
-//! is written and read again the same.
+//! Fuzzes the WebSocket framing and the protocol frames in both directions. A parsed frame must be the same
+//! after it is encoded and parsed again.
 #![no_main]
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ fuzz_target!(|data: &[u8]| {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
-        // The bytes are all there is: what they do not hold is the end of the stream.
+        // The stream ends after `data`.
         let (near, far) = tokio::io::duplex(64);
         drop(far);
         let mut socket = WebSocket::new(near, Role::Server, 1 << 16, data);

@@ -1,5 +1,5 @@
-//! A store whose files were cut or changed anywhere: it opens with everything it ever acknowledged, or it
-//! does not open; it never panics and never gives back something else.
+//! Fuzzes a store with a truncated or changed file. The store opens with everything it ever acknowledged, or
+//! it does not open. It never panics and never returns other data.
 #![no_main]
 
 use std::os::unix::fs::FileExt;
@@ -39,7 +39,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().build().unwrap()
 }
 
-/// A store that acknowledged twenty commits, made once.
+/// Returns the directory of a store that acknowledged twenty commits. It is created once.
 fn template() -> &'static Path {
     static TEMPLATE: OnceLock<tempfile::TempDir> = OnceLock::new();
     TEMPLATE
@@ -64,7 +64,7 @@ fn copy(from: &Path, to: &Path, files: &mut Vec<PathBuf>) {
         if entry.path().is_dir() {
             copy(&entry.path(), &target, files);
         } else {
-            // Journals are preallocated: copy what they hold, keep their holes.
+            // Journals are preallocated sparse files: copy their data and keep their holes.
             std::process::Command::new("cp").arg("--sparse=always").arg(entry.path()).arg(&target).status().unwrap();
             files.push(target);
         }
@@ -78,8 +78,9 @@ fuzz_target!(|data: &[u8]| {
     let dir = tempfile::tempdir().unwrap();
     let mut files = Vec::new();
     copy(template(), dir.path(), &mut files);
-    // Journals, which a power cut can tear, and our own two files. The engine's level manifests are written
-    // whole and renamed; it allocates what a damaged one claims (lsm-tree 3.1.10), which aborts the process.
+    // Damage only journals, which a power cut can tear, and our own two files. The engine writes its level
+    // manifests whole and renames them. If one is damaged, the engine allocates the size that it claims
+    // (lsm-tree 3.1.10), which aborts the process.
     files.retain(|file| {
         let name = file.file_name().unwrap_or_default();
         file.extension().is_some_and(|e| e == "jnl") || name == "watermark" || name == "FORMAT"

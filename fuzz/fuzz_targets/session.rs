@@ -1,5 +1,5 @@
-//! A session under any order of inputs: it does not panic, says nothing after it closed, and never has more
-//! on the way than the window allows.
+//! Fuzzes a session with inputs in any order. It must not panic, produce no output after it closed, and never
+//! have more rows in flight than the window allows.
 #![no_main]
 
 use bytes::Bytes;
@@ -66,7 +66,7 @@ fuzz_target!(|data: &[u8]| {
         let again = matches!(input, Input::Frame(ClientFrame::CatchUp | ClientFrame::Heartbeat));
         let mut out = Vec::new();
         session.step(now, input, &mut out);
-        assert!(!closed || out.is_empty(), "it speaks after it closed");
+        assert!(!closed || out.is_empty(), "the session produced output after it closed");
         for output in out {
             match output {
                 Output::Read(after) => asked = after,
@@ -78,7 +78,7 @@ fuzz_target!(|data: &[u8]| {
         if again {
             on_the_way = 0;
         }
-        assert!(on_the_way <= 2 * WINDOW_ROWS, "{on_the_way} rows on the way");
+        assert!(on_the_way <= 2 * WINDOW_ROWS, "{on_the_way} rows in flight");
         let _ = session.deadline();
     }
 });

@@ -122,7 +122,7 @@ fn check_reports_all_present_and_all_missing_services() {
     );
     let (found, wrong) = failing(&two_wrong, "check");
     assert!(found.contains("tokens: none needed on this machine"), "{found}");
-    for part in ["store: ", "migrate", "registry: ", "router: not looked at"] {
+    for part in ["store: ", "migrate", "registry: ", "router: not checked"] {
         assert!(wrong.contains(part), "{part}: {wrong}");
     }
     assert!(failing(&two_wrong, "verify").1.contains("store: "));

@@ -139,6 +139,11 @@ impl Engine {
         &self.hub
     }
 
+    /// Returns the id of this node.
+    pub const fn gateway_id(&self) -> GatewayId {
+        self.settings.gateway
+    }
+
     /// Returns the counters of the engine.
     pub const fn counters(&self) -> &Counters {
         &self.counters

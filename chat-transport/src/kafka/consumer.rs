@@ -20,19 +20,21 @@ use super::partition::Partition;
 use super::topic::{GENESIS, Topic};
 use super::{Broken, KafkaSettings, failed};
 
-/// How often offsets are told to Kafka: what was applied since comes again after a crash, and is stored already.
+/// Interval of offset commits. After a crash the records applied since the last one come again; they are
+/// already stored.
 const COMMIT_EVERY: Duration = Duration::from_millis(200);
-/// How often the topic is looked at, and at the beginnings of some partitions: whoever makes it anew makes all anew.
+/// Interval of checks of the topic and of the first records of some partitions. Some are enough, because
+/// recreating the topic recreates all of them.
 const VERIFY_EVERY: Duration = Duration::from_secs(5);
-/// In so many looks each partition's beginning is looked at: in a minute.
+/// Number of checks that cover the first records of all partitions: one minute.
 const LOOKS: u32 = 12;
 
-/// Threads that read partitions, tell offsets, and look after the topic. They end when this is dropped, and
-/// leave the group.
+/// Threads that read partitions, commit offsets and verify the topic. When this is dropped, they end and
+/// leave the consumer group.
 #[derive(Debug)]
 pub(super) struct Consumer {
     stop: Arc<AtomicBool>,
-    /// Closed once the group was left.
+    /// Closed once this process left the consumer group.
     member: watch::Receiver<()>,
 }
 
@@ -42,7 +44,7 @@ impl Drop for Consumer {
     }
 }
 
-/// Notes who owns what; nothing in here waits.
+/// Records which partitions this process owns. Its callbacks do not block.
 struct Ownership {
     partitions: Arc<[Partition]>,
     ownership_epochs: AtomicU64,
@@ -66,7 +68,7 @@ impl ClientContext for Ownership {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "Kafka");
+        tracing::debug!(%error, reason, "Kafka client error");
     }
 }
 
@@ -75,25 +77,25 @@ impl ConsumerContext for Ownership {
         match change {
             Rebalance::Revoke(list) => {
                 let gone = self.of(list).map(Partition::revoke).count();
-                tracing::info!(gone, "shards went to another node");
+                tracing::info!(gone, "shards were revoked: another node may own them");
             }
-            // Before records of them can be polled.
+            // The epoch must be set before records of these partitions can be polled.
             Rebalance::Assign(list) => {
                 let own = self.of(list).map(|partition| {
                     partition.assign(self.ownership_epochs.fetch_add(1, Ordering::Relaxed) + 1);
                 });
                 let own = own.count();
                 if own > 0 {
-                    tracing::info!(own, "shards came from another node");
+                    tracing::info!(own, "shards were assigned to this node");
                 }
             }
-            Rebalance::Error(error) => tracing::warn!(%error, "a rebalance failed"),
+            Rebalance::Error(error) => tracing::warn!(%error, "Kafka rebalance failed"),
         }
     }
 
     fn post_rebalance(&self, consumer: &BaseConsumer<Self>, change: &Rebalance<'_>) {
         if let Rebalance::Assign(list) = change {
-            // A pause outlives the ownership in which it was made.
+            // A pause outlasts the ownership epoch in which it was set.
             let _ = consumer.resume(list);
         }
     }
@@ -110,7 +112,8 @@ impl Consumer {
         let stop = Arc::new(AtomicBool::new(false));
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
-            thread.map(drop).map_err(|e| Error::new(ErrorKind::Unavailable, "no thread").caused_by(e))
+            let no_thread = |e| Error::new(ErrorKind::Unavailable, "failed to start a thread").caused_by(e);
+            thread.map(drop).map_err(no_thread)
         };
         let (member, left) = watch::channel(());
         let watch = Watch { topic: topic.clone(), partitions: partitions.clone(), broken: broken.clone() };
@@ -132,13 +135,13 @@ impl Consumer {
             let committing = std::thread::Builder::new()
                 .name("kafka-commit".to_owned())
                 .spawn(move || committer.run(&stopped))
-                .map_err(|e| Error::new(ErrorKind::Unavailable, "no thread").caused_by(e))?;
+                .map_err(|e| Error::new(ErrorKind::Unavailable, "failed to start a thread").caused_by(e))?;
             let stopped = stop.clone();
             spawn(
                 "kafka-poll",
                 Box::new(move || {
                     reader.run(&stopped);
-                    // The last handle leaves the group, which polls: it has to be dropped here.
+                    // Dropping the last handle leaves the group, which polls: it must happen on this thread.
                     let _ = committing.join();
                     drop(reader);
                     drop(member);
@@ -148,10 +151,10 @@ impl Consumer {
         Ok(Self { stop, member: left })
     }
 
-    /// Tells the last offsets and leaves the group: the others own the partitions then.
+    /// Commits the last offsets and leaves the consumer group, so that other nodes own the partitions.
     pub(super) async fn leave(&self) {
         self.stop.store(true, Ordering::Release);
-        // Nothing is ever sent: this ends when the thread does.
+        // The channel carries no value: this returns when the thread ends and drops its sender.
         let _ = self.member.clone().changed().await;
     }
 }
@@ -167,7 +170,7 @@ fn subscribe(
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
-        // Nothing was committed yet: from the first record. What was applied changes nothing.
+        // Without a committed offset, read from the first record. Applied records change nothing.
         .set("auto.offset.reset", "earliest")
         .set("session.timeout.ms", "6000")
         .set("heartbeat.interval.ms", "1000")
@@ -185,7 +188,7 @@ fn subscribe(
     Ok(consumer)
 }
 
-/// The offset that comes next in a ownership_epoch.
+/// The next expected offset of an ownership epoch.
 #[derive(Clone, Copy, Default)]
 struct Expected {
     ownership_epoch: u64,
@@ -215,20 +218,20 @@ impl Reader {
                     } else {
                         self.broken.set(Error::new(
                             ErrorKind::Corrupt,
-                            "records of the log that were not applied are gone: stop every node and begin a \
-                             new log generation with `chat-server-ref migrate --new-log`",
+                            "records were deleted from the log before they were applied: stop every node \
+                             and begin a new log generation with `chat-server-ref migrate --new-log`",
                         ));
                         self.partitions.iter().for_each(Partition::wake);
                     }
                 }
-                Some(Err(error)) => tracing::debug!(%error, "Kafka"),
+                Some(Err(error)) => tracing::debug!(%error, "failed to poll Kafka: retrying"),
             }
             paused.retain(|number| !self.resume(*number));
         }
     }
 
-    /// Whether nothing is missing between what was applied and this record: Kafka goes on with the oldest record
-    /// there is, and says nothing, if the one that comes next was deleted.
+    /// Returns whether this record follows the last one without a gap. If the next record was deleted, Kafka
+    /// continues with the oldest one it has and reports no error.
     fn follows(&mut self, partition: i32, offset: i64) -> bool {
         let number = usize::try_from(partition).unwrap_or(usize::MAX);
         let Some(ownership_epoch) = self.partitions.get(number).map(Partition::ownership_epoch) else {
@@ -243,8 +246,9 @@ impl Reader {
         }
     }
 
-    /// Whether a ownership_epoch begins with the first record that was not applied. What cannot be found out now counts as
-    /// yes; the oldest record decides, as an owner that was replaced may tell its offset late.
+    /// Returns whether an ownership epoch begins with the first record that was not applied, or `true` if
+    /// that cannot be determined now. The oldest record decides, because a replaced owner may commit its
+    /// offset late.
     fn begins_where_it_ended(&self, number: usize, first: i64) -> bool {
         let patience = Duration::from_secs(1);
         let partition = i32::try_from(number).unwrap_or(0);
@@ -258,7 +262,7 @@ impl Reader {
         let Ok(committed) = committed else { return true };
         let next = match committed.elements().first().map(TopicPartitionListElem::offset) {
             Some(Offset::Offset(next)) => next,
-            // Nothing was applied yet. What the partition begins with is no command.
+            // Nothing was applied yet. The first record of a partition is not a command.
             _ => 1,
         };
         oldest <= next
@@ -270,7 +274,7 @@ impl Reader {
         list
     }
 
-    /// Reads a partition again once there is room; `true` if it does.
+    /// Resumes a paused partition if its queue has room. Returns whether it did.
     fn resume(&self, number: usize) -> bool {
         let room = self.partitions.get(number).is_none_or(Partition::has_room);
         if room {
@@ -279,7 +283,7 @@ impl Reader {
         room
     }
 
-    /// Takes in a record; gives its partition if that was paused because of it.
+    /// Queues a record. Returns its partition if the queue is full and the partition was paused.
     fn take_in(&self, message: &BorrowedMessage<'_>) -> Option<usize> {
         let number = usize::try_from(message.partition()).ok()?;
         let partition = self.partitions.get(number)?;
@@ -300,16 +304,17 @@ impl Reader {
                     return Some(number);
                 }
             }
-            // Whether a record can be read is a function of its bytes: every owner passes over it.
+            // Decoding depends only on the bytes of a record, so every owner skips the same records.
             Err(error) => {
-                tracing::error!(%error, partition = number, offset = message.offset(), "a record is no command");
+                let offset = message.offset();
+                tracing::error!(%error, partition = number, offset, "failed to decode a log record: skipped");
             }
         }
         None
     }
 }
 
-/// Tells Kafka what was applied.
+/// Commits the offsets of applied records to Kafka.
 struct Committer {
     consumer: Arc<BaseConsumer<Ownership>>,
     topic: String,
@@ -319,7 +324,7 @@ struct Committer {
 impl Committer {
     fn run(&self, stop: &AtomicBool) {
         let mut stopped = false;
-        // Once more after the end was asked for: whoever comes next need not apply again what was applied.
+        // Commit once more after the stop, so that the next owner does not apply these records again.
         while !stopped {
             std::thread::sleep(COMMIT_EVERY);
             stopped = stop.load(Ordering::Acquire);
@@ -333,14 +338,14 @@ impl Committer {
             if list.count() > 0
                 && let Err(error) = self.consumer.commit(&list, CommitMode::Sync)
             {
-                // The next one says more.
-                tracing::debug!(%error, "offsets were not committed");
+                // The next commit covers these records, too.
+                tracing::debug!(%error, "failed to commit offsets");
             }
         }
     }
 }
 
-/// Looks whether the topic is still the log that it was.
+/// Verifies that the topic is still the log that was opened.
 struct Watch {
     topic: Topic,
     partitions: Arc<[Partition]>,
@@ -348,7 +353,7 @@ struct Watch {
 }
 
 impl Watch {
-    /// One client looks for as long as that works.
+    /// Verifies some partitions. Reuses the client until it fails.
     fn verify(&self, look: &mut Option<BaseConsumer>, partitions: Range<u32>) -> Result<()> {
         let client = look.take().map_or_else(|| self.topic.look(), Ok)?;
         self.topic.verify(&client, partitions)?;
@@ -371,7 +376,7 @@ impl Watch {
             if let Err(error) = self.verify(&mut look, some)
                 && error.kind() == ErrorKind::Corrupt
             {
-                tracing::error!(%error, "the log cannot be trusted any more: nothing is taken or applied");
+                tracing::error!(%error, "the log is no longer valid: this node stops appending and applying");
                 self.broken.set(error);
                 self.partitions.iter().for_each(Partition::wake);
                 return;

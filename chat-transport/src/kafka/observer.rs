@@ -2,10 +2,10 @@ use rdkafka::ClientContext;
 use rdkafka::error::KafkaError;
 use rdkafka::statistics::Statistics;
 
-/// Milliseconds between two looks.
+/// Interval of Kafka client statistics, in milliseconds.
 pub(super) const OBSERVE_MS: &str = "2000";
 
-/// Passes on what a Kafka client says about itself.
+/// Exports the statistics of a Kafka client as metrics.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Observer;
 
@@ -22,11 +22,11 @@ impl ClientContext for Observer {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "Kafka");
+        tracing::debug!(%error, reason, "Kafka client error");
     }
 }
 
-/// How far a consumer is behind the ends of the partitions that it owns.
+/// Exports how far a consumer is behind the ends of its partitions.
 pub(super) fn observe_lag(statistics: &Statistics) {
     let partitions = statistics.topics.values().flat_map(|topic| topic.partitions.values());
     let lag: i64 = partitions.map(|partition| partition.consumer_lag.max(0)).sum();

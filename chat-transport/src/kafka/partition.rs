@@ -3,11 +3,11 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-/// Records and bytes that may wait; above, Kafka is not read, until half of it is gone.
+/// Records and bytes at which a queue is full. Reading pauses until the queue is at most half full.
 const WAITING: usize = 4096;
 const WAITING_BYTES: usize = 32 * 1024 * 1024;
 
-/// What was read of a partition and is not applied yet.
+/// Records of a partition that were read and not applied yet.
 #[derive(Debug, Default)]
 pub(super) struct Partition {
     owned: Mutex<Owned>,
@@ -16,25 +16,25 @@ pub(super) struct Partition {
 
 #[derive(Debug, Default)]
 struct Owned {
-    /// This process's time as the owner; 0 while it is not.
+    /// 0 while this process is not the owner.
     ownership_epoch: u64,
     queue: RecordQueue,
-    /// The offset after the last one applied, if that was not told to Kafka yet.
+    /// The offset after the last applied record, if it was not committed to Kafka yet.
     applied: Option<u64>,
 }
 
 impl Partition {
-    /// From now on this process owns it.
+    /// Makes this process the owner, with an empty queue.
     pub(super) fn assign(&self, ownership_epoch: u64) {
         *self.owned.lock() = Owned { ownership_epoch, ..Owned::default() };
     }
 
-    /// From now on another one may. What was taken may still be applied: it writes the same bytes.
+    /// Ends the ownership. Records already taken may still be applied: the next owner writes the same bytes.
     pub(super) fn revoke(&self) {
         *self.owned.lock() = Owned::default();
     }
 
-    /// Takes in a record; `true` if Kafka is not to be read any further for now.
+    /// Queues a record. Returns `true` if the queue is full and reading must pause.
     pub(super) fn push(&self, record: Record) -> bool {
         let full = {
             let mut owned = self.owned.lock();
@@ -48,18 +48,18 @@ impl Partition {
         full
     }
 
-    /// Whether half of what may wait is gone again.
+    /// Returns whether the queue is at most half full.
     pub(super) fn has_room(&self) -> bool {
         let owned = self.owned.lock();
         owned.queue.len() <= WAITING / 2 && owned.queue.bytes() <= WAITING_BYTES / 2
     }
 
-    /// Records that are not applied yet.
+    /// Returns the number of records that are not applied yet.
     pub(super) fn len(&self) -> usize {
         self.owned.lock().queue.len()
     }
 
-    /// This process's time as the owner; 0 while it is not.
+    /// Returns the ownership epoch, or 0 if this process is not the owner.
     pub(super) fn ownership_epoch(&self) -> u64 {
         self.owned.lock().ownership_epoch
     }
@@ -72,7 +72,7 @@ impl Partition {
         self.arrived.notified()
     }
 
-    /// Wakes whoever waits, so that it looks at what happened.
+    /// Wakes the waiting shard task, so that it checks the state of the router.
     pub(super) fn wake(&self) {
         self.arrived.notify_one();
     }
@@ -95,7 +95,7 @@ impl Partition {
         self.arrived.notify_one();
     }
 
-    /// The offset to tell Kafka, if it changed.
+    /// Takes the offset to commit to Kafka, if it changed.
     pub(super) fn take_applied(&self) -> Option<u64> {
         self.owned.lock().applied.take()
     }

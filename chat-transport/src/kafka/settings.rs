@@ -9,7 +9,7 @@ use rdkafka::producer::FutureProducer;
 use super::failed;
 use super::observer::{OBSERVE_MS, Observer};
 
-/// Where Kafka is, and what the log is like there.
+/// The address of Kafka and the properties of the log's topic.
 ///
 /// ```
 /// use chat_transport::kafka::KafkaSettings;
@@ -19,14 +19,14 @@ use super::observer::{OBSERVE_MS, Observer};
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct KafkaSettings {
-    /// Some brokers, `host:port,host:port`.
+    /// Bootstrap brokers, `host:port,host:port`.
     pub brokers: String,
-    /// The topic, without the generation that is appended to it.
+    /// Topic name, without the suffix with the log generation.
     pub topic: String,
-    /// Partitions of a new log.
+    /// Number of partitions of a new log.
     pub partitions: u32,
-    /// Copies of each partition that there must be. Less than 3 loses what was acknowledged with one broker,
-    /// so it has to be asked for by name.
+    /// Minimum number of replicas of each partition. With fewer than 3, losing one broker loses acknowledged
+    /// records, so a lower number must be set explicitly.
     pub replication: u32,
 }
 
@@ -37,7 +37,7 @@ impl FromStr for KafkaSettings {
         let invalid = || {
             Error::new(
                 ErrorKind::Invalid,
-                "a Kafka address looks like kafka://host:port,host:port/topic?partitions=16&replication=3",
+                "a Kafka address has the form kafka://host:port,host:port/topic?partitions=16&replication=3",
             )
         };
         let rest = url.strip_prefix("kafka://").ok_or_else(invalid)?;
@@ -64,7 +64,7 @@ impl FromStr for KafkaSettings {
 }
 
 impl KafkaSettings {
-    /// What every client begins with: a broker that hangs is noticed within seconds.
+    /// Returns the configuration common to all clients. It detects a hung broker within seconds.
     pub(super) fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config
@@ -78,7 +78,7 @@ impl KafkaSettings {
         config
     }
 
-    /// How many brokers there are. Blocks.
+    /// Returns the number of brokers. Blocks.
     pub(super) fn count_brokers(&self) -> Result<usize> {
         let client: BaseConsumer = self.client().create().map_err(failed)?;
         let metadata = client.fetch_metadata(None, Duration::from_secs(5)).map_err(failed)?;

@@ -12,13 +12,13 @@ use rdkafka::{Message as _, Offset, TopicPartitionList};
 
 use super::{KafkaSettings, failed};
 
-/// The key of the record that a partition begins with; its value is the log's id.
+/// The key of the first record of each partition. Its value is the log's id.
 pub(super) const GENESIS: &[u8] = b"genesis";
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// Milliseconds that records are kept at least: a week to repair what stalls a shard.
+/// Minimum retention of records, in milliseconds: one week, to repair a stalled shard.
 const RETENTION_MS: u64 = 7 * 24 * 3600 * 1000;
 
-/// The topic of a log.
+/// The Kafka topic of a log.
 #[derive(Clone, Debug)]
 pub(super) struct Topic {
     pub name: String,
@@ -29,43 +29,44 @@ pub(super) struct Topic {
 
 const FEWER_BROKERS: Error = Error::new(
     ErrorKind::Invalid,
-    "Kafka has fewer brokers than the log is to have copies: add brokers, or ask for less by name with \
-     ?replication=1 (what one broker loses is lost)",
+    "Kafka has fewer brokers than the log needs replicas: add brokers, or set ?replication=1 (losing one \
+     broker then loses data)",
 );
 
 const fn gone() -> Error {
     Error::new(
         ErrorKind::Corrupt,
-        "the topic of the log is gone: restore it, or stop every node, give up what was not applied yet and begin \
-         a new log generation with `chat-server-ref migrate --new-log`",
+        "the topic of the log does not exist: restore it, or stop every node and begin a new log generation \
+         with `chat-server-ref migrate --new-log`, which discards commands that were not applied yet",
     )
 }
 
 const fn made_anew() -> Error {
     Error::new(
         ErrorKind::Corrupt,
-        "the topic was made anew or its partitions lost their beginning: its offsets are not those of the \
-         data; stop every node and begin a new log generation with `chat-server-ref migrate --new-log`",
+        "the topic was recreated or a partition lost its beginning, so its offsets do not match the data: \
+         stop every node and begin a new log generation with `chat-server-ref migrate --new-log`",
     )
 }
 
 const fn repartitioned() -> Error {
     Error::new(
         ErrorKind::Corrupt,
-        "the topic has other partitions than the log was begun with: conversations would change their \
-         shards; stop every node and begin a new log generation with `chat-server-ref migrate --new-log`",
+        "the number of partitions of the topic changed, which would move conversations to other shards: \
+         stop every node and begin a new log generation with `chat-server-ref migrate --new-log`",
     )
 }
 
 impl Topic {
-    /// Finds the topic of the log in force, or makes the first.
+    /// Opens the topic of the log in force, or creates the first one.
     pub(super) async fn open(settings: &KafkaSettings, anchor: &dyn LogAnchor) -> Result<Self> {
         let known = match anchor.log().await? {
             Some(known) => known,
             None => {
                 let mut id = [0; 16];
-                getrandom::fill(&mut id)
-                    .map_err(|e| Error::new(ErrorKind::Unavailable, "no randomness").caused_by(e))?;
+                getrandom::fill(&mut id).map_err(|e| {
+                    Error::new(ErrorKind::Unavailable, "failed to get random bytes").caused_by(e)
+                })?;
                 let partitions = settings.partitions;
                 anchor.begin_log(LogIdentity { generation: 1, id, partitions, opened: false }).await?
             }
@@ -85,7 +86,7 @@ impl Topic {
         Ok(topic)
     }
 
-    /// Looks at the log in force without making anything; gives what it found, for people.
+    /// Checks the log in force without creating anything. Returns a description for operators.
     pub(super) async fn check(settings: &KafkaSettings, anchor: &dyn LogAnchor) -> Result<String> {
         let name = |generation| format!("{}.g{generation}", settings.topic);
         let known = anchor.log().await?;
@@ -101,14 +102,14 @@ impl Topic {
             return Err(FEWER_BROKERS);
         }
         Ok(format!(
-            "{brokers} brokers; no log yet: the first node makes topic {}, {} partitions, {} copies each",
+            "{brokers} brokers; no log yet: the first node creates topic {}, {} partitions, {} replicas each",
             name(known.map_or(1, |log| log.generation)),
             settings.partitions,
             settings.replication
         ))
     }
 
-    /// Refuses a topic that cannot keep the promises, or is not the log; notes how many copies it has.
+    /// Rejects a topic that cannot keep the guarantees or is not the log. Stores its number of replicas.
     async fn examine(&mut self) -> Result<()> {
         self.check_settings().await?;
         let one = self.clone();
@@ -118,7 +119,7 @@ impl Topic {
 
     pub(super) fn describe(&self) -> String {
         format!(
-            "topic {}: {} partitions, {} copies each, LogAppendTime, acks=all",
+            "topic {}: {} partitions, {} replicas each, LogAppendTime, acks=all",
             self.name, self.log.partitions, self.replication
         )
     }
@@ -147,12 +148,12 @@ impl Topic {
         match made.into_iter().next() {
             Some(Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
             Some(Err((_, RDKafkaErrorCode::InvalidReplicationFactor))) => Err(FEWER_BROKERS),
-            other => Err(Error::new(ErrorKind::Unavailable, "the topic cannot be made")
+            other => Err(Error::new(ErrorKind::Unavailable, "failed to create the topic")
                 .caused_by(std::io::Error::other(format!("{other:?}")))),
         }
     }
 
-    /// What looks at the topic: it reads the first record of a partition, and no more.
+    /// Returns the consumer that verifies the topic. It reads only the first record of a partition.
     pub(super) fn look(&self) -> Result<BaseConsumer> {
         self.settings
             .client()
@@ -177,13 +178,16 @@ impl Topic {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(Error::new(ErrorKind::Unavailable, "the topic's partitions have no leaders"));
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "the partitions of the topic have no leaders",
+                ));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
-    /// Writes the first record of every partition. Several nodes may: the first one counts.
+    /// Writes the first record of every partition. Several nodes may write it: the first record counts.
     async fn write_beginnings(&self) -> Result<()> {
         let producer = self.settings.producer()?;
         let sent = (0..self.log.partitions).map(|partition| {
@@ -201,47 +205,47 @@ impl Topic {
         Ok(())
     }
 
-    /// Refuses settings under which an acknowledged record can be lost, or its time is not the broker's.
+    /// Rejects settings under which an acknowledged record can be lost, or its time is not the broker's.
     async fn check_settings(&self) -> Result<()> {
         let admin = self.admin()?;
         let described = admin
             .describe_configs(&[ResourceSpecifier::Topic(&self.name)], &Self::options())
             .await
             .map_err(failed)?;
-        // Of a topic that is not there, no settings are told.
+        // Kafka returns no settings for a topic that does not exist.
         let config = described.into_iter().find_map(|config| config.ok().filter(|c| !c.entries.is_empty()));
         let config = config.ok_or_else(gone)?;
         let value = |name: &str| config.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
         if value("message.timestamp.type") != "LogAppendTime" {
             return Err(Error::new(
                 ErrorKind::Invalid,
-                "the topic's message.timestamp.type has to be LogAppendTime: the order of writes follows it",
+                "the topic's message.timestamp.type must be LogAppendTime: the order of writes follows it",
             ));
         }
         if value("unclean.leader.election.enable") == "true" {
             return Err(Error::new(
                 ErrorKind::Invalid,
-                "the topic's unclean.leader.election.enable has to be false: a leader that was behind would \
-                 take acknowledged records back",
+                "the topic's unclean.leader.election.enable must be false: a leader that was behind would \
+                 lose acknowledged records",
             ));
         }
         if self.settings.replication > 2 && value("min.insync.replicas").parse().unwrap_or(0) < 2 {
             return Err(Error::new(
                 ErrorKind::Invalid,
-                "the topic's min.insync.replicas has to be 2 or more: one broker's copy is no copy",
+                "the topic's min.insync.replicas must be 2 or more: one replica is not durable",
             ));
         }
         if value("cleanup.policy") != "delete" {
             return Err(Error::new(
                 ErrorKind::Invalid,
-                "the topic's cleanup.policy has to be delete: compaction drops commands",
+                "the topic's cleanup.policy must be delete: compaction drops commands",
             ));
         }
         Ok(())
     }
 
-    /// Checks that the topic is the log it was, and that these of its partitions begin as they did; gives how many
-    /// copies there are. Blocks.
+    /// Checks that the topic is the log that was opened and that these partitions begin with its first
+    /// record. Returns the smallest number of replicas of a partition. Blocks.
     pub(super) fn verify(&self, consumer: &BaseConsumer, partitions: Range<u32>) -> Result<usize> {
         let metadata = consumer.fetch_metadata(Some(&self.name), ADMIN_TIMEOUT).map_err(failed)?;
         let topic = metadata.topics().first().filter(|topic| !topic.partitions().is_empty());
@@ -253,15 +257,14 @@ impl Topic {
         if copies < self.settings.replication as usize {
             return Err(Error::new(
                 ErrorKind::Invalid,
-                "the topic has fewer copies than settings ask for: add replicas, or ask for less by name \
-                 with ?replication=1",
+                "the topic has fewer replicas than the settings require: add replicas, or set ?replication=1",
             ));
         }
         self.verify_beginnings(consumer, partitions)?;
         Ok(copies)
     }
 
-    /// Partitions that still have their first record have to begin with ours.
+    /// Checks the first record of every given partition that still has it.
     fn verify_beginnings(&self, consumer: &BaseConsumer, partitions: Range<u32>) -> Result<()> {
         let mut first = TopicPartitionList::new();
         for partition in partitions {
@@ -280,7 +283,10 @@ impl Topic {
         let deadline = Instant::now() + Duration::from_secs(10);
         while missing > 0 {
             if Instant::now() > deadline {
-                return Err(Error::new(ErrorKind::Unavailable, "the beginning of the log cannot be read"));
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "failed to read the first records of the log in time",
+                ));
             }
             match consumer.poll(Duration::from_millis(200)) {
                 Some(Ok(record)) if record.offset() == 0 => {
@@ -290,15 +296,17 @@ impl Topic {
                     missing -= 1;
                 }
                 Some(Ok(_)) | None => {}
-                Some(Err(error)) => tracing::debug!(%error, "reading the beginning of the log"),
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "failed to read the first records of the log: retrying")
+                }
             }
         }
         consumer.unassign().map_err(failed)
     }
 }
 
-/// Runs what blocks on a thread for such.
+/// Runs blocking work on a thread for blocking work.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let ended = |_| Error::new(ErrorKind::Closed, "the runtime ended");
+    let ended = |_| Error::new(ErrorKind::Closed, "the runtime was shut down");
     tokio::task::spawn_blocking(work).await.map_err(ended)?
 }

@@ -1,4 +1,4 @@
-//! What two nodes do to a message reaches a collector as one trace, without content.
+//! The events of a message on two nodes reach a collector as one trace, without content.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use chat_core::backend::{GatewayId, LogPosition};
 use chat_core::delivery::{MessageTrace, Stage};
 use chat_core::{ConversationId, InstallationId, MessageId, UserId};
-use chat_server_ref::telemetry::export;
+use chat_server::telemetry::export;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
@@ -17,7 +17,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 use opentelemetry_proto::tonic::trace::v1::Span;
 use tokio::sync::mpsc;
 
-/// A collector that passes on what it is exported, with the node that exported it.
+/// A collector that forwards each span with the node that exported it.
 #[derive(Debug)]
 struct Collector(mpsc::UnboundedSender<(String, Span)>);
 
@@ -37,7 +37,7 @@ impl TraceService for Collector {
     }
 }
 
-/// A free port, with a collector on it or not.
+/// Returns the URL of a free port, with a collector on it if `serves`, and the collected spans.
 async fn collector(serves: bool) -> (String, mpsc::UnboundedReceiver<(String, Span)>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -59,7 +59,7 @@ async fn one_message_is_one_trace_over_all_nodes() {
     let (gateway, router) = (MessageTrace::new(100), MessageTrace::new(100));
     export(&gateway, &address, 1.0, GatewayId(7)).unwrap();
     export(&router, &address, 1.0, GatewayId(8)).unwrap();
-    assert!(export(&router, &address, 1.0, GatewayId(8)).is_err(), "once");
+    assert!(export(&router, &address, 1.0, GatewayId(8)).is_err(), "a trace is exported only once");
 
     let id = MessageId::from_bytes([0xab; 16]);
     let conversation = ConversationId::own(UserId::from_bytes([0x5e; 16]));
@@ -90,14 +90,20 @@ async fn one_message_is_one_trace_over_all_nodes() {
     let root = exported[0].1.span_id.clone();
     assert!(exported[0].1.parent_span_id.is_empty());
     assert!(exported[1..].iter().all(|(_, span)| span.parent_span_id == root && span.span_id != root));
-    assert!(exported.iter().all(|(_, span)| span.trace_id == id.as_bytes()), "the id is the trace");
-    assert!(exported[0].0.contains("\"7\"") && exported[1].0.contains("\"8\""), "which node it was");
+    assert!(
+        exported.iter().all(|(_, span)| span.trace_id == id.as_bytes()),
+        "the message id is the trace id"
+    );
+    assert!(exported[0].0.contains("\"7\"") && exported[1].0.contains("\"8\""), "each span has its node");
     let text = format!("{exported:?}");
-    assert!(!text.contains(&conversation.to_hex()) && !text.contains("94, 94, 94"), "whose it is: {text}");
+    assert!(
+        !text.contains(&conversation.to_hex()) && !text.contains("94, 94, 94"),
+        "the spans contain the conversation or a device: {text}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_that_is_not_there_holds_nothing_up() {
+async fn unreachable_collector_does_not_block_recording() {
     let (address, _) = collector(false).await;
     let trace = Arc::new(MessageTrace::new(100));
     export(&trace, &address, 1.0, GatewayId(1)).unwrap();

@@ -1,7 +1,7 @@
-//! Who may admit: connections that did not say who they are, and those that said so wrongly, by address.
+//! Limits per IP address on connections that are not authenticated yet or failed to authenticate.
 //!
-//! Addresses of this machine are not counted, nor those of proxies, which the settings name: behind one
-//! everybody has the same.
+//! Loopback addresses are not limited, nor those of the proxies that the settings name, because all clients
+//! behind a proxy have the same address.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -9,20 +9,20 @@ use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 
-/// Connections of one address that are not authenticated yet.
+/// Maximum number of connections of one address that are not authenticated yet.
 const MAX_PENDING_PER_IP: u32 = 32;
-/// Failures of one address in a minute before it has to wait.
+/// Failures of one address within a minute before it is blocked.
 const MAX_FAILURES: u32 = 20;
-/// The first wait; it doubles each time, up to an hour.
+/// Duration of the first block. It doubles each time, up to an hour.
 const MIN_BLOCK: Duration = Duration::from_secs(60);
 const MAX_BLOCK: Duration = Duration::from_secs(3600);
-/// Addresses remembered.
+/// Maximum number of addresses whose failures are stored.
 const MAX_ADDRESSES: usize = 100_000;
 
-/// The ip_limiter of a server.
+/// Limits the connections of a server by IP address.
 #[derive(Debug, Default)]
-pub struct IpLimiter {
-    /// Proxies, whose addresses say nothing about who is behind them.
+pub(crate) struct IpLimiter {
+    /// Proxies, whose addresses do not identify a client.
     proxies: Vec<IpAddr>,
     knocking: DashMap<IpAddr, u32>,
     failures: DashMap<IpAddr, Failures>,
@@ -38,19 +38,20 @@ struct Failures {
 
 /// A connection that is not authenticated yet.
 #[derive(Debug)]
-pub struct PendingConnection {
+pub(crate) struct PendingConnection {
     ip_limiter: Arc<IpLimiter>,
     address: Option<IpAddr>,
 }
 
 impl IpLimiter {
-    /// IpLimiter that do not count these addresses.
-    pub fn new(proxies: Vec<IpAddr>) -> Self {
+    /// Creates a limiter that ignores the addresses of these proxies.
+    pub(crate) fn new(proxies: Vec<IpAddr>) -> Self {
         Self { proxies, ..Self::default() }
     }
 
-    /// Lets a connection admit, unless its address has too many, or failed too often.
-    pub fn admit(self: &Arc<Self>, address: IpAddr, now: Instant) -> Option<PendingConnection> {
+    /// Admits a connection. Returns `None` if its address has too many pending connections or is
+    /// blocked after failures.
+    pub(crate) fn admit(self: &Arc<Self>, address: IpAddr, now: Instant) -> Option<PendingConnection> {
         let Some(address) = counted(address).filter(|_| !self.proxies.contains(&address.to_canonical()))
         else {
             return Some(PendingConnection { ip_limiter: self.clone(), address: None });
@@ -93,8 +94,8 @@ impl IpLimiter {
 }
 
 impl PendingConnection {
-    /// Says how it ended: let in, or wrong.
-    pub fn answered(self, let_in: bool) {
+    /// Ends the pending state. An authentication that failed counts against the address.
+    pub(crate) fn answered(self, let_in: bool) {
         if let (Some(address), false) = (self.address, let_in) {
             self.ip_limiter.fail(address, Instant::now());
         }
@@ -111,7 +112,8 @@ impl Drop for PendingConnection {
     }
 }
 
-/// What an address counts as: itself, or for IPv6 its network of 64 bits, which one customer has.
+/// Returns the address under which a connection counts: for IPv6 its /64 network, because one customer has
+/// all of it, or `None` for loopback.
 fn counted(address: IpAddr) -> Option<IpAddr> {
     match address.to_canonical() {
         address if address.is_loopback() => None,
@@ -132,18 +134,18 @@ mod tests {
     }
 
     #[test]
-    fn thirty_two_of_one_address_may_wait() {
+    fn admits_thirty_two_pending_connections_per_address() {
         let ip_limiter = Arc::new(IpLimiter::default());
         let now = Instant::now();
         let mut knocks: Vec<_> =
             (0..32).filter_map(|_| ip_limiter.admit(address("192.0.2.1"), now)).collect();
         assert_eq!(knocks.len(), 32);
         assert!(ip_limiter.admit(address("192.0.2.1"), now).is_none());
-        assert!(ip_limiter.admit(address("192.0.2.2"), now).is_some(), "others may");
+        assert!(ip_limiter.admit(address("192.0.2.2"), now).is_some(), "another address is admitted");
         if let Some(admit) = knocks.pop() {
             admit.answered(true);
         }
-        assert!(ip_limiter.admit(address("192.0.2.1"), now).is_some(), "who was let in counts no more");
+        assert!(ip_limiter.admit(address("192.0.2.1"), now).is_some(), "it is no longer pending");
         let proxied = Arc::new(IpLimiter::new(vec![address("192.0.2.9")]));
         assert!((0..100).all(|_| proxied.admit(address("192.0.2.9"), now).map(std::mem::forget).is_some()));
         assert!(
@@ -162,13 +164,13 @@ mod tests {
         }
         let neighbour = address("2001:db8:1:2:ffff::9");
         assert!(ip_limiter.admit(neighbour, start).is_none(), "the same network");
-        assert!(ip_limiter.admit(address("2001:db8:1:3::1"), start).is_some(), "another one");
+        assert!(ip_limiter.admit(address("2001:db8:1:3::1"), start).is_some(), "another network");
         let later = start + MIN_BLOCK;
         assert!(ip_limiter.admit(one, later).is_some());
         for _ in 0..=MAX_FAILURES {
             ip_limiter.fail(counted, later);
         }
-        assert!(ip_limiter.admit(one, later + MIN_BLOCK).is_none(), "twice as long");
+        assert!(ip_limiter.admit(one, later + MIN_BLOCK).is_none(), "the second block lasts twice as long");
         assert!(ip_limiter.admit(one, later + MIN_BLOCK * 2).is_some());
     }
 }

@@ -1,13 +1,13 @@
-//! What happens to messages, as OpenTelemetry traces.
+//! OpenTelemetry traces of messages.
 //!
-//! A message's id has the size of a trace's: it *is* the trace. So a gateway, a router and another gateway
-//! contribute to one trace without anything being carried along, and whoever has the id of a message finds
-//! its trace. Spans say neither whose the message is nor what is in it.
+//! A message id has the size of a trace id and *is* the trace id. So a gateway, a router and another gateway
+//! contribute to one trace without propagating a context, and the message id finds the trace. Spans contain
+//! neither the owner nor the content of a message.
 //!
-//! | span | from | to | by |
+//! | span | start | end | recorded by |
 //! |---|---|---|---|
-//! | `chat.accept` (the root) | a gateway took it | the log has it | the sender's gateway |
-//! | `chat.store` | the log had it | it is committed | the router |
+//! | `chat.accept` (the root) | a gateway accepts the message | the log has it | the sender's gateway |
+//! | `chat.store` | the log has it | it is committed | the router |
 //! | `chat.repeat`, `chat.refuse`, `chat.route`, `chat.push` | | | the router |
 //! | `chat.deliver` | its commit time | a device's connection has it | the device's gateway |
 
@@ -26,22 +26,22 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks};
 use tokio::sync::mpsc;
 
-/// Steps that may wait; what does not find room is left out.
+/// Maximum number of trace events that wait for export. Further ones are dropped.
 const ROOM: usize = 16_384;
-/// Spans of one export.
+/// Maximum number of spans in an export.
 const BATCH: usize = 512;
-/// How long a span waits for others.
+/// Time to collect more spans for an export that is not full.
 const GATHER: Duration = Duration::from_secs(1);
-/// How long an export may take.
+/// Time limit for an export.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Messages that the log has not confirmed yet; of more than that the beginnings are forgotten.
+/// Maximum number of messages that the log has not confirmed yet. At the limit all start times are dropped.
 const ACCEPTED: usize = 10_000;
 
-/// Tells a collector of a share of all messages for as long as the trace lives.
+/// Exports the traces of a share of all messages to a collector, for as long as `trace` lives.
 ///
 /// # Errors
-/// A collector's address that cannot be used. One that does not answer is no error: what it misses is
-/// counted (`chat_telemetry_spans_total`).
+/// If the collector's address cannot be used, or `trace` is already exported. A collector that does not
+/// answer is no error: lost spans are counted (`chat_telemetry_spans_total`).
 pub fn export(trace: &MessageTrace, collector: &str, share: f64, node: GatewayId) -> Result<(), String> {
     if share <= 0.0 {
         return Ok(());
@@ -57,7 +57,7 @@ pub fn export(trace: &MessageTrace, collector: &str, share: f64, node: GatewayId
         .with_attribute(KeyValue::new("service.instance.id", node.0.to_string()))
         .build();
     exporter.set_resource(&resource);
-    let events = trace.follow(share, ROOM).ok_or("messages are followed already")?;
+    let events = trace.follow(share, ROOM).ok_or("message traces are already exported")?;
     tokio::spawn(run(exporter, events, Spans::new(node)));
     Ok(())
 }
@@ -82,7 +82,7 @@ async fn run(exporter: SpanExporter, mut events: mpsc::Receiver<(MessageId, Trac
         let outcome = match exporter.export(batch).await {
             Ok(()) => "sent",
             Err(error) => {
-                tracing::debug!(%error, "the collector does not take spans");
+                tracing::debug!(%error, "failed to export spans: they are lost");
                 "lost"
             }
         };
@@ -90,12 +90,12 @@ async fn run(exporter: SpanExporter, mut events: mpsc::Receiver<(MessageId, Trac
     }
 }
 
-/// Makes spans of events.
+/// Converts trace events to spans.
 #[derive(Debug)]
 struct Spans {
     node: u64,
     made: u64,
-    /// When each message was accepted that the log has not confirmed yet.
+    /// Accept time, in microseconds, of each message that the log has not confirmed yet.
     accepted: HashMap<MessageId, u64>,
 }
 
@@ -103,7 +103,7 @@ fn time(us: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_micros(us)
 }
 
-/// The same on every node: what is below it names it without having seen it.
+/// Returns the id of the root span. It is the same on every node, so that any span can name it as its parent.
 fn root_of(id: MessageId) -> SpanId {
     let [.., a, b, c, d, e, f, g, h] = *id.as_bytes();
     SpanId::from(u64::from_be_bytes([a, b, c, d, e, f, g, h]).max(1))
@@ -114,13 +114,13 @@ impl Spans {
         Self { node: node.0, made: 0, accepted: HashMap::new() }
     }
 
-    /// Unlike the others of the trace: nodes have numbers of their own.
+    /// Returns a span id that is unique in the trace, because it includes the id of the node.
     fn next_id(&mut self) -> SpanId {
         self.made += 1;
         SpanId::from((self.node ^ self.made.wrapping_mul(0x9E37_79B9_7F4A_7C15)).max(1))
     }
 
-    /// The span that a event ends; the first event of a message only begins one.
+    /// Returns the span that an event ends, or `None` for the first event of a message, which begins one.
     fn span(&mut self, id: MessageId, event: TraceEvent) -> Option<SpanData> {
         let count = |name, n: u32| KeyValue::new(name, i64::from(n));
         let number = |name, n: u64| KeyValue::new(name, i64::try_from(n).unwrap_or(i64::MAX));
@@ -152,7 +152,7 @@ impl Spans {
             Stage::Delivered { committed_us, .. } => ("chat.deliver", committed_us, Vec::new()),
             _ => return None,
         };
-        // Clocks of machines differ: a span that seems to end before it began has no length.
+        // Clocks of machines differ: a span that would end before its start has no length.
         let times = (from.min(event.at_us), event.at_us);
         Some(data(id, self.next_id(), name, times, attributes))
     }

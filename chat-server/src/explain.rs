@@ -1,4 +1,4 @@
-//! What happened to a message: one node's account of it, and all of them together.
+//! The history of a message: the report of one node, and the merged reports of several nodes.
 
 use std::time::Duration;
 
@@ -6,50 +6,47 @@ use chat_core::delivery::{Explanation, Stage, TraceEvent, Whereabouts};
 use chat_core::{InstallationId, MessageId};
 use serde::{Deserialize, Serialize};
 
-/// How long a node may take to answer.
+/// Time limit for a node to answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One node's account, as it goes over HTTP.
+/// One node's report on a message, as sent over HTTP.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Said {
-    /// What it did, in order.
+    /// Events on this node, in order.
     pub events: Vec<SaidEvent>,
-    /// What the store says.
+    /// Location of the message according to the store.
     pub whereabouts: SaidWhereabouts,
 }
 
-/// A event.
+/// An event in a node's report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(clippy::exhaustive_structs)]
 pub struct SaidEvent {
-    /// The node's clock, in microseconds.
+    /// Time by the node's clock, in microseconds.
     pub at_us: u64,
-    /// What happened, in words.
+    /// Description of the event.
     pub what: String,
 }
 
-/// Where the message is; the later of two answers says more.
+/// Location of a message. If the answers of nodes differ, the greatest one has the most information.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(clippy::exhaustive_enums)]
 pub enum SaidWhereabouts {
-    /// The node does not remember where to look.
+    /// The node does not remember the message, so it cannot look it up.
     Unknown,
-    /// It is not stored.
     NotStored,
-    /// It is stored.
     Stored {
-        /// The conversation.
+        /// Conversation id in hexadecimal.
         conversation: String,
-        /// The place in it.
         seq: u64,
-        /// The devices that have a row for it, shortened, and whether each acknowledged it.
+        /// Shortened ids of the devices that have a row for it, and whether each device acknowledged it.
         devices: Vec<(String, bool)>,
     },
 }
 
-/// Reads a message id: 32 hexadecimal digits, with or without the dashes of a UUID.
+/// Parses a message id: 32 hexadecimal digits, with or without the dashes of a UUID.
 pub fn parse_id(text: &str) -> Option<MessageId> {
     MessageId::from_hex(&text.replace('-', "")).ok()
 }
@@ -66,21 +63,21 @@ fn words(stage: Stage) -> String {
         Stage::Logged => "in the log".to_owned(),
         Stage::Stored { seq, position, rows, .. } => {
             format!(
-                "stored at seq {seq}, from record {}:{}, planned for {rows} devices",
+                "stored at seq {seq}, from record {}:{}, with rows for {rows} devices",
                 position.generation, position.offset
             )
         }
-        Stage::Repeated { seq } => format!("stored before, at seq {seq}: answered again"),
+        Stage::Repeated { seq } => format!("already stored at seq {seq}: answered again"),
         Stage::Refused { reason } => format!("refused: {reason}"),
         Stage::Routed { gateway, devices } => format!("routed to gateway {}: {devices} devices", gateway.0),
-        Stage::Pushed { devices } => format!("pushed: {devices} devices are not connected"),
+        Stage::Pushed { devices } => format!("pushed: {devices} devices that are not connected"),
         Stage::Delivered { device, .. } => format!("delivered to device {}", short(device)),
         other => format!("{other:?}"),
     }
 }
 
 impl Said {
-    /// What a node answers.
+    /// Creates the report from the engine's explanation.
     pub fn new(explanation: Explanation) -> Self {
         let event = |event: TraceEvent| SaidEvent { at_us: event.at_us, what: words(event.stage) };
         let whereabouts = match explanation.whereabouts {
@@ -99,18 +96,18 @@ impl Said {
 fn ask(node: &str, id: MessageId) -> Result<Said, String> {
     let agent: ureq::Agent =
         ureq::Agent::config_builder().timeout_global(Some(REQUEST_TIMEOUT)).build().into();
-    let failed = |error: ureq::Error| format!("{node} does not say: {error}");
+    let failed = |error: ureq::Error| format!("failed to query {node}: {error}");
     let mut answer = agent.get(format!("http://{node}/explain/{}", id.to_hex())).call().map_err(failed)?;
     let text = answer.body_mut().read_to_string().map_err(failed)?;
-    serde_json::from_str(&text).map_err(|error| format!("{node} says something else: {error}"))
+    serde_json::from_str(&text).map_err(|error| format!("failed to read the answer of {node}: {error}"))
 }
 
-/// Asks nodes what happened to a message; gives what they say in the order of their clocks.
+/// Requests the history of a message from nodes. Returns its lines in the order of the nodes' clocks.
 ///
 /// # Errors
-/// What is no message id; that no node answered, or none knows it.
+/// If the message id is invalid, no node answers, or no node remembers the message.
 pub fn explain(message_id: &str, nodes: &[String]) -> Result<Vec<String>, String> {
-    let id = parse_id(message_id).ok_or("a message id has 32 hexadecimal digits")?;
+    let id = parse_id(message_id).ok_or("a message id must have 32 hexadecimal digits")?;
     let (mut events, mut lines, mut answers) = (Vec::new(), Vec::new(), Vec::new());
     for node in nodes {
         match ask(node, id) {
@@ -123,8 +120,8 @@ pub fn explain(message_id: &str, nodes: &[String]) -> Result<Vec<String>, String
     }
     let Some(whereabouts) = answers.into_iter().max() else { return Err(lines.join("; ")) };
     if events.is_empty() {
-        return Err("none of these nodes remembers it: it is older than what they keep in memory, or went \
-                    through others"
+        return Err("none of these nodes remembers it: it is older than the history in their memory, or \
+                    other nodes processed it"
             .to_owned());
     }
     events.sort();
@@ -133,7 +130,7 @@ pub fn explain(message_id: &str, nodes: &[String]) -> Result<Vec<String>, String
     lines.extend(events.iter().map(|(at_us, node, what)| format!("{}  {node}  {what}", at(*at_us))));
     match whereabouts {
         SaidWhereabouts::Unknown => {
-            lines.push("none of these nodes remembers where it would be stored".to_owned())
+            lines.push("storage unknown: none of these nodes remembers its conversation".to_owned())
         }
         SaidWhereabouts::NotStored => lines.push("not stored".to_owned()),
         SaidWhereabouts::Stored { conversation, seq, devices } => {

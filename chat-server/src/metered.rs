@@ -1,4 +1,4 @@
-//! Times of what the engine asks of its backends, whichever they are.
+//! Wrappers that measure the duration and the errors of backend calls.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,19 +17,19 @@ use chat_core::{
 };
 
 /// The same backends, each call timed, but those of the node link, which measures itself, and of the sink of pushes,
-/// which the link has, too: [`MeasuredPush`].
-pub fn measured(backends: Backends) -> Backends {
+/// which the link has, too: [`MeteredPush`].
+pub fn metered(backends: Backends) -> Backends {
     Backends {
-        store: Arc::new(MeasuredStore(backends.store.clone())),
-        router: Arc::new(MeasuredRouter(backends.router.clone())),
-        registry: Arc::new(MeasuredRegistry(backends.registry.clone())),
-        keys: Arc::new(MeasuredKeys(backends.keys.clone())),
-        presence: Arc::new(MeasuredPresence(backends.presence.clone())),
+        store: Arc::new(MeteredStore(backends.store.clone())),
+        router: Arc::new(MeteredRouter(backends.router.clone())),
+        registry: Arc::new(MeteredRegistry(backends.registry.clone())),
+        keys: Arc::new(MeteredKeys(backends.keys.clone())),
+        presence: Arc::new(MeteredPresence(backends.presence.clone())),
         ..backends
     }
 }
 
-/// Notes how long a call took, and whether it failed.
+/// Records the duration of a call, and its error if it failed.
 fn note(name: &'static str, call: &'static str, start: Instant, error: Option<&Error>) {
     metrics::histogram!(name, "call" => call).record(start.elapsed().as_secs_f64());
     if let Some(error) = error {
@@ -57,10 +57,10 @@ const PRESENCE: &str = "chat_presence_seconds";
 const PUSH: &str = "chat_push_seconds";
 
 #[derive(Debug)]
-struct MeasuredStore(Arc<dyn MessageStore>);
+struct MeteredStore(Arc<dyn MessageStore>);
 
 #[async_trait]
-impl MessageStore for MeasuredStore {
+impl MessageStore for MeteredStore {
     fn identity(&self) -> StoreIdentity {
         self.0.identity()
     }
@@ -88,7 +88,7 @@ impl MessageStore for MeasuredStore {
         metrics::histogram!("chat_commit_conversations").record(commits.len() as f64);
         let start = Instant::now();
         let outcomes = self.0.commit(commits).await;
-        // The first failure stands for the batch: it comes again whole.
+        // Count one error per batch, because the whole batch is retried.
         note(STORE, "commit", start, outcomes.iter().find_map(|outcome| outcome.as_ref().err()));
         outcomes
     }
@@ -133,10 +133,10 @@ impl MessageStore for MeasuredStore {
 }
 
 #[derive(Debug)]
-struct MeasuredRouter(Arc<dyn Router>);
+struct MeteredRouter(Arc<dyn Router>);
 
 #[async_trait]
-impl Router for MeasuredRouter {
+impl Router for MeteredRouter {
     fn shards(&self) -> usize {
         self.0.shards()
     }
@@ -166,10 +166,10 @@ impl Router for MeasuredRouter {
 }
 
 #[derive(Debug)]
-struct MeasuredRegistry(Arc<dyn Registry>);
+struct MeteredRegistry(Arc<dyn Registry>);
 
 #[async_trait]
-impl Registry for MeasuredRegistry {
+impl Registry for MeteredRegistry {
     async fn bind(&self, device: DeviceAddress, gateway: GatewayId) -> Result<u64> {
         timed(REGISTRY, "bind", self.0.bind(device, gateway)).await
     }
@@ -196,10 +196,10 @@ impl Registry for MeasuredRegistry {
 }
 
 #[derive(Debug)]
-struct MeasuredKeys(Arc<dyn KeyDirectory>);
+struct MeteredKeys(Arc<dyn KeyDirectory>);
 
 #[async_trait]
-impl KeyDirectory for MeasuredKeys {
+impl KeyDirectory for MeteredKeys {
     async fn register(&self, handle: &Handle, list: &SignedDeviceList) -> Result<()> {
         timed(KEYS, "register", self.0.register(handle, list)).await
     }
@@ -238,10 +238,10 @@ impl KeyDirectory for MeasuredKeys {
 }
 
 #[derive(Debug)]
-struct MeasuredPresence(Arc<dyn Presence>);
+struct MeteredPresence(Arc<dyn Presence>);
 
 #[async_trait]
-impl Presence for MeasuredPresence {
+impl Presence for MeteredPresence {
     async fn beat(&self, user: UserId, device: InstallationId, alive: bool, now_ms: u64) -> Result<()> {
         timed(PRESENCE, "beat", self.0.beat(user, device, alive, now_ms)).await
     }
@@ -251,12 +251,12 @@ impl Presence for MeasuredPresence {
     }
 }
 
-/// A sink of pushes whose calls are timed.
+/// A push sink whose calls are timed.
 #[derive(Debug)]
-pub struct MeasuredPush<S>(pub S);
+pub struct MeteredPush<S>(pub S);
 
 #[async_trait]
-impl<S: PushSink> PushSink for MeasuredPush<S> {
+impl<S: PushSink> PushSink for MeteredPush<S> {
     async fn wake(&self, devices: &[DeviceAddress]) -> Result<()> {
         timed(PUSH, "wake", self.0.wake(devices)).await
     }
