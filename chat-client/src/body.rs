@@ -1,8 +1,9 @@
-//! Body and boxes: the content is encrypted once, under a fresh key; each device gets a box that holds
-//! that key, the body's hash, and a header that says where the message belongs.
+//! Body and boxes of a message. The content is encrypted once, under a fresh key. Each device receives a box
+//! with that key, the body's hash, and a header that names sender, recipient, conversation and number.
 //!
-//! The body commits to its key: it begins with a commitment derived from it, and the box's hash covers
-//! context, commitment and ciphertext. So no body opens differently for two recipients.
+//! The body commits to its key: it begins with a commitment derived from the key, and the hash in the box
+//! covers context, commitment and ciphertext. So two recipients cannot decrypt one body to different
+//! contents.
 
 use bytes::Bytes;
 use chacha20poly1305::aead::{Aead, Payload};
@@ -17,10 +18,10 @@ use zeroize::Zeroizing;
 
 use crate::suite::Suite;
 
-/// What a box holds before the suite encrypts it.
+/// The plaintext of a box.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct BoxContent {
-    /// The version of this form: 1.
+    /// Version of this encoding: 1.
     #[prost(uint32, tag = "1")]
     version: u32,
     #[prost(bytes = "vec", tag = "2")]
@@ -47,14 +48,14 @@ struct BoxContent {
     incarnation: u32,
     #[prost(uint64, tag = "13")]
     group_epoch: u64,
-    /// The sender's own list, so that hiding a version of it shows.
+    /// Version of the sender's own device list. It reveals a server that hides a later version.
     #[prost(uint64, tag = "14")]
     sender_list_version: u64,
     #[prost(bytes = "vec", tag = "15")]
     sender_list_hash: Vec<u8>,
 }
 
-/// A body encrypted once, and what every box of it says.
+/// A body encrypted once, with the header that all its boxes share.
 #[derive(Debug)]
 pub struct SealedBody {
     /// The ciphertext.
@@ -62,17 +63,15 @@ pub struct SealedBody {
     header: BoxContent,
 }
 
-/// Which version of its own list a sender had.
+/// The version of a sender's own device list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
 pub struct ListSeen {
-    /// The version.
     pub version: u64,
-    /// Its hash.
     pub hash: Bytes,
 }
 
-/// Encryption key and commitment of a body key.
+/// Derives the encryption key and the commitment from a body key.
 fn derive(key: &[u8]) -> Option<(Zeroizing<[u8; 32]>, [u8; 32])> {
     let mut out = Zeroizing::new([0; 64]);
     Hkdf::<Sha256>::new(None, key).expand(b"chat/v1/body", &mut out[..]).ok()?;
@@ -95,7 +94,8 @@ fn hash(context: &[u8], body: &[u8]) -> Vec<u8> {
     hash.finalize().to_vec()
 }
 
-/// Encrypts a body under a key that is used once: a commitment to the key, then ChaCha20-Poly1305.
+/// Encrypts a body under a single-use key. Returns a commitment to the key, then the ChaCha20-Poly1305
+/// ciphertext.
 pub fn encrypt(key: &[u8; 32], context: &[u8], content: &[u8]) -> Option<Vec<u8>> {
     let (encryption, commitment) = derive(key)?;
     let cipher = ChaCha20Poly1305::new(&Key::from(*encryption));
@@ -104,7 +104,7 @@ pub fn encrypt(key: &[u8; 32], context: &[u8], content: &[u8]) -> Option<Vec<u8>
     Some([&commitment[..], &sealed].concat())
 }
 
-/// Opens what [`encrypt`] made.
+/// Decrypts a body that [`encrypt`] returned. Returns `None` if it does not belong to the key and context.
 pub fn decrypt(key: &[u8], context: &[u8], body: &[u8]) -> Option<Vec<u8>> {
     let (encryption, commitment) = derive(key)?;
     let (claimed, sealed) = body.split_at_checked(32)?;
@@ -147,18 +147,18 @@ impl SealedBody {
         Some(Self { body, header })
     }
 
-    /// What the suite encrypts for a device.
+    /// Returns the plaintext of a device's box, for the suite to encrypt.
     pub fn box_for(&self, recipient: InstallationId) -> Zeroizing<Vec<u8>> {
         let content = BoxContent { recipient: recipient.as_bytes().to_vec(), ..self.header.clone() };
         Zeroizing::new(content.encode_to_vec())
     }
 }
 
-/// Opens a body with what the suite decrypted of this device's box. Every field of the header is compared
-/// with what the server said.
+/// Decrypts a body with `content`, the plaintext of this device's box. Compares the header with
+/// the envelope from the server. Also returns the list version that the sender claims.
 ///
 /// # Errors
-/// `Misplaced` if the header says something else than the envelope, `Malformed` if it cannot be read,
+/// `Misplaced` if the header contradicts the envelope, `Malformed` if the box cannot be decoded,
 /// `Undecryptable` if the body does not belong to the box.
 pub fn open_body(
     suite: &dyn Suite,
@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_opens_with_its_own_key_and_context_alone() {
+    fn body_decrypts_only_with_its_own_key_and_context() {
         let sealed = encrypt(&[5; 32], b"context", b"content").unwrap();
         assert_eq!(decrypt(&[5; 32], b"context", &sealed).as_deref(), Some(&b"content"[..]));
         assert_eq!(decrypt(&[6; 32], b"context", &sealed), None, "another key");

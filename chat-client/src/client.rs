@@ -1,4 +1,4 @@
-//! The handle of an application.
+//! The application's handle to a client.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -20,18 +20,18 @@ use crate::safety::safety_number;
 use crate::store::{LocalStore, StoreConfig, StoredMessage};
 use crate::suite::Suite;
 
-/// Commands that may wait for the owner; a full queue makes callers wait.
+/// Capacity of each command queue to the driver; callers wait while it is full.
 const COMMANDS: usize = 256;
-/// Passing events kept for a slow listener; older ones are dropped, durable ones never.
+/// Number of ephemeral events kept for a slow subscriber. Older ones are dropped; durable events never are.
 const PASSING: usize = 256;
-/// Durable events read at once.
+/// Maximum number of durable events in one read.
 const PAGE: usize = 256;
 
 mod parking {
     use std::sync::Mutex;
     use std::thread::JoinHandle;
 
-    /// The owner thread and how it ended.
+    /// The driver thread, and the error that ended it.
     #[derive(Debug, Default)]
     pub(super) struct Shared {
         pub thread: Mutex<Option<JoinHandle<()>>>,
@@ -39,8 +39,8 @@ mod parking {
     }
 }
 
-/// A client: one profile, one device. Handles are cheap to clone and `Send`; ratchets and store live on a
-/// thread of their own.
+/// A handle to a client: one profile, one device. Handles are `Send` and cheap to clone. A separate thread
+/// owns the ratchets and the local store.
 #[derive(Clone, Debug)]
 pub struct Client {
     commands: mpsc::Sender<Command>,
@@ -57,7 +57,7 @@ pub struct Client {
     account_key: [u8; 32],
 }
 
-/// How to open a client.
+/// The builder of a [`Client`].
 #[derive(Debug)]
 pub struct Builder {
     profile: StoreConfig,
@@ -72,8 +72,8 @@ fn gone() -> Error {
 }
 
 impl Client {
-    /// A client for a profile directory, with an encryption suite and a server. The suite is demanded:
-    /// there is no default, and so no silent plaintext.
+    /// Returns a builder for a profile directory, an encryption suite and a server. The suite is required:
+    /// there is no default, so the client never sends plaintext silently.
     pub fn builder(profile: impl Into<StoreConfig>, suite: Box<dyn Suite>, dialer: Dialer) -> Builder {
         Builder { profile: profile.into(), suite, dialer, token: None, strict: false }
     }
@@ -88,36 +88,36 @@ impl Client {
         self.owner.failure.lock().ok().and_then(|failure| failure.clone()).unwrap_or_else(gone)
     }
 
-    /// This user.
+    /// Returns this user's id.
     pub const fn user(&self) -> UserId {
         self.user
     }
 
-    /// This user's handle.
+    /// Returns this user's handle.
     pub const fn handle(&self) -> &Handle {
         &self.handle
     }
 
-    /// This device's number.
+    /// Returns this device's number.
     pub const fn device(&self) -> u8 {
         self.device
     }
 
-    /// Queues a text; returns when it is durably in the outbox (or durably refused, which an event says).
-    /// While the outbox is full it waits. `idempotency_key` is the caller's own key: the same again is the same
-    /// message.
+    /// Queues a text. Returns once it is durably in the outbox, or durably refused, which an event reports.
+    /// Waits while the outbox is full. `idempotency_key` is the caller's own key: a repeat with the same key
+    /// is the same message.
     ///
     /// # Errors
-    /// `Closed` or the failure of the local store; then it is not known whether it was queued, and the same
-    /// `idempotency_key` may be used again.
+    /// `Closed`, or the error of the local store. Then it is unknown whether the message was queued; the
+    /// caller may retry with the same `idempotency_key`.
     pub async fn send(&self, to: Recipient, text: &str, idempotency_key: Option<&str>) -> Result<Enqueued> {
         let (text, idempotency_key) = (text.to_owned(), idempotency_key.map(str::to_owned));
         let answer = self.send_later(to, text, idempotency_key).await?;
         answer.await.map_err(|_| self.failure())?
     }
 
-    /// As [`send`](Self::send), but gives the future of the answer as soon as the owner took the message:
-    /// many sends share one commit.
+    /// Queues a text like [`send`](Self::send), but returns the future of the result as soon as the driver's
+    /// queue has room, so that many sends share one commit.
     ///
     /// # Errors
     /// `Closed` if the client is closed.
@@ -133,8 +133,8 @@ impl Client {
         Ok(answer)
     }
 
-    /// As [`send_later`](Self::send_later), to a name as it was typed: what is no handle is refused with
-    /// `unknown_user`, durably, as any other message to nobody.
+    /// Queues a text like [`send_later`](Self::send_later), to a name as the user typed it. A name that is
+    /// not a valid handle is refused durably with `unknown_user`, like a message to an unknown user.
     ///
     /// # Errors
     /// `Closed` if the client is closed.
@@ -153,19 +153,19 @@ impl Client {
         Ok(answer)
     }
 
-    /// Accepts the changed account key of a user, by the safety number that was compared: so nothing is
-    /// accepted but what was seen.
+    /// Accepts the changed account key of a user. The caller passes the safety number that was compared, so
+    /// that no other key is accepted.
     ///
     /// # Errors
-    /// `Denied` if that is not the safety number (any more), `NotFound` if the user's keys are not known,
-    /// `Closed`, or the failure of the local store.
+    /// `Denied` if that is not the current safety number, `NotFound` if this device does not have the user's
+    /// keys, `Closed`, or the error of the local store.
     pub async fn accept(&self, user: UserId, safety_number: &str) -> Result<()> {
         let number = safety_number.to_owned();
         self.request(|reply| Command::Accept(user, number, reply)).await
     }
 
-    /// Asks for a new incarnation: this store goes on, a copy of it that is in use elsewhere does not. For
-    /// a profile that stopped with `superseded`.
+    /// Requests a new incarnation, for a profile that stopped with `superseded`. This store continues; a copy
+    /// of it that is in use elsewhere stops.
     ///
     /// # Errors
     /// `Closed` if the client is closed.
@@ -173,7 +173,7 @@ impl Client {
         self.request(Command::Reincarnate).await
     }
 
-    /// Says that the user has read a conversation up to a place.
+    /// Reports that the user has read a conversation up to a seq.
     ///
     /// # Errors
     /// `Closed` if the client is closed.
@@ -181,7 +181,7 @@ impl Client {
         self.commands.send(Command::Read(conversation, seq)).await.map_err(|_| self.failure())
     }
 
-    /// Says that the user is writing. Lost when there is no connection.
+    /// Reports that the user is typing. The report is lost if there is no connection.
     ///
     /// # Errors
     /// `Closed` if the client is closed.
@@ -189,7 +189,7 @@ impl Client {
         self.commands.send(Command::Typing(conversation)).await.map_err(|_| self.failure())
     }
 
-    /// Asks for events when these users come and go.
+    /// Requests an event whenever one of these users connects or disconnects.
     ///
     /// # Errors
     /// `Closed` if the client is closed.
@@ -197,10 +197,10 @@ impl Client {
         self.commands.send(Command::Watch(users)).await.map_err(|_| self.failure())
     }
 
-    /// Messages of the local history below a place (0: from the newest), newest first.
+    /// Returns messages of the local history below a seq (0: from the newest), newest first.
     ///
     /// # Errors
-    /// `Closed`, or the failure of the local store.
+    /// `Closed`, or the error of the local store.
     pub async fn history(
         &self,
         conversation: ConversationId,
@@ -210,29 +210,29 @@ impl Client {
         self.request(|reply| Command::History { conversation, before, limit, reply }).await
     }
 
-    /// The user of a handle.
+    /// Returns the user of a handle.
     ///
     /// # Errors
-    /// `NotFound` if there is none, `Unavailable` without a connection.
+    /// `NotFound` if there is no such user, `Unavailable` without a connection.
     pub async fn resolve(&self, handle: &Handle) -> Result<UserId> {
         let handle = handle.clone();
         self.request(|reply| Command::User(handle, reply)).await
     }
 
-    /// The handle of a user this device has dealt with, else its id.
+    /// Returns the handle of a user, or the user's id if this device does not have the handle.
     ///
     /// # Errors
-    /// `Closed`, or the failure of the local store.
+    /// `Closed`, or the error of the local store.
     pub async fn name_of(&self, user: UserId) -> Result<String> {
         self.request(|reply| Command::Name(user, reply)).await
     }
 
-    /// The direct conversation with a user.
+    /// Returns the direct conversation with a user.
     pub fn conversation_with(&self, user: UserId) -> ConversationId {
         ConversationId::direct(self.user, user)
     }
 
-    /// The devices of a user.
+    /// Returns the device list of a user.
     ///
     /// # Errors
     /// `NotFound` if there is no such user, `Unavailable` without a connection.
@@ -240,25 +240,27 @@ impl Client {
         self.request(|reply| Command::List(user, reply)).await
     }
 
-    /// The safety number with a user: the same on both sides, unless somebody is in between.
+    /// Returns the safety number with a user. It is the same on both sides, unless there is a man in the
+    /// middle.
     ///
     /// # Errors
-    /// As [`devices`](Self::devices).
+    /// The errors of [`devices`](Self::devices).
     pub async fn safety_number(&self, user: UserId) -> Result<String> {
         let list = self.devices(user).await?;
         Ok(safety_number((self.user, self.account_key), (user, *list.account_key())))
     }
 
-    /// Approves the device that shows this code; gives its number.
+    /// Approves the device that shows this code. Returns the number of that device.
     ///
     /// # Errors
-    /// `Denied` if this device does not hold the account key or the server shows another device than the
-    /// code's, `NotFound` if nobody waits under this code, `Unavailable` without a connection.
+    /// `Denied` if this device does not hold the account key or the server's offer does not match the code,
+    /// `NotFound` if no device is waiting for this code, `Unavailable` without a connection.
     pub async fn approve(&self, code: LinkCode) -> Result<u8> {
         self.request(|reply| Command::Approve(code, reply)).await
     }
 
-    /// Removes a device from this account: it is disconnected at once, and nothing more is encrypted for it.
+    /// Removes a device from this account. The server disconnects it at once, and no later message is
+    /// encrypted for it.
     ///
     /// # Errors
     /// `Denied` if this device does not hold the account key, `NotFound` if there is no such device,
@@ -267,21 +269,21 @@ impl Client {
         self.request(|reply| Command::Unlink(device, reply)).await
     }
 
-    /// Messages not yet stored or refused.
+    /// Returns the number of messages that are neither stored nor refused yet.
     ///
     /// # Errors
-    /// `Closed`, or the failure of the local store.
+    /// `Closed`, or the error of the local store.
     pub async fn outbox_len(&self) -> Result<usize> {
         self.request(Command::Outbox).await
     }
 
-    /// The number of the last durable event so far.
+    /// Returns the number of the last durable event.
     pub fn last_event(&self) -> u64 {
         *self.last.borrow()
     }
 
-    /// Events: durable ones after a number (`None`: all since this client was opened), how the client
-    /// stands with the server (a stream that begins later is told that first), and those that pass.
+    /// Returns a stream of events: the durable ones after a number (`None`: all since this client was
+    /// opened), the connection state (a new stream first reports the current one), and the ephemeral ones.
     pub fn events(&self, after: Option<u64>) -> Events {
         Events {
             after: after.unwrap_or(self.opened_at),
@@ -294,10 +296,10 @@ impl Client {
         }
     }
 
-    /// Waits until the outbox is empty, at most this long; gives how many messages are left.
+    /// Waits until the outbox is empty, for at most `at_most`. Returns the number of messages left in it.
     ///
     /// # Errors
-    /// `Closed`, or the failure of the local store.
+    /// `Closed`, or the error of the local store.
     pub async fn drain(&self, at_most: Duration) -> Result<usize> {
         let end = tokio::time::Instant::now() + at_most;
         loop {
@@ -309,7 +311,7 @@ impl Client {
         }
     }
 
-    /// Ends the owner and frees the profile. What is in the outbox stays there.
+    /// Stops the driver and releases the profile. Messages in the outbox stay there.
     pub async fn close(self) {
         let _ = self.commands.send(Command::Stop).await;
         let thread = self.owner.thread.lock().ok().and_then(|mut thread| thread.take());
@@ -319,7 +321,7 @@ impl Client {
     }
 }
 
-/// Waits for a thread without holding up the runtime.
+/// Waits for a thread without blocking the runtime.
 async fn join(thread: JoinHandle<()>) {
     while !thread.is_finished() {
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -328,27 +330,27 @@ async fn join(thread: JoinHandle<()>) {
 }
 
 impl Builder {
-    /// Uses this token from now on instead of the stored one.
+    /// Sets a token that replaces the stored one from now on.
     #[must_use]
     pub fn token(mut self, token: impl Into<String>) -> Self {
         self.token = Some(token.into());
         self
     }
 
-    /// Sends nothing to a user whose account key changed until [`Client::accept`] says so: such messages
-    /// are refused with `identity_changed`. Without it the change is an event and sending goes on; what was
-    /// written before the change is never encrypted for the new key either way.
+    /// Refuses messages to a user whose account key changed with `identity_changed`, until [`Client::accept`]
+    /// accepts the new key. Without this option the client only reports the change as an event and keeps
+    /// sending. In both modes a message written before the change is never encrypted for the new key.
     #[must_use]
     pub const fn strict(mut self) -> Self {
         self.strict = true;
         self
     }
 
-    /// Opens the profile and begins to connect.
+    /// Opens the profile and starts to connect.
     ///
     /// # Errors
-    /// `NotFound` if the profile has no account, `Conflict` if another process has it open, and the
-    /// failures of the local store.
+    /// `NotFound` if the profile has no account, `Conflict` if another process has it open, and the errors of
+    /// the local store.
     pub async fn open(self) -> Result<Client> {
         let (commands, queue) = mpsc::channel(COMMANDS);
         let (sends, send_queue) = mpsc::channel(COMMANDS);
@@ -387,14 +389,16 @@ impl Builder {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let ended = match runtime {
                 Ok(runtime) => runtime.block_on(run),
-                Err(error) => Err(Error::new(ErrorKind::Unavailable, "no runtime").caused_by(error)),
+                Err(error) => {
+                    Err(Error::new(ErrorKind::Unavailable, "failed to start the runtime").caused_by(error))
+                }
             };
             if let (Err(error), Ok(mut failure)) = (ended, shared.failure.lock()) {
                 *failure = Some(error);
             }
         });
         let thread = thread
-            .map_err(|e| Error::new(ErrorKind::Unavailable, "the owner thread cannot start").caused_by(e))?;
+            .map_err(|e| Error::new(ErrorKind::Unavailable, "failed to start the thread").caused_by(e))?;
         if let Ok(mut slot) = owner.thread.lock() {
             *slot = Some(thread);
         }
@@ -415,8 +419,8 @@ impl Builder {
     }
 }
 
-/// A stream of events: every durable one after its cursor, in order, how the client stands with the
-/// server, and what passes by.
+/// A stream of events: every durable event after its cursor, in order, the changes of the connection state,
+/// and the ephemeral events.
 #[derive(Debug)]
 pub struct Events {
     client: Client,
@@ -429,15 +433,15 @@ pub struct Events {
 }
 
 impl Events {
-    /// The number of the last durable event given.
+    /// Returns the number of the last durable event that the stream returned.
     pub const fn cursor(&self) -> u64 {
         self.after
     }
 
-    /// The next event. Cancel safe.
+    /// Returns the next event. Cancel safe.
     ///
     /// # Errors
-    /// `Closed` when the client is closed, or the failure of the local store.
+    /// `Closed` if the client is closed, or the error of the local store.
     pub async fn next(&mut self) -> Result<EventRecord> {
         loop {
             if let Some(event) = self.ready.pop_front() {

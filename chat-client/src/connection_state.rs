@@ -1,16 +1,17 @@
-//! How a client stands with the server: a state, so that whoever begins to listen late learns it too.
+//! The state of a client's connection. It is a state, not a series of events, so that a late subscriber also
+//! receives it.
 
 use crate::event::Event;
 
-/// How a client stands with the server. The driver's is current; each stream of events has one of what it
-/// told.
+/// The state of a client's connection. The driver holds the current one; each event stream holds the one that
+/// it has reported.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ConnectionState {
-    /// Sessions opened so far: one that ended between two looks shows.
+    /// Number of sessions opened so far. It reveals a reconnect between two reads.
     sessions: u64,
     online: bool,
     caught_up: bool,
-    /// Why the client gave up, if it did.
+    /// The event that reports why the client stopped, if it did.
     stopped: Option<Event>,
 }
 
@@ -32,12 +33,13 @@ impl ConnectionState {
         self.stopped = Some(why);
     }
 
-    /// It was told to go on after all.
+    /// Clears the stop: the application resumed the client.
     pub(crate) fn resumed(&mut self) {
         self.stopped = None;
     }
 
-    /// The next event that takes somebody who was told `self` to `now`; `None` if they know.
+    /// Advances `self`, the reported state, one step towards `now`. Returns the event of that step, or `None`
+    /// if there is nothing left to report.
     pub(crate) fn follow(&mut self, now: &Self) -> Option<Event> {
         if self.online && (!now.online || now.sessions != self.sessions) {
             self.disconnected();
@@ -68,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_listener_is_told_how_it_stands_and_nothing_twice() {
+    fn late_subscriber_receives_the_current_state_once() {
         let (mut now, mut early) = (ConnectionState::default(), ConnectionState::default());
         assert_eq!(follow_all(&mut early, &now), []);
         now.connected();
@@ -82,7 +84,7 @@ mod tests {
         now.caught_up();
         for listener in [&mut early, &mut late] {
             let expected = [Event::Disconnected, Event::Connected, Event::CaughtUp];
-            assert_eq!(follow_all(listener, &now), expected, "a session in between is not hidden");
+            assert_eq!(follow_all(listener, &now), expected, "a reconnect between two reads was hidden");
             assert_eq!(follow_all(listener, &now), []);
         }
         let why = Event::Error { reason: "unauthorized".into(), message: String::new() };

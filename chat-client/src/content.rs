@@ -1,4 +1,4 @@
-//! What a message says: a versioned protobuf, padded so that its length tells little.
+//! The content of a message: a versioned protobuf, padded so that its length reveals little.
 
 use chat_core::padding::{pad, unpad};
 use chat_core::{Error, ErrorKind, Result};
@@ -8,21 +8,20 @@ use prost::Message as _;
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Content {
-    /// The version of this form: 1.
+    /// Version of this encoding: 1.
     #[prost(uint32, tag = "1")]
     pub version: u32,
-    /// A text.
     #[prost(string, optional, tag = "2")]
     pub text: Option<String>,
 }
 
 impl Content {
-    /// A text.
+    /// Returns the content of a text message.
     pub fn of_text(text: &str) -> Self {
         Self { version: 1, text: Some(text.to_owned()) }
     }
 
-    /// The content, padded.
+    /// Returns the encoded content with padding.
     ///
     /// ```
     /// use chat_client::content::Content;
@@ -32,13 +31,13 @@ impl Content {
         pad(self.encode_to_vec())
     }
 
-    /// Reads padded content.
+    /// Decodes padded content.
     ///
     /// # Errors
-    /// `Invalid` if it is anything else.
+    /// `Invalid` if the bytes are not padded content.
     pub fn unpad(bytes: &[u8]) -> Result<Self> {
         let content = Self::decode(unpad(bytes)?);
-        content.map_err(|_| Error::new(ErrorKind::Invalid, "not a message's content"))
+        content.map_err(|_| Error::new(ErrorKind::Invalid, "failed to decode the content of a message"))
     }
 }
 
@@ -47,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn padding_comes_off_whatever_the_text() {
+    fn unpad_restores_any_padded_text() {
         for text in ["", "\0\0", "x", &"é".repeat(1000), "\u{80}"] {
             assert_eq!(Content::unpad(&Content::of_text(text).pad()), Ok(Content::of_text(text)));
         }

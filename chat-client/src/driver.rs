@@ -1,4 +1,4 @@
-//! The owner of a replica, its store and its ratchets: one task, on a thread of its own.
+//! The driver: the task, on its own thread, that owns a replica, its local store and its ratchets.
 
 mod commands;
 mod encryption;
@@ -27,14 +27,14 @@ use crate::random::random;
 use crate::store::{LocalStore, StoredMessage};
 use crate::suite::{Peer, Suite};
 
-/// Messages the outbox holds; when it is full, `send` waits.
+/// Maximum number of messages in the outbox; while it is full, `send` waits.
 pub(crate) const OUTBOX: usize = 10_000;
-/// Commands taken into one commit.
+/// Maximum number of commands in one commit.
 const BATCH: usize = 256;
 
 type Reply<T> = oneshot::Sender<Result<T>>;
 
-/// What a handle asks of the owner.
+/// A command from a client handle to the driver.
 #[derive(Debug)]
 pub(crate) enum Command {
     Send {
@@ -63,26 +63,26 @@ pub(crate) enum Command {
     Approve(LinkCode, Reply<u8>),
     Unlink(u8, Reply<()>),
     Outbox(Reply<usize>),
-    /// Something that cannot even be queued.
+    /// Records the refusal of a message that cannot be queued.
     Refuse {
         idempotency_key: Option<String>,
         reason: &'static str,
         reply: Reply<Enqueued>,
     },
-    /// Accepts the keys of a user whose safety number is this one.
+    /// Accepts the account key of a user if this is the safety number.
     Accept(UserId, String, Reply<()>),
     Reincarnate(Reply<()>),
     Stop,
 }
 
-/// What an answer of the server is for.
+/// The purpose of a pending request to the server.
 enum Waiting {
     Resolve(Reply<UserId>),
     List(UserId, Reply<SignedDeviceList>),
     Offer(LinkCode, Reply<u8>),
     Approved(SignedDeviceList, Box<(Bytes, LinkCode, Joined)>, Reply<u8>),
     Linked(u8, Reply<u8>),
-    /// Whether a device that was listed has prekeys.
+    /// Checks whether a newly listed device has prekeys.
     Alive(u8),
     Unlinked(SignedDeviceList, Reply<()>),
 }
@@ -100,7 +100,7 @@ pub(crate) struct Driver {
     dialing: Option<Dialing>,
     out: Vec<Bytes>,
     commands: mpsc::Receiver<Command>,
-    /// Messages to send: a queue of their own, not read while the outbox is full.
+    /// `Send` and `Refuse` commands: a separate queue, which is not read while the outbox is full.
     sends: mpsc::Receiver<Command>,
     /// The number of the last durable event.
     last: watch::Sender<u64>,
@@ -109,15 +109,16 @@ pub(crate) struct Driver {
     started: tokio::time::Instant,
     waiting: HashMap<u64, Waiting>,
     tokens: u64,
-    /// Replies to sends that wait for their commit.
+    /// Replies to sends whose commit is pending.
     queued: Vec<(MessageId, Reply<Enqueued>)>,
-    /// Nothing is sent to a user whose account key changed until that is accepted.
+    /// Messages to a user whose account key changed are refused until the new key is accepted.
     strict: bool,
-    /// A device that was put on the list and may not know it: its installation, its number, and when.
+    /// A newly listed device that may not have received its link answer: its installation, its number, and
+    /// the time of the listing in milliseconds since 1970.
     linking: Option<(InstallationId, u8, u64)>,
 }
 
-/// The owner's ends of what it shares with its handles.
+/// The driver's ends of the channels to its client handles.
 pub(crate) struct Channels {
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) sends: mpsc::Receiver<Command>,
@@ -179,7 +180,7 @@ impl Driver {
         })
     }
 
-    /// The number of the last durable event.
+    /// Returns the number of the last durable event.
     pub(crate) fn last_event(&self) -> u64 {
         *self.last.borrow()
     }
@@ -188,8 +189,8 @@ impl Driver {
         Instant::from_millis(self.started.elapsed().as_millis() as u64)
     }
 
-    /// Runs until told to stop, or until the local store fails: then what is durable is right, and what is
-    /// in memory may be ahead of it.
+    /// Runs until a stop command, or until the local store fails. After a failure the durable state is
+    /// correct, and the state in memory may be ahead of it.
     pub(crate) async fn run(mut self) -> Result<()> {
         self.step(Input::Flush)?;
         loop {
@@ -211,7 +212,7 @@ impl Driver {
                 Wakeup::Frame(Ok(Some(bytes))) => match ServerFrame::parse(bytes) {
                     Ok(frame) => self.step(Input::Frame(frame))?,
                     Err(error) => {
-                        tracing::warn!(%error, "the server sent a frame that cannot be read");
+                        tracing::warn!(%error, "received an invalid frame from the server; reconnecting");
                         self.hangup().await;
                         self.step(Input::Disconnected)?;
                     }
@@ -309,7 +310,7 @@ impl Driver {
     }
 
     fn pass(&self, event: Event) {
-        // Nobody may be listening.
+        // The send fails if there is no subscriber.
         let _ = self.passing.send(event);
     }
 
@@ -430,10 +431,10 @@ impl Driver {
                     Stopped::Unauthorized => {
                         ("unauthorized", "the token expired or this device was unlinked: log in again")
                     }
-                    Stopped::Version => ("version", "the server speaks another version"),
+                    Stopped::Version => ("version", "the server does not support this protocol version"),
                     _ => (
                         "superseded",
-                        "another copy of this profile is in use, or it was restored twice in a day",
+                        "another copy of this profile is in use, or it was restored twice within a day",
                     ),
                 };
                 let why = Event::Error { reason: reason.into(), message: message.into() };
@@ -445,14 +446,14 @@ impl Driver {
         Ok(())
     }
 
-    /// Tells every listener how the client stands now, whenever it began to listen.
+    /// Changes the connection state. Every event stream reports it, including streams that start later.
     fn stand(&self, change: impl FnOnce(&mut ConnectionState)) -> Result<()> {
         self.connection_state.send_modify(change);
         Ok(())
     }
 }
 
-/// What was remembered of a device that is being linked.
+/// Reads the stored record of a device that is being linked.
 fn read_linking(store: &LocalStore) -> Result<Option<(InstallationId, u8, u64)>> {
     let Some(value) = store.meta("linking")? else { return Ok(None) };
     let parts = value.split_at_checked(16).and_then(|(installation, rest)| {

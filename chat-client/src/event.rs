@@ -1,170 +1,118 @@
-//! What an application is told. Durable events carry a number that never goes back: a program that was
-//! killed asks for everything after the last one it handled, and misses nothing.
+//! Events for the application. Durable events carry an increasing number: a program that was killed requests
+//! all events after the last one that it handled, and misses none.
 
 use chat_core::MessageId;
 use serde::{Deserialize, Serialize};
 
-/// An event, in the form `chat --json` prints it.
+/// An event, in the form that `chat --json` prints.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Event {
     /// A message is durably in the outbox.
     Queued {
-        /// The program's own key for it.
+        /// The program's own key (`ref`) for the message.
         #[serde(rename = "ref", skip_serializing_if = "Option::is_none", default)]
         idempotency_key: Option<String>,
-        /// Its id.
         message_id: String,
     },
     /// A message is durable on the server: one tick.
     Stored {
-        /// The program's own key for it.
+        /// The program's own key (`ref`) for the message.
         #[serde(rename = "ref", skip_serializing_if = "Option::is_none", default)]
         idempotency_key: Option<String>,
-        /// Its id.
         message_id: String,
-        /// Its conversation.
         conversation: String,
-        /// Its place.
         seq: u64,
     },
-    /// A message of somebody else, or of another device of this user.
+    /// A message from another user, or from another device of this user.
     Message {
-        /// Who sent it.
+        /// The sender's handle, or its user id in hexadecimal if the handle is unknown.
         from: String,
-        /// From which device.
+        /// The number of the sending device.
         device: u8,
-        /// Its conversation.
         conversation: String,
-        /// Its id.
         message_id: String,
-        /// Its place.
         seq: u64,
-        /// What it says.
         text: String,
     },
-    /// Everything up to `seq` is on a device of this user: two ticks.
-    Delivered {
-        /// The conversation.
-        conversation: String,
-        /// Whose device.
-        user: String,
-        /// Up to here.
-        seq: u64,
-    },
-    /// This user has read up to `seq`.
-    Read {
-        /// The conversation.
-        conversation: String,
-        /// Who.
-        user: String,
-        /// Up to here.
-        seq: u64,
-    },
+    /// A device of this user has all messages up to `seq`: two ticks.
+    Delivered { conversation: String, user: String, seq: u64 },
+    /// This user has read all messages up to `seq`.
+    Read { conversation: String, user: String, seq: u64 },
     /// A message will never be stored.
     Refused {
-        /// The program's own key for it.
+        /// The program's own key (`ref`) for the message.
         #[serde(rename = "ref", skip_serializing_if = "Option::is_none", default)]
         idempotency_key: Option<String>,
-        /// Its id, if it had one.
+        /// The message id; `None` if the message was refused before it was queued.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         message_id: Option<String>,
-        /// Why.
         reason: String,
     },
     /// A message arrived that cannot be read.
     Undecryptable {
-        /// Who sent it.
+        /// The sender's handle, or its user id in hexadecimal if the handle is unknown.
         from: String,
-        /// Its conversation.
         conversation: String,
-        /// Its id.
         message_id: String,
-        /// Its place.
         seq: u64,
-        /// Why.
         reason: String,
     },
-    /// The content of a message that could not be read when it came; it belongs at its old place.
+    /// The content of a message that could not be read on arrival; it belongs at its original `seq`.
     Recovered {
-        /// Who sent it.
+        /// The sender's handle, or its user id in hexadecimal if the handle is unknown.
         from: String,
-        /// From which device.
+        /// The number of the sending device.
         device: u8,
-        /// Its conversation.
         conversation: String,
-        /// Its id.
         message_id: String,
-        /// Its place.
         seq: u64,
-        /// What it says.
         text: String,
     },
-    /// Nothing will come for these places.
+    /// No message will arrive for these seqs.
     Gap {
-        /// The conversation.
         conversation: String,
-        /// The first place.
+        /// The first missing seq.
         from_seq: u64,
-        /// The last place.
+        /// The last missing seq, inclusive.
         to_seq: u64,
-        /// Why.
         reason: String,
     },
-    /// The account key of a user is another one.
-    IdentityChanged {
-        /// Who.
-        user: String,
-    },
-    /// A user has another device.
-    DeviceAdded {
-        /// Who.
-        user: String,
-        /// Which.
-        device: u8,
-    },
+    /// The account key of a user changed.
+    IdentityChanged { user: String },
+    /// A user added a device.
+    DeviceAdded { user: String, device: u8 },
     /// A session with the server is open. Not durable.
     Connected,
-    /// It is gone. Not durable.
+    /// The session with the server ended. Not durable.
     Disconnected,
-    /// Everything that waited was received. Not durable.
+    /// The device has received all waiting messages. Not durable.
     CaughtUp,
-    /// Somebody is writing. Not durable.
-    Typing {
-        /// Where.
-        conversation: String,
-        /// Who.
-        user: String,
-    },
-    /// Whether a user is connected. Not durable.
-    Presence {
-        /// Who.
-        user: String,
-        /// Whether.
-        online: bool,
-    },
-    /// Something failed; nothing is lost. Not durable.
+    /// A user is typing. Not durable.
+    Typing { conversation: String, user: String },
+    /// A user connected or disconnected. Not durable.
+    Presence { user: String, online: bool },
+    /// An operation failed; no data is lost. Not durable.
     Error {
-        /// What, for a program.
+        /// The reason as a name, for programs.
         reason: String,
-        /// What, for a person.
+        /// The reason as a text, for users.
         message: String,
     },
 }
 
-/// An event with its number; 0 for those that are not durable.
+/// An event with its number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
 pub struct EventRecord {
-    /// The number.
+    /// The number of a durable event; 0 if the event is not durable.
     pub n: u64,
-    /// The event.
     pub event: Event,
 }
 
 impl EventRecord {
-    /// The line `chat --json` prints.
+    /// Returns the line that `chat --json` prints.
     pub fn to_json(&self) -> String {
         let mut value = serde_json::to_value(&self.event).unwrap_or_default();
         if let (true, Some(object)) = (self.n > 0, value.as_object_mut()) {
@@ -174,13 +122,13 @@ impl EventRecord {
     }
 }
 
-/// What became of a `send`.
+/// The result of a `send`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Enqueued {
-    /// The id of the message, durably in the outbox now. `None` if it was refused, or queued before under
-    /// the same `ref`.
+    /// The id of the message, which is now durably in the outbox. `None` if the message was refused, or was
+    /// queued before under the same `ref`.
     pub message_id: Option<MessageId>,
-    /// For a `ref` that was used before with the same message: what was said about it, unchanged.
+    /// The earlier events of the message, unchanged, if its `ref` was used before for the same message.
     pub repeated: Vec<EventRecord>,
 }

@@ -1,16 +1,16 @@
-//! The client of the chat system: a durable outbox, exactly one showing of every message, receipts,
-//! several devices, and end-to-end encryption by a [`Suite`] that the application chooses.
+//! The client of the chat system: a durable outbox, exactly-once display of messages, receipts, several
+//! devices, and end-to-end encryption by a [`Suite`] that the application chooses.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`suite`] | what an encryption suite does; `chat-signal` is the Signal protocol |
-//! | [`body`], [`content`] | how a message is encrypted once and its key handed to each device |
-//! | [`event`] | what an application is told, with a cursor that misses nothing |
+//! | [`suite`] | trait of an encryption suite; `chat-signal` implements the Signal protocol |
+//! | [`body`], [`content`] | encryption of a message once, and of its key for each device |
+//! | [`event`] | events for the application, with a cursor that misses none |
 //! | [`safety`] | safety numbers |
-//! | [`linking`] | how a second device joins |
+//! | [`linking`] | linking of a second device |
 //! | `store`, `client` (feature `native`) | the local SQLite store, and [`Client`] |
 //!
-//! There is no default suite: [`Client::builder`] demands one, so nothing is ever sent in the clear by
+//! There is no default suite: [`Client::builder`] requires one, so the client never sends plaintext by
 //! accident.
 
 pub mod body;

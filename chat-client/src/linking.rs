@@ -1,8 +1,9 @@
-//! How a second device joins an account: a code is shown on the new device and typed on the old one.
+//! Linking of a second device to an account. The new device shows a code, which the user types on the first
+//! device.
 //!
-//! The code holds a rendezvous and a hash of the new device's public keys; the server passes the keys on
-//! and the hash proves that it did not change them. The answer, sealed to a key of the offer, names the
-//! account key, which the new device pins.
+//! The code holds a rendezvous id and a hash of the new device's public keys. The server forwards the keys,
+//! and the hash proves that the server did not change them. The answer is sealed to a key of the offer and
+//! contains the account key, which the new device pins.
 
 use bytes::Bytes;
 use chacha20poly1305::aead::{Aead, Payload};
@@ -13,7 +14,7 @@ use prost::Message as _;
 use sha2::{Digest, Sha256};
 use x25519_dalek::{PublicKey, StaticSecret};
 
-/// What the new device shows to the old one, through the server.
+/// The public keys that the new device sends to the first device, through the server.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Offer {
@@ -23,12 +24,12 @@ pub struct Offer {
     /// The suite identity key.
     #[prost(bytes = "vec", tag = "2")]
     pub suite_key: Vec<u8>,
-    /// The X25519 key the answer is sealed to.
+    /// The X25519 key that the answer is sealed to.
     #[prost(bytes = "vec", tag = "3")]
     pub ephemeral: Vec<u8>,
 }
 
-/// What the old device answers.
+/// The encoded form of the first device's answer.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct RawAnswer {
     #[prost(bytes = "vec", tag = "1")]
@@ -47,21 +48,19 @@ struct RawAnswer {
 pub struct Joined {
     /// The account key to pin.
     pub account_key: [u8; 32],
-    /// The user.
     pub user: UserId,
-    /// The number the new device got.
+    /// The number that the first device assigned to the new one.
     pub device: DeviceId,
-    /// The user's handle.
     pub handle: Handle,
 }
 
-/// A code as people type it: 16 bytes of rendezvous and 16 of the offer's hash, in hexadecimal groups.
+/// A link code: 16 bytes of rendezvous id and 16 of the offer's hash, typed as hexadecimal groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
 pub struct LinkCode {
-    /// Where the offer is.
+    /// The id under which the server finds the offer.
     pub rendezvous: [u8; 16],
-    /// What it must hash to.
+    /// The first 16 bytes of the offer's hash.
     pub hash: [u8; 16],
 }
 
@@ -70,7 +69,7 @@ fn invalid(what: &'static str) -> Error {
 }
 
 impl Offer {
-    /// The half of the code that proves the offer.
+    /// Returns the half of the code that authenticates the offer.
     pub fn hash(&self) -> [u8; 16] {
         let mut hash = Sha256::new();
         hash.update(b"chat/v1/link");
@@ -83,21 +82,21 @@ impl Offer {
         short
     }
 
-    /// The offer's bytes.
+    /// Returns the encoded offer.
     pub fn to_bytes(&self) -> Bytes {
         self.encode_to_vec().into()
     }
 
-    /// Reads an offer and checks it against a code.
+    /// Decodes an offer and checks it against a code.
     ///
     /// # Errors
-    /// `Denied` if the offer is not the one of the code.
+    /// `Denied` if the offer does not match the code, `Invalid` if it cannot be decoded.
     pub fn check(bytes: &[u8], code: &LinkCode) -> Result<Self> {
-        let offer = Self::decode(bytes).map_err(|_| invalid("not an offer"))?;
+        let offer = Self::decode(bytes).map_err(|_| invalid("failed to decode the offer"))?;
         if offer.hash() != code.hash {
             return Err(Error::new(
                 ErrorKind::Denied,
-                "the server shows another device than the one of the code",
+                "the offer from the server does not match the link code",
             ));
         }
         Ok(offer)
@@ -106,7 +105,7 @@ impl Offer {
     /// Seals the answer to this offer; `secret` must be fresh.
     ///
     /// # Errors
-    /// `Invalid` if the offer's key is not a proper one.
+    /// `Invalid` if the offer's key is not a valid X25519 key.
     pub fn answer(&self, joined: &Joined, secret: [u8; 32]) -> Result<Bytes> {
         let theirs: [u8; 32] = self.ephemeral[..].try_into().map_err(|_| invalid("not an X25519 key"))?;
         let secret = StaticSecret::from(secret);
@@ -120,24 +119,24 @@ impl Offer {
         };
         let sealed = cipher
             .encrypt(&Nonce::from([0; 12]), Payload { msg: &raw.encode_to_vec(), aad: &self.hash() })
-            .map_err(|_| invalid("the answer cannot be sealed"))?;
+            .map_err(|_| invalid("failed to seal the answer"))?;
         Ok([&own.as_bytes()[..], &sealed].concat().into())
     }
 
-    /// Opens the answer to this offer with the secret of its ephemeral key.
+    /// Decrypts the answer to this offer with the secret of its ephemeral key.
     ///
     /// # Errors
-    /// `Denied` if it was not sealed to this offer.
+    /// `Denied` if it was not sealed to this offer, `Invalid` if it is malformed.
     pub fn open(&self, answer: &[u8], secret: &[u8; 32]) -> Result<Joined> {
-        let (theirs, sealed) = answer.split_at_checked(32).ok_or_else(|| invalid("not an answer"))?;
-        let theirs: [u8; 32] = theirs.try_into().map_err(|_| invalid("not an answer"))?;
+        let (theirs, sealed) = answer.split_at_checked(32).ok_or_else(|| invalid("truncated answer"))?;
+        let theirs: [u8; 32] = theirs.try_into().map_err(|_| invalid("truncated answer"))?;
         let cipher = cipher(&StaticSecret::from(*secret), PublicKey::from(theirs))?;
         let opened = cipher
             .decrypt(&Nonce::from([0; 12]), Payload { msg: sealed, aad: &self.hash() })
             .map_err(|_| Error::new(ErrorKind::Denied, "the answer is not for this device"))?;
-        let raw = RawAnswer::decode(&opened[..]).map_err(|_| invalid("not an answer"))?;
+        let raw = RawAnswer::decode(&opened[..]).map_err(|_| invalid("failed to decode the answer"))?;
         Ok(Joined {
-            account_key: raw.account_key[..].try_into().map_err(|_| invalid("not an account key"))?,
+            account_key: raw.account_key[..].try_into().map_err(|_| invalid("malformed account key"))?,
             user: UserId::parse(&raw.user)?,
             device: DeviceId::new(raw.device)?,
             handle: Handle::new(&raw.handle)?,
@@ -148,17 +147,17 @@ impl Offer {
 fn cipher(secret: &StaticSecret, theirs: PublicKey) -> Result<ChaCha20Poly1305> {
     let shared = secret.diffie_hellman(&theirs);
     if !shared.was_contributory() {
-        return Err(invalid("a key of small order"));
+        return Err(invalid("the key has small order"));
     }
     let mut key = [0; 32];
     Hkdf::<Sha256>::new(None, shared.as_bytes())
         .expand(b"chat/v1/link-answer", &mut key)
-        .map_err(|_| invalid("no key"))?;
+        .map_err(|_| invalid("failed to derive a key"))?;
     Ok(ChaCha20Poly1305::new(&Key::from(key)))
 }
 
 impl LinkCode {
-    /// The code in groups of eight characters.
+    /// Returns the code in groups of eight hexadecimal digits.
     pub fn to_text(&self) -> String {
         let hex: String =
             self.rendezvous.iter().chain(&self.hash).map(|byte| format!("{byte:02x}")).collect();
@@ -166,10 +165,10 @@ impl LinkCode {
         groups.join("-")
     }
 
-    /// Reads a code; case, spaces and dashes do not matter.
+    /// Parses a code; ignores case, spaces and dashes.
     ///
     /// # Errors
-    /// `Invalid` if it is not one.
+    /// `Invalid` if it does not have 64 hexadecimal digits.
     pub fn parse(text: &str) -> Result<Self> {
         let hex: String = text.chars().filter(|c| !c.is_whitespace() && *c != '-').collect();
         let digits: Option<Vec<u8>> = hex.chars().map(|c| c.to_digit(16).map(|d| d as u8)).collect();
@@ -188,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_joins_by_its_code_alone() {
+    fn device_joins_only_with_the_offer_of_its_code() {
         let secret = [7; 32];
         let ephemeral = PublicKey::from(&StaticSecret::from(secret)).as_bytes().to_vec();
         let offer = Offer { device_key: vec![1; 32], suite_key: vec![2; 33], ephemeral };
@@ -203,9 +202,9 @@ mod tests {
         };
         let answer = seen.answer(&joined, [8; 32]).unwrap();
         assert_eq!(offer.open(&answer, &secret), Ok(joined));
-        assert!(offer.open(&answer, &[9; 32]).is_err(), "another device");
+        assert!(offer.open(&answer, &[9; 32]).is_err(), "opened with the key of another device");
 
         let swapped = Offer { device_key: vec![6; 32], ..offer };
-        assert!(Offer::check(&swapped.to_bytes(), &code).is_err(), "a server that shows its own device");
+        assert!(Offer::check(&swapped.to_bytes(), &code).is_err(), "accepted a swapped offer");
     }
 }

@@ -1,4 +1,4 @@
-//! A profile: the keys of an account and a device in a local store, and how they come to be.
+//! A profile: the keys of an account and a device in a local store. Registration and linking create it.
 
 use bytes::Bytes;
 use chat_core::backend::Transport;
@@ -18,9 +18,7 @@ use crate::suite::{Suite, SuiteTx};
 
 /// The account and device of a local store.
 pub struct Profile {
-    /// Who this is.
     pub device: DeviceAddress,
-    /// What people type to reach this user.
     pub handle: Handle,
     device_key: SigningKey,
     account_secret: Option<SigningKey>,
@@ -33,7 +31,7 @@ impl std::fmt::Debug for Profile {
     }
 }
 
-/// A device that waits to be linked.
+/// A new device that waits for the approval of its link code.
 #[derive(Debug)]
 pub struct PendingLink {
     store: LocalStore,
@@ -52,7 +50,7 @@ impl Profile {
     /// Reads the profile of a store.
     ///
     /// # Errors
-    /// `NotFound` if none was registered or linked.
+    /// `NotFound` if the store has no registered or linked account.
     pub fn load(store: &LocalStore) -> Result<Self> {
         let missing =
             || Error::new(ErrorKind::NotFound, "the profile has no account: register or link it first");
@@ -77,22 +75,22 @@ impl Profile {
         })
     }
 
-    /// Whether this device holds the account key, and so can approve others.
+    /// Returns whether this device holds the account key and so can approve other devices.
     pub const fn is_primary(&self) -> bool {
         self.account_secret.is_some()
     }
 
-    /// The public account key.
+    /// Returns the public account key.
     pub const fn account_key(&self) -> &[u8; 32] {
         &self.account_key
     }
 
-    /// A signature of the device key.
+    /// Signs a message with the device key.
     pub fn sign(&self, message: &[u8]) -> Bytes {
         Bytes::copy_from_slice(&self.device_key.sign(message).to_bytes())
     }
 
-    /// The list that follows `before`, with these devices, signed by the account key.
+    /// Returns the device list that follows `before`, with these devices, signed by the account key.
     ///
     /// # Errors
     /// `Denied` if this device does not hold the account key.
@@ -108,11 +106,11 @@ impl Profile {
         sign_list(key, &DeviceList::next(before, now, devices))
     }
 
-    /// Opens an account. Repeating it after a lost answer is the same registration.
+    /// Registers an account. The call is idempotent: a repeat after a lost answer is the same registration.
     ///
     /// # Errors
-    /// `Conflict` if the handle is taken or the profile has another account, `Denied` if the token is not
-    /// accepted, and those of dialling.
+    /// `Conflict` if the handle is taken or the profile belongs to another account, `Denied` if the server
+    /// rejects the token, and the errors of dialling.
     pub async fn register(
         profile: impl Into<StoreConfig>,
         dialer: &Dialer,
@@ -128,13 +126,13 @@ impl Profile {
         Self::open_account(store, transport, handle, token, false).await
     }
 
-    /// Opens the account of this handle anew, because every device of it is lost. It keeps its user; its
-    /// account key is another one, of which everybody who knew the old one is told. Takes a token that
-    /// names the handle.
+    /// Replaces the account key of this handle, for an account whose devices are all lost. The user id stays
+    /// the same. Clients that have the old account key report the change as an `IdentityChanged` event.
+    /// Requires a token that names the handle.
     ///
     /// # Errors
-    /// `NotFound` if there is no such account, `Denied` without a token for it, `Conflict` if the profile has
-    /// an account or the account changed meanwhile (try again), and those of dialling.
+    /// `NotFound` if there is no such account, `Denied` without a token for it, `Conflict` if the profile
+    /// belongs to another account or if the account changed concurrently (retry), and the errors of dialling.
     pub async fn replace(
         profile: impl Into<StoreConfig>,
         dialer: &Dialer,
@@ -144,7 +142,7 @@ impl Profile {
     ) -> Result<()> {
         let Some(mut store) = Self::begin(profile.into(), handle)? else { return Ok(()) };
         let mut transport = dialer.dial().await?;
-        // Keys of an account that was never opened, if somebody tried to register first, replace nothing.
+        // Keys from an unfinished `register` (list version 1) cannot replace an account: make new ones.
         let replaces = store.meta("first_list")?.map(DeviceList::read).transpose()?;
         if replaces.is_none_or(|list| list.version == 1) || store.meta("account_secret")?.is_none() {
             let lookup = Registration::Lookup { token: token.to_owned(), handle: handle.clone() };
@@ -156,8 +154,8 @@ impl Profile {
         Self::open_account(store, transport, handle, token, true).await
     }
 
-    /// The store of a profile that has no account yet, or that of this handle half opened; `None` if it is
-    /// open.
+    /// Opens the store of a profile that has no account, or an unfinished registration of this handle.
+    /// Returns `None` if the account is already registered.
     fn begin(profile: StoreConfig, handle: &Handle) -> Result<Option<LocalStore>> {
         let store = LocalStore::open(&profile)?;
         let known = store.meta("handle")?;
@@ -174,7 +172,7 @@ impl Profile {
         token: &str,
         replace: bool,
     ) -> Result<()> {
-        let missing = || Error::new(ErrorKind::Corrupt, "the profile lost its keys");
+        let missing = || Error::new(ErrorKind::Corrupt, "the profile has no account keys");
         let account = secret(&store, "account_secret")?.ok_or_else(missing)?;
         let encoded: Bytes = store.meta("first_list")?.ok_or_else(missing)?.into();
         let list = sign_list_bytes(&account, encoded)?;
@@ -183,10 +181,11 @@ impl Profile {
         let registration = Registration::Account { token: token_text, handle, list, replace };
         match request(transport.as_mut(), registration).await {
             Ok((opened, _)) if opened == user => {}
-            Ok(_) => return Err(Error::new(ErrorKind::Invalid, "the server opened another account")),
+            Ok(_) => return Err(Error::new(ErrorKind::Invalid, "the server registered another account")),
             Err(error) => {
                 if replace && error.kind() != ErrorKind::Throttled {
-                    // The list that ours follows may be no longer the last: the next try asks again.
+                    // The list that ours follows may no longer be the latest: the next attempt fetches it
+                    // again.
                     store.remove_meta("account_secret")?;
                     store.commit_open()?;
                 }
@@ -200,7 +199,7 @@ impl Profile {
         Ok(())
     }
 
-    /// Keys and the first list of this account key, durable before anything is sent.
+    /// Makes the keys and the first device list of the account key, durably, before anything is sent.
     fn make_keys(
         store: &mut LocalStore,
         suite: &mut dyn Suite,
@@ -225,10 +224,10 @@ impl Profile {
         store.commit_open()
     }
 
-    /// Shows this device to the server and waits to be linked.
+    /// Sends the offer of this device to the server. Returns the link that waits for approval.
     ///
     /// # Errors
-    /// `Conflict` if the profile has an account already, and those of dialling.
+    /// `Conflict` if the profile already has an account, and the errors of dialling.
     pub async fn link(
         profile: impl Into<StoreConfig>,
         dialer: &Dialer,
@@ -237,7 +236,7 @@ impl Profile {
     ) -> Result<PendingLink> {
         let mut store = LocalStore::open(&profile.into())?;
         if store.meta("registered")?.is_some() || store.meta("account_secret")?.is_some() {
-            return Err(Error::new(ErrorKind::Conflict, "the profile has an account already"));
+            return Err(Error::new(ErrorKind::Conflict, "the profile already has an account"));
         }
         let device = SigningKey::from_bytes(&Zeroizing::new(random()?));
         store.set_meta("device_key", &device.to_bytes())?;
@@ -263,22 +262,23 @@ impl Profile {
 }
 
 impl PendingLink {
-    /// The code to type on the first device.
+    /// Returns the code to type on the first device.
     pub const fn code(&self) -> &LinkCode {
         &self.code
     }
 
-    /// Waits until the first device approved.
+    /// Waits until the first device approves this one.
     ///
     /// # Errors
-    /// `Denied` if the answer is not for this device, `Closed` if the server closed or nobody approved.
+    /// `Denied` if the answer is not for this device, `Closed` if the server closes the connection first, for
+    /// example because no device approved this one.
     pub async fn wait(mut self) -> Result<()> {
         let answer = loop {
             match next_frame(self.transport.as_mut()).await? {
                 ServerFrame::LinkAnswer(answer) => break answer,
                 ServerFrame::Refused(Subject::Opening, refusal) => return Err(refused(&refusal)),
                 ServerFrame::Close { .. } => {
-                    return Err(Error::new(ErrorKind::Closed, "nobody approved this device"));
+                    return Err(Error::new(ErrorKind::Closed, "no device approved this one"));
                 }
                 _ => {}
             }
@@ -295,7 +295,7 @@ impl PendingLink {
     }
 }
 
-/// Sends a registration and waits for what it opened.
+/// Sends a registration and waits for the answer: the user, and the device list for a lookup.
 async fn request(
     transport: &mut dyn Transport,
     registration: Registration,
@@ -328,7 +328,7 @@ fn refused(refusal: &Refusal) -> Error {
         Refusal::Throttled(_) | Refusal::Retry(_) => {
             Error::new(ErrorKind::Throttled, "the server is busy: try again")
         }
-        _ => Error::new(ErrorKind::Invalid, "the server refused"),
+        _ => Error::new(ErrorKind::Invalid, "the server refused the registration"),
     }
 }
 
@@ -339,6 +339,6 @@ fn sign_list(key: &SigningKey, list: &DeviceList) -> Result<SignedDeviceList> {
 fn sign_list_bytes(key: &SigningKey, encoded: Bytes) -> Result<SignedDeviceList> {
     let signature = Bytes::copy_from_slice(&key.sign(&DeviceList::transcript(&encoded)).to_bytes());
     let signed = SignedDeviceList::verify(encoded, key.verifying_key().to_bytes(), signature)?;
-    debug_assert!(encode_list(&signed).len() < 4096, "a list fits its frame");
+    debug_assert!(encode_list(&signed).len() < 4096, "a device list has 4096 bytes or more");
     Ok(signed)
 }

@@ -1,9 +1,9 @@
 use chat_core::{Error, ErrorKind, Result};
 
-/// Random bytes from the system.
+/// Returns random bytes from the system.
 pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes)
-        .map_err(|_| Error::new(ErrorKind::Unavailable, "the system gives no randomness"))?;
+        .map_err(|_| Error::new(ErrorKind::Unavailable, "failed to read system randomness"))?;
     Ok(bytes)
 }

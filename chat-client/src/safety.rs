@@ -1,5 +1,5 @@
-//! Safety numbers over account keys: 5,200 rounds of SHA-512, as Signal's, so that making a key with a
-//! chosen number is expensive; 30 digits a side, the lower side first.
+//! Safety numbers over account keys: 5,200 rounds of SHA-512, as in Signal, so that it is expensive to make a
+//! key with a chosen number; 30 digits per side, the lower side first.
 
 use chat_core::UserId;
 use sha2::{Digest, Sha512};
@@ -24,7 +24,7 @@ fn half(user: UserId, account_key: &[u8; 32]) -> String {
         .collect()
 }
 
-/// The safety number of two accounts: 60 digits in 12 groups of five, the same from both sides.
+/// Returns the safety number of two accounts: 60 digits in 12 groups of five, the same from both sides.
 ///
 /// ```
 /// use chat_client::safety::safety_number;

@@ -1,6 +1,6 @@
 //! The local store: SQLite, one file, one process at a time.
 //!
-//! Everything between two commits lies in one transaction: ratchets, plaintext, cursors, outbox and events
+//! All changes between two commits are in one transaction: ratchets, plaintext, cursors, outbox and events
 //! become durable together or not at all.
 
 mod changes;
@@ -28,7 +28,7 @@ use zeroize::Zeroizing;
 use crate::event::EventRecord;
 use crate::suite::{SuiteTx, Table};
 
-/// The version of the tables; a store of a later one is not opened.
+/// Version of the tables. A store of a later version is not opened.
 const VERSION: i64 = 2;
 
 const SCHEMA: &str = "
@@ -56,7 +56,7 @@ CREATE TABLE events (n INTEGER PRIMARY KEY AUTOINCREMENT, message_id BLOB, event
 CREATE INDEX events_by_id ON events (message_id) WHERE message_id IS NOT NULL;
 ";
 
-/// What version 2 added to version 1.
+/// Migration from version 1 to version 2.
 const FROM_1: &str = "
 ALTER TABLE messages ADD COLUMN audience BLOB;
 ALTER TABLE messages ADD COLUMN unasked INTEGER NOT NULL DEFAULT 0;
@@ -68,7 +68,7 @@ ALTER TABLE outbox ADD COLUMN bound INTEGER NOT NULL DEFAULT 0;
 
 type Blob = Option<Vec<u8>>;
 
-/// One incarnation in this long, unless the user asks for another.
+/// Milliseconds in which a store takes at most one new incarnation, unless the user requests another.
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// The open local store.
@@ -77,7 +77,7 @@ pub struct LocalStore {
     db: Connection,
     open: bool,
     own: Option<DeviceAddress>,
-    /// Held as long as the store is open; freed by any death of the process.
+    /// File lock, held while the store is open. The system releases it however the process ends.
     _lock: File,
 }
 
@@ -87,7 +87,7 @@ fn failed(error: rusqlite::Error) -> Error {
     Error::new(ErrorKind::Unavailable, what).caused_by(error)
 }
 
-/// A database that is none: it is encrypted, and not with what was given.
+/// Maps `NotADatabase` to `Denied`: the database is encrypted, but not with the given key or passphrase.
 fn locked_out(error: rusqlite::Error) -> Error {
     if error.sqlite_error_code() == Some(rusqlite::ErrorCode::NotADatabase) {
         return Error::new(ErrorKind::Denied, "the key or passphrase of the profile is missing or wrong");
@@ -114,15 +114,15 @@ fn digest(to: &Recipient, text: &str) -> Vec<u8> {
         .to_vec()
 }
 
-/// What a message's `ref` was used for before.
+/// The earlier use of a message's `ref`.
 #[derive(Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_enums)]
 pub enum KnownKey {
-    /// Nothing.
+    /// The `ref` was not used before.
     New,
-    /// The same message: what was said about it.
+    /// The `ref` was used for the same message, with these events so far.
     Same(Vec<EventRecord>),
-    /// Another one.
+    /// The `ref` was used for another message.
     Other,
 }
 
@@ -130,33 +130,30 @@ pub enum KnownKey {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
 pub struct StoredMessage {
-    /// Its conversation.
     pub conversation: ConversationId,
-    /// Its place.
     pub seq: Seq,
-    /// Who sent it.
+    /// The sender.
     pub user: UserId,
-    /// From which device.
+    /// The number of the sending device.
     pub device: u8,
-    /// Its id.
     pub id: MessageId,
-    /// What it says; `None` if it cannot be read.
+    /// `None` if the message cannot be read.
     pub text: Option<String>,
-    /// When it was sent, in milliseconds since 1970.
+    /// Send time in milliseconds since 1970.
     pub sent_at: u64,
 }
 
 impl LocalStore {
-    /// Opens the store in a profile directory, making it if it is not there.
+    /// Opens the store in a profile directory; creates it if it does not exist.
     ///
     /// # Errors
-    /// `Conflict` if another process has the profile open, `Invalid` if it is of a later version, `Denied` if
-    /// it is encrypted and not with this key or passphrase, or not encrypted and one is given,
-    /// `Unavailable` if it cannot be read or written.
+    /// `Conflict` if another process has the profile open, `Invalid` if a later version made it, `Denied` if
+    /// it is encrypted and the key or passphrase is missing or wrong, or if it is not encrypted and one is
+    /// given, `Unavailable` if it cannot be read or written.
     pub fn open(path: &StoreConfig) -> Result<Self> {
         let profile = path.dir();
         let io =
-            |e: std::io::Error| Error::new(ErrorKind::Unavailable, "the profile cannot be used").caused_by(e);
+            |e: std::io::Error| Error::new(ErrorKind::Unavailable, "failed to open the profile").caused_by(e);
         create_private(profile).map_err(io)?;
         let lock = File::options()
             .create(true)
@@ -173,7 +170,7 @@ impl LocalStore {
         }
         let db = Connection::open(profile.join("chat.sqlite")).map_err(failed)?;
         if let Some(key) = path.database_key()? {
-            // A raw key: SQLCipher stretches nothing itself.
+            // A raw key, from which SQLCipher derives no other key.
             let hex: Zeroizing<String> =
                 key.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into();
             let pragma =
@@ -210,10 +207,10 @@ impl LocalStore {
         Ok(())
     }
 
-    /// Makes durable what was changed since the last commit.
+    /// Makes all changes since the last commit durable.
     ///
     /// # Errors
-    /// `Unavailable`: nothing of it is durable.
+    /// `Unavailable` if the commit fails; then none of the changes is durable.
     pub fn commit_open(&mut self) -> Result<()> {
         if std::mem::take(&mut self.open) {
             self.db.execute_batch("COMMIT").map_err(failed)?;
@@ -226,7 +223,7 @@ impl LocalStore {
         self.db.prepare_cached(sql).and_then(|mut statement| statement.execute(params)).map_err(failed)
     }
 
-    /// A value of the profile.
+    /// Returns a value of the profile.
     ///
     /// # Errors
     /// If the store fails.
@@ -257,10 +254,10 @@ impl LocalStore {
         Ok(self.meta(key)?.and_then(|v| v.try_into().ok()).map_or(0, u64::from_be_bytes))
     }
 
-    /// What a replica goes on from.
+    /// Loads the state from which a replica continues.
     ///
     /// # Errors
-    /// If the store fails or does not read back.
+    /// If the store fails or its content cannot be decoded.
     pub fn load(&mut self, device: DeviceAddress) -> Result<ReplicaSnapshot> {
         self.own = Some(device);
         let mut saved = ReplicaSnapshot::new(device);
@@ -345,7 +342,7 @@ impl LocalStore {
         Ok(all)
     }
 
-    /// Whether a message of this sender and id is here.
+    /// Returns whether the store has a message with this sender and id.
     ///
     /// # Errors
     /// If the store fails.
@@ -356,7 +353,7 @@ impl LocalStore {
             .map_err(failed)
     }
 
-    /// The content of an own message, if a device that asks for it was in its audience.
+    /// Returns the content of an own message, if the device that requests it was in its audience.
     ///
     /// # Errors
     /// If the store fails.
@@ -385,7 +382,7 @@ impl LocalStore {
             let was_in_it = audience.chunks(16).any(|installation| installation == asker.as_bytes());
             return Ok(content.filter(|_| was_in_it).map(Bytes::from));
         }
-        // Others may have it before this device knows that it is stored.
+        // Other devices may receive the message before this device learns that it is stored.
         let waiting: Option<(Vec<u8>, Vec<u8>)> = self
             .db
             .prepare_cached(
@@ -399,7 +396,7 @@ impl LocalStore {
         Ok((was_in_it && publish.number.conversation == conversation).then(|| content.into()))
     }
 
-    /// Whether the account key of a user changed and nobody accepted the new one.
+    /// Returns whether the account key of a user changed and the new one is not accepted yet.
     ///
     /// # Errors
     /// If the store fails.
@@ -407,7 +404,7 @@ impl LocalStore {
         Ok(self.meta(&changed_key(user))?.is_some())
     }
 
-    /// Accepts the account key of a user.
+    /// Accepts the current account key of a user, in the open transaction.
     ///
     /// # Errors
     /// If the store fails.
@@ -441,7 +438,7 @@ fn number(row: &rusqlite::Row<'_>, index: usize) -> Result<u64> {
 fn read_publish(bytes: Vec<u8>) -> Result<Publish> {
     match ClientFrame::parse(bytes.into(), &Bytes::new())? {
         ClientFrame::Publish(publish) => Ok(publish),
-        _ => Err(corrupt("the outbox does not read back")),
+        _ => Err(corrupt("failed to decode an outbox entry")),
     }
 }
 
@@ -449,7 +446,7 @@ fn read_events(mut rows: rusqlite::Rows<'_>) -> Result<Vec<EventRecord>> {
     let mut events = Vec::new();
     while let Some(row) = rows.next().map_err(failed)? {
         let text: String = row.get(1).map_err(failed)?;
-        let event = serde_json::from_str(&text).map_err(|_| corrupt("an event does not read back"))?;
+        let event = serde_json::from_str(&text).map_err(|_| corrupt("failed to decode an event"))?;
         events.push(EventRecord { n: number(row, 0)?, event });
     }
     Ok(events)

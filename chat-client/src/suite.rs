@@ -1,4 +1,4 @@
-//! What an end-to-end encryption suite does.
+//! The interface of an end-to-end encryption suite.
 
 use std::fmt;
 
@@ -9,56 +9,58 @@ use chat_core::{DeviceId, InstallationId, Result};
 
 /// Pairwise encryption between devices.
 ///
-/// Object-safe and synchronous: a suite is owned by one task (a thread where there are threads) together
-/// with the local store, and everything it changes lies in the one open transaction, so ratchet state,
-/// plaintext, position and outbox become durable together or not at all.
+/// The trait is object-safe and synchronous. One task (on native targets one thread) owns the suite together
+/// with the local store. All changes of the suite are part of the one open transaction, so ratchet state,
+/// plaintext, cursors and outbox become durable together or not at all.
 pub trait Suite: fmt::Debug + Send {
-    /// The public identity key of this device, made at the first call.
+    /// Returns the public identity key of this device. The first call creates it.
     ///
     /// # Errors
     /// If the store or the system's randomness fails.
     fn identity(&mut self, tx: &mut dyn SuiteTx) -> Result<Bytes>;
 
-    /// Whether there is a session to send to this device with.
+    /// Returns whether there is a session that can encrypt for this device.
     ///
     /// # Errors
     /// If the store fails.
     fn has_session(&mut self, tx: &mut dyn SuiteTx, peer: &Peer) -> Result<bool>;
 
-    /// Begins a session from a prekey bundle whose signature by the device key was checked.
+    /// Starts a session from a prekey bundle. The caller has verified the bundle's signature by the device
+    /// key.
     ///
     /// # Errors
-    /// `Invalid` if the bundle is not a proper one; nothing is changed then.
+    /// `Invalid` if the suite rejects the bundle; then nothing is changed.
     fn start_session(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, bundle: &PrekeyBundle) -> Result<()>;
 
-    /// Encrypts for a device.
+    /// Encrypts a plaintext for a device.
     ///
     /// # Errors
-    /// `NotFound` without a session that can be used.
+    /// `NotFound` without a usable session.
     fn seal(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, plaintext: &[u8]) -> Result<Bytes>;
 
-    /// Decrypts what a device sent, or says why it cannot be read: nothing is changed then.
+    /// Decrypts a message from a device, or returns the reason why it cannot be read; then nothing is
+    /// changed.
     ///
     /// # Errors
     /// If the store fails.
     fn open(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, sealed: &[u8]) -> Result<DecryptResult>;
 
-    /// Lets the next message to this device begin a new session. What is on its way in the old one can still
-    /// be read.
+    /// Ends the session with this device, so that the next message to it starts a new one. Messages in flight
+    /// in the old session stay readable.
     ///
     /// # Errors
     /// If the store fails.
     fn end_session(&mut self, tx: &mut dyn SuiteTx, peer: InstallationId) -> Result<()>;
 
-    /// Encrypts a body under a fresh key; the box of each recipient will hold the key. A suite that has no
-    /// reason to differ calls [`body::encrypt`](crate::body::encrypt).
+    /// Encrypts a body under a fresh key; the box of each recipient will contain the key. Usually calls
+    /// [`body::encrypt`](crate::body::encrypt).
     fn encrypt_body(&self, key: &[u8; 32], context: &[u8], content: &[u8]) -> Option<Vec<u8>>;
 
-    /// Opens a body with the key of a box; `None` if it does not belong to the key. Usually
-    /// [`body::decrypt`](crate::body::decrypt).
+    /// Decrypts a body with the key from a box. Returns `None` if the body does not belong to the key.
+    /// Usually calls [`body::decrypt`](crate::body::decrypt).
     fn decrypt_body(&self, key: &[u8], context: &[u8], body: &[u8]) -> Option<Vec<u8>>;
 
-    /// Makes one-time prekeys with ids from `first`, and the signed part of the bundle.
+    /// Makes one-time prekeys with ids from `first`. Returns the signed part of the bundle, and the prekeys.
     ///
     /// # Errors
     /// If the store or the system's randomness fails.
@@ -69,31 +71,29 @@ pub trait Suite: fmt::Debug + Send {
         count: u64,
     ) -> Result<(Bytes, Vec<OneTimePrekey>)>;
 
-    /// Drops every session and prekey; the identity stays.
+    /// Drops every session and prekey; keeps the identity.
     ///
     /// # Errors
     /// If the store fails.
     fn reset(&mut self, tx: &mut dyn SuiteTx) -> Result<()>;
 
-    /// Writes what is still in memory into the transaction, which is about to be committed.
+    /// Writes changes that are still in memory into the transaction. The caller commits it next.
     ///
     /// # Errors
     /// If the store fails.
     fn flush(&mut self, tx: &mut dyn SuiteTx) -> Result<()>;
 }
 
-/// What a device sent, or why it cannot be read.
+/// The plaintext of a message, or the reason why it cannot be read.
 pub type DecryptResult = std::result::Result<Vec<u8>, Unreadable>;
 
 /// The device at the other end of a session.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Peer {
-    /// Its installation.
     pub installation: InstallationId,
-    /// Its number.
     pub device: DeviceId,
-    /// Its suite identity key, from a device list that its account key signed.
+    /// Its suite identity key, from a device list that the account key signed.
     pub identity: Bytes,
 }
 
@@ -103,13 +103,13 @@ pub struct Peer {
 pub struct PrekeyBundle {
     /// The part that the device key signed.
     pub signed: Bytes,
-    /// A one-time prekey; empty when none was left.
+    /// A one-time prekey; empty if the device had none left.
     pub one_time: Bytes,
 }
 
-/// The suite's part of the open transaction.
+/// The suite's access to the open transaction.
 pub trait SuiteTx {
-    /// The value of a key.
+    /// Returns the value of a key.
     ///
     /// # Errors
     /// If the store fails.
@@ -133,24 +133,21 @@ pub trait SuiteTx {
     /// If the store fails.
     fn clear(&mut self, table: Table) -> Result<()>;
 
-    /// Milliseconds since 1970.
+    /// Returns the current time in milliseconds since 1970.
     fn now_ms(&self) -> u64;
 }
 
-/// The tables a suite may use.
+/// A table that a suite may use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[allow(clippy::exhaustive_enums)]
 pub enum Table {
-    /// The own identity; survives everything.
+    /// The device's own identity; survives [`Suite::reset`].
     Identity = 0,
-    /// Sessions.
     Sessions = 1,
     /// One-time prekeys.
     Prekeys = 2,
-    /// Signed prekeys.
     SignedPrekeys = 3,
-    /// KEM prekeys.
     KemPrekeys = 4,
-    /// Base keys seen with reusable KEM prekeys.
+    /// Base keys of first messages that used a reusable KEM prekey.
     SeenBaseKeys = 5,
 }

@@ -1,37 +1,52 @@
-//! Conformance suite for backends. Each trait has a list of cases: plain functions with names, each run on a
-//! fresh and isolated backend. Each contract sentence of a trait names its case.
+//! Conformance suites for backends: one test per case, a model-based test, and mutants that prove the suites.
 //!
-//! ```
+//! A backend has a test target of its own (`harness = false`) whose `main` runs the suite:
+//!
+//! ```no_run
 //! use chat_core::{conformance, memory::MemoryStore};
-//! # fn block_on<T>(future: impl std::future::Future<Output = T>) -> T {
-//! #     let mut future = std::pin::pin!(future);
-//! #     loop {
-//! #         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-//! #         if let std::task::Poll::Ready(value) = future.as_mut().poll(&mut context) { return value; }
-//! #     }
-//! # }
-//! for case in conformance::message_store() {
-//!     block_on((case.run)(std::sync::Arc::new(MemoryStore::new()))).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+//! use std::sync::Arc;
+//!
+//! fn main() -> std::process::ExitCode {
+//!     conformance::message_store(|| async { Arc::new(MemoryStore::new()) }).run()
 //! }
 //! ```
+//!
+//! Each contract sentence of a trait names its case. [`cases`] has the cases as plain functions, for a program with
+//! a runner of its own. The model-based test compares random operations with the in-memory reference. [`mutants`]
+//! are backends that break one rule each; the suites find all of them.
 
 mod authenticator;
+mod durability;
 mod key_directory;
 mod message_store;
+mod model;
+pub mod mutants;
 mod presence;
 mod push_sink;
 mod registry;
 mod router;
+mod suite;
+mod talk;
 mod transport;
 
-pub use authenticator::{AuthenticatorFixture, authenticator};
-pub use key_directory::key_directory;
-pub use message_store::{message_store, shared_message_store};
-pub use presence::presence;
-pub use push_sink::push_sink;
-pub use registry::registry;
-pub use router::router;
-pub use transport::{TransportPair, transport};
+/// The named cases of each trait, as plain functions that run on a fresh backend.
+pub mod cases {
+    pub use super::authenticator::authenticator;
+    pub use super::key_directory::key_directory;
+    pub use super::message_store::{message_store, shared_message_store};
+    pub use super::presence::presence;
+    pub use super::push_sink::push_sink;
+    pub use super::registry::registry;
+    pub use super::router::router;
+    pub use super::transport::transport;
+}
+
+pub use authenticator::AuthenticatorFixture;
+pub use suite::{
+    Suite, authenticator, durable_message_store, key_directory, message_store, presence, push_sink, registry,
+    router, shared_message_store,
+};
+pub use transport::TransportPair;
 
 use std::fmt;
 use std::future::Future;
@@ -60,12 +75,12 @@ impl<B: ?Sized> fmt::Debug for Case<B> {
 }
 
 /// Builds a list of cases from functions, each under the function's name.
-macro_rules! cases {
+macro_rules! list_cases {
     ($($name:ident),+ $(,)?) => {
         vec![$(crate::conformance::Case { name: stringify!($name), run: |backend| Box::pin($name(backend)) }),+]
     };
 }
-use cases;
+use list_cases;
 
 fn equal<T: PartialEq + fmt::Debug>(left: T, right: T, what: &str) -> Outcome {
     if left == right { Ok(()) } else { Err(format!("{what}: {left:?} is not {right:?}")) }

@@ -22,18 +22,18 @@ fn check<B: ?Sized>(cases: Vec<Case<B>>, fresh: impl Fn() -> Arc<B>) {
 
 #[test]
 fn memory_store() {
-    check(conformance::message_store(), || Arc::new(MemoryStore::new()));
-    check(conformance::shared_message_store(), || Arc::new(MemoryStore::new()));
+    check(conformance::cases::message_store(), || Arc::new(MemoryStore::new()));
+    check(conformance::cases::shared_message_store(), || Arc::new(MemoryStore::new()));
 }
 
 #[test]
 fn memory_keys() {
-    check(conformance::key_directory(), || Arc::new(MemoryKeys::default()));
+    check(conformance::cases::key_directory(), || Arc::new(MemoryKeys::default()));
 }
 
 #[test]
 fn memory_registry() {
-    check(conformance::registry(), || Arc::new(MemoryRegistry::default()));
+    check(conformance::cases::registry(), || Arc::new(MemoryRegistry::default()));
 }
 
 /// A registry that breaks a rule.
@@ -105,7 +105,7 @@ fn suite_detects_a_registry_that_breaks_a_rule() {
         (Rule::RenewBringsBack, "renew_brings_a_forgotten_route_back"),
         (Rule::BindingKeepsTheAddress, "an_announced_gateway_has_an_address"),
     ] {
-        let cases = conformance::registry().into_iter();
+        let cases = conformance::cases::registry().into_iter();
         let fails = cases.filter(|case| {
             let broken = Arc::new(Broken(rule, MemoryRegistry::default()));
             !matches!(futures_util::FutureExt::now_or_never((case.run)(broken)), Some(Ok(())))
@@ -117,12 +117,12 @@ fn suite_detects_a_registry_that_breaks_a_rule() {
 
 #[test]
 fn memory_presence() {
-    check(conformance::presence(), || Arc::new(MemoryPresence::default()));
+    check(conformance::cases::presence(), || Arc::new(MemoryPresence::default()));
 }
 
 #[test]
 fn memory_push() {
-    check(conformance::push_sink(), || Arc::new(MemoryPush::default()));
+    check(conformance::cases::push_sink(), || Arc::new(MemoryPush::default()));
 }
 
 #[test]
@@ -132,10 +132,10 @@ fn open_registration() {
         good: Vec::new(),
         open: true,
     };
-    check(conformance::authenticator(), || Arc::new(fixture()));
+    check(conformance::cases::authenticator(), || Arc::new(fixture()));
 }
 
 #[test]
 fn memory_router() {
-    check(conformance::router(), || Arc::new(MemoryRouter::new(4, Arc::new(ManualClock::default()))));
+    check(conformance::cases::router(), || Arc::new(MemoryRouter::new(4, Arc::new(ManualClock::default()))));
 }

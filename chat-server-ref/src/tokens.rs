@@ -198,7 +198,8 @@ mod tests {
 
     #[tokio::test]
     async fn tokens_pass_the_suite() {
-        use chat_core::conformance::{AuthenticatorFixture, authenticator};
+        use chat_core::conformance::AuthenticatorFixture;
+        use chat_core::conformance::cases::authenticator;
         for open in [false, true] {
             let (settings, _dir) = settings(open);
             let good = ["alice", "bob"]

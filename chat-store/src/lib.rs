@@ -14,7 +14,7 @@
 pub mod cassandra;
 #[cfg(all(feature = "cassandra", feature = "fjall"))]
 mod data_migration;
-#[cfg(any(feature = "fjall", feature = "cassandra"))]
+#[cfg(all(feature = "cassandra", feature = "fjall"))]
 mod data_set;
 #[cfg(feature = "fjall")]
 mod embedded;

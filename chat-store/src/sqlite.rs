@@ -2,6 +2,7 @@
 //! database.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -154,12 +155,9 @@ fn apply(tx: &Transaction<'_>, commit: Commit) -> Result<()> {
     }
     for (device, row) in commit.inbox {
         let mut known = cursor(tx, device, id)?.unwrap_or_default();
-        if row.joined && known.tail == 0 {
-            known.acked = row.seq - 1;
-        }
-        known.tail = known.tail.max(row.seq);
+        let is_kept = known.receive(&row);
         set_cell(tx, device, id, known)?;
-        if row.seq > known.acked {
+        if is_kept {
             insert_row(tx, device, &row, mailbox)?;
         }
     }
@@ -328,17 +326,23 @@ impl MessageStore for SqliteStore {
     async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckUpTo]) -> Result<()> {
         let mut db = self.db.lock();
         let tx = db.transaction().map_err(failed)?;
-        let mut cursors = Vec::with_capacity(acks.len());
+        // One call may acknowledge a conversation more than once.
+        let mut cursors = BTreeMap::new();
         for ack in acks {
-            match cursor(&tx, device, ack.conversation)? {
-                Some(known) if ack.seq <= known.tail => cursors.push(known),
-                _ => return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail")),
+            let known = match cursors.entry(ack.conversation) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(free) => {
+                    free.insert(cursor(&tx, device, ack.conversation)?.unwrap_or_default())
+                }
+            };
+            if ack.seq > known.tail {
+                return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail"));
             }
+            known.acked = known.acked.max(ack.seq);
         }
         raise_generation(&tx, device, generation)?;
-        for (ack, mut known) in acks.iter().zip(cursors) {
-            known.acked = known.acked.max(ack.seq);
-            set_cell(&tx, device, ack.conversation, known)?;
+        for ack in acks {
+            set_cell(&tx, device, ack.conversation, cursors[&ack.conversation])?;
             tx.prepare_cached("DELETE FROM inbox WHERE device = ?1 AND conversation = ?2 AND seq <= ?3")
                 .and_then(|mut s| {
                     s.execute(params![device.as_bytes(), ack.conversation.as_bytes(), ack.seq as i64])

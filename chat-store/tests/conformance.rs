@@ -1,4 +1,4 @@
-//! Conformance tests of the embedded store and the SQLite store.
+//! Cases of the conformance suite on the embedded store, each followed by a verification of the data.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::sync::Arc;
@@ -12,9 +12,9 @@ fn fresh(dirs: &mut Vec<tempfile::TempDir>) -> Arc<EmbeddedStore> {
 }
 
 #[tokio::test]
-async fn embedded_store() {
+async fn embedded_store_verifies_after_each_case() {
     let mut dirs = Vec::new();
-    for case in conformance::message_store() {
+    for case in conformance::cases::message_store() {
         let store = fresh(&mut dirs);
         assert_eq!((case.run)(store.clone()).await, Ok(()), "{}", case.name);
         let clean = case.name != "rows_above_the_head_are_not_found"
@@ -28,17 +28,7 @@ async fn embedded_store() {
 #[tokio::test]
 async fn embedded_keys() {
     let mut dirs = Vec::new();
-    for case in conformance::key_directory() {
+    for case in conformance::cases::key_directory() {
         assert_eq!((case.run)(fresh(&mut dirs)).await, Ok(()), "{}", case.name);
-    }
-}
-
-#[cfg(feature = "sqlite")]
-#[tokio::test]
-async fn sqlite_store() {
-    for case in conformance::message_store() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Arc::new(chat_store::SqliteStore::open(dir.path().join("chat.sqlite")).unwrap());
-        assert_eq!((case.run)(store).await, Ok(()), "{}", case.name);
     }
 }

@@ -32,7 +32,7 @@ async fn fresh(variable: &str) -> Option<RedisLink> {
 }
 
 async fn registry(variable: &str) {
-    for case in conformance::registry() {
+    for case in conformance::cases::registry() {
         let Some(connection) = fresh(variable).await else { return };
         let backend: Arc<dyn Registry> = Arc::new(RedisRegistry::new(connection));
         assert_eq!((case.run)(backend).await, Ok(()), "{}", case.name);
@@ -40,7 +40,7 @@ async fn registry(variable: &str) {
 }
 
 async fn presence(variable: &str) {
-    for case in conformance::presence() {
+    for case in conformance::cases::presence() {
         let Some(connection) = fresh(variable).await else { return };
         let backend: Arc<dyn Presence> = Arc::new(RedisPresence::new(connection));
         assert_eq!((case.run)(backend).await, Ok(()), "{}", case.name);

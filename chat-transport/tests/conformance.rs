@@ -10,7 +10,7 @@ use chat_transport::duplex::duplex;
 
 #[tokio::test]
 async fn in_process_duplex() {
-    for case in conformance::transport() {
+    for case in conformance::cases::transport() {
         let (one, other) = duplex(64);
         assert_eq!(
             (case.run)(TransportPair::new(Box::new(one), Box::new(other))).await,
@@ -34,7 +34,7 @@ async fn web_socket() -> Arc<TransportPair> {
 
 #[tokio::test]
 async fn web_socket_passes() {
-    for case in conformance::transport() {
+    for case in conformance::cases::transport() {
         assert_eq!((case.run)(web_socket().await).await, Ok(()), "{}", case.name);
     }
 }

@@ -42,7 +42,7 @@ async fn remove(settings: &KafkaSettings) {
 }
 
 async fn suite(variable: &str) {
-    for case in conformance::router() {
+    for case in conformance::cases::router() {
         let Some(settings) = fresh(variable) else { return };
         let anchor: Arc<dyn LogAnchor> = Arc::new(MemoryAnchor::default());
         let router: Arc<dyn Router> = Arc::new(KafkaRouter::open(&settings, anchor, true).await.unwrap());

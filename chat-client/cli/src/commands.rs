@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::{Arguments, text};
 
-/// How long a command waits for the server.
+/// Maximum time that a command waits for the server.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn handle(name: &str) -> Result<Handle, String> {
@@ -29,7 +29,7 @@ pub(crate) async fn register(arguments: &Arguments, name: &str, replace: bool) -
         Profile::register(arguments.profile()?, &dialer, &mut suite, &handle, &token).await
     };
     opened.map_err(text)?;
-    // Once connected, prekeys are uploaded: from then on others can write to this account.
+    // Once connected, the client uploads its prekeys. From then on other users can send to this account.
     let client = arguments.open().await?;
     connected(&client).await?;
     wait_until_reachable(&client).await;
@@ -38,7 +38,7 @@ pub(crate) async fn register(arguments: &Arguments, name: &str, replace: bool) -
     Ok(())
 }
 
-/// Gives the first prekeys the time to reach the server.
+/// Waits a short time so that the first prekeys reach the server.
 async fn wait_until_reachable(client: &Client) {
     for _ in 0..50 {
         if client.devices(client.user()).await.is_ok() {
@@ -71,7 +71,7 @@ pub(crate) async fn reincarnate(arguments: &Arguments) -> Result<(), String> {
     let client = arguments.open().await?;
     client.reincarnate().await.map_err(text)?;
     connected(&client).await?;
-    println!("this profile goes on");
+    println!("this profile continues; a copy of it stops");
     client.close().await;
     Ok(())
 }
@@ -88,7 +88,7 @@ async fn connected(client: &Client) -> Result<(), String> {
             }
         }
     };
-    tokio::time::timeout(REQUEST_TIMEOUT, wait).await.map_err(|_| "the server does not answer".to_owned())?
+    tokio::time::timeout(REQUEST_TIMEOUT, wait).await.map_err(|_| "the server did not answer".to_owned())?
 }
 
 pub(crate) async fn link(arguments: &Arguments) -> Result<(), String> {
@@ -115,7 +115,7 @@ pub(crate) async fn approve(arguments: &Arguments, code: &str) -> Result<(), Str
     Ok(())
 }
 
-/// Repeats a question while there is no connection.
+/// Retries a request while there is no connection, for at most [`REQUEST_TIMEOUT`].
 async fn retry<T, F: Future<Output = chat_core::Result<T>>>(ask: impl Fn() -> F) -> Result<T, String> {
     let end = tokio::time::Instant::now() + REQUEST_TIMEOUT;
     loop {
@@ -141,7 +141,7 @@ pub(crate) async fn send(arguments: &Arguments, user: &str, what: &str) -> Resul
             sent += 1;
         }
         for answer in answers {
-            answer.await.map_err(|_| "the client closed")?.map_err(text)?;
+            answer.await.map_err(|_| "the client is closed")?.map_err(text)?;
         }
     } else {
         client.send(to, what, None).await.map_err(text)?;
@@ -152,7 +152,7 @@ pub(crate) async fn send(arguments: &Arguments, user: &str, what: &str) -> Resul
     while done < sent {
         let next = tokio::time::timeout(REQUEST_TIMEOUT, events.next()).await;
         let Ok(next) = next else {
-            println!("{} of {sent} wait in the outbox: they are sent when the server is there", sent - done);
+            println!("{} of {sent} wait in the outbox until the server is reachable", sent - done);
             client.close().await;
             return Ok(());
         };
@@ -167,7 +167,7 @@ pub(crate) async fn send(arguments: &Arguments, user: &str, what: &str) -> Resul
         }
     }
     client.close().await;
-    if refused > 0 { Err(format!("{refused} of {sent} were refused")) } else { Ok(()) }
+    if refused > 0 { Err(format!("{refused} of {sent} messages refused")) } else { Ok(()) }
 }
 
 pub(crate) async fn listen(arguments: &Arguments) -> Result<(), String> {

@@ -1,4 +1,5 @@
-//! `chat --json`: a JSON object a line in, an event a line out. `docs/cli.md` is the contract.
+//! `chat --json`: one JSON command per input line, one JSON event per output line. `docs/cli.md` is the
+//! contract.
 
 use std::time::Duration;
 
@@ -11,9 +12,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{Arguments, text};
 
-/// Longest line of the input, in bytes: the longest text, every byte of it escaped, and room for the rest.
+/// Maximum length of an input line in bytes: the longest text with every byte escaped, plus the other fields.
 const MAX_LINE: usize = 6 * 64 * 1024 + 64 * 1024;
-/// Sends on their way to their commit.
+/// Maximum number of sends whose commit is pending.
 const PENDING: usize = 1024;
 
 #[derive(Deserialize)]
@@ -65,11 +66,11 @@ const fn fifty() -> usize {
 
 type Out = BufWriter<Stdout>;
 
-/// What the reader of the input has to say.
+/// Output of the task that reads the input.
 enum Said {
-    /// An answer.
+    /// An answer, as a line of JSON.
     Line(String),
-    /// An event that a repeated `ref` brings up again.
+    /// An earlier event, written again because its `ref` was repeated.
     Again(EventRecord),
 }
 
@@ -78,7 +79,7 @@ async fn write(out: &mut Out, line: &str) -> Result<(), String> {
         out.write_all(line.as_bytes()).await?;
         out.write_all(b"\n").await
     };
-    written.await.map_err(|e| format!("the output broke: {e}"))
+    written.await.map_err(|e| format!("failed to write the output: {e}"))
 }
 
 fn problem(reason: &str, message: &str) -> String {
@@ -105,8 +106,8 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
             biased;
             Some(said) = said.recv() => match said {
                 Said::Line(line) => write(&mut out, &line).await?,
-                // What the stream has not come to yet it will say itself, in its order: a program's cursor
-                // may never run ahead of an event it was not told.
+                // The stream has not reached this event yet and will write it in order. The program's cursor
+                // must never pass an event that the program has not received.
                 Said::Again(event) if event.n > events.cursor() => {}
                 Said::Again(event) => write(&mut out, &event.to_json()).await?,
             },
@@ -123,16 +124,16 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
                         write(&mut out, &events.next().await.map_err(text)?.to_json()).await?;
                     }
                     if left > 0 {
-                        let message = format!("{left} messages wait in the outbox: they are sent next time");
+                        let message = format!("{left} messages wait in the outbox until the next start");
                         write(&mut out, &problem("unsent", &message)).await?;
                     }
                     break;
                 }
             }
         }
-        // Whole batches go out at once; a line never waits for the next one.
+        // Flush once per batch. A line never waits for a later line.
         if said.is_empty() {
-            out.flush().await.map_err(|e| format!("the output broke: {e}"))?;
+            out.flush().await.map_err(|e| format!("failed to write the output: {e}"))?;
         }
     }
     out.flush().await.map_err(|e| e.to_string())?;
@@ -140,7 +141,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
     Ok(())
 }
 
-/// Reads the input until it ends or says `quit`. While the outbox is full nothing is read.
+/// Reads the input until its end or a `quit` command. Pauses while the outbox is full.
 async fn read_input(client: Client, say: mpsc::Sender<Said>) {
     let mut input = BufReader::with_capacity(64 * 1024, tokio::io::stdin());
     let (pending, answers) = mpsc::channel(PENDING);
@@ -175,7 +176,8 @@ async fn read_input(client: Client, say: mpsc::Sender<Said>) {
     let _ = repeats.await;
 }
 
-/// Reads one line; `false` if it was too long (it is skipped), an error at the end of the input.
+/// Reads one line. Returns `false` if the line was too long (it is skipped), and an error at the end of the
+/// input.
 async fn read_line(input: &mut BufReader<tokio::io::Stdin>, line: &mut Vec<u8>) -> Result<bool, ()> {
     let mut fits = true;
     loop {
@@ -197,7 +199,7 @@ async fn read_line(input: &mut BufReader<tokio::io::Stdin>, line: &mut Vec<u8>) 
     }
 }
 
-/// Repeats what was said about a `ref` that was used before.
+/// Writes the earlier events of a `ref` that was used before.
 async fn repeat(
     mut answers: mpsc::Receiver<oneshot::Receiver<chat_core::Result<Enqueued>>>,
     say: mpsc::Sender<Said>,
@@ -288,6 +290,6 @@ async fn find(
             let user = client.resolve(&Handle::new(&user).map_err(failed)?).await.map_err(failed)?;
             Ok(client.conversation_with(user))
         }
-        (None, None) => Err(problem("bad_line", "name a user or a conversation")),
+        (None, None) => Err(problem("bad_line", "a user or a conversation is required")),
     }
 }

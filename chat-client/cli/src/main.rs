@@ -1,5 +1,5 @@
 //! `chat`: a terminal client. `chat --json` is for programs: see `docs/cli.md`.
-#![allow(clippy::print_stdout)] // what a command-line program is for
+#![allow(clippy::print_stdout)] // a command-line program writes to the standard output
 
 mod commands;
 mod json;
@@ -25,70 +25,71 @@ struct Arguments {
     /// The directory with this device's keys and messages.
     #[arg(long, global = true, env = "CHAT_PROFILE", default_value = "./chat-profile")]
     profile: PathBuf,
-    /// A file whose first line is the passphrase that the profile is encrypted with. It counts from the
-    /// command that makes the profile on.
+    /// A file whose first line is the passphrase that encrypts the profile. Pass it to the command that
+    /// creates the profile and to every later one.
     #[arg(long, global = true, env = "CHAT_PASSPHRASE_FILE")]
     passphrase_file: Option<PathBuf>,
-    /// The server: `wss://host:port`, or `ws://` on this machine.
+    /// The URL of the server: `wss://host:port`, or `ws://host:port` on this machine.
     #[arg(long, global = true, env = "CHAT_SERVER", default_value = "ws://127.0.0.1:7777")]
     server: String,
-    /// A PEM file with certificates to trust beside the system's.
+    /// A PEM file with certificates to trust in addition to the system's.
     #[arg(long, global = true, env = "CHAT_CA")]
     ca: Option<PathBuf>,
-    /// A token, where the server wants one.
+    /// The token, if the server requires one.
     #[arg(long, global = true, env = "CHAT_TOKEN", hide_env_values = true)]
     token: Option<String>,
-    /// Read commands and write events as JSON, one a line.
+    /// Read commands and write events as JSON, one per line.
     #[arg(long, global = true)]
     json: bool,
-    /// With --json: first repeat all durable events after this number.
+    /// With --json: first write all durable events after this number again.
     #[arg(long, global = true)]
     after: Option<u64>,
-    /// Send nothing to a user whose keys changed until `accept`.
+    /// Refuse messages to a user whose keys changed, until `accept`.
     #[arg(long, global = true)]
     strict: bool,
-    /// With --json: at the end of the input wait at most this many seconds for what is queued.
+    /// With --json: maximum number of seconds to wait for queued messages at the end of the input.
     #[arg(long, global = true, default_value_t = 30)]
     quit_after: u64,
 }
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Open an account under a handle.
+    /// Register an account under a handle.
     Register {
-        /// 1 to 64 of a-z 0-9 . _ - .
+        /// The handle: 1 to 64 characters of a-z 0-9 . _ -
         handle: String,
-        /// Every device of this account is lost: give it new keys. Takes a token; others are told.
+        /// Set new keys for an account whose devices are all lost. Requires a token; other users are
+        /// notified.
         #[arg(long)]
         replace: bool,
     },
-    /// Use a new token (give it with --token) for the account of this profile.
+    /// Use a new token (passed with --token) for the account of this profile.
     Login,
-    /// Send a text to a user; `-` sends a message a line from the input.
+    /// Send a text to a user; `-` sends each line of the input as a message.
     Send {
         /// The user's handle.
         user: String,
         /// The text, or `-`.
         text: String,
     },
-    /// Print what arrives.
+    /// Print incoming messages.
     Listen,
     /// Print the newest messages with a user.
     History {
         /// The user's handle.
         user: String,
-        /// How many.
+        /// Maximum number of messages to print.
         #[arg(long, default_value_t = 50)]
         limit: usize,
     },
-    /// Without a code: show one and wait to be linked. With a code: approve the device that shows it.
+    /// Without a code: show one and wait for approval. With a code: approve the device that shows it.
     Link {
-        /// The code shown on the new device.
+        /// The code that the new device shows.
         code: Option<String>,
     },
     /// List this account's devices; `--remove N` unlinks one.
     Devices {
-        /// The device to unlink.
+        /// The number of the device to unlink.
         #[arg(long)]
         remove: Option<u8>,
     },
@@ -105,7 +106,7 @@ enum Command {
         #[arg(required = true, num_args = 1..)]
         number: Vec<String>,
     },
-    /// Go on with this profile although a copy of it was in use: the copy stops.
+    /// Continue with this profile although a copy of it was in use. The copy stops.
     Reincarnate,
 }
 
@@ -120,14 +121,14 @@ impl Arguments {
         Dialer::new(&self.server, &roots).map_err(text)
     }
 
-    /// The profile, with its passphrase if there is one.
+    /// Returns the profile, with the passphrase if a file is given.
     fn profile(&self) -> Result<StoreConfig, String> {
         let path = StoreConfig::from(&self.profile);
         let Some(file) = &self.passphrase_file else { return Ok(path) };
         let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
         match text.lines().next() {
             Some(passphrase) if !passphrase.is_empty() => Ok(path.passphrase(passphrase)),
-            _ => Err(format!("{}: there is no passphrase in it", file.display())),
+            _ => Err(format!("{}: the first line has no passphrase", file.display())),
         }
     }
 
@@ -143,7 +144,7 @@ impl Arguments {
     }
 }
 
-/// An error as a person reads it.
+/// Returns the text of an error, for users.
 fn text(error: chat_core::Error) -> String {
     match error.kind() {
         ErrorKind::Invalid | ErrorKind::Conflict | ErrorKind::NotFound | ErrorKind::Denied => {

@@ -1,4 +1,4 @@
-//! The interactive screen: conversations on the left, messages on the right, a line to write below.
+//! The interactive screen: conversations on the left, messages on the right, an input line below.
 
 use std::collections::BTreeMap;
 
@@ -16,14 +16,14 @@ use ratatui::widgets::{Block, List, Paragraph};
 
 use crate::{Arguments, text};
 
-/// Lines kept of each conversation.
+/// Maximum number of lines kept for each conversation.
 const LINES: usize = 500;
 
-/// What is on the screen.
+/// The state of the screen.
 struct Screen {
     own: String,
     online: bool,
-    /// By the other user's handle: what was said.
+    /// The lines of each conversation, by the other user's handle.
     talks: BTreeMap<String, Vec<String>>,
     with: Option<String>,
     input: String,
@@ -60,7 +60,7 @@ impl Screen {
                 self.say(&user, format!("* the keys of {user} changed: compare safety numbers"));
             }
             Event::DeviceAdded { user, device } => self.say(&user, format!("* {user} added device {device}")),
-            Event::Typing { user, .. } => self.note = format!("{user} is writing …"),
+            Event::Typing { user, .. } => self.note = format!("{user} is typing …"),
             Event::Refused { reason, .. } => self.note = format!("refused: {reason}"),
             Event::Delivered { user, .. } => self.note = format!("delivered to {user}"),
             Event::Read { user, .. } => self.note = format!("read by {user}"),
@@ -82,7 +82,7 @@ impl Screen {
             if Some(name) == self.with.as_ref() { line.bold() } else { line }
         });
         frame.render_widget(List::new(names).block(Block::bordered().title("chats")), left);
-        let title = self.with.clone().unwrap_or_else(|| "nobody yet: /to NAME".into());
+        let title = self.with.clone().unwrap_or_else(|| "no chat yet: /to NAME".into());
         let empty = Vec::new();
         let talk = self.with.as_ref().and_then(|with| self.talks.get(with)).unwrap_or(&empty);
         let room = usize::from(right.height.saturating_sub(2));
@@ -111,7 +111,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
         note: String::new(),
     };
     let mut terminal =
-        ratatui::try_init().map_err(|e| format!("this is no terminal ({e}): try `chat --json`"))?;
+        ratatui::try_init().map_err(|e| format!("failed to open the terminal: {e}; try `chat --json`"))?;
     let mut keys = EventStream::new();
     let ended = loop {
         if let Err(error) = terminal.draw(|frame| screen.draw(frame)) {
@@ -148,7 +148,7 @@ async fn enter(client: &Client, screen: &mut Screen) {
         return;
     }
     let Some(with) = screen.with.clone() else {
-        screen.note = "first choose somebody: /to NAME".into();
+        screen.note = "choose a user first: /to NAME".into();
         return;
     };
     let Ok(handle) = Handle::new(&with) else { return };
@@ -163,7 +163,7 @@ async fn enter(client: &Client, screen: &mut Screen) {
 
 async fn open_talk(client: &Client, screen: &mut Screen, name: &str) {
     let Ok(handle) = Handle::new(name) else {
-        screen.note = "that is no handle".into();
+        screen.note = "this is not a valid handle".into();
         return;
     };
     screen.with = Some(name.to_owned());

@@ -1,4 +1,4 @@
-//! The two parts of a prekey bundle as they travel.
+//! The encoding of the two parts of a prekey bundle.
 
 use chat_core::{Error, ErrorKind, Result};
 use prost::Message as _;
@@ -7,10 +7,10 @@ use prost::Message as _;
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 #[allow(clippy::exhaustive_structs)]
 pub struct SignedPart {
-    /// The version of this form: 1.
+    /// Version of this encoding: 1.
     #[prost(uint32, tag = "1")]
     pub version: u32,
-    /// Milliseconds since 1970.
+    /// Creation time in milliseconds since 1970.
     #[prost(uint64, tag = "2")]
     pub created: u64,
     /// libsignal's registration id.
@@ -36,11 +36,11 @@ pub struct SignedPart {
     pub kem_signature: Vec<u8>,
 }
 
-/// A one-time prekey: one for the curve, one for the KEM.
+/// A one-time prekey: a pair of one for the curve and one for the KEM.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 #[allow(clippy::exhaustive_structs)]
 pub struct OneTimePart {
-    /// The id of both.
+    /// The id of both prekeys.
     #[prost(uint32, tag = "1")]
     pub id: u32,
     /// The curve prekey.
@@ -49,56 +49,57 @@ pub struct OneTimePart {
     /// The KEM prekey.
     #[prost(bytes = "vec", tag = "3")]
     pub kem_key: Vec<u8>,
-    /// Its signature by the suite identity key.
+    /// The KEM prekey's signature by the suite identity key.
     #[prost(bytes = "vec", tag = "4")]
     pub kem_signature: Vec<u8>,
 }
 
-/// Bundles older than this are refused: their device should have made new ones long ago.
+/// Maximum age of a bundle in milliseconds. Its device should have replaced an older one long ago.
 const MAX_AGE_MS: u64 = 30 * 24 * 3600 * 1000;
 
-/// Bundles from further in the future are refused: a device that went by a wrong clock makes others.
+/// Maximum milliseconds that a bundle may be dated in the future. A device with a wrong clock makes new
+/// bundles once its clock is right.
 const MAX_AHEAD_MS: u64 = 24 * 3600 * 1000;
 
 impl SignedPart {
-    /// Reads the signed part.
+    /// Decodes the signed part.
     ///
     /// # Errors
-    /// `Invalid` if it is not one, or is too old.
+    /// `Invalid` if it is malformed, too old, or dated too far in the future.
     pub fn read(bytes: &[u8], now_ms: u64) -> Result<Self> {
         let invalid = |what| Error::new(ErrorKind::Invalid, what);
-        let part = Self::decode(bytes).map_err(|_| invalid("not a prekey bundle"))?;
+        let part = Self::decode(bytes).map_err(|_| invalid("failed to decode a prekey bundle"))?;
         if part.version != 1 || part.kem_key.is_empty() || part.signed_key.is_empty() {
-            return Err(invalid("a prekey bundle lacks a part"));
+            return Err(invalid("a prekey bundle has another version or lacks a part"));
         }
         if now_ms > part.created.saturating_add(MAX_AGE_MS) {
             return Err(invalid("a prekey bundle is too old"));
         }
         if part.created > now_ms.saturating_add(MAX_AHEAD_MS) {
-            return Err(invalid("a prekey bundle is from the future"));
+            return Err(invalid("a prekey bundle is dated too far in the future"));
         }
         Ok(part)
     }
 
-    /// The bytes.
+    /// Returns the encoded signed part.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.encode_to_vec()
     }
 }
 
 impl OneTimePart {
-    /// Reads a one-time prekey; `None` if there was none left.
+    /// Decodes a one-time prekey. Returns `None` for empty bytes: the device had none left.
     ///
     /// # Errors
-    /// `Invalid` if it is not one.
+    /// `Invalid` if it is malformed.
     pub fn read(bytes: &[u8]) -> Result<Option<Self>> {
         if bytes.is_empty() {
             return Ok(None);
         }
-        Self::decode(bytes).map(Some).map_err(|_| Error::new(ErrorKind::Invalid, "not a one-time prekey"))
+        Self::decode(bytes).map(Some).map_err(|_| Error::new(ErrorKind::Invalid, "malformed one-time prekey"))
     }
 
-    /// The bytes.
+    /// Returns the encoded one-time prekey.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.encode_to_vec()
     }

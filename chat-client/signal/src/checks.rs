@@ -1,10 +1,10 @@
-//! Checks that this release of libsignal lacks: public keys that make the shared secret a constant, and a
-//! post-quantum part larger than it can be.
+//! Checks that this release of libsignal lacks, for public keys that make the shared secret a constant, and
+//! for an oversized post-quantum part.
 
 use chat_core::{Error, ErrorKind, Result};
 use libsignal_protocol::{PreKeySignalMessage, PublicKey, SignalMessage};
 
-/// Longest post-quantum part of a message, in bytes; a real one has well under 1.5 KiB.
+/// Maximum length of the post-quantum part of a message, in bytes; a real one has well under 1.5 KiB.
 const MAX_PQ_RATCHET: usize = 2048;
 
 /// u-coordinates of Curve25519 points of small order, and their unreduced forms (RFC 7748, section 6.1, and
@@ -35,19 +35,19 @@ const SMALL_ORDER: [[u8; 32]; 7] = [
     ],
 ];
 
-/// Refuses a serialized Curve25519 key whose point has small order.
+/// Rejects a serialized Curve25519 key whose point has small order.
 ///
 /// # Errors
-/// `Invalid` for such a key, or one of another form.
+/// `Invalid` for such a key, and for bytes that are not a serialized Curve25519 key.
 pub fn public_key(serialized: &[u8]) -> Result<()> {
     let invalid = |what| Error::new(ErrorKind::Invalid, what);
     let [0x05, key @ ..] = serialized else {
         return Err(invalid("not a Curve25519 key"));
     };
     let mut key: [u8; 32] = key.try_into().map_err(|_| invalid("a Curve25519 key has 32 bytes"))?;
-    // The highest bit is ignored by the curve.
+    // X25519 ignores the highest bit.
     key[31] &= 0x7f;
-    if SMALL_ORDER.contains(&key) { Err(invalid("a key of small order")) } else { Ok(()) }
+    if SMALL_ORDER.contains(&key) { Err(invalid("the key has small order")) } else { Ok(()) }
 }
 
 fn key(key: &PublicKey) -> Result<()> {
@@ -66,7 +66,7 @@ pub fn message(message: &SignalMessage) -> Result<()> {
     Ok(())
 }
 
-/// Checks a message that begins a session, and that it is by the identity of the device list.
+/// Checks a message that starts a session, and that its sender has the identity from the device list.
 ///
 /// # Errors
 /// `Invalid` for unsafe keys, a missing KEM part, or another identity.
@@ -75,10 +75,10 @@ pub fn first_message(first: &PreKeySignalMessage, identity: &[u8]) -> Result<()>
     let sender = first.identity_key().serialize();
     public_key(&sender)?;
     if sender[..] != *identity {
-        return Err(Error::new(ErrorKind::Invalid, "the message is by another identity"));
+        return Err(Error::new(ErrorKind::Invalid, "the message is from another identity"));
     }
     if first.kyber_pre_key_id().is_none() || first.kyber_ciphertext().is_none() {
-        return Err(Error::new(ErrorKind::Invalid, "the post-quantum part was stripped"));
+        return Err(Error::new(ErrorKind::Invalid, "the post-quantum part is missing"));
     }
     message(first.message())
 }
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_of_small_order_are_refused_with_either_high_bit() {
+    fn small_order_keys_are_rejected_with_either_high_bit() {
         for point in SMALL_ORDER {
             for high in [0, 0x80] {
                 let mut serialized = vec![0x05];

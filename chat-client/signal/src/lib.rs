@@ -1,10 +1,10 @@
 //! The Signal protocol as a [`Suite`](chat_client::Suite): PQXDH, Double Ratchet and SPQR, by libsignal.
 //!
-//! libsignal's stores are asynchronous traits. Here every operation gets its own small stores, filled with
-//! what the operation will ask for and emptied into the open transaction if it succeeds; its future is
-//! ready at the first poll.
+//! libsignal's stores are asynchronous traits. Here every operation has its own small in-memory stores. They
+//! are filled with the records that the operation needs, and written into the open transaction if it
+//! succeeds. So its future is ready at the first poll.
 //!
-//! What this release of libsignal does not check, [`checks`] does.
+//! [`checks`] adds the checks that this release of libsignal lacks.
 //!
 //! ```
 //! use chat_client::Suite;

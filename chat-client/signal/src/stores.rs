@@ -1,4 +1,4 @@
-//! The stores of one libsignal operation, filled before and emptied after it.
+//! The in-memory stores of one libsignal operation, filled before the operation and saved after it.
 
 use async_trait::async_trait;
 use libsignal_protocol::error::Result as SignalResult;
@@ -9,7 +9,7 @@ use libsignal_protocol::{
     SignedPreKeyStore,
 };
 
-/// The own identity, and the one identity the other end may have.
+/// The device's own identity, and the only identity that the peer may have.
 pub(crate) struct Identities {
     pub(crate) own: IdentityKeyPair,
     pub(crate) registration_id: u32,
@@ -40,7 +40,7 @@ impl IdentityKeyStore for Identities {
         key: &IdentityKey,
         _: Direction,
     ) -> SignalResult<bool> {
-        // The device list, signed by the account key, says who this is.
+        // The peer's identity comes from the device list, which the account key signed.
         Ok(*key == self.peer)
     }
 
@@ -49,7 +49,7 @@ impl IdentityKeyStore for Identities {
     }
 }
 
-/// The one session of an operation.
+/// The only session of an operation.
 pub(crate) struct OneSession {
     pub(crate) record: Option<SessionRecord>,
     pub(crate) stored: bool,
@@ -68,7 +68,7 @@ impl SessionStore for OneSession {
     }
 }
 
-/// The one-time prekey a first message names.
+/// The one-time prekey that a first message names.
 #[derive(Default)]
 pub(crate) struct OnePreKey {
     pub(crate) record: Option<PreKeyRecord>,
@@ -91,7 +91,7 @@ impl PreKeyStore for OnePreKey {
     }
 }
 
-/// The signed prekey a first message names.
+/// The signed prekey that a first message names.
 #[derive(Default)]
 pub(crate) struct OneSignedPreKey(pub(crate) Option<SignedPreKeyRecord>);
 
@@ -106,11 +106,11 @@ impl SignedPreKeyStore for OneSignedPreKey {
     }
 }
 
-/// The KEM prekey a first message names.
+/// The KEM prekey that a first message names.
 #[derive(Default)]
 pub(crate) struct OneKemPreKey {
     pub(crate) record: Option<KyberPreKeyRecord>,
-    /// The first message used the same base key with it before.
+    /// An earlier first message used the same base key with this KEM prekey.
     pub(crate) seen: bool,
     pub(crate) used: bool,
 }

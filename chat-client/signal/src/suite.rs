@@ -24,7 +24,7 @@ use crate::bundle::{OneTimePart, SignedPart};
 use crate::checks;
 use crate::stores::{Identities, OneKemPreKey, OnePreKey, OneSession, OneSignedPreKey};
 
-/// A signed prekey is replaced after this long.
+/// Milliseconds after which a signed prekey is replaced.
 const ROTATE_MS: u64 = 7 * 24 * 3600 * 1000;
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
@@ -32,15 +32,15 @@ const DAY_MS: u64 = 24 * 3600 * 1000;
 const WHISPER: u8 = CiphertextMessageType::Whisper as u8;
 const FIRST: u8 = CiphertextMessageType::PreKey as u8;
 
-/// The Signal protocol.
+/// The Signal protocol as a [`Suite`].
 pub struct Signal {
     rng: StdRng,
     own: Option<(IdentityKeyPair, u32)>,
-    /// Sessions used since the last commit, and whether they changed.
+    /// Cached sessions, each with whether it changed since the last commit.
     sessions: HashMap<InstallationId, (SessionRecord, bool)>,
 }
 
-/// Sessions kept in memory between commits.
+/// Maximum number of sessions that stay in the cache after a commit.
 const SESSIONS: usize = 1024;
 
 impl fmt::Debug for Signal {
@@ -55,25 +55,25 @@ impl Default for Signal {
     }
 }
 
-/// Every store is in memory, so the future is ready at the first poll.
+/// Returns the result of a libsignal future. All its stores are in memory, so it is ready at the first poll.
 fn ready<T>(future: impl Future<Output = Result<T, SignalProtocolError>>) -> Result<T, SignalProtocolError> {
     future
         .now_or_never()
-        .unwrap_or_else(|| Err(SignalProtocolError::InvalidState("suite", "a store in memory waited".into())))
+        .unwrap_or_else(|| Err(SignalProtocolError::InvalidState("suite", "a memory store waited".into())))
 }
 
 fn signal(error: SignalProtocolError) -> Error {
     match error {
         SignalProtocolError::SessionNotFound(_) => Error::new(ErrorKind::NotFound, "there is no session"),
-        error => Error::new(ErrorKind::Invalid, "the Signal protocol refuses").caused_by(error),
+        error => Error::new(ErrorKind::Invalid, "the Signal protocol failed").caused_by(error),
     }
 }
 
 const fn corrupt() -> Error {
-    Error::new(ErrorKind::Corrupt, "a key in the local store does not read back")
+    Error::new(ErrorKind::Corrupt, "failed to decode a key in the local store")
 }
 
-/// libsignal logs addresses: this one says nothing.
+/// Returns the libsignal address of a peer. libsignal logs addresses, so the name is a constant.
 fn address(peer: &Peer) -> Result<ProtocolAddress> {
     let device = libsignal_protocol::DeviceId::new(peer.device.get());
     Ok(ProtocolAddress::new("peer".into(), device.map_err(|_| corrupt())?))
@@ -84,7 +84,7 @@ fn time(tx: &dyn SuiteTx) -> SystemTime {
 }
 
 impl Signal {
-    /// The suite, seeded by the system.
+    /// Returns a suite with a random generator that is seeded by the system.
     pub fn new() -> Self {
         Self { rng: StdRng::from_os_rng(), own: None, sessions: HashMap::new() }
     }
@@ -116,7 +116,7 @@ impl Signal {
         checks::public_key(&peer.identity)?;
         let identity = IdentityKey::decode(&peer.identity).map_err(signal)?;
         if identity == *own.identity_key() {
-            return Err(Error::new(ErrorKind::Invalid, "a session with oneself"));
+            return Err(Error::new(ErrorKind::Invalid, "a device cannot have a session with itself"));
         }
         Ok(Identities { own, registration_id, peer: identity })
     }
@@ -152,7 +152,7 @@ impl Signal {
         Ok((KyberPreKeyRecord::new(id.into(), time, &kem, &signature), signature.to_vec()))
     }
 
-    /// The signed part in use, or a new one if it is due.
+    /// Returns the current signed part, or makes a new one if it is due.
     fn signed_part(&mut self, tx: &mut dyn SuiteTx, id: u32) -> Result<Vec<u8>> {
         let now = tx.now_ms();
         if let Some(current) = tx.get(Table::Identity, b"bundle")?
@@ -162,8 +162,8 @@ impl Signal {
             return Ok(current);
         }
         let (pair, registration_id) = self.own(tx)?;
-        // Rises even over a clock that was put back: peers refuse what is older than they have seen. Unless
-        // the clock was far ahead; then they never saw it.
+        // `created` rises even if the clock is set back, because peers reject a bundle older than one that
+        // they have seen. The exception is a clock that was a day or more ahead: peers rejected that bundle.
         let last = tx.get(Table::Identity, b"created")?.and_then(|v| v.try_into().ok());
         let last = last.map_or(0, u64::from_be_bytes);
         let created = if last < now.saturating_add(DAY_MS) { now.max(last + 1) } else { now };
@@ -173,7 +173,7 @@ impl Signal {
         let signature = pair.private_key().calculate_signature(&signed_key, &mut self.rng).map_err(curve)?;
         let record = SignedPreKeyRecord::new(id.into(), Timestamp::from_epoch_millis(now), &key, &signature);
         tx.put(Table::SignedPrekeys, &id.to_be_bytes(), &record.serialize().map_err(signal)?)?;
-        // One-time KEM prekeys have the ids of their uploads; the reusable ones have the highest bit set.
+        // One-time KEM prekeys have the ids of their uploads; reusable ones have the highest bit set.
         let kem_id = id | REUSABLE;
         let (kem, kem_signature) = self.make_kem(&pair, kem_id, now)?;
         tx.put(Table::KemPrekeys, &kem_id.to_be_bytes(), &kem.serialize().map_err(signal)?)?;
@@ -279,11 +279,11 @@ impl Signal {
     }
 }
 
-/// The bit that marks the id of a KEM prekey that may be used again.
+/// The bit that marks the id of a reusable KEM prekey.
 const REUSABLE: u32 = 1 << 31;
 
 fn curve(error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(ErrorKind::Unavailable, "a key cannot be signed").caused_by(error)
+    Error::new(ErrorKind::Unavailable, "failed to sign or decode a key").caused_by(error)
 }
 
 impl Suite for Signal {
@@ -301,7 +301,7 @@ impl Suite for Signal {
 
     fn start_session(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, bundle: &PrekeyBundle) -> Result<()> {
         let signed = SignedPart::read(&bundle.signed, tx.now_ms())?;
-        // A server must not bring back keys that their device has replaced.
+        // The server must not replay prekeys that their device has replaced.
         let newest = [b"newest", &peer.installation.as_bytes()[..]].concat();
         let seen = tx.get(Table::Identity, &newest)?.and_then(|v| v.try_into().ok()).map(u64::from_be_bytes);
         if seen.is_some_and(|seen| signed.created < seen) {
@@ -398,7 +398,7 @@ impl Suite for Signal {
         first: u64,
         count: u64,
     ) -> Result<(Bytes, Vec<OneTimePrekey>)> {
-        let too_many = || Error::new(ErrorKind::Invalid, "this device made too many prekeys");
+        let too_many = || Error::new(ErrorKind::Invalid, "this device has used all prekey ids");
         let last = u32::try_from(first + count).ok().filter(|last| *last < REUSABLE).ok_or_else(too_many)?;
         let signed = self.signed_part(tx, last)?;
         let (pair, _) = self.own(tx)?;
@@ -450,7 +450,7 @@ mod tests {
     use super::*;
     use chat_core::DeviceId;
 
-    /// A device: its suite over tables in memory, with a clock of its own.
+    /// The in-memory tables of a test device, with its own clock.
     #[derive(Default)]
     struct Memory {
         tables: HashMap<(Table, Vec<u8>), Vec<u8>>,
@@ -514,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_was_ended_is_begun_anew_and_what_was_on_its_way_opens() {
+    fn ended_session_restarts_and_messages_in_flight_decrypt() {
         let (mut alice, mut bob) = (Device::new(1), Device::new(2));
         let (a, b) = (alice.peer(), bob.peer());
         let bundle = bob.bundle(1);
@@ -532,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn after_forgetting_nothing_old_opens_and_a_new_session_does() {
+    fn reset_device_decrypts_only_messages_of_a_new_session() {
         let (mut alice, mut bob) = (Device::new(1), Device::new(2));
         let (a, b) = (alice.peer(), bob.peer());
         let bundle = bob.bundle(1);
@@ -542,7 +542,7 @@ mod tests {
         bob.suite.reset(&mut bob.tx).unwrap();
         let lost = alice.seal(&b, "lost");
         assert_eq!(bob.open(&a, &lost), Err(Unreadable::NoSession));
-        // The device that forgot begins, and its peer answers in that session.
+        // The device that was reset starts a session, and its peer answers in that session.
         let bundle = alice.bundle(1);
         bob.suite.start_session(&mut bob.tx, &a, &bundle).unwrap();
         let ask = bob.seal(&a, "again, please");
@@ -552,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn bundles_that_are_old_or_older_than_one_seen_are_refused() {
+    fn expired_and_replayed_bundles_are_rejected() {
         let (mut alice, mut bob) = (Device::new(1), Device::new(2));
         let b = bob.peer();
         let old = bob.bundle(1);
@@ -561,7 +561,7 @@ mod tests {
         alice.tx.now_ms = bob.tx.now_ms;
         alice.suite.start_session(&mut alice.tx, &b, &new).unwrap();
         let refused = alice.suite.start_session(&mut alice.tx, &b, &old);
-        assert_eq!(refused.err().map(|error| error.kind()), Some(ErrorKind::Invalid), "brought back");
+        assert_eq!(refused.err().map(|error| error.kind()), Some(ErrorKind::Invalid), "replayed");
         alice.tx.now_ms += 31 * DAY_MS;
         let refused = alice.suite.start_session(&mut alice.tx, &b, &new);
         assert_eq!(refused.err().map(|error| error.kind()), Some(ErrorKind::Invalid), "too old");

@@ -1,4 +1,4 @@
-//! What handles ask of the owner, and what the server answers.
+//! Commands from client handles, and the server's answers to requests.
 
 use bytes::Bytes;
 use chat_core::device_list::{DeviceEntry, SignedDeviceList};
@@ -19,7 +19,7 @@ use crate::safety::safety_number;
 use crate::store::KnownKey;
 use crate::suite::SuiteTx;
 
-/// How long a device that was listed has to upload its prekeys.
+/// Milliseconds that a newly listed device has to upload its prekeys.
 const LINKING_MS: u64 = 5 * 60 * 1000;
 
 impl Driver {
@@ -87,7 +87,7 @@ impl Driver {
         if let Some(idempotency_key) = &idempotency_key {
             let mut known = self.store.find_key(idempotency_key, &to, text)?;
             if known == KnownKey::Same(Vec::new()) {
-                // It waits in the open transaction: let it become an event first.
+                // The message is still in the open transaction: commit it first, so that its event exists.
                 self.step(Input::Flush)?;
                 known = self.store.find_key(idempotency_key, &to, text)?;
             }
@@ -119,24 +119,24 @@ impl Driver {
         self.step(Input::Send(draft))
     }
 
-    /// Accepts the keys that were compared, and no others.
+    /// Accepts the account key of a user if `number` is the safety number for that key.
     pub(super) fn accept(&mut self, user: UserId, number: &str) -> Result<()> {
         let list = self.replica.list(user);
         let list =
-            list.ok_or_else(|| Error::new(ErrorKind::NotFound, "the keys of this user are not known"))?;
+            list.ok_or_else(|| Error::new(ErrorKind::NotFound, "the keys of this user are unknown"))?;
         let own = (self.profile.device.user, *self.profile.account_key());
         let digits = |text: &str| text.chars().filter(char::is_ascii_digit).collect::<String>();
         if digits(&safety_number(own, (user, *list.account_key()))) != digits(number) {
             return Err(Error::new(
                 ErrorKind::Denied,
-                "this is not the safety number with this user (any more)",
+                "the number is not the current safety number with this user",
             ));
         }
         self.store.accept(user)?;
         self.store.commit_open()
     }
 
-    /// Whether a message is for somebody whose new account key nobody accepted.
+    /// Returns whether a message is for a user whose new account key is not accepted yet.
     pub(super) fn is_unaccepted(&self, to: &Recipient) -> Result<bool> {
         let user = match to {
             Recipient::Handle(handle) => self.replica.user(handle),
@@ -152,7 +152,7 @@ impl Driver {
         reason: &str,
         reply: Reply<Enqueued>,
     ) -> Result<()> {
-        // The refusal is durable on its own; what else is open goes with it, whole.
+        // `store.refuse` commits the open transaction: complete the replica's changes in it first.
         self.step(Input::Flush)?;
         self.store.refuse(idempotency_key, reason)?;
         self.last.send_replace(self.store.last_event()?);
@@ -175,11 +175,11 @@ impl Driver {
             return Ok(());
         };
         let answer = answer.map_err(|refusal| match refusal {
-            Refusal::NotFound => Error::new(ErrorKind::NotFound, "there is no such thing"),
-            Refusal::Taken => Error::new(ErrorKind::Conflict, "it changed meanwhile: try again"),
-            Refusal::Retry(_) => Error::new(ErrorKind::Unavailable, "there is no connection"),
-            Refusal::Throttled(_) => Error::new(ErrorKind::Throttled, "too many requests: wait"),
-            _ => Error::new(ErrorKind::Denied, "the server refused"),
+            Refusal::NotFound => Error::new(ErrorKind::NotFound, "there is no such user or link code"),
+            Refusal::Taken => Error::new(ErrorKind::Conflict, "the device list has changed: try again"),
+            Refusal::Retry(_) => Error::new(ErrorKind::Unavailable, "there is no connection to the server"),
+            Refusal::Throttled(_) => Error::new(ErrorKind::Throttled, "too many requests: try again later"),
+            _ => Error::new(ErrorKind::Denied, "the server refused the request"),
         });
         match (waiting, answer) {
             (Waiting::Resolve(reply), answer) => {
@@ -191,7 +191,7 @@ impl Driver {
                 let list = match answer {
                     Ok(answer) => {
                         let list = answer.lists.into_iter().find(|list| list.list().user == user);
-                        // From here on it is pinned like any list that was needed to send.
+                        // From here on the list is pinned, like any list that sending needs.
                         if let Some(list) = list {
                             self.step(Input::List(list))?;
                         }
@@ -203,7 +203,8 @@ impl Driver {
                 let _ = reply.send(list);
             }
             (Waiting::Offer(code, reply), answer) => {
-                // The answer is sealed before the list is changed: a device that cannot be answered is not listed.
+                // Seal the answer before changing the list, so that a device that cannot be answered is not
+                // listed.
                 let begun = answer.and_then(|answer| self.approve(&code, &answer.offer)).and_then(
                     |(list, joined)| {
                         let sealed = joined.0.answer(&joined.1, random()?)?;
@@ -229,14 +230,14 @@ impl Driver {
                 self.request(request, Waiting::Linked(joined.device.get(), reply))?;
             }
             (Waiting::Linked(device, reply), answer) => {
-                // Whether it heard of it, its prekeys will say.
+                // Its prekeys show whether the device received the answer: see `check_linking`.
                 let _ = reply.send(answer.map(|_| device));
             }
             (Waiting::Alive(device), Ok(answer)) => {
                 self.forget_linking()?;
                 if answer.bundles.is_empty() {
-                    // It does not know that it is listed, and would hold up everybody who writes to this
-                    // account: off it goes.
+                    // Without prekeys the device did not complete the linking. It would block all senders to
+                    // this account, so unlink it.
                     let (ignored, _) = oneshot::channel();
                     self.unlink(device, ignored)?;
                 }
@@ -256,7 +257,8 @@ impl Driver {
         Ok(())
     }
 
-    /// Durable before the device is listed: if what follows fails, or this process ends, it is looked after.
+    /// Records a device durably before it is listed, so that [`check_linking`](Self::check_linking) checks it
+    /// even if a later step fails or this process ends.
     fn remember_linking(&mut self, list: &SignedDeviceList, device: u8) -> Result<()> {
         let Some(listed) = list.list().addresses().find(|listed| listed.device.get() == device) else {
             return Ok(());
@@ -277,7 +279,7 @@ impl Driver {
         self.store.commit_open()
     }
 
-    /// Looks, a while after a device was listed, whether it has prekeys; takes it off the list if it has none.
+    /// Checks, `LINKING_MS` after a device was listed, whether it has prekeys. Unlinks it if it has none.
     pub(super) fn check_linking(&mut self) -> Result<()> {
         let Some((installation, device, at)) = self.linking else { return Ok(()) };
         let asked = self.waiting.values().any(|waiting| matches!(waiting, Waiting::Alive(_)));
@@ -294,7 +296,7 @@ impl Driver {
     pub(super) fn own_list(&self) -> Result<SignedDeviceList> {
         let list = self.replica.list(self.profile.device.user).cloned();
         list.ok_or_else(|| {
-            Error::new(ErrorKind::Unavailable, "the own device list is not read yet: connect first")
+            Error::new(ErrorKind::Unavailable, "this user's device list is not loaded yet: connect first")
         })
     }
 
@@ -305,11 +307,11 @@ impl Driver {
     ) -> Result<(SignedDeviceList, (Offer, Joined))> {
         let offer = Offer::check(offer, code)?;
         let before = self.own_list()?;
-        let full = || Error::new(ErrorKind::Conflict, "the account has as many devices as it can have");
+        let full = || Error::new(ErrorKind::Conflict, "the account has the maximum number of devices");
         let device = before.list().free_device().ok_or_else(full)?;
         let key = offer.device_key[..]
             .try_into()
-            .map_err(|_| Error::new(ErrorKind::Invalid, "not a device key"))?;
+            .map_err(|_| Error::new(ErrorKind::Invalid, "the device key of the offer is malformed"))?;
         let mut devices = before.list().devices.clone();
         devices.push(DeviceEntry::new(device, key, offer.suite_key.clone().into()));
         devices.sort_by_key(|entry| entry.device);

@@ -1,4 +1,4 @@
-//! Opening and sealing, in the open transaction.
+//! Decryption and encryption of messages, in the open transaction.
 
 use bytes::Bytes;
 use chat_core::device_list::{DeviceEntry, SignedDeviceList};
@@ -37,7 +37,7 @@ impl Driver {
             list.is_some_and(|list| list.list().version == seen.version && list.hash() != seen.hash)
         };
         let content = match content {
-            // The server shows its sender another list of that version than it shows this device.
+            // The server sent the sender another list of that version than this device.
             Ok((_, seen)) if forked(&seen) => Err(Unreadable::Misplaced),
             content => content.map(|(content, _)| Bytes::from(content)),
         };
@@ -123,10 +123,10 @@ impl Driver {
             match begun {
                 Ok(()) => {}
                 Err(error) if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Denied) => {
-                    tracing::warn!(%error, "a prekey bundle was refused");
+                    tracing::warn!(%error, "rejected a prekey bundle; claiming another one later");
                     self.pass(Event::Error {
                         reason: "bundle_refused".into(),
-                        message: "the server gave keys that their device did not sign, or that are unsafe"
+                        message: "the server sent prekeys that their device did not sign, or that are unsafe"
                             .into(),
                     });
                 }
@@ -140,7 +140,7 @@ impl Driver {
         let last =
             self.store.meta("last_prekey")?.and_then(|v| v.try_into().ok()).map_or(0, u64::from_be_bytes);
         let (signed, one_time) = self.suite.make_prekeys(&mut self.store, last + 1, count)?;
-        // An upload of the signed part alone is a new one, too.
+        // An upload of the signed part alone also takes a new number.
         let uploaded_through = last + count.max(1);
         self.store.set_meta("last_prekey", &uploaded_through.to_be_bytes())?;
         let signature = self.profile.sign(&prekeys_transcript(&signed));

@@ -1,4 +1,4 @@
-//! A replica's changes, made durable.
+//! Storage of a replica's changes.
 
 use chat_core::codec::encode_list;
 use chat_core::device_list::SignedDeviceList;
@@ -16,10 +16,11 @@ use crate::event::Event;
 use crate::suite::SuiteTx;
 
 impl LocalStore {
-    /// Makes a replica's changes durable, with everything else in the open transaction.
+    /// Makes a replica's changes durable, together with the rest of the open transaction.
     ///
     /// # Errors
-    /// `Unavailable`: nothing of it is durable, and the replica's memory is ahead of the store: start anew.
+    /// `Unavailable` if the commit fails. Then nothing in the transaction is durable, and the replica in
+    /// memory is ahead of the store: load a new replica.
     pub fn commit(&mut self, changes: Changes) -> Result<()> {
         self.begin()?;
         for change in changes.list {
@@ -64,7 +65,7 @@ impl LocalStore {
                 )
                 .map(drop)
             }
-            // Of what devices say to each other nobody is told, nor of what is missing of it.
+            // To-device messages produce no events, and neither do their gaps.
             Change::Gap(conversation, ..) if conversation.kind() == Ok(ConversationKind::Mailbox) => Ok(()),
             Change::Gap(conversation, from, to, reason) => {
                 let reason = match reason {
@@ -112,7 +113,7 @@ impl LocalStore {
             Recipient::Handle(handle) => (Some(handle.as_str()), None, None),
             Recipient::User(user) => (None, Some(user.as_bytes()), None),
             Recipient::Device(device) => (None, Some(device.user.as_bytes()), Some(device)),
-            _ => return Err(corrupt("a draft is for nobody")),
+            _ => return Err(corrupt("a draft has no known recipient")),
         };
         self.run(
             "INSERT INTO outbox (message_id, handle, user, installation, device, content, sent_at)
@@ -128,7 +129,7 @@ impl LocalStore {
             ],
         )?;
         if device.is_some() {
-            // What devices say to each other is nobody's event.
+            // A to-device message produces no event.
             return Ok(());
         }
         let idempotency_key = self.idempotency_key_of(draft.id)?;
@@ -143,7 +144,7 @@ impl LocalStore {
             "UPDATE conversations SET client_seq = ?2, prev = ?3 WHERE id = ?1 AND client_seq < ?2",
             params![number.conversation.as_bytes(), number.client_seq as i64, number.message_id.as_bytes()],
         )?;
-        // The same bytes go out at every retry, but only once as the first.
+        // Retries send the same bytes, but only the first attempt sets `first`.
         let frame = ClientFrame::Publish(Publish { first: false, ..publish.clone() }).encode();
         self.run(
             "UPDATE outbox SET publish = ?2 WHERE message_id = ?1",
@@ -257,7 +258,8 @@ impl LocalStore {
         self.add_event(None, &event)
     }
 
-    /// Fills the placeholder of a message that could not be read, if there is one of this sender.
+    /// Fills the placeholder of an unreadable message with its content, if this sender has one in the
+    /// conversation.
     pub(super) fn recovered(
         &mut self,
         sender: DeviceAddress,
@@ -350,7 +352,7 @@ impl LocalStore {
 
     pub(super) fn new_epoch(&mut self, epoch: StoreEpoch) -> Result<()> {
         self.set_meta("epoch", epoch.as_bytes())?;
-        // Places of the old data set mean nothing in the new one; what was said stays, under places below 0.
+        // Seqs of the old data set are invalid in the new one. Old messages are kept, under seqs below 0.
         self.run(
             "UPDATE messages SET seq = (SELECT min(0, coalesce(min(seq), 0)) FROM messages) - seq WHERE seq > 0",
             [],
@@ -375,7 +377,7 @@ impl LocalStore {
         self.run("UPDATE conversations SET client_seq = 0, prev = zeroblob(16)", []).map(drop)
     }
 
-    /// The newest messages of a conversation below a place (0: from the newest), newest first.
+    /// Returns the newest messages of a conversation below a seq (0: from the newest), newest first.
     ///
     /// # Errors
     /// If the store fails.

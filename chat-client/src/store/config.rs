@@ -1,4 +1,4 @@
-//! Where a profile is, and what its store is encrypted with.
+//! The directory of a profile, and the key or passphrase of its store.
 
 use std::fmt;
 use std::io::Write;
@@ -11,8 +11,9 @@ use zeroize::Zeroizing;
 /// The directory of a profile, with the key or passphrase of its store if it is encrypted at rest.
 ///
 /// With either, every page of the database and of its write-ahead log is encrypted and authenticated
-/// (SQLCipher). A passphrase is stretched by Argon2id (RFC 9106: 64 MiB, 3 passes) with a salt that lies in
-/// the profile. It is set when the profile is made; a profile made without stays readable.
+/// (SQLCipher). Argon2id (RFC 9106: 64 MiB, 3 passes) derives the key from a passphrase and a salt in the
+/// profile directory. The key or passphrase is set when the profile is created; a profile created without one
+/// stays unencrypted.
 ///
 /// ```
 /// use chat_client::StoreConfig;
@@ -53,26 +54,27 @@ impl From<PathBuf> for StoreConfig {
 }
 
 impl StoreConfig {
-    /// Encrypted with this key, of a keychain for example.
+    /// Sets the key that encrypts the store, for example from a keychain.
     #[must_use]
     pub fn key(mut self, key: [u8; 32]) -> Self {
         self.secret = Some(Secret::Key(Zeroizing::new(key)));
         self
     }
 
-    /// Encrypted with what Argon2id makes of this passphrase, which takes about a third of a second.
+    /// Sets the passphrase that encrypts the store. Deriving the key with Argon2id takes about a third of a
+    /// second.
     #[must_use]
     pub fn passphrase(mut self, passphrase: &str) -> Self {
         self.secret = Some(Secret::Passphrase(Zeroizing::new(passphrase.to_owned())));
         self
     }
 
-    /// The directory.
+    /// Returns the directory of the profile.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The key of the database, if it is encrypted.
+    /// Returns the key of the database, or `None` if it is not encrypted.
     pub(super) fn database_key(&self) -> Result<Option<Zeroizing<[u8; 32]>>> {
         match &self.secret {
             None => Ok(None),
@@ -83,7 +85,7 @@ impl StoreConfig {
 
     fn stretch(&self, passphrase: &str) -> Result<Zeroizing<[u8; 32]>> {
         let salt = self.salt()?;
-        let failed = |_| Error::new(ErrorKind::Invalid, "the passphrase cannot be used");
+        let failed = |_| Error::new(ErrorKind::Invalid, "failed to derive a key from the passphrase");
         let params = Params::new(64 * 1024, 3, 1, Some(32)).map_err(failed)?;
         let mut key = Zeroizing::new([0; 32]);
         Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
@@ -92,18 +94,19 @@ impl StoreConfig {
         Ok(key)
     }
 
-    /// The salt of the passphrase: made once, durable before anything is encrypted with it.
+    /// Returns the salt of the passphrase. The first call creates it durably, before anything is encrypted
+    /// with it.
     fn salt(&self) -> Result<[u8; 16]> {
         let io =
-            |e: std::io::Error| Error::new(ErrorKind::Unavailable, "the profile cannot be used").caused_by(e);
+            |e: std::io::Error| Error::new(ErrorKind::Unavailable, "failed to open the profile").caused_by(e);
         let file = self.dir.join("salt");
         match std::fs::read(&file) {
             Ok(salt) => salt
                 .try_into()
-                .map_err(|_| Error::new(ErrorKind::Corrupt, "the salt of the passphrase does not read back")),
+                .map_err(|_| Error::new(ErrorKind::Corrupt, "the salt of the passphrase is malformed")),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let salt = crate::random::random()?;
-                // Whole or not at all, and there before anything is encrypted with it.
+                // Atomic and durable: write a new file, sync it, rename it, then sync the directory.
                 let new = self.dir.join("salt.new");
                 let written = std::fs::File::create(&new).and_then(|mut file| {
                     file.write_all(&salt)?;
@@ -130,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn encrypted_store_leaks_nothing_and_opens_only_with_its_own_secret() {
+    fn encrypted_store_has_no_plaintext_and_opens_only_with_its_own_secret() {
         for secret in [
             (|path: StoreConfig| path.passphrase("a passphrase")) as fn(StoreConfig) -> StoreConfig,
             |path| path.key([7; 32]),
@@ -153,12 +156,12 @@ mod tests {
             drop(store);
             assert_eq!(kind(&plain.clone().passphrase("another")), Some(ErrorKind::Denied));
             assert_eq!(kind(&plain.clone().key([8; 32])), Some(ErrorKind::Denied));
-            assert_eq!(kind(&plain), Some(ErrorKind::Denied), "without any");
+            assert_eq!(kind(&plain), Some(ErrorKind::Denied), "without a key or passphrase");
         }
     }
 
     #[test]
-    fn a_profile_made_without_a_secret_is_not_taken_for_an_encrypted_one() {
+    fn unencrypted_profile_rejects_a_key() {
         let dir = tempfile::tempdir().unwrap();
         let plain = StoreConfig::from(dir.path());
         drop(LocalStore::open(&plain).unwrap());

@@ -1,4 +1,4 @@
-//! Durable events, and what a program's own keys stand for.
+//! Durable events, and the idempotency keys (`ref`) of the application.
 
 use chat_core::replica::{Draft, Recipient};
 use chat_core::{MessageId, Result, UserId};
@@ -8,7 +8,7 @@ use super::{KnownKey, LocalStore, corrupt, digest, failed, read_events};
 use crate::event::{Event, EventRecord};
 
 impl LocalStore {
-    /// The number of the last durable event.
+    /// Returns the number of the last durable event.
     ///
     /// # Errors
     /// If the store fails.
@@ -19,7 +19,7 @@ impl LocalStore {
             .map_err(failed)
     }
 
-    /// Durable events after a number, in order.
+    /// Returns durable events after a number, in order.
     ///
     /// # Errors
     /// If the store fails.
@@ -33,12 +33,12 @@ impl LocalStore {
     }
 
     pub(super) fn add_event(&mut self, id: Option<MessageId>, event: &Event) -> Result<()> {
-        let text = serde_json::to_string(event).map_err(|_| corrupt("an event cannot be written"))?;
+        let text = serde_json::to_string(event).map_err(|_| corrupt("failed to encode an event"))?;
         let id = id.map(|id| id.as_bytes().to_vec());
         self.run("INSERT INTO events (message_id, event) VALUES (?1, ?2)", params![id, text]).map(drop)
     }
 
-    /// A refusal of something that never got an id.
+    /// Records the refusal of a message that has no id, and commits the open transaction.
     ///
     /// # Errors
     /// If the store fails.
@@ -50,7 +50,7 @@ impl LocalStore {
         Ok(EventRecord { n, event })
     }
 
-    /// What a `ref` was used for.
+    /// Returns the earlier use of a `ref`.
     ///
     /// # Errors
     /// If the store fails.
@@ -73,7 +73,7 @@ impl LocalStore {
         read_events(statement.query([id]).map_err(failed)?).map(KnownKey::Same)
     }
 
-    /// Remembers a `ref`, in the open transaction.
+    /// Stores a `ref`, in the open transaction.
     ///
     /// # Errors
     /// If the store fails.
@@ -92,7 +92,7 @@ impl LocalStore {
             .map_err(failed)
     }
 
-    /// The name of a user: its handle, or its id if that is not known.
+    /// Returns the name of a user: the handle, or the id in hexadecimal if the handle is unknown.
     ///
     /// # Errors
     /// If the store fails.

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::{Case, Outcome, cases, equal, failed};
+use super::{Case, Outcome, equal, failed, list_cases};
 use crate::backend::Authenticator;
 use crate::model::error::ErrorKind;
 use crate::model::id::Handle;
@@ -20,7 +20,7 @@ type Fixture = Arc<AuthenticatorFixture>;
 
 /// Returns the conformance cases of [`Authenticator`].
 pub fn authenticator() -> Vec<Case<AuthenticatorFixture>> {
-    cases![a_good_token_names_its_user, a_changed_token_is_denied, no_token, nonsense_is_denied]
+    list_cases![a_good_token_names_its_user, a_changed_token_is_denied, no_token, nonsense_is_denied]
 }
 
 async fn kind(fixture: &Fixture, token: &str) -> Option<ErrorKind> {

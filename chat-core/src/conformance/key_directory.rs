@@ -4,7 +4,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ed25519_dalek::{Signer, SigningKey};
 
-use super::{Case, Outcome, cases, equal, failed};
+use super::{Case, Outcome, equal, failed, list_cases};
 use crate::backend::{AccountKey, KeyDirectory, Reincarnation};
 use crate::model::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
 use crate::model::error::ErrorKind;
@@ -16,7 +16,7 @@ type Keys = Arc<dyn KeyDirectory>;
 
 /// Returns the conformance cases of [`KeyDirectory`].
 pub fn key_directory() -> Vec<Case<dyn KeyDirectory>> {
-    cases![
+    list_cases![
         a_handle_is_taken_once,
         registering_again_is_the_same,
         lists_follow_each_other,

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::{Case, Outcome, cases, equal, failed};
+use super::{Case, Outcome, equal, failed, list_cases};
 use crate::backend::{
     Command, Commit, CommitOutcome, ConversationState, CursorFilter, LogPosition, MessageStore, Operation,
     PageLimit, RecipientDevices, Record,
@@ -16,7 +16,7 @@ type Store = Arc<dyn MessageStore>;
 
 /// Returns the conformance cases of [`MessageStore`].
 pub fn message_store() -> Vec<Case<dyn MessageStore>> {
-    cases![
+    list_cases![
         commit_is_visible,
         a_durable_commit_counts,
         a_durable_row_may_be_acknowledged,
@@ -44,7 +44,7 @@ pub fn message_store() -> Vec<Case<dyn MessageStore>> {
 /// Returns the conformance cases of a [`MessageStore`] that several processes share, where two owners of a
 /// shard may overlap.
 pub fn shared_message_store() -> Vec<Case<dyn MessageStore>> {
-    cases![an_older_state_does_not_come_back, an_owner_that_is_behind_changes_nothing]
+    list_cases![an_older_state_does_not_come_back, an_owner_that_is_behind_changes_nothing]
 }
 
 const ALICE: UserId = UserId::from_bytes([1; 16]);
@@ -276,6 +276,8 @@ async fn rows_above_the_head_are_not_found(store: Store) -> Outcome {
     make_seen(&store, vec![torn]).await?;
     let found = store.find(talk.id, device(ALICE).installation, message_id(2)).await.map_err(failed)?;
     equal(found, None, "the seq found")?;
+    let history = store.history(talk.id, 0, PageLimit::MAX).await.map_err(failed)?;
+    equal(seqs(&history), vec![1], "the history")?;
     equal(seqs(&inbox(&store, BOB).await?), vec![1], "the inbox")
 }
 

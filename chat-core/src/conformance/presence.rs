@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::{Case, Outcome, cases, equal, failed};
+use super::{Case, Outcome, equal, failed, list_cases};
 use crate::backend::Presence;
 use crate::model::id::{InstallationId, UserId};
 use crate::model::limits::{HEARTBEAT_MS, IDLE_MS};
@@ -10,7 +10,7 @@ type Present = Arc<dyn Presence>;
 /// Returns the conformance cases of [`Presence`]. The cases pass times of their own, which begin at a fixed
 /// date. A backend that expires entries by its own clock must keep them for at least [`IDLE_MS`].
 pub fn presence() -> Vec<Case<dyn Presence>> {
-    cases![
+    list_cases![
         present_until_the_ttl,
         one_lost_heartbeat_shows_nothing,
         absent_after_leaving,

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::{Case, Outcome, cases, failed};
+use super::{Case, Outcome, failed, list_cases};
 use crate::backend::PushSink;
 use crate::model::id::{DeviceAddress, DeviceId, InstallationId, UserId};
 
@@ -9,7 +9,7 @@ type Sink = Arc<dyn PushSink>;
 /// Returns the conformance cases of [`PushSink`]. The contract is small: the sink accepts any list of
 /// devices, and its caller never waits for a device.
 pub fn push_sink() -> Vec<Case<dyn PushSink>> {
-    cases![wakes_nobody, wakes_many_at_once, wakes_the_same_again]
+    list_cases![wakes_nobody, wakes_many_at_once, wakes_the_same_again]
 }
 
 fn devices(count: u8) -> Vec<DeviceAddress> {

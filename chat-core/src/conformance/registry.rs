@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::{Case, Outcome, cases, equal, failed};
+use super::{Case, Outcome, equal, failed, list_cases};
 use crate::backend::{GatewayId, Registry, Route};
 use crate::model::error::ErrorKind;
 use crate::model::id::{DeviceAddress, DeviceId, InstallationId, UserId};
@@ -9,7 +9,7 @@ type Routes = Arc<dyn Registry>;
 
 /// Returns the conformance cases of [`Registry`].
 pub fn registry() -> Vec<Case<dyn Registry>> {
-    cases![
+    list_cases![
         a_bound_device_is_found,
         the_last_bind_wins,
         unbind_compares,

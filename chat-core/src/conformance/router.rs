@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::task::Poll;
 
-use super::{Case, Outcome, cases, equal, failed};
+use super::{Case, Outcome, equal, failed, list_cases};
 use crate::backend::{Command, Operation, Router};
 use crate::model::envelope::SendPosition;
 use crate::model::error::ErrorKind;
@@ -11,7 +11,7 @@ type Log = Arc<dyn Router>;
 
 /// Returns the conformance cases of [`Router`].
 pub fn router() -> Vec<Case<dyn Router>> {
-    cases![
+    list_cases![
         fifo_per_conversation,
         one_shard_per_conversation,
         redelivers_until_commit,

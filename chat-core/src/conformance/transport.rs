@@ -5,7 +5,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Case, Outcome, cases, equal, failed};
+use super::{Case, Outcome, equal, failed, list_cases};
 use crate::backend::Transport;
 use crate::model::close_reason::CloseReason;
 use crate::model::limits::MAX_FRAME;
@@ -30,7 +30,7 @@ impl TransportPair {
 
 /// Returns the conformance cases of [`Transport`].
 pub fn transport() -> Vec<Case<TransportPair>> {
-    cases![
+    list_cases![
         frames_arrive_whole_and_in_order,
         both_ways,
         an_empty_frame_and_the_largest,

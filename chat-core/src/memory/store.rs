@@ -104,9 +104,8 @@ impl Tables {
             }
             Write::Inbox(device, row) => {
                 let acked = self.cursors.get(&(device, row.conversation)).map_or(0, |cursor| cursor.acked);
-                // A late copy of an acknowledged row must not come back.
-                if row.seq > acked {
-                    // A late copy must not replace the gap that retention left at its position.
+                // A late copy of a row that was acknowledged, or that a gap replaced, must not come back.
+                if row.seq > acked && !self.is_expired(device, row.conversation, row.seq) {
                     self.inbox.entry((device, row.position())).or_insert(row);
                 }
             }
@@ -143,6 +142,18 @@ impl Tables {
     #[cfg(feature = "sim")]
     pub(crate) fn differs(&self, row: &InboxRow) -> bool {
         self.history.get(&(row.conversation, row.seq)).is_some_and(|known| known != row)
+    }
+
+    /// Returns whether a gap in the device's inbox covers a seq.
+    fn is_expired(&self, device: InstallationId, conversation: ConversationId, seq: Seq) -> bool {
+        if seq > self.tail(device, conversation) {
+            return false;
+        }
+        let own = self.inbox.range((device, InboxPosition::START)..);
+        own.take_while(|((owner, _), _)| *owner == device).any(|(_, row)| {
+            let same = row.conversation == conversation && row.is_expired();
+            same && (row.first_seq()..=row.seq).contains(&seq)
+        })
     }
 
     fn tail(&self, device: InstallationId, conversation: ConversationId) -> Seq {

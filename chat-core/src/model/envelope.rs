@@ -293,3 +293,33 @@ pub struct InboxCursor {
     /// The highest seq that has a row for it.
     pub tail: Seq,
 }
+
+impl InboxCursor {
+    /// Applies a row of an atomic commit, and returns whether the store must keep the row.
+    ///
+    /// The rules that every store with atomic commits shares: a device that joins starts behind its first row; the tail
+    /// never falls; a row at or below the tail was stored before, so a repeated commit brings back neither a row that
+    /// the device acknowledged nor one that retention replaced by a gap.
+    ///
+    /// ```
+    /// use chat_core::envelope::{EmptyReason, InboxCursor, InboxRow, RowContent};
+    /// use chat_core::{ConversationId, UserId};
+    /// let conversation = ConversationId::own(UserId::from_bytes([1; 16]));
+    /// let content = RowContent::Empty { reason: EmptyReason::Skip, from: 4 };
+    /// let row = InboxRow { conversation, seq: 4, time_us: 9, joined: true, content };
+    /// let mut cursor = InboxCursor::default();
+    /// assert!(cursor.receive(&row));
+    /// assert_eq!((cursor.acked, cursor.tail), (3, 4));
+    /// assert!(!cursor.receive(&row), "it was stored before");
+    /// ```
+    pub const fn receive(&mut self, row: &InboxRow) -> bool {
+        let is_new = row.seq > self.tail;
+        if row.joined && self.tail == 0 && self.acked < row.seq - 1 {
+            self.acked = row.seq - 1;
+        }
+        if is_new {
+            self.tail = row.seq;
+        }
+        is_new && row.seq > self.acked
+    }
+}

@@ -451,23 +451,13 @@ impl Work {
         row: &InboxRow,
     ) -> Result<()> {
         let mut cursor = self.cursor(effects, device, row.conversation)?.unwrap_or_default();
-        if row.joined && cursor.tail == 0 {
-            cursor.acked = row.seq - 1;
-        }
-        let repeated = row.seq <= cursor.tail;
-        let key = keys::inbox(device, row.position());
-        // A repeated row must not overwrite the gap that retention left.
-        let kept = repeated && self.tables.inbox.contains_key(&key).map_err(failed)?;
-        cursor.tail = cursor.tail.max(row.seq);
+        let is_kept = cursor.receive(row);
         effects.cursors.insert((device, row.conversation), cursor);
-        // A late copy of an acknowledged row must not be restored.
-        if row.seq > cursor.acked && !kept {
-            batch.insert(&self.tables.inbox, key, inbox_value(row));
+        if is_kept {
+            batch.insert(&self.tables.inbox, keys::inbox(device, row.position()), inbox_value(row));
             effects.rows.insert((device, row.conversation, row.seq), (row.time_us, row.size()));
-            if !repeated {
-                let waiting = effects.waiting.entry(device).or_default();
-                (waiting.0, waiting.1) = (waiting.0 + 1, waiting.1 + row.size() as i64);
-            }
+            let waiting = effects.waiting.entry(device).or_default();
+            (waiting.0, waiting.1) = (waiting.0 + 1, waiting.1 + row.size() as i64);
         }
         Ok(())
     }

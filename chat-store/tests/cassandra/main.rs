@@ -66,20 +66,20 @@ impl Keyspace {
 
 async fn suites(variable: &str) {
     let Some(keyspace) = Keyspace::new(variable).await else { return };
-    for case in conformance::message_store() {
+    for case in conformance::cases::message_store() {
         let backend: Arc<dyn MessageStore> = keyspace.store().await;
         assert_eq!((case.run)(backend).await, Ok(()), "{}", case.name);
     }
-    println!("{variable}: {} cases of MessageStore passed", conformance::message_store().len());
-    for case in conformance::shared_message_store() {
+    println!("{variable}: {} cases of MessageStore passed", conformance::cases::message_store().len());
+    for case in conformance::cases::shared_message_store() {
         let backend: Arc<dyn MessageStore> = keyspace.store().await;
         assert_eq!((case.run)(backend).await, Ok(()), "{}", case.name);
     }
-    for case in conformance::key_directory() {
+    for case in conformance::cases::key_directory() {
         let backend: Arc<dyn KeyDirectory> = keyspace.store().await;
         assert_eq!((case.run)(backend).await, Ok(()), "{}", case.name);
     }
-    println!("{variable}: {} cases of KeyDirectory passed", conformance::key_directory().len());
+    println!("{variable}: {} cases of KeyDirectory passed", conformance::cases::key_directory().len());
     anchors(&*keyspace.store().await).await;
     keyspace.remove().await;
 }

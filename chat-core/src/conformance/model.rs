@@ -1,0 +1,466 @@
+//! Model-based test of a [`MessageStore`]: random operations, compared with the in-memory reference.
+//!
+//! A run is a pure function of its seed. A run that fails is made shorter by leaving out operations for as long
+//! as it still fails; the seed and the remaining operations are in the error.
+
+use std::sync::Arc;
+
+use super::talk::{Talk, merge, message_id};
+use super::{Outcome, equal, failed};
+use crate::backend::{Commit, CommitOutcome, CursorFilter, MessageStore, PageLimit};
+use crate::memory::MemoryStore;
+use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow};
+use crate::model::id::{
+    ConversationId, ConversationKind, DeviceAddress, DeviceId, InstallationId, Seq, UserId,
+};
+use crate::model::rng::Rng;
+
+/// Operations of a run.
+const OPERATIONS: usize = 60;
+/// Runs that try to make a failing one shorter.
+const SHRINK_RUNS: usize = 300;
+/// The highest seq and time: 2^53 - 1, so that browsers and JSON can hold it.
+const MAX_NUMBER: u64 = (1 << 53) - 1;
+
+type Store = Arc<dyn MessageStore>;
+
+/// The shard owners that write to a store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Owners {
+    /// One: it repeats the commits whose outcome it does not know, the last ones of a conversation.
+    One,
+    /// Several that may overlap: an owner that is behind repeats any commits.
+    Several,
+}
+
+/// One random operation. Numbers select among what exists when the operation runs.
+#[derive(Clone, Debug)]
+enum Operation {
+    /// Commits the next messages of some conversations in one call, each as one commit.
+    Commit { messages: Vec<(usize, usize)>, size: usize },
+    /// Commits the next messages of two conversations by two concurrent calls.
+    Concurrent { one: usize, other: usize },
+    /// Repeats commits from `first` on, `count` of them merged into one, as an owner that is behind does.
+    Repeat { talk: usize, first: usize, count: usize },
+    /// Acknowledges rows; an ack `above` the tail must be refused as a whole.
+    Ack { device: usize, acks: Vec<(usize, u64)>, generation: u64, above: bool },
+    /// Reads an inbox in pages.
+    Inbox { device: usize, rows: usize, bytes: usize },
+    /// Reads a history in pages.
+    History { talk: usize, rows: usize, bytes: usize },
+    /// Looks up ids, known and unknown ones.
+    Find { talk: usize, of: usize, device: usize, client_seq: u64 },
+    /// Expires rows, `piece` at a time.
+    Expire { share: u64, piece: usize },
+    /// Compares everything.
+    Compare,
+}
+
+/// Conversations, devices and the operations of a seed.
+struct Script {
+    talks: Vec<Talk>,
+    devices: Vec<DeviceAddress>,
+    operations: Vec<Operation>,
+}
+
+fn device(user: u8, number: u8) -> DeviceAddress {
+    let mut installation = [user; 16];
+    installation[1] = number;
+    DeviceAddress {
+        user: UserId::from_bytes([user; 16]),
+        device: DeviceId::PRIMARY,
+        installation: InstallationId::from_bytes(installation),
+    }
+}
+
+impl Script {
+    fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let user = |n: u8| (UserId::from_bytes([n; 16]), vec![device(n, 1), device(n, 2)]);
+        let talk = |id, members: &[u8], time_us| Talk {
+            id,
+            members: members.iter().map(|n| user(*n)).collect(),
+            state: Default::default(),
+            time_us,
+            records: 0,
+        };
+        let id = |n: u8| UserId::from_bytes([n; 16]);
+        // Most records of different conversations have equal times: ties are broken by conversation and seq.
+        let mut talks = vec![
+            talk(ConversationId::direct(id(1), id(2)), &[1, 2], 1000),
+            // A younger conversation: its times are those of higher seqs elsewhere.
+            talk(ConversationId::direct(id(1), id(3)), &[1, 3], 1100),
+            talk(ConversationId::direct(id(2), id(3)), &[2, 3], 1000),
+            talk(ConversationId::own(id(1)), &[1], 1000),
+        ];
+        let mut mailbox =
+            talk(ConversationId::mailbox(device(1, 1).installation, device(2, 1).installation), &[], 1000);
+        mailbox.members = vec![(id(1), vec![device(1, 1)]), (id(2), vec![device(2, 1)])];
+        talks.push(mailbox);
+        talks.push(
+            talk(ConversationId::direct(id(3), id(4)), &[3, 4], MAX_NUMBER / 2).starting_at(MAX_NUMBER - 500),
+        );
+        let devices = (1..=4).flat_map(|user| [device(user, 1), device(user, 2)]).collect();
+        let operations = (0..OPERATIONS).map(|_| Operation::random(&mut rng, talks.len())).collect();
+        Self { talks, devices, operations }
+    }
+}
+
+impl Operation {
+    fn random(rng: &mut Rng, talks: usize) -> Self {
+        let pick = |rng: &mut Rng, n: usize| rng.below(n as u64) as usize;
+        let sizes = |rng: &mut Rng| [0, 10, 300, 40_000][pick(rng, 4)];
+        let limit = |rng: &mut Rng| ([1, 2, 3, 7, 200][pick(rng, 5)], [1, 200, 1000, 1 << 20][pick(rng, 4)]);
+        match rng.below(20) {
+            0..=6 => {
+                let count = 1 + pick(rng, 3);
+                let messages = (0..count).map(|_| (pick(rng, talks), 1 + pick(rng, 5))).collect();
+                Self::Commit { messages, size: sizes(rng) }
+            }
+            7 => Self::Concurrent { one: pick(rng, talks), other: pick(rng, talks) },
+            8..=10 => Self::Repeat { talk: pick(rng, talks), first: pick(rng, 40), count: 1 + pick(rng, 4) },
+            11..=13 => Self::Ack {
+                device: pick(rng, 8),
+                acks: (0..=pick(rng, 2)).map(|_| (pick(rng, talks), rng.below(101))).collect(),
+                generation: rng.below(60),
+                above: rng.chance(25),
+            },
+            14 | 15 => {
+                let (rows, bytes) = limit(rng);
+                Self::Inbox { device: pick(rng, 8), rows, bytes }
+            }
+            16 => {
+                let (rows, bytes) = limit(rng);
+                Self::History { talk: pick(rng, talks), rows, bytes }
+            }
+            17 => Self::Find {
+                talk: pick(rng, talks),
+                of: pick(rng, talks),
+                device: pick(rng, 8),
+                client_seq: rng.below(12),
+            },
+            18 => Self::Expire { share: rng.below(110), piece: [1, 2, 5, 1000][pick(rng, 4)] },
+            _ => Self::Compare,
+        }
+    }
+}
+
+/// A store beside the reference.
+struct Run {
+    store: Store,
+    reference: MemoryStore,
+    talks: Vec<Talk>,
+    devices: Vec<DeviceAddress>,
+    /// The commits of each conversation so far, one message each.
+    made: Vec<Vec<Commit>>,
+    owners: Owners,
+}
+
+/// Returns whether a seed finds a difference, without making its run shorter.
+pub(crate) async fn fails<F, Fut>(seed: u64, owners: Owners, fresh: F) -> bool
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Store>,
+{
+    let script = Script::new(seed);
+    execute(&script, &script.operations, owners, fresh().await).await.is_err()
+}
+
+/// Runs a seed. The error names the seed and the shortest list of operations that still fails.
+pub(crate) async fn check<F, Fut>(seed: u64, owners: Owners, fresh: F) -> Outcome
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Store>,
+{
+    let script = Script::new(seed);
+    let Err(first) = execute(&script, &script.operations, owners, fresh().await).await else { return Ok(()) };
+    let (mut operations, mut error) = (script.operations.clone(), first);
+    let mut piece = operations.len() / 2;
+    let mut runs = 0;
+    while piece > 0 && runs < SHRINK_RUNS {
+        let mut at = 0;
+        while at < operations.len() && runs < SHRINK_RUNS {
+            let mut fewer = operations.clone();
+            fewer.drain(at..(at + piece).min(operations.len()));
+            runs += 1;
+            match execute(&script, &fewer, owners, fresh().await).await {
+                Err(same) => (operations, error) = (fewer, same),
+                Ok(()) => at += piece,
+            }
+        }
+        piece /= 2;
+    }
+    Err(format!("seed {seed}: {error}, after {operations:?}"))
+}
+
+async fn execute(script: &Script, operations: &[Operation], owners: Owners, store: Store) -> Outcome {
+    let mut run = Run {
+        store,
+        reference: MemoryStore::new(),
+        talks: script.talks.clone(),
+        devices: script.devices.clone(),
+        made: vec![Vec::new(); script.talks.len()],
+        owners,
+    };
+    for operation in operations {
+        run.apply(operation).await?;
+    }
+    run.compare().await
+}
+
+async fn commit(store: &dyn MessageStore, commits: Vec<Commit>) -> Outcome {
+    let count = commits.len();
+    let outcomes = store.commit(commits).await;
+    equal(outcomes.len(), count, "outcomes of a commit")?;
+    let mut durable = Vec::new();
+    for outcome in outcomes {
+        if let CommitOutcome::Durable(commit) = outcome.map_err(failed)? {
+            durable.push(*commit);
+        }
+    }
+    store.make_visible(durable).await.map_err(failed)
+}
+
+impl Run {
+    fn next(&mut self, talk: usize, count: usize, size: usize) -> Result<Option<Commit>, String> {
+        let mut commits = Vec::new();
+        for n in 0..count {
+            // A mailbox has one sender.
+            let is_mailbox = self.talks[talk].id.kind() == Ok(ConversationKind::Mailbox);
+            let sender = if is_mailbox { 0 } else { self.made[talk].len() * 3 + n };
+            let made = self.talks[talk].next(sender, size)?;
+            self.made[talk].push(made.clone());
+            commits.push(made);
+        }
+        Ok(merge(commits))
+    }
+
+    async fn both(&self, commits: Vec<Commit>) -> Outcome {
+        commit(&self.reference, commits.clone()).await?;
+        commit(&*self.store, commits).await
+    }
+
+    async fn apply(&mut self, operation: &Operation) -> Outcome {
+        match operation {
+            Operation::Commit { messages, size } => {
+                let mut commits = Vec::new();
+                for (at, (talk, count)) in messages.iter().enumerate() {
+                    // One call names a conversation once.
+                    if messages[..at].iter().all(|(before, _)| before != talk) {
+                        commits.extend(self.next(*talk, *count, *size)?);
+                    }
+                }
+                self.both(commits).await
+            }
+            Operation::Concurrent { one, other } if one != other => {
+                let (first, second) = (self.next(*one, 2, 10)?, self.next(*other, 1, 10)?);
+                let (first, second): (Vec<_>, Vec<_>) =
+                    (first.into_iter().collect(), second.into_iter().collect());
+                commit(&self.reference, first.clone()).await?;
+                commit(&self.reference, second.clone()).await?;
+                let calls =
+                    futures_util::future::join(commit(&*self.store, first), commit(&*self.store, second));
+                let (one, other) = calls.await;
+                one.and(other)
+            }
+            Operation::Concurrent { .. } => Ok(()),
+            Operation::Repeat { talk, first, count } => {
+                let made = &self.made[*talk];
+                let first = match self.owners {
+                    _ if made.is_empty() => 0,
+                    Owners::One => made.len().saturating_sub(*count),
+                    Owners::Several => first % made.len(),
+                };
+                match merge(made.iter().skip(first).take(*count).cloned()) {
+                    Some(late) => self.both(vec![late]).await,
+                    None => Ok(()),
+                }
+            }
+            Operation::Ack { device, acks, generation, above } => {
+                self.ack(*device, acks, *generation, *above).await
+            }
+            Operation::Inbox { device, rows, bytes } => self
+                .inbox(self.devices[*device].installation, PageLimit { rows: *rows, bytes: *bytes })
+                .await
+                .map(|_| ()),
+            Operation::History { talk, rows, bytes } => {
+                self.history(self.talks[*talk].id, PageLimit { rows: *rows, bytes: *bytes }).await
+            }
+            Operation::Find { talk, of, device, client_seq } => {
+                let sender = self.devices[*device].installation;
+                let mut id = message_id(sender, *client_seq);
+                if talk != of {
+                    // An id that another sender used.
+                    id = message_id(self.devices[(*device + 1) % 8].installation, *client_seq);
+                }
+                let talk = self.talks[*talk].id;
+                let found = self.store.find(talk, sender, id).await.map_err(failed)?;
+                equal(found, self.reference.find(talk, sender, id).await.map_err(failed)?, "the seq found")
+            }
+            Operation::Expire { share, piece } => self.expire(*share, *piece).await,
+            Operation::Compare => self.compare().await,
+        }
+    }
+
+    async fn ack(&self, device: usize, acks: &[(usize, u64)], generation: u64, above: bool) -> Outcome {
+        let device = self.devices[device].installation;
+        let cursors = self.reference.device(device, CursorFilter::All).await.map_err(failed)?.cursors;
+        let mut list: Vec<AckUpTo> = Vec::new();
+        for (talk, share) in acks {
+            let conversation = self.talks[*talk].id;
+            let cursor = cursors.iter().find(|(id, _)| *id == conversation).map(|(_, cursor)| *cursor);
+            let Some(cursor) = cursor.filter(|cursor| cursor.tail > 0) else { continue };
+            let first = cursor.tail.saturating_sub(30).max(1);
+            list.push(AckUpTo { conversation, seq: first + (cursor.tail - first) * share / 100 });
+        }
+        if above {
+            let (conversation, tail) =
+                cursors.last().map_or((self.talks[0].id, 0), |(id, cursor)| (*id, cursor.tail));
+            list.push(AckUpTo { conversation, seq: tail + 1 });
+        }
+        let ours = self.store.ack(device, generation, &list).await.map_err(|error| error.kind());
+        let theirs = self.reference.ack(device, generation, &list).await.map_err(|error| error.kind());
+        equal(ours, theirs, "the outcome of acks")?;
+        self.record(device).await
+    }
+
+    /// Expires everything before a time, a piece at a time: after each piece, gaps and rows are in order.
+    async fn expire(&self, share: u64, piece: usize) -> Outcome {
+        let newest = self.talks.iter().take(5).map(|talk| talk.state.head.time_us).max().unwrap_or(0);
+        let before_us = 1000 + newest.saturating_sub(1000) * share / 100;
+        let mut removed = 0;
+        for call in 0.. {
+            if call > 2_000 {
+                return Err("an expiry does not end".into());
+            }
+            let count = self.store.expire(before_us, piece).await.map_err(failed)?;
+            if count > piece {
+                return Err(format!("an expiry of at most {piece} rows removed {count}"));
+            }
+            removed += count;
+            for device in &self.devices {
+                self.gaps_are_in_order(device.installation, before_us).await?;
+            }
+            if count < piece {
+                break;
+            }
+        }
+        let mut expected = 0;
+        loop {
+            let count = self.reference.expire(before_us, 1000).await.map_err(failed)?;
+            expected += count;
+            if count < 1000 {
+                break;
+            }
+        }
+        equal(removed, expected, "rows expired")?;
+        for device in &self.devices {
+            self.inbox(device.installation, PageLimit::MAX).await?;
+            self.record(device.installation).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether what is left of an inbox covers every seq once, and no row is older than a gap after it.
+    async fn gaps_are_in_order(&self, device: InstallationId, before_us: u64) -> Outcome {
+        let rows = self.store.inbox(device, InboxPosition::START, PageLimit { rows: 10_000, bytes: 1 << 30 });
+        let rows = rows.await.map_err(failed)?;
+        let mut last: std::collections::BTreeMap<ConversationId, Seq> = Default::default();
+        for row in &rows {
+            if let Some(before) = last.insert(row.conversation, row.seq)
+                && row.first_seq() != before + 1
+            {
+                return Err(format!("seq {} follows {before} in an inbox", row.first_seq()));
+            }
+        }
+        let gap_after = |row: &InboxRow| {
+            rows.iter().any(|gap| {
+                gap.is_expired() && gap.conversation == row.conversation && gap.position() > row.position()
+            })
+        };
+        match rows.iter().find(|row| !row.is_expired() && row.time_us < before_us && gap_after(row)) {
+            Some(row) => Err(format!("seq {} is older than a gap after it", row.seq)),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads an inbox to its end, page by page; each page must be that of the reference.
+    async fn inbox(&self, device: InstallationId, limit: PageLimit) -> Result<Vec<InboxRow>, String> {
+        let (mut after, mut all) = (InboxPosition::START, Vec::new());
+        loop {
+            let page = self.store.inbox(device, after, limit).await.map_err(failed)?;
+            let expected = self.reference.inbox(device, after, limit).await.map_err(failed)?;
+            same_rows(&page, &expected, "a page of an inbox")?;
+            all.extend(page.iter().cloned());
+            match page.last() {
+                Some(last) if limit.is_reached(&page) && all.len() < 10_000 => after = last.position(),
+                _ => return Ok(all),
+            }
+        }
+    }
+
+    async fn history(&self, talk: ConversationId, limit: PageLimit) -> Outcome {
+        let mut before = 0;
+        for _ in 0..10_000 {
+            let page = self.store.history(talk, before, limit).await.map_err(failed)?;
+            let expected = self.reference.history(talk, before, limit).await.map_err(failed)?;
+            same_rows(&page, &expected, "a page of a history")?;
+            match page.last() {
+                Some(last) if limit.is_reached(&page) && last.seq > 1 => before = last.seq,
+                _ => return Ok(()),
+            }
+        }
+        Err("a history does not end".into())
+    }
+
+    async fn record(&self, device: InstallationId) -> Outcome {
+        let talks = self.talks.iter().map(|talk| CursorFilter::Of(talk.id));
+        for filter in talks.chain([CursorFilter::All, CursorFilter::No]) {
+            let mut ours = self.store.device(device, filter).await.map_err(failed)?;
+            let mut theirs = self.reference.device(device, filter).await.map_err(failed)?;
+            ours.cursors.sort_unstable_by_key(|(id, _)| *id);
+            theirs.cursors.sort_unstable_by_key(|(id, _)| *id);
+            equal(&ours.cursors, &theirs.cursors, "the cursors of a device")?;
+            equal(ours.waiting_rows, theirs.waiting_rows, "the rows that wait for a device")?;
+            // The bytes are approximate: gaps and headers may be counted otherwise.
+            let (least, most) =
+                (theirs.waiting_bytes / 2, theirs.waiting_bytes * 2 + 200 * theirs.waiting_rows);
+            if !(least..=most).contains(&ours.waiting_bytes) {
+                return Err(format!(
+                    "{} bytes wait, expected about {}",
+                    ours.waiting_bytes, theirs.waiting_bytes
+                ));
+            }
+        }
+        let ours = self.store.generation(device).await.map_err(failed)?;
+        equal(ours, self.reference.generation(device).await.map_err(failed)?, "the generation of a device")
+    }
+
+    async fn compare(&self) -> Outcome {
+        for (talk, made) in self.talks.iter().zip(&self.made) {
+            let ours = self.store.state(talk.id, None).await.map_err(failed)?;
+            equal(ours, self.reference.state(talk.id, None).await.map_err(failed)?, "a state")?;
+            self.history(talk.id, PageLimit::MAX).await?;
+            for (sender, id, seq) in made.iter().flat_map(|commit| &commit.ids) {
+                let found = self.store.find(talk.id, *sender, *id).await.map_err(failed)?;
+                equal(found, Some(*seq), "the seq of a message")?;
+            }
+        }
+        for device in &self.devices {
+            self.inbox(device.installation, PageLimit::MAX).await?;
+            self.record(device.installation).await?;
+        }
+        Ok(())
+    }
+}
+
+fn same_rows(ours: &[InboxRow], theirs: &[InboxRow], what: &str) -> Outcome {
+    if ours == theirs {
+        return Ok(());
+    }
+    let short = |rows: &[InboxRow]| {
+        let rows = rows.iter().map(|row| format!("{:?}:{}-{}", row.conversation, row.first_seq(), row.seq));
+        rows.collect::<Vec<_>>().join(" ")
+    };
+    Err(format!("{what} is [{}], not [{}]", short(ours), short(theirs)))
+}

@@ -1,0 +1,64 @@
+//! Broken backends: each breaks one sentence of a contract, and the suite must find every one of them.
+//!
+//! An integrator who extends a suite adds a mutant here first, and sees that the suite misses it.
+
+mod directory;
+mod store;
+
+pub use directory::{DirectoryFault, FaultyDirectory};
+pub use store::{FaultyStore, StoreFault};
+
+use std::sync::Arc;
+
+use super::model::{self, Owners};
+use super::{Outcome, cases};
+use crate::backend::{KeyDirectory, MessageStore};
+
+/// Seeds of the model-based test that a mutant is run with.
+const SEEDS: u64 = 40;
+
+/// Runs the named cases of a store with this fault. Returns the first case that fails.
+pub async fn killed_by_a_case(fault: StoreFault) -> Option<&'static str> {
+    for case in cases::message_store().into_iter().chain(cases::shared_message_store()) {
+        if (case.run)(Arc::new(FaultyStore::new(Some(fault)))).await.is_err() {
+            return Some(case.name);
+        }
+    }
+    None
+}
+
+/// Runs the model-based test on a store with this fault. Returns the first seed that fails.
+pub async fn killed_by_the_model(fault: StoreFault) -> Option<u64> {
+    for seed in 0..SEEDS {
+        let fresh = || async { Arc::new(FaultyStore::new(Some(fault))) as Arc<dyn MessageStore> };
+        if model::fails(seed, Owners::Several, fresh).await {
+            return Some(seed);
+        }
+    }
+    None
+}
+
+/// Runs the model-based test on the same store without a fault.
+///
+/// # Errors
+/// The test found a difference from the reference.
+pub async fn faultless_store_passes() -> Outcome {
+    for seed in 0..SEEDS {
+        model::check(seed, Owners::Several, || async {
+            Arc::new(FaultyStore::new(None)) as Arc<dyn MessageStore>
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// Runs the named cases of a directory with this fault. Returns the first case that fails.
+pub async fn directory_killed_by_a_case(fault: DirectoryFault) -> Option<&'static str> {
+    for case in cases::key_directory() {
+        let directory: Arc<dyn KeyDirectory> = Arc::new(FaultyDirectory::new(fault));
+        if (case.run)(directory).await.is_err() {
+            return Some(case.name);
+        }
+    }
+    None
+}

@@ -1,0 +1,239 @@
+use async_trait::async_trait;
+use parking_lot::Mutex;
+
+use crate::backend::{AccountKey, DeviceKeys, KeyDirectory, Reincarnation};
+use crate::memory::MemoryKeys;
+use crate::model::device_list::SignedDeviceList;
+use crate::model::error::{ErrorKind, Result};
+use crate::model::id::{Handle, Incarnation, InstallationId, UserId};
+use crate::model::prekeys::{Bundle, PrekeyUpload};
+
+/// A rule of the [`KeyDirectory`] contract that a [`FaultyDirectory`] breaks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum DirectoryFault {
+    TakenHandleAccepted,
+    RepeatedRegistrationRefused,
+    ListWithoutAccountAccepted,
+    ListThatDoesNotFollowAccepted,
+    RepeatedListRefused,
+    AccountReplacedWithoutBeingAsked,
+    AccountNeverReplaced,
+    InstallationOfAnotherUserAccepted,
+    NewListNotStored,
+    NameOfUserForgotten,
+    RepeatedUploadAddsPrekeys,
+    ReplaceKeepsOldPrekeys,
+    PrekeysUnlimited,
+    PrekeyClaimedTwice,
+    NoBundleWithoutPrekey,
+    BundleOfUnknownDevice,
+    IncarnationStays,
+    NonceIgnored,
+    ReincarnationUnlimited,
+    NewIncarnationKeepsPrekeys,
+    UnknownUserResolves,
+}
+
+impl DirectoryFault {
+    /// All faults.
+    pub const ALL: [Self; 21] = [
+        Self::TakenHandleAccepted,
+        Self::RepeatedRegistrationRefused,
+        Self::ListWithoutAccountAccepted,
+        Self::ListThatDoesNotFollowAccepted,
+        Self::RepeatedListRefused,
+        Self::AccountReplacedWithoutBeingAsked,
+        Self::AccountNeverReplaced,
+        Self::InstallationOfAnotherUserAccepted,
+        Self::NewListNotStored,
+        Self::NameOfUserForgotten,
+        Self::RepeatedUploadAddsPrekeys,
+        Self::ReplaceKeepsOldPrekeys,
+        Self::PrekeysUnlimited,
+        Self::PrekeyClaimedTwice,
+        Self::NoBundleWithoutPrekey,
+        Self::BundleOfUnknownDevice,
+        Self::IncarnationStays,
+        Self::NonceIgnored,
+        Self::ReincarnationUnlimited,
+        Self::NewIncarnationKeepsPrekeys,
+        Self::UnknownUserResolves,
+    ];
+}
+
+/// A [`KeyDirectory`] in memory with one fault.
+#[derive(Debug)]
+pub struct FaultyDirectory {
+    fault: DirectoryFault,
+    keys: MemoryKeys,
+    /// The list written last.
+    last: Mutex<Option<SignedDeviceList>>,
+    /// The bundle claimed last.
+    claimed: Mutex<Option<Bundle>>,
+    uploads: Mutex<u64>,
+}
+
+impl FaultyDirectory {
+    /// Returns an empty directory with this fault.
+    pub fn new(fault: DirectoryFault) -> Self {
+        Self {
+            fault,
+            keys: MemoryKeys::default(),
+            last: Mutex::default(),
+            claimed: Mutex::default(),
+            uploads: Mutex::default(),
+        }
+    }
+
+    fn has(&self, fault: DirectoryFault) -> bool {
+        self.fault == fault
+    }
+}
+
+#[async_trait]
+impl KeyDirectory for FaultyDirectory {
+    async fn register(&self, handle: &Handle, list: &SignedDeviceList) -> Result<()> {
+        use DirectoryFault as F;
+        let known = self.keys.resolve(handle).await?;
+        let outcome = self.keys.register(handle, list).await;
+        let is_conflict = outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Conflict);
+        match known {
+            Some(_) if self.has(F::TakenHandleAccepted) && is_conflict => Ok(()),
+            Some(_) if self.has(F::RepeatedRegistrationRefused) && outcome.is_ok() => {
+                Err(crate::Error::new(ErrorKind::Conflict, "the handle is taken"))
+            }
+            None if self.has(F::InstallationOfAnotherUserAccepted) && is_conflict => Ok(()),
+            _ => outcome,
+        }
+    }
+
+    async fn resolve(&self, handle: &Handle) -> Result<Option<UserId>> {
+        let user = self.keys.resolve(handle).await?;
+        let unknown = self.has(DirectoryFault::UnknownUserResolves).then(|| UserId::from_bytes([0; 16]));
+        Ok(user.or(unknown))
+    }
+
+    async fn handle_of(&self, user: UserId) -> Result<Option<Handle>> {
+        Ok(self.keys.handle_of(user).await?.filter(|_| !self.has(DirectoryFault::NameOfUserForgotten)))
+    }
+
+    async fn list(&self, user: UserId) -> Result<Option<SignedDeviceList>> {
+        if self.has(DirectoryFault::ListThatDoesNotFollowAccepted)
+            && let Some(last) = self.last.lock().clone().filter(|last| last.list().user == user)
+        {
+            return Ok(Some(last));
+        }
+        self.keys.list(user).await
+    }
+
+    async fn put_list(&self, list: &SignedDeviceList, key: AccountKey) -> Result<()> {
+        use DirectoryFault as F;
+        let before = self.keys.list(list.list().user).await?;
+        if self.has(F::RepeatedListRefused) && before.as_ref() == Some(list) {
+            return Err(crate::Error::new(ErrorKind::Conflict, "the list is stored"));
+        }
+        if self.has(F::AccountNeverReplaced) && matches!(key, AccountKey::New) {
+            return Err(crate::Error::new(ErrorKind::Conflict, "another account key"));
+        }
+        if self.has(F::NewListNotStored) && before.is_some() {
+            return Ok(());
+        }
+        let key = if self.has(F::AccountReplacedWithoutBeingAsked)
+            && before.as_ref().is_some_and(|before| before.account_key() != list.account_key())
+        {
+            AccountKey::New
+        } else {
+            key
+        };
+        match self.keys.put_list(list, key).await {
+            Err(error) if self.has(F::ListWithoutAccountAccepted) && error.kind() == ErrorKind::NotFound => {
+                Ok(())
+            }
+            Err(error)
+                if self.has(F::ListThatDoesNotFollowAccepted) && error.kind() == ErrorKind::Conflict =>
+            {
+                *self.last.lock() = Some(list.clone());
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn upload(&self, device: InstallationId, upload: &PrekeyUpload) -> Result<u64> {
+        use DirectoryFault as F;
+        let mut upload = upload.clone();
+        if self.has(F::RepeatedUploadAddsPrekeys) {
+            // Each upload looks like a new one.
+            let shift = {
+                let mut uploads = self.uploads.lock();
+                *uploads += 1;
+                *uploads * 10_000
+            };
+            upload.one_time.iter_mut().for_each(|key| key.id += shift);
+            upload.uploaded_through += shift;
+        }
+        if self.has(F::ReplaceKeepsOldPrekeys) {
+            upload.replace = false;
+        }
+        match self.keys.upload(device, &upload).await {
+            Err(error) if self.has(F::PrekeysUnlimited) && error.kind() == ErrorKind::Throttled => Ok(1001),
+            outcome => outcome,
+        }
+    }
+
+    async fn claim(&self, device: InstallationId) -> Result<Option<Bundle>> {
+        use DirectoryFault as F;
+        if self.has(F::PrekeyClaimedTwice)
+            && let Some(bundle) = self.claimed.lock().take()
+        {
+            return Ok(Some(bundle));
+        }
+        let bundle = self.keys.claim(device).await?;
+        (*self.claimed.lock()).clone_from(&bundle);
+        Ok(match bundle {
+            Some(bundle) if self.has(F::NoBundleWithoutPrekey) && bundle.one_time.is_empty() => None,
+            None if self.has(F::BundleOfUnknownDevice) => {
+                let empty = bytes::Bytes::new;
+                Some(Bundle { installation: device, signed: empty(), signature: empty(), one_time: empty() })
+            }
+            bundle => bundle,
+        })
+    }
+
+    async fn device(&self, device: InstallationId) -> Result<DeviceKeys> {
+        let keys = self.keys.device(device).await?;
+        Ok(if self.has(DirectoryFault::IncarnationStays) {
+            DeviceKeys { incarnation: 0, ..keys }
+        } else {
+            keys
+        })
+    }
+
+    async fn reincarnate(&self, device: InstallationId, wish: Reincarnation) -> Result<Incarnation> {
+        use DirectoryFault as F;
+        let mut wish = wish;
+        if self.has(F::NonceIgnored) {
+            let mut uploads = self.uploads.lock();
+            *uploads += 1;
+            wish.nonce[8..].copy_from_slice(&uploads.to_be_bytes());
+            wish.asked = true;
+        }
+        if self.has(F::ReincarnationUnlimited) {
+            wish.asked = true;
+        }
+        let before = self.keys.claim(device).await?;
+        let incarnation = self.keys.reincarnate(device, wish).await?;
+        if let (Some(bundle), true) = (before, self.has(F::NewIncarnationKeepsPrekeys)) {
+            let upload = PrekeyUpload {
+                signed: bundle.signed,
+                signature: bundle.signature,
+                one_time: Vec::new(),
+                uploaded_through: 0,
+                replace: false,
+            };
+            self.keys.upload(device, &upload).await?;
+        }
+        Ok(incarnation)
+    }
+}

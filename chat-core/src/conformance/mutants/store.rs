@@ -1,0 +1,582 @@
+use async_trait::async_trait;
+use parking_lot::Mutex;
+
+use crate::backend::{
+    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
+    PageLimit, StoreIdentity,
+};
+use crate::model::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow};
+use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::id::{ConversationId, ConversationKind, InstallationId, MessageId, Seq, StoreEpoch};
+
+/// Declares the faults and a list of all of them.
+macro_rules! faults {
+    ($($(#[$doc:meta])* $fault:ident),+ $(,)?) => {
+        /// A rule of the [`MessageStore`] contract that a [`FaultyStore`] breaks.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[non_exhaustive]
+        pub enum StoreFault {
+            $($(#[$doc])* $fault),+
+        }
+
+        impl StoreFault {
+            /// All faults.
+            pub const ALL: &[Self] = &[$(Self::$fault),+];
+        }
+    };
+}
+
+faults! {
+    // Commit
+    /// Ids are findable for the last ten messages only.
+    IdsForgottenAfterTen,
+    FindIgnoresSender,
+    FindIgnoresConversation,
+    FindSeesAboveHead,
+    FindReturnsHead,
+    /// Of a call with several commits only the first is applied.
+    OnlyFirstCommitOfCall,
+    /// Of a commit with several messages only the last row of each inbox is kept.
+    OnlyLastInboxRowOfCommit,
+    LastHistoryRowLost,
+    OwnRowLost,
+    SecondDeviceOfUserLost,
+    IdsOfCommitLostButFirst,
+    StateWithoutRows,
+    RowsWithoutState,
+    OlderStateComesBack,
+    OlderTailComesBack,
+    RepeatedCommitDuplicatesRows,
+    RepeatedCommitMovesRows,
+    AckedRowComesBack,
+    ExpiredRowComesBack,
+    LateRowReplacesGap,
+    JoinIgnored,
+    JoinOnEveryCommit,
+    HistoryKeptForMailboxes,
+    MailboxRowsWithoutBody,
+    BoxKeptInHistory,
+    GenerationOfCommitIgnored,
+    GenerationGoesBackOnCommit,
+    OutcomeMissing,
+    SendersOfStateLost,
+    MembersOfStateLost,
+    PositionOfStateLost,
+    LargeBodyCut,
+    ThirtyTwoBitSeq,
+    ThirtyTwoBitTime,
+    // Ack
+    GenerationGoesBackOnAck,
+    RejectedAckRaisesGeneration,
+    RejectedAckHasEffects,
+    AckAboveTailAccepted,
+    AckAboveTailClamped,
+    AckOfUnknownConversationAccepted,
+    AckGoesBack,
+    AckOfOneDeviceCountsForAll,
+    AckCountsForAllConversations,
+    AckRemovesOneRowOnly,
+    AckKeepsItsOwnRow,
+    AckWithoutCursor,
+    SecondAckOfCallIgnored,
+    LowerAckOfSameCallCounts,
+    // Inbox
+    InboxBySeq,
+    InboxNewestFirst,
+    TiesLostAtPageBoundary,
+    PageRepeatsItsStart,
+    InboxByteLimitIgnored,
+    InboxRowLimitIgnored,
+    PageEndsEarly,
+    LargeRowEndsPage,
+    InboxShowsAboveHead,
+    // History
+    HistoryOldestFirst,
+    HistoryIncludesItsStart,
+    HistoryByteLimitIgnored,
+    HistoryAboveHead,
+    HistoryStartZeroIsEmpty,
+    // Retention
+    ExpiryWithoutGap,
+    GapHidesOtherConversations,
+    GapForgetsItsStart,
+    GapForgetsJoin,
+    GapsCountAsRemoved,
+    ExpiryIgnoresLimit,
+    ExpiryIncludesItsTime,
+    NewestExpireFirst,
+    ExpiryOfHistory,
+    ExpiryMovesCursor,
+    // Device
+    WaitingRowsNeverFall,
+    WaitingBytesUnknown,
+    CursorFilterIgnored,
+    CursorOfOneConversationOnly,
+}
+
+/// A [`MessageStore`] in memory that scans lists, with at most one fault. Without one it passes the suite.
+#[derive(Debug)]
+pub struct FaultyStore {
+    fault: Option<StoreFault>,
+    tables: Mutex<Tables>,
+}
+
+#[derive(Debug, Default)]
+struct Tables {
+    states: Vec<(ConversationId, ConversationState)>,
+    history: Vec<InboxRow>,
+    ids: Vec<(ConversationId, InstallationId, MessageId, Seq)>,
+    inbox: Vec<(InstallationId, InboxRow)>,
+    cursors: Vec<(InstallationId, ConversationId, InboxCursor)>,
+    generations: Vec<(InstallationId, u64)>,
+    /// The highest number of rows that ever waited for each device.
+    most_waiting: Vec<(InstallationId, u64)>,
+}
+
+impl FaultyStore {
+    /// Returns an empty store with this fault.
+    pub fn new(fault: Option<StoreFault>) -> Self {
+        Self { fault, tables: Mutex::default() }
+    }
+
+    fn has(&self, fault: StoreFault) -> bool {
+        self.fault == Some(fault)
+    }
+
+    /// Changes a row as the fault has it.
+    fn bend(&self, mut row: InboxRow) -> InboxRow {
+        use crate::model::envelope::RowContent::Message;
+        if self.has(StoreFault::ThirtyTwoBitSeq) {
+            row.seq = u64::from(row.seq as u32);
+        }
+        if self.has(StoreFault::ThirtyTwoBitTime) {
+            row.time_us = u64::from(row.time_us as u32);
+        }
+        if let Message { message, .. } = &mut row.content {
+            let is_mailbox = row.conversation.kind() == Ok(ConversationKind::Mailbox);
+            let cut = if self.has(StoreFault::LargeBodyCut) {
+                30_000
+            } else if self.has(StoreFault::MailboxRowsWithoutBody) && is_mailbox {
+                0
+            } else {
+                usize::MAX
+            };
+            if message.body.len() > cut {
+                let mut shorter = crate::model::envelope::Message::clone(message);
+                shorter.body.truncate(cut);
+                *message = std::sync::Arc::new(shorter);
+            }
+        }
+        row
+    }
+
+    fn apply(&self, tables: &mut Tables, commit: Commit) {
+        use StoreFault as F;
+        let id = commit.conversation;
+        let is_mailbox = id.kind() == Ok(ConversationKind::Mailbox);
+        let known = tables.state(id).cloned();
+        let is_late = known.as_ref().is_some_and(|known| known.head.time_us > commit.state.head.time_us);
+        if !self.has(F::StateWithoutRows) {
+            let mut history = commit.history;
+            if self.has(F::LastHistoryRowLost) && history.len() > 1 {
+                history.pop();
+            }
+            for row in history {
+                let mut row = self.bend(row);
+                if self.has(F::BoxKeptInHistory)
+                    && let crate::model::envelope::RowContent::Message { sealed, .. } = &mut row.content
+                {
+                    *sealed = bytes::Bytes::from_static(b"box");
+                }
+                tables.history.retain(|known| (known.conversation, known.seq) != (id, row.seq));
+                if !is_mailbox || self.has(F::HistoryKeptForMailboxes) {
+                    tables.history.push(row);
+                }
+            }
+            let ids =
+                if self.has(F::IdsOfCommitLostButFirst) { commit.ids[..1].to_vec() } else { commit.ids };
+            for (sender, message, seq) in ids {
+                tables.ids.retain(|known| (known.0, known.1, known.2) != (id, sender, message));
+                tables.ids.push((id, sender, message, seq));
+            }
+            self.apply_inbox(tables, id, commit.inbox, is_late);
+        }
+        for (device, generation) in commit.generations {
+            if !self.has(F::GenerationOfCommitIgnored) {
+                tables.raise(device, generation, self.has(F::GenerationGoesBackOnCommit));
+            }
+        }
+        if self.has(F::RowsWithoutState) && known.is_some() || is_late && !self.has(F::OlderStateComesBack) {
+            return;
+        }
+        let mut state = commit.state;
+        if self.has(F::SendersOfStateLost) && state.senders.len() > 1 {
+            state.senders.pop_first();
+        }
+        if self.has(F::MembersOfStateLost) {
+            state.members.truncate(1);
+        }
+        if self.has(F::PositionOfStateLost) {
+            state.head.position = LogPosition::default();
+        }
+        tables.states.retain(|(known, _)| *known != id);
+        tables.states.push((id, state));
+    }
+
+    fn apply_inbox(
+        &self,
+        tables: &mut Tables,
+        id: ConversationId,
+        inbox: Vec<(InstallationId, InboxRow)>,
+        is_late: bool,
+    ) {
+        use StoreFault as F;
+        let last_of =
+            |device: InstallationId| inbox.iter().rev().find(|(d, _)| *d == device).map(|(_, row)| row.seq);
+        for (device, row) in &inbox {
+            let (device, row) = (*device, self.bend(row.clone()));
+            let is_own = matches!(row.content, crate::model::envelope::RowContent::Own { .. });
+            let lost = self.has(F::OwnRowLost) && is_own
+                || self.has(F::OnlyLastInboxRowOfCommit) && last_of(device) != Some(row.seq)
+                || self.has(F::SecondDeviceOfUserLost) && device.as_bytes()[1] == 2;
+            if lost {
+                continue;
+            }
+            let cursor = tables.cursor(device, id);
+            let joins = (row.joined && cursor.tail == 0 && !self.has(F::JoinIgnored))
+                || (self.has(F::JoinOnEveryCommit) && row.seq > cursor.tail && cursor.tail > 0);
+            if joins {
+                cursor.acked = cursor.acked.max(row.seq - 1);
+            }
+            cursor.tail =
+                if self.has(F::OlderTailComesBack) && is_late { row.seq } else { cursor.tail.max(row.seq) };
+            let acked = cursor.acked;
+            let mut covered = false;
+            if !self.has(F::ExpiredRowComesBack) {
+                covered = tables.inbox.iter().any(|(d, gap)| {
+                    let same = *d == device && gap.conversation == id && gap.is_expired();
+                    same && (gap.first_seq()..=gap.seq).contains(&row.seq)
+                });
+            }
+            if self.has(F::LateRowReplacesGap) {
+                tables.inbox.retain(|(d, known)| {
+                    (*d, known.position()) != (device, row.position()) || !known.is_expired()
+                });
+                covered = false;
+            }
+            if row.seq <= acked && !self.has(F::AckedRowComesBack) || covered {
+                continue;
+            }
+            let position = row.position();
+            let same = |(d, known): &(InstallationId, InboxRow)| (*d, known.position()) == (device, position);
+            if !self.has(F::RepeatedCommitDuplicatesRows) {
+                tables.inbox.retain(|entry| !same(entry) || entry.1.is_expired());
+            }
+            let mut row = row;
+            if self.has(F::RepeatedCommitMovesRows) && is_late {
+                row.time_us += 1;
+            }
+            if !tables.inbox.iter().any(|entry| same(entry) && entry.1.is_expired()) {
+                tables.inbox.push((device, row));
+            }
+        }
+        let devices: std::collections::BTreeSet<_> = inbox.iter().map(|(device, _)| *device).collect();
+        for device in devices {
+            let waiting = tables.inbox.iter().filter(|(d, _)| *d == device).count() as u64;
+            match tables.most_waiting.iter_mut().find(|(d, _)| *d == device) {
+                Some((_, most)) => *most = waiting.max(*most),
+                None => tables.most_waiting.push((device, waiting)),
+            }
+        }
+    }
+
+    fn page(
+        &self,
+        rows: impl Iterator<Item = InboxRow>,
+        limit: PageLimit,
+        bytes_ignored: bool,
+    ) -> Vec<InboxRow> {
+        let mut bytes = 0;
+        let mut page = Vec::new();
+        for row in rows {
+            if self.has(StoreFault::LargeRowEndsPage) && bytes + row.size() > limit.bytes {
+                break;
+            }
+            bytes += row.size();
+            page.push(row);
+            let full = page.len() >= limit.rows && !self.has(StoreFault::InboxRowLimitIgnored);
+            if full || bytes >= limit.bytes && !bytes_ignored {
+                break;
+            }
+        }
+        page
+    }
+}
+
+impl Tables {
+    fn state(&self, id: ConversationId) -> Option<&ConversationState> {
+        self.states.iter().find(|(known, _)| *known == id).map(|(_, state)| state)
+    }
+
+    fn head(&self, id: ConversationId) -> Seq {
+        self.state(id).map_or(0, |state| state.head.seq)
+    }
+
+    fn cursor(&mut self, device: InstallationId, id: ConversationId) -> &mut InboxCursor {
+        let at = self.cursors.iter().position(|(d, c, _)| (*d, *c) == (device, id)).unwrap_or_else(|| {
+            self.cursors.push((device, id, InboxCursor::default()));
+            self.cursors.len() - 1
+        });
+        &mut self.cursors[at].2
+    }
+
+    fn raise(&mut self, device: InstallationId, generation: u64, may_fall: bool) {
+        match self.generations.iter_mut().find(|(known, _)| *known == device) {
+            Some((_, known)) => *known = if may_fall { generation } else { generation.max(*known) },
+            None => self.generations.push((device, generation)),
+        }
+    }
+}
+
+#[async_trait]
+impl MessageStore for FaultyStore {
+    fn identity(&self) -> StoreIdentity {
+        StoreIdentity { epoch: StoreEpoch::from_bytes([2; 16]), durability: Durability::Memory }
+    }
+
+    async fn state(&self, id: ConversationId, _: Option<LogPosition>) -> Result<Option<ConversationState>> {
+        Ok(self.tables.lock().state(id).cloned())
+    }
+
+    async fn find(
+        &self,
+        id: ConversationId,
+        sender: InstallationId,
+        message: MessageId,
+    ) -> Result<Option<Seq>> {
+        use StoreFault as F;
+        let tables = self.tables.lock();
+        let skipped = if self.has(F::IdsForgottenAfterTen) { tables.ids.len().saturating_sub(10) } else { 0 };
+        let found = tables.ids.iter().skip(skipped).find(|known| {
+            let sender_fits = known.1 == sender || self.has(F::FindIgnoresSender);
+            let conversation_fits = known.0 == id || self.has(F::FindIgnoresConversation);
+            sender_fits && conversation_fits && known.2 == message
+        });
+        let head = tables.head(id);
+        let seq = found.map(|known| known.3).filter(|seq| *seq <= head || self.has(F::FindSeesAboveHead));
+        Ok(if self.has(F::FindReturnsHead) { seq.map(|_| head) } else { seq })
+    }
+
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<CommitOutcome>> {
+        let mut tables = self.tables.lock();
+        let count = commits.len();
+        let applied = if self.has(StoreFault::OnlyFirstCommitOfCall) { 1 } else { count };
+        commits.into_iter().take(applied).for_each(|commit| self.apply(&mut tables, commit));
+        let outcomes = if self.has(StoreFault::OutcomeMissing) { count.saturating_sub(1) } else { count };
+        (0..outcomes).map(|_| Ok(CommitOutcome::Visible)).collect()
+    }
+
+    async fn make_visible(&self, _commits: Vec<Commit>) -> Result<()> {
+        Ok(())
+    }
+
+    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckUpTo]) -> Result<()> {
+        use StoreFault as F;
+        let mut tables = self.tables.lock();
+        let fits = |tables: &Tables, ack: &AckUpTo| {
+            let cursor = tables.cursors.iter().find(|(d, c, _)| (*d, *c) == (device, ack.conversation));
+            match cursor {
+                Some((.., cursor)) => {
+                    ack.seq <= cursor.tail
+                        || self.has(F::AckAboveTailAccepted)
+                        || self.has(F::AckAboveTailClamped)
+                }
+                None => self.has(F::AckOfUnknownConversationAccepted),
+            }
+        };
+        let rejected = acks.iter().any(|ack| !fits(&tables, ack));
+        if !rejected || self.has(F::RejectedAckRaisesGeneration) {
+            tables.raise(device, generation, self.has(F::GenerationGoesBackOnAck));
+        }
+        if rejected && !self.has(F::RejectedAckHasEffects) {
+            return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail"));
+        }
+        let count = if self.has(F::SecondAckOfCallIgnored) { 1 } else { acks.len() };
+        let accepted: Vec<&AckUpTo> = acks.iter().take(count).filter(|ack| fits(&tables, ack)).collect();
+        for ack in accepted {
+            let seq = if self.has(F::AckAboveTailClamped) {
+                ack.seq.min(tables.cursor(device, ack.conversation).tail)
+            } else {
+                ack.seq
+            };
+            let cursor = tables.cursor(device, ack.conversation);
+            if !self.has(F::AckWithoutCursor) {
+                let may_fall = self.has(F::AckGoesBack)
+                    || self.has(F::LowerAckOfSameCallCounts)
+                        && acks.iter().filter(|other| other.conversation == ack.conversation).count() > 1;
+                cursor.acked = if may_fall { seq } else { cursor.acked.max(seq) };
+            }
+            let mut left = if self.has(F::AckRemovesOneRowOnly) { 1 } else { usize::MAX };
+            tables.inbox.retain(|(d, row)| {
+                let own = *d == device || self.has(F::AckOfOneDeviceCountsForAll);
+                let same = row.conversation == ack.conversation || self.has(F::AckCountsForAllConversations);
+                let below = if self.has(F::AckKeepsItsOwnRow) { row.seq < seq } else { row.seq <= seq };
+                let removed = own && same && below && left > 0;
+                left -= usize::from(removed && left > 0);
+                !removed
+            });
+        }
+        if rejected { Err(Error::new(ErrorKind::Invalid, "an ack is above the tail")) } else { Ok(()) }
+    }
+
+    async fn inbox(
+        &self,
+        device: InstallationId,
+        after: InboxPosition,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
+        use StoreFault as F;
+        let tables = self.tables.lock();
+        let mut rows: Vec<InboxRow> = tables
+            .inbox
+            .iter()
+            .filter(|(d, row)| {
+                let behind = if self.has(F::TiesLostAtPageBoundary) {
+                    row.time_us > after.time_us
+                } else if self.has(F::PageRepeatsItsStart) {
+                    row.position() >= after
+                } else {
+                    row.position() > after
+                };
+                let visible = row.seq <= tables.head(row.conversation) || self.has(F::InboxShowsAboveHead);
+                *d == device && behind && visible
+            })
+            .map(|(_, row)| row.clone())
+            .collect();
+        rows.sort_by_key(InboxRow::position);
+        if self.has(F::InboxBySeq) {
+            rows.sort_by_key(|row| row.seq);
+        }
+        if self.has(F::InboxNewestFirst) {
+            rows.reverse();
+        }
+        let mut page = self.page(rows.into_iter(), limit, self.has(F::InboxByteLimitIgnored));
+        if self.has(F::PageEndsEarly) && page.len() > 1 && limit.is_reached(&page) {
+            page.pop();
+        }
+        Ok(page)
+    }
+
+    async fn history(&self, id: ConversationId, before: Seq, limit: PageLimit) -> Result<Vec<InboxRow>> {
+        use StoreFault as F;
+        let tables = self.tables.lock();
+        let head = if self.has(F::HistoryAboveHead) { u64::MAX } else { tables.head(id) };
+        let fits = |row: &&InboxRow| {
+            let below = before == 0 && !self.has(F::HistoryStartZeroIsEmpty)
+                || row.seq < before
+                || row.seq == before && self.has(F::HistoryIncludesItsStart);
+            row.conversation == id && row.seq <= head && below
+        };
+        let mut rows: Vec<InboxRow> = tables.history.iter().filter(fits).cloned().collect();
+        rows.sort_by_key(|row| std::cmp::Reverse(row.seq));
+        if self.has(F::HistoryOldestFirst) {
+            rows.reverse();
+        }
+        Ok(self.page(rows.into_iter(), limit, self.has(F::HistoryByteLimitIgnored)))
+    }
+
+    async fn generation(&self, device: InstallationId) -> Result<u64> {
+        Ok(self.tables.lock().generations.iter().find(|(d, _)| *d == device).map_or(0, |(_, g)| *g))
+    }
+
+    async fn device(&self, device: InstallationId, want: CursorFilter) -> Result<DeviceRecord> {
+        use StoreFault as F;
+        let tables = self.tables.lock();
+        let waiting: Vec<_> =
+            tables.inbox.iter().filter(|(d, _)| *d == device).map(|(_, row)| row.size()).collect();
+        let want = if self.has(F::CursorFilterIgnored) && want != CursorFilter::No {
+            CursorFilter::All
+        } else {
+            want
+        };
+        let cursors = tables
+            .cursors
+            .iter()
+            .filter(|(d, c, _)| *d == device && (want == CursorFilter::All || want == CursorFilter::Of(*c)));
+        let most = tables.most_waiting.iter().find(|(d, _)| *d == device).map_or(0, |(_, most)| *most);
+        let rows = waiting.len() as u64;
+        let count = if self.has(F::CursorOfOneConversationOnly) { 1 } else { usize::MAX };
+        Ok(DeviceRecord {
+            waiting_rows: if self.has(F::WaitingRowsNeverFall) { most.max(rows) } else { rows },
+            waiting_bytes: if self.has(F::WaitingBytesUnknown) {
+                0
+            } else {
+                waiting.iter().sum::<usize>() as u64
+            },
+            cursors: cursors.map(|(_, c, cursor)| (*c, *cursor)).take(count).collect(),
+        })
+    }
+
+    async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
+        use StoreFault as F;
+        let mut tables = self.tables.lock();
+        tables.inbox.sort_by_key(|(device, row)| (*device, row.position()));
+        if self.has(F::NewestExpireFirst) {
+            tables.inbox.reverse();
+        }
+        let heads: Vec<(ConversationId, Seq)> =
+            tables.states.iter().map(|(id, state)| (*id, state.head.seq)).collect();
+        let head =
+            |id: ConversationId| heads.iter().find(|(known, _)| *known == id).map_or(0, |(_, seq)| *seq);
+        let (mut kept, mut gaps, mut removed): (Vec<_>, Vec<(InstallationId, InboxRow)>, usize) =
+            (Vec::new(), Vec::new(), 0);
+        for (device, row) in std::mem::take(&mut tables.inbox) {
+            let old =
+                row.time_us < before_us || row.time_us == before_us && self.has(F::ExpiryIncludesItsTime);
+            let full = removed >= limit && !self.has(F::ExpiryIgnoresLimit);
+            if !old || full || row.seq > head(row.conversation) {
+                kept.push((device, row));
+                continue;
+            }
+            removed += usize::from(!row.is_expired() || self.has(F::GapsCountAsRemoved));
+            let known = gaps.iter_mut().find(|(owner, gap)| {
+                let same = gap.conversation == row.conversation || self.has(F::GapHidesOtherConversations);
+                *owner == device && same
+            });
+            let joined = |before: bool| (before || row.joined) && !self.has(F::GapForgetsJoin);
+            match known {
+                Some((_, gap)) => {
+                    let first = if self.has(F::GapForgetsItsStart) {
+                        row.seq
+                    } else {
+                        gap.first_seq().min(row.first_seq())
+                    };
+                    let last = gap.position().max(row.position());
+                    *gap = InboxRow::expired(gap.conversation, first, last, joined(gap.joined));
+                }
+                None => {
+                    let gap =
+                        InboxRow::expired(row.conversation, row.first_seq(), row.position(), joined(false));
+                    gaps.push((device, gap));
+                }
+            }
+        }
+        if removed == 0 && !self.has(F::GapsCountAsRemoved) {
+            kept.extend(gaps.clone());
+            gaps.clear();
+        }
+        tables.inbox = kept;
+        if self.has(F::ExpiryMovesCursor) {
+            for (device, gap) in &gaps {
+                tables.cursor(*device, gap.conversation).acked = gap.seq;
+            }
+        }
+        if self.has(F::ExpiryOfHistory) {
+            tables.history.retain(|row| row.time_us >= before_us);
+        }
+        if !self.has(F::ExpiryWithoutGap) {
+            tables.inbox.extend(gaps);
+        }
+        Ok(removed)
+    }
+}

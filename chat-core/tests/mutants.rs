@@ -1,0 +1,52 @@
+//! The conformance suites find every mutant, and the model-based test alone finds 90 % of the stores.
+#![cfg(feature = "conformance")]
+#![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
+
+use chat_core::conformance::mutants::{
+    DirectoryFault, StoreFault, directory_killed_by_a_case, faultless_store_passes, killed_by_a_case,
+    killed_by_the_model,
+};
+use futures_util::FutureExt;
+
+fn ready<T>(future: impl Future<Output = T>) -> T {
+    future.now_or_never().unwrap()
+}
+
+#[test]
+fn suites_kill_every_mutant() {
+    let (mut survivors, mut by_case, mut by_model) = (Vec::new(), 0, 0);
+    for fault in StoreFault::ALL {
+        let (case, seed) = (ready(killed_by_a_case(*fault)), ready(killed_by_the_model(*fault)));
+        by_case += usize::from(case.is_some());
+        by_model += usize::from(seed.is_some());
+        println!(
+            "{fault:?}: case {}, seed {}",
+            case.unwrap_or("none"),
+            seed.map_or("none".into(), |seed| seed.to_string())
+        );
+        if case.is_none() && seed.is_none() {
+            survivors.push(format!("{fault:?}"));
+        }
+    }
+    let stores = StoreFault::ALL.len();
+    for fault in DirectoryFault::ALL {
+        match ready(directory_killed_by_a_case(fault)) {
+            Some(case) => println!("{fault:?}: case {case}"),
+            None => survivors.push(format!("{fault:?}")),
+        }
+    }
+    println!(
+        "{} mutants of MessageStore: {by_case} killed by a named case, {by_model} by the model-based test alone; {} \
+         mutants of KeyDirectory",
+        stores,
+        DirectoryFault::ALL.len()
+    );
+    assert!(survivors.is_empty(), "these survived: {survivors:?}");
+    assert!(stores + DirectoryFault::ALL.len() >= 60);
+    assert!(by_model * 10 >= stores * 9, "the model-based test alone kills {by_model} of {stores}");
+}
+
+#[test]
+fn store_without_a_fault_passes() {
+    assert_eq!(ready(faultless_store_passes()), Ok(()));
+}

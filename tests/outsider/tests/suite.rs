@@ -1,0 +1,11 @@
+//! The conformance suite on the toy store: what an integrator writes.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use chat_core::conformance;
+use outsider::ToyStore;
+
+fn main() -> ExitCode {
+    conformance::shared_message_store(|| async { Arc::new(ToyStore::default()) }).run()
+}
