@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use bytes::BytesMut;
+use chat_core::backend::Transport as _;
 use chat_core::limits::MAX_FRAME;
+use chat_core::wire::{CloseReason, ServerFrame};
 use chat_core::{Error, ErrorKind, Result};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tungstenite::handshake::derive_accept_key;
@@ -18,6 +20,8 @@ const HEAD: usize = 8 * 1024;
 const HEADERS: usize = 64;
 /// Time limit for reading the request, and again for writing the response.
 const HEAD_TIME: Duration = Duration::from_secs(5);
+/// Browsers whose refused upgrades are completed and closed with a reason at the same time.
+const MAX_CLOSING_BROWSERS: usize = 256;
 
 /// Requirements that an upgrade request must meet.
 #[derive(Clone, Debug, Default)]
@@ -46,30 +50,82 @@ where
     };
     let (request, rest) = head;
     match check(&request, upgrade) {
-        Ok(key) => {
-            // Reject frame bytes sent before the response: nothing can be smuggled behind the request.
-            if !rest.is_empty() {
-                return refuse(io, "400 Bad Request").await;
+        // Reject frame bytes sent before the response: nothing can be smuggled behind the request.
+        Ok(_) if !rest.is_empty() => refuse(io, "400 Bad Request").await,
+        Ok(key) => switch_protocols(io, &key).await,
+        Err(status) => match browser_reason(&request, status) {
+            Some((key, reason)) => {
+                close_browser(io, &key, reason, 0).await;
+                Err(Error::new(ErrorKind::Invalid, "not a valid upgrade request"))
             }
-            let answer = format!(
-                "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {}\r\n\r\n",
-                derive_accept_key(key.as_bytes())
-            );
-            let answered = async {
-                io.write_all(answer.as_bytes()).await?;
-                io.flush().await
-            };
-            match tokio::time::timeout(HEAD_TIME, answered).await {
-                Ok(Ok(())) => Ok(WebSocket::new(io, Role::Server, MAX_FRAME, &[])),
-                _ => Err(Error::new(ErrorKind::Closed, "failed to write the upgrade response")),
-            }
-        }
-        Err(status) => refuse(io, status).await,
+            None => refuse(io, status).await,
+        },
     }
 }
 
-/// Answers with status 503 and a `Retry-After` of `retry_after` seconds.
-pub async fn busy<S: AsyncRead + AsyncWrite + Unpin>(io: S, retry_after: u32) {
+/// Completes the upgrade.
+async fn switch_protocols<S>(mut io: S, key: &str) -> Result<WebSocket<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static,
+{
+    let answer = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {}\r\n\r\n",
+        derive_accept_key(key.as_bytes())
+    );
+    let answered = async {
+        io.write_all(answer.as_bytes()).await?;
+        io.flush().await
+    };
+    match tokio::time::timeout(HEAD_TIME, answered).await {
+        Ok(Ok(())) => Ok(upgraded(io)),
+        _ => Err(Error::new(ErrorKind::Closed, "failed to write the upgrade response")),
+    }
+}
+
+/// Returns the key and the close reason of a browser's request that is refused with this status. A page cannot read the
+/// status of a failed upgrade, so the upgrade is completed and closed with a reason.
+fn browser_reason(head: &[u8], status: &str) -> Option<(String, CloseReason)> {
+    let reason = match status.split(' ').next() {
+        Some("403") => CloseReason::Origin,
+        Some("404") => CloseReason::Path,
+        Some("503") => CloseReason::Draining,
+        _ => return None,
+    };
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS];
+    let mut request = httparse::Request::new(&mut headers);
+    request.parse(head).ok()?;
+    let headers: Vec<(&str, &[u8])> = request.headers.iter().map(|h| (h.name, h.value)).collect();
+    let origin = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("origin"))?;
+    let origin = std::str::from_utf8(origin.1).ok()?.trim().to_owned();
+    Some((check_headers(&headers, &[origin]).ok()?, reason))
+}
+
+/// Completes the upgrade of a browser's request and closes it with a reason, unless too many are being closed.
+async fn close_browser<S>(io: S, key: &str, reason: CloseReason, retry_after: u32)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static,
+{
+    static CLOSING: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(MAX_CLOSING_BROWSERS);
+    let Ok(_permit) = CLOSING.try_acquire() else { return };
+    if let Ok(mut socket) = switch_protocols(io, key).await {
+        let _ = socket.send(vec![ServerFrame::Close { reason, retry_after }.encode()]).await;
+        socket.close(reason.code()).await;
+    }
+}
+
+/// Reads the request and answers with status 503 and a `Retry-After` of `retry_after` seconds. A browser gets close
+/// code 4503 instead.
+pub async fn busy<S>(mut io: S, retry_after: u32)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static,
+{
+    const STATUS: &str = "503 Service Unavailable";
+    let head = tokio::time::timeout(Duration::from_secs(1), read_head(&mut io)).await;
+    if let Ok(Ok((request, _))) = head
+        && let Some((key, reason)) = browser_reason(&request, STATUS)
+    {
+        return close_browser(io, &key, reason, retry_after.saturating_mul(1000)).await;
+    }
     farewell(io, &format!("503 Service Unavailable\r\nRetry-After: {retry_after}\r\nContent-Length: 0"))
         .await;
 }

@@ -1,9 +1,10 @@
 //! RFC 6455 framing with its own limits.
 //!
 //! `tungstenite` parses the frame header. This module sets the policy, because the `tungstenite` stream joins
-//! fragments without counting them, and that cannot be turned off. Here a message is one frame: fragments,
-//! text, reserved bits, unmasked client frames and frames over the limit end the connection with the
-//! code that `docs/wire.md` lists. An idle connection releases its large buffers.
+//! fragments without counting them, and that cannot be turned off. Here a message has at most 64 fragments, which
+//! arrive within 10 s and fit the limit of a message together; the first message of a peer is one frame. Text,
+//! reserved bits, unmasked client frames and messages over the limit end the connection with the code that
+//! `docs/wire.md` lists. An idle connection releases its large buffers.
 
 use std::io;
 use std::time::Duration;
@@ -32,6 +33,8 @@ const FRAME_TIME: Duration = Duration::from_secs(10);
 const WRITE_TIME: Duration = Duration::from_secs(10);
 /// Time limit for a closing handshake.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
+/// Maximum number of fragments of one message, empty ones included.
+const MAX_FRAGMENTS: u32 = 64;
 /// Maximum number of control frames per second.
 const CONTROL_RATE: u32 = 10;
 /// Largest read buffer that an idle connection keeps, in bytes.
@@ -46,6 +49,10 @@ pub struct WebSocket<S> {
     limit: usize,
     buffer: BytesMut,
     header: Option<(FrameHeader, usize)>,
+    /// The fragments of a message that is not complete.
+    fragments: Option<Fragments>,
+    /// A whole message arrived. Until then, fragments are refused: an unauthenticated peer must not hold memory.
+    has_received: bool,
     started: Option<Instant>,
     control: (Instant, u32),
     /// Encoded pongs that are not written yet. They are kept here and written in pieces, so that `recv` is
@@ -55,6 +62,16 @@ pub struct WebSocket<S> {
     verdict: Option<u16>,
     /// The peer sent a close frame.
     closed: bool,
+}
+
+/// Fragments of one message, joined as they arrive.
+#[derive(Debug)]
+struct Fragments {
+    joined: BytesMut,
+    /// Number of fragments, empty ones included.
+    count: u32,
+    /// Arrival of the first one.
+    started: Instant,
 }
 
 /// Returns the error for a broken rule, with the close code for the peer.
@@ -78,6 +95,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
             limit,
             buffer: BytesMut::from(rest),
             header: None,
+            fragments: None,
+            has_received: false,
             started: None,
             control: (Instant::now(), 0),
             pongs: BytesMut::new(),
@@ -131,15 +150,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
             }
             OpCode::Control(_) => {}
             OpCode::Data(Data::Text) => return Err(broken(UNSUPPORTED, "text frames are not supported")),
-            OpCode::Data(Data::Continue) => {
+            OpCode::Data(Data::Continue) if self.fragments.is_none() => {
                 return Err(broken(PROTOCOL_ERROR, "there is no message to continue"));
             }
-            OpCode::Data(Data::Binary) if !header.is_final => {
-                return Err(broken(UNSUPPORTED, "fragmented messages are not supported"));
+            OpCode::Data(Data::Binary) if self.fragments.is_some() => {
+                return Err(broken(PROTOCOL_ERROR, "a fragmented message must end before the next one"));
             }
-            OpCode::Data(Data::Binary) => {}
+            OpCode::Data(Data::Binary) if !header.is_final && !self.has_received => {
+                return Err(broken(UNSUPPORTED, "the first message must be one frame"));
+            }
+            OpCode::Data(Data::Binary | Data::Continue) => {}
         }
-        if length > self.limit as u64 {
+        let joined = self.fragments.as_ref().map_or(0, |fragments| fragments.joined.len());
+        if length > self.limit.saturating_sub(joined) as u64 && matches!(header.opcode, OpCode::Data(_)) {
             return Err(broken(CloseReason::TooBig.code(), "the frame is larger than the limit"));
         }
         self.buffer.advance(used);
@@ -148,7 +171,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
     }
 
     /// Takes the next complete frame out of the buffer, if there is one.
-    fn take_frame(&mut self) -> std::result::Result<Option<(OpCode, Bytes)>, (u16, Error)> {
+    fn take_frame(&mut self) -> std::result::Result<Option<(FrameHeader, Bytes)>, (u16, Error)> {
         self.parse_header()?;
         let Some((_, length)) = &self.header else {
             return Ok(None);
@@ -164,7 +187,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
             unmask(&mut payload, mask);
         }
         self.started = None;
-        Ok(Some((header.opcode, payload.freeze())))
+        Ok(Some((header, payload.freeze())))
     }
 
     fn count_control(&mut self) -> std::result::Result<(), (u16, Error)> {
@@ -182,11 +205,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
     /// Handles a frame. Returns `Some(Some(_))` for a message, `Some(None)` if the peer closed, else `None`.
     fn handle(
         &mut self,
-        opcode: OpCode,
+        header: &FrameHeader,
         payload: Bytes,
     ) -> std::result::Result<Option<Option<Bytes>>, (u16, Error)> {
-        match opcode {
-            OpCode::Data(_) => Ok(Some(Some(payload))),
+        match header.opcode {
+            OpCode::Data(_) => Ok(self.join(payload, header.is_final)?.map(Some)),
             OpCode::Control(Control::Close) => {
                 self.closed = true;
                 let code = payload.get(..2).map(|b| u16::from_be_bytes([b[0], b[1]]));
@@ -209,15 +232,47 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
         }
     }
 
+    /// Adds a data frame to the message it belongs to. Returns the message once it is whole.
+    fn join(&mut self, payload: Bytes, is_final: bool) -> std::result::Result<Option<Bytes>, (u16, Error)> {
+        let message = match (self.fragments.take(), is_final) {
+            (None, true) => payload,
+            (known, _) => {
+                let mut fragments = known.unwrap_or_else(|| Fragments {
+                    joined: BytesMut::new(),
+                    count: 0,
+                    started: Instant::now(),
+                });
+                fragments.count += 1;
+                if fragments.count > MAX_FRAGMENTS {
+                    return Err(broken(1008, "a message has too many fragments"));
+                }
+                fragments.joined.extend_from_slice(&payload);
+                if !is_final {
+                    self.fragments = Some(fragments);
+                    return Ok(None);
+                }
+                fragments.joined.freeze()
+            }
+        };
+        self.has_received = true;
+        Ok(Some(message))
+    }
+
+    /// Returns the start of the message that is on its way, if one is.
+    fn message_started(&self) -> Option<Instant> {
+        self.fragments.as_ref().map(|fragments| fragments.started).or(self.started)
+    }
+
     async fn fill(&mut self) -> Result<usize> {
         if self.buffer.is_empty() && self.buffer.capacity() > KEEP {
             self.buffer = BytesMut::new();
         }
         let missing = self.header.as_ref().map_or(0, |(_, length)| length.saturating_sub(self.buffer.len()));
         self.buffer.reserve(missing.clamp(512, 64 * 1024));
+        let started = self.message_started();
         let read = self.io.read_buf(&mut self.buffer);
         // A connection may be idle between frames, but the rest of a started frame has a time limit.
-        match self.started {
+        match started {
             None => read.await.map_err(lost),
             Some(started) => match tokio::time::timeout_at(started + FRAME_TIME, read).await {
                 Ok(read) => read.map_err(lost),
@@ -232,7 +287,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
     async fn next_message(&mut self) -> Result<Option<Bytes>> {
         loop {
             let taken = self.take_frame().and_then(|frame| match frame {
-                Some((opcode, payload)) => self.handle(opcode, payload).map(|out| (true, out)),
+                Some((header, payload)) => self.handle(&header, payload).map(|out| (true, out)),
                 None => Ok((false, None)),
             });
             match taken {

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use chat_core::envelope::Publish;
 use chat_core::envelope::{AckUpTo, Refusal};
 use chat_core::wire::{ClientFrame, ServerFrame};
 use chat_core::{ConversationId, StoreEpoch};
@@ -61,6 +62,19 @@ impl Stage {
             raw.write(&request);
             let head = raw.head();
             assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{shown}: {head:?}");
+        });
+    }
+
+    /// Sends a browser's request and expects that the upgrade is completed and closed with this code.
+    fn refuses_browser(&mut self, name: &str, request: Vec<u8>, code: u16) {
+        let shown = name.to_owned();
+        self.item(name, move |port| {
+            let mut raw = RawClient::connect(port);
+            raw.write(&request);
+            let head = raw.head();
+            assert!(head.starts_with("HTTP/1.1 101"), "{shown}: {head:?}");
+            assert!(matches!(raw.take(), ServerFrame::Close { .. }), "{shown}");
+            assert_eq!(raw.close_code(), code, "{shown}");
         });
     }
 
@@ -122,9 +136,15 @@ fn handshakes() {
     });
     stage.status("8 bare LF", &replaced("Host: localhost\r\n", "Host: localhost\n"), "400");
     stage.status("9 NUL", &with("X: a\0b"), "400");
-    stage.status("10 a foreign origin with a cookie", &with("Origin: https://evil\r\nCookie: s=1"), "403");
-    stage.status("11 origin null", &with("Origin: null"), "403");
-    stage.status("12 a look-alike origin", &with("Origin: https://app.example.com.evil"), "403");
+    let elsewhere = String::from_utf8(with("Origin: https://evil")).unwrap().replace("GET /v1 ", "GET /v2 ");
+    stage.refuses_browser("10 a browser at another path", elsewhere.into_bytes(), 4404);
+    stage.refuses_browser(
+        "10 a foreign origin with a cookie",
+        with("Origin: https://evil\r\nCookie: s=1"),
+        4403,
+    );
+    stage.refuses_browser("11 origin null", with("Origin: null"), 4403);
+    stage.refuses_browser("12 a look-alike origin", with("Origin: https://app.example.com.evil"), 4403);
     let smuggled = [UPGRADE.as_bytes(), &frame(0x82, b"x")].concat();
     stage.status("13 bytes after the request", &smuggled, "400");
     stage.status("14 two lengths", &with("Transfer-Encoding: chunked\r\nContent-Length: 5"), "400");
@@ -184,6 +204,39 @@ fn frames() {
         1003,
     );
     stage.closes("34 fragments of a byte, never the last", &frame(0x02, b"x").repeat(100), 1003);
+    for pieces in [4, 60] {
+        stage.item("34 a publish in fragments, with pings between them, is stored", move |port| {
+            let user = User::new(&unique());
+            let (mut session, _) = user.session(port);
+            let body = vec![7; 64 * 1024].into();
+            let bytes = ClientFrame::Publish(Publish { body, ..user.publish(1, 1, 0) }).encode();
+            let pieces: Vec<&[u8]> = bytes.chunks(bytes.len() / pieces + 1).collect();
+            for (at, piece) in pieces.iter().enumerate() {
+                let opcode = if at == 0 { 0x02 } else { 0x00 };
+                let last = if at + 1 == pieces.len() { 0x80 } else { 0 };
+                session.write(&frame(opcode | last, piece));
+                if at < 5 {
+                    session.write(&frame(0x89, b"between"));
+                }
+            }
+            assert!(matches!(session.take(), ServerFrame::Stored(stored) if stored.seq == 1));
+        });
+    }
+    for (name, bytes, code) in [
+        ("34 65 fragments in a session", [frame(0x02, b"x"), frame(0x00, b"x").repeat(64)].concat(), 1008),
+        ("34 a message inside of a message", [frame(0x02, b"x"), frame(0x82, b"y")].concat(), 1002),
+        (
+            "34 fragments over the limit",
+            frame(0x02, &[0; 60_000]).into_iter().chain(frame(0x00, &[0; 60_000]).repeat(4)).collect(),
+            1009,
+        ),
+    ] {
+        stage.item(name, move |port| {
+            let (mut raw, _) = User::new(&unique()).session(port);
+            raw.write(&bytes);
+            assert_eq!(raw.close_code(), code, "{name}");
+        });
+    }
     stage.closes("35 text that is not UTF-8", &frame(0x81, &[0xff, 0xfe]), 1003);
     for code in [1005_u16, 999, 65535] {
         stage.closes("36 a forbidden close code", &frame(0x88, &code.to_be_bytes()), 1002);

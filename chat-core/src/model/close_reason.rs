@@ -8,6 +8,10 @@ pub enum CloseReason {
     Protocol,
     /// The token or the signature is not accepted, or the device is not on its user's list.
     Unauthorized,
+    /// The origin of a web page is not allowed. Only browsers get it: they cannot read the status of a failed upgrade.
+    Origin,
+    /// The server has no chat at this path. Only browsers get it.
+    Path,
     /// A later connection of the same device replaced this one.
     Replaced,
     /// The device does not read the frames sent to it.
@@ -37,6 +41,8 @@ impl CloseReason {
             Self::Draining => 4503,
             Self::Protocol => 4400,
             Self::Unauthorized => 4401,
+            Self::Origin => 4403,
+            Self::Path => 4404,
             Self::Replaced => 4409,
             Self::Slow => 4408,
             Self::AckTooHigh => 4410,
@@ -62,6 +68,8 @@ impl CloseReason {
             4503 => Self::Draining,
             4400 => Self::Protocol,
             4401 => Self::Unauthorized,
+            4403 => Self::Origin,
+            4404 => Self::Path,
             4409 => Self::Replaced,
             4408 => Self::Slow,
             4410 => Self::AckTooHigh,
