@@ -24,7 +24,7 @@ pub use oracle::Violation;
 use crate::mutant::Mutant;
 
 /// The faults and settings of a schedule.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Default, Debug)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Options {
     /// The rule to break, if one.
@@ -36,12 +36,6 @@ pub struct Options {
     pub cluster: bool,
     /// Print every event.
     pub trace: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { mutant: None, split: false, cluster: false, trace: false }
-    }
 }
 
 /// The counts of a schedule.

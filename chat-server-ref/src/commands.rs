@@ -85,7 +85,7 @@ async fn start_node(settings: &Settings) -> Result<Server, String> {
 
     /// Longest time until the services of a cluster are reached.
     const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
-    /// Another node may change a device list: what is cached counts this long.
+    /// Longest age of a cached device list, because another node may change the list.
     const DEVICE_LIST_TTL: Duration = Duration::from_secs(5);
     let node = Node::connect(&settings.cluster()?, OPEN_TIMEOUT).await?;
     node.found.iter().for_each(|line| tracing::info!("{line}"));

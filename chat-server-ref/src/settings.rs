@@ -149,14 +149,14 @@ pub(crate) struct Settings {
     pub(crate) store: String,
     /// The log that orders conversations: `memory`, or `kafka://host:port/topic?partitions=16&replication=3`.
     pub(crate) router: String,
-    /// Who is connected where: `memory`, `redis://host:port`, or `redis-cluster://host:port,host:port`.
+    /// The registry of connections: `memory`, `redis://host:port`, or `redis-cluster://host:port,host:port`.
     pub(crate) registry: String,
-    /// What this node does in a cluster.
+    /// The roles of this node in a cluster.
     pub(crate) roles: Vec<Role>,
-    /// Where the other nodes of a cluster reach this one.
+    /// The address on which this node accepts the other nodes of a cluster.
     pub(crate) node_link_listen: SocketAddr,
-    /// The `host:port` that the others are told, if it is not where this one listens (this machine's name, if
-    /// that is every address).
+    /// The `host:port` that the other nodes connect to, if it differs from `node_link_listen` (the name of this
+    /// machine, if that is the unspecified address).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) node_link_address: Option<String>,
     /// PEM files: certificate and key of this node for the name `chat-node`, and the certificate of the

@@ -24,7 +24,7 @@
 mod accept_pacer;
 pub mod admin;
 mod axum;
-mod builder;
+
 mod clock;
 #[cfg(feature = "cluster")]
 pub mod cluster;
@@ -41,8 +41,7 @@ mod shard_supervisor;
 pub mod telemetry;
 mod tls;
 
-pub use builder::ServerBuilder;
 pub use clock::SystemClock;
 pub use error::ServerError;
 pub use health::Health;
-pub use server::{Server, stop_signal};
+pub use server::{Server, ServerBuilder, stop_signal};

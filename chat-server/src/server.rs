@@ -1,3 +1,5 @@
+mod builder;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +15,8 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::builder::{Opened, ServerBuilder};
+use self::builder::Opened;
+pub use self::builder::ServerBuilder;
 use crate::error::ServerError;
 use crate::health::Health;
 use crate::ip_limiter::IpLimiter;

@@ -10,9 +10,12 @@ mod tree;
 
 use std::process::ExitCode;
 
+/// A check of the repository: returns a line for each thing it found.
+type Check = fn(&std::path::Path) -> Vec<String>;
+
 fn main() -> ExitCode {
     let root = tree::root();
-    let checks: [(&str, fn(&std::path::Path) -> Vec<String>); 4] = [
+    let checks: [(&str, Check); 4] = [
         ("layering", layering::check),
         ("old names", prose::old_names),
         ("prose", prose::banned_words),

@@ -21,7 +21,7 @@ pub type SessionDelivery = (Route, Vec<SessionEvent>);
 /// - If a connection no longer exists, its route is unbound by compare and its device is woken by push
 ///   (`a_stale_route_is_unbound`).
 /// - An unresponsive gateway does not slow down the others. Deliveries that exceed its queue, or that it does
-///   not acknowledge within a second, are dropped. Its sessions receive [`Event::Lagged`] when it responds
+///   not acknowledge within a second, are dropped. Its sessions receive [`SessionEvent::Lagged`] when it responds
 ///   again.
 #[async_trait]
 pub trait NodeLink: fmt::Debug + Send + Sync + 'static {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use crate::model::error::Result;
 use crate::model::id::{InstallationId, UserId};
 
-/// Who was heard of lately. A hint.
+/// Remembers which devices sent a heartbeat recently. A hint.
 ///
 /// # Contract
 /// - A user is present from a beat until [`IDLE_MS`](crate::model::limits::IDLE_MS) after the last one

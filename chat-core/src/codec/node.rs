@@ -1,4 +1,5 @@
-//! What nodes of a cluster exchange: commands in the log, and events for sessions of another gateway. `chat-core/proto/chat/v1/node.proto` documents every field.
+//! Encoding of the commands in the log and of the events for sessions of another gateway.
+//! `chat-core/proto/chat/v1/node.proto` documents every field.
 
 use bytes::Bytes;
 use prost::Message as _;

@@ -16,6 +16,8 @@ use crate::backend::{KeyDirectory, MessageStore, Presence, PushSink, Registry, R
 
 /// A boxed future of a case or a backend.
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+/// Runs a case once, on a fresh backend.
+type Test = Arc<dyn Fn() -> Boxed<Outcome> + Send + Sync>;
 /// Drives the future of a case to its end.
 type Executor = Arc<dyn Fn(Boxed<Outcome>) -> Outcome + Send + Sync>;
 
@@ -39,7 +41,7 @@ const SEEDS: u64 = 200;
 #[must_use]
 pub struct Suite {
     name: &'static str,
-    tests: Vec<(String, Arc<dyn Fn() -> Boxed<Outcome> + Send + Sync>)>,
+    tests: Vec<(String, Test)>,
     ignored: Vec<(&'static str, &'static str)>,
     missing: Option<String>,
     executor: Executor,
@@ -71,13 +73,7 @@ fn block_on<T>(mut future: Boxed<T>) -> T {
 
 impl Suite {
     fn new(name: &'static str) -> Self {
-        Self {
-            name,
-            tests: Vec::new(),
-            ignored: Vec::new(),
-            missing: None,
-            executor: Arc::new(|future| block_on(future)),
-        }
+        Self { name, tests: Vec::new(), ignored: Vec::new(), missing: None, executor: Arc::new(block_on) }
     }
 
     fn cases<B, S, F, Fut>(

@@ -89,13 +89,13 @@ impl Engine {
     /// # Errors
     /// `NotFound` if no device waits here for it, or if the device got another answer.
     pub fn answer_offer_here(&self, rendezvous: &Bytes, sealed: Bytes) -> Result<()> {
-        let nobody = || Error::new(ErrorKind::NotFound, "nobody waits for it");
-        let mut offer = self.offers.get_mut(rendezvous).ok_or_else(nobody)?;
+        let unknown = || Error::new(ErrorKind::NotFound, "no device is waiting for this link code");
+        let mut offer = self.offers.get_mut(rendezvous).ok_or_else(unknown)?;
         match &offer.answered {
             Some(known) if *known == sealed => {}
-            Some(_) => return Err(nobody()),
+            Some(_) => return Err(unknown()),
             None => {
-                offer.answer.try_send(sealed.clone()).map_err(|_| nobody())?;
+                offer.answer.try_send(sealed.clone()).map_err(|_| unknown())?;
                 offer.answered = Some(sealed);
             }
         }

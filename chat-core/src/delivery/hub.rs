@@ -82,8 +82,8 @@ impl Hub {
         self.connections.get(&device).map(|known| known.route)
     }
 
-    /// Tells a device's session these events; `false` if it is not connected here. SessionDelivery [`SessionEvent::Lagged`],
-    /// it reads its inbox.
+    /// Queues events for a device's session, and returns `false` if the device is not connected here. After
+    /// [`SessionEvent::Lagged`] the session reads its inbox.
     pub fn deliver(&self, device: InstallationId, events: Vec<SessionEvent>) -> bool {
         let Some(connection) = self.connections.get(&device) else {
             return false;

@@ -1,4 +1,4 @@
-//! What a device sends to the server. `wire` encodes it.
+//! Frames from a device to the server. `wire` encodes them.
 
 use bytes::Bytes;
 

@@ -178,7 +178,7 @@ impl InboxPosition {
     pub const START: Self = Self { time_us: 0, conversation: ConversationId::from_bytes([0; 17]), seq: 0 };
 }
 
-/// What an acknowledged write survives.
+/// The failures that an acknowledged write survives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Durability {

@@ -1,4 +1,4 @@
-//! What the server sends to a device. `wire` encodes it.
+//! Frames from the server to a device. `wire` encodes them.
 
 use bytes::Bytes;
 

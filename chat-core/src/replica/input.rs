@@ -14,7 +14,7 @@ use crate::model::server_frame::ServerFrame;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Input {
-    /// The connection requested by [`Output::Dial`] is open.
+    /// The connection requested by [`Output::Dial`](super::Output::Dial) is open.
     Connected,
     /// The connection broke or could not be opened.
     Disconnected,
@@ -32,14 +32,14 @@ pub enum Input {
     Watch(Vec<UserId>),
     /// A request of the application, with a token for its answer.
     Request(u64, Request),
-    /// The result of [`Output::Open`].
+    /// The result of [`Output::Open`](super::Output::Open).
     Opened(Opened),
-    /// The result of [`Output::Recall`]: the requesting device, the conversation and message id, and the
+    /// The result of [`Output::Recall`](super::Output::Recall): the requesting device, the conversation and message id, and the
     /// content if that device may have it.
     Recalled(DeviceAddress, ConversationId, MessageId, Option<Bytes>),
-    /// The result of [`Output::Seal`].
+    /// The result of [`Output::Seal`](super::Output::Seal).
     Sealed(Result<Publish, SealFailure>),
-    /// The result of [`Output::MakePrekeys`].
+    /// The result of [`Output::MakePrekeys`](super::Output::MakePrekeys).
     Prekeys(PrekeyUpload),
     /// The server stored this new version of the user's own list.
     OwnList(SignedDeviceList),

@@ -123,7 +123,7 @@ impl Transport for SimTransport {
     }
 }
 
-/// What a server process starts with.
+/// The identity and the backends of a server process.
 pub(super) struct Start {
     pub gateway: GatewayId,
     pub server: usize,
@@ -159,7 +159,7 @@ impl fmt::Debug for Server {
     }
 }
 
-/// What a poll of a connection did.
+/// Outcome of a poll of a connection.
 #[derive(Debug, Default)]
 pub(super) struct Polled {
     pub frames: Vec<Bytes>,

@@ -4,9 +4,14 @@
 use std::sync::Mutex;
 
 use async_trait::async_trait;
-use chat_core::backend::{Commit, CommitOutcome, ConversationState, DeviceRecord, LogPosition, MessageStore, PageLimit, StoreIdentity, CursorFilter};
-use chat_core::envelope::{AckUpTo, InboxCursor, Durability, InboxRow, InboxPosition};
-use chat_core::{ConversationId, ConversationKind, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch};
+use chat_core::backend::{
+    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
+    PageLimit, StoreIdentity,
+};
+use chat_core::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow};
+use chat_core::{
+    ConversationId, ConversationKind, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch,
+};
 
 /// The worked example of the backend guide, compiled and run as a doctest.
 #[cfg(doctest)]
@@ -113,9 +118,15 @@ impl MessageStore for ToyStore {
         Ok(self.lock()?.state(id).cloned())
     }
 
-    async fn find(&self, id: ConversationId, sender: InstallationId, message: MessageId) -> Result<Option<Seq>> {
+    async fn find(
+        &self,
+        id: ConversationId,
+        sender: InstallationId,
+        message: MessageId,
+    ) -> Result<Option<Seq>> {
         let toy = self.lock()?;
-        let seq = toy.ids.iter().find(|known| (known.0, known.1, known.2) == (id, sender, message)).map(|k| k.3);
+        let seq =
+            toy.ids.iter().find(|known| (known.0, known.1, known.2) == (id, sender, message)).map(|k| k.3);
         Ok(seq.filter(|seq| *seq <= toy.head(id)))
     }
 
@@ -131,7 +142,9 @@ impl MessageStore for ToyStore {
     async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckUpTo]) -> Result<()> {
         let mut toy = self.lock()?;
         let known = |toy: &Toy, ack: &AckUpTo| {
-            toy.cursors.iter().any(|(d, c, cursor)| (*d, *c) == (device, ack.conversation) && ack.seq <= cursor.tail)
+            toy.cursors
+                .iter()
+                .any(|(d, c, cursor)| (*d, *c) == (device, ack.conversation) && ack.seq <= cursor.tail)
         };
         if !acks.iter().all(|ack| known(&toy, ack)) {
             return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail"));
@@ -140,19 +153,25 @@ impl MessageStore for ToyStore {
         for ack in acks {
             let cursor = toy.cursor(device, ack.conversation);
             cursor.acked = cursor.acked.max(ack.seq);
-            toy.inbox.retain(|(d, row)| {
-                *d != device || row.conversation != ack.conversation || row.seq > ack.seq
-            });
+            toy.inbox
+                .retain(|(d, row)| *d != device || row.conversation != ack.conversation || row.seq > ack.seq);
         }
         Ok(())
     }
 
-    async fn inbox(&self, device: InstallationId, after: InboxPosition, limit: PageLimit) -> Result<Vec<InboxRow>> {
+    async fn inbox(
+        &self,
+        device: InstallationId,
+        after: InboxPosition,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
         let toy = self.lock()?;
         let mut rows: Vec<InboxRow> = toy
             .inbox
             .iter()
-            .filter(|(d, row)| *d == device && row.position() > after && row.seq <= toy.head(row.conversation))
+            .filter(|(d, row)| {
+                *d == device && row.position() > after && row.seq <= toy.head(row.conversation)
+            })
             .map(|(_, row)| row.clone())
             .collect();
         rows.sort_by_key(InboxRow::position);
@@ -162,9 +181,8 @@ impl MessageStore for ToyStore {
     async fn history(&self, id: ConversationId, before: Seq, limit: PageLimit) -> Result<Vec<InboxRow>> {
         let toy = self.lock()?;
         let head = toy.head(id);
-        let fits = |row: &&InboxRow| {
-            row.conversation == id && row.seq <= head && (before == 0 || row.seq < before)
-        };
+        let fits =
+            |row: &&InboxRow| row.conversation == id && row.seq <= head && (before == 0 || row.seq < before);
         let mut rows: Vec<InboxRow> = toy.history.iter().filter(fits).cloned().collect();
         rows.sort_by_key(|row| std::cmp::Reverse(row.seq));
         Ok(page(rows.into_iter(), limit))
@@ -176,10 +194,12 @@ impl MessageStore for ToyStore {
 
     async fn device(&self, device: InstallationId, want: CursorFilter) -> Result<DeviceRecord> {
         let toy = self.lock()?;
-        let waiting: Vec<_> = toy.inbox.iter().filter(|(d, _)| *d == device).map(|(_, row)| row.size()).collect();
-        let cursors = toy.cursors.iter().filter(|(d, c, _)| {
-            *d == device && (want == CursorFilter::All || want == CursorFilter::Of(*c))
-        });
+        let waiting: Vec<_> =
+            toy.inbox.iter().filter(|(d, _)| *d == device).map(|(_, row)| row.size()).collect();
+        let cursors = toy
+            .cursors
+            .iter()
+            .filter(|(d, c, _)| *d == device && (want == CursorFilter::All || want == CursorFilter::Of(*c)));
         Ok(DeviceRecord {
             waiting_rows: waiting.len() as u64,
             waiting_bytes: waiting.iter().sum::<usize>() as u64,
@@ -206,7 +226,8 @@ impl MessageStore for ToyStore {
                     *gap = InboxRow::expired(row.conversation, gap.first_seq(), row.position(), gap.joined);
                 }
                 None => {
-                    let gap = InboxRow::expired(row.conversation, row.first_seq(), row.position(), row.joined);
+                    let gap =
+                        InboxRow::expired(row.conversation, row.first_seq(), row.position(), row.joined);
                     gaps.push((device, gap));
                 }
             }

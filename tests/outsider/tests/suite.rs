@@ -1,4 +1,4 @@
-//! The conformance suite on the toy store: what an integrator writes.
+//! The conformance suite on the toy store, as an integrator writes it.
 
 use std::process::ExitCode;
 use std::sync::Arc;

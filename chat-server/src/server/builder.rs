@@ -10,9 +10,9 @@ use chat_core::{WallClock, memory};
 #[cfg(feature = "embedded")]
 use chat_store::EmbeddedStore;
 
+use super::Server;
 use crate::clock::SystemClock;
 use crate::error::ServerError;
-use crate::server::Server;
 use crate::tls::TlsFiles;
 
 /// Where messages and accounts are kept.
@@ -83,7 +83,7 @@ impl Default for ServerBuilder {
     }
 }
 
-/// What a started server runs on.
+/// The backends of a server that is about to start.
 pub(crate) struct Opened {
     pub backends: Backends,
     #[cfg(feature = "embedded")]
@@ -247,7 +247,7 @@ impl ServerBuilder {
     /// # Errors
     /// As [`start`](Self::start) and [`Server::run_until`].
     pub async fn serve(self) -> Result<(), ServerError> {
-        self.start().await?.run_until(crate::server::stop_signal()).await
+        self.start().await?.run_until(super::stop_signal()).await
     }
 
     fn open(&self) -> Result<Opened, ServerError> {
