@@ -165,7 +165,7 @@ fn data_migrates_to_a_cluster_and_conversations_continue() {
     let counts: BTreeMap<&str, u64> = counts(text.lines().last().unwrap());
     assert!(counts["messages"] >= messages && counts["accounts"] == 2, "{text}");
     let again = server_command(&["migrate-data", "--from", &from, "--to", &to]);
-    assert!(!again.status.success() && String::from_utf8_lossy(&again.stderr).contains("finished before"));
+    assert!(!again.status.success() && String::from_utf8_lossy(&again.stderr).contains("already finished"));
     let served = server_command(&["--data", server.data.to_str().unwrap(), "serve"]);
     assert!(!served.status.success() && String::from_utf8_lossy(&served.stderr).contains("sealed"));
 
