@@ -63,6 +63,27 @@ impl Gateway {
             return;
         }
         let nonce = Bytes::copy_from_slice(&nonce);
-        Connection::new(self.clone(), transport, nonce, on_authenticated).run().await;
+        let mut connection = Connection::new(self.clone(), transport, nonce, on_authenticated);
+        connection.run().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<A, F>(_: impl FnOnce(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// A handler that is awaited without a box adds its memory to every idle connection.
+    #[test]
+    fn idle_connection_reserves_no_memory_for_handlers() {
+        let size = size_of_future(
+            |(gateway, transport, report): (&'static Gateway, Box<dyn Transport>, OnAuthenticated)| {
+                gateway.serve(transport, report)
+            },
+        );
+        assert!(size <= 2048, "{size} bytes");
     }
 }

@@ -92,7 +92,8 @@ impl Connection {
         }
     }
 
-    pub(super) async fn run(mut self) {
+    /// Serves the connection until it ends. By reference, because a future keeps an argument twice.
+    pub(super) async fn run(&mut self) {
         let challenge =
             Challenge { nonce: self.nonce.clone(), min_version: WIRE_VERSION, max_version: WIRE_VERSION };
         self.out.push(ServerFrame::Challenge(challenge).encode());
@@ -110,6 +111,11 @@ impl Connection {
                 break;
             }
         }
+        Box::pin(self.finish()).await;
+    }
+
+    /// Reports the end to the session, and withdraws what the engine keeps for the connection.
+    async fn finish(&mut self) {
         if self.handle.as_ref().is_some_and(|handle| self.gateway.engine.is_current(handle)) {
             self.step(Input::Gone).await;
         }
