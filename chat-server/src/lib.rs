@@ -21,6 +21,11 @@
 //! | `cluster` (feature) | Cassandra, Kafka and Redis from URLs |
 //! | `telemetry` (feature) | traces of messages for an OpenTelemetry collector |
 
+/// The README of the crate, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
+
 mod accept_pacer;
 pub mod admin;
 mod axum;
