@@ -337,7 +337,7 @@ impl Builder {
         self
     }
 
-    /// Refuses messages to a user whose account key changed with `identity_changed`, until [`Client::accept`]
+    /// Refuses messages to a user with `identity_changed` after the account key changed, until [`Client::accept`]
     /// accepts the new key. Without this option the client only reports the change as an event and keeps
     /// sending. In both modes a message written before the change is never encrypted for the new key.
     #[must_use]

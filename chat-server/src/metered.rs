@@ -30,7 +30,7 @@ pub fn metered(backends: Backends) -> Backends {
 }
 
 /// Records the duration of a call, and its error if it failed.
-fn note(name: &'static str, call: &'static str, start: Instant, error: Option<&Error>) {
+fn record_outcome(name: &'static str, call: &'static str, start: Instant, error: Option<&Error>) {
     metrics::histogram!(name, "call" => call).record(start.elapsed().as_secs_f64());
     if let Some(error) = error {
         let kind = format!("{:?}", error.kind()).to_lowercase();
@@ -45,7 +45,7 @@ async fn timed<T>(
 ) -> Result<T> {
     let start = Instant::now();
     let outcome = work.await;
-    note(name, call, start, outcome.as_ref().err());
+    record_outcome(name, call, start, outcome.as_ref().err());
     outcome
 }
 
@@ -89,7 +89,7 @@ impl MessageStore for MeteredStore {
         let start = Instant::now();
         let outcomes = self.0.commit(commits).await;
         // Count one error per batch, because the whole batch is retried.
-        note(STORE, "commit", start, outcomes.iter().find_map(|outcome| outcome.as_ref().err()));
+        record_outcome(STORE, "commit", start, outcomes.iter().find_map(|outcome| outcome.as_ref().err()));
         outcomes
     }
 

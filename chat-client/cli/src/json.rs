@@ -14,7 +14,7 @@ use crate::{Arguments, text};
 
 /// Maximum length of an input line in bytes: the longest text with every byte escaped, plus the other fields.
 const MAX_LINE: usize = 6 * 64 * 1024 + 64 * 1024;
-/// Maximum number of sends whose commit is pending.
+/// Maximum number of sends that wait for their commit.
 const PENDING: usize = 1024;
 
 #[derive(Deserialize)]

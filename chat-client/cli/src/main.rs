@@ -25,7 +25,7 @@ struct Arguments {
     /// The directory with this device's keys and messages.
     #[arg(long, global = true, env = "CHAT_PROFILE", default_value = "./chat-profile")]
     profile: PathBuf,
-    /// A file whose first line is the passphrase that encrypts the profile. Pass it to the command that
+    /// Path of a file. Its first line is the passphrase of the encrypted profile. Pass it to the command that
     /// creates the profile and to every later one.
     #[arg(long, global = true, env = "CHAT_PASSPHRASE_FILE")]
     passphrase_file: Option<PathBuf>,
@@ -44,7 +44,7 @@ struct Arguments {
     /// With --json: first write all durable events after this number again.
     #[arg(long, global = true)]
     after: Option<u64>,
-    /// Refuse messages to a user whose keys changed, until `accept`.
+    /// Refuse messages to a user after a change of the keys, until `accept`.
     #[arg(long, global = true)]
     strict: bool,
     /// With --json: maximum number of seconds to wait for queued messages at the end of the input.
@@ -58,7 +58,7 @@ enum Command {
     Register {
         /// The handle: 1 to 64 characters of a-z 0-9 . _ -
         handle: String,
-        /// Set new keys for an account whose devices are all lost. Requires a token; other users are
+        /// Set new keys for an account after the loss of all its devices. Requires a token; other users are
         /// notified.
         #[arg(long)]
         replace: bool,

@@ -35,7 +35,7 @@ const SMALL_ORDER: [[u8; 32]; 7] = [
     ],
 ];
 
-/// Rejects a serialized Curve25519 key whose point has small order.
+/// Rejects a serialized Curve25519 key if its point has small order.
 ///
 /// # Errors
 /// `Invalid` for such a key, and for bytes that are not a serialized Curve25519 key.
