@@ -1,6 +1,11 @@
 //! Harness of the end-to-end tests. It runs the real binaries as processes and kills them only by pid.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
+/// The README, compiled: the server and the app.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+mod readme {}
+
 pub mod cli_process;
 pub mod cluster;
 pub mod corpus;
