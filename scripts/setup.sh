@@ -14,6 +14,7 @@ command -v protoc >/dev/null || apt protobuf-compiler
 
 command -v cc >/dev/null || apt build-essential
 command -v node >/dev/null || apt nodejs npm
+command -v clang >/dev/null || apt clang
 command -v strace >/dev/null || apt strace
 command -v ip >/dev/null || apt iproute2
 command -v cargo-deny >/dev/null || cargo install --locked --quiet cargo-deny

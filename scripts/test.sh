@@ -81,8 +81,11 @@ e2e() {
 }
 
 wasm() {
-    cargo check --locked --target wasm32-unknown-unknown -p chat-core
-    cargo check --locked --target wasm32-unknown-unknown -p chat-client --no-default-features
+    # The profile of all other steps, so that build scripts and macros are compiled once.
+    cargo check --locked --profile "$profile" --target wasm32-unknown-unknown -p chat-core -p chat-signal
+    # SQLite is compiled for the browser: this needs clang.
+    cargo check --locked --profile "$profile" --target wasm32-unknown-unknown -p chat-client --no-default-features \
+        --features client
 }
 
 outsider() {

@@ -1,176 +1,291 @@
 //! The application's handle to a client.
 
-use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Duration;
+mod events;
+mod submission;
+mod ticket;
+
+pub use events::Events;
+pub use submission::Submission;
+pub use ticket::Ticket;
 
 use chat_core::device_list::SignedDeviceList;
-use chat_core::replica::Recipient;
-use chat_core::{ConversationId, Error, ErrorKind, Handle, Result, UserId};
-use chat_transport::dial::Dialer;
-use parking::Shared;
+use chat_core::{ConversationId, DeviceId, Error, ErrorKind, Handle, Result, UserId};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use crate::config::ClientConfig;
 use crate::connection_state::ConnectionState;
-use crate::driver::{Channels, Command, Driver};
-use crate::event::{Enqueued, Event, EventRecord};
+use crate::conversation::Conversation;
+use crate::driver::{Channels, Command, Control, Opened, Owner, Start};
+use crate::event::Event;
 use crate::linking::LinkCode;
-use crate::profile::Profile;
-use crate::safety::safety_number;
-use crate::store::{LocalStore, StoreConfig, StoredMessage};
-use crate::suite::Suite;
+use crate::message::Message;
+use crate::safety_number::SafetyNumber;
+use crate::send::{Recipient, SendRequest};
 
 /// Capacity of each command queue to the driver; callers wait while it is full.
 const COMMANDS: usize = 256;
-/// Number of ephemeral events kept for a slow subscriber. Older ones are dropped; durable events never are.
-const PASSING: usize = 256;
-/// Maximum number of durable events in one read.
-const PAGE: usize = 256;
+/// Number of transient events kept for a slow subscriber. Older ones are dropped; durable events never are.
+const TRANSIENT_EVENTS: usize = 256;
 
-mod parking {
-    use std::sync::Mutex;
-    use std::thread::JoinHandle;
-
-    /// The driver thread, and the error that ended it.
-    #[derive(Debug, Default)]
-    pub(super) struct Shared {
-        pub thread: Mutex<Option<JoinHandle<()>>>,
-        pub failure: Mutex<Option<chat_core::Error>>,
-    }
-}
-
-/// A handle to a client: one profile, one device. Handles are `Send` and cheap to clone. A separate thread
-/// owns the ratchets and the local store.
+/// A handle to a client: one profile, one device. Handles are `Send` and cheap to clone, and any executor can run their
+/// futures. A separate task owns the ratchets and the local store; it ends with [`close`](Self::close), or when the last
+/// handle is dropped.
 #[derive(Clone, Debug)]
 pub struct Client {
     commands: mpsc::Sender<Command>,
     sends: mpsc::Sender<Command>,
-    last: watch::Receiver<u64>,
-    /// The number of the last durable event when this client was opened.
-    opened_at: u64,
-    connection_state: watch::Receiver<ConnectionState>,
-    passing: broadcast::Sender<Event>,
-    owner: Arc<Shared>,
-    user: UserId,
-    device: u8,
-    handle: Handle,
-    account_key: [u8; 32],
+    control: mpsc::Sender<Control>,
+    pub(crate) last: watch::Receiver<u64>,
+    pub(crate) connection_state: watch::Receiver<ConnectionState>,
+    pub(crate) transient: broadcast::Sender<Event>,
+    /// The error that ended the task; the channel closes when the task has ended.
+    ended: watch::Receiver<Option<Error>>,
+    account: Opened,
 }
 
-/// The builder of a [`Client`].
+/// A new device that waits for the approval of its link code by the first device of the account.
 #[derive(Debug)]
-pub struct Builder {
-    profile: StoreConfig,
-    suite: Box<dyn Suite>,
-    dialer: Dialer,
-    token: Option<String>,
-    strict: bool,
+pub struct PendingLink {
+    code: LinkCode,
+    pending: Pending,
 }
 
-fn gone() -> Error {
-    Error::new(ErrorKind::Closed, "the client is closed")
+/// A client whose profile is not open yet.
+#[derive(Debug)]
+struct Pending {
+    opening: oneshot::Receiver<Result<Opened>>,
+    commands: mpsc::Sender<Command>,
+    sends: mpsc::Sender<Command>,
+    control: mpsc::Sender<Control>,
+    last: watch::Receiver<u64>,
+    connection_state: watch::Receiver<ConnectionState>,
+    transient: broadcast::Sender<Event>,
+    ended: watch::Receiver<Option<Error>>,
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the client is closed: open the profile again")
+}
+
+impl Pending {
+    fn spawn(config: ClientConfig, start: Start) -> Result<Self> {
+        let (commands, command_queue) = mpsc::channel(COMMANDS);
+        let (sends, send_queue) = mpsc::channel(COMMANDS);
+        let (control, control_queue) = mpsc::channel(1);
+        let (last_sender, last) = watch::channel(0);
+        let (state_sender, connection_state) = watch::channel(ConnectionState::default());
+        let (transient, _) = broadcast::channel(TRANSIENT_EVENTS);
+        let (end, ended) = watch::channel(None);
+        let (opened, opening) = oneshot::channel();
+        let channels = Channels {
+            commands: command_queue,
+            sends: send_queue,
+            control: control_queue,
+            last: last_sender,
+            connection_state: state_sender,
+            transient: transient.clone(),
+        };
+        let platform = config.platform.clone();
+        let owner = Box::new(Owner::new(config, channels));
+        platform.spawn(Box::new(move || Box::pin(owner.run(start, opened, end))))?;
+        Ok(Self { opening, commands, sends, control, last, connection_state, transient, ended })
+    }
+
+    async fn opened(self) -> Result<Client> {
+        let account = self.opening.await.map_err(|_| closed())??;
+        let Self { commands, sends, control, last, connection_state, transient, ended, .. } = self;
+        Ok(Client { commands, sends, control, last, connection_state, transient, ended, account })
+    }
+}
+
+impl PendingLink {
+    /// Returns the code to type on the first device.
+    pub const fn code(&self) -> &LinkCode {
+        &self.code
+    }
+
+    /// Waits until the first device approves this one, then opens the profile. Dropping the future cancels the link.
+    ///
+    /// # Errors
+    /// `Denied` if the answer is not for this device, `Closed` if the server closes the connection first, for
+    /// example because no device approved this one: link again.
+    pub async fn approved(self) -> Result<Client> {
+        self.pending.opened().await
+    }
 }
 
 impl Client {
-    /// Returns a builder for a profile directory, an encryption suite and a server. The suite is required:
-    /// there is no default, so the client never sends plaintext silently.
-    pub fn builder(profile: impl Into<StoreConfig>, suite: Box<dyn Suite>, dialer: Dialer) -> Builder {
-        Builder { profile: profile.into(), suite, dialer, token: None, strict: false }
+    /// Registers an account in a new profile, and opens it. A repeat after a lost answer is the same registration.
+    ///
+    /// # Errors
+    /// `Invalid` if the text is not a [`Handle`], `Conflict` if the handle is taken or the profile has an account,
+    /// `Denied` if the server rejects the token, and the errors of [`open`](Self::open) and of dialling.
+    pub async fn register(config: ClientConfig, handle: &str) -> Result<Self> {
+        Pending::spawn(config, Start::Register(Handle::new(handle)?))?.opened().await
     }
 
-    async fn request<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {
+    /// Opens the profile if it has the account of this handle; otherwise registers the account in it.
+    ///
+    /// # Errors
+    /// The errors of [`register`](Self::register). `Conflict` if the profile has another account.
+    pub async fn register_if_new(config: ClientConfig, handle: &str) -> Result<Self> {
+        Pending::spawn(config, Start::RegisterIfNew(Handle::new(handle)?))?.opened().await
+    }
+
+    /// Sets a new account key for a handle whose devices are all lost, in a new profile, and opens it. The user id stays
+    /// the same; clients that have the old account key report [`Event::IdentityChanged`]. Requires a token that names
+    /// the handle.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such account, `Denied` without a token for it, `Conflict` if the profile
+    /// belongs to another account or if the account changed concurrently (retry), and the errors of dialling.
+    pub async fn replace(config: ClientConfig, handle: &str) -> Result<Self> {
+        Pending::spawn(config, Start::Replace(Handle::new(handle)?))?.opened().await
+    }
+
+    /// Opens a profile that has an account, and starts to connect with a new token, which the profile keeps.
+    ///
+    /// # Errors
+    /// The errors of [`open`](Self::open).
+    pub async fn login(config: ClientConfig, token: &str) -> Result<Self> {
+        Self::open(config.token(token)).await
+    }
+
+    /// Links a new profile to an account, as a further device. Sends the offer of this device to the server; the returned
+    /// code is typed on the first device, which calls [`approve_link`](Self::approve_link).
+    ///
+    /// # Errors
+    /// `Conflict` if the profile already has an account, and the errors of dialling.
+    pub async fn link(config: ClientConfig) -> Result<PendingLink> {
+        let (code, shown) = oneshot::channel();
+        let pending = Pending::spawn(config, Start::Link(code))?;
+        match shown.await {
+            Ok(code) => Ok(PendingLink { code, pending }),
+            // The task ended before it had a code.
+            Err(_) => Err(pending.opened().await.err().unwrap_or_else(closed)),
+        }
+    }
+
+    /// Opens a profile that has an account, and starts to connect. Needs no network.
+    ///
+    /// # Errors
+    /// `NotFound` if the profile has no account: register or link it. `Conflict` if another process has it open,
+    /// `Denied` if its key or passphrase is missing or wrong, `Invalid` if a later version made it, `Unavailable` if it
+    /// cannot be read or written.
+    pub async fn open(config: ClientConfig) -> Result<Self> {
+        Pending::spawn(config, Start::Open)?.opened().await
+    }
+
+    pub(crate) async fn request<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command,
+    ) -> Result<T> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).await.map_err(|_| self.failure())?;
         answer.await.map_err(|_| self.failure())?
     }
 
-    fn failure(&self) -> Error {
-        self.owner.failure.lock().ok().and_then(|failure| failure.clone()).unwrap_or_else(gone)
+    /// Returns the error that ended the client.
+    pub(crate) fn failure(&self) -> Error {
+        self.ended.borrow().clone().unwrap_or_else(closed)
     }
 
     /// Returns this user's id.
     pub const fn user(&self) -> UserId {
-        self.user
+        self.account.device.user
     }
 
     /// Returns this user's handle.
     pub const fn handle(&self) -> &Handle {
-        &self.handle
+        &self.account.handle
     }
 
     /// Returns this device's number.
-    pub const fn device(&self) -> u8 {
-        self.device
+    pub const fn device(&self) -> DeviceId {
+        self.account.device.device
     }
 
-    /// Queues a text. Returns once it is durably in the outbox, or durably refused, which an event reports.
-    /// Waits while the outbox is full. `idempotency_key` is the caller's own key: a repeat with the same key
-    /// is the same message.
-    ///
-    /// # Errors
-    /// `Closed`, or the error of the local store. Then it is unknown whether the message was queued; the
-    /// caller may retry with the same `idempotency_key`.
-    pub async fn send(&self, to: Recipient, text: &str, idempotency_key: Option<&str>) -> Result<Enqueued> {
-        let (text, idempotency_key) = (text.to_owned(), idempotency_key.map(str::to_owned));
-        let answer = self.send_later(to, text, idempotency_key).await?;
-        answer.await.map_err(|_| self.failure())?
+    /// Returns the number of the last durable event at the time when this client was opened.
+    pub(crate) const fn opened_at(&self) -> u64 {
+        self.account.last_event
     }
 
-    /// Queues a text like [`send`](Self::send), but returns the future of the result as soon as the driver's
-    /// queue has room, so that many sends share one commit.
+    /// Waits until this device has received all waiting messages and other users can send to it. While the server cannot
+    /// be reached, it waits and the client keeps trying: set a time limit of your own.
     ///
     /// # Errors
-    /// `Closed` if the client is closed.
-    pub async fn send_later(
-        &self,
-        to: Recipient,
-        text: String,
-        idempotency_key: Option<String>,
-    ) -> Result<oneshot::Receiver<Result<Enqueued>>> {
-        let (reply, answer) = oneshot::channel();
-        let command = Command::Send { to, text, idempotency_key, reply };
-        self.sends.send(command).await.map_err(|_| self.failure())?;
-        Ok(answer)
-    }
-
-    /// Queues a text like [`send_later`](Self::send_later), to a name as the user typed it. A name that is
-    /// not a valid handle is refused durably with `unknown_user`, like a message to an unknown user.
-    ///
-    /// # Errors
-    /// `Closed` if the client is closed.
-    pub async fn send_to(
-        &self,
-        name: &str,
-        text: String,
-        idempotency_key: Option<String>,
-    ) -> Result<oneshot::Receiver<Result<Enqueued>>> {
-        if let Ok(handle) = Handle::new(name) {
-            return self.send_later(Recipient::Handle(handle), text, idempotency_key).await;
+    /// The reason why retrying alone will not help: `Denied` if a new token is required or the server's certificate is not
+    /// trusted, `Invalid` if the address is not a chat server's or the program must be updated, `Conflict` if a copy of
+    /// the profile is in use, `Closed` if the client is closed.
+    pub async fn ready(&self) -> Result<()> {
+        let mut state = self.connection_state.clone();
+        while !state.borrow_and_update().ready()? {
+            state.changed().await.map_err(|_| self.failure())?;
         }
+        Ok(())
+    }
+
+    /// Sends a message. Returns its ticket once it is durably in the outbox; from then on the client sends it until it is
+    /// stored or refused, also after a restart. Waits while the outbox is full (10,000 messages).
+    ///
+    /// # Errors
+    /// `Invalid` if the text is too long, `Conflict` if the idempotency key belongs to another message, `NotFound` if the
+    /// conversation is unknown, `Denied` if the keys of the recipient changed and are not
+    /// [accepted](Self::accept_identity) (in [strict](ClientConfig::strict) mode). Then nothing was queued. `Closed`, or
+    /// the error of the local store: the message may have been queued; a retry with the same idempotency key is safe.
+    pub async fn send(&self, to: impl Into<Recipient>, request: impl Into<SendRequest>) -> Result<Ticket> {
+        self.submit(to, request).await?.await
+    }
+
+    /// Submits a message like [`send`](Self::send), but returns as soon as the driver's queue has room, so that many
+    /// messages share one commit. Messages are queued in the order of the calls.
+    ///
+    /// # Errors
+    /// `Invalid` if the text is too long, `Closed` if the client is closed. The submission returns the other errors of
+    /// [`send`](Self::send).
+    pub async fn submit(
+        &self,
+        to: impl Into<Recipient>,
+        request: impl Into<SendRequest>,
+    ) -> Result<Submission> {
+        let (to, request) = (to.into(), request.into());
+        request.check()?;
         let (reply, answer) = oneshot::channel();
-        let command = Command::Refuse { idempotency_key, reason: "unknown_user", reply };
-        self.sends.send(command).await.map_err(|_| self.failure())?;
-        Ok(answer)
+        self.sends.send(Command::Send { to, request, reply }).await.map_err(|_| self.failure())?;
+        Ok(Submission { client: self.clone(), answer })
     }
 
-    /// Accepts the changed account key of a user. The caller passes the safety number that was compared, so
-    /// that no other key is accepted.
+    /// Returns the ticket of the message with this idempotency key, or `None` if there is none.
     ///
     /// # Errors
-    /// `Denied` if that is not the current safety number, `NotFound` if this device does not have the user's
-    /// keys, `Closed`, or the error of the local store.
-    pub async fn accept(&self, user: UserId, safety_number: &str) -> Result<()> {
-        let number = safety_number.to_owned();
-        self.request(|reply| Command::Accept(user, number, reply)).await
+    /// `Closed`, or the error of the local store.
+    pub async fn ticket(&self, idempotency_key: &str) -> Result<Option<Ticket>> {
+        let key = idempotency_key.to_owned();
+        let found = self.request(|reply| Command::FindKey(key, reply)).await?;
+        Ok(found.map(|message| Ticket { client: self.clone(), message, repeated: true }))
     }
 
-    /// Requests a new incarnation, for a profile that stopped with `superseded`. This store continues; a copy
-    /// of it that is in use elsewhere stops.
+    /// Returns a stream of all durable events after a cursor that the profile keeps under this name, of the connection
+    /// state, and of transient events. A new cursor stands before the first event of the profile.
+    /// [`Events::handled`] advances it.
     ///
     /// # Errors
-    /// `Closed` if the client is closed.
-    pub async fn reincarnate(&self) -> Result<()> {
-        self.request(Command::Reincarnate).await
+    /// `Closed`, or the error of the local store.
+    pub async fn events(&self, cursor: &str) -> Result<Events> {
+        let name = cursor.to_owned();
+        let after = self.request(|reply| Command::Cursor(name, reply)).await?;
+        Ok(Events::new(self.clone(), Some(cursor.to_owned()), after))
+    }
+
+    /// Returns a stream without a cursor in the profile: all durable events after a number (`None`: since this client was
+    /// opened), the connection state, and transient events.
+    pub fn events_after(&self, number: Option<u64>) -> Events {
+        Events::new(self.clone(), None, number.unwrap_or_else(|| self.opened_at()))
+    }
+
+    /// Returns the number of the last durable event; 0 if there is none.
+    pub fn last_event(&self) -> u64 {
+        *self.last.borrow()
     }
 
     /// Reports that the user has read a conversation up to a seq.
@@ -189,84 +304,120 @@ impl Client {
         self.commands.send(Command::Typing(conversation)).await.map_err(|_| self.failure())
     }
 
-    /// Requests an event whenever one of these users connects or disconnects.
+    /// Requests [`Event::Presence`] whenever one of these users connects or disconnects. Replaces the former list.
     ///
     /// # Errors
     /// `Closed` if the client is closed.
-    pub async fn watch(&self, users: Vec<UserId>) -> Result<()> {
+    pub async fn watch_presence(&self, users: Vec<UserId>) -> Result<()> {
         self.commands.send(Command::Watch(users)).await.map_err(|_| self.failure())
     }
 
-    /// Returns messages of the local history below a seq (0: from the newest), newest first.
+    /// Returns the conversations of the local store, the one with the newest message first.
+    ///
+    /// # Errors
+    /// `Closed`, or the error of the local store.
+    pub async fn conversations(&self) -> Result<Vec<Conversation>> {
+        self.request(Command::Conversations).await
+    }
+
+    /// Returns messages of the local history below a seq (`None`: the newest), newest first.
     ///
     /// # Errors
     /// `Closed`, or the error of the local store.
     pub async fn history(
         &self,
         conversation: ConversationId,
-        before: u64,
+        before: Option<u64>,
         limit: usize,
-    ) -> Result<Vec<StoredMessage>> {
+    ) -> Result<Vec<Message>> {
         self.request(|reply| Command::History { conversation, before, limit, reply }).await
     }
 
-    /// Returns the user of a handle.
+    /// Returns the user of a handle. Needs a connection the first time.
     ///
     /// # Errors
-    /// `NotFound` if there is no such user, `Unavailable` without a connection.
-    pub async fn resolve(&self, handle: &Handle) -> Result<UserId> {
-        let handle = handle.clone();
-        self.request(|reply| Command::User(handle, reply)).await
+    /// `Invalid` if the text is not a [`Handle`], `NotFound` if there is no such user, `Unavailable` without a
+    /// connection: wait for [`ready`](Self::ready).
+    pub async fn resolve(&self, handle: &str) -> Result<UserId> {
+        let handle = Handle::new(handle)?;
+        self.request(|reply| Command::Resolve(handle, reply)).await
     }
 
-    /// Returns the handle of a user, or the user's id if this device does not have the handle.
-    ///
-    /// # Errors
-    /// `Closed`, or the error of the local store.
-    pub async fn name_of(&self, user: UserId) -> Result<String> {
-        self.request(|reply| Command::Name(user, reply)).await
-    }
-
-    /// Returns the direct conversation with a user.
+    /// Returns the direct conversation with a user. With this user it is the conversation of the own devices.
     pub fn conversation_with(&self, user: UserId) -> ConversationId {
-        ConversationId::direct(self.user, user)
+        ConversationId::direct(self.user(), user)
     }
 
-    /// Returns the device list of a user.
+    /// Returns the devices of this account.
     ///
     /// # Errors
-    /// `NotFound` if there is no such user, `Unavailable` without a connection.
-    pub async fn devices(&self, user: UserId) -> Result<SignedDeviceList> {
+    /// `Unavailable` without a connection: wait for [`ready`](Self::ready).
+    pub async fn devices(&self) -> Result<Vec<DeviceId>> {
+        let list = self.device_list(self.user()).await?;
+        Ok(list.list().devices.iter().map(|entry| entry.device).collect())
+    }
+
+    async fn device_list(&self, user: UserId) -> Result<SignedDeviceList> {
         self.request(|reply| Command::List(user, reply)).await
     }
 
-    /// Returns the safety number with a user. It is the same on both sides, unless there is a man in the
-    /// middle.
+    /// Returns the safety number with a user, for the two users to compare.
     ///
     /// # Errors
-    /// The errors of [`devices`](Self::devices).
-    pub async fn safety_number(&self, user: UserId) -> Result<String> {
-        let list = self.devices(user).await?;
-        Ok(safety_number((self.user, self.account_key), (user, *list.account_key())))
+    /// `NotFound` if there is no such user, `Unavailable` without a connection: wait for [`ready`](Self::ready).
+    pub async fn safety_number(&self, user: UserId) -> Result<SafetyNumber> {
+        let list = self.device_list(user).await?;
+        Ok(SafetyNumber::new((self.user(), self.account.account_key), (user, *list.account_key())))
+    }
+
+    /// Accepts the changed account key of a user. The caller passes the safety number that was compared, so
+    /// that no other key is accepted.
+    ///
+    /// # Errors
+    /// `Denied` if that is not the current safety number: compare again. `NotFound` if this device does not have the
+    /// user's keys, `Closed`, or the error of the local store.
+    pub async fn accept_identity(&self, user: UserId, compared: &SafetyNumber) -> Result<()> {
+        let number = compared.clone();
+        self.request(|reply| Command::AcceptIdentity(user, number, reply)).await
     }
 
     /// Approves the device that shows this code. Returns the number of that device.
     ///
     /// # Errors
     /// `Denied` if this device does not hold the account key or the server's offer does not match the code,
-    /// `NotFound` if no device is waiting for this code, `Unavailable` without a connection.
-    pub async fn approve(&self, code: LinkCode) -> Result<u8> {
-        self.request(|reply| Command::Approve(code, reply)).await
+    /// `NotFound` if no device is waiting for this code, `Conflict` if the account has the maximum number of devices,
+    /// `Unavailable` without a connection: wait for [`ready`](Self::ready).
+    pub async fn approve_link(&self, code: &LinkCode) -> Result<DeviceId> {
+        let code = code.clone();
+        self.request(|reply| Command::ApproveLink(code, reply)).await
     }
 
     /// Removes a device from this account. The server disconnects it at once, and no later message is
     /// encrypted for it.
     ///
     /// # Errors
-    /// `Denied` if this device does not hold the account key, `NotFound` if there is no such device,
-    /// `Unavailable` without a connection.
-    pub async fn unlink(&self, device: u8) -> Result<()> {
+    /// `Denied` if this device does not hold the account key, `NotFound` if there is no such device, `Invalid` if it is
+    /// this device, `Unavailable` without a connection: wait for [`ready`](Self::ready).
+    pub async fn unlink(&self, device: DeviceId) -> Result<()> {
         self.request(|reply| Command::Unlink(device, reply)).await
+    }
+
+    /// Sets a new token, which the profile keeps, and connects with it: the answer to [`Event::TokenRequired`].
+    ///
+    /// # Errors
+    /// `Closed`, or the error of the local store.
+    pub async fn set_token(&self, token: &str) -> Result<()> {
+        let token = token.to_owned();
+        self.request(|reply| Command::SetToken(token, reply)).await
+    }
+
+    /// Requests a new incarnation, for a profile that reported [`Event::Superseded`]. This store continues; a copy
+    /// of it that is in use elsewhere stops.
+    ///
+    /// # Errors
+    /// `Closed` if the client is closed.
+    pub async fn reincarnate(&self) -> Result<()> {
+        self.request(Command::Reincarnate).await
     }
 
     /// Returns the number of messages that are neither stored nor refused yet.
@@ -274,209 +425,56 @@ impl Client {
     /// # Errors
     /// `Closed`, or the error of the local store.
     pub async fn outbox_len(&self) -> Result<usize> {
-        self.request(Command::Outbox).await
+        self.request(Command::OutboxLen).await
     }
 
-    /// Returns the number of the last durable event.
-    pub fn last_event(&self) -> u64 {
-        *self.last.borrow()
-    }
-
-    /// Returns a stream of events: the durable ones after a number (`None`: all since this client was
-    /// opened), the connection state (a new stream first reports the current one), and the ephemeral ones.
-    pub fn events(&self, after: Option<u64>) -> Events {
-        Events {
-            after: after.unwrap_or(self.opened_at),
-            client: self.clone(),
-            last: self.last.clone(),
-            connection_state: self.connection_state.clone(),
-            reported: ConnectionState::default(),
-            passing: self.passing.subscribe(),
-            ready: std::collections::VecDeque::new(),
-        }
-    }
-
-    /// Waits until the outbox is empty, for at most `at_most`. Returns the number of messages left in it.
+    /// Waits until every message in the outbox is stored or refused.
     ///
     /// # Errors
     /// `Closed`, or the error of the local store.
-    pub async fn drain(&self, at_most: Duration) -> Result<usize> {
-        let end = tokio::time::Instant::now() + at_most;
-        loop {
-            let left = self.outbox_len().await?;
-            if left == 0 || tokio::time::Instant::now() >= end {
-                return Ok(left);
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+    pub async fn drained(&self) -> Result<()> {
+        self.request(Command::Drained).await
     }
 
-    /// Stops the driver and releases the profile. Messages in the outbox stay there.
+    /// Disconnects and releases the profile's lock and files, for example before the system suspends the program. Event
+    /// streams, tickets and calls wait until [`resume`](Self::resume).
+    ///
+    /// # Errors
+    /// `Closed` if the client is closed.
+    pub async fn suspend(&self) -> Result<()> {
+        self.control(Control::Suspend).await
+    }
+
+    /// Opens the profile again and starts to connect. Does nothing if the client is not suspended.
+    ///
+    /// # Errors
+    /// `Conflict` if another process has the profile open, or the error of the local store; the client stays suspended.
+    pub async fn resume(&self) -> Result<()> {
+        self.control(Control::Resume).await
+    }
+
+    async fn control(&self, control: impl FnOnce(oneshot::Sender<Result<()>>) -> Control) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        self.control.send(control(reply)).await.map_err(|_| self.failure())?;
+        answer.await.map_err(|_| self.failure())?
+    }
+
+    /// Closes the client and releases the profile. Messages in the outbox stay there.
     pub async fn close(self) {
-        let _ = self.commands.send(Command::Stop).await;
-        let thread = self.owner.thread.lock().ok().and_then(|mut thread| thread.take());
-        if let Some(thread) = thread {
-            join(thread).await;
-        }
+        let _ = self.control.send(Control::Stop).await;
+        let mut ended = self.ended;
+        while ended.changed().await.is_ok() {}
     }
 }
 
-/// Waits for a thread without blocking the runtime.
-async fn join(thread: JoinHandle<()>) {
-    while !thread.is_finished() {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    let _ = thread.join();
-}
-
-impl Builder {
-    /// Sets a token that replaces the stored one from now on.
-    #[must_use]
-    pub fn token(mut self, token: impl Into<String>) -> Self {
-        self.token = Some(token.into());
-        self
-    }
-
-    /// Refuses messages to a user with `identity_changed` after the account key changed, until [`Client::accept`]
-    /// accepts the new key. Without this option the client only reports the change as an event and keeps
-    /// sending. In both modes a message written before the change is never encrypted for the new key.
-    #[must_use]
-    pub const fn strict(mut self) -> Self {
-        self.strict = true;
-        self
-    }
-
-    /// Opens the profile and starts to connect.
+impl Message {
+    /// Sends a message to the conversation of this one. For a reply that is sent at most once, even if the program
+    /// ends before it marks this message as handled, give the request an
+    /// [idempotency key](SendRequest::idempotency_key) that is derived from the id of this message.
     ///
     /// # Errors
-    /// `NotFound` if the profile has no account, `Conflict` if another process has it open, and the errors of
-    /// the local store.
-    pub async fn open(self) -> Result<Client> {
-        let (commands, queue) = mpsc::channel(COMMANDS);
-        let (sends, send_queue) = mpsc::channel(COMMANDS);
-        let (last_sender, last) = watch::channel(0);
-        let (standing_sender, connection_state) = watch::channel(ConnectionState::default());
-        let (passing, _) = broadcast::channel(PASSING);
-        let (opened, opening) = oneshot::channel();
-        let owner = Arc::new(Shared::default());
-        let channels = Channels {
-            commands: queue,
-            sends: send_queue,
-            last: last_sender,
-            connection_state: standing_sender,
-            passing: passing.clone(),
-        };
-        let shared = owner.clone();
-        let Self { profile, suite, dialer, token, strict } = self;
-        let thread = std::thread::Builder::new().name("chat-client".into()).spawn(move || {
-            let run = async {
-                let made = LocalStore::open(&profile).and_then(|store| {
-                    let about = Profile::load(&store)?;
-                    let driver = Driver::new(store, suite, dialer, token, strict, channels)?;
-                    Ok((driver, about))
-                });
-                match made {
-                    Ok((driver, about)) => {
-                        let _ = opened.send(Ok((about, driver.last_event())));
-                        driver.run().await
-                    }
-                    Err(error) => {
-                        let _ = opened.send(Err(error));
-                        Ok(())
-                    }
-                }
-            };
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let ended = match runtime {
-                Ok(runtime) => runtime.block_on(run),
-                Err(error) => {
-                    Err(Error::new(ErrorKind::Unavailable, "failed to start the runtime").caused_by(error))
-                }
-            };
-            if let (Err(error), Ok(mut failure)) = (ended, shared.failure.lock()) {
-                *failure = Some(error);
-            }
-        });
-        let thread = thread
-            .map_err(|e| Error::new(ErrorKind::Unavailable, "failed to start the thread").caused_by(e))?;
-        if let Ok(mut slot) = owner.thread.lock() {
-            *slot = Some(thread);
-        }
-        let (about, opened_at) = opening.await.map_err(|_| gone())??;
-        Ok(Client {
-            commands,
-            sends,
-            last,
-            opened_at,
-            connection_state,
-            passing,
-            owner,
-            user: about.device.user,
-            device: about.device.device.get(),
-            handle: about.handle.clone(),
-            account_key: *about.account_key(),
-        })
-    }
-}
-
-/// A stream of events: every durable event after its cursor, in order, the changes of the connection state,
-/// and the ephemeral events.
-#[derive(Debug)]
-pub struct Events {
-    client: Client,
-    after: u64,
-    last: watch::Receiver<u64>,
-    connection_state: watch::Receiver<ConnectionState>,
-    reported: ConnectionState,
-    passing: broadcast::Receiver<Event>,
-    ready: std::collections::VecDeque<EventRecord>,
-}
-
-impl Events {
-    /// Returns the number of the last durable event that the stream returned.
-    pub const fn cursor(&self) -> u64 {
-        self.after
-    }
-
-    /// Returns the next event. Cancel safe.
-    ///
-    /// # Errors
-    /// `Closed` if the client is closed, or the error of the local store.
-    pub async fn next(&mut self) -> Result<EventRecord> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                if event.n > 0 {
-                    self.after = event.n;
-                }
-                return Ok(event);
-            }
-            if *self.last.borrow() > self.after {
-                let after = self.after;
-                let page = self.client.request(|reply| Command::Events { after, limit: PAGE, reply }).await?;
-                self.ready.extend(page);
-                continue;
-            }
-            if let Some(event) = self.reported.follow(&self.connection_state.borrow_and_update()) {
-                return Ok(EventRecord { n: 0, event });
-            }
-            tokio::select! {
-                biased;
-                changed = self.connection_state.changed() => {
-                    if changed.is_err() {
-                        return Err(self.client.failure());
-                    }
-                }
-                passing = self.passing.recv() => match passing {
-                    Ok(event) => return Ok(EventRecord { n: 0, event }),
-                    Err(broadcast::error::RecvError::Lagged(_)) => {}
-                    Err(broadcast::error::RecvError::Closed) => return Err(self.client.failure()),
-                },
-                changed = self.last.changed() => {
-                    if changed.is_err() {
-                        return Err(self.client.failure());
-                    }
-                }
-            }
-        }
+    /// The errors of [`Client::send`].
+    pub async fn reply(&self, client: &Client, request: impl Into<SendRequest>) -> Result<Ticket> {
+        client.send(self.conversation, request).await
     }
 }

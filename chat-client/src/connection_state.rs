@@ -1,6 +1,8 @@
 //! The state of a client's connection. It is a state, not a series of events, so that a late subscriber also
 //! receives it.
 
+use chat_core::{Error, ErrorKind, Result};
+
 use crate::event::Event;
 
 /// The state of a client's connection. The driver holds the current one; each event stream holds the one that
@@ -13,11 +15,16 @@ pub(crate) struct ConnectionState {
     caught_up: bool,
     /// The event that reports why the client stopped, if it did.
     stopped: Option<Event>,
+    /// The server has prekeys of this device: other users can send to it.
+    has_prekeys: bool,
+    /// The error of the last attempt to connect, if retrying alone will not help.
+    failure: Option<Error>,
 }
 
 impl ConnectionState {
     pub(crate) fn connected(&mut self) {
-        *self = Self { sessions: self.sessions + 1, online: true, caught_up: false, stopped: None };
+        (self.sessions, self.online, self.caught_up) = (self.sessions + 1, true, false);
+        (self.stopped, self.failure) = (None, None);
     }
 
     pub(crate) const fn caught_up(&mut self) {
@@ -33,9 +40,38 @@ impl ConnectionState {
         self.stopped = Some(why);
     }
 
-    /// Clears the stop: the application resumed the client.
-    pub(crate) fn resumed(&mut self) {
+    /// Clears the stop: the client continues at the request of the application.
+    pub(crate) fn restarted(&mut self) {
         self.stopped = None;
+    }
+
+    pub(crate) const fn prekeys_stored(&mut self) {
+        self.has_prekeys = true;
+    }
+
+    pub(crate) fn connection_failed(&mut self, error: Error) {
+        self.failure = Some(error);
+    }
+
+    /// Returns whether the device has received all waiting messages and others can send to it, or the error that
+    /// prevents this until the application acts.
+    pub(crate) fn ready(&self) -> Result<bool> {
+        match (&self.stopped, &self.failure) {
+            (Some(Event::TokenRequired), _) => Err(Error::new(
+                ErrorKind::Denied,
+                "the token expired or this device was unlinked: log in again with a new token, or link it again",
+            )),
+            (Some(Event::UpdateRequired), _) => Err(Error::new(
+                ErrorKind::Invalid,
+                "the server does not support this protocol version: update the program",
+            )),
+            (Some(_), _) => Err(Error::new(
+                ErrorKind::Conflict,
+                "another copy of this profile is in use: close the copy, or continue here with reincarnate",
+            )),
+            (None, Some(failure)) => Err(failure.clone()),
+            (None, None) => Ok(self.online && self.caught_up && self.has_prekeys),
+        }
     }
 
     /// Advances `self`, the reported state, one step towards `now`. Returns the event of that step, or `None`
@@ -87,9 +123,29 @@ mod tests {
             assert_eq!(follow_all(listener, &now), expected, "a reconnect between two reads was hidden");
             assert_eq!(follow_all(listener, &now), []);
         }
-        let why = Event::Error { reason: "unauthorized".into(), message: String::new() };
+        let why = Event::TokenRequired;
         now.stopped(why.clone());
         assert_eq!(follow_all(&mut early, &now), [Event::Disconnected, why.clone()]);
         assert_eq!(follow_all(&mut ConnectionState::default(), &now), [why]);
+    }
+
+    #[test]
+    fn ready_needs_a_session_all_messages_and_prekeys() {
+        let mut state = ConnectionState::default();
+        state.prekeys_stored();
+        state.connected();
+        assert_eq!(state.ready(), Ok(false), "before the waiting messages");
+        state.caught_up();
+        assert_eq!(state.ready(), Ok(true));
+        state.disconnected();
+        assert_eq!(state.ready(), Ok(false), "without a session");
+        state.connection_failed(Error::new(ErrorKind::Denied, "the certificate is not trusted"));
+        assert_eq!(state.ready().unwrap_err().kind(), ErrorKind::Denied);
+        let mut fresh = ConnectionState::default();
+        fresh.connected();
+        fresh.caught_up();
+        assert_eq!(fresh.ready(), Ok(false), "without prekeys");
+        fresh.stopped(Event::Superseded);
+        assert_eq!(fresh.ready().unwrap_err().kind(), ErrorKind::Conflict);
     }
 }

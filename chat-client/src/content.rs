@@ -1,43 +1,36 @@
-//! The content of a message: a versioned protobuf, padded so that its length reveals little.
+//! The encoded content of a message: a versioned protobuf, padded so that its length reveals little.
 
 use chat_core::padding::{pad, unpad};
-use chat_core::{Error, ErrorKind, Result};
+use chat_core::replica::Unreadable;
 use prost::Message as _;
 
-/// The content of a message.
+use crate::message::Content;
+
+/// Version of the encoding.
+const VERSION: u32 = 1;
+
 #[derive(Clone, PartialEq, Eq, prost::Message)]
-#[allow(clippy::exhaustive_structs)]
-pub struct Content {
-    /// Version of this encoding: 1.
+struct RawContent {
     #[prost(uint32, tag = "1")]
-    pub version: u32,
+    version: u32,
     #[prost(string, optional, tag = "2")]
-    pub text: Option<String>,
+    text: Option<String>,
+}
+
+/// Returns the encoded and padded content of a text message.
+pub(crate) fn encode_text(text: &str) -> Vec<u8> {
+    pad(RawContent { version: VERSION, text: Some(text.to_owned()) }.encode_to_vec())
 }
 
 impl Content {
-    /// Returns the content of a text message.
-    pub fn of_text(text: &str) -> Self {
-        Self { version: 1, text: Some(text.to_owned()) }
-    }
-
-    /// Returns the encoded content with padding.
-    ///
-    /// ```
-    /// use chat_client::content::Content;
-    /// assert_eq!(Content::of_text("hi").pad().len(), Content::of_text("hello").pad().len());
-    /// ```
-    pub fn pad(&self) -> Vec<u8> {
-        pad(self.encode_to_vec())
-    }
-
-    /// Decodes padded content.
-    ///
-    /// # Errors
-    /// `Invalid` if the bytes are not padded content.
-    pub fn unpad(bytes: &[u8]) -> Result<Self> {
-        let content = Self::decode(unpad(bytes)?);
-        content.map_err(|_| Error::new(ErrorKind::Invalid, "failed to decode the content of a message"))
+    /// Decodes padded content. A later version's content without a text is [`Content::Unsupported`].
+    pub(crate) fn decode(bytes: &[u8]) -> Self {
+        let raw = unpad(bytes).ok().and_then(|bytes| RawContent::decode(bytes).ok());
+        match raw {
+            Some(RawContent { text: Some(text), .. }) => Self::Text(text),
+            Some(_) => Self::Unsupported,
+            None => Self::Unreadable(Unreadable::Malformed),
+        }
     }
 }
 
@@ -46,10 +39,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unpad_restores_any_padded_text() {
+    fn decode_restores_any_encoded_text() {
         for text in ["", "\0\0", "x", &"é".repeat(1000), "\u{80}"] {
-            assert_eq!(Content::unpad(&Content::of_text(text).pad()), Ok(Content::of_text(text)));
+            assert_eq!(Content::decode(&encode_text(text)), Content::Text(text.into()));
         }
-        assert!(Content::unpad(&[]).is_err() && Content::unpad(&[0; 160]).is_err());
+        for malformed in [&[][..], &[0; 160]] {
+            assert_eq!(Content::decode(malformed), Content::Unreadable(Unreadable::Malformed));
+        }
+        assert_eq!(encode_text("hi").len(), encode_text("hello").len());
+    }
+
+    #[test]
+    fn content_of_a_later_version_is_unsupported() {
+        let later = pad(RawContent { version: 2, text: None }.encode_to_vec());
+        assert_eq!(Content::decode(&later), Content::Unsupported);
     }
 }

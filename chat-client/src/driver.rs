@@ -1,34 +1,45 @@
-//! The driver: the task, on its own thread, that owns a replica, its local store and its ratchets.
+//! The driver: it owns a replica, its local store and its ratchets, and carries out the replica's actions.
 
 mod commands;
 mod encryption;
+mod owner;
+mod ticket_waiters;
+
+pub(crate) use owner::{Opened, Owner, Start};
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 use chat_core::backend::Transport;
 use chat_core::device_list::{DeviceEntry, SignedDeviceList};
 use chat_core::limits::WIRE_VERSION;
-use chat_core::replica::{Change, Ephemeral, Input, Output, Recipient, Replica, Stopped};
+use chat_core::replica::{Change, Changes, Ephemeral, Input, Output, Replica, Stopped};
 use chat_core::signing::HelloClaims;
 use chat_core::wire::{ClientFrame, Hello, ServerFrame};
-use chat_core::{ConversationId, ErrorKind, InstallationId, Instant, MessageId, Result, UserId};
-use chat_transport::dial::Dialer;
+use chat_core::{
+    ConversationId, DeviceId, Error, ErrorKind, Handle, InstallationId, MessageId, Result, UserId,
+};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use self::ticket_waiters::TicketWaiters;
+use crate::account::Account;
 use crate::connection_state::ConnectionState;
-use crate::event::Enqueued;
-use crate::event::{Event, EventRecord};
+use crate::conversation::Conversation;
+use crate::event::{Event, EventRecord, Presence};
 use crate::linking::{Joined, LinkCode};
-use crate::profile::Profile;
-use crate::random::random;
-use crate::store::{LocalStore, StoredMessage};
-use crate::suite::{Peer, Suite};
+use crate::message::Message;
+use crate::platform::random;
+use crate::safety_number::SafetyNumber;
+use crate::send::{Enqueued, Recipient, SendRequest};
+use crate::status::{Stage, Status};
+use crate::store::LocalStore;
+use crate::suite::Peer;
 
 /// Maximum number of messages in the outbox; while it is full, `send` waits.
-pub(crate) const OUTBOX: usize = 10_000;
+const OUTBOX: usize = 10_000;
 /// Maximum number of commands in one commit.
 const BATCH: usize = 256;
 
@@ -39,208 +50,234 @@ type Reply<T> = oneshot::Sender<Result<T>>;
 pub(crate) enum Command {
     Send {
         to: Recipient,
-        text: String,
-        idempotency_key: Option<String>,
+        request: SendRequest,
         reply: Reply<Enqueued>,
+    },
+    FindKey(String, Reply<Option<MessageId>>),
+    Status {
+        message: MessageId,
+        reply: Reply<Status>,
+    },
+    /// Replies once the message has reached the stage, or is refused.
+    Await {
+        message: MessageId,
+        stage: Stage,
+        reply: Reply<Status>,
+    },
+    EventsOf {
+        message: MessageId,
+        reply: Reply<Vec<EventRecord>>,
     },
     Read(ConversationId, u64),
     Typing(ConversationId),
     Watch(Vec<UserId>),
+    /// Replies with the number of the last event that was handled under this cursor.
+    Cursor(String, Reply<u64>),
+    Handled {
+        name: String,
+        number: u64,
+        reply: Reply<()>,
+    },
     Events {
         after: u64,
         limit: usize,
         reply: Reply<Vec<EventRecord>>,
     },
+    Conversations(Reply<Vec<Conversation>>),
     History {
         conversation: ConversationId,
-        before: u64,
+        before: Option<u64>,
         limit: usize,
-        reply: Reply<Vec<StoredMessage>>,
+        reply: Reply<Vec<Message>>,
     },
-    Name(UserId, Reply<String>),
-    User(chat_core::Handle, Reply<UserId>),
+    Resolve(Handle, Reply<UserId>),
     List(UserId, Reply<SignedDeviceList>),
-    Approve(LinkCode, Reply<u8>),
-    Unlink(u8, Reply<()>),
-    Outbox(Reply<usize>),
-    /// Records the refusal of a message that cannot be queued.
-    Refuse {
-        idempotency_key: Option<String>,
-        reason: &'static str,
-        reply: Reply<Enqueued>,
-    },
+    ApproveLink(LinkCode, Reply<DeviceId>),
+    Unlink(DeviceId, Reply<()>),
+    OutboxLen(Reply<usize>),
+    /// Replies once the outbox is empty.
+    Drained(Reply<()>),
     /// Accepts the account key of a user if this is the safety number.
-    Accept(UserId, String, Reply<()>),
+    AcceptIdentity(UserId, SafetyNumber, Reply<()>),
+    SetToken(String, Reply<()>),
     Reincarnate(Reply<()>),
+}
+
+/// A command to the owner of the profile.
+#[derive(Debug)]
+pub(crate) enum Control {
+    Suspend(Reply<()>),
+    Resume(Reply<()>),
     Stop,
+}
+
+/// The way in which a driver ended.
+pub(crate) enum Ended {
+    Stopped,
+    /// The profile is released; reply once this value is all that is left of the driver.
+    Suspended(Box<Owner>, Reply<()>),
+}
+
+/// Calls that wait for an outcome. They survive a suspension.
+#[derive(Debug, Default)]
+struct Waiters {
+    tickets: TicketWaiters,
+    /// Replies that wait for an empty outbox.
+    drained: Vec<Reply<()>>,
 }
 
 /// The purpose of a pending request to the server.
 enum Waiting {
     Resolve(Reply<UserId>),
     List(UserId, Reply<SignedDeviceList>),
-    Offer(LinkCode, Reply<u8>),
-    Approved(SignedDeviceList, Box<(Bytes, LinkCode, Joined)>, Reply<u8>),
-    Linked(u8, Reply<u8>),
+    Offer(LinkCode, Reply<DeviceId>),
+    Approved(SignedDeviceList, Box<(Bytes, LinkCode, Joined)>, Reply<DeviceId>),
+    Linked(DeviceId, Reply<DeviceId>),
     /// Checks whether a newly listed device has prekeys.
-    Alive(u8),
+    Alive(DeviceId),
     Unlinked(SignedDeviceList, Reply<()>),
 }
 
 type Dialing = Pin<Box<dyn Future<Output = Result<Box<dyn Transport>>> + Send>>;
 
 pub(crate) struct Driver {
+    owner: Box<Owner>,
     store: LocalStore,
-    suite: Box<dyn Suite>,
-    profile: Profile,
+    account: Account,
     replica: Replica,
-    dialer: Dialer,
     token: String,
     transport: Option<Box<dyn Transport>>,
     dialing: Option<Dialing>,
     out: Vec<Bytes>,
-    commands: mpsc::Receiver<Command>,
-    /// `Send` and `Refuse` commands: a separate queue, which is not read while the outbox is full.
-    sends: mpsc::Receiver<Command>,
-    /// The number of the last durable event.
-    last: watch::Sender<u64>,
-    connection_state: watch::Sender<ConnectionState>,
-    passing: broadcast::Sender<Event>,
-    started: tokio::time::Instant,
     waiting: HashMap<u64, Waiting>,
     tokens: u64,
     /// Replies to sends whose commit is pending.
     queued: Vec<(MessageId, Reply<Enqueued>)>,
-    /// Messages to a user whose account key changed are refused until the new key is accepted.
-    strict: bool,
     /// A newly listed device that may not have received its link answer: its installation, its number, and
     /// the time of the listing in milliseconds since 1970.
-    linking: Option<(InstallationId, u8, u64)>,
+    linking: Option<(InstallationId, DeviceId, u64)>,
 }
 
 /// The driver's ends of the channels to its client handles.
 pub(crate) struct Channels {
     pub(crate) commands: mpsc::Receiver<Command>,
+    /// `Send` commands: a separate queue, which is not read while the outbox is full.
     pub(crate) sends: mpsc::Receiver<Command>,
+    pub(crate) control: mpsc::Receiver<Control>,
+    /// The number of the last durable event.
     pub(crate) last: watch::Sender<u64>,
     pub(crate) connection_state: watch::Sender<ConnectionState>,
-    pub(crate) passing: broadcast::Sender<Event>,
+    pub(crate) transient: broadcast::Sender<Event>,
 }
 
 enum Wakeup {
+    /// `None`: all handles are dropped.
     Command(Option<Command>),
+    Control(Option<Control>),
     Frame(Result<Option<Bytes>>),
     Dialled(Result<Box<dyn Transport>>),
     Deadline,
 }
 
-impl Driver {
-    pub(crate) fn new(
-        mut store: LocalStore,
-        suite: Box<dyn Suite>,
-        dialer: Dialer,
-        token: Option<String>,
-        strict: bool,
-        channels: Channels,
-    ) -> Result<Self> {
-        let Channels { commands, sends, last, connection_state, passing } = channels;
-        let profile = Profile::load(&store)?;
-        if let Some(token) = &token {
-            store.set_meta("token", token.as_bytes())?;
-            store.commit_open()?;
-        }
+/// The part of a driver that is read from the store.
+struct Loaded {
+    account: Account,
+    replica: Replica,
+    token: String,
+    linking: Option<(InstallationId, DeviceId, u64)>,
+    has_prekeys: bool,
+    last_event: u64,
+}
+
+impl Loaded {
+    fn load(owner: &Owner, store: &mut LocalStore) -> Result<Self> {
+        let account = Account::load(store)?;
         let token = store.meta("token")?.and_then(|v| String::from_utf8(v).ok()).unwrap_or_default();
-        let linking = read_linking(&store)?;
-        let mut snapshot = store.load(profile.device)?;
-        snapshot.account_key = Some(*profile.account_key());
-        let seed = u64::from_le_bytes(random()?);
-        let replica = Replica::new(Instant::default(), snapshot, seed);
-        last.send_replace(store.last_event()?);
+        let linking = read_linking(store)?;
+        let mut snapshot = store.load(account.device)?;
+        snapshot.account_key = Some(*account.account_key());
+        let has_prekeys = snapshot.prekeys_at > 0;
+        let platform = owner.config.platform.as_ref();
+        let seed = u64::from_le_bytes(random(platform)?);
+        let replica = Replica::new(platform.now(), snapshot, seed);
+        Ok(Self { account, replica, token, linking, has_prekeys, last_event: store.last_event()? })
+    }
+}
+
+impl Driver {
+    /// Loads the state of the store. Returns the owner with the error if that fails.
+    pub(crate) fn new(mut owner: Box<Owner>, mut store: LocalStore) -> Result<Self, (Box<Owner>, Error)> {
+        let Loaded { account, replica, token, linking, has_prekeys, last_event } =
+            match Loaded::load(&owner, &mut store) {
+                Ok(loaded) => loaded,
+                Err(error) => return Err((owner, error)),
+            };
+        owner.channels.last.send_replace(last_event);
+        if has_prekeys {
+            owner.channels.connection_state.send_modify(ConnectionState::prekeys_stored);
+        }
+        owner.waiters.tickets.answer_all(&store);
         Ok(Self {
+            owner,
             store,
-            suite,
-            profile,
+            account,
             replica,
-            dialer,
             token,
             transport: None,
             dialing: None,
             out: Vec::new(),
-            commands,
-            sends,
-            last,
-            connection_state,
-            passing,
-            started: tokio::time::Instant::now(),
             waiting: HashMap::new(),
             tokens: 0,
             queued: Vec::new(),
-            strict,
             linking,
         })
     }
 
-    /// Returns the number of the last durable event.
-    pub(crate) fn last_event(&self) -> u64 {
-        *self.last.borrow()
+    /// Returns the account of the profile.
+    pub(crate) fn opened(&self) -> Opened {
+        Opened {
+            device: self.account.device,
+            handle: self.account.handle.clone(),
+            account_key: *self.account.account_key(),
+            last_event: *self.owner.channels.last.borrow(),
+        }
     }
 
-    fn now(&self) -> Instant {
-        Instant::from_millis(self.started.elapsed().as_millis() as u64)
+    fn now(&self) -> chat_core::Instant {
+        self.owner.config.platform.now()
     }
 
-    /// Runs until a stop command, or until the local store fails. After a failure the durable state is
-    /// correct, and the state in memory may be ahead of it.
-    pub(crate) async fn run(mut self) -> Result<()> {
+    /// Runs until the client is closed or suspended, or until the local store fails. After a failure the durable state
+    /// is correct, and the state in memory may be ahead of it.
+    pub(crate) async fn run(mut self) -> Result<Ended> {
         self.step(Input::Flush)?;
         loop {
             self.flush().await?;
             match self.wake().await {
-                Wakeup::Command(None | Some(Command::Stop)) => break,
+                Wakeup::Command(None) | Wakeup::Control(None | Some(Control::Stop)) => {
+                    self.stop().await?;
+                    return Ok(Ended::Stopped);
+                }
+                Wakeup::Control(Some(Control::Suspend(reply))) => return self.suspend(reply).await,
+                Wakeup::Control(Some(Control::Resume(reply))) => {
+                    let _ = reply.send(Ok(()));
+                }
                 Wakeup::Command(Some(command)) => {
                     self.command(command)?;
                     for _ in 1..BATCH {
                         if self.replica.outbox_len() >= OUTBOX {
                             break;
                         }
-                        match self.sends.try_recv() {
+                        match self.owner.channels.sends.try_recv() {
                             Ok(send) => self.command(send)?,
                             Err(_) => break,
                         }
                     }
                 }
-                Wakeup::Frame(Ok(Some(bytes))) => match ServerFrame::parse(bytes) {
-                    Ok(frame) => self.step(Input::Frame(frame))?,
-                    Err(error) => {
-                        tracing::warn!(%error, "received an invalid frame from the server; reconnecting");
-                        self.hangup().await;
-                        self.step(Input::Disconnected)?;
-                    }
-                },
-                Wakeup::Frame(_) => {
-                    self.hangup().await;
-                    self.step(Input::Disconnected)?;
-                }
+                Wakeup::Frame(frame) => self.received(frame).await?,
                 Wakeup::Dialled(dialled) => {
                     self.dialing = None;
-                    match dialled {
-                        Ok(transport) => {
-                            self.transport = Some(transport);
-                            self.step(Input::Connected)?;
-                        }
-                        Err(error) => {
-                            if matches!(error.kind(), ErrorKind::Denied | ErrorKind::Invalid) {
-                                self.pass(Event::Error {
-                                    reason: "connect".into(),
-                                    message: error.to_string(),
-                                });
-                            }
-                            self.step(match error.retry_after_ms() {
-                                0 => Input::Disconnected,
-                                wait => Input::Rejected(wait),
-                            })?;
-                        }
-                    }
+                    self.dialled(dialled)?;
                 }
                 Wakeup::Deadline => {
                     self.step(Input::Tick)?;
@@ -249,24 +286,67 @@ impl Driver {
             }
             self.step(Input::Flush)?;
         }
-        self.stop().await
     }
 
-    async fn stop(mut self) -> Result<()> {
+    async fn received(&mut self, frame: Result<Option<Bytes>>) -> Result<()> {
+        if let Ok(Some(bytes)) = frame {
+            match ServerFrame::parse(bytes) {
+                Ok(frame) => return self.step(Input::Frame(frame)),
+                Err(error) => {
+                    tracing::warn!(%error, "received an invalid frame from the server; reconnecting");
+                }
+            }
+        }
+        self.hangup().await;
+        self.step(Input::Disconnected)
+    }
+
+    fn dialled(&mut self, dialled: Result<Box<dyn Transport>>) -> Result<()> {
+        let error = match dialled {
+            Ok(transport) => {
+                self.transport = Some(transport);
+                return self.step(Input::Connected);
+            }
+            Err(error) => error,
+        };
+        match error.kind() {
+            ErrorKind::Denied | ErrorKind::Invalid => {
+                let event = Event::ConnectionFailed { kind: error.kind(), message: error.what().to_owned() };
+                self.stand(|state| state.connection_failed(error.clone()));
+                self.pass(event);
+            }
+            ErrorKind::Throttled => self.throttled(error.retry_after_ms()),
+            _ => {}
+        }
+        self.step(match error.retry_after_ms() {
+            0 => Input::Disconnected,
+            wait => Input::Rejected(wait),
+        })
+    }
+
+    async fn stop(&mut self) -> Result<()> {
         self.step(Input::Flush)?;
         self.flush().await?;
-        if let Some(mut transport) = self.transport.take() {
-            transport.close(1000).await;
-        }
+        self.hangup().await;
         Ok(())
     }
 
+    async fn suspend(mut self, reply: Reply<()>) -> Result<Ended> {
+        self.stop().await?;
+        // Requests to the server that are in progress fail: the caller may repeat them.
+        self.step(Input::Disconnected)?;
+        self.step(Input::Flush)?;
+        Ok(Ended::Suspended(self.owner, reply))
+    }
+
     async fn wake(&mut self) -> Wakeup {
-        let deadline =
-            self.replica.deadline().map(|at| self.started + std::time::Duration::from_millis(at.as_millis()));
+        let platform = &self.owner.config.platform;
+        let deadline = self.replica.deadline();
         let room = self.replica.outbox_len() < OUTBOX;
+        let channels = &mut self.owner.channels;
         tokio::select! {
             biased;
+            control = channels.control.recv() => Wakeup::Control(control),
             frame = async {
                 match &mut self.transport {
                     Some(transport) => transport.recv().await,
@@ -281,12 +361,12 @@ impl Driver {
             } => Wakeup::Dialled(dialled),
             () = async {
                 match deadline {
-                    Some(at) => tokio::time::sleep_until(at).await,
+                    Some(at) => platform.sleep_until(Duration::from_millis(at.as_millis())).await,
                     None => std::future::pending().await,
                 }
             } => Wakeup::Deadline,
-            command = self.commands.recv() => Wakeup::Command(command),
-            Some(send) = self.sends.recv(), if room => Wakeup::Command(Some(send)),
+            command = channels.commands.recv() => Wakeup::Command(command),
+            Some(send) = channels.sends.recv(), if room => Wakeup::Command(Some(send)),
         }
     }
 
@@ -311,7 +391,11 @@ impl Driver {
 
     fn pass(&self, event: Event) {
         // The send fails if there is no subscriber.
-        let _ = self.passing.send(event);
+        let _ = self.owner.channels.transient.send(event);
+    }
+
+    fn throttled(&self, retry_after_ms: u32) {
+        self.pass(Event::Throttled { retry_after: Duration::from_millis(u64::from(retry_after_ms)) });
     }
 
     // ---- the replica ---------------------------------------------------------------------------------
@@ -336,7 +420,7 @@ impl Driver {
     fn carry_out(&mut self, output: Output) -> Result<Option<Input>> {
         match output {
             Output::Dial => {
-                let dialer = self.dialer.clone();
+                let dialer = self.owner.config.dialer.clone();
                 self.dialing = Some(Box::pin(async move { dialer.dial().await }));
             }
             Output::Hangup => {
@@ -346,16 +430,16 @@ impl Driver {
             }
             Output::Hello { nonce, incarnation, generation, epoch } => {
                 let claims = HelloClaims {
-                    authority: self.dialer.authority(),
+                    authority: self.owner.config.dialer.authority().to_owned(),
                     nonce,
                     version: WIRE_VERSION,
                     token: self.token.clone(),
-                    user: self.profile.device.user,
-                    device: self.profile.device.device,
+                    user: self.account.device.user,
+                    device: self.account.device.device,
                     incarnation,
                     generation,
                 };
-                let signature = self.profile.sign(&claims.transcript());
+                let signature = self.account.sign(&claims.transcript());
                 let hello = Hello { claims, store_epoch: epoch, signature };
                 self.out.push(ClientFrame::Hello(Box::new(hello)).encode());
             }
@@ -365,32 +449,20 @@ impl Driver {
                 let content = self.store.recall(conversation, id, asker.installation)?;
                 return Ok(Some(Input::Recalled(asker, conversation, id, content)));
             }
-            Output::EndSession(peer) => self.suite.end_session(&mut self.store, peer)?,
+            Output::EndSession(peer) => self.owner.config.suite.end_session(&mut self.store, peer)?,
             Output::Seal { draft, number, lists } => {
                 return self.seal(&draft, number, &lists).map(|sealed| Some(Input::Sealed(sealed)));
             }
             Output::Bundles(list, bundles) => self.begin_sessions(&list, bundles)?,
             Output::Forget(incarnation) => {
-                self.suite.reset(&mut self.store)?;
+                self.owner.config.suite.reset(&mut self.store)?;
                 self.store.set_meta("last_prekey", &(u64::from(incarnation) << 20).to_be_bytes())?;
             }
             Output::MakePrekeys { replace, count } => {
                 return self.make_prekeys(replace, u64::from(count)).map(|p| Some(Input::Prekeys(p)));
             }
             Output::Commit(changes, ticket) => {
-                let queued: Vec<MessageId> = changes
-                    .list
-                    .iter()
-                    .filter_map(
-                        |change| {
-                            if let Change::Queued(draft) = change { Some(draft.id) } else { None }
-                        },
-                    )
-                    .collect();
-                self.suite.flush(&mut self.store)?;
-                self.store.commit(changes)?;
-                self.last.send_replace(self.store.last_event()?);
-                self.answer_queued(&queued);
+                self.commit(changes)?;
                 return Ok(Some(Input::Committed(ticket)));
             }
             Output::Answer(token, answer) => self.answered(token, answer)?,
@@ -400,65 +472,83 @@ impl Driver {
         Ok(None)
     }
 
+    fn commit(&mut self, changes: Changes) -> Result<()> {
+        let mut queued = Vec::new();
+        for change in &changes.list {
+            match change {
+                Change::Queued(draft) => queued.push(draft.id),
+                Change::Stored(_, id, _) | Change::Refused(id, _) => {
+                    self.owner.waiters.tickets.message_changed(*id)
+                }
+                Change::Receipt(conversation, ..) => {
+                    self.owner.waiters.tickets.receipt_changed(*conversation)
+                }
+                Change::Prekeys(_) => self.stand(ConnectionState::prekeys_stored),
+                _ => {}
+            }
+        }
+        self.owner.config.suite.flush(&mut self.store)?;
+        self.store.commit(changes)?;
+        self.owner.channels.last.send_replace(self.store.last_event()?);
+        self.answer_queued(&queued);
+        self.owner.waiters.tickets.answer(&self.store);
+        if self.replica.outbox_len() == 0 {
+            for reply in self.owner.waiters.drained.drain(..) {
+                let _ = reply.send(Ok(()));
+            }
+        }
+        Ok(())
+    }
+
     fn answer_queued(&mut self, ids: &[MessageId]) {
-        for (id, reply) in std::mem::take(&mut self.queued) {
-            if ids.contains(&id) {
-                let _ = reply.send(Ok(Enqueued { message_id: Some(id), repeated: Vec::new() }));
+        for (message, reply) in std::mem::take(&mut self.queued) {
+            if ids.contains(&message) {
+                let _ = reply.send(Ok(Enqueued { message, repeated: false }));
             } else {
-                self.queued.push((id, reply));
+                self.queued.push((message, reply));
             }
         }
     }
 
     fn ephemeral(&mut self, event: Ephemeral) -> Result<()> {
-        let event = match event {
-            Ephemeral::Connected => return self.stand(ConnectionState::connected),
-            Ephemeral::Disconnected => return self.stand(ConnectionState::disconnected),
-            Ephemeral::CaughtUp => return self.stand(ConnectionState::caught_up),
+        match event {
+            Ephemeral::Connected => self.stand(ConnectionState::connected),
+            Ephemeral::Disconnected => self.stand(ConnectionState::disconnected),
+            Ephemeral::CaughtUp => self.stand(ConnectionState::caught_up),
+            Ephemeral::Stopped(Stopped::Unauthorized) => {
+                self.stand(|state| state.stopped(Event::TokenRequired))
+            }
+            Ephemeral::Stopped(Stopped::Version) => self.stand(|state| state.stopped(Event::UpdateRequired)),
+            Ephemeral::Stopped(_) => self.stand(|state| state.stopped(Event::Superseded)),
+            Ephemeral::Throttled(wait) => self.throttled(wait),
             Ephemeral::Typing(conversation, user) => {
-                Event::Typing { conversation: conversation.to_hex(), user: self.store.name_of(user)? }
+                self.pass(Event::Typing { conversation, user: self.store.user(user)? });
             }
-            Ephemeral::Presence(user, online) => Event::Presence { user: self.store.name_of(user)?, online },
-            Ephemeral::ListHidden(user) => Event::Error {
-                reason: "list_hidden".into(),
-                message: format!(
-                    "the server hides a later device list of {} from this device",
-                    self.store.name_of(user)?
-                ),
-            },
-            Ephemeral::Stopped(why) => {
-                let (reason, message) = match why {
-                    Stopped::Unauthorized => {
-                        ("unauthorized", "the token expired or this device was unlinked: log in again")
-                    }
-                    Stopped::Version => ("version", "the server does not support this protocol version"),
-                    _ => (
-                        "superseded",
-                        "another copy of this profile is in use, or it was restored twice within a day",
-                    ),
-                };
-                let why = Event::Error { reason: reason.into(), message: message.into() };
-                return self.stand(|connection_state| connection_state.stopped(why));
+            Ephemeral::Presence(user, online) => {
+                let presence = if online { Presence::Online } else { Presence::Offline };
+                self.pass(Event::Presence { user: self.store.user(user)?, presence });
             }
-            _ => return Ok(()),
-        };
-        self.pass(event);
+            Ephemeral::ListHidden(user) => {
+                self.pass(Event::DeviceListHidden { user: self.store.user(user)? })
+            }
+            _ => {}
+        }
         Ok(())
     }
 
     /// Changes the connection state. Every event stream reports it, including streams that start later.
-    fn stand(&self, change: impl FnOnce(&mut ConnectionState)) -> Result<()> {
-        self.connection_state.send_modify(change);
-        Ok(())
+    fn stand(&self, change: impl FnOnce(&mut ConnectionState)) {
+        self.owner.channels.connection_state.send_modify(change);
     }
 }
 
 /// Reads the stored record of a device that is being linked.
-fn read_linking(store: &LocalStore) -> Result<Option<(InstallationId, u8, u64)>> {
+fn read_linking(store: &LocalStore) -> Result<Option<(InstallationId, DeviceId, u64)>> {
     let Some(value) = store.meta("linking")? else { return Ok(None) };
     let parts = value.split_at_checked(16).and_then(|(installation, rest)| {
         let (device, at) = rest.split_first()?;
-        Some((InstallationId::parse(installation).ok()?, *device, u64::from_be_bytes(at.try_into().ok()?)))
+        let device = DeviceId::new(u32::from(*device)).ok()?;
+        Some((InstallationId::parse(installation).ok()?, device, u64::from_be_bytes(at.try_into().ok()?)))
     });
     Ok(parts)
 }

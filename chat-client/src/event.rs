@@ -1,134 +1,226 @@
-//! Events for the application. Durable events carry an increasing number: a program that was killed requests
-//! all events after the last one that it handled, and misses none.
+//! Events for the application.
 
-use chat_core::MessageId;
+use std::time::Duration;
+
+use chat_core::{ConversationId, DeviceId, Error, ErrorKind, MessageId};
 use serde::{Deserialize, Serialize};
 
-/// An event, in the form that `chat --json` prints.
+use crate::message::{Message, User};
+
+/// An event. Durable events are kept in the profile: a program that was killed receives them again. Transient events
+/// report the current state of the connection and of other users.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Event {
     /// A message is durably in the outbox.
     Queued {
-        /// The program's own key (`ref`) for the message.
-        #[serde(rename = "ref", skip_serializing_if = "Option::is_none", default)]
+        message: MessageId,
+        /// The program's own key for the message.
         idempotency_key: Option<String>,
-        message_id: String,
     },
     /// A message is durable on the server: one tick.
     Stored {
-        /// The program's own key (`ref`) for the message.
-        #[serde(rename = "ref", skip_serializing_if = "Option::is_none", default)]
+        message: MessageId,
+        /// The program's own key for the message.
         idempotency_key: Option<String>,
-        message_id: String,
-        conversation: String,
+        conversation: ConversationId,
         seq: u64,
     },
-    /// A message from another user, or from another device of this user.
-    Message {
-        /// The sender's handle, or its user id in hexadecimal if the handle is unknown.
-        from: String,
-        /// The number of the sending device.
-        device: u8,
-        conversation: String,
-        message_id: String,
-        seq: u64,
-        text: String,
-    },
-    /// A device of this user has all messages up to `seq`: two ticks.
-    Delivered { conversation: String, user: String, seq: u64 },
-    /// This user has read all messages up to `seq`.
-    Read { conversation: String, user: String, seq: u64 },
     /// A message will never be stored.
     Refused {
-        /// The program's own key (`ref`) for the message.
-        #[serde(rename = "ref", skip_serializing_if = "Option::is_none", default)]
+        message: MessageId,
+        /// The program's own key for the message.
         idempotency_key: Option<String>,
-        /// The message id; `None` if the message was refused before it was queued.
-        #[serde(skip_serializing_if = "Option::is_none", default)]
-        message_id: Option<String>,
-        reason: String,
+        reason: RefusedReason,
     },
-    /// A message arrived that cannot be read.
-    Undecryptable {
-        /// The sender's handle, or its user id in hexadecimal if the handle is unknown.
-        from: String,
-        conversation: String,
-        message_id: String,
-        seq: u64,
-        reason: String,
-    },
-    /// The content of a message that could not be read on arrival; it belongs at its original `seq`.
-    Recovered {
-        /// The sender's handle, or its user id in hexadecimal if the handle is unknown.
-        from: String,
-        /// The number of the sending device.
-        device: u8,
-        conversation: String,
-        message_id: String,
-        seq: u64,
-        text: String,
-    },
+    /// A message from another user, or from another device of this user.
+    Message(Message),
+    /// A readable copy of a message that could not be read on arrival. It belongs at its original seq.
+    Recovered(Message),
+    /// A device of this user has all messages up to `seq`: two ticks.
+    Delivered { conversation: ConversationId, user: User, seq: u64 },
+    /// This user has read all messages up to `seq`.
+    Read { conversation: ConversationId, user: User, seq: u64 },
     /// No message will arrive for these seqs.
     Gap {
-        conversation: String,
+        conversation: ConversationId,
         /// The first missing seq.
         from_seq: u64,
         /// The last missing seq, inclusive.
         to_seq: u64,
-        reason: String,
+        reason: GapReason,
     },
-    /// The account key of a user changed.
-    IdentityChanged { user: String },
+    /// The account key of a user changed: compare safety numbers.
+    IdentityChanged { user: User },
     /// A user added a device.
-    DeviceAdded { user: String, device: u8 },
-    /// A session with the server is open. Not durable.
+    DeviceAdded { user: User, device: DeviceId },
+    /// A durable event that a later version of the client recorded in this profile.
+    Unsupported,
+
+    /// A session with the server is open. Transient.
     Connected,
-    /// The session with the server ended. Not durable.
+    /// The session with the server ended; the client reconnects by itself. Transient.
     Disconnected,
-    /// The device has received all waiting messages. Not durable.
+    /// The device has received all waiting messages. Transient.
     CaughtUp,
-    /// A user is typing. Not durable.
-    Typing { conversation: String, user: String },
-    /// A user connected or disconnected. Not durable.
-    Presence { user: String, online: bool },
-    /// An operation failed; no data is lost. Not durable.
-    Error {
-        /// The reason as a name, for programs.
-        reason: String,
-        /// The reason as a text, for users.
-        message: String,
-    },
+    /// A user is typing. Transient.
+    Typing { conversation: ConversationId, user: User },
+    /// A watched user connected or disconnected. Transient.
+    Presence { user: User, presence: Presence },
+    /// The server limits the rate of this device. The client continues by itself after this time. Transient.
+    Throttled { retry_after: Duration },
+    /// The token expired, or this device was unlinked: get a new token and call
+    /// [`Client::set_token`](crate::Client::set_token). Transient.
+    TokenRequired,
+    /// The server does not support the protocol version of this client: update the program. Transient.
+    UpdateRequired,
+    /// Another copy of this profile is in use, or it was restored twice within a day. The user decides whether this
+    /// copy continues: [`Client::reincarnate`](crate::Client::reincarnate). Transient.
+    Superseded,
+    /// The server cannot be dialled, and retrying alone will not help: its certificate is not trusted (`Denied`), or
+    /// it is not a chat server (`Invalid`). The client keeps trying. Transient.
+    ConnectionFailed { kind: ErrorKind, message: String },
+    /// The server hides a later device list of a user from this device. Transient.
+    DeviceListHidden { user: User },
+    /// The server sent prekeys that their device did not sign, or that are unsafe. The client requests others.
+    /// Transient.
+    PrekeysRejected,
 }
 
 /// An event with its number.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_structs)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct EventRecord {
-    /// The number of a durable event; 0 if the event is not durable.
-    pub n: u64,
+    /// The number of a durable event, rising from 1 within the profile; `None` for a transient event.
+    pub number: Option<u64>,
     pub event: Event,
 }
 
 impl EventRecord {
-    /// Returns the line that `chat --json` prints.
-    pub fn to_json(&self) -> String {
-        let mut value = serde_json::to_value(&self.event).unwrap_or_default();
-        if let (true, Some(object)) = (self.n > 0, value.as_object_mut()) {
-            object.insert("n".into(), self.n.into());
-        }
-        value.to_string()
+    pub(crate) const fn durable(number: u64, event: Event) -> Self {
+        Self { number: Some(number), event }
+    }
+
+    pub(crate) const fn transient(event: Event) -> Self {
+        Self { number: None, event }
     }
 }
 
-/// The result of a `send`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_structs)]
-pub struct Enqueued {
-    /// The id of the message, which is now durably in the outbox. `None` if the message was refused, or was
-    /// queued before under the same `ref`.
-    pub message_id: Option<MessageId>,
-    /// The earlier events of the message, unchanged, if its `ref` was used before for the same message.
-    pub repeated: Vec<EventRecord>,
+/// The online state of a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Presence {
+    Online,
+    Offline,
+}
+
+/// The reason why a message will never be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum RefusedReason {
+    /// There is no such user.
+    UnknownUser,
+    /// The message was written before the account key of the recipient changed. Compare safety numbers, then send it
+    /// again.
+    IdentityChanged,
+    /// The inbox of the recipient is full.
+    Quota,
+    /// The server does not allow the message.
+    Denied,
+    /// The message is too large for the server.
+    TooLarge,
+    /// The server does not support the message.
+    Unsupported,
+    /// The encryption suite cannot encrypt for a device of the recipient.
+    CannotEncrypt,
+    /// A reason of a later version.
+    Other,
+}
+
+/// The names of reasons in the local store and in `chat --json`.
+const REFUSED_REASONS: [(RefusedReason, &str); 7] = [
+    (RefusedReason::UnknownUser, "unknown_user"),
+    (RefusedReason::IdentityChanged, "identity_changed"),
+    (RefusedReason::Quota, "quota"),
+    (RefusedReason::Denied, "denied"),
+    (RefusedReason::TooLarge, "too_large"),
+    (RefusedReason::Unsupported, "unsupported"),
+    (RefusedReason::CannotEncrypt, "cannot_encrypt"),
+];
+
+impl RefusedReason {
+    /// Returns the name of the reason in `chat --json`.
+    pub fn name(self) -> &'static str {
+        REFUSED_REASONS.iter().find(|(reason, _)| *reason == self).map_or("other", |(_, name)| name)
+    }
+
+    pub(crate) fn from_name(name: &str) -> Self {
+        REFUSED_REASONS.iter().find(|(_, known)| *known == name).map_or(Self::Other, |(reason, _)| *reason)
+    }
+}
+
+impl From<RefusedReason> for Error {
+    fn from(reason: RefusedReason) -> Self {
+        match reason {
+            RefusedReason::UnknownUser => Self::new(ErrorKind::NotFound, "there is no such user"),
+            RefusedReason::IdentityChanged => Self::new(
+                ErrorKind::Denied,
+                "the keys of the recipient changed: compare safety numbers, then send it again",
+            ),
+            RefusedReason::Quota => {
+                Self::new(ErrorKind::Throttled, "the inbox of the recipient is full: send it later")
+            }
+            RefusedReason::Denied => Self::new(ErrorKind::Denied, "the server does not allow the message"),
+            RefusedReason::TooLarge => {
+                Self::new(ErrorKind::Invalid, "the message is too large for the server")
+            }
+            RefusedReason::Unsupported => {
+                Self::new(ErrorKind::Invalid, "the server does not support the message")
+            }
+            RefusedReason::CannotEncrypt => {
+                Self::new(ErrorKind::Invalid, "a device of the recipient has keys that cannot be used")
+            }
+            RefusedReason::Other => Self::new(ErrorKind::Denied, "the message was refused"),
+        }
+    }
+}
+
+/// The reason why no message arrives for a seq.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum GapReason {
+    /// Retention or quota removed the messages before this device read them.
+    Expired,
+    /// The server could not apply the messages.
+    Poison,
+}
+
+impl GapReason {
+    /// Returns the name of the reason in `chat --json`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Poison => "poison",
+        }
+    }
+
+    pub(crate) fn from_name(name: &str) -> Self {
+        if name == "expired" { Self::Expired } else { Self::Poison }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stored_names_of_reasons_are_read_back() {
+        for (reason, name) in REFUSED_REASONS {
+            assert_eq!((RefusedReason::from_name(name), reason.name()), (reason, name));
+        }
+        assert_eq!(RefusedReason::from_name("later"), RefusedReason::Other);
+        for reason in [GapReason::Expired, GapReason::Poison] {
+            assert_eq!(GapReason::from_name(reason.name()), reason);
+        }
+    }
 }

@@ -5,28 +5,30 @@
 //! and the hash proves that the server did not change them. The answer is sealed to a key of the offer and
 //! contains the account key, which the new device pins.
 
+use std::fmt;
+
 use bytes::Bytes;
 use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{ChaCha20Poly1305, Key, KeyInit, Nonce};
 use chat_core::{DeviceId, Error, ErrorKind, Handle, Result, UserId};
 use hkdf::Hkdf;
 use prost::Message as _;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 /// The public keys that the new device sends to the first device, through the server.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
-#[allow(clippy::exhaustive_structs)]
-pub struct Offer {
+pub(crate) struct Offer {
     /// The Ed25519 device key.
     #[prost(bytes = "vec", tag = "1")]
-    pub device_key: Vec<u8>,
+    pub(crate) device_key: Vec<u8>,
     /// The suite identity key.
     #[prost(bytes = "vec", tag = "2")]
-    pub suite_key: Vec<u8>,
+    pub(crate) suite_key: Vec<u8>,
     /// The X25519 key that the answer is sealed to.
     #[prost(bytes = "vec", tag = "3")]
-    pub ephemeral: Vec<u8>,
+    pub(crate) ephemeral: Vec<u8>,
 }
 
 /// The encoded form of the first device's answer.
@@ -44,24 +46,23 @@ struct RawAnswer {
 
 /// The account that a new device joined.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_structs)]
-pub struct Joined {
+pub(crate) struct Joined {
     /// The account key to pin.
-    pub account_key: [u8; 32],
-    pub user: UserId,
+    pub(crate) account_key: [u8; 32],
+    pub(crate) user: UserId,
     /// The number that the first device assigned to the new one.
-    pub device: DeviceId,
-    pub handle: Handle,
+    pub(crate) device: DeviceId,
+    pub(crate) handle: Handle,
 }
 
-/// A link code: 16 bytes of rendezvous id and 16 of the offer's hash, typed as hexadecimal groups.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_structs)]
+/// A link code: 16 bytes of rendezvous id and 16 of the offer's hash. `Display` writes groups of eight hexadecimal
+/// digits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkCode {
     /// The id under which the server finds the offer.
-    pub rendezvous: [u8; 16],
+    pub(crate) rendezvous: [u8; 16],
     /// The first 16 bytes of the offer's hash.
-    pub hash: [u8; 16],
+    pub(crate) hash: [u8; 16],
 }
 
 fn invalid(what: &'static str) -> Error {
@@ -70,7 +71,7 @@ fn invalid(what: &'static str) -> Error {
 
 impl Offer {
     /// Returns the half of the code that authenticates the offer.
-    pub fn hash(&self) -> [u8; 16] {
+    pub(crate) fn hash(&self) -> [u8; 16] {
         let mut hash = Sha256::new();
         hash.update(b"chat/v1/link");
         for part in [&self.device_key, &self.suite_key, &self.ephemeral] {
@@ -83,7 +84,7 @@ impl Offer {
     }
 
     /// Returns the encoded offer.
-    pub fn to_bytes(&self) -> Bytes {
+    pub(crate) fn to_bytes(&self) -> Bytes {
         self.encode_to_vec().into()
     }
 
@@ -91,7 +92,7 @@ impl Offer {
     ///
     /// # Errors
     /// `Denied` if the offer does not match the code, `Invalid` if it cannot be decoded.
-    pub fn check(bytes: &[u8], code: &LinkCode) -> Result<Self> {
+    pub(crate) fn check(bytes: &[u8], code: &LinkCode) -> Result<Self> {
         let offer = Self::decode(bytes).map_err(|_| invalid("failed to decode the offer"))?;
         if offer.hash() != code.hash {
             return Err(Error::new(
@@ -106,7 +107,7 @@ impl Offer {
     ///
     /// # Errors
     /// `Invalid` if the offer's key is not a valid X25519 key.
-    pub fn answer(&self, joined: &Joined, secret: [u8; 32]) -> Result<Bytes> {
+    pub(crate) fn answer(&self, joined: &Joined, secret: [u8; 32]) -> Result<Bytes> {
         let theirs: [u8; 32] = self.ephemeral[..].try_into().map_err(|_| invalid("not an X25519 key"))?;
         let secret = StaticSecret::from(secret);
         let own = PublicKey::from(&secret);
@@ -127,7 +128,7 @@ impl Offer {
     ///
     /// # Errors
     /// `Denied` if it was not sealed to this offer, `Invalid` if it is malformed.
-    pub fn open(&self, answer: &[u8], secret: &[u8; 32]) -> Result<Joined> {
+    pub(crate) fn open(&self, answer: &[u8], secret: &[u8; 32]) -> Result<Joined> {
         let (theirs, sealed) = answer.split_at_checked(32).ok_or_else(|| invalid("truncated answer"))?;
         let theirs: [u8; 32] = theirs.try_into().map_err(|_| invalid("truncated answer"))?;
         let cipher = cipher(&StaticSecret::from(*secret), PublicKey::from(theirs))?;
@@ -157,14 +158,6 @@ fn cipher(secret: &StaticSecret, theirs: PublicKey) -> Result<ChaCha20Poly1305> 
 }
 
 impl LinkCode {
-    /// Returns the code in groups of eight hexadecimal digits.
-    pub fn to_text(&self) -> String {
-        let hex: String =
-            self.rendezvous.iter().chain(&self.hash).map(|byte| format!("{byte:02x}")).collect();
-        let groups: Vec<&str> = (0..hex.len()).step_by(8).map(|at| &hex[at..at + 8]).collect();
-        groups.join("-")
-    }
-
     /// Parses a code; ignores case, spaces and dashes.
     ///
     /// # Errors
@@ -182,6 +175,15 @@ impl LinkCode {
     }
 }
 
+impl fmt::Display for LinkCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hex: String =
+            self.rendezvous.iter().chain(&self.hash).map(|byte| format!("{byte:02x}")).collect();
+        let groups: Vec<&str> = (0..hex.len()).step_by(8).map(|at| &hex[at..at + 8]).collect();
+        f.write_str(&groups.join("-"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,7 +194,7 @@ mod tests {
         let ephemeral = PublicKey::from(&StaticSecret::from(secret)).as_bytes().to_vec();
         let offer = Offer { device_key: vec![1; 32], suite_key: vec![2; 33], ephemeral };
         let code = LinkCode { rendezvous: [3; 16], hash: offer.hash() };
-        assert_eq!(LinkCode::parse(&code.to_text().to_uppercase()), Ok(code.clone()));
+        assert_eq!(LinkCode::parse(&code.to_string().to_uppercase()), Ok(code.clone()));
         let seen = Offer::check(&offer.to_bytes(), &code).unwrap();
         let joined = Joined {
             account_key: [4; 32],

@@ -4,14 +4,13 @@
 //! become durable together or not at all.
 
 mod changes;
-mod config;
+#[cfg(feature = "encrypted")]
+mod encryption;
 mod events;
+mod history;
+mod migration;
 
-pub use config::StoreConfig;
-
-use std::fs::File;
-use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use chat_core::codec::decode_list;
@@ -20,16 +19,18 @@ use chat_core::replica::{ConversationSnapshot, Draft, OutboxEntrySnapshot, Recip
 use chat_core::wire::ClientFrame;
 use chat_core::{
     ConversationId, DeviceAddress, DeviceId, Error, ErrorKind, Handle, InstallationId, MessageId, Result,
-    Seq, StoreEpoch, UserId,
+    StoreEpoch, UserId,
 };
 use rusqlite::{Connection, OptionalExtension, params};
+#[cfg(feature = "encrypted")]
 use zeroize::Zeroizing;
 
-use crate::event::EventRecord;
+use crate::config::Profile;
+use crate::platform::{MountedProfile, Platform};
 use crate::suite::{SuiteTx, Table};
 
 /// Version of the tables. A store of a later version is not opened.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -52,18 +53,12 @@ CREATE TABLE refs (ref TEXT PRIMARY KEY, message_id BLOB NOT NULL, digest BLOB N
 CREATE INDEX refs_by_id ON refs (message_id);
 CREATE TABLE lists (user BLOB PRIMARY KEY, list BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE handles (handle TEXT PRIMARY KEY, user BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE events (n INTEGER PRIMARY KEY AUTOINCREMENT, message_id BLOB, event TEXT NOT NULL);
+CREATE TABLE receipts (
+  conversation BLOB, user BLOB, delivered INTEGER NOT NULL DEFAULT 0, read INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (conversation, user)) WITHOUT ROWID;
+CREATE TABLE events (n INTEGER PRIMARY KEY AUTOINCREMENT, message_id BLOB, event BLOB NOT NULL);
 CREATE INDEX events_by_id ON events (message_id) WHERE message_id IS NOT NULL;
-";
-
-/// Migration from version 1 to version 2.
-const FROM_1: &str = "
-ALTER TABLE messages ADD COLUMN audience BLOB;
-ALTER TABLE messages ADD COLUMN unasked INTEGER NOT NULL DEFAULT 0;
-CREATE INDEX messages_unasked ON messages (unasked) WHERE unasked = 1;
-ALTER TABLE outbox ADD COLUMN installation BLOB;
-ALTER TABLE outbox ADD COLUMN device INTEGER;
-ALTER TABLE outbox ADD COLUMN bound INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE event_cursors (name TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID;
 ";
 
 type Blob = Option<Vec<u8>>;
@@ -73,12 +68,13 @@ const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// The open local store.
 #[derive(Debug)]
-pub struct LocalStore {
+pub(crate) struct LocalStore {
     db: Connection,
     open: bool,
     own: Option<DeviceAddress>,
-    /// File lock, held while the store is open. The system releases it however the process ends.
-    _lock: File,
+    platform: Arc<dyn Platform>,
+    /// Holds the lock of the profile. The last field, so that the database closes first.
+    _mounted: Box<dyn MountedProfile>,
 }
 
 fn failed(error: rusqlite::Error) -> Error {
@@ -114,62 +110,32 @@ fn digest(to: &Recipient, text: &str) -> Vec<u8> {
         .to_vec()
 }
 
-/// The earlier use of a message's `ref`.
+/// The earlier use of an idempotency key.
 #[derive(Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_enums)]
-pub enum KnownKey {
-    /// The `ref` was not used before.
+pub(crate) enum KnownKey {
+    /// The key was not used before.
     New,
-    /// The `ref` was used for the same message, with these events so far.
-    Same(Vec<EventRecord>),
-    /// The `ref` was used for another message.
+    /// The key was used for the same message.
+    Same(MessageId),
+    /// The key was used for another message.
     Other,
 }
 
-/// A message of the local history.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_structs)]
-pub struct StoredMessage {
-    pub conversation: ConversationId,
-    pub seq: Seq,
-    /// The sender.
-    pub user: UserId,
-    /// The number of the sending device.
-    pub device: u8,
-    pub id: MessageId,
-    /// `None` if the message cannot be read.
-    pub text: Option<String>,
-    /// Send time in milliseconds since 1970.
-    pub sent_at: u64,
-}
-
 impl LocalStore {
-    /// Opens the store in a profile directory; creates it if it does not exist.
+    /// Opens the store of a mounted profile; creates it if it does not exist.
     ///
     /// # Errors
-    /// `Conflict` if another process has the profile open, `Invalid` if a later version made it, `Denied` if
-    /// it is encrypted and the key or passphrase is missing or wrong, or if it is not encrypted and one is
-    /// given, `Unavailable` if it cannot be read or written.
-    pub fn open(path: &StoreConfig) -> Result<Self> {
-        let profile = path.dir();
-        let io =
-            |e: std::io::Error| Error::new(ErrorKind::Unavailable, "failed to open the profile").caused_by(e);
-        create_private(profile).map_err(io)?;
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(profile.join("lock"))
-            .map_err(io)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => {
-                return Err(Error::new(ErrorKind::Conflict, "the profile is in use by another process"));
-            }
-            Err(std::fs::TryLockError::Error(error)) => return Err(io(error)),
-        }
-        let db = Connection::open(profile.join("chat.sqlite")).map_err(failed)?;
-        if let Some(key) = path.database_key()? {
+    /// `Invalid` if a later version made it, `Denied` if it is encrypted and the key or passphrase is missing or wrong,
+    /// or if it is not encrypted and one is given, `Unavailable` if it cannot be read or written.
+    pub(crate) fn open(
+        mounted: Box<dyn MountedProfile>,
+        profile: &Profile,
+        platform: Arc<dyn Platform>,
+    ) -> Result<Self> {
+        let db = Connection::open(mounted.database()).map_err(failed)?;
+        #[cfg(feature = "encrypted")]
+        if let Some(secret) = &profile.secret {
+            let key = encryption::database_key(secret, mounted.as_ref(), platform.as_ref())?;
             // A raw key, from which SQLCipher derives no other key.
             let hex: Zeroizing<String> =
                 key.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into();
@@ -177,26 +143,18 @@ impl LocalStore {
                 Zeroizing::new(format!("PRAGMA cipher_log_level = NONE; PRAGMA key = \"x'{}'\";", *hex));
             db.execute_batch(&pragma).map_err(failed)?;
         }
+        #[cfg(not(feature = "encrypted"))]
+        debug_assert!(profile.secret.is_none(), "a profile has a secret without the feature `encrypted`");
+        db.execute_batch(mounted.first_statements()).map_err(locked_out)?;
         db.execute_batch(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA secure_delete = ON; PRAGMA cache_size = -16000;
              PRAGMA temp_store = MEMORY;",
         )
         .map_err(locked_out)?;
         db.set_prepared_statement_cache_capacity(64);
-        let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
-        match version {
-            0 => db
-                .execute_batch(&format!("BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"))
-                .map_err(failed)?,
-            1 => db
-                .execute_batch(&format!("BEGIN; {FROM_1} PRAGMA user_version = {VERSION}; COMMIT;"))
-                .map_err(failed)?,
-            VERSION => {}
-            _ => {
-                return Err(Error::new(ErrorKind::Invalid, "the profile was made by a later version"));
-            }
-        }
-        Ok(Self { db, open: false, own: None, _lock: lock })
+        let mut store = Self { db, open: false, own: None, platform, _mounted: mounted };
+        store.migrate()?;
+        Ok(store)
     }
 
     fn begin(&mut self) -> Result<()> {
@@ -211,7 +169,7 @@ impl LocalStore {
     ///
     /// # Errors
     /// `Unavailable` if the commit fails; then none of the changes is durable.
-    pub fn commit_open(&mut self) -> Result<()> {
+    pub(crate) fn commit_open(&mut self) -> Result<()> {
         if std::mem::take(&mut self.open) {
             self.db.execute_batch("COMMIT").map_err(failed)?;
         }
@@ -227,7 +185,7 @@ impl LocalStore {
     ///
     /// # Errors
     /// If the store fails.
-    pub fn meta(&self, key: &str) -> Result<Option<Vec<u8>>> {
+    pub(crate) fn meta(&self, key: &str) -> Result<Option<Vec<u8>>> {
         self.db
             .prepare_cached("SELECT value FROM meta WHERE key = ?1")
             .and_then(|mut s| s.query_row([key], |row| row.get(0)).optional())
@@ -238,7 +196,7 @@ impl LocalStore {
     ///
     /// # Errors
     /// If the store fails.
-    pub fn set_meta(&mut self, key: &str, value: &[u8]) -> Result<()> {
+    pub(crate) fn set_meta(&mut self, key: &str, value: &[u8]) -> Result<()> {
         self.run("INSERT OR REPLACE INTO meta VALUES (?1, ?2)", params![key, value]).map(drop)
     }
 
@@ -246,7 +204,7 @@ impl LocalStore {
     ///
     /// # Errors
     /// If the store fails.
-    pub fn remove_meta(&mut self, key: &str) -> Result<()> {
+    pub(crate) fn remove_meta(&mut self, key: &str) -> Result<()> {
         self.run("DELETE FROM meta WHERE key = ?1", [key]).map(drop)
     }
 
@@ -258,7 +216,7 @@ impl LocalStore {
     ///
     /// # Errors
     /// If the store fails or its content cannot be decoded.
-    pub fn load(&mut self, device: DeviceAddress) -> Result<ReplicaSnapshot> {
+    pub(crate) fn load(&mut self, device: DeviceAddress) -> Result<ReplicaSnapshot> {
         self.own = Some(device);
         let mut saved = ReplicaSnapshot::new(device);
         saved.incarnation = u32::try_from(self.meta_number("incarnation")?).unwrap_or(u32::MAX);
@@ -346,7 +304,7 @@ impl LocalStore {
     ///
     /// # Errors
     /// If the store fails.
-    pub fn knows(&self, sender: InstallationId, id: MessageId) -> Result<bool> {
+    pub(crate) fn knows(&self, sender: InstallationId, id: MessageId) -> Result<bool> {
         self.db
             .prepare_cached("SELECT 1 FROM messages WHERE sender = ?1 AND message_id = ?2")
             .and_then(|mut s| s.exists(params![sender.as_bytes(), id.as_bytes()]))
@@ -357,7 +315,7 @@ impl LocalStore {
     ///
     /// # Errors
     /// If the store fails.
-    pub fn recall(
+    pub(crate) fn recall(
         &self,
         conversation: ConversationId,
         id: MessageId,
@@ -400,7 +358,7 @@ impl LocalStore {
     ///
     /// # Errors
     /// If the store fails.
-    pub fn is_unaccepted(&self, user: UserId) -> Result<bool> {
+    pub(crate) fn is_unaccepted(&self, user: UserId) -> Result<bool> {
         Ok(self.meta(&changed_key(user))?.is_some())
     }
 
@@ -408,23 +366,13 @@ impl LocalStore {
     ///
     /// # Errors
     /// If the store fails.
-    pub fn accept(&mut self, user: UserId) -> Result<()> {
+    pub(crate) fn accept(&mut self, user: UserId) -> Result<()> {
         self.remove_meta(&changed_key(user))
     }
 }
 
 fn changed_key(user: UserId) -> String {
     format!("changed:{}", user.to_hex())
-}
-
-fn create_private(profile: &Path) -> std::io::Result<()> {
-    if profile.is_dir() {
-        return Ok(());
-    }
-    let mut builder = std::fs::DirBuilder::new();
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.recursive(true).create(profile)
 }
 
 fn blob(row: &rusqlite::Row<'_>, index: usize) -> Result<Vec<u8>> {
@@ -440,16 +388,6 @@ fn read_publish(bytes: Vec<u8>) -> Result<Publish> {
         ClientFrame::Publish(publish) => Ok(publish),
         _ => Err(corrupt("failed to decode an outbox entry")),
     }
-}
-
-fn read_events(mut rows: rusqlite::Rows<'_>) -> Result<Vec<EventRecord>> {
-    let mut events = Vec::new();
-    while let Some(row) = rows.next().map_err(failed)? {
-        let text: String = row.get(1).map_err(failed)?;
-        let event = serde_json::from_str(&text).map_err(|_| corrupt("failed to decode an event"))?;
-        events.push(EventRecord { n: number(row, 0)?, event });
-    }
-    Ok(events)
 }
 
 impl SuiteTx for LocalStore {
@@ -474,6 +412,17 @@ impl SuiteTx for LocalStore {
     }
 
     fn now_ms(&self) -> u64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+        self.platform.unix_ms()
     }
+}
+
+/// Opens the store of a profile in a directory.
+#[cfg(all(test, feature = "native"))]
+#[allow(clippy::unwrap_used, clippy::disallowed_methods)] // only tests call it, and they are native
+pub(crate) fn open_for_test(base: &std::path::Path, profile: &Profile) -> Result<LocalStore> {
+    use crate::platform::Storage;
+    use crate::platform::native::{Directory, Native};
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let mounted = runtime.block_on(Directory::new(base).mount(&profile.name))?;
+    LocalStore::open(mounted, profile, Arc::new(Native::new()))
 }

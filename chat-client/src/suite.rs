@@ -77,6 +77,9 @@ pub trait Suite: fmt::Debug + Send {
     /// If the store fails.
     fn reset(&mut self, tx: &mut dyn SuiteTx) -> Result<()>;
 
+    /// Drops state that is cached in memory; the next call reads the store. Called when a store is opened.
+    fn clear_cache(&mut self);
+
     /// Writes changes that are still in memory into the transaction. The caller commits it next.
     ///
     /// # Errors

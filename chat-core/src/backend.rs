@@ -28,7 +28,7 @@ pub use record_queue::RecordQueue;
 pub use registry::{GatewayId, Registry, Route};
 pub use router::{Command, LogPosition, Operation, RecipientDevices, Record, RecordBatch, Router};
 pub use runtime::{Runtime, Sleep};
-pub use transport::Transport;
+pub use transport::{Dialer, Transport};
 
 use std::sync::Arc;
 

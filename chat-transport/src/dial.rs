@@ -1,116 +1,141 @@
 //! The client side of a connection: `ws://` for loopback, `wss://` (TLS 1.3) for all other hosts.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use std::{fmt, io};
 
+use async_trait::async_trait;
 use base64::Engine as _;
-use chat_core::backend::Transport;
+use chat_core::backend::{Dialer, Transport};
 use chat_core::limits::MAX_FRAME;
 use chat_core::{Error, ErrorKind, Result};
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tungstenite::handshake::derive_accept_key;
+use url::{Host, Url};
 
 use crate::websocket::{Role, WebSocket};
 
 /// Time limit for dialling, including TLS and the upgrade.
 const DIAL_TIME: Duration = Duration::from_secs(10);
 
-/// The address of a server, and the certificates to trust.
+/// Opens WebSocket connections to a server: plain for loopback, over TLS 1.3 for all other hosts.
 #[derive(Clone)]
-pub struct Dialer {
+pub struct WebSocketDialer {
     host: String,
     port: u16,
     path: String,
-    tls: Option<Arc<ClientConfig>>,
+    authority: String,
+    secure: bool,
+    tls: Arc<OnceLock<Arc<ClientConfig>>>,
+    /// Certificates that are trusted in addition to the system's.
+    roots: Vec<CertificateDer<'static>>,
 }
 
-impl fmt::Debug for Dialer {
+impl fmt::Debug for WebSocketDialer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Dialer")
-            .field("authority", &self.authority())
-            .field("tls", &self.tls.is_some())
-            .finish()
+        f.debug_struct("WebSocketDialer")
+            .field("authority", &self.authority)
+            .field("secure", &self.secure)
+            .finish_non_exhaustive()
     }
 }
 
-impl Dialer {
+fn invalid(what: &'static str) -> Error {
+    Error::new(ErrorKind::Invalid, what)
+}
+
+impl WebSocketDialer {
     /// Creates a dialer for a URL: `ws://host[:port][/path]` or `wss://…`. The default path is `/v1`.
-    /// `extra_roots` are trusted in addition to the system's certificates.
+    ///
+    /// ```
+    /// use chat_core::backend::Dialer;
+    /// use chat_transport::dial::WebSocketDialer;
+    /// assert_eq!(WebSocketDialer::new("wss://chat.example")?.authority(), "chat.example:443");
+    /// # Ok::<(), chat_core::Error>(())
+    /// ```
     ///
     /// # Errors
     /// `Invalid` if the URL has another form, or is `ws://` to a host that is not loopback.
-    pub fn new(url: &str, extra_roots: &[CertificateDer<'static>]) -> Result<Self> {
-        let invalid = |what| Error::new(ErrorKind::Invalid, what);
-        let (secure, rest) = match url.split_once("://") {
-            Some(("ws", rest)) => (false, rest),
-            Some(("wss", rest)) => (true, rest),
+    pub fn new(url: &str) -> Result<Self> {
+        let url = Url::parse(url).map_err(|e| invalid("the server URL is malformed").caused_by(e))?;
+        let secure = match url.scheme() {
+            "ws" => false,
+            "wss" => true,
             _ => return Err(invalid("a server URL must begin with ws:// or wss://")),
         };
-        let (authority, path) =
-            rest.split_once('/').map_or((rest, "v1"), |(a, p)| (a, if p.is_empty() { "v1" } else { p }));
-        if path.contains(['?', '#', ' ', '\r', '\n']) || authority.contains('@') {
+        let extra = !url.username().is_empty()
+            || url.password().is_some()
+            || url.query().is_some()
+            || url.fragment().is_some();
+        if extra {
             return Err(invalid("a server URL must have a host, and only an optional port and path"));
         }
-        let (host, port) = match authority.rsplit_once(':') {
-            Some((host, port)) if !port.ends_with(']') => {
-                (host, port.parse().map_err(|_| invalid("the port of the server URL is not a number"))?)
-            }
-            _ => (authority, if secure { 443 } else { 80 }),
+        let host = url.host().ok_or_else(|| invalid("the server URL has no host"))?;
+        let loopback = match &host {
+            Host::Domain(name) => *name == "localhost",
+            Host::Ipv4(ip) => ip.is_loopback(),
+            Host::Ipv6(ip) => ip.is_loopback(),
         };
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        if host.is_empty() {
-            return Err(invalid("the server URL has no host"));
-        }
-        let loopback = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
         if !secure && !loopback {
             return Err(invalid("a server on another machine requires TLS: use wss://"));
         }
-        let tls = if secure { Some(Arc::new(tls(extra_roots)?)) } else { None };
-        Ok(Self { host: host.to_owned(), port, path: format!("/{path}"), tls })
+        let port = url.port_or_known_default().ok_or_else(|| invalid("the server URL has no port"))?;
+        let path = if url.path() == "/" { "/v1" } else { url.path() };
+        // In a URL and in an authority an IPv6 address has brackets (RFC 3986, 3.2.2); a socket address has none.
+        let authority = format!("{host}:{port}");
+        let host = match host {
+            Host::Ipv6(ip) => ip.to_string(),
+            host => host.to_string(),
+        };
+        let (path, tls) = (path.to_owned(), Arc::default());
+        Ok(Self { host, port, path, authority, secure, tls, roots: Vec::new() })
     }
 
-    /// Returns the dialled authority, `host:port`. It is part of the data that the device signs.
-    pub fn authority(&self) -> String {
-        format!("{}:{}", self.host, self.port)
-    }
-
-    /// Connects to the server.
+    /// Trusts the certificates of a PEM text in addition to the system's.
     ///
     /// # Errors
-    /// `Closed` if the server cannot be reached or does not answer in time, `Denied` if its certificate is
-    /// not trusted, `Throttled` if it is busy (with the [time to wait](Error::retry_after_ms)), `Invalid` if
-    /// it is not a chat server.
-    pub async fn dial(&self) -> Result<Box<dyn Transport>> {
-        match tokio::time::timeout(DIAL_TIME, self.connect()).await {
-            Ok(connected) => connected,
-            Err(_) => Err(Error::new(ErrorKind::Closed, "the server did not answer in time")),
+    /// `Invalid` if the text is not PEM, or has no certificate.
+    pub fn trust_pem(mut self, pem: &[u8]) -> Result<Self> {
+        let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+        let roots = roots.map_err(|e| invalid("failed to read the certificates").caused_by(e))?;
+        if roots.is_empty() {
+            return Err(invalid("the PEM text has no certificate"));
         }
+        self.roots.extend(roots);
+        self.tls = Arc::default();
+        Ok(self)
+    }
+
+    fn tls(&self) -> Result<Arc<ClientConfig>> {
+        if let Some(config) = self.tls.get() {
+            return Ok(config.clone());
+        }
+        let config = Arc::new(client_config(&self.roots)?);
+        Ok(self.tls.get_or_init(|| config).clone())
     }
 
     async fn connect(&self) -> Result<Box<dyn Transport>> {
         let lost = |e| Error::new(ErrorKind::Closed, "the server cannot be reached").caused_by(e);
         let tcp = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(lost)?;
         tcp.set_nodelay(true).map_err(lost)?;
-        match &self.tls {
-            None => Ok(Box::new(self.upgrade(tcp).await?)),
-            Some(config) => {
-                let name = ServerName::try_from(self.host.clone())
-                    .map_err(|e| Error::new(ErrorKind::Invalid, "the host name is invalid").caused_by(e))?;
-                let tls = tokio_rustls::TlsConnector::from(config.clone()).connect(name, tcp).await;
-                let tls = tls.map_err(|e| match e.kind() {
-                    // `InvalidData` is a TLS failure; any other error comes from the network.
-                    io::ErrorKind::InvalidData => {
-                        Error::new(ErrorKind::Denied, "failed to establish a secure connection").caused_by(e)
-                    }
-                    _ => lost(e),
-                })?;
-                Ok(Box::new(self.upgrade(tls).await?))
-            }
+        if !self.secure {
+            return Ok(Box::new(self.upgrade(tcp).await?));
         }
+        let name = ServerName::try_from(self.host.clone())
+            .map_err(|e| invalid("the host name is invalid").caused_by(e))?;
+        let tls = tokio_rustls::TlsConnector::from(self.tls()?).connect(name, tcp).await;
+        let tls = tls.map_err(|e| match e.kind() {
+            // `InvalidData` is a TLS failure; any other error comes from the network.
+            io::ErrorKind::InvalidData => {
+                Error::new(ErrorKind::Denied, "failed to establish a secure connection").caused_by(e)
+            }
+            _ => lost(e),
+        })?;
+        Ok(Box::new(self.upgrade(tls).await?))
     }
 
     async fn upgrade<S>(&self, mut io: S) -> Result<WebSocket<S>>
@@ -124,8 +149,7 @@ impl Dialer {
         let key = base64::engine::general_purpose::STANDARD.encode(nonce);
         let request = format!(
             "GET {} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n",
-            self.path,
-            self.authority(),
+            self.path, self.authority,
         );
         io.write_all(request.as_bytes()).await.map_err(lost)?;
         io.flush().await.map_err(lost)?;
@@ -154,6 +178,20 @@ impl Dialer {
     }
 }
 
+#[async_trait]
+impl Dialer for WebSocketDialer {
+    fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    async fn dial(&self) -> Result<Box<dyn Transport>> {
+        match tokio::time::timeout(DIAL_TIME, self.connect()).await {
+            Ok(connected) => connected,
+            Err(_) => Err(Error::new(ErrorKind::Closed, "the server did not answer in time")),
+        }
+    }
+}
+
 fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     let headers = head.lines().filter_map(|line| line.split_once(':'));
     headers.into_iter().find_map(|(known, value)| known.eq_ignore_ascii_case(name).then(|| value.trim()))
@@ -167,7 +205,7 @@ fn retry_after_ms(head: &str) -> u32 {
     seconds.unwrap_or(0).saturating_mul(1000).min(MAX_RETRY_AFTER_MS)
 }
 
-fn tls(extra_roots: &[CertificateDer<'static>]) -> Result<ClientConfig> {
+fn client_config(extra_roots: &[CertificateDer<'static>]) -> Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     roots.add_parsable_certificates(extra_roots.iter().cloned());
@@ -192,15 +230,16 @@ mod tests {
             "ws://localhost/v1?token=x",
             "ws://example.com/v1",
         ] {
-            assert!(Dialer::new(bad, &[]).is_err(), "{bad}");
+            assert!(WebSocketDialer::new(bad).is_err(), "{bad}");
         }
         for (good, authority, path) in [
             ("ws://127.0.0.1:7777", "127.0.0.1:7777", "/v1"),
-            ("ws://[::1]:7777/v1", "::1:7777", "/v1"),
+            ("ws://[::1]:7777/v1", "[::1]:7777", "/v1"),
+            ("wss://Chat.Example/other", "chat.example:443", "/other"),
             ("wss://chat.example/", "chat.example:443", "/v1"),
         ] {
-            let dialer = Dialer::new(good, &[]).unwrap();
-            assert_eq!((dialer.authority().as_str(), dialer.path.as_str()), (authority, path));
+            let dialer = WebSocketDialer::new(good).unwrap();
+            assert_eq!((dialer.authority(), dialer.path.as_str()), (authority, path));
         }
     }
 
@@ -213,7 +252,7 @@ mod tests {
                 crate::accept::busy(listener.accept().await.unwrap().0, seconds).await;
             }
         });
-        let dialer = Dialer::new(&url, &[]).unwrap();
+        let dialer = WebSocketDialer::new(&url).unwrap();
         for wait in [7000, 60_000] {
             let error = dialer.dial().await.unwrap_err();
             assert_eq!((error.kind(), error.retry_after_ms()), (ErrorKind::Throttled, wait));

@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
+use chat_core::backend::Dialer;
 use chat_core::conformance::{self, TransportPair};
 use chat_transport::accept::{Upgrade, accept};
-use chat_transport::dial::Dialer;
+use chat_transport::dial::WebSocketDialer;
 use chat_transport::duplex::duplex;
 
 #[tokio::test]
@@ -26,7 +27,7 @@ async fn web_socket() -> Arc<TransportPair> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("ws://{}", listener.local_addr().unwrap());
     let upgrade = Upgrade { path: "/v1".into(), origins: Vec::new() };
-    let dialer = Dialer::new(&url, &[]).unwrap();
+    let dialer = WebSocketDialer::new(&url).unwrap();
     let (dialled, accepted) =
         tokio::join!(dialer.dial(), async { accept(listener.accept().await.unwrap().0, &upgrade).await });
     TransportPair::new(dialled.unwrap(), Box::new(accepted.unwrap()))

@@ -6,6 +6,11 @@
 #[doc = include_str!("../../README.md")]
 mod readme {}
 
+/// The guide of the client, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/client.md")]
+mod client_guide {}
+
 pub mod cli_process;
 pub mod cluster;
 pub mod corpus;

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use chat_core::backend::Transport;
+use chat_core::backend::{Dialer, Transport};
 use chat_core::envelope::{AckUpTo, Audience, DeviceBox, InboxRow, Publish, RowContent, SendPosition};
 use chat_core::wire::{ClientFrame, ServerFrame};
 use chat_core::{ConversationId, MessageId, Result, StoreEpoch};
-use chat_transport::dial::Dialer;
+use chat_transport::dial::WebSocketDialer;
 
 use crate::raw_client::User;
 
@@ -49,16 +49,16 @@ pub async fn next(transport: &mut dyn Transport) -> Result<Option<ServerFrame>> 
 
 impl LoadClient {
     /// Registers a user and connects its device.
-    pub async fn register(dialer: &Dialer, user: User) -> Result<Self, Refused> {
+    pub async fn register(dialer: &WebSocketDialer, user: User) -> Result<Self, Refused> {
         Self::open(dialer, user, true).await
     }
 
     /// Connects a device whose user is registered.
-    pub async fn connect(dialer: &Dialer, user: User) -> Result<Self, Refused> {
+    pub async fn connect(dialer: &WebSocketDialer, user: User) -> Result<Self, Refused> {
         Self::open(dialer, user, false).await
     }
 
-    async fn open(dialer: &Dialer, user: User, register: bool) -> Result<Self, Refused> {
+    async fn open(dialer: &WebSocketDialer, user: User, register: bool) -> Result<Self, Refused> {
         let closed = |frame| match frame {
             Some(ServerFrame::Close { retry_after, .. }) => Refused::Later(retry_after),
             _ => Refused::Failed(chat_core::Error::new(chat_core::ErrorKind::Unavailable, "disconnected")),

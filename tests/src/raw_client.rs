@@ -9,7 +9,7 @@ use chat_core::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
 use chat_core::envelope::{Audience, Publish, SendPosition};
 use chat_core::signing::HelloClaims;
 use chat_core::wire::{ClientFrame, Hello, Registration, ServerFrame, Welcome};
-use chat_core::{ConversationId, DeviceAddress, DeviceId, Handle, MessageId, UserId};
+use chat_core::{ConversationId, DeviceAddress, DeviceId, Handle, InstallationId, MessageId, UserId};
 use ed25519_dalek::{Signer, SigningKey};
 
 /// A valid upgrade request for `/v1`.
@@ -180,6 +180,11 @@ pub struct User {
 
 impl User {
     pub fn new(name: &str) -> Self {
+        Self::with_devices(name, 1)
+    }
+
+    /// Returns a user whose first device is the one of this client. The test holds no keys of the other devices.
+    pub fn with_devices(name: &str, devices: u32) -> Self {
         let mut seed = [0; 32];
         let key = |seed: &mut [u8; 32]| {
             getrandom::fill(seed).unwrap();
@@ -189,13 +194,21 @@ impl User {
         let mut id = [0; 16];
         getrandom::fill(&mut id).unwrap();
         let public = device.verifying_key().to_bytes();
-        let entry = DeviceEntry::new(DeviceId::PRIMARY, public, Bytes::copy_from_slice(&public));
-        let list = DeviceList::first(UserId::from_bytes(id), 1, vec![entry]);
+        let entries = (1..=devices).map(|number| {
+            let public = if number == 1 { public } else { key(&mut seed).verifying_key().to_bytes() };
+            DeviceEntry::new(DeviceId::new(number).unwrap(), public, Bytes::copy_from_slice(&public))
+        });
+        let list = DeviceList::first(UserId::from_bytes(id), 1, entries.collect());
         let encoded = list.encode();
         let signature = Bytes::copy_from_slice(&account.sign(&DeviceList::transcript(&encoded)).to_bytes());
         let list = SignedDeviceList::verify(encoded, account.verifying_key().to_bytes(), signature).unwrap();
         let address = list.list().addresses().next().unwrap();
         Self { device: address, handle: Handle::new(name).unwrap(), key: device, list }
+    }
+
+    /// Returns the other devices of the user.
+    pub fn other_devices(&self) -> impl Iterator<Item = InstallationId> {
+        self.list.list().addresses().skip(1).map(|device| device.installation)
     }
 
     pub fn registration(&self) -> ClientFrame {

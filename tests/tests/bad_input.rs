@@ -5,8 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use chat_core::envelope::Publish;
-use chat_core::envelope::{AckUpTo, Refusal};
+use chat_core::envelope::{AckUpTo, DeviceBox, Publish, Refusal};
 use chat_core::wire::{ClientFrame, ServerFrame};
 use chat_core::{ConversationId, StoreEpoch};
 use chat_tests::raw_client::{RawClient, Received, UPGRADE, User, frame};
@@ -222,6 +221,23 @@ fn frames() {
             assert!(matches!(session.take(), ServerFrame::Stored(stored) if stored.seq == 1));
         });
     }
+    stage.item("34 a publish of 200 KiB in fragments of 64 KiB is stored", |port| {
+        let user = User::with_devices(&unique(), 3);
+        let (mut session, _) = user.session(port);
+        let data = Bytes::from(vec![8; 68 * 1024]);
+        let boxes =
+            user.other_devices().map(|installation| DeviceBox { installation, data: data.clone() }).collect();
+        let body = vec![7; 64 * 1024].into();
+        let bytes = ClientFrame::Publish(Publish { body, boxes, ..user.publish(1, 1, 0) }).encode();
+        assert!(bytes.len() >= 200 * 1024, "{} bytes", bytes.len());
+        let pieces: Vec<&[u8]> = bytes.chunks(64 * 1024).collect();
+        for (at, piece) in pieces.iter().enumerate() {
+            let opcode = if at == 0 { 0x02 } else { 0x00 };
+            let last = if at + 1 == pieces.len() { 0x80 } else { 0 };
+            session.write(&frame(opcode | last, piece));
+        }
+        assert!(matches!(session.take(), ServerFrame::Stored(stored) if stored.seq == 1));
+    });
     for (name, bytes, code) in [
         ("34 65 fragments in a session", [frame(0x02, b"x"), frame(0x00, b"x").repeat(64)].concat(), 1008),
         ("34 a message inside of a message", [frame(0x02, b"x"), frame(0x82, b"y")].concat(), 1002),

@@ -6,64 +6,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine;
-use bytes::Bytes;
-use chat_client::event::Event;
-use chat_client::suite::{DecryptResult, Peer, PrekeyBundle, Suite, SuiteTx, Table};
-use chat_client::{Client, Profile};
-use chat_core::replica::Recipient;
-use chat_core::wire::OneTimePrekey;
-use chat_core::{Handle, InstallationId, Result};
+use chat_client::prelude::*;
 use chat_tests::proxy::Proxy;
 use chat_tests::server::Server;
-use chat_transport::dial::Dialer;
 
 const CANARIES: usize = 1000;
-
-/// A suite that encrypts nothing, for this test only.
-#[derive(Debug)]
-struct Plain;
-
-impl Suite for Plain {
-    fn identity(&mut self, tx: &mut dyn SuiteTx) -> Result<Bytes> {
-        if let Some(known) = tx.get(Table::Identity, b"id")? {
-            return Ok(known.into());
-        }
-        let mut id = [0; 33];
-        getrandom::fill(&mut id).unwrap();
-        tx.put(Table::Identity, b"id", &id)?;
-        Ok(Bytes::copy_from_slice(&id))
-    }
-    fn has_session(&mut self, _: &mut dyn SuiteTx, _: &Peer) -> Result<bool> {
-        Ok(true)
-    }
-    fn start_session(&mut self, _: &mut dyn SuiteTx, _: &Peer, _: &PrekeyBundle) -> Result<()> {
-        Ok(())
-    }
-    fn seal(&mut self, _: &mut dyn SuiteTx, _: &Peer, plaintext: &[u8]) -> Result<Bytes> {
-        Ok(Bytes::copy_from_slice(plaintext))
-    }
-    fn open(&mut self, _: &mut dyn SuiteTx, _: &Peer, sealed: &[u8]) -> Result<DecryptResult> {
-        Ok(Ok(sealed.to_vec()))
-    }
-    fn end_session(&mut self, _: &mut dyn SuiteTx, _: InstallationId) -> Result<()> {
-        Ok(())
-    }
-    fn encrypt_body(&self, _: &[u8; 32], _: &[u8], content: &[u8]) -> Option<Vec<u8>> {
-        Some(content.to_vec())
-    }
-    fn decrypt_body(&self, _: &[u8], _: &[u8], body: &[u8]) -> Option<Vec<u8>> {
-        Some(body.to_vec())
-    }
-    fn make_prekeys(&mut self, _: &mut dyn SuiteTx, _: u64, _: u64) -> Result<(Bytes, Vec<OneTimePrekey>)> {
-        Ok((Bytes::from_static(b"plain"), Vec::new()))
-    }
-    fn reset(&mut self, _: &mut dyn SuiteTx) -> Result<()> {
-        Ok(())
-    }
-    fn flush(&mut self, _: &mut dyn SuiteTx) -> Result<()> {
-        Ok(())
-    }
-}
 
 fn canaries() -> Vec<String> {
     (0..CANARIES)
@@ -135,29 +82,27 @@ async fn talk(suite: fn() -> Box<dyn Suite>) -> usize {
     let dir = tempfile::tempdir().unwrap();
     let mut server = Server::start_with(dir.path(), &["--log", "trace"]);
     let proxy = Proxy::start(server.port);
-    let dialer = Dialer::new(&format!("ws://127.0.0.1:{}", proxy.port), &[]).unwrap();
+    let url = format!("ws://127.0.0.1:{}", proxy.port);
     let mut clients = Vec::new();
     for name in ["alice", "bob"] {
-        let profile = dir.path().join(name);
-        let handle = Handle::new(name).unwrap();
-        Profile::register(&profile, &dialer, suite().as_mut(), &handle, "").await.unwrap();
-        clients.push(Client::builder(&profile, suite(), dialer.clone()).open().await.unwrap());
+        let config = ClientConfig::new(&url, name, suite()).unwrap().directory(dir.path());
+        clients.push(Client::register(config, name).await.unwrap());
     }
     let canaries = canaries();
-    let mut arriving = clients[1].events(Some(0));
-    let mut answers = Vec::new();
+    let mut arriving = clients[1].events("test").await.unwrap();
+    let bob = Handle::new("bob").unwrap();
+    let mut submitted = Vec::new();
     for canary in &canaries {
-        let to = Recipient::Handle(Handle::new("bob").unwrap());
-        answers.push(clients[0].send_later(to, canary.clone(), None).await.unwrap());
+        submitted.push(clients[0].submit(&bob, canary.as_str()).await.unwrap());
     }
-    for answer in answers {
-        answer.await.unwrap().unwrap();
+    for submission in submitted {
+        submission.await.unwrap();
     }
     let mut arrived = Vec::new();
     while arrived.len() < canaries.len() {
         let next = tokio::time::timeout(Duration::from_secs(60), arriving.next()).await.unwrap().unwrap();
-        if let Event::Message { text, .. } = next.event {
-            arrived.push(text);
+        if let Event::Message(message) = next.unwrap().event {
+            arrived.push(message.text().unwrap().to_owned());
         }
     }
     assert_eq!(arrived, canaries, "all canaries must arrive");
@@ -175,6 +120,10 @@ async fn talk(suite: fn() -> Box<dyn Suite>) -> usize {
 
 #[tokio::test]
 async fn server_sees_no_plaintext() {
-    assert_eq!(talk(|| Box::new(chat_signal::Signal::new())).await, 0, "the server must see no canary");
-    assert_eq!(talk(|| Box::new(Plain)).await, CANARIES, "the search must find all unencrypted canaries");
+    assert_eq!(talk(chat_signal::suite).await, 0, "the server must see no canary");
+    assert_eq!(
+        talk(|| Box::new(chat_testing::Unencrypted::new())).await,
+        CANARIES,
+        "the search must find all unencrypted canaries"
+    );
 }

@@ -16,7 +16,7 @@ use chat_tests::cluster::{Cluster, Services, Size, fresh_name};
 use chat_tests::load_client::{LoadClient, Refused, next, sent_at};
 use chat_tests::raw_client::User;
 use chat_tests::server::Server;
-use chat_transport::dial::Dialer;
+use chat_transport::dial::WebSocketDialer;
 use tokio::task::JoinSet;
 
 const CROWD: usize = 2000;
@@ -30,8 +30,8 @@ const SETTLING: Duration = Duration::from_secs(3);
 /// each attempt, and is at least the server's `retry_after`.
 const BACKOFF_MS: u64 = 100;
 
-fn dialer(server: &Server) -> Dialer {
-    Dialer::new(&server.url(), &[]).unwrap()
+fn dialer(server: &Server) -> WebSocketDialer {
+    WebSocketDialer::new(&server.url()).unwrap()
 }
 
 /// Starts three gateways and a router. The crowd connects to the first gateway and reconnects to the second;
@@ -40,7 +40,7 @@ fn cluster(dir: &std::path::Path, services: &Services) -> Cluster {
     Cluster::start(dir, services, &fresh_name(), Size { gateways: 3, routers: 1 }, None)
 }
 
-async fn gather(dialer: &Dialer) -> Vec<LoadClient> {
+async fn gather(dialer: &WebSocketDialer) -> Vec<LoadClient> {
     let mut crowd = Vec::with_capacity(CROWD);
     for some in 0..CROWD / 50 {
         let users =
@@ -72,7 +72,7 @@ struct Came {
 
 /// Stays connected and reconnects to `elsewhere` when the connection ends. Returns when the device has
 /// reconnected and has all of its messages.
-async fn stay(mut online: LoadClient, elsewhere: Dialer, mut rng: TestRng, messages: usize) -> Came {
+async fn stay(mut online: LoadClient, elsewhere: WebSocketDialer, mut rng: TestRng, messages: usize) -> Came {
     // Keyed by position: rows that were not acknowledged before the connection ended are delivered again.
     let mut got: BTreeSet<(ConversationId, u64)> = BTreeSet::new();
     let (mut back, mut began) = (None, Instant::now());

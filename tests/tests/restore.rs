@@ -186,7 +186,7 @@ fn contacts_are_notified_when_a_lost_account_is_replaced() {
 
     // In strict mode nothing is sent until the user accepts the new keys.
     let strict = command(&profile("alice"), &url, &["--strict", "send", "bob", "unsure"]);
-    assert!(text(&strict.stderr).contains("identity_changed"), "{}", text(&strict.stderr));
+    assert!(text(&strict.stderr).contains("the keys of the recipient changed"), "{}", text(&strict.stderr));
     let old = command(&profile("alice"), &url, &["accept", "bob", before.trim()]);
     assert!(!old.status.success(), "the old safety number");
     let seen = number("new", "alice");

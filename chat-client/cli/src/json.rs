@@ -3,13 +3,15 @@
 
 use std::time::Duration;
 
-use chat_client::event::EventRecord;
-use chat_client::{Client, Enqueued};
-use chat_core::{ConversationId, Handle};
+use chat_client::{
+    Client, ConversationId, Error, ErrorKind, EventRecord, Handle, SafetyNumber, SendRequest, Submission,
+};
 use serde::Deserialize;
+use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, BufWriter, Stdout};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
+use crate::event_json::{self, error};
 use crate::{Arguments, text};
 
 /// Maximum length of an input line in bytes: the longest text with every byte escaped, plus the other fields.
@@ -82,16 +84,12 @@ async fn write(out: &mut Out, line: &str) -> Result<(), String> {
     written.await.map_err(|e| format!("failed to write the output: {e}"))
 }
 
-fn problem(reason: &str, message: &str) -> String {
-    serde_json::json!({"event": "error", "reason": reason, "message": message}).to_string()
-}
-
 pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
     let client = arguments.open().await?;
     let mut out = BufWriter::with_capacity(64 * 1024, tokio::io::stdout());
-    let mut events = client.events(arguments.after);
-    let ready = serde_json::json!({
-        "event": "ready", "user": client.handle().as_str(), "device": client.device()
+    let mut events = client.events_after(arguments.after);
+    let ready = json!({
+        "event": "ready", "user": client.handle().as_str(), "device": client.device().get()
     });
     write(&mut out, &ready.to_string()).await?;
     out.flush().await.map_err(|e| e.to_string())?;
@@ -108,10 +106,13 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
                 Said::Line(line) => write(&mut out, &line).await?,
                 // The stream has not reached this event yet and will write it in order. The program's cursor
                 // must never pass an event that the program has not received.
-                Said::Again(event) if event.n > events.cursor() => {}
-                Said::Again(event) => write(&mut out, &event.to_json()).await?,
+                Said::Again(event) if event.number > Some(events.position()) => {}
+                Said::Again(event) => write(&mut out, &event_json::line(&event)).await?,
             },
-            next = events.next() => write(&mut out, &next.map_err(text)?.to_json()).await?,
+            next = events.next() => match next.map_err(text)? {
+                Some(event) => write(&mut out, &event_json::line(&event)).await?,
+                None => break,
+            },
             _ = &mut input, if open => {
                 open = false;
                 end = Some(tokio::time::Instant::now() + Duration::from_secs(arguments.quit_after));
@@ -120,12 +121,13 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
                 let left = client.outbox_len().await.map_err(text)?;
                 if left == 0 || end.is_some_and(|end| tokio::time::Instant::now() >= end) {
                     let last = client.last_event();
-                    while events.cursor() < last {
-                        write(&mut out, &events.next().await.map_err(text)?.to_json()).await?;
+                    while events.position() < last {
+                        let Some(event) = events.next().await.map_err(text)? else { break };
+                        write(&mut out, &event_json::line(&event)).await?;
                     }
                     if left > 0 {
                         let message = format!("{left} messages wait in the outbox until the next start");
-                        write(&mut out, &problem("unsent", &message)).await?;
+                        write(&mut out, &error("unsent", &message)).await?;
                     }
                     break;
                 }
@@ -145,14 +147,14 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
 async fn read_input(client: Client, say: mpsc::Sender<Said>) {
     let mut input = BufReader::with_capacity(64 * 1024, tokio::io::stdin());
     let (pending, answers) = mpsc::channel(PENDING);
-    let repeats = tokio::spawn(repeat(answers, say.clone()));
+    let repeats = tokio::spawn(report(answers, say.clone()));
     let mut line = Vec::new();
     loop {
         line.clear();
         match read_line(&mut input, &mut line).await {
             Ok(true) => {}
             Ok(false) => {
-                let _ = say.send(Said::Line(problem("bad_line", "the line is too long"))).await;
+                let _ = say.send(Said::Line(error("bad_line", "the line is too long"))).await;
                 continue;
             }
             Err(()) => break,
@@ -167,8 +169,8 @@ async fn read_input(client: Client, say: mpsc::Sender<Said>) {
                     let _ = say.send(Said::Line(said)).await;
                 }
             }
-            Err(error) => {
-                let _ = say.send(Said::Line(problem("bad_line", &error.to_string()))).await;
+            Err(malformed) => {
+                let _ = say.send(Said::Line(error("bad_line", &malformed.to_string()))).await;
             }
         }
     }
@@ -199,16 +201,22 @@ async fn read_line(input: &mut BufReader<tokio::io::Stdin>, line: &mut Vec<u8>) 
     }
 }
 
-/// Writes the earlier events of a `ref` that was used before.
-async fn repeat(
-    mut answers: mpsc::Receiver<oneshot::Receiver<chat_core::Result<Enqueued>>>,
-    say: mpsc::Sender<Said>,
-) {
-    while let Some(answer) = answers.recv().await {
-        let lines: Vec<Said> = match answer.await {
-            Ok(Ok(queued)) => queued.repeated.into_iter().map(Said::Again).collect(),
-            Ok(Err(error)) => vec![Said::Line(problem("send", error.what()))],
-            Err(_) => return,
+/// A message that waits for its commit.
+struct Sending {
+    idempotency_key: Option<String>,
+    submission: Submission,
+}
+
+/// Writes refusals, and the earlier events of a `ref` that was used before.
+async fn report(mut sending: mpsc::Receiver<Sending>, say: mpsc::Sender<Said>) {
+    while let Some(Sending { idempotency_key, submission }) = sending.recv().await {
+        let lines = match submission.await {
+            Ok(ticket) if ticket.is_repeated() => match ticket.events().await {
+                Ok(events) => events.into_iter().map(Said::Again).collect(),
+                Err(failed) => vec![Said::Line(error("send", failed.what()))],
+            },
+            Ok(_) => Vec::new(),
+            Err(failed) => vec![Said::Line(not_queued(idempotency_key.as_deref(), &failed))],
         };
         for line in lines {
             let _ = say.send(line).await;
@@ -216,17 +224,43 @@ async fn repeat(
     }
 }
 
+/// Returns the line for a message that was not queued.
+fn not_queued(key: Option<&str>, why: &Error) -> String {
+    match why.kind() {
+        ErrorKind::Invalid => refused(key, "too_long"),
+        ErrorKind::Conflict => refused(key, "ref_reused"),
+        ErrorKind::Denied => refused(key, "identity_changed"),
+        _ => error("send", why.what()),
+    }
+}
+
+fn refused(key: Option<&str>, reason: &str) -> String {
+    let mut line = json!({"event": "refused", "reason": reason});
+    if let Some(key) = key {
+        line["ref"] = key.into();
+    }
+    line.to_string()
+}
+
 async fn carry_out(
     client: &Client,
     line: Line,
-    pending: &mpsc::Sender<oneshot::Receiver<chat_core::Result<Enqueued>>>,
+    pending: &mpsc::Sender<Sending>,
     say: &mpsc::Sender<Said>,
 ) -> Result<(), String> {
-    let failed = |error: chat_core::Error| problem("failed", error.what());
+    let failed = |why: Error| error("failed", why.what());
+    let closed = || error("failed", "the output is closed");
     match line {
         Line::Send { to, text, idempotency_key } => {
-            let answer = client.send_to(&to, text, idempotency_key).await.map_err(failed)?;
-            pending.send(answer).await.map_err(|_| problem("failed", "the client is closed"))
+            let key = idempotency_key.as_deref();
+            let handle = Handle::new(&to).map_err(|_| refused(key, "unknown_user"))?;
+            let mut request = SendRequest::text(text);
+            if let Some(key) = key {
+                request = request.idempotency_key(key);
+            }
+            let submitted = client.submit(handle, request).await;
+            let submission = submitted.map_err(|why| not_queued(key, &why))?;
+            pending.send(Sending { idempotency_key, submission }).await.map_err(|_| closed())
         }
         Line::Read { conversation, seq } => {
             let conversation = ConversationId::from_hex(&conversation).map_err(failed)?;
@@ -239,39 +273,28 @@ async fn carry_out(
         Line::Presence { users } => {
             let mut found = Vec::new();
             for user in users {
-                found.push(client.resolve(&Handle::new(&user).map_err(failed)?).await.map_err(failed)?);
+                found.push(client.resolve(&user).await.map_err(failed)?);
             }
-            client.watch(found).await.map_err(failed)
+            client.watch_presence(found).await.map_err(failed)
         }
         Line::History { with, conversation, before, limit } => {
             let conversation = find(client, with, conversation).await?;
+            let before = if before == 0 { None } else { Some(before) };
             let messages = client.history(conversation, before, limit.min(200)).await.map_err(failed)?;
-            let mut shown = Vec::new();
-            for message in messages {
-                let from = client.name_of(message.user).await.map_err(failed)?;
-                shown.push(serde_json::json!({
-                    "from": from, "device": message.device, "seq": message.seq,
-                    "message_id": message.id.to_uuid_string(), "text": message.text, "sent_at": message.sent_at
-                }));
-            }
-            let line = serde_json::json!({
-                "event": "history", "conversation": conversation.to_hex(), "messages": shown
-            });
-            say.send(Said::Line(line.to_string()))
-                .await
-                .map_err(|_| problem("failed", "the output is closed"))
+            let shown: Vec<_> = messages.iter().map(event_json::of_history).collect();
+            let line = json!({"event": "history", "conversation": conversation.to_hex(), "messages": shown});
+            say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
         }
         Line::Accept { user, number } => {
-            let user = client.resolve(&Handle::new(&user).map_err(failed)?).await.map_err(failed)?;
-            client.accept(user, &number).await.map_err(failed)
+            let user = client.resolve(&user).await.map_err(failed)?;
+            let number = SafetyNumber::parse(&number).map_err(failed)?;
+            client.accept_identity(user, &number).await.map_err(failed)
         }
         Line::SafetyNumber { user } => {
-            let id = client.resolve(&Handle::new(&user).map_err(failed)?).await.map_err(failed)?;
-            let number = client.safety_number(id).await.map_err(failed)?;
-            let line = serde_json::json!({"event": "safety_number", "user": user, "number": number});
-            say.send(Said::Line(line.to_string()))
-                .await
-                .map_err(|_| problem("failed", "the output is closed"))
+            let id = client.resolve(&user).await.map_err(failed)?;
+            let number = client.safety_number(id).await.map_err(failed)?.to_string();
+            let line = json!({"event": "safety_number", "user": user, "number": number});
+            say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
         }
         Line::Reincarnate => client.reincarnate().await.map_err(failed),
         Line::Quit => Ok(()),
@@ -283,13 +306,10 @@ async fn find(
     user: Option<String>,
     conversation: Option<String>,
 ) -> Result<ConversationId, String> {
-    let failed = |error: chat_core::Error| problem("failed", error.what());
+    let failed = |why: Error| error("failed", why.what());
     match (user, conversation) {
         (_, Some(conversation)) => ConversationId::from_hex(&conversation).map_err(failed),
-        (Some(user), None) => {
-            let user = client.resolve(&Handle::new(&user).map_err(failed)?).await.map_err(failed)?;
-            Ok(client.conversation_with(user))
-        }
-        (None, None) => Err(problem("bad_line", "a user or a conversation is required")),
+        (Some(user), None) => Ok(client.conversation_with(client.resolve(&user).await.map_err(failed)?)),
+        (None, None) => Err(error("bad_line", "a user or a conversation is required")),
     }
 }

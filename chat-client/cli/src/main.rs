@@ -2,19 +2,17 @@
 #![allow(clippy::print_stdout)] // a command-line program writes to the standard output
 
 mod commands;
+mod event_json;
 mod json;
 mod screen;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use chat_client::{Client, StoreConfig};
-use chat_core::ErrorKind;
-use chat_signal::Signal;
-use chat_transport::dial::Dialer;
+use chat_client::{Client, ClientConfig, Error, ErrorKind, Profile};
+use chat_transport::dial::WebSocketDialer;
 use clap::{Parser, Subcommand};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 
 /// End-to-end encrypted chat in a terminal.
 #[derive(Parser, Debug)]
@@ -111,41 +109,53 @@ enum Command {
 }
 
 impl Arguments {
-    fn dialer(&self) -> Result<Dialer, String> {
-        let roots: Vec<CertificateDer<'static>> = match &self.ca {
-            Some(path) => CertificateDer::pem_file_iter(path)
-                .and_then(|certs| certs.collect())
-                .map_err(|e| format!("{}: {e}", path.display()))?,
-            None => Vec::new(),
-        };
-        Dialer::new(&self.server, &roots).map_err(text)
+    fn dialer(&self) -> Result<WebSocketDialer, String> {
+        let dialer = WebSocketDialer::new(&self.server).map_err(text)?;
+        match &self.ca {
+            Some(path) => {
+                dialer.trust_pem(&read(path)?).map_err(|e| format!("{}: {}", path.display(), text(e)))
+            }
+            None => Ok(dialer),
+        }
     }
 
-    /// Returns the profile, with the passphrase if a file is given.
-    fn profile(&self) -> Result<StoreConfig, String> {
-        let path = StoreConfig::from(&self.profile);
-        let Some(file) = &self.passphrase_file else { return Ok(path) };
-        let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+    /// Returns the parent directory of the profile, and the profile with the passphrase if a file is given.
+    fn profile(&self) -> Result<(PathBuf, Profile), String> {
+        // An existing directory may be given as `.`, which has no name.
+        let dir = std::fs::canonicalize(&self.profile).unwrap_or_else(|_| self.profile.clone());
+        let name = dir.file_name().and_then(|name| name.to_str());
+        let name = name.ok_or_else(|| format!("{}: not a name of a directory", self.profile.display()))?;
+        let base = dir.parent().unwrap_or(Path::new("")).to_owned();
+        let profile = Profile::from(name);
+        let Some(file) = &self.passphrase_file else { return Ok((base, profile)) };
+        let text = String::from_utf8(read(file)?).map_err(|_| format!("{}: not UTF-8", file.display()))?;
         match text.lines().next() {
-            Some(passphrase) if !passphrase.is_empty() => Ok(path.passphrase(passphrase)),
+            Some(passphrase) if !passphrase.is_empty() => Ok((base, profile.passphrase(passphrase))),
             _ => Err(format!("{}: the first line has no passphrase", file.display())),
         }
     }
 
-    async fn open(&self) -> Result<Client, String> {
-        let mut builder = Client::builder(self.profile()?, Box::new(Signal::new()), self.dialer()?);
+    fn config(&self) -> Result<ClientConfig, String> {
+        let (base, profile) = self.profile()?;
+        let dialer = Arc::new(self.dialer()?);
+        let mut config = ClientConfig::with_dialer(dialer, profile, chat_signal::suite()).directory(base);
         if let Some(token) = &self.token {
-            builder = builder.token(token.clone());
+            config = config.token(token.clone());
         }
-        if self.strict {
-            builder = builder.strict();
-        }
-        builder.open().await.map_err(text)
+        Ok(if self.strict { config.strict() } else { config })
+    }
+
+    async fn open(&self) -> Result<Client, String> {
+        Client::open(self.config()?).await.map_err(text)
     }
 }
 
+fn read(file: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(file).map_err(|e| format!("{}: {e}", file.display()))
+}
+
 /// Returns the text of an error, for users.
-fn text(error: chat_core::Error) -> String {
+fn text(error: Error) -> String {
     match error.kind() {
         ErrorKind::Invalid | ErrorKind::Conflict | ErrorKind::NotFound | ErrorKind::Denied => {
             error.what().to_owned()

@@ -2,10 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use chat_client::Client;
-use chat_client::event::Event;
-use chat_core::replica::Recipient;
-use chat_core::{ConversationId, Handle};
+use chat_client::{Client, Event, Handle, Message};
 use crossterm::event::{Event as Key, EventStream, KeyCode, KeyEventKind, KeyModifiers};
 use futures_util::StreamExt;
 use ratatui::Frame;
@@ -14,6 +11,8 @@ use ratatui::style::{Style, Stylize};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, List, Paragraph};
 
+use crate::commands::shown;
+use crate::event_json::problem;
 use crate::{Arguments, text};
 
 /// Maximum number of lines kept for each conversation.
@@ -43,29 +42,35 @@ impl Screen {
         match event {
             Event::Connected => self.online = true,
             Event::Disconnected => self.online = false,
-            Event::Message { from, text, .. } => {
-                let clean: String = text.chars().filter(|c| !c.is_control() || *c == '\n').collect();
-                let (with, line) = (from.clone(), format!("{from}: {clean}"));
-                self.say(&with, line);
+            Event::Message(message) => {
+                let with = message.sender.to_string();
+                self.say(&with, format!("{with}: {}", printable(&message)));
                 self.with.get_or_insert(with);
             }
-            Event::Recovered { from, text, .. } => {
-                let clean: String = text.chars().filter(|c| !c.is_control() || *c == '\n').collect();
-                self.say(&from, format!("{from} (earlier): {clean}"));
-            }
-            Event::Undecryptable { from, reason, .. } => {
-                self.say(&from, format!("{from}: [cannot be read: {reason}]"))
+            Event::Recovered(message) => {
+                let with = message.sender.to_string();
+                self.say(&with, format!("{with} (earlier): {}", printable(&message)));
             }
             Event::IdentityChanged { user } => {
-                self.say(&user, format!("* the keys of {user} changed: compare safety numbers"));
+                let line = format!("* the keys of {user} changed: compare safety numbers");
+                self.say(&user.to_string(), line);
             }
-            Event::DeviceAdded { user, device } => self.say(&user, format!("* {user} added device {device}")),
+            Event::DeviceAdded { user, device } => {
+                self.say(&user.to_string(), format!("* {user} added device {}", device.get()));
+            }
             Event::Typing { user, .. } => self.note = format!("{user} is typing …"),
-            Event::Refused { reason, .. } => self.note = format!("refused: {reason}"),
+            Event::Refused { reason, .. } => self.note = format!("refused: {}", reason.name()),
             Event::Delivered { user, .. } => self.note = format!("delivered to {user}"),
             Event::Read { user, .. } => self.note = format!("read by {user}"),
-            Event::Error { message, .. } => self.note = message,
-            _ => {}
+            Event::Throttled { retry_after } => {
+                self.note =
+                    format!("too many messages: sending continues in {} s", retry_after.as_secs() + 1);
+            }
+            event => {
+                if let Some((_, message)) = problem(&event) {
+                    self.note = message;
+                }
+            }
         }
     }
 
@@ -101,7 +106,7 @@ impl Screen {
 
 pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
     let client = arguments.open().await?;
-    let mut events = client.events(None);
+    let mut events = client.events_after(None);
     let mut screen = Screen {
         own: client.handle().as_str().to_owned(),
         online: false,
@@ -119,7 +124,8 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
         }
         tokio::select! {
             next = events.next() => match next {
-                Ok(next) => screen.handle_event(next.event),
+                Ok(Some(next)) => screen.handle_event(next.event),
+                Ok(None) => break Ok(()),
                 Err(error) => break Err(text(error)),
             },
             key = keys.next() => match key {
@@ -152,7 +158,7 @@ async fn enter(client: &Client, screen: &mut Screen) {
         return;
     };
     let Ok(handle) = Handle::new(&with) else { return };
-    match client.send(Recipient::Handle(handle), &input, None).await {
+    match client.send(handle, input.as_str()).await {
         Ok(_) => {
             let line = format!("{}: {input}", screen.own);
             screen.say(&with, line);
@@ -162,21 +168,25 @@ async fn enter(client: &Client, screen: &mut Screen) {
 }
 
 async fn open_talk(client: &Client, screen: &mut Screen, name: &str) {
-    let Ok(handle) = Handle::new(name) else {
+    if Handle::new(name).is_err() {
         screen.note = "this is not a valid handle".into();
         return;
-    };
+    }
     screen.with = Some(name.to_owned());
     if screen.talks.contains_key(name) {
         return;
     }
     screen.talks.insert(name.to_owned(), Vec::new());
-    let Ok(user) = client.resolve(&handle).await else {
+    let Ok(user) = client.resolve(name).await else {
         return;
     };
-    let conversation: ConversationId = client.conversation_with(user);
-    for message in client.history(conversation, 0, 50).await.unwrap_or_default().into_iter().rev() {
-        let from = client.name_of(message.user).await.unwrap_or_default();
-        screen.say(name, format!("{from}: {}", message.text.as_deref().unwrap_or("[cannot be read]")));
+    let messages = client.history(client.conversation_with(user), None, 50).await.unwrap_or_default();
+    for message in messages.into_iter().rev() {
+        screen.say(name, format!("{}: {}", message.sender, printable(&message)));
     }
+}
+
+/// Returns the content of a message without control characters, which could change the terminal.
+fn printable(message: &Message) -> String {
+    shown(message.content()).chars().filter(|c| !c.is_control() || *c == '\n').collect()
 }

@@ -8,7 +8,7 @@
 //!
 //! ```
 //! use chat_client::Suite;
-//! let suite: Box<dyn Suite> = Box::new(chat_signal::Signal::new());
+//! let suite: Box<dyn Suite> = chat_signal::suite();
 //! ```
 
 pub mod bundle;
@@ -17,3 +17,8 @@ mod stores;
 mod suite;
 
 pub use suite::Signal;
+
+/// Returns the suite, for the configuration of a client.
+pub fn suite() -> Box<dyn chat_client::Suite> {
+    Box::new(Signal::new())
+}

@@ -432,6 +432,11 @@ impl Suite for Signal {
         tx.delete(Table::Identity, b"bundle")
     }
 
+    fn clear_cache(&mut self) {
+        self.own = None;
+        self.sessions.clear();
+    }
+
     fn flush(&mut self, tx: &mut dyn SuiteTx) -> Result<()> {
         for (peer, (record, changed)) in &mut self.sessions {
             if std::mem::take(changed) {

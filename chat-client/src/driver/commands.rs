@@ -3,19 +3,19 @@
 use bytes::Bytes;
 use chat_core::device_list::{DeviceEntry, SignedDeviceList};
 use chat_core::envelope::{AckUpTo, Refusal};
-use chat_core::limits::MAX_TEXT;
-use chat_core::replica::{Draft, Input, Recipient};
+use chat_core::replica::{self, Draft, Input};
 use chat_core::wire::{Request, Response};
-use chat_core::{Error, ErrorKind, MessageId, Result, UserId};
+use chat_core::{DeviceId, Error, ErrorKind, MessageId, Result, UserId};
 use tokio::sync::oneshot;
 
 use super::{Command, Driver, Reply, Waiting};
 use crate::connection_state::ConnectionState;
-use crate::content::Content;
-use crate::event::Enqueued;
+use crate::content::encode_text;
+use crate::event::RefusedReason;
 use crate::linking::{Joined, LinkCode, Offer};
-use crate::random::random;
-use crate::safety::safety_number;
+use crate::platform::random;
+use crate::safety_number::SafetyNumber;
+use crate::send::{Enqueued, Recipient, SendRequest};
 use crate::store::KnownKey;
 use crate::suite::SuiteTx;
 
@@ -25,22 +25,41 @@ const LINKING_MS: u64 = 5 * 60 * 1000;
 impl Driver {
     pub(super) fn command(&mut self, command: Command) -> Result<()> {
         match command {
-            Command::Send { to, text, idempotency_key, reply } => {
-                self.send(to, &text, idempotency_key, reply)?
+            Command::Send { to, request, reply } => self.send(&to, request, reply)?,
+            Command::FindKey(key, reply) => {
+                let _ = reply.send(self.store.message_of_key(&key));
+            }
+            Command::Status { message, reply } => {
+                let _ = reply.send(self.store.status(message));
+            }
+            Command::Await { message, stage, reply } => {
+                self.owner.waiters.tickets.add(&self.store, message, stage, reply);
+            }
+            Command::EventsOf { message, reply } => {
+                let _ = reply.send(self.store.events_of(message));
             }
             Command::Read(conversation, seq) => self.step(Input::Read(AckUpTo { conversation, seq }))?,
             Command::Typing(conversation) => self.step(Input::Typing(conversation))?,
             Command::Watch(users) => self.step(Input::Watch(users))?,
+            Command::Cursor(name, reply) => {
+                let _ = reply.send(self.store.event_cursor(&name));
+            }
+            Command::Handled { name, number, reply } => {
+                // The cursor may share its commit with the replica's changes.
+                self.step(Input::Flush)?;
+                self.store.set_event_cursor(&name, number)?;
+                let _ = reply.send(self.store.commit_open());
+            }
             Command::Events { after, limit, reply } => {
                 let _ = reply.send(self.store.events(after, limit));
+            }
+            Command::Conversations(reply) => {
+                let _ = reply.send(self.store.conversations());
             }
             Command::History { conversation, before, limit, reply } => {
                 let _ = reply.send(self.store.history(conversation, before, limit));
             }
-            Command::Name(user, reply) => {
-                let _ = reply.send(self.store.name_of(user));
-            }
-            Command::User(handle, reply) => match self.replica.user(&handle) {
+            Command::Resolve(handle, reply) => match self.replica.user(&handle) {
                 Some(user) => {
                     let _ = reply.send(Ok(user));
                 }
@@ -52,84 +71,111 @@ impl Driver {
                 }
                 None => self.request(Request::Lists(vec![user]), Waiting::List(user, reply))?,
             },
-            Command::Approve(code, reply) => {
+            Command::ApproveLink(code, reply) => {
                 let rendezvous = Bytes::copy_from_slice(&code.rendezvous);
                 self.request(Request::Offer(rendezvous), Waiting::Offer(code, reply))?;
             }
             Command::Unlink(device, reply) => self.unlink(device, reply)?,
-            Command::Outbox(reply) => {
+            Command::OutboxLen(reply) => {
                 let _ = reply.send(Ok(self.replica.outbox_len()));
             }
-            Command::Refuse { idempotency_key, reason, reply } => {
-                self.refuse(idempotency_key, reason, reply)?
+            Command::Drained(reply) => {
+                if self.replica.outbox_len() == 0 {
+                    let _ = reply.send(Ok(()));
+                } else {
+                    self.owner.waiters.drained.push(reply);
+                }
             }
-            Command::Accept(user, number, reply) => {
+            Command::AcceptIdentity(user, number, reply) => {
                 self.step(Input::Flush)?;
-                let _ = reply.send(self.accept(user, &number));
+                let _ = reply.send(self.accept_identity(user, &number));
+            }
+            Command::SetToken(token, reply) => {
+                self.step(Input::Flush)?;
+                self.store.set_meta("token", token.as_bytes())?;
+                self.store.commit_open()?;
+                self.token = token;
+                self.stand(ConnectionState::restarted);
+                self.step(Input::Restart)?;
+                let _ = reply.send(Ok(()));
             }
             Command::Reincarnate(reply) => {
-                self.connection_state.send_modify(ConnectionState::resumed);
+                self.stand(ConnectionState::restarted);
                 self.step(Input::Reincarnate)?;
                 let _ = reply.send(Ok(()));
             }
-            Command::Stop => {}
         }
         Ok(())
     }
 
-    pub(super) fn send(
-        &mut self,
-        to: Recipient,
-        text: &str,
-        idempotency_key: Option<String>,
-        reply: Reply<Enqueued>,
-    ) -> Result<()> {
-        if let Some(idempotency_key) = &idempotency_key {
-            let mut known = self.store.find_key(idempotency_key, &to, text)?;
-            if known == KnownKey::Same(Vec::new()) {
-                // The message is still in the open transaction: commit it first, so that its event exists.
-                self.step(Input::Flush)?;
-                known = self.store.find_key(idempotency_key, &to, text)?;
+    fn send(&mut self, to: &Recipient, request: SendRequest, reply: Reply<Enqueued>) -> Result<()> {
+        let SendRequest { text, idempotency_key } = request;
+        let to = match self.replica_recipient(to) {
+            Ok(to) => to,
+            Err(error) => {
+                let _ = reply.send(Err(error));
+                return Ok(());
             }
-            let refused = match known {
-                KnownKey::New => None,
-                KnownKey::Same(repeated) => {
-                    let _ = reply.send(Ok(Enqueued { message_id: None, repeated }));
+        };
+        if let Some(key) = &idempotency_key {
+            match self.store.find_key(key, &to, &text)? {
+                KnownKey::New => {}
+                KnownKey::Same(message) => {
+                    // The message may be in the open transaction: it is durable before the reply.
+                    self.step(Input::Flush)?;
+                    let _ = reply.send(Ok(Enqueued { message, repeated: true }));
                     return Ok(());
                 }
-                KnownKey::Other => Some("ref_reused"),
-            };
-            if let Some(reason) = refused {
-                return self.refuse(Some(idempotency_key.clone()), reason, reply);
+                KnownKey::Other => {
+                    let _ = reply.send(Err(Error::new(
+                        ErrorKind::Conflict,
+                        "the idempotency key belongs to another message: use a new key",
+                    )));
+                    return Ok(());
+                }
             }
         }
-        if self.strict && self.is_unaccepted(&to)? {
-            return self.refuse(idempotency_key, "identity_changed", reply);
-        }
-        if text.len() > MAX_TEXT {
-            return self.refuse(idempotency_key, "too_long", reply);
+        if self.owner.config.strict && self.is_unaccepted(&to)? {
+            let _ = reply.send(Err(Error::from(RefusedReason::IdentityChanged)));
+            return Ok(());
         }
         let now = self.store.now_ms();
-        let id = MessageId::new(now, random()?);
-        let draft = Draft { id, to, content: Content::of_text(text).pad().into(), sent_at: now };
-        if let Some(idempotency_key) = &idempotency_key {
-            self.store.add_idempotency_key(idempotency_key, &draft, text)?;
+        let id = MessageId::new(now, random(self.owner.config.platform.as_ref())?);
+        let draft = Draft { id, to, content: encode_text(&text).into(), sent_at: now };
+        if let Some(key) = &idempotency_key {
+            self.store.add_idempotency_key(key, &draft, &text)?;
         }
         self.queued.push((id, reply));
         self.step(Input::Send(draft))
     }
 
-    /// Accepts the account key of a user if `number` is the safety number for that key.
-    pub(super) fn accept(&mut self, user: UserId, number: &str) -> Result<()> {
+    /// Returns the recipient as the replica knows it: the user of a direct conversation.
+    fn replica_recipient(&mut self, to: &Recipient) -> Result<replica::Recipient> {
+        Ok(match to {
+            Recipient::Handle(handle) => replica::Recipient::Handle(handle.clone()),
+            Recipient::User(user) => replica::Recipient::User(*user),
+            Recipient::Conversation(conversation) => {
+                let peer = self.store.peer(*conversation)?;
+                replica::Recipient::User(peer.ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::NotFound,
+                        "this device does not know the conversation: name the user",
+                    )
+                })?)
+            }
+        })
+    }
+
+    /// Accepts the account key of a user if `compared` is the safety number for that key.
+    fn accept_identity(&mut self, user: UserId, compared: &SafetyNumber) -> Result<()> {
         let list = self.replica.list(user);
         let list =
             list.ok_or_else(|| Error::new(ErrorKind::NotFound, "the keys of this user are unknown"))?;
-        let own = (self.profile.device.user, *self.profile.account_key());
-        let digits = |text: &str| text.chars().filter(char::is_ascii_digit).collect::<String>();
-        if digits(&safety_number(own, (user, *list.account_key()))) != digits(number) {
+        let own = (self.account.device.user, *self.account.account_key());
+        if SafetyNumber::new(own, (user, *list.account_key())) != *compared {
             return Err(Error::new(
                 ErrorKind::Denied,
-                "the number is not the current safety number with this user",
+                "the number is not the current safety number with this user: compare again",
             ));
         }
         self.store.accept(user)?;
@@ -137,27 +183,13 @@ impl Driver {
     }
 
     /// Returns whether a message is for a user whose new account key is not accepted yet.
-    pub(super) fn is_unaccepted(&self, to: &Recipient) -> Result<bool> {
+    fn is_unaccepted(&self, to: &replica::Recipient) -> Result<bool> {
         let user = match to {
-            Recipient::Handle(handle) => self.replica.user(handle),
-            Recipient::User(user) => Some(*user),
+            replica::Recipient::Handle(handle) => self.replica.user(handle),
+            replica::Recipient::User(user) => Some(*user),
             _ => None,
         };
         user.map_or(Ok(false), |user| self.store.is_unaccepted(user))
-    }
-
-    pub(super) fn refuse(
-        &mut self,
-        idempotency_key: Option<String>,
-        reason: &str,
-        reply: Reply<Enqueued>,
-    ) -> Result<()> {
-        // `store.refuse` commits the open transaction: complete the replica's changes in it first.
-        self.step(Input::Flush)?;
-        self.store.refuse(idempotency_key, reason)?;
-        self.last.send_replace(self.store.last_event()?);
-        let _ = reply.send(Ok(Enqueued { message_id: None, repeated: Vec::new() }));
-        Ok(())
     }
 
     pub(super) fn request(&mut self, request: Request, waiting: Waiting) -> Result<()> {
@@ -177,7 +209,10 @@ impl Driver {
         let answer = answer.map_err(|refusal| match refusal {
             Refusal::NotFound => Error::new(ErrorKind::NotFound, "there is no such user or link code"),
             Refusal::Taken => Error::new(ErrorKind::Conflict, "the device list has changed: try again"),
-            Refusal::Retry(_) => Error::new(ErrorKind::Unavailable, "there is no connection to the server"),
+            Refusal::Retry(_) => Error::new(
+                ErrorKind::Unavailable,
+                "there is no connection to the server: wait until the client is ready",
+            ),
             Refusal::Throttled(_) => Error::new(ErrorKind::Throttled, "too many requests: try again later"),
             _ => Error::new(ErrorKind::Denied, "the server refused the request"),
         });
@@ -207,13 +242,14 @@ impl Driver {
                 // listed.
                 let begun = answer.and_then(|answer| self.approve(&code, &answer.offer)).and_then(
                     |(list, joined)| {
-                        let sealed = joined.0.answer(&joined.1, random()?)?;
+                        let secret = random(self.owner.config.platform.as_ref())?;
+                        let sealed = joined.0.answer(&joined.1, secret)?;
                         Ok((list, sealed, joined.1))
                     },
                 );
                 match begun {
                     Ok((list, sealed, joined)) => {
-                        self.remember_linking(&list, joined.device.get())?;
+                        self.remember_linking(&list, joined.device)?;
                         let request = Request::PutList(list.clone());
                         let waiting = Waiting::Approved(list, Box::new((sealed, code, joined)), reply);
                         self.request(request, waiting)?;
@@ -227,7 +263,7 @@ impl Driver {
                 self.step(Input::OwnList(list))?;
                 let (sealed, code, joined) = *parts;
                 let request = Request::LinkAnswer(Bytes::copy_from_slice(&code.rendezvous), sealed);
-                self.request(request, Waiting::Linked(joined.device.get(), reply))?;
+                self.request(request, Waiting::Linked(joined.device, reply))?;
             }
             (Waiting::Linked(device, reply), answer) => {
                 // Its prekeys show whether the device received the answer: see `check_linking`.
@@ -259,12 +295,12 @@ impl Driver {
 
     /// Records a device durably before it is listed, so that [`check_linking`](Self::check_linking) checks it
     /// even if a later step fails or this process ends.
-    fn remember_linking(&mut self, list: &SignedDeviceList, device: u8) -> Result<()> {
-        let Some(listed) = list.list().addresses().find(|listed| listed.device.get() == device) else {
+    fn remember_linking(&mut self, list: &SignedDeviceList, device: DeviceId) -> Result<()> {
+        let Some(listed) = list.list().addresses().find(|listed| listed.device == device) else {
             return Ok(());
         };
         let at = self.store.now_ms();
-        let value = [&listed.installation.as_bytes()[..], &[device], &at.to_be_bytes()].concat();
+        let value = [&listed.installation.as_bytes()[..], &[device.get()], &at.to_be_bytes()].concat();
         self.step(Input::Flush)?;
         self.store.set_meta("linking", &value)?;
         self.store.commit_open()?;
@@ -290,11 +326,11 @@ impl Driver {
         if !listed {
             return self.forget_linking();
         }
-        self.request(Request::Claim(self.profile.device.user, vec![installation]), Waiting::Alive(device))
+        self.request(Request::Claim(self.account.device.user, vec![installation]), Waiting::Alive(device))
     }
 
     pub(super) fn own_list(&self) -> Result<SignedDeviceList> {
-        let list = self.replica.list(self.profile.device.user).cloned();
+        let list = self.replica.list(self.account.device.user).cloned();
         list.ok_or_else(|| {
             Error::new(ErrorKind::Unavailable, "this user's device list is not loaded yet: connect first")
         })
@@ -315,27 +351,27 @@ impl Driver {
         let mut devices = before.list().devices.clone();
         devices.push(DeviceEntry::new(device, key, offer.suite_key.clone().into()));
         devices.sort_by_key(|entry| entry.device);
-        let list = self.profile.sign_list(&before, devices, self.store.now_ms())?;
+        let list = self.account.sign_list(&before, devices, self.store.now_ms())?;
         let joined = Joined {
-            account_key: *self.profile.account_key(),
-            user: self.profile.device.user,
+            account_key: *self.account.account_key(),
+            user: self.account.device.user,
             device,
-            handle: self.profile.handle.clone(),
+            handle: self.account.handle.clone(),
         };
         Ok((list, (offer, joined)))
     }
 
-    pub(super) fn unlink(&mut self, device: u8, reply: Reply<()>) -> Result<()> {
+    pub(super) fn unlink(&mut self, device: DeviceId, reply: Reply<()>) -> Result<()> {
         let made = self.own_list().and_then(|before| {
-            if device == self.profile.device.device.get() {
+            if device == self.account.device.device {
                 return Err(Error::new(ErrorKind::Invalid, "this device cannot unlink itself"));
             }
             let mut devices = before.list().devices.clone();
-            devices.retain(|entry| entry.device.get() != device);
+            devices.retain(|entry| entry.device != device);
             if devices.len() == before.list().devices.len() {
                 return Err(Error::new(ErrorKind::NotFound, "there is no such device"));
             }
-            self.profile.sign_list(&before, devices, self.store.now_ms())
+            self.account.sign_list(&before, devices, self.store.now_ms())
         });
         match made {
             Ok(list) => self.request(Request::PutList(list.clone()), Waiting::Unlinked(list, reply)),

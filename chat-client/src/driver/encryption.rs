@@ -10,9 +10,9 @@ use chat_core::{ErrorKind, Result};
 use zeroize::Zeroizing;
 
 use super::{Driver, peer};
-use crate::body::{ListSeen, SealedBody, open_body};
 use crate::event::Event;
-use crate::random::random;
+use crate::platform::random;
+use crate::sealed_body::{ListSeen, SealedBody, open_body};
 use crate::suite::PrekeyBundle;
 
 impl Driver {
@@ -24,10 +24,11 @@ impl Driver {
         let entry = list.and_then(|list| list.list().device(message.sender.device));
         let content = match entry {
             Some(entry) if entry.installation() == message.sender.installation => {
-                let own = self.profile.device.installation;
-                let opened = self.suite.open(&mut self.store, &peer(entry), sealed)?.map(Zeroizing::new);
+                let own = self.account.device.installation;
+                let opened =
+                    self.owner.config.suite.open(&mut self.store, &peer(entry), sealed)?.map(Zeroizing::new);
                 opened.and_then(|content| {
-                    open_body(self.suite.as_ref(), &content, own, row.conversation, message)
+                    open_body(self.owner.config.suite.as_ref(), &content, own, row.conversation, message)
                 })
             }
             _ => Err(Unreadable::UnknownDevice),
@@ -50,7 +51,7 @@ impl Driver {
         number: SendPosition,
         lists: &[SignedDeviceList],
     ) -> Result<Result<Publish, SealFailure>> {
-        let own = self.profile.device;
+        let own = self.account.device;
         let wanted = |entry: &&DeviceEntry| match &draft.to {
             Recipient::Device(only) => entry.installation() == only.installation,
             _ => entry.installation() != own.installation,
@@ -63,7 +64,7 @@ impl Driver {
         for list in lists {
             let mut missing = Vec::new();
             for entry in list.list().devices.iter().filter(wanted) {
-                if !self.suite.has_session(&mut self.store, &peer(entry))? {
+                if !self.owner.config.suite.has_session(&mut self.store, &peer(entry))? {
                     missing.push(entry.installation());
                 }
             }
@@ -76,8 +77,9 @@ impl Driver {
             version: list.list().version,
             hash: list.hash(),
         });
-        let key = Zeroizing::new(random()?);
-        let Some(body) = SealedBody::seal(self.suite.as_ref(), &draft.content, &key, own, &number, &seen)
+        let key = Zeroizing::new(random(self.owner.config.platform.as_ref())?);
+        let Some(body) =
+            SealedBody::seal(self.owner.config.suite.as_ref(), &draft.content, &key, own, &number, &seen)
         else {
             return Ok(Err(SealFailure::Never("cannot_encrypt")));
         };
@@ -85,7 +87,7 @@ impl Driver {
         for entry in lists.iter().flat_map(|list| &list.list().devices).filter(wanted) {
             let installation = entry.installation();
             let content = body.box_for(installation);
-            match self.suite.seal(&mut self.store, &peer(entry), &content) {
+            match self.owner.config.suite.seal(&mut self.store, &peer(entry), &content) {
                 Ok(data) => boxes.push(DeviceBox { installation, data }),
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     let user =
@@ -118,17 +120,14 @@ impl Driver {
             };
             let signed = verify(&entry.device_key, &prekeys_transcript(&bundle.signed), &bundle.signature);
             let offered = PrekeyBundle { signed: bundle.signed, one_time: bundle.one_time };
-            let begun =
-                signed.and_then(|()| self.suite.start_session(&mut self.store, &peer(entry), &offered));
+            let begun = signed.and_then(|()| {
+                self.owner.config.suite.start_session(&mut self.store, &peer(entry), &offered)
+            });
             match begun {
                 Ok(()) => {}
                 Err(error) if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Denied) => {
                     tracing::warn!(%error, "rejected a prekey bundle; claiming another one later");
-                    self.pass(Event::Error {
-                        reason: "bundle_refused".into(),
-                        message: "the server sent prekeys that their device did not sign, or that are unsafe"
-                            .into(),
-                    });
+                    self.pass(Event::PrekeysRejected);
                 }
                 Err(error) => return Err(error),
             }
@@ -139,11 +138,11 @@ impl Driver {
     pub(super) fn make_prekeys(&mut self, replace: bool, count: u64) -> Result<PrekeyUpload> {
         let last =
             self.store.meta("last_prekey")?.and_then(|v| v.try_into().ok()).map_or(0, u64::from_be_bytes);
-        let (signed, one_time) = self.suite.make_prekeys(&mut self.store, last + 1, count)?;
+        let (signed, one_time) = self.owner.config.suite.make_prekeys(&mut self.store, last + 1, count)?;
         // An upload of the signed part alone also takes a new number.
         let uploaded_through = last + count.max(1);
         self.store.set_meta("last_prekey", &uploaded_through.to_be_bytes())?;
-        let signature = self.profile.sign(&prekeys_transcript(&signed));
+        let signature = self.account.sign(&prekeys_transcript(&signed));
         Ok(PrekeyUpload { signed, signature, one_time, uploaded_through, replace })
     }
 }

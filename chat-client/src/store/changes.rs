@@ -10,9 +10,10 @@ use chat_core::{
 };
 use rusqlite::{OptionalExtension, params};
 
-use super::{LocalStore, StoredMessage, blob, changed_key, corrupt, failed, number, read_publish};
-use crate::content::Content;
-use crate::event::Event;
+use super::events::{EventKind, EventRow};
+use super::{LocalStore, changed_key, corrupt, failed, read_publish};
+use crate::event::GapReason;
+use crate::message::Content;
 use crate::suite::SuiteTx;
 
 impl LocalStore {
@@ -21,7 +22,7 @@ impl LocalStore {
     /// # Errors
     /// `Unavailable` if the commit fails. Then nothing in the transaction is durable, and the replica in
     /// memory is ahead of the store: load a new replica.
-    pub fn commit(&mut self, changes: Changes) -> Result<()> {
+    pub(crate) fn commit(&mut self, changes: Changes) -> Result<()> {
         self.begin()?;
         for change in changes.list {
             self.apply(change)?;
@@ -70,16 +71,19 @@ impl LocalStore {
             Change::Gap(conversation, from, to, reason) => {
                 let reason = match reason {
                     EmptyReason::Skip => return Ok(()),
-                    EmptyReason::Expired => "expired",
-                    _ => "poison",
+                    EmptyReason::Expired => GapReason::Expired,
+                    _ => GapReason::Poison,
                 };
-                let event = Event::Gap {
-                    conversation: conversation.to_hex(),
-                    from_seq: from,
-                    to_seq: to,
-                    reason: reason.into(),
-                };
-                self.add_event(None, &event)
+                self.add_event(
+                    None,
+                    EventRow {
+                        conversation: conversation.as_bytes().to_vec(),
+                        seq: from,
+                        to_seq: to,
+                        reason: reason.name().into(),
+                        ..EventRow::new(EventKind::Gap)
+                    },
+                )
             }
             Change::Handle(handle, user) => self
                 .run(
@@ -132,14 +136,16 @@ impl LocalStore {
             // A to-device message produces no event.
             return Ok(());
         }
-        let idempotency_key = self.idempotency_key_of(draft.id)?;
-        let event = Event::Queued { idempotency_key, message_id: draft.id.to_uuid_string() };
-        self.add_event(Some(draft.id), &event)
+        self.add_event(Some(draft.id), EventRow::new(EventKind::Queued))
     }
 
     pub(super) fn sealed(&mut self, publish: &Publish) -> Result<()> {
         let number = &publish.number;
         self.ensure_conversation(number.conversation)?;
+        let own = self.own.ok_or(corrupt("the store is not loaded"))?.user;
+        if let Some(peer) = publish.audience.iter().map(|audience| audience.user).find(|user| *user != own) {
+            self.set_peer(number.conversation, peer)?;
+        }
         self.run(
             "UPDATE conversations SET client_seq = ?2, prev = ?3 WHERE id = ?1 AND client_seq < ?2",
             params![number.conversation.as_bytes(), number.client_seq as i64, number.message_id.as_bytes()],
@@ -187,13 +193,8 @@ impl LocalStore {
             ],
         )?;
         self.run("DELETE FROM outbox WHERE message_id = ?1", [id.as_bytes()])?;
-        let event = Event::Stored {
-            idempotency_key: self.idempotency_key_of(id)?,
-            message_id: id.to_uuid_string(),
-            conversation: conversation.to_hex(),
-            seq,
-        };
-        self.add_event(Some(id), &event)
+        let conversation = conversation.as_bytes().to_vec();
+        self.add_event(Some(id), EventRow { conversation, seq, ..EventRow::new(EventKind::Stored) })
     }
 
     pub(super) fn refused(&mut self, id: MessageId, reason: &str) -> Result<()> {
@@ -207,12 +208,7 @@ impl LocalStore {
         if to_device {
             return Ok(());
         }
-        let event = Event::Refused {
-            idempotency_key: self.idempotency_key_of(id)?,
-            message_id: Some(id.to_uuid_string()),
-            reason: reason.into(),
-        };
-        self.add_event(Some(id), &event)
+        self.add_event(Some(id), EventRow { reason: reason.into(), ..EventRow::new(EventKind::Refused) })
     }
 
     pub(super) fn received(&mut self, row: &InboxRow, opened: Opened) -> Result<()> {
@@ -235,27 +231,17 @@ impl LocalStore {
                 unasked
             ],
         )?;
-        let from = self.name_of(message.sender.user)?;
-        let (conversation, message_id, seq) =
-            (row.conversation.to_hex(), message.id.to_uuid_string(), row.seq);
-        let text = opened.content.map(|bytes| Content::unpad(&bytes).ok().and_then(|content| content.text));
-        let event = match text {
-            Ok(Some(text)) => Event::Message {
-                from,
-                device: message.sender.device.get(),
-                conversation,
-                message_id,
-                seq,
-                text,
-            },
-            Ok(None) => {
-                Event::Undecryptable { from, conversation, message_id, seq, reason: "malformed".into() }
-            }
-            Err(why) => {
-                Event::Undecryptable { from, conversation, message_id, seq, reason: why.name().into() }
-            }
+        if message.sender.user != self.own.ok_or(corrupt("the store is not loaded"))?.user {
+            self.ensure_conversation(row.conversation)?;
+            self.set_peer(row.conversation, message.sender.user)?;
+        }
+        // The reason stays in the event, so that the event is the same after the content was recovered.
+        let reason = opened.content.err().map_or_else(String::new, |why| why.name().into());
+        let event = EventRow {
+            reason,
+            ..EventRow::of_message(EventKind::Message, row.conversation, row.seq, message.sender, message.id)
         };
-        self.add_event(None, &event)
+        self.add_event(None, event)
     }
 
     /// Fills the placeholder of an unreadable message with its content, if this sender has one in the
@@ -267,9 +253,9 @@ impl LocalStore {
         id: MessageId,
         content: &[u8],
     ) -> Result<()> {
-        let Some(text) = Content::unpad(content).ok().and_then(|content| content.text) else {
+        if matches!(Content::decode(content), Content::Unreadable(_)) {
             return Ok(());
-        };
+        }
         let place = params![sender.installation.as_bytes(), id.as_bytes(), conversation.as_bytes(), content];
         let filled = self.run(
             "UPDATE messages SET content = ?4, unasked = 0
@@ -286,15 +272,8 @@ impl LocalStore {
                 s.query_row(params![sender.installation.as_bytes(), id.as_bytes()], |row| row.get(0))
             })
             .map_err(failed)?;
-        let event = Event::Recovered {
-            from: self.name_of(sender.user)?,
-            device: sender.device.get(),
-            conversation: conversation.to_hex(),
-            message_id: id.to_uuid_string(),
-            seq: seq.max(0) as u64,
-            text,
-        };
-        self.add_event(None, &event)
+        let seq = seq.max(0) as u64;
+        self.add_event(None, EventRow::of_message(EventKind::Recovered, conversation, seq, sender, id))
     }
 
     pub(super) fn list(&mut self, list: &SignedDeviceList, change: ListChange) -> Result<()> {
@@ -303,14 +282,15 @@ impl LocalStore {
             "INSERT OR REPLACE INTO lists VALUES (?1, ?2)",
             params![user.as_bytes(), encode_list(list)],
         )?;
-        let name = self.name_of(user)?;
+        let of_user = |kind| EventRow { user: user.as_bytes().to_vec(), ..EventRow::new(kind) };
         match change {
             ListChange::IdentityChanged => {
                 self.set_meta(&changed_key(user), &[1])?;
-                self.add_event(None, &Event::IdentityChanged { user: name })
+                self.add_event(None, of_user(EventKind::IdentityChanged))
             }
             ListChange::Updated(added) => added.iter().try_for_each(|device| {
-                self.add_event(None, &Event::DeviceAdded { user: name.clone(), device: device.device.get() })
+                let device = u32::from(device.device.get());
+                self.add_event(None, EventRow { device, ..of_user(EventKind::DeviceAdded) })
             }),
             _ => Ok(()),
         }
@@ -324,28 +304,37 @@ impl LocalStore {
         read: Seq,
     ) -> Result<()> {
         self.ensure_conversation(conversation)?;
-        let before: i64 = self
+        let before: Option<(i64, i64)> = self
             .db
-            .prepare_cached("SELECT delivered FROM conversations WHERE id = ?1")
-            .and_then(|mut s| s.query_row([conversation.as_bytes()], |row| row.get(0)))
+            .prepare_cached("SELECT delivered, read FROM receipts WHERE conversation = ?1 AND user = ?2")
+            .and_then(|mut s| {
+                s.query_row(params![conversation.as_bytes(), user.as_bytes()], |row| {
+                    Ok((row.get(0)?, row.get(1)?))
+                })
+                .optional()
+            })
             .map_err(failed)?;
-        let (name, conversation_id) = (self.name_of(user)?, conversation.to_hex());
-        if delivered > before as u64 {
+        let (delivered_before, read_before) = before.map_or((0, 0), |(d, r)| (d as u64, r as u64));
+        self.run(
+            "INSERT INTO receipts VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE
+             SET delivered = max(delivered, excluded.delivered), read = max(read, excluded.read)",
+            params![conversation.as_bytes(), user.as_bytes(), delivered as i64, read as i64],
+        )?;
+        let event = |kind, seq| EventRow {
+            conversation: conversation.as_bytes().to_vec(),
+            user: user.as_bytes().to_vec(),
+            seq,
+            ..EventRow::new(kind)
+        };
+        if delivered > delivered_before {
             self.run(
-                "UPDATE conversations SET delivered = ?2 WHERE id = ?1",
+                "UPDATE conversations SET delivered = max(delivered, ?2) WHERE id = ?1",
                 params![conversation.as_bytes(), delivered as i64],
             )?;
-            let event = Event::Delivered {
-                conversation: conversation_id.clone(),
-                user: name.clone(),
-                seq: delivered,
-            };
-            self.add_event(None, &event)?;
+            self.add_event(None, event(EventKind::Delivered, delivered))?;
         }
-        let key = format!("read:{conversation_id}:{name}");
-        if read > self.meta_number(&key)? {
-            self.set_meta(&key, &read.to_be_bytes())?;
-            self.add_event(None, &Event::Read { conversation: conversation_id, user: name, seq: read })?;
+        if read > read_before {
+            self.add_event(None, event(EventKind::Read, read))?;
         }
         Ok(())
     }
@@ -357,7 +346,7 @@ impl LocalStore {
             "UPDATE messages SET seq = (SELECT min(0, coalesce(min(seq), 0)) FROM messages) - seq WHERE seq > 0",
             [],
         )?;
-        self.run("DELETE FROM meta WHERE key LIKE 'read:%'", [])?;
+        self.run("DELETE FROM receipts", [])?;
         self.run("DELETE FROM outbox WHERE void = 1", [])?;
         self.run("UPDATE outbox SET attempted = 1, publish = NULL", [])?;
         self.run(
@@ -375,41 +364,5 @@ impl LocalStore {
         self.run("DELETE FROM outbox WHERE void = 1", [])?;
         self.run("UPDATE outbox SET attempted = 1, publish = NULL", [])?;
         self.run("UPDATE conversations SET client_seq = 0, prev = zeroblob(16)", []).map(drop)
-    }
-
-    /// Returns the newest messages of a conversation below a seq (0: from the newest), newest first.
-    ///
-    /// # Errors
-    /// If the store fails.
-    pub fn history(
-        &self,
-        conversation: ConversationId,
-        before: Seq,
-        limit: usize,
-    ) -> Result<Vec<StoredMessage>> {
-        let before = if before == 0 { i64::MAX } else { before as i64 };
-        let mut statement = self
-            .db
-            .prepare_cached(
-                "SELECT seq, user, device, message_id, content, sent_at FROM messages
-                 WHERE conversation = ?1 AND seq < ?2 AND seq > 0 ORDER BY seq DESC LIMIT ?3",
-            )
-            .map_err(failed)?;
-        let mut rows =
-            statement.query(params![conversation.as_bytes(), before, limit as i64]).map_err(failed)?;
-        let mut messages = Vec::new();
-        while let Some(row) = rows.next().map_err(failed)? {
-            let content: Option<Vec<u8>> = row.get(4).map_err(failed)?;
-            messages.push(StoredMessage {
-                conversation,
-                seq: number(row, 0)?,
-                user: UserId::parse(&blob(row, 1)?)?,
-                device: row.get(2).map_err(failed)?,
-                id: MessageId::parse(&blob(row, 3)?)?,
-                text: content.and_then(|bytes| Content::unpad(&bytes).ok()).and_then(|content| content.text),
-                sent_at: number(row, 5)?,
-            });
-        }
-        Ok(messages)
     }
 }

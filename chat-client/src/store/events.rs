@@ -1,18 +1,108 @@
-//! Durable events, and the idempotency keys (`ref`) of the application.
+//! Durable events, the cursors of programs in them, and the idempotency keys of messages.
+//!
+//! A stored event holds ids, never text, so that a message that is deleted leaves no copy in an event.
 
-use chat_core::replica::{Draft, Recipient};
-use chat_core::{MessageId, Result, UserId};
+use chat_core::replica::{Draft, Recipient, Unreadable};
+use chat_core::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, Result, UserId};
+use prost::Message as _;
 use rusqlite::{OptionalExtension, params};
 
-use super::{KnownKey, LocalStore, corrupt, digest, failed, read_events};
-use crate::event::{Event, EventRecord};
+use super::{KnownKey, LocalStore, corrupt, digest, failed, number};
+use crate::event::{Event, EventRecord, GapReason, RefusedReason};
+use crate::message::Content;
+
+/// The kind of a stored event. The numbers are permanent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum EventKind {
+    Queued = 1,
+    Stored = 2,
+    Refused = 3,
+    Message = 4,
+    Recovered = 5,
+    Delivered = 6,
+    Read = 7,
+    Gap = 8,
+    IdentityChanged = 9,
+    DeviceAdded = 10,
+}
+
+impl EventKind {
+    const ALL: [Self; 10] = [
+        Self::Queued,
+        Self::Stored,
+        Self::Refused,
+        Self::Message,
+        Self::Recovered,
+        Self::Delivered,
+        Self::Read,
+        Self::Gap,
+        Self::IdentityChanged,
+        Self::DeviceAdded,
+    ];
+
+    fn read(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as u32 == number)
+    }
+}
+
+/// An event as it is stored. Each kind uses some of the fields; later versions may add fields and kinds.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(super) struct EventRow {
+    #[prost(uint32, tag = "1")]
+    pub(super) kind: u32,
+    #[prost(bytes = "vec", tag = "2")]
+    pub(super) conversation: Vec<u8>,
+    /// The seq, or the first one.
+    #[prost(uint64, tag = "3")]
+    pub(super) seq: u64,
+    /// The last seq of a gap.
+    #[prost(uint64, tag = "4")]
+    pub(super) to_seq: u64,
+    /// The user, or the sender.
+    #[prost(bytes = "vec", tag = "5")]
+    pub(super) user: Vec<u8>,
+    #[prost(uint32, tag = "6")]
+    pub(super) device: u32,
+    /// The installation of the sender.
+    #[prost(bytes = "vec", tag = "7")]
+    pub(super) installation: Vec<u8>,
+    #[prost(bytes = "vec", tag = "8")]
+    pub(super) message: Vec<u8>,
+    #[prost(string, tag = "9")]
+    pub(super) reason: String,
+}
+
+impl EventRow {
+    /// Returns an event of a kind that has no fields yet.
+    pub(super) fn new(kind: EventKind) -> Self {
+        Self { kind: kind as u32, ..Self::default() }
+    }
+
+    pub(super) fn of_message(
+        kind: EventKind,
+        conversation: ConversationId,
+        seq: u64,
+        sender: DeviceAddress,
+        id: MessageId,
+    ) -> Self {
+        Self {
+            conversation: conversation.as_bytes().to_vec(),
+            seq,
+            user: sender.user.as_bytes().to_vec(),
+            device: u32::from(sender.device.get()),
+            installation: sender.installation.as_bytes().to_vec(),
+            message: id.as_bytes().to_vec(),
+            ..Self::new(kind)
+        }
+    }
+}
 
 impl LocalStore {
     /// Returns the number of the last durable event.
     ///
     /// # Errors
     /// If the store fails.
-    pub fn last_event(&self) -> Result<u64> {
+    pub(crate) fn last_event(&self) -> Result<u64> {
         self.db
             .query_row("SELECT coalesce(max(n), 0) FROM events", [], |row| row.get::<_, i64>(0))
             .map(|n| n as u64)
@@ -23,61 +113,174 @@ impl LocalStore {
     ///
     /// # Errors
     /// If the store fails.
-    pub fn events(&self, after: u64, limit: usize) -> Result<Vec<EventRecord>> {
+    pub(crate) fn events(&self, after: u64, limit: usize) -> Result<Vec<EventRecord>> {
         let mut statement = self
             .db
-            .prepare_cached("SELECT n, event FROM events WHERE n > ?1 ORDER BY n LIMIT ?2")
+            .prepare_cached("SELECT n, message_id, event FROM events WHERE n > ?1 ORDER BY n LIMIT ?2")
             .map_err(failed)?;
-        let rows = statement.query(params![after as i64, limit as i64]).map_err(failed)?;
-        read_events(rows)
+        self.read_events(statement.query(params![after as i64, limit as i64]).map_err(failed)?)
     }
 
-    pub(super) fn add_event(&mut self, id: Option<MessageId>, event: &Event) -> Result<()> {
-        let text = serde_json::to_string(event).map_err(|_| corrupt("failed to encode an event"))?;
-        let id = id.map(|id| id.as_bytes().to_vec());
-        self.run("INSERT INTO events (message_id, event) VALUES (?1, ?2)", params![id, text]).map(drop)
-    }
-
-    /// Records the refusal of a message that has no id, and commits the open transaction.
+    /// Returns the durable events of an own message, in order.
     ///
     /// # Errors
     /// If the store fails.
-    pub fn refuse(&mut self, idempotency_key: Option<String>, reason: &str) -> Result<EventRecord> {
-        let event = Event::Refused { idempotency_key, message_id: None, reason: reason.to_owned() };
-        self.add_event(None, &event)?;
-        let n = self.db.last_insert_rowid() as u64;
-        self.commit_open()?;
-        Ok(EventRecord { n, event })
+    pub(crate) fn events_of(&self, message: MessageId) -> Result<Vec<EventRecord>> {
+        let mut statement = self
+            .db
+            .prepare_cached("SELECT n, message_id, event FROM events WHERE message_id = ?1 ORDER BY n")
+            .map_err(failed)?;
+        self.read_events(statement.query([message.as_bytes()]).map_err(failed)?)
     }
 
-    /// Returns the earlier use of a `ref`.
+    fn read_events(&self, mut rows: rusqlite::Rows<'_>) -> Result<Vec<EventRecord>> {
+        let mut events = Vec::new();
+        while let Some(row) = rows.next().map_err(failed)? {
+            let message: Option<Vec<u8>> = row.get(1).map_err(failed)?;
+            let event: Vec<u8> = row.get(2).map_err(failed)?;
+            let event = EventRow::decode(&event[..]).map_err(|_| corrupt("failed to decode an event"))?;
+            let message = message.map(|id| MessageId::parse(&id)).transpose()?;
+            events.push(EventRecord::durable(number(row, 0)?, self.read_event(&event, message)?));
+        }
+        Ok(events)
+    }
+
+    fn read_event(&self, row: &EventRow, own_message: Option<MessageId>) -> Result<Event> {
+        let conversation = || ConversationId::parse(&row.conversation);
+        let user = || self.user(UserId::parse(&row.user)?);
+        let own = || own_message.ok_or(corrupt("an event names no message"));
+        let Some(kind) = EventKind::read(row.kind) else { return Ok(Event::Unsupported) };
+        Ok(match kind {
+            EventKind::Queued => {
+                Event::Queued { message: own()?, idempotency_key: self.idempotency_key_of(own()?)? }
+            }
+            EventKind::Stored => Event::Stored {
+                message: own()?,
+                idempotency_key: self.idempotency_key_of(own()?)?,
+                conversation: conversation()?,
+                seq: row.seq,
+            },
+            EventKind::Refused => Event::Refused {
+                message: own()?,
+                idempotency_key: self.idempotency_key_of(own()?)?,
+                reason: RefusedReason::from_name(&row.reason),
+            },
+            EventKind::Message => Event::Message(self.read_message_event(row)?),
+            EventKind::Recovered => Event::Recovered(self.read_message_event(row)?),
+            EventKind::Delivered => {
+                Event::Delivered { conversation: conversation()?, user: user()?, seq: row.seq }
+            }
+            EventKind::Read => Event::Read { conversation: conversation()?, user: user()?, seq: row.seq },
+            EventKind::Gap => Event::Gap {
+                conversation: conversation()?,
+                from_seq: row.seq,
+                to_seq: row.to_seq,
+                reason: GapReason::from_name(&row.reason),
+            },
+            EventKind::IdentityChanged => Event::IdentityChanged { user: user()? },
+            EventKind::DeviceAdded => {
+                Event::DeviceAdded { user: user()?, device: DeviceId::new(row.device)? }
+            }
+        })
+    }
+
+    fn read_message_event(&self, row: &EventRow) -> Result<crate::message::Message> {
+        let sender = DeviceAddress {
+            user: UserId::parse(&row.user)?,
+            device: DeviceId::new(row.device)?,
+            installation: InstallationId::parse(&row.installation)?,
+        };
+        let (conversation, id) = (ConversationId::parse(&row.conversation)?, MessageId::parse(&row.message)?);
+        let stored: Option<(Option<Vec<u8>>, i64)> = self
+            .db
+            .prepare_cached("SELECT content, sent_at FROM messages WHERE sender = ?1 AND message_id = ?2")
+            .and_then(|mut s| {
+                s.query_row(params![sender.installation.as_bytes(), id.as_bytes()], |row| {
+                    Ok((row.get(0)?, row.get(1)?))
+                })
+                .optional()
+            })
+            .map_err(failed)?;
+        let (content, sent_at) = stored.unwrap_or_default();
+        let content = match (Unreadable::from_name(&row.reason), content) {
+            (Some(why), _) => Content::Unreadable(why),
+            (None, Some(content)) => Content::decode(&content),
+            (None, None) => Content::Unreadable(Unreadable::Malformed),
+        };
+        self.message(conversation, row.seq, id, (sender.user, sender.device), sent_at as u64, content)
+    }
+
+    pub(super) fn add_event(&mut self, own_message: Option<MessageId>, event: EventRow) -> Result<()> {
+        let id = own_message.map(|id| id.as_bytes().to_vec());
+        self.run("INSERT INTO events (message_id, event) VALUES (?1, ?2)", params![id, event.encode_to_vec()])
+            .map(drop)
+    }
+
+    /// Returns the number of the last event that a program handled under this cursor; 0 for a new cursor.
     ///
     /// # Errors
     /// If the store fails.
-    pub fn find_key(&self, idempotency_key: &str, to: &Recipient, text: &str) -> Result<KnownKey> {
+    pub(crate) fn event_cursor(&self, name: &str) -> Result<u64> {
+        let number: Option<i64> = self
+            .db
+            .prepare_cached("SELECT n FROM event_cursors WHERE name = ?1")
+            .and_then(|mut s| s.query_row([name], |row| row.get(0)).optional())
+            .map_err(failed)?;
+        Ok(number.unwrap_or(0) as u64)
+    }
+
+    /// Advances a cursor, in the open transaction. A cursor never goes back.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn set_event_cursor(&mut self, name: &str, number: u64) -> Result<()> {
+        self.run(
+            "INSERT INTO event_cursors VALUES (?1, ?2) ON CONFLICT DO UPDATE SET n = max(n, excluded.n)",
+            params![name, number as i64],
+        )
+        .map(drop)
+    }
+
+    /// Returns the earlier use of an idempotency key.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn find_key(&self, idempotency_key: &str, to: &Recipient, text: &str) -> Result<KnownKey> {
         let known: Option<(Vec<u8>, Vec<u8>)> = self
             .db
             .prepare_cached("SELECT message_id, digest FROM refs WHERE ref = ?1")
             .and_then(|mut s| s.query_row([idempotency_key], |row| Ok((row.get(0)?, row.get(1)?))).optional())
             .map_err(failed)?;
-        let Some((id, known)) = known else {
-            return Ok(KnownKey::New);
-        };
-        if known != digest(to, text) {
-            return Ok(KnownKey::Other);
+        match known {
+            None => Ok(KnownKey::New),
+            Some((id, known)) if known == digest(to, text) => MessageId::parse(&id).map(KnownKey::Same),
+            Some(_) => Ok(KnownKey::Other),
         }
-        let mut statement = self
-            .db
-            .prepare_cached("SELECT n, event FROM events WHERE message_id = ?1 ORDER BY n")
-            .map_err(failed)?;
-        read_events(statement.query([id]).map_err(failed)?).map(KnownKey::Same)
     }
 
-    /// Stores a `ref`, in the open transaction.
+    /// Returns the message with this idempotency key.
     ///
     /// # Errors
     /// If the store fails.
-    pub fn add_idempotency_key(&mut self, idempotency_key: &str, draft: &Draft, text: &str) -> Result<()> {
+    pub(crate) fn message_of_key(&self, idempotency_key: &str) -> Result<Option<MessageId>> {
+        let id: Option<Vec<u8>> = self
+            .db
+            .prepare_cached("SELECT message_id FROM refs WHERE ref = ?1")
+            .and_then(|mut s| s.query_row([idempotency_key], |row| row.get(0)).optional())
+            .map_err(failed)?;
+        id.map(|id| MessageId::parse(&id)).transpose()
+    }
+
+    /// Stores an idempotency key, in the open transaction.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn add_idempotency_key(
+        &mut self,
+        idempotency_key: &str,
+        draft: &Draft,
+        text: &str,
+    ) -> Result<()> {
         self.run(
             "INSERT INTO refs VALUES (?1, ?2, ?3)",
             params![idempotency_key, draft.id.as_bytes(), digest(&draft.to, text)],
@@ -85,23 +288,39 @@ impl LocalStore {
         .map(drop)
     }
 
-    pub(super) fn idempotency_key_of(&self, id: MessageId) -> Result<Option<String>> {
+    fn idempotency_key_of(&self, id: MessageId) -> Result<Option<String>> {
         self.db
             .prepare_cached("SELECT ref FROM refs WHERE message_id = ?1")
             .and_then(|mut s| s.query_row([id.as_bytes()], |row| row.get(0)).optional())
             .map_err(failed)
     }
+}
 
-    /// Returns the name of a user: the handle, or the id in hexadecimal if the handle is unknown.
-    ///
-    /// # Errors
-    /// If the store fails.
-    pub fn name_of(&self, user: UserId) -> Result<String> {
-        let handle: Option<String> = self
-            .db
-            .prepare_cached("SELECT handle FROM handles WHERE user = ?1")
-            .and_then(|mut s| s.query_row([user.as_bytes()], |row| row.get(0)).optional())
-            .map_err(failed)?;
-        Ok(handle.unwrap_or_else(|| user.to_hex()))
+#[cfg(all(test, feature = "native"))]
+mod tests {
+    use super::*;
+    use crate::config::Profile;
+    use crate::store::open_for_test;
+
+    #[test]
+    fn kind_of_a_later_version_is_unsupported_and_keeps_its_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = open_for_test(dir.path(), &Profile::from("p")).unwrap();
+        store.add_event(None, EventRow { kind: 99, ..EventRow::default() }).unwrap();
+        store.commit_open().unwrap();
+        assert_eq!(store.events(0, 10), Ok(vec![EventRecord::durable(1, Event::Unsupported)]));
+    }
+
+    #[test]
+    fn event_cursor_never_goes_back_and_survives_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = open_for_test(dir.path(), &Profile::from("p")).unwrap();
+        for number in [3, 7, 5] {
+            store.set_event_cursor("bot", number).unwrap();
+        }
+        store.commit_open().unwrap();
+        drop(store);
+        let store = open_for_test(dir.path(), &Profile::from("p")).unwrap();
+        assert_eq!((store.event_cursor("bot"), store.event_cursor("other")), (Ok(7), Ok(0)));
     }
 }

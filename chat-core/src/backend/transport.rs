@@ -1,4 +1,4 @@
-//! Connection that carries whole frames.
+//! Connection that carries whole frames, and the dialer that opens one.
 
 use std::fmt;
 
@@ -30,4 +30,19 @@ pub trait Transport: fmt::Debug + Send + 'static {
 
     /// Closes with a code of [`CloseReason::code`](crate::model::close_reason::CloseReason::code), in bounded time.
     async fn close(&mut self, code: u16);
+}
+
+/// Opens connections to one server. A client dials again after every lost connection.
+#[async_trait]
+pub trait Dialer: fmt::Debug + Send + Sync + 'static {
+    /// Returns the authority of the server, `host:port`. The device signs it, so that a session cannot be relayed to
+    /// another server.
+    fn authority(&self) -> &str;
+
+    /// Opens a connection, in bounded time.
+    ///
+    /// # Errors
+    /// `Closed` if the server cannot be reached, `Denied` if it cannot prove its identity, `Throttled` if it is busy
+    /// (with the [time to wait](crate::Error::retry_after_ms)), `Invalid` if it is not a chat server.
+    async fn dial(&self) -> Result<Box<dyn Transport>>;
 }

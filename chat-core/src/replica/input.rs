@@ -1,6 +1,7 @@
 //! Inputs of a [`Replica`](super::Replica).
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::draft::Draft;
 use crate::model::client_frame::Request;
@@ -71,7 +72,7 @@ pub struct Opened {
 }
 
 /// The reason why a message could not be read.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Unreadable {
     /// The sender is on no device list that its account key signed.
@@ -101,6 +102,13 @@ impl Unreadable {
             Self::Misplaced => "misplaced",
             Self::Malformed => "malformed",
         }
+    }
+
+    /// Returns the reason with this name, if there is one.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::UnknownDevice, Self::NoSession, Self::Undecryptable, Self::Misplaced, Self::Malformed]
+            .into_iter()
+            .find(|reason| reason.name() == name)
     }
 }
 

@@ -86,6 +86,8 @@ pub enum Ephemeral {
     Presence(UserId, bool),
     /// The server hides a later device list of this user from this device; reported once for each version.
     ListHidden(UserId),
+    /// The server limits the rate of this device: sending continues by itself after this many milliseconds.
+    Throttled(u32),
     /// The replica stopped and does not reconnect by itself.
     Stopped(Stopped),
 }

@@ -4,7 +4,7 @@ use super::change::Change;
 use super::conversation::{Conversation, Entry, Wait};
 use super::draft::Recipient;
 use super::input::SealFailure;
-use super::output::Output;
+use super::output::{Ephemeral, Output};
 use super::{Phase, Purpose, RETRY_MS, Recovery, Replica, SEND_WINDOW};
 use crate::model::client_frame::{ClientFrame, Request};
 use crate::model::device_list::SignedDeviceList;
@@ -320,7 +320,10 @@ impl Replica {
         let Some(index) = index else { return };
         match refusal {
             Refusal::Retry(wait) | Refusal::Throttled(wait) => {
-                conversation.paced |= matches!(refusal, Refusal::Throttled(_));
+                if matches!(refusal, Refusal::Throttled(_)) && !conversation.paced {
+                    conversation.paced = true;
+                    out.push(Output::Event(Ephemeral::Throttled(wait)));
+                }
                 let jitter = self.rng.below(u64::from(wait) / 2 + 1);
                 conversation.wait = Wait::Until(now.after(u64::from(wait).max(50) + jitter));
                 conversation.sent = 0;

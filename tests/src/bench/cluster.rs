@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use chat_tests::cluster::{Cluster, Services, Size, fresh_name};
-use chat_transport::dial::Dialer;
+use chat_transport::dial::WebSocketDialer;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -29,8 +29,8 @@ pub(crate) async fn run_cluster() {
     let dir = tempfile::tempdir().unwrap();
     let name = fresh_name();
     let cluster = Cluster::start(dir.path(), &services, &name, SIZE, None);
-    let dialers: Vec<Dialer> =
-        cluster.gateways.iter().map(|gateway| Dialer::new(&gateway.url(), &[]).unwrap()).collect();
+    let dialers: Vec<WebSocketDialer> =
+        cluster.gateways.iter().map(|gateway| WebSocketDialer::new(&gateway.url()).unwrap()).collect();
     let way = Way { kind: Kind::Ours, from: &dialers[0], to: &dialers[1] };
     let services_of = ["kafka.Kafka", "CassandraDaemon", "redis-server"];
     let nodes = cluster.gateways.iter().chain(&cluster.routers).map(chat_tests::server::Server::pid);

@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use chat_core::backend::Transport;
+use chat_core::backend::{Dialer, Transport};
 use chat_core::envelope::AckUpTo;
 use chat_core::wire::ServerFrame;
 use chat_tests::load_client::{BODY, LoadClient, sent_at};
 use chat_tests::raw_client::User;
-use chat_transport::dial::Dialer;
+use chat_transport::dial::WebSocketDialer;
 
 use crate::process::Process;
 
@@ -56,8 +56,8 @@ impl fmt::Display for Metered {
 #[derive(Clone, Copy)]
 pub(crate) struct Way<'a> {
     pub(crate) kind: Kind,
-    pub(crate) from: &'a Dialer,
-    pub(crate) to: &'a Dialer,
+    pub(crate) from: &'a WebSocketDialer,
+    pub(crate) to: &'a WebSocketDialer,
 }
 
 impl<'a> Way<'a> {
@@ -74,7 +74,7 @@ enum End {
 }
 
 impl End {
-    async fn open(kind: Kind, dialer: &Dialer, number: u32) -> Self {
+    async fn open(kind: Kind, dialer: &WebSocketDialer, number: u32) -> Self {
         if kind != Kind::Baseline {
             // A name that no earlier run used.
             static NAMES: AtomicU64 = AtomicU64::new(0);

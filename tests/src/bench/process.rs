@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use chat_transport::dial::Dialer;
+use chat_transport::dial::WebSocketDialer;
 
 use crate::load::Kind;
 
 pub(crate) struct Process {
     pub(crate) kind: Kind,
-    pub(crate) dialer: Dialer,
+    pub(crate) dialer: WebSocketDialer,
     child: Child,
     _dir: tempfile::TempDir,
 }
@@ -58,7 +58,7 @@ impl Process {
                 command
             }
         };
-        let mut dialer = Dialer::new(&format!("ws://127.0.0.1:{port}"), &[]).unwrap();
+        let mut dialer = WebSocketDialer::new(&format!("ws://127.0.0.1:{port}")).unwrap();
         if kind == Kind::Tls {
             let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
             let files = ["cert", "key", "settings"].map(|name| dir.path().join(name));
@@ -67,8 +67,8 @@ impl Process {
             let settings = format!("tls_cert = {:?}\ntls_key = {:?}\n", files[0], files[1]);
             std::fs::write(&files[2], settings).unwrap();
             command.arg("--config").arg(&files[2]);
-            let root = made.cert.der().clone();
-            dialer = Dialer::new(&format!("wss://localhost:{port}"), &[root]).unwrap();
+            dialer = WebSocketDialer::new(&format!("wss://localhost:{port}")).unwrap();
+            dialer = dialer.trust_pem(made.cert.pem().as_bytes()).unwrap();
         }
         let child = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let end = Instant::now() + Duration::from_secs(20);

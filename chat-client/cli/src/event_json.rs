@@ -1,0 +1,137 @@
+//! Events as `chat --json` writes them. `docs/cli.md` is the contract.
+
+use std::time::UNIX_EPOCH;
+
+use chat_client::{Content, ErrorKind, Event, EventRecord, Message, Presence};
+use serde_json::{Value, json};
+
+/// Returns the line of an event.
+pub(crate) fn line(record: &EventRecord) -> String {
+    let mut value = value(&record.event);
+    if let (Some(number), Some(object)) = (record.number, value.as_object_mut()) {
+        object.insert("n".into(), number.into());
+    }
+    value.to_string()
+}
+
+/// Returns the line of an error, which is not durable.
+pub(crate) fn error(reason: &str, message: &str) -> String {
+    json!({"event": "error", "reason": reason, "message": message}).to_string()
+}
+
+fn value(event: &Event) -> Value {
+    match event {
+        Event::Queued { message, idempotency_key } => with_key(
+            json!({"event": "queued", "message_id": message.to_uuid_string()}),
+            idempotency_key.as_deref(),
+        ),
+        Event::Stored { message, idempotency_key, conversation, seq } => with_key(
+            json!({
+                "event": "stored", "message_id": message.to_uuid_string(),
+                "conversation": conversation.to_hex(), "seq": seq
+            }),
+            idempotency_key.as_deref(),
+        ),
+        Event::Refused { message, idempotency_key, reason } => with_key(
+            json!({"event": "refused", "message_id": message.to_uuid_string(), "reason": reason.name()}),
+            idempotency_key.as_deref(),
+        ),
+        Event::Message(message) => match message.content() {
+            Content::Text(_) => of_message("message", message),
+            _ => json!({
+                "event": "undecryptable", "from": message.sender.to_string(),
+                "conversation": message.conversation.to_hex(), "message_id": message.id.to_uuid_string(),
+                "seq": message.seq, "reason": unreadable_reason(message.content())
+            }),
+        },
+        Event::Recovered(message) => of_message("recovered", message),
+        Event::Delivered { conversation, user, seq } => {
+            json!({"event": "delivered", "conversation": conversation.to_hex(), "user": user.to_string(), "seq": seq})
+        }
+        Event::Read { conversation, user, seq } => {
+            json!({"event": "read", "conversation": conversation.to_hex(), "user": user.to_string(), "seq": seq})
+        }
+        Event::Gap { conversation, from_seq, to_seq, reason } => json!({
+            "event": "gap", "conversation": conversation.to_hex(), "from_seq": from_seq, "to_seq": to_seq,
+            "reason": reason.name()
+        }),
+        Event::IdentityChanged { user } => json!({"event": "identity_changed", "user": user.to_string()}),
+        Event::DeviceAdded { user, device } => {
+            json!({"event": "device_added", "user": user.to_string(), "device": device.get()})
+        }
+        Event::Connected => json!({"event": "connected"}),
+        Event::Disconnected => json!({"event": "disconnected"}),
+        Event::CaughtUp => json!({"event": "caught_up"}),
+        Event::Typing { conversation, user } => {
+            json!({"event": "typing", "conversation": conversation.to_hex(), "user": user.to_string()})
+        }
+        Event::Presence { user, presence } => {
+            json!({"event": "presence", "user": user.to_string(), "online": *presence == Presence::Online})
+        }
+        Event::Throttled { retry_after } => {
+            json!({"event": "throttled", "retry_after_ms": u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX)})
+        }
+        event => match problem(event) {
+            Some((reason, message)) => json!({"event": "error", "reason": reason, "message": message}),
+            None => json!({"event": "unsupported"}),
+        },
+    }
+}
+
+/// Returns the reason and the text of an event that reports a problem.
+pub(crate) fn problem(event: &Event) -> Option<(&'static str, String)> {
+    Some(match event {
+        Event::TokenRequired => {
+            ("unauthorized", "the token expired or this device was unlinked: log in again".into())
+        }
+        Event::UpdateRequired => ("version", "the server does not support this protocol version".into()),
+        Event::Superseded => (
+            "superseded",
+            "another copy of this profile is in use, or it was restored twice within a day".into(),
+        ),
+        Event::ConnectionFailed { kind: ErrorKind::Denied | ErrorKind::Invalid, message } => {
+            ("connect", message.clone())
+        }
+        Event::DeviceListHidden { user } => {
+            ("list_hidden", format!("the server hides a later device list of {user} from this device"))
+        }
+        Event::PrekeysRejected => (
+            "bundle_refused",
+            "the server sent prekeys that their device did not sign, or that are unsafe".into(),
+        ),
+        _ => return None,
+    })
+}
+
+/// Returns the reason why a message has no text.
+pub(crate) fn unreadable_reason(content: &Content) -> &'static str {
+    match content {
+        Content::Unreadable(why) => why.name(),
+        _ => "unsupported",
+    }
+}
+
+fn with_key(mut value: Value, key: Option<&str>) -> Value {
+    if let (Some(key), Some(object)) = (key, value.as_object_mut()) {
+        object.insert("ref".into(), key.into());
+    }
+    value
+}
+
+fn of_message(event: &str, message: &Message) -> Value {
+    json!({
+        "event": event, "from": message.sender.to_string(), "device": message.device.get(),
+        "conversation": message.conversation.to_hex(), "message_id": message.id.to_uuid_string(),
+        "seq": message.seq, "text": message.text()
+    })
+}
+
+/// Returns a message of the history.
+pub(crate) fn of_history(message: &Message) -> Value {
+    let sent_at = message.sent_at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+    json!({
+        "from": message.sender.to_string(), "device": message.device.get(), "seq": message.seq,
+        "message_id": message.id.to_uuid_string(), "text": message.text(),
+        "sent_at": u64::try_from(sent_at).unwrap_or(u64::MAX)
+    })
+}

@@ -1,0 +1,19 @@
+use chat_core::ConversationId;
+use serde::{Deserialize, Serialize};
+
+use crate::message::{Message, User};
+
+/// A conversation in the local store, for a list of conversations.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Conversation {
+    pub id: ConversationId,
+    /// The other user of a direct conversation. In the conversation of a user's own devices, that user.
+    pub peer: Option<User>,
+    /// The newest message.
+    pub last_message: Option<Message>,
+    /// Number of messages from other users above the position that this user has read.
+    pub unread: u64,
+    /// Messages up to this seq were read by this user, on any device.
+    pub read: u64,
+}

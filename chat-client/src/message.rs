@@ -1,0 +1,79 @@
+//! Messages as the application sees them.
+
+use std::fmt;
+use std::time::SystemTime;
+
+use chat_core::replica::Unreadable;
+use chat_core::{ConversationId, DeviceId, Handle, MessageId, UserId};
+use serde::{Deserialize, Serialize};
+
+/// A user, with the handle if this device has resolved it. `Display` writes the handle, or the id in hexadecimal.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct User {
+    pub id: UserId,
+    pub handle: Option<Handle>,
+}
+
+impl User {
+    pub(crate) const fn new(id: UserId, handle: Option<Handle>) -> Self {
+        Self { id, handle }
+    }
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.handle {
+            Some(handle) => f.write_str(handle.as_str()),
+            None => f.write_str(&self.id.to_hex()),
+        }
+    }
+}
+
+/// A message of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Message {
+    pub conversation: ConversationId,
+    /// The position in the conversation, dense from 1.
+    pub seq: u64,
+    pub id: MessageId,
+    pub sender: User,
+    /// The device of the sender.
+    pub device: DeviceId,
+    /// The other user of a direct conversation; `None` in other conversations, and while this device does not know
+    /// which user a message of another own device was for.
+    pub recipient: Option<User>,
+    /// The time at which the sender wrote the message, by the sender's clock.
+    pub sent_at: SystemTime,
+    pub(crate) content: Content,
+}
+
+/// The content of a message. Later versions add variants: show a placeholder for content that the program does not
+/// know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Content {
+    /// A text of at most 64 KiB.
+    Text(String),
+    /// The message cannot be read on this device. A readable copy may follow as
+    /// [`Event::Recovered`](crate::Event::Recovered).
+    Unreadable(Unreadable),
+    /// A later version sent the message: it becomes readable after an update.
+    Unsupported,
+}
+
+impl Message {
+    /// Returns the content.
+    pub const fn content(&self) -> &Content {
+        &self.content
+    }
+
+    /// Returns the text, or `None` if the content is not a text.
+    pub fn text(&self) -> Option<&str> {
+        match &self.content {
+            Content::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+}

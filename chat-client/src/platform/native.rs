@@ -1,0 +1,147 @@
+//! The platform of native programs: a thread for each client, profiles in a directory.
+// The only module that may use the system's clock and threads: see `clippy.toml`.
+#![allow(clippy::disallowed_methods)]
+
+use std::fs::{DirBuilder, File, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use chat_core::backend::{Runtime, Sleep};
+use chat_core::{Error, ErrorKind, Result};
+use chat_transport::runtime::TokioRuntime;
+
+use super::{MountedProfile, Platform, Storage, Task};
+
+/// A [`Platform`] that runs each client on a thread of its own, with a tokio runtime on that thread. The application
+/// needs no tokio runtime.
+#[derive(Debug, Default)]
+pub struct Native {
+    runtime: TokioRuntime,
+}
+
+impl Native {
+    /// Creates the platform. Its clock starts at zero now.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Runtime for Native {
+    fn elapsed(&self) -> Duration {
+        self.runtime.elapsed()
+    }
+
+    fn sleep_until(&self, at: Duration) -> Sleep {
+        self.runtime.sleep_until(at)
+    }
+
+    fn fill_random(&self, bytes: &mut [u8]) -> Result<()> {
+        self.runtime.fill_random(bytes)
+    }
+}
+
+impl Platform for Native {
+    fn spawn(&self, start: Box<dyn FnOnce() -> Task + Send>) -> Result<()> {
+        let failed =
+            |e| Error::new(ErrorKind::Unavailable, "failed to start the client's thread").caused_by(e);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let thread = std::thread::Builder::new().name("chat-client".into());
+        thread.spawn(move || runtime.block_on(start())).map(drop).map_err(failed)
+    }
+
+    fn unix_ms(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    }
+}
+
+/// A [`Storage`] that keeps each profile in a directory of its own, readable by its owner only.
+#[derive(Debug)]
+pub struct Directory {
+    base: PathBuf,
+}
+
+impl Directory {
+    /// Returns a storage in a base directory. Neither it nor a profile needs to exist.
+    pub fn new(base: impl AsRef<Path>) -> Self {
+        Self { base: base.as_ref().to_owned() }
+    }
+}
+
+/// A profile directory. The system releases the file lock however the process ends.
+#[derive(Debug)]
+struct MountedDirectory {
+    dir: PathBuf,
+    database: PathBuf,
+    _lock: File,
+}
+
+fn failed(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Unavailable, "failed to open the profile").caused_by(error)
+}
+
+fn create_private(dir: &Path) -> std::io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let mut builder = DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.recursive(true).create(dir)
+}
+
+#[async_trait(?Send)]
+impl Storage for Directory {
+    async fn mount(&self, name: &str) -> Result<Box<dyn MountedProfile>> {
+        let mut parts = Path::new(name).components();
+        if !matches!((parts.next(), parts.next()), (Some(std::path::Component::Normal(_)), None)) {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "the name of a profile must be the name of a directory, without separators",
+            ));
+        }
+        let dir = self.base.join(name);
+        create_private(&dir).map_err(failed)?;
+        let lock = File::options().create(true).truncate(false).write(true).open(dir.join("lock"));
+        let lock = lock.map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::new(ErrorKind::Conflict, "the profile is in use by another process"));
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        let database = dir.join("chat.sqlite");
+        Ok(Box::new(MountedDirectory { dir, database, _lock: lock }))
+    }
+}
+
+impl MountedProfile for MountedDirectory {
+    fn database(&self) -> &Path {
+        &self.database
+    }
+
+    fn salt(&self, new: [u8; 16]) -> Result<[u8; 16]> {
+        let file = self.dir.join("salt");
+        match std::fs::read(&file) {
+            Ok(salt) => salt
+                .try_into()
+                .map_err(|_| Error::new(ErrorKind::Corrupt, "the salt of the passphrase is malformed")),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                // Atomic and durable: write a new file, sync it, rename it, then sync the directory.
+                let unfinished = self.dir.join("salt.new");
+                let written = File::create(&unfinished).and_then(|mut file| {
+                    file.write_all(&new)?;
+                    file.sync_all()
+                });
+                written
+                    .and_then(|()| std::fs::rename(&unfinished, &file))
+                    .and_then(|()| File::open(&self.dir)?.sync_all())
+                    .map_err(failed)?;
+                Ok(new)
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Messages to send.
+
+use chat_core::limits::MAX_TEXT;
+use chat_core::{ConversationId, Error, ErrorKind, Handle, MessageId, Result, UserId};
+use serde::{Deserialize, Serialize};
+
+use crate::conversation::Conversation;
+use crate::message::User;
+
+/// The conversation that a message is sent to. A handle or a user stands for the direct conversation with that user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Recipient {
+    /// A conversation that this device knows.
+    Conversation(ConversationId),
+    /// The direct conversation with a user.
+    User(UserId),
+    /// The direct conversation with the user of a handle. The client resolves the handle when it is connected; if
+    /// there is no such user, the message is refused then.
+    Handle(Handle),
+}
+
+impl From<ConversationId> for Recipient {
+    fn from(id: ConversationId) -> Self {
+        Self::Conversation(id)
+    }
+}
+
+impl From<&Conversation> for Recipient {
+    fn from(conversation: &Conversation) -> Self {
+        Self::Conversation(conversation.id)
+    }
+}
+
+impl From<UserId> for Recipient {
+    fn from(user: UserId) -> Self {
+        Self::User(user)
+    }
+}
+
+impl From<&User> for Recipient {
+    fn from(user: &User) -> Self {
+        Self::User(user.id)
+    }
+}
+
+impl From<Handle> for Recipient {
+    fn from(handle: Handle) -> Self {
+        Self::Handle(handle)
+    }
+}
+
+impl From<&Handle> for Recipient {
+    fn from(handle: &Handle) -> Self {
+        Self::Handle(handle.clone())
+    }
+}
+
+/// A message to send.
+///
+/// ```
+/// use chat_client::SendRequest;
+/// let request = SendRequest::text("your order was shipped").idempotency_key("order-17");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SendRequest {
+    pub(crate) text: String,
+    pub(crate) idempotency_key: Option<String>,
+}
+
+impl SendRequest {
+    /// Returns a request for a text of at most 64 KiB.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self { text: text.into(), idempotency_key: None }
+    }
+
+    /// Sets the program's own key for the message. Within a profile, a repeated key is the same message: it is sent
+    /// once, and every request returns its ticket.
+    #[must_use]
+    pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
+        self.idempotency_key = Some(key.into());
+        self
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.text.len() > MAX_TEXT {
+            return Err(Error::new(ErrorKind::Invalid, "a text has at most 64 KiB: send it in parts"));
+        }
+        Ok(())
+    }
+}
+
+impl From<&str> for SendRequest {
+    fn from(text: &str) -> Self {
+        Self::text(text)
+    }
+}
+
+impl From<String> for SendRequest {
+    fn from(text: String) -> Self {
+        Self::text(text)
+    }
+}
+
+/// The place of a message in the outbox.
+#[derive(Debug)]
+pub(crate) struct Enqueued {
+    pub(crate) message: MessageId,
+    /// The idempotency key was used before, for the same message.
+    pub(crate) repeated: bool,
+}

@@ -1,0 +1,207 @@
+//! Users, conversations and messages for the application.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use chat_core::{ConversationId, ConversationKind, DeviceId, Handle, MessageId, Result, Seq, UserId};
+use rusqlite::{OptionalExtension, params};
+
+use super::{LocalStore, blob, corrupt, failed, number};
+use crate::conversation::Conversation;
+use crate::event::{Event, RefusedReason};
+use crate::message::{Content, Message, User};
+use crate::status::{Count, Position, Status};
+
+impl LocalStore {
+    fn own_user(&self) -> Result<UserId> {
+        Ok(self.own.ok_or(corrupt("the store is not loaded"))?.user)
+    }
+
+    /// Returns a user, with the handle if it is known.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn user(&self, user: UserId) -> Result<User> {
+        let handle: Option<String> = self
+            .db
+            .prepare_cached("SELECT handle FROM handles WHERE user = ?1")
+            .and_then(|mut s| s.query_row([user.as_bytes()], |row| row.get(0)).optional())
+            .map_err(failed)?;
+        Ok(User::new(user, handle.map(|handle| Handle::new(&handle)).transpose()?))
+    }
+
+    /// Returns the other user of a direct conversation, or this user for the conversation of the own devices; `None` if
+    /// it is unknown.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn peer(&self, conversation: ConversationId) -> Result<Option<UserId>> {
+        let own = self.own_user()?;
+        match conversation.kind() {
+            Ok(ConversationKind::Own) => return Ok((conversation == ConversationId::own(own)).then_some(own)),
+            Ok(ConversationKind::Direct) => {}
+            _ => return Ok(None),
+        }
+        let known: Option<Option<Vec<u8>>> = self
+            .db
+            .prepare_cached("SELECT peer FROM conversations WHERE id = ?1")
+            .and_then(|mut s| s.query_row([conversation.as_bytes()], |row| row.get(0)).optional())
+            .map_err(failed)?;
+        if let Some(Some(peer)) = known {
+            return UserId::parse(&peer).map(Some);
+        }
+        // The id is a digest of both users: another own device may have begun the conversation with a known user.
+        let users = self.rows("SELECT user FROM lists UNION SELECT user FROM handles", |row| {
+            UserId::parse(&blob(row, 0)?)
+        })?;
+        Ok(users.into_iter().find(|user| ConversationId::direct(own, *user) == conversation))
+    }
+
+    /// Records the other user of a direct conversation, in the open transaction.
+    pub(super) fn set_peer(&mut self, conversation: ConversationId, peer: UserId) -> Result<()> {
+        self.run(
+            "UPDATE conversations SET peer = ?2 WHERE id = ?1 AND peer IS NULL",
+            params![conversation.as_bytes(), peer.as_bytes()],
+        )
+        .map(drop)
+    }
+
+    pub(super) fn message(
+        &self,
+        conversation: ConversationId,
+        seq: Seq,
+        id: MessageId,
+        sender: (UserId, DeviceId),
+        sent_at_ms: u64,
+        content: Content,
+    ) -> Result<Message> {
+        let own = self.own_user()?;
+        let recipient = match conversation.kind() {
+            Ok(ConversationKind::Direct) if sender.0 != own => Some(own),
+            _ => self.peer(conversation)?,
+        };
+        Ok(Message {
+            conversation,
+            seq,
+            id,
+            sender: self.user(sender.0)?,
+            device: sender.1,
+            recipient: recipient.map(|user| self.user(user)).transpose()?,
+            sent_at: UNIX_EPOCH + Duration::from_millis(sent_at_ms),
+            content,
+        })
+    }
+
+    /// Returns the newest messages of a conversation below a seq (`None`: the newest), newest first.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn history(
+        &self,
+        conversation: ConversationId,
+        before: Option<Seq>,
+        limit: usize,
+    ) -> Result<Vec<Message>> {
+        let before = before.map_or(i64::MAX, |seq| i64::try_from(seq).unwrap_or(i64::MAX));
+        let mut statement = self
+            .db
+            .prepare_cached(
+                "SELECT seq, user, device, message_id, content, sent_at FROM messages
+                 WHERE conversation = ?1 AND seq < ?2 AND seq > 0 ORDER BY seq DESC LIMIT ?3",
+            )
+            .map_err(failed)?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut rows = statement.query(params![conversation.as_bytes(), before, limit]).map_err(failed)?;
+        let mut messages = Vec::new();
+        while let Some(row) = rows.next().map_err(failed)? {
+            let content: Option<Vec<u8>> = row.get(4).map_err(failed)?;
+            let content = content
+                .map_or(Content::Unreadable(chat_core::replica::Unreadable::Undecryptable), |bytes| {
+                    Content::decode(&bytes)
+                });
+            let sender = (UserId::parse(&blob(row, 1)?)?, DeviceId::new(number(row, 2)? as u32)?);
+            let id = MessageId::parse(&blob(row, 3)?)?;
+            messages.push(self.message(
+                conversation,
+                number(row, 0)?,
+                id,
+                sender,
+                number(row, 5)?,
+                content,
+            )?);
+        }
+        Ok(messages)
+    }
+
+    /// Returns all conversations that users see, the one with the newest message first.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn conversations(&self) -> Result<Vec<Conversation>> {
+        let own = self.own_user()?;
+        let known = self.rows("SELECT id, read FROM conversations", |row| {
+            Ok((ConversationId::parse(&blob(row, 0)?)?, number(row, 1)?))
+        })?;
+        let mut conversations = Vec::new();
+        for (id, read) in known {
+            if matches!(id.kind(), Ok(ConversationKind::Mailbox) | Err(_)) {
+                continue;
+            }
+            let unread: i64 = self
+                .db
+                .prepare_cached(
+                    "SELECT count(*) FROM messages WHERE conversation = ?1 AND seq > ?2 AND user != ?3",
+                )
+                .and_then(|mut s| {
+                    s.query_row(params![id.as_bytes(), read as i64, own.as_bytes()], |row| row.get(0))
+                })
+                .map_err(failed)?;
+            conversations.push(Conversation {
+                id,
+                peer: self.peer(id)?.map(|user| self.user(user)).transpose()?,
+                last_message: self.history(id, None, 1)?.pop(),
+                unread: unread as u64,
+                read,
+            });
+        }
+        conversations
+            .sort_by_key(|one| std::cmp::Reverse(one.last_message.as_ref().map(|last| last.sent_at)));
+        Ok(conversations)
+    }
+
+    /// Returns the progress of an own message.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn status(&self, message: MessageId) -> Result<Status> {
+        match self.events_of(message)?.pop().map(|record| record.event) {
+            Some(Event::Stored { conversation, seq, .. }) => {
+                let of = u32::from(conversation.kind() == Ok(ConversationKind::Direct));
+                let (delivered, read) = self.receipts(conversation, seq)?;
+                Ok(Status::Stored {
+                    position: Position::new(conversation, seq),
+                    delivered: Count::new(delivered.min(of), of),
+                    read: Count::new(read.min(of), of),
+                })
+            }
+            Some(Event::Refused { reason, .. }) => Ok(Status::Refused(reason)),
+            Some(_) => Ok(Status::Queued),
+            None => Ok(Status::Refused(RefusedReason::Other)),
+        }
+    }
+
+    /// Returns the number of other users that have received and that have read up to a seq.
+    fn receipts(&self, conversation: ConversationId, seq: Seq) -> Result<(u32, u32)> {
+        let own = self.own_user()?;
+        self.db
+            .prepare_cached(
+                "SELECT count(*) FILTER (WHERE max(delivered, read) >= ?2), count(*) FILTER (WHERE read >= ?2)
+                 FROM receipts WHERE conversation = ?1 AND user != ?3",
+            )
+            .and_then(|mut s| {
+                s.query_row(params![conversation.as_bytes(), seq as i64, own.as_bytes()], |row| {
+                    Ok((row.get(0)?, row.get(1)?))
+                })
+            })
+            .map_err(failed)
+    }
+}

@@ -1,0 +1,353 @@
+//! Tables of earlier versions.
+
+use chat_core::{ConversationId, DeviceId, Error, ErrorKind, InstallationId, MessageId, Result, UserId};
+use prost::Message as _;
+use rusqlite::{OptionalExtension, params};
+
+use super::events::{EventKind, EventRow};
+use super::{LocalStore, SCHEMA, VERSION, blob, failed, number};
+
+/// From version 1 to version 2.
+const FROM_1: &str = "
+ALTER TABLE messages ADD COLUMN audience BLOB;
+ALTER TABLE messages ADD COLUMN unasked INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX messages_unasked ON messages (unasked) WHERE unasked = 1;
+ALTER TABLE outbox ADD COLUMN installation BLOB;
+ALTER TABLE outbox ADD COLUMN device INTEGER;
+ALTER TABLE outbox ADD COLUMN bound INTEGER NOT NULL DEFAULT 0;
+";
+
+/// From version 2 to version 3, before [`LocalStore::convert_events`].
+const FROM_2: &str = "
+CREATE TABLE receipts (
+  conversation BLOB, user BLOB, delivered INTEGER NOT NULL DEFAULT 0, read INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (conversation, user)) WITHOUT ROWID;
+CREATE TABLE event_cursors (name TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID;
+DROP INDEX events_by_id;
+ALTER TABLE events RENAME TO events_2;
+CREATE TABLE events (n INTEGER PRIMARY KEY AUTOINCREMENT, message_id BLOB, event BLOB NOT NULL);
+CREATE INDEX events_by_id ON events (message_id) WHERE message_id IS NOT NULL;
+";
+
+/// An event of version 2: JSON that named users by handle and held the text of messages.
+struct OldEvent {
+    n: u64,
+    own_message: Option<Vec<u8>>,
+    kind: String,
+    conversation: Option<String>,
+    seq: u64,
+    to_seq: u64,
+    /// A handle, or a user id in hexadecimal.
+    name: Option<String>,
+    device: u32,
+    message: Option<String>,
+    reason: Option<String>,
+}
+
+impl LocalStore {
+    /// Creates the tables, or converts those of an earlier version, in one transaction.
+    pub(super) fn migrate(&mut self) -> Result<()> {
+        let version: i64 = self.db.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
+        if version == VERSION {
+            return Ok(());
+        }
+        self.begin()?;
+        match version {
+            0 => self.batch(SCHEMA)?,
+            1 | 2 => {
+                if version == 1 {
+                    self.batch(FROM_1)?;
+                }
+                self.batch(FROM_2)?;
+                self.convert_events()?;
+                self.convert_receipts()?;
+                self.batch("DROP TABLE events_2")?;
+            }
+            _ => {
+                return Err(Error::new(
+                    ErrorKind::Invalid,
+                    "the profile was made by a later version: update the program",
+                ));
+            }
+        }
+        self.batch(&format!("PRAGMA user_version = {VERSION}"))?;
+        self.commit_open()
+    }
+
+    fn batch(&self, sql: &str) -> Result<()> {
+        self.db.execute_batch(sql).map_err(failed)
+    }
+
+    /// Returns the user that an event of version 2 named.
+    fn named_user(&self, name: &str) -> Result<Option<UserId>> {
+        let known: Option<Vec<u8>> = self
+            .db
+            .prepare_cached("SELECT user FROM handles WHERE handle = ?1")
+            .and_then(|mut s| s.query_row([name], |row| row.get(0)).optional())
+            .map_err(failed)?;
+        match known {
+            Some(user) => UserId::parse(&user).map(Some),
+            None => Ok(UserId::from_hex(name).ok()),
+        }
+    }
+
+    /// Converts events of version 2. Their numbers stay the same, because programs keep them.
+    fn convert_events(&mut self) -> Result<()> {
+        let old = self.rows(
+            "SELECT n, message_id, json_extract(event, '$.event'), json_extract(event, '$.conversation'),
+                    coalesce(json_extract(event, '$.seq'), json_extract(event, '$.from_seq'), 0),
+                    coalesce(json_extract(event, '$.to_seq'), 0),
+                    coalesce(json_extract(event, '$.user'), json_extract(event, '$.from')),
+                    coalesce(json_extract(event, '$.device'), 0), json_extract(event, '$.message_id'),
+                    json_extract(event, '$.reason')
+             FROM events_2 ORDER BY n",
+            |row| {
+                Ok(OldEvent {
+                    n: number(row, 0)?,
+                    own_message: row.get(1).map_err(failed)?,
+                    kind: row.get(2).map_err(failed)?,
+                    conversation: row.get(3).map_err(failed)?,
+                    seq: number(row, 4)?,
+                    to_seq: number(row, 5)?,
+                    name: row.get(6).map_err(failed)?,
+                    device: number(row, 7)? as u32,
+                    message: row.get(8).map_err(failed)?,
+                    reason: row.get(9).map_err(failed)?,
+                })
+            },
+        )?;
+        for event in old {
+            let row = self.convert_event(&event)?;
+            self.run(
+                "INSERT INTO events VALUES (?1, ?2, ?3)",
+                params![event.n as i64, event.own_message, row.encode_to_vec()],
+            )?;
+        }
+        Ok(())
+    }
+
+    fn convert_event(&self, old: &OldEvent) -> Result<EventRow> {
+        let kind = match old.kind.as_str() {
+            "queued" => EventKind::Queued,
+            "stored" => EventKind::Stored,
+            "refused" => EventKind::Refused,
+            "message" | "undecryptable" => EventKind::Message,
+            "recovered" => EventKind::Recovered,
+            "delivered" => EventKind::Delivered,
+            "read" => EventKind::Read,
+            "gap" => EventKind::Gap,
+            "identity_changed" => EventKind::IdentityChanged,
+            "device_added" => EventKind::DeviceAdded,
+            // Only `refused` events of messages without an id are left: they were never queued.
+            _ => return Ok(EventRow::default()),
+        };
+        if kind == EventKind::Refused && old.own_message.is_none() {
+            return Ok(EventRow::default());
+        }
+        let conversation = old.conversation.as_deref().map(ConversationId::from_hex).transpose()?;
+        let user = old.name.as_deref().map(|name| self.named_user(name)).transpose()?.flatten();
+        let message =
+            old.message.as_deref().map(|id| MessageId::from_hex(&id.replace('-', ""))).transpose()?;
+        let mut row = EventRow {
+            conversation: conversation.map(|id| id.as_bytes().to_vec()).unwrap_or_default(),
+            seq: old.seq,
+            to_seq: old.to_seq,
+            user: user.map(|user| user.as_bytes().to_vec()).unwrap_or_default(),
+            device: old.device,
+            reason: old.reason.clone().unwrap_or_default(),
+            ..EventRow::new(kind)
+        };
+        if let (EventKind::Message | EventKind::Recovered, Some(message)) = (kind, message) {
+            let stored: Option<(Vec<u8>, Vec<u8>, u32)> = self
+                .db
+                .prepare_cached(
+                    "SELECT sender, user, device FROM messages WHERE message_id = ?1 AND conversation = ?2",
+                )
+                .and_then(|mut s| {
+                    s.query_row(params![message.as_bytes(), row.conversation], |row| {
+                        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+                    })
+                    .optional()
+                })
+                .map_err(failed)?;
+            let Some((sender, user, device)) = stored else { return Ok(EventRow::default()) };
+            row.installation = InstallationId::parse(&sender)?.as_bytes().to_vec();
+            row.user = user;
+            row.device = u32::from(DeviceId::new(device)?.get());
+            row.message = message.as_bytes().to_vec();
+        }
+        Ok(row)
+    }
+
+    /// Moves watermarks of other users out of `meta`, where version 2 kept them by name.
+    fn convert_receipts(&mut self) -> Result<()> {
+        let old = self.rows("SELECT key, value FROM meta WHERE key LIKE 'read:%'", |row| {
+            let key: String = row.get(0).map_err(failed)?;
+            Ok((key, blob(row, 1)?))
+        })?;
+        for (key, read) in old {
+            let mut parts = key.splitn(3, ':').skip(1);
+            let (Some(conversation), Some(name)) = (parts.next(), parts.next()) else { continue };
+            let (Some(user), Ok(read)) = (self.named_user(name)?, <[u8; 8]>::try_from(read)) else {
+                continue;
+            };
+            let conversation = ConversationId::from_hex(conversation)?;
+            self.run(
+                "INSERT OR REPLACE INTO receipts
+                 VALUES (?1, ?2, coalesce((SELECT delivered FROM conversations WHERE id = ?1), 0), ?3)",
+                params![conversation.as_bytes(), user.as_bytes(), u64::from_be_bytes(read) as i64],
+            )?;
+        }
+        self.run("DELETE FROM meta WHERE key LIKE 'read:%'", []).map(drop)
+    }
+}
+
+#[cfg(all(test, feature = "native"))]
+mod tests {
+    use chat_core::{ConversationId, DeviceAddress, Handle};
+
+    use super::*;
+    use crate::config::Profile;
+    use crate::event::{Event, GapReason, RefusedReason};
+    use crate::message::{Content, User};
+    use crate::store::open_for_test;
+
+    /// The tables of version 2 that the migration reads.
+    const VERSION_2: &str = "
+        CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+        CREATE TABLE conversations (
+          id BLOB PRIMARY KEY, peer BLOB, cursor INTEGER NOT NULL DEFAULT 0, client_seq INTEGER NOT NULL DEFAULT 0,
+          prev BLOB NOT NULL DEFAULT x'00000000000000000000000000000000', last_own INTEGER NOT NULL DEFAULT 0,
+          delivered INTEGER NOT NULL DEFAULT 0, read INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+        CREATE TABLE messages (
+          conversation BLOB NOT NULL, seq INTEGER NOT NULL, sender BLOB NOT NULL, user BLOB NOT NULL,
+          device INTEGER NOT NULL, message_id BLOB NOT NULL, content BLOB, sent_at INTEGER NOT NULL, audience BLOB,
+          unasked INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
+        CREATE TABLE refs (ref TEXT PRIMARY KEY, message_id BLOB NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID;
+        CREATE TABLE lists (user BLOB PRIMARY KEY, list BLOB NOT NULL) WITHOUT ROWID;
+        CREATE TABLE handles (handle TEXT PRIMARY KEY, user BLOB NOT NULL) WITHOUT ROWID;
+        CREATE TABLE events (n INTEGER PRIMARY KEY AUTOINCREMENT, message_id BLOB, event TEXT NOT NULL);
+        CREATE INDEX events_by_id ON events (message_id) WHERE message_id IS NOT NULL;
+        PRAGMA user_version = 2;";
+
+    #[test]
+    fn profile_of_version_2_keeps_its_events_numbers_and_receipts() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, bob) = (UserId::from_bytes([1; 16]), UserId::from_bytes([2; 16]));
+        let stranger = UserId::from_bytes([3; 16]);
+        let phone = InstallationId::from_bytes([4; 16]);
+        let conversation = ConversationId::direct(own, bob);
+        let (sent, received) = (MessageId::new(1, [5; 10]), MessageId::new(2, [6; 10]));
+        std::fs::create_dir(dir.path().join("p")).unwrap();
+        let db = rusqlite::Connection::open(dir.path().join("p/chat.sqlite")).unwrap();
+        db.execute_batch(VERSION_2).unwrap();
+        db.execute("INSERT INTO handles VALUES ('bob', ?1)", [bob.as_bytes()]).unwrap();
+        db.execute("INSERT INTO refs VALUES ('r1', ?1, x'00')", [sent.as_bytes()]).unwrap();
+        db.execute("INSERT INTO conversations (id, delivered) VALUES (?1, 1)", [conversation.as_bytes()])
+            .unwrap();
+        let content = crate::content::encode_text("hello");
+        let message = params![
+            conversation.as_bytes(),
+            2,
+            phone.as_bytes(),
+            bob.as_bytes(),
+            3,
+            received.as_bytes(),
+            content,
+            7000
+        ];
+        db.execute("INSERT INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL, 0)", message).unwrap();
+        let key = format!("read:{}:bob", conversation.to_hex());
+        db.execute("INSERT INTO meta VALUES (?1, ?2)", params![key, 1_u64.to_be_bytes()]).unwrap();
+        let (c, m, r, s) =
+            (conversation.to_hex(), sent.to_uuid_string(), received.to_uuid_string(), stranger.to_hex());
+        for (n, id, json) in [
+            (1, Some(sent), format!(r#"{{"event":"queued","ref":"r1","message_id":"{m}"}}"#)),
+            (
+                2,
+                Some(sent),
+                format!(r#"{{"event":"stored","ref":"r1","message_id":"{m}","conversation":"{c}","seq":1}}"#),
+            ),
+            (
+                4,
+                None,
+                format!(
+                    r#"{{"event":"message","from":"bob","device":3,"conversation":"{c}","message_id":"{r}","seq":2,"text":"hello"}}"#
+                ),
+            ),
+            (
+                5,
+                None,
+                format!(
+                    r#"{{"event":"undecryptable","from":"bob","conversation":"{c}","message_id":"{r}","seq":2,"reason":"no_session"}}"#
+                ),
+            ),
+            (6, None, format!(r#"{{"event":"read","conversation":"{c}","user":"bob","seq":1}}"#)),
+            (
+                7,
+                None,
+                format!(
+                    r#"{{"event":"gap","conversation":"{c}","from_seq":3,"to_seq":5,"reason":"expired"}}"#
+                ),
+            ),
+            (8, None, format!(r#"{{"event":"identity_changed","user":"{s}"}}"#)),
+            (9, None, r#"{"event":"refused","reason":"too_long"}"#.to_owned()),
+            (10, Some(sent), format!(r#"{{"event":"refused","message_id":"{m}","reason":"quota"}}"#)),
+        ] {
+            let id = id.map(|id| id.as_bytes().to_vec());
+            db.execute("INSERT INTO events VALUES (?1, ?2, ?3)", params![n, id, json]).unwrap();
+        }
+        drop(db);
+        let mut store = open_for_test(dir.path(), &Profile::from("p")).unwrap();
+        let device = DeviceId::PRIMARY;
+        store.own =
+            Some(DeviceAddress { user: own, device, installation: InstallationId::from_bytes([9; 16]) });
+        let user = User::new(bob, Some(Handle::new("bob").unwrap()));
+        let key = Some("r1".to_owned());
+        let message = |content| {
+            store.message(conversation, 2, received, (bob, DeviceId::new(3).unwrap()), 7000, content).unwrap()
+        };
+        let unreadable = Content::Unreadable(chat_core::replica::Unreadable::NoSession);
+        let expected = [
+            (1, Event::Queued { message: sent, idempotency_key: key.clone() }),
+            (2, Event::Stored { message: sent, idempotency_key: key.clone(), conversation, seq: 1 }),
+            (4, Event::Message(message(Content::Text("hello".into())))),
+            (5, Event::Message(message(unreadable))),
+            (6, Event::Read { conversation, user, seq: 1 }),
+            (7, Event::Gap { conversation, from_seq: 3, to_seq: 5, reason: GapReason::Expired }),
+            (8, Event::IdentityChanged { user: User::new(stranger, None) }),
+            (9, Event::Unsupported),
+            (10, Event::Refused { message: sent, idempotency_key: key, reason: RefusedReason::Quota }),
+        ];
+        let events = store.events(0, 100).unwrap();
+        let found: Vec<_> = events.into_iter().map(|record| (record.number.unwrap(), record.event)).collect();
+        assert_eq!(found, expected);
+        let receipt: (i64, i64) = store
+            .db
+            .query_row("SELECT delivered, read FROM receipts WHERE user = ?1", [bob.as_bytes()], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .unwrap();
+        assert_eq!(receipt, (1, 1));
+        let text: i64 = store
+            .db
+            .query_row(
+                "SELECT count(*) FROM events WHERE instr(event, CAST('hello' AS BLOB)) > 0",
+                [],
+                |row| row.get(0),
+            )
+            .unwrap();
+        assert_eq!(text, 0, "a stored event holds the text of a message");
+    }
+
+    #[test]
+    fn profile_of_a_later_version_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(open_for_test(dir.path(), &Profile::from("p")).unwrap());
+        let db = rusqlite::Connection::open(dir.path().join("p/chat.sqlite")).unwrap();
+        db.execute_batch(&format!("PRAGMA user_version = {}", VERSION + 1)).unwrap();
+        drop(db);
+        let error = open_for_test(dir.path(), &Profile::from("p")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+    }
+}

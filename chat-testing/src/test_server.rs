@@ -1,0 +1,124 @@
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chat_client::{Client, ClientConfig, Error, ErrorKind, Event, Message, Profile, Result, Suite};
+use chat_server::{Server, ServerBuilder, ServerError};
+use tempfile::TempDir;
+use tokio::runtime::Handle;
+
+use crate::in_process::InProcessDialer;
+use crate::unencrypted::Unencrypted;
+
+/// A server in the process of the test. It listens on no socket, and forgets everything when it is dropped, including the
+/// profiles of its clients.
+#[derive(Debug)]
+pub struct TestServer {
+    server: Server,
+    dialer: Arc<InProcessDialer>,
+    profiles: TempDir,
+    start_time: Duration,
+}
+
+fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(ErrorKind::Unavailable, "failed to start the test server").caused_by(error)
+}
+
+impl TestServer {
+    /// Starts a server on the memory backends, with open registration and the system's clock. Prints how long that took.
+    ///
+    /// # Errors
+    /// `Unavailable` if the server cannot be started.
+    pub async fn start() -> Result<Self> {
+        Self::start_with(Server::builder().in_memory().open_registration()).await
+    }
+
+    /// Starts a configured server, for example with a manual clock:
+    ///
+    /// ```
+    /// # #[tokio::main] async fn main() -> chat_client::Result<()> {
+    /// use std::sync::Arc;
+    /// let clock = Arc::new(chat_core::memory::ManualClock::default());
+    /// let builder = chat_server::Server::builder().in_memory().open_registration().clock(clock.clone());
+    /// let server = chat_testing::TestServer::start_with(builder).await?;
+    /// # drop(server); Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// `Unavailable` if the server cannot be started.
+    #[allow(clippy::print_stderr)] // the start time is part of a test's output
+    pub async fn start_with(builder: ServerBuilder) -> Result<Self> {
+        let start = Instant::now();
+        let server = builder.start().await.map_err(|error: ServerError| failed(error))?;
+        let dialer = InProcessDialer { accept: Box::new(server.acceptor()), runtime: Handle::current() };
+        let profiles = tempfile::tempdir().map_err(failed)?;
+        let start_time = start.elapsed();
+        eprintln!("chat-testing: the server started in {start_time:?}");
+        Ok(Self { server, dialer: Arc::new(dialer), profiles, start_time })
+    }
+
+    /// Returns the time that the server took to start.
+    pub const fn start_time(&self) -> Duration {
+        self.start_time
+    }
+
+    /// Returns the server, for example to look at its engine.
+    pub const fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// Returns a configuration for a client of this server. Profiles live as long as the server.
+    pub fn config(&self, profile: impl Into<Profile>, suite: Box<dyn Suite>) -> ClientConfig {
+        ClientConfig::with_dialer(self.dialer.clone(), profile, suite).directory(self.profiles.path())
+    }
+
+    /// Returns a connected client of a new user, without encryption. With the handle of a client that was closed, the
+    /// client continues with its profile.
+    ///
+    /// # Errors
+    /// The errors of [`Client::register_if_new`].
+    pub async fn client(&self, handle: &str) -> Result<Client> {
+        self.client_with(handle, Box::new(Unencrypted::new())).await
+    }
+
+    /// Returns a connected client like [`client`](Self::client), with a suite.
+    ///
+    /// # Errors
+    /// The errors of [`Client::register_if_new`].
+    pub async fn client_with(&self, handle: &str, suite: Box<dyn Suite>) -> Result<Client> {
+        let client = Client::register_if_new(self.config(handle, suite), handle).await?;
+        client.ready().await?;
+        Ok(client)
+    }
+
+    /// Links a further device to the account of a client. Returns its connected client.
+    ///
+    /// # Errors
+    /// The errors of [`Client::link`] and of [`Client::approve_link`].
+    pub async fn linked_client(
+        &self,
+        first: &Client,
+        profile: &str,
+        suite: Box<dyn Suite>,
+    ) -> Result<Client> {
+        let pending = Client::link(self.config(profile, suite)).await?;
+        first.approve_link(pending.code()).await?;
+        let client = pending.approved().await?;
+        client.ready().await?;
+        Ok(client)
+    }
+
+    /// Returns the next message that a client received and no earlier call returned.
+    ///
+    /// # Errors
+    /// `Closed` if the client is closed, or the error of its local store.
+    pub async fn next_message(&self, client: &Client) -> Result<Message> {
+        let mut events = client.events("chat-testing").await?;
+        while let Some(record) = events.next().await? {
+            if let Event::Message(message) = &record.event {
+                events.handled(&record).await?;
+                return Ok(message.clone());
+            }
+        }
+        Err(Error::new(ErrorKind::Closed, "the client was closed before a message arrived"))
+    }
+}
