@@ -5,10 +5,10 @@ use std::fmt;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use chat_core::backend::Authenticator;
+use chat_core::backend::{Authenticated, Authenticator};
 use chat_core::{Error, ErrorKind, Handle};
 use jsonwebtoken::jwk::{AlgorithmParameters, JwkSet};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode};
@@ -16,6 +16,9 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::settings::Settings;
+
+/// Seconds for which a token is accepted after its expiry, because clocks differ.
+const LEEWAY: u64 = 30;
 
 #[derive(Serialize, Deserialize)]
 struct Claims {
@@ -70,11 +73,11 @@ impl Tokens {
         Ok(kinds.into_iter().flatten().collect::<Vec<_>>().join(", "))
     }
 
-    fn subject(&self, token: &str) -> Option<String> {
+    fn claims(&self, token: &str) -> Option<Claims> {
         let header = decode_header(token).ok()?;
         let validation = |algorithm| {
             let mut validation = Validation::new(algorithm);
-            validation.leeway = 30;
+            validation.leeway = LEEWAY;
             validation.set_required_spec_claims(&["exp", "sub"]);
             validation.validate_aud = false;
             validation
@@ -85,24 +88,28 @@ impl Tokens {
                 return None;
             }
             let key = DecodingKey::from_jwk(key).ok()?;
-            return decode::<Claims>(token, &key, &validation(Algorithm::EdDSA))
-                .ok()
-                .map(|data| data.claims.sub);
+            return decode(token, &key, &validation(Algorithm::EdDSA)).ok().map(|data| data.claims);
         }
         let secret = self.secret.as_ref()?;
-        decode::<Claims>(token, secret, &validation(Algorithm::HS256)).ok().map(|data| data.claims.sub)
+        decode(token, secret, &validation(Algorithm::HS256)).ok().map(|data| data.claims)
     }
 }
 
 #[async_trait]
 impl Authenticator for Tokens {
-    async fn authenticate(&self, token: &str) -> chat_core::Result<Option<Handle>> {
+    async fn authenticate(&self, token: &str) -> chat_core::Result<Authenticated> {
         if token.is_empty() && self.open {
-            return Ok(None);
+            return Ok(Authenticated::open());
         }
         let denied = || Error::new(ErrorKind::Denied, "the token is not valid");
-        let subject = self.subject(token).ok_or_else(denied)?;
-        Handle::new(&subject).map(Some).map_err(|_| denied())
+        let claims = self.claims(token).ok_or_else(denied)?;
+        let user = Authenticated::user(Handle::new(&claims.sub).map_err(|_| denied())?);
+        // A time that `SystemTime` cannot hold is never reached.
+        match UNIX_EPOCH.checked_add(Duration::from_secs(claims.exp.saturating_add(LEEWAY))) {
+            Some(time) if time <= SystemTime::now() => Err(denied()),
+            Some(time) => Ok(user.expires_at(time)),
+            None => Ok(user),
+        }
     }
 }
 
@@ -183,17 +190,28 @@ mod tests {
         let (settings, _dir) = settings(false);
         let tokens = Tokens::new(&settings).unwrap();
         let token = issue(&settings, "alice", 60).unwrap();
-        assert_eq!(tokens.authenticate(&token).await, Ok(Some(Handle::new("alice").unwrap())));
+        let now = SystemTime::now();
+        let named = tokens.authenticate(&token).await.unwrap();
+        assert_eq!(named.handle, Some(Handle::new("alice").unwrap()));
+        let valid = named.expires_at.unwrap().duration_since(now).unwrap();
+        assert!((85..=90).contains(&valid.as_secs()), "60 s, and the leeway: {valid:?}");
         assert!(tokens.authenticate("").await.is_err(), "no token");
         assert!(tokens.authenticate(&token[..token.len() - 2]).await.is_err(), "the signature is wrong");
         let none = format!("eyJhbGciOiJub25lIn0.{}.", token.split('.').nth(1).unwrap());
         assert!(tokens.authenticate(&none).await.is_err(), "no signature");
-        let expired = {
-            let key = EncodingKey::from_secret(&secret(&settings).unwrap());
-            encode(&Header::new(Algorithm::HS256), &Claims { sub: "alice".into(), exp: 1000, iat: 1 }, &key)
-                .unwrap()
+        let key = EncodingKey::from_secret(&secret(&settings).unwrap());
+        let until = |exp| {
+            let claims = Claims { sub: "alice".into(), exp, iat: 1 };
+            encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap()
         };
-        assert!(tokens.authenticate(&expired).await.is_err(), "expired");
+        assert!(tokens.authenticate(&until(1000)).await.is_err(), "expired");
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        assert!(
+            tokens.authenticate(&until(now - LEEWAY - 1)).await.is_err(),
+            "expired, and the leeway passed"
+        );
+        assert!(tokens.authenticate(&until(now - LEEWAY + 10)).await.is_ok(), "clocks differ");
+        assert_eq!(tokens.authenticate(&until(u64::MAX)).await.unwrap().expires_at, None, "never");
     }
 
     #[tokio::test]
@@ -234,7 +252,7 @@ mod tests {
         let key = EncodingKey::from_ed_der(&pair.serialize_der());
 
         let good = signed(with(Algorithm::EdDSA, "one"), &key);
-        assert_eq!(tokens.authenticate(&good).await, Ok(Some(Handle::new("alice").unwrap())));
+        assert_eq!(tokens.authenticate(&good).await.unwrap().handle, Some(Handle::new("alice").unwrap()));
         let unknown = signed(with(Algorithm::EdDSA, "two"), &key);
         assert!(tokens.authenticate(&unknown).await.is_err(), "a key that is not in the file");
         let other = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
