@@ -7,7 +7,7 @@ export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
 profile=${PROFILE:-sim}
 sdk_features=chat-core/sim,chat-core/conformance,chat-store/sqlite,chat-store/cassandra,chat-store/redis
 sdk_features+=,chat-transport/kafka,chat-transport/node-link
-server_features=chat-server/cluster,chat-server/telemetry,chat-server-ref/cluster,chat-server-ref/telemetry
+server_features=chat-server/cluster,chat-server/jwt,chat-server/telemetry,chat-server-ref/cluster,chat-server-ref/telemetry
 
 # Checks that need no services, no C libraries and no long simulation: the core, the embedded server, its stores.
 fast() {

@@ -14,7 +14,7 @@ mod router;
 mod runtime;
 mod transport;
 
-pub use authenticator::Authenticator;
+pub use authenticator::{Authenticated, Authenticator};
 pub use key_directory::{AccountKey, DeviceKeys, KeyDirectory, Reincarnation};
 pub use log_anchor::{LogAnchor, LogIdentity};
 pub use message_store::{

@@ -24,9 +24,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use crate::backend::{Authenticator, Backends, LogAnchor, LogIdentity, PushSink};
+use crate::backend::{Authenticated, Authenticator, Backends, LogAnchor, LogIdentity, PushSink};
 use crate::model::error::Result;
-use crate::model::id::{DeviceAddress, Handle};
+use crate::model::id::DeviceAddress;
 use crate::model::time::WallClock;
 
 impl Backends {
@@ -119,7 +119,7 @@ pub struct OpenRegistration;
 
 #[async_trait]
 impl Authenticator for OpenRegistration {
-    async fn authenticate(&self, _token: &str) -> Result<Option<Handle>> {
-        Ok(None)
+    async fn authenticate(&self, _token: &str) -> Result<Authenticated> {
+        Ok(Authenticated::open())
     }
 }

@@ -72,6 +72,8 @@ pub struct Session {
     phase: Phase,
     opened: Instant,
     heard: Instant,
+    /// When the token of the device expires. `None`: never.
+    expires_at: Option<Instant>,
     device: Option<DeviceAddress>,
     epoch: Option<crate::model::id::StoreEpoch>,
     flights: BTreeMap<(ConversationId, Seq), Flight>,
@@ -117,6 +119,7 @@ impl Session {
             phase: Phase::Greeting,
             opened: now,
             heard: now,
+            expires_at: None,
             device: None,
             epoch: None,
             flights: BTreeMap::new(),
@@ -153,7 +156,10 @@ impl Session {
             Phase::Live | Phase::Behind { .. } => self.heard.after(IDLE_MS),
         };
         let drain = self.drain.map(|(_, until)| until);
-        [Some(silent), self.acks.due(), self.watch_at, self.look_at(), drain].into_iter().flatten().min()
+        [Some(silent), self.expires_at, self.acks.due(), self.watch_at, self.look_at(), drain]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Returns when to read the inbox again for dropped live events.
@@ -174,8 +180,13 @@ impl Session {
             return;
         }
         match input {
+            // No frame of the device counts after its token expired.
+            Input::Frame(_) if self.is_expired(now) => {}
             Input::Frame(frame) => self.frame(now, frame, out),
-            Input::Admitted(device, welcome) => self.admitted(device, welcome, out),
+            Input::Admitted { device, welcome, expires_at } => {
+                self.expires_at = expires_at;
+                self.admitted(device, welcome, out);
+            }
             Input::Rejected { reason, retry_after } => self.close(reason, retry_after, out),
             Input::Linking => self.phase = Phase::Linking,
             Input::Events(events) => self.events(now, events, out),
@@ -208,6 +219,15 @@ impl Session {
         {
             self.close(CloseReason::Draining, retry_after, out);
         }
+        // With any input, because a device that always has a frame ready delays the tick.
+        if self.is_expired(now) {
+            self.close(CloseReason::Unauthorized, 0, out);
+        }
+    }
+
+    /// Returns whether the token of the device expired.
+    fn is_expired(&self, now: Instant) -> bool {
+        self.expires_at.is_some_and(|at| now >= at)
     }
 
     fn close(&mut self, reason: CloseReason, retry_after: u32, out: &mut Vec<Output>) {

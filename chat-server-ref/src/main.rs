@@ -3,12 +3,11 @@
 
 mod commands;
 mod settings;
-mod tokens;
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use settings::{Action, Arguments};
+use settings::{Arguments, Command};
 
 fn main() -> ExitCode {
     match run(Arguments::parse()) {
@@ -22,14 +21,16 @@ fn main() -> ExitCode {
 
 #[allow(clippy::print_stdout)] // the commands print their results
 fn run(arguments: Arguments) -> Result<(), String> {
-    let (action, settings) = arguments.resolve()?;
-    if !matches!(action, Action::PrintConfig) {
-        settings.check()?;
+    let settings = arguments.settings()?;
+    if arguments.print_config {
+        print!("{}", settings.to_toml()?);
+        return Ok(());
     }
-    match action {
-        Action::PrintConfig => print!("{}", settings.to_toml()?),
-        Action::Serve => commands::serve(&settings)?,
-        Action::Check => {
+    settings.check()?;
+    commands::check_build(&settings)?;
+    match arguments.command {
+        None | Some(Command::Serve { .. }) => commands::serve(&settings)?,
+        Some(Command::Check) => {
             let (found, wrong): (Vec<_>, Vec<_>) =
                 commands::check(&settings)?.into_iter().partition(Result::is_ok);
             found.into_iter().flatten().for_each(|line| println!("{line}"));
@@ -38,17 +39,20 @@ fn run(arguments: Arguments) -> Result<(), String> {
                 return Err(lines.join("\nchat-server-ref: "));
             }
         }
-        Action::Migrate(new_log) => {
+        Some(Command::Migrate { new_log }) => {
             commands::migrate(&settings, new_log)?.iter().for_each(|line| println!("{line}"));
         }
-        Action::MigrateData { from, to } => {
-            println!("migrated: {}", commands::migrate_data(&from, &to, |line| println!("{line}"))?)
+        Some(Command::MigrateData { from, to }) => {
+            println!("migrated: {}", commands::migrate_data(&from, &to, |line| println!("{line}"))?);
         }
-        Action::Explain { message_id, nodes } => {
-            chat_server::explain::explain(&message_id, &nodes)?.iter().for_each(|line| println!("{line}"));
+        Some(Command::Explain { message_id, mut node }) => {
+            if node.is_empty() {
+                node.push(settings.admin_listen.to_string());
+            }
+            chat_server::explain::explain(&message_id, &node)?.iter().for_each(|line| println!("{line}"));
         }
-        Action::Token { user, ttl } => println!("{}", tokens::issue(&settings, &user, ttl)?),
-        Action::Verify => println!("verified: {}", commands::verify(&settings)?),
+        Some(Command::Token { user, ttl }) => println!("{}", commands::token(&settings, &user, ttl)?),
+        Some(Command::Verify) => println!("verified: {}", commands::verify(&settings)?),
     }
     Ok(())
 }

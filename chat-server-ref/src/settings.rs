@@ -2,7 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use chat_core::delivery::Rates;
+use chat_server::jwt::{JwtAuthenticator, JwtSecret};
+use chat_server::{Server, ServerBuilder};
 use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
 
@@ -11,16 +15,17 @@ use serde::{Deserialize, Serialize};
 #[command(name = "chat-server-ref", version, about = "The reference chat server")]
 pub(crate) struct Arguments {
     #[command(subcommand)]
-    command: Option<Command>,
+    pub(crate) command: Option<Command>,
     #[command(flatten)]
     flags: Flags,
     /// Print the resulting settings as TOML and exit.
     #[arg(long, global = true)]
-    print_config: bool,
+    pub(crate) print_config: bool,
 }
 
+/// The command to run.
 #[derive(Subcommand, Debug)]
-enum Command {
+pub(crate) enum Command {
     /// Run the server (the default).
     Serve {
         /// Roles of this node, separated by commas: gateway, router. Both by default.
@@ -86,40 +91,6 @@ struct Flags {
     /// Log filter, such as `info` or `chat_core=debug`.
     #[arg(long, global = true, env = "CHAT_LOG")]
     log: Option<String>,
-}
-
-/// The action to run.
-#[derive(Debug)]
-#[allow(clippy::exhaustive_enums)]
-pub(crate) enum Action {
-    PrintConfig,
-    Serve,
-    /// Connect to every backend and report what was found.
-    Check,
-    /// Create or update the schema. With `true`, also begin a new log.
-    Migrate(bool),
-    /// Move a data set from one process to a cluster.
-    MigrateData {
-        /// Embedded store, `fjall:DIRECTORY`.
-        from: String,
-        /// URL of the Cassandra keyspace.
-        to: String,
-    },
-    /// Print the history of a message.
-    Explain {
-        message_id: String,
-        /// Admin addresses of the nodes to query.
-        nodes: Vec<String>,
-    },
-    /// Print a token.
-    Token {
-        /// Handle of the user.
-        user: String,
-        /// Validity in seconds.
-        ttl: u64,
-    },
-    /// Verify the guarantees of the store.
-    Verify,
 }
 
 /// A role of a node.
@@ -265,6 +236,90 @@ impl Settings {
         self.store != "fjall" || self.router != "memory" || self.registry != "memory"
     }
 
+    /// Returns a builder with everything but login and storage.
+    pub(crate) fn builder(&self) -> ServerBuilder {
+        let mut builder = Server::builder()
+            .admin(self.admin_listen.to_string())
+            .authorities(self.authorities.clone())
+            .origins(self.origins.clone())
+            .proxies(self.proxies.clone())
+            .max_connections(self.max_connections)
+            .accept_rate(self.accept_rate)
+            .retention(Duration::from_secs(u64::from(self.retention_days) * 24 * 3600))
+            .drain(Duration::from_secs(u64::from(self.drain_seconds)))
+            .shards(self.shards)
+            .runs_shards(self.roles.contains(&Role::Router));
+        if self.is_open() {
+            builder = builder.open_registration().rates(Rates::local());
+        }
+        if self.roles.contains(&Role::Gateway) {
+            builder = builder.listen(self.listen.to_string());
+        }
+        if let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) {
+            builder = builder.tls(cert, key);
+        }
+        builder
+    }
+
+    /// Returns the path of the secret that signs tokens. `None` in a cluster without `secret_file`: each node would
+    /// create its own secret, and a gateway keeps nothing on its disk.
+    fn secret_path(&self) -> Option<PathBuf> {
+        let own = || (!self.is_cluster()).then(|| self.data.join("secret"));
+        self.secret_file.clone().or_else(own)
+    }
+
+    /// Returns the secret that signs tokens. Creates the one in the data directory if it does not exist.
+    ///
+    /// # Errors
+    /// If the secret is unreadable or weak.
+    pub(crate) fn secret(&self) -> Result<Option<JwtSecret>, String> {
+        let Some(path) = self.secret_path() else { return Ok(None) };
+        let is_own = self.secret_file.is_none();
+        let secret = if is_own { JwtSecret::read_or_create(path) } else { JwtSecret::read(path) };
+        Ok(Some(secret?))
+    }
+
+    /// Returns the authenticator of tokens.
+    ///
+    /// # Errors
+    /// If the secret is unreadable or weak, or the JWKS file is unreadable.
+    pub(crate) fn authenticator(&self) -> Result<JwtAuthenticator, String> {
+        let tokens = self.jwks()?;
+        Ok(match self.secret()? {
+            Some(secret) => tokens.secret(&secret),
+            None => tokens,
+        })
+    }
+
+    /// Returns an authenticator with the keys of the JWKS file, if one is set.
+    fn jwks(&self) -> Result<JwtAuthenticator, String> {
+        let tokens = JwtAuthenticator::new();
+        Ok(match &self.jwks_file {
+            Some(path) => tokens.jwks_file(path)?,
+            None => tokens,
+        })
+    }
+
+    /// Describes the tokens that the server accepts, without creating a secret.
+    ///
+    /// # Errors
+    /// As [`authenticator`](Self::authenticator).
+    pub(crate) fn describe_tokens(&self) -> Result<String, String> {
+        self.jwks()?;
+        let secret = self.secret_path();
+        if let Some(path) = secret.as_ref().filter(|path| self.secret_file.is_none() && !path.exists()) {
+            return Ok(format!("no secret yet: the first start creates {}", path.display()));
+        }
+        self.secret()?;
+        let kinds = [
+            (secret.is_some(), "signed with the secret"),
+            (self.jwks_file.is_some(), "signed with a key of the JWKS file"),
+            (self.is_open(), "none needed on this machine"),
+        ];
+        let accepted: Vec<&str> = kinds.iter().filter(|(is_on, _)| *is_on).map(|(_, kind)| *kind).collect();
+        Ok(accepted.join(", "))
+    }
+
     /// Rejects backends that cannot keep the guarantees together.
     fn check_cluster(&self) -> Result<(), String> {
         for (name, value, alone, shared) in [
@@ -300,30 +355,26 @@ impl Settings {
         Ok(())
     }
 
-    /// Reads the certificates of the node link, or returns `None` if none are set.
-    ///
-    /// # Errors
-    /// If a file cannot be read.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn node_link_tls(&self) -> Result<Option<chat_transport::node_link::NodeLinkTls>, String> {
-        let Some(files) = &self.node_link_tls else { return Ok(None) };
-        let read = |path: &Path| std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()));
-        let (cert, key, ca) = (read(&files.cert)?, read(&files.key)?, read(&files.ca)?);
-        Ok(Some(chat_transport::node_link::NodeLinkTls::new(&cert, &key, &ca)))
-    }
-
     /// The services of the cluster.
     ///
     /// # Errors
     /// A file that cannot be read.
     #[cfg(feature = "cluster")]
     pub(crate) fn cluster(&self) -> Result<chat_server::cluster::ClusterSettings, String> {
+        use chat_server::cluster::{NodeLinkAddress, read_node_link_tls};
+        let tls = self.node_link_tls.as_ref();
         Ok(chat_server::cluster::ClusterSettings {
             store: self.store.clone(),
             router: self.router.clone(),
             registry: self.registry.clone(),
             runs_shards: self.roles.contains(&Role::Router),
-            node_link_tls: self.node_link_tls()?,
+            node_link: self.roles.contains(&Role::Gateway).then(|| NodeLinkAddress {
+                listen: self.node_link_listen,
+                advertise: self.node_link_address.clone(),
+            }),
+            node_link_tls: tls
+                .map(|files| read_node_link_tls(&files.cert, &files.key, &files.ca))
+                .transpose()?,
         })
     }
 
@@ -346,23 +397,10 @@ impl Settings {
     /// # Errors
     /// If a setting is wrong. The text says what to do about it.
     pub(crate) fn check(&self) -> Result<(), String> {
-        let public = !self.listen.ip().is_loopback();
-        if public && self.is_open() {
-            return Err("open_registration is on, but the server does not listen on loopback only: \
-                        turn it off, or listen on 127.0.0.1"
-                .into());
-        }
-        if public && self.authorities.is_empty() {
-            return Err("authorities is empty: set the host:port under which clients reach this server, \
-                        so that no other server can replay their signatures"
-                .into());
-        }
+        self.builder().check()?;
         self.check_cluster()?;
         if self.tls_cert.is_some() != self.tls_key.is_some() {
             return Err("tls_cert and tls_key must be set together".into());
-        }
-        if !(1..=365).contains(&self.retention_days) {
-            return Err("retention_days must be 1 to 365".into());
         }
         if let Some(collector) = &self.otlp {
             if cfg!(not(feature = "telemetry")) {
@@ -375,49 +413,29 @@ impl Settings {
         if !(0.0..=1.0).contains(&self.otlp_share) {
             return Err("otlp_share must be 0 to 1".into());
         }
-        if self.shards == 0 || self.max_connections == 0 || self.accept_rate == 0 {
-            return Err("shards, max_connections and accept_rate must be at least 1".into());
-        }
         Ok(())
     }
 }
 
 impl Arguments {
-    /// Returns the action and its settings.
+    /// Returns the settings: those of the file, or the defaults, changed by the flags.
     ///
     /// # Errors
     /// If the settings file is unreadable, or has an unknown or malformed key. The text names it.
-    pub(crate) fn resolve(self) -> Result<(Action, Settings), String> {
-        let mut settings = match &self.flags.config {
-            Some(path) => Settings::read(path)?,
-            None => Settings::default(),
-        };
-        let flags = self.flags;
+    pub(crate) fn settings(&self) -> Result<Settings, String> {
+        let flags = &self.flags;
+        let mut settings = flags.config.as_deref().map(Settings::read).transpose()?.unwrap_or_default();
         settings.listen = flags.listen.unwrap_or(settings.listen);
         settings.admin_listen = flags.admin_listen.unwrap_or(settings.admin_listen);
-        settings.data = flags.data.unwrap_or(settings.data);
+        settings.data = flags.data.clone().unwrap_or(settings.data);
         settings.open_registration = flags.open_registration.or(settings.open_registration);
-        settings.log = flags.log.unwrap_or(settings.log);
-        let action = match (self.print_config, self.command) {
-            (true, _) => Action::PrintConfig,
-            (_, None) => Action::Serve,
-            (_, Some(Command::Serve { role })) => {
-                if !role.is_empty() {
-                    settings.roles = role;
-                }
-                Action::Serve
-            }
-            (_, Some(Command::Check)) => Action::Check,
-            (_, Some(Command::Migrate { new_log })) => Action::Migrate(new_log),
-            (_, Some(Command::Explain { message_id, node })) => {
-                let own = || vec![settings.admin_listen.to_string()];
-                Action::Explain { message_id, nodes: if node.is_empty() { own() } else { node } }
-            }
-            (_, Some(Command::MigrateData { from, to })) => Action::MigrateData { from, to },
-            (_, Some(Command::Token { user, ttl })) => Action::Token { user, ttl },
-            (_, Some(Command::Verify)) => Action::Verify,
-        };
-        Ok((action, settings))
+        settings.log = flags.log.clone().unwrap_or(settings.log);
+        if let Some(Command::Serve { role }) = &self.command
+            && !role.is_empty()
+        {
+            settings.roles.clone_from(role);
+        }
+        Ok(settings)
     }
 }
 

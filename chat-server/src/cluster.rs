@@ -1,5 +1,6 @@
 //! Shared backends of a cluster: Cassandra, Kafka and Redis from URLs, and the node link between gateways.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +17,15 @@ use tokio::time::Instant;
 
 use crate::error::ServerError;
 use crate::metered::MeteredPush;
-use crate::server::Server;
+use crate::server::{Server, ServerBuilder};
 
 /// Time between two announcements of a gateway's address. Until the next one, answers for a gateway that Redis
 /// forgot wait.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(3);
+/// Longest time until the services are reached at the start of a node.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest age of a cached device list, because another node may change the list.
+const DEVICE_LIST_TTL: Duration = Duration::from_secs(5);
 
 /// URLs of the shared services.
 #[derive(Clone, Debug)]
@@ -34,8 +39,33 @@ pub struct ClusterSettings {
     pub registry: String,
     /// Whether the node applies records of shards.
     pub runs_shards: bool,
+    /// How the other nodes reach this one. `None` on a node that holds no connections of clients.
+    pub node_link: Option<NodeLinkAddress>,
     /// Certificates of the node link. Without them, only nodes on the same machine reach each other.
     pub node_link_tls: Option<NodeLinkTls>,
+}
+
+/// Address at which a gateway accepts the node links of the others.
+#[derive(Clone, Debug)]
+#[allow(clippy::exhaustive_structs)]
+pub struct NodeLinkAddress {
+    /// Address of the listener.
+    pub listen: SocketAddr,
+    /// The `host:port` that the other nodes dial. By default the listener's own address, or the host name if that is
+    /// unspecified.
+    pub advertise: Option<String>,
+}
+
+/// Reads the PEM files of the node link: certificate and key of this node for the name `chat-node`, and the certificate
+/// of the authority that signed the certificates of all nodes.
+///
+/// # Errors
+/// A file cannot be read. The text names it.
+pub fn read_node_link_tls(cert: &Path, key: &Path, authority: &Path) -> Result<NodeLinkTls, ServerError> {
+    let read = |path: &Path| {
+        std::fs::read(path).map_err(|error| ServerError::new(format!("{}: {error}", path.display())))
+    };
+    Ok(NodeLinkTls::new(&read(cert)?, &read(key)?, &read(authority)?))
 }
 
 /// Backends of a cluster node.
@@ -111,24 +141,46 @@ impl Node {
     }
 }
 
-/// Serves the node link of a gateway on `listen` and announces its address in the registry. `advertise` is the
-/// address that the other nodes dial; by default the listener's own address, or the host name if that is unspecified.
-/// Returns the announced address.
+/// Connects to the services, starts a server on them, and joins the other nodes. Storage, gateway id, the age of cached
+/// device lists and [`runs_shards`](ServerBuilder::runs_shards) are set here; login and listeners are the builder's.
+///
+/// # Errors
+/// As [`Node::connect`] with a timeout of 60 s, [`ServerBuilder::start`] and [`join`].
+pub async fn start(builder: ServerBuilder, settings: &ClusterSettings) -> Result<Server, ServerError> {
+    builder.check()?;
+    // Before the backends are set, because the authenticator of a node is none.
+    builder.login()?;
+    let node = Node::connect(settings, CONNECT_TIMEOUT).await?;
+    node.found.iter().for_each(|line| tracing::info!("{line}"));
+    let builder = builder
+        .backends(node.backends.clone())
+        .gateway_id(node.gateway)
+        .device_list_ttl(DEVICE_LIST_TTL)
+        .runs_shards(settings.runs_shards);
+    let server = builder.start().await?;
+    if let Some(link) = &settings.node_link {
+        let address = join(&server, &node, link, settings.node_link_tls.clone()).await?;
+        tracing::info!("the other nodes reach this one at {address}");
+    }
+    Ok(server)
+}
+
+/// Serves the node link of a gateway and announces its address in the registry. Returns the announced address.
 ///
 /// # Errors
 /// The address cannot be bound.
 pub async fn join(
     server: &Server,
     node: &Node,
-    listen: std::net::SocketAddr,
-    advertise: Option<String>,
+    link: &NodeLinkAddress,
     tls: Option<NodeLinkTls>,
 ) -> Result<String, ServerError> {
+    let listen = link.listen;
     let failed = |error| ServerError::new(format!("failed to listen on node link address {listen}: {error}"));
     let listener = TcpListener::bind(listen).await.map_err(failed)?;
     let own = listener.local_addr().map_err(failed)?;
-    let address = match advertise {
-        Some(address) => address,
+    let address = match &link.advertise {
+        Some(address) => address.clone(),
         None if own.ip().is_unspecified() => {
             let name = rustix::system::uname();
             format!("{}:{}", name.nodename().to_string_lossy(), own.port())

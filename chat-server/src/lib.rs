@@ -18,6 +18,8 @@
 //! | [`Server::admin_router`] | health, readiness, metrics, and the trace of a message |
 //! | [`Health`] | whether the server is ready, and which shards failed |
 //! | [`metered`] | latency metrics around backends |
+//! | `embedded` (feature) | checks of a data directory |
+//! | `jwt` (feature) | login by JSON Web Tokens |
 //! | `cluster` (feature) | Cassandra, Kafka and Redis from URLs |
 //! | `telemetry` (feature) | traces of messages for an OpenTelemetry collector |
 
@@ -33,12 +35,18 @@ mod axum;
 mod clock;
 #[cfg(feature = "cluster")]
 pub mod cluster;
+#[cfg(feature = "embedded")]
+pub mod embedded;
 mod error;
 pub mod explain;
 mod health;
 mod ip_limiter;
+#[cfg(feature = "jwt")]
+pub mod jwt;
 mod listener;
 pub mod metered;
+mod optional_token;
+mod process;
 mod retention;
 mod server;
 mod shard_supervisor;
@@ -49,4 +57,5 @@ mod tls;
 pub use clock::SystemClock;
 pub use error::ServerError;
 pub use health::Health;
-pub use server::{Server, ServerBuilder, stop_signal};
+pub use process::{raise_file_limit, stop_signal};
+pub use server::{Server, ServerBuilder};

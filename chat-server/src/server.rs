@@ -234,16 +234,3 @@ async fn bind(address: &str) -> Result<TcpListener, ServerError> {
     let failed = |error| ServerError::new(format!("failed to listen on {address}: {error}"));
     TcpListener::bind(address).await.map_err(failed)
 }
-
-/// Waits for SIGINT or SIGTERM. Never ends if the process cannot listen for signals.
-pub async fn stop_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
-}

@@ -35,7 +35,8 @@ fuzz_target!(|data: &[u8]| {
         let input = match kind % 12 {
             0 => {
                 let welcome = Welcome { store_epoch: epoch, server_time: 0, rollback: false, incarnation: 0, prekeys: 0, list_version: 1 };
-                Input::Admitted(device, welcome)
+                let expires_at = (n > 128).then(|| now.after(n * 100));
+                Input::Admitted { device, welcome, expires_at }
             }
             1 => {
                 seq += 1;

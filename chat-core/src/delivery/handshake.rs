@@ -1,13 +1,14 @@
 //! How a session begins: accounts, `Hello` and routes.
 
 use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::try_join;
 
 use super::Engine;
 use super::admission::refusal_of;
 use super::hub::SessionHandle;
-use crate::backend::{AccountKey, Route};
+use crate::backend::{AccountKey, Authenticated, Route};
 use crate::model::client_frame::{Hello, Registration};
 use crate::model::close_reason::CloseReason;
 use crate::model::device_list::SignedDeviceList;
@@ -35,6 +36,8 @@ pub struct Registered {
 pub struct Greeting {
     pub device: DeviceAddress,
     pub welcome: Welcome,
+    /// Time until the token expires. `None`: never.
+    pub expires_in: Option<Duration>,
 }
 
 impl Engine {
@@ -51,7 +54,7 @@ impl Engine {
             Registration::Lookup { token, handle } => (token, handle, None, true),
             Registration::Link { .. } => return Err(Refusal::Unsupported),
         };
-        let named = self.backends.authenticator.authenticate(token).await.map_err(|_| Refusal::Denied)?;
+        let named = self.verify_token(token).await.map_err(|_| Refusal::Denied)?.handle;
         if named.as_ref().map_or(replace, |named| named != handle) {
             return Err(Refusal::Denied);
         }
@@ -98,12 +101,12 @@ impl Engine {
             return Err(CloseReason::Unauthorized);
         }
         let later = |_: Error| CloseReason::Draining;
-        let named = match self.backends.authenticator.authenticate(&claims.token).await {
-            Ok(named) => named,
+        let verified = match self.verify_token(&claims.token).await {
+            Ok(verified) => verified,
             Err(error) if error.kind() == ErrorKind::Unavailable => return Err(CloseReason::Draining),
             Err(_) => return Err(CloseReason::Unauthorized),
         };
-        if let Some(handle) = named {
+        if let Some(handle) = verified.handle {
             let user = self.backends.keys.resolve(&handle).await.map_err(later)?;
             if user != Some(claims.user) {
                 return Err(CloseReason::Unauthorized);
@@ -117,7 +120,26 @@ impl Engine {
             let _ = self.limits.failed(claims.user, now);
             return Err(CloseReason::Unauthorized);
         }
-        self.greet(hello, &list, entry.installation()).await.map_err(later)
+        let (device, welcome) = self.greet(hello, &list, entry.installation()).await.map_err(later)?;
+        // Computed last, because the steps before take time.
+        let expires_in = verified.expires_at.map(|at| self.time_until(at));
+        Ok(Greeting { device, welcome, expires_in })
+    }
+
+    /// Checks a token. One that has expired by the engine's clock is denied, even if the authenticator accepts
+    /// it.
+    async fn verify_token(&self, token: &str) -> Result<Authenticated> {
+        let verified = self.backends.authenticator.authenticate(token).await?;
+        if verified.expires_at.is_some_and(|at| self.time_until(at).is_zero()) {
+            return Err(Error::new(ErrorKind::Denied, "the token has expired"));
+        }
+        Ok(verified)
+    }
+
+    /// Returns the time until `at` by the engine's clock; zero if it passed.
+    fn time_until(&self, at: SystemTime) -> Duration {
+        let at = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        at.saturating_sub(Duration::from_micros(self.now_us()))
     }
 
     /// Compares the claims of an authenticated device with the stored values, to detect a rollback.
@@ -126,7 +148,7 @@ impl Engine {
         hello: &Hello,
         list: &SignedDeviceList,
         installation: InstallationId,
-    ) -> Result<Greeting> {
+    ) -> Result<(DeviceAddress, Welcome)> {
         let claims = &hello.claims;
         let device = DeviceAddress { user: claims.user, device: claims.device, installation };
         let (keys, generation) = try_join(
@@ -146,7 +168,7 @@ impl Engine {
             prekeys: u32::try_from(keys.prekeys).unwrap_or(u32::MAX),
             list_version: list.list().version,
         };
-        Ok(Greeting { device, welcome })
+        Ok((device, welcome))
     }
 
     /// Binds a session: from now on the engine delivers events to it. Call this before the first read of the

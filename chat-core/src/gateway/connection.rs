@@ -309,7 +309,7 @@ impl Connection {
             Output::Authenticate(hello) => {
                 let answer = self.authenticate(&hello).await;
                 let accepted = match &answer {
-                    Input::Admitted(..) => Some(true),
+                    Input::Admitted { .. } => Some(true),
                     Input::Rejected { reason: CloseReason::Unauthorized, .. } => Some(false),
                     _ => None,
                 };
@@ -427,10 +427,13 @@ impl Connection {
             }
             Err(reason) => return rejected(reason),
         };
+        let now = self.gateway.runtime.now();
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let expires_at = greeting.expires_in.map(|time| now.after(millis(time)));
         match engine.bind(greeting.device).await {
             Ok(handle) => {
                 self.handle = Some(handle);
-                Input::Admitted(greeting.device, greeting.welcome)
+                Input::Admitted { device: greeting.device, welcome: greeting.welcome, expires_at }
             }
             Err(error) if error.kind() == ErrorKind::Denied => rejected(CloseReason::Unauthorized),
             Err(_) => rejected(CloseReason::Draining),

@@ -6,7 +6,7 @@ pub enum CloseReason {
     Draining,
     /// A frame does not parse, or is not allowed in this state.
     Protocol,
-    /// The token or the signature is not accepted, or the device is not on its user's list.
+    /// The token or the signature is not accepted, the token expired, or the device is not on its user's list.
     Unauthorized,
     /// The origin of a web page is not allowed. Only browsers get it: they cannot read the status of a failed upgrade.
     Origin,

@@ -6,6 +6,7 @@ use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow, Publish, Refusal,
 use crate::model::id::{ConversationId, DeviceAddress, UserId};
 use crate::model::server_frame::{Response, ServerFrame, Welcome};
 use crate::model::session_event::SessionEvent;
+use crate::model::time::Instant;
 
 /// An input of a session.
 #[derive(Debug)]
@@ -14,7 +15,12 @@ pub enum Input {
     /// A frame of the device.
     Frame(ClientFrame),
     /// The `Hello` was accepted.
-    Admitted(DeviceAddress, Welcome),
+    Admitted {
+        device: DeviceAddress,
+        welcome: Welcome,
+        /// When the token expires: the session closes then. `None`: never.
+        expires_at: Option<Instant>,
+    },
     /// The `Hello` was rejected, or came at the wrong time: the session closes.
     Rejected {
         reason: CloseReason,

@@ -4,6 +4,11 @@ use crate::model::id::{DeviceId, InstallationId, MessageId};
 use crate::model::limits::PAGE_ROWS;
 
 fn live() -> Session {
+    opened_until(None)
+}
+
+/// Returns a session whose token expires at this time.
+fn opened_until(expires_at: Option<Instant>) -> Session {
     let device = DeviceAddress {
         user: UserId::from_bytes([1; 16]),
         device: DeviceId::PRIMARY,
@@ -11,7 +16,8 @@ fn live() -> Session {
     };
     let welcome = Welcome::example();
     let mut session = Session::new(Instant::from_millis(0));
-    session.step(Instant::from_millis(0), Input::Admitted(device, welcome), &mut Vec::new());
+    let admitted = Input::Admitted { device, welcome, expires_at };
+    session.step(Instant::from_millis(0), admitted, &mut Vec::new());
     session
 }
 
@@ -53,6 +59,33 @@ fn typing_is_passed_on_once_per_three_seconds_and_conversation() {
         |at, n| !said(&mut session, at, Input::Frame(ClientFrame::Typing(conversation(n)))).is_empty();
     assert!(passed(0, 1) && !passed(2999, 1) && passed(2999, 2) && passed(3000, 1));
     assert_eq!((0..1000).filter(|n| passed(10_000, *n as u8)).count(), 256, "one per conversation");
+}
+
+#[test]
+fn closes_when_the_token_expires() {
+    let closed = |outputs: Vec<Output>| {
+        let close = ServerFrame::Close { reason: CloseReason::Unauthorized, retry_after: 0 };
+        outputs == [Output::Send(close), Output::Close(CloseReason::Unauthorized)]
+    };
+    let heartbeat = || Input::Frame(ClientFrame::Heartbeat);
+    let session = || {
+        let mut session = opened_until(Some(Instant::from_millis(90_000)));
+        assert!(!closed(said(&mut session, 60_000, heartbeat())), "the token is valid");
+        said(&mut session, 60_000, Input::Page(InboxPosition::START, Vec::new()));
+        assert_eq!(session.deadline(), Some(Instant::from_millis(90_000)), "before the idle timeout");
+        assert!(said(&mut session, 89_999, Input::Tick).is_empty());
+        session
+    };
+    assert!(closed(said(&mut session(), 90_000, Input::Tick)));
+    // A device that always has a frame ready delays the tick: its frame closes the session instead.
+    assert!(closed(said(&mut session(), 90_000, heartbeat())));
+    // An event is delivered, because its row may be the answer of a send.
+    let outputs = said(&mut session(), 90_000, Input::Events(vec![SessionEvent::Row(row(1))]));
+    assert!(matches!(&outputs[..], [Output::Send(ServerFrame::Deliver(..)), _, Output::Close(_)]));
+    let mut replaced = session();
+    let outputs =
+        said(&mut replaced, 90_000, Input::Events(vec![SessionEvent::Closed(CloseReason::Replaced)]));
+    assert!(matches!(&outputs[..], [_, Output::Close(CloseReason::Replaced)]), "closes once");
 }
 
 #[test]

@@ -15,7 +15,11 @@ use chat_store::EmbeddedStore;
 use super::Server;
 use crate::clock::SystemClock;
 use crate::error::ServerError;
+use crate::optional_token::OptionalToken;
 use crate::tls::TlsFiles;
+
+/// Maximum retention: an inbox is not read further back.
+const MAX_RETENTION: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Where messages and accounts are kept.
 #[derive(Clone, Debug)]
@@ -27,16 +31,6 @@ enum Storage {
     Backends(Backends),
 }
 
-/// How devices prove which user they belong to.
-#[derive(Clone, Debug)]
-enum Login {
-    Tokens(Arc<dyn Authenticator>),
-    /// No token: any name that is free can be registered.
-    Open,
-    /// The authenticator of the backends.
-    Backends,
-}
-
 /// Configures and starts a [`Server`].
 ///
 /// Storage and login have no default: a server that loses its data with the process, or that lets anyone
@@ -45,7 +39,9 @@ enum Login {
 #[must_use]
 pub struct ServerBuilder {
     storage: Option<Storage>,
-    login: Option<Login>,
+    authenticator: Option<Arc<dyn Authenticator>>,
+    /// A device without a token can register any name that is free.
+    is_open: bool,
     pub(crate) listen: Option<String>,
     pub(crate) admin: Option<String>,
     pub(crate) path: String,
@@ -66,7 +62,8 @@ impl Default for ServerBuilder {
     fn default() -> Self {
         Self {
             storage: None,
-            login: None,
+            authenticator: None,
+            is_open: false,
             listen: None,
             admin: None,
             path: "/v1".into(),
@@ -110,19 +107,20 @@ impl ServerBuilder {
     /// set on this builder replaces the authenticator of the backends.
     pub fn backends(mut self, backends: Backends) -> Self {
         self.storage = Some(Storage::Backends(backends));
-        self.login = self.login.or(Some(Login::Backends));
         self
     }
 
-    /// Accepts the devices whose tokens this authenticator accepts.
+    /// Accepts the devices whose tokens this authenticator accepts. With
+    /// [`open_registration`](Self::open_registration), an empty token is accepted too.
     pub fn authenticator(mut self, authenticator: impl Authenticator) -> Self {
-        self.login = Some(Login::Tokens(Arc::new(authenticator)));
+        self.authenticator = Some(Arc::new(authenticator));
         self
     }
 
-    /// Lets any device register any free name without a token. Only for servers that listen on loopback.
+    /// Lets any device register any free name without a token. Only for servers that listen on loopback. Without an
+    /// [`authenticator`](Self::authenticator), no token is checked.
     pub fn open_registration(mut self) -> Self {
-        self.login = Some(Login::Open);
+        self.is_open = true;
         self
     }
 
@@ -190,7 +188,7 @@ impl ServerBuilder {
         self
     }
 
-    /// Time after which an unread message is replaced by an explicit gap, 30 days by default.
+    /// Time after which an unread message is replaced by an explicit gap: 30 days by default, 365 days at most.
     pub fn retention(mut self, retention: Duration) -> Self {
         self.retention = retention;
         self
@@ -204,7 +202,7 @@ impl ServerBuilder {
 
     /// Shards of a server without shared backends, 8 by default.
     pub fn shards(mut self, shards: usize) -> Self {
-        self.shards = shards.max(1);
+        self.shards = shards;
         self
     }
 
@@ -237,8 +235,8 @@ impl ServerBuilder {
     /// Opens the backends, binds the listeners and starts all tasks. Must be called on a tokio runtime.
     ///
     /// # Errors
-    /// No storage or login was chosen, an unsafe combination (open registration outside of loopback, no authorities
-    /// on a public address), a directory that another process has open, an address in use, an unusable certificate.
+    /// No storage or login was chosen, a setting that [`check`](Self::check) rejects, a directory that another process
+    /// has open, an address in use, an unusable certificate.
     pub async fn start(self) -> Result<Server, ServerError> {
         let opened = self.open()?;
         Server::start(self, opened).await
@@ -249,7 +247,7 @@ impl ServerBuilder {
     /// # Errors
     /// As [`start`](Self::start) and [`Server::run_until`].
     pub async fn serve(self) -> Result<(), ServerError> {
-        self.start().await?.run_until(super::stop_signal()).await
+        self.start().await?.run_until(crate::stop_signal()).await
     }
 
     fn open(&self) -> Result<Opened, ServerError> {
@@ -258,10 +256,8 @@ impl ServerBuilder {
                 "no storage: call `data_dir(path)`, `backends(backends)`, or `in_memory()` for tests",
             )
         })?;
-        let login = self.login.clone().ok_or_else(|| {
-            ServerError::new("no login: call `authenticator(..)`, or `open_registration()` on loopback")
-        })?;
-        self.check(&login)?;
+        let login = self.login()?;
+        self.check()?;
         let mut opened = match storage {
             Storage::Memory => Opened {
                 backends: self.alone(Backends::memory()),
@@ -287,12 +283,23 @@ impl ServerBuilder {
                 embedded: None,
             },
         };
-        match login {
-            Login::Tokens(authenticator) => opened.backends.authenticator = authenticator,
-            Login::Open => opened.backends.authenticator = Arc::new(OpenRegistration),
-            Login::Backends => {}
+        if let Some(login) = login {
+            opened.backends.authenticator = login;
         }
         Ok(opened)
+    }
+
+    /// Returns the authenticator of the server, or `None` for that of the backends.
+    pub(crate) fn login(&self) -> Result<Option<Arc<dyn Authenticator>>, ServerError> {
+        match (&self.authenticator, self.is_open) {
+            (Some(authenticator), false) => Ok(Some(authenticator.clone())),
+            (Some(authenticator), true) => Ok(Some(Arc::new(OptionalToken(authenticator.clone())))),
+            (None, true) => Ok(Some(Arc::new(OpenRegistration))),
+            (None, false) if matches!(self.storage, Some(Storage::Backends(_))) => Ok(None),
+            (None, false) => Err(ServerError::new(
+                "no login: call `authenticator(..)`, or `open_registration()` on loopback",
+            )),
+        }
     }
 
     /// The router and the sinks of a process that shares nothing.
@@ -304,8 +311,18 @@ impl ServerBuilder {
         }
     }
 
-    /// Refuses what is unsafe.
-    fn check(&self, login: &Login) -> Result<(), ServerError> {
+    /// Checks the settings without opening anything. [`start`](Self::start) checks them too.
+    ///
+    /// # Errors
+    /// An unsafe combination: open registration outside of loopback, or no authorities there. A limit of 0 connections
+    /// or shards. A retention of 0, or above 365 days.
+    pub fn check(&self) -> Result<(), ServerError> {
+        if self.retention.is_zero() || self.retention > MAX_RETENTION {
+            return Err(ServerError::new("the retention must be above 0 and at most 365 days"));
+        }
+        if self.shards == 0 || self.max_connections == 0 || self.accept_rate == 0 {
+            return Err(ServerError::new("shards, max_connections and accept_rate must be at least 1"));
+        }
         let Some(listen) = &self.listen else { return Ok(()) };
         let host = listen.rsplit_once(':').map_or(listen.as_str(), |(host, _)| host);
         let is_loopback = host == "localhost"
@@ -314,18 +331,73 @@ impl ServerBuilder {
         if is_loopback {
             return Ok(());
         }
-        if matches!(login, Login::Open) {
+        if self.is_open {
             return Err(ServerError::new(
-                "open registration is on and the server listens to other machines: use an authenticator, or listen \
-                 on 127.0.0.1",
+                "open registration is on and the server listens to other machines: turn it off, or listen on 127.0.0.1",
             ));
         }
         if self.engine.authorities.is_empty() {
             return Err(ServerError::new(
-                "no authorities: name the host:port under which clients reach this server, so that no other server \
-                 can relay their signatures",
+                "authorities is empty: set the host:port under which clients reach this server, so that no other \
+                 server can relay their signatures",
             ));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chat_core::Handle;
+    use chat_core::backend::Authenticated;
+
+    use super::*;
+
+    /// Accepts the token `alice`.
+    #[derive(Debug)]
+    struct OneToken;
+
+    #[async_trait::async_trait]
+    impl Authenticator for OneToken {
+        async fn authenticate(&self, token: &str) -> chat_core::Result<Authenticated> {
+            match token {
+                "alice" => Ok(Authenticated::user(Handle::new(token)?)),
+                _ => Err(chat_core::Error::new(chat_core::ErrorKind::Denied, "another token")),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn login_is_chosen_by_authenticator_and_open_registration() {
+        let accepts = async |builder: ServerBuilder| {
+            let login = builder.login().unwrap().unwrap();
+            let mut accepted = Vec::new();
+            for token in ["", "alice", "other"] {
+                accepted.push(login.authenticate(token).await.ok().map(|named| named.handle.is_some()));
+            }
+            accepted
+        };
+        let builder = || Server::builder().in_memory();
+        assert!(builder().login().is_err(), "there is no default");
+        assert_eq!(accepts(builder().open_registration()).await, [Some(false); 3]);
+        let tokens = builder().authenticator(OneToken);
+        assert_eq!(accepts(tokens.clone()).await, [None, Some(true), None]);
+        assert_eq!(accepts(tokens.open_registration()).await, [Some(false), Some(true), None]);
+        let backends = builder().backends(Backends::memory());
+        assert!(backends.login().unwrap().is_none(), "the authenticator of the backends");
+        assert_eq!(accepts(backends.authenticator(OneToken)).await, [None, Some(true), None]);
+    }
+
+    #[test]
+    fn check_rejects_open_registration_and_no_authorities_outside_of_loopback() {
+        let public = Server::builder().listen("0.0.0.0:7777");
+        assert!(public.check().is_err(), "no authorities");
+        let named = public.authorities(["chat.example:443"]);
+        assert_eq!(named.check(), Ok(()));
+        assert!(named.clone().open_registration().check().is_err());
+        assert_eq!(named.clone().open_registration().listen("127.0.0.1:7777").check(), Ok(()));
+        assert!(named.clone().shards(0).check().is_err());
+        assert!(named.clone().retention(Duration::ZERO).check().is_err());
+        assert_eq!(named.retention(MAX_RETENTION).check(), Ok(()));
     }
 }

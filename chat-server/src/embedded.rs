@@ -1,0 +1,33 @@
+//! Checks of the data directory of a server with the embedded store. No server may run on it meanwhile.
+
+use std::path::Path;
+
+use chat_store::{EmbeddedStore, Verification};
+
+use crate::error::ServerError;
+
+/// Checks that the data directory can be opened, without creating it. Returns a line about it.
+///
+/// # Errors
+/// The directory is damaged, sealed, or open in another process.
+pub fn check(path: impl AsRef<Path>) -> Result<String, ServerError> {
+    let path = path.as_ref();
+    if !EmbeddedStore::exists(path) {
+        return Ok(format!("store: no data yet: the first start makes {}", path.display()));
+    }
+    open(path).map(|_| format!("store: data in {}", path.display()))
+}
+
+/// Reads all data of the directory and checks every promise about it.
+///
+/// # Errors
+/// A promise that does not hold, or as [`check`].
+pub fn verify(path: impl AsRef<Path>) -> Result<Verification, ServerError> {
+    let failed = |error| ServerError::new(format!("verification failed: {}", ServerError::from(error)));
+    open(path.as_ref())?.verify().map_err(failed)
+}
+
+fn open(path: &Path) -> Result<EmbeddedStore, ServerError> {
+    let failed = |error| ServerError::new(format!("store: {}: {}", path.display(), ServerError::from(error)));
+    EmbeddedStore::open(path).map_err(failed)
+}
