@@ -52,6 +52,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use crate::model::error::Error;
 
@@ -81,6 +82,22 @@ macro_rules! list_cases {
     };
 }
 use list_cases;
+
+/// The highest number that a backend stores.
+const MAX_NUMBER: u64 = i64::MAX as u64;
+
+/// Lets other futures of the same task run once.
+async fn pause() {
+    let mut paused = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut paused, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
 
 fn equal<T: PartialEq + fmt::Debug>(left: T, right: T, what: &str) -> Outcome {
     if left == right { Ok(()) } else { Err(format!("{what}: {left:?} is not {right:?}")) }

@@ -55,10 +55,22 @@ pub async fn faultless_store_passes() -> Outcome {
 /// Runs the named cases of a directory with this fault. Returns the first case that fails.
 pub async fn directory_killed_by_a_case(fault: DirectoryFault) -> Option<&'static str> {
     for case in cases::key_directory() {
-        let directory: Arc<dyn KeyDirectory> = Arc::new(FaultyDirectory::new(fault));
+        let directory: Arc<dyn KeyDirectory> = Arc::new(FaultyDirectory::new(Some(fault)));
         if (case.run)(directory).await.is_err() {
             return Some(case.name);
         }
     }
     None
+}
+
+/// Runs the named cases of a directory without a fault.
+///
+/// # Errors
+/// A case failed.
+pub async fn faultless_directory_passes() -> Outcome {
+    for case in cases::key_directory() {
+        let outcome = (case.run)(Arc::new(FaultyDirectory::new(None))).await;
+        outcome.map_err(|error| format!("{}: {error}", case.name))?;
+    }
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! The memory store with injected errors and partial commits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -47,6 +47,20 @@ pub(super) struct SimStore {
     rng: Mutex<Rng>,
     faults: Mutex<StoreFaults>,
     keys: Arc<Mutex<KeyUse>>,
+    /// Conversations of the calls of `commit` that run in this process.
+    committing: Mutex<BTreeSet<ConversationId>>,
+}
+
+/// Conversations of a call of `commit`, until the call ends.
+struct Committing<'a>(&'a SimStore, Vec<ConversationId>);
+
+impl Drop for Committing<'_> {
+    fn drop(&mut self) {
+        let mut running = self.0.committing.lock();
+        self.1.iter().for_each(|conversation| {
+            running.remove(conversation);
+        });
+    }
 }
 
 impl SimStore {
@@ -57,7 +71,29 @@ impl SimStore {
         seed: u64,
         faults: StoreFaults,
     ) -> Self {
-        Self { tables, redo, rng: Mutex::new(Rng::new(seed)), faults: Mutex::new(faults), keys }
+        Self {
+            tables,
+            redo,
+            rng: Mutex::new(Rng::new(seed)),
+            faults: Mutex::new(faults),
+            keys,
+            committing: Mutex::default(),
+        }
+    }
+
+    /// Notes a call of `commit`. The engine names a conversation once in a call, and once at a time.
+    fn begin_commit(&self, commits: &[Commit]) -> Committing<'_> {
+        let mut running = self.committing.lock();
+        let named: Vec<ConversationId> = commits.iter().map(|commit| commit.conversation).collect();
+        for conversation in &named {
+            if !running.insert(*conversation) {
+                self.keys
+                    .lock()
+                    .overlap
+                    .get_or_insert(format!("{conversation:?} is committed twice at a time"));
+            }
+        }
+        Committing(self, named)
     }
 
     fn may_fail(&self) -> Result<()> {
@@ -203,6 +239,7 @@ impl MessageStore for SimStore {
     }
 
     async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<CommitOutcome>> {
+        let _running = self.begin_commit(&commits);
         let faults = *self.faults.lock();
         let mut outcomes = Vec::with_capacity(commits.len());
         for commit in commits {

@@ -5,6 +5,7 @@ use crate::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
     PageLimit, StoreIdentity,
 };
+use crate::conformance::pause;
 use crate::model::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow};
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{ConversationId, ConversationKind, InstallationId, MessageId, Seq, StoreEpoch};
@@ -59,12 +60,19 @@ faults! {
     GenerationOfCommitIgnored,
     GenerationGoesBackOnCommit,
     OutcomeMissing,
+    /// A commit writes back all tables as it read them: concurrent calls lose each other's writes.
+    ConcurrentCommitsOverwrite,
     SendersOfStateLost,
     MembersOfStateLost,
     PositionOfStateLost,
+    GroupEpochLost,
+    AudienceLost,
+    SkipReadsAsExpired,
     LargeBodyCut,
     ThirtyTwoBitSeq,
     ThirtyTwoBitTime,
+    /// A generation is stored as a floating-point number.
+    GenerationAsDouble,
     // Ack
     GenerationGoesBackOnAck,
     RejectedAckRaisesGeneration,
@@ -90,6 +98,10 @@ faults! {
     PageEndsEarly,
     LargeRowEndsPage,
     InboxShowsAboveHead,
+    /// Rows that are older than an acknowledged row of any conversation are not read.
+    RowsBelowAckHidden,
+    /// Rows that are older than a row that was read are not read any more.
+    RowsBelowReadHidden,
     // History
     HistoryOldestFirst,
     HistoryIncludesItsStart,
@@ -121,7 +133,7 @@ pub struct FaultyStore {
     tables: Mutex<Tables>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Tables {
     states: Vec<(ConversationId, ConversationState)>,
     history: Vec<InboxRow>,
@@ -131,6 +143,8 @@ struct Tables {
     generations: Vec<(InstallationId, u64)>,
     /// The highest number of rows that ever waited for each device.
     most_waiting: Vec<(InstallationId, u64)>,
+    /// The highest position that each device acknowledged or read; kept by the faults that use it.
+    floors: Vec<(InstallationId, InboxPosition)>,
 }
 
 impl FaultyStore {
@@ -152,6 +166,15 @@ impl FaultyStore {
         if self.has(StoreFault::ThirtyTwoBitTime) {
             row.time_us = u64::from(row.time_us as u32);
         }
+        use crate::model::envelope::{EmptyReason, RowContent::Empty};
+        if let (Empty { reason, .. }, true) = (&mut row.content, self.has(StoreFault::SkipReadsAsExpired)) {
+            *reason = EmptyReason::Expired;
+        }
+        if let (Message { message, .. }, true) = (&mut row.content, self.has(StoreFault::AudienceLost)) {
+            let mut shorter = crate::model::envelope::Message::clone(message);
+            shorter.audience.clear();
+            *message = std::sync::Arc::new(shorter);
+        }
         if let Message { message, .. } = &mut row.content {
             let is_mailbox = row.conversation.kind() == Ok(ConversationKind::Mailbox);
             let cut = if self.has(StoreFault::LargeBodyCut) {
@@ -168,6 +191,10 @@ impl FaultyStore {
             }
         }
         row
+    }
+
+    fn bend_generation(&self, generation: u64) -> u64 {
+        if self.has(StoreFault::GenerationAsDouble) { generation as f64 as u64 } else { generation }
     }
 
     fn apply(&self, tables: &mut Tables, commit: Commit) {
@@ -203,7 +230,11 @@ impl FaultyStore {
         }
         for (device, generation) in commit.generations {
             if !self.has(F::GenerationOfCommitIgnored) {
-                tables.raise(device, generation, self.has(F::GenerationGoesBackOnCommit));
+                tables.raise(
+                    device,
+                    self.bend_generation(generation),
+                    self.has(F::GenerationGoesBackOnCommit),
+                );
             }
         }
         if self.has(F::RowsWithoutState) && known.is_some() || is_late && !self.has(F::OlderStateComesBack) {
@@ -218,6 +249,9 @@ impl FaultyStore {
         }
         if self.has(F::PositionOfStateLost) {
             state.head.position = LogPosition::default();
+        }
+        if self.has(F::GroupEpochLost) {
+            state.head.group_epoch = 0;
         }
         tables.states.retain(|(known, _)| *known != id);
         tables.states.push((id, state));
@@ -330,6 +364,14 @@ impl Tables {
         &mut self.cursors[at].2
     }
 
+    fn raise_floor(&mut self, device: InstallationId, position: Option<InboxPosition>) {
+        let Some(position) = position else { return };
+        match self.floors.iter_mut().find(|(known, _)| *known == device) {
+            Some((_, floor)) => *floor = position.max(*floor),
+            None => self.floors.push((device, position)),
+        }
+    }
+
     fn raise(&mut self, device: InstallationId, generation: u64, may_fall: bool) {
         match self.generations.iter_mut().find(|(known, _)| *known == device) {
             Some((_, known)) => *known = if may_fall { generation } else { generation.max(*known) },
@@ -368,6 +410,13 @@ impl MessageStore for FaultyStore {
     }
 
     async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<CommitOutcome>> {
+        if self.has(StoreFault::ConcurrentCommitsOverwrite) {
+            let (count, mut copy) = (commits.len(), self.tables.lock().clone());
+            commits.into_iter().for_each(|commit| self.apply(&mut copy, commit));
+            pause().await;
+            *self.tables.lock() = copy;
+            return vec![Ok(CommitOutcome::Visible); count];
+        }
         let mut tables = self.tables.lock();
         let count = commits.len();
         let applied = if self.has(StoreFault::OnlyFirstCommitOfCall) { 1 } else { count };
@@ -396,7 +445,7 @@ impl MessageStore for FaultyStore {
         };
         let rejected = acks.iter().any(|ack| !fits(&tables, ack));
         if !rejected || self.has(F::RejectedAckRaisesGeneration) {
-            tables.raise(device, generation, self.has(F::GenerationGoesBackOnAck));
+            tables.raise(device, self.bend_generation(generation), self.has(F::GenerationGoesBackOnAck));
         }
         if rejected && !self.has(F::RejectedAckHasEffects) {
             return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail"));
@@ -415,6 +464,12 @@ impl MessageStore for FaultyStore {
                     || self.has(F::LowerAckOfSameCallCounts)
                         && acks.iter().filter(|other| other.conversation == ack.conversation).count() > 1;
                 cursor.acked = if may_fall { seq } else { cursor.acked.max(seq) };
+            }
+            if self.has(F::RowsBelowAckHidden) {
+                let own = tables.inbox.iter().filter(|(d, _)| *d == device).map(|(_, row)| row);
+                let gone = own.filter(|row| row.conversation == ack.conversation && row.seq <= seq);
+                let floor = gone.map(InboxRow::position).max();
+                tables.raise_floor(device, floor);
             }
             let mut left = if self.has(F::AckRemovesOneRowOnly) { 1 } else { usize::MAX };
             tables.inbox.retain(|(d, row)| {
@@ -436,7 +491,8 @@ impl MessageStore for FaultyStore {
         limit: PageLimit,
     ) -> Result<Vec<InboxRow>> {
         use StoreFault as F;
-        let tables = self.tables.lock();
+        let mut tables = self.tables.lock();
+        let floor = tables.floors.iter().find(|(d, _)| *d == device).map(|(_, floor)| *floor);
         let mut rows: Vec<InboxRow> = tables
             .inbox
             .iter()
@@ -449,7 +505,8 @@ impl MessageStore for FaultyStore {
                     row.position() > after
                 };
                 let visible = row.seq <= tables.head(row.conversation) || self.has(F::InboxShowsAboveHead);
-                *d == device && behind && visible
+                let hidden = floor.is_some_and(|floor| row.position() < floor);
+                *d == device && behind && visible && !hidden
             })
             .map(|(_, row)| row.clone())
             .collect();
@@ -463,6 +520,11 @@ impl MessageStore for FaultyStore {
         let mut page = self.page(rows.into_iter(), limit, self.has(F::InboxByteLimitIgnored));
         if self.has(F::PageEndsEarly) && page.len() > 1 && limit.is_reached(&page) {
             page.pop();
+        }
+        if self.has(F::RowsBelowReadHidden) {
+            // Rows that wait at this moment are read again. Rows that come later below them are not.
+            let oldest = page.first().filter(|_| after == InboxPosition::START).map(InboxRow::position);
+            tables.raise_floor(device, oldest);
         }
         Ok(page)
     }
