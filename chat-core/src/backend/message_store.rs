@@ -17,7 +17,8 @@ use crate::model::id::{
 /// # Contract
 /// Each sentence names its case of the conformance suite.
 /// - A commit is durable when its outcome is `Ok`: every later decision must observe it, and the generations
-///   of its senders take effect (`a_durable_commit_counts`). Its rows may be delivered and acknowledged
+///   of its senders take effect (`a_durable_commit_counts`). A store on disk keeps it, and its identity, when the
+///   process is killed or stopped (`acknowledged_commits_survive_sigkill`, `reopened_store_is_the_same`). Its rows may be delivered and acknowledged
 ///   (`a_durable_row_may_be_acknowledged`).
 /// - A commit is visible to every reader when its outcome is [`CommitOutcome::Visible`], or after
 ///   [`make_visible`](Self::make_visible) (`commit_is_visible`).
@@ -55,6 +56,8 @@ use crate::model::id::{
 ///   times in microseconds since 1970, stay below 2^53.
 /// - [`device`](Self::device) counts the rows that wait (`waiting_is_counted`).
 /// - A conversation or device without a commit reads as empty (`an_unknown_conversation_is_empty`).
+/// - After any history of calls, every read equals that of [`MemoryStore`](crate::memory::MemoryStore)
+///   (`model_based`).
 /// - In a store that several processes share, a late write of an owner that is behind changes nothing
 ///   (`an_older_state_does_not_come_back`, `an_owner_that_is_behind_changes_nothing`): of two states, the one
 ///   with the later `head.time_us` stays.
