@@ -12,14 +12,15 @@
 //! ```
 //!
 //! Each contract sentence of a trait names its case. [`cases`] has the cases as plain functions, for a program with
-//! a runner of its own. The model-based test compares random operations with the in-memory reference. [`mutants`]
-//! are backends that break one rule each; the suites find all of them.
+//! a runner of its own. The model-based test compares random operations with the in-memory reference, also with
+//! injected faults ([`UnreliableStore`]) that the caller answers by repeating its calls. [`mutants`] are backends that break one rule each; the suites find all of them.
 
 mod authenticator;
 mod durability;
+mod faults;
 mod key_directory;
 mod message_store;
-mod model;
+pub(crate) mod model;
 pub mod mutants;
 mod presence;
 mod push_sink;
@@ -42,6 +43,7 @@ pub mod cases {
 }
 
 pub use authenticator::AuthenticatorFixture;
+pub use faults::{FaultRates, UnreliableStore};
 pub use suite::{
     Suite, authenticator, durable_message_store, key_directory, message_store, presence, push_sink, registry,
     router, shared_message_store,

@@ -4,7 +4,7 @@
 
 use chat_core::conformance::mutants::{
     DirectoryFault, StoreFault, directory_killed_by_a_case, faultless_directory_passes,
-    faultless_store_passes, killed_by_a_case, killed_by_the_model,
+    faultless_store_passes, killed_by_a_case, killed_by_injected_faults, killed_by_the_model,
 };
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
@@ -22,15 +22,19 @@ fn ready<T>(future: impl Future<Output = T>) -> T {
 
 #[test]
 fn suites_kill_every_mutant() {
-    let (mut survivors, mut by_case, mut by_model) = (Vec::new(), 0, 0);
+    let (mut survivors, mut by_case, mut by_model, mut by_faults_only) = (Vec::new(), 0, 0, 0);
     for fault in StoreFault::ALL {
-        let (case, seed) = (ready(killed_by_a_case(*fault)), ready(killed_by_the_model(*fault)));
+        let (case, plain) = (ready(killed_by_a_case(*fault)), ready(killed_by_the_model(*fault)));
+        let with_faults = ready(killed_by_injected_faults(*fault));
+        by_faults_only += usize::from(case.is_none() && plain.is_none() && with_faults.is_some());
+        let seed = plain.or(with_faults);
         by_case += usize::from(case.is_some());
         by_model += usize::from(seed.is_some());
         println!(
-            "{fault:?}: case {}, seed {}",
+            "{fault:?}: case {}, seed {}, seed with injected faults {}",
             case.unwrap_or("none"),
-            seed.map_or("none".into(), |seed| seed.to_string())
+            plain.map_or("none".into(), |seed| seed.to_string()),
+            with_faults.map_or("none".into(), |seed| seed.to_string())
         );
         if case.is_none() && seed.is_none() {
             survivors.push(format!("{fault:?}"));
@@ -44,13 +48,14 @@ fn suites_kill_every_mutant() {
         }
     }
     println!(
-        "{} mutants of MessageStore: {by_case} killed by a named case, {by_model} by the model-based test alone; {} \
-         mutants of KeyDirectory",
+        "{} mutants of MessageStore: {by_case} killed by a named case, {by_model} by the model-based test alone, \
+         {by_faults_only} only with injected faults; {} mutants of KeyDirectory",
         stores,
         DirectoryFault::ALL.len()
     );
     assert!(survivors.is_empty(), "these survived: {survivors:?}");
     assert!(stores + DirectoryFault::ALL.len() >= 60);
+    assert!(by_faults_only >= 6, "injected faults alone kill {by_faults_only}");
     assert!(by_model * 10 >= stores * 9, "the model-based test alone kills {by_model} of {stores}");
 }
 

@@ -56,6 +56,9 @@ use crate::model::id::{
 ///   times in microseconds since 1970, stay below 2^53.
 /// - [`device`](Self::device) counts the rows that wait (`waiting_is_counted`).
 /// - A conversation or device without a commit reads as empty (`an_unknown_conversation_is_empty`).
+/// - An error `Unavailable`, and a call whose future was dropped, mean *unknown*: the call was applied, or not, or in
+///   part, and readers see a commit whole or not at all. The caller repeats the same commits, or reads the states and
+///   commits the missing ones. The result equals one commit (`model_based_with_faults`).
 /// - After any history of calls, every read equals that of [`MemoryStore`](crate::memory::MemoryStore)
 ///   (`model_based`).
 /// - In a store that several processes share, a late write of an owner that is behind changes nothing

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use libtest_mimic::{Arguments, Trial};
 
-use super::model::{self, Owners};
+use super::model::{self, Calls, Owners};
 use super::{Case, Outcome, cases, durability};
 use crate::backend::{KeyDirectory, MessageStore, Presence, PushSink, Registry, Router};
 
@@ -23,6 +23,8 @@ type Executor = Arc<dyn Fn(Boxed<Outcome>) -> Outcome + Send + Sync>;
 
 /// Seeds of the model-based test, unless `CONFORMANCE_SEEDS` says otherwise.
 const SEEDS: u64 = 200;
+/// One of this many seeds is also run with faults.
+const UNRELIABLE_SHARE: u64 = 10;
 
 /// A conformance suite for one backend.
 ///
@@ -99,23 +101,30 @@ impl Suite {
         self
     }
 
-    fn model<S, F, Fut>(mut self, fresh: Arc<F>, owners: Owners) -> Self
+    fn model<S, F, Fut>(mut self, fresh: &Arc<F>, owners: Owners) -> Self
     where
         S: MessageStore,
         F: Fn() -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Arc<S>> + Send + 'static,
     {
-        let model = move || -> Boxed<Outcome> {
+        let test = |calls: Calls, seeds: u64| {
             let fresh = fresh.clone();
-            Box::pin(async move {
-                for seed in 0..seeds() {
-                    let fresh = || async { fresh().await as Arc<dyn MessageStore> };
-                    model::check(seed, owners, fresh).await?;
-                }
-                Ok(())
-            })
+            move || -> Boxed<Outcome> {
+                let fresh = fresh.clone();
+                Box::pin(async move {
+                    for seed in 0..seeds {
+                        let fresh = || async { fresh().await as Arc<dyn MessageStore> };
+                        model::check(seed, calls, fresh).await?;
+                    }
+                    Ok(())
+                })
+            }
         };
-        self.tests.push(("model_based".to_owned(), Arc::new(model)));
+        let (reliable, unreliable) = (Calls::of(owners), Calls::unreliable(owners));
+        let seeds = seeds();
+        self.tests.push(("model_based".to_owned(), Arc::new(test(reliable, seeds))));
+        let few = seeds.div_ceil(UNRELIABLE_SHARE);
+        self.tests.push(("model_based_with_faults".to_owned(), Arc::new(test(unreliable, few))));
         self
     }
 
@@ -178,7 +187,7 @@ where
     Fut: Future<Output = Arc<S>> + Send + 'static,
 {
     let fresh = Arc::new(fresh);
-    Suite::new("MessageStore").cases(cases::message_store(), &fresh, |store| store).model(fresh, Owners::One)
+    Suite::new("MessageStore").cases(cases::message_store(), &fresh, |store| store).model(&fresh, Owners::One)
 }
 
 /// The suite of a [`MessageStore`] that several processes share: that of [`message_store`], with owners of a shard that
@@ -193,7 +202,7 @@ where
     Suite::new("MessageStore")
         .cases(cases::message_store(), &fresh, |store| store)
         .cases(cases::shared_message_store(), &fresh, |store| store)
-        .model(fresh, Owners::Several)
+        .model(&fresh, Owners::Several)
 }
 
 /// The suite of a durable [`MessageStore`] whose data lies in a directory: that of [`message_store`], and cases that
@@ -379,7 +388,8 @@ mod tests {
     fn guide_names_existing_cases_only() {
         let guide = include_str!("../../../docs/writing-a-backend.md");
         let known = cases::message_store().iter().map(|case| case.name).collect::<Vec<_>>();
-        let known = [known, cases::key_directory().iter().map(|case| case.name).collect()].concat();
+        let others = cases::key_directory().into_iter().map(|case| case.name);
+        let known = [known, others.chain(["model_based_with_faults"]).collect()].concat();
         // Answers name their cases in parentheses.
         let answers = guide.split("## Answers").nth(1).unwrap().split("\n## ").next().unwrap();
         let in_parentheses = answers.split('(').skip(1).filter_map(|text| text.split_once(')'));

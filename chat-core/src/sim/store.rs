@@ -339,3 +339,47 @@ impl MessageStore for SimStore {
         Ok(self.tables.lock().expire(before_us, limit))
     }
 }
+
+#[cfg(all(test, feature = "conformance"))]
+mod tests {
+    use super::*;
+    use crate::conformance::model::{self, Calls, Owners};
+    use std::task::Waker;
+
+    const FAULTS: StoreFaults =
+        StoreFaults { split: true, durable_first: true, error_before: 15, error_after: 15 };
+
+    fn ready<T>(future: impl Future<Output = T>) -> T {
+        let (mut future, mut context) = (std::pin::pin!(future), Context::from_waker(Waker::noop()));
+        loop {
+            if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
+                return value;
+            }
+        }
+    }
+
+    /// Returns a store that leaves partial commits and loses outcomes.
+    fn fresh(seed: u64) -> Arc<dyn MessageStore> {
+        let store = SimStore::new(Arc::default(), Arc::default(), Arc::default(), seed, FAULTS);
+        Arc::new(store)
+    }
+
+    #[test]
+    fn repeated_calls_of_the_faulty_store_equal_one() {
+        for seed in 0..20 {
+            let calls = Calls::unreliable(Owners::Several);
+            assert_eq!(ready(model::check(seed, calls, || async { fresh(seed) })), Ok(()));
+        }
+    }
+
+    #[test]
+    fn repeated_calls_reveal_a_store_that_is_not_honest() {
+        for mutant in [Mutant::HalfCommitStays, Mutant::OlderStateWins, Mutant::StateBeforeRows] {
+            let calls = Calls::unreliable(Owners::Several);
+            let found = (0..20).any(|seed| {
+                Mutant::with(Some(mutant), || ready(model::fails(seed, calls, || async { fresh(seed) })))
+            });
+            assert!(found, "{mutant:?}");
+        }
+    }
+}

@@ -124,6 +124,19 @@ faults! {
     WaitingBytesUnknown,
     CursorFilterIgnored,
     CursorOfOneConversationOnly,
+    // Calls that are dropped at an `await`
+    /// Half of the inbox rows are written after the state, and a repeat finds the state and writes nothing.
+    InterruptedCommitStaysHalf,
+    /// A commit is noted as done before it is written, and a repeat writes nothing.
+    InterruptedCommitIsLost,
+    /// The head is written before the senders.
+    InterruptedStateIsPart,
+    /// An ack deletes rows after it raised the cursor, and a repeat finds the cursor and deletes nothing.
+    InterruptedAckKeepsRows,
+    /// Expired rows are deleted before their gap is written.
+    InterruptedExpiryLosesRows,
+    /// A commit that is dropped keeps its lock.
+    InterruptedCommitBlocksTheStore,
 }
 
 /// A [`MessageStore`] in memory that scans lists, with at most one fault. Without one it passes the suite.
@@ -145,6 +158,10 @@ struct Tables {
     most_waiting: Vec<(InstallationId, u64)>,
     /// The highest position that each device acknowledged or read; kept by the faults that use it.
     floors: Vec<(InstallationId, InboxPosition)>,
+    /// Commits that began, by the time of their state; kept by the faults that use it.
+    begun: Vec<(ConversationId, u64)>,
+    /// A commit runs.
+    busy: bool,
 }
 
 impl FaultyStore {
@@ -324,6 +341,170 @@ impl FaultyStore {
         }
     }
 
+    /// Commits in two steps, with an `await` between them. The faults show if the second step never comes.
+    async fn commit_in_steps(&self, commit: Commit) -> Result<CommitOutcome> {
+        use StoreFault as F;
+        let id = commit.conversation;
+        let known = self.tables.lock().state(id).cloned().unwrap_or_default();
+        if self.has(F::InterruptedCommitBlocksTheStore) {
+            for waited in 0.. {
+                if !std::mem::replace(&mut self.tables.lock().busy, true) {
+                    break;
+                }
+                if waited == 20 {
+                    return Err(Error::new(ErrorKind::Unavailable, "another commit runs"));
+                }
+                pause().await;
+            }
+        }
+        let is_done = if self.has(F::InterruptedCommitIsLost) {
+            let (mut tables, key) = (self.tables.lock(), (id, commit.state.head.time_us));
+            let is_done = tables.begun.contains(&key);
+            tables.begun.push(key);
+            is_done
+        } else {
+            self.has(F::InterruptedCommitStaysHalf) && known.head.time_us == commit.state.head.time_us
+        };
+        if is_done {
+            return Ok(CommitOutcome::Visible);
+        }
+        let mut first = commit.clone();
+        if self.has(F::InterruptedCommitStaysHalf) {
+            first.inbox.truncate(commit.inbox.len() / 2);
+            self.apply(&mut self.tables.lock(), first);
+        } else if self.has(F::InterruptedStateIsPart) {
+            first.state.senders = known.senders;
+            self.apply(&mut self.tables.lock(), first);
+        }
+        pause().await;
+        let mut tables = self.tables.lock();
+        self.apply(&mut tables, commit);
+        tables.busy = false;
+        Ok(CommitOutcome::Visible)
+    }
+
+    fn acknowledge(&self, device: InstallationId, generation: u64, acks: &[AckUpTo]) -> Result<()> {
+        use StoreFault as F;
+        let mut tables = self.tables.lock();
+        let fits = |tables: &Tables, ack: &AckUpTo| {
+            let cursor = tables.cursors.iter().find(|(d, c, _)| (*d, *c) == (device, ack.conversation));
+            match cursor {
+                Some((.., cursor)) => {
+                    ack.seq <= cursor.tail
+                        || self.has(F::AckAboveTailAccepted)
+                        || self.has(F::AckAboveTailClamped)
+                }
+                None => self.has(F::AckOfUnknownConversationAccepted),
+            }
+        };
+        let rejected = acks.iter().any(|ack| !fits(&tables, ack));
+        if !rejected || self.has(F::RejectedAckRaisesGeneration) {
+            tables.raise(device, self.bend_generation(generation), self.has(F::GenerationGoesBackOnAck));
+        }
+        if rejected && !self.has(F::RejectedAckHasEffects) {
+            return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail"));
+        }
+        let count = if self.has(F::SecondAckOfCallIgnored) { 1 } else { acks.len() };
+        let accepted: Vec<&AckUpTo> = acks.iter().take(count).filter(|ack| fits(&tables, ack)).collect();
+        for ack in accepted {
+            let seq = if self.has(F::AckAboveTailClamped) {
+                ack.seq.min(tables.cursor(device, ack.conversation).tail)
+            } else {
+                ack.seq
+            };
+            let cursor = tables.cursor(device, ack.conversation);
+            if !self.has(F::AckWithoutCursor) {
+                let may_fall = self.has(F::AckGoesBack)
+                    || self.has(F::LowerAckOfSameCallCounts)
+                        && acks.iter().filter(|other| other.conversation == ack.conversation).count() > 1;
+                cursor.acked = if may_fall { seq } else { cursor.acked.max(seq) };
+            }
+            if self.has(F::RowsBelowAckHidden) {
+                let own = tables.inbox.iter().filter(|(d, _)| *d == device).map(|(_, row)| row);
+                let gone = own.filter(|row| row.conversation == ack.conversation && row.seq <= seq);
+                let floor = gone.map(InboxRow::position).max();
+                tables.raise_floor(device, floor);
+            }
+            if self.has(F::InterruptedAckKeepsRows) {
+                continue;
+            }
+            let mut left = if self.has(F::AckRemovesOneRowOnly) { 1 } else { usize::MAX };
+            tables.inbox.retain(|(d, row)| {
+                let own = *d == device || self.has(F::AckOfOneDeviceCountsForAll);
+                let same = row.conversation == ack.conversation || self.has(F::AckCountsForAllConversations);
+                let below = if self.has(F::AckKeepsItsOwnRow) { row.seq < seq } else { row.seq <= seq };
+                let removed = own && same && below && left > 0;
+                left -= usize::from(removed && left > 0);
+                !removed
+            });
+        }
+        if rejected { Err(Error::new(ErrorKind::Invalid, "an ack is above the tail")) } else { Ok(()) }
+    }
+
+    /// Removes old rows and old gaps. Returns how many rows, and the gaps that replace them.
+    fn remove_old(&self, before_us: u64, limit: usize) -> (usize, Vec<(InstallationId, InboxRow)>) {
+        use StoreFault as F;
+        let mut tables = self.tables.lock();
+        tables.inbox.sort_by_key(|(device, row)| (*device, row.position()));
+        if self.has(F::NewestExpireFirst) {
+            tables.inbox.reverse();
+        }
+        let heads: Vec<(ConversationId, Seq)> =
+            tables.states.iter().map(|(id, state)| (*id, state.head.seq)).collect();
+        let head =
+            |id: ConversationId| heads.iter().find(|(known, _)| *known == id).map_or(0, |(_, seq)| *seq);
+        let (mut kept, mut gaps, mut removed): (Vec<_>, Vec<(InstallationId, InboxRow)>, usize) =
+            (Vec::new(), Vec::new(), 0);
+        for (device, row) in std::mem::take(&mut tables.inbox) {
+            let old =
+                row.time_us < before_us || row.time_us == before_us && self.has(F::ExpiryIncludesItsTime);
+            let full = removed >= limit && !self.has(F::ExpiryIgnoresLimit);
+            if !old || full || row.seq > head(row.conversation) {
+                kept.push((device, row));
+                continue;
+            }
+            removed += usize::from(!row.is_expired() || self.has(F::GapsCountAsRemoved));
+            let known = gaps.iter_mut().find(|(owner, gap)| {
+                let same = gap.conversation == row.conversation || self.has(F::GapHidesOtherConversations);
+                *owner == device && same
+            });
+            let joined = |before: bool| (before || row.joined) && !self.has(F::GapForgetsJoin);
+            match known {
+                Some((_, gap)) => {
+                    let first = if self.has(F::GapForgetsItsStart) {
+                        row.seq
+                    } else {
+                        gap.first_seq().min(row.first_seq())
+                    };
+                    let last = gap.position().max(row.position());
+                    *gap = InboxRow::expired(gap.conversation, first, last, joined(gap.joined));
+                }
+                None => {
+                    let gap =
+                        InboxRow::expired(row.conversation, row.first_seq(), row.position(), joined(false));
+                    gaps.push((device, gap));
+                }
+            }
+        }
+        if removed == 0 && !self.has(F::GapsCountAsRemoved) {
+            kept.extend(gaps.clone());
+            gaps.clear();
+        }
+        tables.inbox = kept;
+        if self.has(F::ExpiryMovesCursor) {
+            for (device, gap) in &gaps {
+                tables.cursor(*device, gap.conversation).acked = gap.seq;
+            }
+        }
+        if self.has(F::ExpiryOfHistory) {
+            tables.history.retain(|row| row.time_us >= before_us);
+        }
+        if self.has(F::ExpiryWithoutGap) {
+            gaps.clear();
+        }
+        (removed, gaps)
+    }
+
     fn page(
         &self,
         rows: impl Iterator<Item = InboxRow>,
@@ -410,6 +591,19 @@ impl MessageStore for FaultyStore {
     }
 
     async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<CommitOutcome>> {
+        let steps = [
+            StoreFault::InterruptedCommitStaysHalf,
+            StoreFault::InterruptedCommitIsLost,
+            StoreFault::InterruptedStateIsPart,
+            StoreFault::InterruptedCommitBlocksTheStore,
+        ];
+        if self.fault.is_some_and(|fault| steps.contains(&fault)) {
+            let mut outcomes = Vec::new();
+            for commit in commits {
+                outcomes.push(self.commit_in_steps(commit).await);
+            }
+            return outcomes;
+        }
         if self.has(StoreFault::ConcurrentCommitsOverwrite) {
             let (count, mut copy) = (commits.len(), self.tables.lock().clone());
             commits.into_iter().for_each(|commit| self.apply(&mut copy, commit));
@@ -430,58 +624,22 @@ impl MessageStore for FaultyStore {
     }
 
     async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckUpTo]) -> Result<()> {
-        use StoreFault as F;
-        let mut tables = self.tables.lock();
-        let fits = |tables: &Tables, ack: &AckUpTo| {
-            let cursor = tables.cursors.iter().find(|(d, c, _)| (*d, *c) == (device, ack.conversation));
-            match cursor {
-                Some((.., cursor)) => {
-                    ack.seq <= cursor.tail
-                        || self.has(F::AckAboveTailAccepted)
-                        || self.has(F::AckAboveTailClamped)
-                }
-                None => self.has(F::AckOfUnknownConversationAccepted),
-            }
-        };
-        let rejected = acks.iter().any(|ack| !fits(&tables, ack));
-        if !rejected || self.has(F::RejectedAckRaisesGeneration) {
-            tables.raise(device, self.bend_generation(generation), self.has(F::GenerationGoesBackOnAck));
+        if !self.has(StoreFault::InterruptedAckKeepsRows) {
+            return self.acknowledge(device, generation, acks);
         }
-        if rejected && !self.has(F::RejectedAckHasEffects) {
-            return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail"));
-        }
-        let count = if self.has(F::SecondAckOfCallIgnored) { 1 } else { acks.len() };
-        let accepted: Vec<&AckUpTo> = acks.iter().take(count).filter(|ack| fits(&tables, ack)).collect();
-        for ack in accepted {
-            let seq = if self.has(F::AckAboveTailClamped) {
-                ack.seq.min(tables.cursor(device, ack.conversation).tail)
-            } else {
-                ack.seq
-            };
-            let cursor = tables.cursor(device, ack.conversation);
-            if !self.has(F::AckWithoutCursor) {
-                let may_fall = self.has(F::AckGoesBack)
-                    || self.has(F::LowerAckOfSameCallCounts)
-                        && acks.iter().filter(|other| other.conversation == ack.conversation).count() > 1;
-                cursor.acked = if may_fall { seq } else { cursor.acked.max(seq) };
+        let before = self.tables.lock().clone();
+        self.acknowledge(device, generation, acks)?;
+        pause().await;
+        for ack in acks {
+            let cursor = before.cursors.iter().find(|(d, c, _)| (*d, *c) == (device, ack.conversation));
+            if cursor.is_some_and(|(.., cursor)| cursor.acked < ack.seq) {
+                let mut tables = self.tables.lock();
+                tables.inbox.retain(|(d, row)| {
+                    *d != device || row.conversation != ack.conversation || row.seq > ack.seq
+                });
             }
-            if self.has(F::RowsBelowAckHidden) {
-                let own = tables.inbox.iter().filter(|(d, _)| *d == device).map(|(_, row)| row);
-                let gone = own.filter(|row| row.conversation == ack.conversation && row.seq <= seq);
-                let floor = gone.map(InboxRow::position).max();
-                tables.raise_floor(device, floor);
-            }
-            let mut left = if self.has(F::AckRemovesOneRowOnly) { 1 } else { usize::MAX };
-            tables.inbox.retain(|(d, row)| {
-                let own = *d == device || self.has(F::AckOfOneDeviceCountsForAll);
-                let same = row.conversation == ack.conversation || self.has(F::AckCountsForAllConversations);
-                let below = if self.has(F::AckKeepsItsOwnRow) { row.seq < seq } else { row.seq <= seq };
-                let removed = own && same && below && left > 0;
-                left -= usize::from(removed && left > 0);
-                !removed
-            });
         }
-        if rejected { Err(Error::new(ErrorKind::Invalid, "an ack is above the tail")) } else { Ok(()) }
+        Ok(())
     }
 
     async fn inbox(
@@ -580,65 +738,11 @@ impl MessageStore for FaultyStore {
     }
 
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
-        use StoreFault as F;
-        let mut tables = self.tables.lock();
-        tables.inbox.sort_by_key(|(device, row)| (*device, row.position()));
-        if self.has(F::NewestExpireFirst) {
-            tables.inbox.reverse();
+        let (removed, gaps) = self.remove_old(before_us, limit);
+        if self.has(StoreFault::InterruptedExpiryLosesRows) {
+            pause().await;
         }
-        let heads: Vec<(ConversationId, Seq)> =
-            tables.states.iter().map(|(id, state)| (*id, state.head.seq)).collect();
-        let head =
-            |id: ConversationId| heads.iter().find(|(known, _)| *known == id).map_or(0, |(_, seq)| *seq);
-        let (mut kept, mut gaps, mut removed): (Vec<_>, Vec<(InstallationId, InboxRow)>, usize) =
-            (Vec::new(), Vec::new(), 0);
-        for (device, row) in std::mem::take(&mut tables.inbox) {
-            let old =
-                row.time_us < before_us || row.time_us == before_us && self.has(F::ExpiryIncludesItsTime);
-            let full = removed >= limit && !self.has(F::ExpiryIgnoresLimit);
-            if !old || full || row.seq > head(row.conversation) {
-                kept.push((device, row));
-                continue;
-            }
-            removed += usize::from(!row.is_expired() || self.has(F::GapsCountAsRemoved));
-            let known = gaps.iter_mut().find(|(owner, gap)| {
-                let same = gap.conversation == row.conversation || self.has(F::GapHidesOtherConversations);
-                *owner == device && same
-            });
-            let joined = |before: bool| (before || row.joined) && !self.has(F::GapForgetsJoin);
-            match known {
-                Some((_, gap)) => {
-                    let first = if self.has(F::GapForgetsItsStart) {
-                        row.seq
-                    } else {
-                        gap.first_seq().min(row.first_seq())
-                    };
-                    let last = gap.position().max(row.position());
-                    *gap = InboxRow::expired(gap.conversation, first, last, joined(gap.joined));
-                }
-                None => {
-                    let gap =
-                        InboxRow::expired(row.conversation, row.first_seq(), row.position(), joined(false));
-                    gaps.push((device, gap));
-                }
-            }
-        }
-        if removed == 0 && !self.has(F::GapsCountAsRemoved) {
-            kept.extend(gaps.clone());
-            gaps.clear();
-        }
-        tables.inbox = kept;
-        if self.has(F::ExpiryMovesCursor) {
-            for (device, gap) in &gaps {
-                tables.cursor(*device, gap.conversation).acked = gap.seq;
-            }
-        }
-        if self.has(F::ExpiryOfHistory) {
-            tables.history.retain(|row| row.time_us >= before_us);
-        }
-        if !self.has(F::ExpiryWithoutGap) {
-            tables.inbox.extend(gaps);
-        }
+        self.tables.lock().inbox.extend(gaps);
         Ok(removed)
     }
 }
