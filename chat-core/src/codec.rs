@@ -1,7 +1,10 @@
 //! Storage encoding: how backends keep states, rows, device lists and commands as bytes.
 //!
 //! Every `decode` checks each id and size, and answers [`ErrorKind::Invalid`] or [`ErrorKind::Corrupt`] for
-//! bytes that the matching `encode` did not write. The formats are those of `chat-core/proto/chat/v1`.
+//! bytes that the matching `encode` did not write. A backend reports either as `Corrupt`: it decodes only bytes
+//! that it wrote itself. The formats are those of `chat-core/proto/chat/v1`.
+//!
+//! A backend may use any other encoding that returns equal values.
 
 pub(crate) mod device_list;
 pub mod node;
@@ -16,7 +19,7 @@ pub use row::{decode_row, encode_row};
 
 use crate::model::error::{Error, ErrorKind, Result};
 
-/// The largest seq, number and time: counting on from it does not overflow.
+/// The largest number that a client may send and a backend must store: fits in a signed integer.
 pub(crate) const MAX_NUMBER: u64 = i64::MAX as u64;
 
 pub(crate) const fn invalid(what: &'static str) -> Error {

@@ -12,14 +12,15 @@
 //! ```
 //!
 //! Each contract sentence of a trait names its case. [`cases`] has the cases as plain functions, for a program with
-//! a runner of its own. The model-based test compares random operations with the in-memory reference. [`mutants`]
-//! are backends that break one rule each; the suites find all of them.
+//! a runner of its own. The model-based test compares random operations with the in-memory reference, also with
+//! injected faults ([`UnreliableStore`]) that the caller answers by repeating its calls. [`mutants`] are backends that break one rule each; the suites find all of them.
 
 mod authenticator;
 mod durability;
+mod faults;
 mod key_directory;
 mod message_store;
-mod model;
+pub(crate) mod model;
 pub mod mutants;
 mod presence;
 mod push_sink;
@@ -42,6 +43,7 @@ pub mod cases {
 }
 
 pub use authenticator::AuthenticatorFixture;
+pub use faults::{FaultRates, UnreliableStore};
 pub use suite::{
     Suite, authenticator, durable_message_store, key_directory, message_store, presence, push_sink, registry,
     router, shared_message_store,
@@ -52,6 +54,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use crate::model::error::Error;
 
@@ -81,6 +84,22 @@ macro_rules! list_cases {
     };
 }
 use list_cases;
+
+/// The highest number that a backend stores.
+const MAX_NUMBER: u64 = i64::MAX as u64;
+
+/// Lets other futures of the same task run once.
+async fn pause() {
+    let mut paused = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut paused, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
 
 fn equal<T: PartialEq + fmt::Debug>(left: T, right: T, what: &str) -> Outcome {
     if left == right { Ok(()) } else { Err(format!("{what}: {left:?} is not {right:?}")) }

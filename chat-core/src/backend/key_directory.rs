@@ -12,18 +12,39 @@ use crate::model::prekeys::{Bundle, PrekeyUpload};
 /// Stores accounts, signed device lists and prekeys; hands out each one-time prekey to exactly one caller.
 ///
 /// # Contract
-/// - A handle is mapped to a user once (`a_handle_is_taken_once`). Repeating the same registration succeeds
+/// Each sentence names its case of the conformance suite. Calls run at the same time, from every gateway.
+/// - A handle is mapped to a user once (`a_handle_is_taken_once`), also by concurrent callers
+///   (`concurrent_registrations_have_one_winner`). Repeating the same registration succeeds
 ///   (`registering_again_is_the_same`).
-/// - A list is written only if it follows the stored one (`lists_follow_each_other`). Writing the stored list
-///   again succeeds.
+/// - A list is written only if it follows the stored one. Writing the stored list again succeeds
+///   (`lists_follow_each_other`). Of concurrent lists with the same version, one is written
+///   (`concurrent_lists_have_one_winner`).
 /// - A list signed by another account key is written only when the caller replaces the account with
 ///   [`AccountKey::New`] (`an_account_is_replaced_by_name_only`).
 /// - An installation belongs to one user for ever (`an_installation_has_one_user`).
-/// - A repeated upload changes nothing (`an_upload_repeated_changes_nothing`).
-/// - [`claim`](Self::claim) returns each one-time prekey to exactly one caller (`a_prekey_is_claimed_once`),
-///   and a bundle without one when none is left (`a_bundle_without_one_time_prekey`).
+/// - A repeated upload changes nothing (`an_upload_repeated_changes_nothing`). An upload may replace all prekeys
+///   (`an_upload_can_replace`). One above the limit is refused (`too_many_prekeys_are_refused`).
+/// - [`claim`](Self::claim) returns each one-time prekey to exactly one caller (`a_prekey_is_claimed_once`), also
+///   to concurrent ones (`concurrent_claims_get_distinct_prekeys`), the lowest id first. It returns a bundle without
+///   one when none is left (`a_bundle_without_one_time_prekey`).
 /// - Incarnations only rise. A repeated nonce returns the same incarnation (`incarnations_rise`).
 /// - A new incarnation has no prekeys until the device uploads some (`a_new_incarnation_has_no_prekeys`).
+/// - Ids of prekeys, versions and times are 0 to 2^63 - 1 (`prekey_ids_have_63_bits`).
+/// - An unknown user or handle reads as empty (`an_unknown_user_is_empty`).
+///
+/// # Calls
+/// Orders of magnitude, with the engine's caches:
+///
+/// | method | called |
+/// |---|---|
+/// | `list` | once per session, and per user that a gateway has no fresh list of: not per message |
+/// | `device` | once per session, and after a claim from a connected device |
+/// | `resolve` | per session whose token names a handle, and per search |
+/// | `handle_of` | per user of a request for device lists |
+/// | `claim` | per new session between two devices |
+/// | `upload` | per refill of up to 100 prekeys |
+/// | `register`, `put_list` | per account, per change of its devices |
+/// | `reincarnate` | per recovery: at most once a day, unless the user requests it |
 #[async_trait]
 pub trait KeyDirectory: fmt::Debug + Send + Sync + 'static {
     /// Registers an account: maps the handle to the list's user and stores version 1 of the list.

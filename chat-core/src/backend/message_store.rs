@@ -17,27 +17,71 @@ use crate::model::id::{
 /// # Contract
 /// Each sentence names its case of the conformance suite.
 /// - A commit is durable when its outcome is `Ok`: every later decision must observe it, and the generations
-///   of its senders take effect (`a_durable_commit_counts`). Its rows may be delivered and acknowledged
+///   of its senders take effect (`a_durable_commit_counts`). A store on disk keeps it, and its identity, when the
+///   process is killed or stopped (`acknowledged_commits_survive_sigkill`, `reopened_store_is_the_same`). Its rows may be delivered and acknowledged
 ///   (`a_durable_row_may_be_acknowledged`).
 /// - A commit is visible to every reader when its outcome is [`CommitOutcome::Visible`], or after
 ///   [`make_visible`](Self::make_visible) (`commit_is_visible`).
 /// - Commits are unconditional and idempotent: repeating a commit changes nothing (`commit_twice`).
+/// - One call may hold commits of many conversations (`commits_of_many_conversations`). It names each conversation
+///   at most once.
+/// - Calls run at the same time: commits of different conversations, acks and reads, also of one device
+///   (`concurrent_commits_lose_nothing`). In one process, the next commit of a conversation starts after the answer
+///   to the last one.
 /// - Rows above the state's head may be stored, but no decision may observe them, also not through
 ///   [`find`](Self::find) (`rows_above_the_head_are_not_found`). A store whose commits are not atomic writes
 ///   the state last, or writes it first together with the data needed to finish the commit (see
 ///   [`state`](Self::state)).
 /// - An inbox row is removed only by an ack of its own device or by retention
-///   (`rows_wait_for_their_own_ack`).
+///   (`rows_wait_for_their_own_ack`). A repeated commit does not restore it (`an_acked_row_does_not_come_back`).
 /// - Retention leaves an explicit gap: one empty row at the last removed position, which reaches back to the
 ///   first and stays until the device acknowledges it (`expired_rows_leave_a_gap`).
 /// - An inbox is read in its drain order, [`InboxPosition`] (`inbox_is_in_drain_order`). A page that does not
 ///   [reach its limit](PageLimit::is_reached) is the last one: the device has caught up (`inbox_pages`).
-/// - Acks are cumulative and never go back (`acks_never_go_back`). Acks above the tail are refused and change
-///   nothing (`ack_above_the_tail`).
+/// - Commit times of different conversations have no order. A row may appear at a position below one that was
+///   read or acknowledged, and the next read from [`InboxPosition::START`] returns it
+///   (`a_row_may_appear_below_a_read_position`). In one conversation, rows appear in the order of their seqs.
+/// - Acks are cumulative and never go back (`acks_never_go_back`). Acks above the tail are refused
+///   (`ack_above_the_tail`). A refused call changes nothing: no cursor, no row and not the generation
+///   (`a_rejected_ack_changes_nothing`).
+/// - A cursor begins at the first row of its device, so a device that joins late has nothing to acknowledge before
+///   it (`a_device_that_joins_late_is_not_behind`).
 /// - The generation of a device never goes back (`generation_never_goes_back`).
+/// - History is read newest first, in pages (`history_is_newest_first_and_pages`). It holds no boxes. Mailboxes
+///   have no history: their messages are in inboxes only (`mailboxes_have_no_history`).
+/// - Every value reads back as it was written: states (`state_reads_back`), rows of every kind
+///   (`every_kind_of_row_reads_back`) and of the largest size (`large_rows_read_back`). The encoding is free;
+///   [`codec`](crate::codec) has one. A stored value that cannot be decoded is an error of kind `Corrupt`.
+/// - Numbers are 0 to 2^63 - 1 (`numbers_have_63_bits`). A client chooses its generation in this range. Seqs, and
+///   times in microseconds since 1970, stay below 2^53.
+/// - [`device`](Self::device) counts the rows that wait (`waiting_is_counted`).
+/// - A conversation or device without a commit reads as empty (`an_unknown_conversation_is_empty`).
+/// - An error `Unavailable`, and a call whose future was dropped, mean *unknown*: the call was applied, or not, or in
+///   part, and readers see a commit whole or not at all. The caller repeats the same commits, or reads the states and
+///   commits the missing ones. The result equals one commit (`model_based_with_faults`).
+/// - After any history of calls, every read equals that of [`MemoryStore`](crate::memory::MemoryStore)
+///   (`model_based`).
 /// - In a store that several processes share, a late write of an owner that is behind changes nothing
 ///   (`an_older_state_does_not_come_back`, `an_owner_that_is_behind_changes_nothing`): of two states, the one
 ///   with the later `head.time_us` stays.
+///
+/// # Calls
+/// Orders of magnitude, with the engine's caches:
+///
+/// | method | called |
+/// |---|---|
+/// | `identity` | per message: returns a constant |
+/// | `commit` | once per batch of a shard: up to 512 records or 4 MiB |
+/// | `make_visible` | once per batch that has a `Durable` commit |
+/// | `state` with `next` | once per conversation while a shard remembers it: at most 10,000 a shard |
+/// | `state` without | per history page, delivery query and skip; per message to a user who never wrote back |
+/// | `find` | per message that may be a repeat: not for new messages |
+/// | `ack` | once a second and session while it acknowledges or sends, one at a time |
+/// | `inbox` | per page when a session begins, and after it lagged |
+/// | `history` | per page that a client requests |
+/// | `generation` | once per session |
+/// | `device` | per recipient device, once in a minute or 100 messages; per request of cursors |
+/// | `expire` | once an hour in each process that runs shards, until a piece of 1,000 is not full |
 ///
 /// # Wrappers
 /// The trait has no default methods, so the compiler ensures that a wrapper forwards every method.

@@ -3,8 +3,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ed25519_dalek::{Signer, SigningKey};
+use futures_util::future::join_all;
 
-use super::{Case, Outcome, equal, failed, list_cases};
+use super::{Case, MAX_NUMBER, Outcome, equal, failed, list_cases};
 use crate::backend::{AccountKey, KeyDirectory, Reincarnation};
 use crate::model::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
 use crate::model::error::ErrorKind;
@@ -19,16 +20,20 @@ pub fn key_directory() -> Vec<Case<dyn KeyDirectory>> {
     list_cases![
         a_handle_is_taken_once,
         registering_again_is_the_same,
+        concurrent_registrations_have_one_winner,
         lists_follow_each_other,
+        concurrent_lists_have_one_winner,
         an_account_is_replaced_by_name_only,
         an_installation_has_one_user,
         an_upload_repeated_changes_nothing,
         an_upload_can_replace,
         too_many_prekeys_are_refused,
         a_prekey_is_claimed_once,
+        concurrent_claims_get_distinct_prekeys,
         a_bundle_without_one_time_prekey,
         incarnations_rise,
         a_new_incarnation_has_no_prekeys,
+        prekey_ids_have_63_bits,
         an_unknown_user_is_empty,
     ]
 }
@@ -90,6 +95,29 @@ async fn registering_again_is_the_same(keys: Keys) -> Outcome {
     equal(name, Some(handle("alice")?), "the handle")
 }
 
+/// Checks that one of several concurrent writes succeeded and that the others were refused. Returns its index.
+fn one_winner(outcomes: Vec<crate::Result<()>>) -> Result<usize, String> {
+    let won = outcomes.iter().position(Result::is_ok).ok_or("no concurrent write succeeded")?;
+    for (at, outcome) in outcomes.into_iter().enumerate().filter(|(at, _)| *at != won) {
+        equal(
+            kind(outcome),
+            Some(ErrorKind::Conflict),
+            &format!("concurrent write {at} beside write {won}"),
+        )?;
+    }
+    Ok(won)
+}
+
+async fn concurrent_registrations_have_one_winner(keys: Keys) -> Outcome {
+    let (name, lists) = (handle("alice")?, [first(1, 1)?, first(2, 2)?, first(3, 3)?]);
+    let outcomes = join_all(lists.iter().map(|list| keys.register(&name, list))).await;
+    let won = one_winner(outcomes)?;
+    let user = keys.resolve(&name).await.map_err(failed)?;
+    equal(user, Some(lists[won].list().user), "the user of the handle")?;
+    let stored = keys.list(lists[won].list().user).await.map_err(failed)?;
+    equal(stored.as_ref(), Some(&lists[won]), "the list of the handle's user")
+}
+
 async fn lists_follow_each_other(keys: Keys) -> Outcome {
     let v1 = first(1, 1)?;
     equal(
@@ -111,6 +139,15 @@ async fn lists_follow_each_other(keys: Keys) -> Outcome {
     )?;
     keys.put_list(&v3, AccountKey::Same).await.map_err(failed)?;
     equal(keys.list(v1.list().user).await.map_err(failed)?, Some(v3), "the list")
+}
+
+async fn concurrent_lists_have_one_winner(keys: Keys) -> Outcome {
+    let v1 = first(1, 1)?;
+    keys.register(&handle("alice")?, &v1).await.map_err(failed)?;
+    let next = |device| sign(&DeviceList::next(&v1, 2, vec![entry(1)?, entry(device)?]), 1);
+    let lists = [next(2)?, next(3)?, next(4)?];
+    let won = one_winner(join_all(lists.iter().map(|list| keys.put_list(list, AccountKey::Same))).await)?;
+    equal(keys.list(v1.list().user).await.map_err(failed)?.as_ref(), Some(&lists[won]), "the list")
 }
 
 async fn an_account_is_replaced_by_name_only(keys: Keys) -> Outcome {
@@ -168,6 +205,20 @@ async fn a_prekey_is_claimed_once(keys: Keys) -> Outcome {
     equal(given.len(), 50, "distinct one-time prekeys")
 }
 
+async fn concurrent_claims_get_distinct_prekeys(keys: Keys) -> Outcome {
+    keys.upload(DEVICE, &upload(1..=20, false)).await.map_err(failed)?;
+    let mut given = BTreeSet::new();
+    for _ in 0..5 {
+        for bundle in join_all((0..4).map(|_| keys.claim(DEVICE))).await {
+            let one_time = bundle.map_err(failed)?.ok_or("no bundle")?.one_time;
+            if one_time.is_empty() || !given.insert(one_time) {
+                return Err("concurrent claims did not get distinct one-time prekeys".into());
+            }
+        }
+    }
+    equal(keys.device(DEVICE).await.map_err(failed)?.prekeys, 0, "prekeys after all were claimed")
+}
+
 async fn a_bundle_without_one_time_prekey(keys: Keys) -> Outcome {
     equal(keys.claim(DEVICE).await.map_err(failed)?, None, "before any upload")?;
     keys.upload(DEVICE, &upload(1..=1, false)).await.map_err(failed)?;
@@ -197,6 +248,21 @@ async fn a_new_incarnation_has_no_prekeys(keys: Keys) -> Outcome {
     equal(keys.upload(DEVICE, &upload(100..=104, true)).await.map_err(failed)?, 5, "prekeys of the new one")?;
     keys.reincarnate(DEVICE, wish).await.map_err(failed)?;
     equal(keys.device(DEVICE).await.map_err(failed)?.prekeys, 5, "prekeys after the repeated request")
+}
+
+async fn prekey_ids_have_63_bits(keys: Keys) -> Outcome {
+    let ids = MAX_NUMBER - 2..=MAX_NUMBER;
+    equal(keys.upload(DEVICE, &upload(ids.clone(), false)).await.map_err(failed)?, 3, "prekeys")?;
+    equal(
+        keys.upload(DEVICE, &upload(ids.clone(), false)).await.map_err(failed)?,
+        3,
+        "prekeys after a repeat",
+    )?;
+    for id in ids {
+        let bundle = keys.claim(DEVICE).await.map_err(failed)?.ok_or("no bundle")?;
+        equal(bundle.one_time.to_vec(), id.to_be_bytes().to_vec(), "the prekey with the lowest id")?;
+    }
+    Ok(())
 }
 
 async fn an_unknown_user_is_empty(keys: Keys) -> Outcome {

@@ -1,13 +1,16 @@
 use std::sync::Arc;
 
-use super::{Case, Outcome, equal, failed, list_cases};
+use futures_util::future::join_all;
+
+use super::{Case, MAX_NUMBER, Outcome, equal, failed, list_cases};
 use crate::backend::{
-    Command, Commit, CommitOutcome, ConversationState, CursorFilter, LogPosition, MessageStore, Operation,
-    PageLimit, RecipientDevices, Record,
+    Command, Commit, CommitOutcome, ConversationState, CursorFilter, Head, LogPosition, Member, MessageStore,
+    Operation, PageLimit, RecipientDevices, Record, SenderState,
 };
 use crate::delivery::{Decision, decide};
 use crate::model::envelope::{
-    AckUpTo, DeviceBox, InboxPosition, InboxRow, Publish, RowContent, SendPosition,
+    AckUpTo, Audience, DeviceBox, EmptyReason, InboxPosition, InboxRow, Message, Publish, RowContent,
+    SendPosition,
 };
 use crate::model::error::ErrorKind;
 use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
@@ -22,20 +25,25 @@ pub fn message_store() -> Vec<Case<dyn MessageStore>> {
         a_durable_row_may_be_acknowledged,
         commit_twice,
         commits_of_many_conversations,
+        concurrent_commits_lose_nothing,
         rows_above_the_head_are_not_found,
         rows_wait_for_their_own_ack,
         expired_rows_leave_a_gap,
         inbox_is_in_drain_order,
         inbox_pages,
+        a_row_may_appear_below_a_read_position,
         acks_never_go_back,
         ack_above_the_tail,
+        a_rejected_ack_changes_nothing,
         an_acked_row_does_not_come_back,
         a_device_that_joins_late_is_not_behind,
         generation_never_goes_back,
         history_is_newest_first_and_pages,
         mailboxes_have_no_history,
         state_reads_back,
+        every_kind_of_row_reads_back,
         large_rows_read_back,
+        numbers_have_63_bits,
         waiting_is_counted,
         an_unknown_conversation_is_empty,
     ]
@@ -236,6 +244,44 @@ async fn commits_of_many_conversations(store: Store) -> Outcome {
     equal(store.state(two.id, None).await.map_err(failed)?, Some(two.state), "the second state")
 }
 
+/// Commits of four conversations with the same two devices, an ack and a read run at the same time, three rounds long.
+async fn concurrent_commits_lose_nothing(store: Store) -> Outcome {
+    let ids = [
+        ConversationId::direct(ALICE, BOB),
+        ConversationId::mailbox(device(ALICE).installation, device(BOB).installation),
+        ConversationId::direct(ALICE, UserId::from_bytes([3; 16])),
+        ConversationId::own(ALICE),
+    ];
+    let mut talks = ids.map(|id| Conversation::new(id, 1000));
+    for round in 1..=3 {
+        let commits = talks.iter_mut().map(|talk| talk.next(100)).collect::<Result<Vec<_>, _>>()?;
+        let made = commits.into_iter().map(|commit| make_seen(&store, vec![commit]));
+        let acks = [AckUpTo { conversation: talks[0].id, seq: round - 1 }];
+        let acked = async {
+            let acks = if round > 1 { &acks[..] } else { &[] };
+            store.ack(device(BOB).installation, 20 + round, acks).await.map_err(failed)
+        };
+        let read = async { inbox(&store, BOB).await.map(drop) };
+        let (made, acked, read) = futures_util::future::join3(join_all(made), acked, read).await;
+        made.into_iter().chain([acked, read]).collect::<Outcome>()?;
+    }
+    for talk in &talks {
+        equal(store.state(talk.id, None).await.map_err(failed)?, Some(talk.state.clone()), "a state")?;
+        let found = store.find(talk.id, device(ALICE).installation, message_id(3)).await.map_err(failed)?;
+        equal(found, Some(3), "the seq found")?;
+    }
+    let rows = inbox(&store, BOB).await?;
+    for talk in &talks {
+        let own = rows.iter().filter(|row| row.conversation == talk.id).map(|row| row.seq);
+        let expected = if talk.id == talks[0].id { vec![3] } else { vec![1, 2, 3] };
+        equal(own.collect(), expected, "the rows of concurrent commits that were not acknowledged")?;
+    }
+    let record = store.device(device(BOB).installation, CursorFilter::All).await.map_err(failed)?;
+    equal((record.waiting_rows, record.cursors.len()), (10, 4), "rows that wait, and cursors")?;
+    let generation = store.generation(device(BOB).installation).await.map_err(failed)?;
+    equal(generation, 23, "the generation of the device that acknowledged")
+}
+
 async fn an_older_state_does_not_come_back(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     let early = talk.next(100)?;
@@ -361,6 +407,28 @@ async fn inbox_pages(store: Store) -> Outcome {
     Ok(())
 }
 
+/// A shard commits a record with an older time after another shard's newer row was read and acknowledged.
+async fn a_row_may_appear_below_a_read_position(store: Store) -> Outcome {
+    let mut newer = Conversation::new(ConversationId::direct(ALICE, BOB), 9000);
+    let mut older = Conversation::new(ConversationId::direct(BOB, UserId::from_bytes([3; 16])), 1000);
+    newer.fill(&store, 2).await?;
+    let read = inbox(&store, BOB).await?;
+    let last = read.last().ok_or("the inbox is empty")?.position();
+    ack(&store, BOB, newer.id, 1).await.map_err(failed)?;
+    older.fill(&store, 2).await?;
+    let rows = inbox(&store, BOB).await?;
+    let seen = rows.iter().map(|row| (row.conversation, row.seq)).collect::<Vec<_>>();
+    let expected = vec![(older.id, 1), (older.id, 2), (newer.id, 2)];
+    equal(seen, expected, "the inbox with rows below a position that was read")?;
+    let after = store.inbox(device(BOB).installation, last, PageLimit::MAX).await.map_err(failed)?;
+    equal(seqs(&after), Vec::<u64>::new(), "the page after the position that was read")?;
+    ack(&store, BOB, newer.id, 2).await.map_err(failed)?;
+    older.fill(&store, 1).await?;
+    equal(seqs(&inbox(&store, BOB).await?), vec![1, 2, 3], "the inbox after an ack of newer rows")?;
+    ack(&store, BOB, older.id, 3).await.map_err(failed)?;
+    equal(seqs(&inbox(&store, BOB).await?), Vec::<u64>::new(), "the inbox after all acks")
+}
+
 async fn acks_never_go_back(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     talk.fill(&store, 3).await?;
@@ -386,6 +454,24 @@ async fn ack_above_the_tail(store: Store) -> Outcome {
     let refused = ack(&store, BOB, talk.id, 3).await;
     equal(refused.map_err(|e| e.kind()), Err(ErrorKind::Invalid), "an ack above the tail")?;
     equal(seqs(&inbox(&store, BOB).await?), vec![1, 2], "the inbox")
+}
+
+async fn a_rejected_ack_changes_nothing(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    talk.fill(&store, 2).await?;
+    let bob = device(BOB).installation;
+    store.ack(bob, 5, &[AckUpTo { conversation: talk.id, seq: 1 }]).await.map_err(failed)?;
+    for above in [3, MAX_NUMBER] {
+        // A valid ack beside the one that is above the tail.
+        let acks = [2, above].map(|seq| AckUpTo { conversation: talk.id, seq });
+        let refused = store.ack(bob, 9, &acks).await;
+        equal(refused.map_err(|e| e.kind()), Err(ErrorKind::Invalid), "an ack above the tail")?;
+    }
+    equal(store.generation(bob).await.map_err(failed)?, 5, "the generation after a rejected ack")?;
+    equal(seqs(&inbox(&store, BOB).await?), vec![2], "the inbox after a rejected ack")?;
+    let cursors = store.device(bob, CursorFilter::All).await.map_err(failed)?.cursors;
+    let cursors = cursors.iter().map(|(_, cursor)| (cursor.acked, cursor.tail)).collect::<Vec<_>>();
+    equal(cursors, vec![(1, 2)], "the cursor after a rejected ack")
 }
 
 async fn an_acked_row_does_not_come_back(store: Store) -> Outcome {
@@ -465,6 +551,79 @@ async fn state_reads_back(store: Store) -> Outcome {
     let again = store.state(talk.id, Some(talk.state.head.position)).await.map_err(failed)?;
     equal(again, Some(talk.state), "the state to decide on")?;
     equal(seqs(&inbox(&store, BOB).await?), vec![1, 2], "the inbox")
+}
+
+async fn every_kind_of_row_reads_back(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    let (alice, bob) = (device(ALICE), device(BOB).installation);
+    let mut commit = talk.next(100)?;
+    // A message with an audience, a skip, a record that could not be applied, and the device's own message.
+    let RowContent::Message { message, sealed } = commit.inbox[1].1.content.clone() else {
+        return Err("the row of a recipient is no message".into());
+    };
+    let mut message = Message::clone(&message);
+    message.audience =
+        [(ALICE, 3), (BOB, MAX_NUMBER)].map(|(user, list_version)| Audience { user, list_version }).to_vec();
+    (message.incarnation, message.prev) = (u32::MAX >> 1, message_id(MAX_NUMBER));
+    let message = Arc::new(message);
+    let own = RowContent::Own { message_id: message_id(4), client_seq: 4, incarnation: 2 };
+    let empty = |reason, from| RowContent::Empty { reason, from };
+    let contents = [
+        RowContent::Message { message: message.clone(), sealed },
+        empty(EmptyReason::Skip, 2),
+        empty(EmptyReason::Poison, 3),
+        own,
+    ];
+    let time_us = commit.state.head.time_us;
+    let row = |at: usize, content: &RowContent| InboxRow {
+        conversation: talk.id,
+        seq: at as u64 + 1,
+        time_us: time_us + at as u64,
+        joined: at == 0,
+        content: content.clone(),
+    };
+    let rows: Vec<InboxRow> = contents.iter().enumerate().map(|(at, content)| row(at, content)).collect();
+    commit.inbox = rows.iter().map(|row| (bob, row.clone())).collect();
+    commit.history = rows.clone();
+    commit.history[0].content = RowContent::Message { message, sealed: bytes::Bytes::new() };
+    commit.history[3].content = empty(EmptyReason::Skip, 4);
+    commit.ids = (1..=4).map(|n| (alice.installation, message_id(n), n)).collect();
+    let state = &mut commit.state;
+    state.head = Head { seq: 4, time_us: time_us + 3, group_epoch: 6, ..state.head };
+    state.members[1].list_version = 1 << 40;
+    state.members[1].installations.push(alice.installation);
+    state.members.push(Member { user: UserId::from_bytes([3; 16]), list_version: 2, installations: vec![] });
+    let sender = SenderState { incarnation: 7, client_seq: 1 << 50, prev: MessageId::NIL };
+    state.senders.insert(bob, sender);
+    let (state, history) = (commit.state.clone(), commit.history.iter().rev().cloned().collect::<Vec<_>>());
+    make_seen(&store, vec![commit]).await?;
+    equal(inbox(&store, BOB).await?, rows, "the inbox")?;
+    equal(store.history(talk.id, 0, PageLimit::MAX).await.map_err(failed)?, history, "the history")?;
+    equal(store.state(talk.id, None).await.map_err(failed)?, Some(state), "the state")
+}
+
+async fn numbers_have_63_bits(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    let (alice, bob) = (device(ALICE).installation, device(BOB).installation);
+    talk.fill(&store, 1).await?;
+    let mut commit = talk.next(100)?;
+    commit.generations = vec![(alice, MAX_NUMBER - 1)];
+    commit.state.head.position = LogPosition { generation: MAX_NUMBER, offset: MAX_NUMBER };
+    let state = commit.state.clone();
+    make_seen(&store, vec![commit]).await?;
+    equal(store.state(talk.id, None).await.map_err(failed)?, Some(state), "the state")?;
+    let generation = |store: Store, device| async move { store.generation(device).await.map_err(failed) };
+    equal(generation(store.clone(), alice).await?, MAX_NUMBER - 1, "the generation of a commit")?;
+    for raised in [MAX_NUMBER, MAX_NUMBER - 1] {
+        store.ack(alice, raised, &[]).await.map_err(failed)?;
+        store.ack(bob, raised, &[]).await.map_err(failed)?;
+        equal(generation(store.clone(), alice).await?, MAX_NUMBER, "the generation after an ack")?;
+        equal(generation(store.clone(), bob).await?, MAX_NUMBER, "the generation after the first ack")?;
+    }
+    let above = ack(&store, BOB, talk.id, MAX_NUMBER).await;
+    equal(above.map_err(|e| e.kind()), Err(ErrorKind::Invalid), "the highest ack")?;
+    let rows = store.history(talk.id, MAX_NUMBER, PageLimit::MAX).await.map_err(failed)?;
+    equal(seqs(&rows), vec![2, 1], "the history below the highest seq")
 }
 
 async fn large_rows_read_back(store: Store) -> Outcome {

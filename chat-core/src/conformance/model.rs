@@ -2,9 +2,13 @@
 //!
 //! A run is a pure function of its seed. A run that fails is made shorter by leaving out operations for as long
 //! as it still fails; the seed and the remaining operations are in the error.
+//!
+//! With faults, calls fail, end early or are delayed, and the caller repeats them until their outcomes are known: the
+//! result must equal that of calls without faults.
 
 use std::sync::Arc;
 
+use super::faults::{FaultRates, RepeatingCaller, UnreliableStore};
 use super::talk::{Talk, merge, message_id};
 use super::{Outcome, equal, failed};
 use crate::backend::{Commit, CommitOutcome, CursorFilter, MessageStore, PageLimit};
@@ -33,13 +37,33 @@ pub(crate) enum Owners {
     Several,
 }
 
+/// How a run calls the store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Calls {
+    pub owners: Owners,
+    /// Faults of calls, if the caller expects any.
+    pub faults: Option<FaultRates>,
+}
+
+impl Calls {
+    /// Calls without faults.
+    pub(crate) const fn of(owners: Owners) -> Self {
+        Self { owners, faults: None }
+    }
+
+    /// Calls with the faults of the suite.
+    pub(crate) const fn unreliable(owners: Owners) -> Self {
+        Self { owners, faults: Some(FaultRates::SUITE) }
+    }
+}
+
 /// One random operation. Numbers select among what exists when the operation runs.
 #[derive(Clone, Debug)]
 enum Operation {
     /// Commits the next messages of some conversations in one call, each as one commit.
     Commit { messages: Vec<(usize, usize)>, size: usize },
-    /// Commits the next messages of two conversations by two concurrent calls.
-    Concurrent { one: usize, other: usize },
+    /// Commits the next messages of two conversations by two concurrent calls, beside a device's ack.
+    Concurrent { one: usize, other: usize, device: usize, share: u64 },
     /// Repeats commits from `first` on, `count` of them merged into one, as an owner that is behind does.
     Repeat { talk: usize, first: usize, count: usize },
     /// Acknowledges rows; an ack `above` the tail must be refused as a whole.
@@ -58,6 +82,7 @@ enum Operation {
 
 /// Conversations, devices and the operations of a seed.
 struct Script {
+    seed: u64,
     talks: Vec<Talk>,
     devices: Vec<DeviceAddress>,
     operations: Vec<Operation>,
@@ -102,7 +127,7 @@ impl Script {
         );
         let devices = (1..=4).flat_map(|user| [device(user, 1), device(user, 2)]).collect();
         let operations = (0..OPERATIONS).map(|_| Operation::random(&mut rng, talks.len())).collect();
-        Self { talks, devices, operations }
+        Self { seed, talks, devices, operations }
     }
 }
 
@@ -117,7 +142,12 @@ impl Operation {
                 let messages = (0..count).map(|_| (pick(rng, talks), 1 + pick(rng, 5))).collect();
                 Self::Commit { messages, size: sizes(rng) }
             }
-            7 => Self::Concurrent { one: pick(rng, talks), other: pick(rng, talks) },
+            7 => Self::Concurrent {
+                one: pick(rng, talks),
+                other: pick(rng, talks),
+                device: pick(rng, 8),
+                share: rng.below(101),
+            },
             8..=10 => Self::Repeat { talk: pick(rng, talks), first: pick(rng, 40), count: 1 + pick(rng, 4) },
             11..=13 => Self::Ack {
                 device: pick(rng, 8),
@@ -153,27 +183,27 @@ struct Run {
     devices: Vec<DeviceAddress>,
     /// The commits of each conversation so far, one message each.
     made: Vec<Vec<Commit>>,
-    owners: Owners,
+    calls: Calls,
 }
 
 /// Returns whether a seed finds a difference, without making its run shorter.
-pub(crate) async fn fails<F, Fut>(seed: u64, owners: Owners, fresh: F) -> bool
+pub(crate) async fn fails<F, Fut>(seed: u64, calls: Calls, fresh: F) -> bool
 where
     F: Fn() -> Fut,
     Fut: Future<Output = Store>,
 {
     let script = Script::new(seed);
-    execute(&script, &script.operations, owners, fresh().await).await.is_err()
+    execute(&script, &script.operations, calls, fresh().await).await.is_err()
 }
 
 /// Runs a seed. The error names the seed and the shortest list of operations that still fails.
-pub(crate) async fn check<F, Fut>(seed: u64, owners: Owners, fresh: F) -> Outcome
+pub(crate) async fn check<F, Fut>(seed: u64, calls: Calls, fresh: F) -> Outcome
 where
     F: Fn() -> Fut,
     Fut: Future<Output = Store>,
 {
     let script = Script::new(seed);
-    let Err(first) = execute(&script, &script.operations, owners, fresh().await).await else { return Ok(()) };
+    let Err(first) = execute(&script, &script.operations, calls, fresh().await).await else { return Ok(()) };
     let (mut operations, mut error) = (script.operations.clone(), first);
     let mut piece = operations.len() / 2;
     let mut runs = 0;
@@ -183,7 +213,7 @@ where
             let mut fewer = operations.clone();
             fewer.drain(at..(at + piece).min(operations.len()));
             runs += 1;
-            match execute(&script, &fewer, owners, fresh().await).await {
+            match execute(&script, &fewer, calls, fresh().await).await {
                 Err(same) => (operations, error) = (fewer, same),
                 Ok(()) => at += piece,
             }
@@ -193,14 +223,21 @@ where
     Err(format!("seed {seed}: {error}, after {operations:?}"))
 }
 
-async fn execute(script: &Script, operations: &[Operation], owners: Owners, store: Store) -> Outcome {
+async fn execute(script: &Script, operations: &[Operation], calls: Calls, store: Store) -> Outcome {
+    let store: Store = match calls.faults {
+        None => store,
+        Some(rates) => {
+            let unreliable = UnreliableStore::new(store, rates, script.seed);
+            Arc::new(RepeatingCaller::new(Arc::new(unreliable), script.seed))
+        }
+    };
     let mut run = Run {
         store,
         reference: MemoryStore::new(),
         talks: script.talks.clone(),
         devices: script.devices.clone(),
         made: vec![Vec::new(); script.talks.len()],
-        owners,
+        calls,
     };
     for operation in operations {
         run.apply(operation).await?;
@@ -252,21 +289,24 @@ impl Run {
                 }
                 self.both(commits).await
             }
-            Operation::Concurrent { one, other } if one != other => {
+            Operation::Concurrent { one, other, device, share } if one != other => {
+                let device = self.devices[*device].installation;
+                let acks = self.acks(device, &[(*one, *share), (*other, *share)]).await?;
                 let (first, second) = (self.next(*one, 2, 10)?, self.next(*other, 1, 10)?);
                 let (first, second): (Vec<_>, Vec<_>) =
                     (first.into_iter().collect(), second.into_iter().collect());
+                self.reference.ack(device, 1, &acks).await.map_err(failed)?;
                 commit(&self.reference, first.clone()).await?;
                 commit(&self.reference, second.clone()).await?;
-                let calls =
-                    futures_util::future::join(commit(&*self.store, first), commit(&*self.store, second));
-                let (one, other) = calls.await;
-                one.and(other)
+                let acked = async { self.store.ack(device, 1, &acks).await.map_err(failed) };
+                let (first, second) = (commit(&*self.store, first), commit(&*self.store, second));
+                let (one, other, acked) = futures_util::future::join3(first, second, acked).await;
+                one.and(other).and(acked)
             }
             Operation::Concurrent { .. } => Ok(()),
             Operation::Repeat { talk, first, count } => {
                 let made = &self.made[*talk];
-                let first = match self.owners {
+                let first = match self.calls.owners {
                     _ if made.is_empty() => 0,
                     Owners::One => made.len().saturating_sub(*count),
                     Owners::Several => first % made.len(),
@@ -302,8 +342,8 @@ impl Run {
         }
     }
 
-    async fn ack(&self, device: usize, acks: &[(usize, u64)], generation: u64, above: bool) -> Outcome {
-        let device = self.devices[device].installation;
+    /// Returns acks of a device: of each conversation that has rows for it, a share of the rows.
+    async fn acks(&self, device: InstallationId, acks: &[(usize, u64)]) -> Result<Vec<AckUpTo>, String> {
         let cursors = self.reference.device(device, CursorFilter::All).await.map_err(failed)?.cursors;
         let mut list: Vec<AckUpTo> = Vec::new();
         for (talk, share) in acks {
@@ -313,7 +353,14 @@ impl Run {
             let first = cursor.tail.saturating_sub(30).max(1);
             list.push(AckUpTo { conversation, seq: first + (cursor.tail - first) * share / 100 });
         }
+        Ok(list)
+    }
+
+    async fn ack(&self, device: usize, acks: &[(usize, u64)], generation: u64, above: bool) -> Outcome {
+        let device = self.devices[device].installation;
+        let mut list = self.acks(device, acks).await?;
         if above {
+            let cursors = self.reference.device(device, CursorFilter::All).await.map_err(failed)?.cursors;
             let (conversation, tail) =
                 cursors.last().map_or((self.talks[0].id, 0), |(id, cursor)| (*id, cursor.tail));
             list.push(AckUpTo { conversation, seq: tail + 1 });
@@ -353,7 +400,10 @@ impl Run {
                 break;
             }
         }
-        equal(removed, expected, "rows expired")?;
+        // The count of a call that failed is lost.
+        if self.calls.faults.is_none() {
+            equal(removed, expected, "rows expired")?;
+        }
         for device in &self.devices {
             self.inbox(device.installation, PageLimit::MAX).await?;
             self.record(device.installation).await?;

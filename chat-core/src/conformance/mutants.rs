@@ -10,7 +10,7 @@ pub use store::{FaultyStore, StoreFault};
 
 use std::sync::Arc;
 
-use super::model::{self, Owners};
+use super::model::{self, Calls, Owners};
 use super::{Outcome, cases};
 use crate::backend::{KeyDirectory, MessageStore};
 
@@ -31,23 +31,34 @@ pub async fn killed_by_a_case(fault: StoreFault) -> Option<&'static str> {
 pub async fn killed_by_the_model(fault: StoreFault) -> Option<u64> {
     for seed in 0..SEEDS {
         let fresh = || async { Arc::new(FaultyStore::new(Some(fault))) as Arc<dyn MessageStore> };
-        if model::fails(seed, Owners::Several, fresh).await {
+        if model::fails(seed, Calls::of(Owners::Several), fresh).await {
             return Some(seed);
         }
     }
     None
 }
 
-/// Runs the model-based test on the same store without a fault.
+/// Runs the model-based test with injected faults on a store with this fault. Returns the first seed that fails.
+pub async fn killed_by_injected_faults(fault: StoreFault) -> Option<u64> {
+    for seed in 0..SEEDS {
+        let fresh = || async { Arc::new(FaultyStore::new(Some(fault))) as Arc<dyn MessageStore> };
+        if model::fails(seed, Calls::unreliable(Owners::Several), fresh).await {
+            return Some(seed);
+        }
+    }
+    None
+}
+
+/// Runs the model-based test on the same store without a fault, without and with injected faults.
 ///
 /// # Errors
 /// The test found a difference from the reference.
 pub async fn faultless_store_passes() -> Outcome {
-    for seed in 0..SEEDS {
-        model::check(seed, Owners::Several, || async {
-            Arc::new(FaultyStore::new(None)) as Arc<dyn MessageStore>
-        })
-        .await?;
+    for calls in [Calls::of(Owners::Several), Calls::unreliable(Owners::Several)] {
+        for seed in 0..SEEDS {
+            let fresh = || async { Arc::new(FaultyStore::new(None)) as Arc<dyn MessageStore> };
+            model::check(seed, calls, fresh).await?;
+        }
     }
     Ok(())
 }
@@ -55,10 +66,22 @@ pub async fn faultless_store_passes() -> Outcome {
 /// Runs the named cases of a directory with this fault. Returns the first case that fails.
 pub async fn directory_killed_by_a_case(fault: DirectoryFault) -> Option<&'static str> {
     for case in cases::key_directory() {
-        let directory: Arc<dyn KeyDirectory> = Arc::new(FaultyDirectory::new(fault));
+        let directory: Arc<dyn KeyDirectory> = Arc::new(FaultyDirectory::new(Some(fault)));
         if (case.run)(directory).await.is_err() {
             return Some(case.name);
         }
     }
     None
+}
+
+/// Runs the named cases of a directory without a fault.
+///
+/// # Errors
+/// A case failed.
+pub async fn faultless_directory_passes() -> Outcome {
+    for case in cases::key_directory() {
+        let outcome = (case.run)(Arc::new(FaultyDirectory::new(None))).await;
+        outcome.map_err(|error| format!("{}: {error}", case.name))?;
+    }
+    Ok(())
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use libtest_mimic::{Arguments, Trial};
 
-use super::model::{self, Owners};
+use super::model::{self, Calls, Owners};
 use super::{Case, Outcome, cases, durability};
 use crate::backend::{KeyDirectory, MessageStore, Presence, PushSink, Registry, Router};
 
@@ -23,6 +23,8 @@ type Executor = Arc<dyn Fn(Boxed<Outcome>) -> Outcome + Send + Sync>;
 
 /// Seeds of the model-based test, unless `CONFORMANCE_SEEDS` says otherwise.
 const SEEDS: u64 = 200;
+/// One of this many seeds is also run with faults.
+const UNRELIABLE_SHARE: u64 = 10;
 
 /// A conformance suite for one backend.
 ///
@@ -99,23 +101,30 @@ impl Suite {
         self
     }
 
-    fn model<S, F, Fut>(mut self, fresh: Arc<F>, owners: Owners) -> Self
+    fn model<S, F, Fut>(mut self, fresh: &Arc<F>, owners: Owners) -> Self
     where
         S: MessageStore,
         F: Fn() -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Arc<S>> + Send + 'static,
     {
-        let model = move || -> Boxed<Outcome> {
+        let test = |calls: Calls, seeds: u64| {
             let fresh = fresh.clone();
-            Box::pin(async move {
-                for seed in 0..seeds() {
-                    let fresh = || async { fresh().await as Arc<dyn MessageStore> };
-                    model::check(seed, owners, fresh).await?;
-                }
-                Ok(())
-            })
+            move || -> Boxed<Outcome> {
+                let fresh = fresh.clone();
+                Box::pin(async move {
+                    for seed in 0..seeds {
+                        let fresh = || async { fresh().await as Arc<dyn MessageStore> };
+                        model::check(seed, calls, fresh).await?;
+                    }
+                    Ok(())
+                })
+            }
         };
-        self.tests.push(("model_based".to_owned(), Arc::new(model)));
+        let (reliable, unreliable) = (Calls::of(owners), Calls::unreliable(owners));
+        let seeds = seeds();
+        self.tests.push(("model_based".to_owned(), Arc::new(test(reliable, seeds))));
+        let few = seeds.div_ceil(UNRELIABLE_SHARE);
+        self.tests.push(("model_based_with_faults".to_owned(), Arc::new(test(unreliable, few))));
         self
     }
 
@@ -178,7 +187,7 @@ where
     Fut: Future<Output = Arc<S>> + Send + 'static,
 {
     let fresh = Arc::new(fresh);
-    Suite::new("MessageStore").cases(cases::message_store(), &fresh, |store| store).model(fresh, Owners::One)
+    Suite::new("MessageStore").cases(cases::message_store(), &fresh, |store| store).model(&fresh, Owners::One)
 }
 
 /// The suite of a [`MessageStore`] that several processes share: that of [`message_store`], with owners of a shard that
@@ -193,7 +202,7 @@ where
     Suite::new("MessageStore")
         .cases(cases::message_store(), &fresh, |store| store)
         .cases(cases::shared_message_store(), &fresh, |store| store)
-        .model(fresh, Owners::Several)
+        .model(&fresh, Owners::Several)
 }
 
 /// The suite of a durable [`MessageStore`] whose data lies in a directory: that of [`message_store`], and cases that
@@ -279,4 +288,130 @@ where
     Fut: Future<Output = Arc<super::AuthenticatorFixture>> + Send + 'static,
 {
     Suite::new("Authenticator").cases(cases::authenticator(), &Arc::new(fixture), |fixture| fixture)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{
+        ManualClock, MemoryKeys, MemoryPresence, MemoryPush, MemoryRegistry, MemoryRouter, MemoryStore,
+    };
+
+    /// Returns the docs of a trait from its source file.
+    fn docs_of(name: &str, source: &str) -> String {
+        let end = source.find(&format!("pub trait {name}:")).unwrap();
+        let above: Vec<&str> = source[..end].lines().rev().collect();
+        let docs = above.iter().take_while(|line| line.starts_with("///") || line.starts_with("#["));
+        let docs: Vec<&str> = docs.filter_map(|line| line.strip_prefix("///")).map(str::trim_start).collect();
+        docs.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    /// Returns the words in backquotes that have the form of a case's name.
+    fn named(text: &str) -> impl Iterator<Item = &str> {
+        let quoted = text.split('`').skip(1).step_by(2);
+        quoted.filter(|word| {
+            let letters = word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+            letters && word.contains('_')
+        })
+    }
+
+    /// Returns the differences between the cases of a suite and the contract in the docs of its trait.
+    fn differences(name: &str, source: &str, cases: &[String]) -> Vec<String> {
+        let docs = docs_of(name, source);
+        let contract = docs.split("# Contract").nth(1).unwrap_or("");
+        let contract = contract.split("\n# ").next().unwrap_or("");
+        let mut found = Vec::new();
+        for case in cases.iter().filter(|case| !named(contract).any(|word| word == *case)) {
+            found.push(format!("{name}: no sentence of the contract names the case {case}"));
+        }
+        for word in named(contract).filter(|word| !source.contains(&format!("fn {word}("))) {
+            if !cases.iter().any(|case| case == word) {
+                found.push(format!("{name}: there is no case {word}"));
+            }
+        }
+        for rule in contract.split("\n- ").skip(1) {
+            if !named(rule).any(|word| cases.iter().any(|case| case == word)) {
+                found.push(format!("{name}: no case for: {}", rule.replace('\n', " ")));
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn contracts_and_cases_name_each_other() {
+        let names = |suite: Suite| suite.tests.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        let store = || async { Arc::new(MemoryStore::new()) };
+        let mut stores = names(durable_message_store(|_| async { Arc::new(MemoryStore::new()) }));
+        stores.extend(names(shared_message_store(store)));
+        let router = || async { Arc::new(MemoryRouter::new(4, Arc::new(ManualClock::default()))) };
+        let of_case = |name: &'static str| name.to_owned();
+        let traits = [
+            ("MessageStore", include_str!("../backend/message_store.rs"), stores),
+            (
+                "KeyDirectory",
+                include_str!("../backend/key_directory.rs"),
+                names(key_directory(|| async { Arc::new(MemoryKeys::default()) })),
+            ),
+            (
+                "Registry",
+                include_str!("../backend/registry.rs"),
+                names(registry(|| async { Arc::new(MemoryRegistry::default()) })),
+            ),
+            ("Router", include_str!("../backend/router.rs"), names(super::router(router))),
+            (
+                "Presence",
+                include_str!("../backend/presence.rs"),
+                names(presence(|| async { Arc::new(MemoryPresence::default()) })),
+            ),
+            (
+                "PushSink",
+                include_str!("../backend/push_sink.rs"),
+                names(push_sink(|| async { Arc::new(MemoryPush::default()) })),
+            ),
+            (
+                "Authenticator",
+                include_str!("../backend/authenticator.rs"),
+                cases::authenticator().iter().map(|case| of_case(case.name)).collect(),
+            ),
+            (
+                "Transport",
+                include_str!("../backend/transport.rs"),
+                cases::transport().iter().map(|case| of_case(case.name)).collect(),
+            ),
+        ];
+        let found: Vec<String> =
+            traits.iter().flat_map(|(name, source, cases)| differences(name, source, cases)).collect();
+        assert!(found.is_empty(), "{found:#?}");
+    }
+
+    #[test]
+    fn guide_names_existing_cases_only() {
+        let guide = include_str!("../../../docs/writing-a-backend.md");
+        let known = cases::message_store().iter().map(|case| case.name).collect::<Vec<_>>();
+        let others = cases::key_directory().into_iter().map(|case| case.name);
+        let known = [known, others.chain(["model_based_with_faults"]).collect()].concat();
+        // Answers name their cases in parentheses.
+        let answers = guide.split("## Answers").nth(1).unwrap().split("\n## ").next().unwrap();
+        let in_parentheses = answers.split('(').skip(1).filter_map(|text| text.split_once(')'));
+        let words: Vec<&str> = in_parentheses.flat_map(|(text, _)| named(text)).collect();
+        assert!(words.len() > 5, "{words:?}");
+        for word in words {
+            assert!(known.contains(&word), "the guide names {word}, which is no case");
+        }
+    }
+
+    #[test]
+    fn differences_in_both_directions_are_found() {
+        let source = "/// A trait.\n///\n/// # Contract\n/// - One (`the_one`).\n/// - Two (`no_case`).\n/// - Three.\npub trait T: X {";
+        let cases = ["the_one", "the_other"].map(str::to_owned);
+        assert_eq!(
+            differences("T", source, &cases),
+            [
+                "T: no sentence of the contract names the case the_other",
+                "T: there is no case no_case",
+                "T: no case for: Two (`no_case`).",
+                "T: no case for: Three.",
+            ]
+        );
+    }
 }

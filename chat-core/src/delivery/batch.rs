@@ -86,3 +86,27 @@ pub(super) fn dedup_candidates(states: &States, records: &[Record]) -> BTreeSet<
     }
     keys
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::id::UserId;
+
+    #[test]
+    fn batch_names_each_conversation_once() {
+        let user = |n: u8| UserId::from_bytes([n; 16]);
+        let (one, two) = (ConversationId::own(user(1)), ConversationId::own(user(2)));
+        let mut batch = Batch::default();
+        for (seq, conversation) in [(1, one), (1, two), (2, one), (2, two), (3, one)] {
+            let mut state = ConversationState::default();
+            state.head.seq = seq;
+            let ids = vec![(InstallationId::from_bytes([1; 16]), MessageId::NIL, seq)];
+            let (history, inbox, generations) = (Vec::new(), Vec::new(), Vec::new());
+            batch.add(Commit { conversation, history, ids, inbox, generations, state });
+        }
+        let commits = batch.take_commits();
+        let named: Vec<_> = commits.iter().map(|commit| (commit.conversation, commit.ids.len())).collect();
+        assert_eq!(named, [(one, 3), (two, 2)]);
+        assert_eq!(commits[0].state.head.seq, 3, "the state after the last record");
+    }
+}

@@ -220,6 +220,8 @@ pub(super) struct KeyUse {
     twice: Option<String>,
     /// A row that was written again with different bytes.
     pub differing: Option<String>,
+    /// A conversation that one process committed twice at a time.
+    pub overlap: Option<String>,
 }
 
 impl KeyUse {
@@ -245,6 +247,9 @@ impl KeyUse {
         }
         if let Some(how) = &self.differing {
             oracle.broken("differs", how.clone());
+        }
+        if let Some(how) = &self.overlap {
+            oracle.broken("overlap", how.clone());
         }
     }
 }

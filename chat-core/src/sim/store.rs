@@ -1,6 +1,6 @@
 //! The memory store with injected errors and partial commits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -47,6 +47,20 @@ pub(super) struct SimStore {
     rng: Mutex<Rng>,
     faults: Mutex<StoreFaults>,
     keys: Arc<Mutex<KeyUse>>,
+    /// Conversations of the calls of `commit` that run in this process.
+    committing: Mutex<BTreeSet<ConversationId>>,
+}
+
+/// Conversations of a call of `commit`, until the call ends.
+struct Committing<'a>(&'a SimStore, Vec<ConversationId>);
+
+impl Drop for Committing<'_> {
+    fn drop(&mut self) {
+        let mut running = self.0.committing.lock();
+        self.1.iter().for_each(|conversation| {
+            running.remove(conversation);
+        });
+    }
 }
 
 impl SimStore {
@@ -57,7 +71,29 @@ impl SimStore {
         seed: u64,
         faults: StoreFaults,
     ) -> Self {
-        Self { tables, redo, rng: Mutex::new(Rng::new(seed)), faults: Mutex::new(faults), keys }
+        Self {
+            tables,
+            redo,
+            rng: Mutex::new(Rng::new(seed)),
+            faults: Mutex::new(faults),
+            keys,
+            committing: Mutex::default(),
+        }
+    }
+
+    /// Notes a call of `commit`. The engine names a conversation once in a call, and once at a time.
+    fn begin_commit(&self, commits: &[Commit]) -> Committing<'_> {
+        let mut running = self.committing.lock();
+        let named: Vec<ConversationId> = commits.iter().map(|commit| commit.conversation).collect();
+        for conversation in &named {
+            if !running.insert(*conversation) {
+                self.keys
+                    .lock()
+                    .overlap
+                    .get_or_insert(format!("{conversation:?} is committed twice at a time"));
+            }
+        }
+        Committing(self, named)
     }
 
     fn may_fail(&self) -> Result<()> {
@@ -203,6 +239,7 @@ impl MessageStore for SimStore {
     }
 
     async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<CommitOutcome>> {
+        let _running = self.begin_commit(&commits);
         let faults = *self.faults.lock();
         let mut outcomes = Vec::with_capacity(commits.len());
         for commit in commits {
@@ -300,5 +337,49 @@ impl MessageStore for SimStore {
 
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
         Ok(self.tables.lock().expire(before_us, limit))
+    }
+}
+
+#[cfg(all(test, feature = "conformance"))]
+mod tests {
+    use super::*;
+    use crate::conformance::model::{self, Calls, Owners};
+    use std::task::Waker;
+
+    const FAULTS: StoreFaults =
+        StoreFaults { split: true, durable_first: true, error_before: 15, error_after: 15 };
+
+    fn ready<T>(future: impl Future<Output = T>) -> T {
+        let (mut future, mut context) = (std::pin::pin!(future), Context::from_waker(Waker::noop()));
+        loop {
+            if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
+                return value;
+            }
+        }
+    }
+
+    /// Returns a store that leaves partial commits and loses outcomes.
+    fn fresh(seed: u64) -> Arc<dyn MessageStore> {
+        let store = SimStore::new(Arc::default(), Arc::default(), Arc::default(), seed, FAULTS);
+        Arc::new(store)
+    }
+
+    #[test]
+    fn repeated_calls_of_the_faulty_store_equal_one() {
+        for seed in 0..20 {
+            let calls = Calls::unreliable(Owners::Several);
+            assert_eq!(ready(model::check(seed, calls, || async { fresh(seed) })), Ok(()));
+        }
+    }
+
+    #[test]
+    fn repeated_calls_reveal_a_store_that_is_not_honest() {
+        for mutant in [Mutant::HalfCommitStays, Mutant::OlderStateWins, Mutant::StateBeforeRows] {
+            let calls = Calls::unreliable(Owners::Several);
+            let found = (0..20).any(|seed| {
+                Mutant::with(Some(mutant), || ready(model::fails(seed, calls, || async { fresh(seed) })))
+            });
+            assert!(found, "{mutant:?}");
+        }
     }
 }

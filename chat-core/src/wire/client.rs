@@ -8,7 +8,7 @@ use crate::codec::device_list::{list_from_proto, list_to_proto};
 use crate::codec::publish::{
     check_generation, publish_from_proto, publish_to_proto, skip_from_proto, skip_to_proto,
 };
-use crate::codec::{at_most, invalid};
+use crate::codec::{MAX_NUMBER, at_most, invalid};
 use crate::model::envelope::AckUpTo;
 use crate::model::error::Result;
 use crate::model::id::{ConversationId, DeviceId, Handle, InstallationId, Seq, StoreEpoch, UserId};
@@ -184,6 +184,9 @@ fn upload_from_proto(raw: proto::Prekeys) -> Result<PrekeyUpload> {
     at_most(raw.one_time.len(), UPLOAD_PREKEYS, "too many prekeys in one upload")?;
     let mut one_time = Vec::with_capacity(raw.one_time.len());
     let mut last = 0;
+    if raw.uploaded_through > MAX_NUMBER {
+        return Err(invalid("a prekey id must be below 2^63"));
+    }
     for key in raw.one_time {
         at_most(key.data.len(), 4096, "a prekey is too large")?;
         if key.id <= last || key.id > raw.uploaded_through {
@@ -222,7 +225,7 @@ fn request_from_proto(raw: proto::request::Body) -> Result<Request> {
             }
             Request::History {
                 conversation: ConversationId::parse(&fetch.conversation)?,
-                before: fetch.before,
+                before: fetch.before.min(MAX_NUMBER),
                 limit: fetch.limit,
             }
         }

@@ -2,6 +2,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use crate::backend::{AccountKey, DeviceKeys, KeyDirectory, Reincarnation};
+use crate::conformance::pause;
 use crate::memory::MemoryKeys;
 use crate::model::device_list::SignedDeviceList;
 use crate::model::error::{ErrorKind, Result};
@@ -33,11 +34,18 @@ pub enum DirectoryFault {
     ReincarnationUnlimited,
     NewIncarnationKeepsPrekeys,
     UnknownUserResolves,
+    /// Concurrent claims read the same prekey before one of them deletes it.
+    ConcurrentClaimsShareAPrekey,
+    /// Concurrent registrations check the handle before one of them writes it.
+    ConcurrentRegistrationsSucceed,
+    /// Concurrent lists are checked before one of them is written.
+    ConcurrentListsSucceed,
+    PrekeyIdAsDouble,
 }
 
 impl DirectoryFault {
     /// All faults.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 25] = [
         Self::TakenHandleAccepted,
         Self::RepeatedRegistrationRefused,
         Self::ListWithoutAccountAccepted,
@@ -59,35 +67,53 @@ impl DirectoryFault {
         Self::ReincarnationUnlimited,
         Self::NewIncarnationKeepsPrekeys,
         Self::UnknownUserResolves,
+        Self::ConcurrentClaimsShareAPrekey,
+        Self::ConcurrentRegistrationsSucceed,
+        Self::ConcurrentListsSucceed,
+        Self::PrekeyIdAsDouble,
     ];
 }
 
-/// A [`KeyDirectory`] in memory with one fault.
+/// A [`KeyDirectory`] in memory with at most one fault. Without one it passes the suite.
 #[derive(Debug)]
 pub struct FaultyDirectory {
-    fault: DirectoryFault,
+    fault: Option<DirectoryFault>,
     keys: MemoryKeys,
     /// The list written last.
     last: Mutex<Option<SignedDeviceList>>,
     /// The bundle claimed last.
     claimed: Mutex<Option<Bundle>>,
     uploads: Mutex<u64>,
+    /// Writes that run at this moment.
+    running: Mutex<usize>,
+    /// The bundle of the claim that runs at this moment.
+    claiming: Mutex<Option<Bundle>>,
 }
 
 impl FaultyDirectory {
     /// Returns an empty directory with this fault.
-    pub fn new(fault: DirectoryFault) -> Self {
+    pub fn new(fault: Option<DirectoryFault>) -> Self {
         Self {
             fault,
             keys: MemoryKeys::default(),
             last: Mutex::default(),
             claimed: Mutex::default(),
             uploads: Mutex::default(),
+            running: Mutex::default(),
+            claiming: Mutex::default(),
         }
     }
 
     fn has(&self, fault: DirectoryFault) -> bool {
-        self.fault == fault
+        self.fault == Some(fault)
+    }
+
+    /// Answers a conflict with success if another write of the same kind runs.
+    async fn race(&self, outcome: Result<()>) -> Result<()> {
+        let others = std::mem::replace(&mut *self.running.lock(), 1);
+        pause().await;
+        *self.running.lock() = 0;
+        if others > 0 { Ok(()) } else { outcome }
     }
 }
 
@@ -97,6 +123,9 @@ impl KeyDirectory for FaultyDirectory {
         use DirectoryFault as F;
         let known = self.keys.resolve(handle).await?;
         let outcome = self.keys.register(handle, list).await;
+        if self.has(F::ConcurrentRegistrationsSucceed) {
+            return self.race(outcome).await;
+        }
         let is_conflict = outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Conflict);
         match known {
             Some(_) if self.has(F::TakenHandleAccepted) && is_conflict => Ok(()),
@@ -147,6 +176,7 @@ impl KeyDirectory for FaultyDirectory {
             key
         };
         match self.keys.put_list(list, key).await {
+            outcome if self.has(F::ConcurrentListsSucceed) => self.race(outcome).await,
             Err(error) if self.has(F::ListWithoutAccountAccepted) && error.kind() == ErrorKind::NotFound => {
                 Ok(())
             }
@@ -173,6 +203,11 @@ impl KeyDirectory for FaultyDirectory {
             upload.one_time.iter_mut().for_each(|key| key.id += shift);
             upload.uploaded_through += shift;
         }
+        if self.has(F::PrekeyIdAsDouble) {
+            let bend = |id: u64| id as f64 as u64;
+            upload.one_time.iter_mut().for_each(|key| key.id = bend(key.id));
+            upload.uploaded_through = bend(upload.uploaded_through);
+        }
         if self.has(F::ReplaceKeepsOldPrekeys) {
             upload.replace = false;
         }
@@ -188,6 +223,17 @@ impl KeyDirectory for FaultyDirectory {
             && let Some(bundle) = self.claimed.lock().take()
         {
             return Ok(Some(bundle));
+        }
+        if self.has(F::ConcurrentClaimsShareAPrekey) {
+            let running = self.claiming.lock().clone();
+            if running.is_some() {
+                return Ok(running);
+            }
+            let bundle = self.keys.claim(device).await?;
+            self.claiming.lock().clone_from(&bundle);
+            pause().await;
+            *self.claiming.lock() = None;
+            return Ok(bundle);
         }
         let bundle = self.keys.claim(device).await?;
         (*self.claimed.lock()).clone_from(&bundle);
@@ -222,9 +268,10 @@ impl KeyDirectory for FaultyDirectory {
         if self.has(F::ReincarnationUnlimited) {
             wish.asked = true;
         }
-        let before = self.keys.claim(device).await?;
+        let keeps = self.has(F::NewIncarnationKeepsPrekeys);
+        let before = if keeps { self.keys.claim(device).await? } else { None };
         let incarnation = self.keys.reincarnate(device, wish).await?;
-        if let (Some(bundle), true) = (before, self.has(F::NewIncarnationKeepsPrekeys)) {
+        if let Some(bundle) = before {
             let upload = PrekeyUpload {
                 signed: bundle.signed,
                 signature: bundle.signature,

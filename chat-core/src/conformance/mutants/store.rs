@@ -5,6 +5,7 @@ use crate::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
     PageLimit, StoreIdentity,
 };
+use crate::conformance::pause;
 use crate::model::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow};
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{ConversationId, ConversationKind, InstallationId, MessageId, Seq, StoreEpoch};
@@ -59,12 +60,19 @@ faults! {
     GenerationOfCommitIgnored,
     GenerationGoesBackOnCommit,
     OutcomeMissing,
+    /// A commit writes back all tables as it read them: concurrent calls lose each other's writes.
+    ConcurrentCommitsOverwrite,
     SendersOfStateLost,
     MembersOfStateLost,
     PositionOfStateLost,
+    GroupEpochLost,
+    AudienceLost,
+    SkipReadsAsExpired,
     LargeBodyCut,
     ThirtyTwoBitSeq,
     ThirtyTwoBitTime,
+    /// A generation is stored as a floating-point number.
+    GenerationAsDouble,
     // Ack
     GenerationGoesBackOnAck,
     RejectedAckRaisesGeneration,
@@ -90,6 +98,10 @@ faults! {
     PageEndsEarly,
     LargeRowEndsPage,
     InboxShowsAboveHead,
+    /// Rows that are older than an acknowledged row of any conversation are not read.
+    RowsBelowAckHidden,
+    /// Rows that are older than a row that was read are not read any more.
+    RowsBelowReadHidden,
     // History
     HistoryOldestFirst,
     HistoryIncludesItsStart,
@@ -112,6 +124,19 @@ faults! {
     WaitingBytesUnknown,
     CursorFilterIgnored,
     CursorOfOneConversationOnly,
+    // Calls that are dropped at an `await`
+    /// Half of the inbox rows are written after the state, and a repeat finds the state and writes nothing.
+    InterruptedCommitStaysHalf,
+    /// A commit is noted as done before it is written, and a repeat writes nothing.
+    InterruptedCommitIsLost,
+    /// The head is written before the senders.
+    InterruptedStateIsPart,
+    /// An ack deletes rows after it raised the cursor, and a repeat finds the cursor and deletes nothing.
+    InterruptedAckKeepsRows,
+    /// Expired rows are deleted before their gap is written.
+    InterruptedExpiryLosesRows,
+    /// A commit that is dropped keeps its lock.
+    InterruptedCommitBlocksTheStore,
 }
 
 /// A [`MessageStore`] in memory that scans lists, with at most one fault. Without one it passes the suite.
@@ -121,7 +146,7 @@ pub struct FaultyStore {
     tables: Mutex<Tables>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Tables {
     states: Vec<(ConversationId, ConversationState)>,
     history: Vec<InboxRow>,
@@ -131,6 +156,12 @@ struct Tables {
     generations: Vec<(InstallationId, u64)>,
     /// The highest number of rows that ever waited for each device.
     most_waiting: Vec<(InstallationId, u64)>,
+    /// The highest position that each device acknowledged or read; kept by the faults that use it.
+    floors: Vec<(InstallationId, InboxPosition)>,
+    /// Commits that began, by the time of their state; kept by the faults that use it.
+    begun: Vec<(ConversationId, u64)>,
+    /// A commit runs.
+    busy: bool,
 }
 
 impl FaultyStore {
@@ -152,6 +183,15 @@ impl FaultyStore {
         if self.has(StoreFault::ThirtyTwoBitTime) {
             row.time_us = u64::from(row.time_us as u32);
         }
+        use crate::model::envelope::{EmptyReason, RowContent::Empty};
+        if let (Empty { reason, .. }, true) = (&mut row.content, self.has(StoreFault::SkipReadsAsExpired)) {
+            *reason = EmptyReason::Expired;
+        }
+        if let (Message { message, .. }, true) = (&mut row.content, self.has(StoreFault::AudienceLost)) {
+            let mut shorter = crate::model::envelope::Message::clone(message);
+            shorter.audience.clear();
+            *message = std::sync::Arc::new(shorter);
+        }
         if let Message { message, .. } = &mut row.content {
             let is_mailbox = row.conversation.kind() == Ok(ConversationKind::Mailbox);
             let cut = if self.has(StoreFault::LargeBodyCut) {
@@ -168,6 +208,10 @@ impl FaultyStore {
             }
         }
         row
+    }
+
+    fn bend_generation(&self, generation: u64) -> u64 {
+        if self.has(StoreFault::GenerationAsDouble) { generation as f64 as u64 } else { generation }
     }
 
     fn apply(&self, tables: &mut Tables, commit: Commit) {
@@ -203,7 +247,11 @@ impl FaultyStore {
         }
         for (device, generation) in commit.generations {
             if !self.has(F::GenerationOfCommitIgnored) {
-                tables.raise(device, generation, self.has(F::GenerationGoesBackOnCommit));
+                tables.raise(
+                    device,
+                    self.bend_generation(generation),
+                    self.has(F::GenerationGoesBackOnCommit),
+                );
             }
         }
         if self.has(F::RowsWithoutState) && known.is_some() || is_late && !self.has(F::OlderStateComesBack) {
@@ -218,6 +266,9 @@ impl FaultyStore {
         }
         if self.has(F::PositionOfStateLost) {
             state.head.position = LogPosition::default();
+        }
+        if self.has(F::GroupEpochLost) {
+            state.head.group_epoch = 0;
         }
         tables.states.retain(|(known, _)| *known != id);
         tables.states.push((id, state));
@@ -290,97 +341,49 @@ impl FaultyStore {
         }
     }
 
-    fn page(
-        &self,
-        rows: impl Iterator<Item = InboxRow>,
-        limit: PageLimit,
-        bytes_ignored: bool,
-    ) -> Vec<InboxRow> {
-        let mut bytes = 0;
-        let mut page = Vec::new();
-        for row in rows {
-            if self.has(StoreFault::LargeRowEndsPage) && bytes + row.size() > limit.bytes {
-                break;
-            }
-            bytes += row.size();
-            page.push(row);
-            let full = page.len() >= limit.rows && !self.has(StoreFault::InboxRowLimitIgnored);
-            if full || bytes >= limit.bytes && !bytes_ignored {
-                break;
-            }
-        }
-        page
-    }
-}
-
-impl Tables {
-    fn state(&self, id: ConversationId) -> Option<&ConversationState> {
-        self.states.iter().find(|(known, _)| *known == id).map(|(_, state)| state)
-    }
-
-    fn head(&self, id: ConversationId) -> Seq {
-        self.state(id).map_or(0, |state| state.head.seq)
-    }
-
-    fn cursor(&mut self, device: InstallationId, id: ConversationId) -> &mut InboxCursor {
-        let at = self.cursors.iter().position(|(d, c, _)| (*d, *c) == (device, id)).unwrap_or_else(|| {
-            self.cursors.push((device, id, InboxCursor::default()));
-            self.cursors.len() - 1
-        });
-        &mut self.cursors[at].2
-    }
-
-    fn raise(&mut self, device: InstallationId, generation: u64, may_fall: bool) {
-        match self.generations.iter_mut().find(|(known, _)| *known == device) {
-            Some((_, known)) => *known = if may_fall { generation } else { generation.max(*known) },
-            None => self.generations.push((device, generation)),
-        }
-    }
-}
-
-#[async_trait]
-impl MessageStore for FaultyStore {
-    fn identity(&self) -> StoreIdentity {
-        StoreIdentity { epoch: StoreEpoch::from_bytes([2; 16]), durability: Durability::Memory }
-    }
-
-    async fn state(&self, id: ConversationId, _: Option<LogPosition>) -> Result<Option<ConversationState>> {
-        Ok(self.tables.lock().state(id).cloned())
-    }
-
-    async fn find(
-        &self,
-        id: ConversationId,
-        sender: InstallationId,
-        message: MessageId,
-    ) -> Result<Option<Seq>> {
+    /// Commits in two steps, with an `await` between them. The faults show if the second step never comes.
+    async fn commit_in_steps(&self, commit: Commit) -> Result<CommitOutcome> {
         use StoreFault as F;
-        let tables = self.tables.lock();
-        let skipped = if self.has(F::IdsForgottenAfterTen) { tables.ids.len().saturating_sub(10) } else { 0 };
-        let found = tables.ids.iter().skip(skipped).find(|known| {
-            let sender_fits = known.1 == sender || self.has(F::FindIgnoresSender);
-            let conversation_fits = known.0 == id || self.has(F::FindIgnoresConversation);
-            sender_fits && conversation_fits && known.2 == message
-        });
-        let head = tables.head(id);
-        let seq = found.map(|known| known.3).filter(|seq| *seq <= head || self.has(F::FindSeesAboveHead));
-        Ok(if self.has(F::FindReturnsHead) { seq.map(|_| head) } else { seq })
-    }
-
-    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<CommitOutcome>> {
+        let id = commit.conversation;
+        let known = self.tables.lock().state(id).cloned().unwrap_or_default();
+        if self.has(F::InterruptedCommitBlocksTheStore) {
+            for waited in 0.. {
+                if !std::mem::replace(&mut self.tables.lock().busy, true) {
+                    break;
+                }
+                if waited == 20 {
+                    return Err(Error::new(ErrorKind::Unavailable, "another commit runs"));
+                }
+                pause().await;
+            }
+        }
+        let is_done = if self.has(F::InterruptedCommitIsLost) {
+            let (mut tables, key) = (self.tables.lock(), (id, commit.state.head.time_us));
+            let is_done = tables.begun.contains(&key);
+            tables.begun.push(key);
+            is_done
+        } else {
+            self.has(F::InterruptedCommitStaysHalf) && known.head.time_us == commit.state.head.time_us
+        };
+        if is_done {
+            return Ok(CommitOutcome::Visible);
+        }
+        let mut first = commit.clone();
+        if self.has(F::InterruptedCommitStaysHalf) {
+            first.inbox.truncate(commit.inbox.len() / 2);
+            self.apply(&mut self.tables.lock(), first);
+        } else if self.has(F::InterruptedStateIsPart) {
+            first.state.senders = known.senders;
+            self.apply(&mut self.tables.lock(), first);
+        }
+        pause().await;
         let mut tables = self.tables.lock();
-        let count = commits.len();
-        let applied = if self.has(StoreFault::OnlyFirstCommitOfCall) { 1 } else { count };
-        commits.into_iter().take(applied).for_each(|commit| self.apply(&mut tables, commit));
-        let outcomes = if self.has(StoreFault::OutcomeMissing) { count.saturating_sub(1) } else { count };
-        (0..outcomes).map(|_| Ok(CommitOutcome::Visible)).collect()
+        self.apply(&mut tables, commit);
+        tables.busy = false;
+        Ok(CommitOutcome::Visible)
     }
 
-    async fn make_visible(&self, _commits: Vec<Commit>) -> Result<()> {
-        Ok(())
-    }
-
-    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckUpTo]) -> Result<()> {
+    fn acknowledge(&self, device: InstallationId, generation: u64, acks: &[AckUpTo]) -> Result<()> {
         use StoreFault as F;
         let mut tables = self.tables.lock();
         let fits = |tables: &Tables, ack: &AckUpTo| {
@@ -396,7 +399,7 @@ impl MessageStore for FaultyStore {
         };
         let rejected = acks.iter().any(|ack| !fits(&tables, ack));
         if !rejected || self.has(F::RejectedAckRaisesGeneration) {
-            tables.raise(device, generation, self.has(F::GenerationGoesBackOnAck));
+            tables.raise(device, self.bend_generation(generation), self.has(F::GenerationGoesBackOnAck));
         }
         if rejected && !self.has(F::RejectedAckHasEffects) {
             return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail"));
@@ -416,6 +419,15 @@ impl MessageStore for FaultyStore {
                         && acks.iter().filter(|other| other.conversation == ack.conversation).count() > 1;
                 cursor.acked = if may_fall { seq } else { cursor.acked.max(seq) };
             }
+            if self.has(F::RowsBelowAckHidden) {
+                let own = tables.inbox.iter().filter(|(d, _)| *d == device).map(|(_, row)| row);
+                let gone = own.filter(|row| row.conversation == ack.conversation && row.seq <= seq);
+                let floor = gone.map(InboxRow::position).max();
+                tables.raise_floor(device, floor);
+            }
+            if self.has(F::InterruptedAckKeepsRows) {
+                continue;
+            }
             let mut left = if self.has(F::AckRemovesOneRowOnly) { 1 } else { usize::MAX };
             tables.inbox.retain(|(d, row)| {
                 let own = *d == device || self.has(F::AckOfOneDeviceCountsForAll);
@@ -429,95 +441,8 @@ impl MessageStore for FaultyStore {
         if rejected { Err(Error::new(ErrorKind::Invalid, "an ack is above the tail")) } else { Ok(()) }
     }
 
-    async fn inbox(
-        &self,
-        device: InstallationId,
-        after: InboxPosition,
-        limit: PageLimit,
-    ) -> Result<Vec<InboxRow>> {
-        use StoreFault as F;
-        let tables = self.tables.lock();
-        let mut rows: Vec<InboxRow> = tables
-            .inbox
-            .iter()
-            .filter(|(d, row)| {
-                let behind = if self.has(F::TiesLostAtPageBoundary) {
-                    row.time_us > after.time_us
-                } else if self.has(F::PageRepeatsItsStart) {
-                    row.position() >= after
-                } else {
-                    row.position() > after
-                };
-                let visible = row.seq <= tables.head(row.conversation) || self.has(F::InboxShowsAboveHead);
-                *d == device && behind && visible
-            })
-            .map(|(_, row)| row.clone())
-            .collect();
-        rows.sort_by_key(InboxRow::position);
-        if self.has(F::InboxBySeq) {
-            rows.sort_by_key(|row| row.seq);
-        }
-        if self.has(F::InboxNewestFirst) {
-            rows.reverse();
-        }
-        let mut page = self.page(rows.into_iter(), limit, self.has(F::InboxByteLimitIgnored));
-        if self.has(F::PageEndsEarly) && page.len() > 1 && limit.is_reached(&page) {
-            page.pop();
-        }
-        Ok(page)
-    }
-
-    async fn history(&self, id: ConversationId, before: Seq, limit: PageLimit) -> Result<Vec<InboxRow>> {
-        use StoreFault as F;
-        let tables = self.tables.lock();
-        let head = if self.has(F::HistoryAboveHead) { u64::MAX } else { tables.head(id) };
-        let fits = |row: &&InboxRow| {
-            let below = before == 0 && !self.has(F::HistoryStartZeroIsEmpty)
-                || row.seq < before
-                || row.seq == before && self.has(F::HistoryIncludesItsStart);
-            row.conversation == id && row.seq <= head && below
-        };
-        let mut rows: Vec<InboxRow> = tables.history.iter().filter(fits).cloned().collect();
-        rows.sort_by_key(|row| std::cmp::Reverse(row.seq));
-        if self.has(F::HistoryOldestFirst) {
-            rows.reverse();
-        }
-        Ok(self.page(rows.into_iter(), limit, self.has(F::HistoryByteLimitIgnored)))
-    }
-
-    async fn generation(&self, device: InstallationId) -> Result<u64> {
-        Ok(self.tables.lock().generations.iter().find(|(d, _)| *d == device).map_or(0, |(_, g)| *g))
-    }
-
-    async fn device(&self, device: InstallationId, want: CursorFilter) -> Result<DeviceRecord> {
-        use StoreFault as F;
-        let tables = self.tables.lock();
-        let waiting: Vec<_> =
-            tables.inbox.iter().filter(|(d, _)| *d == device).map(|(_, row)| row.size()).collect();
-        let want = if self.has(F::CursorFilterIgnored) && want != CursorFilter::No {
-            CursorFilter::All
-        } else {
-            want
-        };
-        let cursors = tables
-            .cursors
-            .iter()
-            .filter(|(d, c, _)| *d == device && (want == CursorFilter::All || want == CursorFilter::Of(*c)));
-        let most = tables.most_waiting.iter().find(|(d, _)| *d == device).map_or(0, |(_, most)| *most);
-        let rows = waiting.len() as u64;
-        let count = if self.has(F::CursorOfOneConversationOnly) { 1 } else { usize::MAX };
-        Ok(DeviceRecord {
-            waiting_rows: if self.has(F::WaitingRowsNeverFall) { most.max(rows) } else { rows },
-            waiting_bytes: if self.has(F::WaitingBytesUnknown) {
-                0
-            } else {
-                waiting.iter().sum::<usize>() as u64
-            },
-            cursors: cursors.map(|(_, c, cursor)| (*c, *cursor)).take(count).collect(),
-        })
-    }
-
-    async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
+    /// Removes old rows and old gaps. Returns how many rows, and the gaps that replace them.
+    fn remove_old(&self, before_us: u64, limit: usize) -> (usize, Vec<(InstallationId, InboxRow)>) {
         use StoreFault as F;
         let mut tables = self.tables.lock();
         tables.inbox.sort_by_key(|(device, row)| (*device, row.position()));
@@ -574,9 +499,250 @@ impl MessageStore for FaultyStore {
         if self.has(F::ExpiryOfHistory) {
             tables.history.retain(|row| row.time_us >= before_us);
         }
-        if !self.has(F::ExpiryWithoutGap) {
-            tables.inbox.extend(gaps);
+        if self.has(F::ExpiryWithoutGap) {
+            gaps.clear();
         }
+        (removed, gaps)
+    }
+
+    fn page(
+        &self,
+        rows: impl Iterator<Item = InboxRow>,
+        limit: PageLimit,
+        bytes_ignored: bool,
+    ) -> Vec<InboxRow> {
+        let mut bytes = 0;
+        let mut page = Vec::new();
+        for row in rows {
+            if self.has(StoreFault::LargeRowEndsPage) && bytes + row.size() > limit.bytes {
+                break;
+            }
+            bytes += row.size();
+            page.push(row);
+            let full = page.len() >= limit.rows && !self.has(StoreFault::InboxRowLimitIgnored);
+            if full || bytes >= limit.bytes && !bytes_ignored {
+                break;
+            }
+        }
+        page
+    }
+}
+
+impl Tables {
+    fn state(&self, id: ConversationId) -> Option<&ConversationState> {
+        self.states.iter().find(|(known, _)| *known == id).map(|(_, state)| state)
+    }
+
+    fn head(&self, id: ConversationId) -> Seq {
+        self.state(id).map_or(0, |state| state.head.seq)
+    }
+
+    fn cursor(&mut self, device: InstallationId, id: ConversationId) -> &mut InboxCursor {
+        let at = self.cursors.iter().position(|(d, c, _)| (*d, *c) == (device, id)).unwrap_or_else(|| {
+            self.cursors.push((device, id, InboxCursor::default()));
+            self.cursors.len() - 1
+        });
+        &mut self.cursors[at].2
+    }
+
+    fn raise_floor(&mut self, device: InstallationId, position: Option<InboxPosition>) {
+        let Some(position) = position else { return };
+        match self.floors.iter_mut().find(|(known, _)| *known == device) {
+            Some((_, floor)) => *floor = position.max(*floor),
+            None => self.floors.push((device, position)),
+        }
+    }
+
+    fn raise(&mut self, device: InstallationId, generation: u64, may_fall: bool) {
+        match self.generations.iter_mut().find(|(known, _)| *known == device) {
+            Some((_, known)) => *known = if may_fall { generation } else { generation.max(*known) },
+            None => self.generations.push((device, generation)),
+        }
+    }
+}
+
+#[async_trait]
+impl MessageStore for FaultyStore {
+    fn identity(&self) -> StoreIdentity {
+        StoreIdentity { epoch: StoreEpoch::from_bytes([2; 16]), durability: Durability::Memory }
+    }
+
+    async fn state(&self, id: ConversationId, _: Option<LogPosition>) -> Result<Option<ConversationState>> {
+        Ok(self.tables.lock().state(id).cloned())
+    }
+
+    async fn find(
+        &self,
+        id: ConversationId,
+        sender: InstallationId,
+        message: MessageId,
+    ) -> Result<Option<Seq>> {
+        use StoreFault as F;
+        let tables = self.tables.lock();
+        let skipped = if self.has(F::IdsForgottenAfterTen) { tables.ids.len().saturating_sub(10) } else { 0 };
+        let found = tables.ids.iter().skip(skipped).find(|known| {
+            let sender_fits = known.1 == sender || self.has(F::FindIgnoresSender);
+            let conversation_fits = known.0 == id || self.has(F::FindIgnoresConversation);
+            sender_fits && conversation_fits && known.2 == message
+        });
+        let head = tables.head(id);
+        let seq = found.map(|known| known.3).filter(|seq| *seq <= head || self.has(F::FindSeesAboveHead));
+        Ok(if self.has(F::FindReturnsHead) { seq.map(|_| head) } else { seq })
+    }
+
+    async fn commit(&self, commits: Vec<Commit>) -> Vec<Result<CommitOutcome>> {
+        let steps = [
+            StoreFault::InterruptedCommitStaysHalf,
+            StoreFault::InterruptedCommitIsLost,
+            StoreFault::InterruptedStateIsPart,
+            StoreFault::InterruptedCommitBlocksTheStore,
+        ];
+        if self.fault.is_some_and(|fault| steps.contains(&fault)) {
+            let mut outcomes = Vec::new();
+            for commit in commits {
+                outcomes.push(self.commit_in_steps(commit).await);
+            }
+            return outcomes;
+        }
+        if self.has(StoreFault::ConcurrentCommitsOverwrite) {
+            let (count, mut copy) = (commits.len(), self.tables.lock().clone());
+            commits.into_iter().for_each(|commit| self.apply(&mut copy, commit));
+            pause().await;
+            *self.tables.lock() = copy;
+            return vec![Ok(CommitOutcome::Visible); count];
+        }
+        let mut tables = self.tables.lock();
+        let count = commits.len();
+        let applied = if self.has(StoreFault::OnlyFirstCommitOfCall) { 1 } else { count };
+        commits.into_iter().take(applied).for_each(|commit| self.apply(&mut tables, commit));
+        let outcomes = if self.has(StoreFault::OutcomeMissing) { count.saturating_sub(1) } else { count };
+        (0..outcomes).map(|_| Ok(CommitOutcome::Visible)).collect()
+    }
+
+    async fn make_visible(&self, _commits: Vec<Commit>) -> Result<()> {
+        Ok(())
+    }
+
+    async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckUpTo]) -> Result<()> {
+        if !self.has(StoreFault::InterruptedAckKeepsRows) {
+            return self.acknowledge(device, generation, acks);
+        }
+        let before = self.tables.lock().clone();
+        self.acknowledge(device, generation, acks)?;
+        pause().await;
+        for ack in acks {
+            let cursor = before.cursors.iter().find(|(d, c, _)| (*d, *c) == (device, ack.conversation));
+            if cursor.is_some_and(|(.., cursor)| cursor.acked < ack.seq) {
+                let mut tables = self.tables.lock();
+                tables.inbox.retain(|(d, row)| {
+                    *d != device || row.conversation != ack.conversation || row.seq > ack.seq
+                });
+            }
+        }
+        Ok(())
+    }
+
+    async fn inbox(
+        &self,
+        device: InstallationId,
+        after: InboxPosition,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
+        use StoreFault as F;
+        let mut tables = self.tables.lock();
+        let floor = tables.floors.iter().find(|(d, _)| *d == device).map(|(_, floor)| *floor);
+        let mut rows: Vec<InboxRow> = tables
+            .inbox
+            .iter()
+            .filter(|(d, row)| {
+                let behind = if self.has(F::TiesLostAtPageBoundary) {
+                    row.time_us > after.time_us
+                } else if self.has(F::PageRepeatsItsStart) {
+                    row.position() >= after
+                } else {
+                    row.position() > after
+                };
+                let visible = row.seq <= tables.head(row.conversation) || self.has(F::InboxShowsAboveHead);
+                let hidden = floor.is_some_and(|floor| row.position() < floor);
+                *d == device && behind && visible && !hidden
+            })
+            .map(|(_, row)| row.clone())
+            .collect();
+        rows.sort_by_key(InboxRow::position);
+        if self.has(F::InboxBySeq) {
+            rows.sort_by_key(|row| row.seq);
+        }
+        if self.has(F::InboxNewestFirst) {
+            rows.reverse();
+        }
+        let mut page = self.page(rows.into_iter(), limit, self.has(F::InboxByteLimitIgnored));
+        if self.has(F::PageEndsEarly) && page.len() > 1 && limit.is_reached(&page) {
+            page.pop();
+        }
+        if self.has(F::RowsBelowReadHidden) {
+            // Rows that wait at this moment are read again. Rows that come later below them are not.
+            let oldest = page.first().filter(|_| after == InboxPosition::START).map(InboxRow::position);
+            tables.raise_floor(device, oldest);
+        }
+        Ok(page)
+    }
+
+    async fn history(&self, id: ConversationId, before: Seq, limit: PageLimit) -> Result<Vec<InboxRow>> {
+        use StoreFault as F;
+        let tables = self.tables.lock();
+        let head = if self.has(F::HistoryAboveHead) { u64::MAX } else { tables.head(id) };
+        let fits = |row: &&InboxRow| {
+            let below = before == 0 && !self.has(F::HistoryStartZeroIsEmpty)
+                || row.seq < before
+                || row.seq == before && self.has(F::HistoryIncludesItsStart);
+            row.conversation == id && row.seq <= head && below
+        };
+        let mut rows: Vec<InboxRow> = tables.history.iter().filter(fits).cloned().collect();
+        rows.sort_by_key(|row| std::cmp::Reverse(row.seq));
+        if self.has(F::HistoryOldestFirst) {
+            rows.reverse();
+        }
+        Ok(self.page(rows.into_iter(), limit, self.has(F::HistoryByteLimitIgnored)))
+    }
+
+    async fn generation(&self, device: InstallationId) -> Result<u64> {
+        Ok(self.tables.lock().generations.iter().find(|(d, _)| *d == device).map_or(0, |(_, g)| *g))
+    }
+
+    async fn device(&self, device: InstallationId, want: CursorFilter) -> Result<DeviceRecord> {
+        use StoreFault as F;
+        let tables = self.tables.lock();
+        let waiting: Vec<_> =
+            tables.inbox.iter().filter(|(d, _)| *d == device).map(|(_, row)| row.size()).collect();
+        let want = if self.has(F::CursorFilterIgnored) && want != CursorFilter::No {
+            CursorFilter::All
+        } else {
+            want
+        };
+        let cursors = tables
+            .cursors
+            .iter()
+            .filter(|(d, c, _)| *d == device && (want == CursorFilter::All || want == CursorFilter::Of(*c)));
+        let most = tables.most_waiting.iter().find(|(d, _)| *d == device).map_or(0, |(_, most)| *most);
+        let rows = waiting.len() as u64;
+        let count = if self.has(F::CursorOfOneConversationOnly) { 1 } else { usize::MAX };
+        Ok(DeviceRecord {
+            waiting_rows: if self.has(F::WaitingRowsNeverFall) { most.max(rows) } else { rows },
+            waiting_bytes: if self.has(F::WaitingBytesUnknown) {
+                0
+            } else {
+                waiting.iter().sum::<usize>() as u64
+            },
+            cursors: cursors.map(|(_, c, cursor)| (*c, *cursor)).take(count).collect(),
+        })
+    }
+
+    async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
+        let (removed, gaps) = self.remove_old(before_us, limit);
+        if self.has(StoreFault::InterruptedExpiryLosesRows) {
+            pause().await;
+        }
+        self.tables.lock().inbox.extend(gaps);
         Ok(removed)
     }
 }
