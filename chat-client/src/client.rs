@@ -84,6 +84,7 @@ impl Pending {
             last: last_sender,
             connection_state: state_sender,
             transient: transient.clone(),
+            failure: end.clone(),
         };
         let platform = config.platform.clone();
         let owner = Box::new(Owner::new(config, channels));

@@ -168,6 +168,8 @@ pub(crate) struct Channels {
     pub(crate) last: watch::Sender<u64>,
     pub(crate) connection_state: watch::Sender<ConnectionState>,
     pub(crate) transient: broadcast::Sender<Event>,
+    /// The error that ended the client. It is set before any of the channels closes.
+    pub(crate) failure: watch::Sender<Option<Error>>,
 }
 
 enum Wakeup {
@@ -250,15 +252,33 @@ impl Driver {
     /// Runs until the client is closed or suspended, or until the local store fails. After a failure the durable state
     /// is correct, and the state in memory may be ahead of it.
     pub(crate) async fn run(mut self) -> Result<Ended> {
+        match self.run_until_control().await {
+            Ok(Some(reply)) => Ok(Ended::Suspended(self.owner, reply)),
+            Ok(None) => Ok(Ended::Stopped),
+            Err(error) => {
+                self.owner.channels.failure.send_replace(Some(error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Returns the reply to send once the profile is released, if the client is suspended.
+    async fn run_until_control(&mut self) -> Result<Option<Reply<()>>> {
         self.step(Input::Flush)?;
         loop {
             self.flush().await?;
             match self.wake().await {
                 Wakeup::Command(None) | Wakeup::Control(None | Some(Control::Stop)) => {
                     self.stop().await?;
-                    return Ok(Ended::Stopped);
+                    return Ok(None);
                 }
-                Wakeup::Control(Some(Control::Suspend(reply))) => return self.suspend(reply).await,
+                Wakeup::Control(Some(Control::Suspend(reply))) => {
+                    self.stop().await?;
+                    // Requests to the server that are in progress fail: the caller may repeat them.
+                    self.step(Input::Disconnected)?;
+                    self.step(Input::Flush)?;
+                    return Ok(Some(reply));
+                }
                 Wakeup::Control(Some(Control::Resume(reply))) => {
                     let _ = reply.send(Ok(()));
                 }
@@ -329,14 +349,6 @@ impl Driver {
         self.flush().await?;
         self.hangup().await;
         Ok(())
-    }
-
-    async fn suspend(mut self, reply: Reply<()>) -> Result<Ended> {
-        self.stop().await?;
-        // Requests to the server that are in progress fail: the caller may repeat them.
-        self.step(Input::Disconnected)?;
-        self.step(Input::Flush)?;
-        Ok(Ended::Suspended(self.owner, reply))
     }
 
     async fn wake(&mut self) -> Wakeup {

@@ -1,47 +1,4 @@
-//! The client of the chat system: a durable outbox, exactly-once display of messages, receipts, several
-//! devices, and end-to-end encryption by a [`Suite`] that the application chooses.
-#![cfg_attr(
-    feature = "native",
-    doc = r#"
-```no_run
-use chat_client::prelude::*;
-
-# fn suite() -> Box<dyn Suite> { unimplemented!() }
-# async fn echo() -> Result<()> {
-let config = ClientConfig::new("wss://chat.example", "echo-bot", suite())?; // `chat_signal::suite()`
-let client = Client::register_if_new(config, "echo-bot").await?;
-let mut events = client.events("echo").await?; // a durable cursor: after a restart no event is missed
-while let Some(record) = events.next().await? {
-    if let Event::Message(message) = &record.event
-        && let Content::Text(text) = message.content()
-    {
-        message.reply(&client, text.as_str()).await?;
-    }
-    events.handled(&record).await?;
-}
-# Ok(())
-# }
-```
-"#
-)]
-//!
-//! | item | purpose |
-//! |---|---|
-//! | [`Client`] | handle to one profile: register, link, send, read, close |
-//! | [`ClientConfig`], [`Profile`] | server, profile, suite and options of a client |
-//! | [`Events`], [`Event`] | stream of events with a durable cursor |
-//! | [`Message`], [`Content`] | a message that was received or sent |
-//! | [`SendRequest`], [`Ticket`] | a message to send, and its progress: stored, delivered, read |
-//! | [`platform`] | traits that a platform implements: tasks, clock, storage |
-//! | [`suite`], [`body`] | traits that an encryption suite implements; `chat-signal` implements the Signal protocol |
-//!
-//! There is no default suite, so the client never sends plaintext by accident.
-//!
-//! | feature | adds |
-//! |---|---|
-//! | `native` (default) | threads, profiles in a directory, WebSockets |
-//! | `client` | the client without a platform, for browsers and other targets |
-//! | `encrypted` | profiles that are encrypted at rest (SQLCipher with OpenSSL) |
+#![doc = include_str!("../README.md")]
 
 pub mod body;
 pub mod suite;

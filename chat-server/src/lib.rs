@@ -1,32 +1,4 @@
-//! Server library of the chat SDK: everything an embedder needs around the engine of `chat-core`.
-//!
-//! ```no_run
-//! # #[tokio::main] async fn main() -> Result<(), chat_server::ServerError> {
-//! chat_server::Server::builder()
-//!     .data_dir("chat-data")
-//!     .open_registration()
-//!     .listen("127.0.0.1:7777")
-//!     .serve()
-//!     .await
-//! # }
-//! ```
-//!
-//! | item | purpose |
-//! |---|---|
-//! | [`Server`], [`ServerBuilder`] | listeners, TLS, per-IP limits, supervised shards, retention sweep, graceful drain |
-//! | [`Server::axum`] | chat connections on a route of an axum application |
-//! | [`Server::admin_router`] | health, readiness, metrics, and the trace of a message |
-//! | [`Health`] | whether the server is ready, and which shards failed |
-//! | [`metered`] | latency metrics around backends |
-//! | `embedded` (feature) | checks of a data directory |
-//! | `jwt` (feature) | login by JSON Web Tokens |
-//! | `cluster` (feature) | Cassandra, Kafka and Redis from URLs |
-//! | `telemetry` (feature) | traces of messages for an OpenTelemetry collector |
-
-/// The README of the crate, compiled.
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-mod readme {}
+#![doc = include_str!("../README.md")]
 
 mod accept_pacer;
 pub mod admin;
@@ -39,6 +11,7 @@ pub mod cluster;
 pub mod embedded;
 mod error;
 pub mod explain;
+mod function_authenticator;
 mod health;
 mod ip_limiter;
 #[cfg(feature = "jwt")]
@@ -54,6 +27,8 @@ mod shard_supervisor;
 pub mod telemetry;
 mod tls;
 
+pub use chat_core::backend::{Authenticated, Authenticator};
+pub use chat_core::{Error, ErrorKind, Handle};
 pub use clock::SystemClock;
 pub use error::ServerError;
 pub use health::Health;

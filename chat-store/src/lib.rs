@@ -1,14 +1,4 @@
-//! Storage backends of the traits in [`chat_core::backend`].
-//!
-//! | feature | type | stores |
-//! |---|---|---|
-//! | `fjall` (default) | [`EmbeddedStore`] | messages, inboxes, accounts and prekeys, in one directory |
-//! | `sqlite` | [`SqliteStore`] | messages and inboxes in one SQLite file |
-//! | `cassandra` | `cassandra::CassandraStore` | messages, inboxes, accounts and prekeys, shared by the nodes of a cluster |
-//! | `redis` | [`redis::RedisRegistry`], [`redis::RedisPresence`] | routes of devices, gateways, presence |
-//!
-//! The embedded store issues one `fdatasync` per wake-up of its writer. `migrate_data` copies a data set from
-//! the embedded store to Cassandra.
+#![doc = include_str!("../README.md")]
 
 #[cfg(feature = "cassandra")]
 pub mod cassandra;

@@ -292,6 +292,7 @@ async fn events_are_a_stream_and_serialize() {
     fn assert_serde<T: serde::Serialize + for<'a> serde::Deserialize<'a>>() {}
     assert_serde::<EventRecord>();
     assert_serde::<(SendRequest, Recipient, Status, SafetyNumber, GapReason)>();
+    assert!(serde_json::from_str::<Handle>("\"Not A Handle\"").is_err(), "an invalid handle was accepted");
     let (_server, alice, bob) = start().await;
     alice.send(bob.user(), "x").await.unwrap();
     let mut events = bob.events("bot").await.unwrap();

@@ -43,13 +43,13 @@ impl Owner {
         Self { config, channels, waiters: Waiters::default() }
     }
 
-    /// Runs until the client is closed. Sends the outcome of opening to `opened`, and an error that ended the client to
-    /// `end`.
+    /// Runs until the client is closed. Sends the outcome of opening to `opened`. Drops `ended` once the profile is
+    /// released.
     pub(crate) async fn run(
         mut self: Box<Self>,
         start: Start,
         mut opened: oneshot::Sender<Result<Opened>>,
-        end: watch::Sender<Option<Error>>,
+        ended: watch::Sender<Option<Error>>,
     ) {
         let store = tokio::select! {
             store = self.start(start) => store,
@@ -68,8 +68,8 @@ impl Owner {
         }
         if let Err(error) = drive(driver).await {
             tracing::error!(%error, "the local store failed: the client stops; open the profile again");
-            end.send_replace(Some(error));
         }
+        drop(ended);
     }
 
     /// Waits until the client is resumed. Returns `None` if it is closed instead.

@@ -209,7 +209,16 @@ impl ConversationId {
 
 /// Number of a user's device: 1 to 127, the range of the Signal protocol.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(try_from = "u32")]
 pub struct DeviceId(u8);
+
+impl TryFrom<u32> for DeviceId {
+    type Error = Error;
+
+    fn try_from(id: u32) -> Result<Self, Error> {
+        Self::new(id)
+    }
+}
 
 impl DeviceId {
     /// The number of a user's first device.
@@ -254,7 +263,16 @@ pub type Incarnation = u32;
 /// The name that users type to address a user: 1 to 64 characters of `a-z 0-9 . _ -`, beginning with a letter
 /// or digit. Upper case is refused rather than folded, so that no two handles look alike.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Handle(String);
+
+impl TryFrom<String> for Handle {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self, Error> {
+        Self::new(&text)
+    }
+}
 
 impl Handle {
     /// Returns the handle with this text.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chat_core::backend::{Authenticator, Backends, GatewayId};
+use chat_core::backend::{Authenticated, Authenticator, Backends, GatewayId};
 use chat_core::delivery::{EngineSettings, Rates};
 use chat_core::memory::{MemoryRouter, OpenRegistration};
 use chat_core::{WallClock, memory};
@@ -15,6 +15,7 @@ use chat_store::EmbeddedStore;
 use super::Server;
 use crate::clock::SystemClock;
 use crate::error::ServerError;
+use crate::function_authenticator::FunctionAuthenticator;
 use crate::optional_token::OptionalToken;
 use crate::tls::TlsFiles;
 
@@ -115,6 +116,23 @@ impl ServerBuilder {
     pub fn authenticator(mut self, authenticator: impl Authenticator) -> Self {
         self.authenticator = Some(Arc::new(authenticator));
         self
+    }
+
+    /// Accepts the devices whose tokens this function accepts, for logins that are checked without waiting. A login in
+    /// a database is an [`authenticator`](Self::authenticator).
+    ///
+    /// ```
+    /// use chat_server::{Authenticated, Error, ErrorKind, Handle, Server};
+    /// let builder = Server::builder().in_memory().authenticate_with(|token| match token {
+    ///     "secret" => Ok(Authenticated::user(Handle::new("alice")?)),
+    ///     _ => Err(Error::new(ErrorKind::Denied, "log in first")),
+    /// });
+    /// ```
+    pub fn authenticate_with(
+        self,
+        authenticate: impl Fn(&str) -> chat_core::Result<Authenticated> + Send + Sync + 'static,
+    ) -> Self {
+        self.authenticator(FunctionAuthenticator(authenticate))
     }
 
     /// Lets any device register any free name without a token. Only for servers that listen on loopback. Without an
