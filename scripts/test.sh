@@ -348,6 +348,8 @@ case ${1:-all} in
         exit
         ;;
     _simulation)
+        # Where the kernel groups tasks by session, the priority of this session counts, and not that of its tasks.
+        echo 19 2>/dev/null >/proc/self/autogroup || true
         run_simulation "$2"
         exit
         ;;
