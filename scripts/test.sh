@@ -1,13 +1,30 @@
 #!/usr/bin/env bash
-# Runs everything that CI checks. Each step prints its name and duration.
+# Runs everything that CI checks. docs/ci.md describes the steps and where the time goes.
+#
+#   scripts/test.sh               all steps, then the times of the steps and the 15 slowest parts
+#   scripts/test.sh fast          lint and tests of core and server, without services
+#   scripts/test.sh faults        the long tests of faults
+#   scripts/test.sh only STEP...  these steps, for example `only setup build e2e`
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
 # One profile for all steps, so that C libraries are built only once.
 profile=${PROFILE:-sim}
-sdk_features=chat-core/sim,chat-core/conformance,chat-store/sqlite,chat-store/cassandra,chat-store/redis
-sdk_features+=,chat-transport/kafka,chat-transport/node-link
-server_features=chat-server/cluster,chat-server/telemetry,chat-server-ref/cluster,chat-server-ref/telemetry
+# One set of features and one selection of packages for clippy, documentation, unit tests and end-to-end tests. Cargo
+# unifies the features of dependencies over the selected packages: another selection would compile 91 crates again.
+# `chat-core/sim` is not in the set, because the end-to-end tests run the programs as they are shipped.
+features=chat-core/conformance,chat-store/sqlite,chat-store/cassandra,chat-store/redis
+features+=,chat-transport/kafka,chat-transport/node-link
+features+=,chat-server/cluster,chat-server/telemetry,chat-server-ref/cluster,chat-server-ref/telemetry
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+logs=$target/ci
+# The simulator runs at least SIM_SCHEDULES schedules of each kind, and more while SIM_SECONDS last.
+: "${SIM_SCHEDULES:=20000}" "${SIM_SECONDS:=420}"
+# Faults of nodes: at least one of each kind, at most three, by the time that a fault takes on this machine.
+: "${FAULT_SECONDS:=420}"
+simulation=
+
+. scripts/times.sh
 
 # Checks that need no services, no C libraries and no long simulation: the core, the embedded server, its stores.
 fast() {
@@ -18,21 +35,34 @@ fast() {
     SIM_SCHEDULES=2000 cargo test --locked --profile "$profile" "${packages[@]}" --features "$features"
 }
 
-step() {
-    local name=$1
-    shift
-    echo "=== $name"
-    local start=$SECONDS
-    "$@"
-    echo "=== $name: $((SECONDS - start)) s"
+# Runs a cargo command on all packages with all features.
+workspace() {
+    echo "--- cargo $* of the workspace"
+    cargo "$1" --locked --profile "$profile" --workspace --features "$features" "${@:2}"
+}
+
+# Tests the core with the simulator. `workspace` compiles the core without it.
+core() {
+    echo "--- cargo test $* of the core with the simulator"
+    cargo test --locked --profile "$profile" -p chat-core --features sim,conformance "$@"
+}
+
+# Prints an option for each integration test in these directories, without the tests of a service. Options select the
+# tests, because a selection of packages would change the features of dependencies.
+tests_in() {
+    local dir
+    for dir in "$@"; do
+        [[ -d $dir ]] || continue
+        find "$dir" -maxdepth 1 -name '*.rs' -printf '%f\n' | sed 's/\.rs$//'
+        find "$dir" -mindepth 2 -maxdepth 2 -name main.rs -printf '%P\n' | sed 's|/main\.rs$||'
+    done | sort -u | grep -vxE 'redis|kafka|cassandra' | sed 's/^/--test=/'
 }
 
 lint() {
     cargo fmt --all --check
-    cargo clippy --locked --profile "$profile" --workspace --all-targets \
-        --features "$sdk_features,$server_features" -- -D warnings
-    cargo run -q --locked --profile "$profile" -p xtask
+    workspace clippy --all-targets --features chat-core/sim -- -D warnings
     cargo deny --locked check bans licenses sources
+    scripts/advisories.sh
     units
 }
 
@@ -49,44 +79,95 @@ units() {
 }
 
 docs() {
-    RUSTDOCFLAGS="-D warnings" cargo doc --locked --profile "$profile" --workspace --no-deps \
-        --features "$sdk_features,$server_features"
-}
-
-# Tests the libraries, with the simulator.
-sdk() {
-    cargo test --locked --profile "$profile" --workspace \
-        --exclude chat-server --exclude chat-server-ref --exclude chat-cli --exclude chat-tests --features "$sdk_features" "$@"
-}
-
-# Builds or tests the programs with all features, and their end-to-end tests, in one build.
-programs() {
-    cargo "$1" --locked --profile "$profile" -p chat-server -p chat-server-ref -p chat-cli -p chat-tests \
-        --features "$server_features" "${@:2}"
-}
-
-# Unit tests, conformance suites and doc tests of the libraries. `e2e` runs those of the server and the app.
-unit() {
-    sdk -- --skip no_schedule_breaks_a_law --skip every_mutant_is_killed --skip digest_of_a_thousand_seeds
-    cargo run -q --locked --profile "$profile" -p generate-wire -- --check
-}
-
-simulate() {
-    SIM_SCHEDULES=${SIM_SCHEDULES:-20000} sdk --test simulation -- --nocapture --test-threads 1
-}
-
-e2e() {
-    programs build --bins --tests
-    programs test -- --nocapture --test-threads 1
+    RUSTDOCFLAGS="-D warnings" workspace doc --no-deps --features chat-core/sim
 }
 
 wasm() {
-    cargo check --locked --target wasm32-unknown-unknown -p chat-core
-    cargo check --locked --target wasm32-unknown-unknown -p chat-client --no-default-features
+    echo "--- cargo check for wasm32"
+    cargo check --locked --profile "$profile" --target wasm32-unknown-unknown -p chat-core -p chat-client \
+        --no-default-features
+}
+
+# Builds all programs and tests: the only build of `unit`, `services`, `readme` and `e2e`. The simulator has its own.
+build() {
+    workspace build --bins --tests
+    core --no-run
+}
+
+# Unit tests, conformance suites and doc tests of all crates, and the checks of the source tree. `services` runs the
+# tests of services, `e2e` the end-to-end tests.
+unit() {
+    local integration
+    mapfile -t integration < <(tests_in chat-*/tests chat-client/*/tests)
+    workspace test --lib --bins "${integration[@]}"
+    workspace test --doc
+    core --tests -- --skip no_schedule_breaks_a_law --skip every_mutant_is_killed --skip digest_of_a_thousand_seeds
+    "$target/$profile/xtask"
+    "$target/$profile/generate-wire" --check
+}
+
+# Runs the simulator: the number of schedules follows the time budget, with a floor. Without cargo, which would hold
+# the lock of the build directory while other steps have the cores.
+run_simulation() { # PROGRAM
+    local program=$1 began=$SECONDS took schedules=$SIM_SCHEDULES probe=${SIM_PROBE:-500}
+    echo "     Running tests/simulation.rs ($program)"
+    SIM_SCHEDULES=$probe "$program" no_schedule --nocapture
+    took=$((SECONDS - began))
+    if ((took > 0 && SIM_SECONDS * probe / took > schedules)); then
+        schedules=$((SIM_SECONDS * probe / took))
+    fi
+    echo "budget $SIM_SECONDS s, $probe schedules of each kind took $took s: $schedules of each kind"
+    # The digest asserts nothing and has one thread: `make evidence` prints it.
+    SIM_SCHEDULES=$schedules "$program" --nocapture --test-threads 1 --skip digest_of_a_thousand_seeds
+}
+
+# Builds the simulator, and prints the path of its program.
+simulator() {
+    core --test simulation --no-run 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$/\1/p'
+}
+
+# Starts the simulator beside the steps that wait for services, sleeps and one-threaded programs. It runs only
+# while no other process wants the core.
+start_simulation() {
+    local idle=(nice -n 19) program
+    ! chrt --idle 0 true 2>/dev/null || idle=(chrt --idle 0)
+    program=$(simulator)
+    rm -f "$logs/simulation.outcome"
+    # In its own process group, so that it ends together with its children.
+    setsid "${idle[@]}" bash -c '"$@"; echo $? >"$0"' "$logs/simulation.outcome" \
+        scripts/test.sh _simulation "$program" >"$logs/simulation.out" 2>&1 &
+    simulation=$!
+}
+
+stop_simulation() {
+    [[ -z $simulation ]] || kill -- "-$simulation" 2>/dev/null || true
+    simulation=
+}
+
+# Prints the output of the simulator, and waits for its end.
+simulate() {
+    if [[ -z $simulation ]]; then
+        run_simulation "$(simulator)"
+        return
+    fi
+    tail -n +1 -f --pid="$simulation" "$logs/simulation.out"
+    [[ $(cat "$logs/simulation.outcome") == 0 ]]
+}
+
+e2e() {
+    local integration
+    mapfile -t integration < <(tests_in tests/tests)
+    workspace test "${integration[@]}" -- --nocapture --test-threads 1
+}
+
+# Runs the shell blocks of README.md on the programs that `build` built.
+readme() {
+    PROFILE=$profile CARGO=true scripts/readme.sh
 }
 
 outsider() {
-    CARGO_TARGET_DIR=$PWD/target cargo test --locked --manifest-path tests/outsider/Cargo.toml
+    echo "--- cargo test of the outsider"
+    CARGO_TARGET_DIR=$target cargo test --locked --manifest-path tests/outsider/Cargo.toml
 }
 
 # Tests of a missing service pass, so the missing service itself fails the run, unless services are optional.
@@ -101,6 +182,22 @@ machines() {
     tests/services/network.sh down && tests/services/network.sh up 12 && return
     tests/services/network.sh down
     return 1
+}
+
+# Installs one service, and starts one node and a cluster of it. Prints how long it took.
+start_service() {
+    local service=$1 nodes=$2 began=$SECONDS one
+    "${single[@]}" install "$service" || return
+    echo "--- install $service: $((SECONDS - began)) s"
+    began=$SECONDS
+    "${single[@]}" start "$service" 1 &
+    one=$!
+    if ! "${cluster[@]}" start "$service" "$nodes"; then
+        wait "$one" || true
+        return 1
+    fi
+    wait "$one" || return
+    echo "--- start $service: $((SECONDS - began)) s"
 }
 
 # Starts one node and a cluster of each service that can be installed. Tests find them by environment variables.
@@ -120,20 +217,19 @@ start_services() {
     net=$CHAT_TEST_SERVICES_NET
     cluster=(env CHAT_SERVICES_DIR="$CHAT_TEST_SERVICES_DIR" CHAT_SERVICES_DIST="$CHAT_TEST_SERVICES_DIST"
         CHAT_SERVICES_NETNS="${CHAT_TEST_SERVICES_NETNS:-}" CHAT_SERVICES_NET="$net" tests/services/services.sh)
-    if "${single[@]}" install redis && "${single[@]}" start redis 1 && "${cluster[@]}" start redis 6; then
+    if start_service redis 6; then
         export CHAT_TEST_REDIS=redis://127.0.0.1:6379
         export CHAT_TEST_REDIS_CLUSTER="redis-cluster://$net.1:6379,$net.2:6379"
     else
         not_run Redis || outcome=$?
     fi
-    if "${single[@]}" install kafka && "${single[@]}" start kafka 1 && "${cluster[@]}" start kafka 3; then
+    if start_service kafka 3; then
         export CHAT_TEST_KAFKA="kafka://127.0.0.1:9092/test?replication=1"
         export CHAT_TEST_KAFKA_CLUSTER="kafka://$net.1:9092,$net.2:9092/test?replication=3"
     else
         not_run Kafka || outcome=$?
     fi
-    if "${single[@]}" install cassandra && "${single[@]}" start cassandra 1 \
-        && "${cluster[@]}" start cassandra 3; then
+    if start_service cassandra 3; then
         export CHAT_TEST_CASSANDRA="cassandra://127.0.0.1:9042/test?replication=1"
         export CHAT_TEST_CASSANDRA_CLUSTER="cassandra://$net.1:9042,$net.2:9042/test?replication=3"
     else
@@ -156,15 +252,20 @@ stop_single() {
 
 # Runs the conformance suites on real services, then the cluster tests over three gateways and two routers.
 services() {
-    local outcome=0
+    local outcome=0 began took faults
     start_services || outcome=$?
-    sdk --test redis --test kafka --test cassandra -- --nocapture --test-threads 1 || outcome=$?
-    programs build --bins --tests
-    # Faults of multi-node services come first. Then these services are stopped to make room.
-    programs test --test cluster under_combined_faults -- --nocapture --test-threads 1 || outcome=$?
+    workspace test --test redis --test kafka --test cassandra -- --nocapture --test-threads 1 || outcome=$?
+    # Faults of multi-node services come first. Then these services are stopped to make room. Each kind comes once.
+    began=$SECONDS
+    workspace test --test cluster under_combined_faults -- --nocapture --test-threads 1 || outcome=$?
+    took=$((SECONDS - began))
     stop_clusters
-    programs test --test cluster --test data_migration --test reconnect_storm --test operations -- --nocapture --test-threads 1 \
-        || outcome=$?
+    # About ten faults took that time. The rest of the budget sets the number of faults of nodes: 7 kinds, 1 to 3 times.
+    faults=$((took > 0 ? (FAULT_SECONDS - took) * 10 / took : 21))
+    faults=$((faults < 7 ? 7 : faults > 21 ? 21 : faults))
+    echo "budget $FAULT_SECONDS s, combined faults took $took s: $faults faults of nodes"
+    CHAT_TEST_CLUSTER_FAULTS=$faults workspace test --test cluster --test data_migration --test reconnect_storm \
+        --test operations -- --nocapture --test-threads 1 || outcome=$?
     stop_single
     return "$outcome"
 }
@@ -173,57 +274,92 @@ services() {
 # all kinds in pairs, stops of up to a minute, and fifty shard owners that are stopped past their lease.
 faults() {
     local outcome=0
+    workspace build --bins --tests
     start_services || outcome=$?
-    programs build --bins --tests
-    programs test --test cluster while_services -- --nocapture --test-threads 1 || outcome=$?
+    workspace test --test cluster while_services -- --nocapture --test-threads 1 || outcome=$?
     CHAT_TEST_CLUSTER_FAULTS=50 CHAT_TEST_CLUSTER_MAX_STOP=60 \
-        programs test --test cluster under_combined_faults -- --nocapture --test-threads 1 || outcome=$?
+        workspace test --test cluster under_combined_faults -- --nocapture --test-threads 1 || outcome=$?
     stop_clusters
     CHAT_TEST_CLUSTER_FAULTS=50 CHAT_TEST_CLUSTER_KINDS="stopped past" \
-        programs test --test cluster while_nodes -- --nocapture --test-threads 1 || outcome=$?
+        workspace test --test cluster while_nodes -- --nocapture --test-threads 1 || outcome=$?
     stop_single
     return "$outcome"
 }
 
-# One build. `--release`, because the profile in fuzz/Cargo.toml sets which assertions are enabled.
+# One build. `--release`, because the profile in fuzz/Cargo.toml sets which assertions are enabled. The targets run at
+# the same time, because each has one thread: FUZZ_SECONDS of a core are 3/2 of that time on two cores.
 fuzz() {
-    export CARGO_TARGET_DIR=$PWD/target/fuzz
+    export CARGO_TARGET_DIR=$target/fuzz
+    echo "--- cargo fuzz build"
     cargo +nightly fuzz build --release --fuzz-dir fuzz
-    local target log
-    log=$(mktemp)
-    for target in frame session recovery; do
-        echo "--- $target"
-        if ! cargo +nightly fuzz run --release --fuzz-dir fuzz "$target" -- \
-            -max_total_time="${FUZZ_SECONDS:-60}" -rss_limit_mb=2048 -malloc_limit_mb=8192 \
-            -print_final_stats=1 >"$log" 2>&1; then
-            grep -a -A 3 "panicked\|ERROR:" "$log" || true
-            tail -n 40 "$log"
-            return 1
-        fi
-        grep -a "^Done\|peak_rss" "$log"
+    local name pids=() names=(frame session recovery) seconds failed=0 cores
+    cores=$(nproc)
+    seconds=$((cores >= 3 ? ${FUZZ_SECONDS:-60} : ${FUZZ_SECONDS:-60} * 3 / cores))
+    for name in "${names[@]}"; do
+        cargo +nightly fuzz run --release --fuzz-dir fuzz "$name" -- -max_total_time="$seconds" \
+            -rss_limit_mb=2048 -malloc_limit_mb=8192 -print_final_stats=1 >"$logs/fuzz-$name.out" 2>&1 &
+        pids+=($!)
     done
-    rm "$log"
+    for name in "${!names[@]}"; do
+        echo "--- ${names[$name]}"
+        if wait "${pids[$name]}"; then
+            grep -a "^Done\|peak_rss" "$logs/fuzz-${names[$name]}.out"
+        else
+            failed=1
+            grep -a -A 3 "panicked\|ERROR:" "$logs/fuzz-${names[$name]}.out" || true
+            tail -n 40 "$logs/fuzz-${names[$name]}.out"
+        fi
+    done
+    return "$failed"
 }
 
+setup() {
+    scripts/setup.sh all
+}
+
+mkdir -p "$logs"
 case ${1:-all} in
     fast)
-        step fast fast
+        step fast
         exit
         ;;
     faults)
-        step setup scripts/setup.sh all
-        step faults faults
+        step setup
+        step faults
         exit
         ;;
+    only)
+        shift
+        begin_times
+        for name in "$@"; do step "$name"; done
+        print_times
+        exit
+        ;;
+    _simulation)
+        run_simulation "$2"
+        exit
+        ;;
+    all) ;;
+    *)
+        echo "usage: scripts/test.sh [fast | faults | only STEP...]" >&2
+        exit 2
+        ;;
 esac
-step setup scripts/setup.sh all
-step lint lint
-step docs docs
-step wasm wasm
-step unit unit
-step services services
-step outsider outsider
-step simulate simulate
-step e2e e2e
-step fuzz fuzz
+begin_times
+trap 'stop_simulation; print_times' EXIT
+step setup
+step lint
+step docs
+step wasm
+step build
+step unit
+start_simulation
+step services
+step e2e
+step readme
+step outsider
+step fuzz
+step simulate
+trap - EXIT
+print_times
 echo "everything passed in $SECONDS s"
