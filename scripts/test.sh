@@ -82,6 +82,11 @@ docs() {
     RUSTDOCFLAGS="-D warnings" workspace doc --no-deps --features chat-core/sim
 }
 
+# Compares the public items of the libraries with docs/api. Uses what clippy and `docs` compiled.
+api() {
+    scripts/api.sh check
+}
+
 wasm() {
     echo "--- cargo check for wasm32"
     cargo check --locked --profile "$profile" --target wasm32-unknown-unknown -p chat-core -p chat-client \
@@ -134,6 +139,7 @@ start_simulation() {
     program=$(simulator)
     rm -f "$logs/simulation.outcome"
     # In its own process group, so that it ends together with its children.
+    # shellcheck disable=SC2016  # the inner shell expands them
     setsid "${idle[@]}" bash -c '"$@"; echo $? >"$0"' "$logs/simulation.outcome" \
         scripts/test.sh _simulation "$program" >"$logs/simulation.out" 2>&1 &
     simulation=$!
@@ -317,6 +323,9 @@ setup() {
     scripts/setup.sh all
 }
 
+# api.sh and evidence.sh use the functions.
+[[ ${BASH_SOURCE[0]} == "$0" ]] || return 0
+
 mkdir -p "$logs"
 case ${1:-all} in
     fast)
@@ -350,6 +359,7 @@ trap 'stop_simulation; print_times' EXIT
 step setup
 step lint
 step docs
+step api
 step wasm
 step build
 step unit
