@@ -4,7 +4,7 @@ PROFILE ?= release
 TARGET ?= $(or $(CARGO_TARGET_DIR),target)
 PROGRAMS = $(TARGET)/$(patsubst dev,debug,$(PROFILE))
 
-.PHONY: run chat test test-fast test-faults api readme bench bench-cluster generate setup
+.PHONY: run chat test test-fast test-faults evidence api readme bench bench-cluster generate setup
 
 run: ## Build and start the server, and print the next commands. Its pid is in target/server.pid.
 	@$(CARGO) build --profile $(PROFILE) --locked -p chat-server-ref
@@ -26,6 +26,9 @@ test-fast: ## Lint, unit tests and a short simulation of core and server, withou
 
 test-faults: ## 100 faults of nodes, services and network, and 50 stopped shard owners; takes 90 minutes.
 	@scripts/test.sh faults
+
+evidence: ## Measure the figures of docs/evidence again; `make evidence PART=simulate` measures one part.
+	@scripts/evidence.sh $(PART)
 
 api: ## List the public items of the libraries in docs/api.
 	@scripts/api.sh write
