@@ -19,7 +19,7 @@ part_simulate() {
 }
 
 part_mutants() {
-    core --test simulation every_mutant -- --nocapture
+    SIM_SEARCH=1 core --test simulation every_mutant -- --nocapture
     core --test mutants -- --nocapture
     # The mutants that a unit test beside the rule detects.
     core --lib

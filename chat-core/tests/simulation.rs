@@ -123,21 +123,63 @@ fn digest_of_a_thousand_seeds() {
     }
 }
 
+/// The seed, and the index of the kind in [`kinds`], that killed each mutant when it was last searched. It is tried first,
+/// because a search runs up to 27,000 schedules. After a change that moves it the search runs, and prints the new one.
+const KILLERS: [(Mutant, u64, usize); 26] = [
+    (Mutant::AckBeforeSync, 844, 0),
+    (Mutant::NoDedupe, 1, 0),
+    (Mutant::AnyClientSeq, 1, 0),
+    (Mutant::TrimOnPush, 0, 0),
+    (Mutant::DedupeInMemory, 29, 0),
+    (Mutant::CommitOnStoreError, 10, 1),
+    (Mutant::StateBeforeRows, 6, 1),
+    (Mutant::CursorBeforeMessage, 3, 0),
+    (Mutant::NoGapCheck, 1, 0),
+    (Mutant::NoRollbackDetection, 20, 0),
+    (Mutant::AckMatchedByNumber, 2, 0),
+    (Mutant::AckBeforeCommit, 10, 0),
+    (Mutant::NewIdOnRetry, 0, 0),
+    (Mutant::RepeatAboveNext, 1200, 0),
+    (Mutant::GenerationNotRaised, 314, 0),
+    (Mutant::JoinIgnored, 6897, 0),
+    (Mutant::RecoveredDropped, 3, 0),
+    (Mutant::ReplayDecidesAnew, 176, 2),
+    (Mutant::FoundAheadOfState, 149, 2),
+    (Mutant::OlderStateWins, 389, 2),
+    (Mutant::StatesOutliveOwnership, 81, 2),
+    (Mutant::HalfCommitStays, 4, 2),
+    (Mutant::VisibilityErrorIgnored, 4, 2),
+    (Mutant::HeartbeatIsBlind, 9202, 0),
+    (Mutant::FirstIsEnough, 663, 0),
+    (Mutant::FirstInEveryIncarnation, 18, 0),
+];
+
+fn known_kill(mutant: Mutant) -> Option<(&'static str, (u64, Violation))> {
+    let (_, seed, kind) = KILLERS.into_iter().find(|(known, ..)| *known == mutant)?;
+    let (name, options) = kinds(Some(mutant))[kind];
+    run(seed, options).err().map(|violation| (name, (seed, violation)))
+}
+
 #[test]
 fn every_mutant_is_killed() {
     // CI runs a schedule that kills each mutant.
     let count = 20_000;
+    let search_all = number("SIM_SEARCH") == Some(1);
     let mut survivors = Vec::new();
     let only = std::env::var("SIM_MUTANT").ok();
     for mutant in
         Mutant::SIMULATED.into_iter().filter(|m| only.as_ref().is_none_or(|only| *only == format!("{m:?}")))
     {
         // Rounds over all kinds: a mutant that only one kind can kill does not run every schedule of the others.
-        let kill = (0..count).step_by(500).find_map(|first| {
-            kinds(Some(mutant))
-                .into_iter()
-                .find_map(|(kind, options)| sweep(first, 500, options).err().map(|failure| (kind, failure)))
-        });
+        let search = || {
+            (0..count).step_by(500).find_map(|first| {
+                kinds(Some(mutant)).into_iter().find_map(|(kind, options)| {
+                    sweep(first, 500, options).err().map(|failure| (kind, failure))
+                })
+            })
+        };
+        let known = if search_all { None } else { known_kill(mutant) };
+        let kill = known.or_else(search);
         match kill {
             Some((kind, (seed, violation))) => {
                 println!("{mutant:?}: killed by seed {seed}, {kind}: {}: {}", violation.law, violation.how);
