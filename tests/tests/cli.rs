@@ -278,7 +278,7 @@ fn two_servers_do_not_share_a_directory() {
         .arg(dir.path().join("x"))
         .output()
         .unwrap();
-    assert!(!public.status.success() && text(&public.stderr).contains("open_registration"));
+    assert!(!public.status.success() && text(&public.stderr).contains("open registration"));
     let config = dir.path().join("bad.toml");
     std::fs::write(&config, "lisen = \"127.0.0.1:1\"\n").unwrap();
     let bad =
