@@ -37,7 +37,7 @@ impl Ticket {
     /// Waits until the message is durable on the server (one tick).
     ///
     /// # Errors
-    /// The error of the [reason](RefusedReason) if the message is refused, `Closed` if the client is closed, or the
+    /// The error of the [reason](crate::RefusedReason) if the message is refused, `Closed` if the client is closed, or the
     /// error of the local store.
     pub async fn stored(&self) -> Result<Position> {
         match self.reached(Stage::Stored).await? {
