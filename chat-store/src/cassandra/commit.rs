@@ -285,8 +285,11 @@ impl CassandraStore {
         Write { statement: &self.connection.statements.put_born, values }
     }
 
+    /// Returns the write of a generation. The two highest generations share a timestamp; of two values with the
+    /// same timestamp, Cassandra keeps the larger one.
     pub(super) fn generation_write(&self, device: InstallationId, generation: u64) -> Write<'_> {
-        let values = vec![big(signed(generation) + 1), big(signed(generation)), blob(device.as_bytes())];
+        let generation = signed(generation);
+        let values = vec![big(generation.saturating_add(1)), big(generation), blob(device.as_bytes())];
         Write { statement: &self.connection.statements.put_generation, values }
     }
 }
