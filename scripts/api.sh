@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/test.sh
-crates=(chat-core chat-client chat-signal chat-server chat-store chat-transport)
+crates=(chat-core chat-client chat-signal chat-server chat-store chat-testing chat-transport)
 temporary=$(mktemp -d)
 tree=
 
