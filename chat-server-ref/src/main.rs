@@ -9,6 +9,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use settings::{Arguments, Command};
 
+/// The allocator of the program. glibc's takes more of the CPU per message (docs/benchmarks.md).
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
