@@ -44,6 +44,7 @@ pub mod cases {
 
 pub use authenticator::AuthenticatorFixture;
 pub use faults::{FaultRates, UnreliableStore};
+pub use model::{ModelOptions, check_model};
 pub use suite::{
     Suite, authenticator, durable_message_store, key_directory, message_store, presence, push_sink, registry,
     router, shared_message_store,

@@ -57,6 +57,55 @@ impl Calls {
     }
 }
 
+/// The budget and the numbers of a [`check_model`].
+#[derive(Clone, Debug)]
+#[allow(clippy::exhaustive_structs)] // built with `..Default::default()`
+pub struct ModelOptions {
+    /// Each seed is a run on an empty store.
+    pub seeds: std::ops::Range<u64>,
+    /// Operations of a run.
+    pub operations: usize,
+    /// Owners of a shard that are behind repeat old commits, as in a store that several processes share.
+    pub several_owners: bool,
+    /// Faults of calls, if any.
+    pub faults: Option<FaultRates>,
+    /// Time of the first records, in microseconds since 1970.
+    pub begin_us: u64,
+    /// Time of the first record, and first seq, of a conversation with a long history.
+    pub long: (u64, Seq),
+}
+
+impl Default for ModelOptions {
+    fn default() -> Self {
+        Self {
+            seeds: 0..1,
+            operations: OPERATIONS,
+            several_owners: false,
+            faults: None,
+            begin_us: 1000,
+            long: (MAX_NUMBER / 2, MAX_NUMBER - 500),
+        }
+    }
+}
+
+/// Runs the model-based test of [`message_store`](super::message_store), for a test program of its own that chooses
+/// budget and times. `fresh` returns an empty store.
+///
+/// # Errors
+/// The first difference from the in-memory reference, with its seed and the shortest history that shows it.
+pub async fn check_model<F, Fut>(options: &ModelOptions, fresh: F) -> Outcome
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Arc<dyn MessageStore>>,
+{
+    let owners = if options.several_owners { Owners::Several } else { Owners::One };
+    let calls = Calls { owners, faults: options.faults };
+    for seed in options.seeds.clone() {
+        shrink(Script::with(seed, options), calls, &fresh).await?;
+    }
+    Ok(())
+}
+
 /// One random operation. Numbers select among what exists when the operation runs.
 #[derive(Clone, Debug)]
 enum Operation {
@@ -86,6 +135,7 @@ struct Script {
     talks: Vec<Talk>,
     devices: Vec<DeviceAddress>,
     operations: Vec<Operation>,
+    begin_us: u64,
 }
 
 fn device(user: u8, number: u8) -> DeviceAddress {
@@ -100,6 +150,11 @@ fn device(user: u8, number: u8) -> DeviceAddress {
 
 impl Script {
     fn new(seed: u64) -> Self {
+        Self::with(seed, &ModelOptions::default())
+    }
+
+    fn with(seed: u64, options: &ModelOptions) -> Self {
+        let (begin_us, (long_us, long_seq)) = (options.begin_us, options.long);
         let mut rng = Rng::new(seed);
         let user = |n: u8| (UserId::from_bytes([n; 16]), vec![device(n, 1), device(n, 2)]);
         let talk = |id, members: &[u8], time_us| Talk {
@@ -112,22 +167,23 @@ impl Script {
         let id = |n: u8| UserId::from_bytes([n; 16]);
         // Most records of different conversations have equal times: ties are broken by conversation and seq.
         let mut talks = vec![
-            talk(ConversationId::direct(id(1), id(2)), &[1, 2], 1000),
+            talk(ConversationId::direct(id(1), id(2)), &[1, 2], begin_us),
             // A younger conversation: its times are those of higher seqs elsewhere.
-            talk(ConversationId::direct(id(1), id(3)), &[1, 3], 1100),
-            talk(ConversationId::direct(id(2), id(3)), &[2, 3], 1000),
-            talk(ConversationId::own(id(1)), &[1], 1000),
+            talk(ConversationId::direct(id(1), id(3)), &[1, 3], begin_us + 100),
+            talk(ConversationId::direct(id(2), id(3)), &[2, 3], begin_us),
+            talk(ConversationId::own(id(1)), &[1], begin_us),
         ];
-        let mut mailbox =
-            talk(ConversationId::mailbox(device(1, 1).installation, device(2, 1).installation), &[], 1000);
+        let mut mailbox = talk(
+            ConversationId::mailbox(device(1, 1).installation, device(2, 1).installation),
+            &[],
+            begin_us,
+        );
         mailbox.members = vec![(id(1), vec![device(1, 1)]), (id(2), vec![device(2, 1)])];
         talks.push(mailbox);
-        talks.push(
-            talk(ConversationId::direct(id(3), id(4)), &[3, 4], MAX_NUMBER / 2).starting_at(MAX_NUMBER - 500),
-        );
+        talks.push(talk(ConversationId::direct(id(3), id(4)), &[3, 4], long_us).starting_at(long_seq));
         let devices = (1..=4).flat_map(|user| [device(user, 1), device(user, 2)]).collect();
-        let operations = (0..OPERATIONS).map(|_| Operation::random(&mut rng, talks.len())).collect();
-        Self { seed, talks, devices, operations }
+        let operations = (0..options.operations).map(|_| Operation::random(&mut rng, talks.len())).collect();
+        Self { seed, talks, devices, operations, begin_us }
     }
 }
 
@@ -184,6 +240,7 @@ struct Run {
     /// The commits of each conversation so far, one message each.
     made: Vec<Vec<Commit>>,
     calls: Calls,
+    begin_us: u64,
 }
 
 /// Returns whether a seed finds a difference, without making its run shorter.
@@ -202,7 +259,15 @@ where
     F: Fn() -> Fut,
     Fut: Future<Output = Store>,
 {
-    let script = Script::new(seed);
+    shrink(Script::new(seed), calls, &fresh).await
+}
+
+async fn shrink<F, Fut>(script: Script, calls: Calls, fresh: &F) -> Outcome
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Store>,
+{
+    let seed = script.seed;
     let Err(first) = execute(&script, &script.operations, calls, fresh().await).await else { return Ok(()) };
     let (mut operations, mut error) = (script.operations.clone(), first);
     let mut piece = operations.len() / 2;
@@ -238,6 +303,7 @@ async fn execute(script: &Script, operations: &[Operation], calls: Calls, store:
         devices: script.devices.clone(),
         made: vec![Vec::new(); script.talks.len()],
         calls,
+        begin_us: script.begin_us,
     };
     for operation in operations {
         run.apply(operation).await?;
@@ -374,7 +440,7 @@ impl Run {
     /// Expires everything before a time, a piece at a time: after each piece, gaps and rows are in order.
     async fn expire(&self, share: u64, piece: usize) -> Outcome {
         let newest = self.talks.iter().take(5).map(|talk| talk.state.head.time_us).max().unwrap_or(0);
-        let before_us = 1000 + newest.saturating_sub(1000) * share / 100;
+        let before_us = self.begin_us + newest.saturating_sub(self.begin_us) * share / 100;
         let mut removed = 0;
         for call in 0.. {
             if call > 2_000 {

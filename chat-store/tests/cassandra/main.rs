@@ -13,6 +13,7 @@ use chat_core::backend::{
     Command, Commit, CommitOutcome, ConversationState, CursorFilter, KeyDirectory, LogAnchor, LogIdentity,
     LogPosition, MessageStore, Operation, PageLimit, RecipientDevices, Record,
 };
+use chat_core::conformance::{FaultRates, ModelOptions, check_model};
 use chat_core::delivery::{Decision, decide};
 use chat_core::envelope::{AckUpTo, DeviceBox, InboxPosition, Publish, SendPosition};
 use chat_core::{
@@ -102,6 +103,44 @@ async fn a_single_node_passes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn three_nodes_pass() {
     suites("CHAT_TEST_CASSANDRA_CLUSTER").await;
+}
+
+fn from_env(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+}
+
+/// Runs random histories from a time on. `CONFORMANCE_SEEDS` and `CONFORMANCE_OPERATIONS` set how many, and how long they
+/// are. The store relies on seqs that begin at 1, and on times that are not in the future.
+async fn random_histories(begin_us: u64, faults: Option<FaultRates>) {
+    let Some(keyspace) = Keyspace::new("CHAT_TEST_CASSANDRA").await else { return };
+    let began = std::time::Instant::now();
+    let options = ModelOptions {
+        seeds: 0..from_env("CONFORMANCE_SEEDS", 5),
+        operations: from_env("CONFORMANCE_OPERATIONS", 40) as usize,
+        several_owners: true,
+        faults,
+        begin_us,
+        long: (begin_us, 0),
+    };
+    let outcome = check_model(&options, || async { keyspace.store().await as Arc<dyn MessageStore> }).await;
+    assert_eq!(outcome, Ok(()));
+    println!("{} random histories passed in {} s", options.seeds.end, began.elapsed().as_secs());
+    keyspace.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_histories_of_late_rows_equal_the_model() {
+    random_histories(now_us() - 10 * MINUTE_US, None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_histories_of_timely_rows_equal_the_model() {
+    random_histories(now_us(), None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_histories_with_faults_equal_the_model() {
+    random_histories(now_us(), Some(FaultRates::SUITE)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
