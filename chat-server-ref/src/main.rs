@@ -9,6 +9,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use settings::{Arguments, Command};
 
+/// Decision 12 gives the reasons.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
