@@ -15,7 +15,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use crate::config::ClientConfig;
 use crate::connection_state::ConnectionState;
 use crate::conversation::Conversation;
-use crate::driver::{Channels, Command, Control, Opened, Owner, Start};
+use crate::driver::{Channels, Command, Control, Opened, Owner, Start, Token};
 use crate::event::Event;
 use crate::linking::LinkCode;
 use crate::message::Message;
@@ -182,8 +182,21 @@ impl Client {
         command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command,
     ) -> Result<T> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).await.map_err(|_| self.failure())?;
-        answer.await.map_err(|_| self.failure())?
+        if self.commands.send(command(reply)).await.is_err() {
+            return Err(self.end().await);
+        }
+        match answer.await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.end().await),
+        }
+    }
+
+    /// Waits until the task has ended or failed, and returns the reason.
+    pub(crate) async fn end(&self) -> Error {
+        let mut ended = self.ended.clone();
+        // An error means that the task ended without a failure.
+        let _ = ended.wait_for(Option::is_some).await;
+        self.failure()
     }
 
     /// Returns the error that ended the client.
@@ -252,8 +265,10 @@ impl Client {
         let (to, request) = (to.into(), request.into());
         request.check()?;
         let (reply, answer) = oneshot::channel();
-        self.sends.send(Command::Send { to, request, reply }).await.map_err(|_| self.failure())?;
-        Ok(Submission { client: self.clone(), answer })
+        if self.sends.send(Command::Send { to, request, reply }).await.is_err() {
+            return Err(self.end().await);
+        }
+        Ok(Submission::new(self.clone(), answer))
     }
 
     /// Returns the ticket of the message with this idempotency key, or `None` if there is none.
@@ -408,7 +423,7 @@ impl Client {
     /// # Errors
     /// `Closed`, or the error of the local store.
     pub async fn set_token(&self, token: &str) -> Result<()> {
-        let token = token.to_owned();
+        let token = Token(token.to_owned());
         self.request(|reply| Command::SetToken(token, reply)).await
     }
 
@@ -429,7 +444,7 @@ impl Client {
         self.request(Command::OutboxLen).await
     }
 
-    /// Waits until every message in the outbox is stored or refused.
+    /// Waits until every message in the outbox is stored or refused. Await earlier [submissions](Self::submit) first.
     ///
     /// # Errors
     /// `Closed`, or the error of the local store.
@@ -438,7 +453,8 @@ impl Client {
     }
 
     /// Disconnects and releases the profile's lock and files, for example before the system suspends the program. Event
-    /// streams, tickets and calls wait until [`resume`](Self::resume).
+    /// streams, tickets and calls wait until [`resume`](Self::resume). A request that the server has not answered yet fails
+    /// with `Unavailable`.
     ///
     /// # Errors
     /// `Closed` if the client is closed.
@@ -456,8 +472,13 @@ impl Client {
 
     async fn control(&self, control: impl FnOnce(oneshot::Sender<Result<()>>) -> Control) -> Result<()> {
         let (reply, answer) = oneshot::channel();
-        self.control.send(control(reply)).await.map_err(|_| self.failure())?;
-        answer.await.map_err(|_| self.failure())?
+        if self.control.send(control(reply)).await.is_err() {
+            return Err(self.end().await);
+        }
+        match answer.await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.end().await),
+        }
     }
 
     /// Closes the client and releases the profile. Messages in the outbox stay there.

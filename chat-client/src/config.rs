@@ -80,7 +80,6 @@ impl Profile {
 }
 
 /// The server, profile, encryption suite and options of a client.
-#[derive(Debug)]
 pub struct ClientConfig {
     pub(crate) profile: Profile,
     pub(crate) suite: Box<dyn Suite>,
@@ -89,6 +88,17 @@ pub struct ClientConfig {
     pub(crate) platform: Arc<dyn Platform>,
     pub(crate) token: Option<String>,
     pub(crate) strict: bool,
+}
+
+impl fmt::Debug for ClientConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientConfig")
+            .field("profile", &self.profile)
+            .field("dialer", &self.dialer)
+            .field("token", &self.token.is_some())
+            .field("strict", &self.strict)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ClientConfig {

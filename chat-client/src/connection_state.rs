@@ -40,9 +40,9 @@ impl ConnectionState {
         self.stopped = Some(why);
     }
 
-    /// Clears the stop: the client continues at the request of the application.
+    /// Clears the problems of earlier attempts: the client continues at the request of the application.
     pub(crate) fn restarted(&mut self) {
-        self.stopped = None;
+        (self.stopped, self.failure) = (None, None);
     }
 
     pub(crate) const fn prekeys_stored(&mut self) {

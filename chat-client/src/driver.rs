@@ -8,6 +8,7 @@ mod ticket_waiters;
 pub(crate) use owner::{Opened, Owner, Start};
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
@@ -99,8 +100,17 @@ pub(crate) enum Command {
     Drained(Reply<()>),
     /// Accepts the account key of a user if this is the safety number.
     AcceptIdentity(UserId, SafetyNumber, Reply<()>),
-    SetToken(String, Reply<()>),
+    SetToken(Token, Reply<()>),
     Reincarnate(Reply<()>),
+}
+
+/// A login token, which `Debug` does not print.
+pub(crate) struct Token(pub(crate) String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token")
+    }
 }
 
 /// A command to the owner of the profile.
@@ -124,6 +134,14 @@ struct Waiters {
     tickets: TicketWaiters,
     /// Replies that wait for an empty outbox.
     drained: Vec<Reply<()>>,
+}
+
+impl Waiters {
+    fn answer_drained(&mut self) {
+        for reply in self.drained.drain(..) {
+            let _ = reply.send(Ok(()));
+        }
+    }
 }
 
 /// The purpose of a pending request to the server.
@@ -219,6 +237,9 @@ impl Driver {
             owner.channels.connection_state.send_modify(ConnectionState::prekeys_stored);
         }
         owner.waiters.tickets.answer_all(&store);
+        if replica.outbox_len() == 0 {
+            owner.waiters.answer_drained();
+        }
         Ok(Self {
             owner,
             store,
@@ -264,11 +285,13 @@ impl Driver {
 
     /// Returns the reply to send once the profile is released, if the client is suspended.
     async fn run_until_control(&mut self) -> Result<Option<Reply<()>>> {
+        self.step(Input::Watch(self.owner.watched.clone()))?;
         self.step(Input::Flush)?;
         loop {
             self.flush().await?;
             match self.wake().await {
                 Wakeup::Command(None) | Wakeup::Control(None | Some(Control::Stop)) => {
+                    self.finish_commands()?;
                     self.stop().await?;
                     return Ok(None);
                 }
@@ -342,6 +365,19 @@ impl Driver {
             0 => Input::Disconnected,
             wait => Input::Rejected(wait),
         })
+    }
+
+    /// Carries out the commands that callers handed over before the client was closed.
+    fn finish_commands(&mut self) -> Result<()> {
+        self.owner.channels.commands.close();
+        while let Ok(command) = self.owner.channels.commands.try_recv() {
+            self.command(command)?;
+        }
+        self.owner.channels.sends.close();
+        while let Ok(send) = self.owner.channels.sends.try_recv() {
+            self.command(send)?;
+        }
+        Ok(())
     }
 
     async fn stop(&mut self) -> Result<()> {
@@ -505,9 +541,7 @@ impl Driver {
         self.answer_queued(&queued);
         self.owner.waiters.tickets.answer(&self.store);
         if self.replica.outbox_len() == 0 {
-            for reply in self.owner.waiters.drained.drain(..) {
-                let _ = reply.send(Ok(()));
-            }
+            self.owner.waiters.answer_drained();
         }
         Ok(())
     }
@@ -546,6 +580,11 @@ impl Driver {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Forgets why an earlier driver could not connect: this one tries again.
+    fn forget_problems(&self) {
+        self.stand(ConnectionState::restarted);
     }
 
     /// Changes the connection state. Every event stream reports it, including streams that start later.

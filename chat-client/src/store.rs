@@ -237,7 +237,7 @@ impl LocalStore {
         saved.reincarnation_asked = self.meta("reincarnation_asked")?.is_some();
         saved.prekeys_at = self.meta_number("prekeys_at")?;
         let reincarnated = self.meta_number("reincarnated_at")?;
-        saved.reincarnated_lately = reincarnated > 0 && self.now_ms() < reincarnated + DAY_MS;
+        saved.reincarnated_lately = reincarnated > 0 && self.now_ms() < reincarnated.saturating_add(DAY_MS);
         saved.conversations = self.rows(
             "SELECT id, cursor, client_seq, prev, last_own, delivered, read FROM conversations",
             |row| {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use chat_client::prelude::*;
-use chat_client::{GapReason, SafetyNumber, Status};
+use chat_client::{GapReason, Presence, SafetyNumber, Status};
 use chat_testing::{TestServer, Unencrypted};
 use tokio::time::timeout;
 
@@ -197,6 +197,81 @@ async fn stream_ends_when_the_client_is_closed() {
     timeout(LIMIT, ended).await.unwrap();
     assert_eq!(bob.outbox_len().await.unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(events.next().await, Ok(None), "after its end");
+}
+
+#[tokio::test]
+async fn stream_with_unread_events_ends_when_the_client_is_closed() {
+    let (_server, alice, bob) = start().await;
+    let mut events = bob.events_after(Some(0));
+    alice.send(bob.user(), "unread").await.unwrap().delivered().await.unwrap();
+    assert!(bob.last_event() > 0);
+    bob.close().await;
+    while events.next().await.unwrap().is_some() {}
+}
+
+#[tokio::test]
+async fn close_carries_out_what_was_handed_over_before() {
+    let (server, alice, bob) = start().await;
+    alice.send(bob.user(), "hello").await.unwrap();
+    let message = server.next_message(&bob).await.unwrap();
+    // Bob's own sends keep his driver busy.
+    for n in 0..100 {
+        drop(bob.submit(bob.user(), n.to_string()).await.unwrap());
+    }
+    bob.read(message.conversation, message.seq).await.unwrap();
+    bob.close().await;
+    let bob = Client::open(server.config("bob", suite())).await.unwrap();
+    let conversations = bob.conversations().await.unwrap();
+    let unread = conversations.iter().find(|one| one.id == message.conversation).unwrap().unread;
+    let own = bob.conversation_with(bob.user());
+    timeout(LIMIT, bob.drained()).await.unwrap().unwrap();
+    assert_eq!((unread, bob.history(own, None, 200).await.unwrap().len()), (0, 100));
+}
+
+#[tokio::test]
+async fn calls_and_presence_survive_a_suspension() {
+    let (server, alice, bob) = start().await;
+    let mut events = alice.events("app").await.unwrap();
+    let ticket = alice.send(bob.user(), "hello").await.unwrap();
+    let message = server.next_message(&bob).await.unwrap();
+    alice.watch_presence(vec![bob.user()]).await.unwrap();
+    let read = tokio::spawn({
+        let ticket = ticket.clone();
+        async move { ticket.read().await }
+    });
+    tokio::task::yield_now().await;
+    alice.suspend().await.unwrap();
+    let drained = tokio::spawn({
+        let alice = alice.clone();
+        async move { alice.drained().await }
+    });
+    bob.read(message.conversation, message.seq).await.unwrap();
+    bob.close().await;
+    alice.resume().await.unwrap();
+    assert!(timeout(LIMIT, read).await.unwrap().unwrap().unwrap().is_complete());
+    timeout(LIMIT, drained).await.unwrap().unwrap().unwrap();
+    let _bob = server.client("bob").await.unwrap();
+    let online = |event: &Event| matches!(event, Event::Presence { presence: Presence::Online, .. });
+    next_where(&mut events, online).await;
+}
+
+#[tokio::test]
+async fn key_that_is_used_twice_in_one_batch_is_one_message() {
+    let (server, alice, bob) = start().await;
+    let request = || SendRequest::text("once").idempotency_key("k");
+    let first = alice.submit(bob.user(), request()).await.unwrap();
+    let second = alice.submit(bob.user(), request()).await.unwrap();
+    let (first, second) = (first.await.unwrap(), second.await.unwrap());
+    assert_eq!((first.message(), first.is_repeated(), second.is_repeated()), (second.message(), false, true));
+    assert_eq!(server.next_message(&bob).await.unwrap().text(), Some("once"));
+    assert!(timeout(Duration::from_millis(200), server.next_message(&bob)).await.is_err(), "sent twice");
+}
+
+#[tokio::test]
+async fn debug_hides_the_token() {
+    let server = TestServer::start().await.unwrap();
+    let shown = format!("{:?}", server.config("alice", suite()).token("hunter2"));
+    assert!(!shown.contains("hunter2") && shown.contains("token: true"), "{shown}");
 }
 
 #[tokio::test]

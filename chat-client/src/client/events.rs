@@ -73,7 +73,10 @@ impl Subscription {
         loop {
             if *self.last.borrow_and_update() > after {
                 let page = self.client.request(|reply| Command::Events { after, limit: PAGE, reply }).await;
-                return page.map(Next::Page);
+                return match page {
+                    Err(error) if error.kind() == ErrorKind::Closed => self.end().await,
+                    page => page.map(Next::Page),
+                };
             }
             if let Some(event) = self.reported.follow(&self.connection_state.borrow_and_update()) {
                 return Ok(Next::Transient(event));
@@ -82,17 +85,17 @@ impl Subscription {
                 biased;
                 changed = self.connection_state.changed() => {
                     if changed.is_err() {
-                        return self.end();
+                        return self.end().await;
                     }
                 }
                 transient = self.transient.recv() => match transient {
                     Ok(event) => return Ok(Next::Transient(event)),
                     Err(broadcast::error::RecvError::Lagged(_)) => {}
-                    Err(broadcast::error::RecvError::Closed) => return self.end(),
+                    Err(broadcast::error::RecvError::Closed) => return self.end().await,
                 },
                 changed = self.last.changed() => {
                     if changed.is_err() {
-                        return self.end();
+                        return self.end().await;
                     }
                 }
             }
@@ -100,8 +103,8 @@ impl Subscription {
     }
 
     /// A client that was closed ends the stream; one that failed returns its error.
-    fn end(&self) -> Result<Next> {
-        match self.client.failure() {
+    async fn end(&self) -> Result<Next> {
+        match self.client.end().await {
             failure if failure.kind() == ErrorKind::Closed => Ok(Next::Ended),
             failure => Err(failure),
         }

@@ -8,7 +8,7 @@ use chat_core::wire::{Request, Response};
 use chat_core::{DeviceId, Error, ErrorKind, MessageId, Result, UserId};
 use tokio::sync::oneshot;
 
-use super::{Command, Driver, Reply, Waiting};
+use super::{Command, Driver, Reply, Token, Waiting};
 use crate::connection_state::ConnectionState;
 use crate::content::encode_text;
 use crate::event::RefusedReason;
@@ -40,7 +40,10 @@ impl Driver {
             }
             Command::Read(conversation, seq) => self.step(Input::Read(AckUpTo { conversation, seq }))?,
             Command::Typing(conversation) => self.step(Input::Typing(conversation))?,
-            Command::Watch(users) => self.step(Input::Watch(users))?,
+            Command::Watch(users) => {
+                self.owner.watched.clone_from(&users);
+                self.step(Input::Watch(users))?;
+            }
             Command::Cursor(name, reply) => {
                 let _ = reply.send(self.store.event_cursor(&name));
             }
@@ -48,7 +51,8 @@ impl Driver {
                 // The cursor may share its commit with the replica's changes.
                 self.step(Input::Flush)?;
                 self.store.set_event_cursor(&name, number)?;
-                let _ = reply.send(self.store.commit_open());
+                self.store.commit_open()?;
+                let _ = reply.send(Ok(()));
             }
             Command::Events { after, limit, reply } => {
                 let _ = reply.send(self.store.events(after, limit));
@@ -90,7 +94,7 @@ impl Driver {
                 self.step(Input::Flush)?;
                 let _ = reply.send(self.accept_identity(user, &number));
             }
-            Command::SetToken(token, reply) => {
+            Command::SetToken(Token(token), reply) => {
                 self.step(Input::Flush)?;
                 self.store.set_meta("token", token.as_bytes())?;
                 self.store.commit_open()?;
@@ -102,6 +106,7 @@ impl Driver {
             Command::Reincarnate(reply) => {
                 self.stand(ConnectionState::restarted);
                 self.step(Input::Reincarnate)?;
+                self.step(Input::Flush)?;
                 let _ = reply.send(Ok(()));
             }
         }

@@ -61,6 +61,14 @@ impl Driver {
         {
             return Ok(Err(SealFailure::Never("unlinked")));
         }
+        if self.owner.config.strict && !matches!(draft.to, Recipient::Device(_)) {
+            // A handle that was unknown at the call may belong to a user whose keys changed.
+            for list in lists {
+                if list.list().user != own.user && self.store.is_unaccepted(list.list().user)? {
+                    return Ok(Err(SealFailure::Never("identity_changed")));
+                }
+            }
+        }
         for list in lists {
             let mut missing = Vec::new();
             for entry in list.list().devices.iter().filter(wanted) {
@@ -138,9 +146,10 @@ impl Driver {
     pub(super) fn make_prekeys(&mut self, replace: bool, count: u64) -> Result<PrekeyUpload> {
         let last =
             self.store.meta("last_prekey")?.and_then(|v| v.try_into().ok()).map_or(0, u64::from_be_bytes);
-        let (signed, one_time) = self.owner.config.suite.make_prekeys(&mut self.store, last + 1, count)?;
+        let (signed, one_time) =
+            self.owner.config.suite.make_prekeys(&mut self.store, last.saturating_add(1), count)?;
         // An upload of the signed part alone also takes a new number.
-        let uploaded_through = last + count.max(1);
+        let uploaded_through = last.saturating_add(count.max(1));
         self.store.set_meta("last_prekey", &uploaded_through.to_be_bytes())?;
         let signature = self.account.sign(&prekeys_transcript(&signed));
         Ok(PrekeyUpload { signed, signature, one_time, uploaded_through, replace })

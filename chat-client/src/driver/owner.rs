@@ -1,7 +1,7 @@
 //! The task that owns a profile: it opens or creates the account, runs the driver, and releases the profile while the
 //! client is suspended.
 
-use chat_core::{DeviceAddress, Error, Handle, Result};
+use chat_core::{DeviceAddress, Error, Handle, Result, UserId};
 use tokio::sync::{oneshot, watch};
 
 use super::{Channels, Control, Driver, Ended, Waiters};
@@ -36,11 +36,13 @@ pub(crate) struct Owner {
     pub(super) config: ClientConfig,
     pub(super) channels: Channels,
     pub(super) waiters: Waiters,
+    /// Users whose presence to report.
+    pub(super) watched: Vec<UserId>,
 }
 
 impl Owner {
     pub(crate) fn new(config: ClientConfig, channels: Channels) -> Self {
-        Self { config, channels, waiters: Waiters::default() }
+        Self { config, channels, waiters: Waiters::default(), watched: Vec::new() }
     }
 
     /// Runs until the client is closed. Sends the outcome of opening to `opened`. Drops `ended` once the profile is
@@ -83,6 +85,7 @@ impl Owner {
                     };
                     match opened {
                         Ok(driver) => {
+                            driver.forget_problems();
                             let _ = reply.send(Ok(()));
                             return Some(driver);
                         }

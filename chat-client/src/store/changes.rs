@@ -217,7 +217,7 @@ impl LocalStore {
         };
         let content = opened.content.as_ref().ok().map(|bytes| &bytes[..]);
         let unasked = opened.content.as_ref().is_err_and(|why| why.is_of_session());
-        self.run(
+        let inserted = self.run(
             "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL, ?9)",
             params![
                 row.conversation.as_bytes(),
@@ -231,6 +231,10 @@ impl LocalStore {
                 unasked
             ],
         )?;
+        if inserted == 0 && self.knows(message.sender.installation, message.id)? {
+            // A second row of the same message, in the same commit.
+            return Ok(());
+        }
         if message.sender.user != self.own.ok_or(corrupt("the store is not loaded"))?.user {
             self.ensure_conversation(row.conversation)?;
             self.set_peer(row.conversation, message.sender.user)?;

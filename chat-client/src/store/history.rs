@@ -86,7 +86,8 @@ impl LocalStore {
             sender: self.user(sender.0)?,
             device: sender.1,
             recipient: recipient.map(|user| self.user(user)).transpose()?,
-            sent_at: UNIX_EPOCH + Duration::from_millis(sent_at_ms),
+            // The time is the claim of the sender.
+            sent_at: UNIX_EPOCH.checked_add(Duration::from_millis(sent_at_ms)).unwrap_or(UNIX_EPOCH),
             content,
         })
     }
@@ -176,7 +177,9 @@ impl LocalStore {
         match self.events_of(message)?.pop().map(|record| record.event) {
             Some(Event::Stored { conversation, seq, .. }) => {
                 let of = u32::from(conversation.kind() == Ok(ConversationKind::Direct));
-                let (delivered, read) = self.receipts(conversation, seq)?;
+                // Receipts count the seqs of the current data set of the server.
+                let (delivered, read) =
+                    if self.is_archived(message)? { (0, 0) } else { self.receipts(conversation, seq)? };
                 Ok(Status::Stored {
                     position: Position::new(conversation, seq),
                     delivered: Count::new(delivered.min(of), of),
@@ -187,6 +190,15 @@ impl LocalStore {
             Some(_) => Ok(Status::Queued),
             None => Ok(Status::Refused(RefusedReason::Other)),
         }
+    }
+
+    /// Returns whether an own message was stored in an earlier data set of the server.
+    fn is_archived(&self, message: MessageId) -> Result<bool> {
+        let own = self.own.ok_or(corrupt("the store is not loaded"))?.installation;
+        self.db
+            .prepare_cached("SELECT 1 FROM messages WHERE sender = ?1 AND message_id = ?2 AND seq <= 0")
+            .and_then(|mut s| s.exists(params![own.as_bytes(), message.as_bytes()]))
+            .map_err(failed)
     }
 
     /// Returns the number of other users that have received and that have read up to a seq.

@@ -1,5 +1,7 @@
 //! Tables of earlier versions.
 
+use std::collections::HashMap;
+
 use chat_core::{ConversationId, DeviceId, Error, ErrorKind, InstallationId, MessageId, Result, UserId};
 use prost::Message as _;
 use rusqlite::{OptionalExtension, params};
@@ -179,6 +181,42 @@ impl LocalStore {
         Ok(row)
     }
 
+    fn merge_receipt(
+        &mut self,
+        conversation: ConversationId,
+        user: UserId,
+        delivered: u64,
+        read: u64,
+    ) -> Result<()> {
+        self.run(
+            "INSERT INTO receipts VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO UPDATE
+             SET delivered = max(delivered, excluded.delivered), read = max(read, excluded.read)",
+            params![conversation.as_bytes(), user.as_bytes(), delivered as i64, read as i64],
+        )
+        .map(drop)
+    }
+
+    /// Assigns the delivery watermark of each direct conversation to its other user.
+    fn convert_delivered(&mut self) -> Result<()> {
+        let Some(own) = self.meta("user")?.map(|user| UserId::parse(&user)).transpose()? else {
+            return Ok(());
+        };
+        let users = self.rows("SELECT user FROM lists UNION SELECT user FROM handles", |row| {
+            UserId::parse(&blob(row, 0)?)
+        })?;
+        let peers: HashMap<ConversationId, UserId> =
+            users.into_iter().map(|user| (ConversationId::direct(own, user), user)).collect();
+        let delivered = self.rows("SELECT id, delivered FROM conversations WHERE delivered > 0", |row| {
+            Ok((ConversationId::parse(&blob(row, 0)?)?, number(row, 1)?))
+        })?;
+        for (conversation, delivered) in delivered {
+            if let Some(peer) = peers.get(&conversation).filter(|peer| **peer != own) {
+                self.merge_receipt(conversation, *peer, delivered, 0)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Moves watermarks of other users out of `meta`, where version 2 kept them by name.
     fn convert_receipts(&mut self) -> Result<()> {
         let old = self.rows("SELECT key, value FROM meta WHERE key LIKE 'read:%'", |row| {
@@ -192,12 +230,9 @@ impl LocalStore {
                 continue;
             };
             let conversation = ConversationId::from_hex(conversation)?;
-            self.run(
-                "INSERT OR REPLACE INTO receipts
-                 VALUES (?1, ?2, coalesce((SELECT delivered FROM conversations WHERE id = ?1), 0), ?3)",
-                params![conversation.as_bytes(), user.as_bytes(), u64::from_be_bytes(read) as i64],
-            )?;
+            self.merge_receipt(conversation, user, 0, u64::from_be_bytes(read))?;
         }
+        self.convert_delivered()?;
         self.run("DELETE FROM meta WHERE key LIKE 'read:%'", []).map(drop)
     }
 }
@@ -243,7 +278,7 @@ mod tests {
         db.execute_batch(VERSION_2).unwrap();
         db.execute("INSERT INTO handles VALUES ('bob', ?1)", [bob.as_bytes()]).unwrap();
         db.execute("INSERT INTO refs VALUES ('r1', ?1, x'00')", [sent.as_bytes()]).unwrap();
-        db.execute("INSERT INTO conversations (id, delivered) VALUES (?1, 1)", [conversation.as_bytes()])
+        db.execute("INSERT INTO conversations (id, delivered) VALUES (?1, 5)", [conversation.as_bytes()])
             .unwrap();
         let content = crate::content::encode_text("hello");
         let message = params![
@@ -257,8 +292,11 @@ mod tests {
             7000
         ];
         db.execute("INSERT INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL, 0)", message).unwrap();
-        let key = format!("read:{}:bob", conversation.to_hex());
-        db.execute("INSERT INTO meta VALUES (?1, ?2)", params![key, 1_u64.to_be_bytes()]).unwrap();
+        db.execute("INSERT INTO meta VALUES ('user', ?1)", [own.as_bytes()]).unwrap();
+        for (name, seq) in [("bob".to_owned(), 4_u64), (bob.to_hex(), 2)] {
+            let key = format!("read:{}:{name}", conversation.to_hex());
+            db.execute("INSERT INTO meta VALUES (?1, ?2)", params![key, seq.to_be_bytes()]).unwrap();
+        }
         let (c, m, r, s) =
             (conversation.to_hex(), sent.to_uuid_string(), received.to_uuid_string(), stranger.to_hex());
         for (n, id, json) in [
@@ -328,7 +366,7 @@ mod tests {
                 Ok((row.get(0)?, row.get(1)?))
             })
             .unwrap();
-        assert_eq!(receipt, (1, 1));
+        assert_eq!(receipt, (5, 4), "delivered, and the higher of both watermarks of reading");
         let text: i64 = store
             .db
             .query_row(
