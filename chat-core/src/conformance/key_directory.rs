@@ -221,16 +221,22 @@ async fn a_prekey_is_claimed_once(keys: Keys) -> Outcome {
 
 async fn concurrent_claims_get_distinct_prekeys(keys: Keys) -> Outcome {
     keys.upload(DEVICE, &upload(1..=20, false)).await.map_err(failed)?;
-    let mut given = BTreeSet::new();
+    let (mut given, mut unknown) = (BTreeSet::new(), 0);
     for _ in 0..5 {
         for bundle in join_all((0..4).map(|_| keys.claim(DEVICE))).await {
+            // A claim whose outcome is unknown may have used up a prekey.
+            if bundle.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable) {
+                unknown += 1;
+                continue;
+            }
             let one_time = bundle.map_err(failed)?.ok_or("no bundle")?.one_time;
             if one_time.is_empty() || !given.insert(one_time) {
                 return Err("concurrent claims did not get distinct one-time prekeys".into());
             }
         }
     }
-    equal(keys.device(DEVICE).await.map_err(failed)?.prekeys, 0, "prekeys after all were claimed")
+    let left = keys.device(DEVICE).await.map_err(failed)?.prekeys;
+    equal(left <= unknown, true, "only prekeys of unknown claims are left")
 }
 
 async fn a_bundle_without_one_time_prekey(keys: Keys) -> Outcome {
