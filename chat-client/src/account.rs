@@ -112,7 +112,7 @@ impl Registrar<'_> {
         self.open_account(store, transport, handle, false).await
     }
 
-    /// Replaces the account key of a handle, for an account whose devices are all lost.
+    /// Replaces the account key of a handle after the loss of all devices of the account.
     pub(crate) async fn replace(mut self, store: &mut LocalStore, handle: &Handle) -> Result<()> {
         if is_registered(store, handle)? {
             return Ok(());

@@ -50,7 +50,7 @@ pub struct PendingLink {
     pending: Pending,
 }
 
-/// A client whose profile is not open yet.
+/// A client before its profile is open.
 #[derive(Debug)]
 struct Pending {
     opening: oneshot::Receiver<Result<Opened>>,
@@ -133,9 +133,9 @@ impl Client {
         Pending::spawn(config, Start::RegisterIfNew(Handle::new(handle)?))?.opened().await
     }
 
-    /// Sets a new account key for a handle whose devices are all lost, in a new profile, and opens it. The user id stays
-    /// the same; clients that have the old account key report [`Event::IdentityChanged`]. Requires a token that names
-    /// the handle.
+    /// Sets a new account key for a handle, in a new profile, and opens it: for a user that lost all devices. The user id
+    /// stays the same; clients that have the old account key report [`Event::IdentityChanged`]. Requires a token that
+    /// names the handle.
     ///
     /// # Errors
     /// `NotFound` if there is no such account, `Denied` without a token for it, `Conflict` if the profile

@@ -149,7 +149,7 @@ impl ClientConfig {
         self
     }
 
-    /// Refuses messages to a user whose account key changed, until
+    /// Refuses messages to a user after a change of the account key, until
     /// [`accept_identity`](crate::Client::accept_identity) accepts the new key. Without this option the client only
     /// reports the change as an event and keeps sending. In both modes a message written before the change is never
     /// encrypted for the new key.

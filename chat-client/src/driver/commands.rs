@@ -48,7 +48,7 @@ impl Driver {
                 let _ = reply.send(self.store.event_cursor(&name));
             }
             Command::Handled { name, number, reply } => {
-                // The cursor may share its commit with the replica's changes.
+                // The open transaction may hold ratchet state: commit it together with the replica's changes first.
                 self.step(Input::Flush)?;
                 self.store.set_event_cursor(&name, number)?;
                 self.store.commit_open()?;

@@ -62,7 +62,7 @@ impl Driver {
             return Ok(Err(SealFailure::Never("unlinked")));
         }
         if self.owner.config.strict && !matches!(draft.to, Recipient::Device(_)) {
-            // A handle that was unknown at the call may belong to a user whose keys changed.
+            // The call does not check a handle that was unknown then; its user may have changed keys.
             for list in lists {
                 if list.list().user != own.user && self.store.is_unaccepted(list.list().user)? {
                     return Ok(Err(SealFailure::Never("identity_changed")));

@@ -36,7 +36,7 @@ pub(crate) struct Owner {
     pub(super) config: ClientConfig,
     pub(super) channels: Channels,
     pub(super) waiters: Waiters,
-    /// Users whose presence to report.
+    /// The users of presence events.
     pub(super) watched: Vec<UserId>,
 }
 
