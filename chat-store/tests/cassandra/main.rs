@@ -297,8 +297,12 @@ async fn replay_finishes_durable_commit() {
         let found = store.find(id, device(1).installation, last.ids[1].1).await;
         assert_eq!(found, Ok(Some(3)));
         assert_eq!(store.generation(device(1).installation).await, Ok(3));
-        // A row is visible once the tail of its cursor reaches it.
+        // A row is visible once the tail of its cursor reaches it. The time of the first row stays known: it decides
+        // which days a reader reads.
         keyspace.session.query_unpaged(format!("TRUNCATE {name}.cells"), ()).await.unwrap();
+        let born = (&bob.as_bytes()[..], last.inbox[0].1.time_us as i64);
+        let insert = format!("INSERT INTO {name}.cells (installation, born) VALUES (?, ?) USING TIMESTAMP 1");
+        keyspace.session.query_unpaged(insert, born).await.unwrap();
         assert_eq!(drain(&store, bob).await, Vec::new());
         for table in ["history", "ids", "inbox"] {
             keyspace.session.query_unpaged(format!("TRUNCATE {name}.{table}"), ()).await.unwrap();
