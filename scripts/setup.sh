@@ -24,6 +24,7 @@ command -v cc >/dev/null || apt build-essential
 command -v node >/dev/null || apt nodejs npm
 command -v clang >/dev/null || apt clang
 command -v strace >/dev/null || apt strace
+pkg-config --atleast-version=3 libcrypto 2>/dev/null || apt pkg-config libssl-dev
 command -v ip >/dev/null || apt iproute2
 tool cargo-deny
 tool cargo-fuzz

@@ -8,6 +8,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
+# Tests link the OpenSSL of the system, if it is installed: the compilation of the vendored one takes three minutes.
+! pkg-config --atleast-version=3 libcrypto 2>/dev/null || export OPENSSL_NO_VENDOR=1
 # One profile for all steps, so that C libraries are built only once.
 profile=${PROFILE:-sim}
 # One set of features and one selection of packages for clippy, documentation, unit tests and end-to-end tests. Cargo
