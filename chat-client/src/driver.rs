@@ -3,6 +3,7 @@
 mod commands;
 mod encryption;
 mod owner;
+mod suite_call;
 mod ticket_waiters;
 
 pub(crate) use owner::{Opened, Owner, Start};
@@ -16,6 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chat_core::backend::Transport;
 use chat_core::device_list::{DeviceEntry, SignedDeviceList};
+use chat_core::envelope::{Refusal, RowContent};
 use chat_core::limits::WIRE_VERSION;
 use chat_core::replica::{Change, Changes, Ephemeral, Input, Output, Replica, Stopped};
 use chat_core::signing::HelloClaims;
@@ -25,6 +27,7 @@ use chat_core::{
 };
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use self::suite_call::SuiteInput;
 use self::ticket_waiters::TicketWaiters;
 use crate::account::Account;
 use crate::connection_state::ConnectionState;
@@ -126,6 +129,8 @@ pub(crate) enum Ended {
     Stopped,
     /// The profile is released; reply once this value is all that is left of the driver.
     Suspended(Box<Owner>, Reply<()>),
+    /// The suite panicked on an input from outside this device: the owner loads the durable state again.
+    Panicked(Box<Owner>),
 }
 
 /// Calls that wait for an outcome. They survive a suspension.
@@ -174,6 +179,8 @@ pub(crate) struct Driver {
     /// A newly listed device that may not have received its link answer: its installation, its number, and
     /// the time of the listing in milliseconds since 1970.
     linking: Option<(InstallationId, DeviceId, u64)>,
+    /// The store has the mark that rows are being opened.
+    marked: bool,
 }
 
 /// The driver's ends of the channels to its client handles.
@@ -207,28 +214,35 @@ struct Loaded {
     linking: Option<(InstallationId, DeviceId, u64)>,
     has_prekeys: bool,
     last_event: u64,
+    marked: bool,
 }
 
 impl Loaded {
-    fn load(owner: &Owner, store: &mut LocalStore) -> Result<Self> {
+    fn load(owner: &mut Owner, store: &mut LocalStore) -> Result<Self> {
         let account = Account::load(store)?;
         let token = store.meta("token")?.and_then(|v| String::from_utf8(v).ok()).unwrap_or_default();
         let linking = read_linking(store)?;
         let mut snapshot = store.load(account.device)?;
         snapshot.account_key = Some(*account.account_key());
-        let has_prekeys = snapshot.prekeys_at > 0;
+        if let Some(mark) = store.opening_mark()? {
+            // The process ended while it opened rows. A row that is named ended it alone.
+            snapshot.isolate_rows = true;
+            owner.rejected.extend(SuiteInput::from_mark(&mark));
+        }
+        let (has_prekeys, marked) = (snapshot.prekeys_at > 0, snapshot.isolate_rows);
         let platform = owner.config.platform.as_ref();
         let seed = u64::from_le_bytes(random(platform)?);
         let replica = Replica::new(platform.now(), snapshot, seed);
-        Ok(Self { account, replica, token, linking, has_prekeys, last_event: store.last_event()? })
+        let last_event = store.last_event()?;
+        Ok(Self { account, replica, token, linking, has_prekeys, last_event, marked })
     }
 }
 
 impl Driver {
     /// Loads the state of the store. Returns the owner with the error if that fails.
     pub(crate) fn new(mut owner: Box<Owner>, mut store: LocalStore) -> Result<Self, (Box<Owner>, Error)> {
-        let Loaded { account, replica, token, linking, has_prekeys, last_event } =
-            match Loaded::load(&owner, &mut store) {
+        let Loaded { account, replica, token, linking, has_prekeys, last_event, marked } =
+            match Loaded::load(&mut owner, &mut store) {
                 Ok(loaded) => loaded,
                 Err(error) => return Err((owner, error)),
             };
@@ -253,6 +267,7 @@ impl Driver {
             tokens: 0,
             queued: Vec::new(),
             linking,
+            marked,
         })
     }
 
@@ -276,11 +291,33 @@ impl Driver {
         match self.run_until_control().await {
             Ok(Some(reply)) => Ok(Ended::Suspended(self.owner, reply)),
             Ok(None) => Ok(Ended::Stopped),
-            Err(error) => {
-                self.owner.channels.failure.send_replace(Some(error.clone()));
-                Err(error)
-            }
+            Err(error) => match self.owner.panicked_on.take() {
+                Some(input) if input != SuiteInput::Own => {
+                    tracing::error!(?input, "the encryption suite panicked; the client rejects the input");
+                    self.owner.rejected.insert(input);
+                    self.abandon(input)?;
+                    Ok(Ended::Panicked(self.owner))
+                }
+                _ => {
+                    self.owner.channels.failure.send_replace(Some(error.clone()));
+                    Err(error)
+                }
+            },
         }
+    }
+
+    /// Answers all calls that wait for a commit or for the server: the caller may repeat them, unless the suite
+    /// panicked on the message.
+    fn abandon(&mut self, input: SuiteInput) -> Result<()> {
+        for (message, reply) in self.queued.drain(..) {
+            let _ = reply.send(Err(if input == SuiteInput::Draft(message) {
+                Error::new(ErrorKind::Invalid, "the encryption suite cannot encrypt this message")
+            } else {
+                Error::new(ErrorKind::Unavailable, "the message was not queued: try again")
+            }));
+        }
+        let tokens: Vec<u64> = self.waiting.keys().copied().collect();
+        tokens.into_iter().try_for_each(|token| self.answered(token, Err(Refusal::Retry(0))))
     }
 
     /// Returns the reply to send once the profile is released, if the client is suspended.
@@ -334,7 +371,10 @@ impl Driver {
     async fn received(&mut self, frame: Result<Option<Bytes>>) -> Result<()> {
         if let Ok(Some(bytes)) = frame {
             match ServerFrame::parse(bytes) {
-                Ok(frame) => return self.step(Input::Frame(frame)),
+                Ok(frame) => {
+                    self.mark_rows(&frame)?;
+                    return self.step(Input::Frame(frame));
+                }
                 Err(error) => {
                     tracing::warn!(%error, "received an invalid frame from the server; reconnecting");
                 }
@@ -342,6 +382,18 @@ impl Driver {
         }
         self.hangup().await;
         self.step(Input::Disconnected)
+    }
+
+    /// Marks in the store that rows are being opened, so that the next start opens them one by one if one of them
+    /// ends the process.
+    fn mark_rows(&mut self, frame: &ServerFrame) -> Result<()> {
+        if let ServerFrame::Deliver(rows, _) = frame
+            && !self.marked
+            && rows.iter().any(|row| matches!(row.content, RowContent::Message { .. }))
+        {
+            self.marked = self.store.mark_opening(&[])?;
+        }
+        Ok(())
     }
 
     fn dialled(&mut self, dialled: Result<Box<dyn Transport>>) -> Result<()> {
@@ -497,13 +549,15 @@ impl Driver {
                 let content = self.store.recall(conversation, id, asker.installation)?;
                 return Ok(Some(Input::Recalled(asker, conversation, id, content)));
             }
-            Output::EndSession(peer) => self.owner.config.suite.end_session(&mut self.store, peer)?,
+            Output::EndSession(peer) => {
+                self.call_suite_alone(|suite, store| suite.end_session(store, peer))?;
+            }
             Output::Seal { draft, number, lists } => {
                 return self.seal(&draft, number, &lists).map(|sealed| Some(Input::Sealed(sealed)));
             }
             Output::Bundles(list, bundles) => self.begin_sessions(&list, bundles)?,
             Output::Forget(incarnation) => {
-                self.owner.config.suite.reset(&mut self.store)?;
+                self.call_suite_alone(|suite, store| suite.reset(store))?;
                 self.store.set_meta("last_prekey", &(u64::from(incarnation) << 20).to_be_bytes())?;
             }
             Output::MakePrekeys { replace, count } => {
@@ -535,7 +589,11 @@ impl Driver {
                 _ => {}
             }
         }
-        self.owner.config.suite.flush(&mut self.store)?;
+        self.call_suite_alone(|suite, store| suite.flush(store))?;
+        if self.marked && !self.replica.has_rows() {
+            self.store.remove_opening_mark()?;
+            self.marked = false;
+        }
         self.store.commit(changes)?;
         self.owner.channels.last.send_replace(self.store.last_event()?);
         self.answer_queued(&queued);

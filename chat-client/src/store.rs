@@ -61,6 +61,9 @@ CREATE INDEX events_by_id ON events (message_id) WHERE message_id IS NOT NULL;
 CREATE TABLE event_cursors (name TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID;
 ";
 
+/// The key of the mark that rows are being opened.
+const OPENING: &str = "opening";
+
 type Blob = Option<Vec<u8>>;
 
 /// Milliseconds in which a store takes at most one new incarnation, unless the user requests another.
@@ -206,6 +209,40 @@ impl LocalStore {
     /// If the store fails.
     pub(crate) fn remove_meta(&mut self, key: &str) -> Result<()> {
         self.run("DELETE FROM meta WHERE key = ?1", [key]).map(drop)
+    }
+
+    /// Marks that rows are being opened, or that this row is. If the process ends meanwhile, the next start finds the
+    /// mark. Returns `false` without a mark if a transaction is open.
+    ///
+    /// The mark survives the end of the process, and not always a failure of the machine: it is not worth a sync.
+    ///
+    /// # Errors
+    /// `Unavailable` if the store fails.
+    pub(crate) fn mark_opening(&mut self, row: &[u8]) -> Result<bool> {
+        if self.open {
+            return Ok(false);
+        }
+        // In WAL mode, a commit at this level is not synced, and a checkpoint is.
+        self.db.execute_batch("PRAGMA synchronous = NORMAL").map_err(failed)?;
+        let marked = self.set_meta(OPENING, row).and_then(|()| self.commit_open());
+        self.db.execute_batch("PRAGMA synchronous = FULL").map_err(failed)?;
+        marked.map(|()| true)
+    }
+
+    /// Returns the mark of the rows, or of the row, that the last process was opening when it ended.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn opening_mark(&self) -> Result<Option<Vec<u8>>> {
+        self.meta(OPENING)
+    }
+
+    /// Removes the mark, in the open transaction.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn remove_opening_mark(&mut self) -> Result<()> {
+        self.remove_meta(OPENING)
     }
 
     fn meta_number(&self, key: &str) -> Result<u64> {

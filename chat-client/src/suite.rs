@@ -12,6 +12,9 @@ use chat_core::{DeviceId, InstallationId, Result};
 /// The trait is object-safe and synchronous. One task (on native targets one thread) owns the suite together
 /// with the local store. All changes of the suite are part of the one open transaction, so ratchet state,
 /// plaintext, cursors and outbox become durable together or not at all.
+///
+/// A call that panics does not stop the client: it drops the open transaction, calls [`clear_cache`](Self::clear_cache),
+/// loads the last durable state, and does not repeat the call with this message, draft or bundle.
 pub trait Suite: fmt::Debug + Send {
     /// Returns the public identity key of this device. The first call creates it.
     ///

@@ -48,13 +48,15 @@ pub enum Mutant {
     LiveThoughDropped,
     /// Recovered content does not fill its placeholder.
     RecoveredDropped,
+    /// A row that may end the process is opened together with others.
+    IsolationIgnored,
 }
 
 impl Mutant {
     /// The mutants that the simulator must detect. The others need conditions that a single process does not
     /// have (a stale cache of another gateway), or another rule hides them. Unit tests next to those rules
     /// detect them.
-    pub const SIMULATED: [Self; 26] = [
+    pub const SIMULATED: [Self; 27] = [
         Self::AckBeforeSync,
         Self::NoDedupe,
         Self::AnyClientSeq,
@@ -81,6 +83,7 @@ impl Mutant {
         Self::HeartbeatIsBlind,
         Self::FirstIsEnough,
         Self::FirstInEveryIncarnation,
+        Self::IsolationIgnored,
     ];
 }
 

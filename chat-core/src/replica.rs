@@ -97,6 +97,8 @@ pub struct Replica {
     looking_up: BTreeMap<UserId, u64>,
     /// Rows received on all connections of this replica.
     rows_in: u64,
+    /// Each row is opened in a transaction of its own, until the device has caught up.
+    isolate_rows: bool,
     caught_up: bool,
     /// Since this replica was created, the server has answered whether it stores acks that the local store
     /// lacks.
@@ -201,6 +203,7 @@ impl Replica {
             looked_up: BTreeMap::new(),
             looking_up: BTreeMap::new(),
             rows_in: 0,
+            isolate_rows: snapshot.isolate_rows,
             caught_up: false,
             looked_back: false,
             catch_up_at: None,
@@ -244,6 +247,16 @@ impl Replica {
     /// Whether the server has reported, since this store was opened, how far this device acknowledged.
     pub const fn has_looked_back(&self) -> bool {
         self.looked_back
+    }
+
+    /// Whether received rows wait to be opened.
+    pub fn has_rows(&self) -> bool {
+        self.opening.is_some() || !self.rows.is_empty()
+    }
+
+    /// Whether each row is opened in a transaction of its own.
+    pub const fn isolates_rows(&self) -> bool {
+        self.isolate_rows
     }
 
     /// Whether the device has a connection with a session.

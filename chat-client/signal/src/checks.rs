@@ -1,11 +1,9 @@
-//! Checks that this release of libsignal lacks, for public keys that make the shared secret a constant, and
-//! for an oversized post-quantum part.
+//! Checks that this release of libsignal lacks, for public keys that make the shared secret a constant.
 
 use chat_core::{Error, ErrorKind, Result};
 use libsignal_protocol::{PreKeySignalMessage, PublicKey, SignalMessage};
 
-/// Maximum length of the post-quantum part of a message, in bytes; a real one has well under 1.5 KiB.
-const MAX_PQ_RATCHET: usize = 2048;
+use crate::post_quantum;
 
 /// u-coordinates of Curve25519 points of small order, and their unreduced forms (RFC 7748, section 6.1, and
 /// the list of libsodium).
@@ -57,13 +55,10 @@ fn key(key: &PublicKey) -> Result<()> {
 /// Checks a message before it is decrypted.
 ///
 /// # Errors
-/// `Invalid` for an unsafe key or an oversized post-quantum part.
+/// `Invalid` for an unsafe key or a malformed post-quantum part.
 pub fn message(message: &SignalMessage) -> Result<()> {
     key(message.sender_ratchet_key())?;
-    if message.pq_ratchet().len() > MAX_PQ_RATCHET {
-        return Err(Error::new(ErrorKind::Invalid, "the post-quantum part is too large"));
-    }
-    Ok(())
+    post_quantum::check(message.pq_ratchet())
 }
 
 /// Checks a message that starts a session, and that its sender has the identity from the device list.
@@ -80,7 +75,7 @@ pub fn first_message(first: &PreKeySignalMessage, identity: &[u8]) -> Result<()>
     if first.kyber_pre_key_id().is_none() || first.kyber_ciphertext().is_none() {
         return Err(Error::new(ErrorKind::Invalid, "the post-quantum part is missing"));
     }
-    message(first.message())
+    Ok(())
 }
 
 #[cfg(test)]

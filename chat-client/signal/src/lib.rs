@@ -2,6 +2,7 @@
 
 pub mod bundle;
 pub mod checks;
+mod post_quantum;
 mod stores;
 mod suite;
 

@@ -194,8 +194,9 @@ impl Signal {
     }
 
     fn open_first(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, bytes: &[u8]) -> Result<DecryptResult> {
-        let Ok(first) = PreKeySignalMessage::try_from(bytes) else {
-            return Ok(Err(Unreadable::Malformed));
+        let first = match PreKeySignalMessage::try_from(bytes) {
+            Ok(first) if checks::message(first.message()).is_ok() => first,
+            _ => return Ok(Err(Unreadable::Malformed)),
         };
         if checks::first_message(&first, &peer.identity).is_err() {
             return Ok(Err(Unreadable::Misplaced));
@@ -570,5 +571,62 @@ mod tests {
         alice.tx.now_ms += 31 * DAY_MS;
         let refused = alice.suite.start_session(&mut alice.tx, &b, &new);
         assert_eq!(refused.err().map(|error| error.kind()), Some(ErrorKind::Invalid), "too old");
+    }
+
+    /// The fields of a Signal message that the tests change.
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct Wire {
+        #[prost(bytes = "vec", optional, tag = "1")]
+        ratchet_key: Option<Vec<u8>>,
+        #[prost(uint32, optional, tag = "2")]
+        counter: Option<u32>,
+        #[prost(uint32, optional, tag = "3")]
+        previous_counter: Option<u32>,
+        #[prost(bytes = "vec", optional, tag = "4")]
+        ciphertext: Option<Vec<u8>>,
+        #[prost(bytes = "vec", optional, tag = "5")]
+        pq_ratchet: Option<Vec<u8>>,
+        #[prost(bytes = "vec", optional, tag = "6")]
+        addresses: Option<Vec<u8>>,
+    }
+
+    /// Replaces the post-quantum part of a message, as a server can: libsignal reads it before it verifies the message.
+    fn with_post_quantum_part(sealed: &[u8], part: &[u8]) -> Vec<u8> {
+        use prost::Message;
+        let (head, rest) = sealed.split_at(2);
+        let (message, mac) = rest.split_at(rest.len() - 8);
+        let wire = Wire::decode(message).unwrap();
+        assert!(
+            wire.pq_ratchet.is_some() && wire.encode_to_vec() == message,
+            "the format of libsignal changed"
+        );
+        let changed = Wire { pq_ratchet: Some(part.to_vec()), ..wire };
+        [head, &changed.encode_to_vec(), mac].concat()
+    }
+
+    #[test]
+    fn malformed_post_quantum_part_is_unreadable_and_changes_nothing() {
+        let (mut alice, mut bob) = (Device::new(1), Device::new(2));
+        let (a, b) = (alice.peer(), bob.peer());
+        let bundle = bob.bundle(1);
+        alice.suite.start_session(&mut alice.tx, &b, &bundle).unwrap();
+        let first = alice.seal(&b, "first");
+        assert_eq!(bob.open(&a, &first), Ok(b"first".to_vec()));
+        let sealed = bob.seal(&a, "second");
+        assert_eq!(sealed[0], WHISPER);
+        let malformed: [&[u8]; 4] = [
+            &[1, 1, 0],
+            &[1, 0, 0, 0],
+            &[1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1],
+            &[1],
+        ];
+        for part in malformed {
+            let changed = with_post_quantum_part(&sealed, part);
+            assert_eq!(alice.open(&b, &changed), Err(Unreadable::Malformed), "{part:02x?}");
+        }
+        // Well formed, and not what the sender wrote.
+        let changed = with_post_quantum_part(&sealed, &[1, 1, 0, 0]);
+        assert_eq!(alice.open(&b, &changed), Err(Unreadable::Undecryptable));
+        assert_eq!(alice.open(&b, &sealed), Ok(b"second".to_vec()));
     }
 }

@@ -6,9 +6,10 @@ use chat_core::envelope::{Audience, DeviceBox, InboxRow, Publish, RowContent, Se
 use chat_core::replica::{Draft, Opened, Recipient, SealFailure, Unreadable};
 use chat_core::signing::{prekeys_transcript, verify};
 use chat_core::wire::{Bundle, PrekeyUpload};
-use chat_core::{ErrorKind, Result};
+use chat_core::{Error, ErrorKind, Result};
 use zeroize::Zeroizing;
 
+use super::suite_call::{Rejected, SuiteInput};
 use super::{Driver, peer};
 use crate::event::Event;
 use crate::platform::random;
@@ -24,12 +25,17 @@ impl Driver {
         let entry = list.and_then(|list| list.list().device(message.sender.device));
         let content = match entry {
             Some(entry) if entry.installation() == message.sender.installation => {
+                let input = SuiteInput::Row(row.conversation, row.seq);
+                if self.replica.isolates_rows() && !self.owner.rejected.contains(&input) {
+                    self.store.mark_opening(&input.to_mark())?;
+                    self.marked = true;
+                }
                 let own = self.account.device.installation;
-                let opened =
-                    self.owner.config.suite.open(&mut self.store, &peer(entry), sealed)?.map(Zeroizing::new);
-                opened.and_then(|content| {
-                    open_body(self.owner.config.suite.as_ref(), &content, own, row.conversation, message)
-                })
+                let opened = self.call_suite(input, |suite, store| {
+                    let opened = suite.open(store, &peer(entry), sealed)?.map(Zeroizing::new);
+                    Ok(opened.and_then(|content| open_body(suite, &content, own, row.conversation, message)))
+                })?;
+                opened.unwrap_or(Err(Unreadable::Malformed))
             }
             _ => Err(Unreadable::UnknownDevice),
         };
@@ -69,11 +75,15 @@ impl Driver {
                 }
             }
         }
+        let input = SuiteInput::Draft(draft.id);
+        let cannot_encrypt = || Ok(Err(SealFailure::Never("cannot_encrypt")));
         for list in lists {
             let mut missing = Vec::new();
             for entry in list.list().devices.iter().filter(wanted) {
-                if !self.owner.config.suite.has_session(&mut self.store, &peer(entry))? {
-                    missing.push(entry.installation());
+                match self.call_suite(input, |suite, store| suite.has_session(store, &peer(entry)))? {
+                    Ok(true) => {}
+                    Ok(false) => missing.push(entry.installation()),
+                    Err(Rejected) => return cannot_encrypt(),
                 }
             }
             if !missing.is_empty() {
@@ -86,27 +96,26 @@ impl Driver {
             hash: list.hash(),
         });
         let key = Zeroizing::new(random(self.owner.config.platform.as_ref())?);
-        let Some(body) =
-            SealedBody::seal(self.owner.config.suite.as_ref(), &draft.content, &key, own, &number, &seen)
-        else {
-            return Ok(Err(SealFailure::Never("cannot_encrypt")));
-        };
+        let body = self.call_suite(input, |suite, _| {
+            Ok(SealedBody::seal(suite, &draft.content, &key, own, &number, &seen))
+        })?;
+        let Ok(Some(body)) = body else { return cannot_encrypt() };
         let mut boxes = Vec::new();
         for entry in lists.iter().flat_map(|list| &list.list().devices).filter(wanted) {
             let installation = entry.installation();
             let content = body.box_for(installation);
-            match self.owner.config.suite.seal(&mut self.store, &peer(entry), &content) {
-                Ok(data) => boxes.push(DeviceBox { installation, data }),
-                Err(error) if error.kind() == ErrorKind::NotFound => {
+            // An error of the suite refuses the draft; an error of the call is a panic and ends the driver.
+            match self.call_suite(input, |suite, store| Ok(suite.seal(store, &peer(entry), &content)))? {
+                Ok(Ok(data)) => boxes.push(DeviceBox { installation, data }),
+                Ok(Err(error)) if error.kind() == ErrorKind::NotFound => {
                     let user =
                         lists.iter().find(|l| l.list().addresses().any(|d| d.installation == installation));
                     let user = user.map_or(own.user, |list| list.list().user);
                     return Ok(Err(SealFailure::NeedBundles(user, vec![installation])));
                 }
-                Err(error) if error.kind() == ErrorKind::Invalid => {
-                    return Ok(Err(SealFailure::Never("cannot_encrypt")));
-                }
-                Err(error) => return Err(error),
+                Ok(Err(error)) if error.kind() == ErrorKind::Invalid => return cannot_encrypt(),
+                Ok(Err(error)) => return Err(error),
+                Err(Rejected) => return cannot_encrypt(),
             }
         }
         let audience = lists.iter().map(|l| Audience { user: l.list().user, list_version: l.list().version });
@@ -128,9 +137,16 @@ impl Driver {
             };
             let signed = verify(&entry.device_key, &prekeys_transcript(&bundle.signed), &bundle.signature);
             let offered = PrekeyBundle { signed: bundle.signed, one_time: bundle.one_time };
-            let begun = signed.and_then(|()| {
-                self.owner.config.suite.start_session(&mut self.store, &peer(entry), &offered)
-            });
+            let input = SuiteInput::bundle(bundle.installation, &offered);
+            let begun = match signed {
+                Ok(()) => {
+                    let begun = self.call_suite(input, |suite, store| {
+                        Ok(suite.start_session(store, &peer(entry), &offered))
+                    })?;
+                    begun.unwrap_or(Err(Error::new(ErrorKind::Invalid, "the suite panicked on the bundle")))
+                }
+                Err(error) => Err(error),
+            };
             match begun {
                 Ok(()) => {}
                 Err(error) if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Denied) => {
@@ -146,8 +162,9 @@ impl Driver {
     pub(super) fn make_prekeys(&mut self, replace: bool, count: u64) -> Result<PrekeyUpload> {
         let last =
             self.store.meta("last_prekey")?.and_then(|v| v.try_into().ok()).map_or(0, u64::from_be_bytes);
+        let first = last.saturating_add(1);
         let (signed, one_time) =
-            self.owner.config.suite.make_prekeys(&mut self.store, last.saturating_add(1), count)?;
+            self.call_suite_alone(|suite, store| suite.make_prekeys(store, first, count))?;
         // An upload of the signed part alone also takes a new number.
         let uploaded_through = last.saturating_add(count.max(1));
         self.store.set_meta("last_prekey", &uploaded_through.to_be_bytes())?;

@@ -1,9 +1,12 @@
 //! The task that owns a profile: it opens or creates the account, runs the driver, and releases the profile while the
 //! client is suspended.
 
+use std::collections::HashSet;
+
 use chat_core::{DeviceAddress, Error, Handle, Result, UserId};
 use tokio::sync::{oneshot, watch};
 
+use super::suite_call::SuiteInput;
 use super::{Channels, Control, Driver, Ended, Waiters};
 use crate::account::Registrar;
 use crate::config::ClientConfig;
@@ -38,11 +41,22 @@ pub(crate) struct Owner {
     pub(super) waiters: Waiters,
     /// The users of presence events.
     pub(super) watched: Vec<UserId>,
+    /// The inputs on which the suite panicked: it does not get them again.
+    pub(super) rejected: HashSet<SuiteInput>,
+    /// The suite has just panicked on this input.
+    pub(super) panicked_on: Option<SuiteInput>,
 }
 
 impl Owner {
     pub(crate) fn new(config: ClientConfig, channels: Channels) -> Self {
-        Self { config, channels, waiters: Waiters::default(), watched: Vec::new() }
+        Self {
+            config,
+            channels,
+            waiters: Waiters::default(),
+            watched: Vec::new(),
+            rejected: HashSet::new(),
+            panicked_on: None,
+        }
     }
 
     /// Runs until the client is closed. Sends the outcome of opening to `opened`. Drops `ended` once the profile is
@@ -72,6 +86,16 @@ impl Owner {
             tracing::error!(%error, "the local store failed: the client stops; open the profile again");
         }
         drop(ended);
+    }
+
+    /// Loads the durable state again.
+    async fn reloaded(mut self: Box<Self>) -> Result<Driver> {
+        let store = self.mount().await;
+        let failure = self.channels.failure.clone();
+        let driver = store.and_then(|store| Driver::new(self, store).map_err(|(_, error)| error));
+        driver.inspect(Driver::forget_problems).inspect_err(|error| {
+            failure.send_replace(Some(error.clone()));
+        })
     }
 
     /// Waits until the client is resumed. Returns `None` if it is closed instead.
@@ -147,6 +171,7 @@ async fn drive(mut driver: Driver) -> Result<()> {
                     None => return Ok(()),
                 }
             }
+            Ended::Panicked(owner) => driver = owner.reloaded().await?,
         }
     }
 }

@@ -50,6 +50,14 @@ impl Replica {
                     self.fetch_list(now, sender.user, out);
                     return;
                 }
+                if self.isolate_rows
+                    && !Mutant::IsolationIgnored.is_active()
+                    && (!self.changes.is_empty() || self.committing.is_some())
+                {
+                    // The row is opened once the changes are durable.
+                    self.flushing = true;
+                    return;
+                }
                 let Some(row) = self.rows.pop_front() else { return };
                 let list = listed.then(|| self.lists.get(&sender.user).cloned()).flatten();
                 self.opening = Some(row.clone());
@@ -61,6 +69,7 @@ impl Replica {
             }
         }
         self.looked_up.clear();
+        self.isolate_rows &= !self.caught_up;
     }
 
     /// Whether the list of a user was requested after the first waiting row arrived, or the server has just

@@ -29,6 +29,9 @@ pub struct ReplicaSnapshot {
     pub unasked: Vec<(DeviceAddress, ConversationId, MessageId)>,
     /// When the server last stored prekeys, in milliseconds of its clock.
     pub prekeys_at: u64,
+    /// A row may end the process when it is opened: until all waiting rows are received, each row is opened in a
+    /// transaction of its own, with nothing uncommitted before it.
+    pub isolate_rows: bool,
     pub conversations: Vec<ConversationSnapshot>,
     /// In sending order.
     pub outbox: Vec<OutboxEntrySnapshot>,
@@ -51,6 +54,7 @@ impl ReplicaSnapshot {
             reincarnated_lately: false,
             unasked: Vec::new(),
             prekeys_at: 0,
+            isolate_rows: false,
             conversations: Vec::new(),
             outbox: Vec::new(),
             lists: Vec::new(),

@@ -112,6 +112,8 @@ pub(super) struct Device {
     pub snapshot: Option<LocalStore>,
     /// Increases with each start and crash, so that old timers are ignored.
     pub boot: u64,
+    /// A row was opened since the last commit.
+    pub has_opened: bool,
 }
 
 impl Device {
@@ -125,7 +127,15 @@ impl Device {
             suite: SimSuite { last_resort: LAST_RESORT, ..SimSuite::default() },
             restored: 0,
         };
-        Self { suite: store.suite.clone(), store, replica: None, connection: None, snapshot: None, boot: 0 }
+        Self {
+            suite: store.suite.clone(),
+            store,
+            replica: None,
+            connection: None,
+            snapshot: None,
+            boot: 0,
+            has_opened: false,
+        }
     }
 
     pub(super) fn address(&self) -> DeviceAddress {
@@ -135,7 +145,10 @@ impl Device {
     pub(super) fn start(&mut self, now: Instant, seed: u64) {
         self.boot += 1;
         self.suite = self.store.suite.clone();
+        self.has_opened = false;
         let saved = ReplicaSnapshot {
+            // Every second start, as after a row that ended the process.
+            isolate_rows: self.boot % 4 == 3,
             conversations: self.store.conversations.values().cloned().collect(),
             ..self.store.saved.clone()
         };
@@ -319,6 +332,7 @@ impl Device {
             self.store.apply(change);
         }
         self.store.suite = self.suite.clone();
+        self.has_opened = false;
         stored
     }
 }

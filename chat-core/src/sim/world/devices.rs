@@ -8,7 +8,7 @@ use super::super::accounts::{ACCOUNTS, sign};
 use super::{Event, World};
 use crate::model::id::{ConversationId, ConversationKind, MessageId, UserId};
 use crate::model::signing::HelloClaims;
-use crate::replica::{Draft, Input, Output, Recipient};
+use crate::replica::{Draft, Input, Output, Recipient, Replica};
 use crate::wire::{ClientFrame, Hello};
 
 impl World {
@@ -112,7 +112,16 @@ impl World {
                 self.send_to_server(device, ClientFrame::Hello(Box::new(hello)));
             }
             Output::Send(frame) => self.send_to_server(device, frame),
-            Output::Open(row, list) => answers.push_back(Input::Opened(one.open(&row, list.as_ref()))),
+            Output::Open(row, list) => {
+                if one.has_opened && one.replica.as_ref().is_some_and(Replica::isolates_rows) {
+                    self.oracle.broken(
+                        "isolation",
+                        format!("row {} is opened in the transaction of another row", row.seq),
+                    );
+                }
+                one.has_opened = true;
+                answers.push_back(Input::Opened(one.open(&row, list.as_ref())));
+            }
             Output::Recall(asker, conversation, id) => {
                 let content = one.recall(conversation, id);
                 answers.push_back(Input::Recalled(asker, conversation, id, content));
