@@ -157,6 +157,10 @@ pub(crate) struct Settings {
     /// PEM file with the certificate's key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tls_key: Option<PathBuf>,
+    /// Lets clients of other machines connect without TLS: only behind a proxy that terminates TLS.
+    pub(crate) allow_plaintext: bool,
+    /// Lets `admin_listen` be outside of loopback: only behind a firewall, because it has no authentication.
+    pub(crate) allow_public_admin: bool,
     /// Number of shards of the `memory` router.
     pub(crate) shards: usize,
     /// Maximum number of concurrent connections.
@@ -212,6 +216,8 @@ impl Default for Settings {
             jwks_file: None,
             tls_cert: None,
             tls_key: None,
+            allow_plaintext: false,
+            allow_public_admin: false,
             shards: 8,
             max_connections: 20_000,
             accept_rate: 500,
@@ -257,6 +263,12 @@ impl Settings {
         }
         if let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) {
             builder = builder.tls(cert, key);
+        }
+        if self.allow_plaintext {
+            builder = builder.allow_plaintext();
+        }
+        if self.allow_public_admin {
+            builder = builder.allow_public_admin();
         }
         builder
     }
@@ -491,6 +503,7 @@ mod tests {
         let mut settings = Settings { listen: "0.0.0.0:7777".parse().unwrap(), ..Settings::default() };
         assert!(!settings.is_open(), "off by default outside of loopback");
         settings.authorities = vec!["chat.example:443".into()];
+        settings.allow_plaintext = true;
         assert!(settings.check().is_ok());
         settings.open_registration = Some(true);
         assert!(settings.check().is_err());

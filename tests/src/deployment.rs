@@ -69,7 +69,7 @@ impl Deployment {
             let (cert, key, secret) = (file("ca.pem"), file("key.pem"), file("secret"));
             write!(
                 text,
-                "authorities = [\"{}:{PORT}\"]\nsecret_file = {secret:?}\ntls_cert = {cert:?}\ntls_key = {key:?}\n\
+                "allow_public_admin = true\nauthorities = [\"{}:{PORT}\"]\nsecret_file = {secret:?}\ntls_cert = {cert:?}\ntls_key = {key:?}\n\
                  [node_link_tls]\ncert = {cert:?}\nkey = {key:?}\nca = {cert:?}\n",
                 machine.address
             )

@@ -43,6 +43,8 @@ pub struct ServerBuilder {
     authenticator: Option<Arc<dyn Authenticator>>,
     /// A device without a token can register any name that is free.
     is_open: bool,
+    allows_plaintext: bool,
+    allows_public_admin: bool,
     pub(crate) listen: Option<String>,
     pub(crate) admin: Option<String>,
     pub(crate) path: String,
@@ -65,6 +67,8 @@ impl Default for ServerBuilder {
             storage: None,
             authenticator: None,
             is_open: false,
+            allows_plaintext: false,
+            allows_public_admin: false,
             listen: None,
             admin: None,
             path: "/v1".into(),
@@ -146,6 +150,19 @@ impl ServerBuilder {
     /// connections of [`Server::accept`] and [`Server::axum`].
     pub fn listen(mut self, address: impl Into<String>) -> Self {
         self.listen = Some(address.into());
+        self
+    }
+
+    /// Lets clients of other machines connect without TLS. Only behind a proxy that terminates TLS: tokens are readable on
+    /// the way.
+    pub fn allow_plaintext(mut self) -> Self {
+        self.allows_plaintext = true;
+        self
+    }
+
+    /// Lets the admin address be reachable from other machines. It has no authentication: a firewall must protect it.
+    pub fn allow_public_admin(mut self) -> Self {
+        self.allows_public_admin = true;
         self
     }
 
@@ -332,8 +349,9 @@ impl ServerBuilder {
     /// Checks the settings without opening anything. [`start`](Self::start) checks them too.
     ///
     /// # Errors
-    /// An unsafe combination: open registration outside of loopback, or no authorities there. A limit of 0 connections
-    /// or shards. A retention of 0, or above 365 days.
+    /// An unsafe combination: outside of loopback open registration, no authorities, clients without TLS unless
+    /// [allowed](Self::allow_plaintext), or the admin listener unless [allowed](Self::allow_public_admin). A limit of 0
+    /// connections or shards. A retention of 0, or above 365 days.
     pub fn check(&self) -> Result<(), ServerError> {
         if self.retention.is_zero() || self.retention > MAX_RETENTION {
             return Err(ServerError::new("the retention must be above 0 and at most 365 days"));
@@ -341,17 +359,25 @@ impl ServerBuilder {
         if self.shards == 0 || self.max_connections == 0 || self.accept_rate == 0 {
             return Err(ServerError::new("shards, max_connections and accept_rate must be at least 1"));
         }
+        if self.admin.as_ref().is_some_and(|admin| !is_loopback(admin)) && !self.allows_public_admin {
+            return Err(ServerError::new(
+                "the admin listener has no authentication and listens to other machines: listen on 127.0.0.1, or set \
+                 allow_public_admin where a firewall protects it",
+            ));
+        }
         let Some(listen) = &self.listen else { return Ok(()) };
-        let host = listen.rsplit_once(':').map_or(listen.as_str(), |(host, _)| host);
-        let is_loopback = host == "localhost"
-            || host.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
-            || listen.parse().is_ok_and(|address: SocketAddr| address.ip().is_loopback());
-        if is_loopback {
+        if is_loopback(listen) {
             return Ok(());
         }
         if self.is_open {
             return Err(ServerError::new(
                 "open registration is on and the server listens to other machines: turn it off, or listen on 127.0.0.1",
+            ));
+        }
+        if self.tls.is_none() && !self.allows_plaintext {
+            return Err(ServerError::new(
+                "clients connect from other machines without TLS: set a certificate, listen on 127.0.0.1, or set \
+                 allow_plaintext behind a proxy that terminates TLS",
             ));
         }
         if self.engine.authorities.is_empty() {
@@ -362,6 +388,14 @@ impl ServerBuilder {
         }
         Ok(())
     }
+}
+
+/// Whether only this machine can connect to an address.
+fn is_loopback(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    host == "localhost"
+        || host.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+        || address.parse().is_ok_and(|address: SocketAddr| address.ip().is_loopback())
 }
 
 #[cfg(test)]
@@ -407,8 +441,21 @@ mod tests {
     }
 
     #[test]
+    fn check_rejects_plaintext_and_admin_outside_of_loopback() {
+        let public = Server::builder().authorities(["chat.example:443"]).listen("[::]:7777");
+        assert!(public.check().unwrap_err().to_string().contains("allow_plaintext"));
+        assert_eq!(public.clone().allow_plaintext().check(), Ok(()));
+        let secure = public.tls("cert.pem", "key.pem");
+        assert_eq!(secure.check(), Ok(()));
+        let admin = secure.admin("10.0.0.1:7778");
+        assert!(admin.check().unwrap_err().to_string().contains("allow_public_admin"));
+        assert_eq!(admin.clone().allow_public_admin().check(), Ok(()));
+        assert_eq!(admin.admin("[::1]:7778").check(), Ok(()));
+    }
+
+    #[test]
     fn check_rejects_open_registration_and_no_authorities_outside_of_loopback() {
-        let public = Server::builder().listen("0.0.0.0:7777");
+        let public = Server::builder().allow_plaintext().listen("0.0.0.0:7777");
         assert!(public.check().is_err(), "no authorities");
         let named = public.authorities(["chat.example:443"]);
         assert_eq!(named.check(), Ok(()));
