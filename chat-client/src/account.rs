@@ -105,7 +105,11 @@ impl Registrar<'_> {
         if is_registered(store, handle)? {
             return if may_exist { Ok(()) } else { Err(has_account()) };
         }
-        if store.meta("account_secret")?.is_none() {
+        // New keys for another handle, too: the server may have registered the former ones without an answer.
+        let former = store.meta("handle")?;
+        if store.meta("account_secret")?.is_none()
+            || former.is_none_or(|former| former != handle.as_str().as_bytes())
+        {
             self.make_keys(store, handle, None)?;
         }
         let transport = self.dialer.dial().await?;
@@ -120,7 +124,8 @@ impl Registrar<'_> {
         let mut transport = self.dialer.dial().await?;
         // Keys from an unfinished `register` (list version 1) cannot replace an account: make new ones.
         let replaces = store.meta("first_list")?.map(DeviceList::read).transpose()?;
-        if replaces.is_none_or(|list| list.version == 1) || store.meta("account_secret")?.is_none() {
+        let other = store.meta("handle")?.is_some_and(|former| former != handle.as_str().as_bytes());
+        if other || replaces.is_none_or(|list| list.version == 1) || store.meta("account_secret")?.is_none() {
             let lookup = Registration::Lookup { token: self.token.to_owned(), handle: handle.clone() };
             match request(transport.as_mut(), lookup).await? {
                 (_, Some(before)) => self.make_keys(store, handle, Some(&before))?,
@@ -147,16 +152,13 @@ impl Registrar<'_> {
             suite_key: suite_key.to_vec(),
             ephemeral: ephemeral.as_bytes().to_vec(),
         };
-        let code = LinkCode { rendezvous: random(self.platform)?, hash: offer.hash() };
+        let code = LinkCode::new(random(self.platform)?);
         let mut transport = self.dialer.dial().await?;
-        let registration = Registration::Link {
-            rendezvous: Bytes::copy_from_slice(&code.rendezvous),
-            offer: offer.to_bytes(),
-        };
+        let registration = Registration::Link { rendezvous: code.rendezvous()?, offer: offer.seal(&code)? };
         transport.send(vec![ClientFrame::Register(Box::new(registration)).encode()]).await?;
         // The caller may have given up; then the owner of the profile ends this future.
-        let _ = shown.send(code);
-        let joined = offer.open(&link_answer(transport.as_mut()).await?, &secret)?;
+        let _ = shown.send(code.clone());
+        let joined = offer.open_answer(&code, &link_answer(transport.as_mut()).await?, &secret)?;
         store.set_meta("account_key", &joined.account_key)?;
         store.set_meta("user", joined.user.as_bytes())?;
         store.set_meta("device", &[joined.device.get()])?;
@@ -238,11 +240,13 @@ fn has_account() -> Error {
 /// # Errors
 /// `Conflict` if the profile belongs to another account.
 fn is_registered(store: &LocalStore, handle: &Handle) -> Result<bool> {
-    let known = store.meta("handle")?;
-    if known.is_some_and(|known| known != handle.as_str().as_bytes()) {
+    if store.meta("registered")?.is_none() {
+        return Ok(false);
+    }
+    if store.meta("handle")?.is_some_and(|known| known != handle.as_str().as_bytes()) {
         return Err(Error::new(ErrorKind::Conflict, "the profile belongs to another account"));
     }
-    Ok(store.meta("registered")?.is_some())
+    Ok(true)
 }
 
 /// Waits for the approval of a link.

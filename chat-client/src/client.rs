@@ -377,7 +377,8 @@ impl Client {
         self.request(|reply| Command::List(user, reply)).await
     }
 
-    /// Returns the safety number with a user, for the two users to compare.
+    /// Returns the safety number with a user, for the two users to compare. That with the own user shows that two devices
+    /// belong to the same account.
     ///
     /// # Errors
     /// `NotFound` if there is no such user, `Unavailable` without a connection: wait for [`ready`](Self::ready).

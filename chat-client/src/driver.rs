@@ -552,8 +552,10 @@ impl Driver {
             Output::EndSession(peer) => {
                 self.call_suite_alone(|suite, store| suite.end_session(store, peer))?;
             }
-            Output::Seal { draft, number, lists } => {
-                return self.seal(&draft, number, &lists).map(|sealed| Some(Input::Sealed(sealed)));
+            Output::Seal { draft, number, lists, excluded } => {
+                return self
+                    .seal(&draft, number, &lists, &excluded)
+                    .map(|sealed| Some(Input::Sealed(sealed)));
             }
             Output::Bundles(list, bundles) => self.begin_sessions(&list, bundles)?,
             Output::Forget(incarnation) => {
@@ -631,6 +633,13 @@ impl Driver {
             Ephemeral::Presence(user, online) => {
                 let presence = if online { Presence::Online } else { Presence::Offline };
                 self.pass(Event::Presence { user: self.store.user(user)?, presence });
+            }
+            Ephemeral::Excluded(user, installations) => {
+                let list = self.replica.list(user).map(|list| list.list().addresses().collect::<Vec<_>>());
+                let user = self.store.user(user)?;
+                for device in list.into_iter().flatten().filter(|d| installations.contains(&d.installation)) {
+                    self.pass(Event::DeviceExcluded { user: user.clone(), device: device.device });
+                }
             }
             Ephemeral::ListHidden(user) => {
                 self.pass(Event::DeviceListHidden { user: self.store.user(user)? })

@@ -85,6 +85,12 @@ pub enum Event {
     /// The server sent prekeys that their device did not sign, or that are unsafe. The client requests others.
     /// Transient.
     PrekeysRejected,
+    /// Messages to a user exclude this device for now, because no session with it can begin: it has no prekeys, or they
+    /// are rejected. The user's other devices receive the messages; this one receives a gap. Transient.
+    DeviceExcluded { user: User, device: DeviceId },
+    /// A session with this device of a user began without a one-time prekey, because none was left or too many were
+    /// claimed. Until the device answers, a later theft of its keys reveals the messages of this session. Transient.
+    SessionDegraded { user: User, device: DeviceId },
 }
 
 /// An event with its number.
@@ -193,6 +199,10 @@ pub enum GapReason {
     Expired,
     /// The server could not apply the messages.
     Poison,
+    /// The sender could not encrypt the message for this device. Other devices of this user may have it.
+    Excluded,
+    /// The row has content that this release cannot read, for example of a later release. The profile keeps it.
+    Unsupported,
 }
 
 impl GapReason {
@@ -201,11 +211,18 @@ impl GapReason {
         match self {
             Self::Expired => "expired",
             Self::Poison => "poison",
+            Self::Excluded => "excluded",
+            Self::Unsupported => "unsupported",
         }
     }
 
     pub(crate) fn from_name(name: &str) -> Self {
-        if name == "expired" { Self::Expired } else { Self::Poison }
+        match name {
+            "expired" => Self::Expired,
+            "excluded" => Self::Excluded,
+            "unsupported" => Self::Unsupported,
+            _ => Self::Poison,
+        }
     }
 }
 
@@ -219,7 +236,7 @@ mod tests {
             assert_eq!((RefusedReason::from_name(name), reason.name()), (reason, name));
         }
         assert_eq!(RefusedReason::from_name("later"), RefusedReason::Other);
-        for reason in [GapReason::Expired, GapReason::Poison] {
+        for reason in [GapReason::Expired, GapReason::Poison, GapReason::Excluded, GapReason::Unsupported] {
             assert_eq!(GapReason::from_name(reason.name()), reason);
         }
     }

@@ -1,9 +1,10 @@
 //! Linking of a second device to an account. The new device shows a code, which the user types on the first
 //! device.
 //!
-//! The code holds a rendezvous id and a hash of the new device's public keys. The server forwards the keys,
-//! and the hash proves that the server did not change them. The answer is sealed to a key of the offer and
-//! contains the account key, which the new device pins.
+//! The code is a secret of 16 random bytes that the server never sees. The server finds the offer by an id that is
+//! derived from the secret. The offer, with the new device's public keys, and the answer, with the account key that the
+//! new device pins, are encrypted under keys that are derived from the secret, so the server can neither read nor forge
+//! either. The key of the answer also depends on an ephemeral key of each device.
 
 use std::fmt;
 
@@ -16,6 +17,7 @@ use prost::Message as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use x25519_dalek::{PublicKey, StaticSecret};
+use zeroize::Zeroizing;
 
 /// The public keys that the new device sends to the first device, through the server.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -55,63 +57,58 @@ pub(crate) struct Joined {
     pub(crate) handle: Handle,
 }
 
-/// A link code: 16 bytes of rendezvous id and 16 of the offer's hash. `Display` writes groups of eight hexadecimal
-/// digits.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LinkCode {
-    /// The id under which the server finds the offer.
-    pub(crate) rendezvous: [u8; 16],
-    /// The first 16 bytes of the offer's hash.
-    pub(crate) hash: [u8; 16],
-}
+/// A link code: a secret of 16 random bytes. `Display` writes four groups of eight hexadecimal digits.
+///
+/// A person with the code can join the account until the link is approved, so a program shows it to its user only.
+/// `Debug` does not print it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkCode([u8; 16]);
 
 fn invalid(what: &'static str) -> Error {
     Error::new(ErrorKind::Invalid, what)
 }
 
 impl Offer {
-    /// Returns the half of the code that authenticates the offer.
-    pub(crate) fn hash(&self) -> [u8; 16] {
+    /// Returns the digest to which an answer is bound.
+    fn hash(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
-        hash.update(b"chat/v1/link");
+        hash.update(b"chat/v2/link");
         for part in [&self.device_key, &self.suite_key, &self.ephemeral] {
             hash.update((part.len() as u32).to_be_bytes());
             hash.update(part);
         }
-        let mut short = [0; 16];
-        short.copy_from_slice(&hash.finalize()[..16]);
-        short
+        hash.finalize().into()
     }
 
-    /// Returns the encoded offer.
-    pub(crate) fn to_bytes(&self) -> Bytes {
-        self.encode_to_vec().into()
-    }
-
-    /// Decodes an offer and checks it against a code.
+    /// Encrypts the offer for the holder of its code.
     ///
     /// # Errors
-    /// `Denied` if the offer does not match the code, `Invalid` if it cannot be decoded.
-    pub(crate) fn check(bytes: &[u8], code: &LinkCode) -> Result<Self> {
-        let offer = Self::decode(bytes).map_err(|_| invalid("failed to decode the offer"))?;
-        if offer.hash() != code.hash {
-            return Err(Error::new(
-                ErrorKind::Denied,
-                "the offer from the server does not match the link code",
-            ));
-        }
-        Ok(offer)
+    /// `Invalid` if a key cannot be derived.
+    pub(crate) fn seal(&self, code: &LinkCode) -> Result<Bytes> {
+        let sealed = code.cipher(b"offer", &[])?.encrypt(&nonce(), &self.encode_to_vec()[..]);
+        sealed.map(Bytes::from).map_err(|_| invalid("failed to encrypt the offer"))
     }
 
-    /// Seals the answer to this offer; `secret` must be fresh.
+    /// Decrypts an offer.
+    ///
+    /// # Errors
+    /// `Denied` if another code made it, `Invalid` if it cannot be decoded.
+    pub(crate) fn open(sealed: &[u8], code: &LinkCode) -> Result<Self> {
+        let opened = code.cipher(b"offer", &[])?.decrypt(&nonce(), sealed).map_err(|_| {
+            Error::new(ErrorKind::Denied, "the offer from the server does not match the link code")
+        })?;
+        Self::decode(&opened[..]).map_err(|_| invalid("failed to decode the offer"))
+    }
+
+    /// Encrypts the answer to this offer; `secret` must be fresh.
     ///
     /// # Errors
     /// `Invalid` if the offer's key is not a valid X25519 key.
-    pub(crate) fn answer(&self, joined: &Joined, secret: [u8; 32]) -> Result<Bytes> {
+    pub(crate) fn answer(&self, code: &LinkCode, joined: &Joined, secret: [u8; 32]) -> Result<Bytes> {
         let theirs: [u8; 32] = self.ephemeral[..].try_into().map_err(|_| invalid("not an X25519 key"))?;
         let secret = StaticSecret::from(secret);
         let own = PublicKey::from(&secret);
-        let cipher = cipher(&secret, PublicKey::from(theirs))?;
+        let cipher = code.cipher(b"answer", &*shared(&secret, PublicKey::from(theirs))?)?;
         let raw = RawAnswer {
             account_key: joined.account_key.to_vec(),
             user: joined.user.as_bytes().to_vec(),
@@ -119,22 +116,28 @@ impl Offer {
             handle: joined.handle.as_str().to_owned(),
         };
         let sealed = cipher
-            .encrypt(&Nonce::from([0; 12]), Payload { msg: &raw.encode_to_vec(), aad: &self.hash() })
-            .map_err(|_| invalid("failed to seal the answer"))?;
+            .encrypt(&nonce(), Payload { msg: &raw.encode_to_vec(), aad: &self.hash() })
+            .map_err(|_| invalid("failed to encrypt the answer"))?;
         Ok([&own.as_bytes()[..], &sealed].concat().into())
     }
 
-    /// Decrypts the answer to this offer with the secret of its ephemeral key.
+    /// Decrypts the answer to this offer with its code and the secret of its ephemeral key.
     ///
     /// # Errors
-    /// `Denied` if it was not sealed to this offer, `Invalid` if it is malformed.
-    pub(crate) fn open(&self, answer: &[u8], secret: &[u8; 32]) -> Result<Joined> {
+    /// `Denied` if a sender without the code made it, or for another offer; `Invalid` if it is malformed.
+    pub(crate) fn open_answer(&self, code: &LinkCode, answer: &[u8], secret: &[u8; 32]) -> Result<Joined> {
         let (theirs, sealed) = answer.split_at_checked(32).ok_or_else(|| invalid("truncated answer"))?;
         let theirs: [u8; 32] = theirs.try_into().map_err(|_| invalid("truncated answer"))?;
-        let cipher = cipher(&StaticSecret::from(*secret), PublicKey::from(theirs))?;
-        let opened = cipher
-            .decrypt(&Nonce::from([0; 12]), Payload { msg: sealed, aad: &self.hash() })
-            .map_err(|_| Error::new(ErrorKind::Denied, "the answer is not for this device"))?;
+        let shared = shared(&StaticSecret::from(*secret), PublicKey::from(theirs))?;
+        let opened = code
+            .cipher(b"answer", &*shared)?
+            .decrypt(&nonce(), Payload { msg: sealed, aad: &self.hash() })
+            .map_err(|_| {
+                Error::new(
+                    ErrorKind::Denied,
+                    "the answer is not from a device with the link code: link again",
+                )
+            })?;
         let raw = RawAnswer::decode(&opened[..]).map_err(|_| invalid("failed to decode the answer"))?;
         Ok(Joined {
             account_key: raw.account_key[..].try_into().map_err(|_| invalid("malformed account key"))?,
@@ -145,42 +148,75 @@ impl Offer {
     }
 }
 
-fn cipher(secret: &StaticSecret, theirs: PublicKey) -> Result<ChaCha20Poly1305> {
+/// Returns the nonce of every message: each key encrypts only one.
+fn nonce() -> Nonce {
+    Nonce::from([0; 12])
+}
+
+fn shared(secret: &StaticSecret, theirs: PublicKey) -> Result<Zeroizing<[u8; 32]>> {
     let shared = secret.diffie_hellman(&theirs);
-    if !shared.was_contributory() {
-        return Err(invalid("the key has small order"));
+    if shared.was_contributory() {
+        Ok(Zeroizing::new(*shared.as_bytes()))
+    } else {
+        Err(invalid("the key has small order"))
     }
-    let mut key = [0; 32];
-    Hkdf::<Sha256>::new(None, shared.as_bytes())
-        .expand(b"chat/v1/link-answer", &mut key)
-        .map_err(|_| invalid("failed to derive a key"))?;
-    Ok(ChaCha20Poly1305::new(&Key::from(key)))
 }
 
 impl LinkCode {
+    /// Returns the code with this secret, which must be fresh.
+    pub(crate) const fn new(secret: [u8; 16]) -> Self {
+        Self(secret)
+    }
+
+    /// Returns the id under which the server finds the offer.
+    ///
+    /// # Errors
+    /// `Invalid` if it cannot be derived.
+    pub(crate) fn rendezvous(&self) -> Result<Bytes> {
+        Ok(Bytes::copy_from_slice(&self.derive(b"rendezvous", &[])?[..16]))
+    }
+
+    fn cipher(&self, purpose: &[u8], shared: &[u8]) -> Result<ChaCha20Poly1305> {
+        Ok(ChaCha20Poly1305::new(&Key::from(*self.derive(purpose, shared)?)))
+    }
+
+    /// Derives a key from the secret of the code, and from a secret that both devices share.
+    fn derive(&self, purpose: &[u8], shared: &[u8]) -> Result<Zeroizing<[u8; 32]>> {
+        let mut key = Zeroizing::new([0; 32]);
+        Hkdf::<Sha256>::new(Some(&self.0), shared)
+            .expand_multi_info(&[b"chat/v2/link/", purpose], &mut *key)
+            .map_err(|_| invalid("failed to derive a key"))?;
+        Ok(key)
+    }
+
     /// Parses a code; ignores case, spaces and dashes.
     ///
     /// # Errors
-    /// `Invalid` if it does not have 64 hexadecimal digits.
+    /// `Invalid` if it does not have 32 hexadecimal digits.
     pub fn parse(text: &str) -> Result<Self> {
         let hex: String = text.chars().filter(|c| !c.is_whitespace() && *c != '-').collect();
         let digits: Option<Vec<u8>> = hex.chars().map(|c| c.to_digit(16).map(|d| d as u8)).collect();
         let digits =
-            digits.filter(|d| d.len() == 64).ok_or_else(|| invalid("a code has 64 hexadecimal digits"))?;
-        let bytes: Vec<u8> = digits.chunks(2).map(|two| two[0] << 4 | two[1]).collect();
-        let mut code = Self { rendezvous: [0; 16], hash: [0; 16] };
-        code.rendezvous.copy_from_slice(&bytes[..16]);
-        code.hash.copy_from_slice(&bytes[16..]);
-        Ok(code)
+            digits.filter(|d| d.len() == 32).ok_or_else(|| invalid("a code has 32 hexadecimal digits"))?;
+        let mut code = [0; 16];
+        for (byte, two) in code.iter_mut().zip(digits.chunks(2)) {
+            *byte = two[0] << 4 | two[1];
+        }
+        Ok(Self(code))
     }
 }
 
 impl fmt::Display for LinkCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hex: String =
-            self.rendezvous.iter().chain(&self.hash).map(|byte| format!("{byte:02x}")).collect();
+        let hex: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
         let groups: Vec<&str> = (0..hex.len()).step_by(8).map(|at| &hex[at..at + 8]).collect();
         f.write_str(&groups.join("-"))
+    }
+}
+
+impl fmt::Debug for LinkCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LinkCode")
     }
 }
 
@@ -188,25 +224,50 @@ impl fmt::Display for LinkCode {
 mod tests {
     use super::*;
 
-    #[test]
-    fn device_joins_only_with_the_offer_of_its_code() {
-        let secret = [7; 32];
+    fn offer(secret: [u8; 32]) -> Offer {
         let ephemeral = PublicKey::from(&StaticSecret::from(secret)).as_bytes().to_vec();
-        let offer = Offer { device_key: vec![1; 32], suite_key: vec![2; 33], ephemeral };
-        let code = LinkCode { rendezvous: [3; 16], hash: offer.hash() };
-        assert_eq!(LinkCode::parse(&code.to_string().to_uppercase()), Ok(code.clone()));
-        let seen = Offer::check(&offer.to_bytes(), &code).unwrap();
-        let joined = Joined {
+        Offer { device_key: vec![1; 32], suite_key: vec![2; 33], ephemeral }
+    }
+
+    fn joined() -> Joined {
+        Joined {
             account_key: [4; 32],
             user: UserId::from_bytes([5; 16]),
             device: DeviceId::new(2).unwrap(),
             handle: Handle::new("alice").unwrap(),
-        };
-        let answer = seen.answer(&joined, [8; 32]).unwrap();
-        assert_eq!(offer.open(&answer, &secret), Ok(joined));
-        assert!(offer.open(&answer, &[9; 32]).is_err(), "opened with the key of another device");
+        }
+    }
 
-        let swapped = Offer { device_key: vec![6; 32], ..offer };
-        assert!(Offer::check(&swapped.to_bytes(), &code).is_err(), "accepted a swapped offer");
+    #[test]
+    fn device_joins_with_the_answer_of_a_device_that_has_its_code() {
+        let (secret, code) = ([7; 32], LinkCode::new([3; 16]));
+        assert_eq!(LinkCode::parse(&code.to_string().to_uppercase()), Ok(code.clone()));
+        let offer = offer(secret);
+        let sealed = offer.seal(&code).unwrap();
+        let seen = Offer::open(&sealed, &code).unwrap();
+        assert_eq!(seen, offer);
+        let answer = seen.answer(&code, &joined(), [8; 32]).unwrap();
+        assert_eq!(offer.open_answer(&code, &answer, &secret), Ok(joined()));
+        assert!(
+            offer.open_answer(&code, &answer, &[9; 32]).is_err(),
+            "opened with the key of another device"
+        );
+    }
+
+    #[test]
+    fn server_without_the_code_forges_neither_offer_nor_answer() {
+        let (secret, code, guess) = ([7; 32], LinkCode::new([3; 16]), LinkCode::new([6; 16]));
+        let offer = offer(secret);
+        let forged = Offer { device_key: vec![6; 32], ..offer.clone() }.seal(&guess).unwrap();
+        assert_eq!(Offer::open(&forged, &code).unwrap_err().kind(), ErrorKind::Denied);
+        // The server knows the id of the offer, which does not reveal the code, and it may know the keys of the offer.
+        assert_ne!(code.rendezvous().unwrap()[..], code.0);
+        let answer = offer.answer(&guess, &joined(), [8; 32]).unwrap();
+        assert_eq!(offer.open_answer(&code, &answer, &secret).unwrap_err().kind(), ErrorKind::Denied);
+        // An answer to another offer with the same code.
+        let other = Offer { device_key: vec![6; 32], ..offer.clone() };
+        let answer = other.answer(&code, &joined(), [8; 32]).unwrap();
+        assert_eq!(offer.open_answer(&code, &answer, &secret).unwrap_err().kind(), ErrorKind::Denied);
+        assert_eq!(format!("{code:?}"), "LinkCode");
     }
 }

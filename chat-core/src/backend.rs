@@ -15,7 +15,7 @@ mod runtime;
 mod transport;
 
 pub use authenticator::{Authenticated, Authenticator};
-pub use key_directory::{AccountKey, DeviceKeys, KeyDirectory, Reincarnation};
+pub use key_directory::{AccountKey, BundleParts, DeviceKeys, KeyDirectory, Reincarnation};
 pub use log_anchor::{LogAnchor, LogIdentity};
 pub use message_store::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, Head, Member, MessageStore,

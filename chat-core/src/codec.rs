@@ -18,9 +18,7 @@ pub use device_list::{decode_list, encode_list};
 pub use row::{decode_row, encode_row};
 
 use crate::model::error::{Error, ErrorKind, Result};
-
-/// The largest number that a client may send and a backend must store: fits in a signed integer.
-pub(crate) const MAX_NUMBER: u64 = i64::MAX as u64;
+pub(crate) use crate::model::limits::MAX_NUMBER;
 
 pub(crate) const fn invalid(what: &'static str) -> Error {
     Error::new(ErrorKind::Invalid, what)

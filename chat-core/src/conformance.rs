@@ -86,9 +86,6 @@ macro_rules! list_cases {
 }
 use list_cases;
 
-/// The highest number that a backend stores.
-const MAX_NUMBER: u64 = i64::MAX as u64;
-
 /// Lets other futures of the same task run once.
 async fn pause() {
     let mut paused = false;

@@ -85,6 +85,8 @@ pub struct Replica {
     rows: VecDeque<InboxRow>,
     opening: Option<InboxRow>,
     sealing: Option<(ConversationId, MessageId)>,
+    /// Number of looked up messages that are not answered yet: the row of a request is committed with its answer.
+    recalling: u32,
     /// Open requests by id: purpose, request, and the time of the next attempt.
     requests: BTreeMap<u64, (Purpose, Request, Instant)>,
     last_request: u64,
@@ -197,6 +199,7 @@ impl Replica {
             rows: VecDeque::new(),
             opening: None,
             sealing: None,
+            recalling: 0,
             requests: BTreeMap::new(),
             last_request: 0,
             stale: BTreeSet::new(),
@@ -361,7 +364,7 @@ impl Replica {
             self.phase = Phase::Dialing(now.after(RETRY_MS), attempts);
             out.push(Output::Dial);
         }
-        if self.opening.is_some() || self.sealing.is_some() {
+        if self.opening.is_some() || self.sealing.is_some() || self.recalling > 0 {
             return;
         }
         self.process_rows(now, out);

@@ -79,7 +79,7 @@ fn no_schedule_breaks_a_law() {
 }
 
 /// Seeds that once broke a law, with the index of the kind in [`kinds`].
-const REGRESSIONS: [(u64, usize); 9] = [
+const REGRESSIONS: [(u64, usize); 10] = [
     (17, 0),
     (108, 0),
     (16_520, 0),
@@ -89,6 +89,7 @@ const REGRESSIONS: [(u64, usize); 9] = [
     (9287, 2),
     (20_063, 2),
     (24_529, 2),
+    (563, 2),
 ];
 
 #[test]

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use chat_core::backend::{
-    AccountKey, Backends, Command, Commit, CommitOutcome, ConversationState, CursorFilter, DeviceKeys,
-    DeviceRecord, GatewayId, KeyDirectory, LogPosition, MessageStore, PageLimit, Presence, PushSink,
-    RecordBatch, Registry, Reincarnation, Route, Router, StoreIdentity,
+    AccountKey, Backends, BundleParts, Command, Commit, CommitOutcome, ConversationState, CursorFilter,
+    DeviceKeys, DeviceRecord, GatewayId, KeyDirectory, LogPosition, MessageStore, PageLimit, Presence,
+    PushSink, RecordBatch, Registry, Reincarnation, Route, Router, StoreIdentity,
 };
 use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::{AckUpTo, InboxPosition, InboxRow};
@@ -224,8 +224,8 @@ impl KeyDirectory for MeteredKeys {
         timed(KEYS, "upload", self.0.upload(device, upload)).await
     }
 
-    async fn claim(&self, device: InstallationId) -> Result<Option<Bundle>> {
-        timed(KEYS, "claim", self.0.claim(device)).await
+    async fn claim(&self, device: InstallationId, parts: BundleParts) -> Result<Option<Bundle>> {
+        timed(KEYS, "claim", self.0.claim(device, parts)).await
     }
 
     async fn device(&self, device: InstallationId) -> Result<DeviceKeys> {

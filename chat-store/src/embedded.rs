@@ -157,9 +157,26 @@ impl EmbeddedStore {
     }
 }
 
+/// Creates a directory that only its owner can read, or makes an existing one so.
+fn create_private(path: &Path) -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        let mut permissions = std::fs::metadata(path)?.permissions();
+        if permissions.mode() & 0o077 != 0 {
+            permissions.set_mode(0o700);
+            std::fs::set_permissions(path, permissions)?;
+        }
+        Ok(())
+    }
+    #[cfg(not(unix))]
+    std::fs::create_dir_all(path)
+}
+
 /// Creates the directory with its format file, or checks the existing file.
 fn check_format(path: &Path) -> Result<()> {
-    std::fs::create_dir_all(path).map_err(io)?;
+    create_private(path).map_err(io)?;
     let file = path.join("FORMAT");
     match std::fs::read_to_string(&file) {
         Ok(text) if text == FORMAT => Ok(()),

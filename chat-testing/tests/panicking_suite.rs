@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chat_client::prelude::*;
 use chat_client::suite::{DecryptResult, Peer, PrekeyBundle, SuiteTx, Table};
-use chat_client::{RefusedReason, Status};
+use chat_client::{GapReason, RefusedReason, Status};
 use chat_core::wire::OneTimePrekey;
 use chat_core::{InstallationId, replica::Unreadable};
 use chat_testing::{TestServer, Unencrypted};
@@ -22,6 +22,8 @@ struct Seen {
     panics: AtomicU32,
     /// The next call of `start_session` panics.
     bundle: AtomicBool,
+    /// Bundles of second devices are rejected.
+    rejects_second: AtomicBool,
     /// A panic ends the process, as it does in a browser.
     aborts: bool,
 }
@@ -63,6 +65,9 @@ impl Suite for Panicking {
     }
 
     fn start_session(&mut self, tx: &mut dyn SuiteTx, peer: &Peer, _: &PrekeyBundle) -> Result<()> {
+        if self.seen.rejects_second.load(Ordering::SeqCst) && peer.device.get() == 2 {
+            return Err(Error::new(ErrorKind::Invalid, "the bundle is too old"));
+        }
         tx.put(Table::Sessions, peer.installation.as_bytes(), b"half")?;
         if self.seen.bundle.swap(false, Ordering::SeqCst) {
             self.fail();
@@ -197,6 +202,42 @@ async fn bundle_on_which_the_suite_panics_is_rejected_and_other_users_are_reache
     assert_eq!(server.next_message(&carol).await.unwrap().text(), Some("hello"));
     assert!(matches!(waits.status().await.unwrap(), Status::Queued));
     assert_eq!(seen.panics.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn device_with_unusable_prekeys_does_not_block_its_user() {
+    let (server, alice, bob, seen) = start().await;
+    let tablet = server.linked_client(&alice, "tablet", Box::new(Unencrypted::new())).await.unwrap();
+    seen.rejects_second.store(true, Ordering::SeqCst);
+    let (mut events, mut gaps) = (bob.events("bob").await.unwrap(), tablet.events("gaps").await.unwrap());
+    let began = std::time::Instant::now();
+    for text in ["one", "two"] {
+        let ticket = bob.send(alice.user(), text).await.unwrap();
+        timeout(LIMIT, ticket.stored()).await.unwrap().unwrap();
+        assert_eq!(server.next_message(&alice).await.unwrap().text(), Some(text));
+    }
+    assert!(began.elapsed() < Duration::from_secs(2), "the message waited for the device");
+    let excluded = async {
+        loop {
+            if let Event::DeviceExcluded { user, device } = events.next().await.unwrap().unwrap().event {
+                return (user.id, device);
+            }
+        }
+    };
+    assert_eq!(timeout(LIMIT, excluded).await.unwrap(), (alice.user(), tablet.device()));
+    let gap = async {
+        loop {
+            if let Event::Gap { from_seq, reason, .. } = gaps.next().await.unwrap().unwrap().event {
+                return (from_seq, reason);
+            }
+        }
+    };
+    assert_eq!(timeout(LIMIT, gap).await.unwrap(), (1, GapReason::Excluded));
+    // Its next bundle is accepted: after a while the bundle is claimed again.
+    seen.rejects_second.store(false, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    bob.send(alice.user(), "three").await.unwrap();
+    assert_eq!(server.next_message(&tablet).await.unwrap().text(), Some("three"));
 }
 
 /// The environment of a child process: the URL of the server, and the directory of the profiles.

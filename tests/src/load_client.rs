@@ -132,6 +132,7 @@ impl LoadClient {
                 installation: to.device.installation,
                 data: Bytes::from_static(&[9; 128]),
             }],
+            excluded: Vec::new(),
             sent_at: 0,
         };
         ClientFrame::Publish(publish).encode()

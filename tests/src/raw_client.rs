@@ -242,7 +242,7 @@ impl User {
         let ServerFrame::Challenge(challenge) = raw.take() else { panic!() };
         raw.send(&self.registration());
         let _ = raw.take();
-        raw.send(&self.hello(challenge.nonce, u64::MAX / 4));
+        raw.send(&self.hello(challenge.nonce, chat_core::limits::MAX_NUMBER / 4));
         let ServerFrame::Welcome(welcome) = raw.take() else { panic!("no welcome") };
         assert_eq!(raw.take(), ServerFrame::Deliver(Vec::new(), true));
         (raw, welcome)
@@ -260,12 +260,13 @@ impl User {
                 client_seq,
                 prev: id_of(prev),
                 incarnation: 0,
-                generation: u64::MAX / 4,
+                generation: chat_core::limits::MAX_NUMBER / 4,
             },
             first: true,
             audience: vec![Audience { user: self.device.user, list_version: 1 }],
             body: Bytes::from_static(b"body"),
             boxes: Vec::new(),
+            excluded: Vec::new(),
             sent_at: 1,
         }
     }

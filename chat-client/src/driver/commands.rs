@@ -1,6 +1,5 @@
 //! Commands from client handles, and the server's answers to requests.
 
-use bytes::Bytes;
 use chat_core::device_list::{DeviceEntry, SignedDeviceList};
 use chat_core::envelope::{AckUpTo, Refusal};
 use chat_core::replica::{self, Draft, Input};
@@ -75,10 +74,14 @@ impl Driver {
                 }
                 None => self.request(Request::Lists(vec![user]), Waiting::List(user, reply))?,
             },
-            Command::ApproveLink(code, reply) => {
-                let rendezvous = Bytes::copy_from_slice(&code.rendezvous);
-                self.request(Request::Offer(rendezvous), Waiting::Offer(code, reply))?;
-            }
+            Command::ApproveLink(code, reply) => match code.rendezvous() {
+                Ok(rendezvous) => {
+                    self.request(Request::Offer(rendezvous), Waiting::Offer(code, reply))?;
+                }
+                Err(error) => {
+                    let _ = reply.send(Err(error));
+                }
+            },
             Command::Unlink(device, reply) => self.unlink(device, reply)?,
             Command::OutboxLen(reply) => {
                 let _ = reply.send(Ok(self.replica.outbox_len()));
@@ -248,7 +251,7 @@ impl Driver {
                 let begun = answer.and_then(|answer| self.approve(&code, &answer.offer)).and_then(
                     |(list, joined)| {
                         let secret = random(self.owner.config.platform.as_ref())?;
-                        let sealed = joined.0.answer(&joined.1, secret)?;
+                        let sealed = joined.0.answer(&code, &joined.1, secret)?;
                         Ok((list, sealed, joined.1))
                     },
                 );
@@ -267,7 +270,7 @@ impl Driver {
             (Waiting::Approved(list, parts, reply), Ok(_)) => {
                 self.step(Input::OwnList(list))?;
                 let (sealed, code, joined) = *parts;
-                let request = Request::LinkAnswer(Bytes::copy_from_slice(&code.rendezvous), sealed);
+                let request = Request::LinkAnswer(code.rendezvous()?, sealed);
                 self.request(request, Waiting::Linked(joined.device, reply))?;
             }
             (Waiting::Linked(device, reply), answer) => {
@@ -346,7 +349,7 @@ impl Driver {
         code: &LinkCode,
         offer: &[u8],
     ) -> Result<(SignedDeviceList, (Offer, Joined))> {
-        let offer = Offer::check(offer, code)?;
+        let offer = Offer::open(offer, code)?;
         let before = self.own_list()?;
         let full = || Error::new(ErrorKind::Conflict, "the account has the maximum number of devices");
         let device = before.list().free_device().ok_or_else(full)?;

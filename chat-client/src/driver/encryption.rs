@@ -6,7 +6,7 @@ use chat_core::envelope::{Audience, DeviceBox, InboxRow, Publish, RowContent, Se
 use chat_core::replica::{Draft, Opened, Recipient, SealFailure, Unreadable};
 use chat_core::signing::{prekeys_transcript, verify};
 use chat_core::wire::{Bundle, PrekeyUpload};
-use chat_core::{Error, ErrorKind, Result};
+use chat_core::{Error, ErrorKind, InstallationId, Result};
 use zeroize::Zeroizing;
 
 use super::suite_call::{Rejected, SuiteInput};
@@ -56,6 +56,7 @@ impl Driver {
         draft: &Draft,
         number: SendPosition,
         lists: &[SignedDeviceList],
+        excluded: &[InstallationId],
     ) -> Result<Result<Publish, SealFailure>> {
         let own = self.account.device;
         let wanted = |entry: &&DeviceEntry| match &draft.to {
@@ -77,12 +78,15 @@ impl Driver {
         }
         let input = SuiteInput::Draft(draft.id);
         let cannot_encrypt = || Ok(Err(SealFailure::Never("cannot_encrypt")));
+        let mut without_session = Vec::new();
         for list in lists {
             let mut missing = Vec::new();
             for entry in list.list().devices.iter().filter(wanted) {
+                let installation = entry.installation();
                 match self.call_suite(input, |suite, store| suite.has_session(store, &peer(entry)))? {
                     Ok(true) => {}
-                    Ok(false) => missing.push(entry.installation()),
+                    Ok(false) if excluded.contains(&installation) => without_session.push(installation),
+                    Ok(false) => missing.push(installation),
                     Err(Rejected) => return cannot_encrypt(),
                 }
             }
@@ -103,6 +107,9 @@ impl Driver {
         let mut boxes = Vec::new();
         for entry in lists.iter().flat_map(|list| &list.list().devices).filter(wanted) {
             let installation = entry.installation();
+            if without_session.contains(&installation) {
+                continue;
+            }
             let content = body.box_for(installation);
             // An error of the suite refuses the draft; an error of the call is a panic and ends the driver.
             match self.call_suite(input, |suite, store| Ok(suite.seal(store, &peer(entry), &content)))? {
@@ -125,6 +132,7 @@ impl Driver {
             audience: audience.collect(),
             body: body.body,
             boxes,
+            excluded: without_session,
             sent_at: draft.sent_at,
         }))
     }
@@ -148,6 +156,10 @@ impl Driver {
                 Err(error) => Err(error),
             };
             match begun {
+                Ok(()) if offered.one_time.is_empty() => {
+                    let user = self.store.user(list.list().user)?;
+                    self.pass(Event::SessionDegraded { user, device: entry.device });
+                }
                 Ok(()) => {}
                 Err(error) if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Denied) => {
                     tracing::warn!(%error, "rejected a prekey bundle; claiming another one later");

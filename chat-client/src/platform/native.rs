@@ -81,14 +81,40 @@ fn failed(error: std::io::Error) -> Error {
     Error::new(ErrorKind::Unavailable, "failed to open the profile").caused_by(error)
 }
 
+/// Creates a directory that only its owner can read, or makes an existing one so.
 fn create_private(dir: &Path) -> std::io::Result<()> {
-    if dir.is_dir() {
-        return Ok(());
-    }
     let mut builder = DirBuilder::new();
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.recursive(true).create(dir)
+    builder.recursive(true).create(dir)?;
+    restrict(dir, 0o700)
+}
+
+/// Opens a file that only its owner can read; creates it if it does not exist.
+fn open_private(path: &Path) -> std::io::Result<File> {
+    let mut options = File::options();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let file = options.create(true).truncate(false).write(true).open(path)?;
+    restrict(path, 0o600)?;
+    Ok(file)
+}
+
+/// Removes all permissions but these.
+#[cfg(unix)]
+fn restrict(path: &Path, mode: u32) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let mut permissions = std::fs::metadata(path)?.permissions();
+    if permissions.mode() & 0o777 & !mode == 0 {
+        return Ok(());
+    }
+    permissions.set_mode(mode);
+    std::fs::set_permissions(path, permissions)
+}
+
+#[cfg(not(unix))]
+fn restrict(_: &Path, _: u32) -> std::io::Result<()> {
+    Ok(())
 }
 
 #[async_trait(?Send)]
@@ -103,8 +129,7 @@ impl Storage for Directory {
         }
         let dir = self.base.join(name);
         create_private(&dir).map_err(failed)?;
-        let lock = File::options().create(true).truncate(false).write(true).open(dir.join("lock"));
-        let lock = lock.map_err(failed)?;
+        let lock = open_private(&dir.join("lock")).map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -112,7 +137,13 @@ impl Storage for Directory {
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
+        // SQLite gives its other files the permissions of this one.
         let database = dir.join("chat.sqlite");
+        for file in [&database, &dir.join("chat.sqlite-wal"), &dir.join("chat.sqlite-shm")] {
+            if file == &database || file.exists() {
+                open_private(file).map_err(failed)?;
+            }
+        }
         Ok(Box::new(MountedDirectory { dir, database, _lock: lock }))
     }
 }
@@ -131,7 +162,8 @@ impl MountedProfile for MountedDirectory {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 // Atomic and durable: write a new file, sync it, rename it, then sync the directory.
                 let unfinished = self.dir.join("salt.new");
-                let written = File::create(&unfinished).and_then(|mut file| {
+                let written = open_private(&unfinished).and_then(|mut file| {
+                    file.set_len(0)?;
                     file.write_all(&new)?;
                     file.sync_all()
                 });

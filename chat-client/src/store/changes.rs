@@ -68,22 +68,21 @@ impl LocalStore {
             }
             // To-device messages produce no events, and neither do their gaps.
             Change::Gap(conversation, ..) if conversation.kind() == Ok(ConversationKind::Mailbox) => Ok(()),
-            Change::Gap(conversation, from, to, reason) => {
-                let reason = match reason {
-                    EmptyReason::Skip => return Ok(()),
-                    EmptyReason::Expired => GapReason::Expired,
-                    _ => GapReason::Poison,
-                };
-                self.add_event(
-                    None,
-                    EventRow {
-                        conversation: conversation.as_bytes().to_vec(),
-                        seq: from,
-                        to_seq: to,
-                        reason: reason.name().into(),
-                        ..EventRow::new(EventKind::Gap)
-                    },
-                )
+            Change::Gap(conversation, from, to, reason) => match reason {
+                EmptyReason::Skip => Ok(()),
+                EmptyReason::Expired => self.gap(conversation, from, to, GapReason::Expired),
+                EmptyReason::Excluded => self.gap(conversation, from, to, GapReason::Excluded),
+                _ => self.gap(conversation, from, to, GapReason::Poison),
+            },
+            Change::Unknown(conversation, seq, row) => {
+                self.run(
+                    "INSERT OR IGNORE INTO unknown_rows VALUES (?1, ?2, ?3)",
+                    params![conversation.as_bytes(), seq as i64, &row[..]],
+                )?;
+                if conversation.kind() == Ok(ConversationKind::Mailbox) {
+                    return Ok(());
+                }
+                self.gap(conversation, seq, seq, GapReason::Unsupported)
             }
             Change::Handle(handle, user) => self
                 .run(
@@ -110,6 +109,19 @@ impl LocalStore {
             Change::Reincarnated(incarnation) => self.reincarnated(incarnation),
             _ => Ok(()),
         }
+    }
+
+    fn gap(&mut self, conversation: ConversationId, from: Seq, to: Seq, reason: GapReason) -> Result<()> {
+        self.add_event(
+            None,
+            EventRow {
+                conversation: conversation.as_bytes().to_vec(),
+                seq: from,
+                to_seq: to,
+                reason: reason.name().into(),
+                ..EventRow::new(EventKind::Gap)
+            },
+        )
     }
 
     pub(super) fn queued(&mut self, draft: &Draft) -> Result<()> {

@@ -31,6 +31,12 @@ CREATE TABLE events (n INTEGER PRIMARY KEY AUTOINCREMENT, message_id BLOB, event
 CREATE INDEX events_by_id ON events (message_id) WHERE message_id IS NOT NULL;
 ";
 
+/// From version 3 to version 4.
+const FROM_3: &str = "
+CREATE TABLE unknown_rows (
+  conversation BLOB NOT NULL, seq INTEGER NOT NULL, row BLOB NOT NULL, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
+";
+
 /// An event of version 2: JSON that named users by handle and held the text of messages.
 struct OldEvent {
     n: u64,
@@ -56,14 +62,17 @@ impl LocalStore {
         self.begin()?;
         match version {
             0 => self.batch(SCHEMA)?,
-            1 | 2 => {
-                if version == 1 {
+            1..VERSION => {
+                if version < 2 {
                     self.batch(FROM_1)?;
                 }
-                self.batch(FROM_2)?;
-                self.convert_events()?;
-                self.convert_receipts()?;
-                self.batch("DROP TABLE events_2")?;
+                if version < 3 {
+                    self.batch(FROM_2)?;
+                    self.convert_events()?;
+                    self.convert_receipts()?;
+                    self.batch("DROP TABLE events_2")?;
+                }
+                self.batch(FROM_3)?;
             }
             _ => {
                 return Err(Error::new(

@@ -26,10 +26,11 @@ use crate::model::prekeys::{Bundle, PrekeyUpload};
 ///   (`an_upload_can_replace`). One above the limit is refused (`too_many_prekeys_are_refused`).
 /// - [`claim`](Self::claim) returns each one-time prekey to exactly one caller (`a_prekey_is_claimed_once`), also
 ///   to concurrent ones (`concurrent_claims_get_distinct_prekeys`), the lowest id first. It returns a bundle without
-///   one when none is left (`a_bundle_without_one_time_prekey`).
+///   one when none is left (`a_bundle_without_one_time_prekey`), and when the caller wants none: then it takes none
+///   (`a_claim_of_the_signed_part_takes_no_prekey`).
 /// - Incarnations only rise. A repeated nonce returns the same incarnation (`incarnations_rise`).
 /// - A new incarnation has no prekeys until the device uploads some (`a_new_incarnation_has_no_prekeys`).
-/// - Ids of prekeys, versions and times are 0 to 2^63 - 1 (`prekey_ids_have_63_bits`).
+/// - Ids of prekeys, versions and times are 0 to 2^53 - 1 (`prekey_ids_have_53_bits`).
 /// - An unknown user or handle reads as empty (`an_unknown_user_is_empty`).
 ///
 /// # Calls
@@ -85,11 +86,11 @@ pub trait KeyDirectory: fmt::Debug + Send + Sync + 'static {
     /// `Throttled` if the device would have more than [`STORED_PREKEYS`](crate::model::limits::STORED_PREKEYS).
     async fn upload(&self, device: InstallationId, upload: &PrekeyUpload) -> Result<u64>;
 
-    /// Returns a bundle, with a one-time prekey if one is left; `None` if the device never uploaded.
+    /// Returns a bundle, with a one-time prekey if one is wanted and left; `None` if the device never uploaded.
     ///
     /// # Errors
     /// `Unavailable`: the one-time prekey may be used up. It is never handed out again.
-    async fn claim(&self, device: InstallationId) -> Result<Option<Bundle>>;
+    async fn claim(&self, device: InstallationId, parts: BundleParts) -> Result<Option<Bundle>>;
 
     /// Returns the stored key state of a device.
     ///
@@ -103,6 +104,16 @@ pub trait KeyDirectory: fmt::Debug + Send + Sync + 'static {
     /// `Throttled` if less than a day has passed since the device's last incarnation and the user did not
     /// request this one.
     async fn reincarnate(&self, device: InstallationId, wish: Reincarnation) -> Result<Incarnation>;
+}
+
+/// The parts of a bundle that a claim takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(clippy::exhaustive_enums)]
+pub enum BundleParts {
+    /// The signed part, and a one-time prekey.
+    WithOneTimePrekey,
+    /// The signed part, which any number of devices may use.
+    SignedOnly,
 }
 
 /// The account key that the next list must be signed with.

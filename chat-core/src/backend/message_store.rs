@@ -52,8 +52,8 @@ use crate::model::id::{
 /// - Every value reads back as it was written: states (`state_reads_back`), rows of every kind
 ///   (`every_kind_of_row_reads_back`) and of the largest size (`large_rows_read_back`). The encoding is free;
 ///   [`codec`](crate::codec) has one. A stored value that cannot be decoded is an error of kind `Corrupt`.
-/// - Numbers are 0 to 2^63 - 1 (`numbers_have_63_bits`). A client chooses its generation in this range. Seqs, and
-///   times in microseconds since 1970, stay below 2^53.
+/// - Numbers are 0 to 2^53 - 1 (`numbers_have_53_bits`): generations, which a client chooses, seqs, and times in
+///   microseconds since 1970.
 /// - [`device`](Self::device) counts the rows that wait (`waiting_is_counted`).
 /// - A conversation or device without a commit reads as empty (`an_unknown_conversation_is_empty`).
 /// - An error `Unavailable`, and a call whose future was dropped, mean *unknown*: the call was applied, or not, or in

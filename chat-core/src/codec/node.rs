@@ -283,6 +283,7 @@ mod tests {
             audience: vec![Audience { user: bob.user, list_version: 2 }],
             body: vec![1; 100].into(),
             boxes: vec![DeviceBox { installation: bob.installation, data: vec![2; 10].into() }],
+            excluded: Vec::new(),
             sent_at: 5,
         };
         let recipient =

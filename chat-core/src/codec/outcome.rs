@@ -24,7 +24,7 @@ pub(crate) fn stored_to_proto(s: &Stored) -> proto::Stored {
 
 pub(crate) fn stored_from_proto(raw: &proto::Stored) -> Result<Stored> {
     if raw.seq > MAX_NUMBER || raw.client_seq > MAX_NUMBER {
-        return Err(invalid("a seq and a client_seq must be below 2^63"));
+        return Err(invalid("a seq and a client_seq must be below 2^53"));
     }
     Ok(Stored {
         conversation: ConversationId::parse(&raw.conversation)?,

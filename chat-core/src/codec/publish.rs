@@ -1,16 +1,16 @@
 //! Publishes and skips, on the wire and in the log.
 
 use super::row::{audience_from_proto, audience_to_proto, prev_from_proto, prev_to_proto};
-use super::{at_most, invalid};
+use super::{MAX_NUMBER, at_most, invalid};
 use crate::model::envelope::{DeviceBox, Publish, SendPosition};
 use crate::model::error::Result;
 use crate::model::id::{ConversationId, InstallationId, MessageId};
 use crate::model::limits::{MAX_BODY, MAX_BOX, MAX_BOXES};
 use crate::proto;
 
-/// Refuses a generation of 2^63 or more: stores that use signed integers need room to increment it.
+/// Refuses a generation above [`MAX_NUMBER`].
 pub(crate) fn check_generation(generation: u64) -> Result<()> {
-    if generation > u64::MAX / 2 { Err(invalid("a generation must be below 2^63")) } else { Ok(()) }
+    if generation > MAX_NUMBER { Err(invalid("a generation must be below 2^53")) } else { Ok(()) }
 }
 
 fn number_from_proto(
@@ -21,8 +21,8 @@ fn number_from_proto(
     incarnation: u32,
     generation: u64,
 ) -> Result<SendPosition> {
-    if client_seq == 0 || client_seq > u64::MAX / 2 {
-        return Err(invalid("a client_seq must be 1 to 2^63-1"));
+    if client_seq == 0 || client_seq > MAX_NUMBER {
+        return Err(invalid("a client_seq must be 1 to 2^53-1"));
     }
     check_generation(generation)?;
     let conversation = ConversationId::parse(conversation)?;
@@ -84,7 +84,9 @@ pub(crate) fn publish_from_proto(raw: proto::Publish) -> Result<Publish> {
     if audience.is_empty() {
         return Err(invalid("an audience must not be empty"));
     }
-    Ok(Publish { number, first: raw.first, audience, body: raw.body, boxes, sent_at: raw.sent_at })
+    at_most(raw.excluded.len(), MAX_BOXES, "too many excluded devices")?;
+    let excluded = raw.excluded.iter().map(|device| InstallationId::parse(device)).collect::<Result<_>>()?;
+    Ok(Publish { number, first: raw.first, audience, body: raw.body, boxes, excluded, sent_at: raw.sent_at })
 }
 
 pub(crate) fn publish_to_proto(publish: &Publish) -> proto::Publish {
@@ -105,5 +107,6 @@ pub(crate) fn publish_to_proto(publish: &Publish) -> proto::Publish {
             .map(|b| proto::DeviceBox { installation: b.installation.to_bytes(), data: b.data.clone() })
             .collect(),
         sent_at: publish.sent_at,
+        excluded: publish.excluded.iter().map(|device| device.to_bytes()).collect(),
     }
 }

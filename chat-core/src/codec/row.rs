@@ -8,7 +8,7 @@ use prost::Message as _;
 use super::{MAX_NUMBER, at_most, invalid};
 use crate::model::envelope::{Audience, EmptyReason, InboxRow, Message, RowContent};
 use crate::model::error::Result;
-use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
+use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, Seq, UserId};
 use crate::model::limits::MAX_AUDIENCE;
 use crate::proto;
 
@@ -22,7 +22,12 @@ pub(crate) fn audience_to_proto(audience: &[Audience]) -> Vec<proto::Audience> {
 pub(crate) fn audience_from_proto(raw: Vec<proto::Audience>) -> Result<Vec<Audience>> {
     at_most(raw.len(), MAX_AUDIENCE, "too many users in an audience")?;
     raw.into_iter()
-        .map(|a| Ok(Audience { user: UserId::parse(&a.user)?, list_version: a.list_version }))
+        .map(|a| {
+            if a.list_version > MAX_NUMBER {
+                return Err(invalid("the version of a device list must be below 2^53"));
+            }
+            Ok(Audience { user: UserId::parse(&a.user)?, list_version: a.list_version })
+        })
         .collect()
 }
 
@@ -39,11 +44,13 @@ const fn reason_to_proto(reason: EmptyReason) -> proto::EmptyReason {
         EmptyReason::Skip => proto::EmptyReason::Skip,
         EmptyReason::Expired => proto::EmptyReason::Expired,
         EmptyReason::Poison => proto::EmptyReason::Poison,
+        EmptyReason::Excluded => proto::EmptyReason::Excluded,
     }
 }
 
-pub(crate) fn to_proto(row: &InboxRow) -> proto::Row {
+fn to_proto(row: &InboxRow) -> Option<proto::Row> {
     let content = match &row.content {
+        RowContent::Unknown(_) => return None,
         RowContent::Message { message, sealed } => proto::row::Row::Message(proto::MessageRow {
             message_id: message.id.to_bytes(),
             user: message.sender.user.to_bytes(),
@@ -66,20 +73,31 @@ pub(crate) fn to_proto(row: &InboxRow) -> proto::Row {
             proto::row::Row::Empty(proto::EmptyRow { reason: reason_to_proto(*reason).into(), from: *from })
         }
     };
-    proto::Row {
+    Some(proto::Row {
         conversation: row.conversation.to_bytes(),
         seq: row.seq,
         time_us: row.time_us,
         joined: row.joined,
         row: Some(content),
-    }
+    })
 }
 
-pub(crate) fn from_proto(raw: proto::Row) -> Result<InboxRow> {
+/// Returns the row with the position of an encoded one.
+fn row_at(raw: &proto::Row, content: RowContent) -> Result<InboxRow> {
     if raw.seq == 0 || raw.seq > MAX_NUMBER || raw.time_us > MAX_NUMBER {
-        return Err(invalid("the seq of a row must be 1 to 2^63-1 and its time below 2^63"));
+        return Err(invalid("the seq of a row must be 1 to 2^53-1 and its time below 2^53"));
     }
-    let content = match raw.row.ok_or_else(|| invalid("a row has no content"))? {
+    Ok(InboxRow {
+        conversation: ConversationId::parse(&raw.conversation)?,
+        seq: raw.seq,
+        time_us: raw.time_us,
+        joined: raw.joined,
+        content,
+    })
+}
+
+fn content_from_proto(raw: proto::row::Row, seq: Seq) -> Result<RowContent> {
+    Ok(match raw {
         proto::row::Row::Message(m) => RowContent::Message {
             message: Arc::new(Message {
                 id: MessageId::parse(&m.message_id)?,
@@ -93,7 +111,7 @@ pub(crate) fn from_proto(raw: proto::Row) -> Result<InboxRow> {
                 incarnation: m.incarnation,
                 audience: audience_from_proto(m.audience)?,
                 body: m.body,
-                sent_at: m.sent_at,
+                sent_at: m.sent_at.min(MAX_NUMBER),
             }),
             sealed: m.r#box,
         },
@@ -106,29 +124,96 @@ pub(crate) fn from_proto(raw: proto::Row) -> Result<InboxRow> {
             reason: match e.reason() {
                 proto::EmptyReason::Skip => EmptyReason::Skip,
                 proto::EmptyReason::Poison => EmptyReason::Poison,
+                proto::EmptyReason::Excluded => EmptyReason::Excluded,
                 _ => EmptyReason::Expired,
             },
-            from: e.from.clamp(1, raw.seq),
+            from: e.from.clamp(1, seq),
         },
-    };
-    Ok(InboxRow {
-        conversation: ConversationId::parse(&raw.conversation)?,
-        seq: raw.seq,
-        time_us: raw.time_us,
-        joined: raw.joined,
-        content,
     })
 }
 
-/// Encodes a row for storage.
+/// Encodes a row for storage. Content that this release cannot read is written as it was read.
 pub fn encode_row(row: &InboxRow) -> Vec<u8> {
-    to_proto(row).encode_to_vec()
+    match (&row.content, to_proto(row)) {
+        (RowContent::Unknown(bytes), _) => bytes.to_vec(),
+        (_, raw) => raw.unwrap_or_default().encode_to_vec(),
+    }
 }
 
-/// Decodes a row written by [`encode_row`].
+fn decode_proto(bytes: Bytes) -> Result<proto::Row> {
+    proto::Row::decode(bytes).map_err(|e| invalid("not a row").caused_by(e))
+}
+
+/// Decodes a row written by [`encode_row`], of this or a later release. Content of an unknown kind is kept as
+/// [`RowContent::Unknown`].
 ///
 /// # Errors
 /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) if the bytes are not a row.
 pub fn decode_row(bytes: Bytes) -> Result<InboxRow> {
-    from_proto(proto::Row::decode(bytes).map_err(|e| invalid("not a row").caused_by(e))?)
+    let mut raw = decode_proto(bytes.clone())?;
+    let content = match raw.row.take() {
+        Some(content) => content_from_proto(content, raw.seq)?,
+        None => RowContent::Unknown(bytes),
+    };
+    row_at(&raw, content)
+}
+
+/// Decodes a row that a server sent. Content that breaks a rule is kept as [`RowContent::Unknown`] too, so that no row
+/// stops a client.
+///
+/// # Errors
+/// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) if the bytes are not a row, or its position is not valid.
+pub(crate) fn decode_sent_row(bytes: Bytes) -> Result<InboxRow> {
+    let mut raw = decode_proto(bytes.clone())?;
+    let content = raw.row.take().and_then(|content| content_from_proto(content, raw.seq).ok());
+    row_at(&raw, content.unwrap_or(RowContent::Unknown(bytes)))
+}
+
+/// Returns the encoded form of a row with this position, and with content that this release cannot read.
+#[cfg(any(test, feature = "conformance"))]
+pub(crate) fn encode_unknown_row(
+    conversation: ConversationId,
+    seq: Seq,
+    time_us: u64,
+    joined: bool,
+) -> Bytes {
+    /// Field 1000 of the row, with five bytes.
+    const CONTENT: [u8; 8] = [0xc2, 0x3e, 5, b'l', b'a', b't', b'e', b'r'];
+    let raw = proto::Row { conversation: conversation.to_bytes(), seq, time_us, joined, row: None };
+    [&raw.encode_to_vec()[..], &CONTENT].concat().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn row_of_unknown_kind_keeps_its_bytes() {
+        let conversation = ConversationId::own(UserId::from_bytes([1; 16]));
+        let bytes = encode_unknown_row(conversation, 7, 9, true);
+        let row = decode_row(bytes.clone()).unwrap();
+        assert_eq!(row, decode_sent_row(bytes.clone()).unwrap());
+        let content = RowContent::Unknown(bytes.clone());
+        assert_eq!(row, InboxRow { conversation, seq: 7, time_us: 9, joined: true, content });
+        assert_eq!(encode_row(&row), bytes);
+    }
+
+    #[test]
+    fn row_with_content_that_breaks_a_rule_is_unknown_only_to_clients() {
+        let conversation = ConversationId::own(UserId::from_bytes([1; 16]));
+        let own = proto::OwnRow { message_id: Bytes::from_static(b"short"), client_seq: 1, incarnation: 0 };
+        let mut raw = proto::Row {
+            conversation: conversation.to_bytes(),
+            seq: 7,
+            time_us: 9,
+            joined: false,
+            row: Some(proto::row::Row::Own(own)),
+        };
+        let bytes = Bytes::from(raw.encode_to_vec());
+        assert!(decode_row(bytes.clone()).is_err());
+        let row = decode_sent_row(bytes.clone()).unwrap();
+        assert_eq!((row.seq, row.content), (7, RowContent::Unknown(bytes)));
+        raw.seq = 0;
+        assert!(decode_sent_row(raw.encode_to_vec().into()).is_err(), "a row without a position");
+    }
 }

@@ -5,12 +5,12 @@ use bytes::Bytes;
 use ed25519_dalek::{Signer, SigningKey};
 use futures_util::future::join_all;
 
-use super::{Case, MAX_NUMBER, Outcome, equal, failed, list_cases};
-use crate::backend::{AccountKey, KeyDirectory, Reincarnation};
+use super::{Case, Outcome, equal, failed, list_cases};
+use crate::backend::{AccountKey, BundleParts, KeyDirectory, Reincarnation};
 use crate::model::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
 use crate::model::error::ErrorKind;
 use crate::model::id::{DeviceId, Handle, InstallationId, UserId};
-use crate::model::limits::STORED_PREKEYS;
+use crate::model::limits::{MAX_NUMBER, STORED_PREKEYS};
 use crate::model::prekeys::{OneTimePrekey, PrekeyUpload};
 
 type Keys = Arc<dyn KeyDirectory>;
@@ -31,9 +31,10 @@ pub fn key_directory() -> Vec<Case<dyn KeyDirectory>> {
         a_prekey_is_claimed_once,
         concurrent_claims_get_distinct_prekeys,
         a_bundle_without_one_time_prekey,
+        a_claim_of_the_signed_part_takes_no_prekey,
         incarnations_rise,
         a_new_incarnation_has_no_prekeys,
-        prekey_ids_have_63_bits,
+        prekey_ids_have_53_bits,
         an_unknown_user_is_empty,
     ]
 }
@@ -186,7 +187,7 @@ async fn an_installation_has_one_user(keys: Keys) -> Outcome {
 
 async fn an_upload_repeated_changes_nothing(keys: Keys) -> Outcome {
     equal(keys.upload(DEVICE, &upload(1..=5, false)).await.map_err(failed)?, 5, "prekeys")?;
-    keys.claim(DEVICE).await.map_err(failed)?;
+    keys.claim(DEVICE, BundleParts::WithOneTimePrekey).await.map_err(failed)?;
     equal(keys.upload(DEVICE, &upload(1..=5, false)).await.map_err(failed)?, 4, "prekeys after a repeat")?;
     equal(keys.upload(DEVICE, &upload(6..=7, false)).await.map_err(failed)?, 6, "prekeys after the next")
 }
@@ -194,7 +195,8 @@ async fn an_upload_repeated_changes_nothing(keys: Keys) -> Outcome {
 async fn an_upload_can_replace(keys: Keys) -> Outcome {
     keys.upload(DEVICE, &upload(1..=5, false)).await.map_err(failed)?;
     equal(keys.upload(DEVICE, &upload(100..=101, true)).await.map_err(failed)?, 2, "prekeys")?;
-    let bundle = keys.claim(DEVICE).await.map_err(failed)?.ok_or("no bundle")?;
+    let bundle =
+        keys.claim(DEVICE, BundleParts::WithOneTimePrekey).await.map_err(failed)?.ok_or("no bundle")?;
     equal(bundle.one_time.to_vec(), 100_u64.to_be_bytes().to_vec(), "the claimed one-time prekey")
 }
 
@@ -210,7 +212,8 @@ async fn a_prekey_is_claimed_once(keys: Keys) -> Outcome {
     keys.upload(DEVICE, &upload(1..=50, false)).await.map_err(failed)?;
     let mut given = BTreeSet::new();
     for _ in 0..50 {
-        let bundle = keys.claim(DEVICE).await.map_err(failed)?.ok_or("no bundle")?;
+        let bundle =
+            keys.claim(DEVICE, BundleParts::WithOneTimePrekey).await.map_err(failed)?.ok_or("no bundle")?;
         equal(bundle.signed.as_ref(), b"signed", "the signed part")?;
         if !given.insert(bundle.one_time) {
             return Err("a one-time prekey was claimed twice".into());
@@ -223,7 +226,7 @@ async fn concurrent_claims_get_distinct_prekeys(keys: Keys) -> Outcome {
     keys.upload(DEVICE, &upload(1..=20, false)).await.map_err(failed)?;
     let (mut given, mut unknown) = (BTreeSet::new(), 0);
     for _ in 0..5 {
-        for bundle in join_all((0..4).map(|_| keys.claim(DEVICE))).await {
+        for bundle in join_all((0..4).map(|_| keys.claim(DEVICE, BundleParts::WithOneTimePrekey))).await {
             // A claim whose outcome is unknown may have used up a prekey.
             if bundle.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable) {
                 unknown += 1;
@@ -240,11 +243,29 @@ async fn concurrent_claims_get_distinct_prekeys(keys: Keys) -> Outcome {
 }
 
 async fn a_bundle_without_one_time_prekey(keys: Keys) -> Outcome {
-    equal(keys.claim(DEVICE).await.map_err(failed)?, None, "before any upload")?;
+    equal(
+        keys.claim(DEVICE, BundleParts::WithOneTimePrekey).await.map_err(failed)?,
+        None,
+        "before any upload",
+    )?;
     keys.upload(DEVICE, &upload(1..=1, false)).await.map_err(failed)?;
-    keys.claim(DEVICE).await.map_err(failed)?;
-    let bundle = keys.claim(DEVICE).await.map_err(failed)?.ok_or("no bundle")?;
+    keys.claim(DEVICE, BundleParts::WithOneTimePrekey).await.map_err(failed)?;
+    let bundle =
+        keys.claim(DEVICE, BundleParts::WithOneTimePrekey).await.map_err(failed)?.ok_or("no bundle")?;
     equal(bundle.one_time.len(), 0, "the one-time prekey")
+}
+
+async fn a_claim_of_the_signed_part_takes_no_prekey(keys: Keys) -> Outcome {
+    let claim = async |parts| keys.claim(DEVICE, parts).await.map_err(failed);
+    equal(claim(BundleParts::SignedOnly).await?, None, "before any upload")?;
+    keys.upload(DEVICE, &upload(1..=2, false)).await.map_err(failed)?;
+    for _ in 0..3 {
+        let bundle = claim(BundleParts::SignedOnly).await?.ok_or("no bundle")?;
+        equal((bundle.signed.as_ref(), bundle.one_time.len()), (&b"signed"[..], 0), "the signed part alone")?;
+    }
+    equal(keys.device(DEVICE).await.map_err(failed)?.prekeys, 2, "prekeys")?;
+    let bundle = claim(BundleParts::WithOneTimePrekey).await?.ok_or("no bundle")?;
+    equal(bundle.one_time.to_vec(), 1_u64.to_be_bytes().to_vec(), "the first one-time prekey")
 }
 
 async fn incarnations_rise(keys: Keys) -> Outcome {
@@ -264,13 +285,17 @@ async fn a_new_incarnation_has_no_prekeys(keys: Keys) -> Outcome {
     keys.upload(DEVICE, &upload(1..=5, false)).await.map_err(failed)?;
     let wish = Reincarnation { nonce: [1; 16], asked: false, now_ms: 0 };
     keys.reincarnate(DEVICE, wish).await.map_err(failed)?;
-    equal(keys.claim(DEVICE).await.map_err(failed)?, None, "a bundle of the former incarnation")?;
+    equal(
+        keys.claim(DEVICE, BundleParts::WithOneTimePrekey).await.map_err(failed)?,
+        None,
+        "a bundle of the former incarnation",
+    )?;
     equal(keys.upload(DEVICE, &upload(100..=104, true)).await.map_err(failed)?, 5, "prekeys of the new one")?;
     keys.reincarnate(DEVICE, wish).await.map_err(failed)?;
     equal(keys.device(DEVICE).await.map_err(failed)?.prekeys, 5, "prekeys after the repeated request")
 }
 
-async fn prekey_ids_have_63_bits(keys: Keys) -> Outcome {
+async fn prekey_ids_have_53_bits(keys: Keys) -> Outcome {
     let ids = MAX_NUMBER - 2..=MAX_NUMBER;
     equal(keys.upload(DEVICE, &upload(ids.clone(), false)).await.map_err(failed)?, 3, "prekeys")?;
     equal(
@@ -279,7 +304,8 @@ async fn prekey_ids_have_63_bits(keys: Keys) -> Outcome {
         "prekeys after a repeat",
     )?;
     for id in ids {
-        let bundle = keys.claim(DEVICE).await.map_err(failed)?.ok_or("no bundle")?;
+        let bundle =
+            keys.claim(DEVICE, BundleParts::WithOneTimePrekey).await.map_err(failed)?.ok_or("no bundle")?;
         equal(bundle.one_time.to_vec(), id.to_be_bytes().to_vec(), "the prekey with the lowest id")?;
     }
     Ok(())

@@ -2,11 +2,12 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 
-use super::{Case, MAX_NUMBER, Outcome, equal, failed, list_cases};
+use super::{Case, Outcome, equal, failed, list_cases};
 use crate::backend::{
     Command, Commit, CommitOutcome, ConversationState, CursorFilter, Head, LogPosition, Member, MessageStore,
     Operation, PageLimit, RecipientDevices, Record, SenderState,
 };
+use crate::codec::row::encode_unknown_row;
 use crate::delivery::{Decision, decide};
 use crate::model::envelope::{
     AckUpTo, Audience, DeviceBox, EmptyReason, InboxPosition, InboxRow, Message, Publish, RowContent,
@@ -14,6 +15,7 @@ use crate::model::envelope::{
 };
 use crate::model::error::ErrorKind;
 use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
+use crate::model::limits::MAX_NUMBER;
 
 type Store = Arc<dyn MessageStore>;
 
@@ -43,7 +45,7 @@ pub fn message_store() -> Vec<Case<dyn MessageStore>> {
         state_reads_back,
         every_kind_of_row_reads_back,
         large_rows_read_back,
-        numbers_have_63_bits,
+        numbers_have_53_bits,
         waiting_is_counted,
         an_unknown_conversation_is_empty,
     ]
@@ -104,6 +106,7 @@ impl Conversation {
             audience: Vec::new(),
             body: vec![n as u8; size].into(),
             boxes: vec![DeviceBox { installation: bob.installation, data: vec![n as u8; 32].into() }],
+            excluded: Vec::new(),
             sent_at: 1,
         };
         let command = Command {
@@ -557,7 +560,8 @@ async fn every_kind_of_row_reads_back(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     let (alice, bob) = (device(ALICE), device(BOB).installation);
     let mut commit = talk.next(100)?;
-    // A message with an audience, a skip, a record that could not be applied, and the device's own message.
+    // A message with an audience, a skip, a record that could not be applied, the device's own message, and content of
+    // a later release.
     let RowContent::Message { message, sealed } = commit.inbox[1].1.content.clone() else {
         return Err("the row of a recipient is no message".into());
     };
@@ -568,13 +572,14 @@ async fn every_kind_of_row_reads_back(store: Store) -> Outcome {
     let message = Arc::new(message);
     let own = RowContent::Own { message_id: message_id(4), client_seq: 4, incarnation: 2 };
     let empty = |reason, from| RowContent::Empty { reason, from };
+    let time_us = commit.state.head.time_us;
     let contents = [
         RowContent::Message { message: message.clone(), sealed },
         empty(EmptyReason::Skip, 2),
         empty(EmptyReason::Poison, 3),
         own,
+        RowContent::Unknown(encode_unknown_row(talk.id, 5, time_us + 4, false)),
     ];
-    let time_us = commit.state.head.time_us;
     let row = |at: usize, content: &RowContent| InboxRow {
         conversation: talk.id,
         seq: at as u64 + 1,
@@ -589,7 +594,7 @@ async fn every_kind_of_row_reads_back(store: Store) -> Outcome {
     commit.history[3].content = empty(EmptyReason::Skip, 4);
     commit.ids = (1..=4).map(|n| (alice.installation, message_id(n), n)).collect();
     let state = &mut commit.state;
-    state.head = Head { seq: 4, time_us: time_us + 3, group_epoch: 6, ..state.head };
+    state.head = Head { seq: 5, time_us: time_us + 4, group_epoch: 6, ..state.head };
     state.members[1].list_version = 1 << 40;
     state.members[1].installations.push(alice.installation);
     state.members.push(Member { user: UserId::from_bytes([3; 16]), list_version: 2, installations: vec![] });
@@ -602,7 +607,7 @@ async fn every_kind_of_row_reads_back(store: Store) -> Outcome {
     equal(store.state(talk.id, None).await.map_err(failed)?, Some(state), "the state")
 }
 
-async fn numbers_have_63_bits(store: Store) -> Outcome {
+async fn numbers_have_53_bits(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     let (alice, bob) = (device(ALICE).installation, device(BOB).installation);
     talk.fill(&store, 1).await?;

@@ -17,14 +17,13 @@ use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow};
 use crate::model::id::{
     ConversationId, ConversationKind, DeviceAddress, DeviceId, InstallationId, Seq, UserId,
 };
+use crate::model::limits::MAX_NUMBER;
 use crate::model::rng::Rng;
 
 /// Operations of a run.
 const OPERATIONS: usize = 60;
 /// Runs that try to make a failing one shorter.
 const SHRINK_RUNS: usize = 300;
-/// The highest seq and time: 2^53 - 1, so that browsers and JSON can hold it.
-const MAX_NUMBER: u64 = (1 << 53) - 1;
 
 type Store = Arc<dyn MessageStore>;
 

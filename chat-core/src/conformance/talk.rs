@@ -46,6 +46,7 @@ impl Talk {
             boxes: others
                 .map(|device| DeviceBox { installation: device.installation, data: vec![n as u8; 32].into() })
                 .collect(),
+            excluded: Vec::new(),
             sent_at: 1,
         };
         let recipients = self.members.iter().map(|(user, devices)| RecipientDevices {

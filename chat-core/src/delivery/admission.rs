@@ -146,6 +146,9 @@ impl Engine {
         if verdict.is_none() && stale.is_empty() {
             stale = uncovered(sender, &publish, &recipients);
         }
+        if verdict.is_none() && stale.is_empty() && excludes_user(sender, &publish, &recipients) {
+            verdict = Some(Refusal::Invalid);
+        }
         if verdict.is_none() && !stale.is_empty() {
             verdict = Some(Refusal::Mismatch(stale));
         }
@@ -261,6 +264,10 @@ fn shape(sender: DeviceAddress, publish: &Publish) -> std::result::Result<(), Re
     {
         return Err(Refusal::Invalid);
     }
+    // A device is either excluded or has a box, and the sending device is neither.
+    if publish.excluded.iter().any(|device| !seen.insert(*device) || *device == sender.installation) {
+        return Err(Refusal::Invalid);
+    }
     let fits = match id.kind() {
         Ok(ConversationKind::Direct) => {
             users.len() == 2
@@ -270,6 +277,7 @@ fn shape(sender: DeviceAddress, publish: &Publish) -> std::result::Result<(), Re
         Ok(ConversationKind::Own) => users == [sender.user] && id == ConversationId::own(sender.user),
         Ok(ConversationKind::Mailbox) => {
             users.len() == 1
+                && publish.excluded.is_empty()
                 && publish.boxes.len() == 1
                 && id == ConversationId::mailbox(sender.installation, publish.boxes[0].installation)
         }
@@ -280,21 +288,30 @@ fn shape(sender: DeviceAddress, publish: &Publish) -> std::result::Result<(), Re
     if fits { Ok(()) } else { Err(Refusal::Denied) }
 }
 
-/// Returns the users whose devices do not match the boxes.
+/// Returns the users whose devices do not match the boxes and the excluded devices.
 fn uncovered(sender: DeviceAddress, publish: &Publish, recipients: &[RecipientDevices]) -> Vec<UserId> {
-    let boxed: HashSet<InstallationId> = publish.boxes.iter().map(|one| one.installation).collect();
+    let boxed = publish.boxes.iter().map(|one| one.installation);
+    let covered: HashSet<InstallationId> = boxed.chain(publish.excluded.iter().copied()).collect();
     let missing = |r: &&RecipientDevices| {
-        r.installations.iter().any(|i| *i != sender.installation && !boxed.contains(i))
+        r.installations.iter().any(|i| *i != sender.installation && !covered.contains(i))
     };
     let mut stale: Vec<UserId> = recipients.iter().filter(missing).map(|r| r.user).collect();
     let wanted: usize =
         recipients.iter().flat_map(|r| &r.installations).filter(|i| **i != sender.installation).count();
     let mailbox = publish.number.conversation.kind() == Ok(ConversationKind::Mailbox);
-    if stale.is_empty() && (boxed.len() != wanted || (mailbox && wanted != 1)) {
+    if stale.is_empty() && (covered.len() != wanted || (mailbox && wanted != 1)) {
         // There is a box for a device that is on no list (any more).
         stale = publish.audience.iter().map(|a| a.user).collect();
     }
     stale
+}
+
+/// Returns whether every device of another user is excluded: then nobody could read the message.
+fn excludes_user(sender: DeviceAddress, publish: &Publish, recipients: &[RecipientDevices]) -> bool {
+    recipients
+        .iter()
+        .filter(|recipient| recipient.user != sender.user)
+        .any(|recipient| recipient.installations.iter().all(|device| publish.excluded.contains(device)))
 }
 
 /// Returns the refusal of the gateway if it may be answered without the log: only for ids that were never

@@ -45,11 +45,11 @@ pub struct Rates {
     pub inbound: Option<Rate>,
     /// Handles that one user resolves.
     pub resolve: Option<Rate>,
-    /// Claims of one user's prekeys by one other user. Fails closed.
+    /// Claims of one user's one-time prekeys by one other user. Above the limit a bundle has none.
     pub claims: Option<Rate>,
-    /// Claims of one user's prekeys by all users. Fails closed.
+    /// Claims of one user's one-time prekeys by all users. Above the limit a bundle has none.
     pub claimed: Option<Rate>,
-    /// Claims of any prekeys by one user. Fails closed.
+    /// Claims of any one-time prekeys by one user. Above the limit a bundle has none.
     pub claimant: Option<Rate>,
     /// Link offers that one user fetches. Fails closed.
     pub links: Option<Rate>,

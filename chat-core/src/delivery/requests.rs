@@ -1,13 +1,12 @@
 //! Answers requests of devices: device lists, prekeys, history, cursors.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Engine;
 use super::admission::refusal_of;
 use super::rates::Wait;
-use crate::backend::{AccountKey, CursorFilter, PageLimit, Reincarnation};
+use crate::backend::{AccountKey, BundleParts, CursorFilter, PageLimit, Reincarnation};
 use crate::model::client_frame::Request;
 use crate::model::close_reason::CloseReason;
 use crate::model::device_list::SignedDeviceList;
@@ -15,7 +14,7 @@ use crate::model::envelope::Refusal;
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{ConversationId, DeviceAddress, InstallationId, Seq, UserId};
 use crate::model::limits::LOW_PREKEYS;
-use crate::model::prekeys::PrekeyUpload;
+use crate::model::prekeys::{Bundle, PrekeyUpload};
 use crate::model::server_frame::Response;
 use crate::model::session_event::{Hint, SessionEvent};
 use crate::model::signing::{prekeys_transcript, verify};
@@ -26,21 +25,14 @@ impl Engine {
     /// # Errors
     /// The refusal to send.
     pub async fn respond(&self, device: DeviceAddress, request: Request) -> Result<Response, Refusal> {
-        self.pace_request(device, &request).await.map_err(Refusal::Throttled)?;
+        self.pace_request(device, &request).map_err(Refusal::Throttled)?;
         self.try_respond(device, request).await.map_err(|error| refusal_of(&error))
     }
 
-    async fn pace_request(&self, device: DeviceAddress, request: &Request) -> Result<(), Wait> {
+    fn pace_request(&self, device: DeviceAddress, request: &Request) -> Result<(), Wait> {
         let now = self.now_ms();
         match request {
             Request::Resolve(_) => self.limits.resolve(device.user, now),
-            // Claims for the user's own devices are not limited, and a user that does not exist has no
-            // prekeys to protect.
-            Request::Claim(user, _) if *user == device.user => Ok(()),
-            Request::Claim(user, _) => match self.device_list(*user).await {
-                Ok(Some(_)) => self.limits.claim((device.user, *user), now),
-                _ => Ok(()),
-            },
             Request::Offer(_) => self.limits.link(device.user, now),
             _ => Ok(()),
         }
@@ -64,15 +56,7 @@ impl Engine {
             Request::PutList(list) => self.put_list(device.user, &list, AccountKey::Same).await?,
             Request::Upload(upload) => answer.prekeys = self.upload(device, &upload).await?,
             Request::Claim(user, installations) => {
-                let list = self.device_list(user).await?;
-                let wanted: HashSet<InstallationId> = installations.into_iter().collect();
-                for listed in list.iter().flat_map(|list| list.list().addresses()) {
-                    let installation = listed.installation;
-                    if wanted.contains(&installation) && installation != device.installation {
-                        answer.bundles.extend(self.backends.keys.claim(installation).await?);
-                        self.warn_of_few_prekeys(installation).await;
-                    }
-                }
+                answer.bundles = self.claim(device, user, &installations).await?;
             }
             Request::History { conversation, before, limit } => {
                 let state = self.backends.store.state(conversation, None).await?;
@@ -98,6 +82,33 @@ impl Engine {
             }
         }
         Ok(answer)
+    }
+
+    /// Claims a bundle of each wanted device that the user lists. Above the limit of claims the bundles have no one-time
+    /// prekey: the user stays reachable, and the prekeys are not used up. A request without such a device counts as none.
+    async fn claim(
+        &self,
+        device: DeviceAddress,
+        user: UserId,
+        wanted: &[InstallationId],
+    ) -> Result<Vec<Bundle>> {
+        let list = self.device_list(user).await?;
+        let listed = list.iter().flat_map(|list| list.list().addresses()).map(|listed| listed.installation);
+        let claimed: Vec<InstallationId> =
+            listed.filter(|listed| wanted.contains(listed) && *listed != device.installation).collect();
+        // Claims for the user's own devices are not limited.
+        let is_limited = !claimed.is_empty()
+            && user != device.user
+            && self.limits.claim((device.user, user), self.now_ms()).is_err();
+        let parts = if is_limited { BundleParts::SignedOnly } else { BundleParts::WithOneTimePrekey };
+        let mut bundles = Vec::new();
+        for installation in claimed {
+            bundles.extend(self.backends.keys.claim(installation, parts).await?);
+            if !is_limited {
+                self.warn_of_few_prekeys(installation).await;
+            }
+        }
+        Ok(bundles)
     }
 
     /// Notifies a device that few of its prekeys are left, if it is connected here. Otherwise its next

@@ -182,9 +182,11 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
         }
     }
 
-    let (content, boxes) = match &command.operation {
-        Operation::Publish(publish) => (message_row(command, publish, time_us), &publish.boxes[..]),
-        Operation::Skip(_) => (RowContent::Empty { reason: EmptyReason::Skip, from: seq }, &[][..]),
+    let (content, boxes, excluded) = match &command.operation {
+        Operation::Publish(publish) => {
+            (message_row(command, publish, time_us), &publish.boxes[..], &publish.excluded[..])
+        }
+        Operation::Skip(_) => (RowContent::Empty { reason: EmptyReason::Skip, from: seq }, &[][..], &[][..]),
     };
     let own = RowContent::Own {
         message_id: number.message_id,
@@ -201,6 +203,9 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
                 match (&content, boxes.iter().find(|b| b.installation == *installation)) {
                     (RowContent::Message { message, .. }, Some(one)) => {
                         RowContent::Message { message: message.clone(), sealed: one.data.clone() }
+                    }
+                    (RowContent::Message { .. }, None) if excluded.contains(installation) => {
+                        RowContent::Empty { reason: EmptyReason::Excluded, from: seq }
                     }
                     // A member that the command does not name, or a skip: the device still gets a row for the
                     // seq.
@@ -279,8 +284,15 @@ mod tests {
             installation: device(BOB, 2).installation,
             data: vec![n].into(),
         }];
-        let publish =
-            Publish { number, first: false, audience: Vec::new(), body: vec![n].into(), boxes, sent_at: 5 };
+        let publish = Publish {
+            number,
+            first: false,
+            audience: Vec::new(),
+            body: vec![n].into(),
+            boxes,
+            excluded: Vec::new(),
+            sent_at: 5,
+        };
         let recipient = |user, n, list_version| RecipientDevices {
             user,
             list_version,

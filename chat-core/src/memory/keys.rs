@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::backend::{AccountKey, DeviceKeys, KeyDirectory, Reincarnation};
+use crate::backend::{AccountKey, BundleParts, DeviceKeys, KeyDirectory, Reincarnation};
 use crate::model::device_list::SignedDeviceList;
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{Handle, Incarnation, InstallationId, UserId};
@@ -111,13 +111,17 @@ impl KeyDirectory for MemoryKeys {
         Ok(prekeys.one_time.len() as u64)
     }
 
-    async fn claim(&self, device: InstallationId) -> Result<Option<Bundle>> {
+    async fn claim(&self, device: InstallationId, parts: BundleParts) -> Result<Option<Bundle>> {
         let mut inner = self.0.lock();
         Ok(inner.prekeys.get_mut(&device).map(|prekeys| Bundle {
             installation: device,
             signed: prekeys.signed.clone(),
             signature: prekeys.signature.clone(),
-            one_time: prekeys.one_time.pop_first().map(|(_, data)| data).unwrap_or_default(),
+            one_time: match parts {
+                BundleParts::WithOneTimePrekey => prekeys.one_time.pop_first().map(|(_, data)| data),
+                BundleParts::SignedOnly => None,
+            }
+            .unwrap_or_default(),
         }))
     }
 

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{DeviceAddress, DeviceId, InstallationId, UserId};
-use crate::model::limits::MAX_DEVICES;
+use crate::model::limits::{MAX_DEVICES, MAX_NUMBER};
 use crate::model::signing::{transcript, verify};
 use crate::proto;
 
@@ -153,14 +153,11 @@ impl DeviceList {
         }
         match (self.version, self.previous.len()) {
             // The upper bound leaves room for increments: a signer can write any number.
-            (1, 0) | (2..=MAX_VERSION, 32) => Ok(()),
+            (1, 0) | (2..=MAX_NUMBER, 32) => Ok(()),
             _ => broken("a device list has a wrong version or no previous hash"),
         }
     }
 }
-
-/// Largest version of a list.
-const MAX_VERSION: u64 = i64::MAX as u64;
 
 /// A [`DeviceList`] with a valid form and a valid signature of its account key. The caller must compare the
 /// account key with the expected one.
@@ -290,8 +287,8 @@ mod tests {
         let key = SigningKey::from_bytes(&[7; 32]);
         let v1 = sign(&DeviceList::first(UserId::from_bytes([1; 16]), 0, vec![entry(1, 1)]), &key).unwrap();
         let next = DeviceList::next(&v1, 1, vec![entry(1, 1)]);
-        assert!(sign(&DeviceList { version: MAX_VERSION, ..next.clone() }, &key).is_ok());
-        assert!(sign(&DeviceList { version: MAX_VERSION + 1, ..next.clone() }, &key).is_err());
+        assert!(sign(&DeviceList { version: MAX_NUMBER, ..next.clone() }, &key).is_ok());
+        assert!(sign(&DeviceList { version: MAX_NUMBER + 1, ..next.clone() }, &key).is_err());
         assert!(sign(&DeviceList { version: u64::MAX, ..next }, &key).is_err());
     }
 

@@ -58,8 +58,11 @@ pub struct Publish {
     pub audience: Vec<Audience>,
     /// The content, encrypted once.
     pub body: Bytes,
-    /// One for each device of the audience but the sending one.
+    /// One for each device of the audience but the sending one and the excluded ones.
     pub boxes: Vec<DeviceBox>,
+    /// Devices of the audience that the sender cannot encrypt for. At least one device of each other user is not
+    /// excluded. Their rows are empty.
+    pub excluded: Vec<InstallationId>,
     /// The sender's clock in milliseconds since 1970; display data only.
     pub sent_at: u64,
 }
@@ -92,6 +95,8 @@ pub enum EmptyReason {
     Expired,
     /// It could not be applied.
     Poison,
+    /// Its sender could not encrypt it for this device.
+    Excluded,
 }
 
 /// The content of an inbox row.
@@ -112,6 +117,8 @@ pub enum RowContent {
         /// The first seq without content.
         from: Seq,
     },
+    /// Content that this release cannot read, for example of a later release: the encoded row.
+    Unknown(Bytes),
 }
 
 /// A row of a device's inbox. Each seq produces exactly one row for every device of the device lists it
@@ -159,6 +166,7 @@ impl InboxRow {
             RowContent::Message { message, sealed } => {
                 220 + 24 * message.audience.len() + message.body.len() + sealed.len()
             }
+            RowContent::Unknown(bytes) => bytes.len(),
             _ => 64,
         }
     }

@@ -1,5 +1,8 @@
 //! Global limits; `docs/wire.md` lists them with the result of exceeding each one.
 
+/// Largest sequence number, version, generation, id of a prekey, and time: JSON and browsers hold it exactly. (2^53 - 1
+/// microseconds after 1970 is the year 2255.)
+pub const MAX_NUMBER: u64 = (1 << 53) - 1;
 /// Largest frame on the wire, in bytes.
 pub const MAX_FRAME: usize = 256 * 1024;
 /// Largest body, in bytes.

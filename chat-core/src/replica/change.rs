@@ -82,4 +82,6 @@ pub enum Change {
     AskedAgain(InstallationId, ConversationId, MessageId),
     /// Sessions were started.
     Sessions,
+    /// A row arrived whose content this release cannot read: its encoded form is kept.
+    Unknown(ConversationId, Seq, Bytes),
 }

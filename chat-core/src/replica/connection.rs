@@ -3,6 +3,7 @@
 use super::change::{Change, ListChange};
 use super::conversation::Wait;
 use super::output::{Ephemeral, Output, Stopped};
+use super::send::SOON_MS;
 use super::{DAY_MS, Phase, Purpose, RETRY_MS, Recovery, Replica};
 use crate::model::client_frame::{ClientFrame, Request};
 use crate::model::close_reason::CloseReason;
@@ -275,10 +276,15 @@ impl Replica {
                     self.stale.insert(user);
                     self.fetch_list(now, user, out);
                 }
+                let may_exclude = self.may_exclude(conversation, user, wanted);
                 if let Some(conversation) = self.conversations.get_mut(&conversation)
                     && conversation.wait == Wait::Bundles
                 {
-                    conversation.wait = if answer.bundles.is_empty() || conversation.claims > 1 {
+                    let failed = answer.bundles.is_empty() || conversation.claims > 1;
+                    conversation.wait = if failed && may_exclude {
+                        // The device may be uploading its first prekeys.
+                        Wait::Until(now.after(SOON_MS))
+                    } else if failed {
                         // The device never uploaded prekeys, or its bundle is refused. It may upload new
                         // ones at any moment, but each claim costs it one.
                         Wait::Until(now.after(1000 << conversation.claims.min(6)))

@@ -1,10 +1,10 @@
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::RETRY_MS;
 use super::draft::Draft;
 use super::snapshot::{ConversationSnapshot, OutboxEntrySnapshot};
 use crate::model::envelope::{Publish, SendPosition};
-use crate::model::id::{ClientSeq, MessageId, Seq};
+use crate::model::id::{ClientSeq, InstallationId, MessageId, Seq};
 use crate::model::time::Instant;
 
 /// The state of a conversation on its device.
@@ -26,6 +26,8 @@ pub(super) struct Conversation {
     pub missing: Option<Missing>,
     /// Bundle claims since the last message was sealed.
     pub claims: u32,
+    /// Devices with which no session can begin, each with the time until which messages exclude it.
+    pub excluded: BTreeMap<InstallationId, Instant>,
     /// The server throttles it: one message at a time until the queue is empty.
     pub paced: bool,
     /// `Mismatch` refusals (boxes did not match the device lists) since the last message was stored.

@@ -172,6 +172,7 @@ impl Replica {
                     self.mailbox.answered.clear();
                 }
                 if self.mailbox.answered.entry(from.installation).or_default().take(now, ANSWERED) {
+                    self.recalling += 1;
                     out.push(Output::Recall(from, conversation, id));
                 }
             }
@@ -195,6 +196,7 @@ impl Replica {
         id: MessageId,
         content: Option<Bytes>,
     ) {
+        self.recalling = self.recalling.saturating_sub(1);
         if let Some(content) = content {
             self.enqueue_to_device(now, asker, &ToDevice::Recovered { conversation, id, content });
         }

@@ -42,6 +42,8 @@ pub enum Output {
         number: SendPosition,
         /// The device lists of all users that the draft is sealed for.
         lists: Vec<SignedDeviceList>,
+        /// Devices without a usable bundle: those that still have no session are excluded from the message.
+        excluded: Vec<InstallationId>,
     },
     /// Start sessions with these bundles, for devices on this list, in the open transaction.
     Bundles(SignedDeviceList, Vec<Bundle>),
@@ -88,6 +90,8 @@ pub enum Ephemeral {
     ListHidden(UserId),
     /// The server limits the rate of this device: sending continues by itself after this many milliseconds.
     Throttled(u32),
+    /// These devices of a user are excluded from messages for now: no session with them can begin.
+    Excluded(UserId, Vec<InstallationId>),
     /// The replica stopped and does not reconnect by itself.
     Stopped(Stopped),
 }

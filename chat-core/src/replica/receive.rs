@@ -91,6 +91,9 @@ impl Replica {
                 self.changes.push(Change::Gap(row.conversation, from, row.seq, reason));
             }
             RowContent::Message { .. } => {}
+            RowContent::Unknown(bytes) => {
+                self.changes.push(Change::Unknown(row.conversation, row.seq, bytes));
+            }
         }
         self.advance_cursor(row.conversation, row.seq);
     }
@@ -213,8 +216,15 @@ mod tests {
             generation: 1 << 32,
         };
         let (audience, boxes) = (Vec::new(), Vec::new());
-        let publish =
-            Publish { number, first: false, audience, body: bytes::Bytes::new(), boxes, sent_at: 0 };
+        let publish = Publish {
+            number,
+            first: false,
+            audience,
+            body: bytes::Bytes::new(),
+            boxes,
+            excluded: Vec::new(),
+            sent_at: 0,
+        };
         let draft = Draft { id, to: Recipient::User(user), content: bytes::Bytes::new(), sent_at: 0 };
         let snapshot = ReplicaSnapshot {
             incarnation: 1,
@@ -257,6 +267,41 @@ mod tests {
             0,
             "the test can fail"
         );
+    }
+
+    #[test]
+    fn row_of_unknown_kind_is_kept_and_acknowledged() {
+        let user = UserId::from_bytes([1; 16]);
+        let installation = InstallationId::from_bytes([1; 16]);
+        let device = DeviceAddress { user, device: DeviceId::PRIMARY, installation };
+        let conversation = ConversationId::own(user);
+        let epoch = Some(StoreEpoch::from_bytes([1; 16]));
+        let now = Instant::from_millis(0);
+        let mut replica = Replica::new(now, ReplicaSnapshot { epoch, ..ReplicaSnapshot::new(device) }, 1);
+        let bytes = bytes::Bytes::from_static(b"of a later release");
+        let row = |seq, content| InboxRow { conversation, seq, time_us: seq, joined: seq == 1, content };
+        let unknown = row(1, RowContent::Unknown(bytes.clone()));
+        let skip = row(2, RowContent::Empty { reason: crate::model::envelope::EmptyReason::Skip, from: 2 });
+        let challenge = Challenge { nonce: bytes::Bytes::new(), min_version: 1, max_version: 1 };
+        let mut outputs = Vec::new();
+        for input in [
+            Input::Flush,
+            Input::Connected,
+            Input::Frame(ServerFrame::Challenge(challenge)),
+            Input::Frame(ServerFrame::Welcome(Welcome { prekeys: 100, ..Welcome::example() })),
+            Input::Frame(ServerFrame::Deliver(vec![unknown, skip], true)),
+            Input::Flush,
+        ] {
+            replica.step(now, input, &mut outputs);
+        }
+        let kept = outputs.iter().any(|output| match output {
+            Output::Commit(changes, _) => {
+                changes.list.contains(&Change::Unknown(conversation, 1, bytes.clone()))
+            }
+            _ => false,
+        });
+        assert!(kept, "{outputs:?}");
+        assert_eq!(replica.cursor(conversation), 2, "the row is acknowledged, and the next one is received");
     }
 
     /// A list of one device, which belongs to the account with this key.

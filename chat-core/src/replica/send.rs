@@ -21,6 +21,12 @@ const GO_BACK_MS: u64 = 1000;
 /// a row stays missing) before a recovery begins: longer than any answer can be late.
 pub(super) const DOUBT_MS: u64 = 2 * RETRY_MS;
 
+/// Milliseconds after which a bundle is claimed again before its device is excluded.
+pub(super) const SOON_MS: u64 = 500;
+
+/// Milliseconds for which messages exclude a device with which no session can begin. Then its bundle is claimed again.
+const EXCLUDED_MS: u64 = 10_000;
+
 /// Consecutive mismatches that are retried at once; later ones back off.
 const PATIENT: u32 = 4;
 
@@ -134,8 +140,10 @@ impl Replica {
                 generation: 0,
             });
             let number = SendPosition { generation: self.generation + 1, ..number };
+            let excluded = conversation.excluded.iter().filter(|(_, until)| now < **until);
+            let excluded = excluded.map(|(device, _)| *device).collect();
             self.sealing = Some((id, entry.draft.id));
-            out.push(Output::Seal { draft: entry.draft, number, lists });
+            out.push(Output::Seal { draft: entry.draft, number, lists, excluded });
             return;
         }
     }
@@ -178,6 +186,12 @@ impl Replica {
         let Some((id, message)) = self.sealing.take() else {
             return;
         };
+        let may_exclude = match &sealed {
+            Err(SealFailure::NeedBundles(user, installations)) => {
+                self.may_exclude(id, *user, installations.len())
+            }
+            _ => false,
+        };
         let Some(conversation) = self.conversations.get_mut(&id) else {
             return;
         };
@@ -198,6 +212,12 @@ impl Replica {
                 self.ratchets_moved = true;
                 self.changes.push(Change::Sealed(Box::new(publish)));
             }
+            Err(SealFailure::NeedBundles(user, installations)) if may_exclude && conversation.claims > 1 => {
+                // Their bundles were claimed twice, and no session began: the other devices get the message now.
+                let until = now.after(EXCLUDED_MS);
+                conversation.excluded.extend(installations.iter().map(|device| (*device, until)));
+                out.push(Output::Event(Ephemeral::Excluded(user, installations)));
+            }
             Err(SealFailure::NeedBundles(user, installations)) => {
                 conversation.wait = Wait::Bundles;
                 conversation.claims += 1;
@@ -206,6 +226,12 @@ impl Replica {
             }
             Err(SealFailure::Never(why)) => self.refuse_for_good(id, index, why),
         }
+    }
+
+    /// Whether messages of a conversation may exclude this many devices of a user: a device that can read them remains.
+    pub(super) fn may_exclude(&self, id: ConversationId, user: UserId, devices: usize) -> bool {
+        let remains = || self.lists.get(&user).is_some_and(|list| list.list().devices.len() > devices);
+        id.kind() != Ok(ConversationKind::Mailbox) && (user == self.device.user || remains())
     }
 
     /// Sends all sealed entries that were not sent on this connection yet.

@@ -148,6 +148,7 @@ fn generation_of_an_uncommitted_message_reaches_the_store() {
         audience: Vec::new(),
         body: bytes::Bytes::new(),
         boxes: Vec::new(),
+        excluded: Vec::new(),
         sent_at: 0,
     };
     let out = said(&mut session, 0, Input::Frame(ClientFrame::Publish(publish)));

@@ -8,7 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::accounts::sign;
 use crate::model::device_list::SignedDeviceList;
-use crate::model::envelope::{Audience, DeviceBox, InboxRow, Publish, RowContent, SendPosition};
+use crate::model::envelope::{Audience, DeviceBox, EmptyReason, InboxRow, Publish, RowContent, SendPosition};
 use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq};
 use crate::model::prekeys::{Bundle, OneTimePrekey, PrekeyUpload};
 use crate::model::rng::Rng;
@@ -25,6 +25,8 @@ pub(super) enum Shown {
     Message(InstallationId, MessageId),
     Unreadable(InstallationId, MessageId, Unreadable),
     Nothing,
+    /// The sender could not encrypt the message for this device.
+    Excluded,
 }
 
 /// The durable state of a device.
@@ -230,6 +232,7 @@ impl Device {
         draft: &Draft,
         number: SendPosition,
         lists: &[SignedDeviceList],
+        excluded: &[InstallationId],
     ) -> Result<Publish, SealFailure> {
         let own = self.address().installation;
         let wanted = |device: &InstallationId| match &draft.to {
@@ -242,6 +245,7 @@ impl Device {
                 .addresses()
                 .map(|device| device.installation)
                 .filter(|device| wanted(device) && !self.suite.current.contains_key(device))
+                .filter(|device| !excluded.contains(device))
                 .collect();
             if !missing.is_empty() {
                 return Err(SealFailure::NeedBundles(list.list().user, missing));
@@ -249,8 +253,12 @@ impl Device {
         }
         let mut boxes = Vec::new();
         let devices = lists.iter().flat_map(|list| list.list().addresses()).map(|device| device.installation);
+        let mut without_session = Vec::new();
         for to in devices.filter(wanted) {
-            let session = self.suite.current.get(&to).copied().unwrap_or_default();
+            let Some(session) = self.suite.current.get(&to).copied() else {
+                without_session.push(to);
+                continue;
+            };
             if let Some((prekey, counter)) = self.suite.sending.get_mut(&session) {
                 *counter += 1;
                 let sealed = SimBox {
@@ -272,6 +280,7 @@ impl Device {
             audience: audience.collect(),
             body: draft.content.clone(),
             boxes,
+            excluded: without_session,
             sent_at: draft.sent_at,
         })
     }
@@ -427,8 +436,14 @@ impl LocalStore {
                 self.shown.push((row.conversation, row.seq, shown));
             }
             Change::Cursor(conversation, seq) => self.conversation(conversation).cursor = seq,
+            Change::Gap(conversation, from, _, EmptyReason::Excluded) => {
+                self.shown.push((conversation, from, Shown::Excluded));
+            }
             Change::Gap(conversation, from, to, _) => {
                 self.shown.extend((from..=to).map(|seq| (conversation, seq, Shown::Nothing)));
+            }
+            Change::Unknown(conversation, seq, _) => {
+                self.shown.push((conversation, seq, Shown::Nothing));
             }
             Change::Handle(handle, user) => self.saved.handles.push((handle, user)),
             Change::List(list, _) => {

@@ -25,6 +25,8 @@ pub(super) struct Oracle {
     pub sent: BTreeMap<InstallationId, Vec<MessageId>>,
     /// Messages that were acknowledged to a device as stored, with their positions.
     pub acked: HashMap<(InstallationId, MessageId), (ConversationId, Seq)>,
+    /// The messages that were encrypted without this device, because no session with it could begin.
+    pub excluded: HashSet<(MessageId, InstallationId)>,
     /// Retention may have removed rows committed before this time, in microseconds since 1970.
     pub swept_us: u64,
     violation: Option<Violation>,
@@ -190,6 +192,7 @@ impl Oracle {
                     }
                     Some(Shown::Unreadable(..) | Shown::Nothing) if any_restore => {}
                     Some(Shown::Nothing) if row.time_us < self.swept_us => {}
+                    Some(Shown::Excluded) if self.excluded.contains(&(message.id, own.installation)) => {}
                     _ => self.broken("lost", format!("{own:?} never showed {} of {id:?}", row.seq)),
                 }
             }

@@ -96,8 +96,8 @@ impl ClientFrame {
 }
 
 fn ack_from_proto(conversation: &[u8], seq: Seq) -> Result<AckUpTo> {
-    if seq == 0 || seq > u64::MAX / 2 {
-        return Err(invalid("a seq must be 1 to 2^63-1"));
+    if seq == 0 || seq > MAX_NUMBER {
+        return Err(invalid("a seq must be 1 to 2^53-1"));
     }
     Ok(AckUpTo { conversation: ConversationId::parse(conversation)?, seq })
 }
@@ -185,7 +185,7 @@ fn upload_from_proto(raw: proto::Prekeys) -> Result<PrekeyUpload> {
     let mut one_time = Vec::with_capacity(raw.one_time.len());
     let mut last = 0;
     if raw.uploaded_through > MAX_NUMBER {
-        return Err(invalid("a prekey id must be below 2^63"));
+        return Err(invalid("a prekey id must be below 2^53"));
     }
     for key in raw.one_time {
         at_most(key.data.len(), 4096, "a prekey is too large")?;

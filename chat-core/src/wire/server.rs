@@ -6,8 +6,8 @@ use prost::Message as _;
 use super::{Bundle, Challenge, CloseReason, Response, ServerFrame, Welcome};
 use crate::codec::device_list::{list_from_proto, list_to_proto};
 use crate::codec::outcome::{refused_from_proto, refused_to_proto, stored_from_proto, stored_to_proto};
-use crate::codec::row::{from_proto as row_from_proto, to_proto as row_to_proto};
-use crate::codec::{MAX_NUMBER, at_most, invalid};
+use crate::codec::row::decode_sent_row;
+use crate::codec::{MAX_NUMBER, at_most, encode_row, invalid};
 use crate::model::envelope::InboxCursor;
 use crate::model::error::Result;
 use crate::model::id::{ConversationId, Handle, InstallationId, StoreEpoch, UserId};
@@ -39,7 +39,7 @@ impl ServerFrame {
                 rollback: w.rollback,
                 incarnation: w.incarnation,
                 prekeys: w.prekeys,
-                list_version: w.list_version,
+                list_version: w.list_version.min(MAX_NUMBER),
             }),
             Frame::Registered(r) => {
                 let list = r.list.map(list_from_proto).transpose()?;
@@ -51,7 +51,7 @@ impl ServerFrame {
                 Self::Refused(subject, refusal)
             }
             Frame::Deliver(deliver) => {
-                let rows = deliver.rows.into_iter().map(row_from_proto).collect::<Result<_>>()?;
+                let rows = deliver.rows.into_iter().map(decode_sent_row).collect::<Result<_>>()?;
                 Self::Deliver(rows, deliver.caught_up)
             }
             Frame::HeartbeatReply(reply) => Self::HeartbeatReply(reply.server_time.min(MAX_NUMBER)),
@@ -61,14 +61,16 @@ impl ServerFrame {
             Frame::Receipt(r) => Self::Receipt {
                 conversation: ConversationId::parse(&r.conversation)?,
                 user: UserId::parse(&r.user)?,
-                delivered: r.delivered,
-                read: r.read,
+                delivered: r.delivered.min(MAX_NUMBER),
+                read: r.read.min(MAX_NUMBER),
             },
             Frame::Typing(t) => {
                 Self::Typing(ConversationId::parse(&t.conversation)?, UserId::parse(&t.user)?)
             }
             Frame::Presence(p) => Self::Presence(UserId::parse(&p.user)?, p.online),
-            Frame::ListChanged(changed) => Self::ListChanged(UserId::parse(&changed.user)?, changed.version),
+            Frame::ListChanged(changed) => {
+                Self::ListChanged(UserId::parse(&changed.user)?, changed.version.min(MAX_NUMBER))
+            }
             Frame::LinkAnswer(answer) => Self::LinkAnswer(answer.answer),
             Frame::PrekeysLow(low) => Self::PrekeysLow(low.left),
             Frame::Close(frame) => Self::Close {
@@ -106,7 +108,7 @@ impl ServerFrame {
             Self::Stored(s) => Frame::Stored(stored_to_proto(s)),
             Self::Refused(subject, refusal) => Frame::Refused(refused_to_proto(subject, refusal)),
             Self::Deliver(rows, caught_up) => Frame::Deliver(proto::Deliver {
-                rows: rows.iter().map(row_to_proto).collect(),
+                rows: rows.iter().map(|row| encode_row(row).into()).collect(),
                 caught_up: *caught_up,
             }),
             Self::HeartbeatReply(time) => Frame::HeartbeatReply(proto::HeartbeatReply { server_time: *time }),
@@ -163,7 +165,7 @@ fn response_to_proto(id: u64, answer: &Response) -> proto::Response {
                 uploaded_through: 0,
             })
             .collect(),
-        rows: answer.rows.iter().map(row_to_proto).collect(),
+        rows: answer.rows.iter().map(|row| encode_row(row).into()).collect(),
         cursors: answer
             .cursors
             .iter()
@@ -198,10 +200,10 @@ fn response_from_proto(raw: proto::Response) -> Result<Response> {
         handles: raw.handles.iter().map(|h| Handle::new(h).ok()).collect(),
         prekeys: raw.prekeys,
         bundles: bundles.collect::<Result<_>>()?,
-        rows: raw.rows.into_iter().map(row_from_proto).collect::<Result<_>>()?,
+        rows: raw.rows.into_iter().map(decode_sent_row).collect::<Result<_>>()?,
         cursors: cursors.collect::<Result<_>>()?,
         incarnation: raw.incarnation,
         offer: raw.offer,
-        delivered: raw.delivered,
+        delivered: raw.delivered.min(MAX_NUMBER),
     })
 }

@@ -10,15 +10,17 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use chat_core::backend::Backends;
+use chat_core::backend::{Backends, PageLimit};
 use chat_core::delivery::{EngineSettings, Rates};
 use chat_core::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
-use chat_core::envelope::{AckUpTo, Audience, DeviceBox, Publish, Refusal, SendPosition};
+use chat_core::envelope::{
+    AckUpTo, Audience, DeviceBox, EmptyReason, InboxPosition, Publish, Refusal, RowContent, SendPosition,
+};
 use chat_core::limits::{HEARTBEAT_MS, IDLE_MS, STORED_PREKEYS};
 use chat_core::memory::{ManualClock, MemoryRegistry, MemoryRouter};
 use chat_core::signing::prekeys_transcript;
 use chat_core::wire::{OneTimePrekey, PrekeyUpload, Registration, Request};
-use chat_core::{ConversationId, DeviceAddress, DeviceId, Engine, Handle, MessageId};
+use chat_core::{ConversationId, DeviceAddress, DeviceId, Engine, Handle, InstallationId, MessageId};
 use ed25519_dalek::{Signer, SigningKey};
 use futures_util::FutureExt;
 
@@ -96,15 +98,27 @@ impl User {
         }
     }
 
-    /// Publishes a message. Returns the refusal if one is answered at once.
-    fn publish(&mut self, engine: &Engine, to: &Self, size: usize) -> Option<Refusal> {
-        let number = self.number(to);
+    /// Returns the next message to a user's first device.
+    fn next(&self, to: &Self, size: usize) -> Publish {
         let audience = [self, to]
             .map(|user: &Self| Audience { user: user.device().user, list_version: user.list.list().version });
         let boxes =
             vec![DeviceBox { installation: to.device().installation, data: Bytes::from_static(b"box") }];
-        let body = vec![7; size].into();
-        let publish = Publish { number, first: true, audience: audience.to_vec(), body, boxes, sent_at: 0 };
+        Publish {
+            number: self.number(to),
+            first: true,
+            audience: audience.to_vec(),
+            body: vec![7; size].into(),
+            boxes,
+            excluded: Vec::new(),
+            sent_at: 0,
+        }
+    }
+
+    /// Publishes a message. Returns the refusal if one is answered at once.
+    fn publish(&mut self, engine: &Engine, to: &Self, size: usize) -> Option<Refusal> {
+        let publish = self.next(to, size);
+        let number = publish.number;
         let refusal = ready(submit(engine, self.device(), publish));
         if refusal.is_none() {
             (self.sent, self.prev) = (number.client_seq, number.message_id);
@@ -215,6 +229,7 @@ fn recipient_is_no_contact_until_it_answers() {
         audience: vec![Audience { user: eve.device().user, list_version: 1 }],
         body: Bytes::from_static(b"body"),
         boxes: vec![DeviceBox { installation: eve.device().installation, data: Bytes::from_static(b"box") }],
+        excluded: Vec::new(),
         sent_at: 0,
     };
     assert_eq!(ready(submit(&engine, bob.device(), publish)), None);
@@ -300,9 +315,15 @@ fn prekey_claims_are_limited_and_the_owner_is_notified_of_few() {
     for _ in 0..6 {
         assert!(!claim().unwrap().bundles[0].one_time.is_empty());
     }
-    assert_eq!(claim(), Err(Refusal::Throttled(600_000)), "six, then one per ten minutes");
+    for _ in 0..3 {
+        let bundles = claim().unwrap().bundles;
+        assert_eq!(bundles[0].signed, signed, "bob stays reachable");
+        assert!(bundles[0].one_time.is_empty(), "six one-time prekeys, then one per ten minutes");
+    }
+    let nothing = Request::Claim(bob.device().user, Vec::new());
     clock.set_us(START_US + 600_000_000);
-    assert!(claim().is_ok());
+    assert!(ready(engine.respond(alice.device(), nothing)).unwrap().bundles.is_empty());
+    assert!(!claim().unwrap().bundles[0].one_time.is_empty(), "a claim of nothing did not count");
     let events: Vec<_> = std::iter::from_fn(|| handle.events.try_recv().ok()).flatten().collect();
     let low = |left| chat_core::delivery::SessionEvent::Hint(chat_core::delivery::Hint::PrekeysLow(left));
     assert_eq!(events, vec![low(19), low(18)]);
@@ -311,6 +332,44 @@ fn prekey_claims_are_limited_and_the_owner_is_notified_of_few() {
     }
     let more = ready(engine.respond(bob.device(), upload(225)));
     assert!(matches!(more, Err(Refusal::Throttled(_))), "at most {STORED_PREKEYS} are stored");
+}
+
+#[test]
+fn publish_may_exclude_devices_but_not_a_user() {
+    let clock = Arc::new(ManualClock::default());
+    clock.set_us(START_US);
+    let backends = Backends { router: Arc::new(MemoryRouter::new(4, clock.clone())), ..Backends::memory() };
+    let store = backends.store.clone();
+    let engine =
+        Engine::new(backends, EngineSettings { rates: Rates::OFF, ..EngineSettings::default() }, clock);
+    let (alice, mut bob) = (User::new(1, "alice"), User::new(2, "bob"));
+    let tablet = DeviceEntry::new(DeviceId::new(2).unwrap(), [77; 32], vec![77; 33].into());
+    let devices = [bob.list.list().devices.clone(), vec![tablet.clone()]].concat();
+    bob.list = sign(&bob.account, &DeviceList::first(bob.device().user, 0, devices));
+    alice.register(&engine);
+    bob.register(&engine);
+    let (phone, tablet) = (bob.device().installation, tablet.installation());
+    let outcome = |boxed: &[InstallationId], excluded: &[InstallationId]| {
+        let mut publish = alice.next(&bob, 10);
+        let boxes =
+            boxed.iter().map(|one| DeviceBox { installation: *one, data: Bytes::from_static(b"box") });
+        publish.boxes = boxes.collect();
+        publish.excluded = excluded.to_vec();
+        ready(submit(&engine, alice.device(), publish))
+    };
+    assert_eq!(outcome(&[], &[phone, tablet]), Some(Refusal::Invalid), "no device of the user");
+    assert_eq!(outcome(&[phone, tablet], &[tablet]), Some(Refusal::Invalid), "a box, and excluded");
+    let own = alice.device().installation;
+    assert_eq!(outcome(&[phone, tablet], &[own]), Some(Refusal::Invalid), "the sending device");
+    let other = InstallationId::from_bytes([99; 16]);
+    assert!(matches!(outcome(&[phone], &[other]), Some(Refusal::Mismatch(_))), "an unlisted device");
+    assert!(matches!(outcome(&[phone], &[]), Some(Refusal::Mismatch(_))), "a missing box");
+    assert_eq!(outcome(&[phone], &[tablet]), None);
+    work(&engine);
+    let inbox = |device| ready(store.inbox(device, InboxPosition::START, PageLimit::MAX)).unwrap();
+    assert!(matches!(inbox(phone)[0].content, RowContent::Message { .. }));
+    let empty = RowContent::Empty { reason: EmptyReason::Excluded, from: 1 };
+    assert_eq!(inbox(tablet)[0].content, empty, "the device gets a row for the seq");
 }
 
 #[test]

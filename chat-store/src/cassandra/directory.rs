@@ -3,7 +3,7 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use chat_core::backend::{AccountKey, DeviceKeys, KeyDirectory, Reincarnation};
+use chat_core::backend::{AccountKey, BundleParts, DeviceKeys, KeyDirectory, Reincarnation};
 use chat_core::codec::{decode_list, encode_list};
 use chat_core::device_list::SignedDeviceList;
 use chat_core::limits::STORED_PREKEYS;
@@ -207,7 +207,7 @@ impl KeyDirectory for CassandraStore {
         Err(contended())
     }
 
-    async fn claim(&self, device: InstallationId) -> Result<Option<Bundle>> {
+    async fn claim(&self, device: InstallationId, parts: BundleParts) -> Result<Option<Bundle>> {
         for _ in 0..TRIES {
             let rows = self
                 .connection
@@ -223,7 +223,9 @@ impl KeyDirectory for CassandraStore {
                 signature: signature.into(),
                 one_time: Bytes::from(one_time),
             };
-            let (Some(id), Some(data)) = (id, data) else { return Ok(Some(bundle(Vec::new()))) };
+            let (Some(id), Some(data), BundleParts::WithOneTimePrekey) = (id, data, parts) else {
+                return Ok(Some(bundle(Vec::new())));
+            };
             // If the outcome is unknown, the call fails: the key may be deleted, and no device gets it then.
             if self
                 .connection

@@ -3,7 +3,7 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use chat_core::backend::{AccountKey, DeviceKeys, KeyDirectory, Reincarnation};
+use chat_core::backend::{AccountKey, BundleParts, DeviceKeys, KeyDirectory, Reincarnation};
 use chat_core::codec::{decode_list, encode_list};
 use chat_core::device_list::SignedDeviceList;
 use chat_core::limits::STORED_PREKEYS;
@@ -137,12 +137,16 @@ impl Tables {
         Ok((kept, Some(batch)))
     }
 
-    fn claim(&self, device: InstallationId) -> Changed<Option<Bundle>> {
+    fn claim(&self, device: InstallationId, parts: BundleParts) -> Changed<Option<Bundle>> {
         let Some((signed, signature, _)) = self.read_bundle(device)? else {
             return Ok((None, None));
         };
         let bundle = |one_time| Some(Bundle { installation: device, signed, signature, one_time });
-        let Some(guard) = self.prekeys.prefix(device.as_bytes()).next() else {
+        let first = match parts {
+            BundleParts::WithOneTimePrekey => self.prekeys.prefix(device.as_bytes()).next(),
+            BundleParts::SignedOnly => None,
+        };
+        let Some(guard) = first else {
             return Ok((bundle(Bytes::new()), None));
         };
         let (key, value) = guard.into_inner().map_err(failed)?;
@@ -211,8 +215,8 @@ impl KeyDirectory for EmbeddedStore {
         self.writer.change(move |tables| tables.upload(device, &upload)).await
     }
 
-    async fn claim(&self, device: InstallationId) -> Result<Option<Bundle>> {
-        self.writer.change(move |tables| tables.claim(device)).await
+    async fn claim(&self, device: InstallationId, parts: BundleParts) -> Result<Option<Bundle>> {
+        self.writer.change(move |tables| tables.claim(device, parts)).await
     }
 
     async fn device(&self, device: InstallationId) -> Result<DeviceKeys> {

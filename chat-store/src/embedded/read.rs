@@ -14,6 +14,8 @@ use super::{Tables, corrupt, failed, keys};
 const MESSAGE: u8 = 1;
 /// Flag in the first byte of an inbox value: the message is the device's first row of the conversation.
 const JOINED: u8 = 2;
+/// Flag in the first byte of an inbox value: the rest is a row with content that the writer did not know.
+const UNKNOWN: u8 = 4;
 
 /// Returns the inbox value of a row. That of a message holds only this device's box; the rest is in history.
 pub(super) fn inbox_value(row: &InboxRow) -> Vec<u8> {
@@ -24,8 +26,8 @@ pub(super) fn inbox_value(row: &InboxRow) -> Vec<u8> {
             value.extend_from_slice(sealed);
             value
         }
-        _ => {
-            let mut value = vec![0];
+        content => {
+            let mut value = vec![if matches!(content, RowContent::Unknown(_)) { UNKNOWN } else { 0 }];
             value.extend(encode_row(row));
             value
         }
@@ -36,6 +38,7 @@ pub(super) fn inbox_value(row: &InboxRow) -> Vec<u8> {
 pub(super) fn inbox_size(history: &InboxRow, value: &[u8]) -> usize {
     match value.first() {
         Some(tag) if tag & MESSAGE != 0 => history.size() + value.len() - 1,
+        Some(tag) if tag & UNKNOWN != 0 => value.len() - 1,
         _ => 64,
     }
 }

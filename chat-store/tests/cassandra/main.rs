@@ -197,8 +197,15 @@ impl Talk {
         };
         let boxes = vec![DeviceBox { installation: self.to.installation, data: vec![1; 20].into() }];
         let audience = Vec::new();
-        let publish =
-            Publish { number, first: true, audience, body: vec![n as u8; 100].into(), boxes, sent_at: 0 };
+        let publish = Publish {
+            number,
+            first: true,
+            audience,
+            body: vec![n as u8; 100].into(),
+            boxes,
+            excluded: Vec::new(),
+            sent_at: 0,
+        };
         let recipients = [self.from, self.to].map(|one| RecipientDevices {
             user: one.user,
             list_version: 1,

@@ -1,7 +1,7 @@
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use crate::backend::{AccountKey, DeviceKeys, KeyDirectory, Reincarnation};
+use crate::backend::{AccountKey, BundleParts, DeviceKeys, KeyDirectory, Reincarnation};
 use crate::conformance::pause;
 use crate::memory::MemoryKeys;
 use crate::model::device_list::SignedDeviceList;
@@ -40,12 +40,13 @@ pub enum DirectoryFault {
     ConcurrentRegistrationsSucceed,
     /// Concurrent lists are checked before one of them is written.
     ConcurrentListsSucceed,
-    PrekeyIdAsDouble,
+    PrekeyIdAsFloat,
+    SignedOnlyTakesPrekey,
 }
 
 impl DirectoryFault {
     /// All faults.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::TakenHandleAccepted,
         Self::RepeatedRegistrationRefused,
         Self::ListWithoutAccountAccepted,
@@ -70,7 +71,8 @@ impl DirectoryFault {
         Self::ConcurrentClaimsShareAPrekey,
         Self::ConcurrentRegistrationsSucceed,
         Self::ConcurrentListsSucceed,
-        Self::PrekeyIdAsDouble,
+        Self::PrekeyIdAsFloat,
+        Self::SignedOnlyTakesPrekey,
     ];
 }
 
@@ -203,8 +205,8 @@ impl KeyDirectory for FaultyDirectory {
             upload.one_time.iter_mut().for_each(|key| key.id += shift);
             upload.uploaded_through += shift;
         }
-        if self.has(F::PrekeyIdAsDouble) {
-            let bend = |id: u64| id as f64 as u64;
+        if self.has(F::PrekeyIdAsFloat) {
+            let bend = |id: u64| id as f32 as u64;
             upload.one_time.iter_mut().for_each(|key| key.id = bend(key.id));
             upload.uploaded_through = bend(upload.uploaded_through);
         }
@@ -217,8 +219,9 @@ impl KeyDirectory for FaultyDirectory {
         }
     }
 
-    async fn claim(&self, device: InstallationId) -> Result<Option<Bundle>> {
+    async fn claim(&self, device: InstallationId, parts: BundleParts) -> Result<Option<Bundle>> {
         use DirectoryFault as F;
+        let parts = if self.has(F::SignedOnlyTakesPrekey) { BundleParts::WithOneTimePrekey } else { parts };
         if self.has(F::PrekeyClaimedTwice)
             && let Some(bundle) = self.claimed.lock().take()
         {
@@ -229,13 +232,13 @@ impl KeyDirectory for FaultyDirectory {
             if running.is_some() {
                 return Ok(running);
             }
-            let bundle = self.keys.claim(device).await?;
+            let bundle = self.keys.claim(device, parts).await?;
             self.claiming.lock().clone_from(&bundle);
             pause().await;
             *self.claiming.lock() = None;
             return Ok(bundle);
         }
-        let bundle = self.keys.claim(device).await?;
+        let bundle = self.keys.claim(device, parts).await?;
         (*self.claimed.lock()).clone_from(&bundle);
         Ok(match bundle {
             Some(bundle) if self.has(F::NoBundleWithoutPrekey) && bundle.one_time.is_empty() => None,
@@ -269,7 +272,7 @@ impl KeyDirectory for FaultyDirectory {
             wish.asked = true;
         }
         let keeps = self.has(F::NewIncarnationKeepsPrekeys);
-        let before = if keeps { self.keys.claim(device).await? } else { None };
+        let before = if keeps { self.keys.claim(device, BundleParts::SignedOnly).await? } else { None };
         let incarnation = self.keys.reincarnate(device, wish).await?;
         if let Some(bundle) = before {
             let upload = PrekeyUpload {

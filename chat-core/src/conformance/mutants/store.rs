@@ -72,7 +72,7 @@ faults! {
     ThirtyTwoBitSeq,
     ThirtyTwoBitTime,
     /// A generation is stored as a floating-point number.
-    GenerationAsDouble,
+    GenerationAsFloat,
     // Ack
     GenerationGoesBackOnAck,
     RejectedAckRaisesGeneration,
@@ -211,7 +211,7 @@ impl FaultyStore {
     }
 
     fn bend_generation(&self, generation: u64) -> u64 {
-        if self.has(StoreFault::GenerationAsDouble) { generation as f64 as u64 } else { generation }
+        if self.has(StoreFault::GenerationAsFloat) { generation as f32 as u64 } else { generation }
     }
 
     fn apply(&self, tables: &mut Tables, commit: Commit) {

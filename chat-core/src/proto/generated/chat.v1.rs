@@ -278,12 +278,15 @@ pub struct Publish {
     /// The content, encrypted once.
     #[prost(bytes = "bytes", tag = "9")]
     pub body: ::prost::bytes::Bytes,
-    /// One box for each device of the audience except the sending device.
+    /// One box for each device of the audience except the sending device and the excluded ones.
     #[prost(message, repeated, tag = "10")]
     pub boxes: ::prost::alloc::vec::Vec<DeviceBox>,
     /// The sender's clock; display data only.
     #[prost(uint64, tag = "11")]
     pub sent_at: u64,
+    /// Installations of the audience that the sender cannot encrypt for. They receive an EmptyRow.
+    #[prost(bytes = "bytes", repeated, tag = "12")]
+    pub excluded: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 /// Uses up the number of a refused message.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -469,10 +472,11 @@ pub mod row {
     }
 }
 /// Rows of the device's inbox, in drain order while the device catches up.
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Deliver {
-    #[prost(message, repeated, tag = "1")]
-    pub rows: ::prost::alloc::vec::Vec<Row>,
+    /// Each is an encoded Row. A reader keeps the bytes of a row whose content it does not know.
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pub rows: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
     /// No more rows are waiting.
     #[prost(bool, tag = "2")]
     pub caught_up: bool,
@@ -724,9 +728,9 @@ pub struct Response {
     /// Claim: the bundles.
     #[prost(message, repeated, tag = "5")]
     pub bundles: ::prost::alloc::vec::Vec<Bundle>,
-    /// History: rows, newest first.
-    #[prost(message, repeated, tag = "6")]
-    pub rows: ::prost::alloc::vec::Vec<Row>,
+    /// History: encoded Rows, newest first.
+    #[prost(bytes = "bytes", repeated, tag = "6")]
+    pub rows: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
     /// Cursors.
     #[prost(message, repeated, tag = "7")]
     pub cursors: ::prost::alloc::vec::Vec<InboxCursor>,
@@ -940,6 +944,8 @@ pub enum EmptyReason {
     Expired = 2,
     /// It could not be applied.
     Poison = 3,
+    /// The sender could not encrypt the message for this device.
+    Excluded = 4,
 }
 impl EmptyReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -952,6 +958,7 @@ impl EmptyReason {
             Self::Skip => "EMPTY_REASON_SKIP",
             Self::Expired => "EMPTY_REASON_EXPIRED",
             Self::Poison => "EMPTY_REASON_POISON",
+            Self::Excluded => "EMPTY_REASON_EXCLUDED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -961,6 +968,7 @@ impl EmptyReason {
             "EMPTY_REASON_SKIP" => Some(Self::Skip),
             "EMPTY_REASON_EXPIRED" => Some(Self::Expired),
             "EMPTY_REASON_POISON" => Some(Self::Poison),
+            "EMPTY_REASON_EXCLUDED" => Some(Self::Excluded),
             _ => None,
         }
     }

@@ -127,8 +127,13 @@ impl World {
                 answers.push_back(Input::Recalled(asker, conversation, id, content));
             }
             Output::EndSession(peer) => one.end_session(peer),
-            Output::Seal { draft, number, lists } => {
-                answers.push_back(Input::Sealed(one.seal(&draft, number, &lists)));
+            Output::Seal { draft, number, lists, excluded } => {
+                let sealed = one.seal(&draft, number, &lists, &excluded);
+                for publish in &sealed {
+                    let without = publish.excluded.iter().map(|device| (draft.id, *device));
+                    self.oracle.excluded.extend(without);
+                }
+                answers.push_back(Input::Sealed(sealed));
             }
             Output::Bundles(_, bundles) => one.start_sessions(bundles, &mut self.rng),
             Output::Forget(incarnation) => one.forget(incarnation),
