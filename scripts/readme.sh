@@ -104,6 +104,8 @@ check_5() {
 check_6() { wait_for 90 "the end of the server" ended "$(cat target/server.pid)"; }
 
 directory=$(mktemp -d)
+# Profiles that are names are in this directory.
+export XDG_DATA_HOME=$directory/share
 trap cleanup EXIT
 trap 'echo "readme: stopped, the limit is $limit s" >&2; exit 1' TERM
 cd "$directory"

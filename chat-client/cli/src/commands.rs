@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use chat_client::{
     Client, Content, DeviceId, Error, ErrorKind, Event, Events, Handle, LinkCode, SafetyNumber, Status,
+    Ticket,
 };
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::event_json::{problem, unreadable_reason};
+use crate::output::{ExitCode, Failure, line, printable};
 use crate::{Arguments, text};
 
 /// Maximum time that a command waits for the server.
@@ -16,7 +18,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// Number of lines that `send -` submits before it waits for the first of them.
 const IN_FLIGHT: usize = 1024;
 
-pub(crate) async fn register(arguments: &Arguments, name: &str, replace: bool) -> Result<(), String> {
+pub(crate) async fn register(arguments: &Arguments, name: &str, replace: bool) -> Result<(), Failure> {
     let config = arguments.config()?;
     let opened = if replace {
         Client::replace(config, name).await
@@ -26,7 +28,7 @@ pub(crate) async fn register(arguments: &Arguments, name: &str, replace: bool) -
     let client = opened.map_err(text)?;
     ready(&client).await?;
     client.close().await;
-    println!("registered {name}");
+    line(format!("registered {name}"))?;
     Ok(())
 }
 
@@ -36,50 +38,59 @@ async fn ready(client: &Client) -> Result<(), String> {
     ready.map_err(|_| "the server did not answer".to_owned())?.map_err(text)
 }
 
-pub(crate) async fn login(arguments: &Arguments) -> Result<(), String> {
+pub(crate) async fn login(arguments: &Arguments) -> Result<(), Failure> {
     let client = arguments.open().await?;
     ready(&client).await?;
-    println!("logged in as {}", client.handle().as_str());
+    line(format!("logged in as {}", client.handle().as_str()))?;
     client.close().await;
     Ok(())
 }
 
-pub(crate) async fn accept(arguments: &Arguments, user: &str, number: &str) -> Result<(), String> {
+pub(crate) async fn accept(arguments: &Arguments, user: &str, number: &str) -> Result<(), Failure> {
     let number = SafetyNumber::parse(number).map_err(text)?;
     let client = arguments.open().await?;
     let id = retry(|| client.resolve(user)).await?;
     client.accept_identity(id, &number).await.map_err(text)?;
-    println!("accepted the keys of {user}");
+    line(format!("accepted the keys of {user}"))?;
     client.close().await;
     Ok(())
 }
 
-pub(crate) async fn reincarnate(arguments: &Arguments) -> Result<(), String> {
+pub(crate) async fn reincarnate(arguments: &Arguments) -> Result<(), Failure> {
     let client = arguments.open().await?;
     client.reincarnate().await.map_err(text)?;
     ready(&client).await?;
-    println!("this profile continues; a copy of it stops");
+    line("this profile continues; a copy of it stops")?;
     client.close().await;
     Ok(())
 }
 
-pub(crate) async fn link(arguments: &Arguments) -> Result<(), String> {
+pub(crate) async fn link(arguments: &Arguments) -> Result<(), Failure> {
     let pending = Client::link(arguments.config()?).await.map_err(text)?;
-    println!("On your first device type:\n  chat link {}", pending.code());
+    line(format!("On your first device type:\n  chat link {}", pending.code()))?;
     let client = pending.approved().await.map_err(text)?;
     ready(&client).await?;
-    println!("linked as device {} of {}", client.device().get(), client.handle().as_str());
+    line(format!("linked as device {} of {}", client.device().get(), client.handle().as_str()))?;
+    print_account(&client).await?;
     client.close().await;
     Ok(())
 }
 
-pub(crate) async fn approve(arguments: &Arguments, code: &str) -> Result<(), String> {
+pub(crate) async fn approve(arguments: &Arguments, code: &str) -> Result<(), Failure> {
     let code = LinkCode::parse(code).map_err(text)?;
     let client = arguments.open().await?;
     ready(&client).await?;
     let device = retry(|| client.approve_link(&code)).await?;
-    println!("linked device {}", device.get());
+    line(format!("linked device {}", device.get()))?;
+    print_account(&client).await?;
     client.close().await;
+    Ok(())
+}
+
+/// Prints the safety number of the account itself: both devices of a link show the same one.
+async fn print_account(client: &Client) -> Result<(), Failure> {
+    let number = retry(|| client.safety_number(client.user())).await?;
+    line(format!("safety number of the account, the same on both devices:\n  {number}"))?;
     Ok(())
 }
 
@@ -96,65 +107,103 @@ async fn retry<T, F: Future<Output = Result<T, Error>>>(ask: impl Fn() -> F) -> 
     }
 }
 
-pub(crate) async fn send(arguments: &Arguments, user: &str, what: &str) -> Result<(), String> {
+pub(crate) async fn send(arguments: &Arguments, user: &str, what: &str) -> Result<(), Failure> {
     let to = Handle::new(user).map_err(text)?;
     let client = arguments.open().await?;
-    let mut tickets = Vec::new();
-    if what == "-" {
-        let mut lines = BufReader::new(tokio::io::stdin()).lines();
-        let mut submitted = VecDeque::new();
-        while let Some(line) = lines.next_line().await.map_err(|e| e.to_string())? {
-            submitted.push_back(client.submit(&to, line).await.map_err(text)?);
-            if submitted.len() > IN_FLIGHT
-                && let Some(first) = submitted.pop_front()
-            {
-                tickets.push(first.await.map_err(text)?);
-            }
-        }
-        for submission in submitted {
-            tickets.push(submission.await.map_err(text)?);
-        }
+    let (tickets, invalid) = if what == "-" {
+        send_input(&client, &to).await?
     } else {
-        tickets.push(client.send(&to, what).await.map_err(text)?);
+        (vec![client.send(&to, what).await.map_err(text)?], 0)
+    };
+    let outcome = outcome(&client, &tickets, Duration::from_secs(arguments.quit_after)).await;
+    client.close().await;
+    outcome?;
+    match invalid {
+        0 => Ok(()),
+        invalid => Err(format!("{invalid} lines were not sent").into()),
     }
+}
+
+/// Sends each line of the input. Returns the tickets, and the number of lines that cannot be sent.
+async fn send_input(client: &Client, to: &Handle) -> Result<(Vec<Ticket>, usize), Failure> {
+    let mut input = BufReader::new(tokio::io::stdin());
+    let (mut tickets, mut submitted, mut invalid) = (Vec::new(), VecDeque::new(), 0);
+    let mut bytes = Vec::new();
+    for number in 1.. {
+        bytes.clear();
+        if input.read_until(b'\n', &mut bytes).await.map_err(|e| format!("failed to read the input: {e}"))?
+            == 0
+        {
+            break;
+        }
+        let content = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+        let submission = match std::str::from_utf8(content.strip_suffix(b"\r").unwrap_or(content)) {
+            Ok(content) => client.submit(to, content).await.map_err(|error| (error.kind(), text(error))),
+            Err(_) => Err((ErrorKind::Invalid, "the line is not UTF-8".to_owned())),
+        };
+        match submission {
+            Ok(submission) => submitted.push_back(submission),
+            // The line cannot be sent; the others can.
+            Err((ErrorKind::Invalid, reason)) => {
+                invalid += 1;
+                eprintln!("chat: line {number} was not sent: {reason}");
+            }
+            Err((_, reason)) => return Err(reason.into()),
+        }
+        if submitted.len() > IN_FLIGHT
+            && let Some(first) = submitted.pop_front()
+        {
+            tickets.push(first.await.map_err(text)?);
+        }
+    }
+    for submission in submitted {
+        tickets.push(submission.await.map_err(text)?);
+    }
+    Ok((tickets, invalid))
+}
+
+/// Waits until the messages are stored. Returns a failure if a message is refused, or is not stored in time.
+async fn outcome(client: &Client, tickets: &[Ticket], timeout: Duration) -> Result<(), Failure> {
     let (sent, mut done, mut refused) = (tickets.len(), 0, 0);
     let mut events = client.events_after(Some(client.last_event()));
-    for ticket in &tickets {
+    for ticket in tickets {
         let outcome = tokio::select! {
             outcome = ticket.stored() => Some(outcome),
             () = print_problems(&mut events) => None,
-            () = tokio::time::sleep(REQUEST_TIMEOUT) => None,
+            () = tokio::time::sleep(timeout) => None,
         };
         match outcome {
             Some(Ok(_)) => done += 1,
             Some(Err(error)) => {
                 let Status::Refused(reason) = ticket.status().await.map_err(text)? else {
-                    return Err(text(error));
+                    return Err(text(error).into());
                 };
                 (done, refused) = (done + 1, refused + 1);
-                eprintln!("chat: refused: {}: {}", reason.name(), text(error));
+                eprintln!("chat: refused: {}: {}", reason.name(), printable(&text(error)));
             }
             None => {
-                println!("{} of {sent} wait in the outbox until the server is reachable", sent - done);
-                client.close().await;
-                return Ok(());
+                let left = sent - done;
+                let text = format!("{left} of {sent} messages are not sent; they stay in the outbox");
+                return Err(Failure::new(ExitCode::Queued, text));
             }
         }
     }
-    client.close().await;
-    if refused > 0 { Err(format!("{refused} of {sent} messages refused")) } else { Ok(()) }
+    match refused {
+        0 => Ok(()),
+        refused => Err(Failure::new(ExitCode::Refused, format!("{refused} of {sent} messages refused"))),
+    }
 }
 
 /// Prints problems of the connection; ends with the client.
 async fn print_problems(events: &mut Events) {
     while let Ok(Some(record)) = events.next().await {
         if let Some((_, message)) = problem(&record.event) {
-            eprintln!("chat: {message}");
+            eprintln!("chat: {}", printable(&message));
         }
     }
 }
 
-pub(crate) async fn listen(arguments: &Arguments) -> Result<(), String> {
+pub(crate) async fn listen(arguments: &Arguments) -> Result<(), Failure> {
     let client = arguments.open().await?;
     let mut events = client.events_after(None);
     loop {
@@ -164,16 +213,20 @@ pub(crate) async fn listen(arguments: &Arguments) -> Result<(), String> {
         };
         let Some(record) = next else { break };
         match &record.event {
-            Event::Message(message) => println!("{}: {}", message.sender, shown(message.content())),
+            Event::Message(message) => line(format!("{}: {}", message.sender, shown(message.content())))?,
             Event::Recovered(message) => {
-                println!("{} (earlier): {}", message.sender, shown(message.content()))
+                line(format!("{} (earlier): {}", message.sender, shown(message.content())))?;
             }
             Event::IdentityChanged { user } => {
-                println!("* the keys of {user} changed: compare safety numbers")
+                line(format!("* the keys of {user} changed: compare safety numbers"))?;
             }
             event => {
                 if let Some((_, message)) = problem(event) {
-                    eprintln!("chat: {message}");
+                    eprintln!("chat: {}", printable(&message));
+                }
+                if ends_session(event) {
+                    client.close().await;
+                    return Err(Failure::new(ExitCode::Stopped, "the session ended"));
                 }
             }
         }
@@ -182,26 +235,31 @@ pub(crate) async fn listen(arguments: &Arguments) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether the client stays disconnected after this event, until it is started again.
+pub(crate) const fn ends_session(event: &Event) -> bool {
+    matches!(event, Event::TokenRequired | Event::UpdateRequired)
+}
+
 /// Returns the content of a message for a line of the terminal.
 pub(crate) fn shown(content: &Content) -> String {
     match content {
-        Content::Text(text) => text.clone(),
+        Content::Text(text) => printable(text),
         content => format!("[cannot be read: {}]", unreadable_reason(content)),
     }
 }
 
-pub(crate) async fn history(arguments: &Arguments, user: &str, limit: usize) -> Result<(), String> {
+pub(crate) async fn history(arguments: &Arguments, user: &str, limit: usize) -> Result<(), Failure> {
     let client = arguments.open().await?;
     let id = retry(|| client.resolve(user)).await?;
     let messages = client.history(client.conversation_with(id), None, limit).await.map_err(text)?;
     for message in messages.into_iter().rev() {
-        println!("{:>6} {}: {}", message.seq, message.sender, shown(message.content()));
+        line(format!("{:>6} {}: {}", message.seq, message.sender, shown(message.content())))?;
     }
     client.close().await;
     Ok(())
 }
 
-pub(crate) async fn devices(arguments: &Arguments, remove: Option<u8>) -> Result<(), String> {
+pub(crate) async fn devices(arguments: &Arguments, remove: Option<u8>) -> Result<(), Failure> {
     let client = arguments.open().await?;
     ready(&client).await?;
     if let Some(device) = remove {
@@ -210,16 +268,16 @@ pub(crate) async fn devices(arguments: &Arguments, remove: Option<u8>) -> Result
     }
     for device in retry(|| client.devices()).await? {
         let this = if device == client.device() { " (this one)" } else { "" };
-        println!("device {}{this}", device.get());
+        line(format!("device {}{this}", device.get()))?;
     }
     client.close().await;
     Ok(())
 }
 
-pub(crate) async fn safety_number(arguments: &Arguments, user: &str) -> Result<(), String> {
+pub(crate) async fn safety_number(arguments: &Arguments, user: &str) -> Result<(), Failure> {
     let client = arguments.open().await?;
     let user = retry(|| client.resolve(user)).await?;
-    println!("{}", retry(|| client.safety_number(user)).await?);
+    line(retry(|| client.safety_number(user)).await?)?;
     client.close().await;
     Ok(())
 }

@@ -68,6 +68,12 @@ fn value(event: &Event) -> Value {
         Event::Presence { user, presence } => {
             json!({"event": "presence", "user": user.to_string(), "online": *presence == Presence::Online})
         }
+        Event::DeviceExcluded { user, device } => {
+            json!({"event": "device_excluded", "user": user.to_string(), "device": device.get()})
+        }
+        Event::SessionDegraded { user, device } => {
+            json!({"event": "session_degraded", "user": user.to_string(), "device": device.get()})
+        }
         Event::Throttled { retry_after } => {
             json!({"event": "throttled", "retry_after_ms": u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX)})
         }

@@ -11,7 +11,9 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, BufWriter, Stdout};
 use tokio::sync::mpsc;
 
+use crate::commands::ends_session;
 use crate::event_json::{self, error};
+use crate::output::{ExitCode, Failure, escaped};
 use crate::{Arguments, text};
 
 /// Maximum length of an input line in bytes: the longest text with every byte escaped, plus the other fields.
@@ -76,15 +78,19 @@ enum Said {
     Again(EventRecord),
 }
 
-async fn write(out: &mut Out, line: &str) -> Result<(), String> {
+async fn write(out: &mut Out, line: &str) -> Result<(), Failure> {
     let written = async {
-        out.write_all(line.as_bytes()).await?;
+        out.write_all(escaped(line).as_bytes()).await?;
         out.write_all(b"\n").await
     };
-    written.await.map_err(|e| format!("failed to write the output: {e}"))
+    written.await.map_err(|error| Failure::of_output(&error))
 }
 
-pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
+async fn flush(out: &mut Out) -> Result<(), Failure> {
+    out.flush().await.map_err(|error| Failure::of_output(&error))
+}
+
+pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
     let client = arguments.open().await?;
     let mut out = BufWriter::with_capacity(64 * 1024, tokio::io::stdout());
     let mut events = client.events_after(arguments.after);
@@ -92,13 +98,13 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
         "event": "ready", "user": client.handle().as_str(), "device": client.device().get()
     });
     write(&mut out, &ready.to_string()).await?;
-    out.flush().await.map_err(|e| e.to_string())?;
+    flush(&mut out).await?;
 
     let (lines, mut said) = mpsc::channel::<Said>(64);
     let input = tokio::spawn(read_input(client.clone(), lines));
     let mut input = std::pin::pin!(input);
     let mut open = true;
-    let mut end = None;
+    let (mut end, mut unsent) = (None, false);
     loop {
         tokio::select! {
             biased;
@@ -110,7 +116,14 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
                 Said::Again(event) => write(&mut out, &event_json::line(&event)).await?,
             },
             next = events.next() => match next.map_err(text)? {
-                Some(event) => write(&mut out, &event_json::line(&event)).await?,
+                Some(event) => {
+                    write(&mut out, &event_json::line(&event)).await?;
+                    if ends_session(&event.event) {
+                        flush(&mut out).await?;
+                        client.close().await;
+                        return Err(Failure::new(ExitCode::Stopped, ""));
+                    }
+                }
                 None => break,
             },
             _ = &mut input, if open => {
@@ -125,7 +138,8 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
                         let Some(event) = events.next().await.map_err(text)? else { break };
                         write(&mut out, &event_json::line(&event)).await?;
                     }
-                    if left > 0 {
+                    unsent = left > 0;
+                    if unsent {
                         let message = format!("{left} messages wait in the outbox until the next start");
                         write(&mut out, &error("unsent", &message)).await?;
                     }
@@ -135,12 +149,12 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
         }
         // Flush once per batch. A line never waits for a later line.
         if said.is_empty() {
-            out.flush().await.map_err(|e| format!("failed to write the output: {e}"))?;
+            flush(&mut out).await?;
         }
     }
-    out.flush().await.map_err(|e| e.to_string())?;
+    flush(&mut out).await?;
     client.close().await;
-    Ok(())
+    if unsent { Err(Failure::new(ExitCode::Queued, "")) } else { Ok(()) }
 }
 
 /// Reads the input until its end or a `quit` command. Pauses while the outbox is full.

@@ -1,18 +1,20 @@
 //! `chat`: a terminal client. `chat --json` is for programs: see `docs/cli.md`.
-#![allow(clippy::print_stdout)] // a command-line program writes to the standard output
 
 mod commands;
 mod event_json;
 mod json;
+mod output;
 mod screen;
 
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use chat_client::{Client, ClientConfig, Error, ErrorKind, Profile};
 use chat_transport::dial::WebSocketDialer;
 use clap::{Parser, Subcommand};
+use etcetera::BaseStrategy;
+
+use crate::output::{Failure, printable};
 
 /// End-to-end encrypted chat in a terminal.
 #[derive(Parser, Debug)]
@@ -20,8 +22,9 @@ use clap::{Parser, Subcommand};
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
-    /// The directory with this device's keys and messages.
-    #[arg(long, global = true, env = "CHAT_PROFILE", default_value = "./chat-profile")]
+    /// The profile with this device's keys and messages: a name, kept in the data directory of the user, or the path
+    /// of a directory.
+    #[arg(long, global = true, env = "CHAT_PROFILE", default_value = "default")]
     profile: PathBuf,
     /// Path of a file. Its first line is the passphrase of the encrypted profile. Pass it to the command that
     /// creates the profile and to every later one.
@@ -45,7 +48,7 @@ struct Arguments {
     /// Refuse messages to a user after a change of the keys, until `accept`.
     #[arg(long, global = true)]
     strict: bool,
-    /// With --json: maximum number of seconds to wait for queued messages at the end of the input.
+    /// With `send` and --json: maximum number of seconds to wait for a queued message at the end of the input.
     #[arg(long, global = true, default_value_t = 30)]
     quit_after: u64,
 }
@@ -119,10 +122,24 @@ impl Arguments {
         }
     }
 
+    /// Returns the directory of the profile: of a name, in the data directory of the user.
+    fn profile_directory(&self) -> Result<PathBuf, String> {
+        let mut parts = self.profile.components();
+        if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
+            || self.profile.as_os_str().as_encoded_bytes().ends_with(b"/")
+        {
+            return Ok(self.profile.clone());
+        }
+        let directories = etcetera::base_strategy::choose_native_strategy()
+            .map_err(|_| "this user has no data directory: pass the path of a profile".to_owned())?;
+        Ok(directories.data_dir().join("chat").join(&self.profile))
+    }
+
     /// Returns the parent directory of the profile, and the profile with the passphrase if a file is given.
     fn profile(&self) -> Result<(PathBuf, Profile), String> {
+        let dir = self.profile_directory()?;
         // An existing directory may be given as `.`, which has no name.
-        let dir = std::fs::canonicalize(&self.profile).unwrap_or_else(|_| self.profile.clone());
+        let dir = std::fs::canonicalize(&dir).unwrap_or(dir);
         let name = dir.file_name().and_then(|name| name.to_str());
         let name = name.ok_or_else(|| format!("{}: not a name of a directory", self.profile.display()))?;
         let base = dir.parent().unwrap_or(Path::new("")).to_owned();
@@ -145,7 +162,12 @@ impl Arguments {
         Ok(if self.strict { config.strict() } else { config })
     }
 
+    /// Opens an existing profile.
     async fn open(&self) -> Result<Client, String> {
+        let dir = self.profile_directory()?;
+        if !dir.is_dir() {
+            return Err(format!("there is no profile {}: use `register` or `link` first", dir.display()));
+        }
         Client::open(self.config()?).await.map_err(text)
     }
 }
@@ -165,23 +187,27 @@ fn text(error: Error) -> String {
 }
 
 #[tokio::main]
-async fn main() -> ExitCode {
+async fn main() {
     let arguments = Arguments::parse();
     let json = arguments.json;
-    match run(arguments).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            if json {
-                let line = serde_json::json!({"event": "error", "reason": "fatal", "message": error});
-                println!("{line}");
+    let code = match run(arguments).await {
+        Ok(()) => 0,
+        Err(Failure { code, text }) => {
+            if !text.is_empty() {
+                if json {
+                    let line = serde_json::json!({"event": "error", "reason": "fatal", "message": text});
+                    let _ = output::line(line);
+                }
+                eprintln!("chat: {}", printable(&text));
             }
-            eprintln!("chat: {error}");
-            ExitCode::FAILURE
+            code as i32
         }
-    }
+    };
+    // A return would wait for the thread that reads the standard input, until the next line.
+    std::process::exit(code);
 }
 
-async fn run(arguments: Arguments) -> Result<(), String> {
+async fn run(arguments: Arguments) -> Result<(), Failure> {
     match &arguments.command {
         Some(Command::Register { handle, replace }) => commands::register(&arguments, handle, *replace).await,
         Some(Command::Login) => commands::login(&arguments).await,

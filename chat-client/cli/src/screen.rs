@@ -1,192 +1,432 @@
 //! The interactive screen: conversations on the left, messages on the right, an input line below.
 
-use std::collections::BTreeMap;
+mod talk;
 
-use chat_client::{Client, Event, Handle, Message};
-use crossterm::event::{Event as Key, EventStream, KeyCode, KeyEventKind, KeyModifiers};
+use chat_client::{Client, Conversation, ConversationId, Event, Handle, Message, MessageId, User, UserId};
+use crossterm::event::{
+    DisableBracketedPaste, EnableBracketedPaste, Event as Input, EventStream, KeyCode, KeyEvent,
+    KeyEventKind, KeyModifiers,
+};
 use futures_util::StreamExt;
 use ratatui::Frame;
-use ratatui::layout::{Constraint, Layout};
+use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Style, Stylize};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, List, Paragraph};
 
-use crate::commands::shown;
+use self::talk::Talk;
 use crate::event_json::problem;
+use crate::output::{Failure, printable};
 use crate::{Arguments, text};
 
-/// Maximum number of lines kept for each conversation.
-const LINES: usize = 500;
+/// Number of messages that are read from the history at once.
+const PAGE: usize = 50;
 
 /// The state of the screen.
 struct Screen {
     own: String,
     online: bool,
-    /// The lines of each conversation, by the other user's handle.
-    talks: BTreeMap<String, Vec<String>>,
-    with: Option<String>,
+    /// The newest conversation first.
+    talks: Vec<Talk>,
+    selected: Option<ConversationId>,
     input: String,
     note: String,
+    /// Number of lines between the newest line and the bottom of the window.
+    scroll: usize,
+    /// Height of the window with messages, in lines.
+    height: usize,
+}
+
+/// A line of the input.
+#[derive(Debug, PartialEq, Eq)]
+enum Entered<'a> {
+    Nothing,
+    To(&'a str),
+    UnknownCommand(&'a str),
+    Text(&'a str),
+}
+
+impl<'a> Entered<'a> {
+    fn read(input: &'a str) -> Self {
+        let trimmed = input.trim();
+        match trimmed.strip_prefix('/') {
+            _ if trimmed.is_empty() => Self::Nothing,
+            // A text may begin with a slash that is written twice.
+            Some(escaped) if escaped.starts_with('/') => Self::Text(escaped),
+            Some(command) => match command.split_once(' ') {
+                Some(("to", name)) => Self::To(name.trim()),
+                _ => Self::UnknownCommand(command.split(' ').next().unwrap_or_default()),
+            },
+            None => Self::Text(input),
+        }
+    }
 }
 
 impl Screen {
-    fn say(&mut self, with: &str, line: String) {
-        let talk = self.talks.entry(with.to_owned()).or_default();
-        talk.push(line);
-        if talk.len() > LINES {
-            talk.remove(0);
+    const fn new(own: String) -> Self {
+        Self {
+            own,
+            online: false,
+            talks: Vec::new(),
+            selected: None,
+            input: String::new(),
+            note: String::new(),
+            scroll: 0,
+            height: 0,
         }
     }
 
-    fn handle_event(&mut self, event: Event) {
+    fn find(&mut self, id: ConversationId) -> Option<&mut Talk> {
+        self.talks.iter_mut().find(|talk| talk.id == id)
+    }
+
+    /// Returns the conversation, and moves it to the top of the list.
+    fn talk(&mut self, id: ConversationId, user: UserId, name: impl FnOnce() -> String) -> &mut Talk {
+        let talk = match self.talks.iter().position(|talk| talk.id == id) {
+            Some(at) => self.talks.remove(at),
+            None => Talk::new(id, user, name()),
+        };
+        self.talks.insert(0, talk);
+        &mut self.talks[0]
+    }
+
+    /// Adds a conversation of the local store at the end of the list.
+    fn add(&mut self, conversation: &Conversation) {
+        let Some(peer) = &conversation.peer else { return };
+        let mut talk = Talk::new(conversation.id, peer.id, peer.to_string());
+        talk.unread = conversation.unread;
+        self.talks.push(talk);
+    }
+
+    fn message(&mut self, message: &Message) {
+        let own = message.sender.to_string() == self.own;
+        let peer = if own { message.recipient.as_ref().unwrap_or(&message.sender) } else { &message.sender };
+        let is_open = self.selected == Some(message.conversation) && self.scroll == 0;
+        let talk = self.talk(message.conversation, peer.id, || peer.to_string());
+        talk.add(message.seq, message.id, message.sender.to_string(), message.content(), own);
+        if !own && !is_open {
+            talk.unread += 1;
+        }
+    }
+
+    fn notice(&mut self, user: &User, notice: String) {
+        let name = user.to_string();
+        match self.talks.iter_mut().find(|talk| talk.name == name) {
+            Some(talk) => talk.note(notice),
+            None => self.note = notice,
+        }
+    }
+
+    fn handle_event(&mut self, event: &Event) {
         match event {
             Event::Connected => self.online = true,
             Event::Disconnected => self.online = false,
-            Event::Message(message) => {
-                let with = message.sender.to_string();
-                self.say(&with, format!("{with}: {}", printable(&message)));
-                self.with.get_or_insert(with);
+            Event::Message(message) | Event::Recovered(message) => self.message(message),
+            Event::Stored { message, conversation, seq, .. } => {
+                if let Some(talk) = self.find(*conversation) {
+                    talk.stored(*message, *seq);
+                }
             }
-            Event::Recovered(message) => {
-                let with = message.sender.to_string();
-                self.say(&with, format!("{with} (earlier): {}", printable(&message)));
+            Event::Refused { message, reason, .. } => {
+                self.note = format!("refused: {}", reason.name());
+                self.talks.iter_mut().for_each(|talk| talk.refused(*message, reason.name()));
+            }
+            Event::Delivered { conversation, seq, .. } => {
+                if let Some(talk) = self.find(*conversation) {
+                    talk.receipt(*seq, 0);
+                }
+            }
+            Event::Read { conversation, seq, user } if user.to_string() != self.own => {
+                if let Some(talk) = self.find(*conversation) {
+                    talk.receipt(0, *seq);
+                }
             }
             Event::IdentityChanged { user } => {
-                let line = format!("* the keys of {user} changed: compare safety numbers");
-                self.say(&user.to_string(), line);
+                self.notice(user, format!("the keys of {user} changed: compare safety numbers"));
             }
             Event::DeviceAdded { user, device } => {
-                self.say(&user.to_string(), format!("* {user} added device {}", device.get()));
+                self.notice(user, format!("{user} added device {}", device.get()));
             }
             Event::Typing { user, .. } => self.note = format!("{user} is typing …"),
-            Event::Refused { reason, .. } => self.note = format!("refused: {}", reason.name()),
-            Event::Delivered { user, .. } => self.note = format!("delivered to {user}"),
-            Event::Read { user, .. } => self.note = format!("read by {user}"),
             Event::Throttled { retry_after } => {
                 self.note =
-                    format!("too many messages: sending continues in {} s", retry_after.as_secs() + 1);
+                    format!("slowed by the server: sending continues in {} s", retry_after.as_secs() + 1);
             }
             event => {
-                if let Some((_, message)) = problem(&event) {
+                if let Some((_, message)) = problem(event) {
                     self.note = message;
                 }
             }
         }
     }
 
-    fn draw(&self, frame: &mut Frame<'_>) {
+    fn draw(&mut self, frame: &mut Frame<'_>) {
         let [top, middle, bottom] =
             Layout::vertical([Constraint::Length(1), Constraint::Min(3), Constraint::Length(3)])
                 .areas(frame.area());
         let [left, right] = Layout::horizontal([Constraint::Length(20), Constraint::Min(10)]).areas(middle);
         let state = if self.online { "online" } else { "offline" };
-        let status = format!(" {} — {state}   {}", self.own, self.note);
+        let status = format!(" {} — {state}   {}", self.own, printable(&self.note));
         frame.render_widget(Paragraph::new(status).style(Style::new().reversed()), top);
-        let names = self.talks.keys().map(|name| {
-            let line = Line::from(name.clone());
-            if Some(name) == self.with.as_ref() { line.bold() } else { line }
+        let names = self.talks.iter().map(|talk| {
+            let unread = if talk.unread > 0 { format!(" ({})", talk.unread) } else { String::new() };
+            let line = Line::from(format!("{}{unread}", talk.name));
+            if Some(talk.id) == self.selected { line.bold() } else { line }
         });
         frame.render_widget(List::new(names).block(Block::bordered().title("chats")), left);
-        let title = self.with.clone().unwrap_or_else(|| "no chat yet: /to NAME".into());
-        let empty = Vec::new();
-        let talk = self.with.as_ref().and_then(|with| self.talks.get(with)).unwrap_or(&empty);
-        let room = usize::from(right.height.saturating_sub(2));
-        let shown: Vec<Line<'_>> =
-            talk.iter().skip(talk.len().saturating_sub(room)).map(|line| Line::from(line.as_str())).collect();
-        frame.render_widget(Paragraph::new(shown).block(Block::bordered().title(title)), right);
-        let help = "enter sends · /to NAME · tab next chat · ctrl-c quits";
-        frame.render_widget(Paragraph::new(self.input.as_str()).block(Block::bordered().title(help)), bottom);
+        self.draw_messages(frame, right);
+        let help = match self.selected_talk() {
+            Some(talk) => format!("to {} · enter sends · /to NAME · tab · page up · ctrl-c quits", talk.name),
+            None => "no recipient: /to NAME · tab next chat · ctrl-c quits".to_owned(),
+        };
+        // The end of a long line stays visible. A pasted newline is part of the message.
+        let input = printable(&self.input);
+        let width = usize::from(bottom.width.saturating_sub(3));
+        let hidden = input.chars().count().saturating_sub(width);
+        let shown: String = input.chars().skip(hidden).chain(['▏']).collect();
+        frame.render_widget(Paragraph::new(shown).block(Block::bordered().title(help)), bottom);
     }
 
-    fn next_talk(&mut self) {
-        let after = self.talks.keys().find(|name| self.with.as_ref().is_none_or(|with| *name > with));
-        self.with = after.or_else(|| self.talks.keys().next()).cloned();
+    fn draw_messages(&mut self, frame: &mut Frame<'_>, area: Rect) {
+        self.height = usize::from(area.height.saturating_sub(2));
+        let (title, lines) = match self.selected_talk() {
+            Some(talk) => (talk.name.clone(), talk.lines(usize::from(area.width.saturating_sub(2)))),
+            None => ("no chat is open".to_owned(), Vec::new()),
+        };
+        self.scroll = self.scroll.min(lines.len().saturating_sub(self.height));
+        let end = lines.len() - self.scroll;
+        let shown: Vec<Line<'_>> = lines[end.saturating_sub(self.height)..end]
+            .iter()
+            .map(|line| Line::from(line.as_str()))
+            .collect();
+        frame.render_widget(Paragraph::new(shown).block(Block::bordered().title(title)), area);
+    }
+
+    fn selected_talk(&self) -> Option<&Talk> {
+        self.talks.iter().find(|talk| Some(talk.id) == self.selected)
+    }
+
+    /// Returns the conversation after the selected one.
+    fn next(&self) -> Option<ConversationId> {
+        let at = self.talks.iter().position(|talk| Some(talk.id) == self.selected);
+        let next = at.map_or(0, |at| at + 1) % self.talks.len().max(1);
+        self.talks.get(next).map(|talk| talk.id)
     }
 }
 
-pub(crate) async fn run(arguments: &Arguments) -> Result<(), String> {
+pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
     let client = arguments.open().await?;
-    let mut events = client.events_after(None);
-    let mut screen = Screen {
-        own: client.handle().as_str().to_owned(),
-        online: false,
-        talks: BTreeMap::new(),
-        with: None,
-        input: String::new(),
-        note: String::new(),
-    };
+    let mut events = client.events_after(Some(client.last_event()));
+    let mut screen = Screen::new(client.handle().as_str().to_owned());
+    client.conversations().await.map_err(text)?.iter().for_each(|conversation| screen.add(conversation));
     let mut terminal =
         ratatui::try_init().map_err(|e| format!("failed to open the terminal: {e}; try `chat --json`"))?;
+    let _ = crossterm::execute!(std::io::stdout(), EnableBracketedPaste);
     let mut keys = EventStream::new();
+    let mut terminated = std::pin::pin!(terminated());
     let ended = loop {
         if let Err(error) = terminal.draw(|frame| screen.draw(frame)) {
-            break Err(error.to_string());
+            break Err(Failure::of_output(&error));
         }
         tokio::select! {
             next = events.next() => match next {
-                Ok(Some(next)) => screen.handle_event(next.event),
+                Ok(Some(next)) => {
+                    screen.handle_event(&next.event);
+                    read(&client, &mut screen).await;
+                }
                 Ok(None) => break Ok(()),
-                Err(error) => break Err(text(error)),
+                Err(error) => break Err(text(error).into()),
             },
-            key = keys.next() => match key {
-                Some(Ok(Key::Key(key))) if key.kind == KeyEventKind::Press => match key.code {
-                    KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => break Ok(()),
-                    KeyCode::Char(c) => screen.input.push(c),
-                    KeyCode::Backspace => { screen.input.pop(); }
-                    KeyCode::Tab => screen.next_talk(),
-                    KeyCode::Enter => enter(&client, &mut screen).await,
-                    _ => {}
-                },
+            () = &mut terminated => break Ok(()),
+            input = keys.next() => match input {
+                Some(Ok(Input::Key(key))) if key.kind == KeyEventKind::Press => {
+                    if !press(&client, &mut screen, key).await {
+                        break Ok(());
+                    }
+                }
+                Some(Ok(Input::Paste(pasted))) => screen.input.push_str(&pasted.replace('\r', "\n")),
                 Some(Ok(_)) => {}
                 Some(Err(_)) | None => break Ok(()),
             },
         }
     };
+    let _ = crossterm::execute!(std::io::stdout(), DisableBracketedPaste);
     ratatui::restore();
     client.close().await;
     ended
 }
 
+/// Waits for a signal that ends the program, so that the terminal is restored.
+async fn terminated() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let signals = (signal(SignalKind::terminate()), signal(SignalKind::hangup()));
+        if let (Ok(mut terminate), Ok(mut hangup)) = signals {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
+            }
+            return;
+        }
+    }
+    std::future::pending().await
+}
+
+/// Carries out a key. Returns `false` if the program ends.
+async fn press(client: &Client, screen: &mut Screen, key: KeyEvent) -> bool {
+    match key.code {
+        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return false,
+        KeyCode::Char(c) => screen.input.push(c),
+        KeyCode::Backspace => {
+            screen.input.pop();
+        }
+        KeyCode::Esc => screen.input.clear(),
+        KeyCode::Tab => {
+            if let Some(next) = screen.next() {
+                select(client, screen, next).await;
+            }
+        }
+        KeyCode::PageUp => {
+            screen.scroll += screen.height.max(1);
+            load_older(client, screen).await;
+        }
+        KeyCode::PageDown => screen.scroll = screen.scroll.saturating_sub(screen.height.max(1)),
+        KeyCode::End => screen.scroll = 0,
+        KeyCode::Enter => enter(client, screen).await,
+        _ => {}
+    }
+    true
+}
+
 async fn enter(client: &Client, screen: &mut Screen) {
     let input = std::mem::take(&mut screen.input);
-    if let Some(name) = input.strip_prefix("/to ") {
-        open_talk(client, screen, name.trim()).await;
-        return;
-    }
-    let Some(with) = screen.with.clone() else {
-        screen.note = "choose a user first: /to NAME".into();
-        return;
-    };
-    let Ok(handle) = Handle::new(&with) else { return };
-    match client.send(handle, input.as_str()).await {
-        Ok(_) => {
-            let line = format!("{}: {input}", screen.own);
-            screen.say(&with, line);
+    screen.note.clear();
+    match Entered::read(&input) {
+        Entered::Nothing => {}
+        Entered::To(name) => open_talk(client, screen, name).await,
+        Entered::UnknownCommand(name) => {
+            screen.note = format!("unknown command /{name}; a text may begin with //");
+            screen.input = input;
         }
-        Err(error) => screen.note = text(error),
+        Entered::Text(content) => {
+            let Some((id, user)) = screen.selected_talk().map(|talk| (talk.id, talk.user)) else {
+                screen.note = "choose a recipient first: /to NAME".into();
+                screen.input = input;
+                return;
+            };
+            match client.send(user, content).await {
+                Ok(ticket) => sent(screen, id, ticket.message(), content),
+                Err(error) => {
+                    screen.note = text(error);
+                    screen.input = input;
+                }
+            }
+        }
     }
 }
 
+fn sent(screen: &mut Screen, selected: ConversationId, id: MessageId, content: &str) {
+    screen.scroll = 0;
+    let own = screen.own.clone();
+    if let Some(talk) = screen.find(selected) {
+        talk.queue(id, own, content.to_owned());
+    }
+}
+
+/// Opens the conversation with a user. No conversation is selected while the user is unknown.
 async fn open_talk(client: &Client, screen: &mut Screen, name: &str) {
-    if Handle::new(name).is_err() {
-        screen.note = "this is not a valid handle".into();
+    screen.selected = None;
+    // Handles have no capital letters.
+    let name = name.to_lowercase();
+    if Handle::new(&name).is_err() {
+        screen.note = format!("{name} is not a handle");
         return;
     }
-    screen.with = Some(name.to_owned());
-    if screen.talks.contains_key(name) {
-        return;
-    }
-    screen.talks.insert(name.to_owned(), Vec::new());
-    let Ok(user) = client.resolve(name).await else {
-        return;
-    };
-    let messages = client.history(client.conversation_with(user), None, 50).await.unwrap_or_default();
-    for message in messages.into_iter().rev() {
-        screen.say(name, format!("{}: {}", message.sender, printable(&message)));
+    match client.resolve(&name).await {
+        Ok(user) => {
+            let id = client.conversation_with(user);
+            screen.talk(id, user, || name);
+            select(client, screen, id).await;
+        }
+        Err(error) => screen.note = format!("{name}: {}", text(error)),
     }
 }
 
-/// Returns the content of a message without control characters, which could change the terminal.
-fn printable(message: &Message) -> String {
-    shown(message.content()).chars().filter(|c| !c.is_control() || *c == '\n').collect()
+async fn select(client: &Client, screen: &mut Screen, id: ConversationId) {
+    screen.selected = Some(id);
+    screen.scroll = 0;
+    if screen.find(id).is_some_and(|talk| talk.oldest().is_none_or(|oldest| oldest > 1)) {
+        load_older(client, screen).await;
+    }
+    read(client, screen).await;
+}
+
+/// Reads a page of the history below the oldest message on the screen.
+async fn load_older(client: &Client, screen: &mut Screen) {
+    let own = screen.own.clone();
+    let Some(selected) = screen.selected else { return };
+    let Some(talk) = screen.find(selected).filter(|talk| !talk.is_complete) else { return };
+    let Ok(messages) = client.history(selected, talk.oldest(), PAGE).await else { return };
+    talk.is_complete = messages.len() < PAGE;
+    for message in messages {
+        let author = message.sender.to_string();
+        let is_own = author == own;
+        talk.add(message.seq, message.id, author, message.content(), is_own);
+    }
+}
+
+/// Reports the open conversation as read while its newest line is visible.
+async fn read(client: &Client, screen: &mut Screen) {
+    let (Some(selected), 0) = (screen.selected, screen.scroll) else { return };
+    if let Some(talk) = screen.find(selected).filter(|talk| talk.unread > 0) {
+        talk.unread = 0;
+        let newest = talk.newest();
+        let _ = client.read(selected, newest).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    #[test]
+    fn commands_and_empty_lines_are_not_sent() {
+        assert_eq!(Entered::read("  "), Entered::Nothing);
+        assert_eq!(Entered::read("/to Bob "), Entered::To("Bob"));
+        assert_eq!(Entered::read("/tp bob"), Entered::UnknownCommand("tp"));
+        assert_eq!(Entered::read("/to"), Entered::UnknownCommand("to"));
+        assert_eq!(Entered::read("//shrug"), Entered::Text("/shrug"));
+        assert_eq!(Entered::read(" hi "), Entered::Text(" hi "));
+    }
+
+    #[test]
+    fn screen_names_the_recipient_and_scrolls_back() {
+        let mut screen = Screen::new("alice".into());
+        let user = UserId::from_bytes([1; 16]);
+        let id = ConversationId::own(user);
+        let mut terminal = Terminal::new(TestBackend::new(60, 10)).unwrap();
+        let mut shown = |screen: &mut Screen| {
+            terminal.draw(|frame| screen.draw(frame)).unwrap();
+            terminal.backend().to_string()
+        };
+        assert!(shown(&mut screen).contains("no recipient: /to NAME"));
+        let talk = screen.talk(id, user, || "bob".into());
+        for n in 1..=9 {
+            let content = chat_client::Content::Text(format!("line {n}"));
+            talk.add(n, MessageId::from_bytes([n as u8; 16]), "bob".into(), &content, false);
+        }
+        screen.selected = Some(id);
+        let bottom = shown(&mut screen);
+        assert!(
+            bottom.contains("to bob") && bottom.contains("line 9") && !bottom.contains("line 5"),
+            "{bottom}"
+        );
+        screen.scroll = 100;
+        let top = shown(&mut screen);
+        assert!(top.contains("line 1") && !top.contains("line 9"), "{top}");
+        assert_eq!(screen.next(), Some(id));
+    }
 }

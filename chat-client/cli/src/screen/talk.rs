@@ -1,0 +1,263 @@
+//! The lines of one conversation, in the order of its log.
+
+use std::collections::BTreeMap;
+
+use chat_client::{Content, ConversationId, MessageId, UserId};
+
+use crate::event_json::unreadable_reason;
+use crate::output::printable_lines;
+
+/// How far an own message got.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Tick {
+    /// A message of another user, or a notice.
+    None,
+    Queued,
+    Refused,
+    Stored,
+    Delivered,
+    Read,
+}
+
+impl Tick {
+    const fn mark(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Queued => " …",
+            Self::Refused => " ✗",
+            Self::Stored => " ✓",
+            Self::Delivered => " ✓✓",
+            Self::Read => " ✓✓ read",
+        }
+    }
+}
+
+/// A message or a notice.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Entry {
+    id: Option<MessageId>,
+    author: String,
+    text: String,
+    tick: Tick,
+}
+
+/// The place of an entry: the seq of its message, then a counter for notices. Own messages that are not stored come last.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Place(u64, u64);
+
+/// A conversation on the screen.
+#[derive(Debug)]
+pub(super) struct Talk {
+    pub(super) id: ConversationId,
+    /// The other user, or the own user in the conversation of the own devices.
+    pub(super) user: UserId,
+    /// The name of the other user.
+    pub(super) name: String,
+    pub(super) unread: u64,
+    entries: BTreeMap<Place, Entry>,
+    counter: u64,
+    /// Everything up to these seqs was delivered, and read, by the other user.
+    delivered: u64,
+    read: u64,
+    /// The history below the oldest line was requested, and there is none.
+    pub(super) is_complete: bool,
+}
+
+impl Talk {
+    pub(super) const fn new(id: ConversationId, user: UserId, name: String) -> Self {
+        Self {
+            id,
+            user,
+            name,
+            unread: 0,
+            entries: BTreeMap::new(),
+            counter: 0,
+            delivered: 0,
+            read: 0,
+            is_complete: false,
+        }
+    }
+
+    /// Adds a stored message, or replaces the line of the same message.
+    pub(super) fn add(&mut self, seq: u64, id: MessageId, author: String, content: &Content, own: bool) {
+        self.remove(id);
+        let text = match content {
+            Content::Text(text) => text.clone(),
+            content => format!("[cannot be read: {}]", unreadable_reason(content)),
+        };
+        let tick = if own { self.tick_at(seq) } else { Tick::None };
+        self.entries.insert(Place(seq, 0), Entry { id: Some(id), author, text, tick });
+    }
+
+    /// Adds an own message that is not stored yet.
+    pub(super) fn queue(&mut self, id: MessageId, author: String, text: String) {
+        self.counter += 1;
+        let place = Place(u64::MAX, self.counter);
+        self.entries.insert(place, Entry { id: Some(id), author, text, tick: Tick::Queued });
+    }
+
+    /// Adds a notice after the newest stored message.
+    pub(super) fn note(&mut self, text: String) {
+        self.counter += 1;
+        let entry = Entry { id: None, author: String::new(), text, tick: Tick::None };
+        self.entries.insert(Place(self.newest(), self.counter), entry);
+    }
+
+    /// Moves an own message to its place in the log.
+    pub(super) fn stored(&mut self, id: MessageId, seq: u64) {
+        if let Some(mut entry) = self.remove(id) {
+            entry.tick = self.tick_at(seq);
+            self.entries.insert(Place(seq, 0), entry);
+        }
+    }
+
+    pub(super) fn refused(&mut self, id: MessageId, reason: &str) {
+        if let Some(entry) = self.entries.values_mut().find(|entry| entry.id == Some(id)) {
+            entry.tick = Tick::Refused;
+            entry.text = format!("{} [refused: {reason}]", entry.text);
+        }
+    }
+
+    /// Raises the watermarks of the other user.
+    pub(super) fn receipt(&mut self, delivered: u64, read: u64) {
+        self.delivered = self.delivered.max(delivered).max(read);
+        self.read = self.read.max(read);
+        let (delivered, read) = (self.delivered, self.read);
+        for (place, entry) in &mut self.entries {
+            if entry.tick >= Tick::Stored {
+                entry.tick = tick(place.0, delivered, read);
+            }
+        }
+    }
+
+    fn tick_at(&self, seq: u64) -> Tick {
+        tick(seq, self.delivered, self.read)
+    }
+
+    fn remove(&mut self, id: MessageId) -> Option<Entry> {
+        let place = self.entries.iter().find(|(_, entry)| entry.id == Some(id)).map(|(place, _)| *place);
+        place.and_then(|place| self.entries.remove(&place))
+    }
+
+    /// Returns the seq of the newest stored message; 0 if there is none.
+    pub(super) fn newest(&self) -> u64 {
+        self.entries.keys().rev().map(|place| place.0).find(|seq| *seq != u64::MAX).unwrap_or(0)
+    }
+
+    /// Returns the seq of the oldest message on the screen.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        self.entries.keys().map(|place| place.0).find(|seq| (1..u64::MAX).contains(seq))
+    }
+
+    /// Returns the lines, wrapped to a width.
+    pub(super) fn lines(&self, width: usize) -> Vec<String> {
+        let mut lines = Vec::new();
+        for entry in self.entries.values() {
+            let mark = entry.tick.mark();
+            let mut parts: Vec<String> = printable_lines(&entry.text).collect();
+            if let Some(last) = parts.last_mut() {
+                last.push_str(mark);
+            }
+            for (at, part) in parts.iter().enumerate() {
+                // Only the first line of a message begins at the margin.
+                let head = match (at, entry.author.is_empty()) {
+                    (0, true) => "* ".to_owned(),
+                    (0, false) => format!("{}: ", entry.author),
+                    _ => "  ".to_owned(),
+                };
+                wrap(&head, part, width, &mut lines);
+            }
+        }
+        lines
+    }
+}
+
+const fn tick(seq: u64, delivered: u64, read: u64) -> Tick {
+    if seq <= read {
+        Tick::Read
+    } else if seq <= delivered {
+        Tick::Delivered
+    } else {
+        Tick::Stored
+    }
+}
+
+/// Appends a text in lines of at most `width` columns, broken after spaces where possible.
+fn wrap(head: &str, text: &str, width: usize, lines: &mut Vec<String>) {
+    use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+    let width = width.max(8);
+    let mut line = head.to_owned();
+    for word in text.split_inclusive(' ') {
+        let length = word.trim_end().width();
+        if line.width() + length > width && length + 2 <= width {
+            lines.push(std::mem::replace(&mut line, "  ".to_owned()));
+        }
+        for c in word.chars() {
+            if line.width() + c.width().unwrap_or(0) > width && c != ' ' {
+                lines.push(std::mem::replace(&mut line, "  ".to_owned()));
+            }
+            line.push(c);
+        }
+    }
+    lines.push(line);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn talk() -> Talk {
+        let user = UserId::from_bytes([1; 16]);
+        Talk::new(ConversationId::own(user), user, "bob".into())
+    }
+
+    fn id(n: u8) -> MessageId {
+        MessageId::from_bytes([n; 16])
+    }
+
+    fn text(text: &str) -> Content {
+        Content::Text(text.into())
+    }
+
+    #[test]
+    fn lines_follow_the_log_and_show_one_tick_each() {
+        let mut talk = talk();
+        talk.queue(id(1), "me".into(), "mine".into());
+        talk.add(1, id(2), "bob".into(), &text("theirs"), false);
+        assert_eq!(talk.lines(80), ["bob: theirs", "me: mine …"]);
+        talk.queue(id(3), "me".into(), "later".into());
+        talk.stored(id(3), 3);
+        talk.stored(id(1), 4);
+        assert_eq!(talk.lines(80), ["bob: theirs", "me: later ✓", "me: mine ✓"]);
+        talk.receipt(4, 3);
+        assert_eq!(talk.lines(80), ["bob: theirs", "me: later ✓✓ read", "me: mine ✓✓"]);
+        // The same message from the history, and a message below it.
+        talk.add(4, id(1), "me".into(), &text("mine"), true);
+        talk.add(2, id(9), "bob".into(), &text("between"), false);
+        assert_eq!(talk.lines(80), ["bob: theirs", "bob: between", "me: later ✓✓ read", "me: mine ✓✓"]);
+        talk.queue(id(5), "me".into(), "no".into());
+        talk.refused(id(5), "quota");
+        assert_eq!(talk.lines(80).last().unwrap(), "me: no [refused: quota] ✗");
+        assert_eq!((talk.oldest(), talk.newest()), (Some(1), 4));
+    }
+
+    #[test]
+    fn long_and_hostile_text_stays_in_its_message() {
+        let mut talk = talk();
+        talk.add(1, id(1), "bob".into(), &text("one two three four"), false);
+        talk.add(2, id(2), "bob".into(), &text("hi\nme: yes\x1b[2J"), false);
+        talk.add(3, id(3), "bob".into(), &text("aaaaaaaaaaaaaaaaaa"), false);
+        let lines = talk.lines(12);
+        let wanted = [
+            "bob: one two ",
+            "  three four",
+            "bob: hi",
+            "  me: ",
+            "  yes\u{fffd}[2J",
+            "bob: aaaaaaa",
+            "  aaaaaaaaaa",
+            "  a",
+        ];
+        assert_eq!(lines, wanted);
+    }
+}
