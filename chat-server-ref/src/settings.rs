@@ -254,6 +254,8 @@ impl Settings {
             .retention(Duration::from_secs(u64::from(self.retention_days) * 24 * 3600))
             .drain(Duration::from_secs(u64::from(self.drain_seconds)))
             .shards(self.shards)
+            .allow_plaintext(self.allow_plaintext)
+            .allow_public_admin(self.allow_public_admin)
             .runs_shards(self.roles.contains(&Role::Router));
         if self.is_open() {
             builder = builder.open_registration().rates(Rates::local());
@@ -263,12 +265,6 @@ impl Settings {
         }
         if let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) {
             builder = builder.tls(cert, key);
-        }
-        if self.allow_plaintext {
-            builder = builder.allow_plaintext();
-        }
-        if self.allow_public_admin {
-            builder = builder.allow_public_admin();
         }
         builder
     }
@@ -280,10 +276,8 @@ impl Settings {
         self.secret_file.clone().or_else(own)
     }
 
-    /// Returns the secret that signs tokens. Creates the one in the data directory if it does not exist.
-    ///
-    /// # Errors
-    /// If the secret is unreadable or weak.
+    /// Returns the secret that signs tokens. Creates the one in the data directory if it does not exist. Fails if the
+    /// secret is unreadable or weak.
     pub(crate) fn secret(&self) -> Result<Option<JwtSecret>, String> {
         let Some(path) = self.secret_path() else { return Ok(None) };
         let is_own = self.secret_file.is_none();
@@ -291,10 +285,7 @@ impl Settings {
         Ok(Some(secret?))
     }
 
-    /// Returns the authenticator of tokens.
-    ///
-    /// # Errors
-    /// If the secret is unreadable or weak, or the JWKS file is unreadable.
+    /// Returns the authenticator of tokens. Fails if the secret is unreadable or weak, or the JWKS file is unreadable.
     pub(crate) fn authenticator(&self) -> Result<JwtAuthenticator, String> {
         let tokens = self.jwks()?;
         Ok(match self.secret()? {
@@ -367,10 +358,7 @@ impl Settings {
         Ok(())
     }
 
-    /// The services of the cluster.
-    ///
-    /// # Errors
-    /// A file that cannot be read.
+    /// Returns the services of the cluster. Fails if a file cannot be read.
     #[cfg(feature = "cluster")]
     pub(crate) fn cluster(&self) -> Result<chat_server::cluster::ClusterSettings, String> {
         use chat_server::cluster::{NodeLinkAddress, read_node_link_tls};
@@ -390,10 +378,7 @@ impl Settings {
         })
     }
 
-    /// Returns the settings as TOML.
-    ///
-    /// # Errors
-    /// If a path is not UTF-8.
+    /// Returns the settings as TOML. Fails if a path is not UTF-8.
     pub(crate) fn to_toml(&self) -> Result<String, String> {
         let shown = Self { open_registration: Some(self.is_open()), ..self.clone() };
         toml::to_string_pretty(&shown).map_err(|e| e.to_string())

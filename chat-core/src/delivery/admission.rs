@@ -306,7 +306,7 @@ fn uncovered(sender: DeviceAddress, publish: &Publish, recipients: &[RecipientDe
     stale
 }
 
-/// Returns whether every device of another user is excluded: then nobody could read the message.
+/// Returns whether every device of another user is excluded, so that the user could not read the message.
 fn excludes_user(sender: DeviceAddress, publish: &Publish, recipients: &[RecipientDevices]) -> bool {
     recipients
         .iter()

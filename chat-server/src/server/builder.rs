@@ -155,14 +155,14 @@ impl ServerBuilder {
 
     /// Lets clients of other machines connect without TLS. Only behind a proxy that terminates TLS: tokens are readable on
     /// the way.
-    pub fn allow_plaintext(mut self) -> Self {
-        self.allows_plaintext = true;
+    pub fn allow_plaintext(mut self, is_allowed: bool) -> Self {
+        self.allows_plaintext = is_allowed;
         self
     }
 
     /// Lets the admin address be reachable from other machines. It has no authentication: a firewall must protect it.
-    pub fn allow_public_admin(mut self) -> Self {
-        self.allows_public_admin = true;
+    pub fn allow_public_admin(mut self, is_allowed: bool) -> Self {
+        self.allows_public_admin = is_allowed;
         self
     }
 
@@ -444,18 +444,18 @@ mod tests {
     fn check_rejects_plaintext_and_admin_outside_of_loopback() {
         let public = Server::builder().authorities(["chat.example:443"]).listen("[::]:7777");
         assert!(public.check().unwrap_err().to_string().contains("allow_plaintext"));
-        assert_eq!(public.clone().allow_plaintext().check(), Ok(()));
+        assert_eq!(public.clone().allow_plaintext(true).check(), Ok(()));
         let secure = public.tls("cert.pem", "key.pem");
         assert_eq!(secure.check(), Ok(()));
         let admin = secure.admin("10.0.0.1:7778");
         assert!(admin.check().unwrap_err().to_string().contains("allow_public_admin"));
-        assert_eq!(admin.clone().allow_public_admin().check(), Ok(()));
+        assert_eq!(admin.clone().allow_public_admin(true).check(), Ok(()));
         assert_eq!(admin.admin("[::1]:7778").check(), Ok(()));
     }
 
     #[test]
     fn check_rejects_open_registration_and_no_authorities_outside_of_loopback() {
-        let public = Server::builder().allow_plaintext().listen("0.0.0.0:7777");
+        let public = Server::builder().allow_plaintext(true).listen("0.0.0.0:7777");
         assert!(public.check().is_err(), "no authorities");
         let named = public.authorities(["chat.example:443"]);
         assert_eq!(named.check(), Ok(()));

@@ -129,7 +129,7 @@ impl World {
             Output::EndSession(peer) => one.end_session(peer),
             Output::Seal { draft, number, lists, excluded } => {
                 let sealed = one.seal(&draft, number, &lists, &excluded);
-                for publish in &sealed {
+                if let Ok(publish) = &sealed {
                     let without = publish.excluded.iter().map(|device| (draft.id, *device));
                     self.oracle.excluded.extend(without);
                 }
