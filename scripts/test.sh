@@ -298,14 +298,14 @@ faults() {
 }
 
 # One build. `--release`, because the profile in fuzz/Cargo.toml sets which assertions are enabled. The targets run at
-# the same time, because each has one thread: FUZZ_SECONDS of a core are 3/2 of that time on two cores.
+# the same time, because each has one thread: with five targets, FUZZ_SECONDS of a core are 5/2 of that time on two cores.
 fuzz() {
     export CARGO_TARGET_DIR=$target/fuzz
     echo "--- cargo fuzz build"
     cargo +nightly fuzz build --release --fuzz-dir fuzz
-    local name pids=() names=(frame session recovery) seconds failed=0 cores
+    local name pids=() names=(frame session recovery suite_message suite_bundle) seconds failed=0 cores
     cores=$(nproc)
-    seconds=$((cores >= 3 ? ${FUZZ_SECONDS:-60} : ${FUZZ_SECONDS:-60} * 3 / cores))
+    seconds=$((cores >= ${#names[@]} ? ${FUZZ_SECONDS:-60} : ${FUZZ_SECONDS:-60} * ${#names[@]} / cores))
     for name in "${names[@]}"; do
         cargo +nightly fuzz run --release --fuzz-dir fuzz "$name" -- -max_total_time="$seconds" \
             -rss_limit_mb=2048 -malloc_limit_mb=8192 -print_final_stats=1 >"$logs/fuzz-$name.out" 2>&1 &
