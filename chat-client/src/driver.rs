@@ -27,7 +27,7 @@ use chat_core::{
 };
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use self::suite_call::SuiteInput;
+use self::suite_call::{Rejected, SuiteInput};
 use self::ticket_waiters::TicketWaiters;
 use crate::account::Account;
 use crate::connection_state::ConnectionState;
@@ -227,7 +227,7 @@ impl Loaded {
         if let Some(mark) = store.opening_mark()? {
             // The process ended while it opened rows. A row that is named ended it alone.
             snapshot.isolate_rows = true;
-            owner.rejected.extend(SuiteInput::from_mark(&mark));
+            owner.rejected.extend(SuiteInput::from_mark(&mark).map(|row| (row, Rejected::EndedProcess)));
         }
         let (has_prekeys, marked) = (snapshot.prekeys_at > 0, snapshot.isolate_rows);
         let platform = owner.config.platform.as_ref();
@@ -294,7 +294,8 @@ impl Driver {
             Err(error) => match self.owner.panicked_on.take() {
                 Some(input) if input != SuiteInput::Own => {
                     tracing::error!(?input, "the encryption suite panicked; the client rejects the input");
-                    self.owner.rejected.insert(input);
+                    self.owner.rejected.insert(input, Rejected::Panicked);
+                    self.stand(ConnectionState::disconnected);
                     self.abandon(input)?;
                     Ok(Ended::Panicked(self.owner))
                 }
@@ -588,6 +589,8 @@ impl Driver {
                     self.owner.waiters.tickets.receipt_changed(*conversation)
                 }
                 Change::Prekeys(_) => self.stand(ConnectionState::prekeys_stored),
+                // Rows of the new data set have the seqs of old ones.
+                Change::NewEpoch(_) => self.owner.rejected.clear(),
                 _ => {}
             }
         }

@@ -37,7 +37,9 @@ use mailbox::Mailbox;
 use crate::model::client_frame::{ClientFrame, Request};
 use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{AckUpTo, InboxRow};
-use crate::model::id::{ConversationId, DeviceAddress, Handle, Incarnation, MessageId, StoreEpoch, UserId};
+use crate::model::id::{
+    ConversationId, DeviceAddress, Handle, Incarnation, InstallationId, MessageId, StoreEpoch, UserId,
+};
 use crate::model::limits::HEARTBEAT_MS;
 use crate::model::rng::Rng;
 use crate::model::time::Instant;
@@ -159,8 +161,8 @@ enum Recovery {
 enum Purpose {
     Resolve(Handle),
     Lists(Vec<UserId>),
-    /// For a conversation: this many bundles of this user's devices.
-    Claim(ConversationId, UserId, usize),
+    /// For a conversation: bundles of these devices of this user.
+    Claim(ConversationId, UserId, Vec<InstallationId>),
     Upload,
     Cursors,
     /// Checks whether this device acknowledged rows that its store does not have.
@@ -373,6 +375,10 @@ impl Replica {
         }
         self.recover();
         if self.flushing && self.committing.is_none() {
+            if self.isolate_rows && !self.changes.is_empty() {
+                // A draft is durable before it is sealed, so that it can be rejected alone.
+                return self.commit(now, out);
+            }
             self.seal_next(now, out);
             if self.sealing.is_none() {
                 self.flushing = false;

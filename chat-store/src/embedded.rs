@@ -166,7 +166,11 @@ fn create_private(path: &Path) -> std::io::Result<()> {
         let mut permissions = std::fs::metadata(path)?.permissions();
         if permissions.mode() & 0o077 != 0 {
             permissions.set_mode(0o700);
-            std::fs::set_permissions(path, permissions)?;
+            match std::fs::set_permissions(path, permissions) {
+                // The directory of another user, for example a volume: its owner decides.
+                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {}
+                outcome => return outcome,
+            }
         }
         Ok(())
     }

@@ -113,7 +113,7 @@ pub(crate) async fn send(arguments: &Arguments, user: &str, what: &str) -> Resul
     let (tickets, invalid) = if what == "-" {
         send_input(&client, &to).await?
     } else {
-        (vec![client.send(&to, what).await.map_err(text)?], 0)
+        (vec![client.send(&to, what).await.map_err(not_sent)?], 0)
     };
     let outcome = outcome(&client, &tickets, Duration::from_secs(arguments.quit_after)).await;
     client.close().await;
@@ -169,7 +169,14 @@ async fn outcome(client: &Client, tickets: &[Ticket], timeout: Duration) -> Resu
     for ticket in tickets {
         let outcome = tokio::select! {
             outcome = ticket.stored() => Some(outcome),
-            () = print_problems(&mut events) => None,
+            has_ended = print_problems(&mut events) => {
+                if has_ended {
+                    let left = sent - done;
+                    let text = format!("the session ended: {left} of {sent} messages stay in the outbox");
+                    return Err(Failure::new(ExitCode::Stopped, text));
+                }
+                None
+            }
             () = tokio::time::sleep(timeout) => None,
         };
         match outcome {
@@ -194,13 +201,26 @@ async fn outcome(client: &Client, tickets: &[Ticket], timeout: Duration) -> Resu
     }
 }
 
-/// Prints problems of the connection; ends with the client.
-async fn print_problems(events: &mut Events) {
+/// Returns the failure of a message that was not queued.
+fn not_sent(error: Error) -> Failure {
+    let code = match error.kind() {
+        ErrorKind::Invalid | ErrorKind::Denied | ErrorKind::NotFound => ExitCode::Refused,
+        _ => ExitCode::Failed,
+    };
+    Failure::new(code, text(error))
+}
+
+/// Prints problems of the connection. Ends with the session (`true`) or with the client.
+async fn print_problems(events: &mut Events) -> bool {
     while let Ok(Some(record)) = events.next().await {
         if let Some((_, message)) = problem(&record.event) {
             eprintln!("chat: {}", printable(&message));
         }
+        if ends_session(&record.event) {
+            return true;
+        }
     }
+    false
 }
 
 pub(crate) async fn listen(arguments: &Arguments) -> Result<(), Failure> {
@@ -216,6 +236,9 @@ pub(crate) async fn listen(arguments: &Arguments) -> Result<(), Failure> {
             Event::Message(message) => line(format!("{}: {}", message.sender, shown(message.content())))?,
             Event::Recovered(message) => {
                 line(format!("{} (earlier): {}", message.sender, shown(message.content())))?;
+            }
+            Event::Gap { from_seq, to_seq, reason, .. } => {
+                line(format!("* messages {from_seq} to {to_seq} are missing: {}", reason.name()))?;
             }
             Event::IdentityChanged { user } => {
                 line(format!("* the keys of {user} changed: compare safety numbers"))?;

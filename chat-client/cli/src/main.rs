@@ -196,7 +196,7 @@ async fn main() {
             if !text.is_empty() {
                 if json {
                     let line = serde_json::json!({"event": "error", "reason": "fatal", "message": text});
-                    let _ = output::line(line);
+                    let _ = output::line(output::escaped(&line.to_string()));
                 }
                 eprintln!("chat: {}", printable(&text));
             }

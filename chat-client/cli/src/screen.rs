@@ -98,13 +98,12 @@ impl Screen {
         self.talks.push(talk);
     }
 
-    fn message(&mut self, message: &Message) {
+    fn message(&mut self, message: &Message, is_new: bool) {
         let own = message.sender.to_string() == self.own;
         let peer = if own { message.recipient.as_ref().unwrap_or(&message.sender) } else { &message.sender };
-        let is_open = self.selected == Some(message.conversation) && self.scroll == 0;
         let talk = self.talk(message.conversation, peer.id, || peer.to_string());
         talk.add(message.seq, message.id, message.sender.to_string(), message.content(), own);
-        if !own && !is_open {
+        if !own && is_new {
             talk.unread += 1;
         }
     }
@@ -121,7 +120,8 @@ impl Screen {
         match event {
             Event::Connected => self.online = true,
             Event::Disconnected => self.online = false,
-            Event::Message(message) | Event::Recovered(message) => self.message(message),
+            Event::Message(message) => self.message(message, true),
+            Event::Recovered(message) => self.message(message, false),
             Event::Stored { message, conversation, seq, .. } => {
                 if let Some(talk) = self.find(*conversation) {
                     talk.stored(*message, *seq);
@@ -146,6 +146,20 @@ impl Screen {
             }
             Event::DeviceAdded { user, device } => {
                 self.notice(user, format!("{user} added device {}", device.get()));
+            }
+            Event::Gap { conversation, from_seq, to_seq, reason } => {
+                let notice = format!("messages {from_seq} to {to_seq} are missing: {}", reason.name());
+                match self.find(*conversation) {
+                    Some(talk) => talk.note(notice),
+                    None => self.note = notice,
+                }
+            }
+            Event::DeviceExcluded { user, device } => {
+                let notice = format!("device {} of {user} cannot receive messages now", device.get());
+                self.notice(user, notice);
+            }
+            Event::SessionDegraded { user, .. } => {
+                self.notice(user, format!("a session with {user} began without a one-time prekey"));
             }
             Event::Typing { user, .. } => self.note = format!("{user} is typing …"),
             Event::Throttled { retry_after } => {
@@ -221,6 +235,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
     client.conversations().await.map_err(text)?.iter().for_each(|conversation| screen.add(conversation));
     let mut terminal =
         ratatui::try_init().map_err(|e| format!("failed to open the terminal: {e}; try `chat --json`"))?;
+    keep_terminal_on_contained_panics();
     let _ = crossterm::execute!(std::io::stdout(), EnableBracketedPaste);
     let mut keys = EventStream::new();
     let mut terminated = std::pin::pin!(terminated());
@@ -254,6 +269,16 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
     ratatui::restore();
     client.close().await;
     ended
+}
+
+/// Restores the terminal only when this program panics, and not when the client contains a panic of its own thread.
+fn keep_terminal_on_contained_panics() {
+    let restore = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if std::thread::current().name() != Some("chat-client") {
+            restore(info);
+        }
+    }));
 }
 
 /// Waits for a signal that ends the program, so that the terminal is restored.

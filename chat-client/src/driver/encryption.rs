@@ -9,7 +9,7 @@ use chat_core::wire::{Bundle, PrekeyUpload};
 use chat_core::{Error, ErrorKind, InstallationId, Result};
 use zeroize::Zeroizing;
 
-use super::suite_call::{Rejected, SuiteInput};
+use super::suite_call::SuiteInput;
 use super::{Driver, peer};
 use crate::event::Event;
 use crate::platform::random;
@@ -26,7 +26,7 @@ impl Driver {
         let content = match entry {
             Some(entry) if entry.installation() == message.sender.installation => {
                 let input = SuiteInput::Row(row.conversation, row.seq);
-                if self.replica.isolates_rows() && !self.owner.rejected.contains(&input) {
+                if self.replica.isolates_rows() && !self.owner.rejected.contains_key(&input) {
                     self.store.mark_opening(&input.to_mark())?;
                     self.marked = true;
                 }
@@ -35,7 +35,7 @@ impl Driver {
                     let opened = suite.open(store, &peer(entry), sealed)?.map(Zeroizing::new);
                     Ok(opened.and_then(|content| open_body(suite, &content, own, row.conversation, message)))
                 })?;
-                opened.unwrap_or(Err(Unreadable::Malformed))
+                opened.unwrap_or_else(|rejected| Err(rejected.as_unreadable()))
             }
             _ => Err(Unreadable::UnknownDevice),
         };
@@ -87,11 +87,18 @@ impl Driver {
                     Ok(true) => {}
                     Ok(false) if excluded.contains(&installation) => without_session.push(installation),
                     Ok(false) => missing.push(installation),
-                    Err(Rejected) => return cannot_encrypt(),
+                    Err(_) => return cannot_encrypt(),
                 }
             }
+            let user = list.list().user;
+            let wanted = list.list().devices.iter().filter(wanted).map(DeviceEntry::installation);
+            let reads = |device: InstallationId| !without_session.contains(&device);
+            if user != own.user && missing.is_empty() && !wanted.clone().any(reads) {
+                // Without a session the message would reach no device of the user.
+                missing.extend(wanted);
+            }
             if !missing.is_empty() {
-                return Ok(Err(SealFailure::NeedBundles(list.list().user, missing)));
+                return Ok(Err(SealFailure::NeedBundles(user, missing)));
             }
         }
         let own_list = lists.iter().find(|list| list.list().user == own.user).or(self.replica.list(own.user));
@@ -122,7 +129,7 @@ impl Driver {
                 }
                 Ok(Err(error)) if error.kind() == ErrorKind::Invalid => return cannot_encrypt(),
                 Ok(Err(error)) => return Err(error),
-                Err(Rejected) => return cannot_encrypt(),
+                Err(_) => return cannot_encrypt(),
             }
         }
         let audience = lists.iter().map(|l| Audience { user: l.list().user, list_version: l.list().version });

@@ -1,12 +1,12 @@
 //! The task that owns a profile: it opens or creates the account, runs the driver, and releases the profile while the
 //! client is suspended.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use chat_core::{DeviceAddress, Error, Handle, Result, UserId};
 use tokio::sync::{oneshot, watch};
 
-use super::suite_call::SuiteInput;
+use super::suite_call::{Rejected, SuiteInput};
 use super::{Channels, Control, Driver, Ended, Waiters};
 use crate::account::Registrar;
 use crate::config::ClientConfig;
@@ -42,7 +42,7 @@ pub(crate) struct Owner {
     /// The users of presence events.
     pub(super) watched: Vec<UserId>,
     /// The inputs on which the suite panicked: it does not get them again.
-    pub(super) rejected: HashSet<SuiteInput>,
+    pub(super) rejected: HashMap<SuiteInput, Rejected>,
     /// The suite has just panicked on this input.
     pub(super) panicked_on: Option<SuiteInput>,
 }
@@ -54,7 +54,7 @@ impl Owner {
             channels,
             waiters: Waiters::default(),
             watched: Vec::new(),
-            rejected: HashSet::new(),
+            rejected: HashMap::new(),
             panicked_on: None,
         }
     }

@@ -7,6 +7,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use chat_core::replica::Unreadable;
 use chat_core::{ConversationId, Error, ErrorKind, InstallationId, MessageId, Result, Seq};
 use sha2::{Digest, Sha256};
 
@@ -52,9 +53,24 @@ impl SuiteInput {
     }
 }
 
-/// The suite panicked on this input, now or before.
+/// The reason why the suite does not get an input again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Rejected;
+pub(crate) enum Rejected {
+    /// The suite panicked on it.
+    Panicked,
+    /// The process ended while the suite had it. That may be a coincidence.
+    EndedProcess,
+}
+
+impl Rejected {
+    /// Returns the reason for a row. A row that ended the process is requested again from its sender.
+    pub(super) const fn as_unreadable(self) -> Unreadable {
+        match self {
+            Self::Panicked => Unreadable::Malformed,
+            Self::EndedProcess => Unreadable::NoSession,
+        }
+    }
+}
 
 impl Driver {
     /// Calls the suite, unless it panicked on this input before.
@@ -66,8 +82,8 @@ impl Driver {
         input: SuiteInput,
         call: impl FnOnce(&mut dyn Suite, &mut LocalStore) -> Result<T>,
     ) -> Result<Result<T, Rejected>> {
-        if self.owner.rejected.contains(&input) {
-            return Ok(Err(Rejected));
+        if let Some(rejected) = self.owner.rejected.get(&input) {
+            return Ok(Err(*rejected));
         }
         let (suite, store) = (self.owner.config.suite.as_mut(), &mut self.store);
         // A panic drops the transaction and the caches of the suite, so no broken state is seen.
@@ -89,7 +105,7 @@ impl Driver {
         call: impl FnOnce(&mut dyn Suite, &mut LocalStore) -> Result<T>,
     ) -> Result<T> {
         let failed = || Error::new(ErrorKind::Corrupt, "the encryption suite panicked on its own state");
-        self.call_suite(SuiteInput::Own, call)?.map_err(|Rejected| failed())
+        self.call_suite(SuiteInput::Own, call)?.map_err(|_| failed())
     }
 }
 

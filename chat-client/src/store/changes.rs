@@ -76,7 +76,7 @@ impl LocalStore {
             },
             Change::Unknown(conversation, seq, row) => {
                 self.run(
-                    "INSERT OR IGNORE INTO unknown_rows VALUES (?1, ?2, ?3)",
+                    "INSERT OR REPLACE INTO unknown_rows VALUES (?1, ?2, ?3)",
                     params![conversation.as_bytes(), seq as i64, &row[..]],
                 )?;
                 if conversation.kind() == Ok(ConversationKind::Mailbox) {
@@ -363,6 +363,7 @@ impl LocalStore {
             [],
         )?;
         self.run("DELETE FROM receipts", [])?;
+        self.run("DELETE FROM unknown_rows", [])?;
         self.run("DELETE FROM outbox WHERE void = 1", [])?;
         self.run("UPDATE outbox SET attempted = 1, publish = NULL", [])?;
         self.run(

@@ -127,7 +127,7 @@ fn content_from_proto(raw: proto::row::Row, seq: Seq) -> Result<RowContent> {
                 proto::EmptyReason::Excluded => EmptyReason::Excluded,
                 _ => EmptyReason::Expired,
             },
-            from: e.from.clamp(1, seq),
+            from: e.from.clamp(1, seq.max(1)),
         },
     })
 }
@@ -214,6 +214,11 @@ mod tests {
         let row = decode_sent_row(bytes.clone()).unwrap();
         assert_eq!((row.seq, row.content), (7, RowContent::Unknown(bytes)));
         raw.seq = 0;
-        assert!(decode_sent_row(raw.encode_to_vec().into()).is_err(), "a row without a position");
+        let empty = proto::EmptyRow { reason: proto::EmptyReason::Skip.into(), from: 9 };
+        for content in [raw.row.clone(), Some(proto::row::Row::Empty(empty)), None] {
+            raw.row = content;
+            let bytes = Bytes::from(raw.encode_to_vec());
+            assert!(decode_sent_row(bytes.clone()).is_err() && decode_row(bytes).is_err(), "no position");
+        }
     }
 }

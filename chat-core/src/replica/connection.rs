@@ -270,27 +270,31 @@ impl Replica {
                     self.report_if_hidden(user, out);
                 }
             }
-            Purpose::Claim(conversation, user, wanted) => {
-                if answer.bundles.len() < wanted {
+            Purpose::Claim(id, user, wanted) => {
+                let is_short = answer.bundles.len() < wanted.len();
+                if is_short {
                     // A device without prekeys may no longer be on the list.
                     self.stale.insert(user);
                     self.fetch_list(now, user, out);
                 }
-                let may_exclude = self.may_exclude(conversation, user, wanted);
-                if let Some(conversation) = self.conversations.get_mut(&conversation)
-                    && conversation.wait == Wait::Bundles
-                {
-                    let failed = answer.bundles.is_empty() || conversation.claims > 1;
-                    conversation.wait = if failed && may_exclude {
-                        // The device may be uploading its first prekeys.
-                        Wait::Until(now.after(SOON_MS))
-                    } else if failed {
-                        // The device never uploaded prekeys, or its bundle is refused. It may upload new
-                        // ones at any moment, but each claim costs it one.
-                        Wait::Until(now.after(1000 << conversation.claims.min(6)))
-                    } else {
-                        Wait::Nothing
-                    };
+                let may_exclude = self.may_exclude(now, id, user, &wanted);
+                if let Some(conversation) = self.conversations.get_mut(&id) {
+                    for device in &wanted {
+                        *conversation.answered_claims.entry(*device).or_default() += 1;
+                    }
+                    let is_first = !conversation.are_unusable(&wanted);
+                    if conversation.wait == Wait::Bundles {
+                        conversation.wait = if may_exclude && is_short && is_first {
+                            // The device may be uploading its first prekeys.
+                            Wait::Until(now.after(SOON_MS))
+                        } else if !may_exclude && (answer.bundles.is_empty() || conversation.claims > 1) {
+                            // The device never uploaded prekeys, or its bundle is refused. It may upload new
+                            // ones at any moment, but each claim costs it one.
+                            Wait::Until(now.after(1000 << conversation.claims.min(6)))
+                        } else {
+                            Wait::Nothing
+                        };
+                    }
                 }
                 if let (Some(list), false) = (self.lists.get(&user), answer.bundles.is_empty()) {
                     self.ratchets_moved = true;

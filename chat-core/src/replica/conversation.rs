@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::RETRY_MS;
 use super::draft::Draft;
+use super::send::CLAIMS;
 use super::snapshot::{ConversationSnapshot, OutboxEntrySnapshot};
 use crate::model::envelope::{Publish, SendPosition};
 use crate::model::id::{ClientSeq, InstallationId, MessageId, Seq};
@@ -26,6 +27,8 @@ pub(super) struct Conversation {
     pub missing: Option<Missing>,
     /// Bundle claims since the last message was sealed.
     pub claims: u32,
+    /// Answered claims of each device since the last message was sealed: none of them led to a session.
+    pub answered_claims: BTreeMap<InstallationId, u32>,
     /// Devices with which no session can begin, each with the time until which messages exclude it.
     pub excluded: BTreeMap<InstallationId, Instant>,
     /// The server throttles it: one message at a time until the queue is empty.
@@ -119,6 +122,11 @@ impl Conversation {
             read: snapshot.read,
             ..Self::default()
         }
+    }
+
+    /// Whether the bundles of these devices were claimed often enough, and no session began.
+    pub(super) fn are_unusable(&self, devices: &[InstallationId]) -> bool {
+        devices.iter().all(|device| self.answered_claims.get(device).is_some_and(|n| *n >= CLAIMS))
     }
 
     pub(super) fn position(&self, id: MessageId) -> Option<usize> {

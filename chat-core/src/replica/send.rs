@@ -9,7 +9,9 @@ use super::{Phase, Purpose, RETRY_MS, Recovery, Replica, SEND_WINDOW};
 use crate::model::client_frame::{ClientFrame, Request};
 use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{Publish, Refusal, SendPosition, Stored};
-use crate::model::id::{ClientSeq, ConversationId, ConversationKind, Handle, MessageId, UserId};
+use crate::model::id::{
+    ClientSeq, ConversationId, ConversationKind, Handle, InstallationId, MessageId, UserId,
+};
 use crate::model::time::Instant;
 use crate::mutant::Mutant;
 
@@ -23,6 +25,9 @@ pub(super) const DOUBT_MS: u64 = 2 * RETRY_MS;
 
 /// Milliseconds after which a bundle is claimed again before its device is excluded.
 pub(super) const SOON_MS: u64 = 500;
+
+/// Answered claims without a session after which a device is excluded.
+pub(super) const CLAIMS: u32 = 2;
 
 /// Milliseconds for which messages exclude a device with which no session can begin. Then its bundle is claimed again.
 const EXCLUDED_MS: u64 = 10_000;
@@ -188,7 +193,7 @@ impl Replica {
         };
         let may_exclude = match &sealed {
             Err(SealFailure::NeedBundles(user, installations)) => {
-                self.may_exclude(id, *user, installations.len())
+                self.may_exclude(now, id, *user, installations)
             }
             _ => false,
         };
@@ -201,6 +206,8 @@ impl Replica {
         match sealed {
             Ok(mut publish) => {
                 conversation.claims = 0;
+                let excluded = &publish.excluded;
+                conversation.answered_claims.retain(|device, _| excluded.contains(device));
                 let entry = &mut conversation.queue[index];
                 publish.first = !entry.attempted || Mutant::FirstInEveryIncarnation.is_active();
                 entry.number = Some(publish.number);
@@ -212,25 +219,44 @@ impl Replica {
                 self.ratchets_moved = true;
                 self.changes.push(Change::Sealed(Box::new(publish)));
             }
-            Err(SealFailure::NeedBundles(user, installations)) if may_exclude && conversation.claims > 1 => {
+            Err(SealFailure::NeedBundles(user, installations))
+                if may_exclude && conversation.are_unusable(&installations) =>
+            {
                 // Their bundles were claimed twice, and no session began: the other devices get the message now.
                 let until = now.after(EXCLUDED_MS);
-                conversation.excluded.extend(installations.iter().map(|device| (*device, until)));
+                for device in &installations {
+                    conversation.excluded.insert(*device, until);
+                    // The next time one claim decides.
+                    conversation.answered_claims.insert(*device, CLAIMS - 1);
+                }
                 out.push(Output::Event(Ephemeral::Excluded(user, installations)));
             }
             Err(SealFailure::NeedBundles(user, installations)) => {
                 conversation.wait = Wait::Bundles;
                 conversation.claims += 1;
-                let purpose = Purpose::Claim(id, user, installations.len());
+                let purpose = Purpose::Claim(id, user, installations.clone());
                 self.request(now, Request::Claim(user, installations), purpose, out);
             }
             Err(SealFailure::Never(why)) => self.refuse_for_good(id, index, why),
         }
     }
 
-    /// Whether messages of a conversation may exclude this many devices of a user: a device that can read them remains.
-    pub(super) fn may_exclude(&self, id: ConversationId, user: UserId, devices: usize) -> bool {
-        let remains = || self.lists.get(&user).is_some_and(|list| list.list().devices.len() > devices);
+    /// Whether messages of a conversation may exclude these devices of a user: a device that can read them remains.
+    pub(super) fn may_exclude(
+        &self,
+        now: Instant,
+        id: ConversationId,
+        user: UserId,
+        devices: &[InstallationId],
+    ) -> bool {
+        let is_excluded = |device: InstallationId| {
+            let known = self.conversations.get(&id).and_then(|known| known.excluded.get(&device));
+            devices.contains(&device) || known.is_some_and(|until| now < *until)
+        };
+        let remains = || {
+            let list = self.lists.get(&user);
+            list.is_some_and(|list| list.list().addresses().any(|device| !is_excluded(device.installation)))
+        };
         id.kind() != Ok(ConversationKind::Mailbox) && (user == self.device.user || remains())
     }
 

@@ -240,12 +240,16 @@ impl Device {
             _ => *device != own,
         };
         for list in lists {
+            let mut listed = list.list().addresses().map(|device| device.installation).filter(wanted);
+            let none_reads = !listed.any(|device| self.suite.current.contains_key(&device));
             let missing: Vec<_> = list
                 .list()
                 .addresses()
                 .map(|device| device.installation)
                 .filter(|device| wanted(device) && !self.suite.current.contains_key(device))
-                .filter(|device| !excluded.contains(device))
+                .filter(|device| {
+                    !excluded.contains(device) || list.list().user != self.address().user && none_reads
+                })
                 .collect();
             if !missing.is_empty() {
                 return Err(SealFailure::NeedBundles(list.list().user, missing));

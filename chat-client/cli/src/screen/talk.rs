@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 
 use chat_client::{Content, ConversationId, MessageId, UserId};
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::event_json::unreadable_reason;
 use crate::output::printable_lines;
+
+/// Maximum number of characters of a message that the screen shows.
+const SHOWN: usize = 4096;
 
 /// How far an own message got.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -154,7 +158,11 @@ impl Talk {
         let mut lines = Vec::new();
         for entry in self.entries.values() {
             let mark = entry.tick.mark();
-            let mut parts: Vec<String> = printable_lines(&entry.text).collect();
+            let shown: String = entry.text.chars().take(SHOWN).collect();
+            let mut parts: Vec<String> = printable_lines(&shown).collect();
+            if shown.len() < entry.text.len() {
+                parts.push(format!("[{} more bytes]", entry.text.len() - shown.len()));
+            }
             if let Some(last) = parts.last_mut() {
                 last.push_str(mark);
             }
@@ -184,19 +192,24 @@ const fn tick(seq: u64, delivered: u64, read: u64) -> Tick {
 
 /// Appends a text in lines of at most `width` columns, broken after spaces where possible.
 fn wrap(head: &str, text: &str, width: usize, lines: &mut Vec<String>) {
-    use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
     let width = width.max(8);
-    let mut line = head.to_owned();
+    let (mut line, mut columns) = (head.to_owned(), head.width());
+    let mut next = |line: &mut String, columns: &mut usize| {
+        lines.push(std::mem::replace(line, "  ".to_owned()));
+        *columns = 2;
+    };
     for word in text.split_inclusive(' ') {
         let length = word.trim_end().width();
-        if line.width() + length > width && length + 2 <= width {
-            lines.push(std::mem::replace(&mut line, "  ".to_owned()));
+        if columns + length > width && length + 2 <= width {
+            next(&mut line, &mut columns);
         }
         for c in word.chars() {
-            if line.width() + c.width().unwrap_or(0) > width && c != ' ' {
-                lines.push(std::mem::replace(&mut line, "  ".to_owned()));
+            let size = c.width().unwrap_or(0);
+            if columns + size > width && c != ' ' {
+                next(&mut line, &mut columns);
             }
             line.push(c);
+            columns += size;
         }
     }
     lines.push(line);
