@@ -227,7 +227,10 @@ impl Loaded {
         if let Some(mark) = store.opening_mark()? {
             // The process ended while it opened rows. A row that is named ended it alone.
             snapshot.isolate_rows = true;
-            owner.rejected.extend(SuiteInput::from_mark(&mark).map(|row| (row, Rejected::EndedProcess)));
+            if let Some(row) = SuiteInput::from_mark(&mark) {
+                // A panic in this process is known more precisely.
+                owner.rejected.entry(row).or_insert(Rejected::EndedProcess);
+            }
         }
         let (has_prekeys, marked) = (snapshot.prekeys_at > 0, snapshot.isolate_rows);
         let platform = owner.config.platform.as_ref();
