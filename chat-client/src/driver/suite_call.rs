@@ -2,7 +2,7 @@
 //!
 //! A call that panics may leave the suite and the open transaction half changed. The driver then ends without a commit:
 //! its owner loads the last durable state, the suite forgets what it remembers, and the input of the call is not given
-//! to the suite again. Where a panic ends the process, as in a browser, the next start finds the input by the mark in
+//! to the suite again. Where a panic ends the process, as in a browser, the next start finds a row by the mark in
 //! the store: see [`LocalStore::mark_opening`].
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -99,7 +99,7 @@ impl Driver {
     /// Calls the suite without input from outside this device.
     ///
     /// # Errors
-    /// The errors of the call, and `Corrupt` if it panics.
+    /// The errors of the call. `Unavailable` if it panics: then the client stops.
     pub(super) fn call_suite_alone<T>(
         &mut self,
         call: impl FnOnce(&mut dyn Suite, &mut LocalStore) -> Result<T>,
