@@ -19,7 +19,7 @@ pub use key_directory::{AccountKey, BundleParts, DeviceKeys, KeyDirectory, Reinc
 pub use log_anchor::{LogAnchor, LogIdentity};
 pub use message_store::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, Head, Member, MessageStore,
-    PageLimit, SenderState, StoreIdentity,
+    PageLimit, Rules, SenderFilter, SenderState, StateChange, StoreIdentity,
 };
 pub use node_link::{NodeLink, SessionDelivery};
 pub use presence::Presence;

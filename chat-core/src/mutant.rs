@@ -50,13 +50,15 @@ pub enum Mutant {
     RecoveredDropped,
     /// A row that may end the process is opened together with others.
     IsolationIgnored,
+    /// An owner decides on parts of two states of a conversation.
+    StatesMixed,
 }
 
 impl Mutant {
     /// The mutants that the simulator must detect. The others need conditions that a single process does not
     /// have (a stale cache of another gateway), or another rule hides them. Unit tests next to those rules
     /// detect them.
-    pub const SIMULATED: [Self; 27] = [
+    pub const SIMULATED: [Self; 28] = [
         Self::AckBeforeSync,
         Self::NoDedupe,
         Self::AnyClientSeq,
@@ -84,6 +86,7 @@ impl Mutant {
         Self::FirstIsEnough,
         Self::FirstInEveryIncarnation,
         Self::IsolationIgnored,
+        Self::StatesMixed,
     ];
 }
 

@@ -88,15 +88,15 @@ pub(crate) fn check(settings: &Settings) -> Result<Vec<Result<String, String>>, 
     Ok(findings)
 }
 
-/// Creates or updates the schema of the cluster's store: a line per change.
+/// Brings the store to the format of this release: a line per change.
 pub(crate) fn migrate(settings: &Settings, new_log: bool) -> Result<Vec<String>, String> {
     #[cfg(feature = "cluster")]
     if settings.is_cluster() {
         let cluster = settings.cluster()?;
         return block_on(async { Ok(chat_server::cluster::migrate(&cluster, new_log).await?) });
     }
-    let _ = (settings, new_log);
-    Err("the embedded store needs no migration: name a cluster's backends".into())
+    let _ = new_log;
+    Ok(vec![chat_server::embedded::migrate(&settings.data)?])
 }
 
 /// Copies the data of one process to a cluster, and reports its progress.

@@ -18,6 +18,20 @@ pub fn check(path: impl AsRef<Path>) -> Result<String, ServerError> {
     open(path).map(|_| format!("store: data in {}", path.display()))
 }
 
+/// Converts the data of the previous release's format. Returns a line about it. An earlier release refuses the
+/// directory afterwards.
+///
+/// # Errors
+/// There is no data, its format is of another release, or as [`check`].
+pub fn migrate(path: impl AsRef<Path>) -> Result<String, ServerError> {
+    let path = path.as_ref();
+    let failed = |error| ServerError::new(format!("store: {}: {}", path.display(), ServerError::from(error)));
+    Ok(match EmbeddedStore::convert(path).map_err(failed)? {
+        0 => format!("store: {} has this release's format", path.display()),
+        count => format!("store: converted {count} conversations in {}", path.display()),
+    })
+}
+
 /// Reads all data of the directory and checks every promise about it.
 ///
 /// # Errors

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use chat_core::backend::{
     AccountKey, Backends, BundleParts, Command, Commit, CommitOutcome, ConversationState, CursorFilter,
     DeviceKeys, DeviceRecord, GatewayId, KeyDirectory, LogPosition, MessageStore, PageLimit, Presence,
-    PushSink, RecordBatch, Registry, Reincarnation, Route, Router, StoreIdentity,
+    PushSink, RecordBatch, Registry, Reincarnation, Route, Router, SenderFilter, StoreIdentity,
 };
 use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::{AckUpTo, InboxPosition, InboxRow};
@@ -68,9 +68,10 @@ impl MessageStore for MeteredStore {
     async fn state(
         &self,
         conversation: ConversationId,
+        senders: SenderFilter<'_>,
         next: Option<LogPosition>,
     ) -> Result<Option<ConversationState>> {
-        timed(STORE, "state", self.0.state(conversation, next)).await
+        timed(STORE, "state", self.0.state(conversation, senders, next)).await
     }
 
     async fn find(

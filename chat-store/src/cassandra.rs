@@ -19,10 +19,10 @@
 //!
 //! | table | partition key, then clustering order | bound of a partition |
 //! |---|---|---|
-//! | `state` | conversation | members and senders |
+//! | `state_parts` | conversation, part | head, members and senders |
 //! | `history` | (conversation, seq / 10,000), seq descending | 10,000 rows |
 //! | `ids` | (conversation, sender, minute of the id) | messages that one device sends in about a minute |
-//! | `inbox` | (installation, day), commit time, conversation, seq | a day, and the quota |
+//! | `inbox` (a message only refers to history) | (installation, day), commit time, conversation, seq | a day, and the quota |
 //! | `cells` (cursors) | installation, conversation | conversations of a device |
 //! | `accounts`, `handles`, `owners` | one row each | |
 //! | `devices` | installation, prekey id | 200 prekeys |
@@ -36,12 +36,15 @@
 
 mod commit;
 mod connection;
+mod conversion;
 mod directory;
 #[cfg(feature = "fjall")]
 pub(crate) mod import;
 mod inbox;
 mod log_reset;
 mod schema;
+mod state;
+mod stored_row;
 mod verify;
 
 pub use connection::CassandraSettings;
@@ -50,18 +53,17 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chat_core::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogAnchor, LogIdentity,
-    LogPosition, MessageStore, PageLimit, StoreIdentity,
+    LogPosition, MessageStore, PageLimit, SenderFilter, StoreIdentity,
 };
-use chat_core::codec::{decode_row, redo, state};
+use chat_core::codec::decode_row;
 use chat_core::envelope::{AckUpTo, Durability, InboxPosition, InboxRow};
 use chat_core::{
     ConversationId, ConversationKind, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch,
 };
 use dashmap::DashMap;
-use futures_util::TryStreamExt;
 use futures_util::future::{join_all, try_join_all};
 
-use connection::{Connection, unknown};
+use connection::Connection;
 
 /// A [`MessageStore`] and [`KeyDirectory`](chat_core::backend::KeyDirectory) in Cassandra.
 #[derive(Debug)]
@@ -109,7 +111,11 @@ impl CassandraStore {
         schema::check_copies(&connection).await?;
         let epoch = schema::check(&connection).await?;
         let identity = StoreIdentity { epoch: StoreEpoch::from_bytes(epoch), durability: Durability::Fsync };
-        Ok(Self { connection, identity, heads: DashMap::new(), untrimmed: DashMap::new() })
+        Ok(Self::new(connection, identity))
+    }
+
+    fn new(connection: Connection, identity: StoreIdentity) -> Self {
+        Self { connection, identity, heads: DashMap::new(), untrimmed: DashMap::new() }
     }
 
     /// Returns a description for operators: release, nodes, keyspace, copies and `commitlog_sync`.
@@ -118,48 +124,6 @@ impl CassandraStore {
     /// `Unavailable` if Cassandra cannot be reached.
     pub async fn describe(&self) -> Result<String> {
         schema::describe(&self.connection).await
-    }
-
-    async fn head(&self, conversation: ConversationId) -> Result<Seq> {
-        let rows =
-            self.connection.rows(&self.connection.statements.head, (&conversation.as_bytes()[..],)).await?;
-        let seq = rows.maybe_first_row::<(i64,)>().map_err(|_| corrupt())?.map_or(0, |(seq,)| unsigned(seq));
-        self.note_head(conversation, seq);
-        Ok(seq)
-    }
-
-    /// Returns a conversation's state, and the redo data of the commit that produced it.
-    async fn state_and_redo(
-        &self,
-        conversation: ConversationId,
-    ) -> Result<Option<(ConversationState, Vec<u8>)>> {
-        let statement = &self.connection.statements.state_and_redo;
-        let rows = self.connection.rows(statement, (&conversation.as_bytes()[..],)).await?;
-        let row = rows.maybe_first_row::<(Vec<u8>, Option<Vec<u8>>)>().map_err(|_| corrupt())?;
-        row.map(|(bytes, redo)| Ok((state::decode(&bytes)?, redo.unwrap_or_default()))).transpose()
-    }
-
-    /// Returns the highest seq for a device's inbox in the redo data of a conversation's last commit, whether
-    /// or not the row is written already; 0 if there is none.
-    async fn tail_to_come(&self, conversation: ConversationId, device: InstallationId) -> Result<Seq> {
-        let Some((state, redo)) = self.state_and_redo(conversation).await? else { return Ok(0) };
-        let commit = redo::decode(redo.into(), conversation, state)?;
-        let own = commit.inbox.iter().filter(|(owner, _)| *owner == device);
-        Ok(own.map(|(_, row)| row.seq).max().unwrap_or(0))
-    }
-
-    /// Finishes the last commit of every conversation.
-    async fn finish_all(&self) -> Result<()> {
-        const FINISH_CONCURRENCY: usize = 16;
-        let all =
-            self.connection.session.execute_iter(self.connection.statements.all_states.clone(), ()).await;
-        let rows = all.map_err(unknown)?.rows_stream::<(Vec<u8>, Vec<u8>, Option<Vec<u8>>)>();
-        let finish = |(conversation, bytes, redo): (Vec<u8>, Vec<u8>, Option<Vec<u8>>)| async move {
-            let conversation = ConversationId::parse(&conversation).map_err(|_| corrupt())?;
-            self.finish(conversation, state::decode(&bytes)?, redo.unwrap_or_default()).await
-        };
-        let rows = rows.map_err(|_| corrupt())?.map_err(unknown);
-        rows.try_for_each_concurrent(FINISH_CONCURRENCY, finish).await
     }
 
     fn note_head(&self, conversation: ConversationId, seq: Seq) {
@@ -175,7 +139,7 @@ impl CassandraStore {
         if self.heads.get(&conversation).is_some_and(|head| seq <= *head) {
             return Ok(true);
         }
-        Ok(seq <= self.head(conversation).await?)
+        Ok(seq <= self.head_seq(conversation).await?)
     }
 }
 
@@ -188,19 +152,12 @@ impl MessageStore for CassandraStore {
     async fn state(
         &self,
         conversation: ConversationId,
+        senders: SenderFilter<'_>,
         next: Option<LogPosition>,
     ) -> Result<Option<ConversationState>> {
-        let Some(next) = next else {
-            let rows = self
-                .connection
-                .rows(&self.connection.statements.state, (&conversation.as_bytes()[..],))
-                .await?;
-            let row = rows.maybe_first_row::<(Vec<u8>,)>().map_err(|_| corrupt())?;
-            return row.map(|(bytes,)| state::decode(&bytes)).transpose();
-        };
-        let Some((state, redo)) = self.state_and_redo(conversation).await? else { return Ok(None) };
-        if !state.head.is_settled_before(next) {
-            self.finish(conversation, state.clone(), redo).await?;
+        let Some((state, redo)) = self.state_and_redo(conversation, senders).await? else { return Ok(None) };
+        if next.is_some_and(|next| !state.head.is_settled_before(next)) {
+            self.finish(conversation, state.head, redo).await?;
         }
         Ok(Some(state))
     }
@@ -248,7 +205,7 @@ impl MessageStore for CassandraStore {
         before: Seq,
         limit: PageLimit,
     ) -> Result<Vec<InboxRow>> {
-        let head = self.head(conversation).await?;
+        let head = self.head_seq(conversation).await?;
         if conversation.kind() == Ok(ConversationKind::Mailbox) {
             return Ok(Vec::new());
         }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use chat_core::backend::{Commit, ConversationState, LogPosition};
+use chat_core::backend::{Commit, ConversationState, LogPosition, StateChange};
 use chat_core::codec::{encode_list, encode_row, state};
 use chat_core::envelope::{InboxPosition, InboxRow};
 use chat_core::{ConversationId, Error, ErrorKind, InstallationId, MessageId, Result, Seq, UserId};
@@ -168,10 +168,10 @@ impl<Report: Fn(String) + Send + Sync> Migration<'_, Report> {
             let Some(end) = piece.last().filter(|row| row.seq < last.head.seq) else {
                 let rest = ids.into_values().flatten().collect();
                 rows.fetch_add(piece.len() as u64, Ordering::Relaxed);
-                let commit = commit(piece, rest, last);
+                let commit = commit(piece, rest, last.into());
                 return patiently(|| self.to.put_rows(&commit)).await;
             };
-            let mut state = ConversationState::default();
+            let mut state = StateChange::default();
             (state.head.seq, state.head.time_us) = (end.seq, end.time_us);
             let later = ids.split_off(&(end.seq + 1));
             let now = std::mem::replace(&mut ids, later).into_values().flatten().collect();
@@ -210,8 +210,8 @@ impl<Report: Fn(String) + Send + Sync> Migration<'_, Report> {
         let (mut ours, mut theirs) = (Sha256::new(), Sha256::new());
         let last = without_position(self.from.state(id)?);
         let there = patiently(|| self.to.state(id)).await?.unwrap_or_default();
-        add(&mut ours, &state::encode(&last));
-        add(&mut theirs, &state::encode(&there));
+        add_state(&mut ours, &last);
+        add_state(&mut theirs, &there);
         let ids = self.from.ids(id)?;
         let found = patiently(|| self.to.ids(id, &ids)).await?;
         add_ids(&mut ours, &ids);
@@ -248,6 +248,15 @@ impl<Report: Fn(String) + Send + Sync> Migration<'_, Report> {
         add(&mut digest, account.handle.as_str().as_bytes());
         add(&mut digest, &encode_list(&account.list));
         Ok(digest.finalize().into())
+    }
+}
+
+fn add_state(digest: &mut Sha256, conversation: &ConversationState) {
+    add(digest, &state::encode_head(&conversation.head));
+    add(digest, &state::encode_members(&conversation.members));
+    for (sender, position) in &conversation.senders {
+        add(digest, sender.as_bytes());
+        add(digest, &state::encode_sender(position));
     }
 }
 

@@ -2,7 +2,9 @@
 //!
 //! | keyspace | key | value |
 //! |---|---|---|
-//! | `state` | conversation | the state, written in one batch with its rows |
+//! | `heads` | conversation | the head of the state, written in one batch with its rows |
+//! | `members` | conversation | the members of the state |
+//! | `senders` | conversation, installation | the position of a sender in the state |
 //! | `history` | conversation, seq | the message, with the only copy of its body |
 //! | `ids` | conversation, installation, message id | seq |
 //! | `inbox` | installation, time, conversation, seq | this device's box, or the whole row if it has none |
@@ -15,6 +17,7 @@
 //! their callers after it. The file `watermark` beside the database holds the count of synced commits. A
 //! database that holds fewer commits lost acknowledged data and is not opened.
 
+mod conversion;
 mod directory;
 mod keys;
 mod read;
@@ -32,7 +35,7 @@ use std::path::Path;
 use async_trait::async_trait;
 use chat_core::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
-    PageLimit, StoreIdentity,
+    PageLimit, SenderFilter, StoreIdentity,
 };
 use chat_core::envelope::{AckUpTo, Durability, InboxPosition, InboxRow};
 use chat_core::{ConversationId, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch};
@@ -42,7 +45,7 @@ use watermark::Watermark;
 use writer::Writer;
 
 /// Content of the file `FORMAT`. A directory with another format is not opened.
-const FORMAT: &str = "chat-store embedded 1\n";
+const FORMAT: &str = "chat-store embedded 2\n";
 
 /// Name of the file that marks a sealed data set: it migrates to a cluster and is no longer written here.
 const SEALED: &str = "SEALED";
@@ -52,7 +55,9 @@ const SEALED: &str = "SEALED";
 pub(crate) struct Tables {
     database: Database,
     meta: Keyspace,
-    state: Keyspace,
+    heads: Keyspace,
+    members: Keyspace,
+    senders: Keyspace,
     history: Keyspace,
     ids: Keyspace,
     inbox: Keyspace,
@@ -117,8 +122,8 @@ impl EmbeddedStore {
     /// Opens the store in a directory and creates it if it does not exist.
     ///
     /// # Errors
-    /// `Conflict` if another process has the store open or the store was sealed for migration, `Invalid` if
-    /// the directory has another format, `Corrupt` if the store is damaged, `Unavailable` if it cannot be
+    /// `Conflict` if another process has the store open or the store was sealed for migration, `Unsupported` if
+    /// the directory has the format of another release (see [`convert`](Self::convert)), `Corrupt` if the store is damaged, `Unavailable` if it cannot be
     /// read or written.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
@@ -135,6 +140,18 @@ impl EmbeddedStore {
         let watermark = Watermark::open(&path.join("watermark"), commits)?;
         let writer = Writer::start(tables.clone(), watermark, commits, path.to_owned())?;
         Ok(Self { tables, writer, epoch })
+    }
+
+    /// Converts a directory of the previous format to that of this release. Returns the number of converted
+    /// conversations; 0 if the directory has this format. An earlier release does not open the directory afterwards. An
+    /// interrupted conversion can be repeated.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no store, `Unsupported` if its format is of another release, `Conflict` if another process
+    /// has it open or it was sealed for migration, `Corrupt` if it is damaged, `Unavailable` if it cannot be read or
+    /// written.
+    pub fn convert(path: impl AsRef<Path>) -> Result<usize> {
+        conversion::run(path.as_ref())
     }
 
     /// Returns whether a directory holds a store, in any format.
@@ -181,21 +198,36 @@ fn create_private(path: &Path) -> std::io::Result<()> {
 /// Creates the directory with its format file, or checks the existing file.
 fn check_format(path: &Path) -> Result<()> {
     create_private(path).map_err(io)?;
-    let file = path.join("FORMAT");
-    match std::fs::read_to_string(&file) {
-        Ok(text) if text == FORMAT => Ok(()),
-        Ok(_) => Err(Error::new(ErrorKind::Invalid, "the data directory has another format")),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            // A new directory may already hold a secret or settings, but no database.
-            if path.join("db").exists() {
-                return Err(Error::new(ErrorKind::Corrupt, "the data directory has lost its FORMAT file"));
-            }
-            std::fs::write(&file, FORMAT).map_err(io)?;
-            let sync = |path: &Path| std::fs::File::open(path).and_then(|file| file.sync_all());
-            sync(&file).and_then(|()| sync(path)).map_err(io)
+    match read_format(path)?.as_deref() {
+        Some(FORMAT) => Ok(()),
+        Some(_) => Err(Error::new(
+            ErrorKind::Unsupported,
+            "another release wrote the data directory: run `chat-server-ref migrate`, or that release if it is later",
+        )),
+        // A new directory may already hold a secret or settings, but no database.
+        None if path.join("db").exists() => {
+            Err(Error::new(ErrorKind::Corrupt, "the data directory has lost its FORMAT file"))
         }
+        None => write_format(path).map_err(io),
+    }
+}
+
+/// Returns the content of the file `FORMAT`; `None` if it does not exist.
+fn read_format(path: &Path) -> Result<Option<String>> {
+    match std::fs::read_to_string(path.join("FORMAT")) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(io(error)),
     }
+}
+
+/// Writes the file `FORMAT`, durable and as a whole.
+fn write_format(path: &Path) -> std::io::Result<()> {
+    let (new, file) = (path.join("FORMAT.new"), path.join("FORMAT"));
+    std::fs::write(&new, FORMAT)?;
+    std::fs::File::open(&new)?.sync_all()?;
+    std::fs::rename(&new, &file)?;
+    std::fs::File::open(path)?.sync_all()
 }
 
 impl Tables {
@@ -210,7 +242,9 @@ impl Tables {
         let keyspace = |name: &str| database.keyspace(name, KeyspaceCreateOptions::default).map_err(failed);
         Ok(Self {
             meta: keyspace("meta")?,
-            state: keyspace("state")?,
+            heads: keyspace("heads")?,
+            members: keyspace("members")?,
+            senders: keyspace("senders")?,
             history: keyspace("history")?,
             ids: keyspace("ids")?,
             inbox: keyspace("inbox")?,
@@ -257,9 +291,10 @@ impl MessageStore for EmbeddedStore {
     async fn state(
         &self,
         conversation: ConversationId,
+        senders: SenderFilter<'_>,
         _next: Option<LogPosition>,
     ) -> Result<Option<ConversationState>> {
-        self.tables.read_state(conversation)
+        self.tables.read_state(conversation, senders)
     }
 
     async fn find(

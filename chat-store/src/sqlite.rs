@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use chat_core::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
-    PageLimit, StoreIdentity,
+    PageLimit, SenderFilter, SenderState, StateChange, StoreIdentity,
 };
 use chat_core::codec::{decode_row, encode_row, state};
 use chat_core::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow, RowContent};
@@ -21,7 +21,8 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS state (conversation BLOB PRIMARY KEY, seq INTEGER NOT NULL, state BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS heads (conversation BLOB PRIMARY KEY, seq INTEGER NOT NULL, head BLOB NOT NULL, members BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS senders (conversation BLOB, sender BLOB, position BLOB NOT NULL, PRIMARY KEY (conversation, sender)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS history (conversation BLOB, seq INTEGER, row BLOB NOT NULL, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS ids (conversation BLOB, sender BLOB, id BLOB, seq INTEGER NOT NULL, PRIMARY KEY (conversation, sender, id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS inbox (device BLOB, time_us INTEGER, conversation BLOB, seq INTEGER, row BLOB NOT NULL, size INTEGER NOT NULL,
@@ -57,11 +58,12 @@ const fn corrupt() -> Error {
 }
 
 impl SqliteStore {
-    /// Opens the store in a file and creates the file if it does not exist.
+    /// Opens the store in a file and creates the file if it does not exist. A file of the previous format is converted;
+    /// an earlier release then refuses it.
     ///
     /// # Errors
-    /// `Conflict` if another process has the file open, `Corrupt` if it is not a database, `Unavailable` if
-    /// it cannot be read or written.
+    /// `Conflict` if another process has the file open, `Unsupported` if a later release wrote it, `Corrupt` if it is
+    /// not a database, `Unavailable` if it cannot be read or written.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let db = Connection::open(path).map_err(failed)?;
         db.execute_batch(
@@ -69,6 +71,7 @@ impl SqliteStore {
         )
         .and_then(|()| db.execute_batch(SCHEMA))
         .map_err(failed)?;
+        convert(&db)?;
         let known: Option<Vec<u8>> = db
             .query_row("SELECT value FROM meta WHERE key = 'epoch'", [], |row| row.get(0))
             .optional()
@@ -86,6 +89,38 @@ impl SqliteStore {
         db.execute_batch("COMMIT").map_err(failed)?;
         Ok(Self { db: Arc::new(Mutex::new(db)), epoch })
     }
+}
+
+/// Version of the tables, in `user_version`. Version 1 did not set it.
+const VERSION: i64 = 2;
+
+/// Converts the tables of version 1, which kept a whole state in one row, and refuses those of a later release.
+fn convert(db: &Connection) -> Result<()> {
+    let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
+    if version > VERSION {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "a later release wrote the database: run that release",
+        ));
+    }
+    if version == VERSION {
+        return Ok(());
+    }
+    let old = "SELECT count(*) FROM pragma_table_info('state') WHERE name = 'state'";
+    if db.query_row(old, [], |row| row.get::<_, i64>(0)).map_err(failed)? > 0 {
+        let mut statement = db.prepare("SELECT conversation, state FROM state").map_err(failed)?;
+        let mut rows = statement.query([]).map_err(failed)?;
+        while let Some(row) = rows.next().map_err(failed)? {
+            let (id, whole): (Vec<u8>, Vec<u8>) = (row.get(0).map_err(failed)?, row.get(1).map_err(failed)?);
+            let id = ConversationId::parse(&id).map_err(|_| corrupt())?;
+            put_state(db, id, &state::decode_format_1(&whole)?.into())?;
+        }
+    }
+    // A release that reads version 1 does not look at `user_version`: without its column it fails instead of starting
+    // over in an empty table.
+    let replaced = "DROP TABLE IF EXISTS state; CREATE TABLE state (replaced_by_heads INTEGER);";
+    db.execute_batch(replaced).map_err(failed)?;
+    db.pragma_update(None, "user_version", VERSION).map_err(failed)
 }
 
 fn cursor(
@@ -132,7 +167,7 @@ fn raise_generation(db: &Connection, device: InstallationId, generation: u64) ->
 }
 
 fn head(db: &Connection, conversation: ConversationId) -> Result<Seq> {
-    db.prepare_cached("SELECT seq FROM state WHERE conversation = ?1")
+    db.prepare_cached("SELECT seq FROM heads WHERE conversation = ?1")
         .and_then(|mut s| s.query_row([conversation.as_bytes()], |row| row.get::<_, i64>(0)).optional())
         .map(|seq| seq.unwrap_or(0) as u64)
         .map_err(failed)
@@ -164,12 +199,49 @@ fn apply(tx: &Transaction<'_>, commit: Commit) -> Result<()> {
     for (device, generation) in commit.generations {
         raise_generation(tx, device, generation)?;
     }
-    tx.prepare_cached("INSERT OR REPLACE INTO state VALUES (?1, ?2, ?3)")
-        .and_then(|mut s| {
-            s.execute(params![id.as_bytes(), commit.state.head.seq as i64, state::encode(&commit.state)])
-        })
-        .map(drop)
-        .map_err(failed)
+    put_state(tx, id, &commit.state)
+}
+
+fn put_state(db: &Connection, id: ConversationId, change: &StateChange) -> Result<()> {
+    let members = change.members.as_deref().map(state::encode_members);
+    db.prepare_cached(
+        "INSERT INTO heads VALUES (?1, ?2, ?3, coalesce(?4, x''))
+         ON CONFLICT (conversation) DO UPDATE SET seq = ?2, head = ?3, members = coalesce(?4, members)",
+    )
+    .and_then(|mut s| {
+        s.execute(params![id.as_bytes(), change.head.seq as i64, state::encode_head(&change.head), members])
+    })
+    .map_err(failed)?;
+    for (sender, position) in &change.senders {
+        db.prepare_cached("INSERT OR REPLACE INTO senders VALUES (?1, ?2, ?3)")
+            .and_then(|mut s| {
+                s.execute(params![id.as_bytes(), sender.as_bytes(), state::encode_sender(position)])
+            })
+            .map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn sender(db: &Connection, id: ConversationId, sender: InstallationId) -> Result<Option<SenderState>> {
+    let position: Option<Vec<u8>> = db
+        .prepare_cached("SELECT position FROM senders WHERE conversation = ?1 AND sender = ?2")
+        .and_then(|mut s| s.query_row(params![id.as_bytes(), sender.as_bytes()], |row| row.get(0)).optional())
+        .map_err(failed)?;
+    position.map(|position| state::decode_sender(&position)).transpose()
+}
+
+fn all_senders(db: &Connection, id: ConversationId) -> Result<BTreeMap<InstallationId, SenderState>> {
+    let mut statement =
+        db.prepare_cached("SELECT sender, position FROM senders WHERE conversation = ?1").map_err(failed)?;
+    let mut rows = statement.query([id.as_bytes()]).map_err(failed)?;
+    let mut senders = BTreeMap::new();
+    while let Some(row) = rows.next().map_err(failed)? {
+        let (sender, position): (Vec<u8>, Vec<u8>) =
+            (row.get(0).map_err(failed)?, row.get(1).map_err(failed)?);
+        let sender = InstallationId::parse(&sender).map_err(|_| corrupt())?;
+        senders.insert(sender, state::decode_sender(&position)?);
+    }
+    Ok(senders)
 }
 
 /// Writes an inbox row. The body of a message is in history only, except in a mailbox, which has no history.
@@ -279,14 +351,30 @@ impl MessageStore for SqliteStore {
     async fn state(
         &self,
         conversation: ConversationId,
+        filter: SenderFilter<'_>,
         _next: Option<LogPosition>,
     ) -> Result<Option<ConversationState>> {
         let db = self.db.lock();
-        let value: Option<Vec<u8>> = db
-            .prepare_cached("SELECT state FROM state WHERE conversation = ?1")
-            .and_then(|mut s| s.query_row([conversation.as_bytes()], |row| row.get(0)).optional())
+        let values: Option<(Vec<u8>, Vec<u8>)> = db
+            .prepare_cached("SELECT head, members FROM heads WHERE conversation = ?1")
+            .and_then(|mut s| {
+                s.query_row([conversation.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?))).optional()
+            })
             .map_err(failed)?;
-        value.map(|value| state::decode(&value)).transpose()
+        let Some((head, members)) = values else { return Ok(None) };
+        let mut senders = BTreeMap::new();
+        match filter {
+            SenderFilter::No => {}
+            SenderFilter::Of(named) => {
+                for installation in named {
+                    let position = sender(&db, conversation, *installation)?;
+                    senders.extend(position.map(|position| (*installation, position)));
+                }
+            }
+            SenderFilter::All => senders = all_senders(&db, conversation)?,
+        }
+        let (head, members) = (state::decode_head(&head)?, state::decode_members(&members)?);
+        Ok(Some(ConversationState { head, members, senders }))
     }
 
     async fn find(
@@ -448,5 +536,44 @@ impl MessageStore for SqliteStore {
         let removed = expire(&tx, before_us, limit)?;
         tx.commit().map_err(failed)?;
         Ok(removed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A head with seq 7, and a sender: the whole state in one value, as version 1 kept it.
+    fn format_1() -> Vec<u8> {
+        let position = SenderState { client_seq: 3, ..SenderState::default() };
+        let sender = [&[0x0a, 16][..], &[9; 16], &state::encode_sender(&position)].concat();
+        [&[0x08, 7, 0x3a, sender.len() as u8][..], &sender].concat()
+    }
+
+    #[tokio::test]
+    async fn file_of_version_1_is_converted_and_a_later_one_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chat.sqlite");
+        let id = ConversationId::own(chat_core::UserId::from_bytes([1; 16]));
+        let epoch = SqliteStore::open(&path).unwrap().identity().epoch;
+        let old = "DROP TABLE heads; DROP TABLE senders; DROP TABLE state; PRAGMA user_version = 0;
+             CREATE TABLE state (conversation BLOB PRIMARY KEY, seq INTEGER NOT NULL, state BLOB NOT NULL) WITHOUT ROWID;";
+        let db = Connection::open(&path).unwrap();
+        db.execute_batch(old).unwrap();
+        db.execute("INSERT INTO state VALUES (?1, 7, ?2)", params![id.as_bytes(), format_1()]).unwrap();
+        drop(db);
+        for _ in 0..2 {
+            let store = SqliteStore::open(&path).unwrap();
+            let state = store.state(id, SenderFilter::All, None).await.unwrap().unwrap();
+            assert_eq!((state.head.seq, state.senders.len()), (7, 1));
+            assert_eq!(state.senders[&InstallationId::from_bytes([9; 16])].client_seq, 3);
+            assert_eq!(store.identity().epoch, epoch);
+        }
+        let db = Connection::open(&path).unwrap();
+        let read_by_version_1 = db.prepare("SELECT seq FROM state WHERE conversation = ?1").map(drop);
+        assert!(read_by_version_1.is_err(), "an earlier release does not start over");
+        db.pragma_update(None, "user_version", VERSION + 1).unwrap();
+        drop(db);
+        assert_eq!(SqliteStore::open(&path).unwrap_err().kind(), ErrorKind::Unsupported);
     }
 }

@@ -195,7 +195,7 @@ impl Router for KafkaRouter {
             if self.closed.load(Ordering::Acquire) {
                 return Err(Error::new(ErrorKind::Closed, "the router is closed"));
             }
-            if let Some(taken) = partition.take() {
+            if let Some(taken) = partition.take()? {
                 return Ok(taken);
             }
             arrived.await;

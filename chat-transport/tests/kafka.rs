@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chat_core::backend::{Command, LogAnchor, Operation, Router};
+use chat_core::backend::{Command, LogAnchor, Operation, Router, Rules};
 use chat_core::envelope::SendPosition;
 use chat_core::memory::MemoryAnchor;
 use chat_core::{
@@ -75,7 +75,8 @@ fn command(n: u64) -> Command {
         incarnation: 0,
         generation: 0,
     };
-    Command { sender, operation: Operation::Skip(number), recipients: Vec::new(), verdict: None, reply: None }
+    let operation = Operation::Skip(number);
+    Command { sender, operation, recipients: Vec::new(), verdict: None, reply: None, rules: Rules::CURRENT }
 }
 
 /// Takes a record from any shard that has one.

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use chat_core::backend::{Commit, ConversationState, MessageStore, PageLimit};
+use chat_core::backend::{Commit, MessageStore, PageLimit, StateChange};
 use chat_core::envelope::{EmptyReason, InboxRow, RowContent};
 use chat_core::{ConversationId, InstallationId, MessageId};
 use chat_store::EmbeddedStore;
@@ -21,7 +21,7 @@ fn id() -> ConversationId {
 fn commit(seq: u64) -> Commit {
     let content = RowContent::Empty { reason: EmptyReason::Skip, from: seq };
     let row = InboxRow { conversation: id(), seq, time_us: seq, joined: seq == 1, content };
-    let mut state = ConversationState::default();
+    let mut state = StateChange::default();
     state.head.seq = seq;
     state.head.time_us = seq;
     let device = InstallationId::from_bytes([1; 16]);

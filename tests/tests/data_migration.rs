@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chat_core::backend::{
-    Commit, ConversationState, Head, LogPosition, Member, MessageStore as _, SenderState,
+    Commit, ConversationState, Head, LogPosition, Member, MessageStore as _, Rules, SenderState,
 };
 use chat_core::envelope::{InboxRow, Message, RowContent};
 use chat_core::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
@@ -47,6 +47,7 @@ async fn fill(data: &Path, messages: u64) {
                 time_us: now_ms * 1000,
                 position: LogPosition { generation: 7, offset: seq },
                 group_epoch: 0,
+                rules: Rules::CURRENT,
             };
             let prev = state.senders.get(&alice.installation).map_or(MessageId::NIL, |sender| sender.prev);
             state
@@ -78,7 +79,7 @@ async fn fill(data: &Path, messages: u64) {
                     row(seq == 1, b"a box of about fifty bytes for this device ......"),
                 )],
                 generations: vec![(alice.installation, seq)],
-                state: state.clone(),
+                state: state.clone().into(),
             });
             if commits.len() == 500 || seq == count {
                 for outcome in store.commit(std::mem::take(&mut commits)).await {

@@ -49,6 +49,9 @@ use crate::model::id::{
 /// - The generation of a device never goes back (`generation_never_goes_back`).
 /// - History is read newest first, in pages (`history_is_newest_first_and_pages`). It holds no boxes. Mailboxes
 ///   have no history: their messages are in inboxes only (`mailboxes_have_no_history`).
+/// - A state is read in parts: its head, its members, and only those senders that the caller names
+///   (`state_has_the_named_senders`). A commit holds only the parts that it changes, and the other parts stay
+///   (`unchanged_parts_of_a_state_stay`). The parts of one read belong to one commit.
 /// - Every value reads back as it was written: states (`state_reads_back`), rows of every kind
 ///   (`every_kind_of_row_reads_back`) and of the largest size (`large_rows_read_back`). The encoding is free;
 ///   [`codec`](crate::codec) has one. A stored value that cannot be decoded is an error of kind `Corrupt`.
@@ -73,7 +76,7 @@ use crate::model::id::{
 /// | `identity` | per message: returns a constant |
 /// | `commit` | once per batch of a shard: up to 512 records or 4 MiB |
 /// | `make_visible` | once per batch that has a `Durable` commit |
-/// | `state` with `next` | once per conversation while a shard remembers it: at most 10,000 a shard |
+/// | `state` with `next` | once per conversation and sender while a shard remembers it: at most 10,000 conversations a shard |
 /// | `state` without | per history page, delivery query and skip; per message to a user who never wrote back |
 /// | `find` | per message that may be a repeat: not for new messages |
 /// | `ack` | once a second and session while it acknowledges or sends, one at a time |
@@ -90,7 +93,8 @@ pub trait MessageStore: fmt::Debug + Send + Sync + 'static {
     /// Returns the store epoch of the data set and the durability of its commits.
     fn identity(&self) -> StoreIdentity;
 
-    /// Returns the state of a conversation; `None` before its first commit.
+    /// Returns the state of a conversation, with the senders that the filter selects; `None` before its first
+    /// commit.
     ///
     /// A caller that is about to decide on the state passes the position of the `next` record. If the head is
     /// not [settled before](Head::is_settled_before) that record, the last commit may be half written: its
@@ -103,6 +107,7 @@ pub trait MessageStore: fmt::Debug + Send + Sync + 'static {
     async fn state(
         &self,
         conversation: ConversationId,
+        senders: SenderFilter<'_>,
         next: Option<LogPosition>,
     ) -> Result<Option<ConversationState>>;
 
@@ -241,6 +246,29 @@ pub enum CursorFilter {
     All,
 }
 
+/// Selects the senders of a state to read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(clippy::exhaustive_enums)]
+pub enum SenderFilter<'a> {
+    /// No sender: the head and the members only.
+    No,
+    /// These senders, as far as they exist.
+    Of(&'a [InstallationId]),
+    /// All senders.
+    All,
+}
+
+impl SenderFilter<'_> {
+    /// Returns whether the filter selects a sender.
+    pub fn selects(self, sender: InstallationId) -> bool {
+        match self {
+            Self::No => false,
+            Self::Of(senders) => senders.contains(&sender),
+            Self::All => true,
+        }
+    }
+}
+
 /// The inbox size of a device, and its cursors.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[allow(clippy::exhaustive_structs)]
@@ -265,11 +293,12 @@ pub struct Commit {
     /// New inbox rows, in order.
     pub inbox: Vec<(InstallationId, InboxRow)>,
     pub generations: Vec<(InstallationId, u64)>,
-    /// The state after this commit.
-    pub state: ConversationState,
+    /// The parts of the state that change.
+    pub state: StateChange,
 }
 
-/// The state of a conversation: enough to decide on the next record without reading the log.
+/// The state of a conversation, or the part of it that was read: enough to decide on the next record of these
+/// senders without reading the log.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[allow(clippy::exhaustive_structs)]
 pub struct ConversationState {
@@ -277,6 +306,51 @@ pub struct ConversationState {
     /// The members, each with the device list that a message last named.
     pub members: Vec<Member>,
     pub senders: BTreeMap<InstallationId, SenderState>,
+}
+
+impl ConversationState {
+    /// Changes the state to that after a commit.
+    pub fn apply(&mut self, change: &StateChange) {
+        self.head = change.head;
+        if let Some(members) = &change.members {
+            self.members.clone_from(members);
+        }
+        self.senders.extend(&change.senders);
+    }
+
+    /// Returns the state with only the senders that a filter selects.
+    #[must_use]
+    pub fn with_senders(mut self, filter: SenderFilter<'_>) -> Self {
+        self.senders.retain(|sender, _| filter.selects(*sender));
+        self
+    }
+}
+
+/// The parts of a conversation's state that a commit changes. The others stay as they are.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[allow(clippy::exhaustive_structs)]
+pub struct StateChange {
+    pub head: Head,
+    /// All members, if they change.
+    pub members: Option<Vec<Member>>,
+    /// The senders whose position changes.
+    pub senders: BTreeMap<InstallationId, SenderState>,
+}
+
+impl StateChange {
+    /// Adds a later change.
+    pub fn merge(&mut self, later: Self) {
+        self.head = later.head;
+        self.members = later.members.or(self.members.take());
+        self.senders.extend(later.senders);
+    }
+}
+
+impl From<ConversationState> for StateChange {
+    /// Returns the change that writes all parts of a state.
+    fn from(state: ConversationState) -> Self {
+        Self { head: state.head, members: Some(state.members), senders: state.senders }
+    }
 }
 
 /// The last commit of a conversation.
@@ -291,6 +365,21 @@ pub struct Head {
     pub position: LogPosition,
     /// Number of membership changes of a group.
     pub group_epoch: u64,
+    /// The rules that decided the last record. They never go back.
+    pub rules: Rules,
+}
+
+/// A version of the rules that a shard decides by. A command carries the rules that its gateway asks for, so that two
+/// owners that overlap, and every replay of the log, decide by the same ones.
+///
+/// A release knows its own rules and those of the release before. An owner that meets later rules, in a command or in a
+/// state, stops the shard instead of deciding: another release must run it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Rules(pub u32);
+
+impl Rules {
+    /// The rules of this release.
+    pub const CURRENT: Self = Self(1);
 }
 
 impl Head {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::Route;
+use super::{Route, Rules};
 use crate::model::envelope::{Publish, Refusal, SendPosition};
 use crate::model::error::Result;
 use crate::model::id::{ConversationId, DeviceAddress, InstallationId, UserId};
@@ -104,6 +104,8 @@ pub struct Command {
     pub verdict: Option<Refusal>,
     /// The connection that waits for the answer. It does not affect the decision.
     pub reply: Option<Route>,
+    /// The rules to decide by. The rules of a conversation never go back, so the later of these and its own apply.
+    pub rules: Rules,
 }
 
 impl Command {

@@ -7,10 +7,10 @@ use prost::Message as _;
 use super::outcome::{refused_from_proto, refused_to_proto, stored_from_proto, stored_to_proto};
 use super::publish::{publish_from_proto, publish_to_proto, skip_from_proto, skip_to_proto};
 use super::{at_most, decode_row, encode_row, invalid};
-use crate::backend::{Command, GatewayId, Operation, RecipientDevices, Route, SessionDelivery};
+use crate::backend::{Command, GatewayId, Operation, RecipientDevices, Route, Rules, SessionDelivery};
 use crate::model::close_reason::CloseReason;
 use crate::model::envelope::{Refusal, Subject};
-use crate::model::error::Result;
+use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, UserId};
 use crate::model::limits::MAX_FRAME;
 use crate::model::session_event::{Hint, SessionEvent};
@@ -62,6 +62,7 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
         recipients: recipients.collect(),
         verdict: verdict.unwrap_or_default(),
         reply: command.reply.as_ref().map(route_to_proto),
+        rules: command.rules.0,
     }
     .encode_to_vec()
 }
@@ -69,9 +70,16 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
 /// Reads what [`encode_command`] wrote.
 ///
 /// # Errors
-/// `Invalid` if the bytes are anything else; every reader of the same bytes gets the same error.
+/// `Unsupported` if the command asks for rules of a later release. `Invalid` if the bytes are anything else; every
+/// reader of the same bytes gets the same error.
 pub fn decode_command(bytes: Bytes) -> Result<Command> {
     let raw = node::Command::decode(bytes).map_err(|e| invalid("not a command").caused_by(e))?;
+    if Rules(raw.rules) > Rules::CURRENT {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "a command asks for the rules of a later release: run that release",
+        ));
+    }
     at_most(raw.frame.len(), MAX_FRAME, "the frame is too large")?;
     let frame = proto::ClientFrame::decode(raw.frame).map_err(|e| invalid("not a frame").caused_by(e))?;
     let operation = match frame.frame {
@@ -93,6 +101,7 @@ pub fn decode_command(bytes: Bytes) -> Result<Command> {
         recipients: recipients.collect::<Result<_>>()?,
         verdict: if raw.verdict.is_empty() { None } else { Some(verdict(raw.verdict)?) },
         reply: raw.reply.map(route_from_proto).transpose()?,
+        rules: Rules(raw.rules),
     })
 }
 
@@ -298,8 +307,12 @@ mod tests {
                 recipients: vec![recipient.clone()],
                 verdict,
                 reply: Some(route(1)),
+                rules: Rules::CURRENT,
             };
-            assert_eq!(decode_command(encode_command(&command).into()), Ok(command));
+            assert_eq!(decode_command(encode_command(&command).into()), Ok(command.clone()));
+            let later = Command { rules: Rules(Rules::CURRENT.0 + 1), ..command };
+            let refused = decode_command(encode_command(&later).into()).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Unsupported);
         }
         assert!(decode_command(Bytes::from_static(b"\xff")).is_err());
     }

@@ -3,8 +3,9 @@
 use bytes::Bytes;
 use prost::Message as _;
 
+use super::state::{installed_sender_from_proto, members_from_proto, members_to_proto, sender_to_proto};
 use super::{decode_row, encode_row};
-use crate::backend::{Commit, ConversationState};
+use crate::backend::{Commit, Head, StateChange};
 use crate::model::envelope::InboxRow;
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{ConversationId, InstallationId, MessageId};
@@ -14,7 +15,7 @@ fn row_bytes(row: &InboxRow) -> Bytes {
     encode_row(row).into()
 }
 
-/// Encodes a commit without its state.
+/// Encodes a commit without its head.
 pub fn encode(commit: &Commit) -> Vec<u8> {
     let inbox = commit.inbox.iter();
     let ids = commit.ids.iter();
@@ -37,21 +38,23 @@ pub fn encode(commit: &Commit) -> Vec<u8> {
                 generation: *generation,
             })
             .collect(),
+        senders: commit.state.senders.iter().map(|(i, s)| sender_to_proto(i.to_bytes(), s)).collect(),
+        members: commit.state.members.as_deref().map(members_to_proto),
     }
     .encode_to_vec()
 }
 
-/// Decodes a redo record written by [`encode`] and combines it with the commit's state.
+/// Decodes a redo record written by [`encode`] and combines it with the commit's head.
 ///
 /// # Errors
 /// [`ErrorKind::Corrupt`] if the bytes are not a redo record.
-pub fn decode(bytes: Bytes, conversation: ConversationId, state: ConversationState) -> Result<Commit> {
-    read(bytes, conversation, state).map_err(|e| {
+pub fn decode(bytes: Bytes, conversation: ConversationId, head: Head) -> Result<Commit> {
+    read(bytes, conversation, head).map_err(|e| {
         Error::new(ErrorKind::Corrupt, "failed to decode the redo record of a commit").caused_by(e)
     })
 }
 
-fn read(bytes: Bytes, conversation: ConversationId, state: ConversationState) -> Result<Commit> {
+fn read(bytes: Bytes, conversation: ConversationId, head: Head) -> Result<Commit> {
     let invalid = |e| super::invalid("not a commit").caused_by(e);
     let raw = store::Redo::decode(bytes).map_err(invalid)?;
     let ids = raw.ids.into_iter();
@@ -71,13 +74,18 @@ fn read(bytes: Bytes, conversation: ConversationId, state: ConversationState) ->
         generations: generations
             .map(|one| Ok((InstallationId::parse(&one.installation)?, one.generation)))
             .collect::<Result<_>>()?,
-        state,
+        state: StateChange {
+            head,
+            members: raw.members.map(members_from_proto).transpose()?,
+            senders: raw.senders.iter().map(installed_sender_from_proto).collect::<Result<_>>()?,
+        },
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::{Member, SenderState};
     use crate::model::envelope::{EmptyReason, RowContent};
     use crate::model::id::UserId;
 
@@ -87,16 +95,24 @@ mod tests {
         let device = InstallationId::from_bytes([2; 16]);
         let content = RowContent::Empty { reason: EmptyReason::Skip, from: 7 };
         let row = InboxRow { conversation, seq: 7, time_us: 9, joined: true, content };
+        let member =
+            Member { user: UserId::from_bytes([1; 16]), list_version: 3, installations: vec![device] };
         let commit = Commit {
             conversation,
             history: vec![row.clone()],
             ids: vec![(device, MessageId::from_bytes([3; 16]), 7)],
             inbox: vec![(device, row)],
             generations: vec![(device, 4)],
-            state: ConversationState::default(),
+            state: StateChange {
+                head: Head { seq: 7, ..Head::default() },
+                members: Some(vec![member]),
+                senders: [(device, SenderState { incarnation: 1, client_seq: 2, prev: MessageId::NIL })]
+                    .into(),
+            },
         };
+        let head = commit.state.head;
         let bytes = encode(&commit);
-        let read = |bytes: Vec<u8>| decode(bytes.into(), conversation, ConversationState::default());
+        let read = |bytes: Vec<u8>| decode(bytes.into(), conversation, head);
         assert_eq!(read(bytes.clone()), Ok(commit));
         assert_eq!(read(bytes[..bytes.len() - 1].to_vec()).unwrap_err().kind(), ErrorKind::Corrupt);
     }

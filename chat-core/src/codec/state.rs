@@ -1,51 +1,112 @@
-//! Encoding of a conversation's state in stores.
+//! Encoding of the parts of a conversation's state in stores.
+//!
+//! A store keeps the head, the members and each sender as a value of its own, so that a commit writes only the parts
+//! that it changes.
 
 use bytes::Bytes;
 use prost::Message as _;
 
-use crate::backend::{ConversationState, Head, LogPosition, Member, SenderState};
+use crate::backend::{ConversationState, Head, LogPosition, Member, Rules, SenderState};
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{InstallationId, MessageId, UserId};
 use crate::proto::store;
 
-/// Encodes a state.
-pub fn encode(state: &ConversationState) -> Vec<u8> {
-    store::State {
-        seq: state.head.seq,
-        time_us: state.head.time_us,
-        log_generation: state.head.position.generation,
-        log_offset: state.head.position.offset,
-        group_epoch: state.head.group_epoch,
-        members: state
-            .members
-            .iter()
-            .map(|m| store::Member {
-                user: m.user.to_bytes(),
-                list_version: m.list_version,
-                installations: m.installations.iter().map(|i| i.to_bytes()).collect(),
-            })
-            .collect(),
-        senders: state
-            .senders
-            .iter()
-            .map(|(installation, s)| store::Sender {
-                installation: installation.to_bytes(),
-                incarnation: s.incarnation,
-                client_seq: s.client_seq,
-                prev: s.prev.to_bytes(),
-            })
-            .collect(),
+fn corrupt(source: Error) -> Error {
+    Error::new(ErrorKind::Corrupt, "failed to decode the state of a conversation").caused_by(source)
+}
+
+/// Decodes a value, and converts it.
+fn decode<T: prost::Message + Default, V>(bytes: &[u8], convert: impl FnOnce(T) -> Result<V>) -> Result<V> {
+    T::decode(bytes).map_err(Error::from).and_then(convert).map_err(corrupt)
+}
+
+/// Encodes a head.
+pub fn encode_head(head: &Head) -> Vec<u8> {
+    store::Head {
+        seq: head.seq,
+        time_us: head.time_us,
+        log_generation: head.position.generation,
+        log_offset: head.position.offset,
+        group_epoch: head.group_epoch,
+        rules: head.rules.0,
     }
     .encode_to_vec()
 }
 
-/// Decodes a state written by [`encode`].
+/// Decodes a head written by [`encode_head`].
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`] if the bytes are not a head.
+pub fn decode_head(bytes: &[u8]) -> Result<Head> {
+    decode(bytes, |raw: store::Head| {
+        Ok(Head {
+            seq: raw.seq,
+            time_us: raw.time_us,
+            position: LogPosition { generation: raw.log_generation, offset: raw.log_offset },
+            group_epoch: raw.group_epoch,
+            rules: Rules(raw.rules),
+        })
+    })
+}
+
+/// Encodes the members.
+pub fn encode_members(members: &[Member]) -> Vec<u8> {
+    members_to_proto(members).encode_to_vec()
+}
+
+/// Decodes the members written by [`encode_members`].
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`] if the bytes are not members.
+pub fn decode_members(bytes: &[u8]) -> Result<Vec<Member>> {
+    decode(bytes, members_from_proto)
+}
+
+/// Encodes the position of a sender. The key of the value must name the sender.
+pub fn encode_sender(sender: &SenderState) -> Vec<u8> {
+    sender_to_proto(Bytes::new(), sender).encode_to_vec()
+}
+
+/// Decodes a position written by [`encode_sender`].
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`] if the bytes are not the position of a sender.
+pub fn decode_sender(bytes: &[u8]) -> Result<SenderState> {
+    decode(bytes, |raw: store::Sender| sender_from_proto(&raw))
+}
+
+/// Decodes the whole state of a conversation, which data sets of format 1 keep in one value.
 ///
 /// # Errors
 /// [`ErrorKind::Corrupt`] if the bytes are not a state.
-pub fn decode(bytes: &[u8]) -> Result<ConversationState> {
-    let corrupt = || Error::new(ErrorKind::Corrupt, "failed to decode the state of a conversation");
-    let raw = store::State::decode(Bytes::copy_from_slice(bytes)).map_err(|e| corrupt().caused_by(e))?;
+pub fn decode_format_1(bytes: &[u8]) -> Result<ConversationState> {
+    decode(bytes, |raw: store::State| {
+        let position = LogPosition { generation: raw.log_generation, offset: raw.log_offset };
+        let senders = raw.senders.iter().map(installed_sender_from_proto);
+        Ok(ConversationState {
+            head: Head {
+                seq: raw.seq,
+                time_us: raw.time_us,
+                position,
+                group_epoch: raw.group_epoch,
+                rules: Rules::default(),
+            },
+            senders: senders.collect::<Result<_>>()?,
+            members: members_from_proto(store::Members { members: raw.members })?,
+        })
+    })
+}
+
+pub(super) fn members_to_proto(members: &[Member]) -> store::Members {
+    let members = members.iter().map(|m| store::Member {
+        user: m.user.to_bytes(),
+        list_version: m.list_version,
+        installations: m.installations.iter().map(|i| i.to_bytes()).collect(),
+    });
+    store::Members { members: members.collect() }
+}
+
+pub(super) fn members_from_proto(raw: store::Members) -> Result<Vec<Member>> {
     let members = raw.members.into_iter().map(|m| {
         Ok(Member {
             user: UserId::parse(&m.user)?,
@@ -53,22 +114,23 @@ pub fn decode(bytes: &[u8]) -> Result<ConversationState> {
             installations: m.installations.iter().map(|i| InstallationId::parse(i)).collect::<Result<_>>()?,
         })
     });
-    let senders = raw.senders.into_iter().map(|s| {
-        let state = SenderState {
-            incarnation: s.incarnation,
-            client_seq: s.client_seq,
-            prev: MessageId::parse(&s.prev)?,
-        };
-        Ok((InstallationId::parse(&s.installation)?, state))
-    });
-    Ok(ConversationState {
-        head: Head {
-            seq: raw.seq,
-            time_us: raw.time_us,
-            position: LogPosition { generation: raw.log_generation, offset: raw.log_offset },
-            group_epoch: raw.group_epoch,
-        },
-        members: members.collect::<Result<_>>().map_err(|e| corrupt().caused_by(e))?,
-        senders: senders.collect::<Result<_>>().map_err(|e| corrupt().caused_by(e))?,
-    })
+    members.collect()
+}
+
+pub(super) fn sender_to_proto(installation: Bytes, sender: &SenderState) -> store::Sender {
+    store::Sender {
+        installation,
+        incarnation: sender.incarnation,
+        client_seq: sender.client_seq,
+        prev: sender.prev.to_bytes(),
+    }
+}
+
+fn sender_from_proto(raw: &store::Sender) -> Result<SenderState> {
+    let prev = MessageId::parse(&raw.prev)?;
+    Ok(SenderState { incarnation: raw.incarnation, client_seq: raw.client_seq, prev })
+}
+
+pub(super) fn installed_sender_from_proto(raw: &store::Sender) -> Result<(InstallationId, SenderState)> {
+    Ok((InstallationId::parse(&raw.installation)?, sender_from_proto(raw)?))
 }

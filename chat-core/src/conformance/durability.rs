@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::talk::Talk;
 use super::{Outcome, equal, failed};
-use crate::backend::{Commit, CommitOutcome, CursorFilter, MessageStore, PageLimit};
+use crate::backend::{Commit, CommitOutcome, CursorFilter, MessageStore, PageLimit, SenderFilter};
 use crate::model::envelope::{AckUpTo, Durability, InboxPosition};
 use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, UserId};
 
@@ -64,7 +64,7 @@ where
     equal(contents(&*store, &talk).await?, before, "the content after the store was reopened")?;
     commit(&*store, talk.next(0, 100)?).await?;
     equal(
-        store.state(talk.id, None).await.map_err(failed)?,
+        store.state(talk.id, SenderFilter::All, None).await.map_err(failed)?,
         Some(talk.state),
         "the state after another commit",
     )
@@ -73,7 +73,8 @@ where
 async fn contents(store: &dyn MessageStore, talk: &Talk) -> Result<String, String> {
     let inbox = store.inbox(BOB, InboxPosition::START, PageLimit::MAX).await.map_err(failed)?;
     let history = store.history(talk.id, 0, PageLimit::MAX).await.map_err(failed)?;
-    let (state, device) = (store.state(talk.id, None).await, store.device(BOB, CursorFilter::All).await);
+    let (state, device) =
+        (store.state(talk.id, SenderFilter::All, None).await, store.device(BOB, CursorFilter::All).await);
     let generation = store.generation(BOB).await.map_err(failed)?;
     Ok(format!("{inbox:?} {history:?} {state:?} {device:?} {generation}"))
 }
@@ -129,7 +130,8 @@ where
         return Err(format!("the process ended by itself after {acknowledged} commits"));
     }
     let (store, talk) = (open(dir).await, talk());
-    let head = store.state(talk.id, None).await.map_err(failed)?.unwrap_or_default().head.seq;
+    let head =
+        store.state(talk.id, SenderFilter::All, None).await.map_err(failed)?.unwrap_or_default().head.seq;
     if head < acknowledged {
         return Err(format!("{acknowledged} commits were acknowledged, and the head is {head}"));
     }

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::pause;
 use crate::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
-    PageLimit, StoreIdentity,
+    PageLimit, SenderFilter, StoreIdentity,
 };
 use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow};
 use crate::model::error::{Error, ErrorKind, Result};
@@ -151,14 +151,15 @@ impl MessageStore for UnreliableStore {
     async fn state(
         &self,
         conversation: ConversationId,
+        senders: SenderFilter<'_>,
         next: Option<LogPosition>,
     ) -> Result<Option<ConversationState>> {
         if next.is_none() {
             self.may_fail()?;
-            return self.inner.state(conversation, None).await;
+            return self.inner.state(conversation, senders, None).await;
         }
         // The call may finish a commit.
-        self.call(self.inner.state(conversation, next)).await
+        self.call(self.inner.state(conversation, senders, next)).await
     }
 
     async fn find(
@@ -313,16 +314,20 @@ impl RepeatingCaller {
             seen |= self.find(commit.conversation, *sender, *id).await? == Some(*seq);
         }
         // The state is read last: a call that was dropped may still be applied.
-        let state = self.state(commit.conversation, None).await?;
+        let state = self.state(commit.conversation, SenderFilter::All, None).await?;
+        let mut after = before.cloned().unwrap_or_default();
+        after.apply(&commit.state);
         match state.as_ref() {
             state if state == before && seen => Err(broken("rows are visible above the head")),
-            state if state == before || state == Some(&commit.state) => Ok(()),
+            state if state == before || state == Some(&after) => Ok(()),
             _ => Err(broken("a state is neither that before a commit nor that after it")),
         }
     }
 
     async fn commit_all(&self, commits: Vec<Commit>) -> Result<()> {
-        let states = join_all(commits.iter().map(|commit| self.state(commit.conversation, None))).await;
+        let states =
+            join_all(commits.iter().map(|commit| self.state(commit.conversation, SenderFilter::All, None)))
+                .await;
         let before = states.into_iter().collect::<Result<Vec<_>>>()?;
         let mut left: Vec<_> = commits.into_iter().zip(before).collect();
         for _ in 0..MAX_REPEATS {
@@ -340,7 +345,7 @@ impl RepeatingCaller {
             let mut missing = Vec::new();
             for (commit, before) in left {
                 let next = Some(commit.state.head.position);
-                let state = self.state(commit.conversation, next).await?;
+                let state = self.state(commit.conversation, SenderFilter::No, next).await?;
                 if state.is_none_or(|state| state.head.time_us < commit.state.head.time_us) {
                     missing.push((commit, before));
                 }
@@ -363,9 +368,10 @@ impl MessageStore for RepeatingCaller {
     async fn state(
         &self,
         conversation: ConversationId,
+        senders: SenderFilter<'_>,
         next: Option<LogPosition>,
     ) -> Result<Option<ConversationState>> {
-        repeat!(self.store.state(conversation, next))
+        repeat!(self.store.state(conversation, senders, next))
     }
 
     async fn find(

@@ -5,7 +5,7 @@ use futures_util::future::join_all;
 use super::{Case, Outcome, equal, failed, list_cases};
 use crate::backend::{
     Command, Commit, CommitOutcome, ConversationState, CursorFilter, Head, LogPosition, Member, MessageStore,
-    Operation, PageLimit, RecipientDevices, Record, SenderState,
+    Operation, PageLimit, RecipientDevices, Record, Rules, SenderFilter, SenderState,
 };
 use crate::codec::row::encode_unknown_row;
 use crate::delivery::{Decision, decide};
@@ -43,6 +43,8 @@ pub fn message_store() -> Vec<Case<dyn MessageStore>> {
         history_is_newest_first_and_pages,
         mailboxes_have_no_history,
         state_reads_back,
+        state_has_the_named_senders,
+        unchanged_parts_of_a_state_stay,
         every_kind_of_row_reads_back,
         large_rows_read_back,
         numbers_have_53_bits,
@@ -115,6 +117,7 @@ impl Conversation {
             recipients: vec![recipient(alice), recipient(bob)],
             verdict: None,
             reply: None,
+            rules: Rules::CURRENT,
         };
         let record = Record {
             position: LogPosition { generation: 1, offset: n },
@@ -123,7 +126,7 @@ impl Conversation {
         };
         match decide(&self.state, &record, None) {
             Decision::Store(_, commit) => {
-                self.state = commit.state.clone();
+                self.state.apply(&commit.state);
                 Ok(commit)
             }
             other => Err(format!("the shard decided {other:?}")),
@@ -185,7 +188,7 @@ async fn commit_is_visible(store: Store) -> Outcome {
     equal(inbox(&store, BOB).await?, vec![row], "the inbox")?;
     let found = store.find(talk.id, device(ALICE).installation, message_id(1)).await.map_err(failed)?;
     equal(found, Some(1), "the seq found")?;
-    equal(store.state(talk.id, None).await.map_err(failed)?, Some(talk.state), "the state")
+    equal(store.state(talk.id, SenderFilter::All, None).await.map_err(failed)?, Some(talk.state), "the state")
 }
 
 async fn a_durable_commit_counts(store: Store) -> Outcome {
@@ -196,10 +199,18 @@ async fn a_durable_commit_counts(store: Store) -> Outcome {
     let last = Commit { generations: vec![(device(ALICE).installation, 8)], ..last };
     // The shard owner crashes here and does not make the commit visible.
     commit_durable(&store, vec![last.clone()]).await?;
-    equal(store.state(talk.id, None).await.map_err(failed)?, Some(talk.state.clone()), "the state")?;
+    equal(
+        store.state(talk.id, SenderFilter::All, None).await.map_err(failed)?,
+        Some(talk.state.clone()),
+        "the state",
+    )?;
     let generation = store.generation(device(ALICE).installation).await.map_err(failed)?;
     equal(generation, 8, "the generation of the sender")?;
-    equal(store.state(talk.id, Some(at)).await.map_err(failed)?, Some(talk.state), "the state to decide on")?;
+    equal(
+        store.state(talk.id, SenderFilter::All, Some(at)).await.map_err(failed)?,
+        Some(talk.state),
+        "the state to decide on",
+    )?;
     let rows = vec![1, 2];
     equal(seqs(&inbox(&store, BOB).await?), rows, "the inbox after a replay read the state")?;
     store.make_visible(vec![last]).await.map_err(failed)?;
@@ -244,7 +255,11 @@ async fn commits_of_many_conversations(store: Store) -> Outcome {
     let mut one = Conversation::direct();
     let mut two = Conversation::new(ConversationId::direct(ALICE, UserId::from_bytes([3; 16])), 5000);
     make_seen(&store, vec![one.next(10)?, two.next(10)?]).await?;
-    equal(store.state(two.id, None).await.map_err(failed)?, Some(two.state), "the second state")
+    equal(
+        store.state(two.id, SenderFilter::All, None).await.map_err(failed)?,
+        Some(two.state),
+        "the second state",
+    )
 }
 
 /// Commits of four conversations with the same two devices, an ack and a read run at the same time, three rounds long.
@@ -269,7 +284,11 @@ async fn concurrent_commits_lose_nothing(store: Store) -> Outcome {
         made.into_iter().chain([acked, read]).collect::<Outcome>()?;
     }
     for talk in &talks {
-        equal(store.state(talk.id, None).await.map_err(failed)?, Some(talk.state.clone()), "a state")?;
+        equal(
+            store.state(talk.id, SenderFilter::All, None).await.map_err(failed)?,
+            Some(talk.state.clone()),
+            "a state",
+        )?;
         let found = store.find(talk.id, device(ALICE).installation, message_id(3)).await.map_err(failed)?;
         equal(found, Some(3), "the seq found")?;
     }
@@ -291,7 +310,7 @@ async fn an_older_state_does_not_come_back(store: Store) -> Outcome {
     make_seen(&store, vec![early.clone()]).await?;
     talk.fill(&store, 2).await?;
     make_seen(&store, vec![early]).await?;
-    equal(store.state(talk.id, None).await.map_err(failed)?, Some(talk.state), "the state")
+    equal(store.state(talk.id, SenderFilter::All, None).await.map_err(failed)?, Some(talk.state), "the state")
 }
 
 async fn an_owner_that_is_behind_changes_nothing(store: Store) -> Outcome {
@@ -549,11 +568,69 @@ async fn mailboxes_have_no_history(store: Store) -> Outcome {
 async fn state_reads_back(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
     talk.fill(&store, 2).await?;
-    equal(store.state(talk.id, None).await.map_err(failed)?, Some(talk.state.clone()), "the state")?;
+    equal(
+        store.state(talk.id, SenderFilter::All, None).await.map_err(failed)?,
+        Some(talk.state.clone()),
+        "the state",
+    )?;
     // A read for a record that is already applied returns the same state.
-    let again = store.state(talk.id, Some(talk.state.head.position)).await.map_err(failed)?;
+    let again =
+        store.state(talk.id, SenderFilter::All, Some(talk.state.head.position)).await.map_err(failed)?;
     equal(again, Some(talk.state), "the state to decide on")?;
     equal(seqs(&inbox(&store, BOB).await?), vec![1, 2], "the inbox")
+}
+
+async fn state_has_the_named_senders(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    let (alice, bob, other) =
+        (device(ALICE).installation, device(BOB).installation, InstallationId::from_bytes([0xee; 16]));
+    let mut commit = talk.next(100)?;
+    let at = commit.state.head.position;
+    let sender = SenderState { incarnation: 2, client_seq: 9, prev: message_id(9) };
+    commit.state.senders.insert(bob, sender);
+    talk.state.senders.insert(bob, sender);
+    make_seen(&store, vec![commit]).await?;
+    let filters = [
+        SenderFilter::No,
+        SenderFilter::Of(&[]),
+        SenderFilter::Of(&[bob]),
+        SenderFilter::Of(&[other]),
+        SenderFilter::Of(&[other, alice, bob]),
+        SenderFilter::All,
+    ];
+    for filter in filters {
+        for next in [None, Some(at)] {
+            let state = store.state(talk.id, filter, next).await.map_err(failed)?;
+            let expected = Some(talk.state.clone().with_senders(filter));
+            equal(state, expected, &format!("the state with {filter:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+async fn unchanged_parts_of_a_state_stay(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    talk.fill(&store, 1).await?;
+    let bob = device(BOB).installation;
+    for change in 0..4 {
+        // The members in the second commit, another sender in the third, and neither in the fourth.
+        let mut commit = talk.next(100)?;
+        commit.state.members = None;
+        if change == 1 {
+            let (user, installations) = (UserId::from_bytes([3; 16]), vec![]);
+            talk.state.members.push(Member { user, list_version: 2, installations });
+            commit.state.members = Some(talk.state.members.clone());
+        }
+        if change == 2 {
+            let sender = SenderState { incarnation: 2, client_seq: 9, prev: message_id(9) };
+            talk.state.senders.insert(bob, sender);
+            commit.state.senders.insert(bob, sender);
+        }
+        make_seen(&store, vec![commit]).await?;
+        let state = store.state(talk.id, SenderFilter::All, None).await.map_err(failed)?;
+        equal(state, Some(talk.state.clone()), &format!("the state after change {change}"))?;
+    }
+    Ok(())
 }
 
 async fn every_kind_of_row_reads_back(store: Store) -> Outcome {
@@ -593,18 +670,25 @@ async fn every_kind_of_row_reads_back(store: Store) -> Outcome {
     commit.history[0].content = RowContent::Message { message, sealed: bytes::Bytes::new() };
     commit.history[3].content = empty(EmptyReason::Skip, 4);
     commit.ids = (1..=4).map(|n| (alice.installation, message_id(n), n)).collect();
-    let state = &mut commit.state;
-    state.head = Head { seq: 5, time_us: time_us + 4, group_epoch: 6, ..state.head };
+    let mut state = talk.state.clone();
+    state.head = Head {
+        seq: 5,
+        time_us: time_us + 4,
+        group_epoch: 6,
+        rules: Rules(u32::MAX),
+        position: state.head.position,
+    };
     state.members[1].list_version = 1 << 40;
     state.members[1].installations.push(alice.installation);
     state.members.push(Member { user: UserId::from_bytes([3; 16]), list_version: 2, installations: vec![] });
     let sender = SenderState { incarnation: 7, client_seq: 1 << 50, prev: MessageId::NIL };
     state.senders.insert(bob, sender);
-    let (state, history) = (commit.state.clone(), commit.history.iter().rev().cloned().collect::<Vec<_>>());
+    commit.state = state.clone().into();
+    let history = commit.history.iter().rev().cloned().collect::<Vec<_>>();
     make_seen(&store, vec![commit]).await?;
     equal(inbox(&store, BOB).await?, rows, "the inbox")?;
     equal(store.history(talk.id, 0, PageLimit::MAX).await.map_err(failed)?, history, "the history")?;
-    equal(store.state(talk.id, None).await.map_err(failed)?, Some(state), "the state")
+    equal(store.state(talk.id, SenderFilter::All, None).await.map_err(failed)?, Some(state), "the state")
 }
 
 async fn numbers_have_53_bits(store: Store) -> Outcome {
@@ -614,9 +698,10 @@ async fn numbers_have_53_bits(store: Store) -> Outcome {
     let mut commit = talk.next(100)?;
     commit.generations = vec![(alice, MAX_NUMBER - 1)];
     commit.state.head.position = LogPosition { generation: MAX_NUMBER, offset: MAX_NUMBER };
-    let state = commit.state.clone();
+    let mut state = talk.state.clone();
+    state.apply(&commit.state);
     make_seen(&store, vec![commit]).await?;
-    equal(store.state(talk.id, None).await.map_err(failed)?, Some(state), "the state")?;
+    equal(store.state(talk.id, SenderFilter::All, None).await.map_err(failed)?, Some(state), "the state")?;
     let generation = |store: Store, device| async move { store.generation(device).await.map_err(failed) };
     equal(generation(store.clone(), alice).await?, MAX_NUMBER - 1, "the generation of a commit")?;
     for raised in [MAX_NUMBER, MAX_NUMBER - 1] {
@@ -655,7 +740,7 @@ async fn waiting_is_counted(store: Store) -> Outcome {
 
 async fn an_unknown_conversation_is_empty(store: Store) -> Outcome {
     let id = ConversationId::own(ALICE);
-    equal(store.state(id, None).await.map_err(failed)?, None, "the state")?;
+    equal(store.state(id, SenderFilter::All, None).await.map_err(failed)?, None, "the state")?;
     equal(store.history(id, 0, PageLimit::MAX).await.map_err(failed)?.len(), 0, "the history")?;
     equal(inbox(&store, ALICE).await?.len(), 0, "the inbox")?;
     let record = store.device(device(ALICE).installation, CursorFilter::All).await.map_err(failed)?;

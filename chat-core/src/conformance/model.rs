@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::faults::{FaultRates, RepeatingCaller, UnreliableStore};
 use super::talk::{Talk, merge, message_id};
 use super::{Outcome, equal, failed};
-use crate::backend::{Commit, CommitOutcome, CursorFilter, MessageStore, PageLimit};
+use crate::backend::{Commit, CommitOutcome, CursorFilter, MessageStore, PageLimit, SenderFilter};
 use crate::memory::MemoryStore;
 use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow};
 use crate::model::id::{
@@ -553,8 +553,12 @@ impl Run {
 
     async fn compare(&self) -> Outcome {
         for (talk, made) in self.talks.iter().zip(&self.made) {
-            let ours = self.store.state(talk.id, None).await.map_err(failed)?;
-            equal(ours, self.reference.state(talk.id, None).await.map_err(failed)?, "a state")?;
+            let senders: Vec<_> = talk.state.senders.keys().skip(1).take(2).copied().collect();
+            for filter in [SenderFilter::All, SenderFilter::Of(&senders), SenderFilter::No] {
+                let ours = self.store.state(talk.id, filter, None).await.map_err(failed)?;
+                let theirs = self.reference.state(talk.id, filter, None).await.map_err(failed)?;
+                equal(ours, theirs, "a state")?;
+            }
             self.history(talk.id, PageLimit::MAX).await?;
             for (sender, id, seq) in made.iter().flat_map(|commit| &commit.ids) {
                 let found = self.store.find(talk.id, *sender, *id).await.map_err(failed)?;

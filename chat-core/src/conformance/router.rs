@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use super::{Case, Outcome, equal, failed, list_cases};
-use crate::backend::{Command, Operation, Router};
+use crate::backend::{Command, Operation, Router, Rules};
 use crate::model::envelope::SendPosition;
 use crate::model::error::ErrorKind;
 use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
@@ -37,6 +37,7 @@ fn command(conversation: u8, n: u64) -> Command {
         recipients: Vec::new(),
         verdict: None,
         reply: None,
+        rules: Rules::CURRENT,
     }
 }
 

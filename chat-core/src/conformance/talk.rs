@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::backend::{Command, Commit, ConversationState, LogPosition, Operation, RecipientDevices, Record};
+use crate::backend::{
+    Command, Commit, ConversationState, LogPosition, Operation, RecipientDevices, Record, Rules,
+};
 use crate::delivery::{Decision, decide};
 use crate::model::envelope::{DeviceBox, Publish, SendPosition};
 use crate::model::id::{ConversationId, DeviceAddress, InstallationId, MessageId, Seq, UserId};
@@ -60,12 +62,13 @@ impl Talk {
             recipients: recipients.collect(),
             verdict: None,
             reply: None,
+            rules: Rules::CURRENT,
         };
         let position = LogPosition { generation: 1, offset: n };
         let record = Record { position, appended_us: self.time_us + n * 10, command: Arc::new(command) };
         match decide(&self.state, &record, None) {
             Decision::Store(_, commit) => {
-                self.state = commit.state.clone();
+                self.state.apply(&commit.state);
                 Ok(commit)
             }
             other => Err(format!("the shard decided {other:?}")),
@@ -86,7 +89,7 @@ pub(crate) fn merge(commits: impl IntoIterator<Item = Commit>) -> Option<Commit>
         whole.ids.extend(next.ids);
         whole.inbox.extend(next.inbox);
         whole.generations.extend(next.generations);
-        whole.state = next.state;
+        whole.state.merge(next.state);
         whole
     })
 }

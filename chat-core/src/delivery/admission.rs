@@ -8,7 +8,7 @@ use futures_util::future::try_join_all;
 
 use super::Engine;
 use super::rates::Wait;
-use crate::backend::{Command, CursorFilter, Operation, RecipientDevices};
+use crate::backend::{Command, CursorFilter, Operation, RecipientDevices, Rules, SenderFilter};
 use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{Publish, Refusal, SendPosition};
 use crate::model::error::{Error, ErrorKind, Result};
@@ -73,7 +73,7 @@ impl Engine {
             return true;
         }
         let id = ConversationId::direct(sender.user, user);
-        let Ok(state) = self.backends.store.state(id, None).await else { return true };
+        let Ok(state) = self.backends.store.state(id, SenderFilter::All, None).await else { return true };
         let wrote = state.is_some_and(|state| {
             let theirs = state.members.iter().find(|member| member.user == user);
             theirs.is_some_and(|member| member.installations.iter().any(|i| state.senders.contains_key(i)))
@@ -98,7 +98,8 @@ impl Engine {
         const LATER_MS: u32 = 5000;
         let now = self.now_ms();
         self.limits.send(sender.installation, now)?;
-        let state = self.backends.store.state(number.conversation, None).await.map_err(|_| LATER_MS)?;
+        let state = self.backends.store.state(number.conversation, SenderFilter::No, None).await;
+        let state = state.map_err(|_| LATER_MS)?;
         for member in state.map(|state| state.members).unwrap_or_default() {
             self.pace_pair(sender, member.user, now).await?;
             let list = self.device_list(member.user).await.map_err(|_| LATER_MS)?;
@@ -119,7 +120,14 @@ impl Engine {
         let mut stale = Vec::new();
         if let Err(refusal) = shape(sender, &publish) {
             let (operation, verdict) = (Operation::Publish(publish), Some(refusal));
-            return Ok(Command { sender, operation, recipients, verdict, reply: None });
+            return Ok(Command {
+                sender,
+                operation,
+                recipients,
+                verdict,
+                reply: None,
+                rules: Rules::CURRENT,
+            });
         }
         let mut verdict = None;
         let named = publish.audience.iter().map(|a| self.list_at_least(a.user, a.list_version));
@@ -155,7 +163,8 @@ impl Engine {
         if verdict.is_none() && self.full(sender, &recipients).await? {
             verdict = Some(Refusal::Quota);
         }
-        Ok(Command { sender, operation: Operation::Publish(publish), recipients, verdict, reply: None })
+        let operation = Operation::Publish(publish);
+        Ok(Command { sender, operation, recipients, verdict, reply: None, rules: Rules::CURRENT })
     }
 
     /// Returns the devices of a list that a publish addresses: all, or only the one of a mailbox.
@@ -331,6 +340,8 @@ pub(super) fn refusal_of(error: &Error) -> Refusal {
         ErrorKind::NotFound => Refusal::NotFound,
         ErrorKind::Conflict => Refusal::Taken,
         ErrorKind::Throttled => Refusal::Throttled(1000),
-        ErrorKind::Unavailable | ErrorKind::Corrupt | ErrorKind::Closed => Refusal::Retry(1000),
+        ErrorKind::Unavailable | ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::Closed => {
+            Refusal::Retry(1000)
+        }
     }
 }

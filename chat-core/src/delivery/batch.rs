@@ -43,14 +43,14 @@ impl Batch {
 
     /// Adds the commit of one record.
     pub(super) fn add(&mut self, commit: Commit) {
-        self.states.insert(commit.conversation, commit.state.clone());
+        self.states.entry(commit.conversation).or_default().apply(&commit.state);
         match self.commits.get_mut(&commit.conversation) {
             Some(known) => {
                 known.history.extend(commit.history);
                 known.ids.extend(commit.ids);
                 known.inbox.extend(commit.inbox);
                 known.generations.extend(commit.generations);
-                known.state = commit.state;
+                known.state.merge(commit.state);
             }
             None => {
                 self.order.push(commit.conversation);
@@ -90,6 +90,7 @@ pub(super) fn dedup_candidates(states: &States, records: &[Record]) -> BTreeSet<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::StateChange;
     use crate::model::id::UserId;
 
     #[test]
@@ -98,7 +99,7 @@ mod tests {
         let (one, two) = (ConversationId::own(user(1)), ConversationId::own(user(2)));
         let mut batch = Batch::default();
         for (seq, conversation) in [(1, one), (1, two), (2, one), (2, two), (3, one)] {
-            let mut state = ConversationState::default();
+            let mut state = StateChange::default();
             state.head.seq = seq;
             let ids = vec![(InstallationId::from_bytes([1; 16]), MessageId::NIL, seq)];
             let (history, inbox, generations) = (Vec::new(), Vec::new(), Vec::new());

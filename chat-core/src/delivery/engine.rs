@@ -15,12 +15,12 @@ use super::rates::{Limits, Rates};
 use super::shard::{Decision, IdKey, decide};
 use super::{Hub, MessageTrace, Stage, plan};
 use crate::backend::{
-    Backends, Command, Commit, CommitOutcome, ConversationState, GatewayId, LogPosition, Operation,
-    PageLimit, Record, RecordBatch, Route, StoreIdentity,
+    Backends, Command, Commit, CommitOutcome, ConversationState, GatewayId, Head, LogPosition, Member,
+    Operation, PageLimit, Record, RecordBatch, Route, Rules, SenderFilter, StoreIdentity,
 };
 use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow, Publish, Refusal, SendPosition, Stored};
-use crate::model::error::{ErrorKind, Result};
+use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, Seq, UserId};
 use crate::model::session_event::SessionEvent;
 use crate::model::time::WallClock;
@@ -189,7 +189,14 @@ impl Engine {
         self.pace_skip(sender, &number).await.map_err(Refusal::Throttled)?;
         let own = self.sender_recipient(sender).await.map_err(|error| refusal_of(&error))?;
         let operation = Operation::Skip(number);
-        Ok(self.expecting(Command { sender, operation, recipients: own, verdict: None, reply: None }))
+        Ok(self.expecting(Command {
+            sender,
+            operation,
+            recipients: own,
+            verdict: None,
+            reply: None,
+            rules: Rules::CURRENT,
+        }))
     }
 
     /// Returns the sender's own devices as the recipients of a skip. The state has the other members.
@@ -349,20 +356,21 @@ impl Engine {
     /// Reads the inputs of the decisions: states that are not cached, then the seqs of ids that may be stored
     /// already.
     async fn read_before(&self, states: &mut States, records: &[Record]) -> Result<HashMap<IdKey, Seq>> {
-        let mut unknown: BTreeMap<ConversationId, LogPosition> = BTreeMap::new();
-        for record in records.iter().filter(|record| !states.contains_key(&record.command.conversation())) {
-            unknown.entry(record.command.conversation()).or_insert(record.position);
-        }
-        let read = unknown.into_iter().map(|(id, next)| async move {
-            Ok::<_, crate::Error>((id, self.backends.store.state(id, Some(next)).await?.unwrap_or_default()))
+        records.iter().try_for_each(|record| check_rules(record.command.rules))?;
+        let unknown = unknown_senders(states, records).into_iter();
+        let read = unknown.map(|(id, (next, senders))| async move {
+            let filter = SenderFilter::Of(&senders);
+            let read = self.backends.store.state(id, filter, Some(next)).await?.unwrap_or_default();
+            check_rules(read.head.rules)?;
+            Ok::<_, Error>((id, senders, read))
         });
         // Await all reads: one that fails must not keep another from finishing a commit.
         for read in join_all(read).await {
-            states.extend([read?]);
+            let (id, senders, read) = read?;
+            remember(states.entry(id).or_default(), &senders, read);
         }
         let keys = dedup_candidates(states, records);
-        let found =
-            keys.into_iter().map(|key| async move { Ok::<_, crate::Error>((key, self.find(key).await?)) });
+        let found = keys.into_iter().map(|key| async move { Ok::<_, Error>((key, self.find(key).await?)) });
         let found = try_join_all(found).await?;
         Ok(found.into_iter().filter_map(|(key, seq)| Some((key, seq?))).collect())
     }
@@ -385,7 +393,6 @@ impl Engine {
                 self.mutant_ids.lock().insert(key, seq);
                 let time_us = commit.state.head.time_us;
                 batch.events.push((sender, SessionEvent::Own(self.stored(&number, seq), time_us)));
-                let devices = addresses(&commit.state, command);
                 let stored = Stage::Stored {
                     conversation: number.conversation,
                     sender: sender.installation,
@@ -395,6 +402,8 @@ impl Engine {
                     rows: commit.inbox.len() as u32,
                 };
                 batch.stages.push((number.message_id, stored));
+                let members = commit.state.members.as_deref().unwrap_or(&state.members);
+                let devices = addresses(members, command);
                 for (installation, row) in &commit.inbox {
                     if *installation != sender.installation
                         && let Some(device) = devices.get(installation)
@@ -414,7 +423,8 @@ impl Engine {
                 {
                     // The record is replayed: the owner that stored it may have crashed before it delivered
                     // the rows.
-                    let others = addresses(state, command).into_values().filter(|device| *device != sender);
+                    let others =
+                        addresses(&state.members, command).into_values().filter(|device| *device != sender);
                     let others: Vec<_> =
                         others.filter(|device| batch.looking.insert(device.installation)).collect();
                     batch.events.extend(others.into_iter().map(|device| (device, SessionEvent::Lagged)));
@@ -497,12 +507,55 @@ impl Engine {
     }
 }
 
-/// Maps installations to addresses, as far as the state and the command contain them. The device number does
+/// Fails for rules of a later release: this one must neither decide by them nor write over what they decided.
+const fn check_rules(rules: Rules) -> Result<()> {
+    if rules.0 <= Rules::CURRENT.0 {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Unsupported, "the shard needs the rules of a later release: run that release"))
+}
+
+/// Returns the senders in each conversation for which the states lack a sender, and the first record of the
+/// conversation. It names all senders of the records: the parts of one read belong together.
+fn unknown_senders(
+    states: &States,
+    records: &[Record],
+) -> BTreeMap<ConversationId, (LogPosition, Vec<InstallationId>)> {
+    let mut named: BTreeMap<ConversationId, (LogPosition, Vec<InstallationId>)> = BTreeMap::new();
+    for record in records {
+        let (id, sender) = (record.command.conversation(), record.command.sender.installation);
+        let (_, senders) = named.entry(id).or_insert((record.position, Vec::new()));
+        if !senders.contains(&sender) {
+            senders.push(sender);
+        }
+    }
+    named.retain(|id, (_, senders)| {
+        states.get(id).is_none_or(|state| senders.iter().any(|sender| !state.senders.contains_key(sender)))
+    });
+    named
+}
+
+/// Adds the senders that were read to a remembered state. A sender that does not exist is remembered at position 0.
+///
+/// If another owner has committed meanwhile, the parts would belong to two states, and a decision on them could be
+/// one that no replay makes: the state that was read then replaces the remembered one.
+fn remember(known: &mut ConversationState, senders: &[InstallationId], read: ConversationState) {
+    let is_first = known.head == Head::default();
+    if read.head == known.head || !is_first && Mutant::StatesMixed.is_active() {
+        known.senders.extend(read.senders);
+    } else {
+        *known = read;
+    }
+    for sender in senders {
+        known.senders.entry(*sender).or_default();
+    }
+}
+
+/// Maps installations to addresses, as far as the members and the command contain them. The device number does
 /// not matter for delivery; only the sender's own is the real one.
-fn addresses(state: &ConversationState, command: &Command) -> HashMap<InstallationId, DeviceAddress> {
+fn addresses(members: &[Member], command: &Command) -> HashMap<InstallationId, DeviceAddress> {
     let device = DeviceId::PRIMARY;
-    let mut known: HashMap<_, _> = state
-        .members
+    let mut known: HashMap<_, _> = members
         .iter()
         .flat_map(|m| {
             m.installations

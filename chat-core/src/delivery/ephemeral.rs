@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Engine;
+use crate::backend::SenderFilter;
 use crate::model::envelope::AckUpTo;
 use crate::model::error::Result;
 use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, UserId};
@@ -49,7 +50,7 @@ impl Engine {
         if let Some(members) = self.members.get(&conversation) {
             return Ok(Some(members.clone()));
         }
-        let Some(state) = self.backends.store.state(conversation, None).await? else {
+        let Some(state) = self.backends.store.state(conversation, SenderFilter::No, None).await? else {
             return Ok(None);
         };
         let members: Arc<[UserId]> = state.members.iter().map(|m| m.user).collect();

@@ -2,7 +2,7 @@
 
 use super::trace::{Stage, TraceEvent};
 use super::{Engine, MessageTrace};
-use crate::backend::CursorFilter;
+use crate::backend::{CursorFilter, SenderFilter};
 use crate::model::envelope::{InboxRow, RowContent};
 use crate::model::error::Result;
 use crate::model::id::{ConversationId, InstallationId, MessageId, Seq};
@@ -86,7 +86,7 @@ impl Engine {
         let Some(seq) = store.find(conversation, sender, id).await? else {
             return Ok(Whereabouts::NotStored);
         };
-        let state = store.state(conversation, None).await?.unwrap_or_default();
+        let state = store.state(conversation, SenderFilter::No, None).await?.unwrap_or_default();
         let mut devices = Vec::new();
         for device in state.members.iter().flat_map(|member| &member.installations) {
             let record = store.device(*device, CursorFilter::Of(conversation)).await?;

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::Engine;
 use super::admission::refusal_of;
 use super::rates::Wait;
-use crate::backend::{AccountKey, BundleParts, CursorFilter, PageLimit, Reincarnation};
+use crate::backend::{AccountKey, BundleParts, CursorFilter, PageLimit, Reincarnation, SenderFilter};
 use crate::model::client_frame::Request;
 use crate::model::close_reason::CloseReason;
 use crate::model::device_list::SignedDeviceList;
@@ -59,7 +59,7 @@ impl Engine {
                 answer.bundles = self.claim(device, user, &installations).await?;
             }
             Request::History { conversation, before, limit } => {
-                let state = self.backends.store.state(conversation, None).await?;
+                let state = self.backends.store.state(conversation, SenderFilter::No, None).await?;
                 if !state.is_some_and(|state| state.members.iter().any(|m| m.user == device.user)) {
                     // A conversation of other users gets the same answer as one that does not exist.
                     return Err(Error::new(ErrorKind::NotFound, "no such conversation"));
@@ -170,7 +170,8 @@ impl Engine {
     }
 
     async fn delivered(&self, device: DeviceAddress, conversation: ConversationId) -> Result<Seq> {
-        let state = self.backends.store.state(conversation, None).await?.unwrap_or_default();
+        let state =
+            self.backends.store.state(conversation, SenderFilter::No, None).await?.unwrap_or_default();
         if !state.members.iter().any(|m| m.user == device.user) {
             return Err(Error::new(ErrorKind::NotFound, "no such conversation"));
         }

@@ -1,7 +1,9 @@
 //! Decisions of a shard about commands: a pure function, so that two owners that overlap, and every replay of
 //! the log, write the same bytes.
 
-use crate::backend::{Command, Commit, ConversationState, Member, Operation, Record, SenderState};
+use crate::backend::{
+    Command, Commit, ConversationState, Head, Member, Operation, Record, SenderState, StateChange,
+};
 use crate::model::envelope::{EmptyReason, InboxRow, Message, Publish, Refusal, RowContent, SendPosition};
 use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq};
 use crate::mutant::Mutant;
@@ -75,9 +77,7 @@ fn decide_anew(state: &ConversationState, record: &Record, found: Option<Seq>) -
     }
     if let Some(seq) = found {
         // An id of an earlier incarnation, sent again: the message keeps its seq and uses up its new number.
-        let mut next = state.clone();
-        record_sender(&mut next, record, number);
-        return Decision::Repeat(seq, Some(commit(record, next)));
+        return Decision::Repeat(seq, Some(commit(record, next_state(state, record, number))));
     }
     if matches!(command.operation, Operation::Skip(_))
         && !may_void(state, command.sender, number.conversation)
@@ -132,15 +132,20 @@ fn may_void(state: &ConversationState, sender: DeviceAddress, id: ConversationId
     }
 }
 
-/// Records the number of a sender in the state. Every change of the state gets its own time, which orders its
-/// writes in the store.
-fn record_sender(state: &mut ConversationState, record: &Record, number: SendPosition) {
-    state.head.position = record.position;
-    state.head.time_us = record.appended_us.max(state.head.time_us + 1);
-    state.senders.insert(record.command.sender.installation, SenderState::after(&number));
+/// Returns the change that records the number of a sender. Every change of the state gets its own time, which
+/// orders its writes in the store.
+fn next_state(state: &ConversationState, record: &Record, number: SendPosition) -> StateChange {
+    let head = Head {
+        position: record.position,
+        time_us: record.appended_us.max(state.head.time_us + 1),
+        rules: record.command.rules.max(state.head.rules),
+        ..state.head
+    };
+    let senders = [(record.command.sender.installation, SenderState::after(&number))].into();
+    StateChange { head, members: None, senders }
 }
 
-fn commit(record: &Record, state: ConversationState) -> Commit {
+fn commit(record: &Record, state: StateChange) -> Commit {
     let number = record.command.number();
     Commit {
         conversation: number.conversation,
@@ -153,9 +158,8 @@ fn commit(record: &Record, state: ConversationState) -> Commit {
 }
 
 fn accept(state: &ConversationState, record: &Record, command: &Command, number: SendPosition) -> Decision {
-    let mut next = state.clone();
+    let mut next = next_state(state, record, number);
     next.head.seq += 1;
-    record_sender(&mut next, record, number);
     let (seq, time_us) = (next.head.seq, next.head.time_us);
     let mailbox = number.conversation.kind() == Ok(ConversationKind::Mailbox);
     let row = |joined, content| InboxRow { conversation: number.conversation, seq, time_us, joined, content };
@@ -167,20 +171,7 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
         .filter(|i| !state.members.iter().any(|m| m.installations.contains(i)))
         .copied()
         .collect();
-    let skip = matches!(command.operation, Operation::Skip(_));
-    for recipient in &command.recipients {
-        let member = Member {
-            user: recipient.user,
-            list_version: recipient.list_version,
-            installations: recipient.installations.clone(),
-        };
-        match next.members.iter_mut().find(|m| m.user == member.user) {
-            Some(known) => *known = member,
-            // A skip adds no member: otherwise any device that skips a number could read the conversation.
-            None if skip => {}
-            None => next.members.push(member),
-        }
-    }
+    next.members = changed_members(state, command);
 
     let (content, boxes, excluded) = match &command.operation {
         Operation::Publish(publish) => {
@@ -193,8 +184,9 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
         client_seq: number.client_seq,
         incarnation: number.incarnation,
     };
+    let members = next.members.clone();
     let mut made = commit(record, next);
-    for member in &made.state.members {
+    for member in members.as_ref().unwrap_or(&state.members) {
         for installation in &member.installations {
             let joined = joined.contains(installation);
             let content = if *installation == command.sender.installation {
@@ -220,12 +212,40 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
     let sender = command.sender.installation;
     if !mailbox && !made.inbox.iter().any(|(installation, _)| *installation == sender) {
         // A skip in a conversation without members: the sender's own cursor still gets its row.
-        let first = !state.senders.contains_key(&sender);
+        let first = state.senders.get(&sender).is_none_or(|known| *known == SenderState::default());
         made.inbox.push((sender, row(first, own)));
     }
     made.history.push(row(false, content));
     made.ids.push((command.sender.installation, number.message_id, seq));
     Decision::Store(seq, made)
+}
+
+/// Returns the members after a command, if it changes them.
+fn changed_members(state: &ConversationState, command: &Command) -> Option<Vec<Member>> {
+    let skip = matches!(command.operation, Operation::Skip(_));
+    let mut changed: Option<Vec<Member>> = None;
+    for recipient in &command.recipients {
+        let members = changed.as_ref().unwrap_or(&state.members);
+        let place = members.iter().position(|m| m.user == recipient.user);
+        let is_same = |m: &Member| {
+            m.list_version == recipient.list_version && m.installations == recipient.installations
+        };
+        // A skip adds no member: otherwise any device that skips a number could read the conversation.
+        if place.map_or(skip, |place| is_same(&members[place])) {
+            continue;
+        }
+        let member = Member {
+            user: recipient.user,
+            list_version: recipient.list_version,
+            installations: recipient.installations.clone(),
+        };
+        let members = changed.get_or_insert_with(|| state.members.clone());
+        match place {
+            Some(place) => members[place] = member,
+            None => members.push(member),
+        }
+    }
+    changed
 }
 
 fn message_row(command: &Command, publish: &Publish, time_us: u64) -> RowContent {
@@ -250,7 +270,7 @@ pub(super) type IdKey = (crate::model::id::ConversationId, InstallationId, Messa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{LogPosition, RecipientDevices};
+    use crate::backend::{LogPosition, RecipientDevices, Rules};
     use crate::model::id::{ConversationId, DeviceAddress, DeviceId, UserId};
 
     const ALICE: UserId = UserId::from_bytes([1; 16]);
@@ -304,6 +324,7 @@ mod tests {
             recipients: vec![recipient(ALICE, 1, 1), recipient(BOB, 2, list_version)],
             verdict: None,
             reply: None,
+            rules: Rules::CURRENT,
         };
         let position = next_position();
         Record { position, appended_us: 1000, command: Arc::new(command) }
@@ -313,10 +334,16 @@ mod tests {
     fn after(records: &[Record]) -> ConversationState {
         records.iter().fold(ConversationState::default(), |state, record| {
             match decide(&state, record, None) {
-                Decision::Store(_, commit) => commit.state,
+                Decision::Store(_, commit) => changed(&state, &commit),
                 other => panic!("{other:?}"),
             }
         })
+    }
+
+    fn changed(state: &ConversationState, commit: &Commit) -> ConversationState {
+        let mut state = state.clone();
+        state.apply(&commit.state);
+        state
     }
 
     /// Marks a publish as never sent before.
@@ -384,7 +411,7 @@ mod tests {
         let (again, next) = (publish(2, 1, 9, 1, 1), publish(1, 8, 0, 1, 1));
         assert_eq!(refusal(decide(&state, &again, Some(1))), Refusal::Expected(1));
         let Decision::Store(_, commit) = decide(&state, &next, None) else { panic!() };
-        assert_eq!(refusal(decide(&commit.state, &again, Some(1))), Refusal::Retry(0));
+        assert_eq!(refusal(decide(&changed(&state, &commit), &again, Some(1))), Refusal::Retry(0));
         // A newer owner may have stored the message: that must not change the decision.
         let second = publish(2, 2, 1, 0, 1);
         let alone = decide(&state, &second, None);
@@ -413,9 +440,9 @@ mod tests {
             panic!()
         };
         assert!(commit.inbox.is_empty() && commit.state.head.seq == 1, "it uses up a number but no seq");
-        let late = publish(2, 2, 1, 0, 1);
-        assert_eq!(refusal(decide(&commit.state, &late, None)), Refusal::Superseded);
-        assert!(matches!(decide(&commit.state, &publish(2, 3, 1, 1, 1), None), Decision::Store(2, _)));
+        let (state, late) = (changed(&state, &commit), publish(2, 2, 1, 0, 1));
+        assert_eq!(refusal(decide(&state, &late, None)), Refusal::Superseded);
+        assert!(matches!(decide(&state, &publish(2, 3, 1, 1, 1), None), Decision::Store(2, _)));
     }
 
     #[test]
@@ -454,6 +481,7 @@ mod tests {
             recipients: vec![own],
             verdict: None,
             reply: None,
+            rules: Rules::CURRENT,
         };
         let position = next_position();
         Record { position, appended_us: 1000, command: Arc::new(command) }
@@ -466,7 +494,7 @@ mod tests {
         assert_eq!(refusal(decide(&state, &skip(mallory, 1), None)), Refusal::Denied);
         let empty = ConversationState::default();
         let Decision::Store(1, commit) = decide(&empty, &skip(mallory, 1), None) else { panic!() };
-        assert!(commit.state.members.is_empty(), "the skip used up a number and added no member");
+        assert_eq!(commit.state.members, None, "the skip used up a number and added no member");
     }
 
     #[cfg(feature = "sim")]

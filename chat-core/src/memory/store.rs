@@ -5,8 +5,8 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use crate::backend::{
-    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
-    PageLimit, StoreIdentity,
+    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, Head, LogPosition, MessageStore,
+    PageLimit, SenderFilter, StateChange, StoreIdentity,
 };
 use crate::model::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow};
 use crate::model::error::{Error, ErrorKind, Result};
@@ -65,7 +65,7 @@ pub(crate) enum Write {
     /// The highest seq with a row for the device, and the seq at which the device joined, if it did.
     Tail(InstallationId, ConversationId, Seq, Option<Seq>),
     Generation(InstallationId, u64),
-    State(ConversationId, Box<ConversationState>),
+    State(ConversationId, Box<StateChange>),
 }
 
 impl Tables {
@@ -124,9 +124,9 @@ impl Tables {
             }
             Write::State(conversation, state) => {
                 // A replaced owner may write an older state late.
-                let known = self.states.get(&conversation).map_or(0, |known| known.head.time_us);
-                if state.head.time_us >= known {
-                    self.states.insert(conversation, *state);
+                let known = self.states.entry(conversation).or_default();
+                if state.head.time_us >= known.head.time_us {
+                    known.apply(&state);
                 }
             }
         }
@@ -134,8 +134,8 @@ impl Tables {
 
     /// Writes a state even if it is older than the stored one.
     #[cfg(feature = "sim")]
-    pub(crate) fn put_state(&mut self, conversation: ConversationId, state: ConversationState) {
-        self.states.insert(conversation, state);
+    pub(crate) fn put_state(&mut self, conversation: ConversationId, state: &StateChange) {
+        self.states.entry(conversation).or_default().apply(state);
     }
 
     /// Returns whether history holds different content at the row's position.
@@ -162,15 +162,23 @@ impl Tables {
 
     /// Returns the highest seq of the device's rows that readers can see.
     fn seen(&self, device: InstallationId, conversation: ConversationId) -> Seq {
-        self.head(conversation).min(self.tail(device, conversation))
+        self.head_seq(conversation).min(self.tail(device, conversation))
     }
 
-    fn head(&self, conversation: ConversationId) -> Seq {
-        self.states.get(&conversation).map_or(0, |state| state.head.seq)
+    pub(crate) fn head(&self, conversation: ConversationId) -> Option<Head> {
+        self.states.get(&conversation).map(|state| state.head)
     }
 
-    pub(crate) fn state(&self, conversation: ConversationId) -> Option<ConversationState> {
-        self.states.get(&conversation).cloned()
+    fn head_seq(&self, conversation: ConversationId) -> Seq {
+        self.head(conversation).map_or(0, |head| head.seq)
+    }
+
+    pub(crate) fn state(
+        &self,
+        conversation: ConversationId,
+        senders: SenderFilter<'_>,
+    ) -> Option<ConversationState> {
+        self.states.get(&conversation).map(|state| state.clone().with_senders(senders))
     }
 
     pub(crate) fn find(
@@ -180,7 +188,7 @@ impl Tables {
         id: MessageId,
     ) -> Option<Seq> {
         let seq = *self.ids.get(&(conversation, sender, id))?;
-        (seq <= self.head(conversation)).then_some(seq)
+        (seq <= self.head_seq(conversation)).then_some(seq)
     }
 
     /// Applies acks. `to_come` returns the highest seq of a commit that is durable and not yet visible.
@@ -242,8 +250,8 @@ impl Tables {
         before: Seq,
         limit: PageLimit,
     ) -> Vec<InboxRow> {
-        let end =
-            if before == 0 { self.head(conversation) } else { (before - 1).min(self.head(conversation)) };
+        let head = self.head_seq(conversation);
+        let end = if before == 0 { head } else { (before - 1).min(head) };
         if end == 0 {
             return Vec::new();
         }
@@ -338,9 +346,10 @@ impl MessageStore for MemoryStore {
     async fn state(
         &self,
         conversation: ConversationId,
+        senders: SenderFilter<'_>,
         _next: Option<LogPosition>,
     ) -> Result<Option<ConversationState>> {
-        Ok(self.tables.lock().state(conversation))
+        Ok(self.tables.lock().state(conversation, senders))
     }
 
     async fn find(

@@ -23,6 +23,8 @@ pub enum ErrorKind {
     Unavailable,
     /// Stored data cannot be decoded: stop and investigate.
     Corrupt,
+    /// A later release wrote it: run that release.
+    Unsupported,
     /// The client, connection or router is closed: open it again.
     Closed,
 }
@@ -101,6 +103,7 @@ impl fmt::Display for ErrorKind {
             Self::Throttled => "throttled",
             Self::Unavailable => "unavailable",
             Self::Corrupt => "corrupt",
+            Self::Unsupported => "unsupported",
             Self::Closed => "closed",
         })
     }

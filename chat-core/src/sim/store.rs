@@ -13,7 +13,7 @@ use super::oracle::KeyUse;
 
 use crate::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
-    PageLimit, StoreIdentity,
+    PageLimit, SenderFilter, StoreIdentity,
 };
 use crate::memory::{Tables, Write};
 use crate::model::envelope::{AckUpTo, Durability, InboxPosition, InboxRow};
@@ -106,13 +106,13 @@ impl SimStore {
         let mut tables = self.tables.lock();
         for write in writes {
             if let Write::State(conversation, state) = &write
-                && tables.state(*conversation).is_none_or(|known| known.head.time_us <= state.head.time_us)
+                && tables.head(*conversation).is_none_or(|known| known.time_us <= state.head.time_us)
             {
                 self.keep(*conversation, redo);
             }
             match write {
                 Write::State(conversation, state) if Mutant::OlderStateWins.is_active() => {
-                    tables.put_state(conversation, *state);
+                    tables.put_state(conversation, &state);
                 }
                 write => {
                     if let Write::History(row) = &write
@@ -142,7 +142,7 @@ impl SimStore {
     /// Writes the rows of a conversation's last commit again, from its redo record.
     fn finish(&self, conversation: ConversationId, state: &ConversationState) -> Result<()> {
         let faults = *self.faults.lock();
-        let redo = self.redo.lock().get(&conversation).filter(|redo| redo.state == *state).cloned();
+        let redo = self.redo.lock().get(&conversation).filter(|redo| redo.state.head == state.head).cloned();
         let Some(redo) = redo else { return Ok(()) };
         if Mutant::HalfCommitStays.is_active() {
             return Ok(());
@@ -216,10 +216,11 @@ impl MessageStore for SimStore {
     async fn state(
         &self,
         conversation: ConversationId,
+        senders: SenderFilter<'_>,
         next: Option<LogPosition>,
     ) -> Result<Option<ConversationState>> {
         self.may_fail()?;
-        let state = self.tables.lock().state(conversation);
+        let state = self.tables.lock().state(conversation, senders);
         if let (Some(state), Some(next)) = (&state, next)
             && !state.head.is_settled_before(next)
         {

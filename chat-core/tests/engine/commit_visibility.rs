@@ -5,7 +5,7 @@ use std::pin::Pin;
 use async_trait::async_trait;
 use chat_core::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
-    PageLimit, StoreIdentity,
+    PageLimit, SenderFilter, StoreIdentity,
 };
 use chat_core::delivery::{SessionEvent, SessionHandle};
 use chat_core::envelope::{InboxPosition, InboxRow};
@@ -32,9 +32,10 @@ impl MessageStore for Later {
     async fn state(
         &self,
         id: ConversationId,
+        senders: SenderFilter<'_>,
         next: Option<LogPosition>,
     ) -> Result<Option<ConversationState>> {
-        self.store.state(id, next).await
+        self.store.state(id, senders, next).await
     }
 
     async fn find(&self, id: ConversationId, sender: InstallationId, of: MessageId) -> Result<Option<Seq>> {

@@ -4,6 +4,7 @@
 
 mod commit_visibility;
 mod registry;
+mod rules;
 mod token_expiry;
 
 use std::future::Future;

@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use chat_core::backend::{Commit, CommitOutcome, ConversationState};
-use chat_core::codec::{encode_row, redo, state};
+use chat_core::backend::{Commit, CommitOutcome, Head};
+use chat_core::codec::{encode_row, redo};
 use chat_core::envelope::InboxRow;
 use chat_core::{ConversationId, ConversationKind, InstallationId, MessageId, Result, Seq};
 use futures_util::future::{try_join, try_join_all};
 use scylla::value::CqlValue;
 
 use super::connection::Write;
+use super::stored_row::value_of;
 use super::{BUCKET, CassandraStore, signed};
 
 /// Number of rows, and of bytes, at which a request is sent.
@@ -103,12 +104,6 @@ impl CassandraStore {
         try_join(self.write_state(commit, redo), self.write_generations(commit)).await.map(drop)
     }
 
-    pub(super) async fn write_state(&self, commit: &Commit, redo: Vec<u8>) -> Result<()> {
-        self.connection.batch(&[self.state_write(commit, redo)]).await?;
-        self.note_head(commit.conversation, commit.state.head.seq);
-        Ok(())
-    }
-
     pub(super) async fn write_rows(&self, commit: &Commit) -> Result<()> {
         let groups = joined_if_small(self.partitions(commit));
         try_join_all(groups.iter().map(|writes| self.write_partition(writes))).await.map(drop)
@@ -122,26 +117,9 @@ impl CassandraStore {
 
     /// Finishes the commit that produced a state: writes its rows, and again the state and the generations,
     /// because less than a quorum may have them.
-    pub(super) async fn finish(
-        &self,
-        conversation: ConversationId,
-        state: ConversationState,
-        redo: Vec<u8>,
-    ) -> Result<()> {
-        let commit = redo::decode(redo.clone().into(), conversation, state)?;
+    pub(super) async fn finish(&self, conversation: ConversationId, head: Head, redo: Vec<u8>) -> Result<()> {
+        let commit = redo::decode(redo.clone().into(), conversation, head)?;
         try_join(self.commit_durable(&commit, redo), self.write_rows(&commit)).await.map(drop)
-    }
-
-    fn state_write(&self, commit: &Commit, redo: Vec<u8>) -> Write<'_> {
-        let head = commit.state.head;
-        let values = vec![
-            blob(commit.conversation.as_bytes()),
-            big(signed(head.seq)),
-            CqlValue::Blob(state::encode(&commit.state)),
-            CqlValue::Blob(redo),
-            big(signed(head.time_us)),
-        ];
-        Write { statement: &self.connection.statements.put_state, values }
     }
 
     pub(super) async fn write_partition(&self, writes: &[Write<'_>]) -> Result<()> {
@@ -232,7 +210,7 @@ impl CassandraStore {
             blob(row.conversation.as_bytes()),
             big(signed(row.seq)),
             CqlValue::Int(i32::try_from(row.size()).unwrap_or(i32::MAX)),
-            CqlValue::Blob(encode_row(row)),
+            CqlValue::Blob(value_of(row)),
             big(signed(timestamp)),
         ];
         Write { statement: &self.connection.statements.put_inbox, values }

@@ -2,12 +2,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use chat_core::backend::{
-    Commit, ConversationState, CursorFilter, KeyDirectory, MessageStore, PageLimit, StoreIdentity,
+    Commit, ConversationState, CursorFilter, KeyDirectory, MessageStore, PageLimit, SenderFilter,
+    StoreIdentity,
 };
 use chat_core::codec::encode_list;
 use chat_core::envelope::{Durability, InboxPosition, InboxRow};
 use chat_core::{ConversationId, InstallationId, MessageId, Result, Seq, StoreEpoch, UserId};
-use dashmap::DashMap;
 use scylla::value::CqlValue;
 
 use super::commit::{LATE_DAY, big, blob, day_of, minute, now_us};
@@ -28,8 +28,7 @@ impl CassandraImport {
     pub(crate) async fn begin(settings: &CassandraSettings, epoch: StoreEpoch) -> Result<Self> {
         let connection = schema::begin_import(settings, *epoch.as_bytes()).await?;
         let identity = StoreIdentity { epoch, durability: Durability::Fsync };
-        let store = CassandraStore { connection, identity, heads: DashMap::new(), untrimmed: DashMap::new() };
-        Ok(Self { store })
+        Ok(Self { store: CassandraStore::new(connection, identity) })
     }
 
     /// Finishes the copy: the data set may be served from now on.
@@ -38,7 +37,7 @@ impl CassandraImport {
     }
 
     pub(crate) async fn state(&self, conversation: ConversationId) -> Result<Option<ConversationState>> {
-        self.store.state(conversation, None).await
+        self.store.state(conversation, SenderFilter::All, None).await
     }
 
     /// Writes rows and their ids, and then the state.

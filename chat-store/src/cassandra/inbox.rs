@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use bytes::Bytes;
 use chat_core::backend::{CursorFilter, DeviceRecord, PageLimit};
-use chat_core::codec::decode_row;
 use chat_core::envelope::{AckUpTo, InboxCursor, InboxPosition, InboxRow};
 use chat_core::{ConversationId, Error, ErrorKind, InstallationId, Result};
 use futures_util::TryStreamExt as _;
@@ -14,6 +12,7 @@ use scylla::value::CqlValue;
 
 use super::commit::{DAY_US, LATE_DAY, big, blob, day_of, now_us};
 use super::connection::{Write, unknown};
+use super::stored_row::{Columns, StoredRow};
 use super::{CassandraStore, corrupt, signed, unsigned};
 
 /// Microseconds that the floor of an inbox stays behind the clock. This is more than the delay after which a
@@ -187,34 +186,40 @@ impl CassandraStore {
             );
             let read = self.connection.rows(&self.connection.statements.inbox, values).await?;
             let mut rows = Vec::new();
-            for row in read.rows::<(Vec<u8>,)>().map_err(|_| corrupt())? {
-                let (value,) = row.map_err(|_| corrupt())?;
-                rows.push(decode_row(Bytes::from(value)).map_err(|_| corrupt())?);
+            for columns in read.rows::<Columns>().map_err(|_| corrupt())? {
+                rows.push(StoredRow::read(columns.map_err(|_| corrupt())?)?);
             }
             let more = rows.len() == most;
             if let Some(last) = rows.last() {
-                after = last.position();
+                after = last.position;
             }
-            for row in self.waiting(device, rows).await? {
-                bytes += row.size();
-                page.push(row);
+            let mut waiting = self.waiting(device, rows).await?;
+            // The sizes say how many messages the page has room for.
+            let mut fits = 0;
+            for row in &waiting {
+                if fits > 0 && bytes >= limit.bytes {
+                    break;
+                }
+                (fits, bytes) = (fits + 1, bytes + row.size);
             }
+            waiting.truncate(fits);
+            page.extend(self.whole_rows(waiting).await?);
             if !more || page.len() >= limit.rows || bytes >= limit.bytes {
                 return Ok(page);
             }
         }
     }
 
-    async fn waiting(&self, device: InstallationId, rows: Vec<InboxRow>) -> Result<Vec<InboxRow>> {
-        let conversations: HashSet<ConversationId> = rows.iter().map(|row| row.conversation).collect();
+    async fn waiting(&self, device: InstallationId, rows: Vec<StoredRow>) -> Result<Vec<StoredRow>> {
+        let conversations: HashSet<ConversationId> =
+            rows.iter().map(|row| row.position.conversation).collect();
         let cursors = self.cursors_of(device, &conversations).await?;
-        let committed = rows.iter().map(|row| self.is_committed(row.conversation, row.seq));
+        let committed = rows.iter().map(|row| self.is_committed(row.position.conversation, row.position.seq));
         let committed = try_join_all(committed).await?;
         // A row is visible once the tail of its cursor reaches it.
-        let waits = |row: &InboxRow| {
-            cursors
-                .get(&row.conversation)
-                .is_some_and(|cursor| cursor.acked < row.seq && row.seq <= cursor.tail)
+        let waits = |row: &StoredRow| {
+            let InboxPosition { conversation, seq, .. } = row.position;
+            cursors.get(&conversation).is_some_and(|cursor| cursor.acked < seq && seq <= cursor.tail)
         };
         let rows = rows.into_iter().zip(committed);
         Ok(rows.filter(|(row, committed)| *committed && waits(row)).map(|(row, _)| row).collect())

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use chat_core::backend::{Commit, MessageStore as _};
+use chat_core::backend::{Commit, MessageStore as _, SenderFilter};
 use chat_core::{ConversationId, InstallationId, MessageId, Result};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
@@ -62,7 +62,7 @@ impl CassandraStore {
     /// that time. An older state that is still in flight loses against it, and later commits get times above
     /// all tombstones.
     async fn raise_time(&self, conversation: ConversationId, above_us: u64) -> Result<u64> {
-        let mut state = self.state(conversation, None).await?.unwrap_or_default();
+        let mut state = self.state(conversation, SenderFilter::All, None).await?.unwrap_or_default();
         // The timestamp of an inbox row's tombstone is that of the row plus one.
         let time_us = state.head.time_us.max(above_us).max(now_us()) + 2;
         state.head.time_us = time_us;
@@ -72,7 +72,7 @@ impl CassandraStore {
             ids: Vec::new(),
             inbox: Vec::new(),
             generations: Vec::new(),
-            state,
+            state: state.into(),
         };
         self.write_state(&nothing, Vec::new()).await?;
         Ok(time_us)

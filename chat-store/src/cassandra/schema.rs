@@ -6,11 +6,12 @@ use scylla::statement::Statement;
 use scylla::statement::prepared::PreparedStatement;
 
 use super::connection::{CassandraSettings, Connection, session, unknown};
+use super::conversion;
 
 /// Version of the tables below.
-const VERSION: i32 = 2;
-/// Previous version, which [`migrate`] upgrades to [`VERSION`].
-const BEFORE: i32 = 1;
+const VERSION: i32 = 3;
+/// Previous version, which [`migrate`] converts to [`VERSION`].
+const BEFORE: i32 = 2;
 /// Stored in place of the version while a data set is copied to the keyspace.
 const COPYING: i32 = 0;
 
@@ -18,7 +19,7 @@ const COPYING: i32 = 0;
 /// not days.
 const TABLES: [&str; 9] = [
     "meta (one text PRIMARY KEY, version int, epoch blob, generation bigint, log blob, partitions int, opened boolean)",
-    "state (conversation blob PRIMARY KEY, seq bigint, state blob, redo blob) \
+    "state_parts (conversation blob, part blob, seq bigint, value blob, redo blob, PRIMARY KEY (conversation, part)) \
      WITH compaction = {'class': 'LeveledCompactionStrategy'}",
     "history (conversation blob, bucket bigint, seq bigint, row blob, PRIMARY KEY ((conversation, bucket), seq)) \
      WITH CLUSTERING ORDER BY (seq DESC)",
@@ -36,8 +37,6 @@ const TABLES: [&str; 9] = [
     "owners (installation blob PRIMARY KEY, user blob)",
 ];
 const HANDLES: &str = "handles (handle text PRIMARY KEY, user blob)";
-/// Column that version 1 lacks.
-const ADDED: &str = "state ADD IF NOT EXISTS redo blob";
 
 async fn run(session: &Session, statement: String) -> Result<()> {
     session.query_unpaged(statement, ()).await.map(drop).map_err(unknown)
@@ -66,7 +65,6 @@ async fn make_tables(settings: &CassandraSettings) -> Result<Session> {
     for table in TABLES.iter().chain([&HANDLES]) {
         run(&session, format!("CREATE TABLE IF NOT EXISTS {keyspace}.{table}")).await?;
     }
-    run(&session, format!("ALTER TABLE {keyspace}.{ADDED}")).await?;
     session.await_schema_agreement().await.map_err(unknown)?;
     Ok(session)
 }
@@ -84,9 +82,23 @@ pub(super) async fn migrate(settings: &CassandraSettings) -> Result<String> {
         .map_err(|e| Error::new(ErrorKind::Unavailable, "failed to read system randomness").caused_by(e))?;
     let CassandraSettings { keyspace, datacenter, replication, .. } = settings;
     begin_life(&session, keyspace, VERSION, epoch).await?;
-    let raise = format!("UPDATE {keyspace}.meta SET version = ? WHERE one = 'life' IF version = ?");
-    session.query_unpaged(raise, (VERSION, BEFORE)).await.map_err(unknown)?;
+    convert(&session, settings).await?;
     Ok(format!("keyspace {keyspace}: schema version {VERSION}, {replication} copies in {datacenter}"))
+}
+
+/// Converts a data set of version [`BEFORE`], if the keyspace holds one, and removes what only that version reads.
+/// Repeating an interrupted conversion is safe. No node may serve the keyspace meanwhile.
+async fn convert(session: &Session, settings: &CassandraSettings) -> Result<()> {
+    let keyspace = &settings.keyspace;
+    let version = format!("SELECT version FROM {keyspace}.meta WHERE one = 'life'");
+    let rows = session.query_unpaged(version, ()).await.map_err(unknown)?;
+    let rows = rows.into_rows_result().map_err(unknown)?;
+    if rows.maybe_first_row::<(i32,)>().map_err(unknown)? == Some((BEFORE,)) {
+        conversion::convert_states(Connection::connect(settings).await?).await?;
+        let raise = format!("UPDATE {keyspace}.meta SET version = ? WHERE one = 'life' IF version = ?");
+        session.query_unpaged(raise, (VERSION, BEFORE)).await.map_err(unknown)?;
+    }
+    run(session, format!("DROP TABLE IF EXISTS {keyspace}.state")).await
 }
 
 /// Creates the schema for a copy of the data set with this epoch. No node serves the keyspace before
@@ -222,25 +234,26 @@ statements! {
     Repeatable {
         identity: "SELECT version, epoch FROM @meta WHERE one = 'life'",
         log: "SELECT generation, log, partitions, opened FROM @meta WHERE one = 'log'",
-        state: "SELECT state FROM @state WHERE conversation = ?",
-        state_and_redo: "SELECT state, redo FROM @state WHERE conversation = ?",
-        all_states: "SELECT conversation, state, redo FROM @state",
-        conversations: "SELECT conversation FROM @state",
-        head: "SELECT seq FROM @state WHERE conversation = ?",
-        put_state: "INSERT INTO @state (conversation, seq, state, redo) VALUES (?, ?, ?, ?) USING TIMESTAMP ?",
+        parts: "SELECT part, value, redo FROM @state_parts WHERE conversation = ? AND part IN ?",
+        all_parts: "SELECT part, value, redo FROM @state_parts WHERE conversation = ?",
+        all_heads: "SELECT conversation, value, redo FROM @state_parts WHERE part = 0x00 ALLOW FILTERING",
+        conversations: "SELECT DISTINCT conversation FROM @state_parts",
+        head: "SELECT seq FROM @state_parts WHERE conversation = ? AND part = 0x00",
+        put_head: "INSERT INTO @state_parts (conversation, part, seq, value, redo) VALUES (?, 0x00, ?, ?, ?) USING TIMESTAMP ?",
+        put_part: "INSERT INTO @state_parts (conversation, part, value) VALUES (?, ?, ?) USING TIMESTAMP ?",
         history: "SELECT row FROM @history WHERE conversation = ? AND bucket = ? AND seq < ? LIMIT ?",
         history_of: "SELECT row FROM @history WHERE conversation = ? AND bucket = ? ORDER BY seq ASC",
-        history_at: "SELECT row FROM @history WHERE conversation = ? AND bucket = ? AND seq = ?",
+        history_in: "SELECT row FROM @history WHERE conversation = ? AND bucket = ? AND seq IN ?",
         put_history: "INSERT INTO @history (conversation, bucket, seq, row) VALUES (?, ?, ?, ?) USING TIMESTAMP ?",
         find: "SELECT seq FROM @ids WHERE conversation = ? AND sender = ? AND minute = ? AND id = ?",
         put_id: "INSERT INTO @ids (conversation, sender, minute, id, seq) VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?",
         all_ids: "SELECT conversation, sender, minute, id, seq FROM @ids",
         delete_id: "DELETE FROM @ids USING TIMESTAMP ? WHERE conversation = ? AND sender = ? AND minute = ? AND id = ?",
-        inbox: "SELECT row FROM @inbox WHERE installation = ? AND day = ? AND (time_us, conversation, seq) > (?, ?, ?) LIMIT ?",
+        inbox: "SELECT time_us, conversation, seq, size, row FROM @inbox WHERE installation = ? AND day = ? AND (time_us, conversation, seq) > (?, ?, ?) LIMIT ?",
         inbox_keys: "SELECT time_us, conversation, seq, size FROM @inbox WHERE installation = ? AND day = ? AND time_us >= ?",
         inbox_partitions: "SELECT DISTINCT installation, day FROM @inbox",
         put_inbox: "INSERT INTO @inbox (installation, day, time_us, conversation, seq, size, row) VALUES (?, ?, ?, ?, ?, ?, ?) USING TIMESTAMP ?",
-        inbox_of: "SELECT row FROM @inbox WHERE installation = ? AND day = ?",
+        inbox_of: "SELECT time_us, conversation, seq, size, row FROM @inbox WHERE installation = ? AND day = ?",
         delete_inbox: "DELETE FROM @inbox USING TIMESTAMP ? WHERE installation = ? AND day = ? AND time_us = ? AND conversation = ? AND seq = ?",
         delete_below: "DELETE FROM @inbox USING TIMESTAMP ? WHERE installation = ? AND day = ? AND time_us < ?",
         device: "SELECT generation, born, floor FROM @cells WHERE installation = ? LIMIT 1",

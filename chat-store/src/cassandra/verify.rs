@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use bytes::Bytes;
-use chat_core::backend::{Commit, ConversationState};
+use chat_core::backend::{Commit, ConversationState, SenderFilter};
 use chat_core::codec::{decode_row, redo};
-use chat_core::envelope::{InboxCursor, InboxRow, RowContent};
+use chat_core::envelope::{InboxCursor, InboxPosition, InboxRow, RowContent};
 use chat_core::{
     ClientSeq, ConversationId, ConversationKind, Error, ErrorKind, Incarnation, InstallationId, MessageId,
     Result, Seq,
@@ -16,6 +16,7 @@ use futures_util::stream::TryStreamExt as _;
 
 use super::commit::{LATE_DAY, minute, now_us};
 use super::inbox::DeviceMeta;
+use super::stored_row::{Columns, StoredRow};
 use super::{BUCKET, CassandraStore, corrupt, signed, unsigned};
 use crate::verify::{Verification, broken};
 
@@ -103,12 +104,14 @@ impl CassandraStore {
         Ok((days, devices))
     }
 
-    /// Returns a conversation's last commit: its state, and the rows in its redo data, which may not be
-    /// written yet.
+    /// Returns a conversation's last commit: the head and members of its state, and the rows in its redo data, which
+    /// may not be written yet.
     async fn last_commit(&self, conversation: ConversationId) -> Result<Commit> {
-        let found = self.state_and_redo(conversation).await?;
+        let found = self.state_and_redo(conversation, SenderFilter::No).await?;
         let (state, redo) = found.unwrap_or_else(|| (ConversationState::default(), Vec::new()));
-        redo::decode(redo.into(), conversation, state)
+        let mut commit = redo::decode(redo.into(), conversation, state.head)?;
+        commit.state.members = Some(state.members);
+        Ok(commit)
     }
 
     /// Checks that a conversation is dense from 1 to its head, that its times rise, and that each number of a
@@ -197,11 +200,13 @@ impl CassandraStore {
         for day in days {
             let key = (&device.as_bytes()[..], day);
             let mut rows =
-                self.connection.stream::<(Vec<u8>,)>(&self.connection.statements.inbox_of, key).await?;
-            while let Some((row,)) = rows.try_next().await? {
-                let row = decode_row(Bytes::from(row)).map_err(|_| corrupt())?;
-                let acked = cursors.get(&row.conversation).map_or(0, |cursor| cursor.acked);
-                if row.seq > acked && self.is_committed(row.conversation, row.seq).await? {
+                self.connection.stream::<Columns>(&self.connection.statements.inbox_of, key).await?;
+            while let Some(columns) = rows.try_next().await? {
+                let stored = StoredRow::read(columns)?;
+                let InboxPosition { conversation, seq, .. } = stored.position;
+                let acked = cursors.get(&conversation).map_or(0, |cursor| cursor.acked);
+                if seq > acked && self.is_committed(conversation, seq).await? {
+                    let row = self.whole_row(stored).await?;
                     let there = self.verify_content(device, &row).await?;
                     let found = Waiting::new(&row, there.as_ref());
                     let place = waiting.entry(row.conversation).or_default().entry(row.seq);
@@ -238,7 +243,7 @@ impl CassandraStore {
             let there = last.history.iter().find(|there| there.seq == row.seq);
             rows.entry(row.seq).or_insert(Waiting { is_read: true, ..Waiting::new(row, there) });
         }
-        let mut members = last.state.members.iter();
+        let mut members = last.state.members.iter().flatten();
         let is_member = conversation.kind() == Ok(ConversationKind::Mailbox)
             || members.any(|member| member.installations.contains(&device));
         rows.retain(|seq, _| *seq > cursor.acked);
@@ -261,6 +266,15 @@ impl CassandraStore {
         Ok(rows.len() as u64)
     }
 
+    /// Returns the whole row of a stored one.
+    async fn whole_row(&self, stored: StoredRow) -> Result<InboxRow> {
+        let whole = self.whole_rows(vec![stored]).await.map_err(|error| match error.kind() {
+            ErrorKind::Corrupt => broken("an inbox row does not match history"),
+            _ => error,
+        })?;
+        whole.into_iter().next().ok_or_else(corrupt)
+    }
+
     /// Checks that history holds the message of an inbox row. Returns the history row; `None` for mailboxes
     /// and expired rows.
     async fn verify_content(&self, device: InstallationId, row: &InboxRow) -> Result<Option<InboxRow>> {
@@ -268,14 +282,7 @@ impl CassandraStore {
         if conversation.kind() == Ok(ConversationKind::Mailbox) || row.is_expired() {
             return Ok(None);
         }
-        let key = (&conversation.as_bytes()[..], signed(row.seq / BUCKET), signed(row.seq));
-        let found = self.connection.rows(&self.connection.statements.history_at, key).await?;
-        let there = match found.maybe_first_row::<(Vec<u8>,)>().map_err(|_| corrupt())? {
-            Some((there,)) => Some(decode_row(Bytes::from(there)).map_err(|_| corrupt())?),
-            None => {
-                self.last_commit(conversation).await?.history.into_iter().find(|there| there.seq == row.seq)
-            }
-        };
+        let there = self.message_at(row.position()).await?;
         let same =
             |there: &InboxRow| there.time_us == row.time_us && is_same(device, &there.content, &row.content);
         if there.as_ref().is_some_and(same) {

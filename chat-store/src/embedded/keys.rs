@@ -13,6 +13,10 @@ pub(super) fn id(conversation: ConversationId, sender: InstallationId, id: Messa
     [&conversation.as_bytes()[..], sender.as_bytes(), id.as_bytes()].concat()
 }
 
+pub(super) fn sender(conversation: ConversationId, sender: InstallationId) -> Vec<u8> {
+    [&conversation.as_bytes()[..], sender.as_bytes()].concat()
+}
+
 pub(super) fn inbox(device: InstallationId, position: InboxPosition) -> Vec<u8> {
     [
         &device.as_bytes()[..],

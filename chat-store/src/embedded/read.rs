@@ -1,7 +1,11 @@
-//! Reads, straight from the tables. The data read is durable, or soon will be and is harmless to read early.
+//! Reads. Each reads one snapshot of all tables, which holds a commit whole or not at all: a read without one could see
+//! the first rows of a commit that the writer is applying. The data read is durable, or soon will be and is harmless to
+//! read early.
+
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use chat_core::backend::{ConversationState, CursorFilter, PageLimit};
+use chat_core::backend::{ConversationState, CursorFilter, PageLimit, SenderFilter};
 use chat_core::codec::{decode_row, encode_row, state};
 use chat_core::envelope::{InboxCursor, InboxPosition, InboxRow, RowContent};
 use chat_core::{ConversationId, ConversationKind, InstallationId, MessageId, Result, Seq};
@@ -44,9 +48,43 @@ pub(super) fn inbox_size(history: &InboxRow, value: &[u8]) -> usize {
 }
 
 impl Tables {
-    pub(super) fn read_state(&self, conversation: ConversationId) -> Result<Option<ConversationState>> {
-        let value = self.state.get(conversation.as_bytes()).map_err(failed)?;
-        value.map(|value| state::decode(&value)).transpose()
+    fn head_seq(&self, view: &impl Readable, conversation: ConversationId) -> Result<Seq> {
+        let value = view.get(&self.heads, conversation.as_bytes()).map_err(failed)?;
+        value.map_or(Ok(0), |value| state::decode_head(&value).map(|head| head.seq))
+    }
+
+    pub(super) fn read_state(
+        &self,
+        conversation: ConversationId,
+        filter: SenderFilter<'_>,
+    ) -> Result<Option<ConversationState>> {
+        let view = self.database.snapshot();
+        let get = |table, key: &[u8]| view.get(table, key).map_err(failed);
+        let Some(head) = get(&self.heads, conversation.as_bytes())? else { return Ok(None) };
+        let members = get(&self.members, conversation.as_bytes())?;
+        let mut senders = BTreeMap::new();
+        match filter {
+            SenderFilter::No => {}
+            SenderFilter::Of(named) => {
+                for sender in named {
+                    if let Some(value) = get(&self.senders, &keys::sender(conversation, *sender))? {
+                        senders.insert(*sender, state::decode_sender(&value)?);
+                    }
+                }
+            }
+            SenderFilter::All => {
+                for guard in view.prefix(&self.senders, conversation.as_bytes()) {
+                    let (key, value) = guard.into_inner().map_err(failed)?;
+                    let sender = InstallationId::parse(key.get(17..).unwrap_or_default());
+                    senders.insert(sender.map_err(|_| corrupt())?, state::decode_sender(&value)?);
+                }
+            }
+        }
+        Ok(Some(ConversationState {
+            head: state::decode_head(&head)?,
+            members: members.map_or(Ok(Vec::new()), |members| state::decode_members(&members))?,
+            senders,
+        }))
     }
 
     pub(super) fn find(
@@ -55,12 +93,12 @@ impl Tables {
         sender: InstallationId,
         id: MessageId,
     ) -> Result<Option<Seq>> {
-        let Some(seq) = self.ids.get(keys::id(conversation, sender, id)).map_err(failed)? else {
+        let view = self.database.snapshot();
+        let Some(seq) = view.get(&self.ids, keys::id(conversation, sender, id)).map_err(failed)? else {
             return Ok(None);
         };
         let seq = keys::number(&seq)?;
-        let head = self.read_state(conversation)?.map_or(0, |state| state.head.seq);
-        Ok((seq <= head).then_some(seq))
+        Ok((seq <= self.head_seq(&view, conversation)?).then_some(seq))
     }
 
     pub(super) fn read_inbox(
@@ -73,7 +111,6 @@ impl Tables {
         start.push(0);
         let mut end = keys::inbox(device, after);
         end[16..].fill(0xff);
-        // One snapshot of all tables: a row is never read without its history row and head.
         let view = self.database.snapshot();
         let mut rows: Vec<InboxRow> = Vec::new();
         let mut bytes = 0;
@@ -84,9 +121,7 @@ impl Tables {
             let head = match heads.get(&place.conversation) {
                 Some(head) => *head,
                 None => {
-                    let value = view.get(&self.state, place.conversation.as_bytes()).map_err(failed)?;
-                    let head =
-                        value.map(|value| state::decode(&value)).transpose()?.map_or(0, |s| s.head.seq);
+                    let head = self.head_seq(&view, place.conversation)?;
                     heads.insert(place.conversation, head);
                     head
                 }
@@ -127,16 +162,16 @@ impl Tables {
         before: Seq,
         limit: PageLimit,
     ) -> Result<Vec<InboxRow>> {
-        let head = self.read_state(conversation)?.map_or(0, |state| state.head.seq);
+        let view = self.database.snapshot();
+        let head = self.head_seq(&view, conversation)?;
         let last = if before == 0 { head } else { head.min(before - 1) };
         let mut rows = Vec::new();
         let mut bytes = 0;
         if last == 0 || conversation.kind() == Ok(ConversationKind::Mailbox) {
             return Ok(rows);
         }
-        for guard in
-            self.history.range(keys::history(conversation, 1)..=keys::history(conversation, last)).rev()
-        {
+        let range = keys::history(conversation, 1)..=keys::history(conversation, last);
+        for guard in view.range(&self.history, range).rev() {
             let row = decode_row(guard.value().map_err(failed)?.into()).map_err(|_| corrupt())?;
             bytes += row.size();
             rows.push(row);

@@ -3,7 +3,7 @@ use std::io::Write as _;
 use std::path::Path;
 
 use bytes::Bytes;
-use chat_core::backend::{ConversationState, CursorFilter, PageLimit};
+use chat_core::backend::{ConversationState, CursorFilter, PageLimit, SenderFilter};
 use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::{InboxPosition, InboxRow};
 use chat_core::{
@@ -68,11 +68,11 @@ impl SealedStore {
     pub(crate) fn conversations(&self) -> Result<Vec<ConversationId>> {
         let parse =
             |guard: fjall::Guard| ConversationId::parse(&guard.key().map_err(failed)?).map_err(|_| corrupt());
-        self.tables.state.iter().map(parse).collect()
+        self.tables.heads.iter().map(parse).collect()
     }
 
     pub(crate) fn state(&self, conversation: ConversationId) -> Result<ConversationState> {
-        self.tables.read_state(conversation)?.ok_or_else(corrupt)
+        self.tables.read_state(conversation, SenderFilter::All)?.ok_or_else(corrupt)
     }
 
     /// Returns the rows of a conversation above a seq, oldest first; none for a mailbox, which has no

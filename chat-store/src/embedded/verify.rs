@@ -11,11 +11,11 @@ use crate::verify::{Verification, broken};
 
 pub(super) fn run(tables: &Tables) -> Result<Verification> {
     let mut found = Verification::default();
-    for guard in tables.state.iter() {
+    for guard in tables.heads.iter() {
         let (key, value) = guard.into_inner().map_err(failed)?;
         let conversation = ConversationId::parse(&key).map_err(|_| corrupt())?;
         found.conversations += 1;
-        let head = state::decode(&value)?.head;
+        let head = state::decode_head(&value)?;
         if conversation.kind() != Ok(ConversationKind::Mailbox) {
             found.messages += check_log(tables, conversation, head.seq, head.time_us)?;
         }

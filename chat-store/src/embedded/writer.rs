@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use chat_core::backend::{Commit, PageLimit};
+use chat_core::backend::{Commit, PageLimit, StateChange};
 use chat_core::codec::{decode_row, encode_row, state};
 use chat_core::envelope::{AckUpTo, InboxCursor, InboxPosition, InboxRow};
 use chat_core::{ConversationId, ConversationKind, Error, ErrorKind, InstallationId, Result};
@@ -437,7 +437,7 @@ impl Work {
             for (device, generation) in commit.generations {
                 self.raise_generation(effects, device, generation)?;
             }
-            batch.insert(&self.tables.state, &conversation.as_bytes()[..], state::encode(&commit.state));
+            self.tables.put_state(batch, conversation, &commit.state);
         }
         effects.sync = true;
         Ok(())
@@ -557,5 +557,24 @@ impl Work {
             self.full = fs4::available_space(&self.path).is_ok_and(|free| free < RESERVE);
         }
         if self.full { Err(Error::new(ErrorKind::Unavailable, "the disk is full")) } else { Ok(()) }
+    }
+}
+
+impl Tables {
+    /// Adds the changed parts of a state to a batch.
+    pub(super) fn put_state(
+        &self,
+        batch: &mut OwnedWriteBatch,
+        conversation: ConversationId,
+        change: &StateChange,
+    ) {
+        let key = &conversation.as_bytes()[..];
+        batch.insert(&self.heads, key, state::encode_head(&change.head));
+        if let Some(members) = &change.members {
+            batch.insert(&self.members, key, state::encode_members(members));
+        }
+        for (sender, position) in &change.senders {
+            batch.insert(&self.senders, keys::sender(conversation, *sender), state::encode_sender(position));
+        }
     }
 }

@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use chat_core::backend::{
     Command, Commit, CommitOutcome, ConversationState, CursorFilter, KeyDirectory, LogAnchor, LogIdentity,
-    LogPosition, MessageStore, Operation, PageLimit, RecipientDevices, Record,
+    LogPosition, MessageStore, Operation, PageLimit, RecipientDevices, Record, Rules, SenderFilter,
+    StateChange,
 };
 use chat_core::conformance::{FaultRates, ModelOptions, check_model};
 use chat_core::delivery::{Decision, decide};
@@ -47,7 +48,8 @@ impl Keyspace {
 
     /// Empties the tables and returns a store.
     async fn store(&self) -> Arc<CassandraStore> {
-        for table in ["state", "history", "ids", "inbox", "cells", "accounts", "handles", "owners", "devices"]
+        for table in
+            ["state_parts", "history", "ids", "inbox", "cells", "accounts", "handles", "owners", "devices"]
         {
             let cql = format!("TRUNCATE {}.{table}", self.settings.keyspace);
             self.session.query_unpaged(cql, ()).await.unwrap();
@@ -217,12 +219,13 @@ impl Talk {
             recipients: recipients.to_vec(),
             verdict: None,
             reply: None,
+            rules: Rules::CURRENT,
         };
         let position = LogPosition { generation: 1, offset: n };
         let record = Record { position, appended_us: time_us, command: Arc::new(command) };
         match decide(&self.state, &record, None) {
             Decision::Store(_, commit) => {
-                self.state = commit.state.clone();
+                self.state.apply(&commit.state);
                 commit
             }
             other => unreachable!("{other:?}"),
@@ -240,7 +243,7 @@ impl Talk {
             all.ids.extend(more.ids);
             all.inbox.extend(more.inbox);
             all.generations.extend(more.generations);
-            all.state = more.state;
+            all.state.merge(more.state);
         }
         all
     }
@@ -276,14 +279,14 @@ async fn replay_finishes_durable_commit() {
     let last = alice.several(2);
     assert_eq!(commit_durable(&store, last.clone()).await, vec![last.clone()]);
     let name = &keyspace.settings.keyspace;
-    let select = format!("SELECT WRITETIME(state) FROM {name}.state");
+    let select = format!("SELECT WRITETIME(value) FROM {name}.state_parts WHERE part = 0x00 ALLOW FILTERING");
     let rows = keyspace.session.query_unpaged(select, ()).await.unwrap().into_rows_result().unwrap();
     assert_eq!(rows.single_row::<(i64,)>().unwrap().0 as u64, last.state.head.time_us);
 
     let at = last.state.head.position;
     let later = LogPosition { offset: at.offset + 1, ..at };
     for next in [None, Some(later)] {
-        assert_eq!(store.state(id, next).await, Ok(Some(last.state.clone())));
+        assert_eq!(store.state(id, SenderFilter::All, next).await, Ok(Some(alice.state.clone())));
         assert_eq!(drain(&store, bob).await, Vec::new(), "{next:?}");
     }
     let unwritten = store.history(id, 0, PageLimit::MAX).await.unwrap_err();
@@ -294,7 +297,7 @@ async fn replay_finishes_durable_commit() {
     let before = LogPosition { offset: at.offset - 1, ..at };
     let elsewhere = LogPosition { generation: 9, offset: 0 };
     for next in [before, at, elsewhere] {
-        assert_eq!(store.state(id, Some(next)).await, Ok(Some(last.state.clone())));
+        assert_eq!(store.state(id, SenderFilter::All, Some(next)).await, Ok(Some(alice.state.clone())));
         let rows = store.inbox(bob, InboxPosition::START, PageLimit::MAX).await.unwrap();
         let wanted: Vec<_> =
             last.inbox.iter().filter(|(device, _)| *device == bob).map(|(_, row)| row.clone()).collect();
@@ -334,10 +337,30 @@ async fn large_commit_stores_no_redo() {
     let all = alice.several(101);
     commit(&store, all).await;
     assert_eq!(drain(&store, device(2).installation).await.len(), 101);
-    let select = format!("SELECT redo FROM {}.state", keyspace.settings.keyspace);
+    let select = format!(
+        "SELECT redo FROM {}.state_parts WHERE part = 0x00 ALLOW FILTERING",
+        keyspace.settings.keyspace
+    );
     let rows = keyspace.session.query_unpaged(select, ()).await.unwrap().into_rows_result().unwrap();
     assert_eq!(rows.single_row::<(Vec<u8>,)>().unwrap().0, Vec::<u8>::new());
     keyspace.remove().await;
+}
+
+/// Returns a state as the previous version encoded it, in one value.
+fn format_1(state: &ConversationState) -> Vec<u8> {
+    use chat_core::codec::state::{encode_head, encode_members, encode_sender};
+    let mut whole = encode_head(&state.head);
+    for member in &state.members {
+        let mut one = encode_members(std::slice::from_ref(member));
+        one[0] = 6 << 3 | 2;
+        whole.extend(one);
+    }
+    for (installation, sender) in &state.senders {
+        let sender = [&[1 << 3 | 2, 16], &installation.as_bytes()[..], &encode_sender(sender)].concat();
+        whole.extend([7 << 3 | 2, sender.len() as u8]);
+        whole.extend(sender);
+    }
+    whole
 }
 
 /// `connect` refuses a keyspace of the previous version. `migrate` upgrades it and keeps its data.
@@ -350,19 +373,33 @@ async fn migrate_upgrades_keyspace_of_previous_version() {
     commit(&store, first).await;
     let name = &keyspace.settings.keyspace;
     for cql in [
-        format!("ALTER TABLE {name}.state DROP redo"),
-        format!("UPDATE {name}.meta SET version = 1 WHERE one = 'life' IF version = 2"),
+        format!("TRUNCATE {name}.state_parts"),
+        format!(
+            "CREATE TABLE {name}.state (conversation blob PRIMARY KEY, seq bigint, state blob, redo blob)"
+        ),
+        format!("UPDATE {name}.meta SET version = 2 WHERE one = 'life' IF version = 3"),
     ] {
         keyspace.session.query_unpaged(cql, ()).await.unwrap();
     }
+    // The last commit of the previous version has redo data without parts of the state, and its rows are missing.
+    let last = alice.next(now_us());
+    alice.state.head.rules = Rules::default();
+    let whole = format_1(&alice.state);
+    let mut rows = last.clone();
+    rows.state = StateChange::default();
+    let put = format!("INSERT INTO {name}.state (conversation, seq, state, redo) VALUES (?, 2, ?, ?)");
+    let values = (alice.id().as_bytes().to_vec(), whole, chat_core::codec::redo::encode(&rows));
+    keyspace.session.query_unpaged(put, values).await.unwrap();
     let refused = CassandraStore::connect(&keyspace.settings).await.err().unwrap();
     assert!(refused.what().contains("migrate"), "{refused}");
     CassandraStore::migrate(&keyspace.settings).await.unwrap();
     let migrated = CassandraStore::connect(&keyspace.settings).await.unwrap();
     assert_eq!(migrated.identity(), store.identity());
     let next = Some(alice.state.head.position);
-    assert_eq!(migrated.state(alice.id(), next).await, Ok(Some(alice.state.clone())));
-    assert_eq!(drain(&migrated, device(2).installation).await.len(), 1);
+    assert_eq!(migrated.state(alice.id(), SenderFilter::All, next).await, Ok(Some(alice.state.clone())));
+    assert_eq!(drain(&migrated, device(2).installation).await.len(), 2);
+    CassandraStore::migrate(&keyspace.settings).await.unwrap();
+    assert_eq!(migrated.state(alice.id(), SenderFilter::All, None).await, Ok(Some(alice.state.clone())));
     keyspace.remove().await;
 }
 

@@ -304,6 +304,7 @@ impl Reader {
                     return Some(number);
                 }
             }
+            Err(error) if error.kind() == ErrorKind::Unsupported => partition.stop(error),
             // Decoding depends only on the bytes of a record, so every owner skips the same records.
             Err(error) => {
                 let offset = message.offset();

@@ -1,4 +1,5 @@
 use chat_core::backend::{LogPosition, Record, RecordBatch, RecordQueue};
+use chat_core::{Error, Result};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -19,6 +20,8 @@ struct Owned {
     /// 0 while this process is not the owner.
     ownership_epoch: u64,
     queue: RecordQueue,
+    /// Why the record after those of the queue, and all later ones, are not taken.
+    stopped: Option<Error>,
     /// The offset after the last applied record, if it was not committed to Kafka yet.
     applied: Option<u64>,
 }
@@ -38,7 +41,7 @@ impl Partition {
     pub(super) fn push(&self, record: Record) -> bool {
         let full = {
             let mut owned = self.owned.lock();
-            if owned.ownership_epoch == 0 {
+            if owned.ownership_epoch == 0 || owned.stopped.is_some() {
                 return false;
             }
             owned.queue.push(record);
@@ -46,6 +49,17 @@ impl Partition {
         };
         self.arrived.notify_one();
         full
+    }
+
+    /// Stops at a record that this release must not decide or skip: another release has to own the partition.
+    pub(super) fn stop(&self, error: Error) {
+        {
+            let mut owned = self.owned.lock();
+            if owned.ownership_epoch != 0 {
+                owned.stopped.get_or_insert(error);
+            }
+        }
+        self.arrived.notify_one();
     }
 
     /// Returns whether the queue is at most half full.
@@ -77,10 +91,17 @@ impl Partition {
         self.arrived.notify_one();
     }
 
-    pub(super) fn take(&self) -> Option<RecordBatch> {
+    /// Takes the waiting records; `None` if there are none.
+    ///
+    /// # Errors
+    /// The error at which the partition [stopped](Self::stop), once the records before it are taken.
+    pub(super) fn take(&self) -> Result<Option<RecordBatch>> {
         let mut owned = self.owned.lock();
         let records = owned.queue.take();
-        (!records.is_empty()).then_some(RecordBatch { ownership_epoch: owned.ownership_epoch, records })
+        if !records.is_empty() {
+            return Ok(Some(RecordBatch { ownership_epoch: owned.ownership_epoch, records }));
+        }
+        owned.stopped.clone().map_or(Ok(None), Err)
     }
 
     pub(super) fn commit(&self, position: LogPosition) {

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use async_trait::async_trait;
 use chat_core::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
-    PageLimit, StoreIdentity,
+    PageLimit, SenderFilter, StoreIdentity,
 };
 use chat_core::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow};
 use chat_core::{
@@ -79,8 +79,14 @@ impl Toy {
         }
         // An owner of the shard that was replaced may write an older state late.
         if self.state(id).is_none_or(|known| known.head.time_us <= commit.state.head.time_us) {
-            self.states.retain(|(known, _)| *known != id);
-            self.states.push((id, commit.state));
+            match self.states.iter_mut().find(|(known, _)| *known == id) {
+                Some((_, known)) => known.apply(&commit.state),
+                None => {
+                    let mut state = ConversationState::default();
+                    state.apply(&commit.state);
+                    self.states.push((id, state));
+                }
+            }
         }
     }
 }
@@ -113,9 +119,10 @@ impl MessageStore for ToyStore {
     async fn state(
         &self,
         id: ConversationId,
+        senders: SenderFilter<'_>,
         _next: Option<LogPosition>,
     ) -> Result<Option<ConversationState>> {
-        Ok(self.lock()?.state(id).cloned())
+        Ok(self.lock()?.state(id).map(|state| state.clone().with_senders(senders)))
     }
 
     async fn find(

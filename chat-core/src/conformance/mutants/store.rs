@@ -3,7 +3,7 @@ use parking_lot::Mutex;
 
 use crate::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
-    PageLimit, StoreIdentity,
+    PageLimit, Rules, SenderFilter, StoreIdentity,
 };
 use crate::conformance::pause;
 use crate::model::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow};
@@ -66,6 +66,12 @@ faults! {
     MembersOfStateLost,
     PositionOfStateLost,
     GroupEpochLost,
+    RulesOfStateLost,
+    UnchangedMembersLost,
+    UnchangedSendersLost,
+    SenderFilterIgnored,
+    /// A read returns only the first of the named senders.
+    OneSenderRead,
     AudienceLost,
     SkipReadsAsExpired,
     LargeBodyCut,
@@ -257,7 +263,17 @@ impl FaultyStore {
         if self.has(F::RowsWithoutState) && known.is_some() || is_late && !self.has(F::OlderStateComesBack) {
             return;
         }
-        let mut state = commit.state;
+        let mut state = known.unwrap_or_default();
+        if self.has(F::UnchangedMembersLost) {
+            state.members.clear();
+        }
+        if self.has(F::UnchangedSendersLost) {
+            state.senders.clear();
+        }
+        state.apply(&commit.state);
+        if self.has(F::RulesOfStateLost) {
+            state.head.rules = Rules::default();
+        }
         if self.has(F::SendersOfStateLost) && state.senders.len() > 1 {
             state.senders.pop_first();
         }
@@ -373,7 +389,7 @@ impl FaultyStore {
             first.inbox.truncate(commit.inbox.len() / 2);
             self.apply(&mut self.tables.lock(), first);
         } else if self.has(F::InterruptedStateIsPart) {
-            first.state.senders = known.senders;
+            first.state.senders.clear();
             self.apply(&mut self.tables.lock(), first);
         }
         pause().await;
@@ -567,8 +583,20 @@ impl MessageStore for FaultyStore {
         StoreIdentity { epoch: StoreEpoch::from_bytes([2; 16]), durability: Durability::Memory }
     }
 
-    async fn state(&self, id: ConversationId, _: Option<LogPosition>) -> Result<Option<ConversationState>> {
-        Ok(self.tables.lock().state(id).cloned())
+    async fn state(
+        &self,
+        id: ConversationId,
+        senders: SenderFilter<'_>,
+        _: Option<LogPosition>,
+    ) -> Result<Option<ConversationState>> {
+        let senders = match senders {
+            SenderFilter::Of(named) if self.has(StoreFault::OneSenderRead) => {
+                SenderFilter::Of(&named[..named.len().min(1)])
+            }
+            _ if self.has(StoreFault::SenderFilterIgnored) => SenderFilter::All,
+            senders => senders,
+        };
+        Ok(self.tables.lock().state(id).map(|state| state.clone().with_senders(senders)))
     }
 
     async fn find(

@@ -17,6 +17,9 @@ pub struct Command {
     /// The connection that waits for the answer.
     #[prost(message, optional, tag = "5")]
     pub reply: ::core::option::Option<Route>,
+    /// Version of the rules to decide by.
+    #[prost(uint32, tag = "6")]
+    pub rules: u32,
 }
 /// The address of a device.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
