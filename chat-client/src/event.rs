@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chat_core::replica::Violation;
 use chat_core::{ConversationId, DeviceId, Error, ErrorKind, MessageId};
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +55,16 @@ pub enum Event {
     IdentityChanged { user: User },
     /// A user added a device.
     DeviceAdded { user: User, device: DeviceId },
+    /// The rows of a conversation contradict their senders, or each other: the server, or something between it and this
+    /// device, dropped, swapped, repeated or replaced messages. The message that shows it is authentic and is not hidden.
+    Integrity {
+        conversation: ConversationId,
+        /// The sender of the message that shows it; `None` if no message does.
+        user: Option<User>,
+        /// The device of that sender.
+        device: Option<DeviceId>,
+        violation: Violation,
+    },
     /// A durable event that a later version of the client recorded in this profile.
     Unsupported,
 
@@ -201,6 +212,9 @@ pub enum GapReason {
     Poison,
     /// The sender could not encrypt the message for this device. Other devices of this user may have it.
     Excluded,
+    /// By the server's word, the sender withdrew the message before it was stored. Nothing proves it: a server that
+    /// drops a message can say so too.
+    Withdrawn,
     /// The row has content that this release cannot read, for example of a later release. The profile keeps it.
     Unsupported,
 }
@@ -212,6 +226,7 @@ impl GapReason {
             Self::Expired => "expired",
             Self::Poison => "poison",
             Self::Excluded => "excluded",
+            Self::Withdrawn => "withdrawn",
             Self::Unsupported => "unsupported",
         }
     }
@@ -220,6 +235,7 @@ impl GapReason {
         match name {
             "expired" => Self::Expired,
             "excluded" => Self::Excluded,
+            "withdrawn" => Self::Withdrawn,
             "unsupported" => Self::Unsupported,
             _ => Self::Poison,
         }
@@ -236,7 +252,14 @@ mod tests {
             assert_eq!((RefusedReason::from_name(name), reason.name()), (reason, name));
         }
         assert_eq!(RefusedReason::from_name("later"), RefusedReason::Other);
-        for reason in [GapReason::Expired, GapReason::Poison, GapReason::Excluded, GapReason::Unsupported] {
+        let reasons = [
+            GapReason::Expired,
+            GapReason::Poison,
+            GapReason::Excluded,
+            GapReason::Withdrawn,
+            GapReason::Unsupported,
+        ];
+        for reason in reasons {
             assert_eq!(GapReason::from_name(reason.name()), reason);
         }
     }

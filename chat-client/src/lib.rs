@@ -57,7 +57,7 @@ pub use send::{Recipient, SendRequest};
 #[cfg(feature = "client")]
 pub use status::{Count, Position, Status};
 
-pub use chat_core::replica::Unreadable;
+pub use chat_core::replica::{Unreadable, Violation};
 pub use chat_core::{
     ConversationId, ConversationKind, DeviceId, Error, ErrorKind, Handle, MessageId, Result, UserId,
 };

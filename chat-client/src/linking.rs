@@ -270,4 +270,39 @@ mod tests {
         assert_eq!(offer.open_answer(&code, &answer, &secret).unwrap_err().kind(), ErrorKind::Denied);
         assert_eq!(format!("{code:?}"), "LinkCode");
     }
+
+    /// The server can change the bytes, and a person with the code can encrypt anything.
+    #[test]
+    fn no_payload_panics() {
+        let (secret, code) = ([7; 32], LinkCode::new([3; 16]));
+        let offer = offer(secret);
+        let answer = offer.answer(&code, &joined(), [8; 32]).unwrap();
+        let plain = offer.encode_to_vec();
+        let mut rng = chat_core::rng::Rng::new(5);
+        let mut opened = 0;
+        for _ in 0..20_000 {
+            let mut bytes = if rng.chance(50) { plain.clone() } else { answer.to_vec() };
+            for _ in 0..1 + rng.below(4) {
+                let at = rng.below(bytes.len() as u64) as usize;
+                match rng.below(3) {
+                    0 => bytes[at] = rng.below(256) as u8,
+                    1 => bytes.truncate(at.max(1)),
+                    _ => bytes.insert(at, rng.below(256) as u8),
+                }
+            }
+            let sealed = code.cipher(b"offer", &[]).unwrap().encrypt(&nonce(), &bytes[..]).unwrap();
+            if let Ok(offer) = Offer::open(&sealed, &code) {
+                opened += 1;
+                let _ = offer.answer(&code, &joined(), [8; 32]);
+            }
+            let _ = Offer::open(&bytes, &code);
+            let _ = offer.open_answer(&code, &bytes, &secret);
+            let own = PublicKey::from(&StaticSecret::from([8; 32]));
+            let shared = shared(&StaticSecret::from(secret), own).unwrap();
+            let payload = Payload { msg: &bytes, aad: &offer.hash() };
+            let sealed = code.cipher(b"answer", &*shared).unwrap().encrypt(&nonce(), payload).unwrap();
+            let _ = offer.open_answer(&code, &[&own.as_bytes()[..], &sealed].concat(), &secret);
+        }
+        assert!(opened > 1000, "{opened} offers could be decoded");
+    }
 }

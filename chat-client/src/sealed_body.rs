@@ -2,9 +2,11 @@
 //! names sender, recipient, conversation and number.
 
 use bytes::Bytes;
+use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::{Message, SendPosition};
 use chat_core::replica::Unreadable;
-use chat_core::{ConversationId, DeviceAddress, InstallationId, MessageId};
+use chat_core::view::{RowHash, View};
+use chat_core::{ConversationId, DeviceAddress, InstallationId, MessageId, StoreEpoch};
 use prost::Message as _;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
@@ -46,6 +48,18 @@ struct BoxContent {
     sender_list_version: u64,
     #[prost(bytes = "vec", tag = "15")]
     sender_list_hash: Vec<u8>,
+    /// Version of the recipient's device list that the boxes were sealed for.
+    #[prost(uint64, tag = "16")]
+    recipient_list_version: u64,
+    #[prost(bytes = "vec", tag = "17")]
+    recipient_list_hash: Vec<u8>,
+    /// The last message of the conversation that the sender saw: store epoch, seq and row hash. Empty if it saw none.
+    #[prost(bytes = "vec", tag = "18")]
+    view_epoch: Vec<u8>,
+    #[prost(uint64, tag = "19")]
+    view_seq: u64,
+    #[prost(bytes = "vec", tag = "20")]
+    view_hash: Vec<u8>,
 }
 
 /// A body encrypted once, with the header that all its boxes share.
@@ -56,7 +70,7 @@ pub(crate) struct SealedBody {
     header: BoxContent,
 }
 
-/// The version of a sender's own device list.
+/// The version of a device list that a sender saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ListSeen {
     pub(crate) version: u64,
@@ -75,6 +89,36 @@ fn hash(context: &[u8], body: &[u8]) -> Vec<u8> {
     hash.finalize().to_vec()
 }
 
+impl ListSeen {
+    pub(crate) fn of(list: &SignedDeviceList) -> Self {
+        Self { version: list.list().version, hash: list.hash() }
+    }
+
+    /// Whether this is another list than `known`, with the same version.
+    pub(crate) fn forks(&self, known: &SignedDeviceList) -> bool {
+        known.list().version == self.version && known.hash() != self.hash
+    }
+}
+
+/// The content of a message, and the claims in its box.
+#[derive(Debug)]
+pub(crate) struct OpenedBody {
+    pub(crate) content: Vec<u8>,
+    /// The newest list of its own user that the sender has.
+    pub(crate) sender_list: ListSeen,
+    /// The list of the recipient that the sender has; version 0 from a release that did not say.
+    pub(crate) recipient_list: ListSeen,
+    /// The last message that the sender saw.
+    pub(crate) view: Option<View>,
+}
+
+impl BoxContent {
+    fn view(&self) -> Option<View> {
+        let epoch = StoreEpoch::parse(&self.view_epoch).ok()?;
+        Some(View { epoch, seq: self.view_seq, hash: RowHash::parse(&self.view_hash).ok()? })
+    }
+}
+
 impl SealedBody {
     /// Encrypts padded content under `key`, which must be fresh.
     pub(crate) fn seal(
@@ -84,6 +128,7 @@ impl SealedBody {
         sender: DeviceAddress,
         number: &SendPosition,
         list: &ListSeen,
+        view: Option<View>,
     ) -> Option<Self> {
         let context = context(number.conversation, number.message_id);
         let body = Bytes::from(suite.encrypt_body(key, &context, content)?);
@@ -103,19 +148,29 @@ impl SealedBody {
             group_epoch: 0,
             sender_list_version: list.version,
             sender_list_hash: list.hash.to_vec(),
+            recipient_list_version: 0,
+            recipient_list_hash: Vec::new(),
+            view_epoch: view.map(|view| view.epoch.as_bytes().to_vec()).unwrap_or_default(),
+            view_seq: view.map_or(0, |view| view.seq),
+            view_hash: view.map(|view| view.hash.as_bytes().to_vec()).unwrap_or_default(),
         };
         Some(Self { body, header })
     }
 
-    /// Returns the plaintext of a device's box, for the suite to encrypt.
-    pub(crate) fn box_for(&self, recipient: InstallationId) -> Zeroizing<Vec<u8>> {
-        let content = BoxContent { recipient: recipient.as_bytes().to_vec(), ..self.header.clone() };
+    /// Returns the plaintext of a device's box, for the suite to encrypt. `list` is the list that contains the device.
+    pub(crate) fn box_for(&self, recipient: InstallationId, list: &ListSeen) -> Zeroizing<Vec<u8>> {
+        let content = BoxContent {
+            recipient: recipient.as_bytes().to_vec(),
+            recipient_list_version: list.version,
+            recipient_list_hash: list.hash.to_vec(),
+            ..self.header.clone()
+        };
         Zeroizing::new(content.encode_to_vec())
     }
 }
 
 /// Decrypts a body with `content`, the plaintext of this device's box. Compares the header with
-/// the envelope from the server. Also returns the list version that the sender claims.
+/// the envelope from the server.
 ///
 /// # Errors
 /// `Misplaced` if the header contradicts the envelope, `Malformed` if the box cannot be decoded,
@@ -126,7 +181,7 @@ pub(crate) fn open_body(
     own: InstallationId,
     conversation: ConversationId,
     message: &Message,
-) -> Result<(Vec<u8>, ListSeen), Unreadable> {
+) -> Result<OpenedBody, Unreadable> {
     let content = BoxContent::decode(content).map_err(|_| Unreadable::Malformed)?;
     if content.version != 1 {
         return Err(Unreadable::Malformed);
@@ -150,6 +205,13 @@ pub(crate) fn open_body(
         return Err(Unreadable::Undecryptable);
     }
     let opened = suite.decrypt_body(&content.key, &context, &message.body);
-    let seen = ListSeen { version: content.sender_list_version, hash: content.sender_list_hash.into() };
-    Ok((opened.ok_or(Unreadable::Undecryptable)?, seen))
+    Ok(OpenedBody {
+        view: content.view(),
+        content: opened.ok_or(Unreadable::Undecryptable)?,
+        sender_list: ListSeen { version: content.sender_list_version, hash: content.sender_list_hash.into() },
+        recipient_list: ListSeen {
+            version: content.recipient_list_version,
+            hash: content.recipient_list_hash.into(),
+        },
+    })
 }

@@ -10,16 +10,20 @@ mod events;
 mod history;
 mod migration;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use chat_core::codec::decode_list;
 use chat_core::envelope::Publish;
-use chat_core::replica::{ConversationSnapshot, Draft, OutboxEntrySnapshot, Recipient, ReplicaSnapshot};
+use chat_core::replica::{
+    Chain, ConversationSnapshot, Draft, OutboxEntrySnapshot, Recipient, ReplicaSnapshot,
+};
+use chat_core::view::{RowHash, View};
 use chat_core::wire::ClientFrame;
 use chat_core::{
     ConversationId, DeviceAddress, DeviceId, Error, ErrorKind, Handle, InstallationId, MessageId, Result,
-    StoreEpoch, UserId,
+    Seq, StoreEpoch, UserId,
 };
 use rusqlite::{Connection, OptionalExtension, params};
 #[cfg(feature = "encrypted")]
@@ -30,7 +34,7 @@ use crate::platform::{MountedProfile, Platform};
 use crate::suite::{SuiteTx, Table};
 
 /// Version of the tables. A store of a later version is not opened.
-const VERSION: i64 = 4;
+const VERSION: i64 = 5;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -38,11 +42,14 @@ CREATE TABLE suite (tbl INTEGER, key BLOB, value BLOB NOT NULL, PRIMARY KEY (tbl
 CREATE TABLE conversations (
   id BLOB PRIMARY KEY, peer BLOB, cursor INTEGER NOT NULL DEFAULT 0, client_seq INTEGER NOT NULL DEFAULT 0,
   prev BLOB NOT NULL DEFAULT x'00000000000000000000000000000000', last_own INTEGER NOT NULL DEFAULT 0,
-  delivered INTEGER NOT NULL DEFAULT 0, read INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+  delivered INTEGER NOT NULL DEFAULT 0, read INTEGER NOT NULL DEFAULT 0, excused INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE chains (
+  conversation BLOB NOT NULL, sender BLOB NOT NULL, incarnation INTEGER NOT NULL, client_seq INTEGER NOT NULL,
+  message_id BLOB NOT NULL, excused INTEGER NOT NULL, PRIMARY KEY (conversation, sender)) WITHOUT ROWID;
 CREATE TABLE messages (
   conversation BLOB NOT NULL, seq INTEGER NOT NULL, sender BLOB NOT NULL, user BLOB NOT NULL, device INTEGER NOT NULL,
   message_id BLOB NOT NULL, content BLOB, sent_at INTEGER NOT NULL, audience BLOB,
-  unasked INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
+  unasked INTEGER NOT NULL DEFAULT 0, row_hash BLOB, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
 CREATE INDEX messages_unasked ON messages (unasked) WHERE unasked = 1;
 CREATE UNIQUE INDEX messages_by_id ON messages (sender, message_id);
 CREATE TABLE outbox (
@@ -278,7 +285,7 @@ impl LocalStore {
         let reincarnated = self.meta_number("reincarnated_at")?;
         saved.reincarnated_lately = reincarnated > 0 && self.now_ms() < reincarnated.saturating_add(DAY_MS);
         saved.conversations = self.rows(
-            "SELECT id, cursor, client_seq, prev, last_own, delivered, read FROM conversations",
+            "SELECT id, cursor, client_seq, prev, last_own, delivered, read, excused FROM conversations",
             |row| {
                 Ok(ConversationSnapshot {
                     id: ConversationId::parse(&blob(row, 0)?)?,
@@ -288,9 +295,30 @@ impl LocalStore {
                     last_own: number(row, 4)?,
                     delivered: number(row, 5)?,
                     read: number(row, 6)?,
+                    excused: number(row, 7)?,
+                    chains: Vec::new(),
                 })
             },
         )?;
+        let mut chains: HashMap<ConversationId, Vec<_>> = HashMap::new();
+        for (conversation, chain) in self.rows(
+            "SELECT conversation, sender, incarnation, client_seq, message_id, excused FROM chains",
+            |row| {
+                let chain = Chain {
+                    incarnation: number(row, 2)? as u32,
+                    client_seq: number(row, 3)?,
+                    id: MessageId::parse(&blob(row, 4)?)?,
+                    excused: number(row, 5)?,
+                };
+                let sender = InstallationId::parse(&blob(row, 1)?)?;
+                Ok((ConversationId::parse(&blob(row, 0)?)?, (sender, chain)))
+            },
+        )? {
+            chains.entry(conversation).or_default().push(chain);
+        }
+        for conversation in &mut saved.conversations {
+            conversation.chains = chains.remove(&conversation.id).unwrap_or_default();
+        }
         saved.outbox = self.rows(
             "SELECT message_id, handle, user, content, sent_at, publish, void, attempted, installation, device, bound
              FROM outbox ORDER BY n",
@@ -348,6 +376,39 @@ impl LocalStore {
             .prepare_cached("SELECT 1 FROM messages WHERE sender = ?1 AND message_id = ?2")
             .and_then(|mut s| s.exists(params![sender.as_bytes(), id.as_bytes()]))
             .map_err(failed)
+    }
+
+    /// Returns the hash of the message at a seq; `None` if the store has none, or does not know how it is stored.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn row_hash(&self, conversation: ConversationId, seq: Seq) -> Result<Option<RowHash>> {
+        let hash: Option<Blob> = self
+            .db
+            .prepare_cached("SELECT row_hash FROM messages WHERE conversation = ?1 AND seq = ?2")
+            .and_then(|mut s| {
+                s.query_row(params![conversation.as_bytes(), seq as i64], |row| row.get(0)).optional()
+            })
+            .map_err(failed)?;
+        hash.flatten().map(|hash| RowHash::parse(&hash)).transpose()
+    }
+
+    /// Returns the last message of a conversation that this device saw.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn last_seen(&self, conversation: ConversationId, epoch: StoreEpoch) -> Result<Option<View>> {
+        let last: Option<(i64, Vec<u8>)> = self
+            .db
+            .prepare_cached(
+                "SELECT seq, row_hash FROM messages WHERE conversation = ?1 AND seq > 0 AND row_hash IS NOT NULL
+                 ORDER BY seq DESC LIMIT 1",
+            )
+            .and_then(|mut s| {
+                s.query_row([conversation.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?))).optional()
+            })
+            .map_err(failed)?;
+        last.map(|(seq, hash)| Ok(View { epoch, seq: seq as u64, hash: RowHash::parse(&hash)? })).transpose()
     }
 
     /// Returns the content of an own message, if the device that requests it was in its audience.

@@ -17,3 +17,4 @@ pub mod session_event;
 pub mod signing;
 pub mod time;
 pub mod to_device;
+pub mod view;

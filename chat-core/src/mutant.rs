@@ -52,6 +52,10 @@ pub enum Mutant {
     IsolationIgnored,
     /// An owner decides on parts of two states of a conversation.
     StatesMixed,
+    /// A device does not check the numbers of a sender's messages.
+    ChainIgnored,
+    /// A device does not check the message that a sender saw.
+    ViewIgnored,
 }
 
 impl Mutant {

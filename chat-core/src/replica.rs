@@ -16,6 +16,7 @@ mod connection;
 mod conversation;
 mod draft;
 mod input;
+mod integrity;
 mod mailbox;
 mod output;
 mod receive;
@@ -26,6 +27,7 @@ mod snapshot;
 pub use change::{Change, Changes, ListChange};
 pub use draft::{Draft, Recipient};
 pub use input::{Input, Opened, SealFailure, Unreadable};
+pub use integrity::{Chain, Violation};
 pub use output::{Ephemeral, Output, Stopped};
 pub use snapshot::{ConversationSnapshot, OutboxEntrySnapshot, ReplicaSnapshot};
 
@@ -77,6 +79,8 @@ pub struct Replica {
     changes: Vec<Change>,
     ratchets_moved: bool,
     acks_due: BTreeSet<ConversationId>,
+    /// Senders whose chain moved: one change for each and commit.
+    chains_due: BTreeSet<(ConversationId, InstallationId)>,
     committing: Option<(u64, Vec<AckUpTo>)>,
     tickets: u64,
     flushing: bool,
@@ -112,6 +116,8 @@ pub struct Replica {
     mailbox: Mailbox,
     /// The server's clock in milliseconds since 1970, and when it was read.
     server_time: (u64, Instant),
+    /// How long the server keeps rows that wait, in milliseconds; 0 if it did not say.
+    retention_ms: u64,
     prekeys_at: u64,
     /// One-time prekeys on the server, as it last reported.
     prekeys_held: u32,
@@ -121,6 +127,9 @@ pub struct Replica {
     reincarnation_asked: bool,
     /// Users whose presence is watched; sent again after a reconnect.
     watched: Vec<UserId>,
+    /// Earlier list versions that messages named; `None` if the server has none that the account key signed. Dropped
+    /// once no row waits.
+    earlier_lists: BTreeMap<(UserId, u64), Option<SignedDeviceList>>,
     /// Users for whom the server returned no list: not requested again before this time.
     listless: BTreeMap<UserId, Instant>,
     /// The highest list version that each user's devices claimed, end to end.
@@ -161,6 +170,8 @@ enum Recovery {
 enum Purpose {
     Resolve(Handle),
     Lists(Vec<UserId>),
+    /// A list version that a message of an unlisted device names.
+    ListVersion(UserId, u64),
     /// For a conversation: bundles of these devices of this user.
     Claim(ConversationId, UserId, Vec<InstallationId>),
     Upload,
@@ -194,6 +205,7 @@ impl Replica {
             changes: Vec::new(),
             ratchets_moved: false,
             acks_due: BTreeSet::new(),
+            chains_due: BTreeSet::new(),
             committing: None,
             tickets: 0,
             flushing: false,
@@ -215,11 +227,13 @@ impl Replica {
             deferred: Vec::new(),
             mailbox: Mailbox::new(snapshot.unasked),
             server_time: (0, now),
+            retention_ms: 0,
             prekeys_at: snapshot.prekeys_at,
             prekeys_held: 0,
             reincarnate_from: if snapshot.reincarnated_lately { now.after(DAY_MS) } else { now },
             reincarnation_asked: snapshot.reincarnation_asked,
             watched: Vec::new(),
+            earlier_lists: BTreeMap::new(),
             listless: BTreeMap::new(),
             claimed: BTreeMap::new(),
             hidden: BTreeMap::new(),
@@ -272,6 +286,11 @@ impl Replica {
     /// Returns the last device list of a user.
     pub fn list(&self, user: UserId) -> Option<&SignedDeviceList> {
         self.lists.get(&user)
+    }
+
+    /// Returns the store epoch that seqs belong to; `None` before the first session.
+    pub const fn epoch(&self) -> Option<StoreEpoch> {
+        self.epoch
     }
 
     /// Returns the user that a handle was resolved to.
@@ -393,6 +412,10 @@ impl Replica {
             self.send_acks(acks, out);
             self.send_ready(now, out);
             return;
+        }
+        for (conversation, sender) in std::mem::take(&mut self.chains_due) {
+            let known = self.conversations.get(&conversation).and_then(|known| known.chains.get(&sender));
+            self.changes.extend(known.map(|chain| Change::Chain(conversation, sender, *chain)));
         }
         if self.ratchets_moved {
             self.generation += 1;

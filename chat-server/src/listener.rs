@@ -7,7 +7,7 @@ use chat_core::backend::Transport;
 use chat_core::gateway::Gateway;
 use chat_transport::accept::{Upgrade, accept, busy};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
@@ -24,7 +24,8 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// A listening socket and the limits of its connections.
 pub(crate) struct Listener {
     pub listener: TcpListener,
-    pub tls: Option<TlsAcceptor>,
+    /// The newest certificate.
+    pub tls: Option<watch::Receiver<TlsAcceptor>>,
     pub upgrade: Arc<Upgrade>,
     pub ip_limiter: Arc<IpLimiter>,
     /// New connections per second.
@@ -70,7 +71,11 @@ impl Listener {
                     continue;
                 }
             };
-            let (gateway, tls, upgrade) = (self.gateway.clone(), self.tls.clone(), self.upgrade.clone());
+            let (gateway, tls, upgrade) = (
+                self.gateway.clone(),
+                self.tls.as_ref().map(|tls| tls.borrow().clone()),
+                self.upgrade.clone(),
+            );
             tokio::spawn(async move {
                 if due > now {
                     tokio::time::sleep_until(due).await;

@@ -217,6 +217,10 @@ impl KeyDirectory for MeteredKeys {
         timed(KEYS, "list", self.0.list(user)).await
     }
 
+    async fn list_version(&self, user: UserId, version: u64) -> Result<Option<SignedDeviceList>> {
+        timed(KEYS, "list_version", self.0.list_version(user, version)).await
+    }
+
     async fn put_list(&self, list: &SignedDeviceList, key: AccountKey) -> Result<()> {
         timed(KEYS, "put_list", self.0.put_list(list, key)).await
     }

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use chat_core::Engine;
 use chat_core::backend::Transport;
+use chat_core::delivery::EngineSettings;
 use chat_core::gateway::{Drain, Gateway};
 #[cfg(feature = "embedded")]
 use chat_store::EmbeddedStore;
 use chat_transport::accept::Upgrade;
 use chat_transport::runtime::TokioRuntime;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use self::builder::Opened;
@@ -73,8 +74,9 @@ impl Server {
 
     pub(crate) async fn start(builder: ServerBuilder, opened: Opened) -> Result<Self, ServerError> {
         let router = opened.backends.router.clone();
-        let engine =
-            Engine::new(metered::metered(opened.backends), builder.engine.clone(), builder.clock.clone());
+        let retention_ms = u64::try_from(builder.retention.as_millis()).unwrap_or(u64::MAX);
+        let settings = EngineSettings { retention_ms, ..builder.engine.clone() };
+        let engine = Engine::new(metered::metered(opened.backends), settings, builder.clock.clone());
         let engine = Arc::new(engine);
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         let handshakes = u32::try_from(cores).unwrap_or(u32::MAX);
@@ -106,7 +108,12 @@ impl Server {
         if let Some(address) = &builder.listen {
             let listener = bind(address).await?;
             server.address = listener.local_addr().ok();
-            let tls = builder.tls.as_ref().map(|files| files.acceptor()).transpose()?;
+            let mut tls = None;
+            if let Some(files) = &builder.tls {
+                let (newest, receiver) = watch::channel(files.acceptor()?);
+                server.tasks.spawn(files.clone().reload_forever(newest));
+                tls = Some(receiver);
+            }
             let listener = Listener {
                 listener,
                 tls,

@@ -25,6 +25,7 @@
 //! | `inbox` (a message only refers to history) | (installation, day), commit time, conversation, seq | a day, and the quota |
 //! | `cells` (cursors) | installation, conversation | conversations of a device |
 //! | `accounts`, `handles`, `owners` | one row each | |
+//! | `lists` (those that were replaced) | user, version | versions of a user |
 //! | `devices` | installation, prekey id | 200 prekeys |
 //!
 //! A read of an inbox starts at its *floor*: every row below the floor is acknowledged, except late rows. The

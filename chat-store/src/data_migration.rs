@@ -202,6 +202,9 @@ impl<Report: Fn(String) + Send + Sync> Migration<'_, Report> {
     }
 
     async fn account(&self, user: UserId) -> Result<()> {
+        for list in self.from.lists(user)? {
+            patiently(|| self.to.put_list_version(&list)).await?;
+        }
         let account = self.from.account(user)?;
         patiently(|| self.to.put_account(&account)).await
     }
@@ -243,6 +246,12 @@ impl<Report: Fn(String) + Send + Sync> Migration<'_, Report> {
         let there = patiently(|| self.to.account(&account)).await?;
         if there.as_ref() != Some(&account) {
             return Err(differs("an account is not the same in the target"));
+        }
+        for list in self.from.lists(user)? {
+            let version = list.list().version;
+            if patiently(|| self.to.list_version(user, version)).await? != Some(list) {
+                return Err(differs("a device list is not the same in the target"));
+            }
         }
         let mut digest = Sha256::new();
         add(&mut digest, account.handle.as_str().as_bytes());

@@ -10,6 +10,7 @@
 //! | `inbox` | installation, time, conversation, seq | this device's box, or the whole row if it has none |
 //! | `cursors` (`cells` on disk) | installation, conversation | acked, tail |
 //! | `devices` | installation | generation |
+//! | `list_versions` | user, version | a device list that was replaced |
 //! | `handles`, `names`, `lists`, `owners`, `prekeys`, `bundles`, `incarnations` | | the key directory |
 //! | `meta` | | store epoch, count of synced commits |
 //!
@@ -66,6 +67,7 @@ pub(crate) struct Tables {
     handles: Keyspace,
     names: Keyspace,
     lists: Keyspace,
+    list_versions: Keyspace,
     owners: Keyspace,
     prekeys: Keyspace,
     bundles: Keyspace,
@@ -253,6 +255,7 @@ impl Tables {
             handles: keyspace("handles")?,
             names: keyspace("names")?,
             lists: keyspace("lists")?,
+            list_versions: keyspace("list_versions")?,
             owners: keyspace("owners")?,
             prekeys: keyspace("prekeys")?,
             bundles: keyspace("bundles")?,

@@ -101,7 +101,16 @@ impl TestServer {
         suite: Box<dyn Suite>,
     ) -> Result<Client> {
         let pending = Client::link(self.config(profile, suite)).await?;
-        first.approve_link(pending.code()).await?;
+        // The code is known before the server has the offer of the new device.
+        let mut approved = first.approve_link(pending.code()).await;
+        for _ in 0..40 {
+            if !approved.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            approved = first.approve_link(pending.code()).await;
+        }
+        approved?;
         let client = pending.approved().await?;
         client.ready().await?;
         Ok(client)

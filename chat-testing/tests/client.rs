@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use chat_client::prelude::*;
-use chat_client::{GapReason, Presence, SafetyNumber, Status};
+use chat_client::{DeviceId, GapReason, Presence, SafetyNumber, Status};
 use chat_testing::{TestServer, Unencrypted};
 use tokio::time::timeout;
 
@@ -376,4 +376,20 @@ async fn events_are_a_stream_and_serialize() {
     let record = next_where(&mut events, is_message).await;
     let text = serde_json::to_string(&record).unwrap();
     assert_eq!(serde_json::from_str::<EventRecord>(&text).unwrap(), record);
+}
+
+/// A device sends, and is unlinked before the recipient reads: the list that its message names verifies it.
+#[tokio::test(flavor = "multi_thread")]
+async fn message_of_a_device_that_was_unlinked_later_is_read() {
+    let server = TestServer::start().await.unwrap();
+    let (alice, bob) = (server.client("alice").await.unwrap(), server.client("bob").await.unwrap());
+    alice.send(Handle::new("bob").unwrap(), "from the phone").await.unwrap().stored().await.unwrap();
+    assert_eq!(server.next_message(&bob).await.unwrap().text(), Some("from the phone"));
+    bob.close().await;
+    let tablet = server.linked_client(&alice, "tablet", Box::new(Unencrypted::new())).await.unwrap();
+    tablet.send(Handle::new("bob").unwrap(), "from the tablet").await.unwrap().stored().await.unwrap();
+    tablet.close().await;
+    alice.unlink(DeviceId::new(2).unwrap()).await.unwrap();
+    let bob = server.client("bob").await.unwrap();
+    assert_eq!(server.next_message(&bob).await.unwrap().text(), Some("from the tablet"));
 }

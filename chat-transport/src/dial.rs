@@ -84,7 +84,10 @@ impl WebSocketDialer {
             return Err(invalid("a server on another machine requires TLS: use wss://"));
         }
         let port = url.port_or_known_default().ok_or_else(|| invalid("the server URL has no port"))?;
-        let path = if url.path() == "/" { "/v1" } else { url.path() };
+        let path = match url.path().trim_end_matches('/') {
+            "" => "/v1",
+            path => path,
+        };
         // In a URL and in an authority an IPv6 address has brackets (RFC 3986, 3.2.2); a socket address has none.
         let authority = format!("{host}:{port}");
         let host = match host {
@@ -130,9 +133,7 @@ impl WebSocketDialer {
         let tls = tokio_rustls::TlsConnector::from(self.tls()?).connect(name, tcp).await;
         let tls = tls.map_err(|e| match e.kind() {
             // `InvalidData` is a TLS failure; any other error comes from the network.
-            io::ErrorKind::InvalidData => {
-                Error::new(ErrorKind::Denied, "failed to establish a secure connection").caused_by(e)
-            }
+            io::ErrorKind::InvalidData => Error::new(ErrorKind::Denied, tls_failure(&e)).caused_by(e),
             _ => lost(e),
         })?;
         Ok(Box::new(self.upgrade(tls).await?))
@@ -192,6 +193,35 @@ impl Dialer for WebSocketDialer {
     }
 }
 
+/// Returns the cause of a failed TLS handshake, with the remedy if there is one.
+fn tls_failure(error: &io::Error) -> &'static str {
+    use rustls::CertificateError as Cause;
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::InvalidCertificate(cause)) => match cause {
+            Cause::Expired | Cause::ExpiredContext { .. } => {
+                "no secure connection: the certificate of the server has expired, or the clock of this device is wrong"
+            }
+            Cause::NotValidYet | Cause::NotValidYetContext { .. } => {
+                "no secure connection: the certificate of the server is not valid yet, or the clock of this device is wrong"
+            }
+            Cause::NotValidForName | Cause::NotValidForNameContext { .. } => {
+                "no secure connection: the certificate of the server is for another host name"
+            }
+            Cause::UnknownIssuer => {
+                "no secure connection: this device trusts no issuer of the server's certificate"
+            }
+            Cause::Revoked => "no secure connection: the certificate of the server is revoked",
+            _ => "no secure connection: the certificate of the server is not valid",
+        },
+        Some(rustls::Error::InvalidMessage(_)) => "no secure connection: the server does not speak TLS",
+        Some(rustls::Error::PeerIncompatible(_)) => {
+            "no secure connection: the server does not support TLS 1.3"
+        }
+        _ => "failed to establish a secure connection",
+    }
+}
+
 fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     let headers = head.lines().filter_map(|line| line.split_once(':'));
     headers.into_iter().find_map(|(known, value)| known.eq_ignore_ascii_case(name).then(|| value.trim()))
@@ -237,6 +267,10 @@ mod tests {
             ("ws://[::1]:7777/v1", "[::1]:7777", "/v1"),
             ("wss://Chat.Example/other", "chat.example:443", "/other"),
             ("wss://chat.example/", "chat.example:443", "/v1"),
+            ("wss://chat.example:443/", "chat.example:443", "/v1"),
+            ("wss://chat.example/v1/", "chat.example:443", "/v1"),
+            ("WS://LOCALHOST:7777/", "localhost:7777", "/v1"),
+            ("ws://[0:0::1]:7777/", "[::1]:7777", "/v1"),
         ] {
             let dialer = WebSocketDialer::new(good).unwrap();
             assert_eq!((dialer.authority(), dialer.path.as_str()), (authority, path));

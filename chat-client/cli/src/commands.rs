@@ -240,6 +240,12 @@ pub(crate) async fn listen(arguments: &Arguments) -> Result<(), Failure> {
             Event::Gap { from_seq, to_seq, reason, .. } => {
                 line(format!("* messages {from_seq} to {to_seq} are missing: {}", reason.name()))?;
             }
+            Event::Integrity { violation, .. } => {
+                line(format!(
+                    "* messages were dropped, swapped or replaced on the way: {}",
+                    violation.name()
+                ))?;
+            }
             Event::IdentityChanged { user } => {
                 line(format!("* the keys of {user} changed: compare safety numbers"))?;
             }

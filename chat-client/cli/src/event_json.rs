@@ -55,6 +55,14 @@ fn value(event: &Event) -> Value {
             "event": "gap", "conversation": conversation.to_hex(), "from_seq": from_seq, "to_seq": to_seq,
             "reason": reason.name()
         }),
+        Event::Integrity { conversation, user, device, violation } => {
+            let (expected, received) = violation.numbers();
+            json!({
+                "event": "integrity", "conversation": conversation.to_hex(),
+                "from": user.as_ref().map(ToString::to_string), "device": device.map(chat_client::DeviceId::get),
+                "violation": violation.name(), "expected": expected, "received": received
+            })
+        }
         Event::IdentityChanged { user } => json!({"event": "identity_changed", "user": user.to_string()}),
         Event::DeviceAdded { user, device } => {
             json!({"event": "device_added", "user": user.to_string(), "device": device.get()})

@@ -92,6 +92,15 @@ async fn flush(out: &mut Out) -> Result<(), Failure> {
 
 pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
     let client = arguments.open().await?;
+    // A program that keeps its own number would skip the events up to it: this profile is older, or another one.
+    if let Some(after) = arguments.after.filter(|after| *after > client.last_event()) {
+        let last = client.last_event();
+        client.close().await;
+        let message = format!(
+            "--after {after} is above the last event of this profile, {last}: the profile is an older copy, or another one"
+        );
+        return Err(Failure::new(ExitCode::Failed, message));
+    }
     let mut out = BufWriter::with_capacity(64 * 1024, tokio::io::stdout());
     let mut events = client.events_after(arguments.after);
     let ready = json!({

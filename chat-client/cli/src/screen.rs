@@ -154,6 +154,14 @@ impl Screen {
                     None => self.note = notice,
                 }
             }
+            Event::Integrity { conversation, violation, .. } => {
+                let notice =
+                    format!("messages were dropped, swapped or replaced on the way: {}", violation.name());
+                match self.find(*conversation) {
+                    Some(talk) => talk.note(notice),
+                    None => self.note = notice,
+                }
+            }
             Event::DeviceExcluded { user, device } => {
                 let notice = format!("device {} of {user} cannot receive messages now", device.get());
                 self.notice(user, notice);

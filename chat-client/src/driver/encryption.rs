@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use chat_core::device_list::{DeviceEntry, SignedDeviceList};
-use chat_core::envelope::{Audience, DeviceBox, InboxRow, Publish, RowContent, SendPosition};
+use chat_core::envelope::{Audience, DeviceBox, InboxRow, Message, Publish, RowContent, SendPosition};
 use chat_core::replica::{Draft, Opened, Recipient, SealFailure, Unreadable};
 use chat_core::signing::{prekeys_transcript, verify};
 use chat_core::wire::{Bundle, PrekeyUpload};
@@ -13,13 +13,13 @@ use super::suite_call::SuiteInput;
 use super::{Driver, peer};
 use crate::event::Event;
 use crate::platform::random;
-use crate::sealed_body::{ListSeen, SealedBody, open_body};
+use crate::sealed_body::{ListSeen, OpenedBody, SealedBody, open_body};
 use crate::suite::PrekeyBundle;
 
 impl Driver {
     pub(super) fn open(&mut self, row: &InboxRow, list: Option<&SignedDeviceList>) -> Result<Opened> {
         let RowContent::Message { message, sealed } = &row.content else {
-            return Ok(Opened { content: Err(Unreadable::Malformed), known: false, list_version: 0 });
+            return Ok(Opened::unreadable(Unreadable::Malformed));
         };
         let known = self.store.knows(message.sender.installation, message.id)?;
         let entry = list.and_then(|list| list.list().device(message.sender.device));
@@ -39,16 +39,39 @@ impl Driver {
             }
             _ => Err(Unreadable::UnknownDevice),
         };
-        let list_version = content.as_ref().map_or(0, |(_, seen)| seen.version);
-        let forked = |seen: &ListSeen| {
-            list.is_some_and(|list| list.list().version == seen.version && list.hash() != seen.hash)
+        let body = match content {
+            Ok(body) => body,
+            Err(reason) => return Ok(Opened { known, ..Opened::unreadable(reason) }),
         };
-        let content = match content {
-            // The server sent the sender another list of that version than this device.
-            Ok((_, seen)) if forked(&seen) => Err(Unreadable::Misplaced),
-            content => content.map(|(content, _)| Bytes::from(content)),
+        let list_version = body.sender_list.version;
+        if self.is_forked(message, list, &body) {
+            return Ok(Opened { known, list_version, ..Opened::unreadable(Unreadable::Misplaced) });
+        }
+        let seen = match body.view {
+            Some(view) => self.store.row_hash(row.conversation, view.seq)?,
+            None => None,
         };
-        Ok(Opened { content, known, list_version })
+        Ok(Opened {
+            content: Ok(body.content.into()),
+            known,
+            list_version,
+            view: body.view,
+            seen,
+            knows_prev: self.replica.asks_for_prev(row)
+                && self.store.knows(message.sender.installation, message.prev)?,
+        })
+    }
+
+    /// Whether the server sent the sender another list of some version than this device, or changed the version that
+    /// the message was sealed for.
+    fn is_forked(&self, message: &Message, list: Option<&SignedDeviceList>, body: &OpenedBody) -> bool {
+        let own = self.account.device.user;
+        let audience = message.audience.iter().find(|audience| audience.user == own);
+        let is_changed =
+            audience.is_some_and(|audience| audience.list_version != body.recipient_list.version);
+        list.is_some_and(|list| body.sender_list.forks(list))
+            || self.replica.list(own).is_some_and(|list| body.recipient_list.forks(list))
+            || body.recipient_list.version > 0 && is_changed
     }
 
     pub(super) fn seal(
@@ -102,22 +125,25 @@ impl Driver {
             }
         }
         let own_list = lists.iter().find(|list| list.list().user == own.user).or(self.replica.list(own.user));
-        let seen = own_list.map_or(ListSeen { version: 0, hash: Bytes::new() }, |list| ListSeen {
-            version: list.list().version,
-            hash: list.hash(),
-        });
+        let seen = own_list.map_or(ListSeen { version: 0, hash: Bytes::new() }, ListSeen::of);
+        let view = match self.replica.epoch() {
+            Some(epoch) => self.store.last_seen(number.conversation, epoch)?,
+            None => None,
+        };
         let key = Zeroizing::new(random(self.owner.config.platform.as_ref())?);
         let body = self.call_suite(input, |suite, _| {
-            Ok(SealedBody::seal(suite, &draft.content, &key, own, &number, &seen))
+            Ok(SealedBody::seal(suite, &draft.content, &key, own, &number, &seen, view))
         })?;
         let Ok(Some(body)) = body else { return cannot_encrypt() };
         let mut boxes = Vec::new();
-        for entry in lists.iter().flat_map(|list| &list.list().devices).filter(wanted) {
+        let entries =
+            lists.iter().flat_map(|list| list.list().devices.iter().map(move |entry| (list, entry)));
+        for (list, entry) in entries.filter(|(_, entry)| wanted(entry)) {
             let installation = entry.installation();
             if without_session.contains(&installation) {
                 continue;
             }
-            let content = body.box_for(installation);
+            let content = body.box_for(installation, &ListSeen::of(list));
             // An error of the suite refuses the draft; an error of the call is a panic and ends the driver.
             match self.call_suite(input, |suite, store| Ok(suite.seal(store, &peer(entry), &content)))? {
                 Ok(Ok(data)) => boxes.push(DeviceBox { installation, data }),

@@ -4,6 +4,7 @@ use chat_core::codec::encode_list;
 use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::{EmptyReason, InboxRow, Publish, RowContent};
 use chat_core::replica::{Change, Changes, Draft, ListChange, Opened, Recipient};
+use chat_core::view::RowHash;
 use chat_core::wire::ClientFrame;
 use chat_core::{
     ConversationId, ConversationKind, DeviceAddress, MessageId, Result, Seq, StoreEpoch, UserId,
@@ -69,7 +70,7 @@ impl LocalStore {
             // To-device messages produce no events, and neither do their gaps.
             Change::Gap(conversation, ..) if conversation.kind() == Ok(ConversationKind::Mailbox) => Ok(()),
             Change::Gap(conversation, from, to, reason) => match reason {
-                EmptyReason::Skip => Ok(()),
+                EmptyReason::Skip => self.gap(conversation, from, to, GapReason::Withdrawn),
                 EmptyReason::Expired => self.gap(conversation, from, to, GapReason::Expired),
                 EmptyReason::Excluded => self.gap(conversation, from, to, GapReason::Excluded),
                 _ => self.gap(conversation, from, to, GapReason::Poison),
@@ -101,6 +102,30 @@ impl LocalStore {
                     params![conversation.as_bytes(), seq as i64],
                 )
                 .map(drop)
+            }
+            Change::Chain(conversation, sender, chain) => self
+                .run(
+                    "INSERT OR REPLACE INTO chains VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                    params![
+                        conversation.as_bytes(),
+                        sender.as_bytes(),
+                        chain.incarnation,
+                        chain.client_seq as i64,
+                        chain.id.as_bytes(),
+                        chain.excused as i64
+                    ],
+                )
+                .map(drop),
+            Change::Excused(conversation, excused) => {
+                self.ensure_conversation(conversation)?;
+                self.run(
+                    "UPDATE conversations SET excused = ?2 WHERE id = ?1",
+                    params![conversation.as_bytes(), excused as i64],
+                )
+                .map(drop)
+            }
+            Change::Violated(conversation, device, violation) => {
+                self.add_event(None, EventRow::of_violation(conversation, device, violation))
             }
             Change::Epoch(epoch) => self.set_meta("epoch", epoch.as_bytes()),
             Change::NewEpoch(epoch) => self.new_epoch(epoch),
@@ -176,15 +201,20 @@ impl LocalStore {
             return self.run("DELETE FROM outbox WHERE message_id = ?1", [id.as_bytes()]).map(drop);
         }
         let own = self.own.ok_or(corrupt("the store is not loaded"))?;
-        let publish: Option<Vec<u8>> = self
+        let sealed: Option<(Option<Vec<u8>>, bool)> = self
             .db
-            .prepare_cached("SELECT publish FROM outbox WHERE message_id = ?1")
-            .and_then(|mut s| s.query_row([id.as_bytes()], |row| row.get(0)).optional())
-            .map_err(failed)?
-            .flatten();
-        let audience = publish.map(read_publish).transpose()?.map(|publish| {
+            .prepare_cached("SELECT publish, attempted FROM outbox WHERE message_id = ?1")
+            .and_then(|mut s| s.query_row([id.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?))).optional())
+            .map_err(failed)?;
+        let (publish, was_attempted) = sealed.unwrap_or_default();
+        let publish = publish.map(read_publish).transpose()?;
+        let audience = publish.as_ref().map(|publish| {
             let installations = publish.boxes.iter().flat_map(|one| *one.installation.as_bytes());
             installations.collect::<Vec<u8>>()
+        });
+        // A message that was sealed again may be stored as it was sealed before.
+        let hash = publish.filter(|_| !was_attempted).map(|publish| {
+            *RowHash::of_parts(conversation, seq, own.installation, id, &publish.body).as_bytes()
         });
         self.ensure_conversation(conversation)?;
         self.run(
@@ -192,7 +222,7 @@ impl LocalStore {
             params![conversation.as_bytes(), seq as i64],
         )?;
         self.run(
-            "INSERT OR IGNORE INTO messages SELECT ?2, ?3, ?4, ?5, ?6, message_id, content, sent_at, ?7, 0
+            "INSERT OR IGNORE INTO messages SELECT ?2, ?3, ?4, ?5, ?6, message_id, content, sent_at, ?7, 0, ?8
              FROM outbox WHERE message_id = ?1",
             params![
                 id.as_bytes(),
@@ -201,7 +231,8 @@ impl LocalStore {
                 own.installation.as_bytes(),
                 own.user.as_bytes(),
                 own.device.get(),
-                audience
+                audience,
+                hash
             ],
         )?;
         self.run("DELETE FROM outbox WHERE message_id = ?1", [id.as_bytes()])?;
@@ -230,7 +261,7 @@ impl LocalStore {
         let content = opened.content.as_ref().ok().map(|bytes| &bytes[..]);
         let unasked = opened.content.as_ref().is_err_and(|why| why.is_of_session());
         let inserted = self.run(
-            "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL, ?9)",
+            "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL, ?9, ?10)",
             params![
                 row.conversation.as_bytes(),
                 row.seq as i64,
@@ -240,7 +271,8 @@ impl LocalStore {
                 message.id.as_bytes(),
                 content,
                 message.sent_at as i64,
-                unasked
+                unasked,
+                RowHash::of(row.conversation, row.seq, message).as_bytes()
             ],
         )?;
         if inserted == 0 && self.knows(message.sender.installation, message.id)? {
@@ -362,12 +394,15 @@ impl LocalStore {
             "UPDATE messages SET seq = (SELECT min(0, coalesce(min(seq), 0)) FROM messages) - seq WHERE seq > 0",
             [],
         )?;
+        self.run("UPDATE messages SET row_hash = NULL", [])?;
+        self.run("DELETE FROM chains", [])?;
         self.run("DELETE FROM receipts", [])?;
         self.run("DELETE FROM unknown_rows", [])?;
         self.run("DELETE FROM outbox WHERE void = 1", [])?;
         self.run("UPDATE outbox SET attempted = 1, publish = NULL", [])?;
         self.run(
-            "UPDATE conversations SET cursor = 0, client_seq = 0, prev = zeroblob(16), last_own = 0, delivered = 0, read = 0",
+            "UPDATE conversations SET cursor = 0, client_seq = 0, prev = zeroblob(16), last_own = 0, delivered = 0, read = 0,
+             excused = 4503599627370496",
             [],
         )
         .map(drop)

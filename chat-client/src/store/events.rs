@@ -2,7 +2,7 @@
 //!
 //! A stored event holds ids, never text, so that a message that is deleted leaves no copy in an event.
 
-use chat_core::replica::{Draft, Recipient, Unreadable};
+use chat_core::replica::{Draft, Recipient, Unreadable, Violation};
 use chat_core::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, Result, UserId};
 use prost::Message as _;
 use rusqlite::{OptionalExtension, params};
@@ -24,10 +24,11 @@ pub(super) enum EventKind {
     Gap = 8,
     IdentityChanged = 9,
     DeviceAdded = 10,
+    Integrity = 11,
 }
 
 impl EventKind {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Queued,
         Self::Stored,
         Self::Refused,
@@ -38,6 +39,7 @@ impl EventKind {
         Self::Gap,
         Self::IdentityChanged,
         Self::DeviceAdded,
+        Self::Integrity,
     ];
 
     fn read(number: u32) -> Option<Self> {
@@ -76,6 +78,24 @@ impl EventRow {
     /// Returns an event of a kind that has no fields yet.
     pub(super) fn new(kind: EventKind) -> Self {
         Self { kind: kind as u32, ..Self::default() }
+    }
+
+    /// Returns the event of a violation. Its two numbers are `seq` and `to_seq`.
+    pub(super) fn of_violation(
+        conversation: ConversationId,
+        device: Option<DeviceAddress>,
+        violation: Violation,
+    ) -> Self {
+        let (seq, to_seq) = violation.numbers();
+        Self {
+            conversation: conversation.as_bytes().to_vec(),
+            user: device.map(|device| device.user.as_bytes().to_vec()).unwrap_or_default(),
+            device: device.map_or(0, |device| u32::from(device.device.get())),
+            reason: violation.name().into(),
+            seq,
+            to_seq,
+            ..Self::new(EventKind::Integrity)
+        }
     }
 
     pub(super) fn of_message(
@@ -178,6 +198,18 @@ impl LocalStore {
                 reason: GapReason::from_name(&row.reason),
             },
             EventKind::IdentityChanged => Event::IdentityChanged { user: user()? },
+            EventKind::Integrity => {
+                let Some(violation) = Violation::from_name(&row.reason, (row.seq, row.to_seq)) else {
+                    return Ok(Event::Unsupported);
+                };
+                let has_device = !row.user.is_empty();
+                Event::Integrity {
+                    conversation: conversation()?,
+                    user: has_device.then(user).transpose()?,
+                    device: has_device.then(|| DeviceId::new(row.device)).transpose()?,
+                    violation,
+                }
+            }
             EventKind::DeviceAdded => {
                 Event::DeviceAdded { user: user()?, device: DeviceId::new(row.device)? }
             }

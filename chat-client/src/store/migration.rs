@@ -37,6 +37,16 @@ CREATE TABLE unknown_rows (
   conversation BLOB NOT NULL, seq INTEGER NOT NULL, row BLOB NOT NULL, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
 ";
 
+/// From version 4 to version 5. The numbers of messages that arrived before are not known: 2^52 seqs excuse them.
+const FROM_4: &str = "
+ALTER TABLE messages ADD COLUMN row_hash BLOB;
+ALTER TABLE conversations ADD COLUMN excused INTEGER NOT NULL DEFAULT 0;
+UPDATE conversations SET excused = 4503599627370496;
+CREATE TABLE chains (
+  conversation BLOB NOT NULL, sender BLOB NOT NULL, incarnation INTEGER NOT NULL, client_seq INTEGER NOT NULL,
+  message_id BLOB NOT NULL, excused INTEGER NOT NULL, PRIMARY KEY (conversation, sender)) WITHOUT ROWID;
+";
+
 /// An event of version 2: JSON that named users by handle and held the text of messages.
 struct OldEvent {
     n: u64,
@@ -72,7 +82,10 @@ impl LocalStore {
                     self.convert_receipts()?;
                     self.batch("DROP TABLE events_2")?;
                 }
-                self.batch(FROM_3)?;
+                if version < 4 {
+                    self.batch(FROM_3)?;
+                }
+                self.batch(FROM_4)?;
             }
             _ => {
                 return Err(Error::new(

@@ -19,6 +19,7 @@ use crate::model::prekeys::{Bundle, PrekeyUpload};
 /// - A list is written only if it follows the stored one. Writing the stored list again succeeds
 ///   (`lists_follow_each_other`). Of concurrent lists with the same version, one is written
 ///   (`concurrent_lists_have_one_winner`).
+/// - Earlier versions of a list stay readable (`earlier_lists_stay_readable`).
 /// - A list signed by another account key is written only when the caller replaces the account with
 ///   [`AccountKey::New`] (`an_account_is_replaced_by_name_only`).
 /// - An installation belongs to one user for ever (`an_installation_has_one_user`).
@@ -39,6 +40,7 @@ use crate::model::prekeys::{Bundle, PrekeyUpload};
 /// | method | called |
 /// |---|---|
 /// | `list` | once per session, and per user that a gateway has no fresh list of: not per message |
+/// | `list_version` | per message of a device that was unlinked before it was read |
 /// | `device` | once per session, and after a claim from a connected device |
 /// | `resolve` | per session whose token names a handle, and per search |
 /// | `handle_of` | per user of a request for device lists |
@@ -72,6 +74,12 @@ pub trait KeyDirectory: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `Unavailable` if the read fails, `Corrupt` if the stored list cannot be decoded.
     async fn list(&self, user: UserId) -> Result<Option<SignedDeviceList>>;
+
+    /// Returns a version of the device list of a user; `None` if there is no such version.
+    ///
+    /// # Errors
+    /// As [`list`](Self::list).
+    async fn list_version(&self, user: UserId, version: u64) -> Result<Option<SignedDeviceList>>;
 
     /// Stores the next version of a list. `key` says whether it must carry the same account key or a new one.
     ///

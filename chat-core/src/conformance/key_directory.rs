@@ -22,6 +22,7 @@ pub fn key_directory() -> Vec<Case<dyn KeyDirectory>> {
         registering_again_is_the_same,
         concurrent_registrations_have_one_winner,
         lists_follow_each_other,
+        earlier_lists_stay_readable,
         concurrent_lists_have_one_winner,
         an_account_is_replaced_by_name_only,
         an_installation_has_one_user,
@@ -153,6 +154,23 @@ async fn lists_follow_each_other(keys: Keys) -> Outcome {
     )?;
     keys.put_list(&v3, AccountKey::Same).await.map_err(failed)?;
     equal(keys.list(v1.list().user).await.map_err(failed)?, Some(v3), "the list")
+}
+
+async fn earlier_lists_stay_readable(keys: Keys) -> Outcome {
+    let v1 = first(1, 1)?;
+    let user = v1.list().user;
+    keys.register(&handle("alice")?, &v1).await.map_err(failed)?;
+    let v2 = sign(&DeviceList::next(&v1, 2, vec![entry(1)?, entry(2)?]), 1)?;
+    let v3 = sign(&DeviceList::next(&v2, 3, vec![entry(1)?]), 1)?;
+    for list in [&v2, &v3] {
+        keys.put_list(list, AccountKey::Same).await.map_err(failed)?;
+    }
+    for (version, expected) in [(0, None), (1, Some(v1)), (2, Some(v2)), (3, Some(v3)), (4, None)] {
+        let list = keys.list_version(user, version).await.map_err(failed)?;
+        equal(list, expected, &format!("version {version}"))?;
+    }
+    let stranger = keys.list_version(UserId::from_bytes([9; 16]), 1).await.map_err(failed)?;
+    equal(stranger, None, "a list of an unknown user")
 }
 
 async fn concurrent_lists_have_one_winner(keys: Keys) -> Outcome {

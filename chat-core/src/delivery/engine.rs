@@ -43,6 +43,9 @@ pub struct EngineSettings {
     pub lists_ms: u64,
     /// Trace events to keep for [`explain`](Engine::explain), about 100 bytes each.
     pub trace: usize,
+    /// The retention time that sessions announce to their devices, in milliseconds; 0 announces none. A device reports
+    /// rows that expire earlier, so [`sweep`](Engine::sweep) must not remove them earlier.
+    pub retention_ms: u64,
 }
 
 impl Default for EngineSettings {
@@ -54,6 +57,7 @@ impl Default for EngineSettings {
             rates: Rates::default(),
             lists_ms: u64::MAX,
             trace: 65_536,
+            retention_ms: 0,
         }
     }
 }

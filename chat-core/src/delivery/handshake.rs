@@ -167,6 +167,7 @@ impl Engine {
             incarnation: keys.incarnation,
             prekeys: u32::try_from(keys.prekeys).unwrap_or(u32::MAX),
             list_version: list.list().version,
+            retention_ms: self.settings.retention_ms,
         };
         Ok((device, welcome))
     }

@@ -53,6 +53,9 @@ impl Engine {
                     }
                 }
             }
+            Request::ListVersion(user, version) => {
+                answer.lists.extend(self.backends.keys.list_version(user, version).await?);
+            }
             Request::PutList(list) => self.put_list(device.user, &list, AccountKey::Same).await?,
             Request::Upload(upload) => answer.prekeys = self.upload(device, &upload).await?,
             Request::Claim(user, installations) => {

@@ -20,6 +20,8 @@ struct Inner {
     handles: HashMap<Handle, UserId>,
     names: HashMap<UserId, Handle>,
     lists: HashMap<UserId, SignedDeviceList>,
+    /// All versions.
+    versions: HashMap<(UserId, u64), SignedDeviceList>,
     owners: HashMap<InstallationId, UserId>,
     prekeys: HashMap<InstallationId, Prekeys>,
     incarnations: HashMap<InstallationId, (Incarnation, [u8; 16], u64)>,
@@ -34,6 +36,12 @@ struct Prekeys {
 }
 
 impl Inner {
+    fn put(&mut self, list: &SignedDeviceList) {
+        let (user, version) = (list.list().user, list.list().version);
+        self.versions.insert((user, version), list.clone());
+        self.lists.insert(user, list.clone());
+    }
+
     fn take_installations(&mut self, list: &SignedDeviceList) -> Result<()> {
         let user = list.list().user;
         let mut devices = list.list().addresses();
@@ -61,7 +69,7 @@ impl KeyDirectory for MemoryKeys {
         inner.take_installations(list)?;
         inner.handles.insert(handle.clone(), user);
         inner.names.insert(user, handle.clone());
-        inner.lists.insert(user, list.clone());
+        inner.put(list);
         Ok(())
     }
 
@@ -77,6 +85,10 @@ impl KeyDirectory for MemoryKeys {
         Ok(self.0.lock().lists.get(&user).cloned())
     }
 
+    async fn list_version(&self, user: UserId, version: u64) -> Result<Option<SignedDeviceList>> {
+        Ok(self.0.lock().versions.get(&(user, version)).cloned())
+    }
+
     async fn put_list(&self, list: &SignedDeviceList, key: AccountKey) -> Result<()> {
         let mut inner = self.0.lock();
         let stored = inner.lists.get(&list.list().user);
@@ -86,7 +98,7 @@ impl KeyDirectory for MemoryKeys {
         }
         key.check(list, stored)?;
         inner.take_installations(list)?;
-        inner.lists.insert(list.list().user, list.clone());
+        inner.put(list);
         Ok(())
     }
 

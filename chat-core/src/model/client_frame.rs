@@ -52,6 +52,8 @@ pub enum Request {
     Resolve(Handle),
     /// The device lists of users.
     Lists(Vec<UserId>),
+    /// A version of the device list of a user.
+    ListVersion(UserId, u64),
     /// A new version of the own list.
     PutList(SignedDeviceList),
     /// Upload prekeys of this device.

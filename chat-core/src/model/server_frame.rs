@@ -34,6 +34,8 @@ pub struct Welcome {
     pub prekeys: u32,
     /// The newest version of the user's own device list.
     pub list_version: u64,
+    /// How long rows wait for a device before they expire, in milliseconds; 0 if the server does not say.
+    pub retention_ms: u64,
 }
 
 #[cfg(test)]
@@ -47,6 +49,7 @@ impl Welcome {
             incarnation: 0,
             prekeys: 100,
             list_version: 0,
+            retention_ms: 0,
         }
     }
 }

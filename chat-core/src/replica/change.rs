@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::draft::Draft;
 use super::input::Opened;
+use super::integrity::{Chain, Violation};
 use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{EmptyReason, InboxRow, Publish};
 use crate::model::id::{
@@ -56,6 +57,8 @@ pub enum Change {
     Cursor(ConversationId, Seq),
     /// No message will arrive for the seqs from the first to the second, both included.
     Gap(ConversationId, Seq, Seq, EmptyReason),
+    /// The message at this seq is one that the store has already, at another seq.
+    Duplicate(ConversationId, Seq),
     /// A handle was resolved to a user.
     Handle(Handle, UserId),
     /// A device list was added or replaced.
@@ -84,4 +87,10 @@ pub enum Change {
     Sessions,
     /// A row arrived whose content this release cannot read: its encoded form is kept.
     Unknown(ConversationId, Seq, Bytes),
+    /// The last message of a sending device in a conversation.
+    Chain(ConversationId, InstallationId, Chain),
+    /// The number of seqs of a conversation that excuse missing numbers.
+    Excused(ConversationId, u64),
+    /// Rows contradict their sender or each other. The device is that of the message that shows it.
+    Violated(ConversationId, Option<DeviceAddress>, Violation),
 }

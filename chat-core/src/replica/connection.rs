@@ -1,7 +1,10 @@
 //! The connection: dialling, handshake, heartbeats, retries.
 
+use std::collections::BTreeMap;
+
 use super::change::{Change, ListChange};
 use super::conversation::Wait;
+use super::integrity::UNKNOWN_START;
 use super::output::{Ephemeral, Output, Stopped};
 use super::send::SOON_MS;
 use super::{DAY_MS, Phase, Purpose, RETRY_MS, Recovery, Replica};
@@ -60,6 +63,7 @@ impl Replica {
         self.rows.clear();
         self.looked_up.clear();
         self.looking_up.clear();
+        self.earlier_lists.clear();
         for (_, (purpose, ..)) in std::mem::take(&mut self.requests) {
             if let Purpose::Application(token) = purpose {
                 out.push(Output::Answer(token, Err(Refusal::Retry(0))));
@@ -147,11 +151,13 @@ impl Replica {
                 for conversation in self.conversations.values_mut() {
                     (conversation.cursor, conversation.last_own, conversation.delivered) = (0, 0, 0);
                     conversation.read = 0;
+                    (conversation.excused, conversation.chains) = (UNKNOWN_START, BTreeMap::new());
                 }
             }
             Some(_) => {}
         }
         self.epoch = Some(welcome.store_epoch);
+        self.retention_ms = welcome.retention_ms;
         if !self.watched.is_empty() {
             out.push(Output::Send(ClientFrame::Watch(self.watched.clone())));
         }
@@ -270,6 +276,15 @@ impl Replica {
                     self.report_if_hidden(user, out);
                 }
             }
+            Purpose::ListVersion(user, version) => {
+                let key = self.lists.get(&user).map(|newest| *newest.account_key());
+                let list = answer.lists.into_iter().find(|list| {
+                    list.list().user == user
+                        && list.list().version == version
+                        && Some(*list.account_key()) == key
+                });
+                self.earlier_lists.insert((user, version), list);
+            }
             Purpose::Claim(id, user, wanted) => {
                 let is_short = answer.bundles.len() < wanted.len();
                 if is_short {
@@ -366,6 +381,9 @@ impl Replica {
                     self.listless.insert(user, now.after(LISTLESS_MS));
                     self.report_if_hidden(user, out);
                 }
+            }
+            (Purpose::ListVersion(user, version), _) => {
+                self.earlier_lists.insert((user, version), None);
             }
             (Purpose::Claim(conversation, user, _), _) => {
                 self.stale.insert(user);

@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::RETRY_MS;
 use super::draft::Draft;
+use super::integrity::Chain;
 use super::send::CLAIMS;
 use super::snapshot::{ConversationSnapshot, OutboxEntrySnapshot};
 use crate::model::envelope::{Publish, SendPosition};
@@ -38,6 +39,10 @@ pub(super) struct Conversation {
     pub last_own: Seq,
     pub delivered: Seq,
     pub read: Seq,
+    /// Seqs received without a number: each excuses one missing number of a sender.
+    pub excused: u64,
+    /// The last message of each sending device.
+    pub chains: BTreeMap<InstallationId, Chain>,
 }
 
 /// A missing seq: a later row arrived without it.
@@ -120,6 +125,8 @@ impl Conversation {
             last_own: snapshot.last_own,
             delivered: snapshot.delivered,
             read: snapshot.read,
+            excused: snapshot.excused,
+            chains: snapshot.chains.iter().copied().collect(),
             ..Self::default()
         }
     }

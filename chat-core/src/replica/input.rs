@@ -10,6 +10,7 @@ use crate::model::envelope::{AckUpTo, Publish};
 use crate::model::id::{ConversationId, DeviceAddress, InstallationId, MessageId, UserId};
 use crate::model::prekeys::PrekeyUpload;
 use crate::model::server_frame::ServerFrame;
+use crate::model::view::{RowHash, View};
 
 /// An input to a replica.
 #[derive(Debug)]
@@ -69,6 +70,27 @@ pub struct Opened {
     pub known: bool,
     /// The version of its own device list that the sender claims, end to end; 0 if unknown.
     pub list_version: u64,
+    /// The last message of the conversation that the sender saw, end to end.
+    pub view: Option<View>,
+    /// The hash of the message that the local store has at the seq of that view.
+    pub seen: Option<RowHash>,
+    /// The local store has the sender's message before this one. Needed only if
+    /// [`asks_for_prev`](super::Replica::asks_for_prev) says so.
+    pub knows_prev: bool,
+}
+
+impl Opened {
+    /// Returns the result for a row that cannot be read.
+    pub const fn unreadable(reason: Unreadable) -> Self {
+        Self {
+            content: Err(reason),
+            known: false,
+            list_version: 0,
+            view: None,
+            seen: None,
+            knows_prev: false,
+        }
+    }
 }
 
 /// The reason why a message could not be read.

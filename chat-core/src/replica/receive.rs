@@ -2,7 +2,7 @@
 
 use super::change::Change;
 use super::conversation::Missing;
-use super::input::Opened;
+use super::input::{Opened, Unreadable};
 use super::output::Output;
 use super::send::DOUBT_MS;
 use super::{Purpose, Recovery, Replica};
@@ -40,6 +40,12 @@ impl Replica {
                 self.note_missing(now, conversation, missing, out);
                 continue;
             }
+            if !self.belongs(row) {
+                let Some(row) = self.rows.pop_front() else { return };
+                self.opening = Some(row);
+                self.opened(now, Opened::unreadable(Unreadable::Misplaced), out);
+                continue;
+            }
             if let RowContent::Message { message, .. } = &row.content {
                 let sender = message.sender;
                 let listed = self
@@ -48,6 +54,18 @@ impl Replica {
                     .is_some_and(|list| list.list().addresses().any(|device| device == sender));
                 if !listed && !self.is_looked_up(now, sender.user) {
                     self.fetch_list(now, sender.user, out);
+                    return;
+                }
+                let named = message.audience.iter().find(|audience| audience.user == sender.user);
+                let earlier = named.filter(|_| !listed).map(|named| (sender.user, named.list_version));
+                if let Some(version) = earlier.filter(|(_, version)| self.is_replaced(sender.user, *version))
+                    && !self.earlier_lists.contains_key(&version)
+                {
+                    // The device was unlinked since: the list that its message names has its keys.
+                    let purpose = Purpose::ListVersion(version.0, version.1);
+                    if !self.is_asked(&purpose) {
+                        self.request(now, Request::ListVersion(version.0, version.1), purpose, out);
+                    }
                     return;
                 }
                 if self.isolate_rows
@@ -59,17 +77,29 @@ impl Replica {
                     return;
                 }
                 let Some(row) = self.rows.pop_front() else { return };
-                let list = listed.then(|| self.lists.get(&sender.user).cloned()).flatten();
+                let list = if listed {
+                    self.lists.get(&sender.user).cloned()
+                } else {
+                    let found =
+                        earlier.and_then(|version| self.earlier_lists.get(&version)).cloned().flatten();
+                    found.filter(|list| list.list().addresses().any(|device| device == sender))
+                };
                 self.opening = Some(row.clone());
                 out.push(Output::Open(row, list));
                 return;
             }
             if let Some(row) = self.rows.pop_front() {
-                self.take_row(row);
+                self.take_row(now, row);
             }
         }
         self.looked_up.clear();
+        self.earlier_lists.clear();
         self.isolate_rows &= !self.caught_up;
+    }
+
+    /// Whether a version of a user's list was replaced by the one that this device has.
+    fn is_replaced(&self, user: UserId, version: u64) -> bool {
+        self.lists.get(&user).is_some_and(|list| version > 0 && version < list.list().version)
     }
 
     /// Whether the list of a user was requested after the first waiting row arrived, or the server has just
@@ -80,7 +110,11 @@ impl Replica {
             || self.listless.get(&user).is_some_and(|at| now < *at)
     }
 
-    fn take_row(&mut self, row: InboxRow) {
+    fn take_row(&mut self, now: Instant, row: InboxRow) {
+        self.excuse_before(&row);
+        if row.is_expired() {
+            self.check_expiry(now, &row);
+        }
         match row.content {
             RowContent::Own { message_id, client_seq, incarnation } => {
                 self.own_row(row.conversation, message_id, (client_seq, incarnation), row.seq);
@@ -88,10 +122,11 @@ impl Replica {
             RowContent::Empty { reason, from } => {
                 // Retention may also cover rows that this device has but had not acknowledged yet.
                 let from = from.max(self.cursor(row.conversation) + 1);
-                self.changes.push(Change::Gap(row.conversation, from, row.seq, reason));
+                self.gap(row.conversation, from, row.seq, reason);
             }
             RowContent::Message { .. } => {}
             RowContent::Unknown(bytes) => {
+                self.excuse(row.conversation, 1);
                 self.changes.push(Change::Unknown(row.conversation, row.seq, bytes));
             }
         }
@@ -138,17 +173,24 @@ impl Replica {
         let Some(row) = self.opening.take() else { return };
         let RowContent::Message { message, .. } = &row.content else { return };
         let (conversation, seq, sender) = (row.conversation, row.seq, message.sender);
+        self.excuse_before(&row);
         if opened.content.is_ok() {
             self.claimed_list(now, sender.user, opened.list_version, out);
+        }
+        let is_duplicate = self.is_duplicate(&row, &opened);
+        if opened.content.is_ok() && !is_duplicate {
+            self.check_integrity(&row, &opened);
+        } else {
+            self.excuse(conversation, 1);
         }
         if conversation.kind() == Ok(ConversationKind::Mailbox) {
             self.heard(now, sender, opened.content, out);
             return self.advance_cursor(conversation, seq);
         }
         let id = message.id;
-        let unreadable = opened.content.as_ref().err().copied().filter(|_| !opened.known);
-        let shown = if opened.known {
-            Change::Gap(conversation, seq, seq, crate::model::envelope::EmptyReason::Skip)
+        let unreadable = opened.content.as_ref().err().copied().filter(|_| !is_duplicate);
+        let shown = if is_duplicate {
+            Change::Duplicate(conversation, seq)
         } else {
             Change::Received(Box::new(row), opened)
         };
@@ -388,11 +430,7 @@ mod tests {
         step(Input::Frame(ServerFrame::Deliver(vec![row], true)));
         let outputs = step(answer(about_other[0], Vec::new()));
         assert!(outputs.iter().any(|output| matches!(output, Output::Open(_, None))), "{outputs:?}");
-        let opened = crate::replica::Opened {
-            content: Err(crate::replica::Unreadable::UnknownDevice),
-            known: false,
-            list_version: 0,
-        };
+        let opened = Opened::unreadable(Unreadable::UnknownDevice);
         let outputs = step(Input::Opened(opened));
         assert!(!outputs.iter().any(|output| matches!(output, Output::Open(..))), "{outputs:?}");
         assert_eq!(asked(&outputs, own).len(), 1, "one new list request: {outputs:?}");
@@ -461,6 +499,8 @@ mod tests {
             last_own: 0,
             delivered: 0,
             read: 0,
+            excused: 0,
+            chains: Vec::new(),
         };
         let received = ReplicaSnapshot { conversations: vec![known], ..ReplicaSnapshot::new(device) };
         let nothing = ReplicaSnapshot::new(device);

@@ -48,7 +48,7 @@ impl Replica {
         for (id, remote) in cursors {
             let cursor = self.cursor(id);
             if remote.acked > cursor {
-                self.changes.push(Change::Gap(id, cursor + 1, remote.acked, EmptyReason::Expired));
+                self.gap(id, cursor + 1, remote.acked, EmptyReason::Expired);
                 self.advance_cursor(id, remote.acked);
             }
         }

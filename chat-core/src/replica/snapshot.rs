@@ -1,10 +1,11 @@
 //! The state of a [`Replica`](super::Replica) in the local store.
 
 use super::draft::Draft;
+use super::integrity::Chain;
 use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::Publish;
 use crate::model::id::{
-    ConversationId, DeviceAddress, Handle, Incarnation, MessageId, Seq, StoreEpoch, UserId,
+    ConversationId, DeviceAddress, Handle, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
 };
 
 /// The stored state that a replica starts from.
@@ -80,6 +81,10 @@ pub struct ConversationSnapshot {
     pub delivered: Seq,
     /// The user read up to this seq.
     pub read: Seq,
+    /// The number of seqs that excuse missing numbers.
+    pub excused: u64,
+    /// The last message of each sending device.
+    pub chains: Vec<(InstallationId, Chain)>,
 }
 
 /// The stored state of an outbox entry.

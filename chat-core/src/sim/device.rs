@@ -9,14 +9,17 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::accounts::sign;
 use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{Audience, DeviceBox, EmptyReason, InboxRow, Publish, RowContent, SendPosition};
-use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq};
+use crate::model::id::{
+    ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq, StoreEpoch,
+};
 use crate::model::prekeys::{Bundle, OneTimePrekey, PrekeyUpload};
 use crate::model::rng::Rng;
 use crate::model::signing::prekeys_transcript;
 use crate::model::time::Instant;
+use crate::model::view::{RowHash, View};
 use crate::replica::{
     Change, Changes, ConversationSnapshot, Draft, Opened, OutboxEntrySnapshot, Recipient, Replica,
-    ReplicaSnapshot, SealFailure, Unreadable,
+    ReplicaSnapshot, SealFailure, Unreadable, Violation,
 };
 
 /// The content that a device showed at a seq.
@@ -37,6 +40,10 @@ pub(super) struct LocalStore {
     /// The shown content, in display order.
     pub shown: Vec<(ConversationId, Seq, Shown)>,
     ids: BTreeSet<(InstallationId, MessageId)>,
+    /// The hash of each message, by its place.
+    hashes: BTreeMap<(ConversationId, Seq), RowHash>,
+    /// Reports that rows contradict their sender or each other.
+    pub violations: Vec<(ConversationId, Violation)>,
     /// Stored own messages, with their conversations.
     sent: BTreeMap<MessageId, ConversationId>,
     suite: SimSuite,
@@ -73,6 +80,7 @@ pub(super) struct SimBox {
     pub to: InstallationId,
     pub conversation: ConversationId,
     pub id: MessageId,
+    pub view: Option<View>,
 }
 
 impl SimBox {
@@ -85,6 +93,11 @@ impl SimBox {
         bytes.put_slice(self.to.as_bytes());
         bytes.put_slice(self.conversation.as_bytes());
         bytes.put_slice(self.id.as_bytes());
+        if let Some(view) = self.view {
+            bytes.put_slice(view.epoch.as_bytes());
+            bytes.put_u64(view.seq);
+            bytes.put_slice(view.hash.as_bytes());
+        }
         bytes.freeze()
     }
 
@@ -99,6 +112,14 @@ impl SimBox {
             to: InstallationId::parse(bytes.get(40..56)?).ok()?,
             conversation: ConversationId::parse(bytes.get(56..73)?).ok()?,
             id: MessageId::parse(bytes.get(73..89)?).ok()?,
+            view: match bytes.get(89..) {
+                Some([]) | None => None,
+                Some(view) => Some(View {
+                    epoch: StoreEpoch::parse(view.get(..16)?).ok()?,
+                    seq: number(105)?,
+                    hash: RowHash::parse(view.get(24..56)?).ok()?,
+                }),
+            },
         })
     }
 }
@@ -125,6 +146,8 @@ impl Device {
             conversations: BTreeMap::new(),
             shown: Vec::new(),
             ids: BTreeSet::new(),
+            hashes: BTreeMap::new(),
+            violations: Vec::new(),
             sent: BTreeMap::new(),
             suite: SimSuite { last_resort: LAST_RESORT, ..SimSuite::default() },
             restored: 0,
@@ -178,15 +201,18 @@ impl Device {
 
     pub(super) fn open(&mut self, row: &InboxRow, list: Option<&SignedDeviceList>) -> Opened {
         let RowContent::Message { message, sealed } = &row.content else {
-            return Opened { content: Err(Unreadable::Malformed), known: false, list_version: 0 };
+            return Opened::unreadable(Unreadable::Malformed);
         };
+        let knows_prev = self.store.ids.contains(&(message.sender.installation, message.prev));
+        let view = SimBox::decode(sealed).and_then(|sealed| sealed.view);
+        let seen = view.and_then(|view| self.store.hashes.get(&(row.conversation, view.seq)).copied());
         let known = self.store.ids.contains(&(message.sender.installation, message.id));
         let content = match (list, SimBox::decode(sealed)) {
             (None, _) => Err(Unreadable::UnknownDevice),
             (_, None) => Err(Unreadable::Malformed),
             (_, Some(sealed)) => self.open_box(&sealed, row).map(|()| message.body.clone()),
         };
-        Opened { content, known, list_version: 0 }
+        Opened { content, known, list_version: 0, view, seen, knows_prev }
     }
 
     fn open_box(&mut self, sealed: &SimBox, row: &InboxRow) -> Result<(), Unreadable> {
@@ -256,6 +282,7 @@ impl Device {
             }
         }
         let mut boxes = Vec::new();
+        let view = self.store.view(number.conversation);
         let devices = lists.iter().flat_map(|list| list.list().addresses()).map(|device| device.installation);
         let mut without_session = Vec::new();
         for to in devices.filter(wanted) {
@@ -273,6 +300,7 @@ impl Device {
                     to,
                     conversation: number.conversation,
                     id: draft.id,
+                    view,
                 };
                 boxes.push(DeviceBox { installation: to, data: sealed.encode() });
             }
@@ -360,7 +388,15 @@ impl LocalStore {
             last_own: 0,
             delivered: 0,
             read: 0,
+            excused: 0,
+            chains: Vec::new(),
         })
+    }
+
+    /// Returns the last message of a conversation that the device saw.
+    fn view(&self, id: ConversationId) -> Option<View> {
+        let last = self.hashes.range((id, 0)..=(id, Seq::MAX)).next_back();
+        last.zip(self.saved.epoch).map(|(((_, seq), hash), epoch)| View { epoch, seq: *seq, hash: *hash })
     }
 
     pub(super) fn cursor(&self, id: ConversationId) -> Seq {
@@ -403,8 +439,14 @@ impl LocalStore {
                 if conversation.kind() != Ok(ConversationKind::Mailbox) {
                     self.sent.insert(id, conversation);
                 }
-                self.saved.outbox.retain(|entry| entry.draft.id != id);
                 let own = self.saved.device.installation;
+                let sealed = self.saved.outbox.iter().find(|entry| entry.draft.id == id && !entry.attempted);
+                if let Some(publish) = sealed.and_then(|entry| entry.publish.as_ref()) {
+                    // A message that was sealed again may be stored as it was sealed before.
+                    let hash = RowHash::of_parts(conversation, seq, own, id, &publish.body);
+                    self.hashes.insert((conversation, seq), hash);
+                }
+                self.saved.outbox.retain(|entry| entry.draft.id != id);
                 self.ids.insert((own, id));
                 let known = self.conversation(conversation);
                 known.last_own = known.last_own.max(seq);
@@ -428,6 +470,8 @@ impl LocalStore {
                 };
                 let key = (message.sender.installation, message.id);
                 self.ids.insert(key);
+                let hash = RowHash::of(row.conversation, row.seq, message);
+                self.hashes.insert((row.conversation, row.seq), hash);
                 if let (Err(why), false) = (&opened.content, opened.known)
                     && why.is_of_session()
                 {
@@ -449,6 +493,7 @@ impl LocalStore {
             Change::Unknown(conversation, seq, _) => {
                 self.shown.push((conversation, seq, Shown::Nothing));
             }
+            Change::Duplicate(conversation, seq) => self.shown.push((conversation, seq, Shown::Nothing)),
             Change::Handle(handle, user) => self.saved.handles.push((handle, user)),
             Change::List(list, _) => {
                 self.saved.lists.retain(|known| known.list().user != list.list().user);
@@ -480,6 +525,13 @@ impl LocalStore {
             Change::Prekeys(at) => self.saved.prekeys_at = at,
             Change::Asked => self.saved.reincarnation_asked = true,
             Change::Sessions | Change::PrekeysMade => {}
+            Change::Chain(conversation, sender, chain) => {
+                let known = self.conversation(conversation);
+                known.chains.retain(|(known, _)| *known != sender);
+                known.chains.push((sender, chain));
+            }
+            Change::Excused(conversation, excused) => self.conversation(conversation).excused = excused,
+            Change::Violated(conversation, _, violation) => self.violations.push((conversation, violation)),
         }
     }
 }

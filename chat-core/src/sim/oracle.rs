@@ -12,7 +12,8 @@ use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, Installa
 /// A broken law (invariant).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// `lost`, `twice`, `order`, `ghost`, `ack`, `keys`, `differs`, `unreadable`, `recovered` or `stuck`.
+    /// `lost`, `twice`, `order`, `ghost`, `ack`, `keys`, `differs`, `integrity`, `unreadable`,
+    /// `recovered` or `stuck`.
     pub law: &'static str,
     /// A description with ids and seqs.
     pub how: String,
@@ -166,6 +167,9 @@ impl Oracle {
                 self.broken("unreadable", format!("{own:?} could not read {seq}: {why:?}"));
             }
             shown.insert((*conversation, *seq), what);
+        }
+        for (id, violation) in &device.store.violations {
+            self.broken("integrity", format!("{own:?} reports {violation:?} in {id:?} of an honest server"));
         }
         for (id, log) in logs {
             let others = id.kind() == Ok(ConversationKind::Own) && *id != ConversationId::own(own.user);

@@ -212,6 +212,9 @@ fn request_from_proto(raw: proto::request::Body) -> Result<Request> {
             at_most(fetch.users.len(), 64, "too many users in one request")?;
             Request::Lists(fetch.users.iter().map(|u| UserId::parse(u)).collect::<Result<_>>()?)
         }
+        Raw::FetchListVersion(fetch) => {
+            Request::ListVersion(UserId::parse(&fetch.user)?, fetch.version.min(MAX_NUMBER))
+        }
         Raw::PutList(list) => Request::PutList(list_from_proto(list)?),
         Raw::Upload(upload) => Request::Upload(upload_from_proto(upload)?),
         Raw::Claim(claim) => {
@@ -250,6 +253,9 @@ fn request_to_proto(request: &Request) -> proto::request::Body {
         Request::Resolve(handle) => Raw::Resolve(proto::Resolve { handle: handle.as_str().to_owned() }),
         Request::Lists(users) => {
             Raw::FetchLists(proto::FetchLists { users: users.iter().map(|u| u.to_bytes()).collect() })
+        }
+        Request::ListVersion(user, version) => {
+            Raw::FetchListVersion(proto::FetchListVersion { user: user.to_bytes(), version: *version })
         }
         Request::PutList(list) => Raw::PutList(list_to_proto(list)),
         Request::Upload(upload) => Raw::Upload(proto::Prekeys {

@@ -40,6 +40,7 @@ impl ServerFrame {
                 incarnation: w.incarnation,
                 prekeys: w.prekeys,
                 list_version: w.list_version.min(MAX_NUMBER),
+                retention_ms: w.retention_ms.min(MAX_NUMBER),
             }),
             Frame::Registered(r) => {
                 let list = r.list.map(list_from_proto).transpose()?;
@@ -99,6 +100,7 @@ impl ServerFrame {
                 max_publish: MAX_FRAME as u32,
                 prekeys: w.prekeys,
                 list_version: w.list_version,
+                retention_ms: w.retention_ms,
                 heartbeat: (crate::model::limits::HEARTBEAT_MS / 1000) as u32,
             }),
             Self::Registered(user, list) => Frame::Registered(proto::Registered {

@@ -99,6 +99,12 @@ impl CassandraStore {
         self.check_owners(list).await
     }
 
+    /// Keeps a version of a list that is about to be replaced.
+    pub(super) async fn write_list_version(&self, list: &SignedDeviceList) -> Result<()> {
+        let values = (&list.list().user.as_bytes()[..], signed(list.list().version), encode_list(list));
+        self.connection.write(&self.connection.statements.put_list_version, values).await
+    }
+
     fn drop_prekeys(&self, device: InstallationId, ids: &[i64]) -> Vec<Write<'_>> {
         let write = |id: &i64| Write {
             statement: &self.connection.statements.drop_prekey,
@@ -151,6 +157,17 @@ impl KeyDirectory for CassandraStore {
         Ok(self.read_account(user).await?.map(|(_, list)| list))
     }
 
+    async fn list_version(&self, user: UserId, version: u64) -> Result<Option<SignedDeviceList>> {
+        let newest = self.list(user).await?;
+        if newest.as_ref().is_none_or(|newest| newest.list().version <= version) {
+            return Ok(newest.filter(|newest| newest.list().version == version));
+        }
+        let key = (&user.as_bytes()[..], signed(version));
+        let rows = self.connection.rows(&self.connection.statements.list_version, key).await?;
+        let row = rows.maybe_first_row::<(Vec<u8>,)>().map_err(|_| corrupt())?;
+        row.map(|(list,)| decode_list(list.into()).map_err(|_| corrupt())).transpose()
+    }
+
     async fn put_list(&self, list: &SignedDeviceList, key: AccountKey) -> Result<()> {
         let user = list.list().user;
         let missing = || Error::new(ErrorKind::NotFound, "there is no such account");
@@ -161,6 +178,8 @@ impl KeyDirectory for CassandraStore {
         key.check(list, &stored)?;
         self.check_owners(list).await?;
         self.take_owners(list).await?;
+        // Every writer writes the same bytes, and before the list counts as replaced.
+        self.write_list_version(&stored).await?;
         let (next, last) = (signed(list.list().version), signed(stored.list().version));
         let values = (next, encode_list(list), &user.as_bytes()[..], last);
         if self.connection.applied(&self.connection.statements.put_list, values).await?

@@ -6,6 +6,7 @@ use chat_core::backend::{
     StoreIdentity,
 };
 use chat_core::codec::encode_list;
+use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::{Durability, InboxPosition, InboxRow};
 use chat_core::{ConversationId, InstallationId, MessageId, Result, Seq, StoreEpoch, UserId};
 use scylla::value::CqlValue;
@@ -115,6 +116,14 @@ impl CassandraImport {
         connection.write(&connection.statements.import_handle, (handle, &list.user.as_bytes()[..])).await?;
         let values = (&list.user.as_bytes()[..], handle, signed(list.version), encode_list(&account.list));
         connection.write(&connection.statements.import_account, values).await
+    }
+
+    pub(crate) async fn put_list_version(&self, list: &SignedDeviceList) -> Result<()> {
+        self.store.write_list_version(list).await
+    }
+
+    pub(crate) async fn list_version(&self, user: UserId, version: u64) -> Result<Option<SignedDeviceList>> {
+        self.store.list_version(user, version).await
     }
 
     /// Returns a page of a conversation, newest first.

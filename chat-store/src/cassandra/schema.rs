@@ -17,7 +17,7 @@ const COPYING: i32 = 0;
 
 /// Tables of the schema, without [`HANDLES`]. Inbox tombstones only free space, so they are kept for hours,
 /// not days.
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 10] = [
     "meta (one text PRIMARY KEY, version int, epoch blob, generation bigint, log blob, partitions int, opened boolean)",
     "state_parts (conversation blob, part blob, seq bigint, value blob, redo blob, PRIMARY KEY (conversation, part)) \
      WITH compaction = {'class': 'LeveledCompactionStrategy'}",
@@ -31,6 +31,7 @@ const TABLES: [&str; 9] = [
      floor bigint static, tail bigint, acked bigint, first bigint, PRIMARY KEY (installation, conversation)) \
      WITH compaction = {'class': 'LeveledCompactionStrategy'}",
     "accounts (user blob PRIMARY KEY, handle text, version bigint, list blob)",
+    "lists (user blob, version bigint, list blob, PRIMARY KEY (user, version))",
     "devices (installation blob, id bigint, signed blob static, signature blob static, through bigint static, \
      incarnation int static, nonce blob static, at_ms bigint static, data blob, PRIMARY KEY (installation, id)) \
      WITH gc_grace_seconds = 86400",
@@ -269,6 +270,8 @@ statements! {
         resolve: "SELECT user FROM @handles WHERE handle = ?",
         account: "SELECT handle, list FROM @accounts WHERE user = ?",
         users: "SELECT user FROM @accounts",
+        list_version: "SELECT list FROM @lists WHERE user = ? AND version = ?",
+        put_list_version: "INSERT INTO @lists (user, version, list) VALUES (?, ?, ?) USING TIMESTAMP 1",
         owner: "SELECT user FROM @owners WHERE installation = ?",
         ids_of: "SELECT id, seq FROM @ids WHERE conversation = ? AND sender = ? AND minute = ?",
         prekeys: "SELECT id, data FROM @devices WHERE installation = ?",

@@ -19,6 +19,16 @@ impl Tables {
         value.map(|value| decode_list(value.into()).map_err(|_| corrupt())).transpose()
     }
 
+    /// Returns a version of a list: the newest, or one that was replaced.
+    fn read_list_version(&self, user: UserId, version: u64) -> Result<Option<SignedDeviceList>> {
+        let newest = self.read_list(user)?;
+        if newest.as_ref().is_none_or(|newest| newest.list().version <= version) {
+            return Ok(newest.filter(|newest| newest.list().version == version));
+        }
+        let value = self.list_versions.get(keys::list_version(user, version)).map_err(failed)?;
+        value.map(|value| decode_list(value.into()).map_err(|_| corrupt())).transpose()
+    }
+
     /// Writes a list and the owner of its installations. Refuses an installation of another user.
     fn add_list(&self, batch: &mut OwnedWriteBatch, list: &SignedDeviceList) -> Result<()> {
         let user = list.list().user;
@@ -109,6 +119,8 @@ impl Tables {
         }
         key.check(list, &stored)?;
         let mut batch = self.database.batch();
+        let replaced = keys::list_version(stored.list().user, stored.list().version);
+        batch.insert(&self.list_versions, replaced, encode_list(&stored));
         self.add_list(&mut batch, list)?;
         Ok(((), Some(batch)))
     }
@@ -203,6 +215,10 @@ impl KeyDirectory for EmbeddedStore {
 
     async fn list(&self, user: UserId) -> Result<Option<SignedDeviceList>> {
         self.tables.read_list(user)
+    }
+
+    async fn list_version(&self, user: UserId, version: u64) -> Result<Option<SignedDeviceList>> {
+        self.tables.read_list_version(user, version)
     }
 
     async fn put_list(&self, list: &SignedDeviceList, key: AccountKey) -> Result<()> {

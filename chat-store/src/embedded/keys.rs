@@ -1,7 +1,7 @@
 //! Encoding of keys and small values: fixed widths, big endian, so that byte order is the logical order.
 
 use chat_core::envelope::{InboxCursor, InboxPosition};
-use chat_core::{ConversationId, InstallationId, MessageId, Result, Seq};
+use chat_core::{ConversationId, InstallationId, MessageId, Result, Seq, UserId};
 
 use super::corrupt;
 
@@ -11,6 +11,10 @@ pub(super) fn history(conversation: ConversationId, seq: Seq) -> Vec<u8> {
 
 pub(super) fn id(conversation: ConversationId, sender: InstallationId, id: MessageId) -> Vec<u8> {
     [&conversation.as_bytes()[..], sender.as_bytes(), id.as_bytes()].concat()
+}
+
+pub(super) fn list_version(user: UserId, version: u64) -> Vec<u8> {
+    [&user.as_bytes()[..], &version.to_be_bytes()].concat()
 }
 
 pub(super) fn sender(conversation: ConversationId, sender: InstallationId) -> Vec<u8> {

@@ -158,6 +158,15 @@ impl SealedStore {
         self.tables.lists.iter().map(parse).collect()
     }
 
+    /// Returns the versions of a user's device list that were replaced.
+    pub(crate) fn lists(&self, user: UserId) -> Result<Vec<SignedDeviceList>> {
+        let versions = self.tables.list_versions.prefix(user.as_bytes()).map(|guard| {
+            let value = guard.value().map_err(failed)?;
+            chat_core::codec::decode_list(value.into()).map_err(|_| corrupt())
+        });
+        versions.collect()
+    }
+
     pub(crate) fn account(&self, user: UserId) -> Result<Account> {
         let name = self.tables.names.get(user.as_bytes()).map_err(failed)?.ok_or_else(corrupt)?;
         let name = std::str::from_utf8(&name).map_err(|_| corrupt())?;

@@ -40,13 +40,15 @@ pub enum DirectoryFault {
     ConcurrentRegistrationsSucceed,
     /// Concurrent lists are checked before one of them is written.
     ConcurrentListsSucceed,
+    EarlierListsLost,
+    VersionOfListIgnored,
     PrekeyIdAsFloat,
     SignedOnlyTakesPrekey,
 }
 
 impl DirectoryFault {
     /// All faults.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 28] = [
         Self::TakenHandleAccepted,
         Self::RepeatedRegistrationRefused,
         Self::ListWithoutAccountAccepted,
@@ -71,6 +73,8 @@ impl DirectoryFault {
         Self::ConcurrentClaimsShareAPrekey,
         Self::ConcurrentRegistrationsSucceed,
         Self::ConcurrentListsSucceed,
+        Self::EarlierListsLost,
+        Self::VersionOfListIgnored,
         Self::PrekeyIdAsFloat,
         Self::SignedOnlyTakesPrekey,
     ];
@@ -156,6 +160,17 @@ impl KeyDirectory for FaultyDirectory {
             return Ok(Some(last));
         }
         self.keys.list(user).await
+    }
+
+    async fn list_version(&self, user: UserId, version: u64) -> Result<Option<SignedDeviceList>> {
+        let newest = self.keys.list(user).await?;
+        if self.has(DirectoryFault::EarlierListsLost) {
+            return Ok(newest.filter(|list| list.list().version == version));
+        }
+        if self.has(DirectoryFault::VersionOfListIgnored) {
+            return Ok(newest);
+        }
+        self.keys.list_version(user, version).await
     }
 
     async fn put_list(&self, list: &SignedDeviceList, key: AccountKey) -> Result<()> {

@@ -231,6 +231,9 @@ pub struct Welcome {
     /// Seconds between heartbeats.
     #[prost(uint32, tag = "10")]
     pub heartbeat: u32,
+    /// How long rows wait for a device before they expire, in milliseconds; 0 if the server does not say.
+    #[prost(uint64, tag = "11")]
+    pub retention_ms: u64,
 }
 /// A recipient user, and the version of the device list that the boxes were encrypted for.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -500,7 +503,7 @@ pub struct Request {
     /// Chosen by the device; not 0; unique on the connection.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "request::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
+    #[prost(oneof = "request::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
     pub body: ::core::option::Option<request::Body>,
 }
 /// Nested message and enum types in `Request`.
@@ -540,6 +543,9 @@ pub mod request {
         /// The highest seq that a device of another user in the conversation acknowledged.
         #[prost(message, tag = "12")]
         Delivered(super::FetchDelivered),
+        /// A version of the device list of a user.
+        #[prost(message, tag = "13")]
+        FetchListVersion(super::FetchListVersion),
     }
 }
 /// Requests the user of a handle.
@@ -553,6 +559,14 @@ pub struct Resolve {
 pub struct FetchLists {
     #[prost(bytes = "bytes", repeated, tag = "1")]
     pub users: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+}
+/// Requests a version of the device list of a user.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FetchListVersion {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub user: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
 }
 /// A device list and the signature of its account key.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
