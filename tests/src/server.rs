@@ -124,6 +124,11 @@ impl Server {
         self.signal(rustix::process::Signal::STOP);
     }
 
+    /// Sends SIGHUP: the server reads its certificate again.
+    pub fn hang_up(&self) {
+        self.signal(rustix::process::Signal::HUP);
+    }
+
     /// Sends SIGCONT.
     pub fn go_on(&self) {
         self.signal(rustix::process::Signal::CONT);

@@ -325,14 +325,33 @@ fn client_rejects_an_untrusted_certificate() {
     let alice = dir.path().join("alice");
     let stranger = command(&alice, &url, &["register", "alice"]);
     assert!(
-        !stranger.status.success() && text(&stranger.stderr).contains("secure"),
+        !stranger.status.success() && text(&stranger.stderr).contains("trusts no issuer"),
         "{}",
         text(&stranger.stderr)
     );
-    let ca = cert_file.to_str().unwrap();
+    let old_file = dir.path().join("old");
+    std::fs::copy(&cert_file, &old_file).unwrap();
+    let old_ca = old_file.to_str().unwrap();
+    let ca = old_ca;
     let out = command(&alice, &url, &["register", "alice", "--ca", ca]);
     assert!(out.status.success(), "{}", text(&out.stderr));
     let out = command(&alice, &url, &["--ca", ca, "send", "alice", "note"]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+
+    // Another certificate is served after SIGHUP; the first one is no longer trusted by what is served.
+    let name = vec!["localhost".to_string()];
+    let renewed = rcgen::generate_simple_self_signed(name).unwrap();
+    let new_file = dir.path().join("renewed");
+    std::fs::write(&new_file, renewed.cert.pem()).unwrap();
+    std::fs::write(&cert_file, renewed.cert.pem()).unwrap();
+    std::fs::write(&key_file, "broken").unwrap();
+    server.hang_up();
+    let out = command(&alice, &url, &["--ca", old_ca, "send", "alice", "before"]);
+    assert!(out.status.success(), "a key that cannot be read changes nothing: {}", text(&out.stderr));
+    std::fs::write(&key_file, renewed.signing_key.serialize_pem()).unwrap();
+    server.hang_up();
+    let ca = new_file.to_str().unwrap();
+    let out = command(&alice, &url, &["--ca", ca, "send", "alice", "renewed"]);
     assert!(out.status.success(), "{}", text(&out.stderr));
 
     // Bad input 18 (RUSTSEC-2024-0399): a ClientHello in records of one byte is unusual but valid.

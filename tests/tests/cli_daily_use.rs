@@ -215,3 +215,18 @@ fn text_of_others_cannot_change_the_terminal() {
     assert!(shown.contains("hi\u{fffd}[2J\u{fffd}⏎bob: send money\u{fffd}gpj"), "{shown:?}");
     assert!(!shown.contains('\x1b') && !shown.contains('\u{202e}'), "{shown:?}");
 }
+
+/// Case 9: a program keeps the number of its last event, and its profile is an older copy.
+#[test]
+fn number_above_the_last_event_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let (alice, url) = (register(dir.path(), &server.url(), "alice"), server.url());
+    let sent = command(&alice, &url, &["send", "alice", "note"]);
+    assert!(sent.status.success());
+    let refused = command(&alice, &url, &["--json", "--after", "900"]);
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{message}");
+    assert!(message.contains("900") && message.contains("last event"), "{message}");
+    assert!(command(&alice, &url, &["--json", "--after", "1"]).status.success());
+}
