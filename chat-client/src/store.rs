@@ -52,6 +52,7 @@ CREATE TABLE messages (
   unasked INTEGER NOT NULL DEFAULT 0, row_hash BLOB, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
 CREATE INDEX messages_unasked ON messages (unasked) WHERE unasked = 1;
 CREATE UNIQUE INDEX messages_by_id ON messages (sender, message_id);
+CREATE INDEX messages_seen ON messages (conversation, seq) WHERE row_hash IS NOT NULL;
 CREATE TABLE outbox (
   n INTEGER PRIMARY KEY AUTOINCREMENT, message_id BLOB NOT NULL UNIQUE, handle TEXT, user BLOB, content BLOB NOT NULL,
   installation BLOB, device INTEGER, bound INTEGER NOT NULL DEFAULT 0,
@@ -372,9 +373,19 @@ impl LocalStore {
     /// # Errors
     /// If the store fails.
     pub(crate) fn knows(&self, sender: InstallationId, id: MessageId) -> Result<bool> {
+        self.seq_of(sender, id).map(|seq| seq.is_some())
+    }
+
+    /// Returns the seq of the message with this sender and id; below 1 if it is of an earlier store epoch.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn seq_of(&self, sender: InstallationId, id: MessageId) -> Result<Option<i64>> {
         self.db
-            .prepare_cached("SELECT 1 FROM messages WHERE sender = ?1 AND message_id = ?2")
-            .and_then(|mut s| s.exists(params![sender.as_bytes(), id.as_bytes()]))
+            .prepare_cached("SELECT seq FROM messages WHERE sender = ?1 AND message_id = ?2")
+            .and_then(|mut s| {
+                s.query_row(params![sender.as_bytes(), id.as_bytes()], |row| row.get(0)).optional()
+            })
             .map_err(failed)
     }
 

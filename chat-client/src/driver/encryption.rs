@@ -21,7 +21,9 @@ impl Driver {
         let RowContent::Message { message, sealed } = &row.content else {
             return Ok(Opened::unreadable(Unreadable::Malformed));
         };
-        let known = self.store.knows(message.sender.installation, message.id)?;
+        let place = self.store.seq_of(message.sender.installation, message.id)?;
+        // Messages of earlier store epochs are below seq 1.
+        let (known, repeats) = (place.is_some(), place.is_some_and(|seq| seq > 0));
         let entry = list.and_then(|list| list.list().device(message.sender.device));
         let content = match entry {
             Some(entry) if entry.installation() == message.sender.installation => {
@@ -41,11 +43,11 @@ impl Driver {
         };
         let body = match content {
             Ok(body) => body,
-            Err(reason) => return Ok(Opened { known, ..Opened::unreadable(reason) }),
+            Err(reason) => return Ok(Opened { known, repeats, ..Opened::unreadable(reason) }),
         };
         let list_version = body.sender_list.version;
         if self.is_forked(message, list, &body) {
-            return Ok(Opened { known, list_version, ..Opened::unreadable(Unreadable::Misplaced) });
+            return Ok(Opened { known, repeats, list_version, ..Opened::unreadable(Unreadable::Misplaced) });
         }
         let seen = match body.view {
             Some(view) => self.store.row_hash(row.conversation, view.seq)?,
@@ -54,6 +56,7 @@ impl Driver {
         Ok(Opened {
             content: Ok(body.content.into()),
             known,
+            repeats,
             list_version,
             view: body.view,
             seen,

@@ -190,7 +190,8 @@ impl LocalStore {
         // Retries send the same bytes, but only the first attempt sets `first`.
         let frame = ClientFrame::Publish(Publish { first: false, ..publish.clone() }).encode();
         self.run(
-            "UPDATE outbox SET publish = ?2 WHERE message_id = ?1",
+            // Sealed again: an earlier ciphertext may be the one that is stored.
+            "UPDATE outbox SET attempted = attempted OR publish IS NOT NULL, publish = ?2 WHERE message_id = ?1",
             params![number.message_id.as_bytes(), &frame[..]],
         )
         .map(drop)

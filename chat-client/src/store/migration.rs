@@ -37,11 +37,12 @@ CREATE TABLE unknown_rows (
   conversation BLOB NOT NULL, seq INTEGER NOT NULL, row BLOB NOT NULL, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
 ";
 
-/// From version 4 to version 5. The numbers of messages that arrived before are not known: 2^52 seqs excuse them.
+/// From version 4 to version 5. The numbers of messages that arrived before are not known: each seq excuses one.
 const FROM_4: &str = "
 ALTER TABLE messages ADD COLUMN row_hash BLOB;
 ALTER TABLE conversations ADD COLUMN excused INTEGER NOT NULL DEFAULT 0;
-UPDATE conversations SET excused = 4503599627370496;
+UPDATE conversations SET excused = cursor;
+CREATE INDEX messages_seen ON messages (conversation, seq) WHERE row_hash IS NOT NULL;
 CREATE TABLE chains (
   conversation BLOB NOT NULL, sender BLOB NOT NULL, incarnation INTEGER NOT NULL, client_seq INTEGER NOT NULL,
   message_id BLOB NOT NULL, excused INTEGER NOT NULL, PRIMARY KEY (conversation, sender)) WITHOUT ROWID;

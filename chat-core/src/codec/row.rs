@@ -97,6 +97,14 @@ fn row_at(raw: &proto::Row, content: RowContent) -> Result<InboxRow> {
 }
 
 fn content_from_proto(raw: proto::row::Row, seq: Seq) -> Result<RowContent> {
+    let number = match &raw {
+        proto::row::Row::Message(m) => m.client_seq,
+        proto::row::Row::Own(o) => o.client_seq,
+        proto::row::Row::Empty(_) => 0,
+    };
+    if number > MAX_NUMBER {
+        return Err(invalid("a client_seq must be below 2^53"));
+    }
     Ok(match raw {
         proto::row::Row::Message(m) => RowContent::Message {
             message: Arc::new(Message {

@@ -68,6 +68,8 @@ pub struct Opened {
     pub content: Result<Bytes, Unreadable>,
     /// The local store already has a message with this sender and id.
     pub known: bool,
+    /// That message is of this store epoch: the server repeats it.
+    pub repeats: bool,
     /// The version of its own device list that the sender claims, end to end; 0 if unknown.
     pub list_version: u64,
     /// The last message of the conversation that the sender saw, end to end.
@@ -85,6 +87,7 @@ impl Opened {
         Self {
             content: Err(reason),
             known: false,
+            repeats: false,
             list_version: 0,
             view: None,
             seen: None,

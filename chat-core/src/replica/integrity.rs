@@ -97,7 +97,8 @@ fn check_chain(
     excused: u64,
     knows_prev: impl FnOnce() -> bool,
 ) -> Result<(), Violation> {
-    let (expected, received) = (chain.client_seq + 1, message.client_seq);
+    // A peer chooses its numbers: no sum may overflow.
+    let (expected, received) = (chain.client_seq.saturating_add(1), message.client_seq);
     if message.incarnation < chain.incarnation {
         return Err(Violation::Repeated { expected, received });
     }
@@ -115,7 +116,9 @@ fn check_chain(
         return Err(Violation::Repeated { expected, received });
     }
     let missing = received - expected;
-    if missing > excused.saturating_sub(chain.excused) {
+    // In a later incarnation the message before it may be one that was stored in an earlier one.
+    let follows_known = || message.incarnation > 0 && knows_prev();
+    if missing > excused.saturating_sub(chain.excused) && !follows_known() {
         return Err(Violation::Missing { expected, received });
     }
     if missing == 0 && message.prev != chain.id {
@@ -134,7 +137,13 @@ impl Replica {
     /// Excuses the seqs before the row with which this device joined a conversation.
     pub(super) fn excuse_before(&mut self, row: &InboxRow) {
         let next = self.cursor(row.conversation) + 1;
-        if row.joined && row.first_seq() > next {
+        if !row.joined || row.first_seq() <= next {
+            return;
+        }
+        if next > 1 {
+            // A device joins once. A device that skipped a number before the first message joins later than its first row.
+            self.gap(row.conversation, next, row.first_seq() - 1, EmptyReason::Skip);
+        } else {
             self.excuse(row.conversation, row.first_seq() - next);
         }
     }
@@ -169,7 +178,9 @@ impl Replica {
         let RowContent::Message { message, .. } = &row.content else { return false };
         let known = self.conversations.get(&row.conversation);
         let chain = known.and_then(|known| known.chains.get(&message.sender.installation));
-        message.incarnation > chain.map_or(0, |chain| chain.incarnation)
+        let chain = chain.copied().unwrap_or_default();
+        message.incarnation > chain.incarnation
+            || message.incarnation > 0 && message.client_seq > chain.client_seq.saturating_add(1)
     }
 
     /// Checks a row that could be opened against the chain of its sender and against the sender's view.
@@ -179,7 +190,11 @@ impl Replica {
         let known = self.conversations.entry(conversation).or_default();
         let chain = known.chains.get(&sender.installation).copied().unwrap_or_default();
         let excused = known.excused;
-        let knows_prev = || opened.knows_prev || self.received_uncommitted(sender.installation, message.prev);
+        // A mailbox keeps no messages, so the first message of an incarnation may have any number there.
+        let is_mailbox = conversation.kind() == Ok(ConversationKind::Mailbox);
+        let knows_prev = || {
+            is_mailbox || opened.knows_prev || self.received_uncommitted(sender.installation, message.prev)
+        };
         if let Err(violation) = check_chain(chain, message, excused, knows_prev)
             && !Mutant::ChainIgnored.is_active()
         {
@@ -191,7 +206,9 @@ impl Replica {
         let (incarnation, client_seq) = (message.incarnation, message.client_seq);
         let last = Chain { incarnation, client_seq, id: message.id, excused };
         let known = self.conversations.entry(conversation).or_default();
-        known.chains.insert(sender.installation, last);
+        if (incarnation, client_seq) >= (chain.incarnation, chain.client_seq) {
+            known.chains.insert(sender.installation, last);
+        }
         self.chains_due.insert((conversation, sender.installation));
     }
 
@@ -201,16 +218,21 @@ impl Replica {
         let (conversation, sender) = (row.conversation, message.sender);
         let known = self.conversations.get(&conversation);
         let chain = known.and_then(|known| known.chains.get(&sender.installation)).copied();
-        let passed = chain.filter(|chain| {
-            chain.incarnation == message.incarnation && message.client_seq <= chain.client_seq
-        });
-        let Some(Chain { client_seq, .. }) = passed else { return opened.known };
-        let is_known = opened.known || self.received_uncommitted(sender.installation, message.id);
-        if is_known {
-            let violation = Violation::Repeated { expected: client_seq + 1, received: message.client_seq };
+        // A copy of a message of this transaction does not open again, or its number is used up.
+        let chain = chain.unwrap_or_default();
+        let is_suspect = opened.content.is_err()
+            || chain.incarnation == message.incarnation && message.client_seq <= chain.client_seq;
+        let repeats =
+            opened.repeats || is_suspect && self.received_uncommitted(sender.installation, message.id);
+        if repeats {
+            let expected = chain.client_seq.saturating_add(1);
+            let violation = Violation::Repeated { expected, received: message.client_seq };
             self.report_violation(conversation, Some(sender), violation);
+        } else if opened.known {
+            // A message of an earlier data set, sent again in this one.
+            self.excuse(conversation, 1);
         }
-        is_known
+        repeats || opened.known
     }
 
     fn check_view(&mut self, row: &InboxRow, sender: DeviceAddress, view: View, seen: Option<RowHash>) {
@@ -249,8 +271,10 @@ impl Replica {
 
     /// Checks that rows expired no earlier than the server announced.
     pub(super) fn check_expiry(&mut self, now: Instant, row: &InboxRow) {
+        /// Clocks of the nodes of a server may differ.
+        const TOLERANCE_MS: u64 = 3600 * 1000;
         let age_ms = self.server_ms(now).saturating_sub(row.time_us / 1000);
-        if age_ms < self.retention_ms {
+        if age_ms.saturating_add(TOLERANCE_MS) < self.retention_ms {
             let violation = Violation::ExpiredEarly { from_seq: row.first_seq(), to_seq: row.seq };
             self.report_violation(row.conversation, None, violation);
         }
@@ -313,6 +337,16 @@ mod tests {
     }
 
     #[test]
+    fn later_incarnation_may_refer_to_messages_of_an_earlier_one() {
+        // Stored anew, then a repeat without a seq, then the next message.
+        let last = chain(2, 1, 8, 0);
+        assert_eq!(check_chain(last, &message(2, 3, 9, 5), 0, || true), Ok(()));
+        let missing = Violation::Missing { expected: 2, received: 3 };
+        assert_eq!(check_chain(last, &message(2, 3, 9, 5), 0, || false), Err(missing));
+        assert_eq!(check_chain(chain(0, 1, 8, 0), &message(0, 3, 9, 5), 0, || true), Err(missing));
+    }
+
+    #[test]
     fn gap_excuses_as_many_numbers_as_it_has_seqs() {
         let last = chain(0, 4, 4, 7);
         for (excused, ok) in [(7, false), (8, false), (9, true), (10, true)] {
@@ -332,5 +366,7 @@ mod tests {
         assert_eq!(check_chain(last, &message(2, 2, 7, 6), 0, || false), Err(missing));
         assert_eq!(check_chain(last, &message(2, 2, 7, 6), 1, || false), Ok(()), "a gap may have held it");
         assert!(check_chain(last, &message(0, 9, 9, 8), 0, || true).is_err(), "the incarnation is closed");
+        // The highest number does not overflow.
+        assert!(check_chain(chain(0, u64::MAX, 1, 0), &message(0, 1, 2, 1), 0, || true).is_err());
     }
 }

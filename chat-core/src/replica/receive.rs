@@ -180,7 +180,7 @@ impl Replica {
         let is_duplicate = self.is_duplicate(&row, &opened);
         if opened.content.is_ok() && !is_duplicate {
             self.check_integrity(&row, &opened);
-        } else {
+        } else if !is_duplicate {
             self.excuse(conversation, 1);
         }
         if conversation.kind() == Ok(ConversationKind::Mailbox) {

@@ -212,7 +212,7 @@ impl Device {
             (_, None) => Err(Unreadable::Malformed),
             (_, Some(sealed)) => self.open_box(&sealed, row).map(|()| message.body.clone()),
         };
-        Opened { content, known, list_version: 0, view, seen, knows_prev }
+        Opened { content, known, repeats: known, list_version: 0, view, seen, knows_prev }
     }
 
     fn open_box(&mut self, sealed: &SimBox, row: &InboxRow) -> Result<(), Unreadable> {
@@ -420,6 +420,8 @@ impl LocalStore {
                 }
                 let id = publish.number.message_id;
                 if let Some(entry) = self.saved.outbox.iter_mut().find(|entry| entry.draft.id == id) {
+                    // Sealed again: an earlier ciphertext may be the one that is stored.
+                    entry.attempted |= entry.publish.is_some();
                     entry.publish = Some(*publish);
                 }
             }
