@@ -4,7 +4,8 @@ use bytes::Bytes;
 use chat_core::backend::{Dialer, Transport};
 use chat_core::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
 use chat_core::envelope::{Refusal, Subject};
-use chat_core::wire::{ClientFrame, Registration, ServerFrame};
+use chat_core::signing::prekeys_transcript;
+use chat_core::wire::{ClientFrame, FirstPrekeys, Registration, ServerFrame};
 use chat_core::{DeviceAddress, DeviceId, Error, ErrorKind, Handle, InstallationId, Result, UserId};
 use ed25519_dalek::{Signer, SigningKey};
 use tokio::sync::oneshot;
@@ -105,6 +106,7 @@ impl Registrar<'_> {
         if is_registered(store, handle)? {
             return if may_exist { Ok(()) } else { Err(has_account()) };
         }
+        let transport = dial(self.dialer, store).await?;
         // New keys for another handle, too: the server may have registered the former ones without an answer.
         let former = store.meta("handle")?;
         if store.meta("account_secret")?.is_none()
@@ -112,7 +114,6 @@ impl Registrar<'_> {
         {
             self.make_keys(store, handle, None)?;
         }
-        let transport = self.dialer.dial().await?;
         self.open_account(store, transport, handle, false).await
     }
 
@@ -121,7 +122,7 @@ impl Registrar<'_> {
         if is_registered(store, handle)? {
             return Ok(());
         }
-        let mut transport = self.dialer.dial().await?;
+        let mut transport = dial(self.dialer, store).await?;
         // Keys from an unfinished `register` (list version 1) cannot replace an account: make new ones.
         let replaces = store.meta("first_list")?.map(DeviceList::read).transpose()?;
         let other = store.meta("handle")?.is_some_and(|former| former != handle.as_str().as_bytes());
@@ -136,7 +137,11 @@ impl Registrar<'_> {
     }
 
     /// Sends the offer of this device to the server, then its code to `shown`, and waits for the approval.
-    pub(crate) async fn link(self, store: &mut LocalStore, shown: oneshot::Sender<LinkCode>) -> Result<()> {
+    pub(crate) async fn link(
+        mut self,
+        store: &mut LocalStore,
+        shown: oneshot::Sender<LinkCode>,
+    ) -> Result<()> {
         if store.meta("registered")?.is_some() || store.meta("account_secret")?.is_some() {
             return Err(has_account());
         }
@@ -144,6 +149,7 @@ impl Registrar<'_> {
         store.set_meta("device_key", &device.to_bytes())?;
         store.set_meta("token", self.token.as_bytes())?;
         let suite_key = self.suite.identity(store)?;
+        let prekeys = self.first_prekeys(store, &device)?;
         store.commit_open()?;
         let secret = Zeroizing::new(random::<32>(self.platform)?);
         let ephemeral = x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(*secret));
@@ -151,11 +157,14 @@ impl Registrar<'_> {
             device_key: device.verifying_key().to_bytes().to_vec(),
             suite_key: suite_key.to_vec(),
             ephemeral: ephemeral.as_bytes().to_vec(),
+            signed_prekeys: prekeys.signed.to_vec(),
+            prekeys_signature: prekeys.signature.to_vec(),
         };
         let code = LinkCode::new(random(self.platform)?);
-        let mut transport = self.dialer.dial().await?;
+        let mut transport = dial(self.dialer, store).await?;
         let registration = Registration::Link { rendezvous: code.rendezvous()?, offer: offer.seal(&code)? };
         transport.send(vec![ClientFrame::Register(Box::new(registration)).encode()]).await?;
+        link_offered(transport.as_mut()).await?;
         // The caller may have given up; then the owner of the profile ends this future.
         let _ = shown.send(code.clone());
         let joined = offer.open_answer(&code, &link_answer(transport.as_mut()).await?, &secret)?;
@@ -196,8 +205,17 @@ impl Registrar<'_> {
         store.commit_open()
     }
 
+    /// Makes the prekeys with which the device is listed. The caller commits them before it sends them.
+    fn first_prekeys(&mut self, store: &mut LocalStore, device: &SigningKey) -> Result<FirstPrekeys> {
+        let (signed, _) = self.suite.make_prekeys(store, 1, 0)?;
+        self.suite.flush(store)?;
+        let signature = Bytes::copy_from_slice(&device.sign(&prekeys_transcript(&signed)).to_bytes());
+        let installation = InstallationId::of_device_key(&device.verifying_key().to_bytes());
+        Ok(FirstPrekeys { installation, signed, signature })
+    }
+
     async fn open_account(
-        self,
+        mut self,
         store: &mut LocalStore,
         mut transport: Box<dyn Transport>,
         handle: &Handle,
@@ -209,7 +227,10 @@ impl Registrar<'_> {
         let list = sign_list(&account, encoded)?;
         let (token, handle) = (self.token.to_owned(), handle.clone());
         let user = list.list().user;
-        let registration = Registration::Account { token, handle, list, replace };
+        let device = secret(store, "device_key")?.ok_or_else(missing)?;
+        let prekeys = vec![self.first_prekeys(store, &device)?];
+        store.commit_open()?;
+        let registration = Registration::Account { token, handle, list, replace, prekeys };
         match request(transport.as_mut(), registration).await {
             Ok((opened, _)) if opened == user => {}
             Ok(_) => return Err(Error::new(ErrorKind::Invalid, "the server registered another account")),
@@ -247,6 +268,37 @@ fn is_registered(store: &LocalStore, handle: &Handle) -> Result<bool> {
         return Err(Error::new(ErrorKind::Conflict, "the profile belongs to another account"));
     }
     Ok(true)
+}
+
+/// Connects, and takes over the server's time, which dates the keys of this device.
+async fn dial(dialer: &dyn Dialer, store: &mut LocalStore) -> Result<Box<dyn Transport>> {
+    let mut transport = dialer.dial().await?;
+    loop {
+        match next_frame(transport.as_mut()).await? {
+            ServerFrame::Challenge(challenge) => {
+                store.set_server_time(challenge.server_time)?;
+                return Ok(transport);
+            }
+            ServerFrame::Close { .. } => {
+                return Err(Error::new(ErrorKind::Closed, "the server closed the connection"));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Waits until the server has the offer of this device: only then its code can be approved.
+async fn link_offered(transport: &mut dyn Transport) -> Result<()> {
+    loop {
+        match next_frame(transport).await? {
+            ServerFrame::LinkOffered => return Ok(()),
+            ServerFrame::Refused(Subject::Opening, refusal) => return Err(refused(&refusal)),
+            ServerFrame::Close { .. } => {
+                return Err(Error::new(ErrorKind::Closed, "the server closed the connection"));
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Waits for the approval of a link.

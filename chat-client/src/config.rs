@@ -122,6 +122,13 @@ impl ClientConfig {
         Self::with_platform(platform, storage, dialer, profile, suite)
     }
 
+    /// Sets the platform, for example one with another clock. Tasks, timers and randomness come from it too.
+    #[must_use]
+    pub fn platform(mut self, platform: Arc<dyn Platform>) -> Self {
+        self.platform = platform;
+        self
+    }
+
     /// Returns a configuration for a platform: its tasks and clock, its storage, and its connections.
     pub fn with_platform(
         platform: Arc<dyn Platform>,

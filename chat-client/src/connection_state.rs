@@ -17,6 +17,8 @@ pub(crate) struct ConnectionState {
     stopped: Option<Event>,
     /// The server has prekeys of this device: other users can send to it.
     has_prekeys: bool,
+    /// The device's clock minus the server's in milliseconds, if that is too much.
+    clock_ahead_ms: Option<i64>,
     /// The error of the last attempt to connect, if retrying alone will not help.
     failure: Option<Error>,
 }
@@ -47,6 +49,10 @@ impl ConnectionState {
 
     pub(crate) const fn prekeys_stored(&mut self) {
         self.has_prekeys = true;
+    }
+
+    pub(crate) const fn clock_compared(&mut self, wrong_ms: Option<i64>) {
+        self.clock_ahead_ms = wrong_ms;
     }
 
     pub(crate) fn connection_failed(&mut self, error: Error) {
@@ -82,8 +88,14 @@ impl ConnectionState {
             return Some(Event::Disconnected);
         }
         if now.online && !self.online {
-            *self = Self { caught_up: false, ..now.clone() };
+            *self = Self { caught_up: false, clock_ahead_ms: self.clock_ahead_ms, ..now.clone() };
             return Some(Event::Connected);
+        }
+        if now.clock_ahead_ms != self.clock_ahead_ms {
+            self.clock_ahead_ms = now.clock_ahead_ms;
+            if let Some(ahead_ms) = now.clock_ahead_ms {
+                return Some(Event::ClockWrong { ahead_ms });
+            }
         }
         if now.caught_up && !self.caught_up {
             self.caught_up = true;

@@ -8,7 +8,7 @@ mod ticket_waiters;
 
 pub(crate) use owner::{Opened, Owner, Start};
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -156,8 +156,8 @@ enum Waiting {
     Offer(LinkCode, Reply<DeviceId>),
     Approved(SignedDeviceList, Box<(Bytes, LinkCode, Joined)>, Reply<DeviceId>),
     Linked(DeviceId, Reply<DeviceId>),
-    /// Checks whether a newly listed device has prekeys.
-    Alive(DeviceId),
+    /// Checks whether a newly listed device has connected.
+    Alive(InstallationId, DeviceId),
     Unlinked(SignedDeviceList, Reply<()>),
 }
 
@@ -181,6 +181,8 @@ pub(crate) struct Driver {
     linking: Option<(InstallationId, DeviceId, u64)>,
     /// The store has the mark that rows are being opened.
     marked: bool,
+    /// Devices of this user that senders excluded, as far as they are reported.
+    excluded: HashSet<InstallationId>,
 }
 
 /// The driver's ends of the channels to its client handles.
@@ -271,6 +273,7 @@ impl Driver {
             queued: Vec::new(),
             linking,
             marked,
+            excluded: HashSet::new(),
         })
     }
 
@@ -363,11 +366,9 @@ impl Driver {
                     self.dialing = None;
                     self.dialled(dialled)?;
                 }
-                Wakeup::Deadline => {
-                    self.step(Input::Tick)?;
-                    self.check_linking()?;
-                }
+                Wakeup::Deadline => self.step(Input::Tick)?,
             }
+            self.check_linking()?;
             self.step(Input::Flush)?;
         }
     }
@@ -377,6 +378,7 @@ impl Driver {
             match ServerFrame::parse(bytes) {
                 Ok(frame) => {
                     self.mark_rows(&frame)?;
+                    self.set_clock(&frame)?;
                     return self.step(Input::Frame(frame));
                 }
                 Err(error) => {
@@ -396,6 +398,18 @@ impl Driver {
             && rows.iter().any(|row| matches!(row.content, RowContent::Message { .. }))
         {
             self.marked = self.store.mark_opening(&[])?;
+        }
+        Ok(())
+    }
+
+    /// Takes over the server's time at the begin of a session, and reports a clock that is far from it.
+    fn set_clock(&mut self, frame: &ServerFrame) -> Result<()> {
+        const WRONG_MS: u64 = 10 * 60 * 1000;
+        if let ServerFrame::Welcome(welcome) = frame {
+            self.store.set_server_time(welcome.server_time)?;
+            let ahead_ms = self.store.server_ahead_ms().saturating_neg();
+            let wrong_ms = (ahead_ms.unsigned_abs() >= WRONG_MS).then_some(ahead_ms);
+            self.stand(|state| state.clock_compared(wrong_ms));
         }
         Ok(())
     }

@@ -97,8 +97,12 @@ pub enum Event {
     /// Transient.
     PrekeysRejected,
     /// Messages to a user exclude this device for now, because no session with it can begin: it has no prekeys, or they
-    /// are rejected. The user's other devices receive the messages; this one receives a gap. Transient.
+    /// are rejected, for example because it has been off for a month. The user's other devices receive the messages; this
+    /// one receives a gap. The senders report it, and the other devices of the user. Transient.
     DeviceExcluded { user: User, device: DeviceId },
+    /// The clock of this device and the server's differ by 10 minutes or more. The client uses the server's time.
+    /// `ahead_ms` is the device's time minus the server's. Transient.
+    ClockWrong { ahead_ms: i64 },
     /// A session with this device of a user began without a one-time prekey, because none was left or too many were
     /// claimed. Until the device answers, a later theft of its keys reveals the messages of this session. Transient.
     SessionDegraded { user: User, device: DeviceId },
@@ -206,12 +210,14 @@ impl From<RefusedReason> for Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum GapReason {
-    /// Retention or quota removed the messages before this device read them.
+    /// Retention removed the messages before this device read them.
     Expired,
     /// The server could not apply the messages.
     Poison,
     /// The sender could not encrypt the message for this device. Other devices of this user may have it.
     Excluded,
+    /// The inbox of this device was full. Other devices of this user may have the messages.
+    Quota,
     /// By the server's word, the sender withdrew the message before it was stored. Nothing proves it: a server that
     /// drops a message can say so too.
     Withdrawn,
@@ -226,6 +232,7 @@ impl GapReason {
             Self::Expired => "expired",
             Self::Poison => "poison",
             Self::Excluded => "excluded",
+            Self::Quota => "quota",
             Self::Withdrawn => "withdrawn",
             Self::Unsupported => "unsupported",
         }
@@ -235,6 +242,7 @@ impl GapReason {
         match name {
             "expired" => Self::Expired,
             "excluded" => Self::Excluded,
+            "quota" => Self::Quota,
             "withdrawn" => Self::Withdrawn,
             "unsupported" => Self::Unsupported,
             _ => Self::Poison,
@@ -256,6 +264,7 @@ mod tests {
             GapReason::Expired,
             GapReason::Poison,
             GapReason::Excluded,
+            GapReason::Quota,
             GapReason::Withdrawn,
             GapReason::Unsupported,
         ];

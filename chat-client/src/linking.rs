@@ -31,6 +31,12 @@ pub(crate) struct Offer {
     /// The X25519 key that the answer is sealed to.
     #[prost(bytes = "vec", tag = "3")]
     pub(crate) ephemeral: Vec<u8>,
+    /// The signed part of the device's first prekeys.
+    #[prost(bytes = "vec", tag = "4")]
+    pub(crate) signed_prekeys: Vec<u8>,
+    /// The signature of the device key over it: the device agrees to be listed.
+    #[prost(bytes = "vec", tag = "5")]
+    pub(crate) prekeys_signature: Vec<u8>,
 }
 
 /// The encoded form of the first device's answer.
@@ -73,7 +79,8 @@ impl Offer {
     fn hash(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
         hash.update(b"chat/v2/link");
-        for part in [&self.device_key, &self.suite_key, &self.ephemeral] {
+        let prekeys = [&self.signed_prekeys, &self.prekeys_signature];
+        for part in [&self.device_key, &self.suite_key, &self.ephemeral].into_iter().chain(prekeys) {
             hash.update((part.len() as u32).to_be_bytes());
             hash.update(part);
         }
@@ -226,7 +233,13 @@ mod tests {
 
     fn offer(secret: [u8; 32]) -> Offer {
         let ephemeral = PublicKey::from(&StaticSecret::from(secret)).as_bytes().to_vec();
-        Offer { device_key: vec![1; 32], suite_key: vec![2; 33], ephemeral }
+        Offer {
+            device_key: vec![1; 32],
+            suite_key: vec![2; 33],
+            ephemeral,
+            signed_prekeys: vec![3; 40],
+            prekeys_signature: vec![4; 64],
+        }
     }
 
     fn joined() -> Joined {

@@ -60,6 +60,9 @@ struct BoxContent {
     view_seq: u64,
     #[prost(bytes = "vec", tag = "20")]
     view_hash: Vec<u8>,
+    /// Installations that the sender could not encrypt for.
+    #[prost(bytes = "vec", repeated, tag = "21")]
+    excluded: Vec<Vec<u8>>,
 }
 
 /// A body encrypted once, with the header that all its boxes share.
@@ -110,6 +113,19 @@ pub(crate) struct OpenedBody {
     pub(crate) recipient_list: ListSeen,
     /// The last message that the sender saw.
     pub(crate) view: Option<View>,
+    /// Devices that the sender could not encrypt for.
+    pub(crate) excluded: Vec<InstallationId>,
+}
+
+/// The claims of a sender in all boxes of a message.
+#[derive(Debug)]
+pub(crate) struct Claims {
+    /// The newest list of its own user that the sender has.
+    pub(crate) list: ListSeen,
+    /// The last message that the sender saw.
+    pub(crate) view: Option<View>,
+    /// Devices that the sender cannot encrypt for.
+    pub(crate) excluded: Vec<InstallationId>,
 }
 
 impl BoxContent {
@@ -127,9 +143,9 @@ impl SealedBody {
         key: &[u8; 32],
         sender: DeviceAddress,
         number: &SendPosition,
-        list: &ListSeen,
-        view: Option<View>,
+        claims: &Claims,
     ) -> Option<Self> {
+        let Claims { list, view, excluded } = claims;
         let context = context(number.conversation, number.message_id);
         let body = Bytes::from(suite.encrypt_body(key, &context, content)?);
         let header = BoxContent {
@@ -153,6 +169,7 @@ impl SealedBody {
             view_epoch: view.map(|view| view.epoch.as_bytes().to_vec()).unwrap_or_default(),
             view_seq: view.map_or(0, |view| view.seq),
             view_hash: view.map(|view| view.hash.as_bytes().to_vec()).unwrap_or_default(),
+            excluded: excluded.iter().map(|device| device.as_bytes().to_vec()).collect(),
         };
         Some(Self { body, header })
     }
@@ -207,6 +224,7 @@ pub(crate) fn open_body(
     let opened = suite.decrypt_body(&content.key, &context, &message.body);
     Ok(OpenedBody {
         view: content.view(),
+        excluded: content.excluded.iter().filter_map(|one| InstallationId::parse(one).ok()).collect(),
         content: opened.ok_or(Unreadable::Undecryptable)?,
         sender_list: ListSeen { version: content.sender_list_version, hash: content.sender_list_hash.into() },
         recipient_list: ListSeen {

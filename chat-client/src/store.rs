@@ -86,6 +86,8 @@ pub(crate) struct LocalStore {
     open: bool,
     own: Option<DeviceAddress>,
     platform: Arc<dyn Platform>,
+    /// The server's clock minus the platform's, in milliseconds, at the last connection.
+    server_ahead_ms: i64,
     /// Holds the lock of the profile. The last field, so that the database closes first.
     _mounted: Box<dyn MountedProfile>,
 }
@@ -165,8 +167,10 @@ impl LocalStore {
         )
         .map_err(locked_out)?;
         db.set_prepared_statement_cache_capacity(64);
-        let mut store = Self { db, open: false, own: None, platform, _mounted: mounted };
+        let mut store = Self { db, open: false, own: None, platform, server_ahead_ms: 0, _mounted: mounted };
         store.migrate()?;
+        let ahead = store.meta("server_ahead_ms")?.and_then(|value| value.try_into().ok());
+        store.server_ahead_ms = ahead.map_or(0, i64::from_be_bytes);
         Ok(store)
     }
 
@@ -211,6 +215,26 @@ impl LocalStore {
     /// If the store fails.
     pub(crate) fn set_meta(&mut self, key: &str, value: &[u8]) -> Result<()> {
         self.run("INSERT OR REPLACE INTO meta VALUES (?1, ?2)", params![key, value]).map(drop)
+    }
+
+    /// Takes over the time of the server, in milliseconds since 1970; 0 if it did not say. From then on all times of the
+    /// profile follow the server's clock, so that a wrong clock of this device makes no key unusable.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn set_server_time(&mut self, server_ms: u64) -> Result<()> {
+        const TOLERANCE_MS: u64 = 2000;
+        let ahead = server_ms.cast_signed().saturating_sub(self.platform.unix_ms().cast_signed());
+        if server_ms == 0 || ahead.abs_diff(self.server_ahead_ms) < TOLERANCE_MS {
+            return Ok(());
+        }
+        self.server_ahead_ms = ahead;
+        self.set_meta("server_ahead_ms", &ahead.to_be_bytes())
+    }
+
+    /// Returns the server's clock minus the platform's, in milliseconds, at the last connection.
+    pub(crate) const fn server_ahead_ms(&self) -> i64 {
+        self.server_ahead_ms
     }
 
     /// Removes a value of the profile, in the open transaction.
@@ -523,7 +547,7 @@ impl SuiteTx for LocalStore {
     }
 
     fn now_ms(&self) -> u64 {
-        self.platform.unix_ms()
+        self.platform.unix_ms().saturating_add_signed(self.server_ahead_ms)
     }
 }
 

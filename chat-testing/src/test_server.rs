@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chat_client::platform::Dialer;
 use chat_client::{Client, ClientConfig, Error, ErrorKind, Event, Message, Profile, Result, Suite};
 use chat_server::{Server, ServerBuilder, ServerError};
 use tempfile::TempDir;
@@ -66,6 +67,11 @@ impl TestServer {
         &self.server
     }
 
+    /// Returns a dialer that connects to this server.
+    pub fn dialer(&self) -> Arc<dyn Dialer> {
+        self.dialer.clone()
+    }
+
     /// Returns a configuration for a client of this server. Profiles live as long as the server.
     pub fn config(&self, profile: impl Into<Profile>, suite: Box<dyn Suite>) -> ClientConfig {
         ClientConfig::with_dialer(self.dialer.clone(), profile, suite).directory(self.profiles.path())
@@ -101,16 +107,7 @@ impl TestServer {
         suite: Box<dyn Suite>,
     ) -> Result<Client> {
         let pending = Client::link(self.config(profile, suite)).await?;
-        // The code is known before the server has the offer of the new device.
-        let mut approved = first.approve_link(pending.code()).await;
-        for _ in 0..40 {
-            if !approved.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            approved = first.approve_link(pending.code()).await;
-        }
-        approved?;
+        first.approve_link(pending.code()).await?;
         let client = pending.approved().await?;
         client.ready().await?;
         Ok(client)

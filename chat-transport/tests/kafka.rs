@@ -76,7 +76,15 @@ fn command(n: u64) -> Command {
         generation: 0,
     };
     let operation = Operation::Skip(number);
-    Command { sender, operation, recipients: Vec::new(), verdict: None, reply: None, rules: Rules::CURRENT }
+    Command {
+        sender,
+        operation,
+        recipients: Vec::new(),
+        full: Vec::new(),
+        verdict: None,
+        reply: None,
+        rules: Rules::CURRENT,
+    }
 }
 
 /// Takes a record from any shard that has one.

@@ -217,6 +217,7 @@ impl User {
             handle: self.handle.clone(),
             list: self.list.clone(),
             replace: false,
+            prekeys: Vec::new(),
         }))
     }
 

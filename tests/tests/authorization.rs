@@ -179,7 +179,7 @@ fn each_cell_of_the_matrix_has_its_outcome() {
     cells += row(&world, "read a version of a list", version, [unauthorized, &Allowed, &Allowed]);
     let ClientFrame::Register(registration) = world.alice.registration() else { panic!() };
     let chat_core::wire::Registration::Account { list, .. } = *registration else { panic!() };
-    let put = request(Request::PutList(list));
+    let put = request(Request::PutList(list, Vec::new()));
     cells += row(&world, "write the list of another user", put, [unauthorized, denied, denied]);
     let upload = PrekeyUpload {
         signed: Bytes::from_static(b"signed"),

@@ -166,6 +166,12 @@ impl Screen {
                 let notice = format!("device {} of {user} cannot receive messages now", device.get());
                 self.notice(user, notice);
             }
+            Event::ClockWrong { ahead_ms } => {
+                let (minutes, way) =
+                    (ahead_ms.unsigned_abs() / 60_000, if *ahead_ms > 0 { "ahead" } else { "behind" });
+                self.note =
+                    format!("the clock of this device is {minutes} min {way}: using the server's time");
+            }
             Event::SessionDegraded { user, .. } => {
                 self.notice(user, format!("a session with {user} began without a one-time prekey"));
             }

@@ -3,8 +3,8 @@
 use chat_core::device_list::{DeviceEntry, SignedDeviceList};
 use chat_core::envelope::{AckUpTo, Refusal};
 use chat_core::replica::{self, Draft, Input};
-use chat_core::wire::{Request, Response};
-use chat_core::{DeviceId, Error, ErrorKind, MessageId, Result, UserId};
+use chat_core::wire::{FirstPrekeys, Request, Response};
+use chat_core::{DeviceId, Error, ErrorKind, InstallationId, MessageId, Result, UserId};
 use tokio::sync::oneshot;
 
 use super::{Command, Driver, Reply, Token, Waiting};
@@ -18,7 +18,7 @@ use crate::send::{Enqueued, Recipient, SendRequest};
 use crate::store::KnownKey;
 use crate::suite::SuiteTx;
 
-/// Milliseconds that a newly listed device has to upload its prekeys.
+/// Milliseconds in which a newly listed device must connect. Then its entry expires, and this device unlinks it.
 const LINKING_MS: u64 = 5 * 60 * 1000;
 
 impl Driver {
@@ -252,13 +252,16 @@ impl Driver {
                     |(list, joined)| {
                         let secret = random(self.owner.config.platform.as_ref())?;
                         let sealed = joined.0.answer(&code, &joined.1, secret)?;
-                        Ok((list, sealed, joined.1))
+                        let (Offer { signed_prekeys, prekeys_signature, .. }, joined) = joined;
+                        let installation = listed_as(&list, joined.device)?;
+                        let (signed, signature) = (signed_prekeys.into(), prekeys_signature.into());
+                        Ok((list, sealed, joined, FirstPrekeys { installation, signed, signature }))
                     },
                 );
                 match begun {
-                    Ok((list, sealed, joined)) => {
+                    Ok((list, sealed, joined, prekeys)) => {
                         self.remember_linking(&list, joined.device)?;
-                        let request = Request::PutList(list.clone());
+                        let request = Request::PutList(list.clone(), vec![prekeys]);
                         let waiting = Waiting::Approved(list, Box::new((sealed, code, joined)), reply);
                         self.request(request, waiting)?;
                     }
@@ -277,16 +280,15 @@ impl Driver {
                 // Its prekeys show whether the device received the answer: see `check_linking`.
                 let _ = reply.send(answer.map(|_| device));
             }
-            (Waiting::Alive(device), Ok(answer)) => {
+            (Waiting::Alive(installation, device), Ok(answer)) => {
                 self.forget_linking()?;
-                if answer.bundles.is_empty() {
-                    // Without prekeys the device did not complete the linking. It would block all senders to
-                    // this account, so unlink it.
+                if answer.inactive.contains(&installation) {
+                    // The device never connected: its linking did not complete. The server no longer lets it in.
                     let (ignored, _) = oneshot::channel();
                     self.unlink(device, ignored)?;
                 }
             }
-            (Waiting::Alive(_), Err(_)) => {}
+            (Waiting::Alive(..), Err(_)) => {}
             (Waiting::Unlinked(list, reply), Ok(_)) => {
                 self.step(Input::OwnList(list))?;
                 let _ = reply.send(Ok(()));
@@ -323,18 +325,18 @@ impl Driver {
         self.store.commit_open()
     }
 
-    /// Checks, `LINKING_MS` after a device was listed, whether it has prekeys. Unlinks it if it has none.
+    /// Checks, `LINKING_MS` after a device was listed, whether it connected. Unlinks it if it did not.
     pub(super) fn check_linking(&mut self) -> Result<()> {
         let Some((installation, device, at)) = self.linking else { return Ok(()) };
-        let asked = self.waiting.values().any(|waiting| matches!(waiting, Waiting::Alive(_)));
-        if asked || !self.replica.is_live() || self.store.now_ms() < at.saturating_add(LINKING_MS) {
+        let asked = self.waiting.values().any(|waiting| matches!(waiting, Waiting::Alive(..)));
+        if asked || !self.replica.is_live() || self.store.now_ms() <= at.saturating_add(LINKING_MS) {
             return Ok(());
         }
         let listed = self.own_list()?.list().addresses().any(|known| known.installation == installation);
         if !listed {
             return self.forget_linking();
         }
-        self.request(Request::Claim(self.account.device.user, vec![installation]), Waiting::Alive(device))
+        self.request(Request::Lists(vec![self.account.device.user]), Waiting::Alive(installation, device))
     }
 
     pub(super) fn own_list(&self) -> Result<SignedDeviceList> {
@@ -357,7 +359,9 @@ impl Driver {
             .try_into()
             .map_err(|_| Error::new(ErrorKind::Invalid, "the device key of the offer is malformed"))?;
         let mut devices = before.list().devices.clone();
-        devices.push(DeviceEntry::new(device, key, offer.suite_key.clone().into()));
+        let mut entry = DeviceEntry::new(device, key, offer.suite_key.clone().into());
+        entry.activate_by = self.store.now_ms().saturating_add(LINKING_MS);
+        devices.push(entry);
         devices.sort_by_key(|entry| entry.device);
         let list = self.account.sign_list(&before, devices, self.store.now_ms())?;
         let joined = Joined {
@@ -382,11 +386,19 @@ impl Driver {
             self.account.sign_list(&before, devices, self.store.now_ms())
         });
         match made {
-            Ok(list) => self.request(Request::PutList(list.clone()), Waiting::Unlinked(list, reply)),
+            Ok(list) => {
+                let request = Request::PutList(list.clone(), Vec::new());
+                self.request(request, Waiting::Unlinked(list, reply))
+            }
             Err(error) => {
                 let _ = reply.send(Err(error));
                 Ok(())
             }
         }
     }
+}
+
+fn listed_as(list: &SignedDeviceList, device: DeviceId) -> Result<InstallationId> {
+    let entry = list.list().device(device).map(DeviceEntry::installation);
+    entry.ok_or_else(|| Error::new(ErrorKind::NotFound, "there is no such device"))
 }

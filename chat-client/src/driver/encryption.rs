@@ -13,7 +13,7 @@ use super::suite_call::SuiteInput;
 use super::{Driver, peer};
 use crate::event::Event;
 use crate::platform::random;
-use crate::sealed_body::{ListSeen, OpenedBody, SealedBody, open_body};
+use crate::sealed_body::{Claims, ListSeen, OpenedBody, SealedBody, open_body};
 use crate::suite::PrekeyBundle;
 
 impl Driver {
@@ -46,6 +46,7 @@ impl Driver {
             Err(reason) => return Ok(Opened { known, repeats, ..Opened::unreadable(reason) }),
         };
         let list_version = body.sender_list.version;
+        self.report_excluded(&body.excluded)?;
         if self.is_forked(message, list, &body) {
             return Ok(Opened { known, repeats, list_version, ..Opened::unreadable(Unreadable::Misplaced) });
         }
@@ -63,6 +64,19 @@ impl Driver {
             knows_prev: self.replica.asks_for_prev(row)
                 && self.store.knows(message.sender.installation, message.prev)?,
         })
+    }
+
+    /// Reports the devices of this user that a sender could not encrypt for, each once.
+    fn report_excluded(&mut self, excluded: &[InstallationId]) -> Result<()> {
+        let Some(list) = self.replica.list(self.account.device.user) else { return Ok(()) };
+        let own = list.list().addresses().filter(|device| excluded.contains(&device.installation));
+        for device in own.collect::<Vec<_>>() {
+            if self.excluded.insert(device.installation) {
+                let user = self.store.user(device.user)?;
+                self.pass(Event::DeviceExcluded { user, device: device.device });
+            }
+        }
+        Ok(())
     }
 
     /// Whether the server sent the sender another list of some version than this device, or changed the version that
@@ -134,8 +148,9 @@ impl Driver {
             None => None,
         };
         let key = Zeroizing::new(random(self.owner.config.platform.as_ref())?);
+        let claims = Claims { list: seen, view, excluded: without_session.clone() };
         let body = self.call_suite(input, |suite, _| {
-            Ok(SealedBody::seal(suite, &draft.content, &key, own, &number, &seen, view))
+            Ok(SealedBody::seal(suite, &draft.content, &key, own, &number, &claims))
         })?;
         let Ok(Some(body)) = body else { return cannot_encrypt() };
         let mut boxes = Vec::new();

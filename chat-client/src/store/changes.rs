@@ -73,6 +73,7 @@ impl LocalStore {
                 EmptyReason::Skip => self.gap(conversation, from, to, GapReason::Withdrawn),
                 EmptyReason::Expired => self.gap(conversation, from, to, GapReason::Expired),
                 EmptyReason::Excluded => self.gap(conversation, from, to, GapReason::Excluded),
+                EmptyReason::Quota => self.gap(conversation, from, to, GapReason::Quota),
                 _ => self.gap(conversation, from, to, GapReason::Poison),
             },
             Change::Unknown(conversation, seq, row) => {

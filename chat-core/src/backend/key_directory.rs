@@ -30,6 +30,8 @@ use crate::model::prekeys::{Bundle, PrekeyUpload};
 ///   one when none is left (`a_bundle_without_one_time_prekey`), and when the caller wants none: then it takes none
 ///   (`a_claim_of_the_signed_part_takes_no_prekey`).
 /// - Incarnations only rise. A repeated nonce returns the same incarnation (`incarnations_rise`).
+/// - The first prekeys of a device, an upload through id 0, are stored if it has none, and change nothing otherwise
+///   (`first_prekeys_are_stored_once`).
 /// - A new incarnation has no prekeys until the device uploads some (`a_new_incarnation_has_no_prekeys`).
 /// - Ids of prekeys, versions and times are 0 to 2^53 - 1 (`prekey_ids_have_53_bits`).
 /// - An unknown user or handle reads as empty (`an_unknown_user_is_empty`).
@@ -154,6 +156,15 @@ pub struct DeviceKeys {
     pub incarnation: Incarnation,
     /// Number of stored one-time prekeys.
     pub prekeys: u64,
+    /// The highest prekey id that the device uploaded in this incarnation; 0 if it only has its first prekeys, or none.
+    pub uploaded_through: u64,
+}
+
+impl DeviceKeys {
+    /// Returns whether the device has opened a session: it uploaded prekeys, or took an incarnation, itself.
+    pub const fn is_active(&self) -> bool {
+        self.uploaded_through > 0 || self.incarnation > 0
+    }
 }
 
 /// A request for a new incarnation.

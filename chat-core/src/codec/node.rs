@@ -63,6 +63,7 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
         verdict: verdict.unwrap_or_default(),
         reply: command.reply.as_ref().map(route_to_proto),
         rules: command.rules.0,
+        full: command.full.iter().map(|device| device.to_bytes()).collect(),
     }
     .encode_to_vec()
 }
@@ -102,6 +103,7 @@ pub fn decode_command(bytes: Bytes) -> Result<Command> {
         verdict: if raw.verdict.is_empty() { None } else { Some(verdict(raw.verdict)?) },
         reply: raw.reply.map(route_from_proto).transpose()?,
         rules: Rules(raw.rules),
+        full: raw.full.iter().map(|device| InstallationId::parse(device)).collect::<Result<_>>()?,
     })
 }
 
@@ -308,6 +310,7 @@ mod tests {
                 verdict,
                 reply: Some(route(1)),
                 rules: Rules::CURRENT,
+                full: Vec::new(),
             };
             assert_eq!(decode_command(encode_command(&command).into()), Ok(command.clone()));
             let later = Command { rules: Rules(Rules::CURRENT.0 + 1), ..command };

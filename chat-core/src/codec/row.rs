@@ -45,6 +45,7 @@ const fn reason_to_proto(reason: EmptyReason) -> proto::EmptyReason {
         EmptyReason::Expired => proto::EmptyReason::Expired,
         EmptyReason::Poison => proto::EmptyReason::Poison,
         EmptyReason::Excluded => proto::EmptyReason::Excluded,
+        EmptyReason::Quota => proto::EmptyReason::Quota,
     }
 }
 
@@ -133,6 +134,7 @@ fn content_from_proto(raw: proto::row::Row, seq: Seq) -> Result<RowContent> {
                 proto::EmptyReason::Skip => EmptyReason::Skip,
                 proto::EmptyReason::Poison => EmptyReason::Poison,
                 proto::EmptyReason::Excluded => EmptyReason::Excluded,
+                proto::EmptyReason::Quota => EmptyReason::Quota,
                 _ => EmptyReason::Expired,
             },
             from: e.from.clamp(1, seq.max(1)),

@@ -27,6 +27,7 @@ pub fn key_directory() -> Vec<Case<dyn KeyDirectory>> {
         an_account_is_replaced_by_name_only,
         an_installation_has_one_user,
         an_upload_repeated_changes_nothing,
+        first_prekeys_are_stored_once,
         an_upload_can_replace,
         too_many_prekeys_are_refused,
         a_prekey_is_claimed_once,
@@ -284,6 +285,28 @@ async fn a_claim_of_the_signed_part_takes_no_prekey(keys: Keys) -> Outcome {
     equal(keys.device(DEVICE).await.map_err(failed)?.prekeys, 2, "prekeys")?;
     let bundle = claim(BundleParts::WithOneTimePrekey).await?.ok_or("no bundle")?;
     equal(bundle.one_time.to_vec(), 1_u64.to_be_bytes().to_vec(), "the first one-time prekey")
+}
+
+async fn first_prekeys_are_stored_once(keys: Keys) -> Outcome {
+    let first = |signed: &'static [u8]| PrekeyUpload {
+        signed: Bytes::from_static(signed),
+        one_time: Vec::new(),
+        ..upload(0..=0, false)
+    };
+    let signed = async || {
+        let bundle = keys.claim(DEVICE, BundleParts::SignedOnly).await.map_err(failed)?;
+        Ok::<_, String>(bundle.map(|bundle| bundle.signed.to_vec()))
+    };
+    let through = async || Ok::<_, String>(keys.device(DEVICE).await.map_err(failed)?.uploaded_through);
+    equal(keys.upload(DEVICE, &first(b"first")).await.map_err(failed)?, 0, "prekeys")?;
+    equal(signed().await?, Some(b"first".to_vec()), "the first prekeys")?;
+    equal(through().await?, 0, "the highest id of the first prekeys")?;
+    keys.upload(DEVICE, &first(b"other")).await.map_err(failed)?;
+    equal(signed().await?, Some(b"first".to_vec()), "the first prekeys after others")?;
+    keys.upload(DEVICE, &upload(1..=5, false)).await.map_err(failed)?;
+    keys.upload(DEVICE, &first(b"other")).await.map_err(failed)?;
+    equal(signed().await?, Some(b"signed".to_vec()), "the prekeys that the device uploaded")?;
+    equal(through().await?, 5, "the highest id")
 }
 
 async fn incarnations_rise(keys: Keys) -> Outcome {

@@ -118,6 +118,7 @@ impl Conversation {
             verdict: None,
             reply: None,
             rules: Rules::CURRENT,
+            full: Vec::new(),
         };
         let record = Record {
             position: LogPosition { generation: 1, offset: n },

@@ -38,6 +38,7 @@ fn command(conversation: u8, n: u64) -> Command {
         verdict: None,
         reply: None,
         rules: Rules::CURRENT,
+        full: Vec::new(),
     }
 }
 

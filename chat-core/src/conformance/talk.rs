@@ -63,6 +63,7 @@ impl Talk {
             verdict: None,
             reply: None,
             rules: Rules::CURRENT,
+            full: Vec::new(),
         };
         let position = LogPosition { generation: 1, offset: n };
         let record = Record { position, appended_us: self.time_us + n * 10, command: Arc::new(command) };

@@ -13,7 +13,20 @@ use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{Publish, Refusal, SendPosition};
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, UserId};
-use crate::model::limits::{INBOX_BYTES, INBOX_MESSAGES};
+use crate::model::limits::{INBOX_BYTES, INBOX_MESSAGES, STRANGERS_PART};
+
+/// Milliseconds that a contact waits while the inboxes of all devices of a user are full.
+const FULL_MS: u32 = 30_000;
+
+/// How much of an inbox is in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum InboxUse {
+    /// Less than the part that strangers share.
+    Low,
+    /// At least that part.
+    High,
+    Full,
+}
 
 impl Engine {
     /// Checks the rate limits of a publish. Fails with the time to wait; nothing is decided then, and the
@@ -88,8 +101,7 @@ impl Engine {
     }
 
     /// Checks the rate limits of a skip. A skip adds a row to the inbox of every member and no recipient can
-    /// refuse it, so it is limited like a message and waits while an inbox is full. The inbox of an unlinked
-    /// device does not count: the skip would wait for ever.
+    /// refuse it, so it is limited like a message.
     pub(super) async fn pace_skip(
         &self,
         sender: DeviceAddress,
@@ -102,20 +114,13 @@ impl Engine {
         let state = state.map_err(|_| LATER_MS)?;
         for member in state.map(|state| state.members).unwrap_or_default() {
             self.pace_pair(sender, member.user, now).await?;
-            let list = self.device_list(member.user).await.map_err(|_| LATER_MS)?;
-            for device in list.iter().flat_map(|list| list.list().addresses()) {
-                let concerned = member.installations.contains(&device.installation) && device != sender;
-                if concerned && self.is_full(device.installation).await.map_err(|_| LATER_MS)? {
-                    return Err(LATER_MS);
-                }
-            }
         }
         Ok(())
     }
 
     /// Builds the command of a publish: the devices of its audience, and the reason to refuse it if there is
     /// one. An error means that this cannot be decided now.
-    pub(super) async fn admit(&self, sender: DeviceAddress, publish: Publish) -> Result<Command> {
+    pub(super) async fn admit(&self, sender: DeviceAddress, mut publish: Publish) -> Result<Command> {
         let mut recipients = Vec::with_capacity(publish.audience.len());
         let mut stale = Vec::new();
         if let Err(refusal) = shape(sender, &publish) {
@@ -124,6 +129,7 @@ impl Engine {
                 sender,
                 operation,
                 recipients,
+                full: Vec::new(),
                 verdict,
                 reply: None,
                 rules: Rules::CURRENT,
@@ -160,11 +166,16 @@ impl Engine {
         if verdict.is_none() && !stale.is_empty() {
             verdict = Some(Refusal::Mismatch(stale));
         }
-        if verdict.is_none() && self.full(sender, &recipients).await? {
-            verdict = Some(Refusal::Quota);
+        let full = if verdict.is_none() { self.full(sender, &recipients).await? } else { Vec::new() };
+        let has_room = |user: &RecipientDevices| user.installations.iter().any(|one| !full.contains(one));
+        for recipient in recipients.iter().filter(|user| user.user != sender.user && !has_room(user)) {
+            // A contact sends the message again once a device has room.
+            let is_contact = self.wrote_back(sender, recipient.user).await;
+            verdict = Some(if is_contact { Refusal::Throttled(FULL_MS) } else { Refusal::Quota });
         }
+        publish.boxes.retain(|one| !full.contains(&one.installation));
         let operation = Operation::Publish(publish);
-        Ok(Command { sender, operation, recipients, verdict, reply: None, rules: Rules::CURRENT })
+        Ok(Command { sender, operation, recipients, full, verdict, reply: None, rules: Rules::CURRENT })
     }
 
     /// Returns the devices of a list that a publish addresses: all, or only the one of a mailbox.
@@ -177,35 +188,57 @@ impl Engine {
         }
     }
 
-    /// Returns whether the inbox of a recipient is full. A soft check: concurrent publishes may exceed the
-    /// limit.
-    async fn full(&self, sender: DeviceAddress, recipients: &[RecipientDevices]) -> Result<bool> {
-        let devices = recipients.iter().flat_map(|r| &r.installations).filter(|d| **d != sender.installation);
-        let full = try_join_all(devices.map(|device| self.is_full(*device))).await?;
-        Ok(full.contains(&true))
+    /// Returns the recipient devices whose inbox is full: for messages of strangers once a tenth of it is used, so that
+    /// strangers never take the room of contacts. A soft check: concurrent publishes may exceed the limit.
+    async fn full(
+        &self,
+        sender: DeviceAddress,
+        recipients: &[RecipientDevices],
+    ) -> Result<Vec<InstallationId>> {
+        let devices = recipients.iter().flat_map(|r| r.installations.iter().map(move |one| (r.user, *one)));
+        let devices: Vec<_> = devices.filter(|(_, device)| *device != sender.installation).collect();
+        let uses = try_join_all(devices.iter().map(|(_, device)| self.inbox_use(*device))).await?;
+        let mut full = Vec::new();
+        for ((user, device), used) in devices.into_iter().zip(uses) {
+            let is_full = match used {
+                InboxUse::Low => false,
+                InboxUse::High => user != sender.user && !self.wrote_back(sender, user).await,
+                InboxUse::Full => true,
+            };
+            if is_full {
+                full.push(device);
+            }
+        }
+        Ok(full)
     }
 
-    async fn is_full(&self, device: InstallationId) -> Result<bool> {
-        /// Milliseconds, and number of publishes, for which an inbox that is less than half full is not
-        /// checked again. This many of the largest publishes, from each of two gateways, fit into the other
-        /// half.
-        const ROOM: (u64, u32) = (60_000, 100);
+    async fn inbox_use(&self, device: InstallationId) -> Result<InboxUse> {
+        /// Milliseconds, and number of publishes, for which an inbox with less than half of the strangers' part in use is
+        /// not checked again. This many of the largest publishes fit into the other half.
+        const ROOM: (u64, u32) = (60_000, 50);
         let now = self.now_ms();
         if let Some(mut room) = self.room.get_mut(&device)
             && now < room.0.saturating_add(ROOM.0)
             && room.1 > 0
         {
             room.1 -= 1;
-            return Ok(false);
+            return Ok(InboxUse::Low);
         }
         let record = self.backends.store.device(device, CursorFilter::No).await?;
-        if record.waiting_rows < INBOX_MESSAGES / 2 && record.waiting_bytes < INBOX_BYTES / 2 {
+        let uses = |part: u64| {
+            record.waiting_rows >= INBOX_MESSAGES / part || record.waiting_bytes >= INBOX_BYTES / part
+        };
+        if !uses(2 * STRANGERS_PART) {
             if self.room.len() > 100_000 {
                 self.room.clear();
             }
             self.room.insert(device, (now, ROOM.1));
         }
-        Ok(record.waiting_rows >= INBOX_MESSAGES || record.waiting_bytes >= INBOX_BYTES)
+        Ok(match (uses(1), uses(STRANGERS_PART)) {
+            (true, _) => InboxUse::Full,
+            (false, true) => InboxUse::High,
+            (false, false) => InboxUse::Low,
+        })
     }
 
     /// Returns the newest list of a user, from the cache if that is fresh enough.

@@ -80,7 +80,8 @@ impl Engine {
     /// `NotFound` if no device waits here under this rendezvous.
     pub fn offer_here(&self, rendezvous: &Bytes) -> Result<Bytes> {
         let now = self.now_ms();
-        let offer = self.offers.get(rendezvous).filter(|offer| now < offer.made_ms + OFFER_MS);
+        let waits = |offer: &Offer| now < offer.made_ms + OFFER_MS && !offer.answer.is_closed();
+        let offer = self.offers.get(rendezvous).filter(|offer| waits(offer));
         offer.map(|o| o.offer.clone()).ok_or_else(|| Error::new(ErrorKind::NotFound, "no such offer"))
     }
 

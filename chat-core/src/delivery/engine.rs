@@ -200,6 +200,7 @@ impl Engine {
             verdict: None,
             reply: None,
             rules: Rules::CURRENT,
+            full: Vec::new(),
         }))
     }
 

@@ -16,6 +16,7 @@ use crate::model::envelope::Refusal;
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{DeviceAddress, Handle, InstallationId, UserId};
 use crate::model::limits::WIRE_VERSION;
+use crate::model::prekeys::FirstPrekeys;
 use crate::model::server_frame::Welcome;
 use crate::model::signing::verify;
 use crate::mutant::Mutant;
@@ -50,7 +51,9 @@ impl Engine {
     /// The refusal to send.
     pub async fn register(&self, registration: &Registration) -> Result<Registered, Refusal> {
         let (token, handle, list, replace) = match registration {
-            Registration::Account { token, handle, list, replace } => (token, handle, Some(list), *replace),
+            Registration::Account { token, handle, list, replace, prekeys } => {
+                (token, handle, Some((list, prekeys.clone())), *replace)
+            }
             Registration::Lookup { token, handle } => (token, handle, None, true),
             Registration::Link { .. } => return Err(Refusal::Unsupported),
         };
@@ -59,8 +62,8 @@ impl Engine {
             return Err(Refusal::Denied);
         }
         let opened = match (list, replace) {
-            (Some(list), false) => {
-                self.backends.keys.register(handle, list).await.map(|()| (list.list().user, None))
+            (Some((list, prekeys)), false) => {
+                self.create(handle, list, prekeys).await.map(|()| (list.list().user, None))
             }
             (list, _) => self.replace(handle, list).await,
         };
@@ -68,10 +71,23 @@ impl Engine {
         Ok(Registered { user, in_force })
     }
 
+    async fn create(
+        &self,
+        handle: &Handle,
+        list: &SignedDeviceList,
+        prekeys: Vec<FirstPrekeys>,
+    ) -> Result<()> {
+        // The directory decides. This read keeps the prekeys of refused registrations out of it.
+        if self.backends.keys.resolve(handle).await?.is_none_or(|user| user == list.list().user) {
+            self.store_first_prekeys(list, prekeys).await?;
+        }
+        self.backends.keys.register(handle, list).await
+    }
+
     async fn replace(
         &self,
         handle: &Handle,
-        list: Option<&SignedDeviceList>,
+        list: Option<(&SignedDeviceList, Vec<FirstPrekeys>)>,
     ) -> Result<(UserId, Option<Box<SignedDeviceList>>)> {
         let missing = || Error::new(ErrorKind::NotFound, "there is no such account");
         let user = self.backends.keys.resolve(handle).await?.ok_or_else(missing)?;
@@ -80,8 +96,8 @@ impl Engine {
                 let list = self.backends.keys.list(user).await?.ok_or_else(missing)?;
                 Ok((user, Some(Box::new(list))))
             }
-            Some(list) => {
-                self.put_list(user, list, AccountKey::New).await?;
+            Some((list, prekeys)) => {
+                self.put_list(user, list, AccountKey::New, prekeys).await?;
                 Ok((user, None))
             }
         }
@@ -118,6 +134,9 @@ impl Engine {
         let entry = list.list().device(claims.device).ok_or(CloseReason::Unauthorized)?;
         if verify(&entry.device_key, &claims.transcript(), &hello.signature).is_err() {
             let _ = self.limits.failed(claims.user, now);
+            return Err(CloseReason::Unauthorized);
+        }
+        if self.is_half_linked(&Some(list.clone()), entry.installation()).await.map_err(later)? {
             return Err(CloseReason::Unauthorized);
         }
         let (device, welcome) = self.greet(hello, &list, entry.installation()).await.map_err(later)?;

@@ -9,12 +9,12 @@ use super::rates::Wait;
 use crate::backend::{AccountKey, BundleParts, CursorFilter, PageLimit, Reincarnation, SenderFilter};
 use crate::model::client_frame::Request;
 use crate::model::close_reason::CloseReason;
-use crate::model::device_list::SignedDeviceList;
+use crate::model::device_list::{DeviceList, SignedDeviceList};
 use crate::model::envelope::Refusal;
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{ConversationId, DeviceAddress, InstallationId, Seq, UserId};
 use crate::model::limits::LOW_PREKEYS;
-use crate::model::prekeys::{Bundle, PrekeyUpload};
+use crate::model::prekeys::{Bundle, FirstPrekeys, PrekeyUpload};
 use crate::model::server_frame::Response;
 use crate::model::session_event::{Hint, SessionEvent};
 use crate::model::signing::{prekeys_transcript, verify};
@@ -50,13 +50,18 @@ impl Engine {
                     if let Some(list) = self.device_list(user).await? {
                         answer.lists.push(SignedDeviceList::clone(&list));
                         answer.handles.push(self.backends.keys.handle_of(user).await?);
+                        if user == device.user {
+                            answer.inactive = self.inactive(list.list()).await?;
+                        }
                     }
                 }
             }
             Request::ListVersion(user, version) => {
                 answer.lists.extend(self.backends.keys.list_version(user, version).await?);
             }
-            Request::PutList(list) => self.put_list(device.user, &list, AccountKey::Same).await?,
+            Request::PutList(list, prekeys) => {
+                self.put_list(device.user, &list, AccountKey::Same, prekeys).await?;
+            }
             Request::Upload(upload) => answer.prekeys = self.upload(device, &upload).await?,
             Request::Claim(user, installations) => {
                 answer.bundles = self.claim(device, user, &installations).await?;
@@ -106,6 +111,9 @@ impl Engine {
         let parts = if is_limited { BundleParts::SignedOnly } else { BundleParts::WithOneTimePrekey };
         let mut bundles = Vec::new();
         for installation in claimed {
+            if self.is_half_linked(&list, installation).await? {
+                continue;
+            }
             bundles.extend(self.backends.keys.claim(installation, parts).await?);
             if !is_limited {
                 self.warn_of_few_prekeys(installation).await;
@@ -131,11 +139,25 @@ impl Engine {
         user: UserId,
         list: &SignedDeviceList,
         key: AccountKey,
+        prekeys: Vec<FirstPrekeys>,
     ) -> Result<()> {
         if list.list().user != user {
             return Err(Error::new(ErrorKind::Denied, "the list belongs to another user"));
         }
         let before = self.device_list(user).await?;
+        let is_new = |device: &InstallationId| {
+            !before.iter().any(|before| before.list().addresses().any(|known| known.installation == *device))
+        };
+        if !list
+            .list()
+            .addresses()
+            .map(|device| device.installation)
+            .filter(is_new)
+            .all(|device| prekeys.iter().any(|first| first.installation == device))
+        {
+            return Err(Error::new(ErrorKind::Invalid, "a new device needs its first prekeys"));
+        }
+        self.store_first_prekeys(list, prekeys).await?;
         let put = self.backends.keys.put_list(list, key).await;
         // A failed put may still be stored. A list whose read began earlier must not be cached.
         self.lists_changed.fetch_add(1, Ordering::AcqRel);
@@ -162,6 +184,45 @@ impl Engine {
         });
         self.deliver(deliveries.collect()).await;
         Ok(())
+    }
+
+    /// Stores the first prekeys of devices of a list, before the list. The signature of its device key shows that a device
+    /// agreed to be listed. Devices that have prekeys keep them.
+    pub(super) async fn store_first_prekeys(
+        &self,
+        list: &SignedDeviceList,
+        prekeys: Vec<FirstPrekeys>,
+    ) -> Result<()> {
+        for first in prekeys {
+            let entry = list.list().devices.iter().find(|entry| entry.installation() == first.installation);
+            let entry =
+                entry.ok_or_else(|| Error::new(ErrorKind::Invalid, "prekeys of an unlisted device"))?;
+            verify(&entry.device_key, &prekeys_transcript(&first.signed), &first.signature)?;
+            self.backends.keys.upload(first.installation, &first.into()).await?;
+        }
+        Ok(())
+    }
+
+    /// Returns the devices of a list that have not uploaded prekeys themselves.
+    async fn inactive(&self, list: &DeviceList) -> Result<Vec<InstallationId>> {
+        let mut inactive = Vec::new();
+        for device in list.devices.iter().filter(|entry| entry.activate_by > 0) {
+            if !self.backends.keys.device(device.installation()).await?.is_active() {
+                inactive.push(device.installation());
+            }
+        }
+        Ok(inactive)
+    }
+
+    /// Returns whether a device did not complete its linking in time.
+    pub(super) async fn is_half_linked(
+        &self,
+        list: &Option<Arc<SignedDeviceList>>,
+        device: InstallationId,
+    ) -> Result<bool> {
+        let entries = list.iter().flat_map(|list| &list.list().devices);
+        let is_due = entries.filter(|entry| entry.installation() == device).any(|e| e.is_due(self.now_ms()));
+        Ok(is_due && !self.backends.keys.device(device).await?.is_active())
     }
 
     async fn upload(&self, device: DeviceAddress, upload: &PrekeyUpload) -> Result<u64> {

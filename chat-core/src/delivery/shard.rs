@@ -196,6 +196,9 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
                     (RowContent::Message { message, .. }, Some(one)) => {
                         RowContent::Message { message: message.clone(), sealed: one.data.clone() }
                     }
+                    (RowContent::Message { .. }, None) if command.full.contains(installation) => {
+                        RowContent::Empty { reason: EmptyReason::Quota, from: seq }
+                    }
                     (RowContent::Message { .. }, None) if excluded.contains(installation) => {
                         RowContent::Empty { reason: EmptyReason::Excluded, from: seq }
                     }
@@ -325,6 +328,7 @@ mod tests {
             verdict: None,
             reply: None,
             rules: Rules::CURRENT,
+            full: Vec::new(),
         };
         let position = next_position();
         Record { position, appended_us: 1000, command: Arc::new(command) }
@@ -482,6 +486,7 @@ mod tests {
             verdict: None,
             reply: None,
             rules: Rules::CURRENT,
+            full: Vec::new(),
         };
         let position = next_position();
         Record { position, appended_us: 1000, command: Arc::new(command) }

@@ -94,8 +94,12 @@ impl Connection {
 
     /// Serves the connection until it ends. By reference, because a future keeps an argument twice.
     pub(super) async fn run(&mut self) {
-        let challenge =
-            Challenge { nonce: self.nonce.clone(), min_version: WIRE_VERSION, max_version: WIRE_VERSION };
+        let challenge = Challenge {
+            nonce: self.nonce.clone(),
+            min_version: WIRE_VERSION,
+            max_version: WIRE_VERSION,
+            server_time: self.gateway.engine.now_ms(),
+        };
         self.out.push(ServerFrame::Challenge(challenge).encode());
         loop {
             if !self.flush().await {
@@ -446,6 +450,7 @@ impl Connection {
                 match self.gateway.engine.offer(rendezvous, offer).await {
                     Ok(link) => {
                         self.link = Some(link);
+                        self.out.push(ServerFrame::LinkOffered.encode());
                         return Some(Input::Linking);
                     }
                     Err(_) => Err(Refusal::Taken),

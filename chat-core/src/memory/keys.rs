@@ -142,6 +142,7 @@ impl KeyDirectory for MemoryKeys {
         Ok(DeviceKeys {
             incarnation: inner.incarnations.get(&device).map_or(0, |last| last.0),
             prekeys: inner.prekeys.get(&device).map_or(0, |prekeys| prekeys.one_time.len() as u64),
+            uploaded_through: inner.prekeys.get(&device).map_or(0, |prekeys| prekeys.uploaded_through),
         })
     }
 

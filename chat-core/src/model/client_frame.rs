@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::device_list::SignedDeviceList;
 use super::envelope::{AckUpTo, Publish, SendPosition};
 use super::id::{ConversationId, Handle, Incarnation, InstallationId, Seq, StoreEpoch, UserId};
-use super::prekeys::PrekeyUpload;
+use super::prekeys::{FirstPrekeys, PrekeyUpload};
 use super::signing::HelloClaims;
 
 /// The handshake of a device that opens a session.
@@ -32,6 +32,8 @@ pub enum Registration {
         list: SignedDeviceList,
         /// Replace an account whose keys are lost.
         replace: bool,
+        /// The first prekeys of the devices of the list.
+        prekeys: Vec<FirstPrekeys>,
     },
     /// Requests the list in force of an account whose keys are lost.
     Lookup { token: String, handle: Handle },
@@ -54,8 +56,8 @@ pub enum Request {
     Lists(Vec<UserId>),
     /// A version of the device list of a user.
     ListVersion(UserId, u64),
-    /// A new version of the own list.
-    PutList(SignedDeviceList),
+    /// A new version of the own list, with the first prekeys of each device that it adds.
+    PutList(SignedDeviceList, Vec<FirstPrekeys>),
     /// Upload prekeys of this device.
     Upload(PrekeyUpload),
     /// Claim prekey bundles for devices of a user.

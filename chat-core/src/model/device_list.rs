@@ -20,12 +20,20 @@ pub struct DeviceEntry {
     pub device_key: [u8; 32],
     /// Identity key of the device's encryption suite.
     pub suite_key: Bytes,
+    /// Milliseconds since 1970 by which the device must have uploaded prekeys itself, which completes its linking. 0: no
+    /// limit.
+    pub activate_by: u64,
 }
 
 impl DeviceEntry {
-    /// Returns an entry with these keys.
+    /// Returns an entry with these keys, of a device that is active.
     pub const fn new(device: DeviceId, device_key: [u8; 32], suite_key: Bytes) -> Self {
-        Self { device, device_key, suite_key }
+        Self { device, device_key, suite_key, activate_by: 0 }
+    }
+
+    /// Returns whether the time to complete the linking of the device is over.
+    pub const fn is_due(&self, now_ms: u64) -> bool {
+        self.activate_by > 0 && now_ms > self.activate_by
     }
 
     /// Returns the installation, which is derived from the device key.
@@ -68,6 +76,7 @@ impl DeviceList {
             device: u32::from(d.device.get()),
             device_key: Bytes::copy_from_slice(&d.device_key),
             suite_key: d.suite_key.clone(),
+            activate_by: d.activate_by,
         });
         proto::DeviceList {
             user: self.user.to_bytes(),
@@ -123,6 +132,7 @@ impl DeviceList {
                 device_key: device_key
                     .map_err(|_| Error::new(ErrorKind::Invalid, "a device key has 32 bytes"))?,
                 suite_key: entry.suite_key,
+                activate_by: entry.activate_by.min(MAX_NUMBER),
             });
         }
         let list = Self {

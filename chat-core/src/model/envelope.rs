@@ -91,12 +91,14 @@ pub struct Message {
 pub enum EmptyReason {
     /// Its sender withdrew it.
     Skip,
-    /// Retention or quota removed it before the device read it.
+    /// Retention removed it before the device read it.
     Expired,
     /// It could not be applied.
     Poison,
     /// Its sender could not encrypt it for this device.
     Excluded,
+    /// The inbox of this device was full.
+    Quota,
 }
 
 /// The content of an inbox row.

@@ -29,6 +29,8 @@ pub const PAGE_BYTES: usize = 192 * 1024;
 pub const INBOX_MESSAGES: u64 = 20_000;
 /// Maximum number of bytes in an inbox.
 pub const INBOX_BYTES: u64 = 64 * 1024 * 1024;
+/// Strangers share this part of an inbox: one in ten. Above it only their messages are refused.
+pub const STRANGERS_PART: u64 = 10;
 /// Maximum number of one-time prekeys in one upload.
 pub const UPLOAD_PREKEYS: usize = 100;
 /// Maximum number of one-time prekeys stored for a device.

@@ -28,6 +28,25 @@ pub struct PrekeyUpload {
     pub replace: bool,
 }
 
+/// The signed part of the first prekeys of a device. The server stores it before the list that names the device, so that
+/// no device is listed without keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirstPrekeys {
+    pub installation: InstallationId,
+    /// As in an upload.
+    pub signed: Bytes,
+    /// As in an upload.
+    pub signature: Bytes,
+}
+
+impl From<FirstPrekeys> for PrekeyUpload {
+    /// Returns the upload that every upload of the device itself follows.
+    fn from(first: FirstPrekeys) -> Self {
+        let FirstPrekeys { signed, signature, .. } = first;
+        Self { signed, signature, one_time: Vec::new(), uploaded_through: 0, replace: false }
+    }
+}
+
 /// A prekey bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bundle {

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::close_reason::CloseReason;
 use super::device_list::SignedDeviceList;
 use super::envelope::{InboxCursor, InboxRow, Refusal, Stored, Subject};
-use super::id::{ConversationId, Handle, Incarnation, Seq, StoreEpoch, UserId};
+use super::id::{ConversationId, Handle, Incarnation, InstallationId, Seq, StoreEpoch, UserId};
 use super::prekeys::Bundle;
 
 /// The first frame of a connection.
@@ -17,6 +17,8 @@ pub struct Challenge {
     pub min_version: u32,
     /// Highest wire version that the server supports.
     pub max_version: u32,
+    /// The server's clock, in milliseconds since 1970; 0 from a release that did not send it.
+    pub server_time: u64,
 }
 
 /// Answer to `Hello`: the session is open.
@@ -36,6 +38,14 @@ pub struct Welcome {
     pub list_version: u64,
     /// How long rows wait for a device before they expire, in milliseconds; 0 if the server does not say.
     pub retention_ms: u64,
+}
+
+#[cfg(test)]
+impl Challenge {
+    /// Returns a challenge of this release, for tests.
+    pub(crate) const fn example() -> Self {
+        Self { nonce: Bytes::new(), min_version: 1, max_version: 1, server_time: 0 }
+    }
 }
 
 #[cfg(test)]
@@ -77,6 +87,8 @@ pub struct Response {
     pub offer: Bytes,
     /// For `Delivered`: the highest seq that a device of another user acknowledged.
     pub delivered: Seq,
+    /// For `Lists` of the own user: the devices that have not uploaded prekeys themselves.
+    pub inactive: Vec<InstallationId>,
 }
 
 /// A frame from the server.
@@ -114,6 +126,8 @@ pub enum ServerFrame {
     Presence(UserId, bool),
     /// A user's device list changed; the number is its newest version.
     ListChanged(UserId, u64),
+    /// The offer of a device that waits to be linked is in place.
+    LinkOffered,
     /// The sealed answer for a device that waits to be linked.
     LinkAnswer(Bytes),
     /// The server has few one-time prekeys of this device; the number is how many are left.

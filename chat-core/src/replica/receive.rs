@@ -283,7 +283,7 @@ mod tests {
         };
         let now = Instant::from_millis(0);
         let mut replica = Replica::new(now, snapshot, 1);
-        let challenge = Challenge { nonce: bytes::Bytes::new(), min_version: 1, max_version: 1 };
+        let challenge = Challenge::example();
         let welcome = Welcome { incarnation: 1, ..Welcome::example() };
         let content = RowContent::Own { message_id: id, client_seq: 3, incarnation: 0 };
         let old = InboxRow { conversation, seq: 1, time_us: 1, joined: true, content };
@@ -324,7 +324,7 @@ mod tests {
         let row = |seq, content| InboxRow { conversation, seq, time_us: seq, joined: seq == 1, content };
         let unknown = row(1, RowContent::Unknown(bytes.clone()));
         let skip = row(2, RowContent::Empty { reason: crate::model::envelope::EmptyReason::Skip, from: 2 });
-        let challenge = Challenge { nonce: bytes::Bytes::new(), min_version: 1, max_version: 1 };
+        let challenge = Challenge::example();
         let mut outputs = Vec::new();
         for input in [
             Input::Flush,
@@ -413,7 +413,7 @@ mod tests {
             };
             Input::Frame(ServerFrame::Response(id, Box::new(answer)))
         };
-        let challenge = Challenge { nonce: bytes::Bytes::new(), min_version: 1, max_version: 1 };
+        let challenge = Challenge::example();
         step(Input::Flush);
         step(Input::Connected);
         step(Input::Frame(ServerFrame::Challenge(challenge)));
@@ -464,7 +464,7 @@ mod tests {
             InboxRow { conversation, seq: 3, time_us: 3, joined: false, content }
         };
         let deliver = |rows, caught_up| Input::Frame(ServerFrame::Deliver(rows, caught_up));
-        let challenge = Challenge { nonce: bytes::Bytes::new(), min_version: 1, max_version: 1 };
+        let challenge = Challenge::example();
         step(0, Input::Flush);
         step(0, Input::Connected);
         step(0, Input::Frame(ServerFrame::Challenge(challenge)));
@@ -514,7 +514,7 @@ mod tests {
                 replica.step(Instant::from_millis(at), input, &mut outputs);
                 outputs
             };
-            let challenge = Challenge { nonce: bytes::Bytes::new(), min_version: 1, max_version: 1 };
+            let challenge = Challenge::example();
             step(0, Input::Flush);
             step(0, Input::Connected);
             step(0, Input::Frame(ServerFrame::Challenge(challenge)));

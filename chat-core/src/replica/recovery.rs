@@ -117,7 +117,7 @@ mod tests {
         };
         let now = Instant::from_millis(0);
         let mut replica = Replica::new(now, ReplicaSnapshot::new(device), 1);
-        let challenge = Challenge { nonce: bytes::Bytes::new(), min_version: 1, max_version: 1 };
+        let challenge = Challenge::example();
         let welcome = Welcome { rollback: true, ..Welcome::example() };
         let mut out = Vec::new();
         for input in [

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::{ClientFrame, Hello, OneTimePrekey, PrekeyUpload, Registration, Request};
+use super::{ClientFrame, FirstPrekeys, Hello, OneTimePrekey, PrekeyUpload, Registration, Request};
 use crate::codec::device_list::{list_from_proto, list_to_proto};
 use crate::codec::publish::{
     check_generation, publish_from_proto, publish_to_proto, skip_from_proto, skip_to_proto,
@@ -145,7 +145,7 @@ fn registration_from_proto(raw: proto::Register) -> Result<Registration> {
         if link.rendezvous.len() != 16 {
             return Err(invalid("a rendezvous has 16 bytes"));
         }
-        at_most(link.offer.len(), 1024, "the offer is too large")?;
+        at_most(link.offer.len(), 3072, "the offer is too large")?;
         return Ok(Registration::Link { rendezvous: link.rendezvous, offer: link.offer });
     }
     let handle = Handle::new(&raw.handle)?;
@@ -154,17 +154,19 @@ fn registration_from_proto(raw: proto::Register) -> Result<Registration> {
         None if raw.replace => return Ok(Registration::Lookup { token: raw.token, handle }),
         None => return Err(invalid("a registration must carry a device list")),
     };
-    Ok(Registration::Account { token: raw.token, handle, list, replace: raw.replace })
+    let prekeys = first_from_proto(raw.prekeys)?;
+    Ok(Registration::Account { token: raw.token, handle, list, replace: raw.replace, prekeys })
 }
 
 fn registration_to_proto(registration: &Registration) -> proto::Register {
     match registration {
-        Registration::Account { token, handle, list, replace } => proto::Register {
+        Registration::Account { token, handle, list, replace, prekeys } => proto::Register {
             token: token.clone(),
             handle: handle.as_str().to_owned(),
             list: Some(list_to_proto(list)),
             replace: *replace,
             link: None,
+            prekeys: prekeys.iter().map(first_to_proto).collect(),
         },
         Registration::Lookup { token, handle } => proto::Register {
             token: token.clone(),
@@ -179,8 +181,30 @@ fn registration_to_proto(registration: &Registration) -> proto::Register {
     }
 }
 
+fn first_from_proto(raw: Vec<proto::FirstPrekeys>) -> Result<Vec<FirstPrekeys>> {
+    at_most(raw.len(), MAX_DEVICES, "too many devices")?;
+    let one = |raw: proto::FirstPrekeys| {
+        check_signed(&raw.signed)?;
+        let installation = InstallationId::parse(&raw.installation)?;
+        Ok(FirstPrekeys { installation, signed: raw.signed, signature: raw.signature })
+    };
+    raw.into_iter().map(one).collect()
+}
+
+fn first_to_proto(first: &FirstPrekeys) -> proto::FirstPrekeys {
+    proto::FirstPrekeys {
+        installation: first.installation.to_bytes(),
+        signed: first.signed.clone(),
+        signature: first.signature.clone(),
+    }
+}
+
+fn check_signed(signed: &[u8]) -> Result<()> {
+    at_most(signed.len(), 8192, "the signed prekeys are too large")
+}
+
 fn upload_from_proto(raw: proto::Prekeys) -> Result<PrekeyUpload> {
-    at_most(raw.signed.len(), 8192, "the signed prekeys are too large")?;
+    check_signed(&raw.signed)?;
     at_most(raw.one_time.len(), UPLOAD_PREKEYS, "too many prekeys in one upload")?;
     let mut one_time = Vec::with_capacity(raw.one_time.len());
     let mut last = 0;
@@ -215,7 +239,10 @@ fn request_from_proto(raw: proto::request::Body) -> Result<Request> {
         Raw::FetchListVersion(fetch) => {
             Request::ListVersion(UserId::parse(&fetch.user)?, fetch.version.min(MAX_NUMBER))
         }
-        Raw::PutList(list) => Request::PutList(list_from_proto(list)?),
+        Raw::PutList(put) => {
+            let list = put.list.ok_or_else(|| invalid("the request must carry a device list"))?;
+            Request::PutList(list_from_proto(list)?, first_from_proto(put.prekeys)?)
+        }
         Raw::Upload(upload) => Request::Upload(upload_from_proto(upload)?),
         Raw::Claim(claim) => {
             at_most(claim.installations.len(), MAX_DEVICES, "too many installations in one request")?;
@@ -257,7 +284,10 @@ fn request_to_proto(request: &Request) -> proto::request::Body {
         Request::ListVersion(user, version) => {
             Raw::FetchListVersion(proto::FetchListVersion { user: user.to_bytes(), version: *version })
         }
-        Request::PutList(list) => Raw::PutList(list_to_proto(list)),
+        Request::PutList(list, prekeys) => Raw::PutList(proto::PutList {
+            list: Some(list_to_proto(list)),
+            prekeys: prekeys.iter().map(first_to_proto).collect(),
+        }),
         Request::Upload(upload) => Raw::Upload(proto::Prekeys {
             signed: upload.signed.clone(),
             signature: upload.signature.clone(),

@@ -32,6 +32,7 @@ impl ServerFrame {
                 nonce: c.nonce,
                 min_version: c.min_version,
                 max_version: c.max_version,
+                server_time: c.server_time.min(MAX_NUMBER),
             }),
             Frame::Welcome(w) => Self::Welcome(Welcome {
                 store_epoch: StoreEpoch::parse(&w.store_epoch)?,
@@ -72,6 +73,7 @@ impl ServerFrame {
             Frame::ListChanged(changed) => {
                 Self::ListChanged(UserId::parse(&changed.user)?, changed.version.min(MAX_NUMBER))
             }
+            Frame::LinkOffered(proto::LinkOffered {}) => Self::LinkOffered,
             Frame::LinkAnswer(answer) => Self::LinkAnswer(answer.answer),
             Frame::PrekeysLow(low) => Self::PrekeysLow(low.left),
             Frame::Close(frame) => Self::Close {
@@ -89,6 +91,7 @@ impl ServerFrame {
                 nonce: c.nonce.clone(),
                 min_version: c.min_version,
                 max_version: c.max_version,
+                server_time: c.server_time,
             }),
             Self::Welcome(w) => Frame::Welcome(proto::Welcome {
                 version: crate::model::limits::WIRE_VERSION,
@@ -131,6 +134,7 @@ impl ServerFrame {
             Self::ListChanged(user, version) => {
                 Frame::ListChanged(proto::ListChanged { user: user.to_bytes(), version: *version })
             }
+            Self::LinkOffered => Frame::LinkOffered(proto::LinkOffered {}),
             Self::LinkAnswer(answer) => {
                 Frame::LinkAnswer(proto::LinkAnswer { rendezvous: Bytes::new(), answer: answer.clone() })
             }
@@ -180,6 +184,7 @@ fn response_to_proto(id: u64, answer: &Response) -> proto::Response {
         incarnation: answer.incarnation,
         offer: answer.offer.clone(),
         delivered: answer.delivered,
+        inactive: answer.inactive.iter().map(|device| device.to_bytes()).collect(),
     }
 }
 
@@ -207,5 +212,6 @@ fn response_from_proto(raw: proto::Response) -> Result<Response> {
         incarnation: raw.incarnation,
         offer: raw.offer,
         delivered: raw.delivered.min(MAX_NUMBER),
+        inactive: raw.inactive.iter().map(|device| InstallationId::parse(device)).collect::<Result<_>>()?,
     })
 }

@@ -3,6 +3,8 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod commit_visibility;
+mod device_linking;
+mod inbox_limits;
 mod registry;
 mod rules;
 mod token_expiry;
@@ -20,7 +22,7 @@ use chat_core::envelope::{
 use chat_core::limits::{HEARTBEAT_MS, IDLE_MS, STORED_PREKEYS};
 use chat_core::memory::{ManualClock, MemoryRegistry, MemoryRouter};
 use chat_core::signing::prekeys_transcript;
-use chat_core::wire::{OneTimePrekey, PrekeyUpload, Registration, Request};
+use chat_core::wire::{FirstPrekeys, OneTimePrekey, PrekeyUpload, Registration, Request};
 use chat_core::{ConversationId, DeviceAddress, DeviceId, Engine, Handle, InstallationId, MessageId};
 use ed25519_dalek::{Signer, SigningKey};
 use futures_util::FutureExt;
@@ -82,6 +84,7 @@ impl User {
             handle: self.handle.clone(),
             list: self.list.clone(),
             replace: false,
+            prekeys: Vec::new(),
         };
         assert!(ready(engine.register(&registration)).is_ok());
     }
@@ -119,6 +122,10 @@ impl User {
     /// Publishes a message. Returns the refusal if one is answered at once.
     fn publish(&mut self, engine: &Engine, to: &Self, size: usize) -> Option<Refusal> {
         let publish = self.next(to, size);
+        self.send(engine, publish)
+    }
+
+    fn send(&mut self, engine: &Engine, publish: Publish) -> Option<Refusal> {
         let number = publish.number;
         let refusal = ready(submit(engine, self.device(), publish));
         if refusal.is_none() {
@@ -126,6 +133,23 @@ impl User {
         }
         refusal
     }
+}
+
+/// Returns users whose devices the engine knows. Alice and Bob wrote to each other; Eve is a stranger.
+fn talkers(engine: &Engine) -> [User; 3] {
+    let mut users = [User::new(1, "alice"), User::new(2, "bob"), User::new(3, "eve")];
+    users.iter().for_each(|user| user.register(engine));
+    let [alice, bob, _] = &mut users;
+    assert_eq!((alice.publish(engine, bob, 10), bob.publish(engine, alice, 10)), (None, None));
+    work(engine);
+    users
+}
+
+fn first_prekeys(key: &SigningKey) -> FirstPrekeys {
+    let signed = Bytes::from_static(b"signed");
+    let signature = Bytes::copy_from_slice(&key.sign(&prekeys_transcript(&signed)).to_bytes());
+    let installation = InstallationId::of_device_key(&key.verifying_key().to_bytes());
+    FirstPrekeys { installation, signed, signature }
 }
 
 fn engine(rates: Rates) -> (Engine, Arc<ManualClock>) {
@@ -162,52 +186,6 @@ fn stranger_is_limited_until_the_recipient_writes_back() {
     for n in 0..1000 {
         assert_eq!(alice.publish(&engine, &bob, 10), None, "message {n} to a user that wrote back");
     }
-}
-
-#[test]
-fn full_inbox_refuses_messages_and_delays_skips() {
-    let (engine, _clock) = engine(Rates::OFF);
-    let (mut alice, bob) = (User::new(1, "alice"), User::new(2, "bob"));
-    alice.register(&engine);
-    bob.register(&engine);
-    let refusal = loop {
-        if let Some(refusal) = alice.publish(&engine, &bob, 64 * 1024) {
-            break refusal;
-        }
-        work(&engine);
-        assert!(alice.sent < 2000, "about a thousand messages fill 64 MiB");
-    };
-    assert_eq!(refusal, Refusal::Quota);
-    let number = alice.number(&bob);
-    let answer = ready(skip(&engine, alice.device(), number));
-    assert!(matches!(answer, Some(Refusal::Throttled(_))), "{answer:?}");
-    // Bob makes room; the number can be used up.
-    let inbox =
-        ready(engine.inbox(bob.device().installation, chat_core::envelope::InboxPosition::START)).unwrap();
-    let acks = [AckUpTo { conversation: number.conversation, seq: inbox.last().unwrap().seq }];
-    ready(engine.ack(bob.device().installation, 1, &acks)).unwrap();
-    assert_eq!(ready(skip(&engine, alice.device(), number)), None);
-}
-
-#[test]
-fn full_inbox_of_an_unlinked_device_does_not_delay_skips() {
-    let (engine, _clock) = engine(Rates::OFF);
-    let (mut alice, mut bob) = (User::new(1, "alice"), User::new(2, "bob"));
-    alice.register(&engine);
-    bob.register(&engine);
-    while alice.publish(&engine, &bob, 64 * 1024).is_none() {
-        work(&engine);
-    }
-    let number = alice.number(&bob);
-    assert!(ready(skip(&engine, alice.device(), number)).is_some(), "the skip waits");
-    // Bob's only device is lost; he replaces it.
-    let key = SigningKey::from_bytes(&[77; 32]);
-    let entry =
-        DeviceEntry::new(DeviceId::new(2).unwrap(), key.verifying_key().to_bytes(), vec![77; 33].into());
-    let lost = bob.device();
-    bob.list = sign(&bob.account, &DeviceList::next(&bob.list, 1, vec![entry]));
-    assert!(ready(engine.respond(lost, Request::PutList(bob.list.clone()))).is_ok());
-    assert_eq!(ready(skip(&engine, alice.device(), number)), None, "the skip is accepted");
 }
 
 #[test]
@@ -387,6 +365,7 @@ fn open_registration_cannot_replace_an_account() {
             handle: alice.handle.clone(),
             list: other.list.clone(),
             replace: true,
+            prekeys: Vec::new(),
         },
     ] {
         assert_eq!(ready(engine.register(&registration)), Err(Refusal::Denied));

@@ -261,9 +261,10 @@ impl KeyDirectory for CassandraStore {
         let rows = self.connection.rows(&self.connection.statements.stock, (&device.as_bytes()[..],)).await?;
         let mut keys = DeviceKeys::default();
         // A partition without prekeys reads as one row without a prekey.
-        for row in rows.rows::<(Option<i32>, Option<i64>)>().map_err(|_| corrupt())? {
-            let (incarnation, prekey) = row.map_err(|_| corrupt())?;
+        for row in rows.rows::<(Option<i32>, Option<i64>, Option<i64>)>().map_err(|_| corrupt())? {
+            let (incarnation, through, prekey) = row.map_err(|_| corrupt())?;
             keys.incarnation = incarnation.map_or(Ok(0), Incarnation::try_from).map_err(|_| corrupt())?;
+            keys.uploaded_through = through.map_or(Ok(0), u64::try_from).map_err(|_| corrupt())?;
             keys.prekeys += u64::from(prekey.is_some());
         }
         Ok(keys)

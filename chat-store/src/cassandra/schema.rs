@@ -282,7 +282,7 @@ statements! {
         import_bundle: "UPDATE @devices USING TIMESTAMP 1 SET signed = ?, signature = ?, through = ? WHERE installation = ?",
         import_incarnation: "UPDATE @devices USING TIMESTAMP 1 SET incarnation = ?, nonce = ?, at_ms = ? WHERE installation = ?",
         keys: "SELECT signed, signature, through, incarnation, nonce, at_ms FROM @devices WHERE installation = ? LIMIT 1",
-        stock: "SELECT incarnation, id FROM @devices WHERE installation = ?",
+        stock: "SELECT incarnation, through, id FROM @devices WHERE installation = ?",
         prekey_ids: "SELECT id FROM @devices WHERE installation = ?",
         first_prekey: "SELECT signed, signature, id, data FROM @devices WHERE installation = ? LIMIT 1",
     }

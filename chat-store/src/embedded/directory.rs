@@ -237,7 +237,8 @@ impl KeyDirectory for EmbeddedStore {
 
     async fn device(&self, device: InstallationId) -> Result<DeviceKeys> {
         let incarnation = self.tables.read_incarnation(device)?.map_or(0, |last| last.0);
-        Ok(DeviceKeys { incarnation, prekeys: self.tables.count_prekeys(device) })
+        let uploaded_through = self.tables.read_bundle(device)?.map_or(0, |(_, _, through)| through);
+        Ok(DeviceKeys { incarnation, prekeys: self.tables.count_prekeys(device), uploaded_through })
     }
 
     async fn reincarnate(&self, device: InstallationId, wish: Reincarnation) -> Result<Incarnation> {

@@ -220,6 +220,7 @@ impl Talk {
             verdict: None,
             reply: None,
             rules: Rules::CURRENT,
+            full: Vec::new(),
         };
         let position = LogPosition { generation: 1, offset: n };
         let record = Record { position, appended_us: time_us, command: Arc::new(command) };

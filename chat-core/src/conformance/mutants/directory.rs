@@ -44,11 +44,14 @@ pub enum DirectoryFault {
     VersionOfListIgnored,
     PrekeyIdAsFloat,
     SignedOnlyTakesPrekey,
+    FirstPrekeysIgnored,
+    FirstPrekeysReplace,
+    HighestPrekeyIdForgotten,
 }
 
 impl DirectoryFault {
     /// All faults.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 31] = [
         Self::TakenHandleAccepted,
         Self::RepeatedRegistrationRefused,
         Self::ListWithoutAccountAccepted,
@@ -77,6 +80,9 @@ impl DirectoryFault {
         Self::VersionOfListIgnored,
         Self::PrekeyIdAsFloat,
         Self::SignedOnlyTakesPrekey,
+        Self::FirstPrekeysIgnored,
+        Self::FirstPrekeysReplace,
+        Self::HighestPrekeyIdForgotten,
     ];
 }
 
@@ -210,6 +216,12 @@ impl KeyDirectory for FaultyDirectory {
     async fn upload(&self, device: InstallationId, upload: &PrekeyUpload) -> Result<u64> {
         use DirectoryFault as F;
         let mut upload = upload.clone();
+        if self.has(F::FirstPrekeysIgnored) && upload.uploaded_through == 0 {
+            return Ok(0);
+        }
+        if self.has(F::FirstPrekeysReplace) && upload.uploaded_through == 0 {
+            upload.uploaded_through = self.keys.device(device).await?.uploaded_through + 1;
+        }
         if self.has(F::RepeatedUploadAddsPrekeys) {
             // Each upload looks like a new one.
             let shift = {
@@ -267,10 +279,10 @@ impl KeyDirectory for FaultyDirectory {
 
     async fn device(&self, device: InstallationId) -> Result<DeviceKeys> {
         let keys = self.keys.device(device).await?;
-        Ok(if self.has(DirectoryFault::IncarnationStays) {
-            DeviceKeys { incarnation: 0, ..keys }
-        } else {
-            keys
+        Ok(match self.fault {
+            Some(DirectoryFault::IncarnationStays) => DeviceKeys { incarnation: 0, ..keys },
+            Some(DirectoryFault::HighestPrekeyIdForgotten) => DeviceKeys { uploaded_through: 0, ..keys },
+            _ => keys,
         })
     }
 

@@ -50,7 +50,7 @@ pub mod client_frame {
 pub struct ServerFrame {
     #[prost(
         oneof = "server_frame::Frame",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16"
     )]
     pub frame: ::core::option::Option<server_frame::Frame>,
 }
@@ -103,6 +103,9 @@ pub mod server_frame {
         /// The server has few one-time prekeys of this device.
         #[prost(message, tag = "15")]
         PrekeysLow(super::PrekeysLow),
+        /// Answers a Register with `link`: another device can find the offer now.
+        #[prost(message, tag = "16")]
+        LinkOffered(super::LinkOffered),
     }
 }
 /// Sent immediately after the upgrade.
@@ -117,6 +120,9 @@ pub struct Challenge {
     /// Highest wire version that the server supports.
     #[prost(uint32, tag = "3")]
     pub max_version: u32,
+    /// The server's clock.
+    #[prost(uint64, tag = "4")]
+    pub server_time: u64,
 }
 /// Authenticates the user (token) and the device (signature).
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -148,7 +154,7 @@ pub struct Hello {
     pub authority: ::prost::alloc::string::String,
 }
 /// Registers an account, or offers a device for linking.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Register {
     /// The account's token; may be empty where the server has open registration.
     #[prost(string, tag = "1")]
@@ -167,6 +173,9 @@ pub struct Register {
     /// Set by a device that waits to be linked; the other fields are then unused.
     #[prost(message, optional, tag = "5")]
     pub link: ::core::option::Option<LinkOffer>,
+    /// The first prekeys of the devices of the list.
+    #[prost(message, repeated, tag = "6")]
+    pub prekeys: ::prost::alloc::vec::Vec<FirstPrekeys>,
 }
 /// Answers Register.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -188,6 +197,9 @@ pub struct LinkOffer {
     #[prost(bytes = "bytes", tag = "2")]
     pub offer: ::prost::bytes::Bytes,
 }
+/// The offer of a device that waits to be linked is in place.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LinkOffered {}
 /// The answer of the approving device.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LinkAnswer {
@@ -503,7 +515,7 @@ pub struct Request {
     /// Chosen by the device; not 0; unique on the connection.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "request::Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
+    #[prost(oneof = "request::Body", tags = "2, 3, 14, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
     pub body: ::core::option::Option<request::Body>,
 }
 /// Nested message and enum types in `Request`.
@@ -517,8 +529,8 @@ pub mod request {
         #[prost(message, tag = "3")]
         FetchLists(super::FetchLists),
         /// Stores a new version of the user's own device list.
-        #[prost(message, tag = "4")]
-        PutList(super::SignedDeviceList),
+        #[prost(message, tag = "14")]
+        PutList(super::PutList),
         /// Uploads prekeys of this device.
         #[prost(message, tag = "5")]
         Upload(super::Prekeys),
@@ -580,6 +592,26 @@ pub struct SignedDeviceList {
     #[prost(bytes = "bytes", tag = "3")]
     pub signature: ::prost::bytes::Bytes,
 }
+/// Stores a new version of the user's own device list, with the first prekeys of each device that it adds.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PutList {
+    #[prost(message, optional, tag = "1")]
+    pub list: ::core::option::Option<SignedDeviceList>,
+    #[prost(message, repeated, tag = "2")]
+    pub prekeys: ::prost::alloc::vec::Vec<FirstPrekeys>,
+}
+/// The signed part of the first prekeys of a device. It is stored before the list that names the device.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirstPrekeys {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub installation: ::prost::bytes::Bytes,
+    /// As in Prekeys.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub signed: ::prost::bytes::Bytes,
+    /// As in Prekeys.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub signature: ::prost::bytes::Bytes,
+}
 /// One version of a user's device list.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DeviceList {
@@ -610,6 +642,10 @@ pub struct DeviceEntry {
     /// Identity key of the device's encryption suite; opaque to the server.
     #[prost(bytes = "bytes", tag = "3")]
     pub suite_key: ::prost::bytes::Bytes,
+    /// A device that has not uploaded prekeys itself by this time has not completed its linking: the server neither opens
+    /// a session for it nor returns its bundle. 0: no limit.
+    #[prost(uint64, tag = "4")]
+    pub activate_by: u64,
 }
 /// A prekey upload of this device.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -757,6 +793,9 @@ pub struct Response {
     /// FetchDelivered: the highest seq that a device of another user acknowledged.
     #[prost(uint64, tag = "10")]
     pub delivered: u64,
+    /// FetchLists of the own user: the devices that have not uploaded prekeys themselves.
+    #[prost(bytes = "bytes", repeated, tag = "12")]
+    pub inactive: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 /// The highest seq this user has read.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -954,12 +993,14 @@ pub enum EmptyReason {
     Unspecified = 0,
     /// The sender skipped it.
     Skip = 1,
-    /// Retention or quota removed it before this device read it.
+    /// Retention removed it before this device read it.
     Expired = 2,
     /// It could not be applied.
     Poison = 3,
     /// The sender could not encrypt the message for this device.
     Excluded = 4,
+    /// The inbox of this device was full.
+    Quota = 5,
 }
 impl EmptyReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -973,6 +1014,7 @@ impl EmptyReason {
             Self::Expired => "EMPTY_REASON_EXPIRED",
             Self::Poison => "EMPTY_REASON_POISON",
             Self::Excluded => "EMPTY_REASON_EXCLUDED",
+            Self::Quota => "EMPTY_REASON_QUOTA",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -983,6 +1025,7 @@ impl EmptyReason {
             "EMPTY_REASON_EXPIRED" => Some(Self::Expired),
             "EMPTY_REASON_POISON" => Some(Self::Poison),
             "EMPTY_REASON_EXCLUDED" => Some(Self::Excluded),
+            "EMPTY_REASON_QUOTA" => Some(Self::Quota),
             _ => None,
         }
     }

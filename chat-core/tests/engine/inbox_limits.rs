@@ -1,0 +1,78 @@
+//! Limits of an inbox: strangers, contacts, and devices that are full.
+
+use chat_core::backend::CursorFilter;
+use chat_core::limits::INBOX_BYTES;
+
+use super::*;
+
+#[test]
+fn strangers_share_a_part_of_an_inbox_and_contacts_have_the_rest() {
+    let (engine, _clock) = engine(Rates::OFF);
+    let [mut alice, bob, mut eve] = talkers(&engine);
+    let fill = |from: &mut User| loop {
+        if let Some(refusal) = from.publish(&engine, &bob, 64 * 1024) {
+            return refusal;
+        }
+        work(&engine);
+        assert!(from.sent < 2000, "about a thousand messages fill 64 MiB");
+    };
+    assert_eq!(fill(&mut eve), Refusal::Quota, "a stranger");
+    assert!((90..120).contains(&eve.sent), "{} of her messages fill a tenth", eve.sent);
+    assert!(matches!(fill(&mut alice), Refusal::Throttled(_)), "a contact sends it again later");
+    assert!((900..1000).contains(&alice.sent), "{} messages of a contact fill the rest", alice.sent);
+    let number = alice.number(&bob);
+    assert_eq!(ready(skip(&engine, alice.device(), number)), None, "a skip does not wait");
+}
+
+#[test]
+fn full_device_gets_a_gap_and_the_others_the_message() {
+    let clock = Arc::new(ManualClock::default());
+    clock.set_us(START_US);
+    let backends = Backends { router: Arc::new(MemoryRouter::new(4, clock.clone())), ..Backends::memory() };
+    let store = backends.store.clone();
+    let engine =
+        Engine::new(backends, EngineSettings { rates: Rates::OFF, ..EngineSettings::default() }, clock);
+    let [mut alice, mut bob, _] = talkers(&engine);
+    let key = SigningKey::from_bytes(&[77; 32]);
+    let tablet =
+        DeviceEntry::new(DeviceId::new(2).unwrap(), key.verifying_key().to_bytes(), vec![77; 33].into());
+    let (phone, tablet, prekeys) = (bob.device(), tablet, first_prekeys(&key));
+    let devices = [bob.list.list().devices.clone(), vec![tablet.clone()]].concat();
+    bob.list = sign(&bob.account, &DeviceList::next(&bob.list, 1, devices));
+    let put = Request::PutList(bob.list.clone(), vec![prekeys]);
+    assert!(ready(engine.respond(phone, put)).is_ok());
+    let inbox = |device| ready(store.inbox(device, InboxPosition::START, PageLimit::MAX)).unwrap();
+    // The tablet is off. The phone reads everything.
+    let mut send = |size| {
+        let mut publish = alice.next(&bob, size);
+        publish.boxes = [phone.installation, tablet.installation()]
+            .map(|installation| DeviceBox { installation, data: Bytes::from_static(b"box") })
+            .into();
+        assert_eq!(alice.send(&engine, publish), None, "message {}", alice.sent);
+        work(&engine);
+        assert!(alice.sent < 2000, "the tablet is never full");
+    };
+    let last = loop {
+        send(64 * 1024);
+        let row = inbox(phone.installation).pop().unwrap();
+        assert!(matches!(row.content, RowContent::Message { .. }));
+        let acks = [AckUpTo { conversation: row.conversation, seq: row.seq }];
+        ready(engine.ack(phone.installation, 1, &acks)).unwrap();
+        let device = ready(store.device(tablet.installation(), CursorFilter::No)).unwrap();
+        if device.waiting_bytes > INBOX_BYTES {
+            break row.seq + 1;
+        }
+    };
+    send(10);
+    assert!(matches!(inbox(phone.installation)[0].content, RowContent::Message { .. }));
+    let mut position = InboxPosition::START;
+    let mut rows = Vec::new();
+    loop {
+        let page = ready(store.inbox(tablet.installation(), position, PageLimit::MAX)).unwrap();
+        let Some(end) = page.last() else { break };
+        position = end.position();
+        rows.extend(page);
+    }
+    let row = rows.pop().unwrap();
+    assert_eq!(row.content, RowContent::Empty { reason: EmptyReason::Quota, from: last });
+}
