@@ -647,6 +647,7 @@ impl Driver {
             Ephemeral::Stopped(Stopped::Version) => self.stand(|state| state.stopped(Event::UpdateRequired)),
             Ephemeral::Stopped(_) => self.stand(|state| state.stopped(Event::Superseded)),
             Ephemeral::Throttled(wait) => self.throttled(wait),
+            Ephemeral::Slow => self.pass(Event::Slow),
             Ephemeral::Typing(conversation, user) => {
                 self.pass(Event::Typing { conversation, user: self.store.user(user)? });
             }

@@ -103,6 +103,9 @@ pub enum Event {
     /// The clock of this device and the server's differ by 10 minutes or more. The client uses the server's time.
     /// `ahead_ms` is the device's time minus the server's. Transient.
     ClockWrong { ahead_ms: i64 },
+    /// The link or the server is slow: a message has waited for 5 seconds for its answer, or the waiting messages have not
+    /// all arrived. They arrive as fast as the link allows. At most once in a connection. Transient.
+    Slow,
     /// A session with this device of a user began without a one-time prekey, because none was left or too many were
     /// claimed. Until the device answers, a later theft of its keys reveals the messages of this session. Transient.
     SessionDegraded { user: User, device: DeviceId },

@@ -42,7 +42,7 @@ use crate::model::envelope::{AckUpTo, InboxRow};
 use crate::model::id::{
     ConversationId, DeviceAddress, Handle, Incarnation, InstallationId, MessageId, StoreEpoch, UserId,
 };
-use crate::model::limits::HEARTBEAT_MS;
+use crate::model::limits::{HEARTBEAT_MS, MIN_BYTES_PER_SECOND};
 use crate::model::rng::Rng;
 use crate::model::time::Instant;
 use crate::mutant::Mutant;
@@ -51,6 +51,12 @@ use crate::mutant::Mutant;
 const SEND_WINDOW: usize = 256;
 /// Milliseconds without an answer after which a publish or a request is sent again.
 const RETRY_MS: u64 = 10_000;
+
+/// Returns the milliseconds after which a frame is sent again, if this many bytes must be sent until its answer: a slow
+/// link takes its time.
+const fn retry_ms(bytes: usize) -> u64 {
+    RETRY_MS + bytes as u64 * 1000 / MIN_BYTES_PER_SECOND
+}
 /// One day in milliseconds: the minimum time between two automatic incarnations, and the unit of the age
 /// limit of prekeys.
 const DAY_MS: u64 = 24 * 3600 * 1000;
@@ -108,6 +114,8 @@ pub struct Replica {
     /// Each row is opened in a transaction of its own, until the device has caught up.
     isolate_rows: bool,
     caught_up: bool,
+    /// A slow link was reported for this connection.
+    slow: bool,
     /// Since this replica was created, the server has answered whether it stores acks that the local store
     /// lacks.
     looked_back: bool,
@@ -223,6 +231,7 @@ impl Replica {
             isolate_rows: snapshot.isolate_rows,
             caught_up: false,
             looked_back: false,
+            slow: false,
             catch_up_at: None,
             deferred: Vec::new(),
             mailbox: Mailbox::new(snapshot.unasked),
@@ -320,6 +329,7 @@ impl Replica {
                 let fixed = [heartbeat, heard.after(2 * HEARTBEAT_MS + RETRY_MS)];
                 let listless = self.listless.values().copied();
                 let asks = self.mailbox.deadline();
+                let fixed = fixed.into_iter().chain(self.slow_at());
                 waits.chain(requests).chain(fixed).chain(listless).chain(asks).chain(self.catch_up_at).min()
             }
         }
@@ -477,11 +487,19 @@ impl Replica {
                     self.looking_up.entry(*user).or_insert(self.rows_in);
                 }
             }
-            self.requests.insert(self.last_request, (purpose, request.clone(), now.after(RETRY_MS)));
+            let retry_at = now.after(retry_ms(self.unanswered_bytes() + request.size()));
+            self.requests.insert(self.last_request, (purpose, request.clone(), retry_at));
             out.push(Output::Send(ClientFrame::Request(self.last_request, request)));
         } else if let Purpose::Application(token) = purpose {
             out.push(Output::Answer(token, Err(crate::model::envelope::Refusal::Retry(0))));
         }
+    }
+
+    /// Returns the approximate size of the frames that are sent on this connection and not answered, in bytes.
+    fn unanswered_bytes(&self) -> usize {
+        let requests = self.requests.values().map(|(_, request, _)| request.size());
+        let sent = self.conversations.values().flat_map(|known| known.queue.iter().take(known.sent));
+        requests.chain(sent.map(Entry::size)).sum()
     }
 
     /// Schedules a request for a later time. It is dropped if the connection ends first.

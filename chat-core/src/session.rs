@@ -25,7 +25,9 @@ use crate::model::client_frame::ClientFrame;
 use crate::model::close_reason::CloseReason;
 use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow, Refusal, RowContent, Subject};
 use crate::model::id::{ConversationId, DeviceAddress, Seq, UserId};
-use crate::model::limits::{GREETING_MS, HEARTBEAT_MS, IDLE_MS, PAGE_BYTES, WINDOW_BYTES, WINDOW_ROWS};
+use crate::model::limits::{
+    GREETING_MS, HEARTBEAT_MS, IDLE_MS, MIN_BYTES_PER_SECOND, PAGE_BYTES, WINDOW_BYTES, WINDOW_ROWS,
+};
 use crate::model::server_frame::{ServerFrame, Welcome};
 use crate::model::session_event::{Hint, SessionEvent};
 use crate::model::time::Instant;
@@ -78,6 +80,10 @@ pub struct Session {
     epoch: Option<crate::model::id::StoreEpoch>,
     flights: BTreeMap<(ConversationId, Seq), Flight>,
     flying_bytes: usize,
+    /// Maximum number of bytes in flight. It follows the speed of the device: its link may be slow.
+    window: usize,
+    /// When the device last acknowledged a row.
+    landed: Instant,
     announced: bool,
     /// Consecutive redeliveries without any acknowledged row.
     loops: u32,
@@ -109,6 +115,13 @@ const TYPING_MS: u64 = 3000;
 /// Maximum number of conversations whose ephemeral frames are limited at once. Frames of further
 /// conversations are dropped.
 const MAX_PACED: usize = 256;
+/// Bytes in flight to a device whose speed is not known yet.
+const START_WINDOW: usize = 64 * 1024;
+/// Lower bound of the bytes in flight.
+const MIN_WINDOW: usize = 16 * 1024;
+/// Rows that are acknowledged sooner than this many milliseconds widen the window; later than `SLOW_MS` they narrow it.
+const FAST_MS: u64 = 1000;
+const SLOW_MS: u64 = 3000;
 /// Milliseconds for which a draining session waits for answers.
 const DRAIN_MS: u64 = 5000;
 
@@ -124,6 +137,8 @@ impl Session {
             epoch: None,
             flights: BTreeMap::new(),
             flying_bytes: 0,
+            window: START_WINDOW,
+            landed: now,
             announced: false,
             loops: 0,
             catch_ups: 0,
@@ -191,7 +206,7 @@ impl Session {
             Input::Linking => self.phase = Phase::Linking,
             Input::Events(events) => self.events(now, events, out),
             Input::Lagged => self.lagged(now, out),
-            Input::Page(asked, rows) => self.page(now, asked, rows, out),
+            Input::Page(asked, limit, rows) => self.page(now, asked, limit, rows, out),
             Input::PageFailed => {
                 self.acks.acked(out);
                 // The rows stay in the inbox; the next heartbeat reads it again.
@@ -318,11 +333,11 @@ impl Session {
     // ---- the inbox -----------------------------------------------------------------------------------
 
     fn has_room(&self) -> bool {
-        self.flights.len() < WINDOW_ROWS && self.flying_bytes < WINDOW_BYTES
+        self.flights.len() < WINDOW_ROWS && self.flying_bytes < self.window
     }
 
     fn half_empty(&self) -> bool {
-        self.flights.len() <= WINDOW_ROWS / 2 && self.flying_bytes <= WINDOW_BYTES / 2
+        self.flights.len() <= WINDOW_ROWS / 2 && self.flying_bytes <= self.window / 2
     }
 
     fn read_from(&mut self, after: InboxPosition, out: &mut Vec<Output>) {
@@ -333,7 +348,42 @@ impl Session {
     /// Requests a page. Flushes the acks first, so that acknowledged rows are not read again.
     fn read_page(&mut self, after: InboxPosition, out: &mut Vec<Output>) {
         self.acks.flush_acks(out);
-        out.push(Output::Read(after));
+        out.push(Output::Read(after, self.page_limit()));
+    }
+
+    /// Returns the size of the next page: no more than the device can take soon.
+    fn page_limit(&self) -> PageLimit {
+        PageLimit { bytes: self.window.min(PAGE_BYTES), ..PageLimit::MAX }
+    }
+
+    /// Returns the size of a frame: a part of the window, so that a device acknowledges while others are on their way.
+    fn frame_bytes(&self) -> usize {
+        (self.window / 4).clamp(MIN_WINDOW, PAGE_BYTES)
+    }
+
+    /// Sends rows, in frames of limited size.
+    fn deliver(&self, rows: Vec<InboxRow>, out: &mut Vec<Output>) {
+        let (mut frame, mut bytes) = (Vec::new(), 0);
+        for row in rows {
+            bytes += row.size();
+            frame.push(row);
+            if bytes >= self.frame_bytes() {
+                bytes = 0;
+                out.push(Output::Send(ServerFrame::Deliver(std::mem::take(&mut frame), false)));
+            }
+        }
+        if !frame.is_empty() {
+            out.push(Output::Send(ServerFrame::Deliver(frame, false)));
+        }
+    }
+
+    /// Adapts the window to the time that rows of this size took to be acknowledged.
+    fn adapt(&mut self, bytes: usize, took_ms: u64) {
+        if took_ms < FAST_MS {
+            self.window = self.window.saturating_add(bytes).min(WINDOW_BYTES);
+        } else if took_ms > SLOW_MS {
+            self.window = (self.window / 2).max(MIN_WINDOW);
+        }
     }
 
     /// Forgets the rows in flight and sends everything unacknowledged again.
@@ -352,7 +402,14 @@ impl Session {
         }
     }
 
-    fn page(&mut self, now: Instant, asked: InboxPosition, rows: Vec<InboxRow>, out: &mut Vec<Output>) {
+    fn page(
+        &mut self,
+        now: Instant,
+        asked: InboxPosition,
+        limit: PageLimit,
+        rows: Vec<InboxRow>,
+        out: &mut Vec<Output>,
+    ) {
         // The driver applied all acks before it read the page.
         self.acks.acked(out);
         let Phase::Behind { mut after, dropped, reading: true } = self.phase else {
@@ -361,7 +418,7 @@ impl Session {
         if after != asked {
             return;
         }
-        let more = PageLimit::MAX.is_reached(&rows);
+        let more = limit.is_reached(&rows);
         let oldest_flies = |row: &InboxRow| self.flights.contains_key(&(row.conversation, row.seq));
         if asked == InboxPosition::START && !self.has_room() && !rows.first().is_some_and(oldest_flies) {
             // The rows that fill the window are later than a row that was missed, and the device does not
@@ -384,9 +441,7 @@ impl Session {
                 after = row.position();
             }
         }
-        if !fresh.is_empty() {
-            out.push(Output::Send(ServerFrame::Deliver(fresh, false)));
-        }
+        self.deliver(fresh, out);
         if full {
             self.phase = Phase::Behind { after, reading: false, dropped };
         } else if more {
@@ -427,25 +482,17 @@ impl Session {
 
     fn events(&mut self, now: Instant, events: Vec<SessionEvent>, out: &mut Vec<Output>) {
         let mut rows = Vec::new();
-        let mut bytes = 0;
         for event in events {
             match event {
                 SessionEvent::Row(row) => {
                     if self.take_push(now, out) {
                         self.fly(now, &row, !matches!(row.content, RowContent::Message { .. }));
-                        bytes += row.size();
                         rows.push(row);
-                        if bytes >= PAGE_BYTES {
-                            bytes = 0;
-                            out.push(Output::Send(ServerFrame::Deliver(std::mem::take(&mut rows), false)));
-                        }
                     }
                 }
                 SessionEvent::Own(stored, time_us) => {
                     // `Stored` is the fast path of the device's own row. Earlier rows go out first.
-                    if !rows.is_empty() {
-                        out.push(Output::Send(ServerFrame::Deliver(std::mem::take(&mut rows), false)));
-                    }
+                    self.deliver(std::mem::take(&mut rows), out);
                     self.pending = self.pending.saturating_sub(1);
                     out.push(Output::Send(ServerFrame::Stored(stored)));
                     let mailbox =
@@ -479,9 +526,7 @@ impl Session {
                 SessionEvent::Lagged => {}
             }
         }
-        if !rows.is_empty() {
-            out.push(Output::Send(ServerFrame::Deliver(rows, false)));
-        }
+        self.deliver(rows, out);
     }
 
     /// Returns whether a live event may go out now. If not, the session falls behind and reads the row later.
@@ -515,15 +560,18 @@ impl Session {
         for ack in acks {
             let range = (ack.conversation, 0)..=(ack.conversation, ack.seq);
             let landed: Vec<_> = self.flights.range(range).map(|(key, _)| *key).collect();
-            let mut of_others = false;
+            let (mut of_others, mut bytes, mut took_ms) = (false, 0, 0);
             for key in &landed {
                 if let Some(flight) = self.flights.remove(key) {
                     self.flying_bytes -= flight.bytes;
+                    bytes += flight.bytes;
+                    took_ms = took_ms.max(now.since(flight.sent).as_millis() as u64);
                     of_others |= !flight.silent;
                 }
             }
             if !landed.is_empty() {
-                self.loops = 0;
+                (self.loops, self.landed) = (0, now);
+                self.adapt(bytes, took_ms);
             }
             self.acks.ack(*ack, of_others && !Mutant::TrimOnPush.is_active());
         }
@@ -534,8 +582,10 @@ impl Session {
     fn heartbeat(&mut self, now: Instant, out: &mut Vec<Output>) {
         self.catch_ups = 0;
         out.push(Output::Beat);
-        let oldest = self.flights.values().map(|flight| flight.sent).min();
-        if oldest.is_some_and(|sent| now.since(sent).as_millis() as u64 >= HEARTBEAT_MS) {
+        // The rows are lost if the device acknowledges none for longer than the slowest link takes.
+        let patience_ms = HEARTBEAT_MS + self.flying_bytes as u64 * 1000 / MIN_BYTES_PER_SECOND;
+        let oldest = self.flights.values().map(|flight| flight.sent.max(self.landed)).min();
+        if oldest.is_some_and(|since| now.since(since).as_millis() as u64 >= patience_ms) {
             self.loops += 1;
             if self.loops > MAX_LOOPS {
                 return self.close(CloseReason::Loop, 0, out);

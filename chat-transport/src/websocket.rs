@@ -2,9 +2,9 @@
 //!
 //! `tungstenite` parses the frame header. This module sets the policy, because the `tungstenite` stream joins
 //! fragments without counting them, and that cannot be turned off. Here a message has at most 64 fragments, which
-//! arrive within 10 s and fit the limit of a message together; the first message of a peer is one frame. Text,
+//! fit the limit of a message together and arrive within 10 s, and 1 s more for each KiB; the first message of a peer is one frame. Text,
 //! reserved bits, unmasked client frames and messages over the limit end the connection with the code that
-//! `docs/wire.md` lists. An idle connection releases its large buffers.
+//! `docs/wire.md` lists. Time limits measure progress, so that a slow link is not taken for a dead one. An idle connection releases its large buffers.
 
 use std::io;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Buf, Bytes, BytesMut};
 use chat_core::backend::Transport;
+use chat_core::limits::MIN_BYTES_PER_SECOND;
 use chat_core::wire::CloseReason;
 use chat_core::{Error, ErrorKind, Result};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -27,9 +28,10 @@ pub enum Role {
     Server,
 }
 
-/// Time limit for the rest of a frame after its first byte.
+/// Time limit for the rest of a message after its first byte, in addition to a second for each
+/// `MIN_BYTES_PER_SECOND` that arrived.
 const FRAME_TIME: Duration = Duration::from_secs(10);
-/// Time limit for the peer to accept written bytes.
+/// Time limit for the peer to accept some written bytes.
 const WRITE_TIME: Duration = Duration::from_secs(10);
 /// Time limit for a closing handshake.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
@@ -270,11 +272,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
         let missing = self.header.as_ref().map_or(0, |(_, length)| length.saturating_sub(self.buffer.len()));
         self.buffer.reserve(missing.clamp(512, 64 * 1024));
         let started = self.message_started();
+        let arrived = self.fragments.as_ref().map_or(0, |known| known.joined.len()) + self.buffer.len();
+        let progress = Duration::from_millis(arrived as u64 * 1000 / MIN_BYTES_PER_SECOND);
         let read = self.io.read_buf(&mut self.buffer);
         // A connection may be idle between frames, but the rest of a started frame has a time limit.
         match started {
             None => read.await.map_err(lost),
-            Some(started) => match tokio::time::timeout_at(started + FRAME_TIME, read).await {
+            Some(started) => match tokio::time::timeout_at(started + FRAME_TIME + progress, read).await {
                 Ok(read) => read.map_err(lost),
                 Err(_) => {
                     self.verdict = Some(1008);
@@ -338,17 +342,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
     }
 
     async fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let write = async {
-            self.io.write_all(bytes).await?;
-            self.io.flush().await
-        };
-        match timeout(WRITE_TIME, write).await {
-            Ok(written) => written.map_err(lost),
-            Err(_) => {
-                self.verdict = Some(CloseReason::Slow.code());
-                Err(Error::new(ErrorKind::Closed, "the peer did not read in time"))
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match timeout(WRITE_TIME, self.io.write(rest)).await {
+                Ok(Ok(n)) if n > 0 => rest = &rest[n..],
+                Ok(Ok(_)) => return Err(Error::new(ErrorKind::Closed, "the connection was lost")),
+                Ok(Err(error)) => return Err(lost(error)),
+                Err(_) => return Err(self.too_slow()),
             }
         }
+        timeout(WRITE_TIME, self.io.flush()).await.map_err(|_| self.too_slow())?.map_err(lost)
+    }
+
+    const fn too_slow(&mut self) -> Error {
+        self.verdict = Some(CloseReason::Slow.code());
+        Error::new(ErrorKind::Closed, "the peer did not read in time")
     }
 }
 

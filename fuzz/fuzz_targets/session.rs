@@ -3,6 +3,7 @@
 #![no_main]
 
 use bytes::Bytes;
+use chat_core::backend::PageLimit;
 use chat_core::delivery::SessionEvent;
 use chat_core::envelope::{EmptyReason, InboxRow, InboxPosition, RowContent, Stored, Durability};
 use chat_core::limits::WINDOW_ROWS;
@@ -25,7 +26,7 @@ fuzz_target!(|data: &[u8]| {
     };
     let mut now = Instant::from_millis(0);
     let mut session = Session::new(now);
-    let mut asked = InboxPosition::START;
+    let (mut asked, mut limit) = (InboxPosition::START, PageLimit::MAX);
     let mut seq = 0;
     let mut closed = false;
     let mut on_the_way = 0_usize;
@@ -42,8 +43,8 @@ fuzz_target!(|data: &[u8]| {
                 seq += 1;
                 Input::Events(vec![SessionEvent::Row(row(seq)); n as usize % 4])
             }
-            2 => Input::Page(asked, (seq + 1..=seq + n).map(row).collect()),
-            3 => Input::Page(asked, Vec::new()),
+            2 => Input::Page(asked, limit, (seq + 1..=seq + n).map(row).collect()),
+            3 => Input::Page(asked, limit, Vec::new()),
             4 => Input::Lagged,
             5 => Input::Tick,
             6 => {
@@ -70,7 +71,7 @@ fuzz_target!(|data: &[u8]| {
         assert!(!closed || out.is_empty(), "the session produced output after it closed");
         for output in out {
             match output {
-                Output::Read(after) => asked = after,
+                Output::Read(after, next) => (asked, limit) = (after, next),
                 Output::Close(_) => closed = true,
                 Output::Send(ServerFrame::Deliver(rows, _)) => on_the_way += rows.len(),
                 _ => {}

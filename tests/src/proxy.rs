@@ -1,4 +1,4 @@
-//! A TCP proxy that records the bytes that it forwards.
+//! A TCP proxy that records the bytes that it forwards, or forwards them slowly.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -36,6 +36,39 @@ impl Proxy {
     pub fn seen(&self) -> Vec<u8> {
         self.seen.lock().unwrap().clone()
     }
+}
+
+/// Starts a proxy that forwards at most `down` bytes per second to clients and `up` to the server. Returns its port.
+pub fn start_slow(to: u16, down: usize, up: usize) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let Ok(server) = TcpStream::connect(("127.0.0.1", to)) else {
+                continue;
+            };
+            for (from, into, rate) in [(&client, &server, up), (&server, &client, down)] {
+                // Without small buffers the kernel takes seconds of traffic at once.
+                let _ = rustix::net::sockopt::set_socket_recv_buffer_size(from, 4096);
+                let (from, into) = (from.try_clone().unwrap(), into.try_clone().unwrap());
+                std::thread::spawn(move || pass_slowly(from, into, rate));
+            }
+        }
+    });
+    port
+}
+
+fn pass_slowly(mut from: TcpStream, mut into: TcpStream, rate: usize) {
+    const PIECES: usize = 20;
+    let mut buffer = vec![0; (rate / PIECES).max(1)];
+    while let Ok(n) = from.read(&mut buffer) {
+        if n == 0 || into.write_all(&buffer[..n]).is_err() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_secs_f64(n as f64 / rate as f64));
+    }
+    let _ = into.shutdown(std::net::Shutdown::Write);
+    let _ = from.shutdown(std::net::Shutdown::Read);
 }
 
 /// Forwards bytes of one direction. Client frames are masked, so they are recorded both masked and unmasked.

@@ -79,6 +79,7 @@ fn value(event: &Event) -> Value {
         Event::DeviceExcluded { user, device } => {
             json!({"event": "device_excluded", "user": user.to_string(), "device": device.get()})
         }
+        Event::Slow => json!({"event": "slow"}),
         Event::ClockWrong { ahead_ms } => json!({"event": "clock_wrong", "ahead_ms": ahead_ms}),
         Event::SessionDegraded { user, device } => {
             json!({"event": "session_degraded", "user": user.to_string(), "device": device.get()})

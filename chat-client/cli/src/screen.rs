@@ -166,6 +166,7 @@ impl Screen {
                 let notice = format!("device {} of {user} cannot receive messages now", device.get());
                 self.notice(user, notice);
             }
+            Event::Slow => self.note = "the link is slow: messages arrive late".into(),
             Event::ClockWrong { ahead_ms } => {
                 let (minutes, way) =
                     (ahead_ms.unsigned_abs() / 60_000, if *ahead_ms > 0 { "ahead" } else { "behind" });

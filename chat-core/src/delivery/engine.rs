@@ -480,8 +480,13 @@ impl Engine {
     ///
     /// # Errors
     /// As [`MessageStore::inbox`](crate::backend::MessageStore::inbox).
-    pub async fn inbox(&self, device: InstallationId, after: InboxPosition) -> Result<Vec<InboxRow>> {
-        self.backends.store.inbox(device, after, PageLimit::MAX).await
+    pub async fn inbox(
+        &self,
+        device: InstallationId,
+        after: InboxPosition,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
+        self.backends.store.inbox(device, after, limit).await
     }
 
     /// Removes inbox rows that are older than the retention time, in pieces. Returns the number of rows

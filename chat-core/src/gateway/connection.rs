@@ -323,13 +323,13 @@ impl Connection {
                 Some(answer)
             }
             Output::Register(registration) => self.register(*registration).await,
-            Output::Read(after) => {
+            Output::Read(after, limit) => {
                 // Acknowledged rows must not be read again.
                 if self.finish_acks().await {
                     return Some(Input::Acked { too_high: true });
                 }
-                Some(match engine.inbox(device?.installation, after).await {
-                    Ok(rows) => Input::Page(after, rows),
+                Some(match engine.inbox(device?.installation, after, limit).await {
+                    Ok(rows) => Input::Page(after, limit, rows),
                     Err(_) => Input::PageFailed,
                 })
             }

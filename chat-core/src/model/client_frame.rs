@@ -89,6 +89,18 @@ pub enum Request {
     Delivered(ConversationId),
 }
 
+impl Request {
+    /// Returns the approximate size of the request on the wire, in bytes.
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Upload(upload) => {
+                upload.signed.len() + upload.one_time.iter().map(|key| key.data.len() + 16).sum::<usize>()
+            }
+            _ => 64,
+        }
+    }
+}
+
 /// A frame from a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -67,6 +67,14 @@ pub struct Publish {
     pub sent_at: u64,
 }
 
+impl Publish {
+    /// Returns the approximate size of the message on the wire, in bytes.
+    pub fn size(&self) -> usize {
+        let boxes = self.boxes.iter().map(|one| one.data.len() + 24);
+        128 + 24 * self.audience.len() + self.body.len() + boxes.sum::<usize>()
+    }
+}
+
 /// A message of a conversation, as stored in history.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Message {

@@ -21,6 +21,8 @@ pub const MAX_BOXES: usize = MAX_AUDIENCE * MAX_DEVICES;
 pub const WINDOW_ROWS: usize = 256;
 /// Maximum number of bytes in flight to a device: sent and not acknowledged.
 pub const WINDOW_BYTES: usize = 1024 * 1024;
+/// Bytes per second of the slowest link that is supported: time limits of transfers grow with their size.
+pub const MIN_BYTES_PER_SECOND: u64 = 1024;
 /// Maximum number of rows in one page of an inbox or a history.
 pub const PAGE_ROWS: usize = 200;
 /// Maximum number of bytes in one page of an inbox or a history.

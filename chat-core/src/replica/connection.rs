@@ -22,12 +22,16 @@ const BACKOFF_BASE_MS: u64 = 100;
 const BACKOFF_CAP_MS: u64 = 30_000;
 /// A connection that lasted this many milliseconds resets the backoff.
 const SETTLED_MS: u64 = 5_000;
+/// Milliseconds without an answer after which the link counts as slow.
+const SLOW_MS: u64 = 5000;
 /// Maximum rows that wait, for example for a device list.
 const MAX_ROWS: usize = 2048;
 /// Milliseconds before the replica requests a list again that the server did not return.
 const LISTLESS_MS: u64 = 5000;
 /// One-time prekeys on the server after a device has topped them up.
 const PREKEYS: u32 = 70;
+/// One-time prekeys in one upload: on a slow link, messages have their turn between two uploads.
+const PREKEYS_AT_ONCE: u32 = 25;
 /// Largest lead of a claimed list version over the stored one that the replica believes.
 const MAX_LIST_LEAD: u64 = 1000;
 /// Maximum conversations whose watermarks are exchanged after a reconnect.
@@ -137,6 +141,7 @@ impl Replica {
 
     fn welcome(&mut self, now: Instant, welcome: &Welcome, out: &mut Vec<Output>) {
         out.push(Output::Event(Ephemeral::Connected));
+        self.slow = false;
         self.server_time = (welcome.server_time, now);
         self.prekeys_held = welcome.prekeys;
         self.ask_again(now);
@@ -321,6 +326,9 @@ impl Replica {
                 self.prekeys_held = u32::try_from(answer.prekeys).unwrap_or(u32::MAX);
                 self.prekeys_at = self.server_ms(now);
                 self.changes.push(Change::Prekeys(self.prekeys_at));
+                if self.prekeys_held < PREKEYS {
+                    self.make_prekeys(false, out);
+                }
             }
             Purpose::Cursors => self.cursors(answer.cursors, out),
             Purpose::Missing => {
@@ -432,10 +440,11 @@ impl Replica {
         old && !self.is_asked(&Purpose::Upload)
     }
 
-    /// Requests a new signed prekey, if it is due, and one-time prekeys up to `PREKEYS` on the server.
+    /// Requests a new signed prekey, if it is due, and some of the one-time prekeys that are missing on the server.
     pub(super) fn make_prekeys(&mut self, replace: bool, out: &mut Vec<Output>) {
         let held = if replace { 0 } else { self.prekeys_held };
-        out.push(Output::MakePrekeys { replace, count: PREKEYS.saturating_sub(held) });
+        let count = PREKEYS.saturating_sub(held).min(PREKEYS_AT_ONCE);
+        out.push(Output::MakePrekeys { replace, count });
     }
 
     /// Handles the version that a sender claims, end to end, for its own list. If it is later than the stored
@@ -537,6 +546,10 @@ impl Replica {
                 self.hangup(now, 0, out)
             }
             Phase::Online { heartbeat, .. } => {
+                if self.slow_at().is_some_and(|at| now >= at) {
+                    self.slow = true;
+                    out.push(Output::Event(Ephemeral::Slow));
+                }
                 if now >= heartbeat {
                     if let Phase::Online { heartbeat, .. } = &mut self.phase {
                         *heartbeat = now.after(HEARTBEAT_MS);
@@ -561,6 +574,16 @@ impl Replica {
             }
             _ => {}
         }
+    }
+
+    /// Returns when the link counts as slow: a message waits long for its answer, or the waiting rows for their end.
+    pub(super) fn slow_at(&self) -> Option<Instant> {
+        let Phase::Online { since, .. } = self.phase else { return None };
+        let catches_up = (!self.caught_up).then_some(since);
+        let sent = self.conversations.values().filter(|known| known.sent > 0);
+        let waits = sent.filter_map(|known| known.queue.front().map(|entry| entry.sent_at));
+        let first = waits.chain(catches_up).min().filter(|_| !self.slow);
+        first.map(|at| at.after(SLOW_MS))
     }
 
     fn retry_requests(&mut self, now: Instant, out: &mut Vec<Output>) {

@@ -1,6 +1,5 @@
 use std::collections::{BTreeMap, VecDeque};
 
-use super::RETRY_MS;
 use super::draft::Draft;
 use super::integrity::Chain;
 use super::send::CLAIMS;
@@ -75,7 +74,10 @@ pub(super) struct Entry {
     pub attempted: bool,
     /// Sent as sealed or not at all: it was sealed for an account key that its user no longer has.
     pub bound: bool,
+    /// When it was last sent.
     pub sent_at: Instant,
+    /// When it is sent again without an answer.
+    pub retry_at: Instant,
 }
 
 impl Entry {
@@ -88,6 +90,7 @@ impl Entry {
             attempted: false,
             bound: false,
             sent_at: Instant::default(),
+            retry_at: Instant::default(),
         }
     }
 
@@ -101,6 +104,11 @@ impl Entry {
             bound: snapshot.bound,
             ..Self::from_draft(snapshot.draft)
         }
+    }
+
+    /// Returns the approximate size of its frame, in bytes.
+    pub(super) fn size(&self) -> usize {
+        self.publish.as_ref().map_or(128, Publish::size)
     }
 
     /// Whether the entry can be sent: it is sealed or a skip.
@@ -165,7 +173,7 @@ impl Conversation {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self.wait {
             Wait::Until(at) => Some(at),
-            _ if self.sent > 0 => self.queue.front().map(|entry| entry.sent_at.after(RETRY_MS)),
+            _ if self.sent > 0 => self.queue.front().map(|entry| entry.retry_at),
             _ => None,
         }
     }

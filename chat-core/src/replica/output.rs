@@ -92,6 +92,8 @@ pub enum Ephemeral {
     Throttled(u32),
     /// These devices of a user are excluded from messages for now: no session with them can begin.
     Excluded(UserId, Vec<InstallationId>),
+    /// A message, or the end of the waiting rows, has been waited for unusually long.
+    Slow,
     /// The replica stopped and does not reconnect by itself.
     Stopped(Stopped),
 }

@@ -5,7 +5,7 @@ use super::conversation::{Conversation, Entry, Wait};
 use super::draft::Recipient;
 use super::input::SealFailure;
 use super::output::{Ephemeral, Output};
-use super::{Phase, Purpose, RETRY_MS, Recovery, Replica, SEND_WINDOW};
+use super::{Phase, Purpose, RETRY_MS, Recovery, Replica, SEND_WINDOW, retry_ms};
 use crate::model::client_frame::{ClientFrame, Request};
 use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{Publish, Refusal, SendPosition, Stored};
@@ -266,6 +266,7 @@ impl Replica {
             return;
         }
         let new_ids = Mutant::NewIdOnRetry.is_active();
+        let mut unanswered = self.unanswered_bytes();
         for conversation in self.conversations.values_mut() {
             if matches!(conversation.wait, Wait::Until(_)) {
                 continue;
@@ -289,7 +290,8 @@ impl Replica {
                     _ => break,
                 };
                 entry.attempted = true;
-                entry.sent_at = now;
+                unanswered += entry.size();
+                (entry.sent_at, entry.retry_at) = (now, now.after(retry_ms(unanswered)));
                 conversation.sent += 1;
                 out.push(Output::Send(frame));
             }
@@ -301,8 +303,7 @@ impl Replica {
             match conversation.wait {
                 Wait::Until(at) if now >= at => conversation.wait = Wait::Nothing,
                 Wait::Nothing | Wait::Bundles if conversation.sent > 0 => {
-                    let late =
-                        conversation.queue.front().is_some_and(|entry| now >= entry.sent_at.after(RETRY_MS));
+                    let late = conversation.queue.front().is_some_and(|entry| now >= entry.retry_at);
                     if late {
                         conversation.sent = 0;
                     }

@@ -1,5 +1,6 @@
 //! Inputs and outputs of a [`Session`](super::Session).
 
+use crate::backend::PageLimit;
 use crate::model::client_frame::{ClientFrame, Hello, Registration, Request};
 use crate::model::close_reason::CloseReason;
 use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow, Publish, Refusal, SendPosition, Subject};
@@ -33,8 +34,8 @@ pub enum Input {
     Events(Vec<SessionEvent>),
     /// Some events of the engine were dropped.
     Lagged,
-    /// The requested page: the rows after this position.
-    Page(InboxPosition, Vec<InboxRow>),
+    /// The requested page: the rows after this position, up to this limit.
+    Page(InboxPosition, PageLimit, Vec<InboxRow>),
     /// The requested page could not be read.
     PageFailed,
     /// A publish or skip of this session was refused before the log.
@@ -66,8 +67,8 @@ pub enum Output {
     Authenticate(Box<Hello>),
     /// Register an account and answer, or wait to be linked.
     Register(Box<Registration>),
-    /// Read the page of the inbox after this position.
-    Read(InboxPosition),
+    /// Read the page of the inbox after this position, up to this limit.
+    Read(InboxPosition, PageLimit),
     /// Append a publish to the log of its shard.
     Publish(Publish),
     /// Append a skip to the log of its shard.

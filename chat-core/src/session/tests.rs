@@ -3,6 +3,18 @@ use crate::model::envelope::{Publish, SendPosition};
 use crate::model::id::{DeviceId, InstallationId, MessageId};
 use crate::model::limits::PAGE_ROWS;
 
+/// The limit of a page until the speed of the device is known.
+const LIMIT: PageLimit = PageLimit { bytes: START_WINDOW, ..PageLimit::MAX };
+
+/// Returns the rows of all frames.
+fn delivered(outputs: &[Output]) -> Vec<InboxRow> {
+    let frames = outputs.iter().map(|output| match output {
+        Output::Send(ServerFrame::Deliver(rows, _)) => rows.clone(),
+        _ => Vec::new(),
+    });
+    frames.flatten().collect()
+}
+
 fn live() -> Session {
     opened_until(None)
 }
@@ -45,6 +57,12 @@ fn row(seq: u64) -> InboxRow {
     InboxRow { conversation, seq, time_us: seq, joined: false, content: message() }
 }
 
+/// Returns a row with 4,000 bytes of content.
+fn large_row(seq: u64) -> InboxRow {
+    let content = RowContent::Unknown(vec![0; 4000].into());
+    InboxRow { content, ..row(seq) }
+}
+
 fn said(session: &mut Session, at_ms: u64, input: Input) -> Vec<Output> {
     let mut out = Vec::new();
     session.step(Instant::from_millis(at_ms), input, &mut out);
@@ -71,7 +89,7 @@ fn closes_when_the_token_expires() {
     let session = || {
         let mut session = opened_until(Some(Instant::from_millis(90_000)));
         assert!(!closed(said(&mut session, 60_000, heartbeat())), "the token is valid");
-        said(&mut session, 60_000, Input::Page(InboxPosition::START, Vec::new()));
+        said(&mut session, 60_000, Input::Page(InboxPosition::START, LIMIT, Vec::new()));
         assert_eq!(session.deadline(), Some(Instant::from_millis(90_000)), "before the idle timeout");
         assert!(said(&mut session, 89_999, Input::Tick).is_empty());
         session
@@ -96,7 +114,8 @@ fn acks_are_coalesced_and_flushed_before_a_read_and_at_the_end() {
         let store_epoch = Welcome::example().store_epoch;
         Input::Frame(ClientFrame::Ack { acks: vec![of(seq)], store_epoch, generation })
     };
-    let caught_up = |session: &mut Session| said(session, 0, Input::Page(InboxPosition::START, Vec::new()));
+    let caught_up =
+        |session: &mut Session| said(session, 0, Input::Page(InboxPosition::START, LIMIT, Vec::new()));
     let mut session = live();
     caught_up(&mut session);
     assert!(said(&mut session, 0, ack(1, 7)).is_empty() && said(&mut session, 900, ack(3, 8)).is_empty());
@@ -116,7 +135,7 @@ fn acks_are_coalesced_and_flushed_before_a_read_and_at_the_end() {
     assert!(matches!(&outputs[..], [Output::Ack(acks, 8)] if acks.len() == WINDOW_ROWS + 1));
     said(&mut session, 2000, ack(4, 9));
     let outputs = said(&mut session, 2001, Input::Lagged);
-    assert_eq!(outputs, vec![Output::Ack(vec![of(4)], 9), Output::Read(InboxPosition::START)]);
+    assert_eq!(outputs, vec![Output::Ack(vec![of(4)], 9), Output::Read(InboxPosition::START, LIMIT)]);
     said(&mut session, 2002, ack(5, 10));
     assert_eq!(said(&mut session, 2003, Input::Gone), vec![Output::Ack(vec![of(5)], 10)]);
     let replaced = || Input::Events(vec![SessionEvent::Closed(CloseReason::Replaced)]);
@@ -166,7 +185,7 @@ fn acks_wait_for_earlier_acks_and_receipts_for_their_acks() {
         Input::Frame(ClientFrame::Ack { acks: vec![of(seq)], store_epoch, generation: seq })
     };
     let mut session = live();
-    said(&mut session, 0, Input::Page(InboxPosition::START, Vec::new()));
+    said(&mut session, 0, Input::Page(InboxPosition::START, LIMIT, Vec::new()));
     for seq in [1, 2] {
         let message = InboxRow { conversation, seq, time_us: seq, joined: false, content: message() };
         said(&mut session, 0, Input::Events(vec![SessionEvent::Row(message)]));
@@ -200,7 +219,7 @@ fn first_and_last_of_many_read_watermarks_are_sent() {
 fn a_page_that_is_not_full_is_the_last() {
     let rows = |seqs: std::ops::RangeInclusive<u64>| -> Vec<InboxRow> { seqs.map(row).collect() };
     let deliver = |rows, caught_up| Output::Send(ServerFrame::Deliver(rows, caught_up));
-    let page = |session: &mut Session, after, rows| said(session, 0, Input::Page(after, rows));
+    let page = |session: &mut Session, after, rows| said(session, 0, Input::Page(after, LIMIT, rows));
     let mut session = live();
     assert_eq!(
         page(&mut session, InboxPosition::START, rows(1..=3)),
@@ -210,17 +229,15 @@ fn a_page_that_is_not_full_is_the_last() {
     let full = PAGE_ROWS as u64;
     let (first, next) = (rows(1..=full), row(full).position());
     let mut session = live();
-    assert_eq!(
-        page(&mut session, InboxPosition::START, first.clone()),
-        vec![deliver(first, false), Output::Read(next)]
-    );
+    let outputs = page(&mut session, InboxPosition::START, first.clone());
+    assert_eq!((delivered(&outputs), outputs.last()), (first, Some(&Output::Read(next, LIMIT))));
     assert!(!session.is_live());
     assert_eq!(page(&mut session, next, Vec::new()), vec![deliver(vec![], true)]);
     // A row arrived while the page was read: its position may be before the page.
     let mut session = live();
     said(&mut session, 0, Input::Events(vec![SessionEvent::Row(row(1))]));
     let again = page(&mut session, InboxPosition::START, rows(2..=3));
-    assert_eq!(again, vec![deliver(rows(2..=3), false), Output::Read(InboxPosition::START)]);
+    assert_eq!(again, vec![deliver(rows(2..=3), false), Output::Read(InboxPosition::START, LIMIT)]);
     assert!(!session.is_live());
     let outputs = page(&mut session, InboxPosition::START, rows(1..=3));
     assert_eq!(outputs, vec![deliver(rows(1..=1), false), deliver(vec![], true)]);
@@ -236,27 +253,27 @@ fn a_page_that_is_not_full_is_the_last() {
 #[test]
 fn full_window_does_not_block_earlier_rows() {
     let mut session = live();
-    said(&mut session, 0, Input::Page(InboxPosition::START, Vec::new()));
+    said(&mut session, 0, Input::Page(InboxPosition::START, LIMIT, Vec::new()));
     // The first row had no live event. The later rows fill the window, and the device cannot acknowledge them
     // before it.
     let later = 2..=WINDOW_ROWS as u64 + 1;
     later.for_each(|seq| drop(said(&mut session, 20_000, Input::Events(vec![SessionEvent::Row(row(seq))]))));
     let outputs = said(&mut session, 30_000, Input::Frame(ClientFrame::Heartbeat));
-    assert_eq!(outputs, vec![Output::Beat, Output::Read(InboxPosition::START)]);
+    assert_eq!(outputs, vec![Output::Beat, Output::Read(InboxPosition::START, LIMIT)]);
     let page: Vec<InboxRow> = (1..=PAGE_ROWS as u64).map(row).collect();
-    let outputs = said(&mut session, 30_000, Input::Page(InboxPosition::START, page.clone()));
-    assert_eq!(outputs[0], Output::Send(ServerFrame::Deliver(page.clone(), false)));
+    let outputs = said(&mut session, 30_000, Input::Page(InboxPosition::START, LIMIT, page.clone()));
+    assert_eq!(delivered(&outputs), page);
     // A row in flight is not sent again.
     said(&mut session, 40_000, Input::Lagged);
-    let outputs = said(&mut session, 40_000, Input::Page(InboxPosition::START, page));
+    let outputs = said(&mut session, 40_000, Input::Page(InboxPosition::START, LIMIT, page));
     assert!(!outputs.iter().any(|output| matches!(output, Output::Send(_))), "{outputs:?}");
 }
 
 #[test]
 fn session_rereads_the_inbox_twice_after_a_drop() {
-    let read = || vec![Output::Read(InboxPosition::START)];
+    let read = || vec![Output::Read(InboxPosition::START, LIMIT)];
     let caught_up =
-        |session: &mut Session, at| said(session, at, Input::Page(InboxPosition::START, Vec::new()));
+        |session: &mut Session, at| said(session, at, Input::Page(InboxPosition::START, LIMIT, Vec::new()));
     for input in [Input::Lagged, Input::Frame(ClientFrame::CatchUp)] {
         let mut session = live();
         caught_up(&mut session, 0);
@@ -287,4 +304,63 @@ fn session_rereads_the_inbox_twice_after_a_drop() {
     assert_eq!(said(&mut session, 100, Input::Lagged), read());
     assert_eq!(said(&mut session, 100, Input::PageFailed), vec![]);
     assert_eq!(said(&mut session, 1100, Input::Tick), read());
+}
+
+#[test]
+fn window_follows_the_speed_of_the_device() {
+    let mut session = live();
+    said(&mut session, 0, Input::Page(InboxPosition::START, LIMIT, Vec::new()));
+    let (mut seq, mut now) = (0, 0);
+    // Returns the bytes in flight when no more rows are sent, with a device that takes this long for each window.
+    let mut bytes_in_flight = |session: &mut Session, took_ms| {
+        for _ in 0..12 {
+            let mut sent = 0;
+            while session.has_room() {
+                seq += 1;
+                sent += 1;
+                said(session, now, Input::Events(vec![SessionEvent::Row(large_row(seq))]));
+            }
+            now += took_ms;
+            if sent == 0 {
+                break;
+            }
+            let acks = vec![AckUpTo { conversation: row(1).conversation, seq }];
+            let epoch = session.epoch.unwrap();
+            let frame = ClientFrame::Ack { acks, store_epoch: epoch, generation: 1 };
+            said(session, now, Input::Frame(frame));
+            said(session, now, Input::Acked { too_high: false });
+        }
+        session.window
+    };
+    assert_eq!(bytes_in_flight(&mut session, 10), WINDOW_BYTES, "a fast device");
+    assert_eq!(bytes_in_flight(&mut session, 10_000), MIN_WINDOW, "a slow one");
+    assert_eq!(session.page_limit().bytes, MIN_WINDOW, "its pages are small too");
+    assert_eq!(bytes_in_flight(&mut session, 10), WINDOW_BYTES, "fast again");
+}
+
+#[test]
+fn rows_are_not_sent_again_while_the_device_acknowledges_some() {
+    let mut session = live();
+    said(&mut session, 0, Input::Page(InboxPosition::START, LIMIT, Vec::new()));
+    for seq in 1..=20 {
+        said(&mut session, 0, Input::Events(vec![SessionEvent::Row(large_row(seq))]));
+    }
+    let heartbeat = |session: &mut Session, at| said(session, at, Input::Frame(ClientFrame::Heartbeat));
+    let starts_over = |outputs: &[Output]| {
+        outputs.iter().any(|output| matches!(output, Output::Read(InboxPosition::START, _)))
+    };
+    for at in [29_000, 58_000, 87_000] {
+        let acks = vec![AckUpTo { conversation: row(1).conversation, seq: at / 29_000 }];
+        let frame = ClientFrame::Ack { acks, store_epoch: session.epoch.unwrap(), generation: 1 };
+        said(&mut session, at, Input::Frame(frame));
+        heartbeat(&mut session, at + 1);
+        assert_eq!(session.loops, 0, "at {at}");
+    }
+    // 30 s, and the time that the slowest link takes for the rows in flight.
+    let patience = 30_000 + session.flying_bytes as u64 * 1000 / MIN_BYTES_PER_SECOND;
+    heartbeat(&mut session, 87_000 + patience - 1);
+    assert_eq!(session.loops, 0);
+    let outputs = heartbeat(&mut session, 87_000 + patience);
+    assert_eq!(session.loops, 1);
+    assert!(starts_over(&outputs));
 }

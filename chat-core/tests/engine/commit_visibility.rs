@@ -125,7 +125,9 @@ impl Scene {
     }
 
     fn inbox(&self) -> usize {
-        ready(self.engine.inbox(self.bob.device().installation, InboxPosition::START)).unwrap().len()
+        ready(self.engine.inbox(self.bob.device().installation, InboxPosition::START, PageLimit::MAX))
+            .unwrap()
+            .len()
     }
 }
 

@@ -390,8 +390,12 @@ fn retention_removes_rows_that_wait_too_long() {
     assert_eq!(ready(engine.sweep(30 * DAY_MS)), Ok(0), "not yet");
     clock.set_us(START_US + 31 * DAY_MS * 1000);
     assert_eq!(ready(engine.sweep(30 * DAY_MS)), Ok(3000), "the rows of both devices");
-    let inbox =
-        ready(engine.inbox(bob.device().installation, chat_core::envelope::InboxPosition::START)).unwrap();
+    let inbox = ready(engine.inbox(
+        bob.device().installation,
+        chat_core::envelope::InboxPosition::START,
+        PageLimit::MAX,
+    ))
+    .unwrap();
     assert_eq!(inbox.len(), 1);
     assert_eq!((inbox[0].conversation, inbox[0].first_seq(), inbox[0].seq), (id, 1, 1500));
     assert!(inbox[0].is_expired());

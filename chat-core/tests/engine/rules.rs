@@ -29,7 +29,7 @@ fn shard_stops_at_a_command_of_later_rules() {
             "it waits for another owner"
         );
     }
-    let inbox = ready(engine.inbox(bob.device().installation, InboxPosition::START)).unwrap();
+    let inbox = ready(engine.inbox(bob.device().installation, InboxPosition::START, PageLimit::MAX)).unwrap();
     assert!(inbox.is_empty());
 }
 
