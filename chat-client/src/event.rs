@@ -65,6 +65,10 @@ pub enum Event {
         device: Option<DeviceId>,
         violation: Violation,
     },
+    /// The server was restored from an older copy of its data: it no longer has the messages of the conversation after
+    /// this seq, and numbers later messages from there. This device keeps them: the history shows them after the message
+    /// at the seq, as [archived](crate::Message::archived).
+    ServerRestored { conversation: ConversationId, after_seq: u64 },
     /// A durable event that a later version of the client recorded in this profile.
     Unsupported,
 

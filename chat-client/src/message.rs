@@ -35,8 +35,10 @@ impl fmt::Display for User {
 #[non_exhaustive]
 pub struct Message {
     pub conversation: ConversationId,
-    /// The position in the conversation, dense from 1.
+    /// The position in the conversation, dense from 1. Of an archived message: that of the message before it.
     pub seq: u64,
+    /// The server lost the message when it was restored from an older copy. This device still has it.
+    pub archived: bool,
     pub id: MessageId,
     pub sender: User,
     /// The device of the sender.

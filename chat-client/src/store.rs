@@ -34,7 +34,7 @@ use crate::platform::{MountedProfile, Platform};
 use crate::suite::{SuiteTx, Table};
 
 /// Version of the tables. A store of a later version is not opened.
-const VERSION: i64 = 5;
+const VERSION: i64 = 6;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -49,7 +49,8 @@ CREATE TABLE chains (
 CREATE TABLE messages (
   conversation BLOB NOT NULL, seq INTEGER NOT NULL, sender BLOB NOT NULL, user BLOB NOT NULL, device INTEGER NOT NULL,
   message_id BLOB NOT NULL, content BLOB, sent_at INTEGER NOT NULL, audience BLOB,
-  unasked INTEGER NOT NULL DEFAULT 0, row_hash BLOB, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
+  unasked INTEGER NOT NULL DEFAULT 0, row_hash BLOB, anchor INTEGER, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
+CREATE INDEX messages_archived ON messages (conversation, anchor) WHERE anchor IS NOT NULL;
 CREATE INDEX messages_unasked ON messages (unasked) WHERE unasked = 1;
 CREATE UNIQUE INDEX messages_by_id ON messages (sender, message_id);
 CREATE INDEX messages_seen ON messages (conversation, seq) WHERE row_hash IS NOT NULL;
@@ -293,6 +294,7 @@ impl LocalStore {
         saved.incarnation = u32::try_from(self.meta_number("incarnation")?).unwrap_or(u32::MAX);
         saved.generation = self.meta_number("generation")?;
         saved.epoch = self.meta("epoch")?.map(|v| StoreEpoch::parse(&v)).transpose()?;
+        saved.epoch_changed = self.meta("epoch_changed")?.map(|had_sent| had_sent == [1]);
         saved.nonce = self.meta("nonce")?.and_then(|v| v.try_into().ok());
         saved.unasked = self.rows(
             "SELECT user, device, sender, conversation, message_id FROM messages WHERE unasked = 1",
@@ -409,6 +411,28 @@ impl LocalStore {
             .prepare_cached("SELECT seq FROM messages WHERE sender = ?1 AND message_id = ?2")
             .and_then(|mut s| {
                 s.query_row(params![sender.as_bytes(), id.as_bytes()], |row| row.get(0)).optional()
+            })
+            .map_err(failed)
+    }
+
+    /// Returns whether the store has another message than this one at a seq.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn has_another(
+        &self,
+        conversation: ConversationId,
+        seq: Seq,
+        sender: InstallationId,
+        id: MessageId,
+    ) -> Result<bool> {
+        self.db
+            .prepare_cached(
+                "SELECT 1 FROM messages
+                 WHERE conversation = ?1 AND seq = ?2 AND NOT (sender = ?3 AND message_id = ?4)",
+            )
+            .and_then(|mut s| {
+                s.exists(params![conversation.as_bytes(), seq as i64, sender.as_bytes(), id.as_bytes()])
             })
             .map_err(failed)
     }

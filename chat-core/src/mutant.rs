@@ -56,6 +56,8 @@ pub enum Mutant {
     ChainIgnored,
     /// A device does not check the message that a sender saw.
     ViewIgnored,
+    /// A device does not notice that the server uses a seq again.
+    ReusedSeqIgnored,
 }
 
 impl Mutant {

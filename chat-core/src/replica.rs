@@ -22,6 +22,7 @@ mod output;
 mod receive;
 mod recovery;
 mod send;
+mod server_restore;
 mod snapshot;
 
 pub use change::{Change, Changes, ListChange};
@@ -35,6 +36,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use conversation::{Conversation, Entry};
 use mailbox::Mailbox;
+use server_restore::ServerRestore;
 
 use crate::model::client_frame::{ClientFrame, Request};
 use crate::model::device_list::SignedDeviceList;
@@ -69,6 +71,7 @@ pub struct Replica {
     rng: Rng,
     phase: Phase,
     recovery: Recovery,
+    server_restore: ServerRestore,
 
     // State that the local store holds.
     incarnation: Incarnation,
@@ -184,6 +187,8 @@ enum Purpose {
     Claim(ConversationId, UserId, Vec<InstallationId>),
     Upload,
     Cursors,
+    /// Compares the cursors with those of a server that may have been restored.
+    ServerRestore,
     /// Checks whether this device acknowledged rows that its store does not have.
     Missing,
     Reincarnate,
@@ -202,6 +207,10 @@ impl Replica {
             rng: Rng::new(seed),
             phase: Phase::Idle(now, 0),
             recovery: Recovery::No,
+            server_restore: ServerRestore::from_saved(
+                snapshot.epoch_changed.is_some(),
+                snapshot.epoch_changed == Some(true),
+            ),
             incarnation: snapshot.incarnation,
             generation: snapshot.generation,
             epoch: snapshot.epoch,
@@ -354,6 +363,7 @@ impl Replica {
             }
             Input::Request(token, request) => self.request(now, request, Purpose::Application(token), out),
             Input::Opened(opened) => self.opened(now, opened, out),
+            Input::Compared(differs) => self.compared(now, differs, out),
             Input::Recalled(asker, conversation, id, content) => {
                 self.recalled(now, asker, conversation, id, content);
             }

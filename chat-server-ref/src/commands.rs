@@ -56,10 +56,7 @@ async fn start(settings: &Settings) -> Result<Server, String> {
     Ok(builder.data_dir(&settings.data).start().await?)
 }
 
-/// Rejects settings that need a feature which this binary lacks.
-///
-/// # Errors
-/// The settings name the backends of a cluster, and the binary was built without the feature `cluster`.
+/// Rejects settings that name the backends of a cluster if this binary lacks the feature `cluster`.
 pub(crate) fn check_build(settings: &Settings) -> Result<(), String> {
     if settings.is_cluster() && cfg!(not(feature = "cluster")) {
         return Err("store, router and registry name Cassandra, Kafka and Redis, and this binary was built \
@@ -89,14 +86,14 @@ pub(crate) fn check(settings: &Settings) -> Result<Vec<Result<String, String>>, 
 }
 
 /// Brings the store to the format of this release: a line per change.
-pub(crate) fn migrate(settings: &Settings, new_log: bool) -> Result<Vec<String>, String> {
+pub(crate) fn migrate(settings: &Settings, new_log: bool, restored: bool) -> Result<Vec<String>, String> {
     #[cfg(feature = "cluster")]
     if settings.is_cluster() {
         let cluster = settings.cluster()?;
-        return block_on(async { Ok(chat_server::cluster::migrate(&cluster, new_log).await?) });
+        return block_on(async { Ok(chat_server::cluster::migrate(&cluster, new_log, restored).await?) });
     }
     let _ = new_log;
-    Ok(vec![chat_server::embedded::migrate(&settings.data)?])
+    Ok(vec![chat_server::embedded::migrate(&settings.data, restored)?])
 }
 
 /// Copies the data of one process to a cluster, and reports its progress.

@@ -46,8 +46,8 @@ fn run(arguments: Arguments) -> Result<(), String> {
                 return Err(lines.join("\nchat-server-ref: "));
             }
         }
-        Some(Command::Migrate { new_log }) => {
-            commands::migrate(&settings, new_log)?.iter().for_each(|line| println!("{line}"));
+        Some(Command::Migrate { new_log, restored }) => {
+            commands::migrate(&settings, new_log, restored)?.iter().for_each(|line| println!("{line}"));
         }
         Some(Command::MigrateData { from, to }) => {
             println!("migrated: {}", commands::migrate_data(&from, &to, |line| println!("{line}"))?);

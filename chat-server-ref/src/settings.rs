@@ -34,11 +34,14 @@ pub(crate) enum Command {
     },
     /// Connect to every backend and report what was found.
     Check,
-    /// Create or update the schema of the cluster's store.
+    /// Bring the store to the format of this release.
     Migrate {
         /// Abandon the log, with the commands that were not applied yet, and begin another one.
         #[arg(long)]
         new_log: bool,
+        /// The data was restored from an older copy: devices must compare their cursors with it.
+        #[arg(long)]
+        restored: bool,
     },
     /// Move a data set from one process to a cluster. If interrupted, run it again to resume.
     MigrateData {

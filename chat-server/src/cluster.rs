@@ -237,16 +237,25 @@ pub async fn check(settings: &ClusterSettings) -> Vec<Result<String, ServerError
     findings
 }
 
-/// Creates or updates the schema of the store. With `new_log`, abandons the log and starts another one. Returns a line
-/// per change.
+/// Creates or updates the schema of the store. With `new_log`, abandons the log and starts another one. `restored`: the
+/// keyspace is an older copy, and devices must compare their cursors with it; this also starts another log. Returns a
+/// line per change.
 ///
 /// # Errors
 /// As [`Node::connect`].
-pub async fn migrate(settings: &ClusterSettings, new_log: bool) -> Result<Vec<String>, ServerError> {
+pub async fn migrate(
+    settings: &ClusterSettings,
+    new_log: bool,
+    restored: bool,
+) -> Result<Vec<String>, ServerError> {
     let cassandra: CassandraSettings = settings.store.parse().map_err(explain("store"))?;
     let mut done =
         vec![format!("store: {}", CassandraStore::migrate(&cassandra).await.map_err(explain("store"))?)];
-    if new_log {
+    if restored {
+        CassandraStore::renew_epoch(&cassandra).await.map_err(explain("store"))?;
+        done.push("store: a new store epoch: devices compare their cursors".into());
+    }
+    if new_log || restored {
         let kafka: KafkaSettings = settings.router.parse().map_err(explain("router"))?;
         let store = CassandraStore::connect(&cassandra).await.map_err(explain("store"))?;
         let last = store.log().await.map_err(explain("store"))?;

@@ -19,14 +19,19 @@ pub fn check(path: impl AsRef<Path>) -> Result<String, ServerError> {
 }
 
 /// Converts the data of the previous release's format. Returns a line about it. An earlier release refuses the
-/// directory afterwards.
+/// directory afterwards. `restored`: the directory is an older copy, and devices must compare their cursors with it.
 ///
 /// # Errors
 /// There is no data, its format is of another release, or as [`check`].
-pub fn migrate(path: impl AsRef<Path>) -> Result<String, ServerError> {
+pub fn migrate(path: impl AsRef<Path>, restored: bool) -> Result<String, ServerError> {
     let path = path.as_ref();
     let failed = |error| ServerError::new(format!("store: {}: {}", path.display(), ServerError::from(error)));
-    Ok(match EmbeddedStore::convert(path).map_err(failed)? {
+    let converted = EmbeddedStore::convert(path).map_err(failed)?;
+    if restored {
+        EmbeddedStore::renew_epoch(path).map_err(failed)?;
+        return Ok(format!("store: {} has a new store epoch: devices compare their cursors", path.display()));
+    }
+    Ok(match converted {
         0 => format!("store: {} has this release's format", path.display()),
         count => format!("store: converted {count} conversations in {}", path.display()),
     })

@@ -93,6 +93,15 @@ fn unsigned(number: i64) -> u64 {
 }
 
 impl CassandraStore {
+    /// Gives the data set a new store epoch, after it was restored from an older copy: every device then compares its
+    /// cursors with the server's. No node may serve it meanwhile.
+    ///
+    /// # Errors
+    /// `Unavailable` if the cluster does not answer.
+    pub async fn renew_epoch(settings: &CassandraSettings) -> Result<()> {
+        schema::renew_epoch(settings).await
+    }
+
     /// Creates or updates the schema. Returns a description of the result for operators.
     ///
     /// # Errors

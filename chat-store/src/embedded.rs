@@ -156,6 +156,19 @@ impl EmbeddedStore {
         conversion::run(path.as_ref())
     }
 
+    /// Gives the data set a new store epoch, after it was restored from an older copy: every device then compares its
+    /// cursors with the server's.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no store, and as [`open`](Self::open).
+    pub fn renew_epoch(path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        if !Self::exists(path) {
+            return Err(Error::new(ErrorKind::NotFound, "there is no store in the directory"));
+        }
+        Self::open(path)?.tables.new_epoch().map(drop)
+    }
+
     /// Returns whether a directory holds a store, in any format.
     pub fn exists(path: impl AsRef<Path>) -> bool {
         path.as_ref().join("db").exists()
@@ -268,6 +281,10 @@ impl Tables {
         if let Some(epoch) = self.meta.get("epoch").map_err(failed)? {
             return StoreEpoch::parse(&epoch).map_err(|_| corrupt());
         }
+        self.new_epoch()
+    }
+
+    fn new_epoch(&self) -> Result<StoreEpoch> {
         let mut epoch = [0; 16];
         getrandom::fill(&mut epoch)
             .map_err(|_| Error::new(ErrorKind::Unavailable, "failed to read system randomness"))?;

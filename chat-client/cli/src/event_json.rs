@@ -63,6 +63,9 @@ fn value(event: &Event) -> Value {
                 "violation": violation.name(), "expected": expected, "received": received
             })
         }
+        Event::ServerRestored { conversation, after_seq } => {
+            json!({"event": "server_restored", "conversation": conversation.to_hex(), "after_seq": after_seq})
+        }
         Event::IdentityChanged { user } => json!({"event": "identity_changed", "user": user.to_string()}),
         Event::DeviceAdded { user, device } => {
             json!({"event": "device_added", "user": user.to_string(), "device": device.get()})

@@ -154,6 +154,16 @@ impl Screen {
                     None => self.note = notice,
                 }
             }
+            Event::ServerRestored { conversation, after_seq } => {
+                let notice = format!(
+                    "the server was restored from an older copy: it lost the messages after number {after_seq}, this device \
+                     keeps them"
+                );
+                match self.find(*conversation) {
+                    Some(talk) => talk.note(notice),
+                    None => self.note = notice,
+                }
+            }
             Event::Integrity { conversation, violation, .. } => {
                 let notice =
                     format!("messages were dropped, swapped or replaced on the way: {}", violation.name());

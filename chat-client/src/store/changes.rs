@@ -7,7 +7,8 @@ use chat_core::replica::{Change, Changes, Draft, ListChange, Opened, Recipient};
 use chat_core::view::RowHash;
 use chat_core::wire::ClientFrame;
 use chat_core::{
-    ConversationId, ConversationKind, DeviceAddress, MessageId, Result, Seq, StoreEpoch, UserId,
+    ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Result, Seq, StoreEpoch,
+    UserId,
 };
 use rusqlite::{OptionalExtension, params};
 
@@ -130,6 +131,9 @@ impl LocalStore {
             }
             Change::Epoch(epoch) => self.set_meta("epoch", epoch.as_bytes()),
             Change::NewEpoch(epoch) => self.new_epoch(epoch),
+            Change::EpochCompared => self.remove_meta("epoch_changed"),
+            Change::WentBack(conversation, seq) => self.went_back(conversation, seq),
+            Change::Returned(conversation, seq, sender, id) => self.returned(conversation, seq, sender, id),
             Change::Nonce(nonce) => self.set_meta("nonce", &nonce),
             Change::Asked => self.set_meta("reincarnation_asked", &[1]),
             Change::Reincarnated(incarnation) => self.reincarnated(incarnation),
@@ -224,7 +228,7 @@ impl LocalStore {
             params![conversation.as_bytes(), seq as i64],
         )?;
         self.run(
-            "INSERT OR IGNORE INTO messages SELECT ?2, ?3, ?4, ?5, ?6, message_id, content, sent_at, ?7, 0, ?8
+            "INSERT OR IGNORE INTO messages SELECT ?2, ?3, ?4, ?5, ?6, message_id, content, sent_at, ?7, 0, ?8, NULL
              FROM outbox WHERE message_id = ?1",
             params![
                 id.as_bytes(),
@@ -263,7 +267,7 @@ impl LocalStore {
         let content = opened.content.as_ref().ok().map(|bytes| &bytes[..]);
         let unasked = opened.content.as_ref().is_err_and(|why| why.is_of_session());
         let inserted = self.run(
-            "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL, ?9, ?10)",
+            "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL, ?9, ?10, NULL)",
             params![
                 row.conversation.as_bytes(),
                 row.seq as i64,
@@ -389,23 +393,61 @@ impl LocalStore {
         Ok(())
     }
 
-    pub(super) fn new_epoch(&mut self, epoch: StoreEpoch) -> Result<()> {
+    fn new_epoch(&mut self, epoch: StoreEpoch) -> Result<()> {
+        let had_sent = self
+            .db
+            .prepare_cached("SELECT 1 FROM conversations WHERE client_seq > 0")
+            .and_then(|mut s| s.exists([]))
+            .map_err(failed)?;
+        let had_sent = had_sent || self.meta("epoch_changed")?.is_some_and(|had_sent| had_sent == [1]);
         self.set_meta("epoch", epoch.as_bytes())?;
-        // Seqs of the old data set are invalid in the new one. Old messages are kept, under seqs below 0.
-        self.run(
-            "UPDATE messages SET seq = (SELECT min(0, coalesce(min(seq), 0)) FROM messages) - seq WHERE seq > 0",
-            [],
-        )?;
-        self.run("UPDATE messages SET row_hash = NULL", [])?;
-        self.run("DELETE FROM chains", [])?;
-        self.run("DELETE FROM receipts", [])?;
-        self.run("DELETE FROM unknown_rows", [])?;
+        self.set_meta("epoch_changed", &[u8::from(had_sent)])?;
         self.run("DELETE FROM outbox WHERE void = 1", [])?;
         self.run("UPDATE outbox SET attempted = 1, publish = NULL", [])?;
+        self.run("UPDATE conversations SET client_seq = 0, prev = zeroblob(16)", []).map(drop)
+    }
+
+    /// Moves the messages after a seq out of the numbers: the server lost them, and uses the seqs again. They stay visible
+    /// after the message at the seq.
+    fn went_back(&mut self, id: ConversationId, seq: Seq) -> Result<()> {
+        let place = params![id.as_bytes(), seq as i64];
+        // Below 0, and lower than those of earlier restores: a later message has a lower number.
         self.run(
-            "UPDATE conversations SET cursor = 0, client_seq = 0, prev = zeroblob(16), last_own = 0, delivered = 0, read = 0,
-             excused = 4503599627370496",
-            [],
+            "UPDATE messages SET anchor = ?2, row_hash = NULL,
+               seq = (SELECT min(0, coalesce(min(seq), 0)) FROM messages) - seq
+             WHERE conversation = ?1 AND seq > ?2",
+            place,
+        )?;
+        self.run("DELETE FROM chains WHERE conversation = ?1", [id.as_bytes()])?;
+        self.run("DELETE FROM unknown_rows WHERE conversation = ?1 AND seq > ?2", place)?;
+        self.run(
+            "UPDATE receipts SET delivered = min(delivered, ?2), read = min(read, ?2) WHERE conversation = ?1",
+            place,
+        )?;
+        self.run(
+            "UPDATE conversations SET cursor = ?2, last_own = min(last_own, ?2), delivered = min(delivered, ?2),
+               read = min(read, ?2), excused = 4503599627370496 WHERE id = ?1",
+            place,
+        )?;
+        if id.kind() == Ok(ConversationKind::Mailbox) {
+            return Ok(());
+        }
+        let conversation = id.as_bytes().to_vec();
+        self.add_event(None, EventRow { conversation, seq, ..EventRow::new(EventKind::ServerRestored) })
+    }
+
+    /// Gives a message that the server had lost its new seq.
+    fn returned(
+        &mut self,
+        conversation: ConversationId,
+        seq: Seq,
+        sender: InstallationId,
+        id: MessageId,
+    ) -> Result<()> {
+        self.run(
+            "UPDATE OR IGNORE messages SET seq = ?2, anchor = NULL
+             WHERE conversation = ?1 AND sender = ?3 AND message_id = ?4 AND seq <= 0",
+            params![conversation.as_bytes(), seq as i64, sender.as_bytes(), id.as_bytes()],
         )
         .map(drop)
     }

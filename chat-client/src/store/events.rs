@@ -25,10 +25,11 @@ pub(super) enum EventKind {
     IdentityChanged = 9,
     DeviceAdded = 10,
     Integrity = 11,
+    ServerRestored = 12,
 }
 
 impl EventKind {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Queued,
         Self::Stored,
         Self::Refused,
@@ -40,6 +41,7 @@ impl EventKind {
         Self::IdentityChanged,
         Self::DeviceAdded,
         Self::Integrity,
+        Self::ServerRestored,
     ];
 
     fn read(number: u32) -> Option<Self> {
@@ -197,6 +199,9 @@ impl LocalStore {
                 to_seq: row.to_seq,
                 reason: GapReason::from_name(&row.reason),
             },
+            EventKind::ServerRestored => {
+                Event::ServerRestored { conversation: conversation()?, after_seq: row.seq }
+            }
             EventKind::IdentityChanged => Event::IdentityChanged { user: user()? },
             EventKind::Integrity => {
                 let Some(violation) = Violation::from_name(&row.reason, (row.seq, row.to_seq)) else {

@@ -82,6 +82,7 @@ impl LocalStore {
         Ok(Message {
             conversation,
             seq,
+            archived: false,
             id,
             sender: self.user(sender.0)?,
             device: sender.1,
@@ -92,7 +93,8 @@ impl LocalStore {
         })
     }
 
-    /// Returns the newest messages of a conversation below a seq (`None`: the newest), newest first.
+    /// Returns the newest messages of a conversation below a seq (`None`: the newest), newest first. Archived messages come
+    /// with the message that they follow, and in addition to the limit.
     ///
     /// # Errors
     /// If the store fails.
@@ -103,15 +105,39 @@ impl LocalStore {
         limit: usize,
     ) -> Result<Vec<Message>> {
         let before = before.map_or(i64::MAX, |seq| i64::try_from(seq).unwrap_or(i64::MAX));
-        let mut statement = self
-            .db
-            .prepare_cached(
-                "SELECT seq, user, device, message_id, content, sent_at FROM messages
-                 WHERE conversation = ?1 AND seq < ?2 AND seq > 0 ORDER BY seq DESC LIMIT ?3",
-            )
-            .map_err(failed)?;
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let mut rows = statement.query(params![conversation.as_bytes(), before, limit]).map_err(failed)?;
+        let count = i64::try_from(limit).unwrap_or(i64::MAX);
+        let numbered = self.messages(
+            conversation,
+            "SELECT seq, user, device, message_id, content, sent_at FROM messages
+             WHERE conversation = ?1 AND seq < ?2 AND seq > 0 ORDER BY seq DESC LIMIT ?3",
+            (before, count),
+        )?;
+        let oldest = if numbered.len() < limit { 0 } else { numbered.last().map_or(0, |last| last.seq) };
+        let archived = self.messages(
+            conversation,
+            "SELECT anchor, user, device, message_id, content, sent_at FROM messages
+             WHERE conversation = ?1 AND anchor < ?2 AND anchor >= ?3 ORDER BY anchor DESC, seq",
+            (before, oldest.cast_signed()),
+        )?;
+        if archived.is_empty() {
+            return Ok(numbered);
+        }
+        let archived = archived.into_iter().map(|message| Message { archived: true, ..message });
+        let mut all: Vec<Message> = archived.chain(numbered).collect();
+        // Stable: of one seq, the archived messages come first, the newest of them at the start.
+        all.sort_by_key(|message| std::cmp::Reverse((message.seq, message.archived)));
+        Ok(all)
+    }
+
+    /// Returns the messages of a query with two parameters after the conversation.
+    fn messages(
+        &self,
+        conversation: ConversationId,
+        query: &str,
+        (first, second): (i64, i64),
+    ) -> Result<Vec<Message>> {
+        let mut statement = self.db.prepare_cached(query).map_err(failed)?;
+        let mut rows = statement.query(params![conversation.as_bytes(), first, second]).map_err(failed)?;
         let mut messages = Vec::new();
         while let Some(row) = rows.next().map_err(failed)? {
             let content: Option<Vec<u8>> = row.get(4).map_err(failed)?;
@@ -159,7 +185,7 @@ impl LocalStore {
             conversations.push(Conversation {
                 id,
                 peer: self.peer(id)?.map(|user| self.user(user)).transpose()?,
-                last_message: self.history(id, None, 1)?.pop(),
+                last_message: self.history(id, None, 1)?.into_iter().next(),
                 unread: unread as u64,
                 read,
             });

@@ -48,6 +48,13 @@ CREATE TABLE chains (
   message_id BLOB NOT NULL, excused INTEGER NOT NULL, PRIMARY KEY (conversation, sender)) WITHOUT ROWID;
 ";
 
+/// From version 5 to version 6. Messages of earlier store epochs are shown before all others.
+const FROM_5: &str = "
+ALTER TABLE messages ADD COLUMN anchor INTEGER;
+UPDATE messages SET anchor = 0 WHERE seq <= 0;
+CREATE INDEX messages_archived ON messages (conversation, anchor) WHERE anchor IS NOT NULL;
+";
+
 /// An event of version 2: JSON that named users by handle and held the text of messages.
 struct OldEvent {
     n: u64,
@@ -86,7 +93,10 @@ impl LocalStore {
                 if version < 4 {
                     self.batch(FROM_3)?;
                 }
-                self.batch(FROM_4)?;
+                if version < 5 {
+                    self.batch(FROM_4)?;
+                }
+                self.batch(FROM_5)?;
             }
             _ => {
                 return Err(Error::new(

@@ -29,7 +29,7 @@ use crate::model::prekeys::{Bundle, PrekeyUpload};
 ///   to concurrent ones (`concurrent_claims_get_distinct_prekeys`), the lowest id first. It returns a bundle without
 ///   one when none is left (`a_bundle_without_one_time_prekey`), and when the caller wants none: then it takes none
 ///   (`a_claim_of_the_signed_part_takes_no_prekey`).
-/// - Incarnations only rise. A repeated nonce returns the same incarnation (`incarnations_rise`).
+/// - Incarnations only rise, above that which the device replaces. A repeated nonce returns the same incarnation (`incarnations_rise`).
 /// - The first prekeys of a device, an upload through id 0, are stored if it has none, and change nothing otherwise
 ///   (`first_prekeys_are_stored_once`).
 /// - A new incarnation has no prekeys until the device uploads some (`a_new_incarnation_has_no_prekeys`).
@@ -175,6 +175,8 @@ pub struct Reincarnation {
     pub nonce: [u8; 16],
     /// The user requested it, so the limit of one a day does not apply.
     pub asked: bool,
+    /// The incarnation that it replaces. A directory that was restored from an older copy may have a lower one.
+    pub from: Incarnation,
     /// The server's clock, in milliseconds since 1970.
     pub now_ms: u64,
 }
@@ -193,8 +195,8 @@ impl Reincarnation {
             {
                 None
             }
-            Some((incarnation, ..)) => Some(incarnation + 1),
-            None => Some(1),
+            Some((incarnation, ..)) => Some(incarnation.max(self.from).saturating_add(1)),
+            None => Some(self.from.saturating_add(1)),
         }
     }
 }

@@ -311,7 +311,7 @@ async fn first_prekeys_are_stored_once(keys: Keys) -> Outcome {
 
 async fn incarnations_rise(keys: Keys) -> Outcome {
     equal(keys.device(DEVICE).await.map_err(failed)?.incarnation, 0, "the initial incarnation")?;
-    let wish = |nonce: u8, asked, now_ms| Reincarnation { nonce: [nonce; 16], asked, now_ms };
+    let wish = |nonce: u8, asked, now_ms| Reincarnation { nonce: [nonce; 16], asked, from: 0, now_ms };
     equal(keys.reincarnate(DEVICE, wish(1, false, 0)).await.map_err(failed)?, 1, "the first incarnation")?;
     equal(keys.reincarnate(DEVICE, wish(1, false, 5)).await.map_err(failed)?, 1, "the same nonce")?;
     let soon = keys.reincarnate(DEVICE, wish(2, false, 1000)).await;
@@ -319,12 +319,14 @@ async fn incarnations_rise(keys: Keys) -> Outcome {
     equal(keys.reincarnate(DEVICE, wish(3, true, 1000)).await.map_err(failed)?, 2, "on the user's request")?;
     let day = 24 * 3600 * 1000;
     equal(keys.reincarnate(DEVICE, wish(4, false, 2000 + day)).await.map_err(failed)?, 3, "a day later")?;
-    equal(keys.device(DEVICE).await.map_err(failed)?.incarnation, 3, "the stored incarnation")
+    equal(keys.device(DEVICE).await.map_err(failed)?.incarnation, 3, "the stored incarnation")?;
+    let ahead = Reincarnation { from: 9, ..wish(5, true, 3000 + day) };
+    equal(keys.reincarnate(DEVICE, ahead).await.map_err(failed)?, 10, "above the one that it replaces")
 }
 
 async fn a_new_incarnation_has_no_prekeys(keys: Keys) -> Outcome {
     keys.upload(DEVICE, &upload(1..=5, false)).await.map_err(failed)?;
-    let wish = Reincarnation { nonce: [1; 16], asked: false, now_ms: 0 };
+    let wish = Reincarnation { nonce: [1; 16], asked: false, from: 0, now_ms: 0 };
     keys.reincarnate(DEVICE, wish).await.map_err(failed)?;
     equal(
         keys.claim(DEVICE, BundleParts::WithOneTimePrekey).await.map_err(failed)?,

@@ -79,8 +79,8 @@ impl Engine {
                 answer.cursors =
                     self.backends.store.device(device.installation, CursorFilter::All).await?.cursors;
             }
-            Request::Reincarnate { nonce, asked, .. } => {
-                let wish = Reincarnation { nonce, asked, now_ms: self.now_ms() };
+            Request::Reincarnate { from, nonce, asked } => {
+                let wish = Reincarnation { nonce, asked, from, now_ms: self.now_ms() };
                 answer.incarnation = self.backends.keys.reincarnate(device.installation, wish).await?;
             }
             Request::Offer(rendezvous) => answer.offer = self.find_offer(rendezvous).await?,

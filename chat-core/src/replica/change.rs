@@ -69,8 +69,15 @@ pub enum Change {
     Read(ConversationId, Seq),
     /// The store epoch of the server, on the first session.
     Epoch(StoreEpoch),
-    /// The server's data set was replaced: cursors and numbers are reset.
+    /// The server's data set has another epoch: numbers are reset, and the cursors must be compared.
     NewEpoch(StoreEpoch),
+    /// The cursors were compared since the epoch changed.
+    EpochCompared,
+    /// The server no longer has the messages after this seq: it was restored from an older copy. This device keeps
+    /// them, outside of the numbers, and continues after the seq.
+    WentBack(ConversationId, Seq),
+    /// A message that the server had lost arrived again, at this seq: sender and id.
+    Returned(ConversationId, Seq, InstallationId, MessageId),
     /// A recovery begins; it requests a new incarnation with this nonce.
     Nonce([u8; 16]),
     /// The user requested a new incarnation.

@@ -1,10 +1,7 @@
 //! The connection: dialling, handshake, heartbeats, retries.
 
-use std::collections::BTreeMap;
-
 use super::change::{Change, ListChange};
 use super::conversation::Wait;
-use super::integrity::UNKNOWN_START;
 use super::output::{Ephemeral, Output, Stopped};
 use super::send::SOON_MS;
 use super::{DAY_MS, Phase, Purpose, RETRY_MS, Recovery, Replica};
@@ -130,6 +127,10 @@ impl Replica {
             (_, ServerFrame::Close { reason, retry_after }) => match reason {
                 CloseReason::Unauthorized => self.stop(Stopped::Unauthorized, out),
                 CloseReason::Version => self.stop(Stopped::Version, out),
+                CloseReason::AckTooHigh => {
+                    self.server_restore.is_suspected = true;
+                    self.hangup(now, retry_after, out);
+                }
                 // The connection that replaced this one is likely to stay: do not compete with it.
                 CloseReason::Replaced => self.hangup(now, retry_after.max(5000), out),
                 _ => self.hangup(now, retry_after, out),
@@ -152,12 +153,7 @@ impl Replica {
             None => self.changes.push(Change::Epoch(welcome.store_epoch)),
             Some(known) if known != welcome.store_epoch => {
                 self.changes.push(Change::NewEpoch(welcome.store_epoch));
-                self.begin_conversations_anew();
-                for conversation in self.conversations.values_mut() {
-                    (conversation.cursor, conversation.last_own, conversation.delivered) = (0, 0, 0);
-                    conversation.read = 0;
-                    (conversation.excused, conversation.chains) = (UNKNOWN_START, BTreeMap::new());
-                }
+                self.epoch_changed();
             }
             Some(_) => {}
         }
@@ -165,6 +161,9 @@ impl Replica {
         self.retention_ms = welcome.retention_ms;
         if !self.watched.is_empty() {
             out.push(Output::Send(ClientFrame::Watch(self.watched.clone())));
+        }
+        if self.server_restore.is_suspected {
+            self.suspect_restore(now, out);
         }
         if welcome.rollback || self.nonce.is_some() || self.reincarnation_asked {
             self.begin_recovery(now, out);
@@ -196,6 +195,7 @@ impl Replica {
                     self.exchange_watermarks(now, out);
                 }
             }
+            ServerFrame::Stored(stored) if self.compare_stored(stored, out) => {}
             ServerFrame::Stored(stored) => self.stored(stored),
             ServerFrame::Refused(Subject::Message(conversation, id, client_seq, incarnation), refusal)
                 // A late answer to a closed incarnation does not apply to this one.
@@ -331,6 +331,7 @@ impl Replica {
                 }
             }
             Purpose::Cursors => self.cursors(answer.cursors, out),
+            Purpose::ServerRestore => self.compare_cursors(now, answer.cursors, out),
             Purpose::Missing => {
                 self.looked_back = true;
                 if answer.cursors.iter().any(|(id, cursor)| self.has_forgotten(*id, *cursor)) {
@@ -376,7 +377,9 @@ impl Replica {
                 self.unknown_user(&handle);
             }
             (Purpose::Reincarnate, Refusal::Throttled(_)) => self.stop_superseded(out),
-            (Purpose::Cursors | Purpose::Reincarnate, refusal) if refusal.is_final() => {
+            (Purpose::Cursors | Purpose::Reincarnate | Purpose::ServerRestore, refusal)
+                if refusal.is_final() =>
+            {
                 self.hangup(now, 5000, out)
             }
             (purpose, Refusal::Retry(wait) | Refusal::Throttled(wait)) => {

@@ -36,6 +36,8 @@ pub enum Input {
     Request(u64, Request),
     /// The result of [`Output::Open`](super::Output::Open).
     Opened(Opened),
+    /// The result of [`Output::Compare`](super::Output::Compare): the local store has another message at that seq.
+    Compared(bool),
     /// The result of [`Output::Recall`](super::Output::Recall): the requesting device, the conversation and message id, and the
     /// content if that device may have it.
     Recalled(DeviceAddress, ConversationId, MessageId, Option<Bytes>),

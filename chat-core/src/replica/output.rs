@@ -8,7 +8,7 @@ use crate::model::client_frame::ClientFrame;
 use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{InboxRow, Refusal, SendPosition};
 use crate::model::id::{
-    ConversationId, DeviceAddress, Incarnation, InstallationId, MessageId, StoreEpoch, UserId,
+    ConversationId, DeviceAddress, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
 };
 use crate::model::prekeys::Bundle;
 use crate::model::server_frame::Response;
@@ -35,6 +35,8 @@ pub enum Output {
     /// Decrypt a row; the list is the one that contains its sender, or `None` if no known list does. Answer
     /// with `Opened` at once.
     Open(InboxRow, Option<SignedDeviceList>),
+    /// Look up whether the local store has another message than this one at a seq; answer with `Compared` at once.
+    Compare { conversation: ConversationId, seq: Seq, sender: InstallationId, id: MessageId },
     /// Encrypt a draft for the devices of these lists; answer with `Sealed` at once.
     Seal {
         draft: Draft,

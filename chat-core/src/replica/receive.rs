@@ -19,6 +19,10 @@ const CATCH_UP_MS: u64 = 1000;
 impl Replica {
     /// Processes the rows in order, until one must wait for an answer.
     pub(super) fn process_rows(&mut self, now: Instant, out: &mut Vec<Output>) {
+        if self.server_restore.is_suspected {
+            // The rows come again after the comparison.
+            self.rows.clear();
+        }
         if self.recovery == Recovery::Cursors {
             return;
         }
@@ -28,7 +32,9 @@ impl Replica {
             let known = self.conversations.entry(conversation).or_default();
             if seq <= known.cursor {
                 self.acks_due.insert(conversation);
-                self.rows.pop_front();
+                if let Some(row) = self.rows.pop_front() {
+                    self.compare_row(&row, out);
+                }
                 continue;
             }
             if row.first_seq() > known.cursor + 1 && (!row.joined || joins) && !Mutant::NoGapCheck.is_active()
@@ -156,6 +162,10 @@ impl Replica {
             return;
         };
         known.last_own = known.last_own.max(seq);
+        if known.position(id).is_none() {
+            self.changes.push(Change::Returned(conversation, seq, self.device.installation, id));
+            return;
+        }
         let same = |known: SendPosition| (known.client_seq, known.incarnation) == number;
         if let Some(index) = known.position(id)
             && (frees || known.queue[index].number.is_none_or(same))
@@ -189,7 +199,10 @@ impl Replica {
         }
         let id = message.id;
         let unreadable = opened.content.as_ref().err().copied().filter(|_| !is_duplicate);
-        let shown = if is_duplicate {
+        let returns = is_duplicate && opened.known && !opened.repeats;
+        let shown = if returns {
+            Change::Returned(conversation, seq, sender.installation, id)
+        } else if is_duplicate {
             Change::Duplicate(conversation, seq)
         } else {
             Change::Received(Box::new(row), opened)

@@ -96,7 +96,9 @@ impl Replica {
         self.ratchets_moved = true;
         self.begin_conversations_anew();
         self.changes.push(Change::Reincarnated(incarnation));
-        out.push(Output::Forget(incarnation));
+        if !std::mem::take(&mut self.server_restore.keeps_sessions) {
+            out.push(Output::Forget(incarnation));
+        }
         self.make_prekeys(true, out);
     }
 }

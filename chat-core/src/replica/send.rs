@@ -89,7 +89,8 @@ impl Replica {
     }
 
     const fn may_send(&self) -> bool {
-        matches!(self.phase, Phase::Online { .. }) && matches!(self.recovery, Recovery::No)
+        let is_held = self.server_restore.is_suspected;
+        matches!(self.phase, Phase::Online { .. }) && matches!(self.recovery, Recovery::No) && !is_held
     }
 
     /// Starts to seal the next draft that is ready, and requests the handles and lists that others wait for.

@@ -20,6 +20,8 @@ pub struct ReplicaSnapshot {
     pub generation: u64,
     /// The store epoch that the cursors belong to; `None` before the first session.
     pub epoch: Option<StoreEpoch>,
+    /// The epoch changed, and the cursors were not compared since; `true` if this device had sent messages before.
+    pub epoch_changed: Option<bool>,
     /// The nonce of an unfinished recovery.
     pub nonce: Option<[u8; 16]>,
     /// The user requested a new incarnation that the device has not taken yet.
@@ -50,6 +52,7 @@ impl ReplicaSnapshot {
             incarnation: 0,
             generation: 0,
             epoch: None,
+            epoch_changed: None,
             nonce: None,
             reincarnation_asked: false,
             reincarnated_lately: false,

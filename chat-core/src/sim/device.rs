@@ -379,6 +379,23 @@ impl Device {
 }
 
 impl LocalStore {
+    /// Returns whether the device showed another message than this one at a seq.
+    pub(super) fn has_another(
+        &self,
+        id: ConversationId,
+        seq: Seq,
+        sender: InstallationId,
+        message: MessageId,
+    ) -> bool {
+        let at = self.shown.iter().rev().find(|(known, at, _)| (*known, *at) == (id, seq));
+        at.is_some_and(|(_, _, shown)| match shown {
+            Shown::Message(from, known) | Shown::Unreadable(from, known, _) => {
+                (*from, *known) != (sender, message)
+            }
+            Shown::Nothing | Shown::Excluded => false,
+        })
+    }
+
     fn conversation(&mut self, id: ConversationId) -> &mut ConversationSnapshot {
         self.conversations.entry(id).or_insert(ConversationSnapshot {
             id,
@@ -496,6 +513,21 @@ impl LocalStore {
                 self.shown.push((conversation, seq, Shown::Nothing));
             }
             Change::Duplicate(conversation, seq) => self.shown.push((conversation, seq, Shown::Nothing)),
+            Change::Returned(conversation, seq, sender, _) => {
+                if sender != self.saved.device.installation {
+                    self.shown.push((conversation, seq, Shown::Nothing));
+                }
+            }
+            Change::WentBack(id, seq) => {
+                self.hashes.retain(|(conversation, at), _| *conversation != id || *at <= seq);
+                self.shown.retain(|(conversation, at, _)| *conversation != id || *at <= seq);
+                let known = self.conversation(id);
+                for mark in [&mut known.cursor, &mut known.last_own, &mut known.delivered, &mut known.read] {
+                    *mark = seq.min(*mark);
+                }
+                known.chains.clear();
+            }
+            Change::EpochCompared => self.saved.epoch_changed = None,
             Change::Handle(handle, user) => self.saved.handles.push((handle, user)),
             Change::List(list, _) => {
                 self.saved.lists.retain(|known| known.list().user != list.list().user);
@@ -506,7 +538,11 @@ impl LocalStore {
                 known.delivered = known.delivered.max(delivered);
             }
             Change::Read(conversation, seq) => self.conversation(conversation).read = seq,
-            Change::Epoch(epoch) | Change::NewEpoch(epoch) => self.saved.epoch = Some(epoch),
+            Change::Epoch(epoch) => self.saved.epoch = Some(epoch),
+            Change::NewEpoch(epoch) => {
+                self.saved.epoch = Some(epoch);
+                self.saved.epoch_changed = Some(true);
+            }
             Change::Nonce(nonce) => self.saved.nonce = Some(nonce),
             Change::Reincarnated(incarnation) => {
                 self.saved.incarnation = incarnation;

@@ -87,6 +87,17 @@ pub(super) async fn migrate(settings: &CassandraSettings) -> Result<String> {
     Ok(format!("keyspace {keyspace}: schema version {VERSION}, {replication} copies in {datacenter}"))
 }
 
+/// Gives the data set a new store epoch. No node may serve the keyspace meanwhile.
+pub(super) async fn renew_epoch(settings: &CassandraSettings) -> Result<()> {
+    let session = make_tables(settings).await?;
+    let mut epoch = [0; 16];
+    getrandom::fill(&mut epoch)
+        .map_err(|e| Error::new(ErrorKind::Unavailable, "failed to read system randomness").caused_by(e))?;
+    // A conditional update, like every other write of the row.
+    let renew = format!("UPDATE {}.meta SET epoch = ? WHERE one = 'life' IF EXISTS", settings.keyspace);
+    session.query_unpaged(renew, (&epoch[..],)).await.map(drop).map_err(unknown)
+}
+
 /// Converts a data set of version [`BEFORE`], if the keyspace holds one, and removes what only that version reads.
 /// Repeating an interrupted conversion is safe. No node may serve the keyspace meanwhile.
 async fn convert(session: &Session, settings: &CassandraSettings) -> Result<()> {

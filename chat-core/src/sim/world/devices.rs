@@ -122,6 +122,9 @@ impl World {
                 one.has_opened = true;
                 answers.push_back(Input::Opened(one.open(&row, list.as_ref())));
             }
+            Output::Compare { conversation, seq, sender, id } => {
+                answers.push_back(Input::Compared(one.store.has_another(conversation, seq, sender, id)));
+            }
             Output::Recall(asker, conversation, id) => {
                 let content = one.recall(conversation, id);
                 answers.push_back(Input::Recalled(asker, conversation, id, content));
