@@ -99,7 +99,6 @@ struct Flags {
 /// A role of a node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-#[allow(clippy::exhaustive_enums)]
 pub(crate) enum Role {
     /// Holds the connections of clients.
     Gateway,
@@ -110,7 +109,6 @@ pub(crate) enum Role {
 /// The settings of a node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[allow(clippy::exhaustive_structs)]
 pub(crate) struct Settings {
     /// Where clients connect (WebSocket at /v1).
     pub(crate) listen: SocketAddr,
@@ -154,6 +152,12 @@ pub(crate) struct Settings {
     /// JWKS file with public keys of EdDSA tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) jwks_file: Option<PathBuf>,
+    /// The `aud` that every token must name. By default it is not checked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token_audience: Option<String>,
+    /// The `iss` that every token must name. By default it is not checked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token_issuer: Option<String>,
     /// PEM file with the certificate chain; with `tls_key`, clients connect by `wss://`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tls_cert: Option<PathBuf>,
@@ -188,7 +192,6 @@ pub(crate) struct Settings {
 /// PEM files of the node link.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(clippy::exhaustive_structs)]
 pub(crate) struct NodeLinkFiles {
     /// This node's certificate.
     pub(crate) cert: PathBuf,
@@ -217,6 +220,8 @@ impl Default for Settings {
             origins: Vec::new(),
             secret_file: None,
             jwks_file: None,
+            token_audience: None,
+            token_issuer: None,
             tls_cert: None,
             tls_key: None,
             allow_plaintext: false,
@@ -299,17 +304,13 @@ impl Settings {
 
     /// Returns an authenticator with the keys of the JWKS file, if one is set.
     fn jwks(&self) -> Result<JwtAuthenticator, String> {
-        let tokens = JwtAuthenticator::new();
-        Ok(match &self.jwks_file {
-            Some(path) => tokens.jwks_file(path)?,
-            None => tokens,
-        })
+        let mut tokens = JwtAuthenticator::new();
+        tokens = self.token_audience.iter().fold(tokens, |tokens, audience| tokens.audience(audience));
+        tokens = self.token_issuer.iter().fold(tokens, |tokens, issuer| tokens.issuer(issuer));
+        Ok(self.jwks_file.iter().try_fold(tokens, |tokens, path| tokens.jwks_file(path))?)
     }
 
     /// Describes the tokens that the server accepts, without creating a secret.
-    ///
-    /// # Errors
-    /// As [`authenticator`](Self::authenticator).
     pub(crate) fn describe_tokens(&self) -> Result<String, String> {
         self.jwks()?;
         let secret = self.secret_path();
@@ -392,10 +393,7 @@ impl Settings {
         toml::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))
     }
 
-    /// Rejects invalid and unsafe settings.
-    ///
-    /// # Errors
-    /// If a setting is wrong. The text says what to do about it.
+    /// Rejects invalid and unsafe settings. The error says what to do about it.
     pub(crate) fn check(&self) -> Result<(), String> {
         self.builder().check()?;
         self.check_cluster()?;

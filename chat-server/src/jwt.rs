@@ -25,21 +25,25 @@
 use std::fmt;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use chat_core::backend::{Authenticated, Authenticator};
 use chat_core::{Error, ErrorKind, Handle};
 use jsonwebtoken::jwk::{AlgorithmParameters, JwkSet};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::error::ServerError;
 
-/// Seconds for which a token is accepted after its `exp`, because clocks differ.
-const LEEWAY: u64 = 30;
+/// Time for which a token is accepted after its `exp` if the caller sets none, because clocks differ.
+const LEEWAY: Duration = Duration::from_secs(30);
+/// Minimum time between two looks at the JWKS file.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Minimum number of bytes of a secret.
 const MIN_SECRET: usize = 32;
 
@@ -52,17 +56,75 @@ struct Claims {
 
 /// Accepts JSON Web Tokens that a secret signed (HS256), or a key whose public part is in a JWKS (EdDSA).
 ///
-/// - The claim `sub` is the user's handle. The claims `exp` and `iat` are required, `aud` and `iss` are ignored.
-/// - A token is accepted until 30 s after `exp`, because clocks differ. A session ends at that time too.
+/// - The claim `sub` is the user's handle. The claims `exp` and `iat` are required. The claims `aud` and `iss` are
+///   required and checked once [`audience`](Self::audience) and [`issuer`](Self::issuer) are set, else ignored.
+/// - A token is accepted until 30 s after `exp`, or another [`leeway`](Self::leeway), because clocks differ. A session
+///   ends at that time too.
 /// - A token with the `kid` of a key of the JWKS is verified with that key only, every other token with the secret
 ///   only. The key determines the algorithm, never the token.
 ///
 /// Without secret and JWKS it denies every token. It also denies the empty one: a server with
 /// [`open_registration`](crate::ServerBuilder::open_registration) accepts that by itself.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct JwtAuthenticator {
     secret: Option<DecodingKey>,
-    keys: Option<JwkSet>,
+    keys: Option<Arc<KeySet>>,
+    audience: Option<String>,
+    issuer: Option<String>,
+    leeway: Duration,
+}
+
+/// A JSON Web Key Set, and the file that it comes from.
+struct KeySet {
+    file: Option<PathBuf>,
+    loaded: Mutex<LoadedKeys>,
+}
+
+struct LoadedKeys {
+    keys: Arc<JwkSet>,
+    /// Modification time of the file when it was read.
+    modified: Option<SystemTime>,
+    looked: Instant,
+}
+
+impl KeySet {
+    fn parse(json: &str, file: Option<PathBuf>) -> Result<Self, ServerError> {
+        let keys = serde_json::from_str(json).map_err(|e| ServerError::new(e.to_string()))?;
+        let modified = file.as_deref().and_then(modified);
+        let loaded = LoadedKeys { keys: Arc::new(keys), modified, looked: Instant::now() };
+        Ok(Self { file, loaded: Mutex::new(loaded) })
+    }
+
+    /// Returns the keys, read again if their file changed. A file that cannot be read changes nothing.
+    fn current(&self) -> Arc<JwkSet> {
+        let mut loaded = self.loaded.lock();
+        if let Some(file) = &self.file
+            && loaded.looked.elapsed() >= LOOK_EVERY
+        {
+            loaded.looked = Instant::now();
+            let changed = modified(file);
+            if changed != loaded.modified {
+                let text = std::fs::read_to_string(file).map_err(|error| error.to_string());
+                match text.and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string())) {
+                    Ok(keys) => (loaded.keys, loaded.modified) = (Arc::new(keys), changed),
+                    Err(error) => {
+                        tracing::warn!(%error, "failed to read the JWKS file; using the keys read before");
+                    }
+                }
+            }
+        }
+        loaded.keys.clone()
+    }
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
+}
+
+impl Default for JwtAuthenticator {
+    fn default() -> Self {
+        Self { secret: None, keys: None, audience: None, issuer: None, leeway: LEEWAY }
+    }
 }
 
 impl fmt::Debug for JwtAuthenticator {
@@ -89,31 +151,63 @@ impl JwtAuthenticator {
     /// # Errors
     /// The text is not a key set.
     pub fn jwks(mut self, json: &str) -> Result<Self, ServerError> {
-        self.keys = Some(serde_json::from_str(json).map_err(|e| ServerError::new(e.to_string()))?);
+        self.keys = Some(Arc::new(KeySet::parse(json, None)?));
         Ok(self)
     }
 
-    /// Accepts tokens that a key of this file signed, as [`jwks`](Self::jwks). The file is read once: a new key needs
-    /// a restart.
+    /// Accepts tokens that a key of this file signed, as [`jwks`](Self::jwks). The file is read again when it changes.
     ///
     /// # Errors
     /// The file cannot be read or is not a key set. The text names the file.
-    pub fn jwks_file(self, path: impl AsRef<Path>) -> Result<Self, ServerError> {
+    pub fn jwks_file(mut self, path: impl AsRef<Path>) -> Result<Self, ServerError> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(|error| failed(path, error))?;
-        self.jwks(&text).map_err(|error| failed(path, error))
+        let keys = KeySet::parse(&text, Some(path.to_owned())).map_err(|error| failed(path, error))?;
+        self.keys = Some(Arc::new(keys));
+        Ok(self)
+    }
+
+    /// Accepts only tokens that name this audience in `aud`.
+    #[must_use]
+    pub fn audience(mut self, audience: impl Into<String>) -> Self {
+        self.audience = Some(audience.into());
+        self
+    }
+
+    /// Accepts only tokens of this issuer, which they name in `iss`.
+    #[must_use]
+    pub fn issuer(mut self, issuer: impl Into<String>) -> Self {
+        self.issuer = Some(issuer.into());
+        self
+    }
+
+    /// Sets the time for which a token is accepted after its `exp`: 30 s by default.
+    #[must_use]
+    pub const fn leeway(mut self, leeway: Duration) -> Self {
+        self.leeway = leeway;
+        self
     }
 
     fn claims(&self, token: &str) -> Option<Claims> {
         let header = decode_header(token).ok()?;
         let validation = |algorithm| {
             let mut validation = Validation::new(algorithm);
-            validation.leeway = LEEWAY;
-            validation.set_required_spec_claims(&["exp", "sub"]);
-            validation.validate_aud = false;
+            validation.leeway = self.leeway.as_secs();
+            let mut required = vec!["exp", "sub"];
+            validation.validate_aud = self.audience.is_some();
+            if let Some(audience) = &self.audience {
+                validation.set_audience(&[audience]);
+                required.push("aud");
+            }
+            if let Some(issuer) = &self.issuer {
+                validation.set_issuer(&[issuer]);
+                required.push("iss");
+            }
+            validation.set_required_spec_claims(&required);
             validation
         };
-        if let Some(key) = header.kid.as_deref().and_then(|kid| self.keys.as_ref()?.find(kid)) {
+        let keys = self.keys.as_ref().map(|keys| keys.current());
+        if let Some(key) = header.kid.as_deref().and_then(|kid| keys.as_ref()?.find(kid)) {
             if !matches!(key.algorithm, AlgorithmParameters::OctetKeyPair(_)) {
                 return None;
             }
@@ -132,7 +226,7 @@ impl Authenticator for JwtAuthenticator {
         let claims = self.claims(token).ok_or_else(denied)?;
         let user = Authenticated::user(Handle::new(&claims.sub).map_err(|_| denied())?);
         // A time that `SystemTime` cannot hold is never reached.
-        match UNIX_EPOCH.checked_add(Duration::from_secs(claims.exp.saturating_add(LEEWAY))) {
+        match UNIX_EPOCH.checked_add(Duration::from_secs(claims.exp.saturating_add(self.leeway.as_secs()))) {
             Some(time) if time <= SystemTime::now() => Err(denied()),
             Some(time) => Ok(user.expires_at(time)),
             None => Ok(user),
@@ -224,8 +318,6 @@ fn failed(path: &Path, error: impl fmt::Display) -> ServerError {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use chat_core::conformance::AuthenticatorFixture;
     use chat_core::conformance::cases::authenticator;
 
@@ -264,11 +356,75 @@ mod tests {
         assert!(tokens.authenticate(&until(1000)).await.is_err(), "expired");
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         assert!(
-            tokens.authenticate(&until(now - LEEWAY - 1)).await.is_err(),
+            tokens.authenticate(&until(now - LEEWAY.as_secs() - 1)).await.is_err(),
             "expired, and the leeway passed"
         );
-        assert!(tokens.authenticate(&until(now - LEEWAY + 10)).await.is_ok(), "clocks differ");
+        assert!(tokens.authenticate(&until(now - LEEWAY.as_secs() + 10)).await.is_ok(), "clocks differ");
         assert_eq!(tokens.authenticate(&until(u64::MAX)).await.unwrap().expires_at, None, "never");
+    }
+
+    #[tokio::test]
+    async fn audience_issuer_and_leeway_are_checked_once_they_are_set() {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let token = |aud: Option<&str>, iss: Option<&str>, exp: u64| {
+            let mut claims = serde_json::json!({ "sub": "alice", "exp": exp, "iat": 1 });
+            for (name, value) in [("aud", aud), ("iss", iss)] {
+                if let Some(value) = value {
+                    claims[name] = value.into();
+                }
+            }
+            let key = EncodingKey::from_secret(&secret().0);
+            encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap()
+        };
+        let any = JwtAuthenticator::new().secret(&secret());
+        assert!(any.authenticate(&token(Some("other"), Some("other"), now + 60)).await.is_ok());
+        let strict = any.audience("chat").issuer("login").leeway(Duration::from_secs(5));
+        for (aud, iss, exp, accepted) in [
+            (Some("chat"), Some("login"), now + 60, true),
+            (Some("other"), Some("login"), now + 60, false),
+            (Some("chat"), Some("other"), now + 60, false),
+            (None, Some("login"), now + 60, false),
+            (Some("chat"), None, now + 60, false),
+            (Some("chat"), Some("login"), now - 10, false),
+        ] {
+            let outcome = strict.authenticate(&token(aud, iss, exp)).await;
+            assert_eq!(outcome.is_ok(), accepted, "aud {aud:?}, iss {iss:?}, exp {exp}");
+        }
+    }
+
+    #[tokio::test]
+    async fn jwks_file_is_read_again_when_it_changes() {
+        use base64::Engine as _;
+        let base64 = |bytes: &[u8]| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("jwks.json");
+        let pairs = [(); 2].map(|()| rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap());
+        let write = |pair: &rcgen::KeyPair| {
+            let x = base64(pair.public_key_raw());
+            let key =
+                serde_json::json!({ "kty": "OKP", "crv": "Ed25519", "kid": "one", "alg": "EdDSA", "x": x });
+            std::fs::write(&file, serde_json::json!({ "keys": [key] }).to_string()).unwrap();
+        };
+        let exp = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 60;
+        let token = |pair: &rcgen::KeyPair| {
+            let header = Header { kid: Some("one".into()), ..Header::new(Algorithm::EdDSA) };
+            let claims = Claims { sub: "alice".into(), exp, iat: 1 };
+            encode(&header, &claims, &EncodingKey::from_ed_der(&pair.serialize_der())).unwrap()
+        };
+        write(&pairs[0]);
+        let tokens = JwtAuthenticator::new().jwks_file(&file).unwrap();
+        assert!(tokens.authenticate(&token(&pairs[0])).await.is_ok());
+        assert!(tokens.authenticate(&token(&pairs[1])).await.is_err());
+        tokio::time::sleep(LOOK_EVERY).await;
+        write(&pairs[1]);
+        assert!(tokens.authenticate(&token(&pairs[1])).await.is_ok(), "the new key");
+        assert!(tokens.authenticate(&token(&pairs[0])).await.is_err(), "the old key is gone");
+        tokio::time::sleep(LOOK_EVERY).await;
+        std::fs::write(&file, "no keys").unwrap();
+        assert!(
+            tokens.authenticate(&token(&pairs[1])).await.is_ok(),
+            "a file that cannot be read changes nothing"
+        );
     }
 
     #[tokio::test]

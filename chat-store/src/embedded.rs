@@ -102,9 +102,10 @@ pub struct EmbeddedStore {
 /// Converts an error of the database to the error that callers receive.
 fn failed(error: fjall::Error) -> Error {
     match error {
-        fjall::Error::Locked => {
-            Error::new(ErrorKind::Conflict, "the data directory is in use by another process")
-        }
+        fjall::Error::Locked => Error::new(
+            ErrorKind::Conflict,
+            "the data directory is in use: another process, such as a running server, has it open. Stop that first",
+        ),
         error @ (fjall::Error::Io(_) | fjall::Error::Poisoned) => {
             Error::new(ErrorKind::Unavailable, "the disk failed").caused_by(error)
         }

@@ -35,6 +35,8 @@ const FRAME_TIME: Duration = Duration::from_secs(10);
 const WRITE_TIME: Duration = Duration::from_secs(10);
 /// Time limit for a closing handshake.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
+/// Largest first message of a client, in bytes: a handshake. A peer that is not authenticated must not hold more.
+const MAX_FIRST: usize = 16 * 1024;
 /// Maximum number of fragments of one message, empty ones included.
 const MAX_FRAGMENTS: u32 = 64;
 /// Maximum number of control frames per second.
@@ -164,7 +166,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
             OpCode::Data(Data::Binary | Data::Continue) => {}
         }
         let joined = self.fragments.as_ref().map_or(0, |fragments| fragments.joined.len());
-        if length > self.limit.saturating_sub(joined) as u64 && matches!(header.opcode, OpCode::Data(_)) {
+        let limit = match self.role {
+            Role::Server if !self.has_received => self.limit.min(MAX_FIRST),
+            _ => self.limit,
+        };
+        if length > limit.saturating_sub(joined) as u64 && matches!(header.opcode, OpCode::Data(_)) {
             return Err(broken(CloseReason::TooBig.code(), "the frame is larger than the limit"));
         }
         self.buffer.advance(used);
@@ -445,10 +451,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn first_message_of_a_client_is_small() {
+        for (size, accepted) in [(MAX_FIRST, true), (MAX_FIRST + 1, false)] {
+            let (a, b) = tokio::io::duplex(1 << 20);
+            let mut client = WebSocket::new(a, Role::Client, 1 << 20, &[]);
+            let mut server = WebSocket::new(b, Role::Server, 1 << 20, &[]);
+            client.send(vec![vec![7; size].into(), vec![7; 200_000].into()]).await.unwrap();
+            assert_eq!(server.recv().await.is_ok(), accepted, "{size} bytes");
+            if accepted {
+                assert_eq!(server.recv().await.unwrap().map(|bytes| bytes.len()), Some(200_000));
+            } else {
+                assert_eq!(server.verdict(), Some(CloseReason::TooBig.code()));
+            }
+        }
+    }
+
+    #[tokio::test]
     async fn frames_cross_a_pipe_whole() {
         let (a, b) = tokio::io::duplex(64);
         let mut client = WebSocket::new(a, Role::Client, 1 << 20, &[]);
         let mut server = WebSocket::new(b, Role::Server, 1 << 20, &[]);
+        // The first message is a handshake, which is small.
         let frames: Vec<Bytes> = [0, 1, 125, 126, 65535, 65536, 200_000].map(|n| vec![7; n].into()).to_vec();
         let sent = frames.clone();
         let sender = tokio::spawn(async move { client.send(sent).await.map(|()| client) });

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use chat_tests::cli_process::{CliProcess, register};
+use chat_tests::cli_process::{CliProcess, command, register};
 use chat_tests::server::{Server, free_port};
 use serde_json::json;
 
@@ -59,6 +59,9 @@ fn messages_wait_while_disk_is_full() {
             assert!(event["event"] != "stored" && event["event"] != "refused", "{event}");
         }
     }
+    // Accounts and keys take room, too.
+    let refused = command(&home.path().join("carol"), &url, &["register", "carol"]);
+    assert!(!refused.status.success(), "an account is registered on a full disk");
     // Stored messages can still be read and acknowledged.
     let mut b = CliProcess::start(&bob, &url, None);
     assert_eq!(b.wait("message")["text"], "before");

@@ -17,7 +17,7 @@ use crate::model::id::{ConversationId, ConversationKind, InstallationId, Message
 use crate::model::time::Instant;
 use crate::mutant::Mutant;
 
-/// What a device knows about a restore of its server.
+/// The knowledge of a device about a restore of its server.
 #[derive(Debug, Default)]
 pub(super) struct ServerRestore {
     /// The cursors must be compared before rows are processed and messages are sent.

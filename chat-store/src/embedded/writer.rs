@@ -53,7 +53,7 @@ type Reply = Box<dyn FnOnce(Result<()>) + Send>;
 /// the whole wake-up is durable. An error in its [`Wrote`] result is an error of the database.
 struct Change(Box<Job>);
 
-type Job = dyn FnOnce(&Tables) -> (Reply, Result<Wrote>) + Send;
+type Job = dyn FnOnce(&Tables, Result<()>) -> (Reply, Result<Wrote>) + Send;
 
 /// Whether a change wrote something.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -130,15 +130,16 @@ impl Writer {
         Ok(self.waiting.get(&device).map_or_else(Waiting::default, |waiting| *waiting))
     }
 
-    /// Changes the key directory on the writer's thread, one change after the other. Returns after the sync
+    /// Changes the key directory on the writer's thread, one change after the other; nothing changes while the disk's
+    /// reserve is in use. Returns after the sync
     /// that the change shares with the other requests of the wake-up.
     pub(super) async fn change<T: Send + 'static>(
         &self,
         change: impl FnOnce(&Tables) -> Result<(T, Option<OwnedWriteBatch>)> + Send + 'static,
     ) -> Result<T> {
         let (answer, answered) = oneshot::channel::<Result<T>>();
-        let work = move |tables: &Tables| -> (Reply, Result<Wrote>) {
-            let (value, wrote) = match change(tables) {
+        let work = move |tables: &Tables, room: Result<()>| -> (Reply, Result<Wrote>) {
+            let (value, wrote) = match room.and_then(|()| change(tables)) {
                 // Later changes see the batch at once. It is durable with the batch that ends this wake-up.
                 Ok((value, Some(batch))) => {
                     let written = batch.durability(Some(PersistMode::Buffer)).commit().map_err(failed);
@@ -237,7 +238,8 @@ impl Work {
                         effects.answers.push((answer, outcome));
                     }
                     Request::Change(change) => {
-                        let (reply, wrote) = change.0(&self.tables);
+                        let room = self.check_space();
+                        let (reply, wrote) = change.0(&self.tables, room);
                         effects.replies.push(reply);
                         match wrote {
                             Ok(wrote) => effects.sync |= wrote == Wrote::Something,
