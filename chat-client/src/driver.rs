@@ -564,8 +564,7 @@ impl Driver {
             Output::Send(frame) => self.out.push(frame.encode()),
             Output::Open(row, list) => return self.open(&row, list.as_ref()).map(|o| Some(Input::Opened(o))),
             Output::Compare { conversation, seq, sender, id } => {
-                let differs = self.store.has_another(conversation, seq, sender, id)?;
-                return Ok(Some(Input::Compared(differs)));
+                return self.store.at_seq(conversation, seq, sender, id).map(|at| Some(Input::Compared(at)));
             }
             Output::Recall(asker, conversation, id) => {
                 let content = self.store.recall(conversation, id, asker.installation)?;

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use chat_core::codec::decode_list;
 use chat_core::envelope::Publish;
 use chat_core::replica::{
-    Chain, ConversationSnapshot, Draft, OutboxEntrySnapshot, Recipient, ReplicaSnapshot,
+    AtSeq, Chain, ConversationSnapshot, Draft, OutboxEntrySnapshot, Recipient, ReplicaSnapshot,
 };
 use chat_core::view::{RowHash, View};
 use chat_core::wire::ClientFrame;
@@ -415,26 +415,28 @@ impl LocalStore {
             .map_err(failed)
     }
 
-    /// Returns whether the store has another message than this one at a seq.
+    /// Returns whether the store has this message at a seq.
     ///
     /// # Errors
     /// If the store fails.
-    pub(crate) fn has_another(
+    pub(crate) fn at_seq(
         &self,
         conversation: ConversationId,
         seq: Seq,
         sender: InstallationId,
         id: MessageId,
-    ) -> Result<bool> {
-        self.db
+    ) -> Result<AtSeq> {
+        let is_same: Option<bool> = self
+            .db
             .prepare_cached(
-                "SELECT 1 FROM messages
-                 WHERE conversation = ?1 AND seq = ?2 AND NOT (sender = ?3 AND message_id = ?4)",
+                "SELECT sender = ?3 AND message_id = ?4 FROM messages WHERE conversation = ?1 AND seq = ?2",
             )
             .and_then(|mut s| {
-                s.exists(params![conversation.as_bytes(), seq as i64, sender.as_bytes(), id.as_bytes()])
+                let place = params![conversation.as_bytes(), seq as i64, sender.as_bytes(), id.as_bytes()];
+                s.query_row(place, |row| row.get(0)).optional()
             })
-            .map_err(failed)
+            .map_err(failed)?;
+        Ok(is_same.map_or(AtSeq::Nothing, |same| if same { AtSeq::Same } else { AtSeq::Another }))
     }
 
     /// Returns the hash of the message at a seq; `None` if the store has none, or does not know how it is stored.

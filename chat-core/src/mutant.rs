@@ -64,7 +64,7 @@ impl Mutant {
     /// The mutants that the simulator must detect. The others need conditions that a single process does not
     /// have (a stale cache of another gateway), or another rule hides them. Unit tests next to those rules
     /// detect them.
-    pub const SIMULATED: [Self; 28] = [
+    pub const SIMULATED: [Self; 29] = [
         Self::AckBeforeSync,
         Self::NoDedupe,
         Self::AnyClientSeq,
@@ -93,6 +93,7 @@ impl Mutant {
         Self::FirstInEveryIncarnation,
         Self::IsolationIgnored,
         Self::StatesMixed,
+        Self::ReusedSeqIgnored,
     ];
 }
 

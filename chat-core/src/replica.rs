@@ -27,7 +27,9 @@ mod snapshot;
 
 pub use change::{Change, Changes, ListChange};
 pub use draft::{Draft, Recipient};
-pub use input::{Input, Opened, SealFailure, Unreadable};
+pub use input::{AtSeq, Input, Opened, SealFailure, Unreadable};
+#[cfg(feature = "sim")]
+pub(crate) use integrity::UNKNOWN_START;
 pub use integrity::{Chain, Violation};
 pub use output::{Ephemeral, Output, Stopped};
 pub use snapshot::{ConversationSnapshot, OutboxEntrySnapshot, ReplicaSnapshot};
@@ -42,7 +44,7 @@ use crate::model::client_frame::{ClientFrame, Request};
 use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{AckUpTo, InboxRow};
 use crate::model::id::{
-    ConversationId, DeviceAddress, Handle, Incarnation, InstallationId, MessageId, StoreEpoch, UserId,
+    ConversationId, DeviceAddress, Handle, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
 };
 use crate::model::limits::{HEARTBEAT_MS, MIN_BYTES_PER_SECOND};
 use crate::model::rng::Rng;
@@ -87,7 +89,8 @@ pub struct Replica {
     // The open transaction.
     changes: Vec<Change>,
     ratchets_moved: bool,
-    acks_due: BTreeSet<ConversationId>,
+    /// Seqs to acknowledge: no row above them was compared with the store or received.
+    acks_due: BTreeMap<ConversationId, Seq>,
     /// Senders whose chain moved: one change for each and commit.
     chains_due: BTreeSet<(ConversationId, InstallationId)>,
     committing: Option<(u64, Vec<AckUpTo>)>,
@@ -221,7 +224,7 @@ impl Replica {
             lists: snapshot.lists.into_iter().map(|list| (list.list().user, list)).collect(),
             changes: Vec::new(),
             ratchets_moved: false,
-            acks_due: BTreeSet::new(),
+            acks_due: BTreeMap::new(),
             chains_due: BTreeSet::new(),
             committing: None,
             tickets: 0,
@@ -363,7 +366,7 @@ impl Replica {
             }
             Input::Request(token, request) => self.request(now, request, Purpose::Application(token), out),
             Input::Opened(opened) => self.opened(now, opened, out),
-            Input::Compared(differs) => self.compared(now, differs, out),
+            Input::Compared(found) => self.compared(now, found, out),
             Input::Recalled(asker, conversation, id, content) => {
                 self.recalled(now, asker, conversation, id, content);
             }
@@ -470,11 +473,20 @@ impl Replica {
     }
 
     fn take_acks(&mut self) -> Vec<AckUpTo> {
-        let due = std::mem::take(&mut self.acks_due);
-        due.into_iter()
-            .map(|conversation| AckUpTo { conversation, seq: self.cursor(conversation) })
-            .filter(|ack| ack.seq > 0)
-            .collect()
+        if self.server_restore.is_suspected {
+            // The server may have other rows at these seqs.
+            self.acks_due.clear();
+        }
+        if self.server_restore.is_held {
+            return Vec::new();
+        }
+        let due = std::mem::take(&mut self.acks_due).into_iter();
+        due.map(|(conversation, seq)| AckUpTo { conversation, seq }).collect()
+    }
+
+    fn ack(&mut self, conversation: ConversationId, seq: Seq) {
+        let due = self.acks_due.entry(conversation).or_default();
+        *due = seq.max(*due);
     }
 
     fn send_acks(&mut self, acks: Vec<AckUpTo>, out: &mut Vec<Output>) {

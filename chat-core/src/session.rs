@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, HashMap};
 use ack_coalescer::AckCoalescer;
 
 use crate::backend::PageLimit;
-use crate::model::client_frame::ClientFrame;
+use crate::model::client_frame::{ClientFrame, Request};
 use crate::model::close_reason::CloseReason;
 use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow, Refusal, RowContent, Subject};
 use crate::model::id::{ConversationId, DeviceAddress, Seq, UserId};
@@ -295,7 +295,13 @@ impl Session {
                     self.start_over(out);
                 }
             }
-            (_, ClientFrame::Request(id, request)) => out.push(Output::Request(id, request)),
+            (_, ClientFrame::Request(id, request)) => {
+                if matches!(request, Request::Cursors) {
+                    // The answer includes the acks before the request.
+                    self.acks.flush_acks(out);
+                }
+                out.push(Output::Request(id, request));
+            }
             (_, ClientFrame::Read(read)) => out.extend(self.acks.read(now, read)),
             (_, ClientFrame::Typing(conversation)) => self.typing(now, conversation, out),
             (_, ClientFrame::Watch(users)) => {
@@ -379,6 +385,9 @@ impl Session {
 
     /// Adapts the window to the time that rows of this size took to be acknowledged.
     fn adapt(&mut self, bytes: usize, took_ms: u64) {
+        if bytes == 0 {
+            return;
+        }
         if took_ms < FAST_MS {
             self.window = self.window.saturating_add(bytes).min(WINDOW_BYTES);
         } else if took_ms > SLOW_MS {
@@ -557,10 +566,11 @@ impl Session {
     }
 
     fn acks(&mut self, acks: &[AckUpTo], generation: u64, now: Instant, out: &mut Vec<Output>) {
+        let (mut bytes, mut took_ms) = (0, 0);
         for ack in acks {
             let range = (ack.conversation, 0)..=(ack.conversation, ack.seq);
             let landed: Vec<_> = self.flights.range(range).map(|(key, _)| *key).collect();
-            let (mut of_others, mut bytes, mut took_ms) = (false, 0, 0);
+            let mut of_others = false;
             for key in &landed {
                 if let Some(flight) = self.flights.remove(key) {
                     self.flying_bytes -= flight.bytes;
@@ -571,10 +581,10 @@ impl Session {
             }
             if !landed.is_empty() {
                 (self.loops, self.landed) = (0, now);
-                self.adapt(bytes, took_ms);
             }
             self.acks.ack(*ack, of_others && !Mutant::TrimOnPush.is_active());
         }
+        self.adapt(bytes, took_ms);
         self.acks.acks_came(now, generation, out);
         self.resume(out);
     }

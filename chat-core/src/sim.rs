@@ -1,6 +1,6 @@
 //! The simulator. It runs the real [`Session`](crate::session::Session), [`Replica`](crate::replica::Replica)
 //! and [`Engine`](crate::Engine) over a network that loses, duplicates, reorders, delays and partitions.
-//! Processes crash at any point, and a device is restored from a backup.
+//! Processes crash at any point, and a device, or the server, is restored from a backup.
 //!
 //! A schedule is a pure function of its seed and [`Options`], so a failing seed fails in every run.
 //!
@@ -34,6 +34,9 @@ pub struct Options {
     /// Run three server processes with a shared log and a shared store; its two shards move between them.
     /// Implies `split`.
     pub cluster: bool,
+    /// The data of the one server process is copied and later put back, with a new store epoch or without. Not with
+    /// `cluster`.
+    pub restored_server: bool,
     /// Print every event.
     pub trace: bool,
 }
@@ -52,6 +55,8 @@ pub struct Report {
     pub device_crashes: u64,
     /// Number of devices restored from a backup.
     pub restores: u64,
+    /// Number of servers restored from a copy.
+    pub server_restores: u64,
     /// Number of processed events.
     pub events: u64,
     /// Sessions that a drain closed.
@@ -71,6 +76,7 @@ impl Report {
         self.moves += other.moves;
         self.device_crashes += other.device_crashes;
         self.restores += other.restores;
+        self.server_restores += other.server_restores;
         self.events += other.events;
         self.drains += other.drains;
         self.hints += other.hints;

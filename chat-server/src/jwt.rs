@@ -88,9 +88,9 @@ struct LoadedKeys {
 }
 
 impl KeySet {
-    fn parse(json: &str, file: Option<PathBuf>) -> Result<Self, ServerError> {
+    fn parse(json: &str, file: Option<(PathBuf, Option<SystemTime>)>) -> Result<Self, ServerError> {
         let keys = serde_json::from_str(json).map_err(|e| ServerError::new(e.to_string()))?;
-        let modified = file.as_deref().and_then(modified);
+        let (file, modified) = file.map_or((None, None), |(file, modified)| (Some(file), modified));
         let loaded = LoadedKeys { keys: Arc::new(keys), modified, looked: Instant::now() };
         Ok(Self { file, loaded: Mutex::new(loaded) })
     }
@@ -161,8 +161,11 @@ impl JwtAuthenticator {
     /// The file cannot be read or is not a key set. The text names the file.
     pub fn jwks_file(mut self, path: impl AsRef<Path>) -> Result<Self, ServerError> {
         let path = path.as_ref();
+        // Before the content: a change in between is then read again.
+        let modified = modified(path);
         let text = std::fs::read_to_string(path).map_err(|error| failed(path, error))?;
-        let keys = KeySet::parse(&text, Some(path.to_owned())).map_err(|error| failed(path, error))?;
+        let keys =
+            KeySet::parse(&text, Some((path.to_owned(), modified))).map_err(|error| failed(path, error))?;
         self.keys = Some(Arc::new(keys));
         Ok(self)
     }

@@ -16,7 +16,7 @@ use chat_core::limits::MIN_BYTES_PER_SECOND;
 use chat_core::wire::CloseReason;
 use chat_core::{Error, ErrorKind, Result};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 use tungstenite::protocol::frame::{Frame, FrameHeader};
 
@@ -76,6 +76,11 @@ struct Fragments {
     count: u32,
     /// Arrival of the first one.
     started: Instant,
+}
+
+/// Returns the time that the slowest link takes for some bytes.
+const fn transfer_time(bytes: usize) -> Duration {
+    Duration::from_millis(bytes as u64 * 1000 / MIN_BYTES_PER_SECOND)
 }
 
 /// Returns the error for a broken rule, with the close code for the peer.
@@ -279,12 +284,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
         self.buffer.reserve(missing.clamp(512, 64 * 1024));
         let started = self.message_started();
         let arrived = self.fragments.as_ref().map_or(0, |known| known.joined.len()) + self.buffer.len();
-        let progress = Duration::from_millis(arrived as u64 * 1000 / MIN_BYTES_PER_SECOND);
         let read = self.io.read_buf(&mut self.buffer);
         // A connection may be idle between frames, but the rest of a started frame has a time limit.
         match started {
             None => read.await.map_err(lost),
-            Some(started) => match tokio::time::timeout_at(started + FRAME_TIME + progress, read).await {
+            Some(started) => match timeout_at(started + FRAME_TIME + transfer_time(arrived), read).await {
                 Ok(read) => read.map_err(lost),
                 Err(_) => {
                     self.verdict = Some(1008);
@@ -348,16 +352,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
     }
 
     async fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        // TLS takes up to 64 KiB before it has sent them.
+        let deadline = Instant::now() + WRITE_TIME + transfer_time(bytes.len() + 64 * 1024);
         let mut rest = bytes;
         while !rest.is_empty() {
-            match timeout(WRITE_TIME, self.io.write(rest)).await {
+            let until = deadline.min(Instant::now() + WRITE_TIME);
+            match timeout_at(until, self.io.write(rest)).await {
                 Ok(Ok(n)) if n > 0 => rest = &rest[n..],
                 Ok(Ok(_)) => return Err(Error::new(ErrorKind::Closed, "the connection was lost")),
                 Ok(Err(error)) => return Err(lost(error)),
                 Err(_) => return Err(self.too_slow()),
             }
         }
-        timeout(WRITE_TIME, self.io.flush()).await.map_err(|_| self.too_slow())?.map_err(lost)
+        timeout_at(deadline, self.io.flush()).await.map_err(|_| self.too_slow())?.map_err(lost)
     }
 
     const fn too_slow(&mut self) -> Error {

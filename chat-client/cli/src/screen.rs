@@ -422,7 +422,11 @@ async fn load_older(client: &Client, screen: &mut Screen) {
     for message in messages {
         let author = message.sender.to_string();
         let is_own = author == own;
-        talk.add(message.seq, message.id, author, message.content(), is_own);
+        if message.archived {
+            talk.add_archived(message.seq, message.id, author, message.content());
+        } else {
+            talk.add(message.seq, message.id, author, message.content(), is_own);
+        }
     }
 }
 

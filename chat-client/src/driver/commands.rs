@@ -21,6 +21,9 @@ use crate::suite::SuiteTx;
 /// Milliseconds in which a newly listed device must connect. Then its entry expires, and this device unlinks it.
 const LINKING_MS: u64 = 5 * 60 * 1000;
 
+/// Milliseconds until the check of a newly listed device is repeated.
+const LINKING_RETRY_MS: u64 = 30_000;
+
 impl Driver {
     pub(super) fn command(&mut self, command: Command) -> Result<()> {
         match command {
@@ -288,7 +291,12 @@ impl Driver {
                     self.unlink(device, ignored)?;
                 }
             }
-            (Waiting::Alive(..), Err(_)) => {}
+            (Waiting::Alive(..), Err(_)) => {
+                // Not at once: the server may be unable to answer for a while.
+                if let Some((_, _, at)) = &mut self.linking {
+                    *at = at.saturating_add(LINKING_RETRY_MS);
+                }
+            }
             (Waiting::Unlinked(list, reply), Ok(_)) => {
                 self.step(Input::OwnList(list))?;
                 let _ = reply.send(Ok(()));

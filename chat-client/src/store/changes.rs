@@ -132,7 +132,7 @@ impl LocalStore {
             Change::Epoch(epoch) => self.set_meta("epoch", epoch.as_bytes()),
             Change::NewEpoch(epoch) => self.new_epoch(epoch),
             Change::EpochCompared => self.remove_meta("epoch_changed"),
-            Change::WentBack(conversation, seq) => self.went_back(conversation, seq),
+            Change::WentBack(conversation, seq, is_sure) => self.went_back(conversation, seq, is_sure),
             Change::Returned(conversation, seq, sender, id) => self.returned(conversation, seq, sender, id),
             Change::Nonce(nonce) => self.set_meta("nonce", &nonce),
             Change::Asked => self.set_meta("reincarnation_asked", &[1]),
@@ -409,12 +409,13 @@ impl LocalStore {
 
     /// Moves the messages after a seq out of the numbers: the server lost them, and uses the seqs again. They stay visible
     /// after the message at the seq.
-    fn went_back(&mut self, id: ConversationId, seq: Seq) -> Result<()> {
+    fn went_back(&mut self, id: ConversationId, seq: Seq, is_sure: bool) -> Result<()> {
         let place = params![id.as_bytes(), seq as i64];
+        self.run("UPDATE messages SET anchor = ?2 WHERE conversation = ?1 AND anchor > ?2", place)?;
         // Below 0, and lower than those of earlier restores: a later message has a lower number.
         self.run(
             "UPDATE messages SET anchor = ?2, row_hash = NULL,
-               seq = (SELECT min(0, coalesce(min(seq), 0)) FROM messages) - seq
+               seq = (SELECT min(0, coalesce(min(seq), 0)) FROM messages WHERE conversation = ?1) - seq
              WHERE conversation = ?1 AND seq > ?2",
             place,
         )?;
@@ -429,7 +430,7 @@ impl LocalStore {
                read = min(read, ?2), excused = 4503599627370496 WHERE id = ?1",
             place,
         )?;
-        if id.kind() == Ok(ConversationKind::Mailbox) {
+        if !is_sure || id.kind() == Ok(ConversationKind::Mailbox) {
             return Ok(());
         }
         let conversation = id.as_bytes().to_vec();

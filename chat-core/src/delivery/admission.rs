@@ -167,8 +167,10 @@ impl Engine {
             verdict = Some(Refusal::Mismatch(stale));
         }
         let full = if verdict.is_none() { self.full(sender, &recipients).await? } else { Vec::new() };
-        let has_room = |user: &RecipientDevices| user.installations.iter().any(|one| !full.contains(one));
-        for recipient in recipients.iter().filter(|user| user.user != sender.user && !has_room(user)) {
+        let reads = |one: &InstallationId| !full.contains(one) && !publish.excluded.contains(one);
+        let is_open = |user: &&RecipientDevices| user.user != sender.user && !full.is_empty();
+        let blocked = recipients.iter().filter(is_open).filter(|user| !user.installations.iter().any(reads));
+        for recipient in blocked {
             // A contact sends the message again once a device has room.
             let is_contact = self.wrote_back(sender, recipient.user).await;
             verdict = Some(if is_contact { Refusal::Throttled(FULL_MS) } else { Refusal::Quota });
@@ -215,7 +217,7 @@ impl Engine {
     async fn inbox_use(&self, device: InstallationId) -> Result<InboxUse> {
         /// Milliseconds, and number of publishes, for which an inbox with less than half of the strangers' part in use is
         /// not checked again. This many of the largest publishes fit into the other half.
-        const ROOM: (u64, u32) = (60_000, 50);
+        const ROOM: (u64, u32) = (60_000, 20);
         let now = self.now_ms();
         if let Some(mut room) = self.room.get_mut(&device)
             && now < room.0.saturating_add(ROOM.0)
@@ -267,7 +269,7 @@ impl Engine {
         }
     }
 
-    async fn read_list(&self, user: UserId) -> Result<Option<Arc<SignedDeviceList>>> {
+    pub(super) async fn read_list(&self, user: UserId) -> Result<Option<Arc<SignedDeviceList>>> {
         let before = self.lists_changed.load(Ordering::Acquire);
         let Some(list) = self.backends.keys.list(user).await? else {
             return Ok(None);

@@ -22,6 +22,7 @@ use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow, Publish, Refusal, SendPosition, Stored};
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, Seq, UserId};
+use crate::model::limits::MAX_NUMBER;
 use crate::model::session_event::SessionEvent;
 use crate::model::time::WallClock;
 use crate::mutant::Mutant;
@@ -95,6 +96,8 @@ pub struct Engine {
     pub(super) room: DashMap<InstallationId, (u64, u32)>,
     /// Cached conversation states of each shard.
     shards: Vec<Mutex<Remembered>>,
+    /// Differs for each run of a process.
+    pub(super) instance: u64,
     pub(super) counters: Counters,
     pub(super) trace: MessageTrace,
     /// Ids that the broken variants of the engine keep in memory only.
@@ -113,7 +116,10 @@ impl Engine {
         let limits = Limits::new(&settings.rates);
         let shards = (0..backends.router.shards()).map(|_| Mutex::default()).collect();
         let trace = MessageTrace::new(settings.trace);
+        // Other gateways of a cluster may start at the same time.
+        let instance = (clock.now_us() ^ settings.gateway.0.rotate_left(20)) & MAX_NUMBER;
         Self {
+            instance,
             backends,
             settings,
             clock,

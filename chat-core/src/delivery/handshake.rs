@@ -187,6 +187,7 @@ impl Engine {
             prekeys: u32::try_from(keys.prekeys).unwrap_or(u32::MAX),
             list_version: list.list().version,
             retention_ms: self.settings.retention_ms,
+            instance: self.instance,
         };
         Ok((device, welcome))
     }

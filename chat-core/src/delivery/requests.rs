@@ -33,7 +33,7 @@ impl Engine {
         let now = self.now_ms();
         match request {
             Request::Resolve(_) => self.limits.resolve(device.user, now),
-            Request::Offer(_) => self.limits.link(device.user, now),
+            Request::Offer(_) | Request::PutList(..) => self.limits.link(device.user, now),
             _ => Ok(()),
         }
     }
@@ -144,7 +144,7 @@ impl Engine {
         if list.list().user != user {
             return Err(Error::new(ErrorKind::Denied, "the list belongs to another user"));
         }
-        let before = self.device_list(user).await?;
+        let before = self.read_list(user).await?;
         let is_new = |device: &InstallationId| {
             !before.iter().any(|before| before.list().addresses().any(|known| known.installation == *device))
         };
@@ -157,6 +157,11 @@ impl Engine {
         {
             return Err(Error::new(ErrorKind::Invalid, "a new device needs its first prekeys"));
         }
+        // The directory decides. This check keeps the prekeys of refused lists out of it.
+        if let Some(before) = before.iter().find(|before| before.as_ref() != list) {
+            key.check(list, before)?;
+        }
+        let prekeys = prekeys.into_iter().filter(|first| is_new(&first.installation)).collect();
         self.store_first_prekeys(list, prekeys).await?;
         let put = self.backends.keys.put_list(list, key).await;
         // A failed put may still be stored. A list whose read began earlier must not be cached.

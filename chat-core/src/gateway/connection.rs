@@ -13,7 +13,7 @@ use super::handshake_limiter::HandshakePermit;
 use super::{Gateway, OnAuthenticated};
 use crate::backend::{Command, Sleep, Transport};
 use crate::delivery::{Linking, SessionHandle};
-use crate::model::client_frame::{ClientFrame, Hello, Registration};
+use crate::model::client_frame::{ClientFrame, Hello, Registration, Request};
 use crate::model::close_reason::CloseReason;
 use crate::model::envelope::{Refusal, SendPosition, Subject};
 use crate::model::error::{ErrorKind, Result};
@@ -355,6 +355,9 @@ impl Connection {
                 None
             }
             Output::Request(id, request) => {
+                if matches!(request, Request::Cursors) && self.finish_acks().await {
+                    return Some(Input::Acked { too_high: true });
+                }
                 Some(Input::Response(id, engine.respond(device?, request).await.map(Box::new)))
             }
             Output::Receipt(at, read) => {

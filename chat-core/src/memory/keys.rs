@@ -15,7 +15,7 @@ use crate::model::prekeys::{Bundle, PrekeyUpload};
 #[derive(Debug, Default)]
 pub struct MemoryKeys(Mutex<Inner>);
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Inner {
     handles: HashMap<Handle, UserId>,
     names: HashMap<UserId, Handle>,
@@ -27,12 +27,20 @@ struct Inner {
     incarnations: HashMap<InstallationId, (Incarnation, [u8; 16], u64)>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Prekeys {
     signed: Bytes,
     signature: Bytes,
     one_time: BTreeMap<u64, Bytes>,
     uploaded_through: u64,
+}
+
+#[cfg(feature = "sim")]
+impl MemoryKeys {
+    /// Returns a copy of all data.
+    pub(crate) fn copy(&self) -> Self {
+        Self(Mutex::new(self.0.lock().clone()))
+    }
 }
 
 impl Inner {

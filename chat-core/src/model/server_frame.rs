@@ -38,6 +38,8 @@ pub struct Welcome {
     pub list_version: u64,
     /// How long rows wait for a device before they expire, in milliseconds; 0 if the server does not say.
     pub retention_ms: u64,
+    /// Differs for each run of a server process; 0 if the server does not say.
+    pub instance: u64,
 }
 
 #[cfg(test)]
@@ -60,6 +62,7 @@ impl Welcome {
             prekeys: 100,
             list_version: 0,
             retention_ms: 0,
+            instance: 0,
         }
     }
 }

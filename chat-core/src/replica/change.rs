@@ -73,9 +73,9 @@ pub enum Change {
     NewEpoch(StoreEpoch),
     /// The cursors were compared since the epoch changed.
     EpochCompared,
-    /// The server no longer has the messages after this seq: it was restored from an older copy. This device keeps
-    /// them, outside of the numbers, and continues after the seq.
-    WentBack(ConversationId, Seq),
+    /// The server may no longer have the messages after this seq, and surely lost some if the last field says so: it was
+    /// restored from an older copy. This device keeps them, outside of the numbers, and continues after the seq.
+    WentBack(ConversationId, Seq, bool),
     /// A message that the server had lost arrived again, at this seq: sender and id.
     Returned(ConversationId, Seq, InstallationId, MessageId),
     /// A recovery begins; it requests a new incarnation with this nonce.

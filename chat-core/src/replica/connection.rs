@@ -4,7 +4,7 @@ use super::change::{Change, ListChange};
 use super::conversation::Wait;
 use super::output::{Ephemeral, Output, Stopped};
 use super::send::SOON_MS;
-use super::{DAY_MS, Phase, Purpose, RETRY_MS, Recovery, Replica};
+use super::{DAY_MS, Phase, Purpose, RETRY_MS, Recovery, Replica, retry_ms};
 use crate::model::client_frame::{ClientFrame, Request};
 use crate::model::close_reason::CloseReason;
 use crate::model::device_list::SignedDeviceList;
@@ -59,6 +59,7 @@ impl Replica {
     /// Drops all state of the connection. Open requests of the application are answered with `Retry`.
     fn forget_connection(&mut self, out: &mut Vec<Output>) {
         self.recovery = Recovery::No;
+        self.server_restore.is_held = false;
         self.caught_up = false;
         self.catch_up_at = None;
         self.rows.clear();
@@ -164,6 +165,8 @@ impl Replica {
         }
         if self.server_restore.is_suspected {
             self.suspect_restore(now, out);
+        } else {
+            self.look_for_restore(now, welcome.instance, out);
         }
         if welcome.rollback || self.nonce.is_some() || self.reincarnation_asked {
             self.begin_recovery(now, out);
@@ -334,6 +337,9 @@ impl Replica {
             Purpose::ServerRestore => self.compare_cursors(now, answer.cursors, out),
             Purpose::Missing => {
                 self.looked_back = true;
+                if answer.cursors.iter().any(|(id, cursor)| cursor.tail < self.cursor(*id)) {
+                    self.suspect_restore(now, out);
+                }
                 if answer.cursors.iter().any(|(id, cursor)| self.has_forgotten(*id, *cursor)) {
                     self.begin_recovery(now, out);
                 }
@@ -590,11 +596,12 @@ impl Replica {
     }
 
     fn retry_requests(&mut self, now: Instant, out: &mut Vec<Output>) {
-        let late: Vec<u64> =
-            self.requests.iter().filter(|(_, (_, _, again))| now >= *again).map(|(id, _)| *id).collect();
-        for id in late {
-            if let Some((purpose, request, _)) = self.requests.remove(&id) {
-                self.request(now, request, purpose, out);
+        // Under the same id: an answer to any attempt counts, since a large one may take longer than the wait.
+        let retry_at = now.after(retry_ms(self.unanswered_bytes()));
+        for (id, (_, request, again)) in &mut self.requests {
+            if now >= *again {
+                *again = retry_at;
+                out.push(Output::Send(ClientFrame::Request(*id, request.clone())));
             }
         }
     }

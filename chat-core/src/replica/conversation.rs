@@ -25,6 +25,8 @@ pub(super) struct Conversation {
     pub went_back: Option<(ClientSeq, Instant)>,
     pub doubted: Option<Instant>,
     pub missing: Option<Missing>,
+    /// The server sends rows at or below the cursor again, and those up to this seq were compared with the store.
+    pub checked: Option<Seq>,
     /// Bundle claims since the last message was sealed.
     pub claims: u32,
     /// Answered claims of each device since the last message was sealed: none of them led to a session.

@@ -36,8 +36,8 @@ pub enum Input {
     Request(u64, Request),
     /// The result of [`Output::Open`](super::Output::Open).
     Opened(Opened),
-    /// The result of [`Output::Compare`](super::Output::Compare): the local store has another message at that seq.
-    Compared(bool),
+    /// The result of [`Output::Compare`](super::Output::Compare).
+    Compared(AtSeq),
     /// The result of [`Output::Recall`](super::Output::Recall): the requesting device, the conversation and message id, and the
     /// content if that device may have it.
     Recalled(DeviceAddress, ConversationId, MessageId, Option<Bytes>),
@@ -60,6 +60,16 @@ pub enum Input {
     /// The user requests a new incarnation, even if there was one within the last day. This store continues;
     /// any copy of it stops.
     Reincarnate,
+}
+
+/// The message that the local store has at a seq.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(clippy::exhaustive_enums)]
+pub enum AtSeq {
+    /// The one that was asked for.
+    Same,
+    Another,
+    Nothing,
 }
 
 /// The result of opening a row.

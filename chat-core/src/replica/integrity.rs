@@ -87,7 +87,7 @@ impl Violation {
 }
 
 /// Excused seqs of a conversation whose numbers are not known: after a new store epoch, numbers begin anew.
-pub(super) const UNKNOWN_START: u64 = 1 << 52;
+pub(crate) const UNKNOWN_START: u64 = 1 << 52;
 
 /// Checks a message against the chain of its sender. `excused` counts the excused seqs of the conversation, and
 /// `knows_prev` says whether this device has the message before this one.

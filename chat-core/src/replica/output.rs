@@ -35,7 +35,7 @@ pub enum Output {
     /// Decrypt a row; the list is the one that contains its sender, or `None` if no known list does. Answer
     /// with `Opened` at once.
     Open(InboxRow, Option<SignedDeviceList>),
-    /// Look up whether the local store has another message than this one at a seq; answer with `Compared` at once.
+    /// Look up whether the local store has this message at a seq; answer with `Compared` at once.
     Compare { conversation: ConversationId, seq: Seq, sender: InstallationId, id: MessageId },
     /// Encrypt a draft for the devices of these lists; answer with `Sealed` at once.
     Seal {

@@ -23,18 +23,35 @@ impl Replica {
             // The rows come again after the comparison.
             self.rows.clear();
         }
-        if self.recovery == Recovery::Cursors {
+        let waits = self.server_restore.is_comparing() || self.server_restore.is_held;
+        if self.recovery == Recovery::Cursors || waits {
             return;
         }
+        if self.server_restore.is_uncommitted && (!self.changes.is_empty() || self.committing.is_some()) {
+            self.flushing = true;
+            return;
+        }
+        self.server_restore.is_uncommitted = false;
         let joins = Mutant::JoinIgnored.is_active();
         while let Some(row) = self.rows.front() {
             let (conversation, seq) = (row.conversation, row.seq);
             let known = self.conversations.entry(conversation).or_default();
+            if let Some(checked) = known.checked
+                && row.first_seq() > checked + 1
+                && !row.joined
+            {
+                // A row between them was lost in transit, and the ack of this one would cover it. Or an ack of an earlier
+                // session reached the store late: then the cursors say so.
+                self.rows.pop_front();
+                self.hold_and_compare(now, out);
+                return self.ask_catch_up(now, out);
+            }
             if seq <= known.cursor {
-                self.acks_due.insert(conversation);
-                if let Some(row) = self.rows.pop_front() {
-                    self.compare_row(&row, out);
+                let Some(row) = self.rows.pop_front() else { return };
+                if self.compare_row(&row, out) {
+                    return;
                 }
+                self.row_is_same(conversation, seq);
                 continue;
             }
             if row.first_seq() > known.cursor + 1 && (!row.joined || joins) && !Mutant::NoGapCheck.is_active()
@@ -143,7 +160,7 @@ impl Replica {
         self.conversations.entry(conversation).or_default().cursor = seq;
         self.ratchets_moved = true;
         self.changes.push(Change::Cursor(conversation, seq));
-        self.acks_due.insert(conversation);
+        self.ack(conversation, seq);
     }
 
     /// Handles the row of an own message: a matching outbox entry is stored and leaves the outbox.

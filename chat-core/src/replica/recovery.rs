@@ -59,7 +59,8 @@ impl Replica {
 
     /// Requests the new incarnation once all waiting rows are processed.
     pub(super) fn recover(&mut self) {
-        let drained = self.caught_up && self.rows.is_empty() && self.opening.is_none();
+        let compared = !self.server_restore.is_suspected;
+        let drained = compared && self.caught_up && self.rows.is_empty() && self.opening.is_none();
         if self.recovery == Recovery::Draining && drained && matches!(self.phase, Phase::Online { .. }) {
             self.recovery = Recovery::Reincarnating;
             let nonce = self.nonce.unwrap_or_else(|| self.rng.bytes());

@@ -89,7 +89,8 @@ impl Replica {
     }
 
     const fn may_send(&self) -> bool {
-        let is_held = self.server_restore.is_suspected;
+        let restore = &self.server_restore;
+        let is_held = restore.is_suspected || restore.is_held || restore.is_uncommitted;
         matches!(self.phase, Phase::Online { .. }) && matches!(self.recovery, Recovery::No) && !is_held
     }
 
@@ -350,7 +351,8 @@ impl Replica {
             (conversation.went_back, conversation.doubted) = (None, None);
             conversation.mismatches = 0;
         }
-        if !mailbox && stored.seq == conversation.cursor + 1 {
+        let is_next = stored.seq == conversation.cursor + 1 && conversation.checked.is_none();
+        if !mailbox && is_next && !self.server_restore.is_held {
             self.advance_cursor(stored.conversation, stored.seq);
         }
         self.reset_attempts();

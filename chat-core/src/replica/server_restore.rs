@@ -8,12 +8,16 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::change::Change;
+use super::conversation::Conversation;
+use super::input::AtSeq;
 use super::integrity::UNKNOWN_START;
 use super::output::Output;
+use super::recovery::LAST_WORD_MS;
+use super::send::DOUBT_MS;
 use super::{Purpose, Recovery, Replica};
 use crate::model::client_frame::{ClientFrame, Request};
-use crate::model::envelope::{InboxCursor, InboxRow, RowContent, Stored};
-use crate::model::id::{ConversationId, ConversationKind, InstallationId, MessageId, Seq};
+use crate::model::envelope::{EmptyReason, InboxCursor, InboxRow, RowContent, Stored};
+use crate::model::id::{ConversationId, ConversationKind, MessageId, Seq};
 use crate::model::time::Instant;
 use crate::mutant::Mutant;
 
@@ -22,19 +26,44 @@ use crate::mutant::Mutant;
 pub(super) struct ServerRestore {
     /// The cursors must be compared before rows are processed and messages are sent.
     pub(super) is_suspected: bool,
+    /// The cursors are compared, because the server process is another one: rows and messages wait.
+    pub(super) is_held: bool,
+    /// The run of a server process with which the cursors were compared.
+    instance: Option<u64>,
+    /// A tail was below its cursor. Rows may arrive before they are readable, so the device looks twice.
+    has_lagged: bool,
+    /// The store does not know yet that the device went back: rows are opened once it does.
+    pub(super) is_uncommitted: bool,
     /// The server has another store epoch.
     pub(super) new_epoch: bool,
     /// This device has sent messages in the earlier epoch.
     had_sent: bool,
     /// The next incarnation is only for the server: the sessions of this device are not older than it remembers.
     pub(super) keeps_sessions: bool,
-    /// Conversations in which the server used a seq again.
+    /// Conversations in which the server may have used a seq again.
     reused: BTreeSet<ConversationId>,
-    /// Comparisons in the store that are not answered yet, with the confirmation that waits for each.
-    asked: VecDeque<(ConversationId, Option<Stored>)>,
+    /// In one of them it has.
+    is_certain: bool,
+    /// Comparisons in the store that are not answered yet.
+    asked: VecDeque<Compared>,
+}
+
+/// A row, or the confirmation of an own message, that waits for a comparison.
+#[derive(Debug)]
+struct Compared {
+    conversation: ConversationId,
+    seq: Seq,
+    /// A message of another device. The store has every one that this device received.
+    is_foreign: bool,
+    stored: Option<Stored>,
 }
 
 impl ServerRestore {
+    /// Returns whether a comparison is not answered yet.
+    pub(super) fn is_comparing(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
     /// Returns the state after a start. `new_epoch`: the cursors were not compared since the epoch changed.
     pub(super) fn from_saved(new_epoch: bool, had_sent: bool) -> Self {
         Self { is_suspected: new_epoch, new_epoch, had_sent, ..Self::default() }
@@ -49,47 +78,92 @@ impl Replica {
         self.begin_conversations_anew();
     }
 
-    /// Handles a row at or below the cursor: the same row again, or another one if the server went back.
-    pub(super) fn compare_row(&mut self, row: &InboxRow, out: &mut Vec<Output>) {
+    /// Handles a row at or below the cursor: the same row again, or another one if the server went back. Returns whether
+    /// it waits for a comparison. Until then no later row is processed, because its ack would cover this one.
+    pub(super) fn compare_row(&mut self, row: &InboxRow, out: &mut Vec<Output>) -> bool {
+        let own = self.device.installation;
         let (sender, id) = match &row.content {
             RowContent::Message { message, .. } => (message.sender.installation, message.id),
-            RowContent::Own { message_id, .. } => (self.device.installation, *message_id),
-            _ => return,
+            RowContent::Own { message_id, .. } => (own, *message_id),
+            // No message is at the seq. Only retention takes one away.
+            RowContent::Empty { reason, .. } if *reason != EmptyReason::Expired => (own, MessageId::NIL),
+            _ => return false,
         };
-        self.compare(row.conversation, row.seq, sender, id, None, out);
+        let (conversation, seq) = (row.conversation, row.seq);
+        if conversation.kind() == Ok(ConversationKind::Mailbox) || self.is_uncommitted(row) {
+            return false;
+        }
+        let waits = Compared { conversation, seq, is_foreign: sender != own, stored: None };
+        self.server_restore.asked.push_back(waits);
+        out.push(Output::Compare { conversation, seq, sender, id });
+        true
+    }
+
+    /// Returns whether the open transaction has a message at the place of a row: the store does not have it yet.
+    fn is_uncommitted(&self, row: &InboxRow) -> bool {
+        self.changes.iter().chain(&self.deferred).any(|change| match change {
+            Change::Received(known, _) => (known.conversation, known.seq) == (row.conversation, row.seq),
+            Change::Returned(conversation, seq, ..)
+            | Change::Duplicate(conversation, seq)
+            | Change::Stored(conversation, _, seq) => (*conversation, *seq) == (row.conversation, row.seq),
+            _ => false,
+        })
     }
 
     /// Returns whether a confirmation names a seq that this device has received already: then it waits for a comparison.
     pub(super) fn compare_stored(&mut self, stored: Stored, out: &mut Vec<Output>) -> bool {
-        let (id, own) = (stored.conversation, self.device.installation);
-        if stored.seq > self.cursor(id) || id.kind() == Ok(ConversationKind::Mailbox) {
+        let (conversation, seq) = (stored.conversation, stored.seq);
+        if seq > self.cursor(conversation) || conversation.kind() == Ok(ConversationKind::Mailbox) {
             return false;
         }
-        self.compare(id, stored.seq, own, stored.message_id, Some(stored), out);
+        let waits = Compared { conversation, seq, is_foreign: false, stored: Some(stored) };
+        self.server_restore.asked.push_back(waits);
+        let (sender, id) = (self.device.installation, stored.message_id);
+        out.push(Output::Compare { conversation, seq, sender, id });
         true
     }
 
-    fn compare(
-        &mut self,
-        conversation: ConversationId,
-        seq: Seq,
-        sender: InstallationId,
-        id: MessageId,
-        stored: Option<Stored>,
-        out: &mut Vec<Output>,
-    ) {
-        self.server_restore.asked.push_back((conversation, stored));
-        out.push(Output::Compare { conversation, seq, sender, id });
-    }
-
-    /// Handles the result of a comparison.
-    pub(super) fn compared(&mut self, now: Instant, differs: bool, out: &mut Vec<Output>) {
-        let Some((conversation, stored)) = self.server_restore.asked.pop_front() else { return };
-        if differs && !Mutant::ReusedSeqIgnored.is_active() {
+    /// Handles the result of a comparison. If the store has nothing at the seq of a message of another device, the message
+    /// may be new, or the repeat of one without content: the device goes back, which is harmless, but takes no new
+    /// incarnation for it.
+    pub(super) fn compared(&mut self, now: Instant, found: AtSeq, out: &mut Vec<Output>) {
+        let Some(Compared { conversation, seq, is_foreign, stored }) = self.server_restore.asked.pop_front()
+        else {
+            return;
+        };
+        let is_reused = found == AtSeq::Another || found == AtSeq::Nothing && is_foreign;
+        if is_reused && !Mutant::ReusedSeqIgnored.is_active() {
             self.server_restore.reused.insert(conversation);
+            self.server_restore.is_certain |= found == AtSeq::Another;
             self.suspect_restore(now, out);
         } else if let Some(stored) = stored {
             self.stored(stored);
+        } else {
+            self.row_is_same(conversation, seq);
+        }
+    }
+
+    /// Acknowledges a row that the store has already.
+    pub(super) fn row_is_same(&mut self, conversation: ConversationId, seq: Seq) {
+        self.ack(conversation, seq);
+        if let Some(known) = self.conversations.get_mut(&conversation) {
+            known.checked = known.checked.map(|checked| checked.max(seq)).filter(|seq| *seq < known.cursor);
+        }
+    }
+
+    /// Compares the cursors if this is another run of a server process than before: the data may be a copy.
+    pub(super) fn look_for_restore(&mut self, now: Instant, instance: u64, out: &mut Vec<Output>) {
+        if self.server_restore.instance != Some(instance) && !self.conversations.is_empty() {
+            self.hold_and_compare(now, out);
+        }
+        self.server_restore.instance = Some(instance);
+    }
+
+    /// Compares the cursors. Rows and messages wait for the answer.
+    pub(super) fn hold_and_compare(&mut self, now: Instant, out: &mut Vec<Output>) {
+        self.server_restore.is_held = true;
+        if !self.is_asked(&Purpose::ServerRestore) {
+            self.request(now, Request::Cursors, Purpose::ServerRestore, out);
         }
     }
 
@@ -98,8 +172,14 @@ impl Replica {
         self.server_restore.is_suspected = true;
         self.rows.clear();
         self.acks_due.clear();
-        if !self.is_asked(&Purpose::ServerRestore) {
+        if self.is_asked(&Purpose::ServerRestore) {
+            return;
+        }
+        if self.server_restore.new_epoch {
             self.request(now, Request::Cursors, Purpose::ServerRestore, out);
+        } else {
+            // Acks of an earlier session reach the store first. Those of another epoch are refused.
+            self.request_at(now.after(LAST_WORD_MS), Request::Cursors, Purpose::ServerRestore);
         }
     }
 
@@ -111,23 +191,39 @@ impl Replica {
         out: &mut Vec<Output>,
     ) {
         let remote: BTreeMap<ConversationId, InboxCursor> = cursors.into_iter().collect();
-        let ServerRestore { new_epoch, mut had_sent, reused, .. } = std::mem::take(&mut self.server_restore);
-        let mut went_back = new_epoch;
+        let lags = |(id, known): (&ConversationId, &Conversation)| {
+            remote.get(id).copied().unwrap_or_default().tail < highest(*id, known)
+        };
+        let lagging = self.conversations.iter().any(lags);
+        let state = &mut self.server_restore;
+        if lagging && !state.has_lagged && !state.new_epoch && !state.is_certain {
+            (state.has_lagged, state.is_suspected) = (true, true);
+            return self.request_at(now.after(DOUBT_MS), Request::Cursors, Purpose::ServerRestore);
+        }
+        let ServerRestore {
+            new_epoch, mut had_sent, reused, is_certain, asked, instance, is_suspected, ..
+        } = std::mem::take(state);
+        (state.asked, state.instance, state.is_uncommitted) = (asked, instance, true);
+        let went_back = new_epoch || is_certain || lagging;
         for (id, known) in &mut self.conversations {
             let InboxCursor { acked, tail } = remote.get(id).copied().unwrap_or_default();
-            let is_ahead = if new_epoch { acked } else { tail } < known.cursor;
+            // Rows of a mailbox are not kept: there, a seq that is used again is not noticed.
+            let by_ack = new_epoch || went_back && id.kind() == Ok(ConversationKind::Mailbox);
+            let is_ahead = if by_ack { acked } else { tail } < highest(*id, known);
+            known.checked = None;
             if !is_ahead && !reused.contains(id) {
+                known.checked = Some(acked).filter(|acked| *acked < known.cursor);
                 continue;
             }
             let seq = acked.min(known.cursor);
             had_sent |= known.client_seq > 0;
-            went_back = true;
             known.cursor = seq;
             for mark in [&mut known.last_own, &mut known.delivered, &mut known.read] {
                 *mark = seq.min(*mark);
             }
             (known.excused, known.chains, known.missing) = (UNKNOWN_START, BTreeMap::new(), None);
-            self.changes.push(Change::WentBack(*id, seq));
+            let is_sure = is_ahead || is_certain && reused.contains(id);
+            self.changes.push(Change::WentBack(*id, seq, is_sure));
         }
         if new_epoch {
             self.changes.push(Change::EpochCompared);
@@ -142,16 +238,24 @@ impl Replica {
             // The server may hand out prekeys again that were used up.
             self.make_prekeys(true, out);
         }
-        self.caught_up = false;
-        self.send_if_online(ClientFrame::CatchUp, out);
+        if went_back || is_suspected {
+            self.caught_up = false;
+            self.send_if_online(ClientFrame::CatchUp, out);
+        }
     }
+}
+
+/// Returns the highest seq of which a device knows a message. An own message above the cursor has a seq too.
+fn highest(id: ConversationId, known: &Conversation) -> Seq {
+    let is_mailbox = id.kind() == Ok(ConversationKind::Mailbox);
+    if is_mailbox { known.cursor } else { known.cursor.max(known.last_own) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::client_frame::ClientFrame;
-    use crate::model::id::{DeviceAddress, DeviceId, StoreEpoch, UserId};
+    use crate::model::id::{DeviceAddress, DeviceId, InstallationId, StoreEpoch, UserId};
     use crate::model::server_frame::{Challenge, Response, ServerFrame, Welcome};
     use crate::replica::{ConversationSnapshot, Input, ReplicaSnapshot};
 
@@ -196,7 +300,9 @@ mod tests {
         }
         assert!(out.iter().any(|output| matches!(output, Output::Compare { seq: 5, .. })));
         out.clear();
-        replica.step(now, Input::Compared(true), &mut out);
+        replica.step(now, Input::Compared(AtSeq::Another), &mut out);
+        let now = now.after(LAST_WORD_MS);
+        replica.step(now, Input::Tick, &mut out);
         let request = out.iter().find_map(|output| match output {
             Output::Send(ClientFrame::Request(request, Request::Cursors)) => Some(*request),
             _ => None,
@@ -211,7 +317,7 @@ mod tests {
             _ => None,
         });
         let back = changes.flatten().filter_map(|change| match change {
-            Change::WentBack(_, seq) => Some(seq),
+            Change::WentBack(_, seq, true) => Some(seq),
             _ => None,
         });
         back.collect()

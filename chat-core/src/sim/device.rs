@@ -18,8 +18,8 @@ use crate::model::signing::prekeys_transcript;
 use crate::model::time::Instant;
 use crate::model::view::{RowHash, View};
 use crate::replica::{
-    Change, Changes, ConversationSnapshot, Draft, Opened, OutboxEntrySnapshot, Recipient, Replica,
-    ReplicaSnapshot, SealFailure, Unreadable, Violation,
+    AtSeq, Change, Changes, ConversationSnapshot, Draft, Opened, OutboxEntrySnapshot, Recipient, Replica,
+    ReplicaSnapshot, SealFailure, UNKNOWN_START, Unreadable, Violation,
 };
 
 /// The content that a device showed at a seq.
@@ -40,6 +40,10 @@ pub(super) struct LocalStore {
     /// The shown content, in display order.
     pub shown: Vec<(ConversationId, Seq, Shown)>,
     ids: BTreeSet<(InstallationId, MessageId)>,
+    /// Messages of the set that the server lost when it was restored.
+    archived: BTreeSet<(InstallationId, MessageId)>,
+    /// Own messages by place.
+    own_places: BTreeMap<(ConversationId, Seq), MessageId>,
     /// The hash of each message, by its place.
     hashes: BTreeMap<(ConversationId, Seq), RowHash>,
     /// Reports that rows contradict their sender or each other.
@@ -146,6 +150,8 @@ impl Device {
             conversations: BTreeMap::new(),
             shown: Vec::new(),
             ids: BTreeSet::new(),
+            archived: BTreeSet::new(),
+            own_places: BTreeMap::new(),
             hashes: BTreeMap::new(),
             violations: Vec::new(),
             sent: BTreeMap::new(),
@@ -212,7 +218,9 @@ impl Device {
             (_, None) => Err(Unreadable::Malformed),
             (_, Some(sealed)) => self.open_box(&sealed, row).map(|()| message.body.clone()),
         };
-        Opened { content, known, repeats: known, list_version: 0, view, seen, knows_prev }
+        // A message that the server lost has no seq.
+        let repeats = known && !self.store.archived.contains(&(message.sender.installation, message.id));
+        Opened { content, known, repeats, list_version: 0, view, seen, knows_prev }
     }
 
     fn open_box(&mut self, sealed: &SimBox, row: &InboxRow) -> Result<(), Unreadable> {
@@ -379,21 +387,36 @@ impl Device {
 }
 
 impl LocalStore {
-    /// Returns whether the device showed another message than this one at a seq.
-    pub(super) fn has_another(
+    /// Voids all numbers and ciphertexts.
+    fn unseal(&mut self) {
+        for conversation in self.conversations.values_mut() {
+            (conversation.client_seq, conversation.prev) = (0, MessageId::NIL);
+        }
+        self.saved.outbox.retain(|entry| !entry.skip);
+        for entry in &mut self.saved.outbox {
+            (entry.publish, entry.attempted) = (None, true);
+        }
+    }
+
+    /// Returns whether the device has this message at a seq.
+    pub(super) fn at_seq(
         &self,
         id: ConversationId,
         seq: Seq,
         sender: InstallationId,
         message: MessageId,
-    ) -> bool {
+    ) -> AtSeq {
+        let own = self.own_places.get(&(id, seq)).map(|known| (self.saved.device.installation, *known));
         let at = self.shown.iter().rev().find(|(known, at, _)| (*known, *at) == (id, seq));
-        at.is_some_and(|(_, _, shown)| match shown {
-            Shown::Message(from, known) | Shown::Unreadable(from, known, _) => {
-                (*from, *known) != (sender, message)
-            }
-            Shown::Nothing | Shown::Excluded => false,
-        })
+        let shown = at.and_then(|(_, _, shown)| match shown {
+            Shown::Message(from, known) | Shown::Unreadable(from, known, _) => Some((*from, *known)),
+            Shown::Nothing | Shown::Excluded => None,
+        });
+        match own.or(shown) {
+            Some(known) if known == (sender, message) => AtSeq::Same,
+            Some(_) => AtSeq::Another,
+            None => AtSeq::Nothing,
+        }
     }
 
     fn conversation(&mut self, id: ConversationId) -> &mut ConversationSnapshot {
@@ -457,6 +480,7 @@ impl LocalStore {
             Change::Stored(conversation, id, seq) => {
                 if conversation.kind() != Ok(ConversationKind::Mailbox) {
                     self.sent.insert(id, conversation);
+                    self.own_places.insert((conversation, seq), id);
                 }
                 let own = self.saved.device.installation;
                 let sealed = self.saved.outbox.iter().find(|entry| entry.draft.id == id && !entry.attempted);
@@ -513,19 +537,29 @@ impl LocalStore {
                 self.shown.push((conversation, seq, Shown::Nothing));
             }
             Change::Duplicate(conversation, seq) => self.shown.push((conversation, seq, Shown::Nothing)),
-            Change::Returned(conversation, seq, sender, _) => {
+            Change::Returned(conversation, seq, sender, id) => {
+                self.archived.remove(&(sender, id));
                 if sender != self.saved.device.installation {
-                    self.shown.push((conversation, seq, Shown::Nothing));
+                    self.shown.push((conversation, seq, Shown::Message(sender, id)));
                 }
             }
-            Change::WentBack(id, seq) => {
+            Change::WentBack(id, seq, _) => {
                 self.hashes.retain(|(conversation, at), _| *conversation != id || *at <= seq);
-                self.shown.retain(|(conversation, at, _)| *conversation != id || *at <= seq);
+                self.own_places.retain(|(conversation, at), _| *conversation != id || *at <= seq);
+                let (kept, lost): (Vec<_>, Vec<_>) = std::mem::take(&mut self.shown)
+                    .into_iter()
+                    .partition(|(known, at, _)| *known != id || *at <= seq);
+                self.shown = kept;
+                self.archived.extend(lost.into_iter().filter_map(|(_, _, shown)| match shown {
+                    Shown::Message(sender, id) | Shown::Unreadable(sender, id, _) => Some((sender, id)),
+                    Shown::Nothing | Shown::Excluded => None,
+                }));
                 let known = self.conversation(id);
                 for mark in [&mut known.cursor, &mut known.last_own, &mut known.delivered, &mut known.read] {
                     *mark = seq.min(*mark);
                 }
                 known.chains.clear();
+                known.excused = UNKNOWN_START;
             }
             Change::EpochCompared => self.saved.epoch_changed = None,
             Change::Handle(handle, user) => self.saved.handles.push((handle, user)),
@@ -541,19 +575,15 @@ impl LocalStore {
             Change::Epoch(epoch) => self.saved.epoch = Some(epoch),
             Change::NewEpoch(epoch) => {
                 self.saved.epoch = Some(epoch);
-                self.saved.epoch_changed = Some(true);
+                let had_sent = self.conversations.values().any(|known| known.client_seq > 0);
+                self.saved.epoch_changed = Some(had_sent || self.saved.epoch_changed == Some(true));
+                self.unseal();
             }
             Change::Nonce(nonce) => self.saved.nonce = Some(nonce),
             Change::Reincarnated(incarnation) => {
                 self.saved.incarnation = incarnation;
                 (self.saved.nonce, self.saved.reincarnation_asked) = (None, false);
-                for conversation in self.conversations.values_mut() {
-                    (conversation.client_seq, conversation.prev) = (0, MessageId::NIL);
-                }
-                self.saved.outbox.retain(|entry| !entry.skip);
-                for entry in &mut self.saved.outbox {
-                    (entry.publish, entry.attempted) = (None, true);
-                }
+                self.unseal();
             }
             Change::AskedAgain(sender, _, id) => {
                 self.saved

@@ -35,6 +35,9 @@ pub(super) struct StoreFaults {
     pub error_after: u64,
 }
 
+/// The epoch of the data set until it is restored.
+pub(super) const FIRST_EPOCH: StoreEpoch = StoreEpoch::from_bytes([0x51; 16]);
+
 /// Redo records: the last commit of each conversation whose state was not written last. The next shard owner
 /// finishes it.
 pub(super) type Redo = Arc<Mutex<BTreeMap<ConversationId, Commit>>>;
@@ -47,6 +50,7 @@ pub(super) struct SimStore {
     rng: Mutex<Rng>,
     faults: Mutex<StoreFaults>,
     keys: Arc<Mutex<KeyUse>>,
+    epoch: StoreEpoch,
     /// Conversations of the calls of `commit` that run in this process.
     committing: Mutex<BTreeSet<ConversationId>>,
 }
@@ -77,8 +81,14 @@ impl SimStore {
             rng: Mutex::new(Rng::new(seed)),
             faults: Mutex::new(faults),
             keys,
+            epoch: FIRST_EPOCH,
             committing: Mutex::default(),
         }
+    }
+
+    /// Sets the epoch of the data set.
+    pub(super) fn with_epoch(self, epoch: StoreEpoch) -> Self {
+        Self { epoch, ..self }
     }
 
     /// Notes a call of `commit`. The engine names a conversation once in a call, and once at a time.
@@ -210,7 +220,7 @@ pub(super) const fn unknown() -> Error {
 #[async_trait]
 impl MessageStore for SimStore {
     fn identity(&self) -> StoreIdentity {
-        StoreIdentity { epoch: StoreEpoch::from_bytes([0x51; 16]), durability: Durability::Memory }
+        StoreIdentity { epoch: self.epoch, durability: Durability::Memory }
     }
 
     async fn state(

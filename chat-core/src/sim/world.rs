@@ -4,6 +4,7 @@ mod cluster;
 mod devices;
 mod network;
 mod server;
+mod server_restore;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -14,16 +15,18 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use self::cluster::{Cluster, SERVERS};
+use self::server_restore::ServerCopy;
 use super::accounts::ACCOUNTS;
 use super::cluster::SHARDS;
 use super::device::Device;
 use super::oracle::{KeyUse, Oracle, Violation};
 use super::registry::SimRegistry;
 use super::server::{Server, Task, WokenTasks, ready};
-use super::store::{Redo, StoreFaults};
+use super::store::{FIRST_EPOCH, Redo, StoreFaults};
 use super::{Options, Report};
 use crate::backend::{AccountKey, GatewayId, KeyDirectory, MessageStore, SessionDelivery};
 use crate::memory::{ManualClock, ManualRuntime, MemoryKeys, MemoryPresence, MemoryRouter, Tables};
+use crate::model::id::StoreEpoch;
 use crate::model::rng::Rng;
 use crate::model::time::{Instant, WallClock};
 use crate::replica::Input;
@@ -49,6 +52,10 @@ enum Event {
     Restore(usize),
     /// Retention removes rows older than this many milliseconds.
     Sweep(u64),
+    /// The data of the server is copied.
+    CopyServer,
+    /// The server ends, and its data is replaced by the copy; `true`: with a new store epoch.
+    RestoreServer(bool),
     StartServer(usize),
     CrashServer(usize),
     /// A process is paused for this many milliseconds.
@@ -119,6 +126,8 @@ pub(super) struct World {
     tables: Arc<Mutex<Tables>>,
     redo: Redo,
     keys: Arc<MemoryKeys>,
+    epoch: StoreEpoch,
+    copy: Option<ServerCopy>,
     clock: Arc<ManualClock>,
     router: Arc<MemoryRouter>,
     pipes: BTreeMap<u64, Pipe>,
@@ -140,7 +149,10 @@ impl World {
         let clock = Arc::new(ManualClock::default());
         let keys = Arc::new(MemoryKeys::default());
         // Devices have the indices 0 to 3: two for each account.
-        let linked_later = rng.chance(40).then(|| [1, 3][rng.below(2) as usize]);
+        // A list that the server forgets cannot be put again.
+        let linked_later = (!options.restored_server)
+            .then_some(())
+            .and_then(|()| rng.chance(40).then(|| [1, 3][rng.below(2) as usize]));
         for (n, account) in ACCOUNTS.iter().enumerate() {
             let _ = ready(keys.register(&account.handle, &account.lists[0]));
             if linked_later != Some(2 * n + 1) {
@@ -202,6 +214,8 @@ impl World {
             tables: Arc::default(),
             redo: Redo::default(),
             keys,
+            epoch: FIRST_EPOCH,
+            copy: None,
             router: Arc::new(MemoryRouter::new(1, clock.clone())),
             clock,
             pipes: BTreeMap::new(),
@@ -333,6 +347,9 @@ impl World {
                 let at = self.rng.below(HEAL_MS);
                 self.at(at, Event::CrashDevice(device));
             }
+        }
+        if self.options.restored_server {
+            return self.plan_server_restore();
         }
         for _ in 0..self.rng.below(5) {
             let at = self.rng.below(HEAL_MS);
@@ -485,6 +502,8 @@ impl World {
                     self.oracle.swept_us = self.oracle.swept_us.max(before_us);
                 }
             }
+            Event::CopyServer => self.copy_server(),
+            Event::RestoreServer(announced) => self.restore_server(announced),
             Event::StartServer(server) => self.start_server(server),
             Event::Stop(server, length) => self.stop_server(server, length),
             Event::Move(shard) => self.move_shard(shard),

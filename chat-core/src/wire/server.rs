@@ -42,6 +42,7 @@ impl ServerFrame {
                 prekeys: w.prekeys,
                 list_version: w.list_version.min(MAX_NUMBER),
                 retention_ms: w.retention_ms.min(MAX_NUMBER),
+                instance: w.instance.min(MAX_NUMBER),
             }),
             Frame::Registered(r) => {
                 let list = r.list.map(list_from_proto).transpose()?;
@@ -104,6 +105,7 @@ impl ServerFrame {
                 prekeys: w.prekeys,
                 list_version: w.list_version,
                 retention_ms: w.retention_ms,
+                instance: w.instance,
                 heartbeat: (crate::model::limits::HEARTBEAT_MS / 1000) as u32,
             }),
             Self::Registered(user, list) => Frame::Registered(proto::Registered {

@@ -49,6 +49,16 @@ struct Entry {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Place(u64, u64);
 
+/// Above the counters of all notices.
+const ARCHIVED: u64 = 1 << 62;
+
+fn text_of(content: &Content) -> String {
+    match content {
+        Content::Text(text) => text.clone(),
+        content => format!("[cannot be read: {}]", unreadable_reason(content)),
+    }
+}
+
 /// A conversation on the screen.
 #[derive(Debug)]
 pub(super) struct Talk {
@@ -85,12 +95,18 @@ impl Talk {
     /// Adds a stored message, or replaces the line of the same message.
     pub(super) fn add(&mut self, seq: u64, id: MessageId, author: String, content: &Content, own: bool) {
         self.remove(id);
-        let text = match content {
-            Content::Text(text) => text.clone(),
-            content => format!("[cannot be read: {}]", unreadable_reason(content)),
-        };
+        let text = text_of(content);
         let tick = if own { self.tick_at(seq) } else { Tick::None };
         self.entries.insert(Place(seq, 0), Entry { id: Some(id), author, text, tick });
+    }
+
+    /// Adds a message that the server lost, after the message at a seq. Of several, the newest comes first.
+    pub(super) fn add_archived(&mut self, seq: u64, id: MessageId, author: String, content: &Content) {
+        self.remove(id);
+        self.counter += 1;
+        let place = Place(seq, ARCHIVED - self.counter);
+        let text = format!("{} [lost by the server]", text_of(content));
+        self.entries.insert(place, Entry { id: Some(id), author, text, tick: Tick::None });
     }
 
     /// Adds an own message that is not stored yet.
@@ -252,6 +268,21 @@ mod tests {
         talk.refused(id(5), "quota");
         assert_eq!(talk.lines(80).last().unwrap(), "me: no [refused: quota] ✗");
         assert_eq!((talk.oldest(), talk.newest()), (Some(1), 4));
+    }
+
+    #[test]
+    fn archived_messages_follow_their_message_in_order() {
+        let mut talk = talk();
+        talk.add(1, id(1), "bob".into(), &text("one"), false);
+        talk.add(2, id(2), "bob".into(), &text("new two"), false);
+        // As the history lists them: newest first.
+        talk.add_archived(1, id(4), "bob".into(), &text("old three"));
+        talk.add_archived(1, id(3), "bob".into(), &text("old two"));
+        let shown: Vec<&str> = talk.entries.values().map(|entry| entry.text.as_str()).collect();
+        assert_eq!(
+            shown,
+            ["one", "old two [lost by the server]", "old three [lost by the server]", "new two"]
+        );
     }
 
     #[test]

@@ -246,6 +246,9 @@ pub struct Welcome {
     /// How long rows wait for a device before they expire, in milliseconds; 0 if the server does not say.
     #[prost(uint64, tag = "11")]
     pub retention_ms: u64,
+    /// Differs for each run of a server process. In another run, the data may have been restored from a copy.
+    #[prost(uint64, tag = "12")]
+    pub instance: u64,
 }
 /// A recipient user, and the version of the device list that the boxes were encrypted for.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::super::accounts::{ACCOUNTS, sign};
+use super::server_restore::message_at;
 use super::{Event, World};
 use crate::model::id::{ConversationId, ConversationKind, MessageId, UserId};
 use crate::model::signing::HelloClaims;
@@ -123,7 +124,7 @@ impl World {
                 answers.push_back(Input::Opened(one.open(&row, list.as_ref())));
             }
             Output::Compare { conversation, seq, sender, id } => {
-                answers.push_back(Input::Compared(one.store.has_another(conversation, seq, sender, id)));
+                answers.push_back(Input::Compared(one.store.at_seq(conversation, seq, sender, id)));
             }
             Output::Recall(asker, conversation, id) => {
                 let content = one.recall(conversation, id);
@@ -155,6 +156,12 @@ impl World {
                 }
                 for (conversation, id, seq) in one.commit(changes) {
                     if conversation.kind() == Ok(ConversationKind::Mailbox) {
+                        continue;
+                    }
+                    if self.oracle.server_restored.is_some()
+                        && message_at(&self.tables.lock(), conversation, seq) != Some((installation, id))
+                    {
+                        // The confirmation is older than the restore.
                         continue;
                     }
                     self.oracle.acked(installation, conversation, id, seq);

@@ -30,7 +30,7 @@ impl World {
         let seed = self.rng.next_u64();
         self.lives += 1;
         let (tables, redo, keys) = (self.tables.clone(), self.redo.clone(), self.keys_used.clone());
-        let store = Arc::new(SimStore::new(tables, redo, keys, seed, self.faults));
+        let store = Arc::new(SimStore::new(tables, redo, keys, seed, self.faults).with_epoch(self.epoch));
         let (router, node_link) = self.carriers(server);
         self.servers[server] = Some(Server::start(Start {
             server,
