@@ -117,7 +117,7 @@ impl Engine {
         let shards = (0..backends.router.shards()).map(|_| Mutex::default()).collect();
         let trace = MessageTrace::new(settings.trace);
         // Other gateways of a cluster may start at the same time.
-        let instance = (clock.now_us() ^ settings.gateway.0.rotate_left(20)) & MAX_NUMBER;
+        let instance = ((clock.now_us() ^ settings.gateway.0.rotate_left(20)) & MAX_NUMBER).max(1);
         Self {
             instance,
             backends,

@@ -153,7 +153,7 @@ impl Replica {
 
     /// Compares the cursors if this is another run of a server process than before: the data may be a copy.
     pub(super) fn look_for_restore(&mut self, now: Instant, instance: u64, out: &mut Vec<Output>) {
-        if self.server_restore.instance != Some(instance) && !self.conversations.is_empty() {
+        if instance > 0 && self.server_restore.instance != Some(instance) && !self.conversations.is_empty() {
             self.hold_and_compare(now, out);
         }
         self.server_restore.instance = Some(instance);

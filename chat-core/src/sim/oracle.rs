@@ -181,7 +181,7 @@ impl Oracle {
             }
             shown.insert((*conversation, *seq), what);
         }
-        // A restore that nobody announced is a server that sends two messages under one seq.
+        // An unannounced restore is a server that sends two messages under one seq.
         let honest = self.server_restored != Some(false);
         for (id, violation) in device.store.violations.iter().filter(|_| honest) {
             self.broken("integrity", format!("{own:?} reports {violation:?} in {id:?} of an honest server"));
