@@ -204,7 +204,8 @@ impl Engine {
         for ((user, device), used) in devices.into_iter().zip(uses) {
             let is_full = match used {
                 InboxUse::Low => false,
-                InboxUse::High => user != sender.user && !self.wrote_back(sender, user).await,
+                InboxUse::High if user == sender.user || !self.limits.paces_strangers() => false,
+                InboxUse::High => !self.wrote_back(sender, user).await,
                 InboxUse::Full => true,
             };
             if is_full {

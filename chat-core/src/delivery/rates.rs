@@ -201,6 +201,11 @@ impl Limits {
         self.contact.rate.is_some() || self.stranger.rate.is_some()
     }
 
+    /// Whether strangers are limited.
+    pub(super) const fn paces_strangers(&self) -> bool {
+        self.stranger.rate.is_some()
+    }
+
     pub(super) fn send(&self, from: InstallationId, now_ms: u64) -> Result<(), Wait> {
         self.device.take(from, 1, now_ms)
     }

@@ -7,7 +7,9 @@ use super::*;
 
 #[test]
 fn strangers_share_a_part_of_an_inbox_and_contacts_have_the_rest() {
-    let (engine, _clock) = engine(Rates::OFF);
+    // Strangers are limited, but not by their rate here.
+    let stranger = Rates::default().contact;
+    let (engine, _clock) = engine(Rates { stranger, ..Rates::OFF });
     let [mut alice, bob, mut eve] = talkers(&engine);
     let fill = |from: &mut User| loop {
         if let Some(refusal) = from.publish(&engine, &bob, 64 * 1024) {
