@@ -115,7 +115,7 @@ const TYPING_MS: u64 = 3000;
 /// Maximum number of conversations whose ephemeral frames are limited at once. Frames of further
 /// conversations are dropped.
 const MAX_PACED: usize = 256;
-/// Bytes in flight to a device whose speed is not known yet.
+/// Maximum number of bytes in flight before the first ack shows the speed of the device.
 const START_WINDOW: usize = 64 * 1024;
 /// Lower bound of the bytes in flight.
 const MIN_WINDOW: usize = 16 * 1024;

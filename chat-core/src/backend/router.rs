@@ -100,7 +100,7 @@ pub struct Command {
     pub operation: Operation,
     /// Every user of the audience with the devices of the named list version.
     pub recipients: Vec<RecipientDevices>,
-    /// Devices whose inbox is full. The operation has no box for them; their rows are empty.
+    /// Devices with a full inbox. The operation has no box for them, and they receive empty rows.
     pub full: Vec<InstallationId>,
     /// The gateway's reason to refuse the message; it applies only if the message is not stored already.
     pub verdict: Option<Refusal>,

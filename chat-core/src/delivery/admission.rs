@@ -190,7 +190,7 @@ impl Engine {
         }
     }
 
-    /// Returns the recipient devices whose inbox is full: for messages of strangers once a tenth of it is used, so that
+    /// Returns the recipient devices with a full inbox. For a stranger an inbox is full once a tenth of it is used, so that
     /// strangers never take the room of contacts. A soft check: concurrent publishes may exceed the limit.
     async fn full(
         &self,

@@ -59,7 +59,7 @@ impl Replica {
     /// Drops all state of the connection. Open requests of the application are answered with `Retry`.
     fn forget_connection(&mut self, out: &mut Vec<Output>) {
         self.recovery = Recovery::No;
-        self.server_restore.is_held = false;
+        self.server_restore.connection_ended();
         self.caught_up = false;
         self.catch_up_at = None;
         self.rows.clear();

@@ -64,6 +64,13 @@ impl ServerRestore {
         !self.asked.is_empty()
     }
 
+    /// Handles the end of a connection. A comparison without an answer is due again on the next one.
+    pub(super) fn connection_ended(&mut self) {
+        if std::mem::take(&mut self.is_held) {
+            self.instance = None;
+        }
+    }
+
     /// Returns the state after a start. `new_epoch`: the cursors were not compared since the epoch changed.
     pub(super) fn from_saved(new_epoch: bool, had_sent: bool) -> Self {
         Self { is_suspected: new_epoch, new_epoch, had_sent, ..Self::default() }
@@ -259,7 +266,7 @@ mod tests {
     use crate::model::server_frame::{Challenge, Response, ServerFrame, Welcome};
     use crate::replica::{ConversationSnapshot, Input, ReplicaSnapshot};
 
-    /// Returns the seqs to which a device goes back whose server uses seq 5 again, after it had acknowledged 2.
+    /// Returns the seqs to which a device goes back. It had acknowledged seq 2, and the server uses seq 5 again.
     fn went_back() -> Vec<Seq> {
         let device = DeviceAddress {
             user: UserId::from_bytes([1; 16]),
@@ -321,6 +328,17 @@ mod tests {
             _ => None,
         });
         back.collect()
+    }
+
+    /// Without the second comparison, the acks of the second connection would cover rows that were never compared.
+    #[test]
+    fn comparison_is_repeated_if_the_connection_ends_before_its_answer() {
+        let mut restore = ServerRestore { is_held: true, instance: Some(7), ..ServerRestore::default() };
+        restore.connection_ended();
+        assert_eq!((restore.is_held, restore.instance), (false, None));
+        let mut compared = ServerRestore { instance: Some(7), ..ServerRestore::default() };
+        compared.connection_ended();
+        assert_eq!(compared.instance, Some(7));
     }
 
     #[test]

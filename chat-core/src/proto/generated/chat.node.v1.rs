@@ -20,7 +20,7 @@ pub struct Command {
     /// Version of the rules to decide by.
     #[prost(uint32, tag = "6")]
     pub rules: u32,
-    /// Installations whose inbox is full. They receive an EmptyRow, and the frame has no box for them.
+    /// Installations with a full inbox. They receive an EmptyRow, and the frame has no box for them.
     #[prost(bytes = "bytes", repeated, tag = "7")]
     pub full: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }

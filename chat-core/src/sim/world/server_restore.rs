@@ -1,4 +1,4 @@
-//! A server whose data is put back from an older copy.
+//! Restores the server of the simulated world from an older copy of its data.
 
 use std::sync::Arc;
 
