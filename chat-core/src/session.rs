@@ -13,21 +13,21 @@
 
 mod ack_coalescer;
 mod event;
+mod window;
 
 pub use event::{Input, Output};
 
 use std::collections::{BTreeMap, HashMap};
 
 use ack_coalescer::AckCoalescer;
+use window::Window;
 
 use crate::backend::PageLimit;
 use crate::model::client_frame::{ClientFrame, Request};
 use crate::model::close_reason::CloseReason;
 use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow, Refusal, RowContent, Subject};
 use crate::model::id::{ConversationId, DeviceAddress, Seq, UserId};
-use crate::model::limits::{
-    GREETING_MS, HEARTBEAT_MS, IDLE_MS, MIN_BYTES_PER_SECOND, PAGE_BYTES, WINDOW_BYTES, WINDOW_ROWS,
-};
+use crate::model::limits::{GREETING_MS, HEARTBEAT_MS, IDLE_MS, MIN_BYTES_PER_SECOND, WINDOW_ROWS};
 use crate::model::server_frame::{ServerFrame, Welcome};
 use crate::model::session_event::{Hint, SessionEvent};
 use crate::model::time::Instant;
@@ -80,8 +80,7 @@ pub struct Session {
     epoch: Option<crate::model::id::StoreEpoch>,
     flights: BTreeMap<(ConversationId, Seq), Flight>,
     flying_bytes: usize,
-    /// Maximum number of bytes in flight. It follows the speed of the device: its link may be slow.
-    window: usize,
+    window: Window,
     /// When the device last acknowledged a row.
     landed: Instant,
     announced: bool,
@@ -115,13 +114,6 @@ const TYPING_MS: u64 = 3000;
 /// Maximum number of conversations whose ephemeral frames are limited at once. Frames of further
 /// conversations are dropped.
 const MAX_PACED: usize = 256;
-/// Maximum number of bytes in flight before the first ack shows the speed of the device.
-const START_WINDOW: usize = 64 * 1024;
-/// Lower bound of the bytes in flight.
-const MIN_WINDOW: usize = 16 * 1024;
-/// Rows that are acknowledged sooner than this many milliseconds widen the window; later than `SLOW_MS` they narrow it.
-const FAST_MS: u64 = 1000;
-const SLOW_MS: u64 = 3000;
 /// Milliseconds for which a draining session waits for answers.
 const DRAIN_MS: u64 = 5000;
 
@@ -137,7 +129,7 @@ impl Session {
             epoch: None,
             flights: BTreeMap::new(),
             flying_bytes: 0,
-            window: START_WINDOW,
+            window: Window::new(),
             landed: now,
             announced: false,
             loops: 0,
@@ -339,11 +331,11 @@ impl Session {
     // ---- the inbox -----------------------------------------------------------------------------------
 
     fn has_room(&self) -> bool {
-        self.flights.len() < WINDOW_ROWS && self.flying_bytes < self.window
+        self.flights.len() < WINDOW_ROWS && self.flying_bytes < self.window.bytes()
     }
 
     fn half_empty(&self) -> bool {
-        self.flights.len() <= WINDOW_ROWS / 2 && self.flying_bytes <= self.window / 2
+        self.flights.len() <= WINDOW_ROWS / 2 && self.flying_bytes <= self.window.bytes() / 2
     }
 
     fn read_from(&mut self, after: InboxPosition, out: &mut Vec<Output>) {
@@ -354,17 +346,7 @@ impl Session {
     /// Requests a page. Flushes the acks first, so that acknowledged rows are not read again.
     fn read_page(&mut self, after: InboxPosition, out: &mut Vec<Output>) {
         self.acks.flush_acks(out);
-        out.push(Output::Read(after, self.page_limit()));
-    }
-
-    /// Returns the size of the next page: no more than the device can take soon.
-    fn page_limit(&self) -> PageLimit {
-        PageLimit { bytes: self.window.min(PAGE_BYTES), ..PageLimit::MAX }
-    }
-
-    /// Returns the size of a frame: a part of the window, so that a device acknowledges while others are on their way.
-    fn frame_bytes(&self) -> usize {
-        (self.window / 4).clamp(MIN_WINDOW, PAGE_BYTES)
+        out.push(Output::Read(after, self.window.page_limit()));
     }
 
     /// Sends rows, in frames of limited size.
@@ -373,25 +355,13 @@ impl Session {
         for row in rows {
             bytes += row.size();
             frame.push(row);
-            if bytes >= self.frame_bytes() {
+            if bytes >= self.window.frame_bytes() {
                 bytes = 0;
                 out.push(Output::Send(ServerFrame::Deliver(std::mem::take(&mut frame), false)));
             }
         }
         if !frame.is_empty() {
             out.push(Output::Send(ServerFrame::Deliver(frame, false)));
-        }
-    }
-
-    /// Adapts the window to the time that rows of this size took to be acknowledged.
-    fn adapt(&mut self, bytes: usize, took_ms: u64) {
-        if bytes == 0 {
-            return;
-        }
-        if took_ms < FAST_MS {
-            self.window = self.window.saturating_add(bytes).min(WINDOW_BYTES);
-        } else if took_ms > SLOW_MS {
-            self.window = (self.window / 2).max(MIN_WINDOW);
         }
     }
 
@@ -584,7 +554,7 @@ impl Session {
             }
             self.acks.ack(*ack, of_others && !Mutant::TrimOnPush.is_active());
         }
-        self.adapt(bytes, took_ms);
+        self.window.adapt(bytes, took_ms);
         self.acks.acks_came(now, generation, out);
         self.resume(out);
     }

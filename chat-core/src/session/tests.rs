@@ -1,7 +1,8 @@
+use super::window::{MIN_WINDOW, START_WINDOW};
 use super::*;
 use crate::model::envelope::{Publish, SendPosition};
 use crate::model::id::{DeviceId, InstallationId, MessageId};
-use crate::model::limits::PAGE_ROWS;
+use crate::model::limits::{PAGE_ROWS, WINDOW_BYTES};
 
 /// The limit of a page until the speed of the device is known.
 const LIMIT: PageLimit = PageLimit { bytes: START_WINDOW, ..PageLimit::MAX };
@@ -330,11 +331,11 @@ fn window_follows_the_speed_of_the_device() {
             said(session, now, Input::Frame(frame));
             said(session, now, Input::Acked { too_high: false });
         }
-        session.window
+        session.window.bytes()
     };
     assert_eq!(bytes_in_flight(&mut session, 10), WINDOW_BYTES, "a fast device");
     assert_eq!(bytes_in_flight(&mut session, 10_000), MIN_WINDOW, "a slow one");
-    assert_eq!(session.page_limit().bytes, MIN_WINDOW, "its pages are small too");
+    assert_eq!(session.window.page_limit().bytes, MIN_WINDOW, "its pages are small too");
     assert_eq!(bytes_in_flight(&mut session, 10), WINDOW_BYTES, "fast again");
 }
 

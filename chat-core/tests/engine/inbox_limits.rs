@@ -28,12 +28,7 @@ fn strangers_share_a_part_of_an_inbox_and_contacts_have_the_rest() {
 
 #[test]
 fn full_device_gets_a_gap_and_the_others_the_message() {
-    let clock = Arc::new(ManualClock::default());
-    clock.set_us(START_US);
-    let backends = Backends { router: Arc::new(MemoryRouter::new(4, clock.clone())), ..Backends::memory() };
-    let store = backends.store.clone();
-    let engine =
-        Engine::new(backends, EngineSettings { rates: Rates::OFF, ..EngineSettings::default() }, clock);
+    let (engine, _clock, store) = engine_and_store(Rates::OFF);
     let [mut alice, mut bob, _] = talkers(&engine);
     let key = SigningKey::from_bytes(&[77; 32]);
     let tablet =

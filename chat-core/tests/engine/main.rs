@@ -13,7 +13,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use chat_core::backend::{Backends, PageLimit};
+use chat_core::backend::{Backends, MessageStore, PageLimit};
 use chat_core::delivery::{EngineSettings, Rates};
 use chat_core::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
 use chat_core::envelope::{
@@ -153,11 +153,17 @@ fn first_prekeys(key: &SigningKey) -> FirstPrekeys {
 }
 
 fn engine(rates: Rates) -> (Engine, Arc<ManualClock>) {
+    let (engine, clock, _) = engine_and_store(rates);
+    (engine, clock)
+}
+
+fn engine_and_store(rates: Rates) -> (Engine, Arc<ManualClock>, Arc<dyn MessageStore>) {
     let clock = Arc::new(ManualClock::default());
     clock.set_us(START_US);
     let settings = EngineSettings { rates, ..EngineSettings::default() };
-    let router = Arc::new(MemoryRouter::new(4, clock.clone()));
-    (Engine::new(Backends { router, ..Backends::memory() }, settings, clock.clone()), clock)
+    let backends = Backends { router: Arc::new(MemoryRouter::new(4, clock.clone())), ..Backends::memory() };
+    let store = backends.store.clone();
+    (Engine::new(backends, settings, clock.clone()), clock, store)
 }
 
 /// Processes all waiting records of every shard.
@@ -315,12 +321,7 @@ fn prekey_claims_are_limited_and_the_owner_is_notified_of_few() {
 
 #[test]
 fn publish_may_exclude_devices_but_not_a_user() {
-    let clock = Arc::new(ManualClock::default());
-    clock.set_us(START_US);
-    let backends = Backends { router: Arc::new(MemoryRouter::new(4, clock.clone())), ..Backends::memory() };
-    let store = backends.store.clone();
-    let engine =
-        Engine::new(backends, EngineSettings { rates: Rates::OFF, ..EngineSettings::default() }, clock);
+    let (engine, _clock, store) = engine_and_store(Rates::OFF);
     let (alice, mut bob) = (User::new(1, "alice"), User::new(2, "bob"));
     let tablet = DeviceEntry::new(DeviceId::new(2).unwrap(), [77; 32], vec![77; 33].into());
     let devices = [bob.list.list().devices.clone(), vec![tablet.clone()]].concat();
