@@ -6,25 +6,12 @@
 
 use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{ChaCha20Poly1305, Key, KeyInit, Nonce};
-use hkdf::Hkdf;
-use sha2::Sha256;
-use zeroize::Zeroizing;
-
-/// Derives the encryption key and the commitment from a body key.
-fn derive(key: &[u8]) -> Option<(Zeroizing<[u8; 32]>, [u8; 32])> {
-    let mut out = Zeroizing::new([0; 64]);
-    Hkdf::<Sha256>::new(None, key).expand(b"chat/v1/body", &mut out[..]).ok()?;
-    let mut encryption = Zeroizing::new([0; 32]);
-    encryption.copy_from_slice(&out[..32]);
-    let mut commitment = [0; 32];
-    commitment.copy_from_slice(&out[32..]);
-    Some((encryption, commitment))
-}
+use chat_core::body_key::{BodyKeys, derive};
 
 /// Encrypts a body under a single-use key. Returns a commitment to the key, then the ChaCha20-Poly1305
 /// ciphertext.
 pub fn encrypt(key: &[u8; 32], context: &[u8], content: &[u8]) -> Option<Vec<u8>> {
-    let (encryption, commitment) = derive(key)?;
+    let BodyKeys { encryption, commitment } = derive(key);
     let cipher = ChaCha20Poly1305::new(&Key::from(*encryption));
     // The key is used once, so the nonce may be fixed.
     let sealed = cipher.encrypt(&Nonce::from([0; 12]), Payload { msg: content, aad: context }).ok()?;
@@ -33,7 +20,7 @@ pub fn encrypt(key: &[u8; 32], context: &[u8], content: &[u8]) -> Option<Vec<u8>
 
 /// Decrypts a body that [`encrypt`] returned. Returns `None` if it does not belong to the key and context.
 pub fn decrypt(key: &[u8], context: &[u8], body: &[u8]) -> Option<Vec<u8>> {
-    let (encryption, commitment) = derive(key)?;
+    let BodyKeys { encryption, commitment } = derive(key);
     let (claimed, sealed) = body.split_at_checked(32)?;
     if claimed != commitment {
         return None;

@@ -1,5 +1,6 @@
 //! The application's handle to a client.
 
+mod contacts;
 mod events;
 mod submission;
 mod ticket;

@@ -1,6 +1,7 @@
 use chat_core::ConversationId;
 use serde::{Deserialize, Serialize};
 
+use crate::contact::Relation;
 use crate::message::{Message, User};
 
 /// A conversation in the local store, for a list of conversations.
@@ -10,6 +11,8 @@ pub struct Conversation {
     pub id: ConversationId,
     /// The other user of a direct conversation. In the conversation of a user's own devices, that user.
     pub peer: Option<User>,
+    /// The relation to the peer. Show the conversation of a stranger as a message request.
+    pub relation: Relation,
     /// The newest message.
     pub last_message: Option<Message>,
     /// Number of messages from other users above the position that this user has read.

@@ -1,6 +1,7 @@
 //! The driver: it owns a replica, its local store and its ratchets, and carries out the replica's actions.
 
 mod commands;
+mod contacts;
 mod encryption;
 mod owner;
 mod suite_call;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chat_core::backend::Transport;
+use chat_core::contact::ContactChange;
 use chat_core::device_list::{DeviceEntry, SignedDeviceList};
 use chat_core::envelope::{Refusal, RowContent};
 use chat_core::limits::WIRE_VERSION;
@@ -23,7 +25,7 @@ use chat_core::replica::{Change, Changes, Ephemeral, Input, Output, Replica, Sto
 use chat_core::signing::HelloClaims;
 use chat_core::wire::{ClientFrame, Hello, ServerFrame};
 use chat_core::{
-    ConversationId, DeviceId, Error, ErrorKind, Handle, InstallationId, MessageId, Result, UserId,
+    ConversationId, DeviceId, Error, ErrorKind, Handle, InstallationId, MessageId, Result, Seq, UserId,
 };
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
@@ -31,6 +33,7 @@ use self::suite_call::{Rejected, SuiteInput};
 use self::ticket_waiters::TicketWaiters;
 use crate::account::Account;
 use crate::connection_state::ConnectionState;
+use crate::contact::{Contact, Relation};
 use crate::conversation::Conversation;
 use crate::event::{Event, EventRecord, Presence};
 use crate::linking::{Joined, LinkCode};
@@ -103,6 +106,16 @@ pub(crate) enum Command {
     Drained(Reply<()>),
     /// Accepts the account key of a user if this is the safety number.
     AcceptIdentity(UserId, SafetyNumber, Reply<()>),
+    ChangeContact(UserId, ContactChange, Reply<()>),
+    Relation(UserId, Reply<Relation>),
+    Contacts(Reply<Vec<Contact>>),
+    Report {
+        conversation: ConversationId,
+        user: UserId,
+        seqs: Vec<Seq>,
+        note: String,
+        reply: Reply<()>,
+    },
     SetToken(Token, Reply<()>),
     Reincarnate(Reply<()>),
 }
@@ -159,6 +172,10 @@ enum Waiting {
     /// Checks whether a newly listed device has connected.
     Alive(InstallationId, DeviceId),
     Unlinked(SignedDeviceList, Reply<()>),
+    /// A change of a contact. Without a reply, the client makes it by itself.
+    Contact(UserId, ContactChange, Option<Reply<()>>),
+    Contacts,
+    Report(Reply<()>),
 }
 
 type Dialing = Pin<Box<dyn Future<Output = Result<Box<dyn Transport>>> + Send>>;
@@ -183,6 +200,12 @@ pub(crate) struct Driver {
     marked: bool,
     /// Devices of this user that senders excluded, as far as they are reported.
     excluded: HashSet<InstallationId>,
+    /// The server has other contacts than the store.
+    contacts_due: bool,
+    /// Changes of contacts that the client makes by itself, to send.
+    contact_changes: Vec<(UserId, ContactChange)>,
+    /// Users that are accepted because this user wrote to them, since the last connection.
+    accepting: HashSet<UserId>,
 }
 
 /// The driver's ends of the channels to its client handles.
@@ -274,6 +297,9 @@ impl Driver {
             linking,
             marked,
             excluded: HashSet::new(),
+            contacts_due: false,
+            contact_changes: Vec::new(),
+            accepting: HashSet::new(),
         })
     }
 
@@ -369,6 +395,7 @@ impl Driver {
                 Wakeup::Deadline => self.step(Input::Tick)?,
             }
             self.check_linking()?;
+            self.request_contacts()?;
             self.step(Input::Flush)?;
         }
     }
@@ -379,6 +406,7 @@ impl Driver {
                 Ok(frame) => {
                     self.mark_rows(&frame)?;
                     self.set_clock(&frame)?;
+                    self.compare_contacts(&frame)?;
                     return self.step(Input::Frame(frame));
                 }
                 Err(error) => {
@@ -598,13 +626,15 @@ impl Driver {
     }
 
     fn commit(&mut self, changes: Changes) -> Result<()> {
-        let mut queued = Vec::new();
+        let (mut queued, mut stored) = (Vec::new(), Vec::new());
         for change in &changes.list {
             match change {
                 Change::Queued(draft) => queued.push(draft.id),
-                Change::Stored(_, id, _) | Change::Refused(id, _) => {
-                    self.owner.waiters.tickets.message_changed(*id)
+                Change::Stored(conversation, id, _) => {
+                    stored.push(*conversation);
+                    self.owner.waiters.tickets.message_changed(*id);
                 }
+                Change::Refused(id, _) => self.owner.waiters.tickets.message_changed(*id),
                 Change::Receipt(conversation, ..) => {
                     self.owner.waiters.tickets.receipt_changed(*conversation)
                 }
@@ -621,6 +651,9 @@ impl Driver {
         }
         self.store.commit(changes)?;
         self.owner.channels.last.send_replace(self.store.last_event()?);
+        for conversation in stored {
+            self.accept_recipient(conversation)?;
+        }
         self.answer_queued(&queued);
         self.owner.waiters.tickets.answer(&self.store);
         if self.replica.outbox_len() == 0 {
@@ -642,7 +675,10 @@ impl Driver {
     fn ephemeral(&mut self, event: Ephemeral) -> Result<()> {
         match event {
             Ephemeral::Connected => self.stand(ConnectionState::connected),
-            Ephemeral::Disconnected => self.stand(ConnectionState::disconnected),
+            Ephemeral::Disconnected => {
+                self.accepting.clear();
+                self.stand(ConnectionState::disconnected);
+            }
             Ephemeral::CaughtUp => self.stand(ConnectionState::caught_up),
             Ephemeral::Stopped(Stopped::Unauthorized) => {
                 self.stand(|state| state.stopped(Event::TokenRequired))

@@ -6,6 +6,7 @@ use chat_core::replica::Violation;
 use chat_core::{ConversationId, DeviceId, Error, ErrorKind, MessageId};
 use serde::{Deserialize, Serialize};
 
+use crate::contact::Relation;
 use crate::message::{Message, User};
 
 /// An event. Durable events are kept in the profile: a program that was killed receives them again. Transient events
@@ -89,6 +90,8 @@ pub enum Event {
     TokenRequired,
     /// The server does not support the protocol version of this client: update the program. Transient.
     UpdateRequired,
+    /// The relation of this user to another one changed, on this device or on another one. Transient.
+    RelationChanged { user: User, relation: Relation },
     /// Another copy of this profile is in use, or it was restored twice within a day. The user decides whether this
     /// copy continues: [`Client::reincarnate`](crate::Client::reincarnate). Transient.
     Superseded,
@@ -225,6 +228,8 @@ pub enum GapReason {
     Excluded,
     /// The inbox of this device was full. Other devices of this user may have the messages.
     Quota,
+    /// This user has blocked the sender. Its sender knows it as stored.
+    Withheld,
     /// By the server's word, the sender withdrew the message before it was stored. Nothing proves it: a server that
     /// drops a message can say so too.
     Withdrawn,
@@ -240,6 +245,7 @@ impl GapReason {
             Self::Poison => "poison",
             Self::Excluded => "excluded",
             Self::Quota => "quota",
+            Self::Withheld => "withheld",
             Self::Withdrawn => "withdrawn",
             Self::Unsupported => "unsupported",
         }
@@ -250,6 +256,7 @@ impl GapReason {
             "expired" => Self::Expired,
             "excluded" => Self::Excluded,
             "quota" => Self::Quota,
+            "withheld" => Self::Withheld,
             "withdrawn" => Self::Withdrawn,
             "unsupported" => Self::Unsupported,
             _ => Self::Poison,
@@ -272,6 +279,7 @@ mod tests {
             GapReason::Poison,
             GapReason::Excluded,
             GapReason::Quota,
+            GapReason::Withheld,
             GapReason::Withdrawn,
             GapReason::Unsupported,
         ];

@@ -12,6 +12,8 @@ mod config;
 #[cfg(feature = "client")]
 mod connection_state;
 #[cfg(feature = "client")]
+mod contact;
+#[cfg(feature = "client")]
 mod content;
 #[cfg(feature = "client")]
 mod conversation;
@@ -25,6 +27,8 @@ mod linking;
 mod message;
 #[cfg(feature = "client")]
 pub mod platform;
+#[cfg(feature = "client")]
+mod report;
 #[cfg(feature = "client")]
 mod safety_number;
 #[cfg(feature = "client")]
@@ -43,6 +47,8 @@ pub use client::{Client, Events, PendingLink, Submission, Ticket};
 #[cfg(feature = "client")]
 pub use config::{ClientConfig, Profile};
 #[cfg(feature = "client")]
+pub use contact::{Contact, Relation};
+#[cfg(feature = "client")]
 pub use conversation::Conversation;
 #[cfg(feature = "client")]
 pub use event::{Event, EventRecord, GapReason, Presence, RefusedReason};
@@ -50,6 +56,8 @@ pub use event::{Event, EventRecord, GapReason, Presence, RefusedReason};
 pub use linking::LinkCode;
 #[cfg(feature = "client")]
 pub use message::{Content, Message, User};
+#[cfg(feature = "client")]
+pub use report::open_reported;
 #[cfg(feature = "client")]
 pub use safety_number::SafetyNumber;
 #[cfg(feature = "client")]

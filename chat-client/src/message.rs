@@ -39,6 +39,8 @@ pub struct Message {
     pub seq: u64,
     /// The server lost the message when it was restored from an older copy. This device still has it.
     pub archived: bool,
+    /// The sender is a [stranger](crate::Relation::Stranger): the message is a message request.
+    pub is_request: bool,
     pub id: MessageId,
     pub sender: User,
     /// The device of the sender.

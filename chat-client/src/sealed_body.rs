@@ -80,7 +80,7 @@ pub(crate) struct ListSeen {
     pub(crate) hash: Bytes,
 }
 
-fn context(conversation: ConversationId, id: MessageId) -> Vec<u8> {
+pub(crate) fn context(conversation: ConversationId, id: MessageId) -> Vec<u8> {
     [&conversation.as_bytes()[..], id.as_bytes()].concat()
 }
 
@@ -104,9 +104,9 @@ impl ListSeen {
 }
 
 /// The content of a message, and the claims in its box.
-#[derive(Debug)]
 pub(crate) struct OpenedBody {
     pub(crate) content: Vec<u8>,
+    pub(crate) key: Option<[u8; 32]>,
     /// The newest list of its own user that the sender has.
     pub(crate) sender_list: ListSeen,
     /// The list of the recipient that the sender has; version 0 from a release that did not say.
@@ -226,6 +226,7 @@ pub(crate) fn open_body(
         view: content.view(),
         excluded: content.excluded.iter().filter_map(|one| InstallationId::parse(one).ok()).collect(),
         content: opened.ok_or(Unreadable::Undecryptable)?,
+        key: content.key.try_into().ok(),
         sender_list: ListSeen { version: content.sender_list_version, hash: content.sender_list_hash.into() },
         recipient_list: ListSeen {
             version: content.recipient_list_version,

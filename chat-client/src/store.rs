@@ -4,6 +4,7 @@
 //! become durable together or not at all.
 
 mod changes;
+mod contacts;
 #[cfg(feature = "encrypted")]
 mod encryption;
 mod events;
@@ -34,7 +35,7 @@ use crate::platform::{MountedProfile, Platform};
 use crate::suite::{SuiteTx, Table};
 
 /// Version of the tables. A store of a later version is not opened.
-const VERSION: i64 = 6;
+const VERSION: i64 = 7;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -49,7 +50,8 @@ CREATE TABLE chains (
 CREATE TABLE messages (
   conversation BLOB NOT NULL, seq INTEGER NOT NULL, sender BLOB NOT NULL, user BLOB NOT NULL, device INTEGER NOT NULL,
   message_id BLOB NOT NULL, content BLOB, sent_at INTEGER NOT NULL, audience BLOB,
-  unasked INTEGER NOT NULL DEFAULT 0, row_hash BLOB, anchor INTEGER, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
+  unasked INTEGER NOT NULL DEFAULT 0, row_hash BLOB, anchor INTEGER, body_key BLOB,
+  PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
 CREATE INDEX messages_archived ON messages (conversation, anchor) WHERE anchor IS NOT NULL;
 CREATE INDEX messages_unasked ON messages (unasked) WHERE unasked = 1;
 CREATE UNIQUE INDEX messages_by_id ON messages (sender, message_id);
@@ -61,6 +63,7 @@ CREATE TABLE outbox (
 CREATE TABLE refs (ref TEXT PRIMARY KEY, message_id BLOB NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX refs_by_id ON refs (message_id);
 CREATE TABLE lists (user BLOB PRIMARY KEY, list BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE contacts (user BLOB PRIMARY KEY, accepted INTEGER NOT NULL, blocked INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE handles (handle TEXT PRIMARY KEY, user BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE receipts (
   conversation BLOB, user BLOB, delivered INTEGER NOT NULL DEFAULT 0, read INTEGER NOT NULL DEFAULT 0,
@@ -312,7 +315,10 @@ impl LocalStore {
         let reincarnated = self.meta_number("reincarnated_at")?;
         saved.reincarnated_lately = reincarnated > 0 && self.now_ms() < reincarnated.saturating_add(DAY_MS);
         saved.conversations = self.rows(
-            "SELECT id, cursor, client_seq, prev, last_own, delivered, read, excused FROM conversations",
+            "SELECT id, cursor, client_seq, prev, last_own, delivered, read, excused,
+                    coalesce((SELECT max(receipts.read) FROM receipts
+                              WHERE conversation = id AND receipts.user = conversations.peer), 0)
+             FROM conversations",
             |row| {
                 Ok(ConversationSnapshot {
                     id: ConversationId::parse(&blob(row, 0)?)?,
@@ -323,6 +329,7 @@ impl LocalStore {
                     delivered: number(row, 5)?,
                     read: number(row, 6)?,
                     excused: number(row, 7)?,
+                    peer_read: number(row, 8)?,
                     chains: Vec::new(),
                 })
             },

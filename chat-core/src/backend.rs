@@ -1,7 +1,8 @@
-//! The backend traits, one file each. The engine depends on [`MessageStore`] and [`KeyDirectory`] for
-//! correctness. Every other backend is a *hint*: losing all of its state causes delay only.
+//! The backend traits, one file each. The engine depends on [`MessageStore`], [`KeyDirectory`] and
+//! [`ContactStore`] for correctness. Every other backend is a *hint*: losing all of its state causes delay only.
 
 mod authenticator;
+mod contact_store;
 mod key_directory;
 mod log_anchor;
 mod message_store;
@@ -10,11 +11,13 @@ mod presence;
 mod push_sink;
 mod record_queue;
 mod registry;
+mod report_sink;
 mod router;
 mod runtime;
 mod transport;
 
 pub use authenticator::{Authenticated, Authenticator};
+pub use contact_store::ContactStore;
 pub use key_directory::{AccountKey, BundleParts, DeviceKeys, KeyDirectory, Reincarnation};
 pub use log_anchor::{LogAnchor, LogIdentity};
 pub use message_store::{
@@ -26,6 +29,7 @@ pub use presence::Presence;
 pub use push_sink::PushSink;
 pub use record_queue::RecordQueue;
 pub use registry::{GatewayId, Registry, Route};
+pub use report_sink::ReportSink;
 pub use router::{Command, LogPosition, Operation, RecipientDevices, Record, RecordBatch, Router};
 pub use runtime::{Runtime, Sleep};
 pub use transport::{Dialer, Transport};
@@ -45,6 +49,8 @@ pub struct Backends {
     pub store: Arc<dyn MessageStore>,
     /// Device lists and prekeys.
     pub keys: Arc<dyn KeyDirectory>,
+    /// Accepted and blocked users.
+    pub contacts: Arc<dyn ContactStore>,
     /// Carries commands to the shard of each conversation.
     pub router: Arc<dyn Router>,
     /// Routes: the gateway that each device is connected to.
@@ -55,6 +61,8 @@ pub struct Backends {
     pub presence: Arc<dyn Presence>,
     /// Push notifications to devices without a connection.
     pub push: Arc<dyn PushSink>,
+    /// Reports of abusive messages.
+    pub reports: Arc<dyn ReportSink>,
     /// Maps tokens to handles.
     pub authenticator: Arc<dyn Authenticator>,
 }

@@ -16,6 +16,7 @@
 //! injected faults ([`UnreliableStore`]) that the caller answers by repeating its calls. [`mutants`] are backends that break one rule each; the suites find all of them.
 
 mod authenticator;
+mod contact_store;
 mod durability;
 mod faults;
 mod key_directory;
@@ -33,6 +34,7 @@ mod transport;
 /// The named cases of each trait, as plain functions that run on a fresh backend.
 pub mod cases {
     pub use super::authenticator::authenticator;
+    pub use super::contact_store::contact_store;
     pub use super::key_directory::key_directory;
     pub use super::message_store::{message_store, shared_message_store};
     pub use super::presence::presence;
@@ -46,8 +48,8 @@ pub use authenticator::AuthenticatorFixture;
 pub use faults::{FaultRates, UnreliableStore};
 pub use model::{ModelOptions, check_model};
 pub use suite::{
-    Suite, authenticator, durable_message_store, key_directory, message_store, presence, push_sink, registry,
-    router, shared_message_store,
+    Suite, authenticator, contact_store, durable_message_store, key_directory, message_store, presence,
+    push_sink, registry, router, shared_message_store,
 };
 pub use transport::TransportPair;
 

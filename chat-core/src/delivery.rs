@@ -2,6 +2,7 @@
 
 mod admission;
 mod batch;
+mod contacts;
 mod counters;
 mod device_linking;
 mod dispatch;

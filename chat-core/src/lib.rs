@@ -17,7 +17,10 @@ pub mod session;
 pub mod sim;
 pub mod wire;
 
-pub use model::{device_list, envelope, error, id, limits, padding, rng, signing, time, to_device, view};
+pub use model::{
+    body_key, contact, device_list, envelope, error, id, limits, padding, report, rng, signing, time,
+    to_device, view,
+};
 
 pub use backend::Backends;
 pub use delivery::{Engine, EngineSettings};

@@ -1,17 +1,21 @@
 //! In-memory backends: the executable specification of each trait, used by every example.
 
+mod contacts;
 mod keys;
 mod node_link;
 mod presence;
 mod registry;
+mod reports;
 mod router;
 mod runtime;
 mod store;
 
+pub use contacts::MemoryContacts;
 pub use keys::MemoryKeys;
 pub use node_link::NoLink;
 pub use presence::MemoryPresence;
 pub use registry::MemoryRegistry;
+pub use reports::{MemoryReports, NoReports};
 pub use router::MemoryRouter;
 pub use runtime::ManualRuntime;
 #[cfg(feature = "sim")]
@@ -35,11 +39,13 @@ impl Backends {
         Self {
             store: Arc::new(MemoryStore::new()),
             keys: Arc::new(MemoryKeys::default()),
+            contacts: Arc::new(MemoryContacts::default()),
             router: Arc::new(MemoryRouter::new(4, Arc::new(ManualClock::default()))),
             registry: Arc::new(MemoryRegistry::default()),
             node_link: Arc::new(NoLink),
             presence: Arc::new(MemoryPresence::default()),
             push: Arc::new(MemoryPush::default()),
+            reports: Arc::new(MemoryReports::default()),
             authenticator: Arc::new(OpenRegistration),
         }
     }

@@ -2,8 +2,10 @@
 //!
 //! The lowest layer. Nothing here depends on a backend, an encoding of frames or the engine.
 
+pub mod body_key;
 pub mod client_frame;
 pub mod close_reason;
+pub mod contact;
 pub mod device_list;
 pub mod envelope;
 pub mod error;
@@ -11,6 +13,7 @@ pub mod id;
 pub mod limits;
 pub mod padding;
 pub mod prekeys;
+pub mod report;
 pub mod rng;
 pub mod server_frame;
 pub mod session_event;

@@ -58,13 +58,17 @@ pub enum Mutant {
     ViewIgnored,
     /// A device does not notice that the server uses a seq again.
     ReusedSeqIgnored,
+    /// A gateway delivers the messages of a blocked user.
+    BlockIgnored,
+    /// A gateway shows the activity of a user to strangers and blocked users.
+    ActivityShownToAll,
 }
 
 impl Mutant {
     /// The mutants that the simulator must detect. The others need conditions that a single process does not
     /// have (a stale cache of another gateway), or another rule hides them. Unit tests next to those rules
     /// detect them.
-    pub const SIMULATED: [Self; 29] = [
+    pub const SIMULATED: [Self; 30] = [
         Self::AckBeforeSync,
         Self::NoDedupe,
         Self::AnyClientSeq,
@@ -94,6 +98,7 @@ impl Mutant {
         Self::IsolationIgnored,
         Self::StatesMixed,
         Self::ReusedSeqIgnored,
+        Self::BlockIgnored,
     ];
 }
 

@@ -634,6 +634,8 @@ const fn hint_frame(hint: Hint) -> ServerFrame {
         Hint::Typing(conversation, user) => ServerFrame::Typing(conversation, user),
         Hint::ListChanged(user, version) => ServerFrame::ListChanged(user, version),
         Hint::PrekeysLow(left) => ServerFrame::PrekeysLow(left),
+        Hint::ContactsChanged(version) => ServerFrame::ContactsChanged(version),
+        Hint::ReadRequested(conversation) => ServerFrame::ReadRequested(conversation),
     }
 }
 

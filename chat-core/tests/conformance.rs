@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use chat_core::backend::{GatewayId, Registry, Route};
 use chat_core::conformance::{self, Case};
 use chat_core::memory::{
-    ManualClock, MemoryKeys, MemoryPresence, MemoryPush, MemoryRegistry, MemoryRouter, MemoryStore,
-    OpenRegistration,
+    ManualClock, MemoryContacts, MemoryKeys, MemoryPresence, MemoryPush, MemoryRegistry, MemoryRouter,
+    MemoryStore, OpenRegistration,
 };
 use chat_core::{DeviceAddress, Result, UserId};
 
@@ -29,6 +29,11 @@ fn memory_store() {
 #[test]
 fn memory_keys() {
     check(conformance::cases::key_directory(), || Arc::new(MemoryKeys::default()));
+}
+
+#[test]
+fn memory_contacts() {
+    check(conformance::cases::contact_store(), || Arc::new(MemoryContacts::default()));
 }
 
 #[test]

@@ -3,8 +3,9 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 
 use chat_core::conformance::mutants::{
-    DirectoryFault, StoreFault, directory_killed_by_a_case, faultless_directory_passes,
-    faultless_store_passes, killed_by_a_case, killed_by_injected_faults, killed_by_the_model,
+    ContactFault, DirectoryFault, StoreFault, contacts_killed_by_a_case, directory_killed_by_a_case,
+    faultless_contacts_pass, faultless_directory_passes, faultless_store_passes, killed_by_a_case,
+    killed_by_injected_faults, killed_by_the_model,
 };
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
@@ -47,11 +48,18 @@ fn suites_kill_every_mutant() {
             None => survivors.push(format!("{fault:?}")),
         }
     }
+    for fault in ContactFault::ALL {
+        match ready(contacts_killed_by_a_case(fault)) {
+            Some(case) => println!("{fault:?}: case {case}"),
+            None => survivors.push(format!("{fault:?}")),
+        }
+    }
     println!(
         "{} mutants of MessageStore: {by_case} killed by a named case, {by_model} by the model-based test alone, \
-         {by_faults_only} only with injected faults; {} mutants of KeyDirectory",
+         {by_faults_only} only with injected faults; {} mutants of KeyDirectory, {} of ContactStore",
         stores,
-        DirectoryFault::ALL.len()
+        DirectoryFault::ALL.len(),
+        ContactFault::ALL.len()
     );
     assert!(survivors.is_empty(), "these survived: {survivors:?}");
     assert!(stores + DirectoryFault::ALL.len() >= 60);
@@ -63,4 +71,5 @@ fn suites_kill_every_mutant() {
 fn backends_without_a_fault_pass() {
     assert_eq!(ready(faultless_store_passes()), Ok(()));
     assert_eq!(ready(faultless_directory_passes()), Ok(()));
+    assert_eq!(ready(faultless_contacts_pass()), Ok(()));
 }

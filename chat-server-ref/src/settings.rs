@@ -256,6 +256,7 @@ impl Settings {
             .admin(self.admin_listen.to_string())
             .authorities(self.authorities.clone())
             .origins(self.origins.clone())
+            .reports(self.data.join("reports.jsonl"))
             .proxies(self.proxies.clone())
             .max_connections(self.max_connections)
             .accept_rate(self.accept_rate)

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chat_core::ErrorKind;
 use chat_core::backend::{Backends, GatewayId, LogAnchor, LogIdentity, Registry};
-use chat_core::memory::{MemoryPush, OpenRegistration};
+use chat_core::memory::{MemoryPush, NoReports, OpenRegistration};
 use chat_store::cassandra::{CassandraSettings, CassandraStore};
 use chat_store::redis::{RedisLink, RedisPresence, RedisRegistry};
 use chat_transport::kafka::{KafkaRouter, KafkaSettings};
@@ -128,12 +128,14 @@ impl Node {
         let node_link = GatewayLink::new(registry.clone(), push.clone(), settings.node_link_tls.clone());
         let backends = Backends {
             store: store.clone(),
-            keys: store,
+            keys: store.clone(),
+            contacts: store,
             router: Arc::new(router),
             registry,
             node_link: Arc::new(node_link),
             presence: Arc::new(RedisPresence::new(redis)),
             push,
+            reports: Arc::new(NoReports),
             authenticator: Arc::new(OpenRegistration),
         };
         let id: [u8; 8] = random()?;

@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use chat_core::backend::{
-    AccountKey, Backends, BundleParts, Command, Commit, CommitOutcome, ConversationState, CursorFilter,
-    DeviceKeys, DeviceRecord, GatewayId, KeyDirectory, LogPosition, MessageStore, PageLimit, Presence,
-    PushSink, RecordBatch, Registry, Reincarnation, Route, Router, SenderFilter, StoreIdentity,
+    AccountKey, Backends, BundleParts, Command, Commit, CommitOutcome, ContactStore, ConversationState,
+    CursorFilter, DeviceKeys, DeviceRecord, GatewayId, KeyDirectory, LogPosition, MessageStore, PageLimit,
+    Presence, PushSink, RecordBatch, Registry, Reincarnation, Route, Router, SenderFilter, StoreIdentity,
 };
+use chat_core::contact::{Contact, ContactChange, Contacts};
 use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::{AckUpTo, InboxPosition, InboxRow};
 use chat_core::wire::{Bundle, PrekeyUpload};
@@ -24,6 +25,7 @@ pub fn metered(backends: Backends) -> Backends {
         router: Arc::new(MeteredRouter(backends.router.clone())),
         registry: Arc::new(MeteredRegistry(backends.registry.clone())),
         keys: Arc::new(MeteredKeys(backends.keys.clone())),
+        contacts: Arc::new(MeteredContacts(backends.contacts.clone())),
         presence: Arc::new(MeteredPresence(backends.presence.clone())),
         ..backends
     }
@@ -53,6 +55,7 @@ const STORE: &str = "chat_store_seconds";
 const LOG: &str = "chat_log_seconds";
 const REGISTRY: &str = "chat_registry_seconds";
 const KEYS: &str = "chat_keys_seconds";
+const CONTACTS: &str = "chat_contacts_seconds";
 const PRESENCE: &str = "chat_presence_seconds";
 const PUSH: &str = "chat_push_seconds";
 
@@ -239,6 +242,28 @@ impl KeyDirectory for MeteredKeys {
 
     async fn reincarnate(&self, device: InstallationId, wish: Reincarnation) -> Result<Incarnation> {
         timed(KEYS, "reincarnate", self.0.reincarnate(device, wish)).await
+    }
+}
+
+#[derive(Debug)]
+struct MeteredContacts(Arc<dyn ContactStore>);
+
+#[async_trait]
+impl ContactStore for MeteredContacts {
+    async fn contact(&self, owner: UserId, other: UserId) -> Result<Contact> {
+        timed(CONTACTS, "contact", self.0.contact(owner, other)).await
+    }
+
+    async fn change(&self, owner: UserId, other: UserId, change: ContactChange, limit: usize) -> Result<u64> {
+        timed(CONTACTS, "change", self.0.change(owner, other, change, limit)).await
+    }
+
+    async fn version(&self, owner: UserId) -> Result<u64> {
+        timed(CONTACTS, "version", self.0.version(owner)).await
+    }
+
+    async fn contacts(&self, owner: UserId) -> Result<Contacts> {
+        timed(CONTACTS, "contacts", self.0.contacts(owner)).await
     }
 }
 

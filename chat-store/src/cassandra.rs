@@ -37,6 +37,7 @@
 
 mod commit;
 mod connection;
+mod contacts;
 mod conversion;
 mod directory;
 #[cfg(feature = "fjall")]

@@ -256,6 +256,11 @@ impl<Report: Fn(String) + Send + Sync> Migration<'_, Report> {
         let mut digest = Sha256::new();
         add(&mut digest, account.handle.as_str().as_bytes());
         add(&mut digest, &encode_list(&account.list));
+        digest.update(account.contacts.version.to_be_bytes());
+        for (user, contact) in &account.contacts.entries {
+            add(&mut digest, user.as_bytes());
+            digest.update([u8::from(contact.accepted), u8::from(contact.blocked)]);
+        }
         Ok(digest.finalize().into())
     }
 }

@@ -1,15 +1,24 @@
 //! Records of a data set that is migrated from one store to another.
 
 use bytes::Bytes;
+use chat_core::contact::Contacts;
 use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::InboxCursor;
 use chat_core::{ConversationId, Handle, Incarnation, UserId};
 
-/// An account: its handle and signed device list.
+/// An account: its handle, signed device list and contacts.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Account {
     pub(crate) handle: Handle,
     pub(crate) list: SignedDeviceList,
+    /// Sorted by user.
+    pub(crate) contacts: Contacts,
+}
+
+/// Sorts contacts by user, so that they can be compared.
+pub(crate) fn sorted(mut contacts: Contacts) -> Contacts {
+    contacts.entries.sort_unstable_by_key(|(user, _)| *user);
+    contacts
 }
 
 /// Stored data of a device without its inbox.

@@ -18,6 +18,7 @@
 //! their callers after it. The file `watermark` beside the database holds the count of synced commits. A
 //! database that holds fewer commits lost acknowledged data and is not opened.
 
+mod contacts;
 mod conversion;
 mod directory;
 mod keys;
@@ -66,6 +67,7 @@ pub(crate) struct Tables {
     devices: Keyspace,
     handles: Keyspace,
     names: Keyspace,
+    contacts: Keyspace,
     lists: Keyspace,
     list_versions: Keyspace,
     owners: Keyspace,
@@ -80,7 +82,8 @@ impl std::fmt::Debug for Tables {
     }
 }
 
-/// A [`MessageStore`] and [`KeyDirectory`](chat_core::backend::KeyDirectory) in one directory.
+/// A [`MessageStore`], [`KeyDirectory`](chat_core::backend::KeyDirectory) and
+/// [`ContactStore`](chat_core::backend::ContactStore) in one directory.
 ///
 /// One process at a time can open the directory. A commit returns after `fdatasync`; concurrent commits share
 /// one.
@@ -90,7 +93,7 @@ impl std::fmt::Debug for Tables {
 /// use chat_core::Backends;
 /// use std::sync::Arc;
 /// let store = Arc::new(chat_store::EmbeddedStore::open(dir.path()).unwrap());
-/// let backends = Backends { store: store.clone(), keys: store, ..Backends::memory() };
+/// let backends = Backends { store: store.clone(), keys: store.clone(), contacts: store, ..Backends::memory() };
 /// ```
 #[derive(Debug)]
 pub struct EmbeddedStore {
@@ -268,6 +271,7 @@ impl Tables {
             devices: keyspace("devices")?,
             handles: keyspace("handles")?,
             names: keyspace("names")?,
+            contacts: keyspace("contacts")?,
             lists: keyspace("lists")?,
             list_versions: keyspace("list_versions")?,
             owners: keyspace("owners")?,

@@ -26,6 +26,14 @@ async fn embedded_store_verifies_after_each_case() {
 }
 
 #[tokio::test]
+async fn embedded_contacts() {
+    let mut dirs = Vec::new();
+    for case in conformance::cases::contact_store() {
+        assert_eq!((case.run)(fresh(&mut dirs)).await, Ok(()), "{}", case.name);
+    }
+}
+
+#[tokio::test]
 async fn embedded_keys() {
     let mut dirs = Vec::new();
     for case in conformance::cases::key_directory() {

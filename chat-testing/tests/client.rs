@@ -14,9 +14,12 @@ fn suite() -> Box<dyn Suite> {
     Box::new(Unencrypted::new())
 }
 
+/// Starts a server with two users that accepted each other.
 async fn start() -> (TestServer, Client, Client) {
     let server = TestServer::start().await.unwrap();
     let (alice, bob) = (server.client("alice").await.unwrap(), server.client("bob").await.unwrap());
+    alice.accept(bob.user()).await.unwrap();
+    bob.accept(alice.user()).await.unwrap();
     (server, alice, bob)
 }
 

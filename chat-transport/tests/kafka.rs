@@ -81,6 +81,7 @@ fn command(n: u64) -> Command {
         operation,
         recipients: Vec::new(),
         full: Vec::new(),
+        withheld: Vec::new(),
         verdict: None,
         reply: None,
         rules: Rules::CURRENT,

@@ -14,6 +14,9 @@ async fn main() -> Result<()> {
     println!("stored at {}", ticket.stored().await?.seq);
     let message = server.next_message(&bob).await?;
     println!("Bob received: {}", message.text().unwrap_or("[not a text]"));
+    // Until Bob accepts or answers, the message is a request, and Alice learns only that it is stored.
+    assert!(message.is_request);
+    bob.accept(alice.user()).await?;
     ticket.delivered().await?;
     bob.read(message.conversation, message.seq).await?;
     ticket.read().await?;

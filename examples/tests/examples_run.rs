@@ -94,6 +94,15 @@ async fn first_message_arrives() {
     assert_eq!(tokio::time::timeout(LIMIT, text).await.unwrap().as_deref(), Some("hello"));
 }
 
+/// Reads messages until there are so many texts.
+async fn next_texts(events: &mut Events, texts: &mut Vec<String>, count: usize) {
+    while texts.len() < count {
+        if let Event::Message(message) = events.next().await.unwrap().unwrap().event {
+            texts.push(message.text().unwrap().to_owned());
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn echo_bot_answers_once_although_it_is_killed() {
     let dir = tempfile::tempdir().unwrap();
@@ -101,20 +110,14 @@ async fn echo_bot_answers_once_although_it_is_killed() {
     let bot = start(example("echo_bot", dir.path()).arg(&url));
     let alice = client(dir.path(), &url, "alice").await;
     let user = reachable(&alice, "echo-bot").await;
-    alice.send(user, "one").await.unwrap().delivered().await.unwrap();
+    let mut events = alice.events("test").await.unwrap();
+    let mut answers = Vec::new();
+    alice.send(user, "one").await.unwrap().stored().await.unwrap();
+    tokio::time::timeout(LIMIT, next_texts(&mut events, &mut answers, 1)).await.unwrap();
     drop(bot);
     alice.send(user, "two").await.unwrap().stored().await.unwrap();
     let _bot = start(example("echo_bot", dir.path()).arg(&url));
-    let mut events = alice.events("test").await.unwrap();
-    let mut answers = Vec::new();
-    let answered = async {
-        while answers.len() < 2 {
-            if let Event::Message(message) = events.next().await.unwrap().unwrap().event {
-                answers.push(message.text().unwrap().to_owned());
-            }
-        }
-    };
-    tokio::time::timeout(LIMIT, answered).await.unwrap();
+    tokio::time::timeout(LIMIT, next_texts(&mut events, &mut answers, 2)).await.unwrap();
     assert_eq!(answers, ["one", "two"]);
 }
 

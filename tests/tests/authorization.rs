@@ -5,7 +5,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use chat_core::contact::ContactChange;
 use chat_core::envelope::{AckUpTo, Audience, DeviceBox, Publish, Refusal, SendPosition, Subject};
+use chat_core::report::{Report, ReportedMessage};
 use chat_core::wire::{ClientFrame, PrekeyUpload, Request, ServerFrame};
 use chat_core::{ConversationId, InstallationId, MessageId, StoreEpoch, UserId};
 use chat_tests::raw_client::{RawClient, Received, User};
@@ -225,6 +227,16 @@ fn each_cell_of_the_matrix_has_its_outcome() {
     cells += row(&world, "send a typing notification", typing, [unauthorized, &Ignored, &Ignored]);
     let cursors = request(Request::Cursors);
     cells += row(&world, "read the own cursors", cursors, [unauthorized, &Allowed, &Allowed]);
+    let block = request(Request::ChangeContact(world.bob.device.user, ContactChange::Unblock));
+    cells +=
+        row(&world, "change the own contacts", block, [unauthorized, &Allowed, &Refused(Refusal::Invalid)]);
+    let contacts = request(Request::Contacts);
+    cells += row(&world, "read the own contacts", contacts, [unauthorized, &Allowed, &Allowed]);
+    let messages = vec![ReportedMessage { seq: 1, body_key: [7; 32] }];
+    let report = Report { conversation, user: world.alice.device.user, messages, note: String::new() };
+    let report = request(Request::Report(report));
+    let wrong_key = &Refused(Refusal::Invalid);
+    cells += row(&world, "report a message of the conversation", report, [unauthorized, missing, wrong_key]);
     println!("{cells} cells");
 
     // No receipt and no typing notification of a stranger reached the members.

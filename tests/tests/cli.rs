@@ -69,7 +69,10 @@ fn receipts_typing_and_presence_reach_the_other_side() {
     assert_eq!(a.wait("presence")["online"], false);
     let mut b = CliProcess::start(&bob, &server.url(), None);
     let message = b.wait("message");
-    assert_eq!(message["conversation"], stored["conversation"]);
+    assert_eq!((&message["conversation"], &message["request"]), (&stored["conversation"], &json!(true)));
+    // Until bob accepts or answers, alice learns nothing.
+    assert!(b.send(&json!({"cmd": "contact", "user": "alice", "decision": "accept"})));
+    assert_eq!(b.wait("relation_changed")["relation"], "contact");
     let (mut online, mut delivered) = (false, false);
     while !(online && delivered) {
         let event = a.next(Duration::from_secs(10)).expect("presence and receipt");

@@ -5,7 +5,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use chat_core::contact::ContactChange;
 use chat_core::envelope::{AckUpTo, Audience, DeviceBox, Publish};
+use chat_core::report::{Report, ReportedMessage};
 use chat_core::wire::{ClientFrame, OneTimePrekey, PrekeyUpload, Request, ServerFrame};
 use chat_core::{ConversationId, InstallationId, StoreEpoch};
 use chat_tests::TestRng;
@@ -194,6 +196,14 @@ fn frames(user: &User) -> Vec<ClientFrame> {
         Request::LinkAnswer(Bytes::from(vec![3; 16]), Bytes::from_static(b"answer")),
         Request::Delivered(own),
         Request::Reincarnate { from: 1, nonce: [2; 16], asked: true },
+        Request::ChangeContact(user.device.user, ContactChange::Block),
+        Request::Contacts,
+        Request::Report(Report {
+            conversation: own,
+            user: user.device.user,
+            messages: vec![ReportedMessage { seq: 1, body_key: [4; 32] }],
+            note: "note".to_owned(),
+        }),
     ];
     let requests = requests.into_iter().map(|request| ClientFrame::Request(9, request));
     let ack_all =

@@ -33,7 +33,7 @@ pub(crate) async fn register(arguments: &Arguments, name: &str, replace: bool) -
 }
 
 /// Waits until the server has the prekeys of this device, so that other users can send to it.
-async fn ready(client: &Client) -> Result<(), String> {
+pub(crate) async fn ready(client: &Client) -> Result<(), String> {
     let ready = tokio::time::timeout(REQUEST_TIMEOUT, client.ready()).await;
     ready.map_err(|_| "the server did not answer".to_owned())?.map_err(text)
 }
@@ -95,7 +95,7 @@ async fn print_account(client: &Client) -> Result<(), Failure> {
 }
 
 /// Retries a request while there is no connection, for at most [`REQUEST_TIMEOUT`].
-async fn retry<T, F: Future<Output = Result<T, Error>>>(ask: impl Fn() -> F) -> Result<T, String> {
+pub(crate) async fn retry<T, F: Future<Output = Result<T, Error>>>(ask: impl Fn() -> F) -> Result<T, String> {
     let end = tokio::time::Instant::now() + REQUEST_TIMEOUT;
     loop {
         match ask().await {
@@ -233,7 +233,10 @@ pub(crate) async fn listen(arguments: &Arguments) -> Result<(), Failure> {
         };
         let Some(record) = next else { break };
         match &record.event {
-            Event::Message(message) => line(format!("{}: {}", message.sender, shown(message.content())))?,
+            Event::Message(message) => {
+                let request = if message.is_request { " (message request)" } else { "" };
+                line(format!("{}{request}: {}", message.sender, shown(message.content())))?;
+            }
             Event::Recovered(message) => {
                 line(format!("{} (earlier): {}", message.sender, shown(message.content())))?;
             }

@@ -2,7 +2,7 @@
 
 use std::time::UNIX_EPOCH;
 
-use chat_client::{Content, ErrorKind, Event, EventRecord, Message, Presence};
+use chat_client::{Contact, Content, ErrorKind, Event, EventRecord, Message, Presence};
 use serde_json::{Value, json};
 
 /// Returns the line of an event.
@@ -37,6 +37,11 @@ fn value(event: &Event) -> Value {
             idempotency_key.as_deref(),
         ),
         Event::Message(message) => match message.content() {
+            Content::Text(_) if message.is_request => {
+                let mut value = of_message("message", message);
+                value["request"] = true.into();
+                value
+            }
             Content::Text(_) => of_message("message", message),
             _ => json!({
                 "event": "undecryptable", "from": message.sender.to_string(),
@@ -78,6 +83,9 @@ fn value(event: &Event) -> Value {
         }
         Event::Presence { user, presence } => {
             json!({"event": "presence", "user": user.to_string(), "online": *presence == Presence::Online})
+        }
+        Event::RelationChanged { user, relation } => {
+            json!({"event": "relation_changed", "user": user.to_string(), "relation": relation.name()})
         }
         Event::DeviceExcluded { user, device } => {
             json!({"event": "device_excluded", "user": user.to_string(), "device": device.get()})
@@ -143,6 +151,11 @@ fn of_message(event: &str, message: &Message) -> Value {
         "conversation": message.conversation.to_hex(), "message_id": message.id.to_uuid_string(),
         "seq": message.seq, "text": message.text()
     })
+}
+
+/// Returns an entry of the list of contacts.
+pub(crate) fn of_contact(contact: &Contact) -> Value {
+    json!({"user": contact.user.to_string(), "relation": contact.relation.name()})
 }
 
 /// Returns a message of the history.

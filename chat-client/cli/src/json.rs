@@ -12,6 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, BufWriter, Stdout};
 use tokio::sync::mpsc;
 
 use crate::commands::ends_session;
+use crate::contacts::{Decision, newest};
 use crate::event_json::{self, error};
 use crate::output::{ExitCode, Failure, escaped};
 use crate::{Arguments, text};
@@ -60,12 +61,28 @@ enum Line {
     SafetyNumber {
         user: String,
     },
+    Contact {
+        user: String,
+        decision: Decision,
+    },
+    Contacts,
+    Report {
+        user: String,
+        #[serde(default = "five")]
+        messages: usize,
+        #[serde(default)]
+        note: String,
+    },
     Reincarnate,
     Quit,
 }
 
 const fn fifty() -> usize {
     50
+}
+
+const fn five() -> usize {
+    5
 }
 
 type Out = BufWriter<Stdout>;
@@ -317,6 +334,23 @@ async fn carry_out(
             let id = client.resolve(&user).await.map_err(failed)?;
             let number = client.safety_number(id).await.map_err(failed)?.to_string();
             let line = json!({"event": "safety_number", "user": user, "number": number});
+            say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
+        }
+        Line::Contact { user, decision } => {
+            let id = client.resolve(&user).await.map_err(failed)?;
+            decision.make(client, id).await.map_err(failed)
+        }
+        Line::Contacts => {
+            let contacts = client.contacts().await.map_err(failed)?;
+            let contacts: Vec<_> = contacts.iter().map(event_json::of_contact).collect();
+            let line = json!({"event": "contacts", "contacts": contacts});
+            say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
+        }
+        Line::Report { user, messages, note } => {
+            let id = client.resolve(&user).await.map_err(failed)?;
+            let messages = newest(client, id, messages).await.map_err(failed)?;
+            client.report(&messages, &note).await.map_err(failed)?;
+            let line = json!({"event": "reported", "user": user, "messages": messages.len()});
             say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
         }
         Line::Reincarnate => client.reincarnate().await.map_err(failed),

@@ -1,6 +1,7 @@
 //! `chat`: a terminal client. `chat --json` is for programs: see `docs/cli.md`.
 
 mod commands;
+mod contacts;
 mod event_json;
 mod json;
 mod output;
@@ -107,8 +108,47 @@ enum Command {
         #[arg(required = true, num_args = 1..)]
         number: Vec<String>,
     },
+    /// Accept, block and list users.
+    Contact {
+        #[command(subcommand)]
+        command: ContactCommand,
+    },
+    /// Report the newest messages of a user to the operator of the server, who can then read them.
+    Report {
+        /// The user's handle.
+        user: String,
+        /// Number of messages to report, at most 20.
+        #[arg(long, default_value_t = 5)]
+        messages: usize,
+        /// A note for the operator.
+        #[arg(long, default_value = "")]
+        note: String,
+    },
+    /// For operators: print the texts of the reports on the standard input (`reports.jsonl` of the server).
+    OpenReports,
     /// Continue with this profile although a copy of it was in use. The copy stops.
     Reincarnate,
+}
+
+#[derive(Subcommand, Debug)]
+enum ContactCommand {
+    /// List the users that are accepted or blocked.
+    List,
+    /// Accept a user: it learns whether its messages were delivered and read, and whether you are online.
+    Accept {
+        /// The user's handle.
+        user: String,
+    },
+    /// Block a user: none of its messages arrives any more. The user is not notified.
+    Block {
+        /// The user's handle.
+        user: String,
+    },
+    /// End a block.
+    Unblock {
+        /// The user's handle.
+        user: String,
+    },
 }
 
 impl Arguments {
@@ -219,6 +259,11 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Some(Command::Devices { remove }) => commands::devices(&arguments, *remove).await,
         Some(Command::SafetyNumber { user }) => commands::safety_number(&arguments, user).await,
         Some(Command::Accept { user, number }) => commands::accept(&arguments, user, &number.concat()).await,
+        Some(Command::Contact { command }) => contacts::run(&arguments, command).await,
+        Some(Command::Report { user, messages, note }) => {
+            contacts::report(&arguments, user, *messages, note).await
+        }
+        Some(Command::OpenReports) => contacts::open_reports(),
         Some(Command::Reincarnate) => commands::reincarnate(&arguments).await,
         Some(Command::Listen) | None if arguments.json => json::run(&arguments).await,
         Some(Command::Listen) | None => screen::run(&arguments).await,

@@ -2,7 +2,10 @@
 
 mod talk;
 
-use chat_client::{Client, Conversation, ConversationId, Event, Handle, Message, MessageId, User, UserId};
+use chat_client::{
+    Client, Conversation, ConversationId, Event, GapReason, Handle, Message, MessageId, Relation, User,
+    UserId,
+};
 use crossterm::event::{
     DisableBracketedPaste, EnableBracketedPaste, Event as Input, EventStream, KeyCode, KeyEvent,
     KeyEventKind, KeyModifiers,
@@ -15,6 +18,7 @@ use ratatui::text::Line;
 use ratatui::widgets::{Block, List, Paragraph};
 
 use self::talk::Talk;
+use crate::contacts::{Decision, newest};
 use crate::event_json::problem;
 use crate::output::{Failure, printable};
 use crate::{Arguments, text};
@@ -42,6 +46,8 @@ struct Screen {
 enum Entered<'a> {
     Nothing,
     To(&'a str),
+    Decide(Decision),
+    Report(&'a str),
     UnknownCommand(&'a str),
     Text(&'a str),
 }
@@ -53,8 +59,13 @@ impl<'a> Entered<'a> {
             _ if trimmed.is_empty() => Self::Nothing,
             // A text may begin with a slash that is written twice.
             Some(escaped) if escaped.starts_with('/') => Self::Text(escaped),
+            Some("accept") => Self::Decide(Decision::Accept),
+            Some("block") => Self::Decide(Decision::Block),
+            Some("unblock") => Self::Decide(Decision::Unblock),
+            Some("report") => Self::Report(""),
             Some(command) => match command.split_once(' ') {
                 Some(("to", name)) => Self::To(name.trim()),
+                Some(("report", note)) => Self::Report(note.trim()),
                 _ => Self::UnknownCommand(command.split(' ').next().unwrap_or_default()),
             },
             None => Self::Text(input),
@@ -95,6 +106,7 @@ impl Screen {
         let Some(peer) = &conversation.peer else { return };
         let mut talk = Talk::new(conversation.id, peer.id, peer.to_string());
         talk.unread = conversation.unread;
+        talk.relation = conversation.relation;
         self.talks.push(talk);
     }
 
@@ -103,6 +115,9 @@ impl Screen {
         let peer = if own { message.recipient.as_ref().unwrap_or(&message.sender) } else { &message.sender };
         let talk = self.talk(message.conversation, peer.id, || peer.to_string());
         talk.add(message.seq, message.id, message.sender.to_string(), message.content(), own);
+        if message.is_request {
+            talk.relation = Relation::Stranger;
+        }
         if !own && is_new {
             talk.unread += 1;
         }
@@ -146,6 +161,13 @@ impl Screen {
             }
             Event::DeviceAdded { user, device } => {
                 self.notice(user, format!("{user} added device {}", device.get()));
+            }
+            // Nothing reminds of a user that was blocked.
+            Event::Gap { reason: GapReason::Withheld, .. } => {}
+            Event::RelationChanged { user, relation } => {
+                if let Some(talk) = self.talks.iter_mut().find(|talk| talk.user == user.id) {
+                    talk.relation = *relation;
+                }
             }
             Event::Gap { conversation, from_seq, to_seq, reason } => {
                 let notice = format!("messages {from_seq} to {to_seq} are missing: {}", reason.name());
@@ -209,12 +231,21 @@ impl Screen {
         frame.render_widget(Paragraph::new(status).style(Style::new().reversed()), top);
         let names = self.talks.iter().map(|talk| {
             let unread = if talk.unread > 0 { format!(" ({})", talk.unread) } else { String::new() };
-            let line = Line::from(format!("{}{unread}", talk.name));
+            let mark = match talk.relation {
+                Relation::Stranger => "? ",
+                Relation::Blocked => "× ",
+                _ => "",
+            };
+            let line = Line::from(format!("{mark}{}{unread}", talk.name));
             if Some(talk.id) == self.selected { line.bold() } else { line }
         });
         frame.render_widget(List::new(names).block(Block::bordered().title("chats")), left);
         self.draw_messages(frame, right);
         let help = match self.selected_talk() {
+            Some(talk) if talk.relation == Relation::Stranger => {
+                format!("message request of {}: /accept, /block, /report, or answer", talk.name)
+            }
+            Some(talk) if talk.relation == Relation::Blocked => format!("{} is blocked: /unblock", talk.name),
             Some(talk) => format!("to {} · enter sends · /to NAME · tab · page up · ctrl-c quits", talk.name),
             None => "no recipient: /to NAME · tab next chat · ctrl-c quits".to_owned(),
         };
@@ -355,6 +386,8 @@ async fn enter(client: &Client, screen: &mut Screen) {
     match Entered::read(&input) {
         Entered::Nothing => {}
         Entered::To(name) => open_talk(client, screen, name).await,
+        Entered::Decide(decision) => decide(client, screen, decision).await,
+        Entered::Report(note) => report(client, screen, note).await,
         Entered::UnknownCommand(name) => {
             screen.note = format!("unknown command /{name}; a text may begin with //");
             screen.input = input;
@@ -374,6 +407,34 @@ async fn enter(client: &Client, screen: &mut Screen) {
             }
         }
     }
+}
+
+async fn decide(client: &Client, screen: &mut Screen, decision: Decision) {
+    let Some((user, name)) = screen.selected_talk().map(|talk| (talk.user, talk.name.clone())) else {
+        screen.note = "open the chat of the user first: /to NAME".into();
+        return;
+    };
+    screen.note = match decision.make(client, user).await {
+        Ok(()) => format!("{} {name}", decision.done()),
+        Err(error) => text(error),
+    };
+}
+
+/// Reports the newest messages of the selected user.
+async fn report(client: &Client, screen: &mut Screen, note: &str) {
+    const REPORTED: usize = 5;
+    let Some((user, name)) = screen.selected_talk().map(|talk| (talk.user, talk.name.clone())) else {
+        screen.note = "open the chat of the user first: /to NAME".into();
+        return;
+    };
+    let reported = async {
+        let messages = newest(client, user, REPORTED).await?;
+        client.report(&messages, note).await.map(|()| messages.len())
+    };
+    screen.note = match reported.await {
+        Ok(count) => format!("reported {count} messages of {name}; /block ends them"),
+        Err(error) => text(error),
+    };
 }
 
 fn sent(screen: &mut Screen, selected: ConversationId, id: MessageId, content: &str) {

@@ -100,6 +100,16 @@ impl Driver {
                 self.step(Input::Flush)?;
                 let _ = reply.send(self.accept_identity(user, &number));
             }
+            Command::ChangeContact(user, change, reply) => self.change_contact(user, change, reply)?,
+            Command::Relation(user, reply) => {
+                let _ = reply.send(self.store.relation(user));
+            }
+            Command::Contacts(reply) => {
+                let _ = reply.send(self.contacts());
+            }
+            Command::Report { conversation, user, seqs, note, reply } => {
+                self.report(conversation, user, seqs, note, reply)?;
+            }
             Command::SetToken(Token(token), reply) => {
                 self.step(Input::Flush)?;
                 self.store.set_meta("token", token.as_bytes())?;
@@ -145,6 +155,10 @@ impl Driver {
                     return Ok(());
                 }
             }
+        }
+        if self.is_blocked(&to)? {
+            let _ = reply.send(Err(Error::new(ErrorKind::Denied, "this user is blocked: unblock it first")));
+            return Ok(());
         }
         if self.owner.config.strict && self.is_unaccepted(&to)? {
             let _ = reply.send(Err(Error::from(RefusedReason::IdentityChanged)));
@@ -193,14 +207,23 @@ impl Driver {
         self.store.commit_open()
     }
 
-    /// Returns whether a message is for a user whose new account key is not accepted yet.
-    fn is_unaccepted(&self, to: &replica::Recipient) -> Result<bool> {
-        let user = match to {
+    /// Returns the user that a message is for, if this device knows it.
+    fn recipient_user(&self, to: &replica::Recipient) -> Option<UserId> {
+        match to {
             replica::Recipient::Handle(handle) => self.replica.user(handle),
             replica::Recipient::User(user) => Some(*user),
             _ => None,
-        };
-        user.map_or(Ok(false), |user| self.store.is_unaccepted(user))
+        }
+    }
+
+    /// Returns whether a message is for a user whose new account key is not accepted yet.
+    fn is_unaccepted(&self, to: &replica::Recipient) -> Result<bool> {
+        self.recipient_user(to).map_or(Ok(false), |user| self.store.is_unaccepted(user))
+    }
+
+    /// Returns whether a message is for a user that this user has blocked.
+    fn is_blocked(&self, to: &replica::Recipient) -> Result<bool> {
+        self.recipient_user(to).map_or(Ok(false), |user| Ok(self.store.contact(user)?.blocked))
     }
 
     pub(super) fn request(&mut self, request: Request, waiting: Waiting) -> Result<()> {
@@ -218,7 +241,12 @@ impl Driver {
             return Ok(());
         };
         let answer = answer.map_err(|refusal| match refusal {
-            Refusal::NotFound => Error::new(ErrorKind::NotFound, "there is no such user or link code"),
+            Refusal::NotFound => {
+                Error::new(ErrorKind::NotFound, "the server has no such user, message or link code")
+            }
+            Refusal::Unsupported => {
+                Error::new(ErrorKind::Unsupported, "the server does not support the request")
+            }
             Refusal::Taken => Error::new(ErrorKind::Conflict, "the device list has changed: try again"),
             Refusal::Retry(_) => Error::new(
                 ErrorKind::Unavailable,
@@ -300,6 +328,24 @@ impl Driver {
             (Waiting::Unlinked(list, reply), Ok(_)) => {
                 self.step(Input::OwnList(list))?;
                 let _ = reply.send(Ok(()));
+            }
+            (Waiting::Contact(user, change, reply), answer) => {
+                let changed = match answer {
+                    Ok(answer) => {
+                        self.contact_changed(user, change, answer.contacts.version)?;
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                };
+                if let Some(reply) = reply {
+                    let _ = reply.send(changed);
+                }
+            }
+            (Waiting::Contacts, Ok(answer)) => self.contacts_received(&answer.contacts)?,
+            // The next connection compares the versions again.
+            (Waiting::Contacts, Err(_)) => {}
+            (Waiting::Report(reply), answer) => {
+                let _ = reply.send(answer.map(drop));
             }
             (Waiting::Approved(_, _, reply), Err(error)) => {
                 let _ = reply.send(Err(error));

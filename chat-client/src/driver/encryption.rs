@@ -56,6 +56,7 @@ impl Driver {
         };
         Ok(Opened {
             content: Ok(body.content.into()),
+            body_key: body.key,
             known,
             repeats,
             list_version,

@@ -75,6 +75,7 @@ impl LocalStore {
                 EmptyReason::Expired => self.gap(conversation, from, to, GapReason::Expired),
                 EmptyReason::Excluded => self.gap(conversation, from, to, GapReason::Excluded),
                 EmptyReason::Quota => self.gap(conversation, from, to, GapReason::Quota),
+                EmptyReason::Withheld => self.gap(conversation, from, to, GapReason::Withheld),
                 _ => self.gap(conversation, from, to, GapReason::Poison),
             },
             Change::Unknown(conversation, seq, row) => {
@@ -228,7 +229,7 @@ impl LocalStore {
             params![conversation.as_bytes(), seq as i64],
         )?;
         self.run(
-            "INSERT OR IGNORE INTO messages SELECT ?2, ?3, ?4, ?5, ?6, message_id, content, sent_at, ?7, 0, ?8, NULL
+            "INSERT OR IGNORE INTO messages SELECT ?2, ?3, ?4, ?5, ?6, message_id, content, sent_at, ?7, 0, ?8, NULL, NULL
              FROM outbox WHERE message_id = ?1",
             params![
                 id.as_bytes(),
@@ -267,7 +268,7 @@ impl LocalStore {
         let content = opened.content.as_ref().ok().map(|bytes| &bytes[..]);
         let unasked = opened.content.as_ref().is_err_and(|why| why.is_of_session());
         let inserted = self.run(
-            "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL, ?9, ?10, NULL)",
+            "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL, ?9, ?10, NULL, ?11)",
             params![
                 row.conversation.as_bytes(),
                 row.seq as i64,
@@ -278,7 +279,8 @@ impl LocalStore {
                 content,
                 message.sent_at as i64,
                 unasked,
-                RowHash::of(row.conversation, row.seq, message).as_bytes()
+                RowHash::of(row.conversation, row.seq, message).as_bytes(),
+                opened.body_key
             ],
         )?;
         if inserted == 0 && self.knows(message.sender.installation, message.id)? {

@@ -6,13 +6,14 @@ use chat_core::{ConversationId, ConversationKind, DeviceId, Handle, MessageId, R
 use rusqlite::{OptionalExtension, params};
 
 use super::{LocalStore, blob, corrupt, failed, number};
+use crate::contact::Relation;
 use crate::conversation::Conversation;
 use crate::event::{Event, RefusedReason};
 use crate::message::{Content, Message, User};
 use crate::status::{Count, Position, Status};
 
 impl LocalStore {
-    fn own_user(&self) -> Result<UserId> {
+    pub(super) fn own_user(&self) -> Result<UserId> {
         Ok(self.own.ok_or(corrupt("the store is not loaded"))?.user)
     }
 
@@ -83,6 +84,7 @@ impl LocalStore {
             conversation,
             seq,
             archived: false,
+            is_request: sender.0 != own && self.relation(sender.0)? == Relation::Stranger,
             id,
             sender: self.user(sender.0)?,
             device: sender.1,
@@ -182,9 +184,11 @@ impl LocalStore {
                     s.query_row(params![id.as_bytes(), read as i64, own.as_bytes()], |row| row.get(0))
                 })
                 .map_err(failed)?;
+            let peer = self.peer(id)?;
             conversations.push(Conversation {
                 id,
-                peer: self.peer(id)?.map(|user| self.user(user)).transpose()?,
+                relation: peer.map_or(Ok(Relation::Stranger), |user| self.relation(user))?,
+                peer: peer.map(|user| self.user(user)).transpose()?,
                 last_message: self.history(id, None, 1)?.into_iter().next(),
                 unread: unread as u64,
                 read,

@@ -55,6 +55,12 @@ UPDATE messages SET anchor = 0 WHERE seq <= 0;
 CREATE INDEX messages_archived ON messages (conversation, anchor) WHERE anchor IS NOT NULL;
 ";
 
+/// From version 6 to version 7.
+const FROM_6: &str = "
+ALTER TABLE messages ADD COLUMN body_key BLOB;
+CREATE TABLE contacts (user BLOB PRIMARY KEY, accepted INTEGER NOT NULL, blocked INTEGER NOT NULL) WITHOUT ROWID;
+";
+
 /// An event of version 2: JSON that named users by handle and held the text of messages.
 struct OldEvent {
     n: u64,
@@ -96,7 +102,10 @@ impl LocalStore {
                 if version < 5 {
                     self.batch(FROM_4)?;
                 }
-                self.batch(FROM_5)?;
+                if version < 6 {
+                    self.batch(FROM_5)?;
+                }
+                self.batch(FROM_6)?;
             }
             _ => {
                 return Err(Error::new(

@@ -102,6 +102,8 @@ pub struct Command {
     pub recipients: Vec<RecipientDevices>,
     /// Devices with a full inbox. The operation has no box for them, and they receive empty rows.
     pub full: Vec<InstallationId>,
+    /// Users that have blocked the sender. The operation has no box for their devices, which receive empty rows.
+    pub withheld: Vec<UserId>,
     /// The gateway's reason to refuse the message; it applies only if the message is not stored already.
     pub verdict: Option<Refusal>,
     /// The connection that waits for the answer. It does not affect the decision.

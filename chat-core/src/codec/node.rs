@@ -64,6 +64,7 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
         reply: command.reply.as_ref().map(route_to_proto),
         rules: command.rules.0,
         full: command.full.iter().map(|device| device.to_bytes()).collect(),
+        withheld: command.withheld.iter().map(|user| user.to_bytes()).collect(),
     }
     .encode_to_vec()
 }
@@ -104,6 +105,7 @@ pub fn decode_command(bytes: Bytes) -> Result<Command> {
         reply: raw.reply.map(route_from_proto).transpose()?,
         rules: Rules(raw.rules),
         full: raw.full.iter().map(|device| InstallationId::parse(device)).collect::<Result<_>>()?,
+        withheld: raw.withheld.iter().map(|user| UserId::parse(user)).collect::<Result<_>>()?,
     })
 }
 
@@ -140,6 +142,12 @@ pub(crate) fn hint_to_proto(hint: &Hint) -> server_frame::Frame {
             Frame::ListChanged(proto::ListChanged { user: user.to_bytes(), version: *version })
         }
         Hint::PrekeysLow(left) => Frame::PrekeysLow(proto::PrekeysLow { left: *left }),
+        Hint::ContactsChanged(version) => {
+            Frame::ContactsChanged(proto::ContactsChanged { version: *version })
+        }
+        Hint::ReadRequested(conversation) => {
+            Frame::ReadRequested(proto::ReadRequested { conversation: conversation.to_bytes() })
+        }
     }
 }
 
@@ -156,6 +164,8 @@ pub(crate) fn hint_from_proto(frame: &server_frame::Frame) -> Result<Option<Hint
         Frame::Typing(t) => Hint::Typing(ConversationId::parse(&t.conversation)?, UserId::parse(&t.user)?),
         Frame::ListChanged(changed) => Hint::ListChanged(UserId::parse(&changed.user)?, changed.version),
         Frame::PrekeysLow(low) => Hint::PrekeysLow(low.left),
+        Frame::ContactsChanged(changed) => Hint::ContactsChanged(changed.version),
+        Frame::ReadRequested(asked) => Hint::ReadRequested(ConversationId::parse(&asked.conversation)?),
         _ => return Ok(None),
     }))
 }
@@ -311,6 +321,7 @@ mod tests {
                 reply: Some(route(1)),
                 rules: Rules::CURRENT,
                 full: Vec::new(),
+                withheld: Vec::new(),
             };
             assert_eq!(decode_command(encode_command(&command).into()), Ok(command.clone()));
             let later = Command { rules: Rules(Rules::CURRENT.0 + 1), ..command };

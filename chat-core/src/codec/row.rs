@@ -46,6 +46,7 @@ const fn reason_to_proto(reason: EmptyReason) -> proto::EmptyReason {
         EmptyReason::Poison => proto::EmptyReason::Poison,
         EmptyReason::Excluded => proto::EmptyReason::Excluded,
         EmptyReason::Quota => proto::EmptyReason::Quota,
+        EmptyReason::Withheld => proto::EmptyReason::Withheld,
     }
 }
 
@@ -135,6 +136,7 @@ fn content_from_proto(raw: proto::row::Row, seq: Seq) -> Result<RowContent> {
                 proto::EmptyReason::Poison => EmptyReason::Poison,
                 proto::EmptyReason::Excluded => EmptyReason::Excluded,
                 proto::EmptyReason::Quota => EmptyReason::Quota,
+                proto::EmptyReason::Withheld => EmptyReason::Withheld,
                 _ => EmptyReason::Expired,
             },
             from: e.from.clamp(1, seq.max(1)),

@@ -119,6 +119,7 @@ impl Conversation {
             reply: None,
             rules: Rules::CURRENT,
             full: Vec::new(),
+            withheld: Vec::new(),
         };
         let record = Record {
             position: LogPosition { generation: 1, offset: n },

@@ -2,9 +2,11 @@
 //!
 //! An integrator who extends a suite adds a mutant here first, and sees that the suite misses it.
 
+mod contacts;
 mod directory;
 mod store;
 
+pub use contacts::{ContactFault, FaultyContacts};
 pub use directory::{DirectoryFault, FaultyDirectory};
 pub use store::{FaultyStore, StoreFault};
 
@@ -12,7 +14,7 @@ use std::sync::Arc;
 
 use super::model::{self, Calls, Owners};
 use super::{Outcome, cases};
-use crate::backend::{KeyDirectory, MessageStore};
+use crate::backend::{ContactStore, KeyDirectory, MessageStore};
 
 /// Seeds of the model-based test that a mutant is run with.
 const SEEDS: u64 = 40;
@@ -81,6 +83,29 @@ pub async fn directory_killed_by_a_case(fault: DirectoryFault) -> Option<&'stati
 pub async fn faultless_directory_passes() -> Outcome {
     for case in cases::key_directory() {
         let outcome = (case.run)(Arc::new(FaultyDirectory::new(None))).await;
+        outcome.map_err(|error| format!("{}: {error}", case.name))?;
+    }
+    Ok(())
+}
+
+/// Runs the named cases of a contact store with this fault. Returns the first case that fails.
+pub async fn contacts_killed_by_a_case(fault: ContactFault) -> Option<&'static str> {
+    for case in cases::contact_store() {
+        let contacts: Arc<dyn ContactStore> = Arc::new(FaultyContacts::new(Some(fault)));
+        if (case.run)(contacts).await.is_err() {
+            return Some(case.name);
+        }
+    }
+    None
+}
+
+/// Runs the named cases of a contact store without a fault.
+///
+/// # Errors
+/// A case failed.
+pub async fn faultless_contacts_pass() -> Outcome {
+    for case in cases::contact_store() {
+        let outcome = (case.run)(Arc::new(FaultyContacts::new(None))).await;
         outcome.map_err(|error| format!("{}: {error}", case.name))?;
     }
     Ok(())

@@ -39,6 +39,7 @@ fn command(conversation: u8, n: u64) -> Command {
         reply: None,
         rules: Rules::CURRENT,
         full: Vec::new(),
+        withheld: Vec::new(),
     }
 }
 

@@ -12,7 +12,7 @@ use libtest_mimic::{Arguments, Trial};
 
 use super::model::{self, Calls, Owners};
 use super::{Case, Outcome, cases, durability};
-use crate::backend::{KeyDirectory, MessageStore, Presence, PushSink, Registry, Router};
+use crate::backend::{ContactStore, KeyDirectory, MessageStore, Presence, PushSink, Registry, Router};
 
 /// A boxed future of a case or a backend.
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -265,6 +265,10 @@ suite_of!(
     key_directory, KeyDirectory
 );
 suite_of!(
+    /// The suite of a [`ContactStore`]. `fresh` returns an empty store.
+    contact_store, ContactStore
+);
+suite_of!(
     /// The suite of a [`Registry`]. `fresh` returns an empty registry.
     registry, Registry
 );
@@ -294,7 +298,8 @@ where
 mod tests {
     use super::*;
     use crate::memory::{
-        ManualClock, MemoryKeys, MemoryPresence, MemoryPush, MemoryRegistry, MemoryRouter, MemoryStore,
+        ManualClock, MemoryContacts, MemoryKeys, MemoryPresence, MemoryPush, MemoryRegistry, MemoryRouter,
+        MemoryStore,
     };
 
     /// Returns the docs of a trait from its source file.
@@ -356,6 +361,11 @@ mod tests {
                 "Registry",
                 include_str!("../backend/registry.rs"),
                 names(registry(|| async { Arc::new(MemoryRegistry::default()) })),
+            ),
+            (
+                "ContactStore",
+                include_str!("../backend/contact_store.rs"),
+                names(contact_store(|| async { Arc::new(MemoryContacts::default()) })),
             ),
             ("Router", include_str!("../backend/router.rs"), names(super::router(router))),
             (

@@ -58,7 +58,7 @@ impl Engine {
         if exempt || !matches!(self.device_list(user).await, Ok(Some(_))) {
             return Ok(());
         }
-        let known = self.wrote_back(sender, user).await;
+        let known = self.is_known(sender, user).await;
         self.limits.send_to((sender.user, user), known, now)
     }
 
@@ -77,27 +77,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Returns whether a user wrote in the direct conversation with this sender. A failed read counts as yes:
-    /// sending fails open.
-    async fn wrote_back(&self, sender: DeviceAddress, user: UserId) -> bool {
-        // The pair is ordered: one user may have written back to the other, but not the reverse.
-        let pair = (sender.user, user);
-        if self.contacts.contains_key(&pair) {
-            return true;
-        }
-        let id = ConversationId::direct(sender.user, user);
-        let Ok(state) = self.backends.store.state(id, SenderFilter::All, None).await else { return true };
-        let wrote = state.is_some_and(|state| {
-            let theirs = state.members.iter().find(|member| member.user == user);
-            theirs.is_some_and(|member| member.installations.iter().any(|i| state.senders.contains_key(i)))
-        });
-        if wrote {
-            if self.contacts.len() > 100_000 {
-                self.contacts.clear();
-            }
-            self.contacts.insert(pair, ());
-        }
-        wrote
+    /// Returns whether a sender is no stranger to a user. A failed read counts as yes: sending fails open.
+    async fn is_known(&self, sender: DeviceAddress, user: UserId) -> bool {
+        self.knows(user, sender.user).await.unwrap_or(true)
     }
 
     /// Checks the rate limits of a skip. A skip adds a row to the inbox of every member and no recipient can
@@ -130,6 +112,7 @@ impl Engine {
                 operation,
                 recipients,
                 full: Vec::new(),
+                withheld: Vec::new(),
                 verdict,
                 reply: None,
                 rules: Rules::CURRENT,
@@ -166,18 +149,33 @@ impl Engine {
         if verdict.is_none() && !stale.is_empty() {
             verdict = Some(Refusal::Mismatch(stale));
         }
-        let full = if verdict.is_none() { self.full(sender, &recipients).await? } else { Vec::new() };
+        let withheld = if verdict.is_none() { self.withheld(sender, &recipients).await? } else { Vec::new() };
+        let full =
+            if verdict.is_none() { self.full(sender, &recipients, &withheld).await? } else { Vec::new() };
         let reads = |one: &InstallationId| !full.contains(one) && !publish.excluded.contains(one);
         let is_open = |user: &&RecipientDevices| user.user != sender.user && !full.is_empty();
         let blocked = recipients.iter().filter(is_open).filter(|user| !user.installations.iter().any(reads));
         for recipient in blocked {
             // A contact sends the message again once a device has room.
-            let is_contact = self.wrote_back(sender, recipient.user).await;
+            let is_contact = self.is_known(sender, recipient.user).await;
             verdict = Some(if is_contact { Refusal::Throttled(FULL_MS) } else { Refusal::Quota });
         }
-        publish.boxes.retain(|one| !full.contains(&one.installation));
+        let withholds = |user: &&RecipientDevices| withheld.contains(&user.user);
+        let of_blockers: Vec<InstallationId> =
+            recipients.iter().filter(withholds).flat_map(|user| &user.installations).copied().collect();
+        let is_read = |device: &InstallationId| !full.contains(device) && !of_blockers.contains(device);
+        publish.boxes.retain(|one| is_read(&one.installation));
         let operation = Operation::Publish(publish);
-        Ok(Command { sender, operation, recipients, full, verdict, reply: None, rules: Rules::CURRENT })
+        Ok(Command {
+            sender,
+            operation,
+            recipients,
+            full,
+            withheld,
+            verdict,
+            reply: None,
+            rules: Rules::CURRENT,
+        })
     }
 
     /// Returns the devices of a list that a publish addresses: all, or only the one of a mailbox.
@@ -190,12 +188,25 @@ impl Engine {
         }
     }
 
-    /// Returns the recipient devices with a full inbox. For a stranger an inbox is full once a tenth of it is used, so that
-    /// strangers never take the room of contacts. A soft check: concurrent publishes may exceed the limit.
+    /// Returns the recipients that have blocked the sender.
+    async fn withheld(&self, sender: DeviceAddress, recipients: &[RecipientDevices]) -> Result<Vec<UserId>> {
+        let mut withheld = Vec::new();
+        for recipient in recipients.iter().filter(|recipient| recipient.user != sender.user) {
+            if self.has_blocked(recipient.user, sender.user).await? {
+                withheld.push(recipient.user);
+            }
+        }
+        Ok(withheld)
+    }
+
+    /// Returns the recipient devices with a full inbox. For a stranger, and for a user in `withheld`, an inbox is full once
+    /// a tenth of it is used, so that these never take the room of contacts. A soft check: concurrent publishes may exceed
+    /// the limit.
     async fn full(
         &self,
         sender: DeviceAddress,
         recipients: &[RecipientDevices],
+        withheld: &[UserId],
     ) -> Result<Vec<InstallationId>> {
         let devices = recipients.iter().flat_map(|r| r.installations.iter().map(move |one| (r.user, *one)));
         let devices: Vec<_> = devices.filter(|(_, device)| *device != sender.installation).collect();
@@ -205,7 +216,7 @@ impl Engine {
             let is_full = match used {
                 InboxUse::Low => false,
                 InboxUse::High if user == sender.user || !self.limits.paces_strangers() => false,
-                InboxUse::High => !self.wrote_back(sender, user).await,
+                InboxUse::High => withheld.contains(&user) || !self.is_known(sender, user).await,
                 InboxUse::Full => true,
             };
             if is_full {
@@ -256,7 +267,7 @@ impl Engine {
 
     /// Returns for how many milliseconds a list counts as the newest: at least half of the maximum, spread so
     /// that lists that were read together are not read again together.
-    fn lasts_ms(&self, user: UserId, read_ms: u64) -> u64 {
+    pub(super) fn lasts_ms(&self, user: UserId, read_ms: u64) -> u64 {
         let early = (u64::from(user.as_bytes()[0]) ^ read_ms) % 256;
         self.settings.lists_ms - self.settings.lists_ms / 512 * early
     }

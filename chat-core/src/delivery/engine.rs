@@ -18,6 +18,7 @@ use crate::backend::{
     Backends, Command, Commit, CommitOutcome, ConversationState, GatewayId, Head, LogPosition, Member,
     Operation, PageLimit, Record, RecordBatch, Route, Rules, SenderFilter, StoreIdentity,
 };
+use crate::model::contact::Contact;
 use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow, Publish, Refusal, SendPosition, Stored};
 use crate::model::error::{Error, ErrorKind, Result};
@@ -39,7 +40,7 @@ pub struct EngineSettings {
     /// Batches of events queued per session. When a batch does not fit, the session reads its inbox.
     pub session_queue: usize,
     pub rates: Rates,
-    /// Milliseconds for which a device list that was read counts as the newest. `u64::MAX` is safe only where
+    /// Milliseconds for which a device list, and a decision about a contact, that was read counts as the newest. `u64::MAX` is safe only where
     /// no other process changes lists.
     pub lists_ms: u64,
     /// Trace events to keep for [`explain`](Engine::explain), about 100 bytes each.
@@ -86,8 +87,12 @@ pub struct Engine {
     pub(super) lists_changed: AtomicU64,
     /// Cached users of conversations, for receipts and typing notifications.
     pub(super) members: DashMap<ConversationId, Arc<[UserId]>>,
-    /// Pairs (sender, recipient) of which the recipient wrote in their direct conversation.
+    /// Pairs of users of which the first wrote in their direct conversation.
     pub(super) contacts: DashMap<(UserId, UserId), ()>,
+    /// Cached decisions of the first user about the second, and the time each was read, in milliseconds.
+    pub(super) decided: DashMap<(UserId, UserId), (Contact, u64)>,
+    /// Incremented when cached decisions may be stale.
+    pub(super) decisions_changed: AtomicU64,
     /// Pending link offers, by rendezvous.
     pub(super) offers: DashMap<Bytes, Offer>,
     pub(super) limits: Limits,
@@ -128,6 +133,8 @@ impl Engine {
             lists_changed: AtomicU64::new(0),
             members: DashMap::new(),
             contacts: DashMap::new(),
+            decided: DashMap::new(),
+            decisions_changed: AtomicU64::new(0),
             offers: DashMap::new(),
             limits,
             room: DashMap::new(),
@@ -207,6 +214,7 @@ impl Engine {
             reply: None,
             rules: Rules::CURRENT,
             full: Vec::new(),
+            withheld: Vec::new(),
         }))
     }
 

@@ -10,7 +10,7 @@ use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, UserId};
 use crate::model::session_event::{Hint, SessionEvent};
 
 impl Engine {
-    /// Sends a delivery receipt, or a read receipt (`read`), to the other users of a conversation. A read
+    /// Sends a delivery receipt, or a read receipt (`read`), to the other users of a conversation that are contacts. A read
     /// receipt also goes to the user's other devices.
     pub async fn receipt(&self, device: DeviceAddress, at: AckUpTo, read: bool) {
         let (delivered, seen) = if read { (0, at.seq) } else { (at.seq, 0) };
@@ -18,7 +18,7 @@ impl Engine {
         self.deliver_to_members(device, at.conversation, hint, read).await;
     }
 
-    /// Sends a typing notification to the other users of a conversation.
+    /// Sends a typing notification to the other users of a conversation that are contacts.
     pub async fn typing(&self, device: DeviceAddress, conversation: ConversationId) {
         self.deliver_to_members(device, conversation, Hint::Typing(conversation, device.user), false).await;
     }
@@ -36,8 +36,12 @@ impl Engine {
         if !members.contains(&from.user) {
             return;
         }
-        let others: Vec<UserId> =
-            members.iter().filter(|u| own_devices || **u != from.user).copied().collect();
+        let mut others = Vec::with_capacity(members.len());
+        for user in members.iter().copied().filter(|user| own_devices || *user != from.user) {
+            if self.shows_activity(from.user, user).await {
+                others.push(user);
+            }
+        }
         let routes = self.backends.registry.lookup(&others).await.unwrap_or_default();
         let others = routes.into_iter().filter(|route| route.device.installation != from.installation);
         self.deliver(others.map(|route| (route, vec![SessionEvent::Hint(hint.clone())])).collect()).await;
@@ -64,17 +68,13 @@ impl Engine {
         Ok(Some(members))
     }
 
-    /// Returns whether each of these users is present. A user with whom the asking device's user shares no
-    /// direct conversation is reported absent, like a user that does not exist.
+    /// Returns whether each of these users is present. A user that neither wrote to the asking device's user nor accepted it
+    /// is reported absent, like a user that does not exist.
     pub async fn presence(&self, asker: DeviceAddress, users: &[UserId]) -> Vec<(UserId, bool)> {
         let present = self.backends.presence.query(users, self.now_ms()).await.unwrap_or_default();
         let mut answers = Vec::with_capacity(users.len());
         for (user, present) in users.iter().copied().zip(present) {
-            let shared = ConversationId::direct(asker.user, user);
-            let members = if present { self.members_of(shared).await.ok().flatten() } else { None };
-            let known =
-                user == asker.user || members.is_some_and(|m| m.contains(&user) && m.contains(&asker.user));
-            answers.push((user, present && known));
+            answers.push((user, present && self.shows_activity(user, asker.user).await));
         }
         answers
     }

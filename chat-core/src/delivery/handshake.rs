@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use futures_util::future::try_join;
+use futures_util::future::try_join3;
 
 use super::Engine;
 use super::admission::refusal_of;
@@ -170,9 +170,10 @@ impl Engine {
     ) -> Result<(DeviceAddress, Welcome)> {
         let claims = &hello.claims;
         let device = DeviceAddress { user: claims.user, device: claims.device, installation };
-        let (keys, generation) = try_join(
+        let (keys, generation, contacts_version) = try_join3(
             self.backends.keys.device(device.installation),
             self.backends.store.generation(device.installation),
+            self.backends.contacts.version(device.user),
         )
         .await?;
         let identity = self.identity();
@@ -188,6 +189,7 @@ impl Engine {
             list_version: list.list().version,
             retention_ms: self.settings.retention_ms,
             instance: self.instance,
+            contacts_version,
         };
         Ok((device, welcome))
     }
@@ -260,9 +262,11 @@ impl Engine {
         routes.iter().any(later)
     }
 
-    /// Clears the cached device lists, because another process may have changed some.
-    pub fn invalidate_device_lists(&self) {
+    /// Clears the cached device lists and decisions about contacts, because another process may have changed some.
+    pub fn invalidate_caches(&self) {
         self.lists_changed.fetch_add(1, Ordering::AcqRel);
         self.lists.clear();
+        self.decisions_changed.fetch_add(1, Ordering::AcqRel);
+        self.decided.clear();
     }
 }

@@ -55,6 +55,10 @@ pub struct Rates {
     pub links: Option<Rate>,
     /// Connections of one user with a valid token and a wrong signature. Fails closed.
     pub failures: Option<Rate>,
+    /// Users that one user accepts, blocks or unblocks.
+    pub contact_changes: Option<Rate>,
+    /// Reports of one user. Fails closed.
+    pub reports: Option<Rate>,
 }
 
 impl Default for Rates {
@@ -71,6 +75,8 @@ impl Default for Rates {
             claimant: Some(Rate::new(1000, 1000)),
             links: Some(Rate::new(6, 180)),
             failures: Some(Rate::new(5, 300)),
+            contact_changes: Some(Rate::new(200, HOUR)),
+            reports: Some(Rate::new(10, 20)),
         }
     }
 }
@@ -88,13 +94,15 @@ impl Rates {
         claimant: None,
         links: None,
         failures: None,
+        contact_changes: None,
+        reports: None,
     };
 
-    /// Returns the limits for loopback, where all users are one person: only claims of prekeys, link offers
-    /// and wrong signatures stay limited.
+    /// Returns the limits for loopback, where all users are one person: only claims of prekeys, link offers,
+    /// wrong signatures and reports stay limited.
     pub fn local() -> Self {
-        let Self { claims, claimed, claimant, links, failures, .. } = Self::default();
-        Self { claims, claimed, claimant, links, failures, ..Self::OFF }
+        let Self { claims, claimed, claimant, links, failures, reports, .. } = Self::default();
+        Self { claims, claimed, claimant, links, failures, reports, ..Self::OFF }
     }
 }
 
@@ -175,6 +183,8 @@ pub(super) struct Limits {
     claimant: Buckets<UserId>,
     links: Buckets<UserId>,
     failures: Buckets<UserId>,
+    contact_changes: Buckets<UserId>,
+    reports: Buckets<UserId>,
 }
 
 /// Milliseconds to wait before the next attempt.
@@ -193,6 +203,8 @@ impl Limits {
             claimant: Buckets::new(rates.claimant, true),
             links: Buckets::new(rates.links, true),
             failures: Buckets::new(rates.failures, true),
+            contact_changes: Buckets::new(rates.contact_changes, false),
+            reports: Buckets::new(rates.reports, true),
         }
     }
 
@@ -232,6 +244,14 @@ impl Limits {
 
     pub(super) fn link(&self, user: UserId, now_ms: u64) -> Result<(), Wait> {
         self.links.take(user, 1, now_ms)
+    }
+
+    pub(super) fn change_contact(&self, user: UserId, now_ms: u64) -> Result<(), Wait> {
+        self.contact_changes.take(user, 1, now_ms)
+    }
+
+    pub(super) fn report(&self, user: UserId, now_ms: u64) -> Result<(), Wait> {
+        self.reports.take(user, 1, now_ms)
     }
 
     /// Counts a failure. Fails if there were too many.

@@ -34,6 +34,8 @@ impl Engine {
         match request {
             Request::Resolve(_) => self.limits.resolve(device.user, now),
             Request::Offer(_) | Request::PutList(..) => self.limits.link(device.user, now),
+            Request::ChangeContact(..) => self.limits.change_contact(device.user, now),
+            Request::Report(_) => self.limits.report(device.user, now),
             _ => Ok(()),
         }
     }
@@ -88,6 +90,11 @@ impl Engine {
             Request::Delivered(conversation) => {
                 answer.delivered = self.delivered(device, conversation).await?
             }
+            Request::ChangeContact(user, change) => {
+                answer.contacts.version = self.change_contact(device, user, change).await?;
+            }
+            Request::Contacts => answer.contacts = self.backends.contacts.contacts(device.user).await?,
+            Request::Report(report) => self.report(device, report).await?,
         }
         Ok(answer)
     }
@@ -238,15 +245,32 @@ impl Engine {
         self.backends.keys.upload(device.installation, upload).await
     }
 
+    /// Returns how far the devices of other users acknowledged a conversation, and requests how far these read it. Users
+    /// that do not show their activity to the asking user count as if they had no device.
     async fn delivered(&self, device: DeviceAddress, conversation: ConversationId) -> Result<Seq> {
         let state =
             self.backends.store.state(conversation, SenderFilter::No, None).await?.unwrap_or_default();
         if !state.members.iter().any(|m| m.user == device.user) {
             return Err(Error::new(ErrorKind::NotFound, "no such conversation"));
         }
+        let mut others = Vec::new();
+        for other in state.members.iter().map(|member| member.user).filter(|user| *user != device.user) {
+            if self.shows_activity(other, device.user).await {
+                others.push(other);
+            }
+        }
+        self.hint(&others, &Hint::ReadRequested(conversation)).await;
+        self.acknowledged(conversation, &others).await
+    }
+
+    /// Returns the highest seq of a conversation that a device of these users acknowledged; 0 if there is none.
+    pub(super) async fn acknowledged(&self, conversation: ConversationId, users: &[UserId]) -> Result<Seq> {
+        let state =
+            self.backends.store.state(conversation, SenderFilter::No, None).await?.unwrap_or_default();
         let mut highest = 0;
-        for other in state.members.iter().filter(|m| m.user != device.user).flat_map(|m| &m.installations) {
-            let record = self.backends.store.device(*other, CursorFilter::Of(conversation)).await?;
+        for device in state.members.iter().filter(|m| users.contains(&m.user)).flat_map(|m| &m.installations)
+        {
+            let record = self.backends.store.device(*device, CursorFilter::Of(conversation)).await?;
             highest = record.cursors.iter().map(|(_, cursor)| cursor.acked).fold(highest, Seq::max);
         }
         Ok(highest)

@@ -196,6 +196,9 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
                     (RowContent::Message { message, .. }, Some(one)) => {
                         RowContent::Message { message: message.clone(), sealed: one.data.clone() }
                     }
+                    (RowContent::Message { .. }, None) if command.withheld.contains(&member.user) => {
+                        RowContent::Empty { reason: EmptyReason::Withheld, from: seq }
+                    }
                     (RowContent::Message { .. }, None) if command.full.contains(installation) => {
                         RowContent::Empty { reason: EmptyReason::Quota, from: seq }
                     }
@@ -329,6 +332,7 @@ mod tests {
             reply: None,
             rules: Rules::CURRENT,
             full: Vec::new(),
+            withheld: Vec::new(),
         };
         let position = next_position();
         Record { position, appended_us: 1000, command: Arc::new(command) }
@@ -487,6 +491,7 @@ mod tests {
             reply: None,
             rules: Rules::CURRENT,
             full: Vec::new(),
+            withheld: Vec::new(),
         };
         let position = next_position();
         Record { position, appended_us: 1000, command: Arc::new(command) }

@@ -2,10 +2,12 @@
 
 use bytes::Bytes;
 
+use super::contact::ContactChange;
 use super::device_list::SignedDeviceList;
 use super::envelope::{AckUpTo, Publish, SendPosition};
 use super::id::{ConversationId, Handle, Incarnation, InstallationId, Seq, StoreEpoch, UserId};
 use super::prekeys::{FirstPrekeys, PrekeyUpload};
+use super::report::Report;
 use super::signing::HelloClaims;
 
 /// The handshake of a device that opens a session.
@@ -85,8 +87,15 @@ pub enum Request {
     Offer(Bytes),
     /// The sealed answer to that offer, with its rendezvous.
     LinkAnswer(Bytes, Bytes),
-    /// The highest seq that a device of another user in the conversation acknowledged.
+    /// The highest seq that a device of another user in the conversation acknowledged. The server also requests the read
+    /// position from the other user's connected devices.
     Delivered(ConversationId),
+    /// Accepts, blocks or unblocks a user.
+    ChangeContact(UserId, ContactChange),
+    /// The contacts of the own user.
+    Contacts,
+    /// Reports messages of another user.
+    Report(Report),
 }
 
 impl Request {

@@ -107,6 +107,8 @@ pub enum EmptyReason {
     Excluded,
     /// The inbox of this device was full.
     Quota,
+    /// The user of this device has blocked the sender.
+    Withheld,
 }
 
 /// The content of an inbox row.

@@ -39,6 +39,8 @@ pub const UPLOAD_PREKEYS: usize = 100;
 pub const STORED_PREKEYS: usize = 200;
 /// Below this number of one-time prekeys, the device must upload more.
 pub const LOW_PREKEYS: u32 = 20;
+/// Maximum number of users that a user may have accepted or blocked.
+pub const MAX_CONTACTS: usize = 10_000;
 /// Maximum number of users whose presence one session watches.
 pub const MAX_WATCHED: usize = 512;
 /// Milliseconds between two heartbeats of a device.

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::close_reason::CloseReason;
+use super::contact::Contacts;
 use super::device_list::SignedDeviceList;
 use super::envelope::{InboxCursor, InboxRow, Refusal, Stored, Subject};
 use super::id::{ConversationId, Handle, Incarnation, InstallationId, Seq, StoreEpoch, UserId};
@@ -40,6 +41,8 @@ pub struct Welcome {
     pub retention_ms: u64,
     /// Differs for each run of a server process; 0 if the server does not say.
     pub instance: u64,
+    /// The version of the user's contacts.
+    pub contacts_version: u64,
 }
 
 #[cfg(test)]
@@ -63,6 +66,7 @@ impl Welcome {
             list_version: 0,
             retention_ms: 0,
             instance: 0,
+            contacts_version: 0,
         }
     }
 }
@@ -92,6 +96,8 @@ pub struct Response {
     pub delivered: Seq,
     /// For `Lists` of the own user: the devices that have not uploaded prekeys themselves.
     pub inactive: Vec<InstallationId>,
+    /// For `Contacts`. For `ChangeContact`: only the version.
+    pub contacts: Contacts,
 }
 
 /// A frame from the server.
@@ -135,6 +141,10 @@ pub enum ServerFrame {
     LinkAnswer(Bytes),
     /// The server has few one-time prekeys of this device; the number is how many are left.
     PrekeysLow(u32),
+    /// The contacts of the user have this version now.
+    ContactsChanged(u64),
+    /// The server needs the user's read position in this conversation again.
+    ReadRequested(ConversationId),
     /// The last frame of a connection.
     Close {
         /// The reason.

@@ -41,6 +41,10 @@ pub enum Hint {
     ListChanged(UserId, u64),
     /// The number of one-time prekeys left for this device is low.
     PrekeysLow(u32),
+    /// The contacts of the user have this version now.
+    ContactsChanged(u64),
+    /// A device of another user lacks the read position of this user in the conversation.
+    ReadRequested(ConversationId),
 }
 
 impl SessionEvent {

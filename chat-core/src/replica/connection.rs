@@ -1,7 +1,7 @@
 //! The connection: dialling, handshake, heartbeats, retries.
 
 use super::change::{Change, ListChange};
-use super::conversation::Wait;
+use super::conversation::{Conversation, Wait};
 use super::output::{Ephemeral, Output, Stopped};
 use super::send::SOON_MS;
 use super::{DAY_MS, Phase, Purpose, RETRY_MS, Recovery, Replica, retry_ms};
@@ -237,6 +237,7 @@ impl Replica {
                 self.prekeys_held = left;
                 self.make_prekeys(false, out);
             }
+            ServerFrame::ReadRequested(conversation) => self.say_read(conversation, out),
             ServerFrame::Typing(conversation, user) => {
                 out.push(Output::Event(Ephemeral::Typing(conversation, user)));
             }
@@ -495,19 +496,37 @@ impl Replica {
 
     /// Requests and sends watermarks after a reconnect, to repair lost receipts.
     fn exchange_watermarks(&mut self, now: Instant, out: &mut Vec<Output>) {
-        let behind = self
-            .conversations
-            .iter()
-            .filter(|(id, c)| c.last_own > c.delivered && id.kind() == Ok(ConversationKind::Direct));
-        let behind = behind.map(|(id, _)| *id);
-        let behind: Vec<_> = behind.take(WATERMARKS).collect();
-        for conversation in behind {
+        // A user that never reads would keep its conversation here for ever: undelivered messages come first.
+        let behind = |c: &Conversation| (c.last_own > c.peer_read).then_some(c.last_own <= c.delivered);
+        let direct = self.conversations.iter().filter(|(id, _)| id.kind() == Ok(ConversationKind::Direct));
+        let mut asked: Vec<_> = direct.filter_map(|(id, c)| Some((behind(c)?, *id))).collect();
+        self.rotate(&mut asked);
+        asked.sort_by_key(|(is_delivered, _)| *is_delivered);
+        for (_, conversation) in asked.into_iter().take(WATERMARKS) {
             self.request(now, Request::Delivered(conversation), Purpose::Delivered(conversation), out);
         }
-        let read = self.conversations.iter().filter(|(_, c)| c.read > 0).take(WATERMARKS);
-        out.extend(read.map(|(conversation, c)| {
-            Output::Send(ClientFrame::Read(AckUpTo { conversation: *conversation, seq: c.read }))
-        }));
+        let read = self.conversations.iter().filter(|(_, c)| c.read > 0);
+        let mut read: Vec<_> = read.map(|(id, c)| AckUpTo { conversation: *id, seq: c.read }).collect();
+        self.rotate(&mut read);
+        out.extend(read.into_iter().take(WATERMARKS).map(|read| Output::Send(ClientFrame::Read(read))));
+    }
+
+    /// Begins a list at a random place, so that each of its items is sometimes among the first.
+    fn rotate<T>(&mut self, list: &mut [T]) {
+        if list.len() > WATERMARKS {
+            let start = self.rng.below(list.len() as u64) as usize;
+            list.rotate_left(start);
+        }
+    }
+
+    /// Sends the read position of a conversation again.
+    fn say_read(&mut self, conversation: ConversationId, out: &mut Vec<Output>) {
+        if let Some(known) = self.conversations.get(&conversation)
+            && known.read > 0
+        {
+            let seq = known.read;
+            self.send_if_online(ClientFrame::Read(AckUpTo { conversation, seq }), out);
+        }
     }
 
     fn receipt(
@@ -532,6 +551,7 @@ impl Replica {
         let delivered = delivered.max(read);
         if delivered > known.delivered || read > 0 {
             known.delivered = known.delivered.max(delivered);
+            known.peer_read = known.peer_read.max(read);
             self.changes.push(Change::Receipt(conversation, user, delivered, read));
         }
     }

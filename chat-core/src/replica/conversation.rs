@@ -39,6 +39,9 @@ pub(super) struct Conversation {
     pub mismatches: u32,
     pub last_own: Seq,
     pub delivered: Seq,
+    /// The other user read up to this seq.
+    pub peer_read: Seq,
+    /// The own user read up to this seq.
     pub read: Seq,
     /// Seqs received without a number: each excuses one missing number of a sender.
     pub excused: u64,
@@ -134,6 +137,7 @@ impl Conversation {
             prev: snapshot.prev,
             last_own: snapshot.last_own,
             delivered: snapshot.delivered,
+            peer_read: snapshot.peer_read,
             read: snapshot.read,
             excused: snapshot.excused,
             chains: snapshot.chains.iter().copied().collect(),

@@ -73,11 +73,13 @@ pub enum AtSeq {
 }
 
 /// The result of opening a row.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Opened {
     /// The content, or the reason why it cannot be read.
     pub content: Result<Bytes, Unreadable>,
+    /// The key of the body, if the content was decrypted with it: a report reveals it.
+    pub body_key: Option<[u8; 32]>,
     /// The local store already has a message with this sender and id.
     pub known: bool,
     /// That message is of this store epoch: the server repeats it.
@@ -93,11 +95,23 @@ pub struct Opened {
     pub knows_prev: bool,
 }
 
+// Neither content nor key may reach a log.
+impl std::fmt::Debug for Opened {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Opened")
+            .field("content", &self.content.as_ref().map(Bytes::len))
+            .field("known", &self.known)
+            .field("view", &self.view)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Opened {
     /// Returns the result for a row that cannot be read.
     pub const fn unreadable(reason: Unreadable) -> Self {
         Self {
             content: Err(reason),
+            body_key: None,
             known: false,
             repeats: false,
             list_version: 0,

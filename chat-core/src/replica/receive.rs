@@ -527,6 +527,7 @@ mod tests {
             client_seq: 0,
             prev: MessageId::NIL,
             last_own: 0,
+            peer_read: 0,
             delivered: 0,
             read: 0,
             excused: 0,

@@ -225,7 +225,7 @@ impl Replica {
             let seq = acked.min(known.cursor);
             had_sent |= known.client_seq > 0;
             known.cursor = seq;
-            for mark in [&mut known.last_own, &mut known.delivered, &mut known.read] {
+            for mark in [&mut known.last_own, &mut known.delivered, &mut known.peer_read, &mut known.read] {
                 *mark = seq.min(*mark);
             }
             (known.excused, known.chains, known.missing) = (UNKNOWN_START, BTreeMap::new(), None);
@@ -281,6 +281,7 @@ mod tests {
             client_seq: 0,
             prev: MessageId::NIL,
             last_own: 0,
+            peer_read: 0,
             delivered: 0,
             read: 4,
             excused: 0,

@@ -82,6 +82,8 @@ pub struct ConversationSnapshot {
     pub last_own: Seq,
     /// Messages up to this seq were delivered to another user.
     pub delivered: Seq,
+    /// Another user read up to this seq.
+    pub peer_read: Seq,
     /// The user read up to this seq.
     pub read: Seq,
     /// The number of seqs that excuse missing numbers.

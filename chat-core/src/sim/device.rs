@@ -30,6 +30,8 @@ pub(super) enum Shown {
     Nothing,
     /// The sender could not encrypt the message for this device.
     Excluded,
+    /// The user of this device has blocked the sender.
+    Withheld,
 }
 
 /// The durable state of a device.
@@ -220,7 +222,7 @@ impl Device {
         };
         // A message that the server lost has no seq.
         let repeats = known && !self.store.archived.contains(&(message.sender.installation, message.id));
-        Opened { content, known, repeats, list_version: 0, view, seen, knows_prev }
+        Opened { content, body_key: None, known, repeats, list_version: 0, view, seen, knows_prev }
     }
 
     fn open_box(&mut self, sealed: &SimBox, row: &InboxRow) -> Result<(), Unreadable> {
@@ -410,7 +412,7 @@ impl LocalStore {
         let at = self.shown.iter().rev().find(|(known, at, _)| (*known, *at) == (id, seq));
         let shown = at.and_then(|(_, _, shown)| match shown {
             Shown::Message(from, known) | Shown::Unreadable(from, known, _) => Some((*from, *known)),
-            Shown::Nothing | Shown::Excluded => None,
+            Shown::Nothing | Shown::Excluded | Shown::Withheld => None,
         });
         match own.or(shown) {
             Some(known) if known == (sender, message) => AtSeq::Same,
@@ -426,6 +428,7 @@ impl LocalStore {
             client_seq: 0,
             prev: MessageId::NIL,
             last_own: 0,
+            peer_read: 0,
             delivered: 0,
             read: 0,
             excused: 0,
@@ -530,6 +533,9 @@ impl LocalStore {
             Change::Gap(conversation, from, _, EmptyReason::Excluded) => {
                 self.shown.push((conversation, from, Shown::Excluded));
             }
+            Change::Gap(conversation, from, _, EmptyReason::Withheld) => {
+                self.shown.push((conversation, from, Shown::Withheld));
+            }
             Change::Gap(conversation, from, to, _) => {
                 self.shown.extend((from..=to).map(|seq| (conversation, seq, Shown::Nothing)));
             }
@@ -552,10 +558,11 @@ impl LocalStore {
                 self.shown = kept;
                 self.archived.extend(lost.into_iter().filter_map(|(_, _, shown)| match shown {
                     Shown::Message(sender, id) | Shown::Unreadable(sender, id, _) => Some((sender, id)),
-                    Shown::Nothing | Shown::Excluded => None,
+                    Shown::Nothing | Shown::Excluded | Shown::Withheld => None,
                 }));
                 let known = self.conversation(id);
-                for mark in [&mut known.cursor, &mut known.last_own, &mut known.delivered, &mut known.read] {
+                let marks = [&mut known.delivered, &mut known.peer_read, &mut known.read];
+                for mark in [&mut known.cursor, &mut known.last_own].into_iter().chain(marks) {
                     *mark = seq.min(*mark);
                 }
                 known.chains.clear();
@@ -567,9 +574,10 @@ impl LocalStore {
                 self.saved.lists.retain(|known| known.list().user != list.list().user);
                 self.saved.lists.push(list);
             }
-            Change::Receipt(conversation, _, delivered, _) => {
+            Change::Receipt(conversation, _, delivered, read) => {
                 let known = self.conversation(conversation);
                 known.delivered = known.delivered.max(delivered);
+                known.peer_read = known.peer_read.max(read);
             }
             Change::Read(conversation, seq) => self.conversation(conversation).read = seq,
             Change::Epoch(epoch) => self.saved.epoch = Some(epoch),

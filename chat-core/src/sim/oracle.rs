@@ -1,19 +1,22 @@
 //! The record of a schedule, and the laws (invariants) that it must obey.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 
 use super::accounts::ACCOUNTS;
 use super::device::{Device, Shown, SimBox};
 use crate::backend::{Commit, PageLimit};
 use crate::memory::Tables;
 use crate::model::envelope::{InboxRow, RowContent};
-use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq};
+use crate::model::id::{
+    ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq, UserId,
+};
 
 /// A broken law (invariant).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     /// `lost`, `twice`, `order`, `ghost`, `ack`, `keys`, `differs`, `integrity`, `unreadable`,
-    /// `recovered` or `stuck`.
+    /// `recovered`, `blocked` or `stuck`.
     pub law: &'static str,
     /// A description with ids and seqs.
     pub how: String,
@@ -28,6 +31,12 @@ pub(super) struct Oracle {
     pub acked: HashMap<(InstallationId, MessageId), (ConversationId, Seq)>,
     /// The messages that were encrypted without this device, because no session with it could begin.
     pub excluded: HashSet<(MessageId, InstallationId)>,
+    /// When each message was queued, in milliseconds of the schedule.
+    pub queued: HashMap<MessageId, u64>,
+    /// When each message was first known to be stored.
+    pub stored: HashMap<MessageId, u64>,
+    /// The times in which each user blocked the other one.
+    pub blocks: Vec<(UserId, Range<u64>)>,
     /// Retention may have removed rows committed before this time, in microseconds since 1970.
     pub swept_us: u64,
     /// The server was restored from a copy; `true`: with a new store epoch.
@@ -60,6 +69,24 @@ impl Oracle {
 
     pub(super) fn broken(&mut self, law: &'static str, how: String) {
         self.violation.get_or_insert(Violation { law, how });
+    }
+
+    /// The times in which a user blocked the sender of a message, and the time in which the message was accepted.
+    fn blocked(&self, user: UserId, sender: UserId, id: MessageId) -> (Vec<&Range<u64>>, Range<u64>) {
+        let queued = self.queued.get(&id).copied().unwrap_or(0);
+        let stored = self.stored.get(&id).copied().unwrap_or(u64::MAX);
+        let blocks = self.blocks.iter().filter(|(owner, _)| *owner == user && user != sender);
+        (blocks.map(|(_, times)| times).collect(), queued..stored)
+    }
+
+    fn is_blocked_throughout(&self, user: UserId, sender: UserId, id: MessageId) -> bool {
+        let (blocks, sent) = self.blocked(user, sender, id);
+        blocks.iter().any(|block| block.start < sent.start && sent.end < block.end)
+    }
+
+    fn may_be_withheld(&self, user: UserId, sender: UserId, id: MessageId) -> bool {
+        let (blocks, sent) = self.blocked(user, sender, id);
+        blocks.iter().any(|block| block.start <= sent.end && sent.start <= block.end)
     }
 
     /// Checks the laws once the world is at rest.
@@ -144,6 +171,8 @@ impl Oracle {
                 && !restored.contains(sender)
                 && self.swept_us == 0
                 && self.server_restored.is_none()
+                // The request, or its answer, may be withheld.
+                && self.blocks.is_empty()
             {
                 let own = device.address();
                 self.broken(
@@ -205,7 +234,14 @@ impl Oracle {
                 }
                 match shown.get(&(*id, row.seq)) {
                     Some(Shown::Message(sender, id))
-                        if (*sender, *id) == (message.sender.installation, message.id) => {}
+                        if (*sender, *id) == (message.sender.installation, message.id) =>
+                    {
+                        if self.is_blocked_throughout(own.user, message.sender.user, message.id) {
+                            self.broken("blocked", format!("{own:?} showed {id:?} of a blocked user"));
+                        }
+                    }
+                    Some(Shown::Withheld)
+                        if self.may_be_withheld(own.user, message.sender.user, message.id) => {}
                     Some(Shown::Message(..)) => {
                         self.broken("order", format!("{own:?} showed another message at {}", row.seq));
                     }

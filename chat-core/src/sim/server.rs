@@ -14,12 +14,12 @@ use parking_lot::Mutex;
 
 use super::store::SimStore;
 use crate::backend::{
-    Backends, GatewayId, KeyDirectory, NodeLink, Presence, Registry, Route, Router, SessionDelivery,
-    Transport,
+    Backends, ContactStore, GatewayId, KeyDirectory, NodeLink, Presence, Registry, Route, Router,
+    SessionDelivery, Transport,
 };
 use crate::delivery::{Engine, EngineSettings, Rates};
 use crate::gateway::{Drain, Gateway};
-use crate::memory::{ManualClock, ManualRuntime, MemoryPush, OpenRegistration};
+use crate::memory::{ManualClock, ManualRuntime, MemoryPush, NoReports, OpenRegistration};
 use crate::model::error::{Error, ErrorKind, Result};
 
 /// A future that the world polls.
@@ -129,6 +129,7 @@ pub(super) struct Start {
     pub server: usize,
     pub store: Arc<SimStore>,
     pub keys: Arc<dyn KeyDirectory>,
+    pub contacts: Arc<dyn ContactStore>,
     pub router: Arc<dyn Router>,
     pub registry: Arc<dyn Registry>,
     pub node_link: Arc<dyn NodeLink>,
@@ -172,11 +173,13 @@ impl Server {
         let backends = Backends {
             store: start.store.clone(),
             keys: start.keys,
+            contacts: start.contacts,
             router: start.router,
             registry: start.registry,
             node_link: start.node_link,
             presence: start.presence,
             push: Arc::new(MemoryPush::default()),
+            reports: Arc::new(NoReports),
             authenticator: Arc::new(OpenRegistration),
         };
         let settings = EngineSettings {
@@ -265,8 +268,8 @@ impl Server {
     }
 
     /// The other gateways of a cluster learn of a new list late; this one learns of it now.
-    pub(super) fn invalidate_device_lists(&self) {
-        self.engine.invalidate_device_lists();
+    pub(super) fn invalidate_caches(&self) {
+        self.engine.invalidate_caches();
     }
 
     /// Delivers what another gateway sent for sessions of this one; returns the connections that are not here.

@@ -25,7 +25,10 @@ use super::server::{Server, Task, WokenTasks, ready};
 use super::store::{FIRST_EPOCH, Redo, StoreFaults};
 use super::{Options, Report};
 use crate::backend::{AccountKey, GatewayId, KeyDirectory, MessageStore, SessionDelivery};
-use crate::memory::{ManualClock, ManualRuntime, MemoryKeys, MemoryPresence, MemoryRouter, Tables};
+use crate::memory::{
+    ManualClock, ManualRuntime, MemoryContacts, MemoryKeys, MemoryPresence, MemoryRouter, Tables,
+};
+use crate::model::contact::ContactChange;
 use crate::model::id::StoreEpoch;
 use crate::model::rng::Rng;
 use crate::model::time::{Instant, WallClock};
@@ -48,6 +51,7 @@ enum Event {
     CrashDevice(usize),
     /// A device is added to the list of its user.
     Link(usize),
+    ChangeContact(usize, ContactChange),
     Snapshot(usize),
     Restore(usize),
     /// Retention removes rows older than this many milliseconds.
@@ -126,6 +130,7 @@ pub(super) struct World {
     tables: Arc<Mutex<Tables>>,
     redo: Redo,
     keys: Arc<MemoryKeys>,
+    contacts: Arc<MemoryContacts>,
     epoch: StoreEpoch,
     copy: Option<ServerCopy>,
     clock: Arc<ManualClock>,
@@ -214,6 +219,7 @@ impl World {
             tables: Arc::default(),
             redo: Redo::default(),
             keys,
+            contacts: Arc::default(),
             epoch: FIRST_EPOCH,
             copy: None,
             router: Arc::new(MemoryRouter::new(1, clock.clone())),
@@ -351,6 +357,15 @@ impl World {
         if self.options.restored_server {
             return self.plan_server_restore();
         }
+        if self.rng.chance(20) {
+            let device = self.rng.below(self.devices.len() as u64) as usize;
+            let block = self.rng.below(HEAL_MS);
+            self.at(block, Event::ChangeContact(device, ContactChange::Block));
+            if self.rng.chance(70) {
+                let unblock = block + self.rng.below(HEAL_MS - block);
+                self.at(unblock, Event::ChangeContact(device, ContactChange::Unblock));
+            }
+        }
         for _ in 0..self.rng.below(5) {
             let at = self.rng.below(HEAL_MS);
             let server = self.rng.below(self.servers.len() as u64) as usize;
@@ -483,6 +498,7 @@ impl World {
             }
             Event::CrashDevice(device) => self.crash_device(device),
             Event::Link(device) => self.link(device),
+            Event::ChangeContact(device, change) => self.change_contact(device, change),
             Event::Snapshot(device) => {
                 self.devices[device].snapshot = Some(self.devices[device].store.clone());
             }

@@ -9,10 +9,12 @@ use crate::codec::publish::{
     check_generation, publish_from_proto, publish_to_proto, skip_from_proto, skip_to_proto,
 };
 use crate::codec::{MAX_NUMBER, at_most, invalid};
+use crate::model::contact::ContactChange;
 use crate::model::envelope::AckUpTo;
 use crate::model::error::Result;
 use crate::model::id::{ConversationId, DeviceId, Handle, InstallationId, Seq, StoreEpoch, UserId};
 use crate::model::limits::{MAX_DEVICES, MAX_FRAME, MAX_WATCHED, PAGE_ROWS, UPLOAD_PREKEYS};
+use crate::model::report::{MAX_NOTE, MAX_REPORTED, Report, ReportedMessage};
 use crate::model::signing::HelloClaims;
 use crate::proto;
 
@@ -228,6 +230,57 @@ fn upload_from_proto(raw: proto::Prekeys) -> Result<PrekeyUpload> {
     })
 }
 
+fn change_from_proto(raw: proto::ContactChange) -> Result<ContactChange> {
+    match raw {
+        proto::ContactChange::Accept => Ok(ContactChange::Accept),
+        proto::ContactChange::Block => Ok(ContactChange::Block),
+        proto::ContactChange::Unblock => Ok(ContactChange::Unblock),
+        proto::ContactChange::Unspecified => Err(invalid("an unknown change of a contact")),
+    }
+}
+
+const fn change_to_proto(change: ContactChange) -> proto::ContactChange {
+    match change {
+        ContactChange::Accept => proto::ContactChange::Accept,
+        ContactChange::Block => proto::ContactChange::Block,
+        ContactChange::Unblock => proto::ContactChange::Unblock,
+    }
+}
+
+fn report_from_proto(raw: proto::Report) -> Result<Report> {
+    at_most(raw.messages.len(), MAX_REPORTED, "too many messages in one report")?;
+    at_most(raw.note.len(), MAX_NOTE, "the note is too large")?;
+    if raw.messages.is_empty() {
+        return Err(invalid("a report names a message"));
+    }
+    let message = |raw: &proto::ReportedMessage| {
+        if raw.seq == 0 || raw.seq >= MAX_NUMBER {
+            return Err(invalid("a seq must be 1 to 2^53-2"));
+        }
+        let body_key = raw.body_key.as_ref().try_into().map_err(|_| invalid("a body key has 32 bytes"))?;
+        Ok(ReportedMessage { seq: raw.seq, body_key })
+    };
+    Ok(Report {
+        conversation: ConversationId::parse(&raw.conversation)?,
+        user: UserId::parse(&raw.user)?,
+        messages: raw.messages.iter().map(message).collect::<Result<_>>()?,
+        note: raw.note,
+    })
+}
+
+fn report_to_proto(report: &Report) -> proto::Report {
+    let message = |one: &ReportedMessage| proto::ReportedMessage {
+        seq: one.seq,
+        body_key: Bytes::copy_from_slice(&one.body_key),
+    };
+    proto::Report {
+        conversation: report.conversation.to_bytes(),
+        user: report.user.to_bytes(),
+        messages: report.messages.iter().map(message).collect(),
+        note: report.note.clone(),
+    }
+}
+
 fn request_from_proto(raw: proto::request::Body) -> Result<Request> {
     use proto::request::Body as Raw;
     Ok(match raw {
@@ -271,6 +324,11 @@ fn request_from_proto(raw: proto::request::Body) -> Result<Request> {
             Request::LinkAnswer(answer.rendezvous, answer.answer)
         }
         Raw::Delivered(fetch) => Request::Delivered(ConversationId::parse(&fetch.conversation)?),
+        Raw::ChangeContact(change) => {
+            Request::ChangeContact(UserId::parse(&change.user)?, change_from_proto(change.change())?)
+        }
+        Raw::FetchContacts(_) => Request::Contacts,
+        Raw::Report(report) => Request::Report(report_from_proto(report)?),
     })
 }
 
@@ -321,5 +379,11 @@ fn request_to_proto(request: &Request) -> proto::request::Body {
         Request::Delivered(conversation) => {
             Raw::Delivered(proto::FetchDelivered { conversation: conversation.to_bytes() })
         }
+        Request::ChangeContact(user, change) => Raw::ChangeContact(proto::ChangeContact {
+            user: user.to_bytes(),
+            change: change_to_proto(*change) as i32,
+        }),
+        Request::Contacts => Raw::FetchContacts(proto::FetchContacts {}),
+        Request::Report(report) => Raw::Report(report_to_proto(report)),
     }
 }

@@ -8,6 +8,7 @@ use crate::codec::device_list::{list_from_proto, list_to_proto};
 use crate::codec::outcome::{refused_from_proto, refused_to_proto, stored_from_proto, stored_to_proto};
 use crate::codec::row::decode_sent_row;
 use crate::codec::{MAX_NUMBER, at_most, encode_row, invalid};
+use crate::model::contact::{Contact, Contacts};
 use crate::model::envelope::InboxCursor;
 use crate::model::error::Result;
 use crate::model::id::{ConversationId, Handle, InstallationId, StoreEpoch, UserId};
@@ -43,6 +44,7 @@ impl ServerFrame {
                 list_version: w.list_version.min(MAX_NUMBER),
                 retention_ms: w.retention_ms.min(MAX_NUMBER),
                 instance: w.instance.min(MAX_NUMBER),
+                contacts_version: w.contacts_version.min(MAX_NUMBER),
             }),
             Frame::Registered(r) => {
                 let list = r.list.map(list_from_proto).transpose()?;
@@ -77,6 +79,8 @@ impl ServerFrame {
             Frame::LinkOffered(proto::LinkOffered {}) => Self::LinkOffered,
             Frame::LinkAnswer(answer) => Self::LinkAnswer(answer.answer),
             Frame::PrekeysLow(low) => Self::PrekeysLow(low.left),
+            Frame::ContactsChanged(changed) => Self::ContactsChanged(changed.version.min(MAX_NUMBER)),
+            Frame::ReadRequested(asked) => Self::ReadRequested(ConversationId::parse(&asked.conversation)?),
             Frame::Close(frame) => Self::Close {
                 reason: u16::try_from(frame.code).map_or(CloseReason::Protocol, CloseReason::from_code),
                 retry_after: frame.retry_after,
@@ -106,6 +110,7 @@ impl ServerFrame {
                 list_version: w.list_version,
                 retention_ms: w.retention_ms,
                 instance: w.instance,
+                contacts_version: w.contacts_version,
                 heartbeat: (crate::model::limits::HEARTBEAT_MS / 1000) as u32,
             }),
             Self::Registered(user, list) => Frame::Registered(proto::Registered {
@@ -141,6 +146,12 @@ impl ServerFrame {
                 Frame::LinkAnswer(proto::LinkAnswer { rendezvous: Bytes::new(), answer: answer.clone() })
             }
             Self::PrekeysLow(left) => Frame::PrekeysLow(proto::PrekeysLow { left: *left }),
+            Self::ContactsChanged(version) => {
+                Frame::ContactsChanged(proto::ContactsChanged { version: *version })
+            }
+            Self::ReadRequested(conversation) => {
+                Frame::ReadRequested(proto::ReadRequested { conversation: conversation.to_bytes() })
+            }
             Self::Close { reason, retry_after } => {
                 let code = u32::from(reason.code());
                 Frame::Close(proto::Close { code, retry_after: *retry_after })
@@ -149,6 +160,10 @@ impl ServerFrame {
         };
         proto::ServerFrame { frame: Some(frame) }.encode_to_vec().into()
     }
+}
+
+fn contact_from_proto(raw: &proto::Contact) -> Result<(UserId, Contact)> {
+    Ok((UserId::parse(&raw.user)?, Contact { accepted: raw.accepted, blocked: raw.blocked }))
 }
 
 fn response_to_proto(id: u64, answer: &Response) -> proto::Response {
@@ -187,6 +202,17 @@ fn response_to_proto(id: u64, answer: &Response) -> proto::Response {
         offer: answer.offer.clone(),
         delivered: answer.delivered,
         inactive: answer.inactive.iter().map(|device| device.to_bytes()).collect(),
+        contacts: answer
+            .contacts
+            .entries
+            .iter()
+            .map(|(user, contact)| proto::Contact {
+                user: user.to_bytes(),
+                accepted: contact.accepted,
+                blocked: contact.blocked,
+            })
+            .collect(),
+        contacts_version: answer.contacts.version,
     }
 }
 
@@ -215,5 +241,9 @@ fn response_from_proto(raw: proto::Response) -> Result<Response> {
         offer: raw.offer,
         delivered: raw.delivered.min(MAX_NUMBER),
         inactive: raw.inactive.iter().map(|device| InstallationId::parse(device)).collect::<Result<_>>()?,
+        contacts: Contacts {
+            version: raw.contacts_version.min(MAX_NUMBER),
+            entries: raw.contacts.iter().map(contact_from_proto).collect::<Result<_>>()?,
+        },
     })
 }

@@ -5,6 +5,7 @@
 mod commit_visibility;
 mod device_linking;
 mod inbox_limits;
+mod message_requests;
 mod registry;
 mod rules;
 mod token_expiry;
@@ -252,12 +253,7 @@ fn made_up_users_get_no_buckets() {
 #[test]
 fn a_user_is_present_until_seventy_five_seconds_after_the_last_heartbeat() {
     let (engine, clock) = engine(Rates::OFF);
-    let (mut alice, bob, eve) = (User::new(1, "alice"), User::new(2, "bob"), User::new(3, "eve"));
-    for user in [&alice, &bob, &eve] {
-        user.register(&engine);
-    }
-    alice.publish(&engine, &bob, 10);
-    work(&engine);
+    let [alice, bob, eve] = talkers(&engine);
     let sees = |who: &User, at_ms: u64| {
         clock.set_us(START_US + at_ms * 1000);
         ready(engine.presence(who.device(), &[bob.device().user]))[0].1
@@ -265,7 +261,7 @@ fn a_user_is_present_until_seventy_five_seconds_after_the_last_heartbeat() {
     assert!(!sees(&alice, 0));
     let handle = ready(engine.bind(bob.device())).unwrap();
     assert!(sees(&alice, 1), "online at once");
-    assert!(!sees(&eve, 1), "hidden from a user without a shared conversation");
+    assert!(!sees(&eve, 1), "hidden from a stranger");
     assert!(sees(&alice, 2 * HEARTBEAT_MS), "one lost heartbeat changes nothing");
     assert!(sees(&alice, IDLE_MS - 1) && !sees(&alice, IDLE_MS), "offline after the idle timeout");
     ready(engine.beat(&handle));

@@ -17,6 +17,7 @@ use crate::clock::SystemClock;
 use crate::error::ServerError;
 use crate::function_authenticator::FunctionAuthenticator;
 use crate::optional_token::OptionalToken;
+use crate::report_log::ReportLog;
 use crate::tls::TlsFiles;
 
 /// Maximum retention: an inbox is not read further back.
@@ -50,6 +51,7 @@ pub struct ServerBuilder {
     pub(crate) path: String,
     pub(crate) tls: Option<TlsFiles>,
     pub(crate) origins: Vec<String>,
+    reports: Option<PathBuf>,
     pub(crate) proxies: Vec<IpAddr>,
     pub(crate) max_connections: usize,
     pub(crate) accept_rate: u32,
@@ -74,6 +76,7 @@ impl Default for ServerBuilder {
             path: "/v1".into(),
             tls: None,
             origins: Vec::new(),
+            reports: None,
             proxies: Vec::new(),
             max_connections: 20_000,
             accept_rate: 500,
@@ -170,6 +173,13 @@ impl ServerBuilder {
     /// only operators reach.
     pub fn admin(mut self, address: impl Into<String>) -> Self {
         self.admin = Some(address.into());
+        self
+    }
+
+    /// Writes reports of abusive messages to this file; see [`ReportLog`]. With [`data_dir`](Self::data_dir) they are
+    /// written to `reports.jsonl` in that directory by default, otherwise to the sink of the backends.
+    pub fn reports(mut self, path: impl Into<PathBuf>) -> Self {
+        self.reports = Some(path.into());
         self
     }
 
@@ -309,7 +319,13 @@ impl ServerBuilder {
                     ))
                 };
                 let store = Arc::new(EmbeddedStore::open(&path).map_err(failed)?);
-                let backends = Backends { store: store.clone(), keys: store.clone(), ..Backends::memory() };
+                let backends = Backends {
+                    store: store.clone(),
+                    keys: store.clone(),
+                    contacts: store.clone(),
+                    reports: Arc::new(ReportLog::new(path.join("reports.jsonl"))),
+                    ..Backends::memory()
+                };
                 Opened { backends: self.alone(backends), embedded: Some(store) }
             }
             Storage::Backends(backends) => Opened {
@@ -318,6 +334,9 @@ impl ServerBuilder {
                 embedded: None,
             },
         };
+        if let Some(path) = &self.reports {
+            opened.backends.reports = Arc::new(ReportLog::new(path));
+        }
         if let Some(login) = login {
             opened.backends.authenticator = login;
         }

@@ -16,9 +16,9 @@ use super::connection::Write;
 use super::{CassandraStore, corrupt, signed, unsigned};
 
 /// Maximum number of attempts of a change that loses against concurrent changes.
-const TRIES: usize = 20;
+pub(super) const TRIES: usize = 20;
 
-const fn contended() -> Error {
+pub(super) const fn contended() -> Error {
     Error::new(ErrorKind::Unavailable, "too many concurrent updates")
 }
 
@@ -43,7 +43,7 @@ impl Keys {
     }
 }
 
-fn optional(value: Option<CqlValue>) -> CqlValue {
+pub(super) fn optional(value: Option<CqlValue>) -> CqlValue {
     value.unwrap_or(CqlValue::Empty)
 }
 

@@ -2,8 +2,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use chat_core::backend::{
-    Commit, ConversationState, CursorFilter, KeyDirectory, MessageStore, PageLimit, SenderFilter,
-    StoreIdentity,
+    Commit, ContactStore, ConversationState, CursorFilter, KeyDirectory, MessageStore, PageLimit,
+    SenderFilter, StoreIdentity,
 };
 use chat_core::codec::encode_list;
 use chat_core::device_list::SignedDeviceList;
@@ -15,7 +15,7 @@ use super::commit::{LATE_DAY, big, blob, day_of, minute, now_us};
 use super::connection::Write;
 use super::inbox::{DAYS_READ, FLOOR_BEHIND_US};
 use super::{CassandraSettings, CassandraStore, corrupt, schema, signed, unsigned};
-use crate::data_set::{Account, Device};
+use crate::data_set::{Account, Device, sorted};
 
 /// A keyspace that receives a migrated data set. Writes are idempotent, and their timestamps are below those
 /// of the nodes that serve the keyspace later.
@@ -115,7 +115,8 @@ impl CassandraImport {
         let handle = account.handle.as_str();
         connection.write(&connection.statements.import_handle, (handle, &list.user.as_bytes()[..])).await?;
         let values = (&list.user.as_bytes()[..], handle, signed(list.version), encode_list(&account.list));
-        connection.write(&connection.statements.import_account, values).await
+        connection.write(&connection.statements.import_account, values).await?;
+        self.store.import_contacts(list.user, &account.contacts).await
     }
 
     pub(crate) async fn put_list_version(&self, list: &SignedDeviceList) -> Result<()> {
@@ -186,6 +187,7 @@ impl CassandraImport {
     pub(crate) async fn account(&self, like: &Account) -> Result<Option<Account>> {
         let user = self.store.resolve(&like.handle).await?;
         let Some(user) = user else { return Ok(None) };
-        Ok(self.store.read_account(user).await?.map(|(handle, list)| Account { handle, list }))
+        let contacts = sorted(self.store.contacts(user).await?);
+        Ok(self.store.read_account(user).await?.map(|(handle, list)| Account { handle, list, contacts }))
     }
 }

@@ -17,7 +17,7 @@ const COPYING: i32 = 0;
 
 /// Tables of the schema, without [`HANDLES`]. Inbox tombstones only free space, so they are kept for hours,
 /// not days.
-const TABLES: [&str; 10] = [
+const TABLES: [&str; 11] = [
     "meta (one text PRIMARY KEY, version int, epoch blob, generation bigint, log blob, partitions int, opened boolean)",
     "state_parts (conversation blob, part blob, seq bigint, value blob, redo blob, PRIMARY KEY (conversation, part)) \
      WITH compaction = {'class': 'LeveledCompactionStrategy'}",
@@ -36,6 +36,8 @@ const TABLES: [&str; 10] = [
      incarnation int static, nonce blob static, at_ms bigint static, data blob, PRIMARY KEY (installation, id)) \
      WITH gc_grace_seconds = 86400",
     "owners (installation blob PRIMARY KEY, user blob)",
+    "contacts (owner blob, other blob, version bigint static, pairs bigint static, accepted boolean, blocked boolean, \
+     PRIMARY KEY (owner, other))",
 ];
 const HANDLES: &str = "handles (handle text PRIMARY KEY, user blob)";
 
@@ -283,6 +285,11 @@ statements! {
         users: "SELECT user FROM @accounts",
         list_version: "SELECT list FROM @lists WHERE user = ? AND version = ?",
         put_list_version: "INSERT INTO @lists (user, version, list) VALUES (?, ?, ?) USING TIMESTAMP 1",
+        contact: "SELECT accepted, blocked FROM @contacts WHERE owner = ? AND other = ?",
+        contacts: "SELECT other, accepted, blocked, version FROM @contacts WHERE owner = ?",
+        contacts_head: "SELECT version, pairs FROM @contacts WHERE owner = ? LIMIT 1",
+        import_contact: "INSERT INTO @contacts (owner, other, accepted, blocked) VALUES (?, ?, ?, ?) USING TIMESTAMP 1",
+        import_contacts_head: "UPDATE @contacts USING TIMESTAMP 1 SET version = ?, pairs = ? WHERE owner = ?",
         owner: "SELECT user FROM @owners WHERE installation = ?",
         ids_of: "SELECT id, seq FROM @ids WHERE conversation = ? AND sender = ? AND minute = ?",
         prekeys: "SELECT id, data FROM @devices WHERE installation = ?",
@@ -306,6 +313,8 @@ statements! {
         open_account: "INSERT INTO @accounts (user, handle, version, list) VALUES (?, ?, ?, ?) IF NOT EXISTS",
         put_list: "UPDATE @accounts SET version = ?, list = ? WHERE user = ? IF version = ?",
         take_owner: "INSERT INTO @owners (installation, user) VALUES (?, ?) IF NOT EXISTS",
+        put_contact: "INSERT INTO @contacts (owner, other, accepted, blocked) VALUES (?, ?, ?, ?)",
+        put_contacts_head: "UPDATE @contacts SET version = ?, pairs = ? WHERE owner = ? IF version = ?",
         take_prekey: "DELETE FROM @devices WHERE installation = ? AND id = ? IF EXISTS",
         put_prekey: "INSERT INTO @devices (installation, id, data) VALUES (?, ?, ?)",
         drop_prekey: "DELETE FROM @devices WHERE installation = ? AND id = ?",

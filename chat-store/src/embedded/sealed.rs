@@ -14,7 +14,7 @@ use chat_core::{
 use super::watermark::Watermark;
 use super::{SEALED, Tables, check_format, corrupt, failed, io, keys, verify};
 use crate::Verification;
-use crate::data_set::{Account, Device};
+use crate::data_set::{Account, Device, sorted};
 
 const TEXT: &str = "This data set was sealed for migration to a cluster. The cluster may hold newer data. If the \
      cluster never served the copy, remove this file to go back.\n";
@@ -171,7 +171,8 @@ impl SealedStore {
         let name = self.tables.names.get(user.as_bytes()).map_err(failed)?.ok_or_else(corrupt)?;
         let name = std::str::from_utf8(&name).map_err(|_| corrupt())?;
         let list: SignedDeviceList = self.tables.read_list(user)?.ok_or_else(corrupt)?;
-        Ok(Account { handle: Handle::new(name).map_err(|_| corrupt())?, list })
+        let contacts = sorted(self.tables.read_contacts(user)?);
+        Ok(Account { handle: Handle::new(name).map_err(|_| corrupt())?, list, contacts })
     }
 }
 

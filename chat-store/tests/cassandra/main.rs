@@ -10,9 +10,9 @@ mod verify;
 use std::sync::Arc;
 
 use chat_core::backend::{
-    Command, Commit, CommitOutcome, ConversationState, CursorFilter, KeyDirectory, LogAnchor, LogIdentity,
-    LogPosition, MessageStore, Operation, PageLimit, RecipientDevices, Record, Rules, SenderFilter,
-    StateChange,
+    Command, Commit, CommitOutcome, ContactStore, ConversationState, CursorFilter, KeyDirectory, LogAnchor,
+    LogIdentity, LogPosition, MessageStore, Operation, PageLimit, RecipientDevices, Record, Rules,
+    SenderFilter, StateChange,
 };
 use chat_core::conformance::{FaultRates, ModelOptions, check_model};
 use chat_core::delivery::{Decision, decide};
@@ -48,9 +48,18 @@ impl Keyspace {
 
     /// Empties the tables and returns a store.
     async fn store(&self) -> Arc<CassandraStore> {
-        for table in
-            ["state_parts", "history", "ids", "inbox", "cells", "accounts", "handles", "owners", "devices"]
-        {
+        for table in [
+            "state_parts",
+            "history",
+            "ids",
+            "inbox",
+            "cells",
+            "accounts",
+            "handles",
+            "owners",
+            "devices",
+            "contacts",
+        ] {
             let cql = format!("TRUNCATE {}.{table}", self.settings.keyspace);
             self.session.query_unpaged(cql, ()).await.unwrap();
         }
@@ -83,6 +92,11 @@ async fn suites(variable: &str) {
         assert_eq!((case.run)(backend).await, Ok(()), "{}", case.name);
     }
     println!("{variable}: {} cases of KeyDirectory passed", conformance::cases::key_directory().len());
+    for case in conformance::cases::contact_store() {
+        let backend: Arc<dyn ContactStore> = keyspace.store().await;
+        assert_eq!((case.run)(backend).await, Ok(()), "{}", case.name);
+    }
+    println!("{variable}: {} cases of ContactStore passed", conformance::cases::contact_store().len());
     anchors(&*keyspace.store().await).await;
     keyspace.remove().await;
 }
@@ -221,6 +235,7 @@ impl Talk {
             reply: None,
             rules: Rules::CURRENT,
             full: Vec::new(),
+            withheld: Vec::new(),
         };
         let position = LogPosition { generation: 1, offset: n };
         let record = Record { position, appended_us: time_us, command: Arc::new(command) };

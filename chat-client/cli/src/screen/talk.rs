@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use chat_client::{Content, ConversationId, MessageId, UserId};
+use chat_client::{Content, ConversationId, MessageId, Relation, UserId};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::event_json::unreadable_reason;
@@ -68,6 +68,7 @@ pub(super) struct Talk {
     /// The name of the other user.
     pub(super) name: String,
     pub(super) unread: u64,
+    pub(super) relation: Relation,
     entries: BTreeMap<Place, Entry>,
     counter: u64,
     /// Everything up to these seqs was delivered, and read, by the other user.
@@ -84,6 +85,7 @@ impl Talk {
             user,
             name,
             unread: 0,
+            relation: Relation::Contact,
             entries: BTreeMap::new(),
             counter: 0,
             delivered: 0,

@@ -23,6 +23,9 @@ pub struct Command {
     /// Installations with a full inbox. They receive an EmptyRow, and the frame has no box for them.
     #[prost(bytes = "bytes", repeated, tag = "7")]
     pub full: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// Users that blocked the sender. Their devices receive an EmptyRow, and the frame has no box for them.
+    #[prost(bytes = "bytes", repeated, tag = "8")]
+    pub withheld: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 /// The address of a device.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -50,7 +50,7 @@ pub mod client_frame {
 pub struct ServerFrame {
     #[prost(
         oneof = "server_frame::Frame",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18"
     )]
     pub frame: ::core::option::Option<server_frame::Frame>,
 }
@@ -106,6 +106,12 @@ pub mod server_frame {
         /// Answers a Register with `link`: another device can find the offer now.
         #[prost(message, tag = "16")]
         LinkOffered(super::LinkOffered),
+        /// The contacts of this device's user changed.
+        #[prost(message, tag = "17")]
+        ContactsChanged(super::ContactsChanged),
+        /// A device of another user of the conversation lacks the read position of this user: send it again.
+        #[prost(message, tag = "18")]
+        ReadRequested(super::ReadRequested),
     }
 }
 /// Sent immediately after the upgrade.
@@ -249,6 +255,9 @@ pub struct Welcome {
     /// Differs for each run of a server process. In another run, the data may have been restored from a copy.
     #[prost(uint64, tag = "12")]
     pub instance: u64,
+    /// The version of the user's contacts.
+    #[prost(uint64, tag = "13")]
+    pub contacts_version: u64,
 }
 /// A recipient user, and the version of the device list that the boxes were encrypted for.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -518,7 +527,10 @@ pub struct Request {
     /// Chosen by the device; not 0; unique on the connection.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "request::Body", tags = "2, 3, 14, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
+    #[prost(
+        oneof = "request::Body",
+        tags = "2, 3, 14, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 16, 17"
+    )]
     pub body: ::core::option::Option<request::Body>,
 }
 /// Nested message and enum types in `Request`.
@@ -561,6 +573,15 @@ pub mod request {
         /// A version of the device list of a user.
         #[prost(message, tag = "13")]
         FetchListVersion(super::FetchListVersion),
+        /// Accepts, blocks or unblocks a user.
+        #[prost(message, tag = "15")]
+        ChangeContact(super::ChangeContact),
+        /// The contacts of this device's user.
+        #[prost(message, tag = "16")]
+        FetchContacts(super::FetchContacts),
+        /// Reports messages of another user.
+        #[prost(message, tag = "17")]
+        Report(super::Report),
     }
 }
 /// Requests the user of a handle.
@@ -728,6 +749,64 @@ pub struct FetchDelivered {
     #[prost(bytes = "bytes", tag = "1")]
     pub conversation: ::prost::bytes::Bytes,
 }
+/// A decision about another user. The other user never learns it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChangeContact {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub user: ::prost::bytes::Bytes,
+    #[prost(enumeration = "ContactChange", tag = "2")]
+    pub change: i32,
+}
+/// Requests the contacts of this device's user.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FetchContacts {}
+/// A user that was accepted or blocked.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Contact {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub user: ::prost::bytes::Bytes,
+    #[prost(bool, tag = "2")]
+    pub accepted: bool,
+    #[prost(bool, tag = "3")]
+    pub blocked: bool,
+}
+/// Reports messages of another user of a conversation.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Report {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub conversation: ::prost::bytes::Bytes,
+    /// The sender of the messages.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub user: ::prost::bytes::Bytes,
+    /// At most 20.
+    #[prost(message, repeated, tag = "3")]
+    pub messages: ::prost::alloc::vec::Vec<ReportedMessage>,
+    /// The words of the reporting user, at most 2000 bytes.
+    #[prost(string, tag = "4")]
+    pub note: ::prost::alloc::string::String,
+}
+/// A reported message.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReportedMessage {
+    #[prost(uint64, tag = "1")]
+    pub seq: u64,
+    /// The key of its body, 32 bytes. The server checks it against the stored body.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub body_key: ::prost::bytes::Bytes,
+}
+/// The contacts of this device's user changed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ContactsChanged {
+    /// The newest version.
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+}
+/// Requests the read position of this device's user in a conversation: the device sends Read again.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadRequested {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub conversation: ::prost::bytes::Bytes,
+}
 /// Requests a new incarnation.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Reincarnate {
@@ -799,6 +878,12 @@ pub struct Response {
     /// FetchLists of the own user: the devices that have not uploaded prekeys themselves.
     #[prost(bytes = "bytes", repeated, tag = "12")]
     pub inactive: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// FetchContacts: the users that were accepted or blocked.
+    #[prost(message, repeated, tag = "13")]
+    pub contacts: ::prost::alloc::vec::Vec<Contact>,
+    /// FetchContacts and ChangeContact: the version of the contacts.
+    #[prost(uint64, tag = "14")]
+    pub contacts_version: u64,
 }
 /// The highest seq this user has read.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1004,6 +1089,8 @@ pub enum EmptyReason {
     Excluded = 4,
     /// The inbox of this device was full.
     Quota = 5,
+    /// The user of this device has blocked the sender.
+    Withheld = 6,
 }
 impl EmptyReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1018,6 +1105,7 @@ impl EmptyReason {
             Self::Poison => "EMPTY_REASON_POISON",
             Self::Excluded => "EMPTY_REASON_EXCLUDED",
             Self::Quota => "EMPTY_REASON_QUOTA",
+            Self::Withheld => "EMPTY_REASON_WITHHELD",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1029,6 +1117,44 @@ impl EmptyReason {
             "EMPTY_REASON_POISON" => Some(Self::Poison),
             "EMPTY_REASON_EXCLUDED" => Some(Self::Excluded),
             "EMPTY_REASON_QUOTA" => Some(Self::Quota),
+            "EMPTY_REASON_WITHHELD" => Some(Self::Withheld),
+            _ => None,
+        }
+    }
+}
+/// A change of a contact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ContactChange {
+    /// Never sent.
+    Unspecified = 0,
+    /// The user may learn whether its messages were delivered and read, and whether this user is online or typing.
+    Accept = 1,
+    /// No message of the user is delivered any more.
+    Block = 2,
+    /// Ends a block.
+    Unblock = 3,
+}
+impl ContactChange {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CONTACT_CHANGE_UNSPECIFIED",
+            Self::Accept => "CONTACT_CHANGE_ACCEPT",
+            Self::Block => "CONTACT_CHANGE_BLOCK",
+            Self::Unblock => "CONTACT_CHANGE_UNBLOCK",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CONTACT_CHANGE_UNSPECIFIED" => Some(Self::Unspecified),
+            "CONTACT_CHANGE_ACCEPT" => Some(Self::Accept),
+            "CONTACT_CHANGE_BLOCK" => Some(Self::Block),
+            "CONTACT_CHANGE_UNBLOCK" => Some(Self::Unblock),
             _ => None,
         }
     }

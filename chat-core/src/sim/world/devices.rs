@@ -5,8 +5,11 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::super::accounts::{ACCOUNTS, sign};
+use super::super::server::ready;
 use super::server_restore::message_at;
 use super::{Event, World};
+use crate::backend::ContactStore;
+use crate::model::contact::ContactChange;
 use crate::model::id::{ConversationId, ConversationKind, MessageId, UserId};
 use crate::model::signing::HelloClaims;
 use crate::replica::{Draft, Input, Output, Recipient, Replica};
@@ -42,6 +45,21 @@ impl World {
         let conversation = self.direct_conversation(device);
         let seq = self.devices[device].store.cursor(conversation);
         self.device_step(device, Input::Read(crate::model::envelope::AckUpTo { conversation, seq }));
+    }
+
+    /// The user of a device blocks the other user, or ends the block.
+    pub(super) fn change_contact(&mut self, device: usize, change: ContactChange) {
+        let (own, other) = (self.devices[device].address().user, self.other_user(device));
+        let _ = ready(self.contacts.change(own, other, change, usize::MAX));
+        for server in self.servers.iter().flatten() {
+            server.invalidate_caches();
+        }
+        let last = self.oracle.blocks.iter_mut().rev().find(|(owner, _)| *owner == own);
+        match (change, last) {
+            (ContactChange::Block, _) => self.oracle.blocks.push((own, self.now..u64::MAX)),
+            (ContactChange::Unblock, Some((_, times))) => times.end = self.now,
+            _ => {}
+        }
     }
 
     pub(super) fn crash_device(&mut self, device: usize) {
@@ -151,6 +169,7 @@ impl World {
                         && !matches!(draft.to, Recipient::Device(_))
                     {
                         self.oracle.sent.entry(installation).or_default().push(draft.id);
+                        self.oracle.queued.entry(draft.id).or_insert(self.now);
                         self.report.sent += 1;
                     }
                 }
@@ -165,6 +184,7 @@ impl World {
                         continue;
                     }
                     self.oracle.acked(installation, conversation, id, seq);
+                    self.oracle.stored.entry(id).or_insert(self.now);
                     self.report.acked += 1;
                 }
                 answers.push_back(Input::Committed(ticket));

@@ -19,7 +19,7 @@ impl World {
         };
         let _ = ready(self.keys.put_list(&account.lists[1], AccountKey::Same));
         for server in self.servers.iter().flatten() {
-            server.invalidate_device_lists();
+            server.invalidate_caches();
         }
     }
 
@@ -37,6 +37,7 @@ impl World {
             gateway: GatewayId(self.lives * self.servers.len() as u64 + server as u64),
             store,
             keys: self.keys.clone(),
+            contacts: self.contacts.clone(),
             router,
             registry: self.registry.clone(),
             node_link,

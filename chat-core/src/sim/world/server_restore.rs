@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use super::{Event, HEAL_MS, World};
 use crate::backend::PageLimit;
-use crate::memory::{MemoryKeys, Tables};
+use crate::memory::{MemoryContacts, MemoryKeys, Tables};
 use crate::model::envelope::RowContent;
 use crate::model::id::{ConversationId, InstallationId, MessageId, Seq, StoreEpoch};
 use crate::sim::store::Redo;
@@ -17,6 +17,7 @@ pub(super) struct ServerCopy {
     tables: Tables,
     redo: Redo,
     keys: Arc<MemoryKeys>,
+    contacts: Arc<MemoryContacts>,
 }
 
 impl World {
@@ -31,8 +32,8 @@ impl World {
     pub(super) fn copy_server(&mut self) {
         // A copy of a process that is stopped: nothing is half written.
         let (tables, redo) = (self.tables.lock().clone(), self.redo.lock().clone());
-        let keys = Arc::new(self.keys.copy());
-        self.copy = Some(ServerCopy { tables, redo: Arc::new(Mutex::new(redo)), keys });
+        let (keys, contacts) = (Arc::new(self.keys.copy()), Arc::new(self.contacts.copy()));
+        self.copy = Some(ServerCopy { tables, redo: Arc::new(Mutex::new(redo)), keys, contacts });
     }
 
     pub(super) fn restore_server(&mut self, announced: bool) {
@@ -44,6 +45,7 @@ impl World {
         }
         self.oracle.forget_lost(|conversation, seq| message_at(&copy.tables, conversation, seq));
         (self.tables, self.redo, self.keys) = (Arc::new(Mutex::new(copy.tables)), copy.redo, copy.keys);
+        self.contacts = copy.contacts;
         if announced {
             self.epoch = StoreEpoch::from_bytes([0x52; 16]);
         }

@@ -1,0 +1,149 @@
+//! Contacts of this user: changes, the copy of the server's list, and reports.
+
+use chat_core::contact::{Contact, ContactChange, Contacts};
+use chat_core::replica::Input;
+use chat_core::report::{Report, ReportedMessage};
+use chat_core::wire::{Request, ServerFrame};
+use chat_core::{ConversationId, ConversationKind, Error, ErrorKind, Result, Seq, UserId};
+
+use super::{Driver, Reply, Waiting};
+use crate::contact;
+use crate::event::Event;
+
+impl Driver {
+    /// Compares the version of the stored contacts with that of the server.
+    pub(super) fn compare_contacts(&mut self, frame: &ServerFrame) -> Result<()> {
+        let version = match frame {
+            ServerFrame::Welcome(welcome) => welcome.contacts_version,
+            ServerFrame::ContactsChanged(version) => *version,
+            _ => return Ok(()),
+        };
+        let known = self.store.contacts_version()?;
+        if version > known {
+            self.contacts_due = true;
+        } else if version < known && matches!(frame, ServerFrame::Welcome(_)) {
+            // The server was restored from an older copy, which lacks changes.
+            self.repeat_changes(version)?;
+        }
+        Ok(())
+    }
+
+    /// Makes all decisions again, for a server that may lack some of them.
+    fn repeat_changes(&mut self, version: u64) -> Result<()> {
+        self.store.set_contacts_version(version)?;
+        for (user, contact) in self.store.contacts()?.entries {
+            let block = if contact.blocked { ContactChange::Block } else { ContactChange::Unblock };
+            let accept = contact.accepted.then_some(ContactChange::Accept);
+            self.contact_changes.extend(accept.into_iter().chain([block]).map(|change| (user, change)));
+        }
+        Ok(())
+    }
+
+    /// Records that a message to a conversation was stored: this accepts its user.
+    pub(super) fn accept_recipient(&mut self, conversation: ConversationId) -> Result<()> {
+        if conversation.kind() == Ok(ConversationKind::Direct)
+            && let Some(peer) = self.store.peer(conversation)?
+            && !self.store.contact(peer)?.accepted
+            && self.accepting.insert(peer)
+        {
+            self.contact_changes.push((peer, ContactChange::Accept));
+        }
+        Ok(())
+    }
+
+    /// Sends the requests about contacts that are due.
+    pub(super) fn request_contacts(&mut self) -> Result<()> {
+        if !self.replica.is_live() {
+            return Ok(());
+        }
+        for (user, change) in std::mem::take(&mut self.contact_changes) {
+            self.request(Request::ChangeContact(user, change), Waiting::Contact(user, change, None))?;
+        }
+        if std::mem::take(&mut self.contacts_due) {
+            self.request(Request::Contacts, Waiting::Contacts)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn change_contact(
+        &mut self,
+        user: UserId,
+        change: ContactChange,
+        reply: Reply<()>,
+    ) -> Result<()> {
+        if user == self.account.device.user {
+            let _ =
+                reply.send(Err(Error::new(ErrorKind::Invalid, "the own user cannot be accepted or blocked")));
+            return Ok(());
+        }
+        self.request(Request::ChangeContact(user, change), Waiting::Contact(user, change, Some(reply)))
+    }
+
+    /// Takes over a change that the server stored. `version` is that of the contacts after it.
+    pub(super) fn contact_changed(
+        &mut self,
+        user: UserId,
+        change: ContactChange,
+        version: u64,
+    ) -> Result<()> {
+        let before = self.store.contact(user)?;
+        let (after, known) = (change.apply(before), self.store.contacts_version()?);
+        self.step(Input::Flush)?;
+        self.store.set_contact(user, after)?;
+        if version == known + 1 {
+            self.store.set_contacts_version(version)?;
+        } else if version > known {
+            // Another device changed some, too.
+            self.contacts_due = true;
+        }
+        self.store.commit_open()?;
+        self.report_relations(if after == before { &[] } else { std::slice::from_ref(&user) })
+    }
+
+    /// Takes over all contacts of the server.
+    pub(super) fn contacts_received(&mut self, contacts: &Contacts) -> Result<()> {
+        self.step(Input::Flush)?;
+        let changed = self.store.replace_contacts(contacts)?;
+        self.store.commit_open()?;
+        self.report_relations(&changed)
+    }
+
+    fn report_relations(&self, users: &[UserId]) -> Result<()> {
+        for user in users {
+            let relation = self.store.relation(*user)?;
+            self.pass(Event::RelationChanged { user: self.store.user(*user)?, relation });
+        }
+        Ok(())
+    }
+
+    pub(super) fn contacts(&self) -> Result<Vec<contact::Contact>> {
+        let entries = self.store.contacts()?.entries.into_iter();
+        entries
+            .filter(|(_, entry)| *entry != Contact::default())
+            .map(|(user, _)| {
+                Ok(contact::Contact { user: self.store.user(user)?, relation: self.store.relation(user)? })
+            })
+            .collect()
+    }
+
+    pub(super) fn report(
+        &mut self,
+        conversation: ConversationId,
+        user: UserId,
+        seqs: Vec<Seq>,
+        note: String,
+        reply: Reply<()>,
+    ) -> Result<()> {
+        let mut messages = Vec::with_capacity(seqs.len());
+        for seq in seqs {
+            let Some(body_key) = self.store.body_key(conversation, seq)? else {
+                let what = "this device does not have the key of the message";
+                let _ = reply.send(Err(Error::new(ErrorKind::NotFound, what)));
+                return Ok(());
+            };
+            messages.push(ReportedMessage { seq, body_key });
+        }
+        let report = Report { conversation, user, messages, note };
+        self.request(Request::Report(report), Waiting::Report(reply))
+    }
+}

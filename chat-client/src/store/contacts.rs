@@ -1,0 +1,129 @@
+//! The decisions of this user about other users, as far as this device knows them, and keys for reports.
+
+use chat_core::contact::{Contact, Contacts};
+use chat_core::{ConversationId, Result, Seq, UserId};
+use rusqlite::{OptionalExtension, params};
+
+use super::{LocalStore, blob, failed, number};
+use crate::contact::Relation;
+
+/// The version of the stored contacts.
+const VERSION: &str = "contacts_version";
+
+impl LocalStore {
+    /// Returns the version of the contacts; 0 if there are none.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn contacts_version(&self) -> Result<u64> {
+        self.meta_number(VERSION)
+    }
+
+    /// Returns the decision about a user.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn contact(&self, user: UserId) -> Result<Contact> {
+        let found = self
+            .db
+            .prepare_cached("SELECT accepted, blocked FROM contacts WHERE user = ?1")
+            .and_then(|mut s| {
+                let contact =
+                    |row: &rusqlite::Row<'_>| Ok(Contact { accepted: row.get(0)?, blocked: row.get(1)? });
+                s.query_row([user.as_bytes()], contact).optional()
+            })
+            .map_err(failed)?;
+        Ok(found.unwrap_or_default())
+    }
+
+    /// Returns all contacts.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn contacts(&self) -> Result<Contacts> {
+        let entries = self.rows("SELECT user, accepted, blocked FROM contacts", |row| {
+            let contact = Contact { accepted: number(row, 1)? != 0, blocked: number(row, 2)? != 0 };
+            Ok((UserId::parse(&blob(row, 0)?)?, contact))
+        })?;
+        Ok(Contacts { version: self.contacts_version()?, entries })
+    }
+
+    /// Records a decision about a user, in the open transaction.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn set_contact(&mut self, user: UserId, contact: Contact) -> Result<()> {
+        self.run(
+            "INSERT OR REPLACE INTO contacts VALUES (?1, ?2, ?3)",
+            params![user.as_bytes(), contact.accepted, contact.blocked],
+        )
+        .map(drop)
+    }
+
+    /// Replaces all contacts, in the open transaction. Returns the users whose entry changed.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn replace_contacts(&mut self, contacts: &Contacts) -> Result<Vec<UserId>> {
+        let before = self.contacts()?.entries;
+        self.run("DELETE FROM contacts", [])?;
+        for (user, contact) in &contacts.entries {
+            self.set_contact(*user, *contact)?;
+        }
+        self.set_contacts_version(contacts.version)?;
+        let (old, new) = (before.iter(), contacts.entries.iter());
+        let mut changed: Vec<UserId> =
+            old.filter(|one| !contacts.entries.contains(one)).map(|one| one.0).collect();
+        changed.extend(new.filter(|one| !before.contains(one)).map(|one| one.0));
+        changed.sort_unstable();
+        changed.dedup();
+        Ok(changed)
+    }
+
+    /// Records the version of the contacts, in the open transaction.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn set_contacts_version(&mut self, version: u64) -> Result<()> {
+        self.set_meta(VERSION, &version.to_be_bytes())
+    }
+
+    /// Returns the relation of this user to another one.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn relation(&self, user: UserId) -> Result<Relation> {
+        let contact = self.contact(user)?;
+        if contact.blocked {
+            return Ok(Relation::Blocked);
+        }
+        let own = self.own_user()?;
+        if contact.accepted || user == own || self.has_written(ConversationId::direct(own, user))? {
+            return Ok(Relation::Contact);
+        }
+        Ok(Relation::Stranger)
+    }
+
+    /// Returns whether this device has stored a message in a conversation.
+    fn has_written(&self, conversation: ConversationId) -> Result<bool> {
+        self.db
+            .prepare_cached("SELECT 1 FROM conversations WHERE id = ?1 AND last_own > 0")
+            .and_then(|mut s| s.exists([conversation.as_bytes()]))
+            .map_err(failed)
+    }
+
+    /// Returns the body key of a received message, if this device has it.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn body_key(&self, conversation: ConversationId, seq: Seq) -> Result<Option<[u8; 32]>> {
+        let key: Option<Option<Vec<u8>>> = self
+            .db
+            .prepare_cached("SELECT body_key FROM messages WHERE conversation = ?1 AND seq = ?2")
+            .and_then(|mut s| {
+                s.query_row(params![conversation.as_bytes(), seq as i64], |row| row.get(0)).optional()
+            })
+            .map_err(failed)?;
+        Ok(key.flatten().and_then(|key| key.try_into().ok()))
+    }
+}

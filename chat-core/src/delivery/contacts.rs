@@ -1,0 +1,157 @@
+//! Contacts, strangers and blocked users: the activity of a user that another user learns, and reports.
+
+use std::sync::atomic::Ordering;
+
+use super::Engine;
+use crate::backend::{PageLimit, SenderFilter};
+use crate::model::body_key;
+use crate::model::contact::{Contact, ContactChange};
+use crate::model::envelope::{InboxRow, RowContent};
+use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::id::{ConversationId, DeviceAddress, Seq, UserId};
+use crate::model::limits::MAX_CONTACTS;
+use crate::model::report::{Report, VerifiedReport};
+use crate::model::session_event::{Hint, SessionEvent};
+use crate::mutant::Mutant;
+
+impl Engine {
+    /// Returns the decision of `owner` about `other`, from the cache if that is fresh enough.
+    pub(super) async fn contact(&self, owner: UserId, other: UserId) -> Result<Contact> {
+        let now = self.now_ms();
+        if let Some(known) = self.decided.get(&(owner, other))
+            && now < known.1.saturating_add(self.lasts_ms(owner, known.1))
+        {
+            return Ok(known.0);
+        }
+        let before = self.decisions_changed.load(Ordering::Acquire);
+        let contact = self.backends.contacts.contact(owner, other).await?;
+        if self.decisions_changed.load(Ordering::Acquire) == before {
+            if self.decided.len() > 100_000 {
+                self.decided.clear();
+            }
+            self.decided.insert((owner, other), (contact, now));
+        }
+        Ok(contact)
+    }
+
+    /// Returns whether `owner` has blocked `other`.
+    pub(super) async fn has_blocked(&self, owner: UserId, other: UserId) -> Result<bool> {
+        Ok(self.contact(owner, other).await?.blocked && !Mutant::BlockIgnored.is_active())
+    }
+
+    /// Returns whether `other` is no stranger to `owner`, which accepted it or wrote to it. A block does not count.
+    pub(super) async fn knows(&self, owner: UserId, other: UserId) -> Result<bool> {
+        if self.contacts.contains_key(&(owner, other)) || self.contact(owner, other).await?.accepted {
+            return Ok(true);
+        }
+        let id = ConversationId::direct(owner, other);
+        let state = self.backends.store.state(id, SenderFilter::All, None).await?;
+        let wrote = state.is_some_and(|state| {
+            let own = state.members.iter().find(|member| member.user == owner);
+            own.is_some_and(|member| member.installations.iter().any(|i| state.senders.contains_key(i)))
+        });
+        if wrote {
+            if self.contacts.len() > 100_000 {
+                self.contacts.clear();
+            }
+            self.contacts.insert((owner, other), ());
+        }
+        Ok(wrote)
+    }
+
+    /// Returns whether `other` may learn what `owner` does: receipts, typing notifications, presence. A stranger may not, and
+    /// neither of two users of which one blocked the other. A failed read counts as no.
+    pub(super) async fn shows_activity(&self, owner: UserId, other: UserId) -> bool {
+        if owner == other || Mutant::ActivityShownToAll.is_active() {
+            return true;
+        }
+        let may = async {
+            let is_blocked = self.has_blocked(owner, other).await? || self.has_blocked(other, owner).await?;
+            Ok::<_, Error>(!is_blocked && self.knows(owner, other).await?)
+        };
+        may.await.unwrap_or(false)
+    }
+
+    /// Changes the decision of a device's user about another user, and returns the version of the contacts. After an
+    /// acceptance, and after a block ends, the other user learns how far its messages were delivered and read.
+    pub(super) async fn change_contact(
+        &self,
+        device: DeviceAddress,
+        other: UserId,
+        change: ContactChange,
+    ) -> Result<u64> {
+        let owner = device.user;
+        if other == owner {
+            return Err(Error::new(ErrorKind::Invalid, "a user is no contact of itself"));
+        }
+        let changed = self.backends.contacts.change(owner, other, change, MAX_CONTACTS).await;
+        // A failed change may still be stored. A decision whose read began earlier must not be cached.
+        self.decisions_changed.fetch_add(1, Ordering::AcqRel);
+        self.decided.remove(&(owner, other));
+        let version = changed?;
+        let routes = self.backends.registry.lookup(&[owner]).await.unwrap_or_default();
+        let own = routes.into_iter().filter(|route| route.device.installation != device.installation);
+        let changed = SessionEvent::Hint(Hint::ContactsChanged(version));
+        self.deliver(own.map(|route| (route, vec![changed.clone()])).collect()).await;
+        if change != ContactChange::Block && self.shows_activity(owner, other).await {
+            self.show_progress(owner, other).await;
+        }
+        Ok(version)
+    }
+
+    /// Sends the devices of `other` the position up to which devices of `owner` received their conversation, and requests
+    /// the read position from the latter. Both are hints, which may be lost.
+    async fn show_progress(&self, owner: UserId, other: UserId) {
+        let conversation = ConversationId::direct(owner, other);
+        if let Ok(delivered @ 1..) = self.acknowledged(conversation, &[owner]).await {
+            let hint = Hint::Receipt { conversation, user: owner, delivered, read: 0 };
+            self.hint(&[other], &hint).await;
+        }
+        self.hint(&[owner], &Hint::ReadRequested(conversation)).await;
+    }
+
+    /// Delivers a hint to all connected devices of these users.
+    pub(super) async fn hint(&self, users: &[UserId], hint: &Hint) {
+        let routes = self.backends.registry.lookup(users).await.unwrap_or_default();
+        let event = |route| (route, vec![SessionEvent::Hint(hint.clone())]);
+        self.deliver(routes.into_iter().map(event).collect()).await;
+    }
+
+    /// Checks the reported messages against the stored ones, and passes the report on.
+    pub(super) async fn report(&self, device: DeviceAddress, report: Report) -> Result<()> {
+        let Report { conversation, user, messages, note } = report;
+        let state = self.backends.store.state(conversation, SenderFilter::No, None).await?;
+        let members = state.map(|state| state.members).unwrap_or_default();
+        if user == device.user || ![user, device.user].iter().all(|u| members.iter().any(|m| m.user == *u)) {
+            return Err(Error::new(ErrorKind::NotFound, "no such conversation"));
+        }
+        let mut verified = Vec::with_capacity(messages.len());
+        for reported in messages {
+            let row = self.history_row(conversation, reported.seq).await?;
+            let message = match row.map(|row| row.content) {
+                Some(RowContent::Message { message, .. }) if message.sender.user == user => message,
+                _ => return Err(Error::new(ErrorKind::NotFound, "the server does not have the message")),
+            };
+            if !body_key::is_key_of(&reported.body_key, &message.body) {
+                return Err(Error::new(ErrorKind::Invalid, "the key is not that of the message"));
+            }
+            verified.push((reported.seq, message.as_ref().clone(), reported.body_key));
+        }
+        self.backends
+            .reports
+            .submit(VerifiedReport {
+                conversation,
+                reported_by: device.user,
+                user,
+                reported_at: self.now_ms(),
+                messages: verified,
+                note,
+            })
+            .await
+    }
+
+    async fn history_row(&self, conversation: ConversationId, seq: Seq) -> Result<Option<InboxRow>> {
+        let rows = self.backends.store.history(conversation, seq + 1, PageLimit::rows(1)).await?;
+        Ok(rows.into_iter().find(|row| row.seq == seq))
+    }
+}

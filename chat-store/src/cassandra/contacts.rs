@@ -1,0 +1,127 @@
+//! Contacts: one partition for each owner. Every change is conditional on the owner's version.
+
+use async_trait::async_trait;
+use chat_core::backend::ContactStore;
+use chat_core::contact::{Contact, ContactChange, Contacts};
+use chat_core::{Error, ErrorKind, Result, UserId};
+use scylla::value::CqlValue;
+
+use super::commit::{big, blob};
+use super::connection::Write;
+use super::directory::{TRIES, contended, optional};
+use super::{CassandraStore, corrupt, signed, unsigned};
+
+type Entry = (Option<Vec<u8>>, Option<bool>, Option<bool>, Option<i64>);
+
+impl CassandraStore {
+    /// Returns the version of a user's contacts and the number of pairs, if the user has any.
+    async fn contacts_head(&self, owner: UserId) -> Result<Option<(i64, i64)>> {
+        let rows =
+            self.connection.rows(&self.connection.statements.contacts_head, (&owner.as_bytes()[..],)).await?;
+        let row = rows.maybe_first_row::<(Option<i64>, Option<i64>)>().map_err(|_| corrupt())?;
+        Ok(row.and_then(|(version, pairs)| Some((version?, pairs.unwrap_or(0)))))
+    }
+
+    async fn find_contact(&self, owner: UserId, other: UserId) -> Result<Option<Contact>> {
+        let key = (&owner.as_bytes()[..], &other.as_bytes()[..]);
+        let rows = self.connection.rows(&self.connection.statements.contact, key).await?;
+        let row = rows.maybe_first_row::<(Option<bool>, Option<bool>)>().map_err(|_| corrupt())?;
+        Ok(row.map(|(accepted, blocked)| Contact {
+            accepted: accepted.unwrap_or(false),
+            blocked: blocked.unwrap_or(false),
+        }))
+    }
+}
+
+#[async_trait]
+impl ContactStore for CassandraStore {
+    async fn contact(&self, owner: UserId, other: UserId) -> Result<Contact> {
+        Ok(self.find_contact(owner, other).await?.unwrap_or_default())
+    }
+
+    async fn change(&self, owner: UserId, other: UserId, change: ContactChange, limit: usize) -> Result<u64> {
+        for _ in 0..TRIES {
+            let head = self.contacts_head(owner).await?;
+            let known = self.find_contact(owner, other).await?;
+            let (version, pairs) = head.unwrap_or_default();
+            let before = known.unwrap_or_default();
+            let after = change.apply(before);
+            if after == before {
+                return Ok(unsigned(version));
+            }
+            if known.is_none() && unsigned(pairs) >= limit as u64 {
+                return Err(Error::new(ErrorKind::Throttled, "too many contacts"));
+            }
+            let next = version + 1;
+            let pairs = pairs + i64::from(known.is_none());
+            let writes = [
+                Write {
+                    statement: &self.connection.statements.put_contact,
+                    values: vec![
+                        blob(owner.as_bytes()),
+                        blob(other.as_bytes()),
+                        CqlValue::Boolean(after.accepted),
+                        CqlValue::Boolean(after.blocked),
+                    ],
+                },
+                Write {
+                    statement: &self.connection.statements.put_contacts_head,
+                    values: vec![
+                        big(next),
+                        big(pairs),
+                        blob(owner.as_bytes()),
+                        optional(head.map(|(version, _)| big(version))),
+                    ],
+                },
+            ];
+            if self.connection.batch_applied(&writes).await? {
+                return Ok(unsigned(next));
+            }
+        }
+        Err(contended())
+    }
+
+    async fn version(&self, owner: UserId) -> Result<u64> {
+        Ok(self.contacts_head(owner).await?.map_or(0, |(version, _)| unsigned(version)))
+    }
+
+    async fn contacts(&self, owner: UserId) -> Result<Contacts> {
+        let rows =
+            self.connection.rows(&self.connection.statements.contacts, (&owner.as_bytes()[..],)).await?;
+        let mut contacts = Contacts::default();
+        // A partition without entries reads as one row without a user.
+        for row in rows.rows::<Entry>().map_err(|_| corrupt())? {
+            let (other, accepted, blocked, version) = row.map_err(|_| corrupt())?;
+            contacts.version = version.map_or(0, unsigned);
+            if let Some(other) = other {
+                let contact =
+                    Contact { accepted: accepted.unwrap_or(false), blocked: blocked.unwrap_or(false) };
+                contacts.entries.push((UserId::parse(&other).map_err(|_| corrupt())?, contact));
+            }
+        }
+        Ok(contacts)
+    }
+}
+
+impl CassandraStore {
+    /// Writes the contacts of a data set that is copied to the keyspace.
+    pub(super) async fn import_contacts(&self, owner: UserId, contacts: &Contacts) -> Result<()> {
+        if contacts.version == 0 {
+            return Ok(());
+        }
+        let statements = &self.connection.statements;
+        let pairs = signed(contacts.entries.len() as u64);
+        let head = vec![big(signed(contacts.version)), big(pairs), blob(owner.as_bytes())];
+        let mut writes = vec![Write { statement: &statements.import_contacts_head, values: head }];
+        writes.extend(contacts.entries.iter().map(|(other, contact)| Write {
+            statement: &statements.import_contact,
+            values: vec![
+                blob(owner.as_bytes()),
+                blob(other.as_bytes()),
+                CqlValue::Boolean(contact.accepted),
+                CqlValue::Boolean(contact.blocked),
+            ],
+        }));
+        self.write_partition(&writes).await
+    }
+}

@@ -1,0 +1,167 @@
+//! Message requests, blocked users and reports, with the client and the Signal suite.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chat_client::prelude::*;
+use chat_client::{GapReason, Relation, Status, open_reported};
+use chat_core::Backends;
+use chat_core::memory::MemoryReports;
+use chat_testing::TestServer;
+use tokio::time::timeout;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A server with the users alice and bob.
+struct Pair {
+    server: TestServer,
+    reports: Arc<MemoryReports>,
+    alice: Client,
+    bob: Client,
+}
+
+impl Pair {
+    async fn start() -> Self {
+        let reports = Arc::new(MemoryReports::default());
+        let backends = Backends { reports: reports.clone(), ..Backends::memory() };
+        let builder = chat_server::Server::builder().backends(backends).open_registration();
+        let server = TestServer::start_with(builder).await.unwrap();
+        let alice = server.client_with("alice", chat_signal::suite()).await.unwrap();
+        let bob = server.client_with("bob", chat_signal::suite()).await.unwrap();
+        Self { server, reports, alice, bob }
+    }
+
+    /// Sends a text from alice to bob, and waits until it is stored.
+    async fn send(&self, text: &str) -> Ticket {
+        let ticket = self.alice.send(self.bob.user(), text).await.unwrap();
+        timeout(LIMIT, ticket.stored()).await.unwrap().unwrap();
+        ticket
+    }
+
+    async fn received(&self, client: &Client) -> Message {
+        timeout(LIMIT, self.server.next_message(client)).await.unwrap().unwrap()
+    }
+}
+
+async fn next_where(events: &mut Events, wanted: impl Fn(&Event) -> bool) -> Event {
+    let found = async {
+        loop {
+            let record = events.next().await.unwrap().expect("the stream ended");
+            if wanted(&record.event) {
+                return record.event;
+            }
+        }
+    };
+    timeout(LIMIT, found).await.expect("no such event")
+}
+
+#[tokio::test]
+async fn request_shows_nothing_until_it_is_accepted_and_everything_then() {
+    let pair = Pair::start().await;
+    let ticket = pair.send("hello").await;
+    let message = pair.received(&pair.bob).await;
+    assert!(message.is_request);
+    assert_eq!(pair.bob.conversations().await.unwrap()[0].relation, Relation::Stranger);
+    assert_eq!(pair.alice.relation(pair.bob.user()).await.unwrap(), Relation::Contact, "alice wrote");
+    pair.bob.read(message.conversation, message.seq).await.unwrap();
+    // The acknowledgement and the read position have reached the server; alice learns neither.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let Status::Stored { delivered, read, .. } = ticket.status().await.unwrap() else { panic!() };
+    assert_eq!((delivered.reached, read.reached), (0, 0));
+    pair.bob.accept(pair.alice.user()).await.unwrap();
+    assert!(timeout(LIMIT, ticket.read()).await.unwrap().unwrap().is_complete());
+    assert!(!pair.bob.history(message.conversation, None, 1).await.unwrap()[0].is_request);
+}
+
+#[tokio::test]
+async fn answer_accepts_the_request_on_every_device() {
+    let pair = Pair::start().await;
+    let ticket = pair.send("hello").await;
+    let message = pair.received(&pair.bob).await;
+    let tablet = pair.server.linked_client(&pair.bob, "tablet", chat_signal::suite()).await.unwrap();
+    let mut events = tablet.events_after(None);
+    assert_eq!(tablet.relation(pair.alice.user()).await.unwrap(), Relation::Stranger);
+    message.reply(&pair.bob, "hi").await.unwrap();
+    let accepted =
+        |event: &Event| matches!(event, Event::RelationChanged { relation: Relation::Contact, .. });
+    next_where(&mut events, accepted).await;
+    assert_eq!(tablet.relation(pair.alice.user()).await.unwrap(), Relation::Contact);
+    timeout(LIMIT, ticket.delivered()).await.unwrap().unwrap();
+    // A device that was linked or away meanwhile learns it when it connects.
+    tablet.close().await;
+    pair.bob.block(pair.alice.user()).await.unwrap();
+    let tablet = Client::open(pair.server.config("tablet", chat_signal::suite())).await.unwrap();
+    let mut events = tablet.events_after(None);
+    let blocked = |event: &Event| matches!(event, Event::RelationChanged { relation: Relation::Blocked, .. });
+    next_where(&mut events, blocked).await;
+}
+
+#[tokio::test]
+async fn blocked_user_is_stored_and_never_delivered() {
+    let pair = Pair::start().await;
+    pair.send("before").await;
+    let message = pair.received(&pair.bob).await;
+    message.reply(&pair.bob, "hi").await.unwrap();
+    pair.received(&pair.alice).await;
+    pair.bob.block(pair.alice.user()).await.unwrap();
+    let mut events = pair.bob.events_after(None);
+    let ticket = pair.send("blocked").await;
+    let withheld = next_where(&mut events, |event| matches!(event, Event::Gap { .. })).await;
+    assert!(matches!(withheld, Event::Gap { reason: GapReason::Withheld, from_seq: 3, to_seq: 3, .. }));
+    let refused = pair.bob.send(pair.alice.user(), "no").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Denied);
+    assert!(
+        timeout(Duration::from_secs(2), ticket.delivered()).await.is_err(),
+        "delivered to a user that blocked the sender"
+    );
+    pair.bob.unblock(pair.alice.user()).await.unwrap();
+    let ticket = pair.send("after").await;
+    assert_eq!(pair.received(&pair.bob).await.text(), Some("after"));
+    timeout(LIMIT, ticket.delivered()).await.unwrap().unwrap();
+    let shown = pair.bob.history(message.conversation, None, 10).await.unwrap();
+    assert!(shown.iter().all(|one| one.text() != Some("blocked")));
+}
+
+#[tokio::test]
+async fn report_reveals_the_reported_messages_only() {
+    let pair = Pair::start().await;
+    for text in ["one", "bad", "three"] {
+        pair.send(text).await;
+    }
+    let mut messages = Vec::new();
+    for _ in 0..3 {
+        messages.push(pair.received(&pair.bob).await);
+    }
+    pair.bob.report(&messages[1..2], "this one").await.unwrap();
+    let report = pair.reports.take().pop().unwrap();
+    assert_eq!((report.reported_by, report.user), (pair.bob.user(), pair.alice.user()));
+    assert_eq!((report.note.as_str(), report.messages.len()), ("this one", 1));
+    let (seq, message, key) = &report.messages[0];
+    assert_eq!(*seq, messages[1].seq);
+    let content = open_reported(report.conversation, message.id, &message.body, key);
+    assert_eq!(content, Some(Content::Text("bad".into())));
+    // Only messages of the other user, and only with their own keys.
+    let own = pair.alice.history(messages[0].conversation, None, 1).await.unwrap();
+    let kind = |outcome: Result<()>| outcome.unwrap_err().kind();
+    assert_eq!(kind(pair.alice.report(&own, "").await), ErrorKind::Invalid);
+    assert_eq!(kind(pair.bob.report(&[], "").await), ErrorKind::Invalid);
+    assert_eq!(kind(pair.bob.report(&messages, &"x".repeat(2001)).await), ErrorKind::Invalid);
+    assert!(pair.reports.take().is_empty());
+}
+
+#[tokio::test]
+async fn read_reaches_a_sender_that_was_away() {
+    let pair = Pair::start().await;
+    let ticket = pair.send("hello").await;
+    let message = pair.received(&pair.bob).await;
+    pair.bob.accept(pair.alice.user()).await.unwrap();
+    timeout(LIMIT, ticket.delivered()).await.unwrap().unwrap();
+    pair.alice.close().await;
+    // The reader reads while the sender is away, and stays connected.
+    pair.bob.read(message.conversation, message.seq).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let alice = pair.server.client_with("alice", chat_signal::suite()).await.unwrap();
+    let read = |event: &Event| matches!(event, Event::Read { seq: 1, .. });
+    next_where(&mut alice.events_after(Some(0)), read).await;
+}
