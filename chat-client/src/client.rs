@@ -420,7 +420,9 @@ impl Client {
         self.request(|reply| Command::Unlink(device, reply)).await
     }
 
-    /// Sets a new token, which the profile keeps, and connects with it: the answer to [`Event::TokenRequired`].
+    /// Sets a new token, which the profile keeps: the answer to [`Event::TokenExpiring`], where the session continues with
+    /// it, and to [`Event::TokenRequired`], where the client connects with it. If the server does not accept it, the client
+    /// reports [`Event::TokenRequired`].
     ///
     /// # Errors
     /// `Closed`, or the error of the local store.

@@ -1,6 +1,8 @@
 //! The state of a client's connection. It is a state, not a series of events, so that a late subscriber also
 //! receives it.
 
+use std::time::Duration;
+
 use chat_core::{Error, ErrorKind, Result};
 
 use crate::event::Event;
@@ -19,6 +21,10 @@ pub(crate) struct ConnectionState {
     has_prekeys: bool,
     /// The device's clock minus the server's in milliseconds, if that is too much.
     clock_ahead_ms: Option<i64>,
+    /// Number of times that the token was about to expire.
+    expiring: u64,
+    /// The time until the token expires, when that was last reported.
+    expires_in: Duration,
     /// The error of the last attempt to connect, if retrying alone will not help.
     failure: Option<Error>,
 }
@@ -55,6 +61,10 @@ impl ConnectionState {
         self.clock_ahead_ms = wrong_ms;
     }
 
+    pub(crate) const fn token_expires(&mut self, within: Duration) {
+        (self.expiring, self.expires_in) = (self.expiring + 1, within);
+    }
+
     pub(crate) fn connection_failed(&mut self, error: Error) {
         self.failure = Some(error);
     }
@@ -88,7 +98,8 @@ impl ConnectionState {
             return Some(Event::Disconnected);
         }
         if now.online && !self.online {
-            *self = Self { caught_up: false, clock_ahead_ms: self.clock_ahead_ms, ..now.clone() };
+            let (clock_ahead_ms, expiring) = (self.clock_ahead_ms, self.expiring);
+            *self = Self { caught_up: false, clock_ahead_ms, expiring, ..now.clone() };
             return Some(Event::Connected);
         }
         if now.clock_ahead_ms != self.clock_ahead_ms {
@@ -96,6 +107,10 @@ impl ConnectionState {
             if let Some(ahead_ms) = now.clock_ahead_ms {
                 return Some(Event::ClockWrong { ahead_ms });
             }
+        }
+        if now.expiring != self.expiring {
+            self.expiring = now.expiring;
+            return Some(Event::TokenExpiring { expires_in: now.expires_in });
         }
         if now.caught_up && !self.caught_up {
             self.caught_up = true;

@@ -22,8 +22,8 @@ use chat_core::device_list::{DeviceEntry, SignedDeviceList};
 use chat_core::envelope::{Refusal, RowContent};
 use chat_core::limits::WIRE_VERSION;
 use chat_core::replica::{Change, Changes, Ephemeral, Input, Output, Replica, Stopped};
-use chat_core::signing::HelloClaims;
-use chat_core::wire::{ClientFrame, Hello, ServerFrame};
+use chat_core::signing::{HelloClaims, RenewalClaims};
+use chat_core::wire::{ClientFrame, Hello, Renewal, ServerFrame};
 use chat_core::{
     ConversationId, DeviceId, Error, ErrorKind, Handle, InstallationId, MessageId, Result, Seq, UserId,
 };
@@ -200,6 +200,14 @@ pub(crate) struct Driver {
     marked: bool,
     /// Devices of this user that senders excluded, as far as they are reported.
     excluded: HashSet<InstallationId>,
+    /// The nonce of the connection, which a renewal of the token signs.
+    nonce: Bytes,
+    /// The token that the session began with, or was continued with.
+    token_in_use: String,
+    /// The server refused a token that was replaced meanwhile: connect with the new one.
+    restart_due: bool,
+    /// When to report that the token expires, and the time that is left then.
+    expiring: Option<(chat_core::Instant, Duration)>,
     /// The server has other contacts than the store.
     contacts_due: bool,
     /// Changes of contacts that the client makes by itself, to send.
@@ -297,6 +305,10 @@ impl Driver {
             linking,
             marked,
             excluded: HashSet::new(),
+            nonce: Bytes::new(),
+            token_in_use: String::new(),
+            restart_due: false,
+            expiring: None,
             contacts_due: false,
             contact_changes: Vec::new(),
             accepting: HashSet::new(),
@@ -392,10 +404,16 @@ impl Driver {
                     self.dialing = None;
                     self.dialled(dialled)?;
                 }
-                Wakeup::Deadline => self.step(Input::Tick)?,
+                Wakeup::Deadline => {
+                    self.report_expiry();
+                    self.step(Input::Tick)?;
+                }
             }
             self.check_linking()?;
             self.request_contacts()?;
+            if std::mem::take(&mut self.restart_due) {
+                self.step(Input::Restart)?;
+            }
             self.step(Input::Flush)?;
         }
     }
@@ -407,6 +425,7 @@ impl Driver {
                     self.mark_rows(&frame)?;
                     self.set_clock(&frame)?;
                     self.compare_contacts(&frame)?;
+                    self.note_expiry(&frame);
                     return self.step(Input::Frame(frame));
                 }
                 Err(error) => {
@@ -440,6 +459,50 @@ impl Driver {
             self.stand(|state| state.clock_compared(wrong_ms));
         }
         Ok(())
+    }
+
+    /// Takes over when the token expires.
+    fn note_expiry(&mut self, frame: &ServerFrame) {
+        const NOTICE: Duration = Duration::from_secs(300);
+        let left = match frame {
+            ServerFrame::Welcome(welcome) => welcome.token_expires_in_ms,
+            ServerFrame::Renewed(left) => {
+                self.token_in_use.clone_from(&self.token);
+                *left
+            }
+            _ => return,
+        };
+        // Of a short time, half is left for the new token.
+        let notice = NOTICE.min(Duration::from_millis(left / 2));
+        let wait = left.saturating_sub(notice.as_millis() as u64);
+        self.expiring = (left > 0).then(|| (self.now().after(wait), notice));
+    }
+
+    /// Reports that the token expires soon, once that is due.
+    fn report_expiry(&mut self) {
+        let now = self.now();
+        if let Some((_, left)) = self.expiring.take_if(|(at, _)| now >= *at)
+            && self.replica.is_online()
+        {
+            self.stand(|state| state.token_expires(left));
+        }
+    }
+
+    /// Continues the session with the token, if there is a session. Returns whether there is.
+    fn renew_token(&mut self) -> bool {
+        if !self.replica.is_online() {
+            return false;
+        }
+        let claims = RenewalClaims {
+            nonce: self.nonce.clone(),
+            token: self.token.clone(),
+            user: self.account.device.user,
+            device: self.account.device.device,
+        };
+        let renewal =
+            Renewal { token: claims.token.clone(), signature: self.account.sign(&claims.transcript()) };
+        self.out.push(ClientFrame::Renew(Box::new(renewal)).encode());
+        true
     }
 
     fn dialled(&mut self, dialled: Result<Box<dyn Transport>>) -> Result<()> {
@@ -487,7 +550,8 @@ impl Driver {
 
     async fn wake(&mut self) -> Wakeup {
         let platform = &self.owner.config.platform;
-        let deadline = self.replica.deadline();
+        let expiring = self.expiring.map(|(at, _)| at);
+        let deadline = self.replica.deadline().into_iter().chain(expiring).min();
         let room = self.replica.outbox_len() < OUTBOX;
         let channels = &mut self.owner.channels;
         tokio::select! {
@@ -587,6 +651,8 @@ impl Driver {
                 };
                 let signature = self.account.sign(&claims.transcript());
                 let hello = Hello { claims, store_epoch: epoch, signature };
+                self.nonce = hello.claims.nonce.clone();
+                self.token_in_use.clone_from(&hello.claims.token);
                 self.out.push(ClientFrame::Hello(Box::new(hello)).encode());
             }
             Output::Send(frame) => self.out.push(frame.encode()),
@@ -680,6 +746,9 @@ impl Driver {
                 self.stand(ConnectionState::disconnected);
             }
             Ephemeral::CaughtUp => self.stand(ConnectionState::caught_up),
+            Ephemeral::Stopped(Stopped::Unauthorized) if self.token != self.token_in_use => {
+                self.restart_due = true;
+            }
             Ephemeral::Stopped(Stopped::Unauthorized) => {
                 self.stand(|state| state.stopped(Event::TokenRequired))
             }

@@ -85,6 +85,9 @@ pub enum Event {
     Presence { user: User, presence: Presence },
     /// The server limits the rate of this device. The client continues by itself after this time. Transient.
     Throttled { retry_after: Duration },
+    /// The token expires soon, and with it the session: get a new one and call
+    /// [`Client::set_token`](crate::Client::set_token), which keeps the connection. Transient.
+    TokenExpiring { expires_in: Duration },
     /// The token expired, or this device was unlinked: get a new token and call
     /// [`Client::set_token`](crate::Client::set_token). Transient.
     TokenRequired,

@@ -14,6 +14,7 @@ mod hub;
 mod plan;
 mod rates;
 mod requests;
+mod revocation;
 mod shard;
 mod trace;
 

@@ -194,6 +194,7 @@ impl Session {
                 self.expires_at = expires_at;
                 self.admitted(device, welcome, out);
             }
+            Input::Renewed { expires_at } => self.renewed(now, expires_at, out),
             Input::Rejected { reason, retry_after } => self.close(reason, retry_after, out),
             Input::Linking => self.phase = Phase::Linking,
             Input::Events(events) => self.events(now, events, out),
@@ -300,6 +301,7 @@ impl Session {
                 self.watched = users.into_iter().map(|user| (user, None)).collect();
                 self.watch_at = (!self.watched.is_empty()).then_some(now);
             }
+            (_, ClientFrame::Renew(renewal)) => out.push(Output::Renew(renewal)),
             (_, ClientFrame::Unknown(Some(id))) => {
                 let subject = Subject::Request(id);
                 out.push(Output::Send(ServerFrame::Refused(subject, Refusal::Unsupported)));
@@ -319,6 +321,12 @@ impl Session {
             self.typed_at.insert(conversation, now);
             out.push(Output::Typing(conversation));
         }
+    }
+
+    fn renewed(&mut self, now: Instant, expires_at: Option<Instant>, out: &mut Vec<Output>) {
+        self.expires_at = expires_at;
+        let left = expires_at.map_or(0, |at| at.since(now).as_millis() as u64);
+        out.push(Output::Send(ServerFrame::Renewed(left)));
     }
 
     fn admitted(&mut self, device: DeviceAddress, welcome: Welcome, out: &mut Vec<Output>) {

@@ -1,5 +1,5 @@
 //! The `chat-server-ref` command: reads the settings, then runs one of `serve`, `check`, `migrate`,
-//! `migrate-data`, `explain`, `token`, `verify`.
+//! `migrate-data`, `explain`, `revoke`, `token`, `verify`.
 
 mod commands;
 mod settings;
@@ -57,6 +57,10 @@ fn run(arguments: Arguments) -> Result<(), String> {
                 node.push(settings.admin_listen.to_string());
             }
             chat_server::explain::explain(&message_id, &node)?.iter().for_each(|line| println!("{line}"));
+        }
+        Some(Command::Revoke { user, node }) => {
+            let node = node.unwrap_or_else(|| settings.admin_listen.to_string());
+            println!("{}", chat_server::revocation::revoke(&user, &node)?);
         }
         Some(Command::Token { user, ttl }) => println!("{}", commands::token(&settings, &user, ttl)?),
         Some(Command::Verify) => println!("verified: {}", commands::verify(&settings)?),

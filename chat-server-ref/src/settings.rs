@@ -10,7 +10,6 @@ use chat_server::{Server, ServerBuilder};
 use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
 
-/// The arguments of the command line.
 #[derive(Parser, Debug)]
 #[command(name = "chat-server-ref", version, about = "The reference chat server")]
 pub(crate) struct Arguments {
@@ -23,7 +22,6 @@ pub(crate) struct Arguments {
     pub(crate) print_config: bool,
 }
 
-/// The command to run.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
     /// Run the server (the default).
@@ -60,6 +58,14 @@ pub(crate) enum Command {
         /// Admin addresses of the nodes to query, separated by commas. This node's own by default.
         #[arg(long, value_delimiter = ',')]
         node: Vec<String>,
+    },
+    /// End all tokens of a user that were issued until now, and the sessions that began with them, on every node.
+    Revoke {
+        /// The user's handle.
+        user: String,
+        /// Admin address of a node. This node's own by default.
+        #[arg(long)]
+        node: Option<String>,
     },
     /// Print a token for a user.
     Token {
@@ -129,15 +135,12 @@ pub(crate) struct Settings {
     pub(crate) node_link_listen: SocketAddr,
     /// The `host:port` that the other nodes connect to, if it differs from `node_link_listen` (the name of this
     /// machine, if that is the unspecified address).
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) node_link_address: Option<String>,
     /// PEM files: certificate and key of this node for the name `chat-node`, and the certificate of the
     /// authority that signed the certificates of all nodes. Required outside of loopback.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) node_link_tls: Option<NodeLinkFiles>,
     /// Allows registration of any free handle without a token. On by default on loopback only, and rejected
     /// elsewhere.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) open_registration: Option<bool>,
     /// The `host:port` names under which clients reach this server. Clients sign one of them.
     /// Required outside of loopback.
@@ -147,22 +150,16 @@ pub(crate) struct Settings {
     /// Allowed origins of web pages.
     pub(crate) origins: Vec<String>,
     /// File with the secret of HS256 tokens. By default it is created in the data directory.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) secret_file: Option<PathBuf>,
     /// JWKS file with public keys of EdDSA tokens.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) jwks_file: Option<PathBuf>,
     /// The `aud` that every token must name. By default it is not checked.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) token_audience: Option<String>,
     /// The `iss` that every token must name. By default it is not checked.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) token_issuer: Option<String>,
     /// PEM file with the certificate chain; with `tls_key`, clients connect by `wss://`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tls_cert: Option<PathBuf>,
     /// PEM file with the certificate's key.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tls_key: Option<PathBuf>,
     /// Lets clients of other machines connect without TLS: only behind a proxy that terminates TLS.
     pub(crate) allow_plaintext: bool,
@@ -183,7 +180,6 @@ pub(crate) struct Settings {
     pub(crate) log: String,
     /// The OpenTelemetry collector (OTLP over gRPC) that receives traces of messages, without content and
     /// owner: `http://host:4317` or `https://host:4317`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) otlp: Option<String>,
     /// Share of messages that are traced, 0 to 1.
     pub(crate) otlp_share: f64,

@@ -5,15 +5,16 @@ use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
 use axum::extract::Path;
-use axum::http::StatusCode;
-use axum::routing::get;
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::{get, post};
 use axum::{Json, Router};
-use chat_core::Engine;
+use chat_core::{Engine, ErrorKind, Handle};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::error::ServerError;
 use crate::explain::{Said, parse_id};
 use crate::health::Health;
+use crate::revocation::ADMIN_HEADER;
 
 /// Metrics of the process, recorded by the `metrics` facade.
 #[derive(Clone, Debug)]
@@ -21,10 +22,14 @@ pub struct Metrics(PrometheusHandle);
 
 /// Returns the routes for operators.
 pub(crate) fn router(engine: Arc<Engine>, health: Health, metrics: Option<Metrics>) -> Router {
-    let explaining = engine.clone();
+    let (explaining, revoking) = (engine.clone(), engine.clone());
     let routes = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(move || async move { readiness(&health) }))
+        .route(
+            "/revoke/{handle}",
+            post(move |Path(handle): Path<String>, headers: HeaderMap| revoke(revoking, handle, headers)),
+        )
         .route("/explain/{id}", get(move |Path(id): Path<String>| explain(explaining, id)));
     match metrics {
         Some(metrics) => routes.route("/metrics", get(move || async move { render(&engine, &metrics.0) })),
@@ -80,6 +85,23 @@ async fn explain(engine: Arc<Engine>, id: String) -> Result<Json<Said>, (StatusC
     let said = engine.explain(id).await;
     let unavailable = |error: chat_core::Error| (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n"));
     Ok(Json(Said::new(said.map_err(unavailable)?)))
+}
+
+/// Revokes the tokens of a user.
+async fn revoke(engine: Arc<Engine>, handle: String, headers: HeaderMap) -> (StatusCode, String) {
+    if !headers.contains_key(ADMIN_HEADER) {
+        return (StatusCode::FORBIDDEN, format!("the header {ADMIN_HEADER} is missing\n"));
+    }
+    let Ok(handle) = Handle::new(&handle) else {
+        return (StatusCode::BAD_REQUEST, "invalid handle\n".to_owned());
+    };
+    match engine.revoke(&handle).await {
+        Ok(()) => (StatusCode::OK, format!("revoked the tokens of {}\n", handle.as_str())),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            (StatusCode::NOT_FOUND, "there is no such user\n".to_owned())
+        }
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+    }
 }
 
 /// The engine keeps its own counters; they are exported on request.

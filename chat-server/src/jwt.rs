@@ -228,6 +228,10 @@ impl Authenticator for JwtAuthenticator {
         let denied = || Error::new(ErrorKind::Denied, "the token is not valid");
         let claims = self.claims(token).ok_or_else(denied)?;
         let user = Authenticated::user(Handle::new(&claims.sub).map_err(|_| denied())?);
+        let user = match UNIX_EPOCH.checked_add(Duration::from_secs(claims.iat)) {
+            Some(issued_at) => user.issued_at(issued_at),
+            None => user,
+        };
         // A time that `SystemTime` cannot hold is never reached.
         match UNIX_EPOCH.checked_add(Duration::from_secs(claims.exp.saturating_add(self.leeway.as_secs()))) {
             Some(time) if time <= SystemTime::now() => Err(denied()),

@@ -22,6 +22,7 @@ mod optional_token;
 mod process;
 mod report_log;
 mod retention;
+pub mod revocation;
 mod server;
 mod shard_supervisor;
 #[cfg(feature = "telemetry")]

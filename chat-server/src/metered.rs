@@ -243,6 +243,14 @@ impl KeyDirectory for MeteredKeys {
     async fn reincarnate(&self, device: InstallationId, wish: Reincarnation) -> Result<Incarnation> {
         timed(KEYS, "reincarnate", self.0.reincarnate(device, wish)).await
     }
+
+    async fn revoke(&self, user: UserId, not_before_ms: u64) -> Result<()> {
+        timed(KEYS, "revoke", self.0.revoke(user, not_before_ms)).await
+    }
+
+    async fn revocations(&self, since_ms: u64) -> Result<Vec<(UserId, u64)>> {
+        timed(KEYS, "revocations", self.0.revocations(since_ms)).await
+    }
 }
 
 #[derive(Debug)]

@@ -23,7 +23,7 @@ use crate::health::Health;
 use crate::ip_limiter::IpLimiter;
 use crate::listener::Listener;
 use crate::shard_supervisor::ShardSupervisor;
-use crate::{admin, metered, retention};
+use crate::{admin, metered, retention, revocation};
 
 /// Longest time that a drain waits for the end of sessions.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(65);
@@ -98,6 +98,9 @@ impl Server {
             #[cfg(feature = "embedded")]
             embedded: opened.embedded,
         };
+        let unread = |error| ServerError::new(format!("failed to read the revoked tokens: {error}"));
+        server.engine.read_revocations().await.map_err(unread)?;
+        server.tasks.spawn(revocation::read_forever(server.engine.clone()));
         if builder.runs_shards {
             for shard in 0..server.engine.shards() {
                 let (engine, router, health) = (server.engine.clone(), router.clone(), server.health.clone());
@@ -154,7 +157,7 @@ impl Server {
         self.address.map(|address| format!("{scheme}://{address}{}", self.upgrade.path))
     }
 
-    /// Returns routes for operators: `/healthz`, `/readyz`, `/explain/{message id}` and, on a server with an admin
+    /// Returns routes for operators: `/healthz`, `/readyz`, `/explain/{message id}`, `POST /revoke/{handle}` and, on a server with an admin
     /// address, `/metrics`. They need no login: mount them only where operators alone reach them.
     pub fn admin_router(&self) -> axum::Router {
         admin::router(self.engine.clone(), self.health.clone(), self.metrics.clone())

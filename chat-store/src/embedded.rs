@@ -74,6 +74,7 @@ pub(crate) struct Tables {
     prekeys: Keyspace,
     bundles: Keyspace,
     incarnations: Keyspace,
+    revocations: Keyspace,
 }
 
 impl std::fmt::Debug for Tables {
@@ -278,6 +279,7 @@ impl Tables {
             prekeys: keyspace("prekeys")?,
             bundles: keyspace("bundles")?,
             incarnations: keyspace("incarnations")?,
+            revocations: keyspace("revocations")?,
             database,
         })
     }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use chat_core::contact::ContactChange;
 use chat_core::envelope::{AckUpTo, Audience, DeviceBox, Publish};
 use chat_core::report::{Report, ReportedMessage};
-use chat_core::wire::{ClientFrame, OneTimePrekey, PrekeyUpload, Request, ServerFrame};
+use chat_core::wire::{ClientFrame, OneTimePrekey, PrekeyUpload, Renewal, Request, ServerFrame};
 use chat_core::{ConversationId, InstallationId, StoreEpoch};
 use chat_tests::TestRng;
 use chat_tests::raw_client::{RawClient, Received, User, frame};
@@ -216,6 +216,7 @@ fn frames(user: &User) -> Vec<ClientFrame> {
         ClientFrame::Read(ack),
         ClientFrame::Typing(own),
         ClientFrame::Watch(vec![user.device.user]),
+        ClientFrame::Renew(Box::new(Renewal { token: "token".into(), signature: vec![7; 64].into() })),
         user.registration(),
         user.hello(Bytes::from(vec![1; 32]), 5),
     ]

@@ -84,6 +84,9 @@ fn value(event: &Event) -> Value {
         Event::Presence { user, presence } => {
             json!({"event": "presence", "user": user.to_string(), "online": *presence == Presence::Online})
         }
+        Event::TokenExpiring { expires_in } => {
+            json!({"event": "token_expiring", "expires_in_ms": u64::try_from(expires_in.as_millis()).unwrap_or(u64::MAX)})
+        }
         Event::RelationChanged { user, relation } => {
             json!({"event": "relation_changed", "user": user.to_string(), "relation": relation.name()})
         }

@@ -73,6 +73,9 @@ enum Line {
         #[serde(default)]
         note: String,
     },
+    Token {
+        token: String,
+    },
     Reincarnate,
     Quit,
 }
@@ -353,6 +356,7 @@ async fn carry_out(
             let line = json!({"event": "reported", "user": user, "messages": messages.len()});
             say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
         }
+        Line::Token { token } => client.set_token(&token).await.map_err(failed),
         Line::Reincarnate => client.reincarnate().await.map_err(failed),
         Line::Quit => Ok(()),
     }

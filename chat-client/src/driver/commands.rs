@@ -115,8 +115,10 @@ impl Driver {
                 self.store.set_meta("token", token.as_bytes())?;
                 self.store.commit_open()?;
                 self.token = token;
-                self.stand(ConnectionState::restarted);
-                self.step(Input::Restart)?;
+                if !self.renew_token() {
+                    self.stand(ConnectionState::restarted);
+                    self.step(Input::Restart)?;
+                }
                 let _ = reply.send(Ok(()));
             }
             Command::Reincarnate(reply) => {

@@ -83,17 +83,19 @@ pub struct Authenticated {
     pub handle: Option<Handle>,
     /// When the token expires. `None`: never.
     pub expires_at: Option<SystemTime>,
+    /// When the token was issued. `None`: unknown, so that any revocation of the user's tokens covers it.
+    pub issued_at: Option<SystemTime>,
 }
 
 impl Authenticated {
     /// The token names this user. It never expires, unless [`expires_at`](Self::expires_at) sets a time.
     pub const fn user(handle: Handle) -> Self {
-        Self { handle: Some(handle), expires_at: None }
+        Self { handle: Some(handle), expires_at: None, issued_at: None }
     }
 
     /// No token is required (open registration), and none is checked.
     pub const fn open() -> Self {
-        Self { handle: None, expires_at: None }
+        Self { handle: None, expires_at: None, issued_at: None }
     }
 
     /// Sets when the token expires: the first moment at which [`Authenticator::authenticate`] denies it.
@@ -105,10 +107,18 @@ impl Authenticated {
     /// - The time is converted to the monotonic clock of the gateway when the session opens, so a wall clock
     ///   that is set afterwards does not move the end of the session.
     ///
-    /// A client that wants to stay connected reconnects with a new token before this time.
+    /// A client that wants to stay connected renews its token before this time.
     #[must_use]
     pub const fn expires_at(mut self, time: SystemTime) -> Self {
         self.expires_at = Some(time);
+        self
+    }
+
+    /// Sets when the token was issued. [`Engine::revoke`](crate::Engine::revoke) ends the tokens that were issued before a
+    /// time; a token of unknown age counts as older.
+    #[must_use]
+    pub const fn issued_at(mut self, time: SystemTime) -> Self {
+        self.issued_at = Some(time);
         self
     }
 }

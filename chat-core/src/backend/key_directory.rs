@@ -34,6 +34,8 @@ use crate::model::prekeys::{Bundle, PrekeyUpload};
 ///   (`first_prekeys_are_stored_once`).
 /// - A new incarnation has no prekeys until the device uploads some (`a_new_incarnation_has_no_prekeys`).
 /// - Ids of prekeys, versions and times are 0 to 2^53 - 1 (`prekey_ids_have_53_bits`).
+/// - [`revocations`](Self::revocations) has every revocation since a time (`revocations_are_listed_by_time`); each stays
+///   (`a_later_revocation_keeps_the_earlier`).
 /// - An unknown user or handle reads as empty (`an_unknown_user_is_empty`).
 ///
 /// # Calls
@@ -49,6 +51,7 @@ use crate::model::prekeys::{Bundle, PrekeyUpload};
 /// | `claim` | per new session between two devices |
 /// | `upload` | per refill of up to 100 prekeys |
 /// | `register`, `put_list` | per account, per change of its devices |
+/// | `revocations` | every 30 s by each node |
 /// | `reincarnate` | per recovery: at most once a day, unless the user requests it |
 #[async_trait]
 pub trait KeyDirectory: fmt::Debug + Send + Sync + 'static {
@@ -114,6 +117,18 @@ pub trait KeyDirectory: fmt::Debug + Send + Sync + 'static {
     /// `Throttled` if less than a day has passed since the device's last incarnation and the user did not
     /// request this one.
     async fn reincarnate(&self, device: InstallationId, wish: Reincarnation) -> Result<Incarnation>;
+
+    /// Records that tokens of a user which were issued before a time, in milliseconds since 1970, are no longer valid.
+    ///
+    /// # Errors
+    /// `Unavailable`: the revocation may be stored or not; a repeat is safe.
+    async fn revoke(&self, user: UserId, not_before_ms: u64) -> Result<()>;
+
+    /// Returns the revocations with a time of at least `since_ms`, in no order.
+    ///
+    /// # Errors
+    /// `Unavailable` if the read fails, `Corrupt` if one cannot be decoded.
+    async fn revocations(&self, since_ms: u64) -> Result<Vec<(UserId, u64)>>;
 }
 
 /// The parts of a bundle that a claim takes.

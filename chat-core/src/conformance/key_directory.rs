@@ -37,6 +37,8 @@ pub fn key_directory() -> Vec<Case<dyn KeyDirectory>> {
         incarnations_rise,
         a_new_incarnation_has_no_prekeys,
         prekey_ids_have_53_bits,
+        revocations_are_listed_by_time,
+        a_later_revocation_keeps_the_earlier,
         an_unknown_user_is_empty,
     ]
 }
@@ -358,4 +360,36 @@ async fn an_unknown_user_is_empty(keys: Keys) -> Outcome {
     equal(keys.resolve(&handle("stranger")?).await.map_err(failed)?, None, "the user")?;
     equal(keys.list(UserId::from_bytes([9; 16])).await.map_err(failed)?, None, "the list")?;
     equal(keys.handle_of(UserId::from_bytes([9; 16])).await.map_err(failed)?, None, "the handle")
+}
+
+/// A day in milliseconds.
+const DAY_MS: u64 = 24 * 3600 * 1000;
+
+async fn revocations(keys: &Keys, since_ms: u64) -> Result<BTreeSet<(UserId, u64)>, String> {
+    Ok(keys.revocations(since_ms).await.map_err(failed)?.into_iter().collect())
+}
+
+async fn revocations_are_listed_by_time(keys: Keys) -> Outcome {
+    let now = 1_700_000_000_000;
+    let (alice, bob) = (UserId::from_bytes([1; 16]), UserId::from_bytes([2; 16]));
+    equal(revocations(&keys, 0).await?, BTreeSet::new(), "before the first")?;
+    let all = [(alice, now - 3 * DAY_MS), (bob, now - 1), (alice, now), (bob, now)];
+    for (user, at) in all {
+        keys.revoke(user, at).await.map_err(failed)?;
+        keys.revoke(user, at).await.map_err(failed)?;
+    }
+    equal(revocations(&keys, now - 5 * DAY_MS).await?, BTreeSet::from(all), "all")?;
+    equal(revocations(&keys, now - 1).await?, BTreeSet::from([all[1], all[2], all[3]]), "the later ones")?;
+    equal(revocations(&keys, now).await?, BTreeSet::from([all[2], all[3]]), "the last ones")?;
+    equal(revocations(&keys, now + 1).await?, BTreeSet::new(), "later than all")
+}
+
+async fn a_later_revocation_keeps_the_earlier(keys: Keys) -> Outcome {
+    let now = 1_700_000_000_000;
+    let user = UserId::from_bytes([1; 16]);
+    keys.revoke(user, now).await.map_err(failed)?;
+    keys.revoke(user, now - DAY_MS).await.map_err(failed)?;
+    equal(revocations(&keys, now).await?, BTreeSet::from([(user, now)]), "the later one")?;
+    keys.revoke(user, now + DAY_MS).await.map_err(failed)?;
+    equal(revocations(&keys, now).await?.len(), 2, "the number of revocations")
 }

@@ -93,6 +93,10 @@ pub struct Engine {
     pub(super) decided: DashMap<(UserId, UserId), (Contact, u64)>,
     /// Incremented when cached decisions may be stale.
     pub(super) decisions_changed: AtomicU64,
+    /// The time before which no token of a user counts, in milliseconds since 1970.
+    pub(super) revoked: DashMap<UserId, u64>,
+    /// When all revocations were last read.
+    pub(super) revocations_read: Mutex<Option<u64>>,
     /// Pending link offers, by rendezvous.
     pub(super) offers: DashMap<Bytes, Offer>,
     pub(super) limits: Limits,
@@ -135,6 +139,8 @@ impl Engine {
             contacts: DashMap::new(),
             decided: DashMap::new(),
             decisions_changed: AtomicU64::new(0),
+            revoked: DashMap::new(),
+            revocations_read: Mutex::default(),
             offers: DashMap::new(),
             limits,
             room: DashMap::new(),

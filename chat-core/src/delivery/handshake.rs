@@ -57,8 +57,12 @@ impl Engine {
             Registration::Lookup { token, handle } => (token, handle, None, true),
             Registration::Link { .. } => return Err(Refusal::Unsupported),
         };
-        let named = self.verify_token(token).await.map_err(|_| Refusal::Denied)?.handle;
-        if named.as_ref().map_or(replace, |named| named != handle) {
+        let verified = self.verify_token(token).await.map_err(|_| Refusal::Denied)?;
+        if verified.handle.as_ref().map_or(replace, |named| named != handle) {
+            return Err(Refusal::Denied);
+        }
+        let known = self.backends.keys.resolve(handle).await.map_err(|error| refusal_of(&error))?;
+        if known.is_some_and(|user| self.is_revoked(user, &verified)) {
             return Err(Refusal::Denied);
         }
         let opened = match (list, replace) {
@@ -117,17 +121,7 @@ impl Engine {
             return Err(CloseReason::Unauthorized);
         }
         let later = |_: Error| CloseReason::Draining;
-        let verified = match self.verify_token(&claims.token).await {
-            Ok(verified) => verified,
-            Err(error) if error.kind() == ErrorKind::Unavailable => return Err(CloseReason::Draining),
-            Err(_) => return Err(CloseReason::Unauthorized),
-        };
-        if let Some(handle) = verified.handle {
-            let user = self.backends.keys.resolve(&handle).await.map_err(later)?;
-            if user != Some(claims.user) {
-                return Err(CloseReason::Unauthorized);
-            }
-        }
+        let verified = self.accept_token(claims.user, &claims.token).await?;
         let now = self.now_ms();
         self.limits.may_try(claims.user, now).map_err(|_| CloseReason::Throttled)?;
         let list = self.device_list(claims.user).await.map_err(later)?.ok_or(CloseReason::Unauthorized)?;
@@ -139,10 +133,27 @@ impl Engine {
         if self.is_half_linked(&Some(list.clone()), entry.installation()).await.map_err(later)? {
             return Err(CloseReason::Unauthorized);
         }
-        let (device, welcome) = self.greet(hello, &list, entry.installation()).await.map_err(later)?;
+        let (device, mut welcome) = self.greet(hello, &list, entry.installation()).await.map_err(later)?;
         // Computed last, because the steps before take time.
         let expires_in = verified.expires_at.map(|at| self.time_until(at));
+        welcome.token_expires_in_ms = expires_in.map_or(0, |time| (time.as_millis() as u64).max(1));
         Ok(Greeting { device, welcome, expires_in })
+    }
+
+    /// Checks that a token is valid, names a user, and is not revoked.
+    pub(super) async fn accept_token(&self, user: UserId, token: &str) -> Result<Authenticated, CloseReason> {
+        let verified = match self.verify_token(token).await {
+            Ok(verified) => verified,
+            Err(error) if error.kind() == ErrorKind::Unavailable => return Err(CloseReason::Draining),
+            Err(_) => return Err(CloseReason::Unauthorized),
+        };
+        if let Some(handle) = &verified.handle {
+            let named = self.backends.keys.resolve(handle).await.map_err(|_| CloseReason::Draining)?;
+            if named != Some(user) || self.is_revoked(user, &verified) {
+                return Err(CloseReason::Unauthorized);
+            }
+        }
+        Ok(verified)
     }
 
     /// Checks a token. One that has expired by the engine's clock is denied, even if the authenticator accepts
@@ -156,7 +167,7 @@ impl Engine {
     }
 
     /// Returns the time until `at` by the engine's clock; zero if it passed.
-    fn time_until(&self, at: SystemTime) -> Duration {
+    pub(super) fn time_until(&self, at: SystemTime) -> Duration {
         let at = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         at.saturating_sub(Duration::from_micros(self.now_us()))
     }
@@ -190,6 +201,7 @@ impl Engine {
             retention_ms: self.settings.retention_ms,
             instance: self.instance,
             contacts_version,
+            token_expires_in_ms: 0,
         };
         Ok((device, welcome))
     }

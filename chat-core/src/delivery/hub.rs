@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use crate::backend::Route;
 use crate::model::close_reason::CloseReason;
-use crate::model::id::InstallationId;
+use crate::model::id::{InstallationId, UserId};
 use crate::model::session_event::SessionEvent;
 
 /// Connections of this process, by device.
@@ -106,6 +106,15 @@ impl Hub {
     /// Closes the session of a device.
     pub fn close(&self, device: InstallationId, reason: CloseReason) {
         self.close_if(device, reason, |_| true);
+    }
+
+    /// Closes all sessions of a user.
+    pub fn close_user(&self, user: UserId, reason: CloseReason) {
+        let of_user =
+            self.connections.iter().filter(|one| one.route.device.user == user).map(|one| one.route);
+        for route in of_user.collect::<Vec<_>>() {
+            self.close_session(&route, reason);
+        }
     }
 
     /// Closes a session if it is still the device's current one.

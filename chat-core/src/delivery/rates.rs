@@ -55,6 +55,8 @@ pub struct Rates {
     pub links: Option<Rate>,
     /// Connections of one user with a valid token and a wrong signature. Fails closed.
     pub failures: Option<Rate>,
+    /// Tokens that one device renews. Fails closed.
+    pub renewals: Option<Rate>,
     /// Users that one user accepts, blocks or unblocks.
     pub contact_changes: Option<Rate>,
     /// Reports of one user. Fails closed.
@@ -75,6 +77,7 @@ impl Default for Rates {
             claimant: Some(Rate::new(1000, 1000)),
             links: Some(Rate::new(6, 180)),
             failures: Some(Rate::new(5, 300)),
+            renewals: Some(Rate::new(10, 60)),
             contact_changes: Some(Rate::new(200, HOUR)),
             reports: Some(Rate::new(10, 20)),
         }
@@ -94,15 +97,16 @@ impl Rates {
         claimant: None,
         links: None,
         failures: None,
+        renewals: None,
         contact_changes: None,
         reports: None,
     };
 
     /// Returns the limits for loopback, where all users are one person: only claims of prekeys, link offers,
-    /// wrong signatures and reports stay limited.
+    /// wrong signatures, renewals and reports stay limited.
     pub fn local() -> Self {
-        let Self { claims, claimed, claimant, links, failures, reports, .. } = Self::default();
-        Self { claims, claimed, claimant, links, failures, reports, ..Self::OFF }
+        let Self { claims, claimed, claimant, links, failures, renewals, reports, .. } = Self::default();
+        Self { claims, claimed, claimant, links, failures, renewals, reports, ..Self::OFF }
     }
 }
 
@@ -183,6 +187,7 @@ pub(super) struct Limits {
     claimant: Buckets<UserId>,
     links: Buckets<UserId>,
     failures: Buckets<UserId>,
+    renewals: Buckets<InstallationId>,
     contact_changes: Buckets<UserId>,
     reports: Buckets<UserId>,
 }
@@ -203,6 +208,7 @@ impl Limits {
             claimant: Buckets::new(rates.claimant, true),
             links: Buckets::new(rates.links, true),
             failures: Buckets::new(rates.failures, true),
+            renewals: Buckets::new(rates.renewals, true),
             contact_changes: Buckets::new(rates.contact_changes, false),
             reports: Buckets::new(rates.reports, true),
         }
@@ -244,6 +250,10 @@ impl Limits {
 
     pub(super) fn link(&self, user: UserId, now_ms: u64) -> Result<(), Wait> {
         self.links.take(user, 1, now_ms)
+    }
+
+    pub(super) fn renew(&self, device: InstallationId, now_ms: u64) -> Result<(), Wait> {
+        self.renewals.take(device, 1, now_ms)
     }
 
     pub(super) fn change_contact(&self, user: UserId, now_ms: u64) -> Result<(), Wait> {

@@ -20,6 +20,7 @@ use crate::model::error::{ErrorKind, Result};
 use crate::model::limits::WIRE_VERSION;
 use crate::model::server_frame::{Challenge, ServerFrame};
 use crate::model::session_event::SessionEvent;
+use crate::model::time::Instant;
 use crate::session::{Input, Output, Session};
 
 /// When a device over a limit may try again, in milliseconds.
@@ -322,6 +323,16 @@ impl Connection {
                 }
                 Some(answer)
             }
+            Output::Renew(renewal) => {
+                let renewed = engine.renew(device?, &self.nonce, &renewal).await;
+                Some(match renewed {
+                    Ok(expires_in) => Input::Renewed { expires_at: self.expiry(expires_in) },
+                    Err(reason @ CloseReason::Throttled) => {
+                        Input::Rejected { reason, retry_after: THROTTLED_MS }
+                    }
+                    Err(reason) => Input::Rejected { reason, retry_after: 0 },
+                })
+            }
             Output::Register(registration) => self.register(*registration).await,
             Output::Read(after, limit) => {
                 // Acknowledged rows must not be read again.
@@ -434,9 +445,7 @@ impl Connection {
             }
             Err(reason) => return rejected(reason),
         };
-        let now = self.gateway.runtime.now();
-        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let expires_at = greeting.expires_in.map(|time| now.after(millis(time)));
+        let expires_at = self.expiry(greeting.expires_in);
         match engine.bind(greeting.device).await {
             Ok(handle) => {
                 self.handle = Some(handle);
@@ -445,6 +454,12 @@ impl Connection {
             Err(error) if error.kind() == ErrorKind::Denied => rejected(CloseReason::Unauthorized),
             Err(_) => rejected(CloseReason::Draining),
         }
+    }
+
+    /// Converts the time until a token expires to the gateway's monotonic clock.
+    fn expiry(&self, expires_in: Option<Duration>) -> Option<Instant> {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        expires_in.map(|time| self.gateway.runtime.now().after(millis(time)))
     }
 
     async fn register(&mut self, registration: Registration) -> Option<Input> {

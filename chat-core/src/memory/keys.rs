@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -25,6 +25,7 @@ struct Inner {
     owners: HashMap<InstallationId, UserId>,
     prekeys: HashMap<InstallationId, Prekeys>,
     incarnations: HashMap<InstallationId, (Incarnation, [u8; 16], u64)>,
+    revocations: BTreeSet<(u64, UserId)>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -164,5 +165,20 @@ impl KeyDirectory for MemoryKeys {
             inner.prekeys.remove(&device);
         }
         Ok(next)
+    }
+
+    async fn revoke(&self, user: UserId, not_before_ms: u64) -> Result<()> {
+        self.0.lock().revocations.insert((not_before_ms, user));
+        Ok(())
+    }
+
+    async fn revocations(&self, since_ms: u64) -> Result<Vec<(UserId, u64)>> {
+        let inner = self.0.lock();
+        Ok(inner
+            .revocations
+            .iter()
+            .filter(|(at, _)| *at >= since_ms)
+            .map(|(at, user)| (*user, *at))
+            .collect())
     }
 }

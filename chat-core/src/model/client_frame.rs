@@ -21,6 +21,21 @@ pub struct Hello {
     pub signature: Bytes,
 }
 
+/// A new token for an open session.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Renewal {
+    pub token: String,
+    /// Ed25519 signature by the device key over [`RenewalClaims`](super::signing::RenewalClaims).
+    pub signature: Bytes,
+}
+
+// The token must not reach a log.
+impl std::fmt::Debug for Renewal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Renewal").finish_non_exhaustive()
+    }
+}
+
 /// A request before the handshake: registers an account, or offers a device for linking.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Registration {
@@ -143,6 +158,8 @@ pub enum ClientFrame {
     Typing(ConversationId),
     /// Users whose presence the server reports; replaces the earlier set.
     Watch(Vec<UserId>),
+    /// Continues the session with a new token.
+    Renew(Box<Renewal>),
     /// A frame of a later version, with its request id if it has one.
     Unknown(Option<u64>),
 }

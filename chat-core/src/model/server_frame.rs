@@ -43,6 +43,8 @@ pub struct Welcome {
     pub instance: u64,
     /// The version of the user's contacts.
     pub contacts_version: u64,
+    /// Milliseconds until the token expires and the session ends; 0 if it does not.
+    pub token_expires_in_ms: u64,
 }
 
 #[cfg(test)]
@@ -67,6 +69,7 @@ impl Welcome {
             retention_ms: 0,
             instance: 0,
             contacts_version: 0,
+            token_expires_in_ms: 0,
         }
     }
 }
@@ -145,6 +148,8 @@ pub enum ServerFrame {
     ContactsChanged(u64),
     /// The server needs the user's read position in this conversation again.
     ReadRequested(ConversationId),
+    /// The session has the new token: milliseconds until that expires; 0 if it does not.
+    Renewed(u64),
     /// The last frame of a connection.
     Close {
         /// The reason.

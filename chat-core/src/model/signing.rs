@@ -75,6 +75,24 @@ impl HelloClaims {
     }
 }
 
+/// The claims that a device signs to continue its session with a new token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RenewalClaims {
+    /// The nonce of the challenge that began the connection.
+    pub nonce: Bytes,
+    pub token: String,
+    pub user: UserId,
+    pub device: DeviceId,
+}
+
+impl RenewalClaims {
+    /// Returns the bytes to sign.
+    pub fn transcript(&self) -> Vec<u8> {
+        let token = Sha256::digest(self.token.as_bytes());
+        transcript("renew", &[&self.nonce, &token, self.user.as_bytes(), &[self.device.get()]])
+    }
+}
+
 /// Returns the bytes that a device key signs for a prekey upload.
 pub fn prekeys_transcript(signed: &[u8]) -> Vec<u8> {
     transcript("prekeys", &[signed])

@@ -1,7 +1,7 @@
 //! Inputs and outputs of a [`Session`](super::Session).
 
 use crate::backend::PageLimit;
-use crate::model::client_frame::{ClientFrame, Hello, Registration, Request};
+use crate::model::client_frame::{ClientFrame, Hello, Registration, Renewal, Request};
 use crate::model::close_reason::CloseReason;
 use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow, Publish, Refusal, SendPosition, Subject};
 use crate::model::id::{ConversationId, DeviceAddress, UserId};
@@ -19,6 +19,11 @@ pub enum Input {
     Admitted {
         device: DeviceAddress,
         welcome: Welcome,
+        /// When the token expires: the session closes then. `None`: never.
+        expires_at: Option<Instant>,
+    },
+    /// The session continues with a new token.
+    Renewed {
         /// When the token expires: the session closes then. `None`: never.
         expires_at: Option<Instant>,
     },
@@ -65,6 +70,8 @@ pub enum Output {
     Send(ServerFrame),
     /// Authenticate a `Hello`, bind the session, and report the outcome.
     Authenticate(Box<Hello>),
+    /// Check a new token, and report the outcome.
+    Renew(Box<Renewal>),
     /// Register an account and answer, or wait to be linked.
     Register(Box<Registration>),
     /// Read the page of the inbox after this position, up to this limit.

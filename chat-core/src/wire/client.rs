@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::{ClientFrame, FirstPrekeys, Hello, OneTimePrekey, PrekeyUpload, Registration, Request};
+use super::{ClientFrame, FirstPrekeys, Hello, OneTimePrekey, PrekeyUpload, Registration, Renewal, Request};
 use crate::codec::device_list::{list_from_proto, list_to_proto};
 use crate::codec::publish::{
     check_generation, publish_from_proto, publish_to_proto, skip_from_proto, skip_to_proto,
@@ -58,6 +58,10 @@ impl ClientFrame {
                 at_most(watch.users.len(), MAX_WATCHED, "too many users to watch")?;
                 Self::Watch(watch.users.iter().map(|u| UserId::parse(u)).collect::<Result<_>>()?)
             }
+            Frame::Renew(renew) => {
+                at_most(renew.token.len(), 3000, "the token is too large")?;
+                Self::Renew(Box::new(Renewal { token: renew.token, signature: renew.signature }))
+            }
         })
     }
 
@@ -88,6 +92,10 @@ impl ClientFrame {
             Self::Typing(conversation) => {
                 Frame::Typing(proto::Typing { conversation: conversation.to_bytes() })
             }
+            Self::Renew(renewal) => Frame::Renew(proto::Renew {
+                token: renewal.token.clone(),
+                signature: renewal.signature.clone(),
+            }),
             Self::Watch(users) => {
                 Frame::Watch(proto::Watch { users: users.iter().map(|u| u.to_bytes()).collect() })
             }

@@ -45,6 +45,7 @@ impl ServerFrame {
                 retention_ms: w.retention_ms.min(MAX_NUMBER),
                 instance: w.instance.min(MAX_NUMBER),
                 contacts_version: w.contacts_version.min(MAX_NUMBER),
+                token_expires_in_ms: w.token_expires_in_ms.min(MAX_NUMBER),
             }),
             Frame::Registered(r) => {
                 let list = r.list.map(list_from_proto).transpose()?;
@@ -80,6 +81,7 @@ impl ServerFrame {
             Frame::LinkAnswer(answer) => Self::LinkAnswer(answer.answer),
             Frame::PrekeysLow(low) => Self::PrekeysLow(low.left),
             Frame::ContactsChanged(changed) => Self::ContactsChanged(changed.version.min(MAX_NUMBER)),
+            Frame::Renewed(renewed) => Self::Renewed(renewed.token_expires_in_ms.min(MAX_NUMBER)),
             Frame::ReadRequested(asked) => Self::ReadRequested(ConversationId::parse(&asked.conversation)?),
             Frame::Close(frame) => Self::Close {
                 reason: u16::try_from(frame.code).map_or(CloseReason::Protocol, CloseReason::from_code),
@@ -111,6 +113,7 @@ impl ServerFrame {
                 retention_ms: w.retention_ms,
                 instance: w.instance,
                 contacts_version: w.contacts_version,
+                token_expires_in_ms: w.token_expires_in_ms,
                 heartbeat: (crate::model::limits::HEARTBEAT_MS / 1000) as u32,
             }),
             Self::Registered(user, list) => Frame::Registered(proto::Registered {
@@ -148,6 +151,9 @@ impl ServerFrame {
             Self::PrekeysLow(left) => Frame::PrekeysLow(proto::PrekeysLow { left: *left }),
             Self::ContactsChanged(version) => {
                 Frame::ContactsChanged(proto::ContactsChanged { version: *version })
+            }
+            Self::Renewed(token_expires_in_ms) => {
+                Frame::Renewed(proto::Renewed { token_expires_in_ms: *token_expires_in_ms })
             }
             Self::ReadRequested(conversation) => {
                 Frame::ReadRequested(proto::ReadRequested { conversation: conversation.to_bytes() })

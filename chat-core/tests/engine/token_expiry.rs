@@ -136,3 +136,96 @@ fn the_gateway_closes_a_session_when_its_token_expires() {
     let last = ServerFrame::parse(frames.to_device.pop().unwrap()).unwrap();
     assert_eq!(last, ServerFrame::Close { reason: CloseReason::Unauthorized, retry_after: 0 });
 }
+
+/// Accepts every token that names seconds: for one user, as issued at that second of the test.
+#[derive(Debug)]
+struct IssuedAt(Handle);
+
+#[async_trait]
+impl Authenticator for IssuedAt {
+    async fn authenticate(&self, token: &str) -> Result<Authenticated> {
+        let user = Authenticated::user(self.0.clone());
+        let at = |seconds: u64| {
+            SystemTime::UNIX_EPOCH + Duration::from_micros(START_US) + Duration::from_secs(seconds)
+        };
+        Ok(match token.parse() {
+            Ok(seconds) => user.issued_at(at(seconds)).expires_at(at(seconds + 500)),
+            Err(_) => user,
+        })
+    }
+}
+
+/// Two nodes with the same directory, and a user.
+fn two_nodes(alice: &User) -> ([Engine; 2], Arc<ManualClock>) {
+    let clock = Arc::new(ManualClock::default());
+    clock.set_us(START_US);
+    let authenticator = Arc::new(IssuedAt(alice.handle.clone()));
+    let backends = Backends { authenticator, ..Backends::memory() };
+    let node = || Engine::new(backends.clone(), EngineSettings::default(), clock.clone());
+    ([node(), node()], clock)
+}
+
+fn opens(engine: &Engine, alice: &User, token: &str) -> bool {
+    let mut hello = hello(alice, Bytes::from_static(&[7; 32]));
+    hello.claims.token = token.into();
+    hello.signature = alice.key.sign(&hello.claims.transcript()).to_bytes().to_vec().into();
+    ready(engine.authenticate(&hello)).is_ok()
+}
+
+#[test]
+fn revoked_tokens_open_nothing_on_any_node_and_later_ones_do() {
+    let alice = User::new(1, "alice");
+    let ([here, there], clock) = two_nodes(&alice);
+    alice.register(&here);
+    let mut sessions = [&here, &there].map(|node| ready(node.bind(alice.device())).unwrap());
+    assert!(opens(&here, &alice, "5") && opens(&there, &alice, "of unknown age"));
+    clock.set_us(START_US + 10_500_000);
+    ready(here.revoke(&alice.handle)).unwrap();
+    assert!(!opens(&here, &alice, "5") && !opens(&here, &alice, "of unknown age"));
+    assert!(!opens(&here, &alice, "10"), "of the same second");
+    assert!(opens(&here, &alice, "11"));
+    assert!(opens(&there, &alice, "5"), "the other node has not read it yet");
+    ready(there.read_revocations()).unwrap();
+    assert!(!opens(&there, &alice, "5") && opens(&there, &alice, "11"));
+    for session in &mut sessions {
+        let closed = session.events.try_recv().unwrap();
+        assert!(matches!(closed[..], [chat_core::delivery::SessionEvent::Closed(CloseReason::Draining)]));
+    }
+    let lookup = |token: &str| Registration::Lookup { token: token.into(), handle: alice.handle.clone() };
+    assert_eq!(ready(there.register(&lookup("5"))), Err(Refusal::Denied));
+    assert!(ready(there.register(&lookup("11"))).is_ok());
+    // A node that starts later reads all of them.
+    let nobody = Handle::new("nobody").unwrap();
+    assert!(ready(here.revoke(&nobody)).is_err());
+}
+
+#[test]
+fn session_continues_with_a_new_token_that_its_device_signed() {
+    let alice = User::new(1, "alice");
+    let ([engine, _], clock) = two_nodes(&alice);
+    alice.register(&engine);
+    let nonce = Bytes::from_static(&[7; 32]);
+    let renewal = |token: &str, key: &SigningKey, nonce: &Bytes| {
+        let claims = chat_core::signing::RenewalClaims {
+            nonce: nonce.clone(),
+            token: token.into(),
+            user: alice.device().user,
+            device: alice.device().device,
+        };
+        let signature = key.sign(&claims.transcript()).to_bytes().to_vec().into();
+        chat_core::wire::Renewal { token: token.into(), signature }
+    };
+    let renew = |renewal| ready(engine.renew(alice.device(), &nonce, &renewal));
+    clock.set_us(START_US + 400_000_000);
+    assert_eq!(renew(renewal("100", &alice.key, &nonce)), Ok(Some(Duration::from_secs(200))));
+    let other_key = SigningKey::from_bytes(&[9; 32]);
+    assert_eq!(renew(renewal("100", &other_key, &nonce)), Err(CloseReason::Unauthorized));
+    let other_nonce = Bytes::from_static(&[8; 32]);
+    assert_eq!(renew(renewal("100", &alice.key, &other_nonce)), Err(CloseReason::Unauthorized));
+    ready(engine.revoke(&alice.handle)).unwrap();
+    assert_eq!(renew(renewal("100", &alice.key, &nonce)), Err(CloseReason::Unauthorized));
+    for _ in 0..20 {
+        let _ = renew(renewal("401", &alice.key, &nonce));
+    }
+    assert_eq!(renew(renewal("401", &alice.key, &nonce)), Err(CloseReason::Throttled));
+}

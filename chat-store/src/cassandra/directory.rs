@@ -43,6 +43,12 @@ impl Keys {
     }
 }
 
+/// Returns the day of a time in milliseconds since 1970: the partition of its revocations.
+fn day_of_ms(at_ms: u64) -> i32 {
+    const DAY_MS: u64 = 24 * 3600 * 1000;
+    i32::try_from(at_ms / DAY_MS).unwrap_or(i32::MAX)
+}
+
 pub(super) fn optional(value: Option<CqlValue>) -> CqlValue {
     value.unwrap_or(CqlValue::Empty)
 }
@@ -294,5 +300,30 @@ impl KeyDirectory for CassandraStore {
             }
         }
         Err(contended())
+    }
+
+    async fn revoke(&self, user: UserId, not_before_ms: u64) -> Result<()> {
+        let values = (day_of_ms(not_before_ms), signed(not_before_ms), &user.as_bytes()[..]);
+        self.connection.write(&self.connection.statements.put_revocation, values).await
+    }
+
+    async fn revocations(&self, since_ms: u64) -> Result<Vec<(UserId, u64)>> {
+        let statements = &self.connection.statements;
+        let first = day_of_ms(since_ms);
+        let days = self.connection.rows(&statements.revocation_days, ()).await?;
+        let days = days.rows::<(i32,)>().map_err(|_| corrupt())?;
+        let mut revocations = Vec::new();
+        for day in days {
+            let (day,) = day.map_err(|_| corrupt())?;
+            if day < first {
+                continue;
+            }
+            let rows = self.connection.rows(&statements.revocations, (day, signed(since_ms))).await?;
+            for row in rows.rows::<(i64, Vec<u8>)>().map_err(|_| corrupt())? {
+                let (at, user) = row.map_err(|_| corrupt())?;
+                revocations.push((UserId::parse(&user).map_err(|_| corrupt())?, unsigned(at)));
+            }
+        }
+        Ok(revocations)
     }
 }

@@ -17,7 +17,7 @@ const COPYING: i32 = 0;
 
 /// Tables of the schema, without [`HANDLES`]. Inbox tombstones only free space, so they are kept for hours,
 /// not days.
-const TABLES: [&str; 11] = [
+const TABLES: [&str; 12] = [
     "meta (one text PRIMARY KEY, version int, epoch blob, generation bigint, log blob, partitions int, opened boolean)",
     "state_parts (conversation blob, part blob, seq bigint, value blob, redo blob, PRIMARY KEY (conversation, part)) \
      WITH compaction = {'class': 'LeveledCompactionStrategy'}",
@@ -36,6 +36,7 @@ const TABLES: [&str; 11] = [
      incarnation int static, nonce blob static, at_ms bigint static, data blob, PRIMARY KEY (installation, id)) \
      WITH gc_grace_seconds = 86400",
     "owners (installation blob PRIMARY KEY, user blob)",
+    "revocations (day int, at bigint, user blob, PRIMARY KEY (day, at, user))",
     "contacts (owner blob, other blob, version bigint static, pairs bigint static, accepted boolean, blocked boolean, \
      PRIMARY KEY (owner, other))",
 ];
@@ -285,6 +286,9 @@ statements! {
         users: "SELECT user FROM @accounts",
         list_version: "SELECT list FROM @lists WHERE user = ? AND version = ?",
         put_list_version: "INSERT INTO @lists (user, version, list) VALUES (?, ?, ?) USING TIMESTAMP 1",
+        put_revocation: "INSERT INTO @revocations (day, at, user) VALUES (?, ?, ?) USING TIMESTAMP 1",
+        revocations: "SELECT at, user FROM @revocations WHERE day = ? AND at >= ?",
+        revocation_days: "SELECT DISTINCT day FROM @revocations",
         contact: "SELECT accepted, blocked FROM @contacts WHERE owner = ? AND other = ?",
         contacts: "SELECT other, accepted, blocked, version FROM @contacts WHERE owner = ?",
         contacts_head: "SELECT version, pairs FROM @contacts WHERE owner = ? LIMIT 1",

@@ -79,6 +79,17 @@ impl Tables {
     }
 }
 
+impl Tables {
+    pub(super) fn read_revocations(&self, since_ms: u64) -> Result<Vec<(UserId, u64)>> {
+        let read = |guard: fjall::Guard| {
+            let key = guard.key().map_err(failed)?;
+            let (at, user) = key.split_at_checked(8).ok_or_else(corrupt)?;
+            Ok((UserId::parse(user).map_err(|_| corrupt())?, keys::number(at)?))
+        };
+        self.revocations.range(since_ms.to_be_bytes()..).map(read).collect()
+    }
+}
+
 fn prekey(device: InstallationId, id: u64) -> Vec<u8> {
     [&device.as_bytes()[..], &id.to_be_bytes()].concat()
 }
@@ -243,5 +254,20 @@ impl KeyDirectory for EmbeddedStore {
 
     async fn reincarnate(&self, device: InstallationId, wish: Reincarnation) -> Result<Incarnation> {
         self.writer.change(move |tables| tables.reincarnate(device, wish)).await
+    }
+
+    async fn revoke(&self, user: UserId, not_before_ms: u64) -> Result<()> {
+        self.writer
+            .change(move |tables| {
+                let mut batch = tables.database.batch();
+                let key = [&not_before_ms.to_be_bytes()[..], user.as_bytes()].concat();
+                batch.insert(&tables.revocations, key, &[][..]);
+                Ok(((), Some(batch)))
+            })
+            .await
+    }
+
+    async fn revocations(&self, since_ms: u64) -> Result<Vec<(UserId, u64)>> {
+        self.tables.read_revocations(since_ms)
     }
 }

@@ -59,6 +59,7 @@ impl Keyspace {
             "owners",
             "devices",
             "contacts",
+            "revocations",
         ] {
             let cql = format!("TRUNCATE {}.{table}", self.settings.keyspace);
             self.session.query_unpaged(cql, ()).await.unwrap();

@@ -47,11 +47,15 @@ pub enum DirectoryFault {
     FirstPrekeysIgnored,
     FirstPrekeysReplace,
     HighestPrekeyIdForgotten,
+    RevocationLost,
+    RevocationReplaced,
+    RevocationsOfAnyTime,
+    RevocationAtTheTimeMissing,
 }
 
 impl DirectoryFault {
     /// All faults.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 35] = [
         Self::TakenHandleAccepted,
         Self::RepeatedRegistrationRefused,
         Self::ListWithoutAccountAccepted,
@@ -83,6 +87,10 @@ impl DirectoryFault {
         Self::FirstPrekeysIgnored,
         Self::FirstPrekeysReplace,
         Self::HighestPrekeyIdForgotten,
+        Self::RevocationLost,
+        Self::RevocationReplaced,
+        Self::RevocationsOfAnyTime,
+        Self::RevocationAtTheTimeMissing,
     ];
 }
 
@@ -312,5 +320,29 @@ impl KeyDirectory for FaultyDirectory {
             self.keys.upload(device, &upload).await?;
         }
         Ok(incarnation)
+    }
+
+    async fn revoke(&self, user: UserId, not_before_ms: u64) -> Result<()> {
+        let known = self.keys.revocations(0).await?;
+        if self.has(DirectoryFault::RevocationLost) && known.iter().any(|(other, _)| *other == user) {
+            return Ok(());
+        }
+        self.keys.revoke(user, not_before_ms).await
+    }
+
+    async fn revocations(&self, since_ms: u64) -> Result<Vec<(UserId, u64)>> {
+        use DirectoryFault as F;
+        let since_ms = match self.fault {
+            Some(F::RevocationsOfAnyTime) => 0,
+            Some(F::RevocationAtTheTimeMissing) => since_ms + 1,
+            _ => since_ms,
+        };
+        let all = self.keys.revocations(since_ms).await?;
+        if self.has(F::RevocationReplaced) {
+            // Only the last one of each user, by time.
+            let last = |user: UserId| all.iter().filter(|(known, _)| *known == user).map(|(_, at)| *at).max();
+            return Ok(all.iter().copied().filter(|(user, at)| last(*user) == Some(*at)).collect());
+        }
+        Ok(all)
     }
 }

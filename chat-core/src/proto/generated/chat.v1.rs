@@ -2,7 +2,10 @@
 /// A frame from a device.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ClientFrame {
-    #[prost(oneof = "client_frame::Frame", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(
+        oneof = "client_frame::Frame",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+    )]
     pub frame: ::core::option::Option<client_frame::Frame>,
 }
 /// Nested message and enum types in `ClientFrame`.
@@ -43,6 +46,9 @@ pub mod client_frame {
         /// Users whose presence the server reports. Replaces the earlier set.
         #[prost(message, tag = "11")]
         Watch(super::Watch),
+        /// Continues the session with a new token. The server answers with Renewed or Close.
+        #[prost(message, tag = "12")]
+        Renew(super::Renew),
     }
 }
 /// A frame from the server.
@@ -50,7 +56,7 @@ pub mod client_frame {
 pub struct ServerFrame {
     #[prost(
         oneof = "server_frame::Frame",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19"
     )]
     pub frame: ::core::option::Option<server_frame::Frame>,
 }
@@ -112,6 +118,9 @@ pub mod server_frame {
         /// A device of another user of the conversation lacks the read position of this user: send it again.
         #[prost(message, tag = "18")]
         ReadRequested(super::ReadRequested),
+        /// Answers Renew.
+        #[prost(message, tag = "19")]
+        Renewed(super::Renewed),
     }
 }
 /// Sent immediately after the upgrade.
@@ -158,6 +167,22 @@ pub struct Hello {
     /// Authority (host:port) the client dialled.
     #[prost(string, tag = "9")]
     pub authority: ::prost::alloc::string::String,
+}
+/// Continues a session with a new token of the same user.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Renew {
+    #[prost(string, tag = "1")]
+    pub token: ::prost::alloc::string::String,
+    /// Ed25519 signature by the device key, see docs/wire.md, "Signatures".
+    #[prost(bytes = "bytes", tag = "2")]
+    pub signature: ::prost::bytes::Bytes,
+}
+/// The session has the new token.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Renewed {
+    /// Milliseconds until the token expires and the session ends; 0 if it does not.
+    #[prost(uint64, tag = "1")]
+    pub token_expires_in_ms: u64,
 }
 /// Registers an account, or offers a device for linking.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -258,6 +283,9 @@ pub struct Welcome {
     /// The version of the user's contacts.
     #[prost(uint64, tag = "13")]
     pub contacts_version: u64,
+    /// Milliseconds until the token expires and the session ends; 0 if it does not.
+    #[prost(uint64, tag = "14")]
+    pub token_expires_in_ms: u64,
 }
 /// A recipient user, and the version of the device list that the boxes were encrypted for.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
