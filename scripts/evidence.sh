@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/test.sh
 out=docs/evidence
-parts=(simulate mutants digest conformance wasm api bench ci)
+parts=(simulate mutants digest conformance flood wasm api bench ci)
 # 201,200 schedules of four kinds.
 : "${EVIDENCE_SCHEDULES:=50300}" "${EVIDENCE_BENCH_RUNS:=3}"
 # The commit whose public items are the comparison.
@@ -39,6 +39,11 @@ part_conformance() {
     stop_clusters
     stop_single
     return "$outcome"
+}
+
+part_flood() {
+    workspace build --bins
+    FLOOD_SECONDS=60 workspace test --test flood -- --nocapture --test-threads 1
 }
 
 part_wasm() {

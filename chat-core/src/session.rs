@@ -73,6 +73,8 @@ struct Missed {
 pub struct Session {
     phase: Phase,
     opened: Instant,
+    /// Registrations that the device sent.
+    registrations: u32,
     heard: Instant,
     /// When the token of the device expires. `None`: never.
     expires_at: Option<Instant>,
@@ -99,6 +101,8 @@ pub struct Session {
     watch_at: Option<Instant>,
 }
 
+/// Maximum number of registrations on a connection: the list in force of an account, and the list that replaces it.
+const MAX_REGISTRATIONS: u32 = 2;
 /// Maximum number of consecutive redeliveries without any acknowledged row, before the connection is closed.
 const MAX_LOOPS: u32 = 5;
 /// Maximum number of `CatchUp` frames between two heartbeats.
@@ -123,6 +127,7 @@ impl Session {
         Self {
             phase: Phase::Greeting,
             opened: now,
+            registrations: 0,
             heard: now,
             expires_at: None,
             device: None,
@@ -254,8 +259,11 @@ impl Session {
                 self.phase = Phase::Authenticating;
                 out.push(Output::Authenticate(hello));
             }
-            (Phase::Greeting, ClientFrame::Register(registration)) => {
-                out.push(Output::Register(registration))
+            (Phase::Greeting, ClientFrame::Register(registration))
+                if self.registrations < MAX_REGISTRATIONS =>
+            {
+                self.registrations += 1;
+                out.push(Output::Register(registration));
             }
             (Phase::Linking, ClientFrame::Heartbeat) => {}
             (Phase::Greeting | Phase::Authenticating | Phase::Linking, _)

@@ -145,7 +145,7 @@ pub(crate) struct Settings {
     /// The `host:port` names under which clients reach this server. Clients sign one of them.
     /// Required outside of loopback.
     pub(crate) authorities: Vec<String>,
-    /// Addresses of proxies in front of this server. Their connections are not limited by address.
+    /// Addresses of trusted proxies. Their connections count for the address that they add in `X-Forwarded-For`.
     pub(crate) proxies: Vec<IpAddr>,
     /// Allowed origins of web pages.
     pub(crate) origins: Vec<String>,

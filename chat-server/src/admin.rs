@@ -108,6 +108,7 @@ async fn revoke(engine: Arc<Engine>, handle: String, headers: HeaderMap) -> (Sta
 fn render(engine: &Engine, handle: &PrometheusHandle) -> String {
     let counters = engine.counters();
     for (name, value) in [
+        ("chat_hello_signatures_total", &counters.signatures),
         ("chat_published_total", &counters.published),
         ("chat_stored_total", &counters.stored),
         ("chat_repeated_total", &counters.repeated),

@@ -1,7 +1,7 @@
-//! Limits per IP address on connections that are not authenticated yet or failed to authenticate.
+//! Limits per IP address on new connections, and on those that are not authenticated yet or failed to authenticate.
 //!
-//! Loopback addresses are not limited, nor those of the proxies that the settings name, because all clients
-//! behind a proxy have the same address.
+//! Loopback addresses are not limited. A connection of a proxy that the settings name counts for the address that the proxy
+//! forwards, if it forwards one.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -16,7 +16,10 @@ const MAX_FAILURES: u32 = 20;
 /// Duration of the first block. It doubles each time, up to an hour.
 const MIN_BLOCK: Duration = Duration::from_secs(60);
 const MAX_BLOCK: Duration = Duration::from_secs(3600);
-/// Maximum number of addresses whose failures are stored.
+/// New connections of one address: at once, and then per second. Many users may share an address.
+const ARRIVAL_BURST: f64 = 128.0;
+const ARRIVALS_PER_SECOND: f64 = 20.0;
+/// Maximum number of addresses whose failures, and whose arrivals, are stored.
 const MAX_ADDRESSES: usize = 100_000;
 
 /// Limits the connections of a server by IP address.
@@ -26,6 +29,21 @@ pub(crate) struct IpLimiter {
     proxies: Vec<IpAddr>,
     knocking: DashMap<IpAddr, u32>,
     failures: DashMap<IpAddr, Failures>,
+    arrivals: DashMap<IpAddr, Arrivals>,
+}
+
+/// The connections that an address may still open, as of a time.
+#[derive(Clone, Copy, Debug)]
+struct Arrivals {
+    left: f64,
+    at: Instant,
+}
+
+impl Arrivals {
+    fn refilled(self, now: Instant) -> Self {
+        let refill = now.saturating_duration_since(self.at).as_secs_f64() * ARRIVALS_PER_SECOND;
+        Self { left: (self.left + refill).min(ARRIVAL_BURST), at: now }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -49,13 +67,33 @@ impl IpLimiter {
         Self { proxies, ..Self::default() }
     }
 
-    /// Admits a connection. Returns `None` if its address has too many pending connections or is
+    /// Returns whether connections from this address are those of a proxy.
+    pub(crate) fn is_proxy(&self, address: IpAddr) -> bool {
+        self.proxies.contains(&address.to_canonical())
+    }
+
+    /// Admits a connection that a proxy forwards. `forwarded` has the addresses that proxies added, in their order: the last
+    /// one that is no proxy is the client. A connection without one is admitted, and counts for no address.
+    pub(crate) fn admit_forwarded(
+        self: &Arc<Self>,
+        forwarded: &[IpAddr],
+        now: Instant,
+    ) -> Option<PendingConnection> {
+        match forwarded.iter().rev().find(|address| !self.is_proxy(**address)) {
+            Some(client) => self.admit(*client, now),
+            None => Some(PendingConnection { ip_limiter: self.clone(), address: None }),
+        }
+    }
+
+    /// Admits a connection. Returns `None` if its address has too many pending connections, opens too many, or is
     /// blocked after failures.
     pub(crate) fn admit(self: &Arc<Self>, address: IpAddr, now: Instant) -> Option<PendingConnection> {
-        let Some(address) = counted(address).filter(|_| !self.proxies.contains(&address.to_canonical()))
-        else {
+        let Some(address) = counted(address).filter(|_| !self.is_proxy(address)) else {
             return Some(PendingConnection { ip_limiter: self.clone(), address: None });
         };
+        if !self.arrives(address, now) {
+            return None;
+        }
         let waits = self.failures.get(&address).and_then(|known| known.until);
         if waits.is_some_and(|until| now < until) {
             return None;
@@ -66,6 +104,23 @@ impl IpLimiter {
         }
         *knocking += 1;
         Some(PendingConnection { ip_limiter: self.clone(), address: Some(address) })
+    }
+
+    /// Counts a new connection. Returns `false` if there were too many.
+    fn arrives(&self, address: IpAddr, now: Instant) -> bool {
+        if self.arrivals.len() >= MAX_ADDRESSES && !self.arrivals.contains_key(&address) {
+            self.arrivals.retain(|_, known| known.refilled(now).left < ARRIVAL_BURST);
+            if self.arrivals.len() >= MAX_ADDRESSES {
+                self.arrivals.clear();
+            }
+        }
+        let mut known = self.arrivals.entry(address).or_insert(Arrivals { left: ARRIVAL_BURST, at: now });
+        *known = known.refilled(now);
+        let has_room = known.left >= 1.0;
+        if has_room {
+            known.left -= 1.0;
+        }
+        has_room
     }
 
     fn fail(&self, address: IpAddr, now: Instant) {
@@ -151,6 +206,36 @@ mod tests {
         assert!(
             (0..100).all(|_| ip_limiter.admit(address("127.0.0.1"), now).map(std::mem::forget).is_some())
         );
+    }
+
+    #[test]
+    fn clients_behind_a_proxy_count_one_by_one() {
+        let (proxy, inner) = (address("192.0.2.9"), address("10.0.0.9"));
+        let ip_limiter = Arc::new(IpLimiter::new(vec![proxy, inner]));
+        let now = Instant::now();
+        let admit = |forwarded: &[&str]| {
+            let forwarded: Vec<IpAddr> = forwarded.iter().map(|text| address(text)).collect();
+            ip_limiter.admit_forwarded(&forwarded, now)
+        };
+        // The client wrote the first address itself. The inner proxy added the outer one.
+        let kept: Vec<_> =
+            (0..40).map_while(|_| admit(&["203.0.113.7", "198.51.100.1", "192.0.2.9"])).collect();
+        assert_eq!(kept.len(), 32);
+        assert!(admit(&["198.51.100.1"]).is_none(), "the same client");
+        assert!(admit(&["198.51.100.2"]).is_some(), "another client");
+        assert!((0..200).all(|_| admit(&[]).is_some()), "a proxy that forwards no address");
+    }
+
+    #[test]
+    fn address_opens_connections_at_a_limited_rate() {
+        let ip_limiter = Arc::new(IpLimiter::default());
+        let (start, one) = (Instant::now(), address("192.0.2.1"));
+        // Connections that hang up at once.
+        let opened = |now: Instant| (0..1000).filter(|_| ip_limiter.admit(one, now).is_some()).count();
+        assert_eq!(opened(start), 128);
+        assert_eq!(opened(start + Duration::from_secs(2)), 40);
+        assert!(ip_limiter.admit(address("192.0.2.2"), start).is_some(), "another address");
+        assert_eq!(opened(start + Duration::from_secs(3600)), 128);
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! The accept loop: per-IP limits, pacing, TLS, and the WebSocket upgrade.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chat_core::backend::Transport;
 use chat_core::gateway::Gateway;
-use chat_transport::accept::{Upgrade, accept, busy};
+use chat_transport::accept::{Upgrade, accept_if, busy};
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -38,7 +40,7 @@ pub(crate) struct Listener {
 impl Listener {
     /// Accepts connections until the task is cancelled.
     pub(crate) async fn run(self) {
-        let mut pacer = AcceptPacer::new(self.accept_rate, Instant::now());
+        let pacer = Arc::new(Mutex::new(AcceptPacer::new(self.accept_rate, Instant::now())));
         let busy_responses = Arc::new(Semaphore::new(MAX_BUSY_RESPONSES));
         loop {
             let (stream, from) = match self.listener.accept().await {
@@ -49,15 +51,19 @@ impl Listener {
                     continue;
                 }
             };
-            let now = Instant::now();
+            let mut arrival = Arrival {
+                pending: None,
+                is_proxied: self.ip_limiter.is_proxy(from.ip()),
+                ip_limiter: self.ip_limiter.clone(),
+                pacer: pacer.clone(),
+            };
             let permit = || self.connections.clone().try_acquire_owned().map_err(|_| "connections");
-            let admitted = self
-                .ip_limiter
-                .admit(from.ip(), now.into_std())
-                .ok_or("address")
-                .and_then(|pending| Ok((pending, permit()?)))
-                .and_then(|(pending, permit)| Ok((pending, permit, pacer.admit(now).ok_or("rate")?)));
-            let (pending, permit, due) = match admitted {
+            let admitted = permit().and_then(|permit| {
+                // The address behind a proxy is known, and counts, once the request is read.
+                let wait = if arrival.is_proxied { Duration::ZERO } else { arrival.admit(from.ip())? };
+                Ok((permit, wait))
+            });
+            let (permit, wait) = match admitted {
                 Ok(admitted) => admitted,
                 Err(reason) => {
                     metrics::counter!("chat_connections_rejected_total", "reason" => reason).increment(1);
@@ -77,10 +83,10 @@ impl Listener {
                 self.upgrade.clone(),
             );
             tokio::spawn(async move {
-                if due > now {
-                    tokio::time::sleep_until(due).await;
+                if !wait.is_zero() {
+                    tokio::time::sleep(wait).await;
                 }
-                serve_connection(stream, &gateway, tls, &upgrade, pending).await;
+                serve_connection(stream, &gateway, tls, &upgrade, arrival).await;
                 drop(permit);
             });
         }
@@ -93,26 +99,77 @@ fn retry_after_seconds() -> u32 {
     1 + (RandomState::new().hash_one(0_u8) % 10) as u32
 }
 
+/// A connection whose address counts from the start, or, behind a proxy, once the request is read.
+struct Arrival {
+    pending: Option<PendingConnection>,
+    is_proxied: bool,
+    ip_limiter: Arc<IpLimiter>,
+    pacer: Arc<Mutex<AcceptPacer>>,
+}
+
+impl Arrival {
+    /// Admits an address. Returns the time to wait, or the reason to reject the connection.
+    fn admit(&mut self, address: IpAddr) -> Result<Duration, &'static str> {
+        let now = Instant::now();
+        self.pending = Some(self.ip_limiter.admit(address, now.into_std()).ok_or("address")?);
+        self.wait(now)
+    }
+
+    /// Admits the client that a proxy forwards. Does nothing for a connection without a proxy.
+    fn admit_forwarded(&mut self, forwarded: &[IpAddr]) -> Result<Duration, &'static str> {
+        if !self.is_proxied {
+            return Ok(Duration::ZERO);
+        }
+        let now = Instant::now();
+        let pending = self.ip_limiter.admit_forwarded(forwarded, now.into_std());
+        self.pending = Some(pending.ok_or("address")?);
+        self.wait(now)
+    }
+
+    /// Takes the next place in the pace of new connections.
+    fn wait(&self, now: Instant) -> Result<Duration, &'static str> {
+        let due = self.pacer.lock().admit(now).ok_or("rate")?;
+        Ok(due.saturating_duration_since(now))
+    }
+}
+
 async fn serve_connection(
     stream: TcpStream,
     gateway: &Gateway,
     tls: Option<TlsAcceptor>,
     upgrade: &Upgrade,
-    pending: PendingConnection,
+    mut arrival: Arrival,
 ) {
     let _ = stream.set_nodelay(true);
     // Boxed, because an idle connection must not reserve the memory that the handshakes need.
-    if let Some(transport) = Box::pin(open(stream, tls, upgrade)).await {
-        gateway.serve(transport, Box::new(move |accepted| pending.answered(accepted))).await;
+    if let Some(transport) = Box::pin(open(stream, tls, upgrade, &mut arrival)).await {
+        let pending = arrival.pending;
+        let answered = move |is_accepted| {
+            if let Some(pending) = pending {
+                pending.answered(is_accepted);
+            }
+        };
+        gateway.serve(transport, Box::new(answered)).await;
     }
 }
 
-async fn open(stream: TcpStream, tls: Option<TlsAcceptor>, upgrade: &Upgrade) -> Option<Box<dyn Transport>> {
+async fn open(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    upgrade: &Upgrade,
+    arrival: &mut Arrival,
+) -> Option<Box<dyn Transport>> {
+    let admit = |forwarded: &[IpAddr]| {
+        let rejected = |reason| {
+            metrics::counter!("chat_connections_rejected_total", "reason" => reason).increment(1);
+        };
+        arrival.admit_forwarded(forwarded).map_err(rejected).ok()
+    };
     match tls {
-        None => Some(Box::new(accept(stream, upgrade).await.ok()?)),
+        None => Some(Box::new(accept_if(stream, upgrade, admit).await.ok()?)),
         Some(tls) => {
             let stream = tokio::time::timeout(TLS_TIMEOUT, tls.accept(stream)).await.ok()?.ok()?;
-            Some(Box::new(accept(stream, upgrade).await.ok()?))
+            Some(Box::new(accept_if(stream, upgrade, admit).await.ok()?))
         }
     }
 }

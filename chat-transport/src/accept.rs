@@ -1,6 +1,7 @@
 //! The server side of the WebSocket upgrade. It is bounded in bytes and time, and strict where a web page or
 //! a proxy in between could exploit lenient parsing.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -20,6 +21,8 @@ const HEAD: usize = 8 * 1024;
 const HEADERS: usize = 64;
 /// Time limit for reading the request, and again for writing the response.
 const HEAD_TIME: Duration = Duration::from_secs(5);
+/// Seconds after which a client that a proxy forwards may try again, if its address has too many connections.
+const RETRY_AFTER: u32 = 5;
 /// Browsers whose refused upgrades are completed and closed with a reason at the same time.
 const MAX_CLOSING_BROWSERS: usize = 256;
 
@@ -39,7 +42,23 @@ pub struct Upgrade {
 /// # Errors
 /// `Invalid` if the request breaks a rule or is not complete in time (it was answered with the status that
 /// `docs/wire.md` lists), `Closed` if the response could not be written in time.
-pub async fn accept<S>(mut io: S, upgrade: &Upgrade) -> Result<WebSocket<S>>
+pub async fn accept<S>(io: S, upgrade: &Upgrade) -> Result<WebSocket<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static,
+{
+    accept_if(io, upgrade, |_| Some(Duration::ZERO)).await
+}
+
+/// Accepts a connection like [`accept`], after the time that `admit` returns. It receives the addresses of
+/// `X-Forwarded-For` in their order, each added by a proxy: only the last ones, of trusted proxies, can be believed.
+///
+/// # Errors
+/// As [`accept`]. `Throttled` if `admit` returns `None`: the request was answered like by [`busy`].
+pub async fn accept_if<S>(
+    mut io: S,
+    upgrade: &Upgrade,
+    admit: impl FnOnce(&[IpAddr]) -> Option<Duration> + Send,
+) -> Result<WebSocket<S>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static,
 {
@@ -52,7 +71,21 @@ where
     match check(&request, upgrade) {
         // Reject frame bytes sent before the response: nothing can be smuggled behind the request.
         Ok(_) if !rest.is_empty() => refuse(io, "400 Bad Request").await,
-        Ok(key) => switch_protocols(io, &key).await,
+        Ok(key) => match admit(&forwarded_for(&request)) {
+            Some(wait) => {
+                if !wait.is_zero() {
+                    tokio::time::sleep(wait).await;
+                }
+                switch_protocols(io, &key).await
+            }
+            None => {
+                match browser_reason(&request, "503") {
+                    Some((key, reason)) => close_browser(io, &key, reason, 1000 * RETRY_AFTER).await,
+                    None => reject_busy(io, RETRY_AFTER).await,
+                }
+                Err(Error::new(ErrorKind::Throttled, "too many connections"))
+            }
+        },
         Err(status) => match browser_reason(&request, status) {
             Some((key, reason)) => {
                 close_browser(io, &key, reason, 0).await;
@@ -61,6 +94,33 @@ where
             None => refuse(io, status).await,
         },
     }
+}
+
+/// Returns the addresses of all `X-Forwarded-For` headers. An entry that is no address ends the list before it: proxies add
+/// their entries at the end.
+fn forwarded_for(head: &[u8]) -> Vec<IpAddr> {
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS];
+    let mut request = httparse::Request::new(&mut headers);
+    if request.parse(head).is_err() {
+        return Vec::new();
+    }
+    let lists = request.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("x-forwarded-for"));
+    let entries =
+        lists.filter_map(|header| std::str::from_utf8(header.value).ok()).flat_map(|list| list.split(','));
+    let mut addresses = Vec::new();
+    for entry in entries {
+        match address(entry.trim()) {
+            Some(address) => addresses.push(address),
+            None => addresses.clear(),
+        }
+    }
+    addresses
+}
+
+/// Reads an address, with or without a port.
+fn address(text: &str) -> Option<IpAddr> {
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    bare.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()))
 }
 
 /// Completes the upgrade.
@@ -126,8 +186,12 @@ where
     {
         return close_browser(io, &key, reason, retry_after.saturating_mul(1000)).await;
     }
-    farewell(io, &format!("503 Service Unavailable\r\nRetry-After: {retry_after}\r\nContent-Length: 0"))
-        .await;
+    reject_busy(io, retry_after).await;
+}
+
+async fn reject_busy<S: AsyncRead + AsyncWrite + Unpin>(io: S, retry_after: u32) {
+    let answer = format!("503 Service Unavailable\r\nRetry-After: {retry_after}\r\nContent-Length: 0");
+    farewell(io, &answer).await;
 }
 
 async fn refuse<S: AsyncRead + AsyncWrite + Unpin, T>(io: S, status: &'static str) -> Result<T> {
@@ -279,5 +343,30 @@ fn check_headers(headers: &[(&str, &[u8])], origins: &[String]) -> std::result::
     match base64::engine::general_purpose::STANDARD.decode(key) {
         Ok(bytes) if bytes.len() == 16 => Ok(key.to_owned()),
         _ => Err("400 Bad Request"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forwarded_addresses_are_read_in_order() {
+        let read = |headers: &str| {
+            let head = format!("GET /v1 HTTP/1.1\r\n{headers}\r\n\r\n");
+            forwarded_for(head.as_bytes()).iter().map(IpAddr::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(read("X-Forwarded-For: 192.0.2.1, 2001:db8::1"), ["192.0.2.1", "2001:db8::1"]);
+        assert_eq!(
+            read("x-forwarded-for: 192.0.2.1:80,[2001:db8::1]:443, [2001:db8::2]"),
+            ["192.0.2.1", "2001:db8::1", "2001:db8::2"]
+        );
+        assert_eq!(
+            read("X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-For: 192.0.2.2"),
+            ["192.0.2.1", "192.0.2.2"]
+        );
+        assert_eq!(read("X-Forwarded-For: 192.0.2.1, unknown, 192.0.2.3"), ["192.0.2.3"]);
+        assert_eq!(read("X-Forwarded-For: 192.0.2.1, unknown"), [""; 0]);
+        assert_eq!(read("Host: a"), [""; 0]);
     }
 }

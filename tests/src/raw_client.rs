@@ -56,9 +56,22 @@ pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
 
 impl RawClient {
     pub fn connect(port: u16) -> Self {
-        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        Self { stream, buffer: Vec::new() }
+        Self::try_connect(port).unwrap()
+    }
+
+    /// Connects like a proxy that forwards a client's address. Returns `None` if the upgrade is refused.
+    pub fn open_forwarded(port: u16, client: &str) -> Option<Self> {
+        let mut raw = Self::try_connect(port)?;
+        let header = format!("\r\nX-Forwarded-For: {client}\r\n\r\n");
+        raw.write(UPGRADE.replace("\r\n\r\n", &header).as_bytes());
+        raw.head().starts_with("HTTP/1.1 101").then_some(raw)
+    }
+
+    /// Connects; returns `None` if the server does not accept the connection.
+    pub fn try_connect(port: u16) -> Option<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+        stream.set_nodelay(true).ok()?;
+        Some(Self { stream, buffer: Vec::new() })
     }
 
     /// Connects and completes the WebSocket upgrade.
@@ -174,6 +187,8 @@ fn parse(buffer: &[u8]) -> Option<(Received, usize)> {
 pub struct User {
     pub device: DeviceAddress,
     pub handle: Handle,
+    /// Empty where the server has open registration.
+    pub token: String,
     key: SigningKey,
     list: SignedDeviceList,
 }
@@ -203,7 +218,7 @@ impl User {
         let signature = Bytes::copy_from_slice(&account.sign(&DeviceList::transcript(&encoded)).to_bytes());
         let list = SignedDeviceList::verify(encoded, account.verifying_key().to_bytes(), signature).unwrap();
         let address = list.list().addresses().next().unwrap();
-        Self { device: address, handle: Handle::new(name).unwrap(), key: device, list }
+        Self { device: address, handle: Handle::new(name).unwrap(), token: String::new(), key: device, list }
     }
 
     /// Returns the other devices of the user.
@@ -213,7 +228,7 @@ impl User {
 
     pub fn registration(&self) -> ClientFrame {
         ClientFrame::Register(Box::new(Registration::Account {
-            token: String::new(),
+            token: self.token.clone(),
             handle: self.handle.clone(),
             list: self.list.clone(),
             replace: false,
@@ -227,7 +242,7 @@ impl User {
             authority: "localhost:1".into(),
             nonce,
             version: 1,
-            token: String::new(),
+            token: self.token.clone(),
             user: self.device.user,
             device: self.device.device,
             incarnation: 0,
@@ -280,6 +295,7 @@ impl User {
         Self {
             device: self.device,
             handle: self.handle.clone(),
+            token: self.token.clone(),
             key: self.key.clone(),
             list: self.list.clone(),
         }

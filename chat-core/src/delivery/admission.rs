@@ -62,12 +62,13 @@ impl Engine {
         self.limits.send_to((sender.user, user), known, now)
     }
 
-    /// Checks the byte limits of the recipients of a publish that will be stored.
+    /// Checks the byte limits of the sender and of the recipients of a publish that will be stored.
     pub(super) fn pace_bytes(&self, command: &Command) -> std::result::Result<(), Wait> {
         let (Operation::Publish(publish), None) = (&command.operation, &command.verdict) else {
             return Ok(());
         };
         let now = self.now_ms();
+        self.limits.bytes_from(command.sender.user, publish.size(), now)?;
         for recipient in command.recipients.iter().filter(|recipient| recipient.user != command.sender.user) {
             let boxes =
                 publish.boxes.iter().filter(|one| recipient.installations.contains(&one.installation));

@@ -4,6 +4,8 @@ use std::sync::atomic::AtomicU64;
 #[derive(Debug, Default)]
 #[allow(clippy::exhaustive_structs)]
 pub struct Counters {
+    /// Signatures of devices that open a session.
+    pub signatures: AtomicU64,
     /// Publishes that gateways received.
     pub published: AtomicU64,
     /// Messages stored, skips included.

@@ -126,6 +126,7 @@ impl Engine {
         self.limits.may_try(claims.user, now).map_err(|_| CloseReason::Throttled)?;
         let list = self.device_list(claims.user).await.map_err(later)?.ok_or(CloseReason::Unauthorized)?;
         let entry = list.list().device(claims.device).ok_or(CloseReason::Unauthorized)?;
+        self.counters.signatures.fetch_add(1, Ordering::Relaxed);
         if verify(&entry.device_key, &claims.transcript(), &hello.signature).is_err() {
             let _ = self.limits.failed(claims.user, now);
             return Err(CloseReason::Unauthorized);

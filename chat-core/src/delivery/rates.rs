@@ -43,6 +43,10 @@ pub struct Rates {
     pub device: Option<Rate>,
     /// Bytes of messages to one user.
     pub inbound: Option<Rate>,
+    /// Bytes of messages of one user, also to itself.
+    pub outbound: Option<Rate>,
+    /// Requests of one user.
+    pub requests: Option<Rate>,
     /// Handles that one user resolves.
     pub resolve: Option<Rate>,
     /// Claims of one user's one-time prekeys by one other user. Above the limit a bundle has none.
@@ -71,6 +75,8 @@ impl Default for Rates {
             stranger: Some(Rate::new(60, HOUR)),
             device: Some(Rate::new(4_000, 2_000 * HOUR)),
             inbound: Some(Rate::new(128 << 20, 128 << 20)),
+            outbound: Some(Rate::new(256 << 20, 256 << 20)),
+            requests: Some(Rate::new(2000, 100 * HOUR)),
             resolve: Some(Rate::new(100, 4)),
             claims: Some(Rate::new(6, 6)),
             claimed: Some(Rate::new(60, 60)),
@@ -91,6 +97,8 @@ impl Rates {
         stranger: None,
         device: None,
         inbound: None,
+        outbound: None,
+        requests: None,
         resolve: None,
         claims: None,
         claimed: None,
@@ -181,6 +189,8 @@ pub(super) struct Limits {
     stranger: Buckets<(UserId, UserId)>,
     device: Buckets<InstallationId>,
     inbound: Buckets<UserId>,
+    outbound: Buckets<UserId>,
+    requests: Buckets<UserId>,
     resolve: Buckets<UserId>,
     claims: Buckets<(UserId, UserId)>,
     claimed: Buckets<UserId>,
@@ -202,6 +212,8 @@ impl Limits {
             stranger: Buckets::new(rates.stranger, false),
             device: Buckets::new(rates.device, false),
             inbound: Buckets::new(rates.inbound, false),
+            outbound: Buckets::new(rates.outbound, false),
+            requests: Buckets::new(rates.requests, false),
             resolve: Buckets::new(rates.resolve, false),
             claims: Buckets::new(rates.claims, true),
             claimed: Buckets::new(rates.claimed, true),
@@ -235,6 +247,14 @@ impl Limits {
 
     pub(super) fn bytes_to(&self, user: UserId, bytes: usize, now_ms: u64) -> Result<(), Wait> {
         self.inbound.take(user, bytes as u64, now_ms)
+    }
+
+    pub(super) fn bytes_from(&self, user: UserId, bytes: usize, now_ms: u64) -> Result<(), Wait> {
+        self.outbound.take(user, bytes as u64, now_ms)
+    }
+
+    pub(super) fn request(&self, user: UserId, now_ms: u64) -> Result<(), Wait> {
+        self.requests.take(user, 1, now_ms)
     }
 
     pub(super) fn resolve(&self, user: UserId, now_ms: u64) -> Result<(), Wait> {

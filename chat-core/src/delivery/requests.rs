@@ -31,6 +31,7 @@ impl Engine {
 
     fn pace_request(&self, device: DeviceAddress, request: &Request) -> Result<(), Wait> {
         let now = self.now_ms();
+        self.limits.request(device.user, now)?;
         match request {
             Request::Resolve(_) => self.limits.resolve(device.user, now),
             Request::Offer(_) | Request::PutList(..) => self.limits.link(device.user, now),

@@ -478,7 +478,14 @@ impl Connection {
         };
         let frame = match outcome {
             Ok(registered) => ServerFrame::Registered(registered.user, registered.in_force),
-            Err(refusal) => ServerFrame::Refused(Subject::Opening, refusal),
+            Err(refusal) => {
+                // One attempt for a connection, which counts against its address like a refused `Hello`.
+                if let Some(report) = self.on_authenticated.take() {
+                    report(false);
+                }
+                self.closing = Some(CloseReason::Unauthorized);
+                ServerFrame::Refused(Subject::Opening, refusal)
+            }
         };
         self.out.push(frame.encode());
         None

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use chat_core::contact::{Contact, ContactChange};
 use chat_core::delivery::{Hint, SessionEvent, SessionHandle};
+#[cfg(feature = "sim")]
 use chat_core::mutant::Mutant;
 
 use super::*;

@@ -208,7 +208,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Addresses of proxies. The per-IP limits do not apply to them.
+    /// Addresses of trusted proxies. A connection of one counts for the address in its `X-Forwarded-For`: the last one that is
+    /// no proxy. Without that header it counts for no address, so that one client can open any number of connections.
     pub fn proxies(mut self, proxies: impl IntoIterator<Item = IpAddr>) -> Self {
         self.proxies = proxies.into_iter().collect();
         self
