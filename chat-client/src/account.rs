@@ -4,7 +4,7 @@ use bytes::Bytes;
 use chat_core::backend::{Dialer, Transport};
 use chat_core::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
 use chat_core::envelope::{Refusal, Subject};
-use chat_core::signing::prekeys_transcript;
+use chat_core::signing::{deletion_transcript, prekeys_transcript};
 use chat_core::wire::{ClientFrame, FirstPrekeys, Registration, ServerFrame};
 use chat_core::{DeviceAddress, DeviceId, Error, ErrorKind, Handle, InstallationId, Result, UserId};
 use ed25519_dalek::{Signer, SigningKey};
@@ -73,6 +73,16 @@ impl Account {
     ///
     /// # Errors
     /// `Denied` if this device does not hold the account key.
+    /// Signs the deletion of the account, whose newest list has this version.
+    pub(crate) fn sign_deletion(&self, list_version: u64) -> Result<Bytes> {
+        let key = self
+            .account_secret
+            .as_ref()
+            .ok_or_else(|| Error::new(ErrorKind::Denied, "only the first device can delete the account"))?;
+        let signature = key.sign(&deletion_transcript(self.device.user, list_version));
+        Ok(Bytes::copy_from_slice(&signature.to_bytes()))
+    }
+
     pub(crate) fn sign_list(
         &self,
         before: &SignedDeviceList,

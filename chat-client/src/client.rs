@@ -420,6 +420,16 @@ impl Client {
         self.request(|reply| Command::Unlink(device, reply)).await
     }
 
+    /// Deletes the account for good: the server erases its devices, keys, inboxes and contacts, and its handle is free. Other
+    /// users keep the messages that they have. All devices report [`Event::TokenRequired`]; delete their profiles afterwards.
+    ///
+    /// # Errors
+    /// `Denied` if this device does not hold the account key, `Unavailable` without a connection, or if the server may have
+    /// erased only a part: call it again.
+    pub async fn delete_account(&self) -> Result<()> {
+        self.request(Command::DeleteAccount).await
+    }
+
     /// Sets a new token, which the profile keeps: the answer to [`Event::TokenExpiring`], where the session continues with
     /// it, and to [`Event::TokenRequired`], where the client connects with it. If the server does not accept it, the client
     /// reports [`Event::TokenRequired`].

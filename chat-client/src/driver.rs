@@ -116,6 +116,7 @@ pub(crate) enum Command {
         note: String,
         reply: Reply<()>,
     },
+    DeleteAccount(Reply<()>),
     SetToken(Token, Reply<()>),
     Reincarnate(Reply<()>),
 }
@@ -176,6 +177,7 @@ enum Waiting {
     Contact(UserId, ContactChange, Option<Reply<()>>),
     Contacts,
     Report(Reply<()>),
+    Deletion(Reply<()>),
 }
 
 type Dialing = Pin<Box<dyn Future<Output = Result<Box<dyn Transport>>> + Send>>;

@@ -1,5 +1,6 @@
 //! The delivery engine: carries a publish to every device through admission, ordering, commit, plan and hub.
 
+mod account_deletion;
 mod admission;
 mod batch;
 mod contacts;

@@ -22,13 +22,17 @@ pub struct Metrics(PrometheusHandle);
 
 /// Returns the routes for operators.
 pub(crate) fn router(engine: Arc<Engine>, health: Health, metrics: Option<Metrics>) -> Router {
-    let (explaining, revoking) = (engine.clone(), engine.clone());
+    let (explaining, revoking, deleting) = (engine.clone(), engine.clone(), engine.clone());
     let routes = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(move || async move { readiness(&health) }))
         .route(
             "/revoke/{handle}",
             post(move |Path(handle): Path<String>, headers: HeaderMap| revoke(revoking, handle, headers)),
+        )
+        .route(
+            "/delete/{handle}",
+            post(move |Path(handle): Path<String>, headers: HeaderMap| delete(deleting, handle, headers)),
         )
         .route("/explain/{id}", get(move |Path(id): Path<String>| explain(explaining, id)));
     match metrics {
@@ -87,16 +91,40 @@ async fn explain(engine: Arc<Engine>, id: String) -> Result<Json<Said>, (StatusC
     Ok(Json(Said::new(said.map_err(unavailable)?)))
 }
 
-/// Revokes the tokens of a user.
-async fn revoke(engine: Arc<Engine>, handle: String, headers: HeaderMap) -> (StatusCode, String) {
+type Answer = (StatusCode, String);
+
+/// Returns the handle of a request that changes something.
+fn changed_handle(handle: &str, headers: &HeaderMap) -> Result<Handle, Answer> {
     if !headers.contains_key(ADMIN_HEADER) {
-        return (StatusCode::FORBIDDEN, format!("the header {ADMIN_HEADER} is missing\n"));
+        return Err((StatusCode::FORBIDDEN, format!("the header {ADMIN_HEADER} is missing\n")));
     }
-    let Ok(handle) = Handle::new(&handle) else {
-        return (StatusCode::BAD_REQUEST, "invalid handle\n".to_owned());
-    };
-    match engine.revoke(&handle).await {
-        Ok(()) => (StatusCode::OK, format!("revoked the tokens of {}\n", handle.as_str())),
+    Handle::new(handle).map_err(|_| (StatusCode::BAD_REQUEST, "invalid handle\n".to_owned()))
+}
+
+/// Revokes the tokens of a user.
+async fn revoke(engine: Arc<Engine>, handle: String, headers: HeaderMap) -> Answer {
+    match changed_handle(&handle, &headers) {
+        Ok(handle) => {
+            answer(engine.revoke(&handle).await, format!("revoked the tokens of {}\n", handle.as_str()))
+        }
+        Err(refused) => refused,
+    }
+}
+
+/// Deletes the account of a user.
+async fn delete(engine: Arc<Engine>, handle: String, headers: HeaderMap) -> Answer {
+    match changed_handle(&handle, &headers) {
+        Ok(handle) => answer(
+            engine.delete_account(&handle).await,
+            format!("deleted the account of {}\n", handle.as_str()),
+        ),
+        Err(refused) => refused,
+    }
+}
+
+fn answer(outcome: chat_core::Result<()>, done: String) -> Answer {
+    match outcome {
+        Ok(()) => (StatusCode::OK, done),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             (StatusCode::NOT_FOUND, "there is no such user\n".to_owned())
         }

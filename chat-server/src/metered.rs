@@ -134,6 +134,10 @@ impl MessageStore for MeteredStore {
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
         timed(STORE, "expire", self.0.expire(before_us, limit)).await
     }
+
+    async fn erase(&self, device: InstallationId) -> Result<()> {
+        timed(STORE, "erase", self.0.erase(device)).await
+    }
 }
 
 #[derive(Debug)]
@@ -244,6 +248,10 @@ impl KeyDirectory for MeteredKeys {
         timed(KEYS, "reincarnate", self.0.reincarnate(device, wish)).await
     }
 
+    async fn delete(&self, user: UserId) -> Result<Vec<InstallationId>> {
+        timed(KEYS, "delete", self.0.delete(user)).await
+    }
+
     async fn revoke(&self, user: UserId, not_before_ms: u64) -> Result<()> {
         timed(KEYS, "revoke", self.0.revoke(user, not_before_ms)).await
     }
@@ -272,6 +280,10 @@ impl ContactStore for MeteredContacts {
 
     async fn contacts(&self, owner: UserId) -> Result<Contacts> {
         timed(CONTACTS, "contacts", self.0.contacts(owner)).await
+    }
+
+    async fn erase(&self, owner: UserId) -> Result<()> {
+        timed(CONTACTS, "erase", self.0.erase(owner)).await
     }
 }
 

@@ -265,6 +265,10 @@ impl MessageStore for CassandraStore {
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
         self.expire_rows(before_us, limit).await
     }
+
+    async fn erase(&self, device: InstallationId) -> Result<()> {
+        self.erase_device(device).await
+    }
 }
 
 #[async_trait]

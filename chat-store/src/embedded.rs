@@ -75,6 +75,7 @@ pub(crate) struct Tables {
     bundles: Keyspace,
     incarnations: Keyspace,
     revocations: Keyspace,
+    deleted: Keyspace,
 }
 
 impl std::fmt::Debug for Tables {
@@ -280,6 +281,7 @@ impl Tables {
             bundles: keyspace("bundles")?,
             incarnations: keyspace("incarnations")?,
             revocations: keyspace("revocations")?,
+            deleted: keyspace("deleted")?,
             database,
         })
     }
@@ -380,6 +382,10 @@ impl MessageStore for EmbeddedStore {
 
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
         self.writer.expire(before_us, limit).await
+    }
+
+    async fn erase(&self, device: InstallationId) -> Result<()> {
+        self.writer.erase(device).await
     }
 }
 

@@ -537,6 +537,16 @@ impl MessageStore for SqliteStore {
         tx.commit().map_err(failed)?;
         Ok(removed)
     }
+
+    async fn erase(&self, device: InstallationId) -> Result<()> {
+        let mut db = self.db.lock();
+        let tx = db.transaction().map_err(failed)?;
+        for table in ["inbox", "cells", "devices"] {
+            let delete = format!("DELETE FROM {table} WHERE device = ?1");
+            tx.execute(&delete, [device.as_bytes()]).map_err(failed)?;
+        }
+        tx.commit().map_err(failed)
+    }
 }
 
 #[cfg(test)]

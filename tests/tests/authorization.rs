@@ -237,6 +237,8 @@ fn each_cell_of_the_matrix_has_its_outcome() {
     let report = request(Request::Report(report));
     let wrong_key = &Refused(Refusal::Invalid);
     cells += row(&world, "report a message of the conversation", report, [unauthorized, missing, wrong_key]);
+    let delete = request(Request::DeleteAccount(Bytes::from(vec![7; 64])));
+    cells += row(&world, "delete an account without its key", delete, [unauthorized, denied, denied]);
     println!("{cells} cells");
 
     // No receipt and no typing notification of a stranger reached the members.

@@ -198,6 +198,7 @@ fn frames(user: &User) -> Vec<ClientFrame> {
         Request::Reincarnate { from: 1, nonce: [2; 16], asked: true },
         Request::ChangeContact(user.device.user, ContactChange::Block),
         Request::Contacts,
+        Request::DeleteAccount(Bytes::from(vec![7; 64])),
         Request::Report(Report {
             conversation: own,
             user: user.device.user,

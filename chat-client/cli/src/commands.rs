@@ -56,6 +56,22 @@ pub(crate) async fn accept(arguments: &Arguments, user: &str, number: &str) -> R
     Ok(())
 }
 
+/// Deletes the account and its profile.
+pub(crate) async fn delete_account(arguments: &Arguments, handle: &str) -> Result<(), Failure> {
+    let client = arguments.open().await?;
+    if client.handle().as_str() != handle {
+        let own = client.handle().as_str();
+        return Err(format!("the account of this profile is {own}: nothing was deleted").into());
+    }
+    ready(&client).await?;
+    retry(|| client.delete_account()).await?;
+    client.close().await;
+    let profile = arguments.profile_directory()?;
+    std::fs::remove_dir_all(&profile).map_err(|error| format!("{}: {error}", profile.display()))?;
+    line(format!("deleted the account of {handle}"))?;
+    Ok(())
+}
+
 pub(crate) async fn reincarnate(arguments: &Arguments) -> Result<(), Failure> {
     let client = arguments.open().await?;
     client.reincarnate().await.map_err(text)?;

@@ -126,6 +126,11 @@ enum Command {
     },
     /// For operators: print the texts of the reports on the standard input (`reports.jsonl` of the server).
     OpenReports,
+    /// Delete the account for good, and this profile. Only the first device can.
+    DeleteAccount {
+        /// The handle of the account, again, so that no other account is deleted.
+        handle: String,
+    },
     /// Continue with this profile although a copy of it was in use. The copy stops.
     Reincarnate,
 }
@@ -163,7 +168,7 @@ impl Arguments {
     }
 
     /// Returns the directory of the profile: of a name, in the data directory of the user.
-    fn profile_directory(&self) -> Result<PathBuf, String> {
+    pub(crate) fn profile_directory(&self) -> Result<PathBuf, String> {
         let mut parts = self.profile.components();
         if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
             || self.profile.as_os_str().as_encoded_bytes().ends_with(b"/")
@@ -264,6 +269,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
             contacts::report(&arguments, user, *messages, note).await
         }
         Some(Command::OpenReports) => contacts::open_reports(),
+        Some(Command::DeleteAccount { handle }) => commands::delete_account(&arguments, handle).await,
         Some(Command::Reincarnate) => commands::reincarnate(&arguments).await,
         Some(Command::Listen) | None if arguments.json => json::run(&arguments).await,
         Some(Command::Listen) | None => screen::run(&arguments).await,

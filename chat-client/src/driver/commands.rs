@@ -110,6 +110,17 @@ impl Driver {
             Command::Report { conversation, user, seqs, note, reply } => {
                 self.report(conversation, user, seqs, note, reply)?;
             }
+            Command::DeleteAccount(reply) => {
+                let signed = self.own_list().and_then(|list| self.account.sign_deletion(list.list().version));
+                match signed {
+                    Ok(signature) => {
+                        self.request(Request::DeleteAccount(signature), Waiting::Deletion(reply))?;
+                    }
+                    Err(error) => {
+                        let _ = reply.send(Err(error));
+                    }
+                }
+            }
             Command::SetToken(Token(token), reply) => {
                 self.step(Input::Flush)?;
                 self.store.set_meta("token", token.as_bytes())?;
@@ -346,7 +357,7 @@ impl Driver {
             (Waiting::Contacts, Ok(answer)) => self.contacts_received(&answer.contacts)?,
             // The next connection compares the versions again.
             (Waiting::Contacts, Err(_)) => {}
-            (Waiting::Report(reply), answer) => {
+            (Waiting::Report(reply) | Waiting::Deletion(reply), answer) => {
                 let _ = reply.send(answer.map(drop));
             }
             (Waiting::Approved(_, _, reply), Err(error)) => {

@@ -22,6 +22,7 @@ use crate::model::id::UserId;
 /// - [`contacts`](Self::contacts) has every entry of its owner, as of its version or later (`contacts_has_every_entry`).
 /// - Concurrent changes are all stored (`concurrent_changes_are_all_stored`).
 /// - A change of a new pair above the limit is refused; changes of other pairs are not (`the_limit_is_for_new_pairs`).
+/// - An owner that was erased has no contacts, and other owners keep theirs (`an_erased_owner_has_no_contacts`).
 ///
 /// # Calls
 /// `contact` is called for each pair that a gateway has no fresh entry of: not per message. `version` is called once per
@@ -52,4 +53,10 @@ pub trait ContactStore: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `Unavailable` if the read fails, `Corrupt` if an entry cannot be decoded.
     async fn contacts(&self, owner: UserId) -> Result<Contacts>;
+
+    /// Erases all contacts of an owner whose account was deleted.
+    ///
+    /// # Errors
+    /// `Unavailable`: they may be erased or not. A repeat is safe.
+    async fn erase(&self, owner: UserId) -> Result<()>;
 }

@@ -36,6 +36,9 @@ use crate::model::prekeys::{Bundle, PrekeyUpload};
 /// - Ids of prekeys, versions and times are 0 to 2^53 - 1 (`prekey_ids_have_53_bits`).
 /// - [`revocations`](Self::revocations) has every revocation since a time (`revocations_are_listed_by_time`); each stays
 ///   (`a_later_revocation_keeps_the_earlier`).
+/// - A deleted account has no list, no handle and no keys, and its list versions stay (`a_deleted_account_is_gone`). Its
+///   handle is free, its user and installations are not (`a_deleted_user_is_never_used_again`). Deleting it again returns
+///   the same installations (`deleting_again_is_the_same`).
 /// - An unknown user or handle reads as empty (`an_unknown_user_is_empty`).
 ///
 /// # Calls
@@ -51,6 +54,7 @@ use crate::model::prekeys::{Bundle, PrekeyUpload};
 /// | `claim` | per new session between two devices |
 /// | `upload` | per refill of up to 100 prekeys |
 /// | `register`, `put_list` | per account, per change of its devices |
+/// | `delete` | once per account |
 /// | `revocations` | every 30 s by each node |
 /// | `reincarnate` | per recovery: at most once a day, unless the user requests it |
 #[async_trait]
@@ -117,6 +121,14 @@ pub trait KeyDirectory: fmt::Debug + Send + Sync + 'static {
     /// `Throttled` if less than a day has passed since the device's last incarnation and the user did not
     /// request this one.
     async fn reincarnate(&self, device: InstallationId, wish: Reincarnation) -> Result<Incarnation>;
+
+    /// Deletes an account: its handle is free, its prekeys and incarnations are erased, and its user and installations are
+    /// never used again. Its list versions stay readable, so that other users can verify messages that wait for them.
+    /// Returns the installations of all its list versions, also when the account was deleted before.
+    ///
+    /// # Errors
+    /// `NotFound` if the account never existed. `Unavailable`: a part may be deleted. A repeat is safe.
+    async fn delete(&self, user: UserId) -> Result<Vec<InstallationId>>;
 
     /// Records that tokens of a user which were issued before a time, in milliseconds since 1970, are no longer valid.
     ///

@@ -58,6 +58,7 @@ use crate::model::id::{
 /// - Numbers are 0 to 2^53 - 1 (`numbers_have_53_bits`): generations, which a client chooses, seqs, and times in
 ///   microseconds since 1970.
 /// - [`device`](Self::device) counts the rows that wait (`waiting_is_counted`).
+/// - A device that was erased reads as one without a commit, and nothing else changes (`an_erased_device_is_empty`).
 /// - A conversation or device without a commit reads as empty (`an_unknown_conversation_is_empty`).
 /// - An error `Unavailable`, and a call whose future was dropped, mean *unknown*: the call was applied, or not, or in
 ///   part, and readers see a commit whole or not at all. The caller repeats the same commits, or reads the states and
@@ -84,6 +85,7 @@ use crate::model::id::{
 /// | `history` | per page that a client requests |
 /// | `generation` | once per session |
 /// | `device` | per recipient device, once in a minute or 100 messages; per request of cursors |
+/// | `erase` | once for each device of an account that is deleted |
 /// | `expire` | once an hour in each process that runs shards, until a piece of 1,000 is not full |
 ///
 /// # Wrappers
@@ -186,6 +188,12 @@ pub trait MessageStore: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `Unavailable`: some rows may be removed. Call it again.
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize>;
+
+    /// Erases the inbox, the cursors and the generation of a device whose account was deleted. History and states stay.
+    ///
+    /// # Errors
+    /// `Unavailable`: a part may be erased. Call it again.
+    async fn erase(&self, device: InstallationId) -> Result<()>;
 }
 
 /// Progress of a commit that can no longer be lost.

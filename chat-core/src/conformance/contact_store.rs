@@ -22,6 +22,7 @@ pub fn contact_store() -> Vec<Case<dyn ContactStore>> {
         contacts_has_every_entry,
         concurrent_changes_are_all_stored,
         the_limit_is_for_new_pairs,
+        an_erased_owner_has_no_contacts,
     ]
 }
 
@@ -152,4 +153,16 @@ async fn the_limit_is_for_new_pairs(store: Store) -> Outcome {
     equal(read(&store, ALICE, user(2)).await?, contact(true, true), "a known pair at the limit")?;
     store.change(BOB, ALICE, ContactChange::Block, 3).await.map_err(failed)?;
     equal(read(&store, BOB, ALICE).await?, contact(false, true), "a pair of another owner")
+}
+
+async fn an_erased_owner_has_no_contacts(store: Store) -> Outcome {
+    change(&store, ALICE, BOB, ContactChange::Block).await?;
+    change(&store, ALICE, user(3), ContactChange::Accept).await?;
+    change(&store, BOB, ALICE, ContactChange::Accept).await?;
+    store.erase(ALICE).await.map_err(failed)?;
+    store.erase(ALICE).await.map_err(failed)?;
+    equal(read(&store, ALICE, BOB).await?, Contact::default(), "an erased pair")?;
+    equal(all(&store, ALICE).await?, (0, BTreeMap::new()), "the contacts of the erased owner")?;
+    equal(all(&store, BOB).await?.0, 1, "the version of the other owner")?;
+    equal(read(&store, BOB, ALICE).await?, contact(true, false), "a pair of the other owner")
 }

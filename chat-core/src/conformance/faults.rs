@@ -242,6 +242,10 @@ impl MessageStore for UnreliableStore {
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
         self.call(self.inner.expire(before_us, limit)).await
     }
+
+    async fn erase(&self, device: InstallationId) -> Result<()> {
+        self.call(self.inner.erase(device)).await
+    }
 }
 
 /// The caller of an unreliable store: repeats each call until its outcome is known, as the engine does, and checks
@@ -424,5 +428,9 @@ impl MessageStore for RepeatingCaller {
 
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
         repeat!(self.store.expire(before_us, limit))
+    }
+
+    async fn erase(&self, device: InstallationId) -> Result<()> {
+        repeat!(self.store.erase(device))
     }
 }

@@ -39,6 +39,9 @@ pub fn key_directory() -> Vec<Case<dyn KeyDirectory>> {
         prekey_ids_have_53_bits,
         revocations_are_listed_by_time,
         a_later_revocation_keeps_the_earlier,
+        a_deleted_account_is_gone,
+        a_deleted_user_is_never_used_again,
+        deleting_again_is_the_same,
         an_unknown_user_is_empty,
     ]
 }
@@ -392,4 +395,77 @@ async fn a_later_revocation_keeps_the_earlier(keys: Keys) -> Outcome {
     equal(revocations(&keys, now).await?, BTreeSet::from([(user, now)]), "the later one")?;
     keys.revoke(user, now + DAY_MS).await.map_err(failed)?;
     equal(revocations(&keys, now).await?.len(), 2, "the number of revocations")
+}
+
+/// Registers alice, whose second list version names another device, and uploads prekeys of the first device.
+async fn two_versions(keys: &Keys) -> Result<[SignedDeviceList; 2], String> {
+    let list = first(1, 1)?;
+    keys.register(&handle("alice")?, &list).await.map_err(failed)?;
+    let next = sign(&DeviceList::next(&list, 2, vec![entry(1)?, entry(2)?]), 1)?;
+    keys.put_list(&next, AccountKey::Same).await.map_err(failed)?;
+    let device = list.list().devices[0].installation();
+    keys.upload(device, &upload(1..=3, false)).await.map_err(failed)?;
+    let wish = Reincarnation { nonce: [1; 16], asked: true, from: 0, now_ms: 1 };
+    keys.reincarnate(device, wish).await.map_err(failed)?;
+    keys.upload(device, &upload(4..=6, false)).await.map_err(failed)?;
+    Ok([list, next])
+}
+
+async fn a_deleted_account_is_gone(keys: Keys) -> Outcome {
+    let [list, next] = two_versions(&keys).await?;
+    keys.register(&handle("bob")?, &first(2, 9)?).await.map_err(failed)?;
+    let user = list.list().user;
+    let mut devices = keys.delete(user).await.map_err(failed)?;
+    devices.sort_unstable();
+    let mut expected: Vec<_> = next.list().addresses().map(|device| device.installation).collect();
+    expected.sort_unstable();
+    equal(devices, expected, "the installations")?;
+    equal(keys.list(user).await.map_err(failed)?, None, "the list")?;
+    equal(keys.resolve(&handle("alice")?).await.map_err(failed)?, None, "the user of the handle")?;
+    equal(keys.handle_of(user).await.map_err(failed)?, None, "the handle")?;
+    let device = list.list().devices[0].installation();
+    let bundle = keys.claim(device, BundleParts::WithOneTimePrekey).await.map_err(failed)?;
+    equal(bundle.map(|bundle| bundle.installation), None, "the bundle")?;
+    let stored = keys.device(device).await.map_err(failed)?;
+    equal((stored.prekeys, stored.incarnation), (0, 0), "the prekeys and the incarnation")?;
+    equal(keys.list_version(user, 1).await.map_err(failed)?, Some(list), "version 1")?;
+    equal(keys.list_version(user, 2).await.map_err(failed)?, Some(next), "version 2")?;
+    let bob = keys.resolve(&handle("bob")?).await.map_err(failed)?;
+    equal(bob, Some(UserId::from_bytes([2; 16])), "another account")
+}
+
+async fn a_deleted_user_is_never_used_again(keys: Keys) -> Outcome {
+    let [list, next] = two_versions(&keys).await?;
+    keys.delete(list.list().user).await.map_err(failed)?;
+    let conflict = Some(ErrorKind::Conflict);
+    equal(kind(keys.register(&handle("alice")?, &list).await), conflict, "the same account again")?;
+    let other = sign(&DeviceList::first(list.list().user, 5, vec![entry(7)?]), 7)?;
+    equal(kind(keys.register(&handle("alice")?, &other).await), conflict, "the same user with other keys")?;
+    let later = sign(&DeviceList::next(&next, 3, vec![entry(1)?]), 1)?;
+    equal(kind(keys.put_list(&later, AccountKey::Same).await), Some(ErrorKind::NotFound), "a later list")?;
+    equal(kind(keys.register(&handle("carol")?, &first(3, 2)?).await), conflict, "an installation of it")?;
+    keys.register(&handle("alice")?, &first(4, 4)?).await.map_err(failed)?;
+    equal(
+        keys.resolve(&handle("alice")?).await.map_err(failed)?,
+        Some(UserId::from_bytes([4; 16])),
+        "the new user of the handle",
+    )
+}
+
+async fn deleting_again_is_the_same(keys: Keys) -> Outcome {
+    let [list, _] = two_versions(&keys).await?;
+    let user = list.list().user;
+    let mut first_time = keys.delete(user).await.map_err(failed)?;
+    keys.register(&handle("alice")?, &first(4, 4)?).await.map_err(failed)?;
+    let mut again = keys.delete(user).await.map_err(failed)?;
+    first_time.sort_unstable();
+    again.sort_unstable();
+    equal(again, first_time, "the installations")?;
+    equal(
+        keys.resolve(&handle("alice")?).await.map_err(failed)?,
+        Some(UserId::from_bytes([4; 16])),
+        "the new user of the handle",
+    )?;
+    let unknown = keys.delete(UserId::from_bytes([9; 16])).await;
+    equal(unknown.err().map(|error| error.kind()), Some(ErrorKind::NotFound), "an unknown account")
 }

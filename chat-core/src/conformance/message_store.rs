@@ -49,6 +49,7 @@ pub fn message_store() -> Vec<Case<dyn MessageStore>> {
         large_rows_read_back,
         numbers_have_53_bits,
         waiting_is_counted,
+        an_erased_device_is_empty,
         an_unknown_conversation_is_empty,
     ]
 }
@@ -738,6 +739,28 @@ async fn waiting_is_counted(store: Store) -> Outcome {
     ack(&store, BOB, talk.id, 5).await.map_err(failed)?;
     let after = store.device(bob, CursorFilter::No).await.map_err(failed)?;
     equal((after.waiting_rows, after.waiting_bytes), (0, 0), "waiting rows and bytes after the ack")
+}
+
+async fn an_erased_device_is_empty(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    talk.fill(&store, 5).await?;
+    ack(&store, BOB, talk.id, 2).await.map_err(failed)?;
+    ack(&store, ALICE, talk.id, 1).await.map_err(failed)?;
+    let (bob, alice) = (device(BOB).installation, device(ALICE).installation);
+    store.ack(bob, 9, &[]).await.map_err(failed)?;
+    for _ in 0..2 {
+        store.erase(bob).await.map_err(failed)?;
+        equal(inbox(&store, BOB).await?.len(), 0, "the inbox")?;
+        let record = store.device(bob, CursorFilter::All).await.map_err(failed)?;
+        equal((record.waiting_rows, record.waiting_bytes), (0, 0), "the waiting rows")?;
+        equal(record.cursors.len(), 0, "the cursors")?;
+        equal(store.generation(bob).await.map_err(failed)?, 0, "the generation")?;
+    }
+    equal(seqs(&inbox(&store, ALICE).await?), vec![2, 3, 4, 5], "the inbox of the other device")?;
+    equal(store.generation(alice).await.map_err(failed)?, 7, "the generation of the other device")?;
+    let history = store.history(talk.id, 0, PageLimit::MAX).await.map_err(failed)?;
+    equal(seqs(&history), vec![5, 4, 3, 2, 1], "the history")?;
+    equal(store.state(talk.id, SenderFilter::All, None).await.map_err(failed)?, Some(talk.state), "the state")
 }
 
 async fn an_unknown_conversation_is_empty(store: Store) -> Outcome {

@@ -307,6 +307,9 @@ async fn execute(script: &Script, operations: &[Operation], calls: Calls, store:
     for operation in operations {
         run.apply(operation).await?;
     }
+    run.compare().await?;
+    // Last, because the rows of an erased device need not be kept.
+    run.erase(script.seed as usize).await?;
     run.compare().await
 }
 
@@ -324,6 +327,12 @@ async fn commit(store: &dyn MessageStore, commits: Vec<Commit>) -> Outcome {
 }
 
 impl Run {
+    async fn erase(&self, device: usize) -> Outcome {
+        let device = self.devices[device % self.devices.len()].installation;
+        self.store.erase(device).await.map_err(failed)?;
+        self.reference.erase(device).await.map_err(failed)
+    }
+
     fn next(&mut self, talk: usize, count: usize, size: usize) -> Result<Option<Commit>, String> {
         let mut commits = Vec::new();
         for n in 0..count {

@@ -96,6 +96,7 @@ impl Engine {
             }
             Request::Contacts => answer.contacts = self.backends.contacts.contacts(device.user).await?,
             Request::Report(report) => self.report(device, report).await?,
+            Request::DeleteAccount(signature) => self.delete_own_account(device, &signature).await?,
         }
         Ok(answer)
     }

@@ -59,4 +59,9 @@ impl ContactStore for MemoryContacts {
         let entries = owned.entries.iter().map(|(user, contact)| (*user, *contact)).collect();
         Ok(Contacts { version: owned.version, entries })
     }
+
+    async fn erase(&self, owner: UserId) -> Result<()> {
+        self.0.lock().remove(&owner);
+        Ok(())
+    }
 }

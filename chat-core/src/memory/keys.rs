@@ -26,6 +26,7 @@ struct Inner {
     prekeys: HashMap<InstallationId, Prekeys>,
     incarnations: HashMap<InstallationId, (Incarnation, [u8; 16], u64)>,
     revocations: BTreeSet<(u64, UserId)>,
+    deleted: BTreeSet<UserId>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -71,7 +72,7 @@ impl KeyDirectory for MemoryKeys {
             return Err(Error::new(ErrorKind::Invalid, "an account begins with version 1 of its list"));
         }
         match (inner.handles.get(handle), inner.lists.get(&user)) {
-            (None, None) => {}
+            (None, None) if !inner.deleted.contains(&user) => {}
             (Some(known), Some(stored)) if *known == user && stored == list => return Ok(()),
             _ => return Err(Error::new(ErrorKind::Conflict, "the handle is taken")),
         }
@@ -165,6 +166,28 @@ impl KeyDirectory for MemoryKeys {
             inner.prekeys.remove(&device);
         }
         Ok(next)
+    }
+
+    async fn delete(&self, user: UserId) -> Result<Vec<InstallationId>> {
+        let mut inner = self.0.lock();
+        let versions = inner.versions.iter().filter(|((known, _), _)| *known == user);
+        let devices: BTreeSet<InstallationId> = versions
+            .flat_map(|(_, list)| list.list().addresses())
+            .map(|device| device.installation)
+            .collect();
+        if devices.is_empty() {
+            return Err(Error::new(ErrorKind::NotFound, "there is no such account"));
+        }
+        inner.deleted.insert(user);
+        inner.lists.remove(&user);
+        if let Some(handle) = inner.names.remove(&user) {
+            inner.handles.remove(&handle);
+        }
+        for device in &devices {
+            inner.prekeys.remove(device);
+            inner.incarnations.remove(device);
+        }
+        Ok(devices.into_iter().collect())
     }
 
     async fn revoke(&self, user: UserId, not_before_ms: u64) -> Result<()> {

@@ -292,6 +292,12 @@ impl Tables {
 type Gap = (Seq, bool, InboxPosition);
 
 impl Tables {
+    pub(crate) fn erase(&mut self, device: InstallationId) {
+        self.inbox.retain(|(known, _), _| *known != device);
+        self.cursors.retain(|(known, _), _| *known != device);
+        self.generations.remove(&device);
+    }
+
     pub(crate) fn expire(&mut self, before_us: u64, limit: usize) -> usize {
         let mut gaps: BTreeMap<(InstallationId, ConversationId), Gap> = BTreeMap::new();
         let mut gone = Vec::new();
@@ -406,5 +412,10 @@ impl MessageStore for MemoryStore {
 
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
         Ok(self.tables.lock().expire(before_us, limit))
+    }
+
+    async fn erase(&self, device: InstallationId) -> Result<()> {
+        self.tables.lock().erase(device);
+        Ok(())
     }
 }

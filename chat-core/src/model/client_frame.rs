@@ -111,6 +111,9 @@ pub enum Request {
     Contacts,
     /// Reports messages of another user.
     Report(Report),
+    /// Deletes the own account: the signature of the account key over
+    /// [`deletion_transcript`](super::signing::deletion_transcript).
+    DeleteAccount(Bytes),
 }
 
 impl Request {

@@ -93,6 +93,11 @@ impl RenewalClaims {
     }
 }
 
+/// Returns the bytes that an account key signs to delete its account, whose newest list has this version.
+pub fn deletion_transcript(user: UserId, list_version: u64) -> Vec<u8> {
+    transcript("delete-account", &[user.as_bytes(), &list_version.to_be_bytes()])
+}
+
 /// Returns the bytes that a device key signs for a prekey upload.
 pub fn prekeys_transcript(signed: &[u8]) -> Vec<u8> {
     transcript("prekeys", &[signed])

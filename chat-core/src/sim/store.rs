@@ -349,6 +349,11 @@ impl MessageStore for SimStore {
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
         Ok(self.tables.lock().expire(before_us, limit))
     }
+
+    async fn erase(&self, device: InstallationId) -> Result<()> {
+        self.tables.lock().erase(device);
+        Ok(())
+    }
 }
 
 #[cfg(all(test, feature = "conformance"))]

@@ -337,6 +337,7 @@ fn request_from_proto(raw: proto::request::Body) -> Result<Request> {
         }
         Raw::FetchContacts(_) => Request::Contacts,
         Raw::Report(report) => Request::Report(report_from_proto(report)?),
+        Raw::DeleteAccount(deletion) => Request::DeleteAccount(deletion.signature),
     })
 }
 
@@ -393,5 +394,8 @@ fn request_to_proto(request: &Request) -> proto::request::Body {
         }),
         Request::Contacts => Raw::FetchContacts(proto::FetchContacts {}),
         Request::Report(report) => Raw::Report(report_to_proto(report)),
+        Request::DeleteAccount(signature) => {
+            Raw::DeleteAccount(proto::DeleteAccount { signature: signature.clone() })
+        }
     }
 }

@@ -80,6 +80,10 @@ impl MessageStore for Later {
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
         self.store.expire(before_us, limit).await
     }
+
+    async fn erase(&self, device: InstallationId) -> Result<()> {
+        self.store.erase(device).await
+    }
 }
 
 /// A message of Alice to Bob is in the log.

@@ -73,3 +73,30 @@ fn full_device_gets_a_gap_and_the_others_the_message() {
     let row = rows.pop().unwrap();
     assert_eq!(row.content, RowContent::Empty { reason: EmptyReason::Quota, from: last });
 }
+
+#[test]
+fn requests_and_bytes_of_a_user_have_budgets() {
+    let (engine, clock) =
+        engine(Rates { device: None, contact: None, stranger: None, inbound: None, ..Rates::default() });
+    let [mut alice, bob, _] = talkers(&engine);
+    let cursors = || ready(engine.respond(alice.device(), Request::Cursors));
+    let answered = (0..3000).filter(|_| cursors().is_ok()).count();
+    assert_eq!(answered, 2000);
+    assert_eq!(cursors(), Err(Refusal::Throttled(10)));
+    assert!(ready(engine.respond(bob.device(), Request::Cursors)).is_ok(), "another user");
+    clock.set_us(START_US + 1_000_000);
+    assert!(cursors().is_ok(), "100 in a second");
+    // Messages to oneself count as well.
+    let own = |user: &User, n: u64| {
+        let mut publish = user.next(&bob, 64 * 1024);
+        publish.number.conversation = ConversationId::own(user.device().user);
+        publish.number.message_id = MessageId::new(n + 1, [1; 10]);
+        publish.audience.truncate(1);
+        publish.boxes.clear();
+        publish
+    };
+    let sent =
+        (0..5000).take_while(|n| ready(submit(&engine, alice.device(), own(&alice, *n))).is_none()).count();
+    assert!((4000..4096).contains(&sent), "{sent} messages of 64 KiB are 256 MiB");
+    assert!(matches!(alice.publish(&engine, &bob, 64 * 1024), Some(Refusal::Throttled(_))));
+}

@@ -232,7 +232,7 @@ fn recipient_is_no_contact_until_it_answers() {
 
 #[test]
 fn made_up_users_get_no_buckets() {
-    let (engine, _clock) = engine(Rates::default());
+    let (engine, _clock) = engine(Rates { requests: None, ..Rates::default() });
     let alice = User::new(1, "alice");
     alice.register(&engine);
     for n in 0..5000_u64 {

@@ -101,6 +101,23 @@ impl ContactStore for CassandraStore {
         }
         Ok(contacts)
     }
+
+    async fn erase(&self, owner: UserId) -> Result<()> {
+        for _ in 0..TRIES {
+            let Some((version, _)) = self.contacts_head(owner).await? else { return Ok(()) };
+            let mut writes: Vec<Write<'_>> = Vec::new();
+            for (other, _) in self.contacts(owner).await?.entries {
+                let values = vec![blob(owner.as_bytes()), blob(other.as_bytes())];
+                writes.push(Write { statement: &self.connection.statements.drop_contact, values });
+            }
+            let values = vec![blob(owner.as_bytes()), big(version)];
+            writes.push(Write { statement: &self.connection.statements.drop_contacts_head, values });
+            if self.connection.batch_applied(&writes).await? {
+                return Ok(());
+            }
+        }
+        Err(contended())
+    }
 }
 
 impl CassandraStore {

@@ -35,6 +35,10 @@ pub(super) struct Keys {
 }
 
 impl Keys {
+    const fn is_empty(&self) -> bool {
+        self.signed.is_none() && self.through.is_none() && self.incarnation.is_none()
+    }
+
     pub(super) fn last(&self) -> Result<Option<(Incarnation, [u8; 16], u64)>> {
         let (Some(incarnation), Some(nonce)) = (self.incarnation, &self.nonce) else { return Ok(None) };
         let nonce = nonce.as_slice().try_into().map_err(|_| corrupt())?;
@@ -58,8 +62,9 @@ type RawKeys = (Option<Vec<u8>>, Option<Vec<u8>>, Option<i64>, Option<i32>, Opti
 impl CassandraStore {
     pub(super) async fn read_account(&self, user: UserId) -> Result<Option<(Handle, SignedDeviceList)>> {
         let rows = self.connection.rows(&self.connection.statements.account, (&user.as_bytes()[..],)).await?;
-        let row = rows.maybe_first_row::<(String, Vec<u8>)>().map_err(|_| corrupt())?;
-        let Some((handle, list)) = row else { return Ok(None) };
+        let row = rows.maybe_first_row::<(Option<String>, Option<Vec<u8>>)>().map_err(|_| corrupt())?;
+        // A deleted account has neither.
+        let Some((Some(handle), Some(list))) = row else { return Ok(None) };
         let handle = Handle::new(&handle).map_err(|_| corrupt())?;
         Ok(Some((handle, decode_list(list.into()).map_err(|_| corrupt())?)))
     }
@@ -69,6 +74,49 @@ impl CassandraStore {
         let row = rows.maybe_first_row::<RawKeys>().map_err(|_| corrupt())?;
         let (signed, signature, through, incarnation, nonce, at_ms) = row.unwrap_or_default();
         Ok(Keys { signed, signature, through, incarnation, nonce, at_ms })
+    }
+
+    async fn is_deleted(&self, user: UserId) -> Result<bool> {
+        let statement = &self.connection.statements.account_version;
+        let rows = self.connection.rows(statement, (&user.as_bytes()[..],)).await?;
+        let row = rows.maybe_first_row::<(Option<i64>,)>().map_err(|_| corrupt())?;
+        Ok(row == Some((Some(-1),)))
+    }
+
+    /// Returns the installations of all versions of a user's list.
+    async fn all_installations(&self, user: UserId) -> Result<Vec<InstallationId>> {
+        let statement = &self.connection.statements.list_versions;
+        let rows = self.connection.rows(statement, (&user.as_bytes()[..],)).await?;
+        let mut lists: Vec<SignedDeviceList> = self.list(user).await?.into_iter().collect();
+        for row in rows.rows::<(Vec<u8>,)>().map_err(|_| corrupt())? {
+            let (list,) = row.map_err(|_| corrupt())?;
+            lists.push(decode_list(list.into()).map_err(|_| corrupt())?);
+        }
+        let devices = lists.iter().flat_map(|list| list.list().addresses()).map(|device| device.installation);
+        let devices: std::collections::BTreeSet<_> = devices.collect();
+        Ok(devices.into_iter().collect())
+    }
+
+    /// Erases prekeys and incarnation of a device.
+    async fn erase_keys(&self, device: InstallationId) -> Result<()> {
+        for _ in 0..TRIES {
+            let (keys, known) =
+                futures_util::future::try_join(self.read_keys(device), self.prekey_ids(device)).await?;
+            if keys.is_empty() && known.is_empty() {
+                return Ok(());
+            }
+            let mut writes = self.drop_prekeys(device, &known);
+            let values = vec![
+                blob(device.as_bytes()),
+                optional(keys.incarnation.map(CqlValue::Int)),
+                optional(keys.through.map(big)),
+            ];
+            writes.push(Write { statement: &self.connection.statements.erase_keys, values });
+            if self.connection.batch_applied(&writes).await? {
+                return Ok(());
+            }
+        }
+        Err(contended())
     }
 
     async fn prekey_ids(&self, device: InstallationId) -> Result<Vec<i64>> {
@@ -132,6 +180,9 @@ impl KeyDirectory for CassandraStore {
         if known.as_ref().is_some_and(|(name, stored)| name != handle || stored != list) {
             return Err(taken());
         }
+        if self.is_deleted(user).await? {
+            return Err(taken());
+        }
         self.check_owners(list).await?;
         // An earlier attempt of the same registration may have completed any of these steps.
         let values = (handle.as_str(), &user.as_bytes()[..]);
@@ -164,9 +215,10 @@ impl KeyDirectory for CassandraStore {
     }
 
     async fn list_version(&self, user: UserId, version: u64) -> Result<Option<SignedDeviceList>> {
-        let newest = self.list(user).await?;
-        if newest.as_ref().is_none_or(|newest| newest.list().version <= version) {
-            return Ok(newest.filter(|newest| newest.list().version == version));
+        if let Some(newest) = self.list(user).await?
+            && newest.list().version <= version
+        {
+            return Ok(Some(newest).filter(|newest| newest.list().version == version));
         }
         let key = (&user.as_bytes()[..], signed(version));
         let rows = self.connection.rows(&self.connection.statements.list_version, key).await?;
@@ -300,6 +352,27 @@ impl KeyDirectory for CassandraStore {
             }
         }
         Err(contended())
+    }
+
+    async fn delete(&self, user: UserId) -> Result<Vec<InstallationId>> {
+        let statements = &self.connection.statements;
+        let account = self.read_account(user).await?;
+        if let Some((_, list)) = &account {
+            self.write_list_version(list).await?;
+        }
+        let devices = self.all_installations(user).await?;
+        if devices.is_empty() {
+            return Err(Error::new(ErrorKind::NotFound, "there is no such account"));
+        }
+        // First: a deletion that is repeated does not know the handle of an account that is deleted.
+        if let Some((handle, _)) = account {
+            self.connection.applied(&statements.free_handle, (handle.as_str(), &user.as_bytes()[..])).await?;
+        }
+        self.connection.applied(&statements.delete_account, (&user.as_bytes()[..],)).await?;
+        for device in &devices {
+            self.erase_keys(*device).await?;
+        }
+        Ok(devices)
     }
 
     async fn revoke(&self, user: UserId, not_before_ms: u64) -> Result<()> {

@@ -132,6 +132,19 @@ impl CassandraStore {
         oldest..=to
     }
 
+    /// Erases the inbox and the cursors of a device that never returns. The timestamp is above that of every row, also of
+    /// one that an owner writes late.
+    pub(super) async fn erase_device(&self, device: InstallationId) -> Result<()> {
+        const LAST: i64 = i64::MAX / 2;
+        let (id, statements) = (&device.as_bytes()[..], &self.connection.statements);
+        let meta = self.meta(device).await?;
+        for day in Self::days(meta, 0).chain([LATE_DAY]) {
+            self.connection.write(&statements.erase_inbox, (LAST, id, day)).await?;
+        }
+        self.untrimmed.remove(&device);
+        self.connection.write(&statements.erase_cells, (LAST, id)).await
+    }
+
     pub(super) async fn read_inbox(
         &self,
         device: InstallationId,

@@ -101,4 +101,16 @@ impl ContactStore for EmbeddedStore {
     async fn contacts(&self, owner: UserId) -> Result<Contacts> {
         self.tables.read_contacts(owner)
     }
+
+    async fn erase(&self, owner: UserId) -> Result<()> {
+        self.writer
+            .change(move |tables| {
+                let mut batch = tables.database.batch();
+                for guard in tables.contacts.prefix(owner.as_bytes()) {
+                    batch.remove(&tables.contacts, guard.key().map_err(failed)?);
+                }
+                Ok(((), Some(batch)))
+            })
+            .await
+    }
 }

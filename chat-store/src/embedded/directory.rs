@@ -21,9 +21,10 @@ impl Tables {
 
     /// Returns a version of a list: the newest, or one that was replaced.
     fn read_list_version(&self, user: UserId, version: u64) -> Result<Option<SignedDeviceList>> {
-        let newest = self.read_list(user)?;
-        if newest.as_ref().is_none_or(|newest| newest.list().version <= version) {
-            return Ok(newest.filter(|newest| newest.list().version == version));
+        if let Some(newest) = self.read_list(user)?
+            && newest.list().version <= version
+        {
+            return Ok(Some(newest).filter(|newest| newest.list().version == version));
         }
         let value = self.list_versions.get(keys::list_version(user, version)).map_err(failed)?;
         value.map(|value| decode_list(value.into()).map_err(|_| corrupt())).transpose()
@@ -80,6 +81,49 @@ impl Tables {
 }
 
 impl Tables {
+    fn is_deleted(&self, user: UserId) -> Result<bool> {
+        self.deleted.contains_key(user.as_bytes()).map_err(failed)
+    }
+
+    /// Returns the installations of all versions of a user's list.
+    fn all_installations(&self, user: UserId) -> Result<Vec<InstallationId>> {
+        let replaced = self.list_versions.prefix(user.as_bytes()).map(|guard| {
+            let value = guard.value().map_err(failed)?;
+            decode_list(value.into()).map_err(|_| corrupt())
+        });
+        let lists = replaced.chain(self.read_list(user)?.map(Ok)).collect::<Result<Vec<_>>>()?;
+        let devices = lists.iter().flat_map(|list| list.list().addresses()).map(|device| device.installation);
+        let devices: std::collections::BTreeSet<_> = devices.collect();
+        Ok(devices.into_iter().collect())
+    }
+
+    fn delete(&self, user: UserId) -> Changed<Vec<InstallationId>> {
+        let devices = self.all_installations(user)?;
+        if devices.is_empty() {
+            return Err(Error::new(ErrorKind::NotFound, "there is no such account"));
+        }
+        let mut batch = self.database.batch();
+        batch.insert(&self.deleted, &user.as_bytes()[..], &[][..]);
+        if let Some(list) = self.read_list(user)? {
+            batch.insert(
+                &self.list_versions,
+                keys::list_version(user, list.list().version),
+                encode_list(&list),
+            );
+            batch.remove(&self.lists, &user.as_bytes()[..]);
+        }
+        if let Some(handle) = self.names.get(user.as_bytes()).map_err(failed)? {
+            batch.remove(&self.handles, handle);
+            batch.remove(&self.names, &user.as_bytes()[..]);
+        }
+        for device in &devices {
+            batch.remove(&self.bundles, &device.as_bytes()[..]);
+            batch.remove(&self.incarnations, &device.as_bytes()[..]);
+            self.remove_prekeys(&mut batch, *device)?;
+        }
+        Ok((devices, Some(batch)))
+    }
+
     pub(super) fn read_revocations(&self, since_ms: u64) -> Result<Vec<(UserId, u64)>> {
         let read = |guard: fjall::Guard| {
             let key = guard.key().map_err(failed)?;
@@ -109,7 +153,7 @@ impl Tables {
         let user = list.list().user;
         let named = self.handles.get(handle.as_str()).map_err(failed)?;
         match (named, self.read_list(user)?) {
-            (None, None) => {}
+            (None, None) if !self.is_deleted(user)? => {}
             (Some(named), Some(stored)) if named[..] == user.as_bytes()[..] && stored == *list => {
                 return Ok(((), None));
             }
@@ -254,6 +298,10 @@ impl KeyDirectory for EmbeddedStore {
 
     async fn reincarnate(&self, device: InstallationId, wish: Reincarnation) -> Result<Incarnation> {
         self.writer.change(move |tables| tables.reincarnate(device, wish)).await
+    }
+
+    async fn delete(&self, user: UserId) -> Result<Vec<InstallationId>> {
+        self.writer.change(move |tables| tables.delete(user)).await
     }
 
     async fn revoke(&self, user: UserId, not_before_ms: u64) -> Result<()> {

@@ -43,6 +43,7 @@ enum Request {
     Count(InstallationId, oneshot::Sender<Result<()>>),
     Change(Change),
     Expire(u64, usize, oneshot::Sender<Result<usize>>),
+    Erase(InstallationId, oneshot::Sender<Result<()>>),
     Stop,
 }
 
@@ -119,6 +120,10 @@ impl Writer {
         acks: Vec<AckUpTo>,
     ) -> Result<()> {
         self.ask(|answer| Request::Ack(device, generation, acks, answer)).await
+    }
+
+    pub(super) async fn erase(&self, device: InstallationId) -> Result<()> {
+        self.ask(|answer| Request::Erase(device, answer)).await
     }
 
     /// Returns the size of a device's inbox. The writer counts it once, then keeps it up to date.
@@ -231,6 +236,10 @@ impl Work {
                     }
                     Request::Ack(device, generation, acks, answer) => {
                         let outcome = self.add_ack(&mut batch, &mut effects, device, generation, &acks);
+                        effects.answers.push((answer, outcome));
+                    }
+                    Request::Erase(device, answer) => {
+                        let outcome = self.add_erase(&mut batch, &mut effects, device);
                         effects.answers.push((answer, outcome));
                     }
                     Request::Count(device, answer) => {
@@ -472,6 +481,29 @@ impl Work {
         if generation > known {
             effects.generations.insert(device, generation);
         }
+        Ok(())
+    }
+
+    /// Erases a device. Rows of the same batch come with a commit of a member that does not know the deletion yet: they
+    /// stay until retention removes them, like rows of later commits.
+    fn add_erase(
+        &mut self,
+        batch: &mut OwnedWriteBatch,
+        effects: &mut Effects,
+        device: InstallationId,
+    ) -> Result<()> {
+        for table in [&self.tables.inbox, &self.tables.cursors] {
+            for guard in table.prefix(device.as_bytes()) {
+                batch.remove(table, guard.key().map_err(failed)?);
+            }
+        }
+        batch.remove(&self.tables.devices, &device.as_bytes()[..]);
+        self.cursors.retain(|(known, _), _| *known != device);
+        effects.cursors.retain(|(known, _), _| *known != device);
+        effects.generations.remove(&device);
+        effects.waiting.remove(&device);
+        self.waiting.remove(&device);
+        effects.sync = true;
         Ok(())
     }
 

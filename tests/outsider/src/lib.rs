@@ -243,4 +243,12 @@ impl MessageStore for ToyStore {
         toy.inbox.extend(gaps);
         Ok(removed)
     }
+
+    async fn erase(&self, device: InstallationId) -> Result<()> {
+        let mut toy = self.lock()?;
+        toy.inbox.retain(|(known, _)| *known != device);
+        toy.cursors.retain(|(known, _, _)| *known != device);
+        toy.generations.retain(|(known, _)| *known != device);
+        Ok(())
+    }
 }

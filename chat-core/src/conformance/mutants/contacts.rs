@@ -31,11 +31,13 @@ pub enum ContactFault {
     LimitOfAllOwners,
     /// Concurrent changes read the same entries before one of them writes.
     ConcurrentChangeLost,
+    ErasedOwnerKeepsContacts,
+    EraseHidesOtherOwners,
 }
 
 impl ContactFault {
     /// All faults.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::UnknownPairAccepted,
         Self::ChangeLost,
         Self::HoldsInBothDirections,
@@ -53,6 +55,8 @@ impl ContactFault {
         Self::LimitForKnownPairs,
         Self::LimitOfAllOwners,
         Self::ConcurrentChangeLost,
+        Self::ErasedOwnerKeepsContacts,
+        Self::EraseHidesOtherOwners,
     ];
 }
 
@@ -173,5 +177,16 @@ impl ContactStore for FaultyContacts {
         let own = inner.entries.iter().filter(|((of, _), _)| *of == owner || self.has(F::EntriesOfAllOwners));
         let entries = own.skip(usize::from(self.has(F::EntryMissing)));
         Ok(Contacts { version, entries: entries.map(|((_, other), contact)| (*other, *contact)).collect() })
+    }
+
+    async fn erase(&self, owner: UserId) -> Result<()> {
+        use ContactFault as F;
+        let mut inner = self.inner.lock();
+        let is_kept = |user: &UserId| *user != owner && !self.has(F::EraseHidesOtherOwners);
+        if !self.has(F::ErasedOwnerKeepsContacts) {
+            inner.entries.retain(|(of, _), _| is_kept(of));
+        }
+        inner.versions.retain(|of, _| is_kept(of));
+        Ok(())
     }
 }

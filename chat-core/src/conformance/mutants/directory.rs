@@ -51,11 +51,15 @@ pub enum DirectoryFault {
     RevocationReplaced,
     RevocationsOfAnyTime,
     RevocationAtTheTimeMissing,
+    DeletedAccountStays,
+    DeletedUserRegistersAgain,
+    EarlierDevicesOfDeletedForgotten,
+    SecondDeletionRefused,
 }
 
 impl DirectoryFault {
     /// All faults.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 39] = [
         Self::TakenHandleAccepted,
         Self::RepeatedRegistrationRefused,
         Self::ListWithoutAccountAccepted,
@@ -91,6 +95,10 @@ impl DirectoryFault {
         Self::RevocationReplaced,
         Self::RevocationsOfAnyTime,
         Self::RevocationAtTheTimeMissing,
+        Self::DeletedAccountStays,
+        Self::DeletedUserRegistersAgain,
+        Self::EarlierDevicesOfDeletedForgotten,
+        Self::SecondDeletionRefused,
     ];
 }
 
@@ -147,6 +155,11 @@ impl KeyDirectory for FaultyDirectory {
             return self.race(outcome).await;
         }
         let is_conflict = outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Conflict);
+        let was_deleted =
+            is_conflict && known.is_none() && self.keys.list_version(list.list().user, 1).await?.is_some();
+        if self.has(F::DeletedUserRegistersAgain) && was_deleted {
+            return Ok(());
+        }
         match known {
             Some(_) if self.has(F::TakenHandleAccepted) && is_conflict => Ok(()),
             Some(_) if self.has(F::RepeatedRegistrationRefused) && outcome.is_ok() => {
@@ -320,6 +333,21 @@ impl KeyDirectory for FaultyDirectory {
             self.keys.upload(device, &upload).await?;
         }
         Ok(incarnation)
+    }
+
+    async fn delete(&self, user: UserId) -> Result<Vec<InstallationId>> {
+        use DirectoryFault as F;
+        let known = self.keys.list(user).await?;
+        if self.has(F::SecondDeletionRefused) && known.is_none() {
+            return Err(crate::Error::new(ErrorKind::NotFound, "there is no such account"));
+        }
+        if self.has(F::DeletedAccountStays)
+            && let Some(list) = &known
+        {
+            return Ok(list.list().addresses().map(|device| device.installation).collect());
+        }
+        let devices = self.keys.delete(user).await?;
+        Ok(if self.has(F::EarlierDevicesOfDeletedForgotten) { Vec::new() } else { devices })
     }
 
     async fn revoke(&self, user: UserId, not_before_ms: u64) -> Result<()> {

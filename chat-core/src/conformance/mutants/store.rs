@@ -123,6 +123,12 @@ faults! {
     ExpiryIgnoresLimit,
     ExpiryIncludesItsTime,
     NewestExpireFirst,
+    // Deleted accounts
+    ErasedInboxStays,
+    ErasedCursorsStay,
+    ErasedGenerationStays,
+    EraseHidesOtherDevices,
+    EraseDropsHistory,
     ExpiryOfHistory,
     ExpiryMovesCursor,
     // Device
@@ -772,5 +778,26 @@ impl MessageStore for FaultyStore {
         }
         self.tables.lock().inbox.extend(gaps);
         Ok(removed)
+    }
+
+    async fn erase(&self, device: InstallationId) -> Result<()> {
+        use StoreFault as F;
+        let mut tables = self.tables.lock();
+        if !self.has(F::ErasedInboxStays) {
+            tables.inbox.retain(|(known, _)| *known != device || self.has(F::EraseHidesOtherDevices));
+        }
+        if self.has(F::EraseHidesOtherDevices) {
+            tables.inbox.clear();
+        }
+        if !self.has(F::ErasedCursorsStay) {
+            tables.cursors.retain(|(known, ..)| *known != device);
+        }
+        if !self.has(F::ErasedGenerationStays) {
+            tables.generations.retain(|(known, _)| *known != device);
+        }
+        if self.has(F::EraseDropsHistory) {
+            tables.history.clear();
+        }
+        Ok(())
     }
 }

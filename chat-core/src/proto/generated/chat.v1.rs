@@ -557,7 +557,7 @@ pub struct Request {
     pub id: u64,
     #[prost(
         oneof = "request::Body",
-        tags = "2, 3, 14, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 16, 17"
+        tags = "2, 3, 14, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 16, 17, 18"
     )]
     pub body: ::core::option::Option<request::Body>,
 }
@@ -610,6 +610,9 @@ pub mod request {
         /// Reports messages of another user.
         #[prost(message, tag = "17")]
         Report(super::Report),
+        /// Deletes the account of this device's user.
+        #[prost(message, tag = "18")]
+        DeleteAccount(super::DeleteAccount),
     }
 }
 /// Requests the user of a handle.
@@ -821,6 +824,13 @@ pub struct ReportedMessage {
     /// The key of its body, 32 bytes. The server checks it against the stored body.
     #[prost(bytes = "bytes", tag = "2")]
     pub body_key: ::prost::bytes::Bytes,
+}
+/// Deletes the account of this device's user, for good.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteAccount {
+    /// Ed25519 signature by the account key, see docs/wire.md, "Signatures".
+    #[prost(bytes = "bytes", tag = "1")]
+    pub signature: ::prost::bytes::Bytes,
 }
 /// The contacts of this device's user changed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
