@@ -54,7 +54,7 @@ CREATE TABLE messages (
   PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
 CREATE INDEX messages_archived ON messages (conversation, anchor) WHERE anchor IS NOT NULL;
 CREATE INDEX messages_unasked ON messages (unasked) WHERE unasked = 1;
-CREATE UNIQUE INDEX messages_by_id ON messages (sender, message_id);
+CREATE UNIQUE INDEX messages_by_id ON messages (sender, message_id, conversation);
 CREATE INDEX messages_seen ON messages (conversation, seq) WHERE row_hash IS NOT NULL;
 CREATE TABLE outbox (
   n INTEGER PRIMARY KEY AUTOINCREMENT, message_id BLOB NOT NULL UNIQUE, handle TEXT, user BLOB, content BLOB NOT NULL,
@@ -401,24 +401,35 @@ impl LocalStore {
         Ok(all)
     }
 
-    /// Returns whether the store has a message with this sender and id.
+    /// Returns whether the store has a message of a conversation with this sender and id.
     ///
     /// # Errors
     /// If the store fails.
-    pub(crate) fn knows(&self, sender: InstallationId, id: MessageId) -> Result<bool> {
-        self.seq_of(sender, id).map(|seq| seq.is_some())
+    pub(crate) fn knows(
+        &self,
+        conversation: ConversationId,
+        sender: InstallationId,
+        id: MessageId,
+    ) -> Result<bool> {
+        self.seq_of(conversation, sender, id).map(|seq| seq.is_some())
     }
 
-    /// Returns the seq of the message with this sender and id; below 1 if it is of an earlier store epoch.
+    /// Returns the seq of the message of a conversation with this sender and id; below 1 if it is of an earlier store epoch.
     ///
     /// # Errors
     /// If the store fails.
-    pub(crate) fn seq_of(&self, sender: InstallationId, id: MessageId) -> Result<Option<i64>> {
+    pub(crate) fn seq_of(
+        &self,
+        conversation: ConversationId,
+        sender: InstallationId,
+        id: MessageId,
+    ) -> Result<Option<i64>> {
+        let key = params![sender.as_bytes(), id.as_bytes(), conversation.as_bytes()];
         self.db
-            .prepare_cached("SELECT seq FROM messages WHERE sender = ?1 AND message_id = ?2")
-            .and_then(|mut s| {
-                s.query_row(params![sender.as_bytes(), id.as_bytes()], |row| row.get(0)).optional()
-            })
+            .prepare_cached(
+                "SELECT seq FROM messages WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3",
+            )
+            .and_then(|mut s| s.query_row(key, |row| row.get(0)).optional())
             .map_err(failed)
     }
 

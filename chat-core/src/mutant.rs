@@ -58,6 +58,8 @@ pub enum Mutant {
     ViewIgnored,
     /// A device does not notice that the server uses a seq again.
     ReusedSeqIgnored,
+    /// A device does not read the messages that a device sent before it was unlinked.
+    EarlierListIgnored,
     /// A gateway delivers the messages of a blocked user.
     BlockIgnored,
     /// A gateway shows the activity of a user to strangers and blocked users.
@@ -68,7 +70,7 @@ impl Mutant {
     /// The mutants that the simulator must detect. The others need conditions that a single process does not
     /// have (a stale cache of another gateway), or another rule hides them. Unit tests next to those rules
     /// detect them.
-    pub const SIMULATED: [Self; 30] = [
+    pub const SIMULATED: [Self; 31] = [
         Self::AckBeforeSync,
         Self::NoDedupe,
         Self::AnyClientSeq,
@@ -99,6 +101,7 @@ impl Mutant {
         Self::StatesMixed,
         Self::ReusedSeqIgnored,
         Self::BlockIgnored,
+        Self::EarlierListIgnored,
     ];
 }
 

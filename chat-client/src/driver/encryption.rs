@@ -21,7 +21,7 @@ impl Driver {
         let RowContent::Message { message, sealed } = &row.content else {
             return Ok(Opened::unreadable(Unreadable::Malformed));
         };
-        let place = self.store.seq_of(message.sender.installation, message.id)?;
+        let place = self.store.seq_of(row.conversation, message.sender.installation, message.id)?;
         // Messages of earlier store epochs are below seq 1.
         let (known, repeats) = (place.is_some(), place.is_some_and(|seq| seq > 0));
         let entry = list.and_then(|list| list.list().device(message.sender.device));
@@ -63,7 +63,7 @@ impl Driver {
             view: body.view,
             seen,
             knows_prev: self.replica.asks_for_prev(row)
-                && self.store.knows(message.sender.installation, message.prev)?,
+                && self.store.knows(row.conversation, message.sender.installation, message.prev)?,
         })
     }
 

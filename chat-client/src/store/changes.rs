@@ -283,7 +283,7 @@ impl LocalStore {
                 opened.body_key
             ],
         )?;
-        if inserted == 0 && self.knows(message.sender.installation, message.id)? {
+        if inserted == 0 && self.knows(row.conversation, message.sender.installation, message.id)? {
             // A second row of the same message, in the same commit.
             return Ok(());
         }
@@ -321,14 +321,7 @@ impl LocalStore {
         if filled == 0 {
             return Ok(());
         }
-        let seq: i64 = self
-            .db
-            .prepare_cached("SELECT seq FROM messages WHERE sender = ?1 AND message_id = ?2")
-            .and_then(|mut s| {
-                s.query_row(params![sender.installation.as_bytes(), id.as_bytes()], |row| row.get(0))
-            })
-            .map_err(failed)?;
-        let seq = seq.max(0) as u64;
+        let seq = self.seq_of(conversation, sender.installation, id)?.unwrap_or(0).max(0) as u64;
         self.add_event(None, EventRow::of_message(EventKind::Recovered, conversation, seq, sender, id))
     }
 
@@ -463,5 +456,68 @@ impl LocalStore {
         self.run("DELETE FROM outbox WHERE void = 1", [])?;
         self.run("UPDATE outbox SET attempted = 1, publish = NULL", [])?;
         self.run("UPDATE conversations SET client_seq = 0, prev = zeroblob(16)", []).map(drop)
+    }
+}
+
+#[cfg(all(test, feature = "native"))]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use chat_core::DeviceAddress;
+    use chat_core::envelope::Message;
+    use chat_core::{DeviceId, InstallationId, UserId};
+
+    use super::*;
+    use crate::config::Profile;
+    use crate::content::encode_text;
+    use crate::store::open_for_test;
+
+    fn device(n: u8) -> DeviceAddress {
+        let (user, installation) = (UserId::from_bytes([n; 16]), InstallationId::from_bytes([n; 16]));
+        DeviceAddress { user, device: DeviceId::PRIMARY, installation }
+    }
+
+    #[test]
+    fn same_id_in_two_conversations_is_two_messages() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = open_for_test(dir.path(), &Profile::from("test")).unwrap();
+        let (own, sender) = (device(1), device(2));
+        store.load(own).unwrap();
+        let conversations = [ConversationId::direct(own.user, sender.user), ConversationId::own(own.user)];
+        for (n, conversation) in conversations.into_iter().enumerate() {
+            let message = Message {
+                id: MessageId::from_bytes([7; 16]),
+                sender,
+                client_seq: 1,
+                prev: MessageId::NIL,
+                incarnation: 0,
+                audience: Vec::new(),
+                body: Bytes::new(),
+                sent_at: 0,
+            };
+            let content = RowContent::Message { message: Arc::new(message), sealed: Bytes::new() };
+            let row = InboxRow { conversation, seq: 1, time_us: 1, joined: true, content };
+            let text = encode_text(&format!("text {n}"));
+            let opened = Opened {
+                content: Ok(text.into()),
+                ..Opened::unreadable(chat_core::replica::Unreadable::Malformed)
+            };
+            store.apply(Change::Received(Box::new(row), opened)).unwrap();
+        }
+        let shown = conversations.map(|conversation| store.history(conversation, None, 10).unwrap());
+        assert_eq!(
+            shown.map(|messages| messages[0].text().map(str::to_owned)),
+            ["text 0", "text 1"].map(|text| Some(text.to_owned()))
+        );
+        let events = store.events(0, 10).unwrap();
+        let texts: Vec<_> = events
+            .iter()
+            .filter_map(|record| match &record.event {
+                crate::event::Event::Message(message) => message.text(),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(texts, ["text 0", "text 1"]);
     }
 }

@@ -230,12 +230,12 @@ impl LocalStore {
         let (conversation, id) = (ConversationId::parse(&row.conversation)?, MessageId::parse(&row.message)?);
         let stored: Option<(Option<Vec<u8>>, i64)> = self
             .db
-            .prepare_cached("SELECT content, sent_at FROM messages WHERE sender = ?1 AND message_id = ?2")
+            .prepare_cached(
+                "SELECT content, sent_at FROM messages WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3",
+            )
             .and_then(|mut s| {
-                s.query_row(params![sender.installation.as_bytes(), id.as_bytes()], |row| {
-                    Ok((row.get(0)?, row.get(1)?))
-                })
-                .optional()
+                let key = params![sender.installation.as_bytes(), id.as_bytes(), conversation.as_bytes()];
+                s.query_row(key, |row| Ok((row.get(0)?, row.get(1)?))).optional()
             })
             .map_err(failed)?;
         let (content, sent_at) = stored.unwrap_or_default();

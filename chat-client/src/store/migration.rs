@@ -58,6 +58,8 @@ CREATE INDEX messages_archived ON messages (conversation, anchor) WHERE anchor I
 /// From version 6 to version 7.
 const FROM_6: &str = "
 ALTER TABLE messages ADD COLUMN body_key BLOB;
+DROP INDEX messages_by_id;
+CREATE UNIQUE INDEX messages_by_id ON messages (sender, message_id, conversation);
 CREATE TABLE contacts (user BLOB PRIMARY KEY, accepted INTEGER NOT NULL, blocked INTEGER NOT NULL) WITHOUT ROWID;
 ";
 

@@ -9,12 +9,12 @@ use ed25519_dalek::{Signer, SigningKey};
 use crate::model::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
 use crate::model::id::{DeviceAddress, DeviceId, Handle, UserId};
 
-/// A user: a handle, a list of one device and a list of two devices.
+/// A user: a handle and the versions of its device list.
 #[derive(Debug)]
 pub(super) struct Account {
     pub handle: Handle,
-    /// Version 1 has the first device, version 2 both.
-    pub lists: [SignedDeviceList; 2],
+    /// Version 1 has the first device, version 2 both, version 3 the first again.
+    pub lists: [SignedDeviceList; 3],
 }
 
 fn device_key(n: u8, device: u8) -> SigningKey {
@@ -46,7 +46,8 @@ fn account(name: &str, n: u8) -> Account {
     };
     let first = sign(&DeviceList::first(user, 1, vec![entry(1)]));
     let second = sign(&DeviceList::next(&first, 2, vec![entry(1), entry(2)]));
-    Account { handle: Handle::new(name).expect("valid handle"), lists: [first, second] }
+    let third = sign(&DeviceList::next(&second, 3, vec![entry(1)]));
+    Account { handle: Handle::new(name).expect("valid handle"), lists: [first, second, third] }
 }
 
 pub(super) static ACCOUNTS: LazyLock<[Account; 2]> =

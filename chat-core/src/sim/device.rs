@@ -41,7 +41,7 @@ pub(super) struct LocalStore {
     conversations: BTreeMap<ConversationId, ConversationSnapshot>,
     /// The shown content, in display order.
     pub shown: Vec<(ConversationId, Seq, Shown)>,
-    ids: BTreeSet<(InstallationId, MessageId)>,
+    ids: BTreeSet<(ConversationId, InstallationId, MessageId)>,
     /// Messages of the set that the server lost when it was restored.
     archived: BTreeSet<(InstallationId, MessageId)>,
     /// Own messages by place.
@@ -211,10 +211,11 @@ impl Device {
         let RowContent::Message { message, sealed } = &row.content else {
             return Opened::unreadable(Unreadable::Malformed);
         };
-        let knows_prev = self.store.ids.contains(&(message.sender.installation, message.prev));
+        let knows_prev =
+            self.store.ids.contains(&(row.conversation, message.sender.installation, message.prev));
         let view = SimBox::decode(sealed).and_then(|sealed| sealed.view);
         let seen = view.and_then(|view| self.store.hashes.get(&(row.conversation, view.seq)).copied());
-        let known = self.store.ids.contains(&(message.sender.installation, message.id));
+        let known = self.store.ids.contains(&(row.conversation, message.sender.installation, message.id));
         let content = match (list, SimBox::decode(sealed)) {
             (None, _) => Err(Unreadable::UnknownDevice),
             (_, None) => Err(Unreadable::Malformed),
@@ -493,7 +494,7 @@ impl LocalStore {
                     self.hashes.insert((conversation, seq), hash);
                 }
                 self.saved.outbox.retain(|entry| entry.draft.id != id);
-                self.ids.insert((own, id));
+                self.ids.insert((conversation, own, id));
                 let known = self.conversation(conversation);
                 known.last_own = known.last_own.max(seq);
             }
@@ -515,7 +516,7 @@ impl LocalStore {
                     return;
                 };
                 let key = (message.sender.installation, message.id);
-                self.ids.insert(key);
+                self.ids.insert((row.conversation, key.0, key.1));
                 let hash = RowHash::of(row.conversation, row.seq, message);
                 self.hashes.insert((row.conversation, row.seq), hash);
                 if let (Err(why), false) = (&opened.content, opened.known)

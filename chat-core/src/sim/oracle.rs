@@ -16,7 +16,7 @@ use crate::model::id::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     /// `lost`, `twice`, `order`, `ghost`, `ack`, `keys`, `differs`, `integrity`, `unreadable`,
-    /// `recovered`, `blocked` or `stuck`.
+    /// `recovered`, `blocked`, `unlinked` or `stuck`.
     pub law: &'static str,
     /// A description with ids and seqs.
     pub how: String,
@@ -37,6 +37,8 @@ pub(super) struct Oracle {
     pub stored: HashMap<MessageId, u64>,
     /// The times in which each user blocked the other one.
     pub blocks: Vec<(UserId, Range<u64>)>,
+    /// A device that its user unlinked.
+    pub unlinked: Option<InstallationId>,
     /// Retention may have removed rows committed before this time, in microseconds since 1970.
     pub swept_us: u64,
     /// The server was restored from a copy; `true`: with a new store epoch.
@@ -45,6 +47,10 @@ pub(super) struct Oracle {
 }
 
 impl Oracle {
+    pub(super) fn is_unlinked(&self, device: &Device) -> bool {
+        self.unlinked == Some(device.address().installation)
+    }
+
     pub(super) fn acked(
         &mut self,
         device: InstallationId,
@@ -69,6 +75,21 @@ impl Oracle {
 
     pub(super) fn broken(&mut self, law: &'static str, how: String) {
         self.violation.get_or_insert(Violation { law, how });
+    }
+
+    /// Checks that an unlinked device showed no message that names the list without it.
+    fn check_unlinked(&mut self, device: &Device, logs: &BTreeMap<ConversationId, Vec<InboxRow>>) {
+        for (conversation, seq, what) in &device.store.shown {
+            let row = logs.get(conversation).and_then(|log| log.get(*seq as usize - 1));
+            if let (Shown::Message(_, id), Some(row)) = (what, row)
+                && !is_for(row, device.address())
+            {
+                self.broken(
+                    "unlinked",
+                    format!("{:?} showed {id:?} after it was unlinked", device.address()),
+                );
+            }
+        }
     }
 
     /// The times in which a user blocked the sender of a message, and the time in which the message was accepted.
@@ -109,10 +130,14 @@ impl Oracle {
             .iter()
             .filter(|device| device.store.restored > 0)
             .map(|device| device.address().installation)
+            // It answers no request either.
+            .chain(self.unlinked)
             .collect();
         for device in devices {
             self.check_device(device, &logs, any_restore);
-            self.check_recovered(device, &restored);
+            if !self.is_unlinked(device) {
+                self.check_recovered(device, &restored);
+            }
         }
         self.violation.map_or(Ok(()), Err)
     }
@@ -214,6 +239,9 @@ impl Oracle {
         let honest = self.server_restored != Some(false);
         for (id, violation) in device.store.violations.iter().filter(|_| honest) {
             self.broken("integrity", format!("{own:?} reports {violation:?} in {id:?} of an honest server"));
+        }
+        if self.is_unlinked(device) {
+            return self.check_unlinked(device, logs);
         }
         for (id, log) in logs {
             let others = id.kind() == Ok(ConversationKind::Own) && *id != ConversationId::own(own.user);

@@ -51,6 +51,7 @@ enum Event {
     CrashDevice(usize),
     /// A device is added to the list of its user.
     Link(usize),
+    Unlink(usize),
     ChangeContact(usize, ContactChange),
     Snapshot(usize),
     Restore(usize),
@@ -358,6 +359,11 @@ impl World {
             return self.plan_server_restore();
         }
         if self.rng.chance(20) {
+            let device = [1, 3][self.rng.below(2) as usize];
+            let unlink = HEAL_MS / 4 + self.rng.below(HEAL_MS * 3 / 4);
+            self.at(unlink, Event::Unlink(device));
+        }
+        if self.rng.chance(20) {
             let device = self.rng.below(self.devices.len() as u64) as usize;
             let block = self.rng.below(HEAL_MS);
             self.at(block, Event::ChangeContact(device, ContactChange::Block));
@@ -421,7 +427,7 @@ impl World {
     fn at_rest(&self) -> bool {
         let quiet = self.servers.iter().all(Option::is_some) && self.cluster.log.lock().is_applied();
         quiet
-            && self.devices.iter().all(|device| {
+            && self.devices.iter().filter(|device| !self.oracle.is_unlinked(device)).all(|device| {
                 let live = device
                     .replica
                     .as_ref()
@@ -498,6 +504,7 @@ impl World {
             }
             Event::CrashDevice(device) => self.crash_device(device),
             Event::Link(device) => self.link(device),
+            Event::Unlink(device) => self.unlink(device),
             Event::ChangeContact(device, change) => self.change_contact(device, change),
             Event::Snapshot(device) => {
                 self.devices[device].snapshot = Some(self.devices[device].store.clone());

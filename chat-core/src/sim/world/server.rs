@@ -23,6 +23,23 @@ impl World {
         }
     }
 
+    /// A user unlinks a second device, if that is linked. The device loses its connection.
+    pub(super) fn unlink(&mut self, device: usize) {
+        let user = self.devices[device].address().user;
+        let Some(account) = ACCOUNTS.iter().find(|a| a.lists[1].list().user == user) else {
+            return;
+        };
+        if ready(self.keys.put_list(&account.lists[2], AccountKey::Same)).is_err() {
+            return;
+        }
+        self.oracle.unlinked = Some(self.devices[device].address().installation);
+        for server in self.servers.iter().flatten() {
+            server.invalidate_caches();
+        }
+        let connection = self.devices[device].connection;
+        self.break_pipe_later(connection);
+    }
+
     pub(super) fn start_server(&mut self, server: usize) {
         if self.servers[server].is_some() {
             return;
