@@ -298,6 +298,24 @@ async fn conversations_show_peer_last_message_and_unread() {
 }
 
 #[tokio::test]
+async fn sender_is_told_that_the_server_slows_it_and_for_how_long() {
+    let server = TestServer::start().await.unwrap();
+    let (alice, bob) = (server.client("alice").await.unwrap(), server.client("bob").await.unwrap());
+    let mut events = alice.events("bot").await.unwrap();
+    // A stranger may send 60 messages at once. The others wait, and none is lost.
+    let mut tickets = Vec::new();
+    for n in 0..63 {
+        tickets.push(alice.send(bob.user(), format!("line {n}")).await.unwrap());
+    }
+    let slowed = next_where(&mut events, |event| matches!(event, Event::Throttled { .. })).await;
+    let Event::Throttled { retry_after } = slowed.event else { unreachable!() };
+    assert!(retry_after > Duration::ZERO && retry_after < Duration::from_secs(10), "{retry_after:?}");
+    for ticket in tickets {
+        timeout(LIMIT, ticket.stored()).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
 async fn linked_device_receives_messages_of_both_users() {
     let (server, alice, bob) = start().await;
     let tablet = server.linked_client(&alice, "tablet", suite()).await.unwrap();
@@ -308,6 +326,10 @@ async fn linked_device_receives_messages_of_both_users() {
         (own.sender.id, own.device, own.text()),
         (alice.user(), alice.device(), Some("from the phone"))
     );
+    // An app that has another conversation open shows it there, and not in that one.
+    assert_eq!(own.conversation, tablet.conversation_with(bob.user()));
+    let recipient = own.recipient.unwrap();
+    assert_eq!((recipient.id, &recipient.handle.unwrap()), (bob.user(), bob.handle()));
     let message = server.next_message(&bob).await.unwrap();
     message.reply(&bob, "to both").await.unwrap();
     for device in [&alice, &tablet] {

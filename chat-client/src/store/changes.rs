@@ -287,9 +287,11 @@ impl LocalStore {
             // A second row of the same message, in the same commit.
             return Ok(());
         }
-        if message.sender.user != self.own.ok_or(corrupt("the store is not loaded"))?.user {
+        let own = self.own.ok_or(corrupt("the store is not loaded"))?.user;
+        let mut users = message.audience.iter().map(|audience| audience.user).chain([message.sender.user]);
+        if let Some(peer) = users.find(|user| *user != own) {
             self.ensure_conversation(row.conversation)?;
-            self.set_peer(row.conversation, message.sender.user)?;
+            self.set_peer(row.conversation, peer)?;
         }
         // The reason stays in the event, so that the event is the same after the content was recovered.
         let reason = opened.content.err().map_or_else(String::new, |why| why.name().into());

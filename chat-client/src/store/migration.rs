@@ -302,6 +302,7 @@ mod tests {
           conversation BLOB NOT NULL, seq INTEGER NOT NULL, sender BLOB NOT NULL, user BLOB NOT NULL,
           device INTEGER NOT NULL, message_id BLOB NOT NULL, content BLOB, sent_at INTEGER NOT NULL, audience BLOB,
           unasked INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
+        CREATE UNIQUE INDEX messages_by_id ON messages (sender, message_id);
         CREATE TABLE refs (ref TEXT PRIMARY KEY, message_id BLOB NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID;
         CREATE TABLE lists (user BLOB PRIMARY KEY, list BLOB NOT NULL) WITHOUT ROWID;
         CREATE TABLE handles (handle TEXT PRIMARY KEY, user BLOB NOT NULL) WITHOUT ROWID;

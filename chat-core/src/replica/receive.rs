@@ -80,6 +80,15 @@ impl Replica {
                     self.fetch_list(now, sender.user, out);
                     return;
                 }
+                // An app shows to whom another own device wrote: the answer has the list and the handle.
+                let others = message.audience.iter().map(|audience| audience.user);
+                let unknown = others
+                    .filter(|_| sender.user == self.device.user)
+                    .find(|user| !self.lists.contains_key(user) && !self.is_looked_up(now, *user));
+                if let Some(user) = unknown {
+                    self.fetch_list(now, user, out);
+                    return;
+                }
                 let named = message.audience.iter().find(|audience| audience.user == sender.user);
                 let earlier = named.filter(|_| !listed).map(|named| (sender.user, named.list_version));
                 if let Some(version) = earlier.filter(|(_, version)| self.is_replaced(sender.user, *version))
