@@ -130,15 +130,15 @@ impl EmbeddedStore {
     /// Opens the store in a directory and creates it if it does not exist.
     ///
     /// # Errors
-    /// `Conflict` if another process has the store open or the store was sealed for migration, `Unsupported` if
-    /// the directory has the format of another release (see [`convert`](Self::convert)), `Corrupt` if the store is damaged, `Unavailable` if it cannot be
+    /// `Conflict` if another process has the store open, `Unsupported` if it was sealed for migration or has the format
+    /// of another release (see [`convert`](Self::convert)), `Corrupt` if it is damaged, `Unavailable` if it cannot be
     /// read or written.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         check_format(path)?;
         if path.join(SEALED).exists() {
             return Err(Error::new(
-                ErrorKind::Conflict,
+                ErrorKind::Unsupported,
                 "the data set was sealed for migration to a cluster: serve it there (see the file SEALED)",
             ));
         }
@@ -155,8 +155,8 @@ impl EmbeddedStore {
     /// interrupted conversion can be repeated.
     ///
     /// # Errors
-    /// `NotFound` if there is no store, `Unsupported` if its format is of another release, `Conflict` if another process
-    /// has it open or it was sealed for migration, `Corrupt` if it is damaged, `Unavailable` if it cannot be read or
+    /// `NotFound` if there is no store, `Unsupported` if its format is of another release or it was sealed for
+    /// migration, `Conflict` if another process has it open, `Corrupt` if it is damaged, `Unavailable` if it cannot be read or
     /// written.
     pub fn convert(path: impl AsRef<Path>) -> Result<usize> {
         conversion::run(path.as_ref())

@@ -145,8 +145,24 @@ fn check_creates_no_files() {
     assert!(check().contains("store: no data yet"));
     assert_eq!(std::fs::read_dir(&data).unwrap().count(), 1, "only the token secret");
     let mut server = Server::start(dir.path());
+    assert!(check().contains("open in another process, such as a running server"), "beside a running server");
     server.kill();
     let found = check();
     assert!(found.contains("tokens: signed with the secret, none needed on this machine"), "{found}");
-    assert!(found.contains("store: data in "), "{found}");
+    assert!(found.contains("store: data in ") && !found.contains("another process"), "{found}");
+}
+
+#[test]
+fn verify_waits_for_a_server_that_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::start(dir.path());
+    let data = server.data.clone();
+    let verify = move || server_command(&["--data", data.to_str().unwrap(), "verify"]);
+    let beside = verify();
+    assert!(!beside.status.success());
+    assert!(String::from_utf8_lossy(&beside.stderr).contains("Stop that first"));
+    let waiting = std::thread::spawn(verify);
+    std::thread::sleep(Duration::from_millis(500));
+    server.kill();
+    assert!(waiting.join().unwrap().status.success());
 }

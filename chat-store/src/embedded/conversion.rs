@@ -27,7 +27,7 @@ pub(super) fn run(path: &Path) -> Result<usize> {
         None => return Err(Error::new(ErrorKind::NotFound, "there is no data set in this directory")),
     }
     if path.join(SEALED).exists() {
-        return Err(Error::new(ErrorKind::Conflict, "the data set was sealed for migration to a cluster"));
+        return Err(Error::new(ErrorKind::Unsupported, "the data set was sealed for migration to a cluster"));
     }
     let tables = Tables::open(path)?;
     Watermark::open(&path.join("watermark"), tables.commits()?)?;

@@ -190,7 +190,7 @@ mod tests {
         drop(store);
         drop(SealedStore::seal(dir.path()).unwrap());
         drop(SealedStore::seal(dir.path()).unwrap());
-        assert_eq!(EmbeddedStore::open(dir.path()).unwrap_err().kind(), ErrorKind::Conflict);
+        assert_eq!(EmbeddedStore::open(dir.path()).unwrap_err().kind(), ErrorKind::Unsupported);
         std::fs::remove_file(dir.path().join(SEALED)).unwrap();
         EmbeddedStore::open(dir.path()).unwrap();
     }
