@@ -78,13 +78,13 @@ check_1() { wait_for 30 "the start of the server" listening 1; }
 
 check_2() {
     wait_for 30 "the delivery of the message to Bob" lines bob.txt 1
-    [[ $(cat bob.txt) == "alice: hello" ]] || fail "Bob received: $(cat bob.txt)"
+    [[ $(cat bob.txt) == "alice (message request): hello" ]] || fail "Bob received: $(cat bob.txt)"
 }
 
 check_3() {
     wait_for 30 "the restart of the server" listening 2
     wait_for 60 "the delivery of 2,000 messages to Bob" lines bob.txt 2001
-    diff <(echo hello; seq 2000) <(sed 's/^alice: //' bob.txt) >/dev/null || fail "Bob's messages are not 1 to 2000, once and in order"
+    diff <(echo hello; seq 2000) <(sed 's/^alice (message request): //' bob.txt) >/dev/null || fail "Bob's messages are not 1 to 2000, once and in order"
 }
 
 check_4() { wait_for 30 "the display of the code" grep -q 'chat link ' code.txt; }
@@ -92,11 +92,11 @@ check_4() { wait_for 30 "the display of the code" grep -q 'chat link ' code.txt;
 check_5() {
     local file
     for file in bob.txt tablet.txt; do
-        wait_for 30 "the delivery to $file" contains "$file" "alice: to both devices"
+        wait_for 30 "the delivery to $file" contains "$file" "alice (message request): to both devices"
     done
     sleep 1
     for file in bob.txt tablet.txt; do
-        [[ $(grep -cxF "alice: to both devices" "$file") == 1 ]] || fail "$file shows the message twice"
+        [[ $(grep -cxF "alice (message request): to both devices" "$file") == 1 ]] || fail "$file shows the message twice"
     done
     [[ $(wc -l <bob.txt) == 2002 ]] || fail "Bob's first device has $(wc -l <bob.txt) lines and not 2002"
 }
