@@ -35,7 +35,7 @@ fuzz_target!(|data: &[u8]| {
         now = now.after(u64::from(*chunk.get(2).unwrap_or(&0)) * 100);
         let input = match kind % 12 {
             0 => {
-                let welcome = Welcome { store_epoch: epoch, server_time: 0, rollback: false, incarnation: 0, prekeys: 0, list_version: 1, retention_ms: 0, instance: 0 };
+                let welcome = Welcome { store_epoch: epoch, server_time: 0, rollback: false, incarnation: 0, prekeys: 0, list_version: 1, retention_ms: 0, instance: 0, contacts_version: n, token_expires_in_ms: 0 };
                 let expires_at = (n > 128).then(|| now.after(n * 100));
                 Input::Admitted { device, welcome, expires_at }
             }
