@@ -18,6 +18,17 @@ use crate::model::limits::{INBOX_BYTES, INBOX_MESSAGES, STRANGERS_PART};
 /// Milliseconds that a contact waits while the inboxes of all devices of a user are full.
 const FULL_MS: u32 = 30_000;
 
+/// Bytes that the largest publish takes of an inbox, at most.
+const LARGEST_PUBLISH: u64 = INBOX_BYTES / 400;
+
+/// The use of an inbox as this node read it, and how many publishes it holds for.
+#[derive(Debug)]
+pub(super) struct Room {
+    read_ms: u64,
+    publishes: u64,
+    used: InboxUse,
+}
+
 /// How much of an inbox is in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum InboxUse {
@@ -217,7 +228,11 @@ impl Engine {
             let is_full = match used {
                 InboxUse::Low => false,
                 InboxUse::High if user == sender.user || !self.limits.paces_strangers() => false,
-                InboxUse::High => withheld.contains(&user) || !self.is_known(sender, user).await,
+                // The inbox may have been read since: nobody is refused for what this node remembers.
+                InboxUse::High => {
+                    (withheld.contains(&user) || !self.is_known(sender, user).await)
+                        && self.read_inbox_use(device).await? != InboxUse::Low
+                }
                 InboxUse::Full => true,
             };
             if is_full {
@@ -228,32 +243,40 @@ impl Engine {
     }
 
     async fn inbox_use(&self, device: InstallationId) -> Result<InboxUse> {
-        /// Milliseconds, and number of publishes, for which an inbox with less than half of the strangers' part in use is
-        /// not checked again. This many of the largest publishes fit into the other half.
-        const ROOM: (u64, u32) = (60_000, 20);
+        /// Milliseconds for which the use of an inbox is remembered.
+        const REMEMBERED: u64 = 60_000;
         let now = self.now_ms();
         if let Some(mut room) = self.room.get_mut(&device)
-            && now < room.0.saturating_add(ROOM.0)
-            && room.1 > 0
+            && now < room.read_ms.saturating_add(REMEMBERED)
+            && room.publishes > 0
         {
-            room.1 -= 1;
-            return Ok(InboxUse::Low);
+            room.publishes -= 1;
+            return Ok(room.used);
         }
+        self.read_inbox_use(device).await
+    }
+
+    /// Reads the use of an inbox, and remembers it for as many of the largest publishes as fit into half of the room that
+    /// is left at that use. Without this a device that is behind would cost each of its senders a read per message.
+    async fn read_inbox_use(&self, device: InstallationId) -> Result<InboxUse> {
         let record = self.backends.store.device(device, CursorFilter::No).await?;
-        let uses = |part: u64| {
-            record.waiting_rows >= INBOX_MESSAGES / part || record.waiting_bytes >= INBOX_BYTES / part
+        let left = |part: u64| {
+            let rows = (INBOX_MESSAGES / part).saturating_sub(record.waiting_rows);
+            rows.min((INBOX_BYTES / part).saturating_sub(record.waiting_bytes) / LARGEST_PUBLISH)
         };
-        if !uses(2 * STRANGERS_PART) {
-            if self.room.len() > 100_000 {
-                self.room.clear();
-            }
-            self.room.insert(device, (now, ROOM.1));
+        let fits = |part: u64| {
+            record.waiting_rows < INBOX_MESSAGES / part && record.waiting_bytes < INBOX_BYTES / part
+        };
+        let (used, publishes) = match (fits(1), fits(STRANGERS_PART)) {
+            (false, _) => return Ok(InboxUse::Full),
+            (true, false) => (InboxUse::High, left(1) / 2),
+            (true, true) => (InboxUse::Low, left(STRANGERS_PART) / 2),
+        };
+        if self.room.len() > 100_000 {
+            self.room.clear();
         }
-        Ok(match (uses(1), uses(STRANGERS_PART)) {
-            (true, _) => InboxUse::Full,
-            (false, true) => InboxUse::High,
-            (false, false) => InboxUse::Low,
-        })
+        self.room.insert(device, Room { read_ms: self.now_ms(), publishes, used });
+        Ok(used)
     }
 
     /// Returns the newest list of a user, from the cache if that is fresh enough.

@@ -7,7 +7,7 @@ use dashmap::DashMap;
 use futures_util::future::{join, join_all, try_join_all};
 use parking_lot::Mutex;
 
-use super::admission::{early_refusal, refusal_of};
+use super::admission::{Room, early_refusal, refusal_of};
 use super::batch::{Batch, Remembered, States, dedup_candidates, id_key};
 use super::counters::Counters;
 use super::device_linking::Offer;
@@ -100,9 +100,8 @@ pub struct Engine {
     /// Pending link offers, by rendezvous.
     pub(super) offers: DashMap<Bytes, Offer>,
     pub(super) limits: Limits,
-    /// Devices whose inbox was far from full: the time of that check in milliseconds, and the number of
-    /// publishes for which the result still counts.
-    pub(super) room: DashMap<InstallationId, (u64, u32)>,
+    /// How much of the inboxes was in use when this node read it.
+    pub(super) room: DashMap<InstallationId, Room>,
     /// Cached conversation states of each shard.
     shards: Vec<Mutex<Remembered>>,
     /// Differs for each run of a process.
