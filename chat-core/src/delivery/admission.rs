@@ -228,7 +228,7 @@ impl Engine {
             let is_full = match used {
                 InboxUse::Low => false,
                 InboxUse::High if user == sender.user || !self.limits.paces_strangers() => false,
-                // The inbox may have been read since: nobody is refused for what this node remembers.
+                // The inbox may have been read since: a refusal needs a fresh count.
                 InboxUse::High => {
                     (withheld.contains(&user) || !self.is_known(sender, user).await)
                         && self.read_inbox_use(device).await? != InboxUse::Low
