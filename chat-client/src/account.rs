@@ -73,7 +73,7 @@ impl Account {
     ///
     /// # Errors
     /// `Denied` if this device does not hold the account key.
-    /// Signs the deletion of the account, whose newest list has this version.
+    /// Signs a request to delete the account. `list_version` is the version of its newest device list.
     pub(crate) fn sign_deletion(&self, list_version: u64) -> Result<Bytes> {
         let key = self
             .account_secret

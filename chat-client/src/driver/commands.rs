@@ -229,7 +229,7 @@ impl Driver {
         }
     }
 
-    /// Returns whether a message is for a user whose new account key is not accepted yet.
+    /// Returns whether the recipient has a new account key that this user did not accept yet.
     fn is_unaccepted(&self, to: &replica::Recipient) -> Result<bool> {
         self.recipient_user(to).map_or(Ok(false), |user| self.store.is_unaccepted(user))
     }

@@ -60,7 +60,7 @@ impl LocalStore {
         .map(drop)
     }
 
-    /// Replaces all contacts, in the open transaction. Returns the users whose entry changed.
+    /// Replaces all contacts, in the open transaction. Returns the users with a changed entry.
     ///
     /// # Errors
     /// If the store fails.

@@ -54,7 +54,7 @@ pub trait ContactStore: fmt::Debug + Send + Sync + 'static {
     /// `Unavailable` if the read fails, `Corrupt` if an entry cannot be decoded.
     async fn contacts(&self, owner: UserId) -> Result<Contacts>;
 
-    /// Erases all contacts of an owner whose account was deleted.
+    /// Erases all contacts of an owner. The engine calls it when it deletes the account.
     ///
     /// # Errors
     /// `Unavailable`: they may be erased or not. A repeat is safe.

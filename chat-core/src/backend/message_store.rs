@@ -84,7 +84,7 @@ use crate::model::id::{
 /// | `inbox` | per page when a session begins, and after it lagged |
 /// | `history` | per page that a client requests |
 /// | `generation` | once per session |
-/// | `device` | per recipient device, once in a minute or 100 messages; per request of cursors |
+/// | `device` | per recipient device, once in a minute or 20 messages, and per message to an inbox that is almost full; per request of cursors |
 /// | `erase` | once for each device of an account that is deleted |
 /// | `expire` | once an hour in each process that runs shards, until a piece of 1,000 is not full |
 ///
@@ -189,7 +189,8 @@ pub trait MessageStore: fmt::Debug + Send + Sync + 'static {
     /// `Unavailable`: some rows may be removed. Call it again.
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize>;
 
-    /// Erases the inbox, the cursors and the generation of a device whose account was deleted. History and states stay.
+    /// Erases the inbox, the cursors and the generation of a device. History and states stay. The engine calls it when it
+    /// deletes an account.
     ///
     /// # Errors
     /// `Unavailable`: a part may be erased. Call it again.

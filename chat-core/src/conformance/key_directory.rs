@@ -397,7 +397,7 @@ async fn a_later_revocation_keeps_the_earlier(keys: Keys) -> Outcome {
     equal(revocations(&keys, now).await?.len(), 2, "the number of revocations")
 }
 
-/// Registers alice, whose second list version names another device, and uploads prekeys of the first device.
+/// Registers Alice with one device, adds a second device in list version 2, and uploads prekeys of the first one.
 async fn two_versions(keys: &Keys) -> Result<[SignedDeviceList; 2], String> {
     let list = first(1, 1)?;
     keys.register(&handle("alice")?, &list).await.map_err(failed)?;

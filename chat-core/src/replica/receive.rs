@@ -76,16 +76,12 @@ impl Replica {
                     .lists
                     .get(&sender.user)
                     .is_some_and(|list| list.list().addresses().any(|device| device == sender));
-                if !listed && !self.is_looked_up(now, sender.user) {
-                    self.fetch_list(now, sender.user, out);
-                    return;
-                }
-                // An app shows to whom another own device wrote: the answer has the list and the handle.
+                // An app shows to whom another own device wrote: the answer has the handle of that user.
                 let others = message.audience.iter().map(|audience| audience.user);
-                let unknown = others
-                    .filter(|_| sender.user == self.device.user)
-                    .find(|user| !self.lists.contains_key(user) && !self.is_looked_up(now, *user));
-                if let Some(user) = unknown {
+                let others =
+                    others.filter(|user| sender.user == self.device.user && !self.lists.contains_key(user));
+                let mut needed = (!listed).then_some(sender.user).into_iter().chain(others);
+                if let Some(user) = needed.find(|user| !self.is_looked_up(now, *user)) {
                     self.fetch_list(now, user, out);
                     return;
                 }

@@ -1,6 +1,7 @@
 //! Deliveries while a commit is durable and not yet visible to every reader.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use chat_core::backend::{
@@ -15,12 +16,19 @@ use tokio::sync::Semaphore;
 
 use super::*;
 
-/// A store whose commits are durable at once, and visible once a permit is added.
+/// A store that makes commits durable at once, and visible once a permit is added. It counts the calls of `device`.
 #[derive(Debug)]
-struct Later {
+pub(super) struct Later {
     store: MemoryStore,
     /// Permits of `make_visible`; it fails if the semaphore is closed.
     turns: Semaphore,
+    pub(super) device_reads: AtomicUsize,
+}
+
+impl Later {
+    pub(super) fn new(permits: usize) -> Self {
+        Self { store: MemoryStore::new(), turns: Semaphore::new(permits), device_reads: AtomicUsize::new(0) }
+    }
 }
 
 #[async_trait]
@@ -74,6 +82,7 @@ impl MessageStore for Later {
     }
 
     async fn device(&self, device: InstallationId, cursors: CursorFilter) -> Result<DeviceRecord> {
+        self.device_reads.fetch_add(1, Ordering::Relaxed);
         self.store.device(device, cursors).await
     }
 
@@ -99,7 +108,7 @@ impl Scene {
     fn new() -> Self {
         let clock = Arc::new(ManualClock::default());
         clock.set_us(START_US);
-        let store = Arc::new(Later { store: MemoryStore::new(), turns: Semaphore::new(0) });
+        let store = Arc::new(Later::new(0));
         let push = Arc::new(MemoryPush::default());
         let backends = Backends {
             store: store.clone(),

@@ -1,8 +1,11 @@
 //! Limits of an inbox: strangers, contacts, and devices that are full.
 
 use chat_core::backend::CursorFilter;
-use chat_core::limits::INBOX_BYTES;
+use chat_core::limits::{INBOX_BYTES, INBOX_MESSAGES, STRANGERS_PART};
+use std::sync::atomic::Ordering;
+use tokio::sync::Semaphore;
 
+use super::commit_visibility::Later;
 use super::*;
 
 #[test]
@@ -24,6 +27,30 @@ fn strangers_share_a_part_of_an_inbox_and_contacts_have_the_rest() {
     assert!((900..1000).contains(&alice.sent), "{} messages of a contact fill the rest", alice.sent);
     let number = alice.number(&bob);
     assert_eq!(ready(skip(&engine, alice.device(), number)), None, "a skip does not wait");
+}
+
+#[test]
+fn device_that_is_behind_costs_its_senders_no_read_per_message() {
+    let clock = Arc::new(ManualClock::default());
+    clock.set_us(START_US);
+    let store = Arc::new(Later::new(Semaphore::MAX_PERMITS));
+    let router = Arc::new(MemoryRouter::new(4, clock.clone()));
+    let backends = Backends { store: store.clone(), router, ..Backends::memory() };
+    // Strangers are limited, but not by their rate here.
+    let settings = EngineSettings {
+        rates: Rates { stranger: Rates::default().contact, ..Rates::OFF },
+        ..Default::default()
+    };
+    let engine = Engine::new(backends, settings, clock);
+    let [mut alice, bob, _] = talkers(&engine);
+    // Bob reads nothing. The messages pass the part of strangers, and end far from the limit of the inbox.
+    let count = 2 * (INBOX_MESSAGES / STRANGERS_PART) as usize;
+    for _ in 0..count {
+        assert_eq!(alice.publish(&engine, &bob, 10), None);
+        work(&engine);
+    }
+    let reads = store.device_reads.load(Ordering::Relaxed);
+    assert!(reads <= count / 10, "{reads} reads of {count} messages");
 }
 
 #[test]
