@@ -2,7 +2,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chat_client::platform::Dialer;
-use chat_client::{Client, ClientConfig, Error, ErrorKind, Event, Message, Profile, Result, Suite};
+use chat_client::{
+    Client, ClientConfig, Error, ErrorKind, Event, EventRecord, Events, Message, Profile, Result, Suite,
+};
 use chat_server::{Server, ServerBuilder, ServerError};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
@@ -111,6 +113,38 @@ impl TestServer {
         let client = pending.approved().await?;
         client.ready().await?;
         Ok(client)
+    }
+
+    /// Returns the next event of a stream that satisfies a condition. Skips the others.
+    ///
+    /// ```
+    /// # #[tokio::main] async fn main() -> chat_client::Result<()> {
+    /// use chat_client::Event;
+    /// let server = chat_testing::TestServer::start().await?;
+    /// let alice = server.client("alice").await?;
+    /// let mut events = alice.events("test").await?;
+    /// server.next_event(&mut events, |event| *event == Event::Connected).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// `Unavailable` if there is no such event within 20 seconds, `Closed` if the client is closed, or the error of its
+    /// local store.
+    pub async fn next_event(
+        &self,
+        events: &mut Events,
+        wanted: impl Fn(&Event) -> bool,
+    ) -> Result<EventRecord> {
+        let found = async {
+            while let Some(record) = events.next().await? {
+                if wanted(&record.event) {
+                    return Ok(record);
+                }
+            }
+            Err(Error::new(ErrorKind::Closed, "the client was closed before such an event"))
+        };
+        let late = |_| Error::new(ErrorKind::Unavailable, "there was no such event within 20 seconds");
+        tokio::time::timeout(Duration::from_secs(20), found).await.map_err(late)?
     }
 
     /// Returns the next message that a client received and no earlier call returned.

@@ -23,18 +23,6 @@ async fn start() -> (TestServer, Client, Client) {
     (server, alice, bob)
 }
 
-async fn next_where(events: &mut Events, wanted: impl Fn(&Event) -> bool) -> EventRecord {
-    let found = async {
-        loop {
-            let record = events.next().await.unwrap().expect("the stream ended");
-            if wanted(&record.event) {
-                return record;
-            }
-        }
-    };
-    timeout(LIMIT, found).await.expect("no such event")
-}
-
 fn is_message(event: &Event) -> bool {
     matches!(event, Event::Message(_))
 }
@@ -116,32 +104,36 @@ async fn cursor_repeats_events_until_they_are_handled() {
         alice.send(bob.user(), text).await.unwrap();
     }
     let mut events = bob.events("bot").await.unwrap();
-    let first = next_where(&mut events, is_message).await;
-    let second = next_where(&mut events, is_message).await;
+    let first = server.next_event(&mut events, is_message).await.unwrap();
+    let second = server.next_event(&mut events, is_message).await.unwrap();
     events.handled(&first).await.unwrap();
     drop(events);
     bob.close().await;
     let bob = server.client("bob").await.unwrap();
     let mut events = bob.events("bot").await.unwrap();
-    assert_eq!(next_where(&mut events, is_message).await, second, "the event that was not handled");
-    let third = next_where(&mut events, is_message).await;
+    assert_eq!(
+        server.next_event(&mut events, is_message).await.unwrap(),
+        second,
+        "the event that was not handled"
+    );
+    let third = server.next_event(&mut events, is_message).await.unwrap();
     events.handled(&third).await.unwrap();
     let mut other = bob.events("another").await.unwrap();
-    assert_eq!(next_where(&mut other, is_message).await, first, "a cursor of its own");
+    assert_eq!(server.next_event(&mut other, is_message).await.unwrap(), first, "a cursor of its own");
     let unnamed = bob.events_after(Some(0));
     assert_eq!(unnamed.handled(&third).await.unwrap_err().kind(), ErrorKind::Invalid);
 }
 
 #[tokio::test]
 async fn transient_events_have_no_number() {
-    let (_server, alice, bob) = start().await;
+    let (server, alice, bob) = start().await;
     let mut events = bob.events("bot").await.unwrap();
-    let connected = next_where(&mut events, |event| *event == Event::Connected).await;
+    let connected = server.next_event(&mut events, |event| *event == Event::Connected).await.unwrap();
     assert_eq!(connected.number, None);
     events.handled(&connected).await.unwrap();
     alice.typing(alice.conversation_with(bob.user())).await.unwrap();
     alice.send(bob.user(), "x").await.unwrap();
-    let message = next_where(&mut events, is_message).await;
+    let message = server.next_event(&mut events, is_message).await.unwrap();
     assert!(message.number.is_some());
 }
 
@@ -185,7 +177,9 @@ async fn suspended_client_releases_its_profile_and_streams_continue() {
         async move { bob.send(alice, "after").await.unwrap().stored().await.unwrap() }
     });
     bob.resume().await.unwrap();
-    let Event::Message(message) = next_where(&mut events, is_message).await.event else { unreachable!() };
+    let Event::Message(message) = server.next_event(&mut events, is_message).await.unwrap().event else {
+        unreachable!()
+    };
     assert_eq!(message.text(), Some("while away"));
     timeout(LIMIT, queued_while_suspended).await.unwrap().unwrap();
     timeout(LIMIT, ticket.delivered()).await.unwrap().unwrap();
@@ -256,7 +250,7 @@ async fn calls_and_presence_survive_a_suspension() {
     let _bob = server.client("bob").await.unwrap();
     assert!(timeout(LIMIT, read).await.unwrap().unwrap().unwrap().is_complete());
     let online = |event: &Event| matches!(event, Event::Presence { presence: Presence::Online, .. });
-    next_where(&mut events, online).await;
+    server.next_event(&mut events, online).await.unwrap();
 }
 
 #[tokio::test]
@@ -307,7 +301,8 @@ async fn sender_is_told_that_the_server_slows_it_and_for_how_long() {
     for n in 0..63 {
         tickets.push(alice.send(bob.user(), format!("line {n}")).await.unwrap());
     }
-    let slowed = next_where(&mut events, |event| matches!(event, Event::Throttled { .. })).await;
+    let slowed =
+        server.next_event(&mut events, |event| matches!(event, Event::Throttled { .. })).await.unwrap();
     let Event::Throttled { retry_after } = slowed.event else { unreachable!() };
     assert!(retry_after > Duration::ZERO && retry_after < Duration::from_secs(10), "{retry_after:?}");
     for ticket in tickets {
@@ -394,11 +389,11 @@ async fn events_are_a_stream_and_serialize() {
     assert_serde::<EventRecord>();
     assert_serde::<(SendRequest, Recipient, Status, SafetyNumber, GapReason)>();
     assert!(serde_json::from_str::<Handle>("\"Not A Handle\"").is_err(), "an invalid handle was accepted");
-    let (_server, alice, bob) = start().await;
+    let (server, alice, bob) = start().await;
     alice.send(bob.user(), "x").await.unwrap();
     let mut events = bob.events("bot").await.unwrap();
     assert_stream(&events);
-    let record = next_where(&mut events, is_message).await;
+    let record = server.next_event(&mut events, is_message).await.unwrap();
     let text = serde_json::to_string(&record).unwrap();
     assert_eq!(serde_json::from_str::<EventRecord>(&text).unwrap(), record);
 }

@@ -37,26 +37,17 @@ async fn client(server: &TestServer, handle: &str, valid: Duration) -> Client {
     client
 }
 
-async fn next_where(events: &mut Events, wanted: impl Fn(&Event) -> bool) -> Event {
-    let found = async {
-        loop {
-            let record = events.next().await.unwrap().expect("the stream ended");
-            if wanted(&record.event) {
-                return record.event;
-            }
-        }
-    };
-    timeout(LIMIT, found).await.expect("no such event")
-}
-
 #[tokio::test]
 async fn session_continues_with_a_new_token() {
     let server = start().await;
     let alice = client(&server, "alice", Duration::from_secs(6)).await;
     let bob = client(&server, "bob", Duration::from_secs(3600)).await;
     let mut events = alice.events_after(None);
-    let Event::TokenExpiring { expires_in } =
-        next_where(&mut events, |event| matches!(event, Event::TokenExpiring { .. })).await
+    let Event::TokenExpiring { expires_in } = server
+        .next_event(&mut events, |event| matches!(event, Event::TokenExpiring { .. }))
+        .await
+        .unwrap()
+        .event
     else {
         panic!()
     };
@@ -65,7 +56,11 @@ async fn session_continues_with_a_new_token() {
     // Beyond the end of the first token.
     tokio::time::sleep(Duration::from_secs(5)).await;
     bob.send(alice.user(), "still here").await.unwrap();
-    let shown = next_where(&mut events, |event| !matches!(event, Event::CaughtUp | Event::Connected)).await;
+    let shown = server
+        .next_event(&mut events, |event| !matches!(event, Event::CaughtUp | Event::Connected))
+        .await
+        .unwrap()
+        .event;
     assert!(matches!(shown, Event::Message(_)), "the session ended: {shown:?}");
 }
 
@@ -75,7 +70,7 @@ async fn refused_renewal_asks_for_another_token() {
     let alice = client(&server, "alice", Duration::from_secs(3600)).await;
     let mut events = alice.events_after(None);
     alice.set_token("not a token at all").await.unwrap();
-    next_where(&mut events, |event| *event == Event::TokenRequired).await;
+    server.next_event(&mut events, |event| *event == Event::TokenRequired).await.unwrap();
     alice.set_token(&token("alice", Duration::from_secs(3600))).await.unwrap();
     timeout(LIMIT, alice.ready()).await.unwrap().unwrap();
 }
@@ -86,7 +81,7 @@ async fn revoked_token_ends_its_session_and_a_newer_one_does_not() {
     let alice = client(&server, "alice", Duration::from_secs(3600)).await;
     let mut events = alice.events_after(None);
     server.server().engine().revoke(alice.handle()).await.unwrap();
-    next_where(&mut events, |event| *event == Event::TokenRequired).await;
+    server.next_event(&mut events, |event| *event == Event::TokenRequired).await.unwrap();
     alice.set_token(&token("alice", Duration::from_secs(3600))).await.unwrap();
     timeout(LIMIT, alice.ready()).await.unwrap().unwrap();
 }

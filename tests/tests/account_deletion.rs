@@ -24,18 +24,6 @@ async fn start(dir: &Path) -> (TestServer, Backends) {
     (TestServer::start_with(builder).await.unwrap(), backends)
 }
 
-async fn next_where(events: &mut Events, wanted: impl Fn(&Event) -> bool) -> Event {
-    let found = async {
-        loop {
-            let record = events.next().await.unwrap().expect("the stream ended");
-            if wanted(&record.event) {
-                return record.event;
-            }
-        }
-    };
-    timeout(LIMIT, found).await.expect("no such event")
-}
-
 #[tokio::test]
 async fn deleted_account_is_erased_and_others_keep_their_messages() {
     let dir = tempfile::tempdir().unwrap();
@@ -58,7 +46,7 @@ async fn deleted_account_is_erased_and_others_keep_their_messages() {
     let mut events = tablet.events_after(None);
     assert_eq!(tablet.delete_account().await.unwrap_err().kind(), ErrorKind::Denied, "no account key");
     alice.delete_account().await.unwrap();
-    next_where(&mut events, |event| *event == Event::TokenRequired).await;
+    server.next_event(&mut events, |event| *event == Event::TokenRequired).await.unwrap();
 
     // Nothing of the account is left but its list versions, which verify the messages that wait for others.
     assert_eq!(backends.keys.list(user).await.unwrap(), None);

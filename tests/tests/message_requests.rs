@@ -44,18 +44,6 @@ impl Pair {
     }
 }
 
-async fn next_where(events: &mut Events, wanted: impl Fn(&Event) -> bool) -> Event {
-    let found = async {
-        loop {
-            let record = events.next().await.unwrap().expect("the stream ended");
-            if wanted(&record.event) {
-                return record.event;
-            }
-        }
-    };
-    timeout(LIMIT, found).await.expect("no such event")
-}
-
 #[tokio::test]
 async fn request_shows_nothing_until_it_is_accepted_and_everything_then() {
     let pair = Pair::start().await;
@@ -85,7 +73,7 @@ async fn answer_accepts_the_request_on_every_device() {
     message.reply(&pair.bob, "hi").await.unwrap();
     let accepted =
         |event: &Event| matches!(event, Event::RelationChanged { relation: Relation::Contact, .. });
-    next_where(&mut events, accepted).await;
+    pair.server.next_event(&mut events, accepted).await.unwrap();
     assert_eq!(tablet.relation(pair.alice.user()).await.unwrap(), Relation::Contact);
     timeout(LIMIT, ticket.delivered()).await.unwrap().unwrap();
     // A device that was linked or away meanwhile learns it when it connects.
@@ -94,7 +82,7 @@ async fn answer_accepts_the_request_on_every_device() {
     let tablet = Client::open(pair.server.config("tablet", chat_signal::suite())).await.unwrap();
     let mut events = tablet.events_after(None);
     let blocked = |event: &Event| matches!(event, Event::RelationChanged { relation: Relation::Blocked, .. });
-    next_where(&mut events, blocked).await;
+    pair.server.next_event(&mut events, blocked).await.unwrap();
 }
 
 #[tokio::test]
@@ -107,7 +95,8 @@ async fn blocked_user_is_stored_and_never_delivered() {
     pair.bob.block(pair.alice.user()).await.unwrap();
     let mut events = pair.bob.events_after(None);
     let ticket = pair.send("blocked").await;
-    let withheld = next_where(&mut events, |event| matches!(event, Event::Gap { .. })).await;
+    let withheld =
+        pair.server.next_event(&mut events, |event| matches!(event, Event::Gap { .. })).await.unwrap().event;
     assert!(matches!(withheld, Event::Gap { reason: GapReason::Withheld, from_seq: 3, to_seq: 3, .. }));
     let refused = pair.bob.send(pair.alice.user(), "no").await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Denied);
@@ -163,5 +152,5 @@ async fn read_reaches_a_sender_that_was_away() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     let alice = pair.server.client_with("alice", chat_signal::suite()).await.unwrap();
     let read = |event: &Event| matches!(event, Event::Read { seq: 1, .. });
-    next_where(&mut alice.events_after(Some(0)), read).await;
+    pair.server.next_event(&mut alice.events_after(Some(0)), read).await.unwrap();
 }
