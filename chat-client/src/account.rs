@@ -69,11 +69,10 @@ impl Account {
         Bytes::copy_from_slice(&self.device_key.sign(message).to_bytes())
     }
 
-    /// Returns the device list that follows `before`, with these devices, signed by the account key.
+    /// Signs a request to delete the account. `list_version` is the version of its newest device list.
     ///
     /// # Errors
     /// `Denied` if this device does not hold the account key.
-    /// Signs a request to delete the account. `list_version` is the version of its newest device list.
     pub(crate) fn sign_deletion(&self, list_version: u64) -> Result<Bytes> {
         let key = self
             .account_secret
@@ -83,6 +82,10 @@ impl Account {
         Ok(Bytes::copy_from_slice(&signature.to_bytes()))
     }
 
+    /// Returns the device list that follows `before`, with these devices, signed by the account key.
+    ///
+    /// # Errors
+    /// `Denied` if this device does not hold the account key.
     pub(crate) fn sign_list(
         &self,
         before: &SignedDeviceList,

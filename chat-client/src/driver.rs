@@ -214,8 +214,8 @@ pub(crate) struct Driver {
     contacts_due: bool,
     /// Changes of contacts that the client makes by itself, to send.
     contact_changes: Vec<(UserId, ContactChange)>,
-    /// Users that are accepted because this user wrote to them, since the last connection.
-    accepting: HashSet<UserId>,
+    /// Conversations with a message of this user, since the last connection: their users are accepted.
+    accepting: HashSet<ConversationId>,
 }
 
 /// The driver's ends of the channels to its client handles.

@@ -2,12 +2,16 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use chat_client::prelude::*;
 use chat_client::{GapReason, Relation, Status, open_reported};
 use chat_core::Backends;
-use chat_core::memory::MemoryReports;
+use chat_core::backend::ContactStore;
+use chat_core::contact::{Contact, ContactChange, Contacts};
+use chat_core::memory::{MemoryContacts, MemoryReports};
+use chat_core::{Error, ErrorKind, UserId};
 use chat_testing::TestServer;
 use tokio::time::timeout;
 
@@ -153,4 +157,89 @@ async fn read_reaches_a_sender_that_was_away() {
     let alice = pair.server.client_with("alice", chat_signal::suite()).await.unwrap();
     let read = |event: &Event| matches!(event, Event::Read { seq: 1, .. });
     pair.server.next_event(&mut alice.events_after(Some(0)), read).await.unwrap();
+}
+
+/// Contacts of a server that goes back to a copy without any contact.
+#[derive(Debug, Default)]
+struct Restorable {
+    lost: MemoryContacts,
+    kept: MemoryContacts,
+    /// 0 before the restore; then the number of changes that fail, plus one.
+    failing: AtomicUsize,
+}
+
+impl Restorable {
+    fn current(&self) -> &MemoryContacts {
+        if self.failing.load(Ordering::SeqCst) == 0 { &self.lost } else { &self.kept }
+    }
+}
+
+#[async_trait::async_trait]
+impl ContactStore for Restorable {
+    async fn contact(&self, owner: UserId, other: UserId) -> chat_core::Result<Contact> {
+        self.current().contact(owner, other).await
+    }
+
+    async fn change(
+        &self,
+        owner: UserId,
+        other: UserId,
+        change: ContactChange,
+        limit: usize,
+    ) -> chat_core::Result<u64> {
+        if self.failing.load(Ordering::SeqCst) > 1 {
+            self.failing.fetch_sub(1, Ordering::SeqCst);
+            return Err(Error::new(ErrorKind::Unavailable, "the store is down"));
+        }
+        self.current().change(owner, other, change, limit).await
+    }
+
+    async fn version(&self, owner: UserId) -> chat_core::Result<u64> {
+        self.current().version(owner).await
+    }
+
+    async fn contacts(&self, owner: UserId) -> chat_core::Result<Contacts> {
+        self.current().contacts(owner).await
+    }
+
+    async fn erase(&self, owner: UserId) -> chat_core::Result<()> {
+        self.current().erase(owner).await
+    }
+}
+
+#[tokio::test]
+async fn restored_server_learns_each_decision_again() {
+    let store = Arc::new(Restorable::default());
+    let backends = Backends { contacts: store.clone(), ..Backends::memory() };
+    let builder = chat_server::Server::builder().backends(backends).open_registration();
+    let server = TestServer::start_with(builder).await.unwrap();
+    let alice = server.client("alice").await.unwrap();
+    let [bob, carol] = [server.client("bob").await.unwrap(), server.client("carol").await.unwrap()];
+    alice.accept(carol.user()).await.unwrap();
+    alice.block(carol.user()).await.unwrap();
+    alice.unblock(carol.user()).await.unwrap();
+    alice.block(bob.user()).await.unwrap();
+    // The server goes back, and is in trouble while alice connects again.
+    alice.suspend().await.unwrap();
+    store.failing.store(3, Ordering::SeqCst);
+    let decided = |user| store.kept.contact(alice.user(), user);
+    let wanted = [Contact { accepted: false, blocked: true }, Contact { accepted: true, blocked: false }];
+    let again = async {
+        loop {
+            alice.resume().await.unwrap();
+            alice.ready().await.unwrap();
+            for _ in 0..20 {
+                let found = [decided(bob.user()).await.unwrap(), decided(carol.user()).await.unwrap()];
+                if found == wanted {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            alice.suspend().await.unwrap();
+        }
+    };
+    timeout(LIMIT, again).await.expect("the server lacks a decision");
+    assert_eq!(store.failing.load(Ordering::SeqCst), 1, "changes failed before");
+    assert_eq!(alice.relation(bob.user()).await.unwrap(), Relation::Blocked);
+    assert_eq!(alice.relation(carol.user()).await.unwrap(), Relation::Contact);
 }

@@ -22,19 +22,12 @@ impl Driver {
         if version > known {
             self.contacts_due = true;
         } else if version < known && matches!(frame, ServerFrame::Welcome(_)) {
-            // The server was restored from an older copy, which lacks changes.
-            self.repeat_changes(version)?;
-        }
-        Ok(())
-    }
-
-    /// Makes all decisions again, for a server that may lack some of them.
-    fn repeat_changes(&mut self, version: u64) -> Result<()> {
-        self.store.set_contacts_version(version)?;
-        for (user, contact) in self.store.contacts()?.entries {
-            let block = if contact.blocked { ContactChange::Block } else { ContactChange::Unblock };
-            let accept = contact.accepted.then_some(ContactChange::Accept);
-            self.contact_changes.extend(accept.into_iter().chain([block]).map(|change| (user, change)));
+            // The server was restored from an older copy, which lacks changes. Each connection compares the contacts until
+            // the server has all of them.
+            self.step(Input::Flush)?;
+            self.store.set_contacts_version(u64::MAX)?;
+            self.store.commit_open()?;
+            self.contacts_due = true;
         }
         Ok(())
     }
@@ -42,9 +35,9 @@ impl Driver {
     /// Records that a message to a conversation was stored: this accepts its user.
     pub(super) fn accept_recipient(&mut self, conversation: ConversationId) -> Result<()> {
         if conversation.kind() == Ok(ConversationKind::Direct)
+            && self.accepting.insert(conversation)
             && let Some(peer) = self.store.peer(conversation)?
             && !self.store.contact(peer)?.accepted
-            && self.accepting.insert(peer)
         {
             self.contact_changes.push((peer, ContactChange::Accept));
         }
@@ -90,18 +83,30 @@ impl Driver {
         let (after, known) = (change.apply(before), self.store.contacts_version()?);
         self.step(Input::Flush)?;
         self.store.set_contact(user, after)?;
-        if version == known + 1 {
+        if version.checked_sub(1) == Some(known) {
             self.store.set_contacts_version(version)?;
         } else if version > known {
             // Another device changed some, too.
             self.contacts_due = true;
+        } else if version < known {
+            // The server lacked this change, and may lack others.
+            self.contacts_due |= !self.waiting.values().any(|one| matches!(one, Waiting::Contact(..)));
         }
         self.store.commit_open()?;
         self.report_relations(if after == before { &[] } else { std::slice::from_ref(&user) })
     }
 
-    /// Takes over all contacts of the server.
+    /// Takes over all contacts of the server. If it lacks changes of this user, makes these again first.
     pub(super) fn contacts_received(&mut self, contacts: &Contacts) -> Result<()> {
+        /// Maximum number of changes that are made again at once: the server limits their rate.
+        const REPEATED: usize = 100;
+        if contacts.version < self.store.contacts_version()? {
+            let missing = self.store.changes_missing_from(contacts)?;
+            self.contact_changes.extend(missing.into_iter().take(REPEATED));
+            if !self.contact_changes.is_empty() {
+                return Ok(());
+            }
+        }
         self.step(Input::Flush)?;
         let changed = self.store.replace_contacts(contacts)?;
         self.store.commit_open()?;

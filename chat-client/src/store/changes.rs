@@ -288,8 +288,10 @@ impl LocalStore {
             return Ok(());
         }
         let own = self.own.ok_or(corrupt("the store is not loaded"))?.user;
+        // The id of the conversation is a digest of both users. A sender can name any other user in the audience.
+        let is_peer = |user: &UserId| *user != own && ConversationId::direct(own, *user) == row.conversation;
         let mut users = message.audience.iter().map(|audience| audience.user).chain([message.sender.user]);
-        if let Some(peer) = users.find(|user| *user != own) {
+        if let Some(peer) = users.find(is_peer) {
             self.ensure_conversation(row.conversation)?;
             self.set_peer(row.conversation, peer)?;
         }
@@ -467,7 +469,7 @@ mod tests {
 
     use bytes::Bytes;
     use chat_core::DeviceAddress;
-    use chat_core::envelope::Message;
+    use chat_core::envelope::{Audience, Message};
     use chat_core::{DeviceId, InstallationId, UserId};
 
     use super::*;
@@ -480,6 +482,49 @@ mod tests {
         DeviceAddress { user, device: DeviceId::PRIMARY, installation }
     }
 
+    /// Applies the arrival of a message with seq 1.
+    fn receive(
+        store: &mut LocalStore,
+        conversation: ConversationId,
+        sender: DeviceAddress,
+        audience: &[UserId],
+        text: &str,
+    ) {
+        let message = Message {
+            id: MessageId::from_bytes([7; 16]),
+            sender,
+            client_seq: 1,
+            prev: MessageId::NIL,
+            incarnation: 0,
+            audience: audience.iter().map(|user| Audience { user: *user, list_version: 1 }).collect(),
+            body: Bytes::new(),
+            sent_at: 0,
+        };
+        let content = RowContent::Message { message: Arc::new(message), sealed: Bytes::new() };
+        let row = InboxRow { conversation, seq: 1, time_us: 1, joined: true, content };
+        let opened = Opened {
+            content: Ok(encode_text(text).into()),
+            ..Opened::unreadable(chat_core::replica::Unreadable::Malformed)
+        };
+        store.apply(Change::Received(Box::new(row), opened)).unwrap();
+    }
+
+    #[test]
+    fn peer_is_the_user_that_the_conversation_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = open_for_test(dir.path(), &Profile::from("test")).unwrap();
+        let (own, tablet) =
+            (device(1), DeviceAddress { installation: InstallationId::from_bytes([9; 16]), ..device(1) });
+        let [bob, carol, dave] = [2, 3, 4].map(device);
+        store.load(own).unwrap();
+        // An own device wrote to Bob, and Carol names Dave in the audience of her message.
+        let with = |other: DeviceAddress| ConversationId::direct(own.user, other.user);
+        receive(&mut store, with(bob), tablet, &[own.user, bob.user], "from the tablet");
+        receive(&mut store, with(carol), carol, &[dave.user, carol.user, own.user], "from Carol");
+        assert_eq!(store.peer(with(bob)).unwrap(), Some(bob.user));
+        assert_eq!(store.peer(with(carol)).unwrap(), Some(carol.user));
+    }
+
     #[test]
     fn same_id_in_two_conversations_is_two_messages() {
         let dir = tempfile::tempdir().unwrap();
@@ -488,24 +533,7 @@ mod tests {
         store.load(own).unwrap();
         let conversations = [ConversationId::direct(own.user, sender.user), ConversationId::own(own.user)];
         for (n, conversation) in conversations.into_iter().enumerate() {
-            let message = Message {
-                id: MessageId::from_bytes([7; 16]),
-                sender,
-                client_seq: 1,
-                prev: MessageId::NIL,
-                incarnation: 0,
-                audience: Vec::new(),
-                body: Bytes::new(),
-                sent_at: 0,
-            };
-            let content = RowContent::Message { message: Arc::new(message), sealed: Bytes::new() };
-            let row = InboxRow { conversation, seq: 1, time_us: 1, joined: true, content };
-            let text = encode_text(&format!("text {n}"));
-            let opened = Opened {
-                content: Ok(text.into()),
-                ..Opened::unreadable(chat_core::replica::Unreadable::Malformed)
-            };
-            store.apply(Change::Received(Box::new(row), opened)).unwrap();
+            receive(&mut store, conversation, sender, &[], &format!("text {n}"));
         }
         let shown = conversations.map(|conversation| store.history(conversation, None, 10).unwrap());
         assert_eq!(

@@ -1,11 +1,24 @@
 //! The decisions of this user about other users, as far as this device knows them, and keys for reports.
 
-use chat_core::contact::{Contact, Contacts};
+use std::collections::BTreeMap;
+
+use chat_core::contact::{Contact, ContactChange, Contacts};
 use chat_core::{ConversationId, Result, Seq, UserId};
 use rusqlite::{OptionalExtension, params};
 
 use super::{LocalStore, blob, failed, number};
 use crate::contact::Relation;
+
+/// Returns the entry of each user in two lists of contacts.
+fn pairs(first: &[(UserId, Contact)], second: &[(UserId, Contact)]) -> BTreeMap<UserId, [Contact; 2]> {
+    let mut pairs: BTreeMap<UserId, [Contact; 2]> = BTreeMap::new();
+    for (n, list) in [first, second].into_iter().enumerate() {
+        for (user, contact) in list {
+            pairs.entry(*user).or_default()[n] = *contact;
+        }
+    }
+    pairs
+}
 
 /// The version of the stored contacts.
 const VERSION: &str = "contacts_version";
@@ -71,13 +84,28 @@ impl LocalStore {
             self.set_contact(*user, *contact)?;
         }
         self.set_contacts_version(contacts.version)?;
-        let (old, new) = (before.iter(), contacts.entries.iter());
-        let mut changed: Vec<UserId> =
-            old.filter(|one| !contacts.entries.contains(one)).map(|one| one.0).collect();
-        changed.extend(new.filter(|one| !before.contains(one)).map(|one| one.0));
-        changed.sort_unstable();
-        changed.dedup();
-        Ok(changed)
+        let pairs = pairs(&before, &contacts.entries);
+        Ok(pairs.into_iter().filter(|(_, [old, new])| old != new).map(|(user, _)| user).collect())
+    }
+
+    /// Returns the changes that give the server the decisions of this device: blocks first.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn changes_missing_from(&self, server: &Contacts) -> Result<Vec<(UserId, ContactChange)>> {
+        let (mut blocks, mut others) = (Vec::new(), Vec::new());
+        for (user, [own, server]) in pairs(&self.contacts()?.entries, &server.entries) {
+            match (own.blocked, server.blocked) {
+                (true, false) => blocks.push((user, ContactChange::Block)),
+                (false, true) => others.push((user, ContactChange::Unblock)),
+                _ => {}
+            }
+            if own.accepted && !server.accepted {
+                others.push((user, ContactChange::Accept));
+            }
+        }
+        blocks.append(&mut others);
+        Ok(blocks)
     }
 
     /// Records the version of the contacts, in the open transaction.

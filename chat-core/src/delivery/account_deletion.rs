@@ -10,8 +10,10 @@ use crate::model::session_event::SessionEvent;
 use crate::model::signing::{deletion_transcript, verify};
 
 impl Engine {
-    /// Deletes the account of a device, which sent the signature of its account key. An answer means that everything is
-    /// erased. Without one a part may be left, which retention removes.
+    /// Deletes the account of a device, which sent the signature of its account key. An answer means that everything stored
+    /// until then is erased. A node with a cached device list may accept a message for the devices after that, for as long as
+    /// [`EngineSettings::lists_ms`](super::EngineSettings::lists_ms). Retention removes such rows, and those of a deletion
+    /// without an answer.
     pub(super) async fn delete_own_account(&self, device: DeviceAddress, signature: &[u8]) -> Result<()> {
         let newest = self.device_list(device.user).await?;
         let list = newest.ok_or_else(|| Error::new(ErrorKind::NotFound, "there is no such account"))?;
@@ -30,14 +32,14 @@ impl Engine {
     }
 
     async fn delete_user(&self, user: UserId) -> Result<()> {
-        // From here on no message names the devices, so that no row follows the erased ones.
         let devices = self.backends.keys.delete(user).await?;
+        // From here on this node accepts no message for the devices, so that no row follows the erased ones.
+        self.lists_changed.fetch_add(1, Ordering::AcqRel);
+        self.lists.remove(&user);
         for device in devices {
             self.backends.store.erase(device).await?;
         }
         self.backends.contacts.erase(user).await?;
-        self.lists_changed.fetch_add(1, Ordering::AcqRel);
-        self.lists.remove(&user);
         self.decisions_changed.fetch_add(1, Ordering::AcqRel);
         self.decided.retain(|(owner, _), _| *owner != user);
         let routes = self.backends.registry.lookup(&[user]).await.unwrap_or_default();

@@ -41,7 +41,7 @@ impl Engine {
 
     /// Returns whether `other` is no stranger to `owner`, which accepted it or wrote to it. A block does not count.
     pub(super) async fn knows(&self, owner: UserId, other: UserId) -> Result<bool> {
-        if self.contacts.contains_key(&(owner, other)) || self.contact(owner, other).await?.accepted {
+        if self.wrote.contains_key(&(owner, other)) || self.contact(owner, other).await?.accepted {
             return Ok(true);
         }
         let id = ConversationId::direct(owner, other);
@@ -51,10 +51,10 @@ impl Engine {
             own.is_some_and(|member| member.installations.iter().any(|i| state.senders.contains_key(i)))
         });
         if wrote {
-            if self.contacts.len() > 100_000 {
-                self.contacts.clear();
+            if self.wrote.len() > 100_000 {
+                self.wrote.clear();
             }
-            self.contacts.insert((owner, other), ());
+            self.wrote.insert((owner, other), ());
         }
         Ok(wrote)
     }
@@ -103,7 +103,9 @@ impl Engine {
     /// the read position from the latter. Both are hints, which may be lost.
     async fn show_progress(&self, owner: UserId, other: UserId) {
         let conversation = ConversationId::direct(owner, other);
-        if let Ok(delivered @ 1..) = self.acknowledged(conversation, &[owner]).await {
+        let state = self.backends.store.state(conversation, SenderFilter::No, None).await.ok().flatten();
+        let members = state.map(|state| state.members).unwrap_or_default();
+        if let Ok(delivered @ 1..) = self.acknowledged(conversation, &members, &[owner]).await {
             let hint = Hint::Receipt { conversation, user: owner, delivered, read: 0 };
             self.hint(&[other], &hint).await;
         }

@@ -40,8 +40,8 @@ pub struct EngineSettings {
     /// Batches of events queued per session. When a batch does not fit, the session reads its inbox.
     pub session_queue: usize,
     pub rates: Rates,
-    /// Milliseconds for which a device list, and a decision about a contact, that was read counts as the newest. `u64::MAX` is safe only where
-    /// no other process changes lists.
+    /// Milliseconds for which a device list, or a decision about a contact, that was read counts as the newest. `u64::MAX`
+    /// is safe only where no other process changes them.
     pub lists_ms: u64,
     /// Trace events to keep for [`explain`](Engine::explain), about 100 bytes each.
     pub trace: usize,
@@ -88,7 +88,7 @@ pub struct Engine {
     /// Cached users of conversations, for receipts and typing notifications.
     pub(super) members: DashMap<ConversationId, Arc<[UserId]>>,
     /// Pairs of users of which the first wrote in their direct conversation.
-    pub(super) contacts: DashMap<(UserId, UserId), ()>,
+    pub(super) wrote: DashMap<(UserId, UserId), ()>,
     /// Cached decisions of the first user about the second, and the time each was read, in milliseconds.
     pub(super) decided: DashMap<(UserId, UserId), (Contact, u64)>,
     /// Incremented when cached decisions may be stale.
@@ -135,7 +135,7 @@ impl Engine {
             lists: DashMap::new(),
             lists_changed: AtomicU64::new(0),
             members: DashMap::new(),
-            contacts: DashMap::new(),
+            wrote: DashMap::new(),
             decided: DashMap::new(),
             decisions_changed: AtomicU64::new(0),
             revoked: DashMap::new(),

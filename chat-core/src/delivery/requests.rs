@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::Engine;
 use super::admission::refusal_of;
 use super::rates::Wait;
-use crate::backend::{AccountKey, BundleParts, CursorFilter, PageLimit, Reincarnation, SenderFilter};
+use crate::backend::{AccountKey, BundleParts, CursorFilter, Member, PageLimit, Reincarnation, SenderFilter};
 use crate::model::client_frame::Request;
 use crate::model::close_reason::CloseReason;
 use crate::model::device_list::{DeviceList, SignedDeviceList};
@@ -262,16 +262,18 @@ impl Engine {
             }
         }
         self.hint(&others, &Hint::ReadRequested(conversation)).await;
-        self.acknowledged(conversation, &others).await
+        self.acknowledged(conversation, &state.members, &others).await
     }
 
     /// Returns the highest seq of a conversation that a device of these users acknowledged; 0 if there is none.
-    pub(super) async fn acknowledged(&self, conversation: ConversationId, users: &[UserId]) -> Result<Seq> {
-        let state =
-            self.backends.store.state(conversation, SenderFilter::No, None).await?.unwrap_or_default();
+    pub(super) async fn acknowledged(
+        &self,
+        conversation: ConversationId,
+        members: &[Member],
+        users: &[UserId],
+    ) -> Result<Seq> {
         let mut highest = 0;
-        for device in state.members.iter().filter(|m| users.contains(&m.user)).flat_map(|m| &m.installations)
-        {
+        for device in members.iter().filter(|m| users.contains(&m.user)).flat_map(|m| &m.installations) {
             let record = self.backends.store.device(*device, CursorFilter::Of(conversation)).await?;
             highest = record.cursors.iter().map(|(_, cursor)| cursor.acked).fold(highest, Seq::max);
         }
