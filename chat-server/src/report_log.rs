@@ -15,7 +15,7 @@ const MAX_BYTES: u64 = 256 * 1024 * 1024;
 
 /// A [`ReportSink`] that appends reports to a file of JSON lines, which only its owner can read.
 ///
-/// A line holds the bodies as stored, and the keys that decrypt them: `chat open-report` prints their texts. Fields:
+/// A line holds the bodies as stored, and the keys that decrypt them: `chat open-reports` prints their texts. Fields:
 /// `reported_at` (milliseconds since 1970), `reported_by`, `user` and `conversation` (ids in hexadecimal), `note`, and
 /// `messages`, each with `seq`, `id`, `device`, `sent_at`, `body` and `body_key` (hexadecimal).
 #[derive(Debug, Clone)]

@@ -157,8 +157,9 @@ impl Server {
         self.address.map(|address| format!("{scheme}://{address}{}", self.upgrade.path))
     }
 
-    /// Returns routes for operators: `/healthz`, `/readyz`, `/explain/{message id}`, `POST /revoke/{handle}`, `POST /delete/{handle}` and, on a server with an admin
-    /// address, `/metrics`. They need no login: mount them only where operators alone reach them.
+    /// Returns routes for operators: `/healthz`, `/readyz`, `/explain/{message id}`, `POST /revoke/{handle}`,
+    /// `POST /delete/{handle}` and, on a server with an admin address, `/metrics`. They need no login: mount them only
+    /// where operators alone reach them.
     pub fn admin_router(&self) -> axum::Router {
         admin::router(self.engine.clone(), self.health.clone(), self.metrics.clone())
     }

@@ -77,6 +77,9 @@ pub async fn migrate_data(
     let devices: Vec<InstallationId> = devices.into_iter().collect();
     each(&devices, |id| migration.device(*id)).await?;
     each(&users, |user| migration.account(*user)).await?;
+    let (deleted, revocations) = (from.deleted_users()?, from.revocations()?);
+    each(&deleted, |user| migration.deleted_account(*user)).await?;
+    each(&revocations, |(user, at_ms)| migration.revocation(*user, *at_ms)).await?;
 
     (migration.report)("all data is written, now comparing".to_owned());
     let mut copied = MigratedData {
@@ -97,6 +100,10 @@ pub async fn migrate_data(
     for digest in each(&users, |user| migration.compare_account(*user)).await? {
         all.update(digest);
     }
+    for digest in each(&deleted, |user| migration.compare_deleted(*user)).await? {
+        all.update(digest);
+    }
+    all.update(migration.compare_revocations(revocations).await?);
     copied.digest = all.finalize().into();
     migration.to.end().await?;
     Ok(copied)
@@ -201,10 +208,24 @@ impl<Report: Fn(String) + Send + Sync> Migration<'_, Report> {
         patiently(|| self.to.put_device(id, &device, &tails, first)).await
     }
 
-    async fn account(&self, user: UserId) -> Result<()> {
+    async fn lists(&self, user: UserId) -> Result<()> {
         for list in self.from.lists(user)? {
             patiently(|| self.to.put_list_version(&list)).await?;
         }
+        Ok(())
+    }
+
+    async fn deleted_account(&self, user: UserId) -> Result<()> {
+        self.lists(user).await?;
+        patiently(|| self.to.put_deleted(user)).await
+    }
+
+    async fn revocation(&self, user: UserId, at_ms: u64) -> Result<()> {
+        patiently(|| self.to.put_revocation(user, at_ms)).await
+    }
+
+    async fn account(&self, user: UserId) -> Result<()> {
+        self.lists(user).await?;
         let account = self.from.account(user)?;
         patiently(|| self.to.put_account(&account)).await
     }
@@ -241,18 +262,46 @@ impl<Report: Fn(String) + Send + Sync> Migration<'_, Report> {
         Ok((same(ours, theirs, "a device is not the same in the target")?, waiting))
     }
 
-    async fn compare_account(&self, user: UserId) -> Result<[u8; 32]> {
-        let account = self.from.account(user)?;
-        let there = patiently(|| self.to.account(&account)).await?;
-        if there.as_ref() != Some(&account) {
-            return Err(differs("an account is not the same in the target"));
-        }
+    async fn compare_lists(&self, user: UserId) -> Result<()> {
         for list in self.from.lists(user)? {
             let version = list.list().version;
             if patiently(|| self.to.list_version(user, version)).await? != Some(list) {
                 return Err(differs("a device list is not the same in the target"));
             }
         }
+        Ok(())
+    }
+
+    async fn compare_deleted(&self, user: UserId) -> Result<[u8; 32]> {
+        self.compare_lists(user).await?;
+        if !patiently(|| self.to.is_deleted(user)).await? {
+            return Err(differs("an account is deleted, and not in the target"));
+        }
+        Ok(Sha256::digest(user.as_bytes()).into())
+    }
+
+    async fn compare_revocations(&self, mut ours: Vec<(UserId, u64)>) -> Result<[u8; 32]> {
+        let mut theirs = patiently(|| self.to.revocations()).await?;
+        ours.sort_unstable();
+        theirs.sort_unstable();
+        if ours != theirs {
+            return Err(differs("the revocations of tokens are not the same in the target"));
+        }
+        let mut digest = Sha256::new();
+        for (user, at_ms) in ours {
+            add(&mut digest, user.as_bytes());
+            digest.update(at_ms.to_be_bytes());
+        }
+        Ok(digest.finalize().into())
+    }
+
+    async fn compare_account(&self, user: UserId) -> Result<[u8; 32]> {
+        let account = self.from.account(user)?;
+        let there = patiently(|| self.to.account(&account)).await?;
+        if there.as_ref() != Some(&account) {
+            return Err(differs("an account is not the same in the target"));
+        }
+        self.compare_lists(user).await?;
         let mut digest = Sha256::new();
         add(&mut digest, account.handle.as_str().as_bytes());
         add(&mut digest, &encode_list(&account.list));

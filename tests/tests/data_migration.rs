@@ -9,17 +9,25 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chat_core::backend::{
-    Commit, ConversationState, Head, LogPosition, Member, MessageStore as _, Rules, SenderState,
+    Commit, ConversationState, Head, KeyDirectory as _, LogPosition, Member, MessageStore as _, Rules,
+    SenderState,
 };
+use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::{InboxRow, Message, RowContent};
-use chat_core::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
+use chat_core::wire::{ClientFrame, Registration};
+use chat_core::{ConversationId, DeviceAddress, DeviceId, Handle, InstallationId, MessageId, UserId};
 use chat_store::EmbeddedStore;
+use chat_store::cassandra::CassandraStore;
 use chat_tests::cli_process::register;
 use chat_tests::cluster::{Cluster, Services, Size, fresh_name, server_command};
 use chat_tests::corpus::real_lines;
+use chat_tests::raw_client::User;
 use chat_tests::scripted_client::{Progress, ScriptedClient, sendable};
 use chat_tests::server::Server;
 use chat_tests::{TestRng, binary};
+
+/// A time of revocation, in milliseconds since 1970.
+const REVOKED_MS: u64 = 1_760_000_000_000;
 
 /// Fills a store with messages between pairs of generated users: one long conversation and many short ones.
 /// The last five rows of each stay unacknowledged.
@@ -96,6 +104,17 @@ async fn fill(data: &Path, messages: u64) {
     }
 }
 
+/// Registers Dave and deletes his account, and revokes the tokens of another user. Returns Dave's handle and list.
+async fn delete_and_revoke(data: &Path) -> (Handle, SignedDeviceList) {
+    let store = EmbeddedStore::open(data).unwrap();
+    let ClientFrame::Register(registration) = User::new("dave").registration() else { unreachable!() };
+    let Registration::Account { handle, list, .. } = *registration else { unreachable!() };
+    store.register(&handle, &list).await.unwrap();
+    store.delete(list.list().user).await.unwrap();
+    store.revoke(person(0, 1).user, REVOKED_MS).await.unwrap();
+    (handle, list)
+}
+
 fn person(number: u32, which: u8) -> DeviceAddress {
     let mut id = [which; 16];
     id[..4].copy_from_slice(&number.to_be_bytes());
@@ -157,6 +176,8 @@ fn data_migrates_to_a_cluster_and_conversations_continue() {
     let start = Instant::now();
     tokio::runtime::Runtime::new().unwrap().block_on(fill(&server.data, messages));
     println!("{messages} generated messages in {:?}", start.elapsed());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (dave, list) = runtime.block_on(delete_and_revoke(&server.data));
 
     let name = fresh_name();
     let from = format!("fjall:{}", server.data.display());
@@ -165,6 +186,12 @@ fn data_migrates_to_a_cluster_and_conversations_continue() {
     let text = copy(&from, &to, 3, pause);
     let counts: BTreeMap<&str, u64> = counts(text.lines().last().unwrap());
     assert!(counts["messages"] >= messages && counts["accounts"] == 2, "{text}");
+    runtime.block_on(async {
+        let copied = CassandraStore::connect(&to.parse().unwrap()).await.unwrap();
+        assert_eq!(copied.revocations(0).await.unwrap(), [(person(0, 1).user, REVOKED_MS)]);
+        assert_eq!(copied.list_version(list.list().user, 1).await.unwrap().as_ref(), Some(&list));
+        assert!(copied.register(&dave, &list).await.is_err(), "a deleted user is never used again");
+    });
     let again = server_command(&["migrate-data", "--from", &from, "--to", &to]);
     assert!(!again.status.success() && String::from_utf8_lossy(&again.stderr).contains("already finished"));
     let served = server_command(&["--data", server.data.to_str().unwrap(), "serve"]);

@@ -482,14 +482,13 @@ mod tests {
         DeviceAddress { user, device: DeviceId::PRIMARY, installation }
     }
 
-    /// Applies the arrival of a message with seq 1.
-    fn receive(
-        store: &mut LocalStore,
+    /// The arrival of a message with seq 1.
+    fn arrival(
         conversation: ConversationId,
         sender: DeviceAddress,
         audience: &[UserId],
         text: &str,
-    ) {
+    ) -> Change {
         let message = Message {
             id: MessageId::from_bytes([7; 16]),
             sender,
@@ -506,7 +505,7 @@ mod tests {
             content: Ok(encode_text(text).into()),
             ..Opened::unreadable(chat_core::replica::Unreadable::Malformed)
         };
-        store.apply(Change::Received(Box::new(row), opened)).unwrap();
+        Change::Received(Box::new(row), opened)
     }
 
     #[test]
@@ -519,8 +518,8 @@ mod tests {
         store.load(own).unwrap();
         // An own device wrote to Bob, and Carol names Dave in the audience of her message.
         let with = |other: DeviceAddress| ConversationId::direct(own.user, other.user);
-        receive(&mut store, with(bob), tablet, &[own.user, bob.user], "from the tablet");
-        receive(&mut store, with(carol), carol, &[dave.user, carol.user, own.user], "from Carol");
+        store.apply(arrival(with(bob), tablet, &[own.user, bob.user], "from the tablet")).unwrap();
+        store.apply(arrival(with(carol), carol, &[dave.user, carol.user, own.user], "from Carol")).unwrap();
         assert_eq!(store.peer(with(bob)).unwrap(), Some(bob.user));
         assert_eq!(store.peer(with(carol)).unwrap(), Some(carol.user));
     }
@@ -533,7 +532,7 @@ mod tests {
         store.load(own).unwrap();
         let conversations = [ConversationId::direct(own.user, sender.user), ConversationId::own(own.user)];
         for (n, conversation) in conversations.into_iter().enumerate() {
-            receive(&mut store, conversation, sender, &[], &format!("text {n}"));
+            store.apply(arrival(conversation, sender, &[], &format!("text {n}"))).unwrap();
         }
         let shown = conversations.map(|conversation| store.history(conversation, None, 10).unwrap());
         assert_eq!(

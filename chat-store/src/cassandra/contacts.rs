@@ -11,6 +11,9 @@ use super::connection::Write;
 use super::directory::{TRIES, contended, optional};
 use super::{CassandraStore, corrupt, signed, unsigned};
 
+/// Entries that one batch erases: Cassandra refuses batches above 50 KiB.
+const PIECE: usize = 200;
+
 type Entry = (Option<Vec<u8>>, Option<bool>, Option<bool>, Option<i64>);
 
 impl CassandraStore {
@@ -103,17 +106,29 @@ impl ContactStore for CassandraStore {
     }
 
     async fn erase(&self, owner: UserId) -> Result<()> {
-        for _ in 0..TRIES {
-            let Some((version, _)) = self.contacts_head(owner).await? else { return Ok(()) };
+        let mut tries = 0;
+        while tries < TRIES {
+            let Some((version, pairs)) = self.contacts_head(owner).await? else { return Ok(()) };
+            let mut entries = self.contacts(owner).await?.entries;
+            let is_last = entries.len() <= PIECE;
+            entries.truncate(PIECE);
+            let left = pairs - signed(entries.len() as u64);
             let mut writes: Vec<Write<'_>> = Vec::new();
-            for (other, _) in self.contacts(owner).await?.entries {
+            for (other, _) in entries {
                 let values = vec![blob(owner.as_bytes()), blob(other.as_bytes())];
                 writes.push(Write { statement: &self.connection.statements.drop_contact, values });
             }
-            let values = vec![blob(owner.as_bytes()), big(version)];
-            writes.push(Write { statement: &self.connection.statements.drop_contacts_head, values });
-            if self.connection.batch_applied(&writes).await? {
-                return Ok(());
+            let (statement, values) = if is_last {
+                (&self.connection.statements.drop_contacts_head, vec![blob(owner.as_bytes()), big(version)])
+            } else {
+                let values = vec![big(version + 1), big(left), blob(owner.as_bytes()), big(version)];
+                (&self.connection.statements.put_contacts_head, values)
+            };
+            writes.push(Write { statement, values });
+            match self.connection.batch_applied(&writes).await? {
+                true if is_last => return Ok(()),
+                true => {}
+                false => tries += 1,
             }
         }
         Err(contended())

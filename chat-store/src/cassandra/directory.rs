@@ -76,7 +76,7 @@ impl CassandraStore {
         Ok(Keys { signed, signature, through, incarnation, nonce, at_ms })
     }
 
-    async fn is_deleted(&self, user: UserId) -> Result<bool> {
+    pub(super) async fn is_deleted(&self, user: UserId) -> Result<bool> {
         let statement = &self.connection.statements.account_version;
         let rows = self.connection.rows(statement, (&user.as_bytes()[..],)).await?;
         let row = rows.maybe_first_row::<(Option<i64>,)>().map_err(|_| corrupt())?;

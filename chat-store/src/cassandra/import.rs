@@ -119,6 +119,24 @@ impl CassandraImport {
         self.store.import_contacts(list.user, &account.contacts).await
     }
 
+    /// Writes that an account was deleted, and that its user is never used again.
+    pub(crate) async fn put_deleted(&self, user: UserId) -> Result<()> {
+        let statement = &self.store.connection.statements.import_deleted;
+        self.store.connection.write(statement, (&user.as_bytes()[..],)).await
+    }
+
+    pub(crate) async fn is_deleted(&self, user: UserId) -> Result<bool> {
+        self.store.is_deleted(user).await
+    }
+
+    pub(crate) async fn put_revocation(&self, user: UserId, not_before_ms: u64) -> Result<()> {
+        self.store.revoke(user, not_before_ms).await
+    }
+
+    pub(crate) async fn revocations(&self) -> Result<Vec<(UserId, u64)>> {
+        self.store.revocations(0).await
+    }
+
     pub(crate) async fn put_list_version(&self, list: &SignedDeviceList) -> Result<()> {
         self.store.write_list_version(list).await
     }

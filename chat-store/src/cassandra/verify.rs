@@ -80,8 +80,11 @@ impl CassandraStore {
             .try_buffer_unordered(VERIFY_CONCURRENCY)
             .try_fold(0, |sum, rows| ready(Ok(sum + rows)))
             .await?;
-        let users = self.connection.stream::<(Vec<u8>,)>(&self.connection.statements.users, ()).await?;
-        let accounts = users.try_fold(0, |count, _| ready(Ok(count + 1))).await?;
+        let handles = &self.connection.statements.account_handles;
+        let handles = self.connection.stream::<(Option<String>,)>(handles, ()).await?;
+        // A deleted account has none.
+        let count = |count, (handle,): (Option<String>,)| ready(Ok(count + u64::from(handle.is_some())));
+        let accounts = handles.try_fold(0, count).await?;
         Ok(Verification { conversations, messages, waiting, devices, accounts })
     }
 

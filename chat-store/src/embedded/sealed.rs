@@ -158,7 +158,18 @@ impl SealedStore {
         self.tables.lists.iter().map(parse).collect()
     }
 
-    /// Returns the versions of a user's device list that were replaced.
+    /// Returns the users with a deleted account.
+    pub(crate) fn deleted_users(&self) -> Result<Vec<UserId>> {
+        let parse = |guard: fjall::Guard| UserId::parse(&guard.key().map_err(failed)?).map_err(|_| corrupt());
+        self.tables.deleted.iter().map(parse).collect()
+    }
+
+    /// Returns the revocations of tokens.
+    pub(crate) fn revocations(&self) -> Result<Vec<(UserId, u64)>> {
+        self.tables.read_revocations(0)
+    }
+
+    /// Returns the versions of a user's device list that were replaced, and all of them for a deleted account.
     pub(crate) fn lists(&self, user: UserId) -> Result<Vec<SignedDeviceList>> {
         let versions = self.tables.list_versions.prefix(user.as_bytes()).map(|guard| {
             let value = guard.value().map_err(failed)?;
