@@ -14,6 +14,7 @@ mod registry;
 mod report_sink;
 mod router;
 mod runtime;
+mod service_url;
 mod transport;
 
 pub use authenticator::{Authenticated, Authenticator};
@@ -32,6 +33,7 @@ pub use registry::{GatewayId, Registry, Route};
 pub use report_sink::ReportSink;
 pub use router::{Command, LogPosition, Operation, RecipientDevices, Record, RecordBatch, Router};
 pub use runtime::{Runtime, Sleep};
+pub use service_url::{Password, ServiceAccess, ServiceLogin, ServiceTls, ServiceUrl};
 pub use transport::{Dialer, Transport};
 
 use std::sync::Arc;

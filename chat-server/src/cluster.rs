@@ -11,7 +11,7 @@ use chat_core::memory::{MemoryPush, NoReports, OpenRegistration};
 use chat_store::cassandra::{CassandraSettings, CassandraStore};
 use chat_store::redis::{RedisLink, RedisPresence, RedisRegistry};
 use chat_transport::kafka::{KafkaRouter, KafkaSettings};
-use chat_transport::node_link::{GatewayLink, NodeLinkTls, serve_link};
+use chat_transport::node_link::{GatewayLink, NodeLinkTls, NodeLinkToken, serve_link};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
@@ -190,12 +190,14 @@ pub async fn join(
         None => own.to_string(),
     };
     let engine = server.engine().clone();
+    let token = NodeLinkToken::random().map_err(explain("node link"))?;
+    let (registry, gateway, announced) =
+        (node.backends.registry.clone(), node.gateway, token.announcement(&address));
     tokio::spawn(async move {
-        if let Err(error) = serve_link(listener, engine, tls).await {
+        if let Err(error) = serve_link(listener, engine, token, tls).await {
             tracing::error!(%error, "the node link ended: other nodes deliver nothing here until a restart");
         }
     });
-    let (registry, gateway, announced) = (node.backends.registry.clone(), node.gateway, address.clone());
     tokio::spawn(async move {
         loop {
             if let Err(error) = registry.announce(gateway, &announced).await {

@@ -6,8 +6,9 @@
 //! dropped and the link pauses. The messages stay in inboxes, and the sessions receive `Lagged` once the
 //! gateway answers again.
 //!
-//! Outside of loopback both sides present certificates of one authority, because a peer on the link can
-//! deliver any event to sessions.
+//! A peer on the link can deliver any event to sessions. Therefore each request carries a token: a gateway draws it at
+//! its start and announces it with its address in the registry, so only nodes of the cluster know it. Outside of loopback
+//! both sides also present certificates of one authority.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
@@ -17,6 +18,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use base64::Engine as _;
 use bytes::{Buf, BufMut, Bytes};
 use chat_core::backend::{GatewayId, NodeLink, PushSink, Registry, Route, SessionDelivery};
 use chat_core::codec::node::{
@@ -77,6 +79,56 @@ impl NodeLinkTls {
     }
 }
 
+/// The secret that requests to a gateway carry, random for each process.
+#[derive(Clone)]
+pub struct NodeLinkToken(String);
+
+impl fmt::Debug for NodeLinkToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NodeLinkToken")
+    }
+}
+
+impl NodeLinkToken {
+    /// Draws a token of 128 bits.
+    ///
+    /// # Errors
+    /// `Unavailable` if the operating system returns no random bytes.
+    pub fn random() -> Result<Self> {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes)
+            .map_err(|e| Error::new(ErrorKind::Unavailable, "failed to get random bytes").caused_by(e))?;
+        Ok(Self(base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)))
+    }
+
+    /// Returns the text to announce in the registry for a gateway with this `host:port`: `token@host:port`.
+    pub fn announcement(&self, address: &str) -> String {
+        format!("{}@{address}", self.0)
+    }
+
+    /// Returns the token and the `host:port` of an announcement.
+    fn parse(announcement: &str) -> Result<(Self, &str)> {
+        let (token, address) = announcement.split_once('@').ok_or_else(|| {
+            Error::new(ErrorKind::Denied, "the gateway announces no token for its node link")
+        })?;
+        Ok((Self(token.to_owned()), address))
+    }
+
+    fn header(&self) -> String {
+        format!("Bearer {}", self.0)
+    }
+
+    /// Returns whether a request carries this token, in a time that does not depend on where it differs.
+    fn is_in(&self, headers: &http::HeaderMap) -> bool {
+        let wanted = self.header();
+        let Some(found) = headers.get(http::header::AUTHORIZATION).map(http::HeaderValue::as_bytes) else {
+            return false;
+        };
+        let differs = wanted.bytes().zip(found).fold(0, |all, (a, b)| all | (a ^ b));
+        found.len() == wanted.len() && differs == 0
+    }
+}
+
 /// Bytes as they are: `codec::node` encodes and checks them.
 #[derive(Clone, Copy, Default)]
 struct Plain;
@@ -121,7 +173,10 @@ fn invalid(error: &Error) -> Status {
 
 /// The receiving end of the link.
 #[derive(Clone)]
-struct Receiver(Arc<Engine>);
+struct Receiver {
+    engine: Arc<Engine>,
+    token: NodeLinkToken,
+}
 
 impl NamedService for Receiver {
     const NAME: &'static str = "chat.node.v1.Link";
@@ -171,7 +226,11 @@ impl tower_service::Service<http::Request<Body>> for Receiver {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let engine = self.0.clone();
+        let engine = self.engine.clone();
+        if !self.token.is_in(request.headers()) {
+            let refused = Status::new(Code::Unauthenticated, "the request has another token").into_http();
+            return Box::pin(std::future::ready(Ok(refused)));
+        }
         Box::pin(async move {
             let mut grpc = Grpc::new(Plain).max_decoding_message_size(LARGEST);
             Ok(match request.uri().path() {
@@ -183,11 +242,16 @@ impl tower_service::Service<http::Request<Body>> for Receiver {
     }
 }
 
-/// Serves the requests of other gateways until the listener fails.
+/// Serves the requests of other gateways that carry this token, until the listener fails.
 ///
 /// # Errors
 /// `Invalid` if the certificates cannot be used, `Unavailable` if the listener fails.
-pub async fn serve_link(listener: TcpListener, engine: Arc<Engine>, tls: Option<NodeLinkTls>) -> Result<()> {
+pub async fn serve_link(
+    listener: TcpListener,
+    engine: Arc<Engine>,
+    token: NodeLinkToken,
+    tls: Option<NodeLinkTls>,
+) -> Result<()> {
     let mut server = Server::builder();
     if let Some(tls) = tls {
         let config = ServerTlsConfig::new().identity(tls.identity).client_ca_root(tls.authority);
@@ -197,7 +261,7 @@ pub async fn serve_link(listener: TcpListener, engine: Arc<Engine>, tls: Option<
     }
     let ended = |e| Error::new(ErrorKind::Unavailable, "the node link listener failed").caused_by(e);
     let incoming = TcpListenerStream::new(listener);
-    server.add_service(Receiver(engine)).serve_with_incoming(incoming).await.map_err(ended)
+    server.add_service(Receiver { engine, token }).serve_with_incoming(incoming).await.map_err(ended)
 }
 
 /// The sending end: a [`NodeLink`] to every gateway that has an address in the registry.
@@ -313,12 +377,20 @@ fn is_loopback(address: &str) -> bool {
     host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
 }
 
+/// A connection to another gateway, and the token that its requests carry.
+#[derive(Clone)]
+struct Line {
+    channel: Channel,
+    token: NodeLinkToken,
+}
+
 impl Shared {
-    async fn connect(&self, gateway: GatewayId) -> Result<Channel> {
-        let address = self.registry.address(gateway).await?;
+    async fn connect(&self, gateway: GatewayId) -> Result<Line> {
+        let announced = self.registry.address(gateway).await?;
         let unknown = || Error::new(ErrorKind::NotFound, "the gateway has no address in the registry");
-        let address = address.ok_or_else(unknown)?;
-        if self.tls.is_none() && !is_loopback(&address) {
+        let announced = announced.ok_or_else(unknown)?;
+        let (token, address) = NodeLinkToken::parse(&announced)?;
+        if self.tls.is_none() && !is_loopback(address) {
             let error = Error::new(ErrorKind::Denied, "node_link_tls is required outside of loopback");
             tracing::error!(%error, gateway = gateway.0, "deliveries are dropped: set node_link_tls");
             return Err(error);
@@ -339,24 +411,31 @@ impl Shared {
             endpoint = endpoint.tls_config(config).map_err(wrong)?;
         }
         let down = |e| Error::new(ErrorKind::Unavailable, "the other gateway cannot be reached").caused_by(e);
-        tokio::time::timeout(CALL_TIMEOUT, endpoint.connect()).await.map_err(silent)?.map_err(down)
+        let channel =
+            tokio::time::timeout(CALL_TIMEOUT, endpoint.connect()).await.map_err(silent)?.map_err(down)?;
+        Ok(Line { channel, token })
     }
 
-    async fn call(&self, channel: &Channel, path: &'static str, body: Bytes) -> Result<Bytes> {
-        let mut grpc = tonic::client::Grpc::new(channel.clone()).max_decoding_message_size(LARGEST);
+    async fn call(&self, line: &Line, path: &'static str, body: Bytes) -> Result<Bytes> {
+        let mut request = Request::new(body);
+        let token = line.token.header().parse();
+        let token =
+            token.map_err(|e| Error::new(ErrorKind::Invalid, "the token is not valid").caused_by(e))?;
+        request.metadata_mut().insert("authorization", token);
+        let mut grpc = tonic::client::Grpc::new(line.channel.clone()).max_decoding_message_size(LARGEST);
         let call = async {
             grpc.ready().await.map_err(|e| {
                 Error::new(ErrorKind::Unavailable, "the other gateway cannot be reached").caused_by(e)
             })?;
             let path = PathAndQuery::from_static(path);
-            grpc.unary(Request::new(body), path, Plain).await.map_err(unanswered)
+            grpc.unary(request, path, Plain).await.map_err(unanswered)
         };
         Ok(tokio::time::timeout(CALL_TIMEOUT, call).await.map_err(silent)??.into_inner())
     }
 
     /// Sends the queued deliveries of one gateway until its queue stays idle.
     async fn run(&self, gateway: GatewayId, peer: &Peer) {
-        let mut channel: Option<Channel> = None;
+        let mut line: Option<Line> = None;
         loop {
             let deliveries = peer.take();
             if deliveries.is_empty() {
@@ -367,8 +446,7 @@ impl Shared {
                 continue;
             }
             // One time limit covers the address lookup, the connection and the answer.
-            let sent =
-                tokio::time::timeout(CALL_TIMEOUT, self.send(gateway, &mut channel, &deliveries)).await;
+            let sent = tokio::time::timeout(CALL_TIMEOUT, self.send(gateway, &mut line, &deliveries)).await;
             match sent.unwrap_or_else(|e| Err(silent(e))) {
                 Ok(stale) if stale.is_empty() => {}
                 Ok(stale) => self.not_there(&stale, &deliveries).await,
@@ -379,7 +457,7 @@ impl Shared {
                 }
                 Err(error) => {
                     tracing::debug!(%error, gateway = gateway.0, "node link request failed: pausing");
-                    channel = None;
+                    line = None;
                     peer.lost(&deliveries);
                     // Not for `Lagged`, which is sent again with the next request.
                     let with_message =
@@ -406,15 +484,15 @@ impl Shared {
     async fn send(
         &self,
         gateway: GatewayId,
-        known: &mut Option<Channel>,
+        known: &mut Option<Line>,
         deliveries: &[SessionDelivery],
     ) -> Result<Vec<Route>> {
-        let channel = match known {
-            Some(channel) => channel,
+        let line = match known {
+            Some(line) => line,
             None => known.insert(self.connect(gateway).await?),
         };
         let start = std::time::Instant::now();
-        let answer = self.call(channel, DELIVER, encode_deliveries(deliveries).into()).await?;
+        let answer = self.call(line, DELIVER, encode_deliveries(deliveries).into()).await?;
         metrics::histogram!("chat_node_link_seconds").record(start.elapsed().as_secs_f64());
         metrics::histogram!("chat_node_link_request_sessions").record(deliveries.len() as f64);
         decode_not_here(answer)
@@ -445,8 +523,8 @@ impl GatewayLink {
     }
 
     async fn rendezvous(&self, gateway: GatewayId, body: Vec<u8>) -> Result<Bytes> {
-        let channel = self.0.connect(gateway).await?;
-        self.0.call(&channel, OFFER, body.into()).await
+        let line = self.0.connect(gateway).await?;
+        self.0.call(&line, OFFER, body.into()).await
     }
 }
 

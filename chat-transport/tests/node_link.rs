@@ -12,7 +12,7 @@ use chat_core::delivery::{EngineSettings, SessionEvent, SessionHandle};
 use chat_core::memory::{ManualClock, MemoryPush, MemoryRegistry};
 
 use chat_core::{ConversationId, DeviceAddress, DeviceId, Engine, ErrorKind, InstallationId, UserId};
-use chat_transport::node_link::{GatewayLink, NodeLinkTls, serve_link};
+use chat_transport::node_link::{GatewayLink, NodeLinkTls, NodeLinkToken, serve_link};
 use tokio::net::TcpListener;
 
 const THERE: GatewayId = GatewayId(2);
@@ -67,8 +67,9 @@ impl Two {
         let there = Arc::new(Engine::new(backends, settings, Arc::new(ManualClock::default())));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        registry.announce(THERE, &address).await.unwrap();
-        tokio::spawn(serve_link(listener, there.clone(), there_tls));
+        let token = NodeLinkToken::random().unwrap();
+        registry.announce(THERE, &token.announcement(&address)).await.unwrap();
+        tokio::spawn(serve_link(listener, there.clone(), token, there_tls));
         let link = GatewayLink::new(registry.clone(), Arc::new(MemoryPush::default()), here);
         Self { link, there, registry }
     }
@@ -124,7 +125,9 @@ async fn silent_gateway_blocks_no_caller_and_its_sessions_catch_up() {
     // This listener never answers.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let working = two.registry.address(THERE).await.unwrap().unwrap();
-    two.registry.announce(THERE, &silent.local_addr().unwrap().to_string()).await.unwrap();
+    let silent_address = silent.local_addr().unwrap().to_string();
+    let token = NodeLinkToken::random().unwrap();
+    two.registry.announce(THERE, &token.announcement(&silent_address)).await.unwrap();
     let begun = Instant::now();
     two.link.deliver(THERE, vec![(handle.route, vec![typing(1)])]);
     assert!(begun.elapsed() < Duration::from_millis(500), "deliver returns at once");
@@ -150,6 +153,33 @@ async fn an_offer_is_found_and_answered_from_another_gateway() {
     two.link.answer_offer(THERE, rendezvous.clone(), sealed.clone()).await.unwrap();
     two.link.answer_offer(THERE, rendezvous, sealed.clone()).await.unwrap();
     assert_eq!(linking.answers.recv().await, Some(sealed));
+}
+
+#[tokio::test]
+async fn request_without_the_announced_token_is_refused() {
+    let two = Two::start().await;
+    let (rendezvous, offer) = (Bytes::from_static(b"rendezvous"), Bytes::from_static(b"offer"));
+    let _linking = two.there.offer(rendezvous.clone(), offer.clone()).await.unwrap();
+    let right = two.registry.address(THERE).await.unwrap().unwrap();
+    let address = right.split_once('@').unwrap().1;
+    let other = NodeLinkToken::random().unwrap().announcement(address);
+    let shorter = &right[1..];
+    for (announced, kind) in [
+        (other.as_str(), ErrorKind::Unavailable),
+        (shorter, ErrorKind::Unavailable),
+        (address, ErrorKind::Denied),
+    ] {
+        two.registry.announce(THERE, announced).await.unwrap();
+        let refused = two.link.offer(THERE, rendezvous.clone()).await;
+        assert_eq!(refused.map_err(|error| error.kind()), Err(kind), "{announced}");
+    }
+    let mut handle = two.bind(1).await;
+    two.registry.announce(THERE, &other).await.unwrap();
+    two.link.deliver(THERE, vec![(handle.route, vec![typing(1)])]);
+    let heard = tokio::time::timeout(Duration::from_secs(1), handle.events.recv()).await;
+    assert!(heard.is_err(), "{heard:?}");
+    two.registry.announce(THERE, &right).await.unwrap();
+    assert_eq!(two.link.offer(THERE, rendezvous).await, Ok(offer));
 }
 
 #[tokio::test]

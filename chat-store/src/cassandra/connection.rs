@@ -4,13 +4,21 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chat_core::backend::{ServiceAccess, ServiceTls, ServiceUrl};
 use chat_core::{Error, ErrorKind, Result};
 use futures_util::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
 use scylla::client::PoolSize;
 use scylla::client::execution_profile::ExecutionProfile;
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use scylla::deserialize::row::DeserializeRow;
+use scylla::errors::{
+    ConnectionError, ConnectionPoolError, ConnectionSetupRequestErrorKind, DbError, MetadataError,
+    NewSessionError,
+};
 use scylla::policies::speculative_execution::SimpleSpeculativeExecutionPolicy;
 use scylla::response::query_result::{QueryResult, QueryRowsResult};
 use scylla::serialize::row::SerializeRow;
@@ -42,6 +50,8 @@ pub struct CassandraSettings {
     pub datacenter: String,
     /// Number of copies in the data centre, 1 to 9. The default is 3; another number must be set explicitly.
     pub replication: u32,
+    /// Login and TLS.
+    pub access: ServiceAccess,
 }
 
 impl FromStr for CassandraSettings {
@@ -54,31 +64,30 @@ impl FromStr for CassandraSettings {
                 "a Cassandra address looks like cassandra://host:port,host:port/keyspace?dc=datacenter1&replication=3",
             )
         };
-        let rest = url.strip_prefix("cassandra://").ok_or_else(invalid)?;
-        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let (nodes, keyspace) = rest.split_once('/').unwrap_or((rest, ""));
-        let keyspace = if keyspace.is_empty() { "chat" } else { keyspace };
+        let url = ServiceUrl::parse(url, "cassandra")?;
+        let keyspace = if url.name.is_empty() { "chat" } else { &url.name };
         let named = |text: &str| {
             text.starts_with(|c: char| c.is_ascii_lowercase())
                 && text.len() <= 48
                 && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
         };
-        if nodes.is_empty() || !named(keyspace) {
+        if !named(keyspace) {
             return Err(invalid());
         }
         let mut settings = Self {
-            nodes: nodes.split(',').map(str::to_owned).collect(),
+            nodes: url.nodes,
             keyspace: keyspace.to_owned(),
             datacenter: "datacenter1".to_owned(),
             replication: 3,
+            access: url.access,
         };
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            match pair.split_once('=') {
-                Some(("dc", name)) if name.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)) => {
-                    settings.datacenter = name.to_owned();
+        for (key, value) in url.parameters {
+            match key.as_str() {
+                "dc" if value.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)) => {
+                    settings.datacenter = value;
                 }
-                Some(("replication", copies)) => {
-                    let copies = copies.parse().ok().filter(|copies| (1..=9).contains(copies));
+                "replication" => {
+                    let copies = value.parse().ok().filter(|copies| (1..=9).contains(copies));
                     settings.replication = copies.ok_or_else(invalid)?;
                 }
                 _ => return Err(invalid()),
@@ -116,7 +125,14 @@ pub(super) async fn session(settings: &CassandraSettings) -> Result<Session> {
         .request_timeout(Some(REQUEST_TIMEOUT))
         .speculative_execution_policy(Some(Arc::new(speculative)))
         .build();
-    SessionBuilder::new()
+    let mut builder = SessionBuilder::new();
+    if let Some(login) = &settings.access.login {
+        builder = builder.user(&login.user, login.password()?.as_str());
+    }
+    if let Some(tls) = &settings.access.tls {
+        builder = builder.tls_context(Some(client_config(tls)?));
+    }
+    builder
         .known_nodes(&settings.nodes)
         .prefer_datacenter(settings.datacenter.clone())
         .connection_timeout(Duration::from_secs(3))
@@ -127,7 +143,60 @@ pub(super) async fn session(settings: &CassandraSettings) -> Result<Session> {
         .fetch_full_schema_metadata(false)
         .build()
         .await
-        .map_err(unknown)
+        .map_err(|error| if is_login_refused(&error) { login_refused(error) } else { unknown(error) })
+}
+
+fn is_login_refused(error: &NewSessionError) -> bool {
+    let NewSessionError::MetadataError(MetadataError::ConnectionPoolError(ConnectionPoolError::Broken {
+        last_connection_error: ConnectionError::ConnectionSetupRequestError(request),
+    })) = error
+    else {
+        return false;
+    };
+    match request.get_error() {
+        ConnectionSetupRequestErrorKind::DbError(error, _) => *error == DbError::AuthenticationError,
+        ConnectionSetupRequestErrorKind::MissingAuthentication => true,
+        _ => false,
+    }
+}
+
+fn login_refused(error: NewSessionError) -> Error {
+    Error::new(ErrorKind::Denied, "Cassandra refuses the login").caused_by(error)
+}
+
+fn client_config(tls: &ServiceTls) -> Result<Arc<ClientConfig>> {
+    let invalid = |text| Error::new(ErrorKind::Invalid, text);
+    let mut roots = RootCertStore::empty();
+    match tls.read_ca()? {
+        Some(pem) => {
+            for certificate in CertificateDer::pem_slice_iter(&pem) {
+                let refused = "the file with the certificates of the authorities is not PEM";
+                let certificate = certificate.map_err(|error| invalid(refused).caused_by(error))?;
+                let refused = "a certificate of an authority is not valid";
+                roots.add(certificate).map_err(|error| invalid(refused).caused_by(error))?;
+            }
+        }
+        // A certificate of the operating system that cannot be used is no reason to refuse all others.
+        None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
+    }
+    if roots.is_empty() {
+        return Err(invalid("there is no certificate of an authority"));
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .map_err(|error| invalid("TLS is not available").caused_by(error))?
+        .with_root_certificates(roots);
+    let Some((cert, key)) = tls.read_identity()? else { return Ok(Arc::new(builder.with_no_client_auth())) };
+    let refused = "the certificate or key of this node is not PEM";
+    let chain = CertificateDer::pem_slice_iter(&cert).collect::<std::result::Result<Vec<_>, _>>();
+    let chain = chain.map_err(|error| invalid(refused).caused_by(error))?;
+    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| invalid(refused).caused_by(error))?;
+    let config = builder.with_client_auth_cert(chain, key);
+    Ok(Arc::new(
+        config
+            .map_err(|error| invalid("the certificate and key of this node do not fit").caused_by(error))?,
+    ))
 }
 
 impl Connection {

@@ -12,7 +12,7 @@ use super::directory::{TRIES, contended, optional};
 use super::{CassandraStore, corrupt, signed, unsigned};
 
 /// Entries that one batch erases: Cassandra refuses batches above 50 KiB.
-const PIECE: usize = 200;
+const PIECE: usize = 50;
 
 type Entry = (Option<Vec<u8>>, Option<bool>, Option<bool>, Option<i64>);
 

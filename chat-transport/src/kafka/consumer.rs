@@ -165,7 +165,7 @@ fn subscribe(
     ownership: Ownership,
 ) -> Result<BaseConsumer<Ownership>> {
     let consumer: BaseConsumer<Ownership> = settings
-        .client()
+        .client()?
         .set("group.id", &topic.name)
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("enable.auto.commit", "false")

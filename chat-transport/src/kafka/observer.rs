@@ -2,6 +2,8 @@ use rdkafka::ClientContext;
 use rdkafka::error::KafkaError;
 use rdkafka::statistics::Statistics;
 
+use super::settings::is_access_fault;
+
 /// Interval of Kafka client statistics, in milliseconds.
 pub(super) const OBSERVE_MS: &str = "2000";
 
@@ -22,7 +24,11 @@ impl ClientContext for Observer {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "Kafka client error");
+        if error.rdkafka_error_code().is_some_and(is_access_fault) {
+            tracing::error!(reason, "Kafka refuses the login, or the TLS handshake with it failed");
+        } else {
+            tracing::debug!(%error, reason, "Kafka client error");
+        }
     }
 }
 

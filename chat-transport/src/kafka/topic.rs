@@ -60,6 +60,8 @@ const fn repartitioned() -> Error {
 impl Topic {
     /// Opens the topic of the log in force, or creates the first one.
     pub(super) async fn open(settings: &KafkaSettings, anchor: &dyn LogAnchor) -> Result<Self> {
+        let asked = settings.clone();
+        blocking(move || asked.count_brokers()).await?;
         let known = match anchor.log().await? {
             Some(known) => known,
             None => {
@@ -89,6 +91,8 @@ impl Topic {
     /// Checks the log in force without creating anything. Returns a description for operators.
     pub(super) async fn check(settings: &KafkaSettings, anchor: &dyn LogAnchor) -> Result<String> {
         let name = |generation| format!("{}.g{generation}", settings.topic);
+        let asked = settings.clone();
+        let brokers = blocking(move || asked.count_brokers()).await?;
         let known = anchor.log().await?;
         if let Some(log) = known.filter(|log| log.opened) {
             let mut topic =
@@ -96,8 +100,6 @@ impl Topic {
             topic.examine().await?;
             return Ok(topic.describe());
         }
-        let asked = settings.clone();
-        let brokers = blocking(move || asked.count_brokers()).await?;
         if brokers < settings.replication as usize {
             return Err(FEWER_BROKERS);
         }
@@ -125,7 +127,7 @@ impl Topic {
     }
 
     fn admin(&self) -> Result<AdminClient<DefaultClientContext>> {
-        self.settings.client().create().map_err(failed)
+        self.settings.client()?.create().map_err(failed)
     }
 
     fn options() -> AdminOptions {
@@ -156,7 +158,7 @@ impl Topic {
     /// Returns the consumer that verifies the topic. It reads only the first record of a partition.
     pub(super) fn look(&self) -> Result<BaseConsumer> {
         self.settings
-            .client()
+            .client()?
             .set("group.id", format!("{}.look", self.name))
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "error")
