@@ -1,16 +1,18 @@
 //! The driver: it owns a replica, its local store and its ratchets, and carries out the replica's actions.
 
-mod commands;
+mod command;
+mod command_handler;
 mod contacts;
 mod encryption;
 mod owner;
+mod session_token;
 mod suite_call;
 mod ticket_waiters;
 
+pub(crate) use command::{Command, Control, Token};
 pub(crate) use owner::{Opened, Owner, Start};
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
@@ -22,26 +24,21 @@ use chat_core::device_list::{DeviceEntry, SignedDeviceList};
 use chat_core::envelope::{Refusal, RowContent};
 use chat_core::limits::WIRE_VERSION;
 use chat_core::replica::{Change, Changes, Ephemeral, Input, Output, Replica, Stopped};
-use chat_core::signing::{HelloClaims, RenewalClaims};
-use chat_core::wire::{ClientFrame, Hello, Renewal, ServerFrame};
-use chat_core::{
-    ConversationId, DeviceId, Error, ErrorKind, Handle, InstallationId, MessageId, Result, Seq, UserId,
-};
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use chat_core::signing::HelloClaims;
+use chat_core::wire::{ClientFrame, Hello, ServerFrame};
+use chat_core::{ConversationId, DeviceId, Error, ErrorKind, InstallationId, MessageId, Result, UserId};
+use tokio::sync::{broadcast, mpsc, watch};
 
+use self::command::Reply;
+use self::session_token::SessionToken;
 use self::suite_call::{Rejected, SuiteInput};
 use self::ticket_waiters::TicketWaiters;
 use crate::account::Account;
 use crate::connection_state::ConnectionState;
-use crate::contact::{Contact, Relation};
-use crate::conversation::Conversation;
-use crate::event::{Event, EventRecord, Presence};
+use crate::event::{Event, Presence};
 use crate::linking::{Joined, LinkCode};
-use crate::message::Message;
 use crate::platform::random;
-use crate::safety_number::SafetyNumber;
-use crate::send::{Enqueued, Recipient, SendRequest};
-use crate::status::{Stage, Status};
+use crate::send::Enqueued;
 use crate::store::LocalStore;
 use crate::suite::Peer;
 
@@ -49,94 +46,6 @@ use crate::suite::Peer;
 const OUTBOX: usize = 10_000;
 /// Maximum number of commands in one commit.
 const BATCH: usize = 256;
-
-type Reply<T> = oneshot::Sender<Result<T>>;
-
-/// A command from a client handle to the driver.
-#[derive(Debug)]
-pub(crate) enum Command {
-    Send {
-        to: Recipient,
-        request: SendRequest,
-        reply: Reply<Enqueued>,
-    },
-    FindKey(String, Reply<Option<MessageId>>),
-    Status {
-        message: MessageId,
-        reply: Reply<Status>,
-    },
-    /// Replies once the message has reached the stage, or is refused.
-    Await {
-        message: MessageId,
-        stage: Stage,
-        reply: Reply<Status>,
-    },
-    EventsOf {
-        message: MessageId,
-        reply: Reply<Vec<EventRecord>>,
-    },
-    Read(ConversationId, u64),
-    Typing(ConversationId),
-    Watch(Vec<UserId>),
-    /// Replies with the number of the last event that was handled under this cursor.
-    Cursor(String, Reply<u64>),
-    Handled {
-        name: String,
-        number: u64,
-        reply: Reply<()>,
-    },
-    Events {
-        after: u64,
-        limit: usize,
-        reply: Reply<Vec<EventRecord>>,
-    },
-    Conversations(Reply<Vec<Conversation>>),
-    History {
-        conversation: ConversationId,
-        before: Option<u64>,
-        limit: usize,
-        reply: Reply<Vec<Message>>,
-    },
-    Resolve(Handle, Reply<UserId>),
-    List(UserId, Reply<SignedDeviceList>),
-    ApproveLink(LinkCode, Reply<DeviceId>),
-    Unlink(DeviceId, Reply<()>),
-    OutboxLen(Reply<usize>),
-    /// Replies once the outbox is empty.
-    Drained(Reply<()>),
-    /// Accepts the account key of a user if this is the safety number.
-    AcceptIdentity(UserId, SafetyNumber, Reply<()>),
-    ChangeContact(UserId, ContactChange, Reply<()>),
-    Relation(UserId, Reply<Relation>),
-    Contacts(Reply<Vec<Contact>>),
-    Report {
-        conversation: ConversationId,
-        user: UserId,
-        seqs: Vec<Seq>,
-        note: String,
-        reply: Reply<()>,
-    },
-    DeleteAccount(Reply<()>),
-    SetToken(Token, Reply<()>),
-    Reincarnate(Reply<()>),
-}
-
-/// A login token, which `Debug` does not print.
-pub(crate) struct Token(pub(crate) String);
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token")
-    }
-}
-
-/// A command to the owner of the profile.
-#[derive(Debug)]
-pub(crate) enum Control {
-    Suspend(Reply<()>),
-    Resume(Reply<()>),
-    Stop,
-}
 
 /// The way in which a driver ended.
 pub(crate) enum Ended {
@@ -187,7 +96,7 @@ pub(crate) struct Driver {
     store: LocalStore,
     account: Account,
     replica: Replica,
-    token: String,
+    token: SessionToken,
     transport: Option<Box<dyn Transport>>,
     dialing: Option<Dialing>,
     out: Vec<Bytes>,
@@ -202,14 +111,8 @@ pub(crate) struct Driver {
     marked: bool,
     /// Devices of this user that senders excluded, as far as they are reported.
     excluded: HashSet<InstallationId>,
-    /// The nonce of the connection, which a renewal of the token signs.
-    nonce: Bytes,
-    /// The token that the session began with, or was continued with.
-    token_in_use: String,
     /// The server refused a token that was replaced meanwhile: connect with the new one.
     restart_due: bool,
-    /// When to report that the token expires, and the time that is left then.
-    expiring: Option<(chat_core::Instant, Duration)>,
     /// The server has other contacts than the store.
     contacts_due: bool,
     /// Changes of contacts that the client makes by itself, to send.
@@ -297,7 +200,7 @@ impl Driver {
             store,
             account,
             replica,
-            token,
+            token: SessionToken::new(token),
             transport: None,
             dialing: None,
             out: Vec::new(),
@@ -307,10 +210,7 @@ impl Driver {
             linking,
             marked,
             excluded: HashSet::new(),
-            nonce: Bytes::new(),
-            token_in_use: String::new(),
             restart_due: false,
-            expiring: None,
             contacts_due: false,
             contact_changes: Vec::new(),
             accepting: HashSet::new(),
@@ -427,7 +327,7 @@ impl Driver {
                     self.mark_rows(&frame)?;
                     self.set_clock(&frame)?;
                     self.compare_contacts(&frame)?;
-                    self.note_expiry(&frame);
+                    self.token.note_expiry(self.now(), &frame);
                     return self.step(Input::Frame(frame));
                 }
                 Err(error) => {
@@ -461,50 +361,6 @@ impl Driver {
             self.stand(|state| state.clock_compared(wrong_ms));
         }
         Ok(())
-    }
-
-    /// Takes over when the token expires.
-    fn note_expiry(&mut self, frame: &ServerFrame) {
-        const NOTICE: Duration = Duration::from_secs(300);
-        let left = match frame {
-            ServerFrame::Welcome(welcome) => welcome.token_expires_in_ms,
-            ServerFrame::Renewed(left) => {
-                self.token_in_use.clone_from(&self.token);
-                *left
-            }
-            _ => return,
-        };
-        // Of a short time, half is left for the new token.
-        let notice = NOTICE.min(Duration::from_millis(left / 2));
-        let wait = left.saturating_sub(notice.as_millis() as u64);
-        self.expiring = (left > 0).then(|| (self.now().after(wait), notice));
-    }
-
-    /// Reports that the token expires soon, once that is due.
-    fn report_expiry(&mut self) {
-        let now = self.now();
-        if let Some((_, left)) = self.expiring.take_if(|(at, _)| now >= *at)
-            && self.replica.is_online()
-        {
-            self.stand(|state| state.token_expires(left));
-        }
-    }
-
-    /// Continues the session with the token, if there is a session. Returns whether there is.
-    fn renew_token(&mut self) -> bool {
-        if !self.replica.is_online() {
-            return false;
-        }
-        let claims = RenewalClaims {
-            nonce: self.nonce.clone(),
-            token: self.token.clone(),
-            user: self.account.device.user,
-            device: self.account.device.device,
-        };
-        let renewal =
-            Renewal { token: claims.token.clone(), signature: self.account.sign(&claims.transcript()) };
-        self.out.push(ClientFrame::Renew(Box::new(renewal)).encode());
-        true
     }
 
     fn dialled(&mut self, dialled: Result<Box<dyn Transport>>) -> Result<()> {
@@ -552,8 +408,7 @@ impl Driver {
 
     async fn wake(&mut self) -> Wakeup {
         let platform = &self.owner.config.platform;
-        let expiring = self.expiring.map(|(at, _)| at);
-        let deadline = self.replica.deadline().into_iter().chain(expiring).min();
+        let deadline = self.replica.deadline().into_iter().chain(self.token.deadline()).min();
         let room = self.replica.outbox_len() < OUTBOX;
         let channels = &mut self.owner.channels;
         tokio::select! {
@@ -643,9 +498,9 @@ impl Driver {
             Output::Hello { nonce, incarnation, generation, epoch } => {
                 let claims = HelloClaims {
                     authority: self.owner.config.dialer.authority().to_owned(),
+                    token: self.token.begin(nonce.clone()),
                     nonce,
                     version: WIRE_VERSION,
-                    token: self.token.clone(),
                     user: self.account.device.user,
                     device: self.account.device.device,
                     incarnation,
@@ -653,8 +508,6 @@ impl Driver {
                 };
                 let signature = self.account.sign(&claims.transcript());
                 let hello = Hello { claims, store_epoch: epoch, signature };
-                self.nonce = hello.claims.nonce.clone();
-                self.token_in_use.clone_from(&hello.claims.token);
                 self.out.push(ClientFrame::Hello(Box::new(hello)).encode());
             }
             Output::Send(frame) => self.out.push(frame.encode()),
@@ -748,7 +601,7 @@ impl Driver {
                 self.stand(ConnectionState::disconnected);
             }
             Ephemeral::CaughtUp => self.stand(ConnectionState::caught_up),
-            Ephemeral::Stopped(Stopped::Unauthorized) if self.token != self.token_in_use => {
+            Ephemeral::Stopped(Stopped::Unauthorized) if self.token.is_replaced() => {
                 self.restart_due = true;
             }
             Ephemeral::Stopped(Stopped::Unauthorized) => {

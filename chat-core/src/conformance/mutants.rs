@@ -5,10 +5,12 @@
 mod contacts;
 mod directory;
 mod store;
+mod store_fault;
 
 pub use contacts::{ContactFault, FaultyContacts};
 pub use directory::{DirectoryFault, FaultyDirectory};
-pub use store::{FaultyStore, StoreFault};
+pub use store::FaultyStore;
+pub use store_fault::StoreFault;
 
 use std::sync::Arc;
 

@@ -125,7 +125,7 @@ impl Driver {
                 self.step(Input::Flush)?;
                 self.store.set_meta("token", token.as_bytes())?;
                 self.store.commit_open()?;
-                self.token = token;
+                self.token.newest = token;
                 if !self.renew_token() {
                     self.stand(ConnectionState::restarted);
                     self.step(Input::Restart)?;

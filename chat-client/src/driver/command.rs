@@ -1,0 +1,105 @@
+//! Commands from client handles to the driver.
+
+use std::fmt;
+
+use chat_core::contact::ContactChange;
+use chat_core::device_list::SignedDeviceList;
+use chat_core::{ConversationId, DeviceId, Handle, MessageId, Result, Seq, UserId};
+use tokio::sync::oneshot;
+
+use crate::contact::{Contact, Relation};
+use crate::conversation::Conversation;
+use crate::event::EventRecord;
+use crate::linking::LinkCode;
+use crate::message::Message;
+use crate::safety_number::SafetyNumber;
+use crate::send::{Enqueued, Recipient, SendRequest};
+use crate::status::{Stage, Status};
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
+
+/// A command from a client handle to the driver.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Send {
+        to: Recipient,
+        request: SendRequest,
+        reply: Reply<Enqueued>,
+    },
+    FindKey(String, Reply<Option<MessageId>>),
+    Status {
+        message: MessageId,
+        reply: Reply<Status>,
+    },
+    /// Replies once the message has reached the stage, or is refused.
+    Await {
+        message: MessageId,
+        stage: Stage,
+        reply: Reply<Status>,
+    },
+    EventsOf {
+        message: MessageId,
+        reply: Reply<Vec<EventRecord>>,
+    },
+    Read(ConversationId, u64),
+    Typing(ConversationId),
+    Watch(Vec<UserId>),
+    /// Replies with the number of the last event that was handled under this cursor.
+    Cursor(String, Reply<u64>),
+    Handled {
+        name: String,
+        number: u64,
+        reply: Reply<()>,
+    },
+    Events {
+        after: u64,
+        limit: usize,
+        reply: Reply<Vec<EventRecord>>,
+    },
+    Conversations(Reply<Vec<Conversation>>),
+    History {
+        conversation: ConversationId,
+        before: Option<u64>,
+        limit: usize,
+        reply: Reply<Vec<Message>>,
+    },
+    Resolve(Handle, Reply<UserId>),
+    List(UserId, Reply<SignedDeviceList>),
+    ApproveLink(LinkCode, Reply<DeviceId>),
+    Unlink(DeviceId, Reply<()>),
+    OutboxLen(Reply<usize>),
+    /// Replies once the outbox is empty.
+    Drained(Reply<()>),
+    /// Accepts the account key of a user if this is the safety number.
+    AcceptIdentity(UserId, SafetyNumber, Reply<()>),
+    ChangeContact(UserId, ContactChange, Reply<()>),
+    Relation(UserId, Reply<Relation>),
+    Contacts(Reply<Vec<Contact>>),
+    Report {
+        conversation: ConversationId,
+        user: UserId,
+        seqs: Vec<Seq>,
+        note: String,
+        reply: Reply<()>,
+    },
+    DeleteAccount(Reply<()>),
+    SetToken(Token, Reply<()>),
+    Reincarnate(Reply<()>),
+}
+
+/// A login token, which `Debug` does not print.
+pub(crate) struct Token(pub(crate) String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token")
+    }
+}
+
+/// A command to the owner of the profile.
+#[derive(Debug)]
+pub(crate) enum Control {
+    Suspend(Reply<()>),
+    Resume(Reply<()>),
+    Stop,
+}
