@@ -288,7 +288,7 @@ services() {
     faults=$((faults < 7 ? 7 : faults > 21 ? 21 : faults))
     echo "budget $FAULT_SECONDS s, combined faults took $took s: $faults faults of nodes"
     CHAT_TEST_CLUSTER_FAULTS=$faults workspace test --test cluster --test data_migration --test reconnect_storm \
-        --test operations --test secured_services -- --nocapture --test-threads 1 || outcome=$?
+        --test operations --test secured_services --test restored_cluster -- --nocapture --test-threads 1 || outcome=$?
     stop_single
     return "$outcome"
 }

@@ -17,8 +17,10 @@ pub mod corpus;
 pub mod deployment;
 pub mod faults;
 pub mod load_client;
+pub mod own_services;
 pub mod proxy;
 pub mod raw_client;
+pub mod restored_server;
 pub mod scripted_client;
 pub mod server;
 

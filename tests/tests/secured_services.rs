@@ -1,76 +1,27 @@
 //! TLS and login of the shared services, on a Redis, a Kafka and a Cassandra that require both.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
 use chat_tests::cli_process::CliProcess;
 use chat_tests::cluster::{Cluster, Services, Size, fresh_name, server_command};
+use chat_tests::own_services::OwnServices;
 use serde_json::json;
 
 const NET: &str = "127.0.9";
 
-/// Services of one node each that require TLS and a login. They stop when this is dropped.
-struct SecuredServices {
-    dir: tempfile::TempDir,
-    dist: String,
+/// Returns the parameters of an address for a user, with these files.
+fn access(services: &OwnServices, user: &str, password: &str, authority: &str) -> String {
+    let (password, authority) = (services.tls_file(password), services.tls_file(authority));
+    format!("user={user}&password_file={}&tls=true&ca={}", password.display(), authority.display())
 }
 
-impl SecuredServices {
-    /// Starts the services. Prints a note and returns `None` without `CHAT_TEST_SERVICES_DIST`.
-    fn start() -> Option<Self> {
-        let Ok(dist) = std::env::var("CHAT_TEST_SERVICES_DIST") else {
-            println!(
-                "ignored: CHAT_TEST_SERVICES_DIST is not set; the services step of scripts/test.sh sets it"
-            );
-            return None;
-        };
-        let services = Self { dir: tempfile::tempdir().unwrap(), dist };
-        for service in ["redis", "kafka", "cassandra"] {
-            services.script(&["start", service, "1"]);
-        }
-        Some(services)
-    }
-
-    fn script(&self, arguments: &[&str]) {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("services/services.sh");
-        let out = Command::new(script)
-            .args(arguments)
-            .env("CHAT_SERVICES_SECURE", "1")
-            .env("CHAT_SERVICES_DIR", self.dir.path())
-            .env("CHAT_SERVICES_DIST", &self.dist)
-            .env("CHAT_SERVICES_NET", NET)
-            .env_remove("CHAT_SERVICES_NETNS")
-            .output()
-            .unwrap();
-        assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.dir.path().join("tls").join(name)
-    }
-
-    /// Returns the parameters of an address for a user, with these files.
-    fn access(&self, user: &str, password: &str, authority: &str) -> String {
-        let (password, authority) = (self.file(password), self.file(authority));
-        format!("user={user}&password_file={}&tls=true&ca={}", password.display(), authority.display())
-    }
-
-    /// Returns addresses with passwords from files with this ending, and with this authority.
-    fn urls(&self, ending: &str, authority: &str) -> Services {
-        let chat = self.access("chat", &format!("password{ending}"), authority);
-        let cassandra = self.access("cassandra", &format!("cassandra-password{ending}"), authority);
-        Services {
-            cassandra: format!("cassandra://{NET}.1:9042/test?replication=1&{cassandra}"),
-            kafka: format!("kafka://{NET}.1:9092/test?replication=1&{chat}"),
-            redis: format!("redis://{NET}.1:6379?{chat}"),
-        }
-    }
-}
-
-impl Drop for SecuredServices {
-    fn drop(&mut self) {
-        self.script(&["stop"]);
+/// Returns addresses with passwords from files with this ending, and with this authority.
+fn urls(services: &OwnServices, ending: &str, authority: &str) -> Services {
+    let chat = access(services, "chat", &format!("password{ending}"), authority);
+    let cassandra = access(services, "cassandra", &format!("cassandra-password{ending}"), authority);
+    Services {
+        cassandra: format!("cassandra://{NET}.1:9042/test?replication=1&{cassandra}"),
+        kafka: format!("kafka://{NET}.1:9092/test?replication=1&{chat}"),
+        redis: format!("redis://{NET}.1:6379?{chat}"),
     }
 }
 
@@ -93,13 +44,13 @@ fn check(services: &Services, keyspace: &str) -> (bool, String) {
 
 #[test]
 fn services_are_used_with_tls_and_a_login_only() {
-    let Some(secured) = SecuredServices::start() else { return };
-    let (right, name, dir) = (secured.urls("", "ca.pem"), fresh_name(), tempfile::tempdir().unwrap());
+    let Some(secured) = OwnServices::start(NET, true) else { return };
+    let (right, name, dir) = (urls(&secured, "", "ca.pem"), fresh_name(), tempfile::tempdir().unwrap());
     let cluster = Cluster::start(dir.path(), &right, &name, Size { gateways: 2, routers: 1 }, None);
-    let urls = cluster.urls(0);
+    let gateways = cluster.urls(0);
     let (a, b) = (cluster.register(0, "alice"), cluster.register(1, "bob"));
-    let mut alice = CliProcess::start(&a, &urls[0], None);
-    let mut bob = CliProcess::start(&b, &urls[1], None);
+    let mut alice = CliProcess::start(&a, &gateways[0], None);
+    let mut bob = CliProcess::start(&b, &gateways[1], None);
     assert!(alice.send(&json!({"cmd": "send", "to": "bob", "text": "over TLS", "ref": "1"})));
     alice.wait("stored");
     assert_eq!(bob.wait("message")["text"], "over TLS");
@@ -110,40 +61,40 @@ fn services_are_used_with_tls_and_a_login_only() {
     assert!(check(&plain, &name).0, "the other mechanism");
 
     for file in ["password", "cassandra-password"] {
-        std::fs::write(secured.file(&format!("{file}-wrong")), "not this one\n").unwrap();
+        std::fs::write(secured.tls_file(&format!("{file}-wrong")), "not this one\n").unwrap();
     }
-    let wrong = secured.urls("-wrong", "ca.pem");
+    let wrong = urls(&secured, "-wrong", "ca.pem");
     // One wrong address at a time: the log is found only through the store.
-    for (service, urls) in [
+    for (service, addresses) in [
         ("Cassandra", Services { cassandra: wrong.cassandra, ..right.clone() }),
         ("Kafka", Services { kafka: wrong.kafka, ..right.clone() }),
         ("Redis", Services { redis: wrong.redis, ..right.clone() }),
     ] {
-        let (is_usable, found) = check(&urls, &name);
+        let (is_usable, found) = check(&addresses, &name);
         assert!(!is_usable && found.contains(&format!("{service} refuses the login")), "{service}: {found}");
     }
 
     // Another authority: the certificate of the service itself, which signed nothing.
-    let other = secured.urls("", "service.pem");
-    for (setting, urls) in [
+    let other = urls(&secured, "", "service.pem");
+    for (setting, addresses) in [
         ("store", Services { cassandra: other.cassandra, ..right.clone() }),
         ("router", Services { kafka: other.kafka, ..right.clone() }),
         ("registry", Services { redis: other.redis, ..right.clone() }),
     ] {
-        let (is_usable, found) = check(&urls, &name);
+        let (is_usable, found) = check(&addresses, &name);
         let fault = found.lines().find(|line| line.contains(setting)).unwrap_or_default();
         assert!(!is_usable && fault.to_lowercase().contains("certificate"), "{setting}: {found}");
     }
 
     let unencrypted = |url: &str| url[..url.find("user=").unwrap()].trim_end_matches(['?', '&']).to_owned();
-    for urls in [
+    for addresses in [
         Services { cassandra: unencrypted(&right.cassandra), ..right.clone() },
         Services { kafka: unencrypted(&right.kafka), ..right.clone() },
         Services { redis: unencrypted(&right.redis), ..right.clone() },
     ] {
-        assert!(!check(&urls, &name).0, "a service that requires TLS answers nothing else");
+        assert!(!check(&addresses, &name).0, "a service that requires TLS answers nothing else");
     }
 
-    let password = std::fs::read_to_string(secured.file("password")).unwrap();
+    let password = std::fs::read_to_string(secured.tls_file("password")).unwrap();
     assert!(!cluster.logs().contains(password.trim()), "a password is in a log");
 }
