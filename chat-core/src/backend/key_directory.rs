@@ -29,9 +29,11 @@ use crate::model::prekeys::{Bundle, PrekeyUpload};
 ///   to concurrent ones (`concurrent_claims_get_distinct_prekeys`), the lowest id first. It returns a bundle without
 ///   one when none is left (`a_bundle_without_one_time_prekey`), and when the caller wants none: then it takes none
 ///   (`a_claim_of_the_signed_part_takes_no_prekey`).
-/// - Incarnations only rise, above that which the device replaces. A repeated nonce returns the same incarnation (`incarnations_rise`).
+/// - Incarnations only rise, above that which the device replaces. A repeated nonce returns the same incarnation
+///   (`incarnations_rise`).
 /// - The first prekeys of a device, an upload through id 0, are stored if it has none, and change nothing otherwise
 ///   (`first_prekeys_are_stored_once`).
+/// - A device that a list no longer names loses its prekeys and keeps its incarnation (`a_removed_device_has_no_prekeys`).
 /// - A new incarnation has no prekeys until the device uploads some (`a_new_incarnation_has_no_prekeys`).
 /// - Ids of prekeys, versions and times are 0 to 2^53 - 1 (`prekey_ids_have_53_bits`).
 /// - [`revocations`](Self::revocations) has every revocation since a time (`revocations_are_listed_by_time`); each stays
@@ -90,11 +92,12 @@ pub trait KeyDirectory: fmt::Debug + Send + Sync + 'static {
     /// As [`list`](Self::list).
     async fn list_version(&self, user: UserId, version: u64) -> Result<Option<SignedDeviceList>>;
 
-    /// Stores the next version of a list. `key` says whether it must carry the same account key or a new one.
+    /// Stores the next version of a list, and erases the prekeys of devices that it no longer names. `key` says whether it
+    /// must carry the same account key or a new one.
     ///
     /// # Errors
     /// `Conflict` if the list does not follow the stored one, or if an installation belongs to another user;
-    /// `NotFound` if the account does not exist.
+    /// `NotFound` if the account does not exist. `Unavailable`: the list may be stored. A repeat erases what is left.
     async fn put_list(&self, list: &SignedDeviceList, key: AccountKey) -> Result<()>;
 
     /// Stores prekeys of a device; gives how many one-time prekeys it has now.

@@ -18,8 +18,8 @@ use crate::model::id::{
 /// Each sentence names its case of the conformance suite.
 /// - A commit is durable when its outcome is `Ok`: every later decision must observe it, and the generations
 ///   of its senders take effect (`a_durable_commit_counts`). A store on disk keeps it, and its identity, when the
-///   process is killed or stopped (`acknowledged_commits_survive_sigkill`, `reopened_store_is_the_same`). Its rows may be delivered and acknowledged
-///   (`a_durable_row_may_be_acknowledged`).
+///   process is killed or stopped (`acknowledged_commits_survive_sigkill`, `reopened_store_is_the_same`). Its rows may
+///   be delivered and acknowledged (`a_durable_row_may_be_acknowledged`).
 /// - A commit is visible to every reader when its outcome is [`CommitOutcome::Visible`], or after
 ///   [`make_visible`](Self::make_visible) (`commit_is_visible`).
 /// - Commits are unconditional and idempotent: repeating a commit changes nothing (`commit_twice`).
@@ -85,7 +85,7 @@ use crate::model::id::{
 /// | `history` | per page that a client requests |
 /// | `generation` | once per session |
 /// | `device` | per recipient device, once in a minute or 20 messages, and per message to an inbox that is almost full; per request of cursors |
-/// | `erase` | once for each device of an account that is deleted |
+/// | `erase` | once for each device that is unlinked, or whose account is deleted |
 /// | `expire` | once an hour in each process that runs shards, until a piece of 1,000 is not full |
 ///
 /// # Wrappers
@@ -189,8 +189,8 @@ pub trait MessageStore: fmt::Debug + Send + Sync + 'static {
     /// `Unavailable`: some rows may be removed. Call it again.
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize>;
 
-    /// Erases the inbox, the cursors and the generation of a device. History and states stay. The engine calls it when it
-    /// deletes an account.
+    /// Erases the inbox, the cursors and the generation of a device. History and states stay. The engine calls it when a
+    /// device is unlinked and when an account is deleted.
     ///
     /// # Errors
     /// `Unavailable`: a part may be erased. Call it again.

@@ -35,6 +35,7 @@ pub fn key_directory() -> Vec<Case<dyn KeyDirectory>> {
         a_bundle_without_one_time_prekey,
         a_claim_of_the_signed_part_takes_no_prekey,
         incarnations_rise,
+        a_removed_device_has_no_prekeys,
         a_new_incarnation_has_no_prekeys,
         prekey_ids_have_53_bits,
         revocations_are_listed_by_time,
@@ -341,6 +342,29 @@ async fn a_new_incarnation_has_no_prekeys(keys: Keys) -> Outcome {
     equal(keys.upload(DEVICE, &upload(100..=104, true)).await.map_err(failed)?, 5, "prekeys of the new one")?;
     keys.reincarnate(DEVICE, wish).await.map_err(failed)?;
     equal(keys.device(DEVICE).await.map_err(failed)?.prekeys, 5, "prekeys after the repeated request")
+}
+
+async fn a_removed_device_has_no_prekeys(keys: Keys) -> Outcome {
+    let [list, next] = two_versions(&keys).await?;
+    let [stays, removed] = [0, 1].map(|n| next.list().devices[n].installation());
+    let wish = Reincarnation { nonce: [2; 16], asked: true, from: 0, now_ms: 1 };
+    keys.reincarnate(removed, wish).await.map_err(failed)?;
+    keys.upload(removed, &upload(1..=3, false)).await.map_err(failed)?;
+    let last = sign(&DeviceList::next(&next, 3, vec![entry(1)?]), 1)?;
+    keys.put_list(&last, AccountKey::Same).await.map_err(failed)?;
+    let bundle = keys.claim(removed, BundleParts::SignedOnly).await.map_err(failed)?;
+    equal(bundle, None, "the bundle of the removed device")?;
+    let stored = keys.device(removed).await.map_err(failed)?;
+    equal((stored.prekeys, stored.uploaded_through), (0, 0), "the prekeys of the removed device")?;
+    equal(stored.incarnation, 1, "the incarnation of the removed device")?;
+    keys.put_list(&last, AccountKey::Same).await.map_err(failed)?;
+    let stored = keys.device(stays).await.map_err(failed)?;
+    equal((stored.prekeys, stored.incarnation), (3, 1), "the keys of the device that stays")?;
+    equal(
+        keys.list_version(list.list().user, 2).await.map_err(failed)?,
+        Some(next),
+        "the version that named it",
+    )
 }
 
 async fn prekey_ids_have_53_bits(keys: Keys) -> Outcome {

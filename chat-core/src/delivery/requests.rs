@@ -181,10 +181,9 @@ impl Engine {
         put?;
         let list = self.remember(Arc::new(list.clone()));
         let listed = |device: InstallationId| list.list().addresses().any(|d| d.installation == device);
-        for old in before.iter().flat_map(|before| before.list().addresses()) {
-            if !listed(old.installation) {
-                self.hub.close(old.installation, CloseReason::Unauthorized);
-            }
+        let removed = before.map_or_else(Vec::new, |before| list.removed_since(&before));
+        for device in &removed {
+            self.hub.close(*device, CloseReason::Unauthorized);
         }
         let changed = Hint::ListChanged(user, list.list().version);
         let routes = self.backends.registry.lookup(&[user]).await.unwrap_or_default();
@@ -197,6 +196,10 @@ impl Engine {
             (route, vec![event])
         });
         self.deliver(deliveries.collect()).await;
+        for device in removed {
+            // Retention removes the rows that stay after a failure, and those of messages that still name the device.
+            let _ = self.backends.store.erase(device).await;
+        }
         Ok(())
     }
 

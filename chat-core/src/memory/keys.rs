@@ -107,8 +107,10 @@ impl KeyDirectory for MemoryKeys {
             return Ok(());
         }
         key.check(list, stored)?;
+        let removed = list.removed_since(stored);
         inner.take_installations(list)?;
         inner.put(list);
+        removed.iter().for_each(|device| drop(inner.prekeys.remove(device)));
         Ok(())
     }
 

@@ -223,6 +223,20 @@ impl SignedDeviceList {
         }
     }
 
+    /// Returns the devices of an earlier version that this one does not name.
+    pub fn removed_since(&self, before: &Self) -> Vec<InstallationId> {
+        let devices =
+            |list: &Self| list.list.addresses().map(|device| device.installation).collect::<Vec<_>>();
+        let listed = devices(self);
+        devices(before).into_iter().filter(|device| !listed.contains(device)).collect()
+    }
+
+    /// Returns the installations that these lists name, each once and in order.
+    pub fn installations_of(lists: &[Self]) -> Vec<InstallationId> {
+        let devices = lists.iter().flat_map(|list| list.list.addresses()).map(|device| device.installation);
+        devices.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+    }
+
     /// Returns the list.
     pub const fn list(&self) -> &DeviceList {
         &self.list

@@ -62,3 +62,42 @@ fn half_linked_device_expires_and_never_blocks() {
     assert_eq!((claim().len(), inactive()), (1, vec![]));
     assert!(hello(tablet.device).is_ok());
 }
+
+#[test]
+fn unlinked_device_leaves_no_inbox_and_no_keys() {
+    let (engine, _clock, store) = engine_and_store(Rates::OFF);
+    let (mut alice, mut bob) = (User::new(1, "alice"), User::new(2, "bob"));
+    let key = SigningKey::from_bytes(&[77; 32]);
+    let tablet =
+        DeviceEntry::new(DeviceId::new(2).unwrap(), key.verifying_key().to_bytes(), vec![77; 33].into());
+    let (phone, entry) = (bob.device(), bob.list.list().devices[0].clone());
+    let both = vec![entry.clone(), tablet.clone()];
+    bob.list = sign(&bob.account, &DeviceList::first(phone.user, 0, both));
+    alice.register(&engine);
+    bob.register(&engine);
+    let upload = |key| {
+        let FirstPrekeys { signed, signature, .. } = first_prekeys(key);
+        PrekeyUpload { signed, signature, one_time: Vec::new(), uploaded_through: 1, replace: false }
+    };
+    for (device, key) in bob.list.list().addresses().zip([&bob.key, &key]) {
+        assert!(ready(engine.respond(device, Request::Upload(upload(key)))).is_ok());
+    }
+    let mut publish = alice.next(&bob, 10);
+    publish.boxes.push(DeviceBox { installation: tablet.installation(), data: Bytes::from_static(b"box") });
+    assert_eq!(alice.send(&engine, publish), None);
+    work(&engine);
+    let stored = |device| {
+        let record = ready(store.device(device, CursorFilter::All)).unwrap();
+        (record.waiting_rows, record.cursors.len())
+    };
+    let claimed = |device| {
+        ready(engine.respond(alice.device(), Request::Claim(phone.user, vec![device]))).unwrap().bundles.len()
+    };
+    let (phone_id, tablet_id) = (phone.installation, tablet.installation());
+    assert_eq!([phone_id, tablet_id].map(stored), [(1, 1); 2]);
+    assert_eq!([phone_id, tablet_id].map(claimed), [1; 2]);
+    bob.list = sign(&bob.account, &DeviceList::next(&bob.list, 1, vec![entry]));
+    assert!(ready(engine.respond(phone, Request::PutList(bob.list.clone(), Vec::new()))).is_ok());
+    assert_eq!([phone_id, tablet_id].map(stored), [(1, 1), (0, 0)]);
+    assert_eq!([phone_id, tablet_id].map(claimed), [1, 0]);
+}

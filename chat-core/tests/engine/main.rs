@@ -14,7 +14,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use chat_core::backend::{Backends, MessageStore, PageLimit};
+use chat_core::backend::{Backends, CursorFilter, MessageStore, PageLimit};
 use chat_core::delivery::{EngineSettings, Rates};
 use chat_core::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
 use chat_core::envelope::{

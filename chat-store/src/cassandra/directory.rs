@@ -47,6 +47,13 @@ impl Keys {
     }
 }
 
+/// The keys of a device to erase.
+#[derive(Clone, Copy)]
+enum Erased {
+    Prekeys,
+    PrekeysAndIncarnation,
+}
+
 /// Returns the day of a time in milliseconds since 1970: the partition of its revocations.
 fn day_of_ms(at_ms: u64) -> i32 {
     const DAY_MS: u64 = 24 * 3600 * 1000;
@@ -92,17 +99,32 @@ impl CassandraStore {
             let (list,) = row.map_err(|_| corrupt())?;
             lists.push(decode_list(list.into()).map_err(|_| corrupt())?);
         }
-        let devices = lists.iter().flat_map(|list| list.list().addresses()).map(|device| device.installation);
-        let devices: std::collections::BTreeSet<_> = devices.collect();
-        Ok(devices.into_iter().collect())
+        Ok(SignedDeviceList::installations_of(&lists))
     }
 
-    /// Erases prekeys and incarnation of a device.
-    async fn erase_keys(&self, device: InstallationId) -> Result<()> {
+    /// Erases the prekeys of the devices that a list, which is stored, names no more.
+    async fn erase_removed(&self, list: &SignedDeviceList) -> Result<()> {
+        let before = list.list().version.saturating_sub(1);
+        let Some(before) = self.list_version(list.list().user, before).await? else { return Ok(()) };
+        for device in list.removed_since(&before) {
+            self.erase_keys(device, Erased::Prekeys).await?;
+        }
+        Ok(())
+    }
+
+    async fn erase_keys(&self, device: InstallationId, erased: Erased) -> Result<()> {
+        let statement = match erased {
+            Erased::Prekeys => &self.connection.statements.erase_bundle,
+            Erased::PrekeysAndIncarnation => &self.connection.statements.erase_keys,
+        };
         for _ in 0..TRIES {
             let (keys, known) =
                 futures_util::future::try_join(self.read_keys(device), self.prekey_ids(device)).await?;
-            if keys.is_empty() && known.is_empty() {
+            let is_erased = match erased {
+                Erased::Prekeys => keys.signed.is_none(),
+                Erased::PrekeysAndIncarnation => keys.is_empty(),
+            };
+            if is_erased && known.is_empty() {
                 return Ok(());
             }
             let mut writes = self.drop_prekeys(device, &known);
@@ -111,7 +133,7 @@ impl CassandraStore {
                 optional(keys.incarnation.map(CqlValue::Int)),
                 optional(keys.through.map(big)),
             ];
-            writes.push(Write { statement: &self.connection.statements.erase_keys, values });
+            writes.push(Write { statement, values });
             if self.connection.batch_applied(&writes).await? {
                 return Ok(());
             }
@@ -231,7 +253,7 @@ impl KeyDirectory for CassandraStore {
         let missing = || Error::new(ErrorKind::NotFound, "there is no such account");
         let stored = self.list(user).await?.ok_or_else(missing)?;
         if stored == *list {
-            return Ok(());
+            return self.erase_removed(list).await;
         }
         key.check(list, &stored)?;
         self.check_owners(list).await?;
@@ -243,7 +265,7 @@ impl KeyDirectory for CassandraStore {
         if self.connection.applied(&self.connection.statements.put_list, values).await?
             || self.list(user).await?.as_ref() == Some(list)
         {
-            return Ok(());
+            return self.erase_removed(list).await;
         }
         Err(Error::new(ErrorKind::Conflict, "another device list was written concurrently"))
     }
@@ -370,7 +392,7 @@ impl KeyDirectory for CassandraStore {
         }
         self.connection.applied(&statements.delete_account, (&user.as_bytes()[..],)).await?;
         for device in &devices {
-            self.erase_keys(*device).await?;
+            self.erase_keys(*device, Erased::PrekeysAndIncarnation).await?;
         }
         Ok(devices)
     }

@@ -324,6 +324,7 @@ statements! {
         take_owner: "INSERT INTO @owners (installation, user) VALUES (?, ?) IF NOT EXISTS",
         delete_account: "UPDATE @accounts SET handle = null, list = null, version = -1 WHERE user = ? IF EXISTS",
         free_handle: "DELETE FROM @handles WHERE handle = ? IF user = ?",
+        erase_bundle: "UPDATE @devices SET signed = null, signature = null, through = null WHERE installation = ? IF incarnation = ? AND through = ?",
         erase_keys: "UPDATE @devices SET incarnation = null, nonce = null, at_ms = null, signed = null, signature = null, through = null WHERE installation = ? IF incarnation = ? AND through = ?",
         drop_contact: "DELETE FROM @contacts WHERE owner = ? AND other = ?",
         drop_contacts_head: "UPDATE @contacts SET version = null, pairs = null WHERE owner = ? IF version = ?",

@@ -92,9 +92,7 @@ impl Tables {
             decode_list(value.into()).map_err(|_| corrupt())
         });
         let lists = replaced.chain(self.read_list(user)?.map(Ok)).collect::<Result<Vec<_>>>()?;
-        let devices = lists.iter().flat_map(|list| list.list().addresses()).map(|device| device.installation);
-        let devices: std::collections::BTreeSet<_> = devices.collect();
-        Ok(devices.into_iter().collect())
+        Ok(SignedDeviceList::installations_of(&lists))
     }
 
     fn delete(&self, user: UserId) -> Changed<Vec<InstallationId>> {
@@ -117,9 +115,8 @@ impl Tables {
             batch.remove(&self.names, &user.as_bytes()[..]);
         }
         for device in &devices {
-            batch.remove(&self.bundles, &device.as_bytes()[..]);
             batch.remove(&self.incarnations, &device.as_bytes()[..]);
-            self.remove_prekeys(&mut batch, *device)?;
+            self.erase_prekeys(&mut batch, *device)?;
         }
         Ok((devices, Some(batch)))
     }
@@ -177,6 +174,9 @@ impl Tables {
         let replaced = keys::list_version(stored.list().user, stored.list().version);
         batch.insert(&self.list_versions, replaced, encode_list(&stored));
         self.add_list(&mut batch, list)?;
+        for device in list.removed_since(&stored) {
+            self.erase_prekeys(&mut batch, device)?;
+        }
         Ok(((), Some(batch)))
     }
 
@@ -232,9 +232,14 @@ impl Tables {
         let value = [&next.to_be_bytes()[..], &wish.nonce, &wish.now_ms.to_be_bytes()].concat();
         let mut batch = self.database.batch();
         batch.insert(&self.incarnations, &device.as_bytes()[..], value);
-        batch.remove(&self.bundles, &device.as_bytes()[..]);
-        self.remove_prekeys(&mut batch, device)?;
+        self.erase_prekeys(&mut batch, device)?;
         Ok((next, Some(batch)))
+    }
+
+    /// Erases the signed part of the bundle, and the one-time prekeys.
+    fn erase_prekeys(&self, batch: &mut OwnedWriteBatch, device: InstallationId) -> Result<()> {
+        batch.remove(&self.bundles, &device.as_bytes()[..]);
+        self.remove_prekeys(batch, device)
     }
 
     fn remove_prekeys(&self, batch: &mut OwnedWriteBatch, device: InstallationId) -> Result<()> {

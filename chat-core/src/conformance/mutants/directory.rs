@@ -1,4 +1,5 @@
 use async_trait::async_trait;
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::backend::{AccountKey, BundleParts, DeviceKeys, KeyDirectory, Reincarnation};
@@ -55,11 +56,14 @@ pub enum DirectoryFault {
     DeletedUserRegistersAgain,
     EarlierDevicesOfDeletedForgotten,
     SecondDeletionRefused,
+    RemovedDeviceKeepsPrekeys,
+    RemovedDeviceForgetsIncarnation,
+    RemovalErasesAllPrekeys,
 }
 
 impl DirectoryFault {
     /// All faults.
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 42] = [
         Self::TakenHandleAccepted,
         Self::RepeatedRegistrationRefused,
         Self::ListWithoutAccountAccepted,
@@ -99,6 +103,9 @@ impl DirectoryFault {
         Self::DeletedUserRegistersAgain,
         Self::EarlierDevicesOfDeletedForgotten,
         Self::SecondDeletionRefused,
+        Self::RemovedDeviceKeepsPrekeys,
+        Self::RemovedDeviceForgetsIncarnation,
+        Self::RemovalErasesAllPrekeys,
     ];
 }
 
@@ -116,6 +123,8 @@ pub struct FaultyDirectory {
     running: Mutex<usize>,
     /// The bundle of the claim that runs at this moment.
     claiming: Mutex<Option<Bundle>>,
+    /// The devices that the list written last does not name.
+    removed: Mutex<Vec<InstallationId>>,
 }
 
 impl FaultyDirectory {
@@ -129,7 +138,49 @@ impl FaultyDirectory {
             uploads: Mutex::default(),
             running: Mutex::default(),
             claiming: Mutex::default(),
+            removed: Mutex::default(),
         }
+    }
+
+    async fn put_and_erase(
+        &self,
+        list: &SignedDeviceList,
+        key: AccountKey,
+        removed: &[InstallationId],
+    ) -> Result<()> {
+        use DirectoryFault as F;
+        let keeps = self.has(F::RemovedDeviceKeepsPrekeys) && !removed.is_empty();
+        let kept = if keeps { self.keys.claim(removed[0], BundleParts::SignedOnly).await? } else { None };
+        self.keys.put_list(list, key).await?;
+        self.removed.lock().extend(removed);
+        self.restore(kept).await?;
+        if self.has(F::RemovalErasesAllPrekeys) && !removed.is_empty() {
+            for device in list.list().addresses() {
+                let through = self.keys.device(device.installation).await?.uploaded_through + 1;
+                let none = PrekeyUpload {
+                    signed: Bytes::new(),
+                    signature: Bytes::new(),
+                    one_time: Vec::new(),
+                    uploaded_through: through,
+                    replace: true,
+                };
+                self.keys.upload(device.installation, &none).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a bundle that was erased.
+    async fn restore(&self, bundle: Option<Bundle>) -> Result<()> {
+        let Some(bundle) = bundle else { return Ok(()) };
+        let upload = PrekeyUpload {
+            signed: bundle.signed,
+            signature: bundle.signature,
+            one_time: Vec::new(),
+            uploaded_through: 0,
+            replace: false,
+        };
+        self.keys.upload(bundle.installation, &upload).await.map(drop)
     }
 
     fn has(&self, fault: DirectoryFault) -> bool {
@@ -219,7 +270,8 @@ impl KeyDirectory for FaultyDirectory {
         } else {
             key
         };
-        match self.keys.put_list(list, key).await {
+        let removed = before.map_or_else(Vec::new, |before| list.removed_since(&before));
+        match self.put_and_erase(list, key, &removed).await {
             outcome if self.has(F::ConcurrentListsSucceed) => self.race(outcome).await,
             Err(error) if self.has(F::ListWithoutAccountAccepted) && error.kind() == ErrorKind::NotFound => {
                 Ok(())
@@ -301,6 +353,11 @@ impl KeyDirectory for FaultyDirectory {
     async fn device(&self, device: InstallationId) -> Result<DeviceKeys> {
         let keys = self.keys.device(device).await?;
         Ok(match self.fault {
+            Some(DirectoryFault::RemovedDeviceForgetsIncarnation)
+                if self.removed.lock().contains(&device) =>
+            {
+                DeviceKeys { incarnation: 0, ..keys }
+            }
             Some(DirectoryFault::IncarnationStays) => DeviceKeys { incarnation: 0, ..keys },
             Some(DirectoryFault::HighestPrekeyIdForgotten) => DeviceKeys { uploaded_through: 0, ..keys },
             _ => keys,
@@ -322,16 +379,7 @@ impl KeyDirectory for FaultyDirectory {
         let keeps = self.has(F::NewIncarnationKeepsPrekeys);
         let before = if keeps { self.keys.claim(device, BundleParts::SignedOnly).await? } else { None };
         let incarnation = self.keys.reincarnate(device, wish).await?;
-        if let Some(bundle) = before {
-            let upload = PrekeyUpload {
-                signed: bundle.signed,
-                signature: bundle.signature,
-                one_time: Vec::new(),
-                uploaded_through: 0,
-                replace: false,
-            };
-            self.keys.upload(device, &upload).await?;
-        }
+        self.restore(before).await?;
         Ok(incarnation)
     }
 
