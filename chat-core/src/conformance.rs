@@ -59,7 +59,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use crate::model::error::Error;
+use crate::model::error::{Error, ErrorKind};
 
 /// The result of a case; the error says how the backend broke its contract.
 pub type Outcome = Result<(), String>;
@@ -103,6 +103,19 @@ async fn pause() {
 
 fn equal<T: PartialEq + fmt::Debug>(left: T, right: T, what: &str) -> Outcome {
     if left == right { Ok(()) } else { Err(format!("{what}: {left:?} is not {right:?}")) }
+}
+
+/// Repeats a write while its outcome is unknown, as callers do: a directory on several nodes may answer `Unavailable` to
+/// a write that lost against another one.
+async fn decided<T, F: Future<Output = crate::Result<T>>>(write: impl Fn() -> F) -> crate::Result<T> {
+    const ATTEMPTS: usize = 20;
+    for _ in 1..ATTEMPTS {
+        match write().await {
+            Err(error) if error.kind() == ErrorKind::Unavailable => {}
+            outcome => return outcome,
+        }
+    }
+    write().await
 }
 
 fn failed(error: Error) -> String {

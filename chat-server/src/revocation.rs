@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chat_core::{Engine, Handle};
+use chat_core::{Engine, ErrorKind, Handle};
+
+use crate::error::ServerError;
 
 /// Time between two reads. A revocation is in force on every node after it at the latest.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -11,6 +13,30 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// A header that a web page cannot send to another site without asking it first, so that no page can revoke tokens.
 pub(crate) const ADMIN_HEADER: &str = "x-chat-admin";
+
+/// Time in which the first read must succeed. Until then the server accepts no connection.
+const FIRST_READ: Duration = Duration::from_secs(60);
+
+/// Reads the revocations of all nodes for the first time. Tries again while the directory is unavailable, because a node of
+/// it may have failed a moment ago.
+///
+/// # Errors
+/// The read fails for another reason, or for a minute.
+pub(crate) async fn read_first(engine: &Engine) -> Result<(), ServerError> {
+    let end = tokio::time::Instant::now() + FIRST_READ;
+    loop {
+        match engine.read_revocations().await {
+            Err(error) if error.kind() == ErrorKind::Unavailable && tokio::time::Instant::now() < end => {
+                tracing::warn!(%error, "failed to read the revoked tokens: trying again in 1 s");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            outcome => {
+                let failed = |error| ServerError::new(format!("failed to read the revoked tokens: {error}"));
+                return outcome.map_err(failed);
+            }
+        }
+    }
+}
 
 /// Reads the revocations of all nodes, over and over.
 pub(crate) async fn read_forever(engine: Arc<Engine>) {

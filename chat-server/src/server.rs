@@ -98,8 +98,7 @@ impl Server {
             #[cfg(feature = "embedded")]
             embedded: opened.embedded,
         };
-        let unread = |error| ServerError::new(format!("failed to read the revoked tokens: {error}"));
-        server.engine.read_revocations().await.map_err(unread)?;
+        revocation::read_first(&server.engine).await?;
         server.tasks.spawn(revocation::read_forever(server.engine.clone()));
         if builder.runs_shards {
             for shard in 0..server.engine.shards() {

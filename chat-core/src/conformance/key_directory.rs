@@ -5,7 +5,7 @@ use bytes::Bytes;
 use ed25519_dalek::{Signer, SigningKey};
 use futures_util::future::join_all;
 
-use super::{Case, Outcome, equal, failed, list_cases};
+use super::{Case, Outcome, decided, equal, failed, list_cases};
 use crate::backend::{AccountKey, BundleParts, KeyDirectory, Reincarnation};
 use crate::model::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
 use crate::model::error::ErrorKind;
@@ -102,19 +102,6 @@ async fn registering_again_is_the_same(keys: Keys) -> Outcome {
     equal(keys.list(list.list().user).await.map_err(failed)?, Some(list.clone()), "the list")?;
     let name = keys.handle_of(list.list().user).await.map_err(failed)?;
     equal(name, Some(handle("alice")?), "the handle")
-}
-
-/// Repeats a write while its outcome is unknown, as callers do: a directory on several nodes may answer `Unavailable` to
-/// a write that lost against another one.
-async fn decided<F: Future<Output = crate::Result<()>>>(write: impl Fn() -> F) -> crate::Result<()> {
-    const ATTEMPTS: usize = 20;
-    for _ in 1..ATTEMPTS {
-        match write().await {
-            Err(error) if error.kind() == ErrorKind::Unavailable => {}
-            outcome => return outcome,
-        }
-    }
-    write().await
 }
 
 /// Checks that one of several concurrent writes succeeded and that the others were refused. Returns its index.
