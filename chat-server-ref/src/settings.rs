@@ -354,13 +354,16 @@ impl Settings {
         for (name, value, alone, shared) in [
             ("store", &self.store, "fjall", &["cassandra://"][..]),
             ("router", &self.router, "memory", &["kafka://"][..]),
-            ("registry", &self.registry, "memory", &["redis://", "redis-cluster://"][..]),
+            (
+                "registry",
+                &self.registry,
+                "memory",
+                &["redis://", "rediss://", "redis-cluster://", "rediss-cluster://"][..],
+            ),
         ] {
             if value != alone && !shared.iter().any(|scheme| value.starts_with(scheme)) {
-                return Err(format!(
-                    "{name} is {value:?}: it must be {alone:?}, or begin with {}",
-                    shared.join(" or ")
-                ));
+                // The value may hold a password.
+                return Err(format!("{name} must be {alone:?}, or begin with {}", shared.join(" or ")));
             }
             if value == alone && self.is_cluster() {
                 return Err(format!(

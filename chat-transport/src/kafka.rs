@@ -142,11 +142,17 @@ impl KafkaRouter {
 
     /// Replaces the producer after a fatal error, because it can no longer append.
     fn replace_if_fatal(&self) {
-        if self.producer.read().client().fatal_error().is_some()
-            && let Ok(fresh) = self.topic.settings.producer()
-        {
-            tracing::warn!("the Kafka producer had a fatal error and was replaced");
-            *self.producer.write() = fresh;
+        if self.producer.read().client().fatal_error().is_none() {
+            return;
+        }
+        match self.topic.settings.producer() {
+            Ok(fresh) => {
+                tracing::warn!("the Kafka producer had a fatal error and was replaced");
+                *self.producer.write() = fresh;
+            }
+            Err(error) => {
+                tracing::error!(%error, "the Kafka producer had a fatal error and cannot be replaced")
+            }
         }
     }
 }

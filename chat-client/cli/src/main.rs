@@ -9,6 +9,7 @@ mod screen;
 
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use chat_client::{Client, ClientConfig, Error, ErrorKind, Profile};
 use chat_transport::dial::WebSocketDialer;
@@ -248,6 +249,7 @@ async fn main() {
             code as i32
         }
     };
+    chat_client::platform::native::wait_for_threads(Duration::from_secs(1));
     // A return would wait for the thread that reads the standard input, until the next line.
     std::process::exit(code);
 }

@@ -5,6 +5,8 @@
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -13,6 +15,34 @@ use chat_core::{Error, ErrorKind, Result};
 use chat_transport::runtime::TokioRuntime;
 
 use super::{MountedProfile, Platform, Storage, Task};
+
+/// The threads of the clients of this process.
+static THREADS: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
+
+/// Waits until the threads of closed clients have ended, at most for this time, and returns whether all threads have.
+///
+/// A program that ends by [`std::process::exit`] calls this before. The exit cleans up OpenSSL, which encrypts profiles,
+/// and a thread that still ends would use what is cleaned up.
+pub fn wait_for_threads(limit: Duration) -> bool {
+    let end = std::time::Instant::now() + limit;
+    loop {
+        let mut threads = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
+        join_finished(&mut threads);
+        if threads.is_empty() || std::time::Instant::now() >= end {
+            return threads.is_empty();
+        }
+        drop(threads);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A finished thread may still run its destructors: joining it waits for them.
+fn join_finished(threads: &mut Vec<JoinHandle<()>>) {
+    for thread in threads.extract_if(.., |thread| thread.is_finished()) {
+        // A panic was reported when it happened.
+        let _ = thread.join();
+    }
+}
 
 /// A [`Platform`] that runs each client on a thread of its own, with a tokio runtime on that thread. The application
 /// needs no tokio runtime.
@@ -48,7 +78,11 @@ impl Platform for Native {
             |e| Error::new(ErrorKind::Unavailable, "failed to start the client's thread").caused_by(e);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let thread = std::thread::Builder::new().name("chat-client".into());
-        thread.spawn(move || runtime.block_on(start())).map(drop).map_err(failed)
+        let thread = thread.spawn(move || runtime.block_on(start())).map_err(failed)?;
+        let mut threads = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
+        join_finished(&mut threads);
+        threads.push(thread);
+        Ok(())
     }
 
     fn unix_ms(&self) -> u64 {

@@ -97,7 +97,8 @@ pub trait KeyDirectory: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// `Conflict` if the list does not follow the stored one, or if an installation belongs to another user;
-    /// `NotFound` if the account does not exist. `Unavailable`: the list may be stored. A repeat erases what is left.
+    /// `NotFound` if the account does not exist. `Unavailable`: the list may be stored. An answer means that the
+    /// list is stored; prekeys that could not be erased are erased with the next list of the user.
     async fn put_list(&self, list: &SignedDeviceList, key: AccountKey) -> Result<()>;
 
     /// Stores prekeys of a device; gives how many one-time prekeys it has now.

@@ -91,7 +91,7 @@ impl ServiceUrl {
         let rest = rest.ok_or_else(|| invalid("the address has another scheme"))?;
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (nodes, name) = rest.split_once('/').unwrap_or((rest, ""));
-        if nodes.contains('@') {
+        if rest.contains('@') {
             return Err(invalid(
                 "an address holds no login: write ?user=NAME&password_file=FILE behind the address",
             ));
@@ -245,6 +245,7 @@ mod tests {
             ("redis://", "no host"),
             ("redis://a:1,,b:2", "no host"),
             ("redis://u:p@a:1", "password_file"),
+            ("redis://u:p/w@a:1", "password_file"),
             ("redis://a:1?password=p", "password_file"),
             ("redis://a:1?user=u", "need each other"),
             ("redis://a:1?password_file=/p", "need each other"),

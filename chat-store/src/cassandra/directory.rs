@@ -102,14 +102,19 @@ impl CassandraStore {
         Ok(SignedDeviceList::installations_of(&lists))
     }
 
-    /// Erases the prekeys of the devices that a list, which is stored, names no more.
-    async fn erase_removed(&self, list: &SignedDeviceList) -> Result<()> {
-        let before = list.list().version.saturating_sub(1);
-        let Some(before) = self.list_version(list.list().user, before).await? else { return Ok(()) };
-        for device in list.removed_since(&before) {
-            self.erase_keys(device, Erased::Prekeys).await?;
+    /// Erases the prekeys of the devices that a list, which is stored, names no more, or as many as it can: the next list of
+    /// the user erases what is left.
+    async fn erase_removed(&self, list: &SignedDeviceList) {
+        let Ok(devices) = self.all_installations(list.list().user).await else { return };
+        let listed = SignedDeviceList::installations_of(std::slice::from_ref(list));
+        for device in devices.into_iter().filter(|device| !listed.contains(device)) {
+            // A conditional write may time out because of another one.
+            for _ in 0..3 {
+                if self.erase_keys(device, Erased::Prekeys).await.is_ok() {
+                    break;
+                }
+            }
         }
-        Ok(())
     }
 
     async fn erase_keys(&self, device: InstallationId, erased: Erased) -> Result<()> {
@@ -253,7 +258,8 @@ impl KeyDirectory for CassandraStore {
         let missing = || Error::new(ErrorKind::NotFound, "there is no such account");
         let stored = self.list(user).await?.ok_or_else(missing)?;
         if stored == *list {
-            return self.erase_removed(list).await;
+            self.erase_removed(list).await;
+            return Ok(());
         }
         key.check(list, &stored)?;
         self.check_owners(list).await?;
@@ -265,7 +271,8 @@ impl KeyDirectory for CassandraStore {
         if self.connection.applied(&self.connection.statements.put_list, values).await?
             || self.list(user).await?.as_ref() == Some(list)
         {
-            return self.erase_removed(list).await;
+            self.erase_removed(list).await;
+            return Ok(());
         }
         Err(Error::new(ErrorKind::Conflict, "another device list was written concurrently"))
     }

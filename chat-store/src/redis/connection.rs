@@ -76,9 +76,10 @@ impl fmt::Debug for RedisLink {
 }
 
 pub(super) fn failed(error: RedisError) -> Error {
-    // The code of a wrong password, and the one of a missing login.
+    // The code of a wrong password, and the one of a missing login. A Cluster has them in the text only.
+    let text = error.to_string();
     if error.kind() == ::redis::ErrorKind::AuthenticationFailed
-        || matches!(error.code(), Some("WRONGPASS" | "NOAUTH"))
+        || ["WRONGPASS", "NOAUTH", "AuthenticationFailed"].iter().any(|code| text.contains(code))
     {
         return Error::new(ErrorKind::Denied, "Redis refuses the login").caused_by(error);
     }
@@ -147,6 +148,10 @@ impl RedisLink {
     /// login, `Unavailable` if no server answers there.
     pub async fn connect(url: &str) -> Result<Self> {
         let address = Address::parse(url)?;
+        if address.url.access.tls.is_some() && rustls::crypto::CryptoProvider::get_default().is_none() {
+            // The Redis client uses the default of the process. If another thread sets one meanwhile, that one counts.
+            let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        }
         let certificates = address.certificates()?;
         let (user, password) = match &address.url.access.login {
             Some(login) => (login.user.as_str(), Some(login.password()?)),

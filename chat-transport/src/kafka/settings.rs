@@ -131,9 +131,11 @@ impl KafkaSettings {
         if let Some(tls) = &self.access.tls {
             // A certificate is valid for the name or address that the client dials.
             config.set("ssl.endpoint.identification.algorithm", "https");
-            if let Some(ca) = tls.read_ca()? {
-                config.set("ssl.ca.pem", pem(ca)?);
-            }
+            match tls.read_ca()? {
+                Some(ca) => config.set("ssl.ca.pem", pem(ca)?),
+                // OpenSSL that is linked statically does not know the directory of the operating system.
+                None => config.set("ssl.ca.location", "probe"),
+            };
             if let Some((cert, key)) = tls.read_identity()? {
                 config.set("ssl.certificate.pem", pem(cert)?).set("ssl.key.pem", pem(key)?);
             }

@@ -214,6 +214,12 @@ impl Topic {
             .describe_configs(&[ResourceSpecifier::Topic(&self.name)], &Self::options())
             .await
             .map_err(failed)?;
+        if described.iter().any(|config| matches!(config, Err(RDKafkaErrorCode::TopicAuthorizationFailed))) {
+            return Err(Error::new(
+                ErrorKind::Denied,
+                "the user may not read the configuration of the topic: grant it DescribeConfigs",
+            ));
+        }
         // Kafka returns no settings for a topic that does not exist.
         let config = described.into_iter().find_map(|config| config.ok().filter(|c| !c.entries.is_empty()));
         let config = config.ok_or_else(gone)?;
