@@ -1,4 +1,4 @@
-//! A server whose data goes back to an older copy, and two users who notice it.
+//! Restores an older copy of a server's data, and checks that two users continue with it.
 
 use std::path::Path;
 use std::process::Command;

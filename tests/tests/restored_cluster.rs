@@ -1,4 +1,4 @@
-//! A cluster whose Cassandra was restored from an older copy, while the log and the registry kept theirs.
+//! Restores the Cassandra of a cluster from an older copy. Kafka and Redis keep their data.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use std::path::PathBuf;

@@ -85,7 +85,7 @@ use crate::model::id::{
 /// | `history` | per page that a client requests |
 /// | `generation` | once per session |
 /// | `device` | per recipient device, once in a minute or 20 messages, and per message to an inbox that is almost full; per request of cursors |
-/// | `erase` | once for each device that is unlinked, or whose account is deleted |
+/// | `erase` | once per unlinked device, and per device of a deleted account |
 /// | `expire` | once an hour in each process that runs shards, until a piece of 1,000 is not full |
 ///
 /// # Wrappers
