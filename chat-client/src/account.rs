@@ -5,6 +5,7 @@ use chat_core::backend::{Dialer, Transport};
 use chat_core::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
 use chat_core::envelope::{Refusal, Subject};
 use chat_core::signing::{deletion_transcript, prekeys_transcript};
+use chat_core::suite::{SuiteId, SuiteKey};
 use chat_core::wire::{ClientFrame, FirstPrekeys, Registration, ServerFrame};
 use chat_core::{DeviceAddress, DeviceId, Error, ErrorKind, Handle, InstallationId, Result, UserId};
 use ed25519_dalek::{Signer, SigningKey};
@@ -172,6 +173,7 @@ impl Registrar<'_> {
             ephemeral: ephemeral.as_bytes().to_vec(),
             signed_prekeys: prekeys.signed.to_vec(),
             prekeys_signature: prekeys.signature.to_vec(),
+            suite: Some(self.suite.id()).filter(|id| *id != SuiteId::SIGNAL).map(SuiteId::get),
         };
         let code = LinkCode::new(random(self.platform)?);
         let mut transport = dial(self.dialer, store).await?;
@@ -200,7 +202,7 @@ impl Registrar<'_> {
     ) -> Result<()> {
         let account = SigningKey::from_bytes(&Zeroizing::new(random(self.platform)?));
         let device = SigningKey::from_bytes(&Zeroizing::new(random(self.platform)?));
-        let suite_key = self.suite.identity(store)?;
+        let suite_key = SuiteKey { suite: self.suite.id(), key: self.suite.identity(store)? };
         let entry = DeviceEntry::new(DeviceId::PRIMARY, device.verifying_key().to_bytes(), suite_key);
         let list = match before {
             Some(before) => DeviceList::next(before, store.now_ms(), vec![entry]),
@@ -221,6 +223,7 @@ impl Registrar<'_> {
     /// Makes the prekeys with which the device is listed. The caller commits them before it sends them.
     fn first_prekeys(&mut self, store: &mut LocalStore, device: &SigningKey) -> Result<FirstPrekeys> {
         let (signed, _) = self.suite.make_prekeys(store, 1, 0)?;
+        let signed = self.suite.id().mark(signed);
         self.suite.flush(store)?;
         let signature = Bytes::copy_from_slice(&device.sign(&prekeys_transcript(&signed)).to_bytes());
         let installation = InstallationId::of_device_key(&device.verifying_key().to_bytes());

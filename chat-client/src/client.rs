@@ -420,6 +420,16 @@ impl Client {
         self.request(|reply| Command::Unlink(device, reply)).await
     }
 
+    /// Deletes all messages of a conversation that this device has received: from this device, and from the history that
+    /// the server shows to this user. Other devices of this user and the other user keep their copies; once the other user
+    /// clears the conversation too, the server erases the messages. Messages that wait in the outbox are sent.
+    ///
+    /// # Errors
+    /// `Unavailable` without a connection: wait for [`ready`](Self::ready). `NotFound` if there is no such conversation.
+    pub async fn clear_history(&self, conversation: ConversationId) -> Result<()> {
+        self.request(|reply| Command::ClearHistory(conversation, reply)).await
+    }
+
     /// Deletes the account for good: the server erases its devices, keys, inboxes and contacts, and its handle is free. Other
     /// users keep the messages that they have. All devices report [`Event::TokenRequired`]; delete their profiles afterwards.
     ///

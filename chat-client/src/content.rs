@@ -23,8 +23,12 @@ pub(crate) fn encode_text(text: &str) -> Vec<u8> {
 }
 
 impl Content {
-    /// Decodes padded content. A later version's content without a text is [`Content::Unsupported`].
+    /// Decodes padded content; without bytes, that of a cleared message. A later version's content without a text is [`Content::Unsupported`].
     pub(crate) fn decode(bytes: &[u8]) -> Self {
+        if bytes.is_empty() {
+            // Encoded content is padded.
+            return Self::Cleared;
+        }
         let raw = unpad(bytes).ok().and_then(|bytes| RawContent::decode(bytes).ok());
         match raw {
             Some(RawContent { text: Some(text), .. }) => Self::Text(text),
@@ -43,9 +47,10 @@ mod tests {
         for text in ["", "\0\0", "x", &"é".repeat(1000), "\u{80}"] {
             assert_eq!(Content::decode(&encode_text(text)), Content::Text(text.into()));
         }
-        for malformed in [&[][..], &[0; 160]] {
+        for malformed in [&[0][..], &[0; 160]] {
             assert_eq!(Content::decode(malformed), Content::Unreadable(Unreadable::Malformed));
         }
+        assert_eq!(Content::decode(&[]), Content::Cleared);
         assert_eq!(encode_text("hi").len(), encode_text("hello").len());
     }
 

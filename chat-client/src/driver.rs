@@ -24,8 +24,9 @@ use chat_core::contact::ContactChange;
 use chat_core::device_list::{DeviceEntry, SignedDeviceList};
 use chat_core::envelope::{Refusal, RowContent};
 use chat_core::replica::{Input, Replica};
+use chat_core::suite::SuiteId;
 use chat_core::wire::ServerFrame;
-use chat_core::{ConversationId, DeviceId, Error, ErrorKind, InstallationId, MessageId, Result, UserId};
+use chat_core::{ConversationId, DeviceId, Error, ErrorKind, InstallationId, MessageId, Result, Seq, UserId};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use self::command::Reply;
@@ -85,6 +86,8 @@ enum Waiting {
     Contact(UserId, ContactChange, Option<Reply<()>>),
     Contacts,
     Report(Reply<()>),
+    /// The server clears a conversation up to this seq.
+    Cleared(ConversationId, Seq, Reply<()>),
     Deletion(Reply<()>),
 }
 
@@ -486,6 +489,8 @@ fn read_linking(store: &LocalStore) -> Result<Option<(InstallationId, DeviceId, 
     Ok(parts)
 }
 
-fn peer(entry: &DeviceEntry) -> Peer {
-    Peer { installation: entry.installation(), device: entry.device, identity: entry.suite_key.clone() }
+/// Returns the device as a peer of a suite, if it has one.
+fn peer(suite: SuiteId, entry: &DeviceEntry) -> Option<Peer> {
+    let identity = entry.suite_key(suite)?.clone();
+    Some(Peer { installation: entry.installation(), device: entry.device, identity })
 }

@@ -236,6 +236,8 @@ pub enum GapReason {
     /// By the server's word, the sender withdrew the message before it was stored. Nothing proves it: a server that
     /// drops a message can say so too.
     Withdrawn,
+    /// All members have [cleared](crate::Client::clear_history) the conversation, before this device read the message.
+    Cleared,
     /// The row has content that this release cannot read, for example of a later release. The profile keeps it.
     Unsupported,
 }
@@ -250,6 +252,7 @@ impl GapReason {
             Self::Quota => "quota",
             Self::Withheld => "withheld",
             Self::Withdrawn => "withdrawn",
+            Self::Cleared => "cleared",
             Self::Unsupported => "unsupported",
         }
     }
@@ -261,6 +264,7 @@ impl GapReason {
             "quota" => Self::Quota,
             "withheld" => Self::Withheld,
             "withdrawn" => Self::Withdrawn,
+            "cleared" => Self::Cleared,
             "unsupported" => Self::Unsupported,
             _ => Self::Poison,
         }

@@ -11,6 +11,7 @@ use std::fmt;
 use bytes::Bytes;
 use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{ChaCha20Poly1305, Key, KeyInit, Nonce};
+use chat_core::suite::{SuiteId, SuiteKey};
 use chat_core::{DeviceId, Error, ErrorKind, Handle, Result, UserId};
 use hkdf::Hkdf;
 use prost::Message as _;
@@ -37,6 +38,9 @@ pub(crate) struct Offer {
     /// The signature of the device key over it: the device agrees to be listed.
     #[prost(bytes = "vec", tag = "5")]
     pub(crate) prekeys_signature: Vec<u8>,
+    /// The number of the suite, unless it is that of Signal.
+    #[prost(uint32, optional, tag = "6")]
+    pub(crate) suite: Option<u32>,
 }
 
 /// The encoded form of the first device's answer.
@@ -84,7 +88,19 @@ impl Offer {
             hash.update((part.len() as u32).to_be_bytes());
             hash.update(part);
         }
+        if let Some(suite) = self.suite {
+            hash.update(suite.to_be_bytes());
+        }
         hash.finalize().into()
+    }
+
+    /// Returns the identity key of the device.
+    ///
+    /// # Errors
+    /// `Invalid` if the offer names no suite.
+    pub(crate) fn suite_key(&self) -> Result<SuiteKey> {
+        let suite = self.suite.map_or(Ok(SuiteId::SIGNAL), SuiteId::new)?;
+        Ok(SuiteKey { suite, key: self.suite_key.clone().into() })
     }
 
     /// Encrypts the offer for the holder of its code.
@@ -239,6 +255,7 @@ mod tests {
             ephemeral,
             signed_prekeys: vec![3; 40],
             prekeys_signature: vec![4; 64],
+            suite: None,
         }
     }
 

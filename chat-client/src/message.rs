@@ -65,6 +65,8 @@ pub enum Content {
     Unreadable(Unreadable),
     /// A later version sent the message: it becomes readable after an update.
     Unsupported,
+    /// The message was [cleared](crate::Client::clear_history) from this device.
+    Cleared,
 }
 
 impl Message {

@@ -63,6 +63,9 @@ struct BoxContent {
     /// Installations that the sender could not encrypt for.
     #[prost(bytes = "vec", repeated, tag = "21")]
     excluded: Vec<Vec<u8>>,
+    /// Hash of the options that the server reads; empty if all have their defaults.
+    #[prost(bytes = "vec", tag = "22")]
+    options_hash: Vec<u8>,
 }
 
 /// A body encrypted once, with the header that all its boxes share.
@@ -126,6 +129,8 @@ pub(crate) struct Claims {
     pub(crate) view: Option<View>,
     /// Devices that the sender cannot encrypt for.
     pub(crate) excluded: Vec<InstallationId>,
+    /// Hash of the options that the server reads.
+    pub(crate) options_hash: Bytes,
 }
 
 impl BoxContent {
@@ -145,7 +150,7 @@ impl SealedBody {
         number: &SendPosition,
         claims: &Claims,
     ) -> Option<Self> {
-        let Claims { list, view, excluded } = claims;
+        let Claims { list, view, excluded, options_hash } = claims;
         let context = context(number.conversation, number.message_id);
         let body = Bytes::from(suite.encrypt_body(key, &context, content)?);
         let header = BoxContent {
@@ -170,6 +175,7 @@ impl SealedBody {
             view_seq: view.map_or(0, |view| view.seq),
             view_hash: view.map(|view| view.hash.as_bytes().to_vec()).unwrap_or_default(),
             excluded: excluded.iter().map(|device| device.as_bytes().to_vec()).collect(),
+            options_hash: options_hash.to_vec(),
         };
         Some(Self { body, header })
     }
@@ -213,7 +219,8 @@ pub(crate) fn open_body(
         && content.client_seq == message.client_seq
         && content.prev == message.prev.as_bytes()
         && content.incarnation == message.incarnation
-        && content.group_epoch == 0;
+        && content.group_epoch == 0
+        && content.options_hash == message.options.hash();
     if !placed {
         return Err(Unreadable::Misplaced);
     }

@@ -517,7 +517,8 @@ impl LocalStore {
         if let Some((content, audience)) = stored {
             let audience = audience.unwrap_or_default();
             let was_in_it = audience.chunks(16).any(|installation| installation == asker.as_bytes());
-            return Ok(content.filter(|_| was_in_it).map(Bytes::from));
+            // A message without content was cleared.
+            return Ok(content.filter(|content| was_in_it && !content.is_empty()).map(Bytes::from));
         }
         // Other devices may receive the message before this device learns that it is stored.
         let waiting: Option<(Vec<u8>, Vec<u8>)> = self

@@ -4,6 +4,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use chat_core::replica::Unreadable;
+use chat_core::suite::SuiteId;
 use chat_core::wire::OneTimePrekey;
 use chat_core::{DeviceId, InstallationId, Result};
 
@@ -16,6 +17,10 @@ use chat_core::{DeviceId, InstallationId, Result};
 /// A call that panics does not stop the client: it drops the open transaction, calls [`clear_cache`](Self::clear_cache),
 /// loads the last durable state, and does not repeat the call with this message, draft or bundle.
 pub trait Suite: fmt::Debug + Send {
+    /// Returns the number of the suite. The client lists it with the identity key, and marks prekeys and boxes with it; a
+    /// device that lists no key of this suite receives no message.
+    fn id(&self) -> SuiteId;
+
     /// Returns the public identity key of this device. The first call creates it.
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 //! A backend may use any other encoding that returns equal values.
 
 pub(crate) mod device_list;
+mod message_options;
 pub mod node;
 pub(crate) mod outcome;
 pub(crate) mod publish;

@@ -11,6 +11,7 @@ mod engine;
 mod ephemeral;
 mod explain;
 mod handshake;
+mod history;
 mod hub;
 mod plan;
 mod rates;

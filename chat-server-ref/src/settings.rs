@@ -180,6 +180,8 @@ pub(crate) struct Settings {
     pub(crate) drain_seconds: u32,
     /// Days a message waits for a device. After that the device receives a gap instead.
     pub(crate) retention_days: u32,
+    /// Days after which the content of a message is erased from history; 0 keeps it. Not below `retention_days`.
+    pub(crate) history_retention_days: u32,
     /// Which log lines are written.
     pub(crate) log: String,
     /// The OpenTelemetry collector (OTLP over gRPC) that receives traces of messages, without content and
@@ -252,6 +254,7 @@ impl Default for Settings {
             accept_rate: 500,
             drain_seconds: 60,
             retention_days: 30,
+            history_retention_days: 0,
             // At `warn`, the driver would log every warning of Cassandra with its statement.
             log: "info,scylla=error".into(),
             otlp: None,
@@ -287,6 +290,10 @@ impl Settings {
             .allow_plaintext(self.allow_plaintext)
             .allow_public_admin(self.allow_public_admin)
             .runs_shards(self.roles.contains(&Role::Router));
+        if self.history_retention_days > 0 {
+            let seconds = u64::from(self.history_retention_days) * 24 * 3600;
+            builder = builder.history_retention(Duration::from_secs(seconds));
+        }
         if self.is_open() {
             builder = builder.open_registration().rates(Rates::local());
         }

@@ -135,6 +135,18 @@ impl MessageStore for MeteredStore {
         timed(STORE, "expire", self.0.expire(before_us, limit)).await
     }
 
+    async fn expire_history(&self, before_us: u64, limit: usize) -> Result<usize> {
+        timed(STORE, "expire_history", self.0.expire_history(before_us, limit)).await
+    }
+
+    async fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()> {
+        timed(STORE, "clear_history", self.0.clear_history(conversation, user, through)).await
+    }
+
+    async fn cleared(&self, conversation: ConversationId, user: UserId) -> Result<Seq> {
+        timed(STORE, "cleared", self.0.cleared(conversation, user)).await
+    }
+
     async fn erase(&self, device: InstallationId) -> Result<()> {
         timed(STORE, "erase", self.0.erase(device)).await
     }

@@ -6,14 +6,25 @@ use chat_core::Engine;
 /// Time between two sweeps.
 const INTERVAL: Duration = Duration::from_secs(3600);
 
-/// Replaces rows that waited longer than `retention` by gaps, once an hour.
-pub(crate) async fn sweep_forever(engine: Arc<Engine>, retention: Duration) {
-    let retention_ms = u64::try_from(retention.as_millis()).unwrap_or(u64::MAX);
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Once an hour, replaces inbox rows that waited longer than `inbox` by gaps, and erases messages of history that are older
+/// than `history`.
+pub(crate) async fn sweep_forever(engine: Arc<Engine>, inbox: Duration, history: Option<Duration>) {
     loop {
-        match engine.sweep(retention_ms).await {
+        match engine.sweep(ms(inbox)).await {
             Ok(0) => {}
             Ok(rows) => tracing::info!(rows, "retention removed inbox rows"),
             Err(error) => tracing::warn!(%error, "retention sweep failed: retrying in 1 h"),
+        }
+        if let Some(history) = history {
+            match engine.sweep_history(ms(history)).await {
+                Ok(0) => {}
+                Ok(messages) => tracing::info!(messages, "retention erased messages of history"),
+                Err(error) => tracing::warn!(%error, "retention sweep of history failed: retrying in 1 h"),
+            }
         }
         tokio::time::sleep(INTERVAL).await;
     }

@@ -105,7 +105,11 @@ impl Server {
                 let (engine, router, health) = (server.engine.clone(), router.clone(), server.health.clone());
                 server.tasks.spawn(ShardSupervisor { engine, router, health, shard }.run());
             }
-            server.tasks.spawn(retention::sweep_forever(server.engine.clone(), builder.retention));
+            server.tasks.spawn(retention::sweep_forever(
+                server.engine.clone(),
+                builder.retention,
+                builder.history_retention,
+            ));
         }
         if let Some(address) = &builder.listen {
             let listener = bind(address).await?;

@@ -40,6 +40,7 @@ mod connection;
 mod contacts;
 mod conversion;
 mod directory;
+mod history;
 #[cfg(feature = "fjall")]
 pub(crate) mod import;
 mod inbox;
@@ -61,9 +62,11 @@ use chat_core::codec::decode_row;
 use chat_core::envelope::{AckUpTo, Durability, InboxPosition, InboxRow};
 use chat_core::{
     ConversationId, ConversationKind, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch,
+    UserId,
 };
 use dashmap::DashMap;
 use futures_util::future::{join_all, try_join_all};
+use parking_lot::Mutex;
 
 use connection::Connection;
 
@@ -76,6 +79,8 @@ pub struct CassandraStore {
     heads: DashMap<ConversationId, Seq>,
     /// Trim progress by device: acknowledged rows that are not deleted yet.
     untrimmed: DashMap<InstallationId, inbox::Untrimmed>,
+    /// Conversations that a search found to have old content.
+    old: Mutex<Vec<ConversationId>>,
 }
 
 /// Maximum number of rows in a partition of history.
@@ -126,7 +131,7 @@ impl CassandraStore {
     }
 
     fn new(connection: Connection, identity: StoreIdentity) -> Self {
-        Self { connection, identity, heads: DashMap::new(), untrimmed: DashMap::new() }
+        Self { connection, identity, heads: DashMap::new(), untrimmed: DashMap::new(), old: Mutex::default() }
     }
 
     /// Returns a description for operators: release, nodes, keyspace, copies and `commitlog_sync`.
@@ -264,6 +269,18 @@ impl MessageStore for CassandraStore {
 
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
         self.expire_rows(before_us, limit).await
+    }
+
+    async fn expire_history(&self, before_us: u64, limit: usize) -> Result<usize> {
+        self.expire_content(before_us, limit).await
+    }
+
+    async fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()> {
+        self.clear(conversation, user, through).await
+    }
+
+    async fn cleared(&self, conversation: ConversationId, user: UserId) -> Result<Seq> {
+        self.cleared_by(conversation, user).await
     }
 
     async fn erase(&self, device: InstallationId) -> Result<()> {

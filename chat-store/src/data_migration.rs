@@ -152,6 +152,9 @@ impl<Report: Fn(String) + Send + Sync> Migration<'_, Report> {
 
     /// Writes the rows of a conversation that the target lacks. The state in the target marks the progress.
     async fn conversation(&self, id: ConversationId, rows: &AtomicU64) -> Result<()> {
+        for (user, seq) in self.from.cleared(id)? {
+            patiently(|| self.to.put_cleared(id, user, seq)).await?;
+        }
         let last = without_position(self.from.state(id)?);
         let there = patiently(|| self.to.state(id)).await?.unwrap_or_default();
         if there == last {
@@ -236,6 +239,10 @@ impl<Report: Fn(String) + Send + Sync> Migration<'_, Report> {
         let there = patiently(|| self.to.state(id)).await?.unwrap_or_default();
         add_state(&mut ours, &last);
         add_state(&mut theirs, &there);
+        for (user, seq) in self.from.cleared(id)? {
+            add_cleared(&mut ours, user, seq);
+            add_cleared(&mut theirs, user, patiently(|| self.to.cleared(id, user)).await?);
+        }
         let ids = self.from.ids(id)?;
         let found = patiently(|| self.to.ids(id, &ids)).await?;
         add_ids(&mut ours, &ids);
@@ -354,6 +361,11 @@ async fn add_pages<At>(
         (at, count) = (next(last), count + rows.len() as u64);
         rows.iter().for_each(|row| add(digest, &encode_row(row)));
     }
+}
+
+fn add_cleared(digest: &mut Sha256, user: UserId, seq: Seq) {
+    add(digest, user.as_bytes());
+    add(digest, &seq.to_be_bytes());
 }
 
 fn add_ids(digest: &mut Sha256, ids: &[(Seq, InstallationId, MessageId)]) {

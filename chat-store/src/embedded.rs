@@ -6,6 +6,8 @@
 //! | `members` | conversation | the members of the state |
 //! | `senders` | conversation, installation | the position of a sender in the state |
 //! | `history` | conversation, seq | the message, with the only copy of its body |
+//! | `erased` | conversation | the seq up to which no message has content |
+//! | `cleared` | conversation, user | the seq up to which the user has cleared it |
 //! | `ids` | conversation, installation, message id | seq |
 //! | `inbox` | installation, time, conversation, seq | this device's box, or the whole row if it has none |
 //! | `cursors` (`cells` on disk) | installation, conversation | acked, tail |
@@ -21,6 +23,7 @@
 mod contacts;
 mod conversion;
 mod directory;
+mod history;
 mod keys;
 mod read;
 #[cfg(feature = "cassandra")]
@@ -40,8 +43,11 @@ use chat_core::backend::{
     PageLimit, SenderFilter, StoreIdentity,
 };
 use chat_core::envelope::{AckUpTo, Durability, InboxPosition, InboxRow};
-use chat_core::{ConversationId, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch};
+use chat_core::{
+    ConversationId, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch, UserId,
+};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use parking_lot::Mutex;
 
 use watermark::Watermark;
 use writer::Writer;
@@ -76,6 +82,8 @@ pub(crate) struct Tables {
     incarnations: Keyspace,
     revocations: Keyspace,
     deleted: Keyspace,
+    erased: Keyspace,
+    cleared: Keyspace,
 }
 
 impl std::fmt::Debug for Tables {
@@ -102,6 +110,8 @@ pub struct EmbeddedStore {
     tables: Tables,
     writer: Writer,
     epoch: StoreEpoch,
+    /// The conversation at which the next search for old history begins.
+    next_search: Mutex<Option<ConversationId>>,
 }
 
 /// Converts an error of the database to the error that callers receive.
@@ -147,7 +157,7 @@ impl EmbeddedStore {
         let commits = tables.commits()?;
         let watermark = Watermark::open(&path.join("watermark"), commits)?;
         let writer = Writer::start(tables.clone(), watermark, commits, path.to_owned())?;
-        Ok(Self { tables, writer, epoch })
+        Ok(Self { tables, writer, epoch, next_search: Mutex::default() })
     }
 
     /// Converts a directory of the previous format to that of this release. Returns the number of converted
@@ -282,6 +292,8 @@ impl Tables {
             incarnations: keyspace("incarnations")?,
             revocations: keyspace("revocations")?,
             deleted: keyspace("deleted")?,
+            erased: keyspace("erased")?,
+            cleared: keyspace("cleared")?,
             database,
         })
     }
@@ -382,6 +394,29 @@ impl MessageStore for EmbeddedStore {
 
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
         self.writer.expire(before_us, limit).await
+    }
+
+    async fn expire_history(&self, before_us: u64, limit: usize) -> Result<usize> {
+        let mut erased = 0;
+        loop {
+            let (first, left) = (*self.next_search.lock(), limit - erased);
+            let (old, found) = self.tables.find_old(first, before_us, left).await?;
+            *self.next_search.lock() = old.last().copied();
+            let count = self.writer.expire_history(old, before_us, left).await?;
+            erased += count;
+            // An earlier call whose future was dropped may have erased a part of what was found: then search again.
+            if erased >= limit || count == found && found < left {
+                return Ok(erased);
+            }
+        }
+    }
+
+    async fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()> {
+        self.writer.clear_history(conversation, user, through).await
+    }
+
+    async fn cleared(&self, conversation: ConversationId, user: UserId) -> Result<Seq> {
+        self.tables.read_cleared(conversation, user)
     }
 
     async fn erase(&self, device: InstallationId) -> Result<()> {

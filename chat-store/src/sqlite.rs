@@ -12,9 +12,12 @@ use chat_core::backend::{
     PageLimit, SenderFilter, SenderState, StateChange, StoreIdentity,
 };
 use chat_core::codec::{decode_row, encode_row, state};
-use chat_core::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow, RowContent};
+use chat_core::envelope::{
+    AckUpTo, Durability, EmptyReason, InboxCursor, InboxPosition, InboxRow, RowContent,
+};
 use chat_core::{
     ConversationId, ConversationKind, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch,
+    UserId,
 };
 use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
@@ -29,6 +32,8 @@ CREATE TABLE IF NOT EXISTS inbox (device BLOB, time_us INTEGER, conversation BLO
   PRIMARY KEY (device, time_us, conversation, seq)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS inbox_by_seq ON inbox (device, conversation, seq);
 CREATE TABLE IF NOT EXISTS cells (device BLOB, conversation BLOB, acked INTEGER NOT NULL, tail INTEGER NOT NULL, PRIMARY KEY (device, conversation)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS erased (conversation BLOB PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS cleared (conversation BLOB, user BLOB, seq INTEGER NOT NULL, PRIMARY KEY (conversation, user)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS devices (device BLOB PRIMARY KEY, generation INTEGER NOT NULL) WITHOUT ROWID;
 ";
 
@@ -166,17 +171,28 @@ fn raise_generation(db: &Connection, device: InstallationId, generation: u64) ->
     .map_err(failed)
 }
 
-fn head(db: &Connection, conversation: ConversationId) -> Result<Seq> {
-    db.prepare_cached("SELECT seq FROM heads WHERE conversation = ?1")
-        .and_then(|mut s| s.query_row([conversation.as_bytes()], |row| row.get::<_, i64>(0)).optional())
-        .map(|seq| seq.unwrap_or(0) as u64)
+/// Returns the number that a query finds; 0 without a row.
+fn number_of(db: &Connection, query: &str, values: impl rusqlite::Params) -> Result<u64> {
+    db.prepare_cached(query)
+        .and_then(|mut s| s.query_row(values, |row| row.get::<_, i64>(0)).optional())
+        .map(|number| number.unwrap_or(0) as u64)
         .map_err(failed)
+}
+
+fn head(db: &Connection, conversation: ConversationId) -> Result<Seq> {
+    number_of(db, "SELECT seq FROM heads WHERE conversation = ?1", [conversation.as_bytes()])
 }
 
 fn apply(tx: &Transaction<'_>, commit: Commit) -> Result<()> {
     let id = commit.conversation;
     let mailbox = id.kind() == Ok(ConversationKind::Mailbox);
-    for row in commit.history.iter().filter(|_| !mailbox) {
+    let erased = if mailbox {
+        0
+    } else {
+        number_of(tx, "SELECT seq FROM erased WHERE conversation = ?1", [id.as_bytes()])?
+    };
+    // A repeated commit must not bring back content that was erased.
+    for row in commit.history.iter().filter(|row| !mailbox && row.seq > erased) {
         tx.prepare_cached("INSERT OR REPLACE INTO history VALUES (?1, ?2, ?3)")
             .and_then(|mut s| s.execute(params![id.as_bytes(), row.seq as i64, encode_row(row)]))
             .map_err(failed)?;
@@ -308,6 +324,59 @@ fn expire(tx: &Transaction<'_>, before_us: u64, limit: usize) -> Result<usize> {
         insert_row(tx, device, &gap, mailbox)?;
     }
     Ok(removed)
+}
+
+fn cleared(db: &Connection, conversation: ConversationId, user: UserId) -> Result<Seq> {
+    let query = "SELECT seq FROM cleared WHERE conversation = ?1 AND user = ?2";
+    number_of(db, query, params![conversation.as_bytes(), user.as_bytes()])
+}
+
+fn all_conversations(db: &Connection) -> Result<Vec<ConversationId>> {
+    let mut statement = db.prepare_cached("SELECT conversation FROM heads").map_err(failed)?;
+    let rows = statement.query_map([], |row| row.get::<_, Vec<u8>>(0)).map_err(failed)?;
+    rows.map(|id| ConversationId::parse(&id.map_err(failed)?).map_err(|_| corrupt())).collect()
+}
+
+/// Erases the content of at most `limit` messages of a conversation, from the oldest that has content on, for as long as they
+/// are chosen. Returns how many.
+fn erase_content(
+    tx: &Transaction<'_>,
+    conversation: ConversationId,
+    reason: EmptyReason,
+    limit: usize,
+    is_chosen: impl Fn(&InboxRow) -> bool,
+) -> Result<usize> {
+    let id = conversation.as_bytes();
+    let before = number_of(tx, "SELECT seq FROM erased WHERE conversation = ?1", [id])?;
+    let head = head(tx, conversation)?;
+    let (mut erased, mut through) = (Vec::new(), before);
+    {
+        let query = "SELECT row FROM history WHERE conversation = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq";
+        let mut statement = tx.prepare_cached(query).map_err(failed)?;
+        let mut rows = statement.query(params![id, before as i64, head as i64]).map_err(failed)?;
+        while let Some(row) = rows.next().map_err(failed)? {
+            let row: Vec<u8> = row.get(0).map_err(failed)?;
+            let mut row = decode_row(row.into()).map_err(|_| corrupt())?;
+            if erased.len() == limit || !is_chosen(&row) {
+                break;
+            }
+            through = row.seq;
+            if row.erase(reason) {
+                erased.push(row);
+            }
+        }
+    }
+    for row in &erased {
+        tx.prepare_cached("UPDATE history SET row = ?3 WHERE conversation = ?1 AND seq = ?2")
+            .and_then(|mut s| s.execute(params![id, row.seq as i64, encode_row(row)]))
+            .map_err(failed)?;
+    }
+    if through > before {
+        tx.prepare_cached("INSERT OR REPLACE INTO erased VALUES (?1, ?2)")
+            .and_then(|mut s| s.execute(params![id, through as i64]))
+            .map_err(failed)?;
+    }
+    Ok(erased.len())
 }
 
 fn read_history(db: &Connection, conversation: ConversationId, seq: Seq) -> Result<InboxRow> {
@@ -467,8 +536,11 @@ impl MessageStore for SqliteStore {
             }
             let mailbox = row.conversation.kind() == Ok(ConversationKind::Mailbox);
             if let (RowContent::Message { message, .. }, false) = (&mut row.content, mailbox) {
-                match read_history(&db, row.conversation, row.seq)?.content {
+                let history = read_history(&db, row.conversation, row.seq)?;
+                let is_erased = history.is_erased();
+                match history.content {
                     RowContent::Message { message: whole, .. } => *message = whole,
+                    erased if is_erased => row.content = erased,
                     _ => return Err(corrupt()),
                 }
             }
@@ -490,6 +562,51 @@ impl MessageStore for SqliteStore {
             .map_err(failed)?;
         let rows = statement.query(params![conversation.as_bytes(), last as i64]).map_err(failed)?;
         page(rows, limit, |row| Ok(Some(row)))
+    }
+
+    async fn expire_history(&self, before_us: u64, limit: usize) -> Result<usize> {
+        let mut db = self.db.lock();
+        let tx = db.transaction().map_err(failed)?;
+        let conversations = all_conversations(&tx)?;
+        let mut count = 0;
+        for conversation in conversations {
+            let is_old = |row: &InboxRow| row.time_us < before_us;
+            count += erase_content(&tx, conversation, EmptyReason::Expired, limit - count, is_old)?;
+            if count >= limit {
+                break;
+            }
+        }
+        tx.commit().map_err(failed)?;
+        Ok(count)
+    }
+
+    async fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()> {
+        let mut db = self.db.lock();
+        let tx = db.transaction().map_err(failed)?;
+        let through = through.min(head(&tx, conversation)?) as i64;
+        tx.prepare_cached(
+            "INSERT INTO cleared VALUES (?1, ?2, ?3) ON CONFLICT (conversation, user) DO UPDATE SET seq = max(seq, ?3)",
+        )
+        .and_then(|mut s| s.execute(params![conversation.as_bytes(), user.as_bytes(), through]))
+        .map_err(failed)?;
+        let members: Option<Vec<u8>> = tx
+            .query_row(
+                "SELECT members FROM heads WHERE conversation = ?1",
+                [conversation.as_bytes()],
+                |row| row.get(0),
+            )
+            .optional()
+            .map_err(failed)?;
+        let members = members.map_or(Ok(Vec::new()), |members| state::decode_members(&members))?;
+        let marks = members.iter().map(|member| cleared(&tx, conversation, member.user));
+        let by_all = marks.collect::<Result<Vec<Seq>>>()?.into_iter().min().unwrap_or(0);
+        let is_chosen = |row: &InboxRow| row.seq <= by_all;
+        erase_content(&tx, conversation, EmptyReason::Cleared, usize::MAX, is_chosen)?;
+        tx.commit().map_err(failed)
+    }
+
+    async fn cleared(&self, conversation: ConversationId, user: UserId) -> Result<Seq> {
+        cleared(&self.db.lock(), conversation, user)
     }
 
     async fn generation(&self, device: InstallationId) -> Result<u64> {

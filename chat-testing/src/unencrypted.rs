@@ -1,5 +1,6 @@
 use bytes::Bytes;
 use chat_client::suite::{DecryptResult, Peer, PrekeyBundle, Suite, SuiteTx, Table};
+use chat_core::suite::SuiteId;
 use chat_core::wire::OneTimePrekey;
 use chat_core::{Error, ErrorKind, InstallationId, Result};
 
@@ -16,6 +17,10 @@ impl Unencrypted {
 }
 
 impl Suite for Unencrypted {
+    fn id(&self) -> SuiteId {
+        SuiteId::PRIVATE
+    }
+
     fn identity(&mut self, tx: &mut dyn SuiteTx) -> Result<Bytes> {
         if let Some(known) = tx.get(Table::Identity, b"id")? {
             return Ok(known.into());

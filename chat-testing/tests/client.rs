@@ -413,3 +413,37 @@ async fn message_of_a_device_that_was_unlinked_later_is_read() {
     let bob = server.client("bob").await.unwrap();
     assert_eq!(server.next_message(&bob).await.unwrap().text(), Some("from the tablet"));
 }
+
+#[tokio::test]
+async fn cleared_conversation_is_empty_on_this_device_only() {
+    let (server, alice, bob) = start().await;
+    let talk = alice.conversation_with(bob.user());
+    for text in ["one", "two"] {
+        let ticket = alice.send(bob.user(), text).await.unwrap();
+        timeout(LIMIT, ticket.delivered()).await.unwrap().unwrap();
+    }
+    alice.clear_history(talk).await.unwrap();
+    assert!(alice.history(talk, None, 10).await.unwrap().is_empty());
+    assert_eq!(bob.history(talk, None, 10).await.unwrap().len(), 2, "the other user keeps it");
+    let known = alice.conversations().await.unwrap();
+    let cleared = known.iter().find(|one| one.id == talk).unwrap();
+    assert!(cleared.last_message.is_none() && cleared.unread == 0);
+
+    let answer = bob.send(alice.user(), "three").await.unwrap();
+    timeout(LIMIT, answer.delivered()).await.unwrap().unwrap();
+    let texts: Vec<_> = alice.history(talk, None, 10).await.unwrap();
+    assert_eq!(texts.iter().map(|message| message.text()).collect::<Vec<_>>(), [Some("three")]);
+
+    bob.clear_history(talk).await.unwrap();
+    let mut again = bob.events_after(Some(0));
+    let first = loop {
+        let next = timeout(LIMIT, again.next()).await.unwrap().unwrap().unwrap();
+        if let Event::Message(message) = next.event {
+            break message;
+        }
+    };
+    assert_eq!((first.seq, first.content()), (1, &Content::Cleared), "an event holds no text");
+    let unknown = alice.clear_history(alice.conversation_with(alice.user())).await;
+    assert_eq!(unknown.unwrap_err().kind(), ErrorKind::NotFound, "there is no such conversation");
+    drop(server);
+}

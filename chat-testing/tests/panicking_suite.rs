@@ -9,6 +9,7 @@ use bytes::Bytes;
 use chat_client::prelude::*;
 use chat_client::suite::{DecryptResult, Peer, PrekeyBundle, SuiteTx, Table};
 use chat_client::{GapReason, RefusedReason, Status};
+use chat_core::suite::SuiteId;
 use chat_core::wire::OneTimePrekey;
 use chat_core::{InstallationId, replica::Unreadable};
 use chat_testing::{TestServer, Unencrypted};
@@ -56,6 +57,10 @@ fn contains(content: &[u8], word: &str) -> bool {
 }
 
 impl Suite for Panicking {
+    fn id(&self) -> SuiteId {
+        self.inner.id()
+    }
+
     fn identity(&mut self, tx: &mut dyn SuiteTx) -> Result<Bytes> {
         self.inner.identity(tx)
     }

@@ -134,6 +134,7 @@ impl LoadClient {
             }],
             excluded: Vec::new(),
             sent_at: 0,
+            options: chat_core::message_options::MessageOptions::default(),
         };
         ClientFrame::Publish(publish).encode()
     }

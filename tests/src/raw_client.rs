@@ -8,6 +8,7 @@ use bytes::Bytes;
 use chat_core::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
 use chat_core::envelope::{Audience, Publish, SendPosition};
 use chat_core::signing::HelloClaims;
+use chat_core::suite::SuiteKey;
 use chat_core::wire::{ClientFrame, Hello, Registration, ServerFrame, Welcome};
 use chat_core::{ConversationId, DeviceAddress, DeviceId, Handle, InstallationId, MessageId, UserId};
 use ed25519_dalek::{Signer, SigningKey};
@@ -211,7 +212,7 @@ impl User {
         let public = device.verifying_key().to_bytes();
         let entries = (1..=devices).map(|number| {
             let public = if number == 1 { public } else { key(&mut seed).verifying_key().to_bytes() };
-            DeviceEntry::new(DeviceId::new(number).unwrap(), public, Bytes::copy_from_slice(&public))
+            DeviceEntry::new(DeviceId::new(number).unwrap(), public, SuiteKey::signal(public.to_vec()))
         });
         let list = DeviceList::first(UserId::from_bytes(id), 1, entries.collect());
         let encoded = list.encode();
@@ -284,6 +285,7 @@ impl User {
             boxes: Vec::new(),
             excluded: Vec::new(),
             sent_at: 1,
+            options: chat_core::message_options::MessageOptions::default(),
         }
     }
 }

@@ -227,6 +227,8 @@ fn each_cell_of_the_matrix_has_its_outcome() {
     cells += row(&world, "send a typing notification", typing, [unauthorized, &Ignored, &Ignored]);
     let cursors = request(Request::Cursors);
     cells += row(&world, "read the own cursors", cursors, [unauthorized, &Allowed, &Allowed]);
+    let clear = request(Request::ClearHistory { conversation, through: 1 });
+    cells += row(&world, "clear the history of the conversation", clear, [unauthorized, missing, &Allowed]);
     let block = request(Request::ChangeContact(world.bob.device.user, ContactChange::Unblock));
     cells +=
         row(&world, "change the own contacts", block, [unauthorized, &Allowed, &Refused(Refusal::Invalid)]);

@@ -70,6 +70,7 @@ async fn fill(data: &Path, messages: u64) {
                 audience: Vec::new(),
                 body: vec![seq as u8; 100 + rng.below(200) as usize].into(),
                 sent_at: now_ms,
+                options: chat_core::message_options::MessageOptions::default(),
             });
             let row = |joined, sealed: &'static [u8]| InboxRow {
                 conversation,

@@ -7,9 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use chat_core::contact::ContactChange;
 use chat_core::envelope::{AckUpTo, Audience, DeviceBox, Publish};
+use chat_core::id::MediaId;
+use chat_core::message_options::{Deletion, MessageOptions, Urgency};
 use chat_core::report::{Report, ReportedMessage};
 use chat_core::wire::{ClientFrame, OneTimePrekey, PrekeyUpload, Renewal, Request, ServerFrame};
-use chat_core::{ConversationId, InstallationId, StoreEpoch};
+use chat_core::{ConversationId, InstallationId, MessageId, StoreEpoch};
 use chat_tests::TestRng;
 use chat_tests::raw_client::{RawClient, Received, User, frame};
 use chat_tests::server::Server;
@@ -174,6 +176,18 @@ fn frames(user: &User) -> Vec<ClientFrame> {
         boxes: vec![DeviceBox { installation: other, data: Bytes::from_static(b"box") }],
         excluded: vec![other],
         audience: vec![Audience { user: user.device.user, list_version: 1 }],
+        options: MessageOptions {
+            urgency: Urgency::Urgent,
+            wake: vec![user.device.user],
+            expires_after_ms: 1000,
+            media: vec![MediaId::from_bytes([5; 16])],
+            deletion: Some(Box::new(Deletion {
+                seq: 1,
+                installation,
+                message_id: MessageId::from_bytes([6; 16]),
+                signature: vec![7; 64].into(),
+            })),
+        },
         ..user.publish(1, 1, 0)
     };
     let upload = PrekeyUpload {
@@ -191,6 +205,7 @@ fn frames(user: &User) -> Vec<ClientFrame> {
         Request::Upload(upload),
         Request::Claim(user.device.user, vec![installation, other]),
         Request::History { conversation: own, before: 5, limit: 10 },
+        Request::ClearHistory { conversation: own, through: 1 },
         Request::Cursors,
         Request::Offer(Bytes::from(vec![3; 16])),
         Request::LinkAnswer(Bytes::from(vec![3; 16]), Bytes::from_static(b"answer")),

@@ -11,6 +11,8 @@ use bytes::Bytes;
 use chat_client::{Client, ClientConfig, Content, Event, Events, GapReason, Violation};
 use chat_core::backend::{Dialer, Transport};
 use chat_core::envelope::{EmptyReason, InboxRow, Message, RowContent};
+use chat_core::message_options::Deletion;
+use chat_core::suite::SuiteId;
 use chat_core::wire::ServerFrame;
 use chat_core::{ConversationId, DeviceId, Handle, MessageId, Result, StoreEpoch, UserId};
 use chat_signal::Signal;
@@ -236,6 +238,33 @@ fn manipulations() -> Vec<(&'static str, &'static str, Manipulation)> {
             "unreadable",
             Box::new(message(|message| {
                 message.audience.iter_mut().for_each(|audience| audience.list_version += 1);
+            })),
+        ),
+        (
+            "let a message expire",
+            "unreadable",
+            Box::new(message(|message| message.options.expires_after_ms = 1)),
+        ),
+        (
+            "delete another message by it",
+            "unreadable",
+            Box::new(message(|message| {
+                let deletion = Deletion {
+                    seq: 1,
+                    installation: message.sender.installation,
+                    message_id: message.id,
+                    signature: vec![0; 64].into(),
+                };
+                message.options.deletion = Some(Box::new(deletion));
+            })),
+        ),
+        (
+            "name another suite",
+            "unreadable",
+            Box::new(rows(|rows| {
+                if let RowContent::Message { sealed, .. } = &mut rows[0].content {
+                    *sealed = SuiteId::PRIVATE.mark(sealed.clone());
+                }
             })),
         ),
         (

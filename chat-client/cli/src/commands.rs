@@ -307,6 +307,17 @@ pub(crate) async fn history(arguments: &Arguments, user: &str, limit: usize) -> 
     Ok(())
 }
 
+/// Deletes the messages of the conversation with a user that this device has received.
+pub(crate) async fn clear_history(arguments: &Arguments, user: &str) -> Result<(), Failure> {
+    let client = arguments.open().await?;
+    ready(&client).await?;
+    let id = retry(|| client.resolve(user)).await?;
+    retry(|| client.clear_history(client.conversation_with(id))).await?;
+    line(format!("cleared the conversation with {user}"))?;
+    client.close().await;
+    Ok(())
+}
+
 pub(crate) async fn devices(arguments: &Arguments, remove: Option<u8>) -> Result<(), Failure> {
     let client = arguments.open().await?;
     ready(&client).await?;

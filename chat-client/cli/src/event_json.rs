@@ -137,6 +137,7 @@ pub(crate) fn problem(event: &Event) -> Option<(&'static str, String)> {
 pub(crate) fn unreadable_reason(content: &Content) -> &'static str {
     match content {
         Content::Unreadable(why) => why.name(),
+        Content::Cleared => "cleared",
         _ => "unsupported",
     }
 }

@@ -66,6 +66,9 @@ enum Line {
         decision: Decision,
     },
     Contacts,
+    ClearHistory {
+        user: String,
+    },
     Report {
         user: String,
         #[serde(default = "five")]
@@ -347,6 +350,12 @@ async fn carry_out(
             let contacts = client.contacts().await.map_err(failed)?;
             let contacts: Vec<_> = contacts.iter().map(event_json::of_contact).collect();
             let line = json!({"event": "contacts", "contacts": contacts});
+            say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
+        }
+        Line::ClearHistory { user } => {
+            let conversation = find(client, Some(user.clone()), None).await?;
+            client.clear_history(conversation).await.map_err(failed)?;
+            let line = json!({"event": "history_cleared", "user": user});
             say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
         }
         Line::Report { user, messages, note } => {

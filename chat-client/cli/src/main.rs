@@ -114,6 +114,12 @@ enum Command {
         #[command(subcommand)]
         command: ContactCommand,
     },
+    /// Delete the messages of the conversation with a user: from this device, and from the history of this account on the
+    /// server. The other user keeps them.
+    ClearHistory {
+        /// The user's handle.
+        user: String,
+    },
     /// Report the newest messages of a user to the operator of the server, who can then read them.
     Report {
         /// The user's handle.
@@ -271,6 +277,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
             contacts::report(&arguments, user, *messages, note).await
         }
         Some(Command::OpenReports) => contacts::open_reports(),
+        Some(Command::ClearHistory { user }) => commands::clear_history(&arguments, user).await,
         Some(Command::DeleteAccount { handle }) => commands::delete_account(&arguments, handle).await,
         Some(Command::Reincarnate) => commands::reincarnate(&arguments).await,
         Some(Command::Listen) | None if arguments.json => json::run(&arguments).await,

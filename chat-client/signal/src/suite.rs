@@ -7,6 +7,7 @@ use bytes::Bytes;
 use chat_client::body;
 use chat_client::suite::{DecryptResult, Peer, PrekeyBundle, Suite, SuiteTx, Table};
 use chat_core::replica::Unreadable;
+use chat_core::suite::SuiteId;
 use chat_core::wire::OneTimePrekey;
 use chat_core::{Error, ErrorKind, InstallationId, Result};
 use futures_util::FutureExt;
@@ -288,6 +289,10 @@ fn curve(error: impl std::error::Error + Send + Sync + 'static) -> Error {
 }
 
 impl Suite for Signal {
+    fn id(&self) -> SuiteId {
+        SuiteId::SIGNAL
+    }
+
     fn identity(&mut self, tx: &mut dyn SuiteTx) -> Result<Bytes> {
         Ok(Bytes::copy_from_slice(&self.own(tx)?.0.identity_key().serialize()))
     }

@@ -82,6 +82,7 @@ pub(crate) enum Command {
         note: String,
         reply: Reply<()>,
     },
+    ClearHistory(ConversationId, Reply<()>),
     DeleteAccount(Reply<()>),
     SetToken(Token, Reply<()>),
     Reincarnate(Reply<()>),

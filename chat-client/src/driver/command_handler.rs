@@ -110,6 +110,11 @@ impl Driver {
             Command::Report { conversation, user, seqs, note, reply } => {
                 self.report(conversation, user, seqs, note, reply)?;
             }
+            Command::ClearHistory(conversation, reply) => {
+                let through = self.replica.cursor(conversation);
+                let request = Request::ClearHistory { conversation, through };
+                self.request(request, Waiting::Cleared(conversation, through, reply))?;
+            }
             Command::DeleteAccount(reply) => {
                 let signed = self.own_list().and_then(|list| self.account.sign_deletion(list.list().version));
                 match signed {
@@ -357,6 +362,15 @@ impl Driver {
             (Waiting::Contacts, Ok(answer)) => self.contacts_received(&answer.contacts)?,
             // The next connection compares the versions again.
             (Waiting::Contacts, Err(_)) => {}
+            (Waiting::Cleared(conversation, through, reply), Ok(_)) => {
+                self.step(Input::Flush)?;
+                self.store.clear_history(conversation, through)?;
+                self.store.commit_open()?;
+                let _ = reply.send(Ok(()));
+            }
+            (Waiting::Cleared(.., reply), Err(error)) => {
+                let _ = reply.send(Err(error));
+            }
             (Waiting::Report(reply) | Waiting::Deletion(reply), answer) => {
                 let _ = reply.send(answer.map(drop));
             }
@@ -426,7 +440,7 @@ impl Driver {
             .try_into()
             .map_err(|_| Error::new(ErrorKind::Invalid, "the device key of the offer is malformed"))?;
         let mut devices = before.list().devices.clone();
-        let mut entry = DeviceEntry::new(device, key, offer.suite_key.clone().into());
+        let mut entry = DeviceEntry::new(device, key, offer.suite_key()?);
         entry.activate_by = self.store.now_ms().saturating_add(LINKING_MS);
         devices.push(entry);
         devices.sort_by_key(|entry| entry.device);

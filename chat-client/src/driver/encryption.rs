@@ -3,8 +3,10 @@
 use bytes::Bytes;
 use chat_core::device_list::{DeviceEntry, SignedDeviceList};
 use chat_core::envelope::{Audience, DeviceBox, InboxRow, Message, Publish, RowContent, SendPosition};
+use chat_core::message_options::MessageOptions;
 use chat_core::replica::{Draft, Opened, Recipient, SealFailure, Unreadable};
 use chat_core::signing::{prekeys_transcript, verify};
+use chat_core::suite::SuiteId;
 use chat_core::wire::{Bundle, PrekeyUpload};
 use chat_core::{Error, ErrorKind, InstallationId, Result};
 use zeroize::Zeroizing;
@@ -25,8 +27,13 @@ impl Driver {
         // Messages of earlier store epochs are below seq 1.
         let (known, repeats) = (place.is_some(), place.is_some_and(|seq| seq > 0));
         let entry = list.and_then(|list| list.list().device(message.sender.device));
-        let content = match entry {
-            Some(entry) if entry.installation() == message.sender.installation => {
+        let suite = self.owner.config.suite.id();
+        let sealed = SuiteId::of(sealed);
+        let entry = entry.filter(|entry| entry.installation() == message.sender.installation);
+        let content = match (entry.map(|entry| peer(suite, entry)), sealed) {
+            (None, _) => Err(Unreadable::UnknownDevice),
+            (Some(_), Err(_)) => Err(Unreadable::Malformed),
+            (Some(Some(peer)), Ok((of, sealed))) if of == suite => {
                 let input = SuiteInput::Row(row.conversation, row.seq);
                 if self.replica.isolates_rows() && !self.owner.rejected.contains_key(&input) {
                     self.store.mark_opening(&input.to_mark())?;
@@ -34,12 +41,12 @@ impl Driver {
                 }
                 let own = self.account.device.installation;
                 let opened = self.call_suite(input, |suite, store| {
-                    let opened = suite.open(store, &peer(entry), sealed)?.map(Zeroizing::new);
+                    let opened = suite.open(store, &peer, &sealed)?.map(Zeroizing::new);
                     Ok(opened.and_then(|content| open_body(suite, &content, own, row.conversation, message)))
                 })?;
                 opened.unwrap_or_else(|rejected| Err(rejected.as_unreadable()))
             }
-            _ => Err(Unreadable::UnknownDevice),
+            (Some(_), Ok(_)) => Err(Unreadable::OtherSuite),
         };
         let body = match content {
             Ok(body) => body,
@@ -119,12 +126,22 @@ impl Driver {
         }
         let input = SuiteInput::Draft(draft.id);
         let cannot_encrypt = || Ok(Err(SealFailure::Never("cannot_encrypt")));
+        let suite = self.owner.config.suite.id();
         let mut without_session = Vec::new();
         for list in lists {
             let mut missing = Vec::new();
-            for entry in list.list().devices.iter().filter(wanted) {
+            let mut entries = list.list().devices.iter().filter(wanted);
+            if list.list().user != own.user && !entries.clone().any(|entry| entry.suite_key(suite).is_some())
+            {
+                return cannot_encrypt();
+            }
+            for entry in entries.by_ref() {
                 let installation = entry.installation();
-                match self.call_suite(input, |suite, store| suite.has_session(store, &peer(entry)))? {
+                let Some(peer) = peer(suite, entry) else {
+                    without_session.push(installation);
+                    continue;
+                };
+                match self.call_suite(input, |suite, store| suite.has_session(store, &peer))? {
                     Ok(true) => {}
                     Ok(false) if excluded.contains(&installation) => without_session.push(installation),
                     Ok(false) => missing.push(installation),
@@ -149,7 +166,9 @@ impl Driver {
             None => None,
         };
         let key = Zeroizing::new(random(self.owner.config.platform.as_ref())?);
-        let claims = Claims { list: seen, view, excluded: without_session.clone() };
+        let options = MessageOptions::default();
+        let claims =
+            Claims { list: seen, view, excluded: without_session.clone(), options_hash: options.hash() };
         let body = self.call_suite(input, |suite, _| {
             Ok(SealedBody::seal(suite, &draft.content, &key, own, &number, &claims))
         })?;
@@ -159,13 +178,13 @@ impl Driver {
             lists.iter().flat_map(|list| list.list().devices.iter().map(move |entry| (list, entry)));
         for (list, entry) in entries.filter(|(_, entry)| wanted(entry)) {
             let installation = entry.installation();
-            if without_session.contains(&installation) {
+            let Some(peer) = peer(suite, entry).filter(|_| !without_session.contains(&installation)) else {
                 continue;
-            }
+            };
             let content = body.box_for(installation, &ListSeen::of(list));
             // An error of the suite refuses the draft; an error of the call is a panic and ends the driver.
-            match self.call_suite(input, |suite, store| Ok(suite.seal(store, &peer(entry), &content)))? {
-                Ok(Ok(data)) => boxes.push(DeviceBox { installation, data }),
+            match self.call_suite(input, |suite, store| Ok(suite.seal(store, &peer, &content)))? {
+                Ok(Ok(data)) => boxes.push(DeviceBox { installation, data: suite.mark(data) }),
                 Ok(Err(error)) if error.kind() == ErrorKind::NotFound => {
                     let user =
                         lists.iter().find(|l| l.list().addresses().any(|d| d.installation == installation));
@@ -186,6 +205,7 @@ impl Driver {
             boxes,
             excluded: without_session,
             sent_at: draft.sent_at,
+            options,
         }))
     }
 
@@ -196,13 +216,19 @@ impl Driver {
                 continue;
             };
             let signed = verify(&entry.device_key, &prekeys_transcript(&bundle.signed), &bundle.signature);
-            let offered = PrekeyBundle { signed: bundle.signed, one_time: bundle.one_time };
+            let suite = self.owner.config.suite.id();
+            let (Ok((of, prekeys)), Some(peer)) = (SuiteId::of(&bundle.signed), peer(suite, entry)) else {
+                continue;
+            };
+            let offered = PrekeyBundle { signed: prekeys, one_time: bundle.one_time };
             let input = SuiteInput::bundle(bundle.installation, &offered);
             let begun = match signed {
+                Ok(()) if of != suite => {
+                    Err(Error::new(ErrorKind::Invalid, "the prekeys are of another encryption suite"))
+                }
                 Ok(()) => {
-                    let begun = self.call_suite(input, |suite, store| {
-                        Ok(suite.start_session(store, &peer(entry), &offered))
-                    })?;
+                    let begun = self
+                        .call_suite(input, |suite, store| Ok(suite.start_session(store, &peer, &offered)))?;
                     begun.unwrap_or(Err(Error::new(ErrorKind::Invalid, "the suite panicked on the bundle")))
                 }
                 Err(error) => Err(error),
@@ -229,6 +255,7 @@ impl Driver {
         let first = last.saturating_add(1);
         let (signed, one_time) =
             self.call_suite_alone(|suite, store| suite.make_prekeys(store, first, count))?;
+        let signed = self.owner.config.suite.id().mark(signed);
         // An upload of the signed part alone also takes a new number.
         let uploaded_through = last.saturating_add(count.max(1));
         self.store.set_meta("last_prekey", &uploaded_through.to_be_bytes())?;

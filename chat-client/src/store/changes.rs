@@ -76,6 +76,7 @@ impl LocalStore {
                 EmptyReason::Excluded => self.gap(conversation, from, to, GapReason::Excluded),
                 EmptyReason::Quota => self.gap(conversation, from, to, GapReason::Quota),
                 EmptyReason::Withheld => self.gap(conversation, from, to, GapReason::Withheld),
+                EmptyReason::Cleared => self.gap(conversation, from, to, GapReason::Cleared),
                 _ => self.gap(conversation, from, to, GapReason::Poison),
             },
             Change::Unknown(conversation, seq, row) => {
@@ -498,6 +499,7 @@ mod tests {
             audience: audience.iter().map(|user| Audience { user: *user, list_version: 1 }).collect(),
             body: Bytes::new(),
             sent_at: 0,
+            options: chat_core::message_options::MessageOptions::default(),
         };
         let content = RowContent::Message { message: Arc::new(message), sealed: Bytes::new() };
         let row = InboxRow { conversation, seq: 1, time_us: 1, joined: true, content };

@@ -111,14 +111,14 @@ impl LocalStore {
         let numbered = self.messages(
             conversation,
             "SELECT seq, user, device, message_id, content, sent_at FROM messages
-             WHERE conversation = ?1 AND seq < ?2 AND seq > 0 ORDER BY seq DESC LIMIT ?3",
+             WHERE conversation = ?1 AND seq < ?2 AND seq > 0 AND content IS NOT x'' ORDER BY seq DESC LIMIT ?3",
             (before, count),
         )?;
         let oldest = if numbered.len() < limit { 0 } else { numbered.last().map_or(0, |last| last.seq) };
         let archived = self.messages(
             conversation,
             "SELECT anchor, user, device, message_id, content, sent_at FROM messages
-             WHERE conversation = ?1 AND anchor < ?2 AND anchor >= ?3 ORDER BY anchor DESC, seq",
+             WHERE conversation = ?1 AND anchor < ?2 AND anchor >= ?3 AND content IS NOT x'' ORDER BY anchor DESC, seq",
             (before, oldest.cast_signed()),
         )?;
         if archived.is_empty() {
@@ -161,6 +161,24 @@ impl LocalStore {
         Ok(messages)
     }
 
+    /// Erases the content of the messages of a conversation up to a seq, in the open transaction. Their places stay, so that
+    /// a message that arrives again is recognised.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn clear_history(&mut self, conversation: ConversationId, through: Seq) -> Result<()> {
+        self.run(
+            "UPDATE messages SET content = x'', audience = NULL, body_key = NULL, unasked = 0
+             WHERE conversation = ?1 AND seq <= ?2",
+            params![conversation.as_bytes(), through.cast_signed()],
+        )?;
+        self.run(
+            "DELETE FROM unknown_rows WHERE conversation = ?1 AND seq <= ?2",
+            params![conversation.as_bytes(), through.cast_signed()],
+        )
+        .map(drop)
+    }
+
     /// Returns all conversations that users see, the one with the newest message first.
     ///
     /// # Errors
@@ -178,7 +196,8 @@ impl LocalStore {
             let unread: i64 = self
                 .db
                 .prepare_cached(
-                    "SELECT count(*) FROM messages WHERE conversation = ?1 AND seq > ?2 AND user != ?3",
+                    "SELECT count(*) FROM messages
+                     WHERE conversation = ?1 AND seq > ?2 AND user != ?3 AND content IS NOT x''",
                 )
                 .and_then(|mut s| {
                     s.query_row(params![id.as_bytes(), read as i64, own.as_bytes()], |row| row.get(0))

@@ -6,7 +6,9 @@ use std::fmt;
 use async_trait::async_trait;
 
 use super::LogPosition;
-use crate::model::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow, SendPosition};
+use crate::model::envelope::{
+    AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow, Publish, SendPosition,
+};
 use crate::model::error::Result;
 use crate::model::id::{
     ClientSeq, ConversationId, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
@@ -59,6 +61,12 @@ use crate::model::id::{
 ///   microseconds since 1970.
 /// - [`device`](Self::device) counts the rows that wait (`waiting_is_counted`).
 /// - A device that was erased reads as one without a commit, and nothing else changes (`an_erased_device_is_empty`).
+/// - Retention of history erases the content of old messages, oldest first in a conversation, and nothing else: the rows
+///   stay as empty ones with their seqs and times, and so do the ids (`old_history_is_erased`).
+/// - A conversation that a user cleared stays as it is for the others. Once every member has cleared it up to a seq, the
+///   content up to there is erased (`history_is_erased_once_every_member_cleared_it`).
+/// - Erased content does not come back by a repeated commit (`erased_content_does_not_come_back`). An inbox row of an
+///   erased message is read as an empty one (`a_waiting_row_of_an_erased_message_is_empty`).
 /// - A conversation or device without a commit reads as empty (`an_unknown_conversation_is_empty`).
 /// - An error `Unavailable`, and a call whose future was dropped, mean *unknown*: the call was applied, or not, or in
 ///   part, and readers see a commit whole or not at all. The caller repeats the same commits, or reads the states and
@@ -86,7 +94,9 @@ use crate::model::id::{
 /// | `generation` | once per session |
 /// | `device` | per recipient device, once in a minute or 20 messages, and per message to an inbox that is almost full; per request of cursors |
 /// | `erase` | once per unlinked device, and per device of a deleted account |
-/// | `expire` | once an hour in each process that runs shards, until a piece of 1,000 is not full |
+/// | `expire`, `expire_history` | once an hour in each process that runs shards, until a piece of 1,000 is not full |
+/// | `clear_history` | per request of a user, and per conversation of a deleted account |
+/// | `cleared` | per history page |
 ///
 /// # Wrappers
 /// The trait has no default methods, so the compiler ensures that a wrapper forwards every method.
@@ -188,6 +198,29 @@ pub trait MessageStore: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `Unavailable`: some rows may be removed. Call it again.
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize>;
+
+    /// Erases the content of at most `limit` messages of history that were committed before a time in microseconds: each
+    /// becomes an [empty row](InboxRow::erase) with the reason `Expired`. Returns the number of messages erased; if it
+    /// is below `limit`, no more such messages exist.
+    ///
+    /// The caller expires the rows of inboxes before that time first, so that no device waits for an erased message.
+    ///
+    /// # Errors
+    /// `Unavailable`: some content may be erased. Call it again.
+    async fn expire_history(&self, before_us: u64, limit: usize) -> Result<usize>;
+
+    /// Records that a user cleared a conversation up to a seq; a seq above the head counts as the head. The record never goes
+    /// back. Erases the content up to the seq that every member has cleared, with the reason `Cleared`.
+    ///
+    /// # Errors
+    /// `Unavailable`: it may be recorded, and a part of the content erased. Call it again.
+    async fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()>;
+
+    /// Returns the seq up to which a user has cleared a conversation; 0 if it has not.
+    ///
+    /// # Errors
+    /// As [`state`](Self::state).
+    async fn cleared(&self, conversation: ConversationId, user: UserId) -> Result<Seq>;
 
     /// Erases the inbox, the cursors and the generation of a device. History and states stay. The engine calls it when a
     /// device is unlinked and when an account is deleted.
@@ -387,8 +420,19 @@ pub struct Head {
 pub struct Rules(pub u32);
 
 impl Rules {
+    /// Messages without options.
+    pub const BASIC: Self = Self(1);
+    /// Messages may have [options](crate::message_options::MessageOptions). A release that does not know them would write
+    /// rows without them.
+    pub const OPTIONS: Self = Self(2);
     /// The rules of this release.
-    pub const CURRENT: Self = Self(1);
+    pub const CURRENT: Self = Self::OPTIONS;
+
+    /// Returns the earliest rules that a publish can be decided by. Gateways ask for no later ones, so that the release
+    /// before runs the shard as long as no message needs this one.
+    pub fn of(publish: &Publish) -> Self {
+        if publish.options.is_default() { Self::BASIC } else { Self::OPTIONS }
+    }
 }
 
 impl Head {

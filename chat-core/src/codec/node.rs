@@ -306,6 +306,7 @@ mod tests {
             boxes: vec![DeviceBox { installation: bob.installation, data: vec![2; 10].into() }],
             excluded: Vec::new(),
             sent_at: 5,
+            options: crate::model::message_options::MessageOptions::default(),
         };
         let recipient =
             RecipientDevices { user: bob.user, list_version: 2, installations: vec![bob.installation] };

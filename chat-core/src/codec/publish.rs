@@ -1,5 +1,6 @@
 //! Publishes and skips, on the wire and in the log.
 
+use super::message_options::{options_from_proto, options_to_proto};
 use super::row::{audience_from_proto, audience_to_proto, prev_from_proto, prev_to_proto};
 use super::{MAX_NUMBER, at_most, invalid};
 use crate::model::envelope::{DeviceBox, Publish, SendPosition};
@@ -86,7 +87,16 @@ pub(crate) fn publish_from_proto(raw: proto::Publish) -> Result<Publish> {
     }
     at_most(raw.excluded.len(), MAX_BOXES, "too many excluded devices")?;
     let excluded = raw.excluded.iter().map(|device| InstallationId::parse(device)).collect::<Result<_>>()?;
-    Ok(Publish { number, first: raw.first, audience, body: raw.body, boxes, excluded, sent_at: raw.sent_at })
+    Ok(Publish {
+        number,
+        first: raw.first,
+        audience,
+        body: raw.body,
+        boxes,
+        excluded,
+        sent_at: raw.sent_at,
+        options: options_from_proto(raw.options)?,
+    })
 }
 
 pub(crate) fn publish_to_proto(publish: &Publish) -> proto::Publish {
@@ -108,5 +118,6 @@ pub(crate) fn publish_to_proto(publish: &Publish) -> proto::Publish {
             .collect(),
         sent_at: publish.sent_at,
         excluded: publish.excluded.iter().map(|device| device.to_bytes()).collect(),
+        options: options_to_proto(&publish.options),
     }
 }

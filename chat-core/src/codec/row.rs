@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message as _;
 
+use super::message_options::{options_from_proto, options_to_proto};
 use super::{MAX_NUMBER, at_most, invalid};
 use crate::model::envelope::{Audience, EmptyReason, InboxRow, Message, RowContent};
 use crate::model::error::Result;
@@ -47,6 +48,7 @@ const fn reason_to_proto(reason: EmptyReason) -> proto::EmptyReason {
         EmptyReason::Excluded => proto::EmptyReason::Excluded,
         EmptyReason::Quota => proto::EmptyReason::Quota,
         EmptyReason::Withheld => proto::EmptyReason::Withheld,
+        EmptyReason::Cleared => proto::EmptyReason::Cleared,
     }
 }
 
@@ -65,6 +67,7 @@ fn to_proto(row: &InboxRow) -> Option<proto::Row> {
             body: message.body.clone(),
             r#box: sealed.clone(),
             sent_at: message.sent_at,
+            options: options_to_proto(&message.options),
         }),
         RowContent::Own { message_id, client_seq, incarnation } => proto::row::Row::Own(proto::OwnRow {
             message_id: message_id.to_bytes(),
@@ -122,6 +125,7 @@ fn content_from_proto(raw: proto::row::Row, seq: Seq) -> Result<RowContent> {
                 audience: audience_from_proto(m.audience)?,
                 body: m.body,
                 sent_at: m.sent_at.min(MAX_NUMBER),
+                options: options_from_proto(m.options)?,
             }),
             sealed: m.r#box,
         },
@@ -137,6 +141,7 @@ fn content_from_proto(raw: proto::row::Row, seq: Seq) -> Result<RowContent> {
                 proto::EmptyReason::Excluded => EmptyReason::Excluded,
                 proto::EmptyReason::Quota => EmptyReason::Quota,
                 proto::EmptyReason::Withheld => EmptyReason::Withheld,
+                proto::EmptyReason::Cleared => EmptyReason::Cleared,
                 _ => EmptyReason::Expired,
             },
             from: e.from.clamp(1, seq.max(1)),

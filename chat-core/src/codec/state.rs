@@ -29,6 +29,7 @@ pub fn encode_head(head: &Head) -> Vec<u8> {
         log_offset: head.position.offset,
         group_epoch: head.group_epoch,
         rules: head.rules.0,
+        region: 0,
     }
     .encode_to_vec()
 }
@@ -39,6 +40,9 @@ pub fn encode_head(head: &Head) -> Vec<u8> {
 /// [`ErrorKind::Corrupt`] if the bytes are not a head.
 pub fn decode_head(bytes: &[u8]) -> Result<Head> {
     decode(bytes, |raw: store::Head| {
+        if raw.region != 0 {
+            return Err(super::invalid("another region orders the conversation"));
+        }
         Ok(Head {
             seq: raw.seq,
             time_us: raw.time_us,

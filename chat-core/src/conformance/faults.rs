@@ -15,7 +15,7 @@ use crate::backend::{
 };
 use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow};
 use crate::model::error::{Error, ErrorKind, Result};
-use crate::model::id::{ConversationId, InstallationId, MessageId, Seq};
+use crate::model::id::{ConversationId, InstallationId, MessageId, Seq, UserId};
 use crate::model::rng::Rng;
 
 type Store = Arc<dyn MessageStore>;
@@ -243,6 +243,19 @@ impl MessageStore for UnreliableStore {
         self.call(self.inner.expire(before_us, limit)).await
     }
 
+    async fn expire_history(&self, before_us: u64, limit: usize) -> Result<usize> {
+        self.call(self.inner.expire_history(before_us, limit)).await
+    }
+
+    async fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()> {
+        self.call(self.inner.clear_history(conversation, user, through)).await
+    }
+
+    async fn cleared(&self, conversation: ConversationId, user: UserId) -> Result<Seq> {
+        self.may_fail()?;
+        self.inner.cleared(conversation, user).await
+    }
+
     async fn erase(&self, device: InstallationId) -> Result<()> {
         self.call(self.inner.erase(device)).await
     }
@@ -428,6 +441,18 @@ impl MessageStore for RepeatingCaller {
 
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
         repeat!(self.store.expire(before_us, limit))
+    }
+
+    async fn expire_history(&self, before_us: u64, limit: usize) -> Result<usize> {
+        repeat!(self.store.expire_history(before_us, limit))
+    }
+
+    async fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()> {
+        repeat!(self.store.clear_history(conversation, user, through))
+    }
+
+    async fn cleared(&self, conversation: ConversationId, user: UserId) -> Result<Seq> {
+        repeat!(self.store.cleared(conversation, user))
     }
 
     async fn erase(&self, device: InstallationId) -> Result<()> {

@@ -12,6 +12,7 @@ use crate::model::error::ErrorKind;
 use crate::model::id::{DeviceId, Handle, InstallationId, UserId};
 use crate::model::limits::{MAX_NUMBER, STORED_PREKEYS};
 use crate::model::prekeys::{OneTimePrekey, PrekeyUpload};
+use crate::model::suite::SuiteKey;
 
 type Keys = Arc<dyn KeyDirectory>;
 
@@ -49,7 +50,7 @@ pub fn key_directory() -> Vec<Case<dyn KeyDirectory>> {
 
 fn entry(key: u8) -> Result<DeviceEntry, String> {
     let device = DeviceId::new(u32::from(key % 100) + 1).map_err(failed)?;
-    Ok(DeviceEntry::new(device, [key; 32], Bytes::from(vec![key; 33])))
+    Ok(DeviceEntry::new(device, [key; 32], SuiteKey::signal(vec![key; 33])))
 }
 
 fn sign(list: &DeviceList, key: u8) -> Result<SignedDeviceList, String> {

@@ -1,4 +1,5 @@
 mod commits;
+mod history;
 mod inboxes;
 mod values;
 
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 
 use commits::*;
+use history::*;
 use inboxes::*;
 use values::*;
 
@@ -57,6 +59,10 @@ pub fn message_store() -> Vec<Case<dyn MessageStore>> {
         large_rows_read_back,
         numbers_have_53_bits,
         waiting_is_counted,
+        old_history_is_erased,
+        history_is_erased_once_every_member_cleared_it,
+        erased_content_does_not_come_back,
+        a_waiting_row_of_an_erased_message_is_empty,
         an_erased_device_is_empty,
         an_unknown_conversation_is_empty,
     ]
@@ -119,6 +125,7 @@ impl Conversation {
             boxes: vec![DeviceBox { installation: bob.installation, data: vec![n as u8; 32].into() }],
             excluded: Vec::new(),
             sent_at: 1,
+            options: crate::model::message_options::MessageOptions::default(),
         };
         let command = Command {
             sender: alice,

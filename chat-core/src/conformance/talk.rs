@@ -50,6 +50,7 @@ impl Talk {
                 .collect(),
             excluded: Vec::new(),
             sent_at: 1,
+            options: crate::model::message_options::MessageOptions::default(),
         };
         let recipients = self.members.iter().map(|(user, devices)| RecipientDevices {
             user: *user,

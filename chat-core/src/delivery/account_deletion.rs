@@ -36,6 +36,8 @@ impl Engine {
         // From here on this node accepts no message for the devices, so that no row follows the erased ones.
         self.lists_changed.fetch_add(1, Ordering::AcqRel);
         self.lists.remove(&user);
+        // The cursors name the conversations, so all are read before any is erased.
+        self.clear_all_history(user, &devices).await?;
         for device in devices {
             self.backends.store.erase(device).await?;
         }

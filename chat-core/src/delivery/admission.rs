@@ -8,12 +8,13 @@ use futures_util::future::try_join_all;
 
 use super::Engine;
 use super::rates::Wait;
-use crate::backend::{Command, CursorFilter, Operation, RecipientDevices, Rules, SenderFilter};
+use crate::backend::{Command, CursorFilter, Operation, PageLimit, RecipientDevices, Rules, SenderFilter};
 use crate::model::device_list::SignedDeviceList;
-use crate::model::envelope::{Publish, Refusal, SendPosition};
+use crate::model::envelope::{Publish, Refusal, RowContent, SendPosition};
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, UserId};
 use crate::model::limits::{INBOX_BYTES, INBOX_MESSAGES, STRANGERS_PART};
+use crate::model::message_options::Deletion;
 
 /// Milliseconds that a contact waits while the inboxes of all devices of a user are full.
 const FULL_MS: u32 = 30_000;
@@ -117,6 +118,7 @@ impl Engine {
     pub(super) async fn admit(&self, sender: DeviceAddress, mut publish: Publish) -> Result<Command> {
         let mut recipients = Vec::with_capacity(publish.audience.len());
         let mut stale = Vec::new();
+        let rules = Rules::of(&publish);
         if let Err(refusal) = shape(sender, &publish) {
             let (operation, verdict) = (Operation::Publish(publish), Some(refusal));
             return Ok(Command {
@@ -127,7 +129,7 @@ impl Engine {
                 withheld: Vec::new(),
                 verdict,
                 reply: None,
-                rules: Rules::CURRENT,
+                rules,
             });
         }
         let mut verdict = None;
@@ -158,6 +160,12 @@ impl Engine {
         if verdict.is_none() && stale.is_empty() && excludes_user(sender, &publish, &recipients) {
             verdict = Some(Refusal::Invalid);
         }
+        if verdict.is_none()
+            && stale.is_empty()
+            && let Some(deletion) = &publish.options.deletion
+        {
+            verdict = self.check_deletion(sender, publish.number.conversation, deletion).await?;
+        }
         if verdict.is_none() && !stale.is_empty() {
             verdict = Some(Refusal::Mismatch(stale));
         }
@@ -178,15 +186,32 @@ impl Engine {
         let is_read = |device: &InstallationId| !full.contains(device) && !of_blockers.contains(device);
         publish.boxes.retain(|one| is_read(&one.installation));
         let operation = Operation::Publish(publish);
-        Ok(Command {
-            sender,
-            operation,
-            recipients,
-            full,
-            withheld,
-            verdict,
-            reply: None,
-            rules: Rules::CURRENT,
+        Ok(Command { sender, operation, recipients, full, withheld, verdict, reply: None, rules })
+    }
+
+    /// Returns the reason to refuse a deletion, if there is one: only the user that sent a message may delete it, and the
+    /// sending device signs.
+    async fn check_deletion(
+        &self,
+        sender: DeviceAddress,
+        conversation: ConversationId,
+        deletion: &Deletion,
+    ) -> Result<Option<Refusal>> {
+        let list = self.device_list(sender.user).await?;
+        let entry = list.as_ref().and_then(|list| list.list().device(sender.device));
+        if entry.is_none_or(|entry| deletion.verify(&entry.device_key, conversation).is_err()) {
+            return Ok(Some(Refusal::Denied));
+        }
+        let found = self.backends.store.history(conversation, deletion.seq + 1, PageLimit::rows(1)).await?;
+        let row = found.first().filter(|row| row.seq == deletion.seq);
+        let Some(RowContent::Message { message, .. }) = row.map(|row| &row.content) else {
+            return Ok(Some(Refusal::NotFound));
+        };
+        let names = message.id == deletion.message_id && message.sender.installation == deletion.installation;
+        Ok(match (names, message.sender.user == sender.user) {
+            (false, _) => Some(Refusal::NotFound),
+            (true, false) => Some(Refusal::Denied),
+            (true, true) => None,
         })
     }
 
@@ -348,6 +373,9 @@ fn shape(sender: DeviceAddress, publish: &Publish) -> std::result::Result<(), Re
     if publish.excluded.iter().any(|device| !seen.insert(*device) || *device == sender.installation) {
         return Err(Refusal::Invalid);
     }
+    if publish.options.wake.iter().any(|user| !users.contains(user)) {
+        return Err(Refusal::Invalid);
+    }
     let fits = match id.kind() {
         Ok(ConversationKind::Direct) => {
             users.len() == 2
@@ -357,6 +385,7 @@ fn shape(sender: DeviceAddress, publish: &Publish) -> std::result::Result<(), Re
         Ok(ConversationKind::Own) => users == [sender.user] && id == ConversationId::own(sender.user),
         Ok(ConversationKind::Mailbox) => {
             users.len() == 1
+                && publish.options.is_default()
                 && publish.excluded.is_empty()
                 && publish.boxes.len() == 1
                 && id == ConversationId::mailbox(sender.installation, publish.boxes[0].installation)

@@ -508,24 +508,6 @@ impl Engine {
         self.backends.store.inbox(device, after, limit).await
     }
 
-    /// Removes inbox rows that are older than the retention time, in pieces. Returns the number of rows
-    /// removed. Their devices see a gap instead.
-    ///
-    /// # Errors
-    /// As [`MessageStore::expire`](crate::backend::MessageStore::expire).
-    pub async fn sweep(&self, retention_ms: u64) -> Result<usize> {
-        const PIECE: usize = 1000;
-        let before_us = self.now_ms().saturating_sub(retention_ms).saturating_mul(1000);
-        let mut all = 0;
-        loop {
-            let removed = self.backends.store.expire(before_us, PIECE).await?;
-            all += removed;
-            if removed < PIECE {
-                return Ok(all);
-            }
-        }
-    }
-
     /// Removes the rows that a device acknowledges, and raises its generation.
     ///
     /// # Errors

@@ -42,6 +42,9 @@ pub fn plan(events: &[(DeviceAddress, SessionEvent)], routes: &[Route], delivere
             None => {
                 if let Some(message) = event.message() {
                     *plan.unseen.entry(message.id).or_default() += 1;
+                    if !message.options.wakes(device.user) {
+                        continue;
+                    }
                 } else if !matches!(event, SessionEvent::Lagged) {
                     continue;
                 }

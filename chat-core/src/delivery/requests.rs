@@ -70,13 +70,11 @@ impl Engine {
                 answer.bundles = self.claim(device, user, &installations).await?;
             }
             Request::History { conversation, before, limit } => {
-                let state = self.backends.store.state(conversation, SenderFilter::No, None).await?;
-                if !state.is_some_and(|state| state.members.iter().any(|m| m.user == device.user)) {
-                    // A conversation of other users gets the same answer as one that does not exist.
-                    return Err(Error::new(ErrorKind::NotFound, "no such conversation"));
-                }
                 let limit = PageLimit::rows(limit as usize);
-                answer.rows = self.backends.store.history(conversation, before, limit).await?;
+                answer.rows = self.history(device, conversation, before, limit).await?;
+            }
+            Request::ClearHistory { conversation, through } => {
+                self.clear_history(device.user, conversation, through).await?;
             }
             Request::Cursors => {
                 answer.cursors =

@@ -266,6 +266,7 @@ fn message_row(command: &Command, publish: &Publish, time_us: u64) -> RowContent
         audience: publish.audience.clone(),
         body: publish.body.clone(),
         sent_at: publish.sent_at.clamp(commit_ms.saturating_sub(DAY_MS), commit_ms),
+        options: publish.options.clone(),
     };
     RowContent::Message { message: Arc::new(message), sealed: bytes::Bytes::new() }
 }
@@ -318,6 +319,7 @@ mod tests {
             boxes,
             excluded: Vec::new(),
             sent_at: 5,
+            options: crate::model::message_options::MessageOptions::default(),
         };
         let recipient = |user, n, list_version| RecipientDevices {
             user,

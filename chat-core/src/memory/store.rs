@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -8,9 +8,13 @@ use crate::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, Head, LogPosition, MessageStore,
     PageLimit, SenderFilter, StateChange, StoreIdentity,
 };
-use crate::model::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow};
+use crate::model::envelope::{
+    AckUpTo, Durability, EmptyReason, InboxCursor, InboxPosition, InboxRow, RowContent,
+};
 use crate::model::error::{Error, ErrorKind, Result};
-use crate::model::id::{ConversationId, ConversationKind, InstallationId, MessageId, Seq, StoreEpoch};
+use crate::model::id::{
+    ConversationId, ConversationKind, InstallationId, MessageId, Seq, StoreEpoch, UserId,
+};
 
 /// A [`MessageStore`] in memory: each commit is atomic and lost when the process ends.
 #[derive(Debug)]
@@ -54,6 +58,8 @@ pub struct Tables {
     inbox: BTreeMap<(InstallationId, InboxPosition), Arc<InboxRow>>,
     cursors: BTreeMap<(InstallationId, ConversationId), InboxCursor>,
     generations: HashMap<InstallationId, u64>,
+    /// The seq up to which each user has cleared a conversation.
+    cleared: BTreeMap<(ConversationId, UserId), Seq>,
 }
 
 /// One write of a commit.
@@ -97,7 +103,11 @@ impl Tables {
     pub(crate) fn apply(&mut self, write: Write) {
         match write {
             Write::History(row) => {
-                self.history.insert((row.conversation, row.seq), row);
+                let known = self.history.entry((row.conversation, row.seq)).or_insert_with(|| row.clone());
+                // A late copy of a message that was erased must not come back.
+                if !known.is_erased() {
+                    *known = row;
+                }
             }
             Write::Id(key, seq) => {
                 self.ids.insert(key, seq);
@@ -141,7 +151,8 @@ impl Tables {
     /// Returns whether history holds different content at the row's position.
     #[cfg(feature = "sim")]
     pub(crate) fn differs(&self, row: &InboxRow) -> bool {
-        self.history.get(&(row.conversation, row.seq)).is_some_and(|known| known != row)
+        let known = self.history.get(&(row.conversation, row.seq));
+        known.is_some_and(|known| known != row && !known.is_erased())
     }
 
     /// Returns whether a gap in the device's inbox covers a seq.
@@ -298,6 +309,50 @@ impl Tables {
         self.generations.remove(&device);
     }
 
+    pub(crate) fn clear_history(&mut self, conversation: ConversationId, user: UserId, through: Seq) {
+        let through = through.min(self.head_seq(conversation));
+        let mark = self.cleared.entry((conversation, user)).or_default();
+        *mark = through.max(*mark);
+        let members = self.states.get(&conversation).map(|state| &state.members[..]).unwrap_or_default();
+        let by_all = members.iter().map(|member| self.cleared(conversation, member.user)).min().unwrap_or(0);
+        let rows = self.history.range_mut((conversation, 0)..=(conversation, by_all));
+        let erased =
+            rows.filter_map(|((_, seq), row)| row.erase(EmptyReason::Cleared).then_some(*seq)).collect();
+        self.empty_waiting(conversation, &erased, EmptyReason::Cleared);
+    }
+
+    pub(crate) fn cleared(&self, conversation: ConversationId, user: UserId) -> Seq {
+        self.cleared.get(&(conversation, user)).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn expire_history(&mut self, before_us: u64, limit: usize) -> usize {
+        let mut erased: BTreeMap<ConversationId, BTreeSet<Seq>> = BTreeMap::new();
+        let mut count = 0;
+        let heads: HashMap<ConversationId, Seq> =
+            self.states.iter().map(|(conversation, state)| (*conversation, state.head.seq)).collect();
+        for ((conversation, seq), row) in &mut self.history {
+            let is_old = row.time_us < before_us && heads.get(conversation).is_some_and(|head| seq <= head);
+            if count < limit && is_old && row.erase(EmptyReason::Expired) {
+                erased.entry(*conversation).or_default().insert(*seq);
+                count += 1;
+            }
+        }
+        for (conversation, seqs) in erased {
+            self.empty_waiting(conversation, &seqs, EmptyReason::Expired);
+        }
+        count
+    }
+
+    /// Empties the rows that wait for messages which were erased.
+    fn empty_waiting(&mut self, conversation: ConversationId, erased: &BTreeSet<Seq>, reason: EmptyReason) {
+        for ((_, position), row) in &mut self.inbox {
+            let is_message = matches!(row.content, RowContent::Message { .. });
+            if position.conversation == conversation && is_message && erased.contains(&position.seq) {
+                Arc::make_mut(row).erase(reason);
+            }
+        }
+    }
+
     pub(crate) fn expire(&mut self, before_us: u64, limit: usize) -> usize {
         let mut gaps: BTreeMap<(InstallationId, ConversationId), Gap> = BTreeMap::new();
         let mut gone = Vec::new();
@@ -412,6 +467,19 @@ impl MessageStore for MemoryStore {
 
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
         Ok(self.tables.lock().expire(before_us, limit))
+    }
+
+    async fn expire_history(&self, before_us: u64, limit: usize) -> Result<usize> {
+        Ok(self.tables.lock().expire_history(before_us, limit))
+    }
+
+    async fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()> {
+        self.tables.lock().clear_history(conversation, user, through);
+        Ok(())
+    }
+
+    async fn cleared(&self, conversation: ConversationId, user: UserId) -> Result<Seq> {
+        Ok(self.tables.lock().cleared(conversation, user))
     }
 
     async fn erase(&self, device: InstallationId) -> Result<()> {

@@ -87,6 +87,12 @@ pub enum Request {
         /// Maximum number of rows, 1 to 200.
         limit: u32,
     },
+    /// Deletes the history of a conversation up to a seq for the user of this device.
+    ClearHistory {
+        conversation: ConversationId,
+        /// A seq above the newest one counts as the newest one.
+        through: Seq,
+    },
     /// The cursors of this device in all conversations.
     Cursors,
     /// Request a new incarnation.

@@ -7,8 +7,9 @@ use sha2::{Digest, Sha256};
 
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{DeviceAddress, DeviceId, InstallationId, UserId};
-use crate::model::limits::{MAX_DEVICES, MAX_NUMBER};
+use crate::model::limits::{MAX_DEVICES, MAX_NUMBER, MAX_SUITES};
 use crate::model::signing::{transcript, verify};
+use crate::model::suite::{SuiteId, SuiteKey};
 use crate::proto;
 
 /// An entry of a device list.
@@ -18,17 +19,24 @@ pub struct DeviceEntry {
     pub device: DeviceId,
     /// Ed25519 public key of the device.
     pub device_key: [u8; 32],
-    /// Identity key of the device's encryption suite.
-    pub suite_key: Bytes,
+    /// Its identity keys, by rising suite: at least one.
+    pub suites: Vec<SuiteKey>,
+    /// Numbers of the optional features that it supports, rising. `docs/wire.md` lists them.
+    pub capabilities: Vec<u32>,
     /// Milliseconds since 1970 by which the device must have uploaded prekeys itself, which completes its linking. 0: no
     /// limit.
     pub activate_by: u64,
 }
 
 impl DeviceEntry {
-    /// Returns an entry with these keys, of a device that is active.
-    pub const fn new(device: DeviceId, device_key: [u8; 32], suite_key: Bytes) -> Self {
-        Self { device, device_key, suite_key, activate_by: 0 }
+    /// Returns an entry with these keys, of a device that is active and has one suite.
+    pub fn new(device: DeviceId, device_key: [u8; 32], suite_key: SuiteKey) -> Self {
+        Self { device, device_key, suites: vec![suite_key], capabilities: Vec::new(), activate_by: 0 }
+    }
+
+    /// Returns the identity key of the device in a suite.
+    pub fn suite_key(&self, suite: SuiteId) -> Option<&Bytes> {
+        self.suites.iter().find(|known| known.suite == suite).map(|known| &known.key)
     }
 
     /// Returns whether the time to complete the linking of the device is over.
@@ -72,11 +80,17 @@ impl DeviceList {
 
     /// Encodes the list: the bytes that are signed and hashed.
     pub fn encode(&self) -> Bytes {
+        let later = |entry: &DeviceEntry| {
+            let later = entry.suites.iter().filter(|known| known.suite != SuiteId::SIGNAL);
+            later.map(|known| proto::SuiteKey { suite: known.suite.get(), key: known.key.clone() }).collect()
+        };
         let devices = self.devices.iter().map(|d| proto::DeviceEntry {
             device: u32::from(d.device.get()),
             device_key: Bytes::copy_from_slice(&d.device_key),
-            suite_key: d.suite_key.clone(),
+            suite_key: d.suite_key(SuiteId::SIGNAL).cloned().unwrap_or_default(),
             activate_by: d.activate_by,
+            suites: later(d),
+            capabilities: d.capabilities.clone(),
         });
         proto::DeviceList {
             user: self.user.to_bytes(),
@@ -84,6 +98,7 @@ impl DeviceList {
             previous: self.previous.clone(),
             created: self.created,
             devices: devices.collect(),
+            region: 0,
         }
         .encode_to_vec()
         .into()
@@ -131,9 +146,13 @@ impl DeviceList {
                 device: DeviceId::new(entry.device)?,
                 device_key: device_key
                     .map_err(|_| Error::new(ErrorKind::Invalid, "a device key has 32 bytes"))?,
-                suite_key: entry.suite_key,
+                suites: suites_from_proto(entry.suite_key, entry.suites)?,
+                capabilities: entry.capabilities,
                 activate_by: entry.activate_by.min(MAX_NUMBER),
             });
+        }
+        if raw.region != 0 {
+            return Err(Error::new(ErrorKind::Invalid, "a device list of another region"));
         }
         let list = Self {
             user: UserId::parse(&raw.user)?,
@@ -154,10 +173,19 @@ impl DeviceList {
             return broken("the device ids of a list must rise");
         }
         for (i, a) in self.devices.iter().enumerate() {
-            if a.suite_key.is_empty() || a.suite_key.len() > 64 {
-                return broken("a suite key has 1 to 64 bytes");
+            if a.suites.is_empty() || a.suites.len() > MAX_SUITES || a.capabilities.len() > MAX_SUITES {
+                return broken("a device has 1 to 8 suites and at most 8 capabilities");
             }
-            if self.devices[..i].iter().any(|b| a.device_key == b.device_key || a.suite_key == b.suite_key) {
+            if !a.suites.windows(2).all(|pair| pair[0].suite < pair[1].suite)
+                || !a.capabilities.windows(2).all(|pair| pair[0] < pair[1])
+            {
+                return broken("the suites and capabilities of a device must rise");
+            }
+            a.suites.iter().try_for_each(SuiteKey::check)?;
+            let shares = |b: &DeviceEntry| {
+                a.device_key == b.device_key || a.suites.iter().any(|suite| b.suites.contains(suite))
+            };
+            if self.devices[..i].iter().any(shares) {
                 return broken("two devices of a list share a key");
             }
         }
@@ -167,6 +195,18 @@ impl DeviceList {
             _ => broken("a device list has a wrong version or no previous hash"),
         }
     }
+}
+
+/// Reads the suites of an entry. That of suite 1 has a field of its own, which every release reads.
+fn suites_from_proto(signal: Bytes, later: Vec<proto::SuiteKey>) -> Result<Vec<SuiteKey>> {
+    let mut suites = Vec::with_capacity(1 + later.len().min(MAX_SUITES));
+    if !signal.is_empty() {
+        suites.push(SuiteKey { suite: SuiteId::SIGNAL, key: signal });
+    }
+    for one in later {
+        suites.push(SuiteKey { suite: SuiteId::new(one.suite)?, key: one.key });
+    }
+    Ok(suites)
 }
 
 /// A [`DeviceList`] with a valid form and a valid signature of its account key. The caller must compare the
@@ -269,7 +309,40 @@ mod tests {
     use ed25519_dalek::{Signer, SigningKey};
 
     fn entry(device: u32, key: u8) -> DeviceEntry {
-        DeviceEntry::new(DeviceId::new(device).unwrap(), [key; 32], Bytes::from(vec![key; 33]))
+        DeviceEntry::new(DeviceId::new(device).unwrap(), [key; 32], suite_key(1, key, 33))
+    }
+
+    fn suite_key(suite: u32, key: u8, length: usize) -> SuiteKey {
+        SuiteKey { suite: SuiteId::new(suite).unwrap(), key: vec![key; length].into() }
+    }
+
+    #[test]
+    fn entry_keeps_its_suites_and_capabilities() {
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let user = UserId::from_bytes([1; 16]);
+        let listed = |suites: Vec<SuiteKey>| {
+            let entry = DeviceEntry { suites, capabilities: vec![1, 900], ..entry(1, 1) };
+            sign(&DeviceList::first(user, 0, vec![entry]), &key)
+        };
+        for good in [vec![suite_key(1, 1, 33), suite_key(9, 2, 64)], vec![suite_key(2, 1, 1)]] {
+            let list = listed(good.clone()).unwrap();
+            assert_eq!(list.list().devices[0].suites, good);
+            assert_eq!(list.list().devices[0].capabilities, [1, 900]);
+        }
+        let unordered = vec![suite_key(3, 1, 1), suite_key(2, 1, 1)];
+        for bad in [vec![], unordered, vec![suite_key(1, 1, 65)], vec![suite_key(2, 1, 0)]] {
+            assert!(listed(bad).is_err());
+        }
+    }
+
+    #[test]
+    fn list_of_another_region_is_refused() {
+        let key = SigningKey::from_bytes(&[7; 32]);
+        let list = DeviceList::first(UserId::from_bytes([1; 16]), 0, vec![entry(1, 1)]);
+        // Field 6, the region, with the value 1.
+        let encoded = Bytes::from([&list.encode()[..], &[0x30, 1]].concat());
+        let signature = key.sign(&DeviceList::transcript(&encoded)).to_bytes().to_vec();
+        assert!(SignedDeviceList::verify(encoded, key.verifying_key().to_bytes(), signature.into()).is_err());
     }
 
     fn sign(list: &DeviceList, key: &SigningKey) -> Result<SignedDeviceList> {

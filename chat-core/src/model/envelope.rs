@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::model::id::{
     ClientSeq, ConversationId, DeviceAddress, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
 };
+use crate::model::message_options::MessageOptions;
 
 /// A recipient user, and the version of that user's device list that the boxes were encrypted for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,13 +66,15 @@ pub struct Publish {
     pub excluded: Vec<InstallationId>,
     /// The sender's clock in milliseconds since 1970; display data only.
     pub sent_at: u64,
+    /// The part that the server reads.
+    pub options: MessageOptions,
 }
 
 impl Publish {
     /// Returns the approximate size of the message on the wire, in bytes.
     pub fn size(&self) -> usize {
         let boxes = self.boxes.iter().map(|one| one.data.len() + 24);
-        128 + 24 * self.audience.len() + self.body.len() + boxes.sum::<usize>()
+        128 + 24 * self.audience.len() + self.body.len() + self.options.size() + boxes.sum::<usize>()
     }
 }
 
@@ -91,6 +94,8 @@ pub struct Message {
     pub body: Bytes,
     /// The sender's clock in milliseconds since 1970, never later than the server's clock at commit.
     pub sent_at: u64,
+    /// The part that the server reads.
+    pub options: MessageOptions,
 }
 
 /// The reason why a seq has no content for a device.
@@ -109,6 +114,8 @@ pub enum EmptyReason {
     Quota,
     /// The user of this device has blocked the sender.
     Withheld,
+    /// Every member has cleared it from the conversation.
+    Cleared,
 }
 
 /// The content of an inbox row.
@@ -167,6 +174,42 @@ impl InboxRow {
         Self { conversation, seq: last.seq, time_us: last.time_us, joined, content }
     }
 
+    /// Returns the row of a device whose history row this is: with its box, if the message still has content.
+    #[must_use]
+    pub fn with_box(mut self, data: Bytes, joined: bool) -> Self {
+        self.joined = joined;
+        if let RowContent::Message { sealed, .. } = &mut self.content {
+            *sealed = data;
+        }
+        self
+    }
+
+    /// Erases the content of a message, or of a kind that this release does not know: the row is then empty, for this
+    /// reason. Returns whether it had content.
+    ///
+    /// ```
+    /// use chat_core::envelope::{EmptyReason, InboxRow, RowContent};
+    /// use chat_core::{ConversationId, UserId};
+    /// let conversation = ConversationId::own(UserId::from_bytes([1; 16]));
+    /// let content = RowContent::Unknown("later".into());
+    /// let mut row = InboxRow { conversation, seq: 4, time_us: 9, joined: false, content };
+    /// assert!(row.erase(EmptyReason::Expired));
+    /// assert_eq!(row.content, RowContent::Empty { reason: EmptyReason::Expired, from: 4 });
+    /// assert!(!row.erase(EmptyReason::Cleared), "the first reason stays");
+    /// ```
+    pub fn erase(&mut self, reason: EmptyReason) -> bool {
+        let has_content = matches!(self.content, RowContent::Message { .. } | RowContent::Unknown(_));
+        if has_content {
+            self.content = RowContent::Empty { reason, from: self.seq };
+        }
+        has_content
+    }
+
+    /// Returns whether the row of history has lost its content.
+    pub const fn is_erased(&self) -> bool {
+        matches!(self.content, RowContent::Empty { reason: EmptyReason::Expired | EmptyReason::Cleared, .. })
+    }
+
     /// Returns whether the row replaces rows that retention removed.
     pub const fn is_expired(&self) -> bool {
         matches!(self.content, RowContent::Empty { reason: EmptyReason::Expired, .. })
@@ -176,7 +219,8 @@ impl InboxRow {
     pub fn size(&self) -> usize {
         match &self.content {
             RowContent::Message { message, sealed } => {
-                220 + 24 * message.audience.len() + message.body.len() + sealed.len()
+                let options = message.options.size();
+                220 + 24 * message.audience.len() + message.body.len() + options + sealed.len()
             }
             RowContent::Unknown(bytes) => bytes.len(),
             _ => 64,

@@ -96,6 +96,10 @@ byte_id!(
     MessageId, 16, "message"
 );
 byte_id!(
+    /// Id of an encrypted file that messages reference: 128 random bits.
+    MediaId, 16, "media"
+);
+byte_id!(
     /// Epoch of a data set. It changes when a store is recreated or restored. Cursors are valid only within
     /// one epoch.
     StoreEpoch, 16, "epoch"

@@ -13,6 +13,14 @@ pub const MAX_BOX: usize = 96 * 1024;
 pub const MAX_TEXT: usize = 64 * 1024;
 /// Maximum number of users in an audience.
 pub const MAX_AUDIENCE: usize = 1024;
+/// Maximum number of media that a message references.
+pub const MAX_MEDIA: usize = 32;
+/// Maximum number of milliseconds after which a message expires: 366 days.
+pub const MAX_EXPIRY_MS: u64 = 366 * 24 * 3600 * 1000;
+/// Largest identity key of a device in a suite, in bytes.
+pub const MAX_SUITE_KEY: usize = 64;
+/// Maximum number of suites, and of capabilities, of a device.
+pub const MAX_SUITES: usize = 8;
 /// Maximum number of devices of a user.
 pub const MAX_DEVICES: usize = 6;
 /// Maximum number of boxes in a publish.

@@ -136,6 +136,8 @@ pub enum Unreadable {
     Misplaced,
     /// Its content cannot be parsed.
     Malformed,
+    /// Another encryption suite than that of this device made it.
+    OtherSuite,
 }
 
 impl Unreadable {
@@ -152,14 +154,15 @@ impl Unreadable {
             Self::Undecryptable => "undecryptable",
             Self::Misplaced => "misplaced",
             Self::Malformed => "malformed",
+            Self::OtherSuite => "other_suite",
         }
     }
 
     /// Returns the reason with this name, if there is one.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::UnknownDevice, Self::NoSession, Self::Undecryptable, Self::Misplaced, Self::Malformed]
-            .into_iter()
-            .find(|reason| reason.name() == name)
+        let session = [Self::NoSession, Self::Undecryptable];
+        let others = [Self::UnknownDevice, Self::Misplaced, Self::Malformed, Self::OtherSuite];
+        session.into_iter().chain(others).find(|reason| reason.name() == name)
     }
 }
 

@@ -313,6 +313,7 @@ mod tests {
             audience: Vec::new(),
             body: bytes::Bytes::new(),
             sent_at: 0,
+            options: crate::model::message_options::MessageOptions::default(),
         }
     }
 

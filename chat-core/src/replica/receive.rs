@@ -304,6 +304,7 @@ mod tests {
             boxes,
             excluded: Vec::new(),
             sent_at: 0,
+            options: crate::model::message_options::MessageOptions::default(),
         };
         let draft = Draft { id, to: Recipient::User(user), content: bytes::Bytes::new(), sent_at: 0 };
         let snapshot = ReplicaSnapshot {
@@ -388,8 +389,11 @@ mod tests {
     fn own_list(user: UserId) -> crate::model::device_list::SignedDeviceList {
         use ed25519_dalek::{Signer, SigningKey};
         let key = SigningKey::from_bytes(&[7; 32]);
-        let entry =
-            crate::model::device_list::DeviceEntry::new(DeviceId::PRIMARY, [3; 32], vec![3; 33].into());
+        let entry = crate::model::device_list::DeviceEntry::new(
+            DeviceId::PRIMARY,
+            [3; 32],
+            crate::model::suite::SuiteKey::signal(vec![3; 33]),
+        );
         let list = crate::model::device_list::DeviceList::first(user, 0, vec![entry]);
         let encoded = list.encode();
         let signature = key.sign(&crate::model::device_list::DeviceList::transcript(&encoded));
@@ -412,6 +416,7 @@ mod tests {
             audience: Vec::new(),
             body: bytes::Bytes::new(),
             sent_at: 0,
+            options: crate::model::message_options::MessageOptions::default(),
         };
         let content = RowContent::Message { message: message.into(), sealed: bytes::Bytes::new() };
         InboxRow { conversation, seq: 1, time_us: 1, joined: true, content }

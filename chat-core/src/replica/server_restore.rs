@@ -16,7 +16,7 @@ use super::recovery::LAST_WORD_MS;
 use super::send::DOUBT_MS;
 use super::{Purpose, Recovery, Replica};
 use crate::model::client_frame::{ClientFrame, Request};
-use crate::model::envelope::{EmptyReason, InboxCursor, InboxRow, RowContent, Stored};
+use crate::model::envelope::{InboxCursor, InboxRow, RowContent, Stored};
 use crate::model::id::{ConversationId, ConversationKind, MessageId, Seq};
 use crate::model::time::Instant;
 use crate::mutant::Mutant;
@@ -92,8 +92,8 @@ impl Replica {
         let (sender, id) = match &row.content {
             RowContent::Message { message, .. } => (message.sender.installation, message.id),
             RowContent::Own { message_id, .. } => (own, *message_id),
-            // No message is at the seq. Only retention takes one away.
-            RowContent::Empty { reason, .. } if *reason != EmptyReason::Expired => (own, MessageId::NIL),
+            // No message is at the seq. Only an erasure takes one away.
+            RowContent::Empty { .. } if !row.is_erased() => (own, MessageId::NIL),
             _ => return false,
         };
         let (conversation, seq) = (row.conversation, row.seq);

@@ -48,6 +48,7 @@ fn message() -> RowContent {
         audience: Vec::new(),
         body: bytes::Bytes::new(),
         sent_at: 0,
+        options: crate::model::message_options::MessageOptions::default(),
     };
     RowContent::Message { message: message.into(), sealed: bytes::Bytes::new() }
 }
@@ -170,6 +171,7 @@ fn generation_of_an_uncommitted_message_reaches_the_store() {
         boxes: Vec::new(),
         excluded: Vec::new(),
         sent_at: 0,
+        options: crate::model::message_options::MessageOptions::default(),
     };
     let out = said(&mut session, 0, Input::Frame(ClientFrame::Publish(publish)));
     assert!(matches!(&out[..], [Output::Publish(_)]), "{out:?}");

@@ -8,6 +8,7 @@ use ed25519_dalek::{Signer, SigningKey};
 
 use crate::model::device_list::{DeviceEntry, DeviceList, SignedDeviceList};
 use crate::model::id::{DeviceAddress, DeviceId, Handle, UserId};
+use crate::model::suite::SuiteKey;
 
 /// A user: a handle and the versions of its device list.
 #[derive(Debug)]
@@ -37,7 +38,7 @@ fn account(name: &str, n: u8) -> Account {
     let entry = |device: u8| {
         let device_key = device_key(n, device).verifying_key().to_bytes();
         let id = DeviceId::new(u32::from(device)).expect("valid device id");
-        DeviceEntry::new(id, device_key, Bytes::from(vec![n * 16 + device; 33]))
+        DeviceEntry::new(id, device_key, SuiteKey::signal(vec![n * 16 + device; 33]))
     };
     let sign = |list: &DeviceList| {
         let encoded = list.encode();

@@ -325,6 +325,7 @@ impl Device {
             boxes,
             excluded: without_session,
             sent_at: draft.sent_at,
+            options: crate::model::message_options::MessageOptions::default(),
         })
     }
 

@@ -18,7 +18,7 @@ use crate::backend::{
 use crate::memory::{Tables, Write};
 use crate::model::envelope::{AckUpTo, Durability, InboxPosition, InboxRow};
 use crate::model::error::{Error, ErrorKind, Result};
-use crate::model::id::{ConversationId, InstallationId, MessageId, Seq, StoreEpoch};
+use crate::model::id::{ConversationId, InstallationId, MessageId, Seq, StoreEpoch, UserId};
 use crate::model::rng::Rng;
 use crate::mutant::Mutant;
 
@@ -348,6 +348,21 @@ impl MessageStore for SimStore {
 
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
         Ok(self.tables.lock().expire(before_us, limit))
+    }
+
+    async fn expire_history(&self, before_us: u64, limit: usize) -> Result<usize> {
+        Ok(self.tables.lock().expire_history(before_us, limit))
+    }
+
+    async fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()> {
+        self.may_fail()?;
+        self.tables.lock().clear_history(conversation, user, through);
+        Ok(())
+    }
+
+    async fn cleared(&self, conversation: ConversationId, user: UserId) -> Result<Seq> {
+        self.may_fail()?;
+        Ok(self.tables.lock().cleared(conversation, user))
     }
 
     async fn erase(&self, device: InstallationId) -> Result<()> {

@@ -320,6 +320,10 @@ fn request_from_proto(raw: proto::request::Body) -> Result<Request> {
                 limit: fetch.limit,
             }
         }
+        Raw::ClearHistory(clear) => Request::ClearHistory {
+            conversation: ConversationId::parse(&clear.conversation)?,
+            through: clear.through.min(MAX_NUMBER),
+        },
         Raw::Cursors(_) => Request::Cursors,
         Raw::Reincarnate(r) => Request::Reincarnate {
             from: r.from,
@@ -374,6 +378,10 @@ fn request_to_proto(request: &Request) -> proto::request::Body {
             conversation: conversation.to_bytes(),
             before: *before,
             limit: *limit,
+        }),
+        Request::ClearHistory { conversation, through } => Raw::ClearHistory(proto::ClearHistory {
+            conversation: conversation.to_bytes(),
+            through: *through,
         }),
         Request::Cursors => Raw::Cursors(proto::FetchCells {}),
         Request::Reincarnate { from, nonce, asked } => Raw::Reincarnate(proto::Reincarnate {

@@ -101,6 +101,7 @@ impl ServerFrame {
                 server_time: c.server_time,
             }),
             Self::Welcome(w) => Frame::Welcome(proto::Welcome {
+                region: 0,
                 version: crate::model::limits::WIRE_VERSION,
                 store_epoch: w.store_epoch.to_bytes(),
                 server_time: w.server_time,

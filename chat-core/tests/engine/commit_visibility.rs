@@ -11,7 +11,7 @@ use chat_core::backend::{
 use chat_core::delivery::{SessionEvent, SessionHandle};
 use chat_core::envelope::{InboxPosition, InboxRow};
 use chat_core::memory::{MemoryPush, MemoryStore};
-use chat_core::{Error, ErrorKind, InstallationId, Result, Seq};
+use chat_core::{Error, ErrorKind, InstallationId, Result, Seq, UserId};
 use tokio::sync::Semaphore;
 
 use super::*;
@@ -88,6 +88,18 @@ impl MessageStore for Later {
 
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
         self.store.expire(before_us, limit).await
+    }
+
+    async fn expire_history(&self, before_us: u64, limit: usize) -> Result<usize> {
+        self.store.expire_history(before_us, limit).await
+    }
+
+    async fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()> {
+        self.store.clear_history(conversation, user, through).await
+    }
+
+    async fn cleared(&self, conversation: ConversationId, user: UserId) -> Result<Seq> {
+        self.store.cleared(conversation, user).await
     }
 
     async fn erase(&self, device: InstallationId) -> Result<()> {

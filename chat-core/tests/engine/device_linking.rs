@@ -10,8 +10,11 @@ fn half_linked_device_expires_and_never_blocks() {
     let (engine, clock) = engine(Rates::OFF);
     let [alice, mut bob, _] = talkers(&engine);
     let key = SigningKey::from_bytes(&[77; 32]);
-    let mut tablet =
-        DeviceEntry::new(DeviceId::new(2).unwrap(), key.verifying_key().to_bytes(), vec![77; 33].into());
+    let mut tablet = DeviceEntry::new(
+        DeviceId::new(2).unwrap(),
+        key.verifying_key().to_bytes(),
+        SuiteKey::signal(vec![77; 33]),
+    );
     tablet.activate_by = START_US / 1000 + 60_000;
     let (before, phone) = (bob.list.clone(), bob.device());
     let devices = [before.list().devices.clone(), vec![tablet.clone()]].concat();
@@ -68,8 +71,11 @@ fn unlinked_device_leaves_no_inbox_and_no_keys() {
     let (engine, _clock, store) = engine_and_store(Rates::OFF);
     let (mut alice, mut bob) = (User::new(1, "alice"), User::new(2, "bob"));
     let key = SigningKey::from_bytes(&[77; 32]);
-    let tablet =
-        DeviceEntry::new(DeviceId::new(2).unwrap(), key.verifying_key().to_bytes(), vec![77; 33].into());
+    let tablet = DeviceEntry::new(
+        DeviceId::new(2).unwrap(),
+        key.verifying_key().to_bytes(),
+        SuiteKey::signal(vec![77; 33]),
+    );
     let (phone, entry) = (bob.device(), bob.list.list().devices[0].clone());
     let both = vec![entry.clone(), tablet.clone()];
     bob.list = sign(&bob.account, &DeviceList::first(phone.user, 0, both));

@@ -58,8 +58,11 @@ fn full_device_gets_a_gap_and_the_others_the_message() {
     let (engine, _clock, store) = engine_and_store(Rates::OFF);
     let [mut alice, mut bob, _] = talkers(&engine);
     let key = SigningKey::from_bytes(&[77; 32]);
-    let tablet =
-        DeviceEntry::new(DeviceId::new(2).unwrap(), key.verifying_key().to_bytes(), vec![77; 33].into());
+    let tablet = DeviceEntry::new(
+        DeviceId::new(2).unwrap(),
+        key.verifying_key().to_bytes(),
+        SuiteKey::signal(vec![77; 33]),
+    );
     let (phone, tablet, prekeys) = (bob.device(), tablet, first_prekeys(&key));
     let devices = [bob.list.list().devices.clone(), vec![tablet.clone()]].concat();
     bob.list = sign(&bob.account, &DeviceList::next(&bob.list, 1, devices));

@@ -4,7 +4,9 @@
 
 mod commit_visibility;
 mod device_linking;
+mod history;
 mod inbox_limits;
+mod message_options;
 mod message_requests;
 mod registry;
 mod rules;
@@ -23,6 +25,7 @@ use chat_core::envelope::{
 use chat_core::limits::{HEARTBEAT_MS, IDLE_MS, STORED_PREKEYS};
 use chat_core::memory::{ManualClock, MemoryRegistry, MemoryRouter};
 use chat_core::signing::prekeys_transcript;
+use chat_core::suite::SuiteKey;
 use chat_core::wire::{FirstPrekeys, OneTimePrekey, PrekeyUpload, Registration, Request};
 use chat_core::{ConversationId, DeviceAddress, DeviceId, Engine, Handle, InstallationId, MessageId};
 use ed25519_dalek::{Signer, SigningKey};
@@ -69,7 +72,11 @@ async fn skip(engine: &Engine, sender: DeviceAddress, number: SendPosition) -> O
 impl User {
     fn new(n: u8, name: &str) -> Self {
         let (account, key) = (SigningKey::from_bytes(&[n; 32]), SigningKey::from_bytes(&[n + 100; 32]));
-        let entry = DeviceEntry::new(DeviceId::PRIMARY, key.verifying_key().to_bytes(), vec![n; 33].into());
+        let entry = DeviceEntry::new(
+            DeviceId::PRIMARY,
+            key.verifying_key().to_bytes(),
+            SuiteKey::signal(vec![n; 33]),
+        );
         let list = sign(&account, &DeviceList::first(chat_core::UserId::from_bytes([n; 16]), 0, vec![entry]));
         let handle = Handle::new(name).unwrap();
         Self { handle, account, key, list, sent: 0, prev: MessageId::NIL }
@@ -117,6 +124,7 @@ impl User {
             boxes,
             excluded: Vec::new(),
             sent_at: 0,
+            options: chat_core::message_options::MessageOptions::default(),
         }
     }
 
@@ -217,6 +225,7 @@ fn recipient_is_no_contact_until_it_answers() {
         boxes: vec![DeviceBox { installation: eve.device().installation, data: Bytes::from_static(b"box") }],
         excluded: Vec::new(),
         sent_at: 0,
+        options: chat_core::message_options::MessageOptions::default(),
     };
     assert_eq!(ready(submit(&engine, bob.device(), publish)), None);
     work(&engine);
@@ -319,7 +328,7 @@ fn prekey_claims_are_limited_and_the_owner_is_notified_of_few() {
 fn publish_may_exclude_devices_but_not_a_user() {
     let (engine, _clock, store) = engine_and_store(Rates::OFF);
     let (alice, mut bob) = (User::new(1, "alice"), User::new(2, "bob"));
-    let tablet = DeviceEntry::new(DeviceId::new(2).unwrap(), [77; 32], vec![77; 33].into());
+    let tablet = DeviceEntry::new(DeviceId::new(2).unwrap(), [77; 32], SuiteKey::signal(vec![77; 33]));
     let devices = [bob.list.list().devices.clone(), vec![tablet.clone()]].concat();
     bob.list = sign(&bob.account, &DeviceList::first(bob.device().user, 0, devices));
     alice.register(&engine);

@@ -20,7 +20,7 @@ fn shard_stops_at_a_command_of_later_rules() {
     alice.register(&engine);
     bob.register(&engine);
     let command = ready(engine.admit_publish(alice.device(), alice.next(&bob, 10))).unwrap();
-    assert_eq!(command.rules, Rules::CURRENT);
+    assert_eq!(command.rules, Rules::BASIC);
     ready(engine.append(chat_core::backend::Command { rules: LATER, ..command })).unwrap();
     for _ in 0..2 {
         assert_eq!(

@@ -57,6 +57,7 @@ pub struct ServerBuilder {
     pub(crate) accept_rate: u32,
     pub(crate) drain: Duration,
     pub(crate) retention: Duration,
+    pub(crate) history_retention: Option<Duration>,
     pub(crate) runs_shards: bool,
     pub(crate) clock: Arc<dyn WallClock>,
     pub(crate) engine: EngineSettings,
@@ -82,6 +83,7 @@ impl Default for ServerBuilder {
             accept_rate: 500,
             drain: Duration::from_secs(60),
             retention: Duration::from_secs(30 * 24 * 3600),
+            history_retention: None,
             runs_shards: true,
             clock: Arc::new(SystemClock),
             engine: EngineSettings::default(),
@@ -240,6 +242,13 @@ impl ServerBuilder {
         self
     }
 
+    /// Time after which the content of a message is erased from history: never by default. At least the
+    /// [retention](Self::retention) of inboxes.
+    pub fn history_retention(mut self, retention: Duration) -> Self {
+        self.history_retention = Some(retention);
+        self
+    }
+
     /// Time over which a drain spreads the reconnects of devices, 60 s by default.
     pub fn drain(mut self, spread: Duration) -> Self {
         self.drain = spread;
@@ -371,10 +380,13 @@ impl ServerBuilder {
     /// # Errors
     /// An unsafe combination: outside of loopback open registration, no authorities, clients without TLS unless
     /// [allowed](Self::allow_plaintext), or the admin listener unless [allowed](Self::allow_public_admin). A limit of 0
-    /// connections or shards. A retention of 0, or above 365 days.
+    /// connections or shards. A retention of 0, or above 365 days. A retention of history below that of inboxes.
     pub fn check(&self) -> Result<(), ServerError> {
         if self.retention.is_zero() || self.retention > MAX_RETENTION {
             return Err(ServerError::new("the retention must be above 0 and at most 365 days"));
+        }
+        if self.history_retention.is_some_and(|history| history < self.retention) {
+            return Err(ServerError::new("the retention of history must be at least that of inboxes"));
         }
         if self.shards == 0 || self.max_connections == 0 || self.accept_rate == 0 {
             return Err(ServerError::new("shards, max_connections and accept_rate must be at least 1"));
@@ -483,6 +495,8 @@ mod tests {
         assert_eq!(named.clone().open_registration().listen("127.0.0.1:7777").check(), Ok(()));
         assert!(named.clone().shards(0).check().is_err());
         assert!(named.clone().retention(Duration::ZERO).check().is_err());
+        assert!(named.clone().history_retention(Duration::from_secs(30 * 24 * 3600 - 1)).check().is_err());
+        assert_eq!(named.clone().history_retention(Duration::from_secs(30 * 24 * 3600)).check(), Ok(()));
         assert_eq!(named.retention(MAX_RETENTION).check(), Ok(()));
     }
 }

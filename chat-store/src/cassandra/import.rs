@@ -46,6 +46,19 @@ impl CassandraImport {
         self.store.commit_in_order(commit).await
     }
 
+    pub(crate) async fn put_cleared(
+        &self,
+        conversation: ConversationId,
+        user: UserId,
+        seq: Seq,
+    ) -> Result<()> {
+        self.store.put_cleared(conversation, user, seq).await
+    }
+
+    pub(crate) async fn cleared(&self, conversation: ConversationId, user: UserId) -> Result<Seq> {
+        self.store.cleared_by(conversation, user).await
+    }
+
     pub(crate) async fn put_device(
         &self,
         id: InstallationId,

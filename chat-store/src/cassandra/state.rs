@@ -5,6 +5,8 @@
 //! | 0x00 | the head; its row holds the redo data of the last commit too |
 //! | 0x01 | the members |
 //! | 0x02, installation | the position of a sender |
+//! | 0x03, user | the seq up to which the user has cleared the conversation |
+//! | 0x04 | the seq up to which no message has content |
 //!
 //! A commit writes the parts that it changes in one batch with one timestamp, which the cluster applies to the partition
 //! as a whole. One statement reads all parts, so they belong to one commit.
@@ -13,7 +15,7 @@ use std::collections::BTreeMap;
 
 use chat_core::backend::{Commit, ConversationState, Head, SenderFilter};
 use chat_core::codec::{redo, state};
-use chat_core::{ConversationId, InstallationId, Result, Seq};
+use chat_core::{ConversationId, InstallationId, Result, Seq, UserId};
 use futures_util::TryStreamExt as _;
 use scylla::value::CqlValue;
 
@@ -25,6 +27,16 @@ const HEAD: &[u8] = &[0];
 const MEMBERS: &[u8] = &[1];
 /// First byte of the key of a sender.
 const SENDER: u8 = 2;
+
+/// First byte of the key of a user's record of a cleared conversation.
+const CLEARED: u8 = 3;
+/// Key of the seq up to which no message has content.
+pub(super) const ERASED: &[u8] = &[ERASED_KEY];
+const ERASED_KEY: u8 = 4;
+
+pub(super) fn cleared_part(user: UserId) -> Vec<u8> {
+    [&[CLEARED][..], user.as_bytes()].concat()
+}
 
 fn sender_part(sender: InstallationId) -> Vec<u8> {
     [&[SENDER][..], sender.as_bytes()].concat()
@@ -77,6 +89,8 @@ impl CassandraStore {
                     let sender = InstallationId::parse(sender).map_err(|_| corrupt())?;
                     state.senders.insert(sender, state::decode_sender(&value)?);
                 }
+                // Not of the state, and of no commit.
+                Some((&CLEARED | &ERASED_KEY, _)) => {}
                 _ => return Err(corrupt()),
             }
         }

@@ -66,15 +66,12 @@ impl CassandraStore {
                 return decode_row(row.value).map_err(|_| corrupt());
             }
             let InboxPosition { conversation, seq, time_us } = row.position;
-            let mut whole = messages.remove(&(conversation, seq)).ok_or_else(corrupt)?;
-            whole.joined = row.value[0] == JOINING_REFERENCE;
-            match &mut whole.content {
-                RowContent::Message { sealed, .. } if whole.time_us == time_us => {
-                    *sealed = row.value.slice(1..);
-                    Ok(whole)
-                }
-                _ => Err(corrupt()),
+            let whole = messages.remove(&(conversation, seq)).ok_or_else(corrupt)?;
+            let is_message = matches!(whole.content, RowContent::Message { .. }) || whole.is_erased();
+            if !is_message || whole.time_us != time_us {
+                return Err(corrupt());
             }
+            Ok(whole.with_box(row.value.slice(1..), row.value[0] == JOINING_REFERENCE))
         };
         stored.into_iter().map(whole).collect()
     }

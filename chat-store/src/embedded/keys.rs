@@ -13,6 +13,10 @@ pub(super) fn id(conversation: ConversationId, sender: InstallationId, id: Messa
     [&conversation.as_bytes()[..], sender.as_bytes(), id.as_bytes()].concat()
 }
 
+pub(super) fn cleared(conversation: ConversationId, user: UserId) -> Vec<u8> {
+    [&conversation.as_bytes()[..], user.as_bytes()].concat()
+}
+
 pub(super) fn list_version(user: UserId, version: u64) -> Vec<u8> {
     [&user.as_bytes()[..], &version.to_be_bytes()].concat()
 }

@@ -41,14 +41,18 @@ pub(super) fn inbox_value(row: &InboxRow) -> Vec<u8> {
 /// Returns the size of the inbox row with this value. `history` is the history row of its message.
 pub(super) fn inbox_size(history: &InboxRow, value: &[u8]) -> usize {
     match value.first() {
-        Some(tag) if tag & MESSAGE != 0 => history.size() + value.len() - 1,
+        // The message may have lost its content.
+        Some(tag) if tag & MESSAGE != 0 => {
+            let has_content = matches!(history.content, RowContent::Message { .. });
+            history.size() + if has_content { value.len() - 1 } else { 0 }
+        }
         Some(tag) if tag & UNKNOWN != 0 => value.len() - 1,
         _ => 64,
     }
 }
 
 impl Tables {
-    fn head_seq(&self, view: &impl Readable, conversation: ConversationId) -> Result<Seq> {
+    pub(super) fn head_seq(&self, view: &impl Readable, conversation: ConversationId) -> Result<Seq> {
         let value = view.get(&self.heads, conversation.as_bytes()).map_err(failed)?;
         value.map_or(Ok(0), |value| state::decode_head(&value).map(|head| head.seq))
     }
@@ -147,13 +151,11 @@ impl Tables {
         }
         let history =
             view.get(&self.history, keys::history(position.conversation, position.seq)).map_err(failed)?;
-        let mut row = decode_row(history.ok_or_else(corrupt)?.into()).map_err(|_| corrupt())?;
-        row.joined = tag & JOINED != 0;
-        match &mut row.content {
-            RowContent::Message { sealed, .. } => *sealed = rest,
-            _ => return Err(corrupt()),
+        let row = decode_row(history.ok_or_else(corrupt)?.into()).map_err(|_| corrupt())?;
+        if !matches!(row.content, RowContent::Message { .. }) && !row.is_erased() {
+            return Err(corrupt());
         }
-        Ok(row)
+        Ok(row.with_box(rest, tag & JOINED != 0))
     }
 
     pub(super) fn read_history(

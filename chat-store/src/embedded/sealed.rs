@@ -90,6 +90,16 @@ impl SealedStore {
         })
     }
 
+    /// Returns how far each user has cleared a conversation.
+    pub(crate) fn cleared(&self, conversation: ConversationId) -> Result<Vec<(UserId, Seq)>> {
+        let mark = |guard: fjall::Guard| {
+            let (key, value) = guard.into_inner().map_err(failed)?;
+            let user = UserId::parse(key.get(17..).unwrap_or_default()).map_err(|_| corrupt())?;
+            Ok((user, keys::number(&value)?))
+        };
+        self.tables.cleared.prefix(conversation.as_bytes()).map(mark).collect()
+    }
+
     /// Returns a page of a conversation's history, newest first.
     pub(crate) fn history(&self, conversation: ConversationId, before: Seq) -> Result<Vec<InboxRow>> {
         self.tables.read_history(conversation, before, PageLimit::MAX)

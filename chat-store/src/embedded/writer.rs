@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use chat_core::backend::{Commit, PageLimit, StateChange};
 use chat_core::codec::{decode_row, encode_row, state};
-use chat_core::envelope::{AckUpTo, InboxCursor, InboxPosition, InboxRow};
-use chat_core::{ConversationId, ConversationKind, Error, ErrorKind, InstallationId, Result};
+use chat_core::envelope::{AckUpTo, EmptyReason, InboxCursor, InboxPosition, InboxRow};
+use chat_core::{ConversationId, ConversationKind, Error, ErrorKind, InstallationId, Result, Seq, UserId};
 use dashmap::DashMap;
 use fjall::{OwnedWriteBatch, PersistMode};
 use parking_lot::Mutex;
@@ -43,6 +43,8 @@ enum Request {
     Count(InstallationId, oneshot::Sender<Result<()>>),
     Change(Change),
     Expire(u64, usize, oneshot::Sender<Result<usize>>),
+    ExpireHistory(Vec<ConversationId>, u64, usize, oneshot::Sender<Result<usize>>),
+    ClearHistory(ConversationId, UserId, Seq, oneshot::Sender<Result<()>>),
     Erase(InstallationId, oneshot::Sender<Result<()>>),
     Stop,
 }
@@ -170,6 +172,28 @@ impl Writer {
         answered.await.map_err(|_| gone())?
     }
 
+    /// Erases the content of messages of these conversations that were committed before `before_us`. Returns how many.
+    pub(super) async fn expire_history(
+        &self,
+        conversations: Vec<ConversationId>,
+        before_us: u64,
+        limit: usize,
+    ) -> Result<usize> {
+        let (answer, answered) = oneshot::channel();
+        let request = Request::ExpireHistory(conversations, before_us, limit, answer);
+        self.requests.send(request).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+
+    pub(super) async fn clear_history(
+        &self,
+        conversation: ConversationId,
+        user: UserId,
+        through: Seq,
+    ) -> Result<()> {
+        self.ask(|answer| Request::ClearHistory(conversation, user, through, answer)).await
+    }
+
     pub(super) async fn disk_failed(&self) {
         let mut failed = self.failed.clone();
         // An error means that the writer has ended, which counts as a failed disk.
@@ -226,7 +250,7 @@ impl Work {
             let mut effects = Effects::default();
             let mut batch = OwnedWriteBatch::with_capacity(self.tables.database.clone(), requests.len() * 8);
             let mut stop = false;
-            let mut expire = Vec::new();
+            let mut after = Vec::new();
             let mut broken = None;
             for request in requests.drain(..) {
                 match request {
@@ -255,7 +279,9 @@ impl Work {
                             Err(error) => broken = Some(error),
                         }
                     }
-                    Request::Expire(before_us, limit, answer) => expire.push((before_us, limit, answer)),
+                    Request::Expire(..) | Request::ExpireHistory(..) | Request::ClearHistory(..) => {
+                        after.push(request);
+                    }
                     Request::Stop => stop = true,
                 }
             }
@@ -275,10 +301,7 @@ impl Work {
                 return;
             }
             self.finish_effects(effects);
-            // Expiry writes a separate batch: it must see the rows of the batch before it.
-            for (before_us, limit, answer) in expire {
-                let _ = answer.send(self.expire(before_us, limit));
-            }
+            after.into_iter().for_each(|request| self.remove_old(request));
             if stop {
                 return;
             }
@@ -329,6 +352,59 @@ impl Work {
         for reply in effects.replies {
             reply(Ok(()));
         }
+    }
+
+    /// Applies a request that removes old data. It writes a batch of its own, because it must see the rows of the batch
+    /// before it.
+    fn remove_old(&self, request: Request) {
+        match request {
+            Request::Expire(before_us, limit, answer) => {
+                let _ = answer.send(self.expire(before_us, limit));
+            }
+            Request::ExpireHistory(conversations, before_us, limit, answer) => {
+                let _ = answer.send(self.expire_history(&conversations, before_us, limit));
+            }
+            Request::ClearHistory(conversation, user, through, answer) => {
+                let _ = answer.send(self.clear_history(conversation, user, through));
+            }
+            _ => {}
+        }
+    }
+
+    /// Erases the content of old messages. It is not synced: after a crash a later call repeats it.
+    fn expire_history(
+        &self,
+        conversations: &[ConversationId],
+        before_us: u64,
+        limit: usize,
+    ) -> Result<usize> {
+        let mut batch = OwnedWriteBatch::with_capacity(self.tables.database.clone(), limit.min(BATCH));
+        let is_old = |row: &InboxRow| row.time_us < before_us;
+        let mut count = 0;
+        for conversation in conversations {
+            let (left, reason) = (limit - count, EmptyReason::Expired);
+            count += self.tables.erase_content(&mut batch, *conversation, reason, left, is_old)?;
+            self.forget_waiting(*conversation)?;
+        }
+        batch.durability(Some(PersistMode::Buffer)).commit().map_err(failed)?;
+        Ok(count)
+    }
+
+    fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()> {
+        let mut batch = OwnedWriteBatch::with_capacity(self.tables.database.clone(), 8);
+        self.tables.clear_history(&mut batch, conversation, user, through)?;
+        batch.durability(Some(PersistMode::SyncData)).commit().map_err(failed)?;
+        self.forget_waiting(conversation)
+    }
+
+    /// Forgets the sizes of the inboxes that may hold rows of a conversation: they are counted again.
+    fn forget_waiting(&self, conversation: ConversationId) -> Result<()> {
+        for member in self.tables.read_members(conversation)? {
+            for device in &member.installations {
+                self.waiting.remove(device);
+            }
+        }
+        Ok(())
     }
 
     /// Removes old rows of every inbox and leaves gaps. It is not synced: after a crash a later call repeats
@@ -436,7 +512,9 @@ impl Work {
         self.check_space()?;
         for commit in commits {
             let conversation = commit.conversation;
-            for row in &commit.history {
+            let erased = self.tables.erased_through(conversation)?;
+            // A repeated commit must not bring back content that was erased.
+            for row in commit.history.iter().filter(|row| row.seq > erased) {
                 batch.insert(&self.tables.history, keys::history(conversation, row.seq), encode_row(row));
             }
             for (sender, id, seq) in &commit.ids {

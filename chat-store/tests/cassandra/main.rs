@@ -222,6 +222,7 @@ impl Talk {
             boxes,
             excluded: Vec::new(),
             sent_at: 0,
+            options: chat_core::message_options::MessageOptions::default(),
         };
         let recipients = [self.from, self.to].map(|one| RecipientDevices {
             user: one.user,

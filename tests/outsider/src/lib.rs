@@ -8,9 +8,12 @@ use chat_core::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
     PageLimit, SenderFilter, StoreIdentity,
 };
-use chat_core::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow};
+use chat_core::envelope::{
+    AckUpTo, Durability, EmptyReason, InboxCursor, InboxPosition, InboxRow, RowContent,
+};
 use chat_core::{
     ConversationId, ConversationKind, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch,
+    UserId,
 };
 
 /// The worked example of the backend guide, compiled and run as a doctest.
@@ -30,6 +33,7 @@ struct Toy {
     inbox: Vec<(InstallationId, InboxRow)>,
     cursors: Vec<(InstallationId, ConversationId, InboxCursor)>,
     generations: Vec<(InstallationId, u64)>,
+    cleared: Vec<(ConversationId, UserId, Seq)>,
 }
 
 impl Toy {
@@ -60,7 +64,11 @@ impl Toy {
     fn apply(&mut self, commit: Commit) {
         let id = commit.conversation;
         for row in commit.history {
-            self.history.retain(|known| (known.conversation, known.seq) != (id, row.seq));
+            let same = |known: &InboxRow| (known.conversation, known.seq) == (id, row.seq);
+            if self.history.iter().any(|known| same(known) && known.is_erased()) {
+                continue;
+            }
+            self.history.retain(|known| !same(known));
             if id.kind() != Ok(ConversationKind::Mailbox) {
                 self.history.push(row);
             }
@@ -88,6 +96,35 @@ impl Toy {
                 }
             }
         }
+    }
+}
+
+impl Toy {
+    fn cleared(&self, id: ConversationId, user: UserId) -> Seq {
+        let mark = self.cleared.iter().find(|(known, of, _)| (*known, *of) == (id, user));
+        mark.map_or(0, |(_, _, seq)| *seq)
+    }
+
+    /// Erases the content of chosen rows of history, and of the inbox rows that wait for them.
+    fn erase_content(
+        &mut self,
+        reason: EmptyReason,
+        limit: usize,
+        is_chosen: impl Fn(&InboxRow) -> bool,
+    ) -> usize {
+        self.history.sort_by_key(|row| (row.conversation, row.seq));
+        let heads: Vec<Seq> = self.history.iter().map(|row| self.head(row.conversation)).collect();
+        let visible = self.history.iter_mut().zip(heads).filter(|(row, head)| row.seq <= *head);
+        let chosen = visible.map(|(row, _)| row).filter(|row| is_chosen(row));
+        let erase = |row: &mut InboxRow| row.erase(reason).then_some((row.conversation, row.seq));
+        let erased: Vec<(ConversationId, Seq)> = chosen.filter_map(erase).take(limit).collect();
+        for (_, row) in &mut self.inbox {
+            let is_message = matches!(row.content, RowContent::Message { .. });
+            if is_message && erased.contains(&(row.conversation, row.seq)) {
+                row.erase(reason);
+            }
+        }
+        erased.len()
     }
 }
 
@@ -242,6 +279,26 @@ impl MessageStore for ToyStore {
         toy.inbox = kept;
         toy.inbox.extend(gaps);
         Ok(removed)
+    }
+
+    async fn expire_history(&self, before_us: u64, limit: usize) -> Result<usize> {
+        Ok(self.lock()?.erase_content(EmptyReason::Expired, limit, |row| row.time_us < before_us))
+    }
+
+    async fn clear_history(&self, id: ConversationId, user: UserId, through: Seq) -> Result<()> {
+        let mut toy = self.lock()?;
+        let mark = through.min(toy.head(id)).max(toy.cleared(id, user));
+        toy.cleared.retain(|(conversation, of, _)| (*conversation, *of) != (id, user));
+        toy.cleared.push((id, user, mark));
+        let members = toy.state(id).map(|state| state.members.clone()).unwrap_or_default();
+        let by_all = members.iter().map(|member| toy.cleared(id, member.user)).min().unwrap_or(0);
+        let is_cleared = |row: &InboxRow| row.conversation == id && row.seq <= by_all;
+        toy.erase_content(EmptyReason::Cleared, usize::MAX, is_cleared);
+        Ok(())
+    }
+
+    async fn cleared(&self, id: ConversationId, user: UserId) -> Result<Seq> {
+        Ok(self.lock()?.cleared(id, user))
     }
 
     async fn erase(&self, device: InstallationId) -> Result<()> {

@@ -1,6 +1,9 @@
 //! Cases of history and states, and of the values that read back.
 
 use super::*;
+use crate::model::id::MediaId;
+use crate::model::limits::MAX_EXPIRY_MS;
+use crate::model::message_options::{Deletion, MessageOptions, Urgency};
 
 pub(super) async fn history_is_newest_first_and_pages(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
@@ -114,6 +117,18 @@ pub(super) async fn every_kind_of_row_reads_back(store: Store) -> Outcome {
     message.audience =
         [(ALICE, 3), (BOB, MAX_NUMBER)].map(|(user, list_version)| Audience { user, list_version }).to_vec();
     (message.incarnation, message.prev) = (u32::MAX >> 1, message_id(MAX_NUMBER));
+    message.options = MessageOptions {
+        urgency: Urgency::Urgent,
+        wake: vec![BOB],
+        expires_after_ms: MAX_EXPIRY_MS,
+        media: vec![MediaId::from_bytes([7; 16])],
+        deletion: Some(Box::new(Deletion {
+            seq: MAX_NUMBER,
+            installation: alice.installation,
+            message_id: message_id(1),
+            signature: vec![9; 64].into(),
+        })),
+    };
     let message = Arc::new(message);
     let own = RowContent::Own { message_id: message_id(4), client_seq: 4, incarnation: 2 };
     let empty = |reason, from| RowContent::Empty { reason, from };

@@ -7,9 +7,11 @@ use crate::backend::{
     PageLimit, Rules, SenderFilter, StoreIdentity,
 };
 use crate::conformance::pause;
-use crate::model::envelope::{AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow};
+use crate::model::envelope::{AckUpTo, Durability, EmptyReason, InboxCursor, InboxPosition, InboxRow};
 use crate::model::error::{Error, ErrorKind, Result};
-use crate::model::id::{ConversationId, ConversationKind, InstallationId, MessageId, Seq, StoreEpoch};
+use crate::model::id::{
+    ConversationId, ConversationKind, InstallationId, MessageId, Seq, StoreEpoch, UserId,
+};
 
 /// A [`MessageStore`] in memory that scans lists, with at most one fault. Without one it passes the suite.
 #[derive(Debug)]
@@ -32,6 +34,8 @@ struct Tables {
     floors: Vec<(InstallationId, InboxPosition)>,
     /// Commits that began, by the time of their state; kept by the faults that use it.
     begun: Vec<(ConversationId, u64)>,
+    /// The seq up to which each user has cleared a conversation.
+    cleared: Vec<(ConversationId, UserId, Seq)>,
     /// A commit runs.
     busy: bool,
 }
@@ -55,9 +59,14 @@ impl FaultyStore {
         if self.has(StoreFault::ThirtyTwoBitTime) {
             row.time_us = u64::from(row.time_us as u32);
         }
-        use crate::model::envelope::{EmptyReason, RowContent::Empty};
+        use crate::model::envelope::RowContent::Empty;
         if let (Empty { reason, .. }, true) = (&mut row.content, self.has(StoreFault::SkipReadsAsExpired)) {
             *reason = EmptyReason::Expired;
+        }
+        if let (Message { message, .. }, true) = (&mut row.content, self.has(StoreFault::OptionsLost)) {
+            let mut shorter = crate::model::envelope::Message::clone(message);
+            shorter.options = crate::model::message_options::MessageOptions::default();
+            *message = std::sync::Arc::new(shorter);
         }
         if let (Message { message, .. }, true) = (&mut row.content, self.has(StoreFault::AudienceLost)) {
             let mut shorter = crate::model::envelope::Message::clone(message);
@@ -104,7 +113,12 @@ impl FaultyStore {
                 {
                     *sealed = bytes::Bytes::from_static(b"box");
                 }
-                tables.history.retain(|known| (known.conversation, known.seq) != (id, row.seq));
+                let same = |known: &InboxRow| (known.conversation, known.seq) == (id, row.seq);
+                let is_erased = tables.history.iter().any(|known| same(known) && known.is_erased());
+                if is_erased && !self.has(F::ErasedContentComesBack) {
+                    continue;
+                }
+                tables.history.retain(|known| !same(known));
                 if !is_mailbox || self.has(F::HistoryKeptForMailboxes) {
                     tables.history.push(row);
                 }
@@ -387,6 +401,50 @@ impl FaultyStore {
         (removed, gaps)
     }
 
+    /// Erases the content of the chosen rows of history, oldest first, and of the inbox rows that wait for them. Returns how
+    /// many rows lost content.
+    fn erase_content(
+        &self,
+        tables: &mut Tables,
+        reason: EmptyReason,
+        limit: usize,
+        chosen: impl Fn(&InboxRow) -> bool,
+    ) -> usize {
+        use StoreFault as F;
+        let reason = if self.has(F::ErasedRowsHaveOneReason) { EmptyReason::Expired } else { reason };
+        tables.history.sort_by_key(|row| (row.conversation, row.seq));
+        if self.has(F::NewestHistoryExpiresFirst) {
+            tables.history.reverse();
+        }
+        let heads: Vec<_> = tables.states.iter().map(|(id, state)| (*id, state.head.seq)).collect();
+        let mut erased = Vec::new();
+        let mut count = 0;
+        for row in &mut tables.history {
+            let is_visible = heads.contains(&(row.conversation, row.seq))
+                || heads.iter().any(|(id, head)| *id == row.conversation && row.seq < *head);
+            if !is_visible || !chosen(row) || count >= limit && !self.has(F::HistoryExpiryIgnoresLimit) {
+                continue;
+            }
+            let is_counted = row.erase(reason) || row.is_erased() && self.has(F::ErasedHistoryCountsAgain);
+            count += usize::from(is_counted);
+            erased.push((row.conversation, row.seq));
+        }
+        for (_, row) in &mut tables.inbox {
+            let is_message = matches!(row.content, crate::model::envelope::RowContent::Message { .. });
+            let waits = is_message && erased.contains(&(row.conversation, row.seq));
+            if waits && !self.has(F::WaitingRowsKeepErasedContent) {
+                row.erase(reason);
+            }
+        }
+        if self.has(F::HistoryExpiryForgetsIds) {
+            tables.ids.retain(|known| !erased.contains(&(known.0, known.3)));
+        }
+        if self.has(F::HistoryExpiryDropsRows) {
+            tables.history.retain(|row| !erased.contains(&(row.conversation, row.seq)));
+        }
+        count
+    }
+
     fn page(
         &self,
         rows: impl Iterator<Item = InboxRow>,
@@ -417,6 +475,11 @@ impl Tables {
 
     fn head(&self, id: ConversationId) -> Seq {
         self.state(id).map_or(0, |state| state.head.seq)
+    }
+
+    fn cleared(&self, id: ConversationId, user: UserId) -> Seq {
+        let mark = self.cleared.iter().find(|(known, of, _)| (*known, *of) == (id, user));
+        mark.map_or(0, |(.., seq)| *seq)
     }
 
     fn cursor(&mut self, device: InstallationId, id: ConversationId) -> &mut InboxCursor {
@@ -638,6 +701,46 @@ impl MessageStore for FaultyStore {
         }
         self.tables.lock().inbox.extend(gaps);
         Ok(removed)
+    }
+
+    async fn expire_history(&self, before_us: u64, limit: usize) -> Result<usize> {
+        let equal = self.has(StoreFault::HistoryExpiryIncludesItsTime);
+        let is_old = |row: &InboxRow| row.time_us < before_us || row.time_us == before_us && equal;
+        Ok(self.erase_content(&mut self.tables.lock(), EmptyReason::Expired, limit, is_old))
+    }
+
+    async fn clear_history(&self, id: ConversationId, user: UserId, through: Seq) -> Result<()> {
+        use StoreFault as F;
+        let mut tables = self.tables.lock();
+        let capped =
+            if self.has(F::ClearingCountsAboveHead) { through } else { through.min(tables.head(id)) };
+        let known = tables.cleared(id, user);
+        let mark = if self.has(F::ClearingGoesBack) { capped } else { capped.max(known) };
+        tables.cleared.retain(|(conversation, of, _)| (*conversation, *of) != (id, user));
+        tables.cleared.push((id, user, mark));
+        let members: Vec<UserId> =
+            tables.state(id).iter().flat_map(|state| &state.members).map(|member| member.user).collect();
+        let counts = |member: &&UserId| {
+            !self.has(F::ClearingCountsForAllUsers) && !self.has(F::ClearingOfOneMemberErases)
+                || **member == user
+        };
+        let by_all =
+            members.iter().filter(counts).map(|member| tables.cleared(id, *member)).min().unwrap_or(0);
+        let everywhere = self.has(F::ClearingErasesOtherConversations);
+        let chosen = |row: &InboxRow| (row.conversation == id || everywhere) && row.seq <= by_all;
+        if !self.has(F::ClearedHistoryStays) {
+            self.erase_content(&mut tables, EmptyReason::Cleared, usize::MAX, chosen);
+        }
+        Ok(())
+    }
+
+    async fn cleared(&self, id: ConversationId, user: UserId) -> Result<Seq> {
+        let tables = self.tables.lock();
+        if self.has(StoreFault::ClearingCountsForAllUsers) {
+            let marks = tables.cleared.iter().filter(|(known, ..)| *known == id);
+            return Ok(marks.map(|(.., seq)| *seq).max().unwrap_or(0));
+        }
+        Ok(tables.cleared(id, user))
     }
 
     async fn erase(&self, device: InstallationId) -> Result<()> {

@@ -20,6 +20,9 @@ pub struct Head {
     /// Version of the rules that decided the last record.
     #[prost(uint32, tag = "6")]
     pub rules: u32,
+    /// The region that orders the conversation, and that the log generation belongs to: 0 in this release.
+    #[prost(uint32, tag = "7")]
+    pub region: u32,
 }
 /// The members of a conversation: the part of its state that a commit writes when it changes them.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -286,6 +286,9 @@ pub struct Welcome {
     /// Milliseconds until the token expires and the session ends; 0 if it does not.
     #[prost(uint64, tag = "14")]
     pub token_expires_in_ms: u64,
+    /// The region of the data set: 0 in this release.
+    #[prost(uint32, tag = "15")]
+    pub region: u32,
 }
 /// A recipient user, and the version of the device list that the boxes were encrypted for.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -342,6 +345,43 @@ pub struct Publish {
     /// Installations of the audience that the sender cannot encrypt for. They receive an EmptyRow.
     #[prost(bytes = "bytes", repeated, tag = "12")]
     pub excluded: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// Absent if all options have their defaults.
+    #[prost(message, optional, tag = "13")]
+    pub options: ::core::option::Option<MessageOptions>,
+}
+/// The part of a message that the server reads. Recipients receive it too, and compare it with the hash in their box.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MessageOptions {
+    /// How soon the message should wake devices without a connection.
+    #[prost(enumeration = "Urgency", tag = "1")]
+    pub urgency: i32,
+    /// Users of the audience whose devices are woken. Empty: all.
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub wake: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// Milliseconds after the commit at which the message expires; 0 if it does not.
+    #[prost(uint64, tag = "3")]
+    pub expires_after: u64,
+    /// Ids of the media that the message references, 16 bytes each, at most 32.
+    #[prost(bytes = "bytes", repeated, tag = "4")]
+    pub media: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// The message deletes an earlier message of its sender's user.
+    #[prost(message, optional, tag = "5")]
+    pub deletion: ::core::option::Option<Deletion>,
+}
+/// Names the message of the same conversation that a message deletes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Deletion {
+    /// The position of the deleted message.
+    #[prost(uint64, tag = "1")]
+    pub seq: u64,
+    /// The installation that sent it.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub installation: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub message_id: ::prost::bytes::Bytes,
+    /// Ed25519 signature by the key of the deleting device, see docs/wire.md, "Signatures".
+    #[prost(bytes = "bytes", tag = "4")]
+    pub signature: ::prost::bytes::Bytes,
 }
 /// Uses up the number of a refused message.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -475,6 +515,9 @@ pub struct MessageRow {
     /// The sender's clock, never later than the server's clock at commit.
     #[prost(uint64, tag = "11")]
     pub sent_at: u64,
+    /// As in the Publish.
+    #[prost(message, optional, tag = "12")]
+    pub options: ::core::option::Option<MessageOptions>,
 }
 /// The device's own message, without its content.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -557,7 +600,7 @@ pub struct Request {
     pub id: u64,
     #[prost(
         oneof = "request::Body",
-        tags = "2, 3, 14, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 16, 17, 18"
+        tags = "2, 3, 14, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 19"
     )]
     pub body: ::core::option::Option<request::Body>,
 }
@@ -613,6 +656,9 @@ pub mod request {
         /// Deletes the account of this device's user.
         #[prost(message, tag = "18")]
         DeleteAccount(super::DeleteAccount),
+        /// Deletes the history of a conversation for this device's user.
+        #[prost(message, tag = "19")]
+        ClearHistory(super::ClearHistory),
     }
 }
 /// Requests the user of a handle.
@@ -684,9 +730,12 @@ pub struct DeviceList {
     /// The devices, sorted by rising device id.
     #[prost(message, repeated, tag = "5")]
     pub devices: ::prost::alloc::vec::Vec<DeviceEntry>,
+    /// The region that holds the account: 0 in this release.
+    #[prost(uint32, tag = "6")]
+    pub region: u32,
 }
 /// An entry of a device list.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DeviceEntry {
     /// 1 to 127.
     #[prost(uint32, tag = "1")]
@@ -694,13 +743,29 @@ pub struct DeviceEntry {
     /// Ed25519 public key of the device.
     #[prost(bytes = "bytes", tag = "2")]
     pub device_key: ::prost::bytes::Bytes,
-    /// Identity key of the device's encryption suite; opaque to the server.
+    /// Identity key of the device in suite 1, Signal; opaque to the server. Empty if the device does not have this suite.
     #[prost(bytes = "bytes", tag = "3")]
     pub suite_key: ::prost::bytes::Bytes,
     /// A device that has not uploaded prekeys itself by this time has not completed its linking: the server neither opens
     /// a session for it nor returns its bundle. 0: no limit.
     #[prost(uint64, tag = "4")]
     pub activate_by: u64,
+    /// The other suites of the device, by rising id.
+    #[prost(message, repeated, tag = "5")]
+    pub suites: ::prost::alloc::vec::Vec<SuiteKey>,
+    /// Numbers of the optional features that the device supports, rising. Readers ignore numbers that they do not know.
+    #[prost(uint32, repeated, tag = "6")]
+    pub capabilities: ::prost::alloc::vec::Vec<u32>,
+}
+/// The identity key of a device in an encryption suite.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SuiteKey {
+    /// See docs/wire.md, "Encryption suites". 2 or higher.
+    #[prost(uint32, tag = "1")]
+    pub suite: u32,
+    /// Opaque to the server, 1 to 64 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub key: ::prost::bytes::Bytes,
 }
 /// A prekey upload of this device.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -770,6 +835,15 @@ pub struct FetchHistory {
     /// Maximum number of rows, newest first, 1 to 200.
     #[prost(uint32, tag = "3")]
     pub limit: u32,
+}
+/// Deletes the history of a conversation for this device's user. Once every member has done so, the content is erased.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClearHistory {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub conversation: ::prost::bytes::Bytes,
+    /// The last seq to delete. A seq above the newest one counts as the newest one.
+    #[prost(uint64, tag = "2")]
+    pub through: u64,
 }
 /// Requests the cursors of this device.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1001,6 +1075,39 @@ pub struct Close {
     #[prost(uint32, tag = "2")]
     pub retry_after: u32,
 }
+/// How soon a message should wake devices without a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Urgency {
+    /// Wakes them.
+    Normal = 0,
+    /// Does not wake them.
+    Silent = 1,
+    /// Wakes them, also where other messages would wait.
+    Urgent = 2,
+}
+impl Urgency {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Normal => "URGENCY_NORMAL",
+            Self::Silent => "URGENCY_SILENT",
+            Self::Urgent => "URGENCY_URGENT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "URGENCY_NORMAL" => Some(Self::Normal),
+            "URGENCY_SILENT" => Some(Self::Silent),
+            "URGENCY_URGENT" => Some(Self::Urgent),
+            _ => None,
+        }
+    }
+}
 /// The kind of failure that an acknowledged write survives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1129,6 +1236,8 @@ pub enum EmptyReason {
     Quota = 5,
     /// The user of this device has blocked the sender.
     Withheld = 6,
+    /// Every member has cleared it from the conversation.
+    Cleared = 7,
 }
 impl EmptyReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1144,6 +1253,7 @@ impl EmptyReason {
             Self::Excluded => "EMPTY_REASON_EXCLUDED",
             Self::Quota => "EMPTY_REASON_QUOTA",
             Self::Withheld => "EMPTY_REASON_WITHHELD",
+            Self::Cleared => "EMPTY_REASON_CLEARED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1156,6 +1266,7 @@ impl EmptyReason {
             "EMPTY_REASON_EXCLUDED" => Some(Self::Excluded),
             "EMPTY_REASON_QUOTA" => Some(Self::Quota),
             "EMPTY_REASON_WITHHELD" => Some(Self::Withheld),
+            "EMPTY_REASON_CLEARED" => Some(Self::Cleared),
             _ => None,
         }
     }

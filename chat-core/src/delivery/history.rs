@@ -1,0 +1,107 @@
+//! History: pages, clearing by a user, and retention.
+
+use std::collections::BTreeSet;
+
+use super::Engine;
+use crate::backend::{CursorFilter, PageLimit, SenderFilter};
+use crate::model::envelope::InboxRow;
+use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, Seq, UserId};
+use crate::model::limits::MAX_NUMBER;
+
+/// Maximum number of rows that one call of the store removes.
+const PIECE: usize = 1000;
+
+impl Engine {
+    /// Returns a page of history, without the rows that the user cleared.
+    pub(super) async fn history(
+        &self,
+        device: DeviceAddress,
+        conversation: ConversationId,
+        before: Seq,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
+        self.check_member(device.user, conversation).await?;
+        let cleared = self.backends.store.cleared(conversation, device.user).await?;
+        let mut rows = self.backends.store.history(conversation, before, limit).await?;
+        rows.retain(|row| row.seq > cleared);
+        Ok(rows)
+    }
+
+    /// Clears a conversation up to a seq for a user.
+    pub(super) async fn clear_history(
+        &self,
+        user: UserId,
+        conversation: ConversationId,
+        through: Seq,
+    ) -> Result<()> {
+        self.check_member(user, conversation).await?;
+        self.backends.store.clear_history(conversation, user, through).await
+    }
+
+    /// Fails unless the user is a member of the conversation. A conversation of other users gets the same error as one
+    /// that does not exist.
+    async fn check_member(&self, user: UserId, conversation: ConversationId) -> Result<()> {
+        let state = self.backends.store.state(conversation, SenderFilter::No, None).await?;
+        if state.is_some_and(|state| state.members.iter().any(|member| member.user == user)) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::NotFound, "no such conversation"))
+    }
+
+    /// Clears all conversations of a deleted user, as far as its devices have cursors: messages that no other user can read
+    /// are erased.
+    pub(super) async fn clear_all_history(&self, user: UserId, devices: &[InstallationId]) -> Result<()> {
+        let mut conversations = BTreeSet::new();
+        for device in devices {
+            let record = self.backends.store.device(*device, CursorFilter::All).await?;
+            conversations.extend(record.cursors.into_iter().map(|(conversation, _)| conversation));
+        }
+        for conversation in conversations {
+            if conversation.kind() != Ok(ConversationKind::Mailbox) {
+                self.backends.store.clear_history(conversation, user, MAX_NUMBER).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes inbox rows that are older than the retention time, in pieces. Returns the number of rows
+    /// removed. Their devices see a gap instead.
+    ///
+    /// # Errors
+    /// As [`MessageStore::expire`](crate::backend::MessageStore::expire).
+    pub async fn sweep(&self, retention_ms: u64) -> Result<usize> {
+        let before_us = self.before_us(retention_ms);
+        let mut all = 0;
+        loop {
+            let removed = self.backends.store.expire(before_us, PIECE).await?;
+            all += removed;
+            if removed < PIECE {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Erases the content of messages that are older than the retention time of history, in pieces, after it
+    /// [removed](Self::sweep) the inbox rows that are older. Returns the number of messages erased. Members see empty rows
+    /// instead; a message that was sent again is still recognised.
+    ///
+    /// # Errors
+    /// As [`MessageStore::expire_history`](crate::backend::MessageStore::expire_history).
+    pub async fn sweep_history(&self, retention_ms: u64) -> Result<usize> {
+        self.sweep(retention_ms).await?;
+        let before_us = self.before_us(retention_ms);
+        let mut all = 0;
+        loop {
+            let erased = self.backends.store.expire_history(before_us, PIECE).await?;
+            all += erased;
+            if erased < PIECE {
+                return Ok(all);
+            }
+        }
+    }
+
+    fn before_us(&self, retention_ms: u64) -> u64 {
+        self.now_ms().saturating_sub(retention_ms).saturating_mul(1000)
+    }
+}

@@ -1,0 +1,140 @@
+//! Options that the server reads: rows carry them, rules name them, and only the sender of a message deletes it.
+
+use chat_core::backend::Rules;
+use chat_core::envelope::Message;
+use chat_core::memory::MemoryPush;
+use chat_core::message_options::{Deletion, MessageOptions, Urgency};
+use chat_core::{MessageId, UserId};
+
+use super::*;
+
+/// Returns the messages of the conversation of two users, oldest first.
+fn history(engine: &Engine, a: &User, b: &User) -> Vec<Arc<Message>> {
+    let conversation = ConversationId::direct(a.device().user, b.device().user);
+    let request = Request::History { conversation, before: 0, limit: 200 };
+    let rows = ready(engine.respond(a.device(), request)).unwrap().rows;
+    let message = |row: &chat_core::envelope::InboxRow| match &row.content {
+        RowContent::Message { message, .. } => Some(message.clone()),
+        _ => None,
+    };
+    rows.iter().rev().filter_map(message).collect()
+}
+
+/// Publishes a message with these options. Returns the refusal.
+fn send(engine: &Engine, from: &mut User, to: &User, options: MessageOptions) -> Option<Refusal> {
+    let publish = Publish { options, ..from.next(to, 10) };
+    let refusal = from.send(engine, publish);
+    work(engine);
+    refusal
+}
+
+/// Returns the deletion of a message, signed by a user's device.
+fn deletion(by: &User, conversation: ConversationId, seq: u64, message: &Message) -> MessageOptions {
+    let mut deletion = Deletion {
+        seq,
+        installation: message.sender.installation,
+        message_id: message.id,
+        signature: Bytes::new(),
+    };
+    deletion.signature = by.key.sign(&deletion.transcript(conversation)).to_bytes().to_vec().into();
+    MessageOptions { deletion: Some(Box::new(deletion)), ..MessageOptions::default() }
+}
+
+#[test]
+fn row_carries_the_options_of_its_message() {
+    let (engine, _clock) = engine(Rates::OFF);
+    let [mut alice, bob, _] = talkers(&engine);
+    let options = MessageOptions {
+        urgency: Urgency::Urgent,
+        wake: vec![bob.device().user],
+        expires_after_ms: 5000,
+        media: vec![chat_core::id::MediaId::from_bytes([3; 16])],
+        deletion: None,
+    };
+    assert_eq!(send(&engine, &mut alice, &bob, options.clone()), None);
+    let rows = ready(engine.inbox(bob.device().installation, InboxPosition::START, PageLimit::MAX)).unwrap();
+    let RowContent::Message { message, .. } = &rows.last().unwrap().content else { panic!() };
+    assert_eq!(message.options, options);
+    assert_eq!(history(&engine, &bob, &alice).last().unwrap().options, options);
+}
+
+#[test]
+fn command_asks_for_the_rules_that_it_needs() {
+    let (engine, _clock) = engine(Rates::OFF);
+    let [alice, bob, _] = talkers(&engine);
+    let rules = |options| {
+        let publish = Publish { options, ..alice.next(&bob, 10) };
+        ready(engine.admit_publish(alice.device(), publish)).unwrap().rules
+    };
+    assert_eq!(rules(MessageOptions::default()), Rules::BASIC);
+    assert_eq!(rules(MessageOptions { expires_after_ms: 1, ..MessageOptions::default() }), Rules::OPTIONS);
+}
+
+#[test]
+fn message_wakes_only_the_users_that_it_names() {
+    let clock = Arc::new(ManualClock::default());
+    clock.set_us(START_US);
+    let push = Arc::new(MemoryPush::default());
+    let backends = Backends {
+        router: Arc::new(MemoryRouter::new(4, clock.clone())),
+        push: push.clone(),
+        ..Backends::memory()
+    };
+    let settings = EngineSettings { rates: Rates::OFF, ..EngineSettings::default() };
+    let engine = Engine::new(backends, settings, clock);
+    let [mut alice, bob, _] = talkers(&engine);
+    let mut woken = |options: MessageOptions| {
+        let before = push.woken().len();
+        assert_eq!(send(&engine, &mut alice, &bob, options), None);
+        push.woken()[before..].iter().any(|device| *device == bob.device())
+    };
+    let named = |user: UserId| MessageOptions { wake: vec![user], ..MessageOptions::default() };
+    let silent = MessageOptions { urgency: Urgency::Silent, ..MessageOptions::default() };
+    assert!(woken(MessageOptions::default()));
+    assert!(woken(named(bob.device().user)));
+    assert!(!woken(named(UserId::from_bytes([1; 16]))), "it names only Alice");
+    assert!(!woken(silent));
+}
+
+#[test]
+fn only_users_of_the_audience_can_be_named() {
+    let (engine, _clock) = engine(Rates::OFF);
+    let [mut alice, bob, eve] = talkers(&engine);
+    let options = MessageOptions { wake: vec![eve.device().user], ..MessageOptions::default() };
+    assert_eq!(send(&engine, &mut alice, &bob, options), Some(Refusal::Invalid));
+}
+
+#[test]
+fn only_its_sender_deletes_a_message() {
+    let (engine, _clock) = engine(Rates::OFF);
+    let [mut alice, mut bob, _] = talkers(&engine);
+    let conversation = ConversationId::direct(alice.device().user, bob.device().user);
+    let [first, answer] = &history(&engine, &alice, &bob)[..] else { panic!() };
+    assert_eq!(first.sender, alice.device());
+
+    let by_bob = deletion(&bob, conversation, 1, first);
+    assert_eq!(
+        send(&engine, &mut bob, &alice, by_bob.clone()),
+        Some(Refusal::Denied),
+        "another user's message"
+    );
+    assert_eq!(send(&engine, &mut alice, &bob, by_bob), Some(Refusal::Denied), "another device signed");
+    let elsewhere = deletion(&alice, ConversationId::own(alice.device().user), 1, first);
+    assert_eq!(send(&engine, &mut alice, &bob, elsewhere), Some(Refusal::Denied), "another conversation");
+    let other_seq = deletion(&alice, conversation, 2, first);
+    assert_eq!(send(&engine, &mut alice, &bob, other_seq), Some(Refusal::NotFound));
+    let later = deletion(&alice, conversation, 9, first);
+    assert_eq!(send(&engine, &mut alice, &bob, later), Some(Refusal::NotFound));
+    let other_id = deletion(
+        &alice,
+        conversation,
+        1,
+        &Message { id: MessageId::from_bytes([8; 16]), ..Message::clone(first) },
+    );
+    assert_eq!(send(&engine, &mut alice, &bob, other_id), Some(Refusal::NotFound));
+    assert_eq!(answer.sender, bob.device());
+
+    let options = deletion(&alice, conversation, 1, first);
+    assert_eq!(send(&engine, &mut alice, &bob, options.clone()), None);
+    assert_eq!(history(&engine, &bob, &alice).last().unwrap().options, options);
+}

@@ -1,0 +1,135 @@
+//! Retention and deletion of history: messages lose their content, and their rows stay.
+
+use chat_core::backend::Member;
+use chat_core::codec::{decode_row, encode_row, state};
+use chat_core::envelope::{EmptyReason, InboxRow};
+use chat_core::{ConversationId, ConversationKind, Result, Seq, UserId};
+use fjall::{OwnedWriteBatch, Readable};
+
+use super::{Tables, corrupt, failed, keys};
+
+/// Conversations that a search reads before it lets other tasks run.
+const SEARCHED: usize = 256;
+
+impl Tables {
+    pub(super) fn read_cleared(&self, conversation: ConversationId, user: UserId) -> Result<Seq> {
+        let value = self.cleared.get(keys::cleared(conversation, user)).map_err(failed)?;
+        value.map_or(Ok(0), |value| keys::number(&value))
+    }
+
+    /// Returns the seq up to which a conversation has no content.
+    pub(super) fn erased_through(&self, conversation: ConversationId) -> Result<Seq> {
+        let value = self.erased.get(conversation.as_bytes()).map_err(failed)?;
+        value.map_or(Ok(0), |value| keys::number(&value))
+    }
+
+    pub(super) fn read_members(&self, conversation: ConversationId) -> Result<Vec<Member>> {
+        let value = self.members.get(conversation.as_bytes()).map_err(failed)?;
+        value.map_or(Ok(Vec::new()), |value| state::decode_members(&value))
+    }
+
+    /// Erases the content of at most `limit` messages, from the oldest that has content on, for as long as they are
+    /// chosen. Returns how many.
+    pub(super) fn erase_content(
+        &self,
+        batch: &mut OwnedWriteBatch,
+        conversation: ConversationId,
+        reason: EmptyReason,
+        limit: usize,
+        is_chosen: impl Fn(&InboxRow) -> bool,
+    ) -> Result<usize> {
+        let before = self.erased_through(conversation)?;
+        let head = self.head_seq(&self.database.snapshot(), conversation)?;
+        if head <= before || conversation.kind() == Ok(ConversationKind::Mailbox) {
+            return Ok(0);
+        }
+        let (mut count, mut through) = (0, before);
+        let range = keys::history(conversation, before + 1)..=keys::history(conversation, head);
+        for guard in self.history.range(range) {
+            let mut row = decode_row(guard.value().map_err(failed)?.into()).map_err(|_| corrupt())?;
+            if count == limit || !is_chosen(&row) {
+                break;
+            }
+            if row.erase(reason) {
+                batch.insert(&self.history, keys::history(conversation, row.seq), encode_row(&row));
+                count += 1;
+            }
+            through = row.seq;
+        }
+        if through > before {
+            batch.insert(&self.erased, &conversation.as_bytes()[..], &through.to_be_bytes()[..]);
+        }
+        Ok(count)
+    }
+
+    /// Records that a user cleared a conversation, and erases the content that every member has cleared.
+    pub(super) fn clear_history(
+        &self,
+        batch: &mut OwnedWriteBatch,
+        conversation: ConversationId,
+        user: UserId,
+        through: Seq,
+    ) -> Result<()> {
+        let head = self.head_seq(&self.database.snapshot(), conversation)?;
+        let mark = self.read_cleared(conversation, user)?.max(through.min(head));
+        batch.insert(&self.cleared, keys::cleared(conversation, user), &mark.to_be_bytes()[..]);
+        let mut by_all = None;
+        for member in self.read_members(conversation)? {
+            let of_member =
+                if member.user == user { mark } else { self.read_cleared(conversation, member.user)? };
+            by_all = Some(by_all.map_or(of_member, |least: Seq| least.min(of_member)));
+        }
+        let by_all = by_all.unwrap_or(0);
+        let is_chosen = |row: &InboxRow| row.seq <= by_all;
+        self.erase_content(batch, conversation, EmptyReason::Cleared, usize::MAX, is_chosen).map(drop)
+    }
+
+    /// Returns conversations with messages that are older than `before_us` and have content, until they have `limit` of
+    /// them, and how many they have. The search begins with the conversation `first` and ends before it.
+    pub(super) async fn find_old(
+        &self,
+        first: Option<ConversationId>,
+        before_us: u64,
+        limit: usize,
+    ) -> Result<(Vec<ConversationId>, usize)> {
+        let from = first.map_or(Vec::new(), |first| first.as_bytes().to_vec());
+        let (mut found, mut count, mut searched) = (Vec::new(), 0, 0);
+        let all = self.heads.range(from.clone()..).chain(self.heads.range(..from));
+        for guard in all {
+            let conversation = ConversationId::parse(&guard.key().map_err(failed)?).map_err(|_| corrupt())?;
+            let old = self.count_old(conversation, before_us, limit - count)?;
+            if old > 0 {
+                count += old;
+                found.push(conversation);
+            }
+            if count >= limit {
+                break;
+            }
+            searched += 1;
+            if searched % SEARCHED == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok((found, count))
+    }
+
+    /// Returns how many old messages with content a conversation has, up to `limit`.
+    fn count_old(&self, conversation: ConversationId, before_us: u64, limit: usize) -> Result<usize> {
+        if conversation.kind() == Ok(ConversationKind::Mailbox) {
+            return Ok(0);
+        }
+        let view = self.database.snapshot();
+        let head = self.head_seq(&view, conversation)?;
+        let from = self.erased_through(conversation)? + 1;
+        let range = keys::history(conversation, from)..=keys::history(conversation, head.max(from));
+        let mut count = 0;
+        for guard in view.range(&self.history, range) {
+            let mut row = decode_row(guard.value().map_err(failed)?.into()).map_err(|_| corrupt())?;
+            if count == limit || row.seq > head || row.time_us >= before_us {
+                break;
+            }
+            count += usize::from(row.erase(EmptyReason::Expired));
+        }
+        Ok(count)
+    }
+}
