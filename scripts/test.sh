@@ -310,12 +310,12 @@ faults() {
 }
 
 # One build. `--release`, because the profile in fuzz/Cargo.toml sets which assertions are enabled. The targets run at
-# the same time, because each has one thread: with six targets, FUZZ_SECONDS of a core are 6/2 of that time on two cores.
+# the same time, because each has one thread: with seven targets, FUZZ_SECONDS of a core are 7/2 of that time on two cores.
 fuzz() {
     export CARGO_TARGET_DIR=$target/fuzz
     echo "--- cargo fuzz build"
     cargo +nightly fuzz build --release --fuzz-dir fuzz
-    local name pids=() names=(frame session codec recovery suite_message suite_bundle) seconds failed=0 cores
+    local name pids=() names=(frame session codec recovery suite_message suite_bundle link_payload) seconds failed=0 cores
     cores=$(nproc)
     seconds=$((cores >= ${#names[@]} ? ${FUZZ_SECONDS:-60} : ${FUZZ_SECONDS:-60} * ${#names[@]} / cores))
     for name in "${names[@]}"; do

@@ -54,6 +54,9 @@ pub use conversation::Conversation;
 pub use event::{Event, EventRecord, GapReason, Presence, RefusedReason};
 #[cfg(feature = "client")]
 pub use linking::LinkCode;
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub use linking::{open_any, payloads};
 #[cfg(feature = "client")]
 pub use message::{Content, Message, User};
 #[cfg(feature = "client")]

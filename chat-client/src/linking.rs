@@ -243,30 +243,69 @@ impl fmt::Debug for LinkCode {
     }
 }
 
+/// The keys of [`open_any`]: of the waiting device, the answering device, and the code.
+#[cfg(any(fuzzing, test))]
+const KEYS: ([u8; 32], [u8; 32], LinkCode) = ([7; 32], [8; 32], LinkCode::new([3; 16]));
+
+#[cfg(any(fuzzing, test))]
+fn offer(secret: [u8; 32]) -> Offer {
+    let ephemeral = PublicKey::from(&StaticSecret::from(secret)).as_bytes().to_vec();
+    Offer {
+        device_key: vec![1; 32],
+        suite_key: vec![2; 33],
+        ephemeral,
+        signed_prekeys: vec![3; 40],
+        prekeys_signature: vec![4; 64],
+        suite: None,
+    }
+}
+
+#[cfg(any(fuzzing, test))]
+fn joined() -> Result<Joined> {
+    let (device, handle) = (DeviceId::new(2)?, Handle::new("alice")?);
+    Ok(Joined { account_key: [4; 32], user: UserId::from_bytes([5; 16]), device, handle })
+}
+
+/// Returns a valid offer before it is encrypted, and a valid encrypted answer, for [`open_any`] to start from.
+///
+/// # Errors
+/// If a constant is not valid.
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub fn payloads() -> Result<[Vec<u8>; 2]> {
+    let (secret, answering, code) = KEYS;
+    let offer = offer(secret);
+    Ok([offer.encode_to_vec(), offer.answer(&code, &joined()?, answering)?.to_vec()])
+}
+
+/// Opens bytes as offer and as answer: as a server that changed them sends them, and as a person that has the code encrypts
+/// them. Tests and the fuzzer call it: no bytes may panic.
+///
+/// # Errors
+/// `Invalid` unless the bytes are the content of an offer.
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub fn open_any(bytes: &[u8]) -> Result<()> {
+    let (secret, answering, code) = KEYS;
+    let own_offer = offer(secret);
+    let _ = Offer::open(bytes, &code);
+    let _ = own_offer.open_answer(&code, bytes, &secret);
+    let failed = |_| invalid("failed to encrypt");
+    let own = PublicKey::from(&StaticSecret::from(answering));
+    let shared = shared(&StaticSecret::from(secret), own)?;
+    let payload = Payload { msg: bytes, aad: &own_offer.hash() };
+    let sealed = code.cipher(b"answer", &*shared)?.encrypt(&nonce(), payload).map_err(failed)?;
+    let _ = own_offer.open_answer(&code, &[&own.as_bytes()[..], &sealed].concat(), &secret);
+    let sealed = code.cipher(b"offer", &[])?.encrypt(&nonce(), bytes).map_err(failed)?;
+    let offer = Offer::open(&sealed, &code)?;
+    let _ = offer.suite_key();
+    let _ = offer.answer(&code, &joined()?, answering);
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn offer(secret: [u8; 32]) -> Offer {
-        let ephemeral = PublicKey::from(&StaticSecret::from(secret)).as_bytes().to_vec();
-        Offer {
-            device_key: vec![1; 32],
-            suite_key: vec![2; 33],
-            ephemeral,
-            signed_prekeys: vec![3; 40],
-            prekeys_signature: vec![4; 64],
-            suite: None,
-        }
-    }
-
-    fn joined() -> Joined {
-        Joined {
-            account_key: [4; 32],
-            user: UserId::from_bytes([5; 16]),
-            device: DeviceId::new(2).unwrap(),
-            handle: Handle::new("alice").unwrap(),
-        }
-    }
 
     #[test]
     fn device_joins_with_the_answer_of_a_device_that_has_its_code() {
@@ -276,8 +315,8 @@ mod tests {
         let sealed = offer.seal(&code).unwrap();
         let seen = Offer::open(&sealed, &code).unwrap();
         assert_eq!(seen, offer);
-        let answer = seen.answer(&code, &joined(), [8; 32]).unwrap();
-        assert_eq!(offer.open_answer(&code, &answer, &secret), Ok(joined()));
+        let answer = seen.answer(&code, &joined().unwrap(), [8; 32]).unwrap();
+        assert_eq!(offer.open_answer(&code, &answer, &secret), joined());
         assert!(
             offer.open_answer(&code, &answer, &[9; 32]).is_err(),
             "opened with the key of another device"
@@ -292,26 +331,22 @@ mod tests {
         assert_eq!(Offer::open(&forged, &code).unwrap_err().kind(), ErrorKind::Denied);
         // The server knows the id of the offer, which does not reveal the code, and it may know the keys of the offer.
         assert_ne!(code.rendezvous().unwrap()[..], code.0);
-        let answer = offer.answer(&guess, &joined(), [8; 32]).unwrap();
+        let answer = offer.answer(&guess, &joined().unwrap(), [8; 32]).unwrap();
         assert_eq!(offer.open_answer(&code, &answer, &secret).unwrap_err().kind(), ErrorKind::Denied);
         // An answer to another offer with the same code.
         let other = Offer { device_key: vec![6; 32], ..offer.clone() };
-        let answer = other.answer(&code, &joined(), [8; 32]).unwrap();
+        let answer = other.answer(&code, &joined().unwrap(), [8; 32]).unwrap();
         assert_eq!(offer.open_answer(&code, &answer, &secret).unwrap_err().kind(), ErrorKind::Denied);
         assert_eq!(format!("{code:?}"), "LinkCode");
     }
 
-    /// The server can change the bytes, and a person with the code can encrypt anything.
     #[test]
     fn no_payload_panics() {
-        let (secret, code) = ([7; 32], LinkCode::new([3; 16]));
-        let offer = offer(secret);
-        let answer = offer.answer(&code, &joined(), [8; 32]).unwrap();
-        let plain = offer.encode_to_vec();
+        let payloads = payloads().unwrap();
         let mut rng = chat_core::rng::Rng::new(5);
         let mut opened = 0;
         for _ in 0..20_000 {
-            let mut bytes = if rng.chance(50) { plain.clone() } else { answer.to_vec() };
+            let mut bytes = payloads[rng.below(2) as usize].clone();
             for _ in 0..1 + rng.below(4) {
                 let at = rng.below(bytes.len() as u64) as usize;
                 match rng.below(3) {
@@ -320,18 +355,7 @@ mod tests {
                     _ => bytes.insert(at, rng.below(256) as u8),
                 }
             }
-            let sealed = code.cipher(b"offer", &[]).unwrap().encrypt(&nonce(), &bytes[..]).unwrap();
-            if let Ok(offer) = Offer::open(&sealed, &code) {
-                opened += 1;
-                let _ = offer.answer(&code, &joined(), [8; 32]);
-            }
-            let _ = Offer::open(&bytes, &code);
-            let _ = offer.open_answer(&code, &bytes, &secret);
-            let own = PublicKey::from(&StaticSecret::from([8; 32]));
-            let shared = shared(&StaticSecret::from(secret), own).unwrap();
-            let payload = Payload { msg: &bytes, aad: &offer.hash() };
-            let sealed = code.cipher(b"answer", &*shared).unwrap().encrypt(&nonce(), payload).unwrap();
-            let _ = offer.open_answer(&code, &[&own.as_bytes()[..], &sealed].concat(), &secret);
+            opened += u32::from(open_any(&bytes).is_ok());
         }
         assert!(opened > 1000, "{opened} offers could be decoded");
     }
