@@ -54,7 +54,7 @@ pub use conversation::Conversation;
 pub use event::{Event, EventRecord, GapReason, Presence, RefusedReason};
 #[cfg(feature = "client")]
 pub use linking::LinkCode;
-#[cfg(any(fuzzing, test))]
+#[cfg(all(feature = "client", any(fuzzing, test)))]
 #[doc(hidden)]
 pub use linking::{open_any, payloads};
 #[cfg(feature = "client")]
