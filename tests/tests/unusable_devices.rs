@@ -11,7 +11,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chat_client::platform::native::Native;
 use chat_client::platform::{Dialer, Platform, Runtime, Sleep, Task, Transport};
-use chat_client::{Client, ClientConfig, DeviceId, ErrorKind, Event, Events, GapReason, Result};
+use chat_client::{
+    Client, ClientConfig, DeviceId, ErrorKind, Event, Events, GapReason, RefusedReason, Result, Status,
+};
 use chat_core::memory::ManualClock;
 use chat_core::wire::ServerFrame;
 use chat_signal::Signal;
@@ -254,4 +256,29 @@ async fn code_of_a_device_that_gave_up_is_not_approved() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(alice.approve_link(&code).await.unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(alice.devices().await.unwrap(), [DeviceId::PRIMARY]);
+}
+
+#[tokio::test]
+async fn device_of_another_suite_blocks_nobody() {
+    let server = TestServer::start().await.unwrap();
+    let alice = server.client_with("alice", Box::new(Signal::new())).await.unwrap();
+    let phone = server.client_with("bob", Box::new(Signal::new())).await.unwrap();
+    let other = server.client("carol").await.unwrap();
+
+    let ticket = alice.send(other.user(), "no suite in common").await.unwrap();
+    let refused = timeout(LIMIT, ticket.stored()).await.unwrap().unwrap_err();
+    let status = ticket.status().await.unwrap();
+    assert_eq!(status, Status::Refused(RefusedReason::CannotEncrypt), "{refused}");
+
+    // Linked with another suite than the phone: its messages are not for it.
+    let suite = Box::new(chat_testing::Unencrypted::new());
+    let tablet = server.linked_client(&phone, "tablet", suite).await.unwrap();
+    let mut events = tablet.events_after(Some(0));
+    alice.send(phone.user(), "hello").await.unwrap();
+    assert_eq!(next_text(&server, &phone).await, "hello");
+    let gap = event(&mut events, |event| match event {
+        Event::Gap { reason, .. } => Some(*reason),
+        _ => None,
+    });
+    assert_eq!(gap.await, GapReason::Excluded);
 }
