@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use chat_core::backend::SenderFilter;
 use chat_core::codec::{decode_row, encode_row, redo};
 use chat_core::envelope::{EmptyReason, InboxRow};
-use chat_core::{ConversationId, ConversationKind, Error, ErrorKind, Result, Seq, UserId};
+use chat_core::{ConversationId, ConversationKind, Result, Seq, UserId};
 use futures_util::TryStreamExt as _;
 use futures_util::future::try_join_all;
 use scylla::value::CqlValue;
@@ -89,10 +89,11 @@ impl CassandraStore {
         }
         let before = self.mark(conversation, ERASED.to_vec()).await?;
         let (mut count, mut through) = (0, before);
-        'rows: while through < state.head.seq {
+        while through < state.head.seq {
             let page = self.rows_after(conversation, through).await?;
             if page.first().is_none_or(|row| row.seq != through + 1) {
-                return Err(Error::new(ErrorKind::Unavailable, "the newest rows are being written"));
+                // The rows of the last commit, which is not chosen, are being written.
+                break;
             }
             let mut writes = Vec::new();
             let mut is_done = false;
@@ -109,7 +110,7 @@ impl CassandraStore {
             }
             self.write_partition(&writes).await?;
             if is_done {
-                break 'rows;
+                break;
             }
         }
         if through > before {
@@ -205,9 +206,8 @@ impl CassandraStore {
         if erased >= head {
             return Ok(false);
         }
-        // A message that is not written yet is not old, unless the node that wrote its state stopped: then the state is
-        // finished before the erasure.
+        // A message that is not written yet is not old.
         let rows = self.rows_after(conversation, erased).await?;
-        Ok(rows.first().is_none_or(|row| row.time_us < before_us))
+        Ok(rows.first().is_some_and(|row| row.time_us < before_us))
     }
 }
