@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use chat_core::backend::Rules;
 use chat_core::delivery::Rates;
 use chat_server::jwt::{JwtAuthenticator, JwtSecret};
 use chat_server::{Server, ServerBuilder};
@@ -180,6 +181,8 @@ pub(crate) struct Settings {
     pub(crate) drain_seconds: u32,
     /// Days a message waits for a device. After that the device receives a gap instead.
     pub(crate) retention_days: u32,
+    /// The latest rules that a message may need. While nodes of the release before run: the rules of that release.
+    pub(crate) rules: u32,
     /// Days after which the content of a message is erased from history; 0 keeps it. Not below `retention_days`.
     pub(crate) history_retention_days: u32,
     /// Which log lines are written.
@@ -254,6 +257,7 @@ impl Default for Settings {
             accept_rate: 500,
             drain_seconds: 60,
             retention_days: 30,
+            rules: Rules::CURRENT.0,
             history_retention_days: 0,
             // At `warn`, the driver would log every warning of Cassandra with its statement.
             log: "info,scylla=error".into(),
@@ -290,6 +294,7 @@ impl Settings {
             .allow_plaintext(self.allow_plaintext)
             .allow_public_admin(self.allow_public_admin)
             .runs_shards(self.roles.contains(&Role::Router));
+        builder = builder.rules(Rules(self.rules.min(Rules::CURRENT.0)));
         if self.history_retention_days > 0 {
             let seconds = u64::from(self.history_retention_days) * 24 * 3600;
             builder = builder.history_retention(Duration::from_secs(seconds));

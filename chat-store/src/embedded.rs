@@ -412,6 +412,9 @@ impl MessageStore for EmbeddedStore {
     }
 
     async fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()> {
+        if self.tables.is_cleared(conversation, user, through)? {
+            return Ok(());
+        }
         self.writer.clear_history(conversation, user, through).await
     }
 

@@ -362,14 +362,17 @@ impl Driver {
             (Waiting::Contacts, Ok(answer)) => self.contacts_received(&answer.contacts)?,
             // The next connection compares the versions again.
             (Waiting::Contacts, Err(_)) => {}
-            (Waiting::Cleared(conversation, through, reply), Ok(_)) => {
-                self.step(Input::Flush)?;
-                self.store.clear_history(conversation, through)?;
-                self.store.commit_open()?;
-                let _ = reply.send(Ok(()));
-            }
-            (Waiting::Cleared(.., reply), Err(error)) => {
-                let _ = reply.send(Err(error));
+            (Waiting::Cleared(conversation, through, reply), answer) => {
+                let is_unknown = answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
+                let mut outcome = answer.map(drop);
+                if outcome.is_ok() || is_unknown {
+                    self.step(Input::Flush)?;
+                    let erased = self.store.clear_history(conversation, through)?;
+                    self.store.commit_open()?;
+                    // The server may have lost a conversation of which this device still has messages.
+                    outcome = if erased > 0 { Ok(()) } else { outcome };
+                }
+                let _ = reply.send(outcome);
             }
             (Waiting::Report(reply) | Waiting::Deletion(reply), answer) => {
                 let _ = reply.send(answer.map(drop));

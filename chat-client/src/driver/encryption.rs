@@ -49,6 +49,10 @@ impl Driver {
             (Some(_), Ok(_)) => Err(Unreadable::OtherSuite),
         };
         let body = match content {
+            // Content is padded: without bytes it is no content.
+            Ok(body) if body.content.is_empty() => {
+                return Ok(Opened { known, repeats, ..Opened::unreadable(Unreadable::Malformed) });
+            }
             Ok(body) => body,
             Err(reason) => return Ok(Opened { known, repeats, ..Opened::unreadable(reason) }),
         };

@@ -314,7 +314,7 @@ impl LocalStore {
         id: MessageId,
         content: &[u8],
     ) -> Result<()> {
-        if matches!(Content::decode(content), Content::Unreadable(_)) {
+        if matches!(Content::decode(content), Content::Unreadable(_) | Content::Cleared) {
             return Ok(());
         }
         let place = params![sender.installation.as_bytes(), id.as_bytes(), conversation.as_bytes(), content];

@@ -162,21 +162,18 @@ impl LocalStore {
     }
 
     /// Erases the content of the messages of a conversation up to a seq, in the open transaction. Their places stay, so that
-    /// a message that arrives again is recognised.
+    /// a message that arrives again is recognised. Returns the number of messages erased.
     ///
     /// # Errors
     /// If the store fails.
-    pub(crate) fn clear_history(&mut self, conversation: ConversationId, through: Seq) -> Result<()> {
+    pub(crate) fn clear_history(&mut self, conversation: ConversationId, through: Seq) -> Result<usize> {
+        let place = params![conversation.as_bytes(), through.cast_signed()];
+        self.run("DELETE FROM unknown_rows WHERE conversation = ?1 AND seq <= ?2", place)?;
         self.run(
             "UPDATE messages SET content = x'', audience = NULL, body_key = NULL, unasked = 0
-             WHERE conversation = ?1 AND seq <= ?2",
-            params![conversation.as_bytes(), through.cast_signed()],
-        )?;
-        self.run(
-            "DELETE FROM unknown_rows WHERE conversation = ?1 AND seq <= ?2",
+             WHERE conversation = ?1 AND seq <= ?2 AND content IS NOT x''",
             params![conversation.as_bytes(), through.cast_signed()],
         )
-        .map(drop)
     }
 
     /// Returns all conversations that users see, the one with the newest message first.

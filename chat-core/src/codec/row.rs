@@ -137,12 +137,13 @@ fn content_from_proto(raw: proto::row::Row, seq: Seq) -> Result<RowContent> {
         proto::row::Row::Empty(e) => RowContent::Empty {
             reason: match e.reason() {
                 proto::EmptyReason::Skip => EmptyReason::Skip,
-                proto::EmptyReason::Poison => EmptyReason::Poison,
+                proto::EmptyReason::Expired => EmptyReason::Expired,
                 proto::EmptyReason::Excluded => EmptyReason::Excluded,
                 proto::EmptyReason::Quota => EmptyReason::Quota,
                 proto::EmptyReason::Withheld => EmptyReason::Withheld,
                 proto::EmptyReason::Cleared => EmptyReason::Cleared,
-                _ => EmptyReason::Expired,
+                // Also a reason of a later release, which must not look like an early expiry.
+                proto::EmptyReason::Poison | proto::EmptyReason::Unspecified => EmptyReason::Poison,
             },
             from: e.from.clamp(1, seq.max(1)),
         },

@@ -31,22 +31,24 @@ impl Engine {
         self.delete_user(user.ok_or_else(|| Error::new(ErrorKind::NotFound, "there is no such user"))?).await
     }
 
+    /// Deletes a user. An error of one step does not keep the others from being done, because a deleted user cannot be named
+    /// again.
     async fn delete_user(&self, user: UserId) -> Result<()> {
         let devices = self.backends.keys.delete(user).await?;
         // From here on this node accepts no message for the devices, so that no row follows the erased ones.
         self.lists_changed.fetch_add(1, Ordering::AcqRel);
         self.lists.remove(&user);
-        // The cursors name the conversations, so all are read before any is erased.
-        self.clear_all_history(user, &devices).await?;
-        for device in devices {
-            self.backends.store.erase(device).await?;
-        }
-        self.backends.contacts.erase(user).await?;
-        self.decisions_changed.fetch_add(1, Ordering::AcqRel);
-        self.decided.retain(|(owner, _), _| *owner != user);
         let routes = self.backends.registry.lookup(&[user]).await.unwrap_or_default();
         let closed = |route| (route, vec![SessionEvent::Closed(CloseReason::Unauthorized)]);
         self.deliver(routes.into_iter().map(closed).collect()).await;
-        Ok(())
+        // The cursors name the conversations, so all are read before any is erased.
+        let mut outcome = self.clear_all_history(user, &devices).await;
+        for device in devices {
+            outcome = outcome.and(self.backends.store.erase(device).await);
+        }
+        outcome = outcome.and(self.backends.contacts.erase(user).await);
+        self.decisions_changed.fetch_add(1, Ordering::AcqRel);
+        self.decided.retain(|(owner, _), _| *owner != user);
+        outcome
     }
 }

@@ -129,10 +129,10 @@ impl Engine {
                 withheld: Vec::new(),
                 verdict,
                 reply: None,
-                rules,
+                rules: Rules::BASIC,
             });
         }
-        let mut verdict = None;
+        let mut verdict = (rules > self.settings.rules).then_some(Refusal::Unsupported);
         let named = publish.audience.iter().map(|a| self.list_at_least(a.user, a.list_version));
         let lists = try_join_all(named).await?;
         let own = self.device_list(sender.user).await?;
@@ -185,6 +185,8 @@ impl Engine {
             recipients.iter().filter(withholds).flat_map(|user| &user.installations).copied().collect();
         let is_read = |device: &InstallationId| !full.contains(device) && !of_blockers.contains(device);
         publish.boxes.retain(|one| is_read(&one.installation));
+        // A refused publish writes no row, so any release can decide about it.
+        let rules = if verdict.is_some() { Rules::BASIC } else { rules };
         let operation = Operation::Publish(publish);
         Ok(Command { sender, operation, recipients, full, withheld, verdict, reply: None, rules })
     }

@@ -45,6 +45,9 @@ pub struct EngineSettings {
     pub lists_ms: u64,
     /// Trace events to keep for [`explain`](Engine::explain), about 100 bytes each.
     pub trace: usize,
+    /// The latest rules that this gateway asks for: a message that needs later ones is refused (`Unsupported`). While nodes
+    /// of the release before run, set those of that release.
+    pub rules: Rules,
     /// The retention time that sessions announce to their devices, in milliseconds; 0 announces none. A device reports
     /// rows that expire earlier, so [`sweep`](Engine::sweep) must not remove them earlier.
     pub retention_ms: u64,
@@ -53,6 +56,7 @@ pub struct EngineSettings {
 impl Default for EngineSettings {
     fn default() -> Self {
         Self {
+            rules: Rules::CURRENT,
             gateway: GatewayId(1),
             authorities: Vec::new(),
             session_queue: 64,
@@ -217,7 +221,7 @@ impl Engine {
             recipients: own,
             verdict: None,
             reply: None,
-            rules: Rules::CURRENT,
+            rules: Rules::BASIC,
             full: Vec::new(),
             withheld: Vec::new(),
         }))

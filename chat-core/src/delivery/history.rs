@@ -50,19 +50,21 @@ impl Engine {
     }
 
     /// Clears all conversations of a deleted user, as far as its devices have cursors: messages that no other user can read
-    /// are erased.
+    /// are erased. Returns the first error, after it tried all.
     pub(super) async fn clear_all_history(&self, user: UserId, devices: &[InstallationId]) -> Result<()> {
+        let mut outcome = Ok(());
         let mut conversations = BTreeSet::new();
         for device in devices {
-            let record = self.backends.store.device(*device, CursorFilter::All).await?;
-            conversations.extend(record.cursors.into_iter().map(|(conversation, _)| conversation));
-        }
-        for conversation in conversations {
-            if conversation.kind() != Ok(ConversationKind::Mailbox) {
-                self.backends.store.clear_history(conversation, user, MAX_NUMBER).await?;
+            match self.backends.store.device(*device, CursorFilter::All).await {
+                Ok(record) => conversations.extend(record.cursors.into_iter().map(|(id, _)| id)),
+                Err(error) => outcome = outcome.and(Err(error)),
             }
         }
-        Ok(())
+        conversations.retain(|conversation| conversation.kind() != Ok(ConversationKind::Mailbox));
+        for conversation in conversations {
+            outcome = outcome.and(self.backends.store.clear_history(conversation, user, MAX_NUMBER).await);
+        }
+        outcome
     }
 
     /// Removes inbox rows that are older than the retention time, in pieces. Returns the number of rows

@@ -31,7 +31,7 @@ impl SuiteId {
         self.0
     }
 
-    /// Marks the signed part of prekeys, a one-time prekey or a box with the suite that made it: a zero byte, the number
+    /// Marks the signed part of prekeys, or a box, with the suite that made it: a zero byte, the number
     /// (4 bytes, big endian), the data. Data of [`SIGNAL`](Self::SIGNAL) has no mark, because it never begins with a zero
     /// byte: so every release reads it.
     ///

@@ -35,6 +35,9 @@ impl ServerFrame {
                 max_version: c.max_version,
                 server_time: c.server_time.min(MAX_NUMBER),
             }),
+            Frame::Welcome(w) if w.region != 0 => {
+                return Err(invalid("the server has the data of another region"));
+            }
             Frame::Welcome(w) => Self::Welcome(Welcome {
                 store_epoch: StoreEpoch::parse(&w.store_epoch)?,
                 server_time: w.server_time.min(MAX_NUMBER),

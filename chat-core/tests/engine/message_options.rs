@@ -71,6 +71,33 @@ fn command_asks_for_the_rules_that_it_needs() {
 }
 
 #[test]
+fn skips_and_refused_publishes_ask_for_no_later_rules() {
+    let (engine, _clock) = engine(Rates::OFF);
+    let [alice, bob, eve] = talkers(&engine);
+    let skip = ready(engine.admit_skip(alice.device(), alice.number(&bob))).unwrap();
+    assert_eq!(skip.rules, Rules::BASIC);
+    for options in [
+        MessageOptions { wake: vec![eve.device().user], ..MessageOptions::default() },
+        deletion(&bob, alice.number(&bob).conversation, 1, &history(&engine, &alice, &bob)[0]),
+    ] {
+        let publish = Publish { options, first: false, ..alice.next(&bob, 10) };
+        let command = ready(engine.admit_publish(alice.device(), publish)).unwrap();
+        assert_eq!((command.rules, command.verdict.is_some()), (Rules::BASIC, true));
+    }
+}
+
+#[test]
+fn options_are_refused_while_nodes_of_the_release_before_run() {
+    let clock = Arc::new(ManualClock::default());
+    let settings = EngineSettings { rates: Rates::OFF, rules: Rules::BASIC, ..EngineSettings::default() };
+    let engine = Engine::new(Backends::memory(), settings, clock);
+    let [mut alice, bob, _] = talkers(&engine);
+    let options = MessageOptions { urgency: Urgency::Silent, ..MessageOptions::default() };
+    assert_eq!(send(&engine, &mut alice, &bob, options), Some(Refusal::Unsupported));
+    assert_eq!(send(&engine, &mut alice, &bob, MessageOptions::default()), None);
+}
+
+#[test]
 fn message_wakes_only_the_users_that_it_names() {
     let clock = Arc::new(ManualClock::default());
     clock.set_us(START_US);

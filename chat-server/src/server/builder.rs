@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chat_core::backend::{Authenticated, Authenticator, Backends, GatewayId};
+use chat_core::backend::{Authenticated, Authenticator, Backends, GatewayId, Rules};
 use chat_core::delivery::{EngineSettings, Rates};
 use chat_core::memory::{MemoryRouter, OpenRegistration};
 use chat_core::{WallClock, memory};
@@ -246,6 +246,13 @@ impl ServerBuilder {
     /// [retention](Self::retention) of inboxes.
     pub fn history_retention(mut self, retention: Duration) -> Self {
         self.history_retention = Some(retention);
+        self
+    }
+
+    /// The latest rules that a message may need, those of this release by default. While nodes of the release before run, set
+    /// those of that release: messages that need later ones are refused.
+    pub fn rules(mut self, rules: Rules) -> Self {
+        self.engine.rules = rules;
         self
     }
 

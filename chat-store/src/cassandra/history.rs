@@ -14,13 +14,17 @@ use futures_util::TryStreamExt as _;
 use futures_util::future::try_join_all;
 use scylla::value::CqlValue;
 
-use super::commit::{big, blob};
+use super::commit::{big, blob, now_us};
 use super::connection::Write;
 use super::state::{ERASED, cleared_part};
 use super::{BUCKET, CassandraStore, corrupt, signed, unsigned};
 
 /// Rows that one statement reads.
 const PAGE: i32 = 50;
+/// Rows after which the progress of an erasure is recorded.
+const MARK_EVERY: u64 = 1000;
+/// Microseconds after which the rows of a commit are written: its owner, or the next one, has finished it.
+const SETTLED_US: u64 = 3600 * 1_000_000;
 /// Conversations that are searched at the same time.
 const SEARCHES: usize = 16;
 /// Conversations with old content that one search finds, at most.
@@ -63,6 +67,9 @@ impl CassandraStore {
         self.put_cleared(conversation, user, through.min(state.head.seq)).await?;
         let marks = state.members.iter().map(|member| self.cleared_by(conversation, member.user));
         let by_all = try_join_all(marks).await?.into_iter().min().unwrap_or(0);
+        if by_all <= self.mark(conversation, ERASED.to_vec()).await? {
+            return Ok(());
+        }
         let is_chosen = |row: &InboxRow| row.seq <= by_all;
         self.erase_content(conversation, EmptyReason::Cleared, usize::MAX, is_chosen).await.map(drop)
     }
@@ -83,23 +90,23 @@ impl CassandraStore {
         };
         let last = redo::decode(redo.clone().into(), conversation, state.head)?;
         let is_last_chosen = last.history.iter().any(&is_chosen);
-        if is_last_chosen {
-            // Its rows may not be written yet.
+        if is_last_chosen && now_us().saturating_sub(state.head.time_us) < SETTLED_US {
+            // Its rows may not be written yet. Those of an older commit are: finishing it again would put rows that devices
+            // have acknowledged among the late ones.
             self.finish(conversation, state.head, redo).await?;
         }
         let before = self.mark(conversation, ERASED.to_vec()).await?;
-        let (mut count, mut through) = (0, before);
-        while through < state.head.seq {
-            let page = self.rows_after(conversation, through).await?;
-            if page.first().is_none_or(|row| row.seq != through + 1) {
-                // The rows of the last commit, which is not chosen, are being written.
-                break;
-            }
+        let (mut count, mut through, mut marked) = (0, before, before);
+        let mut is_done = false;
+        while through < state.head.seq && !is_done {
+            let page = self.rows_after(conversation, through, PAGE).await?;
             let mut writes = Vec::new();
-            let mut is_done = false;
+            // An empty page: the rows of the last commit, which is not chosen, are being written.
+            is_done = page.is_empty();
             for mut row in page {
-                is_done = row.seq > state.head.seq || count == limit || !is_chosen(&row);
-                if is_done {
+                let is_next = row.seq == through + 1 && row.seq <= state.head.seq;
+                if !is_next || count == limit || !is_chosen(&row) {
+                    is_done = true;
                     break;
                 }
                 through = row.seq;
@@ -109,14 +116,12 @@ impl CassandraStore {
                 }
             }
             self.write_partition(&writes).await?;
-            if is_done {
-                break;
+            if through > marked && (is_done || through == state.head.seq || through - marked >= MARK_EVERY) {
+                self.raise_mark(conversation, ERASED.to_vec(), through).await?;
+                marked = through;
             }
         }
-        if through > before {
-            self.raise_mark(conversation, ERASED.to_vec(), through).await?;
-        }
-        if is_last_chosen {
+        if is_last_chosen && through == state.head.seq {
             let key = (signed(state.head.time_us), &conversation.as_bytes()[..]);
             self.connection.write(&self.connection.statements.drop_redo, key).await?;
         }
@@ -135,9 +140,14 @@ impl CassandraStore {
     }
 
     /// Returns the first rows of history after a seq that are in one partition.
-    async fn rows_after(&self, conversation: ConversationId, after: Seq) -> Result<Vec<InboxRow>> {
+    async fn rows_after(
+        &self,
+        conversation: ConversationId,
+        after: Seq,
+        limit: i32,
+    ) -> Result<Vec<InboxRow>> {
         let bucket = (after + 1) / BUCKET;
-        let key = (&conversation.as_bytes()[..], signed(bucket), signed(after), PAGE);
+        let key = (&conversation.as_bytes()[..], signed(bucket), signed(after), limit);
         let rows = self.connection.rows(&self.connection.statements.history_after, key).await?;
         let rows = rows.rows::<(Vec<u8>,)>().map_err(|_| corrupt())?;
         rows.map(|row| decode_row(row.map_err(|_| corrupt())?.0.into()).map_err(|_| corrupt())).collect()
@@ -145,7 +155,7 @@ impl CassandraStore {
 
     pub(super) async fn expire_content(&self, before_us: u64, limit: usize) -> Result<usize> {
         let mut left = std::mem::take(&mut *self.old.lock());
-        let mut count = 0;
+        let (mut count, mut failed) = (0, None);
         loop {
             let is_search = left.is_empty();
             if is_search {
@@ -155,15 +165,19 @@ impl CassandraStore {
             while let Some(conversation) = left.last().copied() {
                 let is_old = |row: &InboxRow| row.time_us < before_us;
                 let (reason, room) = (EmptyReason::Expired, limit - count);
-                count += self.erase_content(conversation, reason, room, is_old).await?;
+                match self.erase_content(conversation, reason, room, is_old).await {
+                    Ok(erased) => count += erased,
+                    // The other conversations go on. The next search finds this one again.
+                    Err(error) => failed = failed.or(Some(error)),
+                }
                 if count >= limit {
                     *self.old.lock() = left;
                     return Ok(count);
                 }
                 left.pop();
             }
-            if is_complete {
-                return Ok(count);
+            if is_complete || failed.is_some() {
+                return failed.map_or(Ok(count), Err);
             }
         }
     }
@@ -207,7 +221,7 @@ impl CassandraStore {
             return Ok(false);
         }
         // A message that is not written yet is not old.
-        let rows = self.rows_after(conversation, erased).await?;
+        let rows = self.rows_after(conversation, erased, 1).await?;
         Ok(rows.first().is_some_and(|row| row.time_us < before_us))
     }
 }

@@ -62,26 +62,47 @@ impl Tables {
         Ok(count)
     }
 
-    /// Records that a user cleared a conversation, and erases the content that every member has cleared.
+    /// Records that a user cleared a conversation, and erases the content that every member has cleared: at most `limit`
+    /// messages. Returns how many.
     pub(super) fn clear_history(
         &self,
         batch: &mut OwnedWriteBatch,
         conversation: ConversationId,
         user: UserId,
         through: Seq,
-    ) -> Result<()> {
+        limit: usize,
+    ) -> Result<usize> {
         let head = self.head_seq(&self.database.snapshot(), conversation)?;
         let mark = self.read_cleared(conversation, user)?.max(through.min(head));
         batch.insert(&self.cleared, keys::cleared(conversation, user), &mark.to_be_bytes()[..]);
+        let by_all = self.cleared_by_all(conversation, (user, mark))?;
+        let is_chosen = |row: &InboxRow| row.seq <= by_all;
+        self.erase_content(batch, conversation, EmptyReason::Cleared, limit, is_chosen)
+    }
+
+    /// Returns whether a user has cleared a conversation up to a seq, and nothing is left to erase.
+    pub(super) fn is_cleared(
+        &self,
+        conversation: ConversationId,
+        user: UserId,
+        through: Seq,
+    ) -> Result<bool> {
+        let mark = self.read_cleared(conversation, user)?;
+        let head = self.head_seq(&self.database.snapshot(), conversation)?;
+        let is_recorded = mark >= through.min(head);
+        Ok(is_recorded
+            && self.cleared_by_all(conversation, (user, mark))? <= self.erased_through(conversation)?)
+    }
+
+    /// Returns the seq up to which every member has cleared a conversation, one of them up to this mark.
+    fn cleared_by_all(&self, conversation: ConversationId, (user, mark): (UserId, Seq)) -> Result<Seq> {
         let mut by_all = None;
         for member in self.read_members(conversation)? {
             let of_member =
                 if member.user == user { mark } else { self.read_cleared(conversation, member.user)? };
             by_all = Some(by_all.map_or(of_member, |least: Seq| least.min(of_member)));
         }
-        let by_all = by_all.unwrap_or(0);
-        let is_chosen = |row: &InboxRow| row.seq <= by_all;
-        self.erase_content(batch, conversation, EmptyReason::Cleared, usize::MAX, is_chosen).map(drop)
+        Ok(by_all.unwrap_or(0))
     }
 
     /// Returns conversations with messages that are older than `before_us` and have content, until they have `limit` of

@@ -40,7 +40,7 @@ pub(super) struct Waiting {
 enum Request {
     Commit(Vec<Commit>, oneshot::Sender<Result<()>>),
     Ack(InstallationId, u64, Vec<AckUpTo>, oneshot::Sender<Result<()>>),
-    Count(InstallationId, oneshot::Sender<Result<()>>),
+    Count(InstallationId, oneshot::Sender<Result<Waiting>>),
     Change(Change),
     Expire(u64, usize, oneshot::Sender<Result<usize>>),
     ExpireHistory(Vec<ConversationId>, u64, usize, oneshot::Sender<Result<usize>>),
@@ -133,8 +133,9 @@ impl Writer {
         if let Some(waiting) = self.waiting.get(&device) {
             return Ok(*waiting);
         }
-        self.ask(|answer| Request::Count(device, answer)).await?;
-        Ok(self.waiting.get(&device).map_or_else(Waiting::default, |waiting| *waiting))
+        let (answer, answered) = oneshot::channel();
+        self.requests.send(Request::Count(device, answer)).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
     }
 
     /// Changes the key directory on the writer's thread, one change after the other; nothing changes while the disk's
@@ -267,8 +268,7 @@ impl Work {
                         effects.answers.push((answer, outcome));
                     }
                     Request::Count(device, answer) => {
-                        let outcome = self.count(device);
-                        effects.answers.push((answer, outcome));
+                        let _ = answer.send(self.count(device));
                     }
                     Request::Change(change) => {
                         let room = self.check_space();
@@ -383,18 +383,30 @@ impl Work {
         let mut count = 0;
         for conversation in conversations {
             let (left, reason) = (limit - count, EmptyReason::Expired);
-            count += self.tables.erase_content(&mut batch, *conversation, reason, left, is_old)?;
-            self.forget_waiting(*conversation)?;
+            let erased = self.tables.erase_content(&mut batch, *conversation, reason, left, is_old)?;
+            if erased > 0 {
+                self.forget_waiting(*conversation)?;
+            }
+            count += erased;
         }
         batch.durability(Some(PersistMode::Buffer)).commit().map_err(failed)?;
         Ok(count)
     }
 
     fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()> {
-        let mut batch = OwnedWriteBatch::with_capacity(self.tables.database.clone(), 8);
-        self.tables.clear_history(&mut batch, conversation, user, through)?;
-        batch.durability(Some(PersistMode::SyncData)).commit().map_err(failed)?;
-        self.forget_waiting(conversation)
+        let mut all = 0;
+        loop {
+            let mut batch = OwnedWriteBatch::with_capacity(self.tables.database.clone(), 8);
+            let erased = self.tables.clear_history(&mut batch, conversation, user, through, BATCH)?;
+            all += erased;
+            let is_last = erased < BATCH;
+            let mode = if is_last { PersistMode::SyncData } else { PersistMode::Buffer };
+            batch.durability(Some(mode)).commit().map_err(failed)?;
+            if is_last {
+                break;
+            }
+        }
+        if all > 0 { self.forget_waiting(conversation) } else { Ok(()) }
     }
 
     /// Forgets the sizes of the inboxes that may hold rows of a conversation: they are counted again.
@@ -647,7 +659,7 @@ impl Work {
         Ok(())
     }
 
-    fn count(&self, device: InstallationId) -> Result<()> {
+    fn count(&self, device: InstallationId) -> Result<Waiting> {
         let mut waiting = Waiting::default();
         let mut after = InboxPosition::START;
         loop {
@@ -658,7 +670,7 @@ impl Work {
             waiting.bytes += page.iter().map(|row| row.size() as u64).sum::<u64>();
         }
         self.waiting.insert(device, waiting);
-        Ok(())
+        Ok(waiting)
     }
 
     /// Returns an error if less than [`RESERVE`] bytes are free. Checks the disk at most once a second.

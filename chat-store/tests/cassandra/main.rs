@@ -4,6 +4,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 mod bounds;
+mod history;
 mod timestamps;
 mod verify;
 
