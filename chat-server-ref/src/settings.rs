@@ -294,7 +294,7 @@ impl Settings {
             .allow_plaintext(self.allow_plaintext)
             .allow_public_admin(self.allow_public_admin)
             .runs_shards(self.roles.contains(&Role::Router));
-        builder = builder.rules(Rules(self.rules.min(Rules::CURRENT.0)));
+        builder = builder.rules(Rules(self.rules));
         if self.history_retention_days > 0 {
             let seconds = u64::from(self.history_retention_days) * 24 * 3600;
             builder = builder.history_retention(Duration::from_secs(seconds));

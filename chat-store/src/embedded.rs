@@ -404,7 +404,8 @@ impl MessageStore for EmbeddedStore {
             *self.next_search.lock() = old.last().copied();
             let count = self.writer.expire_history(old, before_us, left).await?;
             erased += count;
-            // An earlier call whose future was dropped may have erased a part of what was found: then search again.
+            // The search is repeated if another call erased a part of these messages: a caller can drop the future of an
+            // earlier call, and the writer still runs it.
             if erased >= limit || count == found && found < left {
                 return Ok(erased);
             }

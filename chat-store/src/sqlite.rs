@@ -1,6 +1,8 @@
 //! The SQLite store: a second built-in store. Running one suite on both stores reveals faults of either
 //! database.
 
+mod retention;
+
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::Path;
@@ -186,11 +188,7 @@ fn head(db: &Connection, conversation: ConversationId) -> Result<Seq> {
 fn apply(tx: &Transaction<'_>, commit: Commit) -> Result<()> {
     let id = commit.conversation;
     let mailbox = id.kind() == Ok(ConversationKind::Mailbox);
-    let erased = if mailbox {
-        0
-    } else {
-        number_of(tx, "SELECT seq FROM erased WHERE conversation = ?1", [id.as_bytes()])?
-    };
+    let erased = if mailbox { 0 } else { retention::erased_through(tx, id)? };
     // A repeated commit must not bring back content that was erased.
     for row in commit.history.iter().filter(|row| !mailbox && row.seq > erased) {
         tx.prepare_cached("INSERT OR REPLACE INTO history VALUES (?1, ?2, ?3)")
@@ -279,104 +277,6 @@ fn insert_row(tx: &Transaction<'_>, device: InstallationId, row: &InboxRow, mail
         })
         .map(drop)
         .map_err(failed)
-}
-
-/// Removes old rows of every inbox, leaves gaps, and returns how many rows it removed.
-fn expire(tx: &Transaction<'_>, before_us: u64, limit: usize) -> Result<usize> {
-    let mut old: Vec<(InstallationId, InboxRow)> = Vec::new();
-    let mut removed = 0;
-    {
-        let mut statement = tx
-            .prepare_cached(
-                "SELECT device, row FROM inbox WHERE time_us < ?1 ORDER BY device, time_us, conversation, seq",
-            )
-            .map_err(failed)?;
-        let mut rows = statement.query([before_us as i64]).map_err(failed)?;
-        while let (true, Some(row)) = (removed < limit, rows.next().map_err(failed)?) {
-            let (device, row): (Vec<u8>, Vec<u8>) =
-                (row.get(0).map_err(failed)?, row.get(1).map_err(failed)?);
-            let row = decode_row(row.into()).map_err(|_| corrupt())?;
-            if row.seq <= head(tx, row.conversation)? {
-                removed += usize::from(!row.is_expired());
-                old.push((InstallationId::parse(&device).map_err(|_| corrupt())?, row));
-            }
-        }
-    }
-    if removed == 0 {
-        return Ok(0);
-    }
-    let mut gaps: BTreeMap<(InstallationId, ConversationId), InboxRow> = BTreeMap::new();
-    for (device, row) in old {
-        let (from, joined) = match gaps.get(&(device, row.conversation)) {
-            Some(gap) => (gap.first_seq(), gap.joined),
-            None => (row.first_seq(), row.joined),
-        };
-        let gap = InboxRow::expired(row.conversation, from, row.position(), joined);
-        gaps.insert((device, row.conversation), gap);
-        tx.prepare_cached("DELETE FROM inbox WHERE device = ?1 AND conversation = ?2 AND seq = ?3")
-            .and_then(|mut s| {
-                s.execute(params![device.as_bytes(), row.conversation.as_bytes(), row.seq as i64])
-            })
-            .map_err(failed)?;
-    }
-    for ((device, conversation), gap) in gaps {
-        let mailbox = conversation.kind() == Ok(ConversationKind::Mailbox);
-        insert_row(tx, device, &gap, mailbox)?;
-    }
-    Ok(removed)
-}
-
-fn cleared(db: &Connection, conversation: ConversationId, user: UserId) -> Result<Seq> {
-    let query = "SELECT seq FROM cleared WHERE conversation = ?1 AND user = ?2";
-    number_of(db, query, params![conversation.as_bytes(), user.as_bytes()])
-}
-
-fn all_conversations(db: &Connection) -> Result<Vec<ConversationId>> {
-    let mut statement = db.prepare_cached("SELECT conversation FROM heads").map_err(failed)?;
-    let rows = statement.query_map([], |row| row.get::<_, Vec<u8>>(0)).map_err(failed)?;
-    rows.map(|id| ConversationId::parse(&id.map_err(failed)?).map_err(|_| corrupt())).collect()
-}
-
-/// Erases the content of at most `limit` messages of a conversation, from the oldest that has content on, for as long as they
-/// are chosen. Returns how many.
-fn erase_content(
-    tx: &Transaction<'_>,
-    conversation: ConversationId,
-    reason: EmptyReason,
-    limit: usize,
-    is_chosen: impl Fn(&InboxRow) -> bool,
-) -> Result<usize> {
-    let id = conversation.as_bytes();
-    let before = number_of(tx, "SELECT seq FROM erased WHERE conversation = ?1", [id])?;
-    let head = head(tx, conversation)?;
-    let (mut erased, mut through) = (Vec::new(), before);
-    {
-        let query = "SELECT row FROM history WHERE conversation = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq";
-        let mut statement = tx.prepare_cached(query).map_err(failed)?;
-        let mut rows = statement.query(params![id, before as i64, head as i64]).map_err(failed)?;
-        while let Some(row) = rows.next().map_err(failed)? {
-            let row: Vec<u8> = row.get(0).map_err(failed)?;
-            let mut row = decode_row(row.into()).map_err(|_| corrupt())?;
-            if erased.len() == limit || !is_chosen(&row) {
-                break;
-            }
-            through = row.seq;
-            if row.erase(reason) {
-                erased.push(row);
-            }
-        }
-    }
-    for row in &erased {
-        tx.prepare_cached("UPDATE history SET row = ?3 WHERE conversation = ?1 AND seq = ?2")
-            .and_then(|mut s| s.execute(params![id, row.seq as i64, encode_row(row)]))
-            .map_err(failed)?;
-    }
-    if through > before {
-        tx.prepare_cached("INSERT OR REPLACE INTO erased VALUES (?1, ?2)")
-            .and_then(|mut s| s.execute(params![id, through as i64]))
-            .map_err(failed)?;
-    }
-    Ok(erased.len())
 }
 
 fn read_history(db: &Connection, conversation: ConversationId, seq: Seq) -> Result<InboxRow> {
@@ -567,15 +467,7 @@ impl MessageStore for SqliteStore {
     async fn expire_history(&self, before_us: u64, limit: usize) -> Result<usize> {
         let mut db = self.db.lock();
         let tx = db.transaction().map_err(failed)?;
-        let conversations = all_conversations(&tx)?;
-        let mut count = 0;
-        for conversation in conversations {
-            let is_old = |row: &InboxRow| row.time_us < before_us;
-            count += erase_content(&tx, conversation, EmptyReason::Expired, limit - count, is_old)?;
-            if count >= limit {
-                break;
-            }
-        }
+        let count = retention::expire_history(&tx, before_us, limit)?;
         tx.commit().map_err(failed)?;
         Ok(count)
     }
@@ -583,30 +475,12 @@ impl MessageStore for SqliteStore {
     async fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()> {
         let mut db = self.db.lock();
         let tx = db.transaction().map_err(failed)?;
-        let through = through.min(head(&tx, conversation)?) as i64;
-        tx.prepare_cached(
-            "INSERT INTO cleared VALUES (?1, ?2, ?3) ON CONFLICT (conversation, user) DO UPDATE SET seq = max(seq, ?3)",
-        )
-        .and_then(|mut s| s.execute(params![conversation.as_bytes(), user.as_bytes(), through]))
-        .map_err(failed)?;
-        let members: Option<Vec<u8>> = tx
-            .query_row(
-                "SELECT members FROM heads WHERE conversation = ?1",
-                [conversation.as_bytes()],
-                |row| row.get(0),
-            )
-            .optional()
-            .map_err(failed)?;
-        let members = members.map_or(Ok(Vec::new()), |members| state::decode_members(&members))?;
-        let marks = members.iter().map(|member| cleared(&tx, conversation, member.user));
-        let by_all = marks.collect::<Result<Vec<Seq>>>()?.into_iter().min().unwrap_or(0);
-        let is_chosen = |row: &InboxRow| row.seq <= by_all;
-        erase_content(&tx, conversation, EmptyReason::Cleared, usize::MAX, is_chosen)?;
+        retention::clear_history(&tx, conversation, user, through)?;
         tx.commit().map_err(failed)
     }
 
     async fn cleared(&self, conversation: ConversationId, user: UserId) -> Result<Seq> {
-        cleared(&self.db.lock(), conversation, user)
+        retention::cleared(&self.db.lock(), conversation, user)
     }
 
     async fn generation(&self, device: InstallationId) -> Result<u64> {
@@ -650,7 +524,7 @@ impl MessageStore for SqliteStore {
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
         let mut db = self.db.lock();
         let tx = db.transaction().map_err(failed)?;
-        let removed = expire(&tx, before_us, limit)?;
+        let removed = retention::expire(&tx, before_us, limit)?;
         tx.commit().map_err(failed)?;
         Ok(removed)
     }

@@ -6,6 +6,8 @@
 //! With faults, calls fail, end early or are delayed, and the caller repeats them until their outcomes are known: the
 //! result must equal that of calls without faults.
 
+mod retention;
+
 use std::sync::Arc;
 
 use super::faults::{FaultRates, RepeatingCaller, UnreliableStore};
@@ -454,122 +456,6 @@ impl Run {
         let theirs = self.reference.ack(device, generation, &list).await.map_err(|error| error.kind());
         equal(ours, theirs, "the outcome of acks")?;
         self.record(device).await
-    }
-
-    /// Expires everything before a time, a piece at a time: after each piece, gaps and rows are in order.
-    async fn expire(&self, share: u64, piece: usize) -> Outcome {
-        let newest = self.talks.iter().take(5).map(|talk| talk.state.head.time_us).max().unwrap_or(0);
-        let before_us = self.begin_us + newest.saturating_sub(self.begin_us) * share / 100;
-        let mut removed = 0;
-        for call in 0.. {
-            if call > 2_000 {
-                return Err("an expiry does not end".into());
-            }
-            let count = self.store.expire(before_us, piece).await.map_err(failed)?;
-            if count > piece {
-                return Err(format!("an expiry of at most {piece} rows removed {count}"));
-            }
-            removed += count;
-            for device in &self.devices {
-                self.gaps_are_in_order(device.installation, before_us).await?;
-            }
-            if count < piece {
-                break;
-            }
-        }
-        let mut expected = 0;
-        loop {
-            let count = self.reference.expire(before_us, 1000).await.map_err(failed)?;
-            expected += count;
-            if count < 1000 {
-                break;
-            }
-        }
-        // The count of a call that failed is lost.
-        if self.calls.faults.is_none() {
-            equal(removed, expected, "rows expired")?;
-        }
-        for device in &self.devices {
-            self.inbox(device.installation, PageLimit::MAX).await?;
-            self.record(device.installation).await?;
-        }
-        Ok(())
-    }
-
-    /// Erases the history before a time, a piece at a time, after the rows that wait for it expired.
-    async fn expire_history(&mut self, share: u64, piece: usize) -> Outcome {
-        let newest = self.talks.iter().take(5).map(|talk| talk.state.head.time_us).max().unwrap_or(0);
-        let before_us = self.begin_us + newest.saturating_sub(self.begin_us) * share / 100;
-        self.expire(share, 1000).await?;
-        self.erased = true;
-        let mut removed = 0;
-        for call in 0.. {
-            if call > 2_000 {
-                return Err("an expiry of history does not end".into());
-            }
-            let count = self.store.expire_history(before_us, piece).await.map_err(failed)?;
-            if count > piece {
-                return Err(format!("an expiry of at most {piece} messages erased {count}"));
-            }
-            removed += count;
-            if count < piece {
-                break;
-            }
-        }
-        let expected = self.reference.expire_history(before_us, usize::MAX).await.map_err(failed)?;
-        // The count of a call that failed is lost.
-        if self.calls.faults.is_none() {
-            equal(removed, expected, "messages erased")?;
-        }
-        self.histories().await
-    }
-
-    /// A member clears a conversation up to a share of its head; above 100, up to a seq that does not exist.
-    async fn clear(&mut self, talk: usize, member: usize, share: u64) -> Outcome {
-        let talk = &self.talks[talk];
-        let user = talk.members[member % talk.members.len()].0;
-        let head = talk.state.head.seq;
-        let through = head.saturating_sub(40) + head.min(40) * share / 100;
-        self.erased = true;
-        self.store.clear_history(talk.id, user, through).await.map_err(failed)?;
-        self.reference.clear_history(talk.id, user, through).await.map_err(failed)?;
-        self.histories().await
-    }
-
-    /// Compares all histories and the records of cleared ones.
-    async fn histories(&self) -> Outcome {
-        for talk in &self.talks {
-            self.history(talk.id, PageLimit::MAX).await?;
-            for (user, _) in &talk.members {
-                let ours = self.store.cleared(talk.id, *user).await.map_err(failed)?;
-                let theirs = self.reference.cleared(talk.id, *user).await.map_err(failed)?;
-                equal(ours, theirs, "the seq up to which a user cleared a conversation")?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether what is left of an inbox covers every seq once, and no row is older than a gap after it.
-    async fn gaps_are_in_order(&self, device: InstallationId, before_us: u64) -> Outcome {
-        let rows = self.store.inbox(device, InboxPosition::START, PageLimit { rows: 10_000, bytes: 1 << 30 });
-        let rows = rows.await.map_err(failed)?;
-        let mut last: std::collections::BTreeMap<ConversationId, Seq> = Default::default();
-        for row in &rows {
-            if let Some(before) = last.insert(row.conversation, row.seq)
-                && row.first_seq() != before + 1
-            {
-                return Err(format!("seq {} follows {before} in an inbox", row.first_seq()));
-            }
-        }
-        let gap_after = |row: &InboxRow| {
-            rows.iter().any(|gap| {
-                gap.is_expired() && gap.conversation == row.conversation && gap.position() > row.position()
-            })
-        };
-        match rows.iter().find(|row| !row.is_expired() && row.time_us < before_us && gap_after(row)) {
-            Some(row) => Err(format!("seq {} is older than a gap after it", row.seq)),
-            None => Ok(()),
-        }
     }
 
     /// Reads an inbox to its end, page by page; each page must be that of the reference.

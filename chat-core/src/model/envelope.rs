@@ -174,7 +174,8 @@ impl InboxRow {
         Self { conversation, seq: last.seq, time_us: last.time_us, joined, content }
     }
 
-    /// Returns the row of a device whose history row this is: with its box, if the message still has content.
+    /// Returns the inbox row of a device, made from this row of history. The row gets the box of the device if the message
+    /// still has content.
     #[must_use]
     pub fn with_box(mut self, data: Bytes, joined: bool) -> Self {
         self.joined = joined;

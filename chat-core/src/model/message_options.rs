@@ -13,7 +13,7 @@ use crate::model::signing::{transcript, verify};
 pub struct MessageOptions {
     /// How soon the message should wake devices without a connection.
     pub urgency: Urgency,
-    /// The users of the audience whose devices are woken; empty: all.
+    /// The message wakes the devices of these users of the audience. An empty list means all users.
     pub wake: Vec<UserId>,
     /// Milliseconds after the commit at which the message expires; 0 if it does not.
     pub expires_after_ms: u64,

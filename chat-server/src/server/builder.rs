@@ -387,10 +387,14 @@ impl ServerBuilder {
     /// # Errors
     /// An unsafe combination: outside of loopback open registration, no authorities, clients without TLS unless
     /// [allowed](Self::allow_plaintext), or the admin listener unless [allowed](Self::allow_public_admin). A limit of 0
-    /// connections or shards. A retention of 0, or above 365 days. A retention of history below that of inboxes.
+    /// connections or shards. A retention of 0, or above 365 days. A retention of history below that of
+    /// inboxes. Rules that this release does not have.
     pub fn check(&self) -> Result<(), ServerError> {
         if self.retention.is_zero() || self.retention > MAX_RETENTION {
             return Err(ServerError::new("the retention must be above 0 and at most 365 days"));
+        }
+        if !(Rules::BASIC..=Rules::CURRENT).contains(&self.engine.rules) {
+            return Err(ServerError::new("this release has rules 1 and 2"));
         }
         if self.history_retention.is_some_and(|history| history < self.retention) {
             return Err(ServerError::new("the retention of history must be at least that of inboxes"));
@@ -502,6 +506,10 @@ mod tests {
         assert_eq!(named.clone().open_registration().listen("127.0.0.1:7777").check(), Ok(()));
         assert!(named.clone().shards(0).check().is_err());
         assert!(named.clone().retention(Duration::ZERO).check().is_err());
+        assert!(
+            named.clone().rules(Rules(0)).check().is_err() && named.clone().rules(Rules(3)).check().is_err()
+        );
+        assert_eq!(named.clone().rules(Rules::BASIC).check(), Ok(()));
         assert!(named.clone().history_retention(Duration::from_secs(30 * 24 * 3600 - 1)).check().is_err());
         assert_eq!(named.clone().history_retention(Duration::from_secs(30 * 24 * 3600)).check(), Ok(()));
         assert_eq!(named.retention(MAX_RETENTION).check(), Ok(()));

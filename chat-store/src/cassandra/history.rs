@@ -116,14 +116,15 @@ impl CassandraStore {
                 }
             }
             self.write_partition(&writes).await?;
+            if is_last_chosen && through == state.head.seq {
+                // Before the mark: after a crash in between, the next call erases the redo data again.
+                let key = (signed(state.head.time_us), &conversation.as_bytes()[..]);
+                self.connection.write(&self.connection.statements.drop_redo, key).await?;
+            }
             if through > marked && (is_done || through == state.head.seq || through - marked >= MARK_EVERY) {
                 self.raise_mark(conversation, ERASED.to_vec(), through).await?;
                 marked = through;
             }
-        }
-        if is_last_chosen && through == state.head.seq {
-            let key = (signed(state.head.time_us), &conversation.as_bytes()[..]);
-            self.connection.write(&self.connection.statements.drop_redo, key).await?;
         }
         Ok(count)
     }
@@ -182,7 +183,7 @@ impl CassandraStore {
         }
     }
 
-    /// Returns conversations whose oldest message with content is older than `before_us`.
+    /// Returns the conversations that have content older than `before_us`.
     async fn find_old(&self, before_us: u64) -> Result<Vec<ConversationId>> {
         let all = self.connection.stream::<(Vec<u8>,)>(&self.connection.statements.conversations, ()).await?;
         let found = Arc::new(AtomicUsize::new(0));

@@ -355,7 +355,7 @@ pub struct MessageOptions {
     /// How soon the message should wake devices without a connection.
     #[prost(enumeration = "Urgency", tag = "1")]
     pub urgency: i32,
-    /// Users of the audience whose devices are woken. Empty: all.
+    /// The message wakes the devices of these users of the audience. An empty list means all users.
     #[prost(bytes = "bytes", repeated, tag = "2")]
     pub wake: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
     /// Milliseconds after the commit at which the message expires; 0 if it does not.
