@@ -22,8 +22,8 @@ pub use contact_store::ContactStore;
 pub use key_directory::{AccountKey, BundleParts, DeviceKeys, KeyDirectory, Reincarnation};
 pub use log_anchor::{LogAnchor, LogIdentity};
 pub use message_store::{
-    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, Head, Member, MessageStore,
-    PageLimit, Rules, SenderFilter, SenderState, StateChange, StoreIdentity,
+    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, Head, MessageStore, PageLimit,
+    Rules, SenderFilter, SenderState, StateChange, StoreIdentity,
 };
 pub use node_link::{NodeLink, SessionDelivery};
 pub use presence::Presence;
@@ -31,10 +31,12 @@ pub use push_sink::PushSink;
 pub use record_queue::RecordQueue;
 pub use registry::{GatewayId, Registry, Route};
 pub use report_sink::ReportSink;
-pub use router::{Command, LogPosition, Operation, RecipientDevices, Record, RecordBatch, Router};
+pub use router::{Command, LogPosition, Operation, Record, RecordBatch, Router};
 pub use runtime::{Runtime, Sleep};
 pub use service_url::{Password, ServiceAccess, ServiceLogin, ServiceTls, ServiceUrl};
 pub use transport::{Dialer, Transport};
+
+pub use crate::model::roster::{Member, RecipientDevices, Roster};
 
 use std::sync::Arc;
 

@@ -12,6 +12,7 @@ pub mod node;
 pub(crate) mod outcome;
 pub(crate) mod publish;
 pub mod redo;
+pub(crate) mod roster;
 pub(crate) mod row;
 pub mod state;
 

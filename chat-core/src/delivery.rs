@@ -10,6 +10,7 @@ mod dispatch;
 mod engine;
 mod ephemeral;
 mod explain;
+mod groups;
 mod handshake;
 mod history;
 mod hub;

@@ -64,6 +64,10 @@ pub enum Mutant {
     BlockIgnored,
     /// A gateway shows the activity of a user to strangers and blocked users.
     ActivityShownToAll,
+    /// A roster is changed by a member whose role does not allow it.
+    RoleIgnored,
+    /// The key epoch of a group does not rise when a member or a device is removed.
+    KeyEpochStays,
 }
 
 impl Mutant {

@@ -181,7 +181,8 @@ pub(crate) struct Settings {
     pub(crate) drain_seconds: u32,
     /// Days a message waits for a device. After that the device receives a gap instead.
     pub(crate) retention_days: u32,
-    /// The latest rules that a message may need. While nodes of the release before run: the rules of that release.
+    /// The latest rules that a message may need: 2 by default, 3 enables groups, for which there is no client yet. While
+    /// nodes of the release before run: the rules of that release.
     pub(crate) rules: u32,
     /// Days after which the content of a message is erased from history; 0 keeps it. Not below `retention_days`.
     pub(crate) history_retention_days: u32,
@@ -257,7 +258,7 @@ impl Default for Settings {
             accept_rate: 500,
             drain_seconds: 60,
             retention_days: 30,
-            rules: Rules::CURRENT.0,
+            rules: Rules::OPTIONS.0,
             history_retention_days: 0,
             // At `warn`, the driver would log every warning of Cassandra with its statement.
             log: "info,scylla=error".into(),

@@ -323,7 +323,7 @@ impl<Report: Fn(String) + Send + Sync> Migration<'_, Report> {
 
 fn add_state(digest: &mut Sha256, conversation: &ConversationState) {
     add(digest, &state::encode_head(&conversation.head));
-    add(digest, &state::encode_members(&conversation.members));
+    add(digest, &state::encode_roster(&conversation.roster));
     for (sender, position) in &conversation.senders {
         add(digest, sender.as_bytes());
         add(digest, &state::encode_sender(position));

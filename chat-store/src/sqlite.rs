@@ -217,7 +217,7 @@ fn apply(tx: &Transaction<'_>, commit: Commit) -> Result<()> {
 }
 
 fn put_state(db: &Connection, id: ConversationId, change: &StateChange) -> Result<()> {
-    let members = change.members.as_deref().map(state::encode_members);
+    let members = change.roster.as_ref().map(state::encode_roster);
     db.prepare_cached(
         "INSERT INTO heads VALUES (?1, ?2, ?3, coalesce(?4, x''))
          ON CONFLICT (conversation) DO UPDATE SET seq = ?2, head = ?3, members = coalesce(?4, members)",
@@ -342,8 +342,8 @@ impl MessageStore for SqliteStore {
             }
             SenderFilter::All => senders = all_senders(&db, conversation)?,
         }
-        let (head, members) = (state::decode_head(&head)?, state::decode_members(&members)?);
-        Ok(Some(ConversationState { head, members, senders }))
+        let (head, roster) = (state::decode_head(&head)?, state::decode_roster(&members)?);
+        Ok(Some(ConversationState { head, roster, senders }))
     }
 
     async fn find(

@@ -27,8 +27,8 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(head) = state::decode_head(data) {
         assert_eq!(state::decode_head(&state::encode_head(&head)), Ok(head));
     }
-    if let Ok(members) = state::decode_members(data) {
-        assert_eq!(state::decode_members(&state::encode_members(&members)), Ok(members));
+    if let Ok(roster) = state::decode_roster(data) {
+        assert_eq!(state::decode_roster(&state::encode_roster(&roster)), Ok(roster));
     }
     if let Ok(sender) = state::decode_sender(data) {
         assert_eq!(state::decode_sender(&state::encode_sender(&sender)), Ok(sender));

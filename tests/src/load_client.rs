@@ -135,6 +135,7 @@ impl LoadClient {
             excluded: Vec::new(),
             sent_at: 0,
             options: chat_core::message_options::MessageOptions::default(),
+            group: None,
         };
         ClientFrame::Publish(publish).encode()
     }

@@ -286,6 +286,7 @@ impl User {
             excluded: Vec::new(),
             sent_at: 1,
             options: chat_core::message_options::MessageOptions::default(),
+            group: None,
         }
     }
 }

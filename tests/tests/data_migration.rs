@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chat_core::backend::{
-    Commit, ConversationState, Head, KeyDirectory as _, LogPosition, Member, MessageStore as _, Rules,
-    SenderState,
+    Commit, ConversationState, Head, KeyDirectory as _, LogPosition, Member, MessageStore as _, Roster,
+    Rules, SenderState,
 };
 use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::{InboxRow, Message, RowContent};
@@ -42,9 +42,8 @@ async fn fill(data: &Path, messages: u64) {
         let mut state = ConversationState::default();
         let (alice, bob) = (person(number, 1), person(number, 2));
         let conversation = ConversationId::direct(alice.user, bob.user);
-        state.members = [alice, bob]
-            .map(|one| Member { user: one.user, list_version: 1, installations: vec![one.installation] })
-            .to_vec();
+        let members = [alice, bob].map(|one| Member::new(one.user, 1, vec![one.installation]));
+        state.roster = Roster::of_members(members.to_vec());
         for seq in 1..=count {
             now_ms += 50 + rng.below(1000);
             let mut random = [0; 10];
@@ -54,7 +53,6 @@ async fn fill(data: &Path, messages: u64) {
                 seq,
                 time_us: now_ms * 1000,
                 position: LogPosition { generation: 7, offset: seq },
-                group_epoch: 0,
                 rules: Rules::CURRENT,
             };
             let prev = state.senders.get(&alice.installation).map_or(MessageId::NIL, |sender| sender.prev);
@@ -71,6 +69,7 @@ async fn fill(data: &Path, messages: u64) {
                 body: vec![seq as u8; 100 + rng.below(200) as usize].into(),
                 sent_at: now_ms,
                 options: chat_core::message_options::MessageOptions::default(),
+                group: None,
             });
             let row = |joined, sealed: &'static [u8]| InboxRow {
                 conversation,

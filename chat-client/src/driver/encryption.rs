@@ -210,6 +210,7 @@ impl Driver {
             excluded: without_session,
             sent_at: draft.sent_at,
             options,
+            group: None,
         }))
     }
 

@@ -500,6 +500,7 @@ mod tests {
             body: Bytes::new(),
             sent_at: 0,
             options: chat_core::message_options::MessageOptions::default(),
+            group: None,
         };
         let content = RowContent::Message { message: Arc::new(message), sealed: Bytes::new() };
         let row = InboxRow { conversation, seq: 1, time_us: 1, joined: true, content };

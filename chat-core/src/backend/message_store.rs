@@ -13,6 +13,7 @@ use crate::model::error::Result;
 use crate::model::id::{
     ClientSeq, ConversationId, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
 };
+use crate::model::roster::Roster;
 
 /// Stores commits so that every reader finds each committed row once and in order.
 ///
@@ -51,11 +52,12 @@ use crate::model::id::{
 /// - The generation of a device never goes back (`generation_never_goes_back`).
 /// - History is read newest first, in pages (`history_is_newest_first_and_pages`). It holds no boxes. Mailboxes
 ///   have no history: their messages are in inboxes only (`mailboxes_have_no_history`).
-/// - A state is read in parts: its head, its members, and only those senders that the caller names
+/// - A state is read in parts: its head, its roster, and only those senders that the caller names
 ///   (`state_has_the_named_senders`). A commit holds only the parts that it changes, and the other parts stay
 ///   (`unchanged_parts_of_a_state_stay`). The parts of one read belong to one commit.
 /// - Every value reads back as it was written: states (`state_reads_back`), rows of every kind
-///   (`every_kind_of_row_reads_back`) and of the largest size (`large_rows_read_back`). The encoding is free;
+///   (`every_kind_of_row_reads_back`) and of the largest size (`large_rows_read_back`), rosters and messages of groups
+///   (`groups_read_back`). The encoding is free;
 ///   [`codec`](crate::codec) has one. A stored value that cannot be decoded is an error of kind `Corrupt`.
 /// - Numbers are 0 to 2^53 - 1 (`numbers_have_53_bits`): generations, which a client chooses, seqs, and times in
 ///   microseconds since 1970.
@@ -292,7 +294,7 @@ pub enum CursorFilter {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(clippy::exhaustive_enums)]
 pub enum SenderFilter<'a> {
-    /// No sender: the head and the members only.
+    /// No sender: the head and the roster only.
     No,
     /// These senders, as far as they exist.
     Of(&'a [InstallationId]),
@@ -346,7 +348,7 @@ pub struct Commit {
 pub struct ConversationState {
     pub head: Head,
     /// The members, each with the device list that a message last named.
-    pub members: Vec<Member>,
+    pub roster: Roster,
     pub senders: BTreeMap<InstallationId, SenderState>,
 }
 
@@ -354,8 +356,8 @@ impl ConversationState {
     /// Changes the state to that after a commit.
     pub fn apply(&mut self, change: &StateChange) {
         self.head = change.head;
-        if let Some(members) = &change.members {
-            self.members.clone_from(members);
+        if let Some(roster) = &change.roster {
+            self.roster.clone_from(roster);
         }
         self.senders.extend(&change.senders);
     }
@@ -373,8 +375,8 @@ impl ConversationState {
 #[allow(clippy::exhaustive_structs)]
 pub struct StateChange {
     pub head: Head,
-    /// All members, if they change.
-    pub members: Option<Vec<Member>>,
+    /// The whole roster, if it changes.
+    pub roster: Option<Roster>,
     /// The senders whose position changes.
     pub senders: BTreeMap<InstallationId, SenderState>,
 }
@@ -383,7 +385,7 @@ impl StateChange {
     /// Adds a later change.
     pub fn merge(&mut self, later: Self) {
         self.head = later.head;
-        self.members = later.members.or(self.members.take());
+        self.roster = later.roster.or(self.roster.take());
         self.senders.extend(later.senders);
     }
 }
@@ -391,7 +393,7 @@ impl StateChange {
 impl From<ConversationState> for StateChange {
     /// Returns the change that writes all parts of a state.
     fn from(state: ConversationState) -> Self {
-        Self { head: state.head, members: Some(state.members), senders: state.senders }
+        Self { head: state.head, roster: Some(state.roster), senders: state.senders }
     }
 }
 
@@ -405,8 +407,6 @@ pub struct Head {
     pub time_us: u64,
     /// Log position of the last record applied.
     pub position: LogPosition,
-    /// Number of membership changes of a group.
-    pub group_epoch: u64,
     /// The rules that decided the last record. They never go back.
     pub rules: Rules,
 }
@@ -425,13 +425,22 @@ impl Rules {
     /// Messages may have [options](crate::message_options::MessageOptions). A release that does not know them would write
     /// rows without them.
     pub const OPTIONS: Self = Self(2);
+    /// Conversations may be groups. A release that does not know them would write rows without the part of the group.
+    /// Gateways do not ask for these rules by default.
+    pub const GROUPS: Self = Self(3);
     /// The rules of this release.
-    pub const CURRENT: Self = Self::OPTIONS;
+    pub const CURRENT: Self = Self::GROUPS;
 
     /// Returns the earliest rules that a publish can be decided by. Gateways ask for no later ones, so that the release
     /// before runs the shard as long as no message needs this one.
     pub fn of(publish: &Publish) -> Self {
-        if publish.options.is_default() { Self::BASIC } else { Self::OPTIONS }
+        if publish.group.is_some() {
+            Self::GROUPS
+        } else if publish.options.is_default() {
+            Self::BASIC
+        } else {
+            Self::OPTIONS
+        }
     }
 }
 
@@ -446,17 +455,6 @@ impl Head {
     pub const fn is_settled_before(&self, at: LogPosition) -> bool {
         at.generation == self.position.generation && at.offset > self.position.offset
     }
-}
-
-/// A member and the devices of the list that a message last named.
-#[derive(Clone, PartialEq, Eq, Debug)]
-#[allow(clippy::exhaustive_structs)]
-pub struct Member {
-    pub user: UserId,
-    /// The highest version of the user's device list that a message named.
-    pub list_version: u64,
-    /// The installations of that list.
-    pub installations: Vec<InstallationId>,
 }
 
 /// The position of a sender in a conversation.

@@ -9,6 +9,7 @@ use super::{Route, Rules};
 use crate::model::envelope::{Publish, Refusal, SendPosition};
 use crate::model::error::Result;
 use crate::model::id::{ConversationId, DeviceAddress, InstallationId, UserId};
+use crate::model::roster::RecipientDevices;
 
 /// Carries commands to the shard of a conversation: FIFO per conversation, redelivered until the shard
 /// commits, with one intended owner per shard.
@@ -135,15 +136,4 @@ pub enum Operation {
     Publish(Publish),
     /// Use up this send position without a message.
     Skip(SendPosition),
-}
-
-/// A user of an audience with the devices of the named list version.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_structs)]
-pub struct RecipientDevices {
-    pub user: UserId,
-    /// The device list version that the message names.
-    pub list_version: u64,
-    /// Installations of the devices in that list.
-    pub installations: Vec<InstallationId>,
 }

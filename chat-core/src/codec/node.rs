@@ -307,6 +307,7 @@ mod tests {
             excluded: Vec::new(),
             sent_at: 5,
             options: crate::model::message_options::MessageOptions::default(),
+            group: None,
         };
         let recipient =
             RecipientDevices { user: bob.user, list_version: 2, installations: vec![bob.installation] };

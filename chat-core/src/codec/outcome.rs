@@ -78,6 +78,10 @@ pub(crate) fn refused_to_proto(subject: &Subject, refusal: &Refusal) -> proto::R
         Refusal::Invalid => proto::Reason::Invalid,
         Refusal::NotFound => proto::Reason::NotFound,
         Refusal::Taken => proto::Reason::Taken,
+        Refusal::StaleRoster(version) => {
+            raw.roster_version = *version;
+            proto::Reason::StaleRoster
+        }
     };
     raw.reason = reason.into();
     raw
@@ -111,6 +115,7 @@ pub(crate) fn refused_from_proto(raw: proto::Refused) -> Result<(Subject, Refusa
         proto::Reason::Invalid => Refusal::Invalid,
         proto::Reason::NotFound => Refusal::NotFound,
         proto::Reason::Taken => Refusal::Taken,
+        proto::Reason::StaleRoster => Refusal::StaleRoster(raw.roster_version.min(MAX_NUMBER)),
         // A reason of a later version: the outcome is unknown, so the client must repeat the same ids.
         proto::Reason::Retry | proto::Reason::Unspecified => Refusal::Retry(raw.retry_after),
     };

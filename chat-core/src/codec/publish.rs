@@ -1,6 +1,7 @@
 //! Publishes and skips, on the wire and in the log.
 
 use super::message_options::{options_from_proto, options_to_proto};
+use super::roster::{part_from_proto, part_to_proto};
 use super::row::{audience_from_proto, audience_to_proto, prev_from_proto, prev_to_proto};
 use super::{MAX_NUMBER, at_most, invalid};
 use crate::model::envelope::{DeviceBox, Publish, SendPosition};
@@ -82,7 +83,8 @@ pub(crate) fn publish_from_proto(raw: proto::Publish) -> Result<Publish> {
         boxes.push(DeviceBox { installation: InstallationId::parse(&one.installation)?, data: one.data });
     }
     let audience = audience_from_proto(raw.audience)?;
-    if audience.is_empty() {
+    let group = raw.group.map(part_from_proto).transpose()?.map(Box::new);
+    if audience.is_empty() && group.is_none() {
         return Err(invalid("an audience must not be empty"));
     }
     at_most(raw.excluded.len(), MAX_BOXES, "too many excluded devices")?;
@@ -96,6 +98,7 @@ pub(crate) fn publish_from_proto(raw: proto::Publish) -> Result<Publish> {
         excluded,
         sent_at: raw.sent_at,
         options: options_from_proto(raw.options)?,
+        group,
     })
 }
 
@@ -119,5 +122,6 @@ pub(crate) fn publish_to_proto(publish: &Publish) -> proto::Publish {
         sent_at: publish.sent_at,
         excluded: publish.excluded.iter().map(|device| device.to_bytes()).collect(),
         options: options_to_proto(&publish.options),
+        group: publish.group.as_deref().map(part_to_proto),
     }
 }

@@ -39,7 +39,7 @@ pub fn encode(commit: &Commit) -> Vec<u8> {
             })
             .collect(),
         senders: commit.state.senders.iter().map(|(i, s)| sender_to_proto(i.to_bytes(), s)).collect(),
-        members: commit.state.members.as_deref().map(members_to_proto),
+        members: commit.state.roster.as_ref().map(members_to_proto),
     }
     .encode_to_vec()
 }
@@ -76,7 +76,7 @@ fn read(bytes: Bytes, conversation: ConversationId, head: Head) -> Result<Commit
             .collect::<Result<_>>()?,
         state: StateChange {
             head,
-            members: raw.members.map(members_from_proto).transpose()?,
+            roster: raw.members.map(members_from_proto).transpose()?,
             senders: raw.senders.iter().map(installed_sender_from_proto).collect::<Result<_>>()?,
         },
     })
@@ -85,7 +85,7 @@ fn read(bytes: Bytes, conversation: ConversationId, head: Head) -> Result<Commit
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{Member, SenderState};
+    use crate::backend::{Member, Roster, SenderState};
     use crate::model::envelope::{EmptyReason, RowContent};
     use crate::model::id::UserId;
 
@@ -95,8 +95,7 @@ mod tests {
         let device = InstallationId::from_bytes([2; 16]);
         let content = RowContent::Empty { reason: EmptyReason::Skip, from: 7 };
         let row = InboxRow { conversation, seq: 7, time_us: 9, joined: true, content };
-        let member =
-            Member { user: UserId::from_bytes([1; 16]), list_version: 3, installations: vec![device] };
+        let member = Member::new(UserId::from_bytes([1; 16]), 3, vec![device]);
         let commit = Commit {
             conversation,
             history: vec![row.clone()],
@@ -105,7 +104,7 @@ mod tests {
             generations: vec![(device, 4)],
             state: StateChange {
                 head: Head { seq: 7, ..Head::default() },
-                members: Some(vec![member]),
+                roster: Some(Roster::of_members(vec![member])),
                 senders: [(device, SenderState { incarnation: 1, client_seq: 2, prev: MessageId::NIL })]
                     .into(),
             },

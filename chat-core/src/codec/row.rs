@@ -6,6 +6,7 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use super::message_options::{options_from_proto, options_to_proto};
+use super::roster::{part_from_proto, part_to_proto};
 use super::{MAX_NUMBER, at_most, invalid};
 use crate::model::envelope::{Audience, EmptyReason, InboxRow, Message, RowContent};
 use crate::model::error::Result;
@@ -68,6 +69,7 @@ fn to_proto(row: &InboxRow) -> Option<proto::Row> {
             r#box: sealed.clone(),
             sent_at: message.sent_at,
             options: options_to_proto(&message.options),
+            group: message.group.as_deref().map(part_to_proto),
         }),
         RowContent::Own { message_id, client_seq, incarnation } => proto::row::Row::Own(proto::OwnRow {
             message_id: message_id.to_bytes(),
@@ -126,6 +128,7 @@ fn content_from_proto(raw: proto::row::Row, seq: Seq) -> Result<RowContent> {
                 body: m.body,
                 sent_at: m.sent_at.min(MAX_NUMBER),
                 options: options_from_proto(m.options)?,
+                group: m.group.map(part_from_proto).transpose()?.map(Box::new),
             }),
             sealed: m.r#box,
         },

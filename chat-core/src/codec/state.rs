@@ -1,15 +1,16 @@
 //! Encoding of the parts of a conversation's state in stores.
 //!
-//! A store keeps the head, the members and each sender as a value of its own, so that a commit writes only the parts
+//! A store keeps the head, the roster and each sender as a value of its own, so that a commit writes only the parts
 //! that it changes.
 
 use bytes::Bytes;
 use prost::Message as _;
 
-use crate::backend::{ConversationState, Head, LogPosition, Member, Rules, SenderState};
+use super::roster::{roster_from_proto, roster_to_proto};
+use crate::backend::{ConversationState, Head, LogPosition, Member, Roster, Rules, SenderState};
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{InstallationId, MessageId, UserId};
-use crate::proto::store;
+use crate::proto::{self, store};
 
 fn corrupt(source: Error) -> Error {
     Error::new(ErrorKind::Corrupt, "failed to decode the state of a conversation").caused_by(source)
@@ -27,7 +28,6 @@ pub fn encode_head(head: &Head) -> Vec<u8> {
         time_us: head.time_us,
         log_generation: head.position.generation,
         log_offset: head.position.offset,
-        group_epoch: head.group_epoch,
         rules: head.rules.0,
         region: 0,
     }
@@ -47,22 +47,21 @@ pub fn decode_head(bytes: &[u8]) -> Result<Head> {
             seq: raw.seq,
             time_us: raw.time_us,
             position: LogPosition { generation: raw.log_generation, offset: raw.log_offset },
-            group_epoch: raw.group_epoch,
             rules: Rules(raw.rules),
         })
     })
 }
 
-/// Encodes the members.
-pub fn encode_members(members: &[Member]) -> Vec<u8> {
-    members_to_proto(members).encode_to_vec()
+/// Encodes a roster.
+pub fn encode_roster(roster: &Roster) -> Vec<u8> {
+    members_to_proto(roster).encode_to_vec()
 }
 
-/// Decodes the members written by [`encode_members`].
+/// Decodes a roster written by [`encode_roster`].
 ///
 /// # Errors
-/// [`ErrorKind::Corrupt`] if the bytes are not members.
-pub fn decode_members(bytes: &[u8]) -> Result<Vec<Member>> {
+/// [`ErrorKind::Corrupt`] if the bytes are not a roster.
+pub fn decode_roster(bytes: &[u8]) -> Result<Roster> {
     decode(bytes, members_from_proto)
 }
 
@@ -88,37 +87,39 @@ pub fn decode_format_1(bytes: &[u8]) -> Result<ConversationState> {
         let position = LogPosition { generation: raw.log_generation, offset: raw.log_offset };
         let senders = raw.senders.iter().map(installed_sender_from_proto);
         Ok(ConversationState {
-            head: Head {
-                seq: raw.seq,
-                time_us: raw.time_us,
-                position,
-                group_epoch: raw.group_epoch,
-                rules: Rules::default(),
-            },
+            head: Head { seq: raw.seq, time_us: raw.time_us, position, rules: Rules::default() },
             senders: senders.collect::<Result<_>>()?,
-            members: members_from_proto(store::Members { members: raw.members })?,
+            roster: members_from_proto(store::Members { members: raw.members, roster: Bytes::new() })?,
         })
     })
 }
 
-pub(super) fn members_to_proto(members: &[Member]) -> store::Members {
-    let members = members.iter().map(|m| store::Member {
+pub(super) fn members_to_proto(roster: &Roster) -> store::Members {
+    if roster.version > 0 {
+        let roster = roster_to_proto(roster).encode_to_vec().into();
+        return store::Members { members: Vec::new(), roster };
+    }
+    let members = roster.members.iter().map(|m| store::Member {
         user: m.user.to_bytes(),
         list_version: m.list_version,
         installations: m.installations.iter().map(|i| i.to_bytes()).collect(),
     });
-    store::Members { members: members.collect() }
+    store::Members { members: members.collect(), roster: Bytes::new() }
 }
 
-pub(super) fn members_from_proto(raw: store::Members) -> Result<Vec<Member>> {
+pub(super) fn members_from_proto(raw: store::Members) -> Result<Roster> {
+    if !raw.roster.is_empty() {
+        let roster = roster_from_proto(proto::Roster::decode(raw.roster)?)?;
+        if roster.version == 0 || !raw.members.is_empty() {
+            return Err(super::invalid("the roster of a group has a version from 1, and the members"));
+        }
+        return Ok(roster);
+    }
     let members = raw.members.into_iter().map(|m| {
-        Ok(Member {
-            user: UserId::parse(&m.user)?,
-            list_version: m.list_version,
-            installations: m.installations.iter().map(|i| InstallationId::parse(i)).collect::<Result<_>>()?,
-        })
+        let installations = m.installations.iter().map(|i| InstallationId::parse(i));
+        Ok(Member::new(UserId::parse(&m.user)?, m.list_version, installations.collect::<Result<_>>()?))
     });
-    members.collect()
+    Ok(Roster::of_members(members.collect::<Result<_>>()?))
 }
 
 pub(super) fn sender_to_proto(installation: Bytes, sender: &SenderState) -> store::Sender {

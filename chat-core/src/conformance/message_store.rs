@@ -56,6 +56,7 @@ pub fn message_store() -> Vec<Case<dyn MessageStore>> {
         state_has_the_named_senders,
         unchanged_parts_of_a_state_stay,
         every_kind_of_row_reads_back,
+        groups_read_back,
         large_rows_read_back,
         numbers_have_53_bits,
         waiting_is_counted,
@@ -126,6 +127,7 @@ impl Conversation {
             excluded: Vec::new(),
             sent_at: 1,
             options: crate::model::message_options::MessageOptions::default(),
+            group: None,
         };
         let command = Command {
             sender: alice,

@@ -51,6 +51,7 @@ impl Talk {
             excluded: Vec::new(),
             sent_at: 1,
             options: crate::model::message_options::MessageOptions::default(),
+            group: None,
         };
         let recipients = self.members.iter().map(|(user, devices)| RecipientDevices {
             user: *user,

@@ -13,7 +13,7 @@ use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{Publish, Refusal, RowContent, SendPosition};
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, UserId};
-use crate::model::limits::{INBOX_BYTES, INBOX_MESSAGES, STRANGERS_PART};
+use crate::model::limits::{INBOX_BYTES, INBOX_MESSAGES, MAX_GROUP_DEVICES, STRANGERS_PART};
 use crate::model::message_options::Deletion;
 
 /// Milliseconds that a contact waits while the inboxes of all devices of a user are full.
@@ -107,7 +107,7 @@ impl Engine {
         self.limits.send(sender.installation, now)?;
         let state = self.backends.store.state(number.conversation, SenderFilter::No, None).await;
         let state = state.map_err(|_| LATER_MS)?;
-        for member in state.map(|state| state.members).unwrap_or_default() {
+        for member in state.map(|state| state.roster.members).unwrap_or_default() {
             self.pace_pair(sender, member.user, now).await?;
         }
         Ok(())
@@ -154,11 +154,17 @@ impl Engine {
                 installations,
             });
         }
-        if verdict.is_none() && stale.is_empty() {
+        // In a group the roster says which devices get the message, and the shard has it.
+        let is_group = publish.group.is_some();
+        if verdict.is_none() && stale.is_empty() && !is_group {
             stale = uncovered(sender, &publish, &recipients);
         }
-        if verdict.is_none() && stale.is_empty() && excludes_user(sender, &publish, &recipients) {
+        if verdict.is_none() && stale.is_empty() && !is_group && excludes_user(sender, &publish, &recipients)
+        {
             verdict = Some(Refusal::Invalid);
+        }
+        if verdict.is_none() && stale.is_empty() {
+            verdict = self.check_change(sender, &publish).await?;
         }
         if verdict.is_none()
             && stale.is_empty()
@@ -169,11 +175,16 @@ impl Engine {
         if verdict.is_none() && !stale.is_empty() {
             verdict = Some(Refusal::Mismatch(stale));
         }
-        let withheld = if verdict.is_none() { self.withheld(sender, &recipients).await? } else { Vec::new() };
-        let full =
-            if verdict.is_none() { self.full(sender, &recipients, &withheld).await? } else { Vec::new() };
+        let (mut withheld, mut full) = (Vec::new(), Vec::new());
+        if verdict.is_none() && is_group {
+            full = self.full_devices(sender, &self.group_devices(&publish).await?).await?;
+        } else if verdict.is_none() {
+            withheld = self.withheld(sender, &recipients).await?;
+            full = self.full(sender, &recipients, &withheld).await?;
+        }
         let reads = |one: &InstallationId| !full.contains(one) && !publish.excluded.contains(one);
-        let is_open = |user: &&RecipientDevices| user.user != sender.user && !full.is_empty();
+        // A user without room never blocks a group.
+        let is_open = |user: &&RecipientDevices| user.user != sender.user && !full.is_empty() && !is_group;
         let blocked = recipients.iter().filter(is_open).filter(|user| !user.installations.iter().any(reads));
         for recipient in blocked {
             // A contact sends the message again once a device has room.
@@ -267,6 +278,23 @@ impl Engine {
             }
         }
         Ok(full)
+    }
+
+    /// Returns the devices of a group's members with a full inbox. Members are no strangers.
+    async fn full_devices(
+        &self,
+        sender: DeviceAddress,
+        members: &[RecipientDevices],
+    ) -> Result<Vec<InstallationId>> {
+        let devices = members.iter().flat_map(|member| &member.installations).copied();
+        let devices: Vec<_> = devices.filter(|device| *device != sender.installation).collect();
+        let uses = try_join_all(devices.iter().map(|device| self.inbox_use(*device))).await?;
+        Ok(devices
+            .into_iter()
+            .zip(uses)
+            .filter(|(_, used)| *used == InboxUse::Full)
+            .map(|(one, _)| one)
+            .collect())
     }
 
     async fn inbox_use(&self, device: InstallationId) -> Result<InboxUse> {
@@ -375,7 +403,11 @@ fn shape(sender: DeviceAddress, publish: &Publish) -> std::result::Result<(), Re
     if publish.excluded.iter().any(|device| !seen.insert(*device) || *device == sender.installation) {
         return Err(Refusal::Invalid);
     }
-    if publish.options.wake.iter().any(|user| !users.contains(user)) {
+    let is_group = id.kind() == Ok(ConversationKind::Group);
+    if publish.group.is_some() != is_group || seen.len() > MAX_GROUP_DEVICES && is_group {
+        return Err(Refusal::Invalid);
+    }
+    if !is_group && publish.options.wake.iter().any(|user| !users.contains(user)) {
         return Err(Refusal::Invalid);
     }
     let fits = match id.kind() {
@@ -392,8 +424,12 @@ fn shape(sender: DeviceAddress, publish: &Publish) -> std::result::Result<(), Re
                 && publish.boxes.len() == 1
                 && id == ConversationId::mailbox(sender.installation, publish.boxes[0].installation)
         }
-        // Groups and channels have ids and wire forms, but are not supported yet.
-        Ok(ConversationKind::Group | ConversationKind::Channel) => return Err(Refusal::Unsupported),
+        Ok(ConversationKind::Group) => {
+            let mut named = HashSet::new();
+            users.iter().all(|user| named.insert(*user))
+        }
+        // Channels have ids, but are not supported yet.
+        Ok(ConversationKind::Channel) => return Err(Refusal::Unsupported),
         Err(_) => false,
     };
     if fits { Ok(()) } else { Err(Refusal::Denied) }

@@ -47,7 +47,7 @@ impl Engine {
         let id = ConversationId::direct(owner, other);
         let state = self.backends.store.state(id, SenderFilter::All, None).await?;
         let wrote = state.is_some_and(|state| {
-            let own = state.members.iter().find(|member| member.user == owner);
+            let own = state.roster.member(owner);
             own.is_some_and(|member| member.installations.iter().any(|i| state.senders.contains_key(i)))
         });
         if wrote {
@@ -104,7 +104,7 @@ impl Engine {
     async fn show_progress(&self, owner: UserId, other: UserId) {
         let conversation = ConversationId::direct(owner, other);
         let state = self.backends.store.state(conversation, SenderFilter::No, None).await.ok().flatten();
-        let members = state.map(|state| state.members).unwrap_or_default();
+        let members = state.map(|state| state.roster.members).unwrap_or_default();
         if let Ok(delivered @ 1..) = self.acknowledged(conversation, &members, &[owner]).await {
             let hint = Hint::Receipt { conversation, user: owner, delivered, read: 0 };
             self.hint(&[other], &hint).await;
@@ -123,7 +123,7 @@ impl Engine {
     pub(super) async fn report(&self, device: DeviceAddress, report: Report) -> Result<()> {
         let Report { conversation, user, messages, note } = report;
         let state = self.backends.store.state(conversation, SenderFilter::No, None).await?;
-        let members = state.map(|state| state.members).unwrap_or_default();
+        let members = state.map(|state| state.roster.members).unwrap_or_default();
         if user == device.user || ![user, device.user].iter().all(|u| members.iter().any(|m| m.user == *u)) {
             return Err(Error::new(ErrorKind::NotFound, "no such conversation"));
         }

@@ -16,7 +16,7 @@ use super::shard::{Decision, IdKey, decide};
 use super::{Hub, MessageTrace, Stage, plan};
 use crate::backend::{
     Backends, Command, Commit, CommitOutcome, ConversationState, GatewayId, Head, LogPosition, Member,
-    Operation, PageLimit, Record, RecordBatch, Route, Rules, SenderFilter, StoreIdentity,
+    Operation, PageLimit, Record, RecordBatch, Roster, Route, Rules, SenderFilter, StoreIdentity,
 };
 use crate::model::contact::Contact;
 use crate::model::device_list::SignedDeviceList;
@@ -46,7 +46,8 @@ pub struct EngineSettings {
     /// Trace events to keep for [`explain`](Engine::explain), about 100 bytes each.
     pub trace: usize,
     /// The latest rules that this gateway asks for: a message that needs later ones is refused (`Unsupported`). While nodes
-    /// of the release before run, set those of that release.
+    /// of the release before run, set those of that release. By default [`Rules::OPTIONS`]: groups must be enabled, because
+    /// a user can not yet refuse to be added to one.
     pub rules: Rules,
     /// The retention time that sessions announce to their devices, in milliseconds; 0 announces none. A device reports
     /// rows that expire earlier, so [`sweep`](Engine::sweep) must not remove them earlier.
@@ -56,7 +57,7 @@ pub struct EngineSettings {
 impl Default for EngineSettings {
     fn default() -> Self {
         Self {
-            rules: Rules::CURRENT,
+            rules: Rules::OPTIONS,
             gateway: GatewayId(1),
             authorities: Vec::new(),
             session_queue: 64,
@@ -91,6 +92,8 @@ pub struct Engine {
     pub(super) lists_changed: AtomicU64,
     /// Cached users of conversations, for receipts and typing notifications.
     pub(super) members: DashMap<ConversationId, Arc<[UserId]>>,
+    /// Cached rosters of groups.
+    pub(super) rosters: DashMap<ConversationId, Arc<Roster>>,
     /// Pairs of users of which the first wrote in their direct conversation.
     pub(super) wrote: DashMap<(UserId, UserId), ()>,
     /// Cached decisions of the first user about the second, and the time each was read, in milliseconds.
@@ -139,6 +142,7 @@ impl Engine {
             lists: DashMap::new(),
             lists_changed: AtomicU64::new(0),
             members: DashMap::new(),
+            rosters: DashMap::new(),
             wrote: DashMap::new(),
             decided: DashMap::new(),
             decisions_changed: AtomicU64::new(0),
@@ -430,8 +434,10 @@ impl Engine {
                     rows: commit.inbox.len() as u32,
                 };
                 batch.stages.push((number.message_id, stored));
-                let members = commit.state.members.as_deref().unwrap_or(&state.members);
-                let devices = addresses(members, command);
+                let mut devices = addresses(&state.roster.members, command);
+                if let Some(roster) = &commit.state.roster {
+                    devices.extend(addresses(&roster.members, command));
+                }
                 for (installation, row) in &commit.inbox {
                     if *installation != sender.installation
                         && let Some(device) = devices.get(installation)
@@ -451,8 +457,9 @@ impl Engine {
                 {
                     // The record is replayed: the owner that stored it may have crashed before it delivered
                     // the rows.
-                    let others =
-                        addresses(&state.members, command).into_values().filter(|device| *device != sender);
+                    let others = addresses(&state.roster.members, command)
+                        .into_values()
+                        .filter(|device| *device != sender);
                     let others: Vec<_> =
                         others.filter(|device| batch.looking.insert(device.installation)).collect();
                     batch.events.extend(others.into_iter().map(|device| (device, SessionEvent::Lagged)));

@@ -57,7 +57,7 @@ impl Engine {
         let Some(state) = self.backends.store.state(conversation, SenderFilter::No, None).await? else {
             return Ok(None);
         };
-        let members: Arc<[UserId]> = state.members.iter().map(|m| m.user).collect();
+        let members: Arc<[UserId]> = state.roster.members.iter().map(|m| m.user).collect();
         if self.members.len() > 100_000 {
             self.members.clear();
         }

@@ -88,11 +88,11 @@ impl Engine {
         };
         let state = store.state(conversation, SenderFilter::No, None).await?.unwrap_or_default();
         let mut devices = Vec::new();
-        for device in state.members.iter().flat_map(|member| &member.installations) {
-            let record = store.device(*device, CursorFilter::Of(conversation)).await?;
+        for device in state.roster.installations() {
+            let record = store.device(device, CursorFilter::Of(conversation)).await?;
             let cursor = record.cursors.first().map(|(_, cursor)| *cursor).unwrap_or_default();
             if seq <= cursor.tail {
-                devices.push((*device, seq <= cursor.acked));
+                devices.push((device, seq <= cursor.acked));
             }
         }
         Ok(Whereabouts::Stored { conversation, seq, devices })

@@ -43,7 +43,7 @@ impl Engine {
     /// that does not exist.
     async fn check_member(&self, user: UserId, conversation: ConversationId) -> Result<()> {
         let state = self.backends.store.state(conversation, SenderFilter::No, None).await?;
-        if state.is_some_and(|state| state.members.iter().any(|member| member.user == user)) {
+        if state.is_some_and(|state| state.roster.member(user).is_some()) {
             return Ok(());
         }
         Err(Error::new(ErrorKind::NotFound, "no such conversation"))

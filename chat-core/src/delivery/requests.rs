@@ -76,6 +76,9 @@ impl Engine {
             Request::ClearHistory { conversation, through } => {
                 self.clear_history(device.user, conversation, through).await?;
             }
+            Request::Roster(conversation) => {
+                answer.roster = Some(Box::new(self.roster_of_member(device, conversation).await?));
+            }
             Request::Cursors => {
                 answer.cursors =
                     self.backends.store.device(device.installation, CursorFilter::All).await?.cursors;
@@ -253,17 +256,18 @@ impl Engine {
     async fn delivered(&self, device: DeviceAddress, conversation: ConversationId) -> Result<Seq> {
         let state =
             self.backends.store.state(conversation, SenderFilter::No, None).await?.unwrap_or_default();
-        if !state.members.iter().any(|m| m.user == device.user) {
+        if state.roster.member(device.user).is_none() {
             return Err(Error::new(ErrorKind::NotFound, "no such conversation"));
         }
         let mut others = Vec::new();
-        for other in state.members.iter().map(|member| member.user).filter(|user| *user != device.user) {
+        for other in state.roster.members.iter().map(|member| member.user).filter(|user| *user != device.user)
+        {
             if self.shows_activity(other, device.user).await {
                 others.push(other);
             }
         }
         self.hint(&others, &Hint::ReadRequested(conversation)).await;
-        self.acknowledged(conversation, &state.members, &others).await
+        self.acknowledged(conversation, &state.roster.members, &others).await
     }
 
     /// Returns the highest seq of a conversation that a device of these users acknowledged; 0 if there is none.

@@ -2,12 +2,14 @@
 //! the log, write the same bytes.
 
 use crate::backend::{
-    Command, Commit, ConversationState, Head, Member, Operation, Record, SenderState, StateChange,
+    Command, Commit, ConversationState, Head, Member, Operation, Record, Roster, SenderState, StateChange,
 };
 use crate::model::envelope::{EmptyReason, InboxRow, Message, Publish, Refusal, RowContent, SendPosition};
+use crate::model::group::{GroupAction, GroupChange};
 use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq};
 use crate::mutant::Mutant;
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// Decision of a shard about a record.
@@ -90,7 +92,7 @@ fn decide_anew(state: &ConversationState, record: &Record, found: Option<Seq>) -
     let stale: Vec<_> = command
         .recipients
         .iter()
-        .filter(|r| state.members.iter().any(|m| m.user == r.user && m.list_version > r.list_version))
+        .filter(|r| state.roster.member(r.user).is_some_and(|m| m.list_version > r.list_version))
         .map(|r| r.user)
         .collect();
     if !stale.is_empty() && !Mutant::StaleListAccepted.is_active() {
@@ -118,16 +120,15 @@ pub(super) fn is_new(last: SenderState, command: &Command) -> bool {
 /// Returns whether a sender may skip a number: in a conversation of which it is a member, or which has no
 /// members yet.
 fn may_void(state: &ConversationState, sender: DeviceAddress, id: ConversationId) -> bool {
-    let mut installations = state.members.iter().flat_map(|m| &m.installations);
+    let members = &state.roster.members;
     match id.kind() {
         Ok(ConversationKind::Own) => id == ConversationId::own(sender.user),
-        Ok(ConversationKind::Direct) => {
-            state.members.is_empty() || state.members.iter().any(|m| m.user == sender.user)
-        }
+        Ok(ConversationKind::Direct) => members.is_empty() || state.roster.member(sender.user).is_some(),
         Ok(ConversationKind::Mailbox) => {
-            state.members.is_empty()
-                || installations.any(|i| id == ConversationId::mailbox(sender.installation, *i))
+            let is_to = |one| id == ConversationId::mailbox(sender.installation, one);
+            members.is_empty() || state.roster.installations().any(is_to)
         }
+        Ok(ConversationKind::Group) => state.roster.has_device(sender.user, sender.installation),
         _ => false,
     }
 }
@@ -142,7 +143,7 @@ fn next_state(state: &ConversationState, record: &Record, number: SendPosition) 
         ..state.head
     };
     let senders = [(record.command.sender.installation, SenderState::after(&number))].into();
-    StateChange { head, members: None, senders }
+    StateChange { head, roster: None, senders }
 }
 
 fn commit(record: &Record, state: StateChange) -> Commit {
@@ -164,18 +165,20 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
     let mailbox = number.conversation.kind() == Ok(ConversationKind::Mailbox);
     let row = |joined, content| InboxRow { conversation: number.conversation, seq, time_us, joined, content };
 
-    let joined: Vec<InstallationId> = command
-        .recipients
-        .iter()
-        .flat_map(|r| &r.installations)
-        .filter(|i| !state.members.iter().any(|m| m.installations.contains(i)))
-        .copied()
-        .collect();
-    next.members = changed_members(state, command);
+    next.roster = match changed_roster(state, command, seq) {
+        Ok(roster) => roster,
+        Err(refusal) => return Decision::Refuse(refusal),
+    };
+    let roster = next.roster.as_ref().unwrap_or(&state.roster);
+    let known: HashSet<InstallationId> = state.roster.installations().collect();
+    // A member that this message removes still learns of it.
+    let is_kept = |member: &&Member| roster.member(member.user).is_some();
+    let removed: Vec<&Member> = state.roster.members.iter().filter(|member| !is_kept(member)).collect();
 
     let (content, boxes, excluded) = match &command.operation {
         Operation::Publish(publish) => {
-            (message_row(command, publish, time_us), &publish.boxes[..], &publish.excluded[..])
+            let row = message_row(command, publish, &state.roster, roster, time_us);
+            (row, &publish.boxes[..], &publish.excluded[..])
         }
         Operation::Skip(_) => (RowContent::Empty { reason: EmptyReason::Skip, from: seq }, &[][..], &[][..]),
     };
@@ -184,17 +187,19 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
         client_seq: number.client_seq,
         incarnation: number.incarnation,
     };
-    let members = next.members.clone();
-    let mut made = commit(record, next);
-    for member in members.as_ref().unwrap_or(&state.members) {
+    let is_group = number.conversation.kind() == Ok(ConversationKind::Group);
+    let boxes: HashMap<InstallationId, &bytes::Bytes> =
+        boxes.iter().map(|one| (one.installation, &one.data)).collect();
+    let mut inbox = Vec::with_capacity(known.len());
+    for member in roster.members.iter().chain(removed) {
         for installation in &member.installations {
-            let joined = joined.contains(installation);
+            let joined = !known.contains(installation);
             let content = if *installation == command.sender.installation {
                 own.clone()
             } else {
-                match (&content, boxes.iter().find(|b| b.installation == *installation)) {
-                    (RowContent::Message { message, .. }, Some(one)) => {
-                        RowContent::Message { message: message.clone(), sealed: one.data.clone() }
+                match (&content, boxes.get(installation).copied()) {
+                    (RowContent::Message { message, .. }, Some(sealed)) => {
+                        RowContent::Message { message: message.clone(), sealed: sealed.clone() }
                     }
                     (RowContent::Message { .. }, None) if command.withheld.contains(&member.user) => {
                         RowContent::Empty { reason: EmptyReason::Withheld, from: seq }
@@ -205,16 +210,22 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
                     (RowContent::Message { .. }, None) if excluded.contains(installation) => {
                         RowContent::Empty { reason: EmptyReason::Excluded, from: seq }
                     }
+                    // The device has the sender key.
+                    (RowContent::Message { message, .. }, None) if is_group => {
+                        RowContent::Message { message: message.clone(), sealed: bytes::Bytes::new() }
+                    }
                     // A member that the command does not name, or a skip: the device still gets a row for the
                     // seq.
                     _ => RowContent::Empty { reason: EmptyReason::Skip, from: seq },
                 }
             };
             if !mailbox || *installation != command.sender.installation {
-                made.inbox.push((*installation, row(joined, content)));
+                inbox.push((*installation, row(joined, content)));
             }
         }
     }
+    let mut made = commit(record, next);
+    made.inbox = inbox;
     let sender = command.sender.installation;
     if !mailbox && !made.inbox.iter().any(|(installation, _)| *installation == sender) {
         // A skip in a conversation without members: the sender's own cursor still gets its row.
@@ -226,12 +237,43 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
     Decision::Store(seq, made)
 }
 
-/// Returns the members after a command, if it changes them.
-fn changed_members(state: &ConversationState, command: &Command) -> Option<Vec<Member>> {
+/// Returns the roster after a command, if the command changes it.
+fn changed_roster(state: &ConversationState, command: &Command, seq: Seq) -> Result<Option<Roster>, Refusal> {
+    let Operation::Publish(publish) = &command.operation else {
+        // A skip changes no group.
+        let is_group = command.conversation().kind() == Ok(ConversationKind::Group);
+        return Ok(if is_group { None } else { changed_members(state, command) });
+    };
+    let Some(part) = &publish.group else { return Ok(changed_members(state, command)) };
+    let (roster, sender) = (&state.roster, command.sender);
+    let is_founding = part
+        .change
+        .as_ref()
+        .is_some_and(|change| matches!(change.action(), GroupAction::Create { .. }) && roster.version == 0);
+    if !is_founding && !roster.has_device(sender.user, sender.installation) {
+        return Err(Refusal::Denied);
+    }
+    let action = part.change.as_ref().map(GroupChange::action);
+    let stale = || Err(Refusal::StaleRoster(roster.version));
+    if part.roster_version < roster.version + u64::from(action.is_some()) {
+        return stale();
+    }
+    let next = roster.change(command.conversation(), sender.user, action, &command.recipients, seq)?;
+    if part.roster_version != next.version {
+        return stale();
+    }
+    if part.digest != next.digest {
+        return Err(Refusal::Invalid);
+    }
+    Ok((next.version != roster.version).then_some(next))
+}
+
+/// Returns the roster of a conversation that is no group after a command, if the command changes it.
+fn changed_members(state: &ConversationState, command: &Command) -> Option<Roster> {
     let skip = matches!(command.operation, Operation::Skip(_));
     let mut changed: Option<Vec<Member>> = None;
     for recipient in &command.recipients {
-        let members = changed.as_ref().unwrap_or(&state.members);
+        let members = changed.as_ref().unwrap_or(&state.roster.members);
         let place = members.iter().position(|m| m.user == recipient.user);
         let is_same = |m: &Member| {
             m.list_version == recipient.list_version && m.installations == recipient.installations
@@ -240,21 +282,23 @@ fn changed_members(state: &ConversationState, command: &Command) -> Option<Vec<M
         if place.map_or(skip, |place| is_same(&members[place])) {
             continue;
         }
-        let member = Member {
-            user: recipient.user,
-            list_version: recipient.list_version,
-            installations: recipient.installations.clone(),
-        };
-        let members = changed.get_or_insert_with(|| state.members.clone());
+        let member = Member::new(recipient.user, recipient.list_version, recipient.installations.clone());
+        let members = changed.get_or_insert_with(|| state.roster.members.clone());
         match place {
             Some(place) => members[place] = member,
             None => members.push(member),
         }
     }
-    changed
+    changed.map(Roster::of_members)
 }
 
-fn message_row(command: &Command, publish: &Publish, time_us: u64) -> RowContent {
+fn message_row(
+    command: &Command,
+    publish: &Publish,
+    before: &Roster,
+    after: &Roster,
+    time_us: u64,
+) -> RowContent {
     const DAY_MS: u64 = 24 * 3600 * 1000;
     let commit_ms = time_us / 1000;
     let message = Message {
@@ -267,6 +311,13 @@ fn message_row(command: &Command, publish: &Publish, time_us: u64) -> RowContent
         body: publish.body.clone(),
         sent_at: publish.sent_at.clamp(commit_ms.saturating_sub(DAY_MS), commit_ms),
         options: publish.options.clone(),
+        group: publish.group.clone().map(|mut part| {
+            part.lists.clear();
+            if after.version != before.version {
+                part.lists.clone_from(&command.recipients);
+            }
+            part
+        }),
     };
     RowContent::Message { message: Arc::new(message), sealed: bytes::Bytes::new() }
 }
@@ -320,6 +371,7 @@ mod tests {
             excluded: Vec::new(),
             sent_at: 5,
             options: crate::model::message_options::MessageOptions::default(),
+            group: None,
         };
         let recipient = |user, n, list_version| RecipientDevices {
             user,
@@ -506,7 +558,7 @@ mod tests {
         assert_eq!(refusal(decide(&state, &skip(mallory, 1), None)), Refusal::Denied);
         let empty = ConversationState::default();
         let Decision::Store(1, commit) = decide(&empty, &skip(mallory, 1), None) else { panic!() };
-        assert_eq!(commit.state.members, None, "the skip used up a number and added no member");
+        assert_eq!(commit.state.roster, None, "the skip used up a number and added no member");
     }
 
     #[cfg(feature = "sim")]

@@ -313,7 +313,8 @@ impl Tables {
         let through = through.min(self.head_seq(conversation));
         let mark = self.cleared.entry((conversation, user)).or_default();
         *mark = through.max(*mark);
-        let members = self.states.get(&conversation).map(|state| &state.members[..]).unwrap_or_default();
+        let members =
+            self.states.get(&conversation).map(|state| &state.roster.members[..]).unwrap_or_default();
         let by_all = members.iter().map(|member| self.cleared(conversation, member.user)).min().unwrap_or(0);
         let rows = self.history.range_mut((conversation, 0)..=(conversation, by_all));
         let erased =

@@ -93,6 +93,8 @@ pub enum Request {
         /// A seq above the newest one counts as the newest one.
         through: Seq,
     },
+    /// The roster of a group.
+    Roster(ConversationId),
     /// The cursors of this device in all conversations.
     Cursors,
     /// Request a new incarnation.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::model::group::GroupPart;
 use crate::model::id::{
     ClientSeq, ConversationId, DeviceAddress, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
 };
@@ -68,13 +69,18 @@ pub struct Publish {
     pub sent_at: u64,
     /// The part that the server reads.
     pub options: MessageOptions,
+    /// The part that the members of a group share; `None` in other conversations. In a group the audience names only
+    /// the users that the message adds, and members of which the sender has a later device list than the roster; the
+    /// boxes are for devices that lack the sender key of this device.
+    pub group: Option<Box<GroupPart>>,
 }
 
 impl Publish {
     /// Returns the approximate size of the message on the wire, in bytes.
     pub fn size(&self) -> usize {
         let boxes = self.boxes.iter().map(|one| one.data.len() + 24);
-        128 + 24 * self.audience.len() + self.body.len() + self.options.size() + boxes.sum::<usize>()
+        let group = self.group.as_ref().map_or(0, |part| part.size());
+        128 + 24 * self.audience.len() + self.body.len() + self.options.size() + group + boxes.sum::<usize>()
     }
 }
 
@@ -96,6 +102,8 @@ pub struct Message {
     pub sent_at: u64,
     /// The part that the server reads.
     pub options: MessageOptions,
+    /// The part that the members of a group share; `None` in other conversations.
+    pub group: Option<Box<GroupPart>>,
 }
 
 /// The reason why a seq has no content for a device.
@@ -221,7 +229,8 @@ impl InboxRow {
         match &self.content {
             RowContent::Message { message, sealed } => {
                 let options = message.options.size();
-                220 + 24 * message.audience.len() + message.body.len() + options + sealed.len()
+                let group = message.group.as_ref().map_or(0, |part| part.size());
+                220 + 24 * message.audience.len() + message.body.len() + options + group + sealed.len()
             }
             RowContent::Unknown(bytes) => bytes.len(),
             _ => 64,
@@ -300,6 +309,8 @@ pub enum Refusal {
     NotFound,
     /// Another user has the handle, or a later version of the device list is stored.
     Taken,
+    /// The message is for another version of the group's roster than the current one, which is this.
+    StaleRoster(u64),
 }
 
 impl Refusal {
@@ -327,6 +338,7 @@ impl Refusal {
             Self::Invalid => "invalid",
             Self::NotFound => "not_found",
             Self::Taken => "taken",
+            Self::StaleRoster(_) => "stale_roster",
         }
     }
 }

@@ -105,8 +105,7 @@ byte_id!(
     StoreEpoch, 16, "epoch"
 );
 byte_id!(
-    /// Id of a conversation. The first byte holds the version and the kind. The rest is a digest (direct,
-    /// own, mailbox) or random (group, channel).
+    /// Id of a conversation. The first byte holds the version and the kind. The rest is a digest.
     ConversationId, 17, "conversation"
 );
 
@@ -193,6 +192,13 @@ impl ConversationId {
     /// Returns the mailbox from one installation to another.
     pub fn mailbox(from: InstallationId, to: InstallationId) -> Self {
         Self::derived(3, b"chat/v1/mailbox", &[&from.0, &to.0])
+    }
+
+    /// Returns the group that this message of this device founded: `founding` is its encoded
+    /// [`Create`](crate::group::GroupAction::Create) action. So no other device can found the same group.
+    pub fn group(founder: DeviceAddress, message: MessageId, founding: &[u8]) -> Self {
+        let parts: [&[u8]; 4] = [&founder.user.0, &founder.installation.0, &message.0, founding];
+        Self::derived(4, b"chat/v1/group", &parts)
     }
 
     /// Returns the kind of the conversation.

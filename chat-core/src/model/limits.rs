@@ -13,6 +13,12 @@ pub const MAX_BOX: usize = 96 * 1024;
 pub const MAX_TEXT: usize = 64 * 1024;
 /// Maximum number of users in an audience.
 pub const MAX_AUDIENCE: usize = 1024;
+/// Maximum number of devices of all members of a group.
+pub const MAX_GROUP_DEVICES: usize = 256;
+/// Maximum number of users that are banned from a group.
+pub const MAX_BANNED: usize = 1024;
+/// Largest part of the encryption suite in a message of a group, in bytes.
+pub const MAX_CONTROL: usize = 16 * 1024;
 /// Maximum number of media that a message references.
 pub const MAX_MEDIA: usize = 32;
 /// Maximum number of milliseconds after which a message expires: 366 days.

@@ -8,6 +8,7 @@ use super::device_list::SignedDeviceList;
 use super::envelope::{InboxCursor, InboxRow, Refusal, Stored, Subject};
 use super::id::{ConversationId, Handle, Incarnation, InstallationId, Seq, StoreEpoch, UserId};
 use super::prekeys::Bundle;
+use super::roster::Roster;
 
 /// The first frame of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,6 +102,8 @@ pub struct Response {
     pub inactive: Vec<InstallationId>,
     /// For `Contacts`. For `ChangeContact`: only the version.
     pub contacts: Contacts,
+    /// For `Roster`.
+    pub roster: Option<Box<Roster>>,
 }
 
 /// A frame from the server.

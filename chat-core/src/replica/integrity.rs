@@ -314,6 +314,7 @@ mod tests {
             body: bytes::Bytes::new(),
             sent_at: 0,
             options: crate::model::message_options::MessageOptions::default(),
+            group: None,
         }
     }
 

@@ -305,6 +305,7 @@ mod tests {
             excluded: Vec::new(),
             sent_at: 0,
             options: crate::model::message_options::MessageOptions::default(),
+            group: None,
         };
         let draft = Draft { id, to: Recipient::User(user), content: bytes::Bytes::new(), sent_at: 0 };
         let snapshot = ReplicaSnapshot {
@@ -417,6 +418,7 @@ mod tests {
             body: bytes::Bytes::new(),
             sent_at: 0,
             options: crate::model::message_options::MessageOptions::default(),
+            group: None,
         };
         let content = RowContent::Message { message: message.into(), sealed: bytes::Bytes::new() };
         InboxRow { conversation, seq: 1, time_us: 1, joined: true, content }

@@ -49,6 +49,7 @@ fn message() -> RowContent {
         body: bytes::Bytes::new(),
         sent_at: 0,
         options: crate::model::message_options::MessageOptions::default(),
+        group: None,
     };
     RowContent::Message { message: message.into(), sealed: bytes::Bytes::new() }
 }
@@ -172,6 +173,7 @@ fn generation_of_an_uncommitted_message_reaches_the_store() {
         excluded: Vec::new(),
         sent_at: 0,
         options: crate::model::message_options::MessageOptions::default(),
+        group: None,
     };
     let out = said(&mut session, 0, Input::Frame(ClientFrame::Publish(publish)));
     assert!(matches!(&out[..], [Output::Publish(_)]), "{out:?}");

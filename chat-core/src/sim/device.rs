@@ -326,6 +326,7 @@ impl Device {
             excluded: without_session,
             sent_at: draft.sent_at,
             options: crate::model::message_options::MessageOptions::default(),
+            group: None,
         })
     }
 

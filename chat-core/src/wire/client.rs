@@ -320,6 +320,7 @@ fn request_from_proto(raw: proto::request::Body) -> Result<Request> {
                 limit: fetch.limit,
             }
         }
+        Raw::FetchRoster(fetch) => Request::Roster(ConversationId::parse(&fetch.conversation)?),
         Raw::ClearHistory(clear) => Request::ClearHistory {
             conversation: ConversationId::parse(&clear.conversation)?,
             through: clear.through.min(MAX_NUMBER),
@@ -379,6 +380,9 @@ fn request_to_proto(request: &Request) -> proto::request::Body {
             before: *before,
             limit: *limit,
         }),
+        Request::Roster(conversation) => {
+            Raw::FetchRoster(proto::FetchRoster { conversation: conversation.to_bytes() })
+        }
         Request::ClearHistory { conversation, through } => Raw::ClearHistory(proto::ClearHistory {
             conversation: conversation.to_bytes(),
             through: *through,

@@ -6,6 +6,7 @@ use prost::Message as _;
 use super::{Bundle, Challenge, CloseReason, Response, ServerFrame, Welcome};
 use crate::codec::device_list::{list_from_proto, list_to_proto};
 use crate::codec::outcome::{refused_from_proto, refused_to_proto, stored_from_proto, stored_to_proto};
+use crate::codec::roster::{roster_from_proto, roster_to_proto};
 use crate::codec::row::decode_sent_row;
 use crate::codec::{MAX_NUMBER, at_most, encode_row, invalid};
 use crate::model::contact::{Contact, Contacts};
@@ -223,6 +224,7 @@ fn response_to_proto(id: u64, answer: &Response) -> proto::Response {
             })
             .collect(),
         contacts_version: answer.contacts.version,
+        roster: answer.roster.as_deref().map(roster_to_proto),
     }
 }
 
@@ -255,5 +257,6 @@ fn response_from_proto(raw: proto::Response) -> Result<Response> {
             version: raw.contacts_version.min(MAX_NUMBER),
             entries: raw.contacts.iter().map(contact_from_proto).collect::<Result<_>>()?,
         },
+        roster: raw.roster.map(roster_from_proto).transpose()?.map(Box::new),
     })
 }

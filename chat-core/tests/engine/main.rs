@@ -4,6 +4,7 @@
 
 mod commit_visibility;
 mod device_linking;
+mod groups;
 mod history;
 mod inbox_limits;
 mod message_options;
@@ -125,6 +126,7 @@ impl User {
             excluded: Vec::new(),
             sent_at: 0,
             options: chat_core::message_options::MessageOptions::default(),
+            group: None,
         }
     }
 
@@ -226,6 +228,7 @@ fn recipient_is_no_contact_until_it_answers() {
         excluded: Vec::new(),
         sent_at: 0,
         options: chat_core::message_options::MessageOptions::default(),
+        group: None,
     };
     assert_eq!(ready(submit(&engine, bob.device(), publish)), None);
     work(&engine);

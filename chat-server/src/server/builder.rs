@@ -249,8 +249,8 @@ impl ServerBuilder {
         self
     }
 
-    /// The latest rules that a message may need, those of this release by default. While nodes of the release before run, set
-    /// those of that release: messages that need later ones are refused.
+    /// The latest rules that a message may need, [`Rules::OPTIONS`] by default; [`Rules::GROUPS`] enables groups. While nodes
+    /// of the release before run, set those of that release: messages that need later ones are refused.
     pub fn rules(mut self, rules: Rules) -> Self {
         self.engine.rules = rules;
         self
@@ -394,7 +394,7 @@ impl ServerBuilder {
             return Err(ServerError::new("the retention must be above 0 and at most 365 days"));
         }
         if !(Rules::BASIC..=Rules::CURRENT).contains(&self.engine.rules) {
-            return Err(ServerError::new("this release has rules 1 and 2"));
+            return Err(ServerError::new("this release has rules 1 to 3"));
         }
         if self.history_retention.is_some_and(|history| history < self.retention) {
             return Err(ServerError::new("the retention of history must be at least that of inboxes"));
@@ -507,7 +507,7 @@ mod tests {
         assert!(named.clone().shards(0).check().is_err());
         assert!(named.clone().retention(Duration::ZERO).check().is_err());
         assert!(
-            named.clone().rules(Rules(0)).check().is_err() && named.clone().rules(Rules(3)).check().is_err()
+            named.clone().rules(Rules(0)).check().is_err() && named.clone().rules(Rules(4)).check().is_err()
         );
         assert_eq!(named.clone().rules(Rules::BASIC).check(), Ok(()));
         assert!(named.clone().history_retention(Duration::from_secs(30 * 24 * 3600 - 1)).check().is_err());

@@ -65,7 +65,7 @@ impl CassandraStore {
             return Ok(());
         };
         self.put_cleared(conversation, user, through.min(state.head.seq)).await?;
-        let marks = state.members.iter().map(|member| self.cleared_by(conversation, member.user));
+        let marks = state.roster.members.iter().map(|member| self.cleared_by(conversation, member.user));
         let by_all = try_join_all(marks).await?.into_iter().min().unwrap_or(0);
         if by_all <= self.mark(conversation, ERASED.to_vec()).await? {
             return Ok(());

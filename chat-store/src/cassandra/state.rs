@@ -84,7 +84,7 @@ impl CassandraStore {
             let value = value.ok_or_else(corrupt)?;
             match part.split_first() {
                 Some((0, [])) => head = Some((state::decode_head(&value)?, redo.unwrap_or_default())),
-                Some((1, [])) => state.members = state::decode_members(&value)?,
+                Some((1, [])) => state.roster = state::decode_roster(&value)?,
                 Some((&SENDER, sender)) => {
                     let sender = InstallationId::parse(sender).map_err(|_| corrupt())?;
                     state.senders.insert(sender, state::decode_sender(&value)?);
@@ -143,8 +143,8 @@ impl CassandraStore {
             big(signed(time_us)),
         ];
         let mut parts = BTreeMap::new();
-        if let Some(members) = &commit.state.members {
-            parts.insert(MEMBERS.to_vec(), state::encode_members(members));
+        if let Some(roster) = &commit.state.roster {
+            parts.insert(MEMBERS.to_vec(), state::encode_roster(roster));
         }
         for (sender, position) in &commit.state.senders {
             parts.insert(sender_part(*sender), state::encode_sender(position));

@@ -113,7 +113,7 @@ impl CassandraStore {
         let found = self.state_and_redo(conversation, SenderFilter::No).await?;
         let (state, redo) = found.unwrap_or_else(|| (ConversationState::default(), Vec::new()));
         let mut commit = redo::decode(redo.into(), conversation, state.head)?;
-        commit.state.members = Some(state.members);
+        commit.state.roster = Some(state.roster);
         Ok(commit)
     }
 
@@ -246,7 +246,7 @@ impl CassandraStore {
             let there = last.history.iter().find(|there| there.seq == row.seq);
             rows.entry(row.seq).or_insert(Waiting { is_read: true, ..Waiting::new(row, there) });
         }
-        let mut members = last.state.members.iter().flatten();
+        let mut members = last.state.roster.iter().flat_map(|roster| &roster.members);
         let is_member = conversation.kind() == Ok(ConversationKind::Mailbox)
             || members.any(|member| member.installations.contains(&device));
         rows.retain(|seq, _| *seq > cursor.acked);

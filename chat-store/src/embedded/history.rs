@@ -25,7 +25,7 @@ impl Tables {
 
     pub(super) fn read_members(&self, conversation: ConversationId) -> Result<Vec<Member>> {
         let value = self.members.get(conversation.as_bytes()).map_err(failed)?;
-        value.map_or(Ok(Vec::new()), |value| state::decode_members(&value))
+        Ok(value.map(|value| state::decode_roster(&value)).transpose()?.unwrap_or_default().members)
     }
 
     /// Erases the content of at most `limit` messages, from the oldest that has content on, for as long as they are

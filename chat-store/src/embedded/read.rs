@@ -86,7 +86,7 @@ impl Tables {
         }
         Ok(Some(ConversationState {
             head: state::decode_head(&head)?,
-            members: members.map_or(Ok(Vec::new()), |members| state::decode_members(&members))?,
+            roster: members.map(|members| state::decode_roster(&members)).transpose()?.unwrap_or_default(),
             senders,
         }))
     }

@@ -548,8 +548,8 @@ impl Tables {
     ) {
         let key = &conversation.as_bytes()[..];
         batch.insert(&self.heads, key, state::encode_head(&change.head));
-        if let Some(members) = &change.members {
-            batch.insert(&self.members, key, state::encode_members(members));
+        if let Some(roster) = &change.roster {
+            batch.insert(&self.members, key, state::encode_roster(roster));
         }
         for (sender, position) in &change.senders {
             batch.insert(&self.senders, keys::sender(conversation, *sender), state::encode_sender(position));

@@ -135,7 +135,7 @@ pub(super) fn clear_history(
         .prepare_cached("SELECT members FROM heads WHERE conversation = ?1")
         .and_then(|mut s| s.query_row([conversation.as_bytes()], |row| row.get(0)).optional())
         .map_err(failed)?;
-    let members = members.map_or(Ok(Vec::new()), |members| state::decode_members(&members))?;
+    let members = members.map(|value| state::decode_roster(&value)).transpose()?.unwrap_or_default().members;
     let marks = members.iter().map(|member| cleared(tx, conversation, member.user));
     let by_all = marks.collect::<Result<Vec<Seq>>>()?.into_iter().min().unwrap_or(0);
     let is_chosen = |row: &InboxRow| row.seq <= by_all;

@@ -224,6 +224,7 @@ impl Talk {
             excluded: Vec::new(),
             sent_at: 0,
             options: chat_core::message_options::MessageOptions::default(),
+            group: None,
         };
         let recipients = [self.from, self.to].map(|one| RecipientDevices {
             user: one.user,
@@ -367,10 +368,10 @@ async fn large_commit_stores_no_redo() {
 
 /// Returns a state as the previous version encoded it, in one value.
 fn format_1(state: &ConversationState) -> Vec<u8> {
-    use chat_core::codec::state::{encode_head, encode_members, encode_sender};
+    use chat_core::codec::state::{encode_head, encode_roster, encode_sender};
     let mut whole = encode_head(&state.head);
-    for member in &state.members {
-        let mut one = encode_members(std::slice::from_ref(member));
+    for member in &state.roster.members {
+        let mut one = encode_roster(&chat_core::backend::Roster::of_members(vec![member.clone()]));
         one[0] = 6 << 3 | 2;
         whole.extend(one);
     }

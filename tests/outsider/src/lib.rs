@@ -290,7 +290,7 @@ impl MessageStore for ToyStore {
         let mark = through.min(toy.head(id)).max(toy.cleared(id, user));
         toy.cleared.retain(|(conversation, of, _)| (*conversation, *of) != (id, user));
         toy.cleared.push((id, user, mark));
-        let members = toy.state(id).map(|state| state.members.clone()).unwrap_or_default();
+        let members = toy.state(id).map(|state| state.roster.members.clone()).unwrap_or_default();
         let by_all = members.iter().map(|member| toy.cleared(id, member.user)).min().unwrap_or(0);
         let is_cleared = |row: &InboxRow| row.conversation == id && row.seq <= by_all;
         toy.erase_content(EmptyReason::Cleared, usize::MAX, is_cleared);

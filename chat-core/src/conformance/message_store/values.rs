@@ -1,9 +1,12 @@
 //! Cases of history and states, and of the values that read back.
 
 use super::*;
+use crate::backend::{RecipientDevices, Roster};
+use crate::model::group::{GroupAction, GroupChange, GroupPart};
 use crate::model::id::MediaId;
 use crate::model::limits::MAX_EXPIRY_MS;
 use crate::model::message_options::{Deletion, MessageOptions, Urgency};
+use crate::model::roster::{GroupPolicy, Role};
 
 pub(super) async fn history_is_newest_first_and_pages(store: Store) -> Outcome {
     let mut talk = Conversation::direct();
@@ -86,11 +89,11 @@ pub(super) async fn unchanged_parts_of_a_state_stay(store: Store) -> Outcome {
     for change in 0..4 {
         // The members in the second commit, another sender in the third, and neither in the fourth.
         let mut commit = talk.next(100)?;
-        commit.state.members = None;
+        commit.state.roster = None;
         if change == 1 {
             let (user, installations) = (UserId::from_bytes([3; 16]), vec![]);
-            talk.state.members.push(Member { user, list_version: 2, installations });
-            commit.state.members = Some(talk.state.members.clone());
+            talk.state.roster.members.push(Member::new(user, 2, installations));
+            commit.state.roster = Some(talk.state.roster.clone());
         }
         if change == 2 {
             let sender = SenderState { incarnation: 2, client_seq: 9, prev: message_id(9) };
@@ -154,16 +157,10 @@ pub(super) async fn every_kind_of_row_reads_back(store: Store) -> Outcome {
     commit.history[3].content = empty(EmptyReason::Skip, 4);
     commit.ids = (1..=4).map(|n| (alice.installation, message_id(n), n)).collect();
     let mut state = talk.state.clone();
-    state.head = Head {
-        seq: 5,
-        time_us: time_us + 4,
-        group_epoch: 6,
-        rules: Rules(u32::MAX),
-        position: state.head.position,
-    };
-    state.members[1].list_version = 1 << 40;
-    state.members[1].installations.push(alice.installation);
-    state.members.push(Member { user: UserId::from_bytes([3; 16]), list_version: 2, installations: vec![] });
+    state.head = Head { seq: 5, time_us: time_us + 4, rules: Rules(u32::MAX), position: state.head.position };
+    state.roster.members[1].list_version = 1 << 40;
+    state.roster.members[1].installations.push(alice.installation);
+    state.roster.members.push(Member::new(UserId::from_bytes([3; 16]), 2, vec![]));
     let sender = SenderState { incarnation: 7, client_seq: 1 << 50, prev: MessageId::NIL };
     state.senders.insert(bob, sender);
     commit.state = state.clone().into();
@@ -171,6 +168,46 @@ pub(super) async fn every_kind_of_row_reads_back(store: Store) -> Outcome {
     make_seen(&store, vec![commit]).await?;
     equal(inbox(&store, BOB).await?, rows, "the inbox")?;
     equal(store.history(talk.id, 0, PageLimit::MAX).await.map_err(failed)?, history, "the history")?;
+    equal(store.state(talk.id, SenderFilter::All, None).await.map_err(failed)?, Some(state), "the state")
+}
+
+pub(super) async fn groups_read_back(store: Store) -> Outcome {
+    let mut talk = Conversation::direct();
+    let (alice, bob) = (device(ALICE).installation, device(BOB).installation);
+    let mut commit = talk.next(100)?;
+    let lists = [(ALICE, alice), (BOB, bob)].map(|(user, installation)| {
+        let installations = vec![installation, InstallationId::from_bytes([8; 16])];
+        RecipientDevices { user, list_version: 1 << 40, installations }
+    });
+    let policy = GroupPolicy { send: Role::Admin, add: Role::Member, edit: Role::Owner };
+    let create = GroupAction::Create { members: vec![BOB], policy };
+    let ban = GroupAction::Remove { users: vec![UserId::from_bytes([9; 16])], ban: true };
+    let refused = |refusal| format!("the roster refused {refusal:?}");
+    let roster = Roster::default().change(talk.id, ALICE, Some(&create), &lists, 1).map_err(refused)?;
+    let roster = roster.change(talk.id, ALICE, Some(&ban), &[], 1).map_err(refused)?;
+    let part = GroupPart {
+        roster_version: roster.version,
+        digest: roster.digest,
+        shared: vec![1; 50].into(),
+        control: vec![2; 5].into(),
+        change: Some(GroupChange::new(ban.encode(), vec![3; 64].into()).map_err(failed)?),
+        lists: lists.to_vec(),
+    };
+    // A device that has the sender key gets no box.
+    let RowContent::Message { message, .. } = commit.inbox[1].1.content.clone() else {
+        return Err("the row of a recipient is no message".into());
+    };
+    let message = Arc::new(Message { group: Some(Box::new(part)), ..Message::clone(&message) });
+    let content = RowContent::Message { message, sealed: bytes::Bytes::new() };
+    commit.inbox[1].1.content = content.clone();
+    commit.history[0].content = content;
+    let (mut state, rows) = (talk.state.clone(), commit.history.clone());
+    state.roster = roster;
+    commit.state.roster = Some(state.roster.clone());
+    let waiting = vec![commit.inbox[1].1.clone()];
+    make_seen(&store, vec![commit]).await?;
+    equal(inbox(&store, BOB).await?, waiting, "the inbox")?;
+    equal(store.history(talk.id, 0, PageLimit::MAX).await.map_err(failed)?, rows, "the history")?;
     equal(store.state(talk.id, SenderFilter::All, None).await.map_err(failed)?, Some(state), "the state")
 }
 

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use super::StoreFault;
 use crate::backend::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
-    PageLimit, Rules, SenderFilter, StoreIdentity,
+    PageLimit, Roster, Rules, SenderFilter, StoreIdentity,
 };
 use crate::conformance::pause;
 use crate::model::envelope::{AckUpTo, Durability, EmptyReason, InboxCursor, InboxPosition, InboxRow};
@@ -68,6 +68,11 @@ impl FaultyStore {
         if let (Message { message, .. }, true) = (&mut row.content, self.has(StoreFault::OptionsLost)) {
             let mut shorter = crate::model::envelope::Message::clone(message);
             shorter.options = crate::model::message_options::MessageOptions::default();
+            *message = std::sync::Arc::new(shorter);
+        }
+        if let (Message { message, .. }, true) = (&mut row.content, self.has(StoreFault::GroupPartLost)) {
+            let mut shorter = crate::model::envelope::Message::clone(message);
+            shorter.group = None;
             *message = std::sync::Arc::new(shorter);
         }
         if let (Message { message, .. }, true) = (&mut row.content, self.has(StoreFault::AudienceLost)) {
@@ -147,7 +152,7 @@ impl FaultyStore {
         }
         let mut state = known.unwrap_or_default();
         if self.has(F::UnchangedMembersLost) {
-            state.members.clear();
+            state.roster.members.clear();
         }
         if self.has(F::UnchangedSendersLost) {
             state.senders.clear();
@@ -160,13 +165,13 @@ impl FaultyStore {
             state.senders.pop_first();
         }
         if self.has(F::MembersOfStateLost) {
-            state.members.truncate(1);
+            state.roster.members.truncate(1);
         }
         if self.has(F::PositionOfStateLost) {
             state.head.position = LogPosition::default();
         }
-        if self.has(F::GroupEpochLost) {
-            state.head.group_epoch = 0;
+        if self.has(F::RosterOfGroupLost) {
+            state.roster = Roster::of_members(state.roster.members);
         }
         tables.states.retain(|(known, _)| *known != id);
         tables.states.push((id, state));
@@ -612,8 +617,12 @@ impl MessageStore for FaultyStore {
         let mark = if self.has(F::ClearingGoesBack) { capped } else { capped.max(known) };
         tables.cleared.retain(|(conversation, of, _)| (*conversation, *of) != (id, user));
         tables.cleared.push((id, user, mark));
-        let members: Vec<UserId> =
-            tables.state(id).iter().flat_map(|state| &state.members).map(|member| member.user).collect();
+        let members: Vec<UserId> = tables
+            .state(id)
+            .iter()
+            .flat_map(|state| &state.roster.members)
+            .map(|member| member.user)
+            .collect();
         let counts = |member: &&UserId| {
             !self.has(F::ClearingCountsForAllUsers) && !self.has(F::ClearingOfOneMemberErases)
                 || **member == user

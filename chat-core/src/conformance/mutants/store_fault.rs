@@ -55,7 +55,7 @@ faults! {
     SendersOfStateLost,
     MembersOfStateLost,
     PositionOfStateLost,
-    GroupEpochLost,
+    RosterOfGroupLost,
     RulesOfStateLost,
     UnchangedMembersLost,
     UnchangedSendersLost,
@@ -105,6 +105,7 @@ faults! {
     HistoryAboveHead,
     HistoryStartZeroIsEmpty,
     OptionsLost,
+    GroupPartLost,
     // Erased history
     HistoryExpiryIncludesItsTime,
     HistoryExpiryIgnoresLimit,

@@ -14,9 +14,6 @@ pub struct Head {
     /// Offset of the last record applied.
     #[prost(uint64, tag = "4")]
     pub log_offset: u64,
-    /// Number of membership changes of a group.
-    #[prost(uint64, tag = "5")]
-    pub group_epoch: u64,
     /// Version of the rules that decided the last record.
     #[prost(uint32, tag = "6")]
     pub rules: u32,
@@ -27,8 +24,12 @@ pub struct Head {
 /// The members of a conversation: the part of its state that a commit writes when it changes them.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Members {
+    /// Empty in a group.
     #[prost(message, repeated, tag = "1")]
     pub members: ::prost::alloc::vec::Vec<Member>,
+    /// An encoded chat.v1.Roster, in a group.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub roster: ::prost::bytes::Bytes,
 }
 /// The whole state of a conversation in one value, as format 1 stored it. Only read, to convert it.
 #[derive(Clone, PartialEq, ::prost::Message)]

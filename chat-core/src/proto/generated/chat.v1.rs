@@ -348,6 +348,119 @@ pub struct Publish {
     /// Absent if all options have their defaults.
     #[prost(message, optional, tag = "13")]
     pub options: ::core::option::Option<MessageOptions>,
+    /// Set in a group. The audience then names the users that the message adds, and members of which the sender has a
+    /// later device list than the roster; the boxes are for the devices that lack the sender key.
+    #[prost(message, optional, tag = "14")]
+    pub group: ::core::option::Option<GroupPart>,
+}
+/// The part of a group's message that all members receive.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GroupPart {
+    /// The version of the roster that the message is for: of a message that changes the roster, the version after it.
+    #[prost(uint64, tag = "1")]
+    pub roster_version: u64,
+    /// The digest of that version, see docs/wire.md, "Groups".
+    #[prost(bytes = "bytes", tag = "2")]
+    pub digest: ::prost::bytes::Bytes,
+    /// The box of all devices, encrypted with the sender key of the sending device; opaque to the server.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub shared: ::prost::bytes::Bytes,
+    /// A part of the encryption suite that all members process; opaque to the server, at most 16 KiB.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub control: ::prost::bytes::Bytes,
+    /// The change of the roster that the message makes: an encoded GroupAction.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub action: ::prost::bytes::Bytes,
+    /// Ed25519 signature of the action by the key of the sending device, see docs/wire.md, "Signatures".
+    #[prost(bytes = "bytes", tag = "6")]
+    pub signature: ::prost::bytes::Bytes,
+    /// The device lists that the message puts into the roster. Empty in a Publish: the server sets them.
+    #[prost(message, repeated, tag = "7")]
+    pub lists: ::prost::alloc::vec::Vec<MemberDevices>,
+}
+/// A user with the devices of one version of its device list.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MemberDevices {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub user: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub list_version: u64,
+    /// The installations of the devices in that list.
+    #[prost(bytes = "bytes", repeated, tag = "3")]
+    pub installations: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+}
+/// The lowest roles that may do something in a group.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GroupPolicy {
+    /// Send messages.
+    #[prost(enumeration = "GroupRole", tag = "1")]
+    pub send: i32,
+    /// Add members.
+    #[prost(enumeration = "GroupRole", tag = "2")]
+    pub add: i32,
+    /// Change name, picture and description.
+    #[prost(enumeration = "GroupRole", tag = "3")]
+    pub edit: i32,
+}
+/// A change of a group.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GroupAction {
+    #[prost(enumeration = "GroupActionKind", tag = "1")]
+    pub kind: i32,
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub users: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// For SET_ROLE.
+    #[prost(enumeration = "GroupRole", tag = "3")]
+    pub role: i32,
+    /// For CREATE and SET_POLICY.
+    #[prost(message, optional, tag = "4")]
+    pub policy: ::core::option::Option<GroupPolicy>,
+}
+/// The members of a group.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Roster {
+    /// Counts the changes, dense from 1.
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    /// Counts the changes of the set of members.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// Counts the removals of a member or of a device.
+    #[prost(uint64, tag = "3")]
+    pub key_epoch: u64,
+    /// The seq of the last change.
+    #[prost(uint64, tag = "4")]
+    pub changed_at: u64,
+    #[prost(message, optional, tag = "5")]
+    pub policy: ::core::option::Option<GroupPolicy>,
+    /// Sorted by user.
+    #[prost(message, repeated, tag = "6")]
+    pub members: ::prost::alloc::vec::Vec<RosterMember>,
+    /// Users that cannot be added, sorted.
+    #[prost(bytes = "bytes", repeated, tag = "7")]
+    pub banned: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// The digest of the version before this one.
+    #[prost(bytes = "bytes", tag = "8")]
+    pub previous: ::prost::bytes::Bytes,
+    /// The digest of this version.
+    #[prost(bytes = "bytes", tag = "9")]
+    pub digest: ::prost::bytes::Bytes,
+}
+/// A member of a group.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RosterMember {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub user: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub list_version: u64,
+    /// The installations of the devices in that list.
+    #[prost(bytes = "bytes", repeated, tag = "3")]
+    pub installations: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    #[prost(enumeration = "GroupRole", tag = "4")]
+    pub role: i32,
+    /// The seq with which the user joined.
+    #[prost(uint64, tag = "5")]
+    pub joined: u64,
 }
 /// The part of a message that the server reads. Recipients receive it too, and compare it with the hash in their box.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -458,6 +571,9 @@ pub struct Refused {
     /// Set for a Publish or Skip.
     #[prost(uint32, tag = "9")]
     pub incarnation: u32,
+    /// REASON_STALE_ROSTER: the current version.
+    #[prost(uint64, tag = "10")]
+    pub roster_version: u64,
 }
 /// Acknowledgement: everything up to `seq` of a conversation is durable on the device.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -518,6 +634,9 @@ pub struct MessageRow {
     /// As in the Publish.
     #[prost(message, optional, tag = "12")]
     pub options: ::core::option::Option<MessageOptions>,
+    /// As in the Publish, with the device lists that the message puts into the roster.
+    #[prost(message, optional, tag = "13")]
+    pub group: ::core::option::Option<GroupPart>,
 }
 /// The device's own message, without its content.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -600,7 +719,7 @@ pub struct Request {
     pub id: u64,
     #[prost(
         oneof = "request::Body",
-        tags = "2, 3, 14, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 19"
+        tags = "2, 3, 14, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 19, 20"
     )]
     pub body: ::core::option::Option<request::Body>,
 }
@@ -659,6 +778,9 @@ pub mod request {
         /// Deletes the history of a conversation for this device's user.
         #[prost(message, tag = "19")]
         ClearHistory(super::ClearHistory),
+        /// The roster of a group of this device's user.
+        #[prost(message, tag = "20")]
+        FetchRoster(super::FetchRoster),
     }
 }
 /// Requests the user of a handle.
@@ -845,6 +967,12 @@ pub struct ClearHistory {
     #[prost(uint64, tag = "2")]
     pub through: u64,
 }
+/// Requests the roster of a group.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FetchRoster {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub conversation: ::prost::bytes::Bytes,
+}
 /// Requests the cursors of this device.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FetchCells {}
@@ -996,6 +1124,9 @@ pub struct Response {
     /// FetchContacts and ChangeContact: the version of the contacts.
     #[prost(uint64, tag = "14")]
     pub contacts_version: u64,
+    /// FetchRoster: the roster.
+    #[prost(message, optional, tag = "15")]
+    pub roster: ::core::option::Option<Roster>,
 }
 /// The highest seq this user has read.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1074,6 +1205,100 @@ pub struct Close {
     /// Milliseconds to wait before the next attempt.
     #[prost(uint32, tag = "2")]
     pub retry_after: u32,
+}
+/// The kind of a change of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum GroupActionKind {
+    /// Never sent.
+    Unspecified = 0,
+    /// Founds the group: the acting user owns it, `users` are the other members.
+    Create = 1,
+    /// Adds users.
+    Add = 2,
+    /// Removes members.
+    Remove = 3,
+    /// Removes users, which cannot be added again.
+    Ban = 4,
+    /// The acting user leaves.
+    Leave = 5,
+    /// Sets the role of one member.
+    SetRole = 6,
+    /// Sets the policy.
+    SetPolicy = 7,
+    /// Ends bans.
+    Unban = 8,
+    /// The encrypted body has a new name, picture or description.
+    Edit = 9,
+}
+impl GroupActionKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "GROUP_ACTION_KIND_UNSPECIFIED",
+            Self::Create => "GROUP_ACTION_KIND_CREATE",
+            Self::Add => "GROUP_ACTION_KIND_ADD",
+            Self::Remove => "GROUP_ACTION_KIND_REMOVE",
+            Self::Ban => "GROUP_ACTION_KIND_BAN",
+            Self::Leave => "GROUP_ACTION_KIND_LEAVE",
+            Self::SetRole => "GROUP_ACTION_KIND_SET_ROLE",
+            Self::SetPolicy => "GROUP_ACTION_KIND_SET_POLICY",
+            Self::Unban => "GROUP_ACTION_KIND_UNBAN",
+            Self::Edit => "GROUP_ACTION_KIND_EDIT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "GROUP_ACTION_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "GROUP_ACTION_KIND_CREATE" => Some(Self::Create),
+            "GROUP_ACTION_KIND_ADD" => Some(Self::Add),
+            "GROUP_ACTION_KIND_REMOVE" => Some(Self::Remove),
+            "GROUP_ACTION_KIND_BAN" => Some(Self::Ban),
+            "GROUP_ACTION_KIND_LEAVE" => Some(Self::Leave),
+            "GROUP_ACTION_KIND_SET_ROLE" => Some(Self::SetRole),
+            "GROUP_ACTION_KIND_SET_POLICY" => Some(Self::SetPolicy),
+            "GROUP_ACTION_KIND_UNBAN" => Some(Self::Unban),
+            "GROUP_ACTION_KIND_EDIT" => Some(Self::Edit),
+            _ => None,
+        }
+    }
+}
+/// The role of a member of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum GroupRole {
+    /// A member without further rights.
+    Member = 0,
+    /// Removes members, bans users, makes admins and sets the policy.
+    Admin = 1,
+    /// An admin that also demotes and removes admins, and makes owners.
+    Owner = 2,
+}
+impl GroupRole {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Member => "GROUP_ROLE_MEMBER",
+            Self::Admin => "GROUP_ROLE_ADMIN",
+            Self::Owner => "GROUP_ROLE_OWNER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "GROUP_ROLE_MEMBER" => Some(Self::Member),
+            "GROUP_ROLE_ADMIN" => Some(Self::Admin),
+            "GROUP_ROLE_OWNER" => Some(Self::Owner),
+            _ => None,
+        }
+    }
 }
 /// How soon a message should wake devices without a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -1173,6 +1398,8 @@ pub enum Reason {
     NotFound = 12,
     /// Another user has the handle, or a later version of the device list is stored.
     Taken = 13,
+    /// The message is for another version of the group's roster than the current one. Encrypt it again for that.
+    StaleRoster = 14,
 }
 impl Reason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1195,6 +1422,7 @@ impl Reason {
             Self::Invalid => "REASON_INVALID",
             Self::NotFound => "REASON_NOT_FOUND",
             Self::Taken => "REASON_TAKEN",
+            Self::StaleRoster => "REASON_STALE_ROSTER",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1214,6 +1442,7 @@ impl Reason {
             "REASON_INVALID" => Some(Self::Invalid),
             "REASON_NOT_FOUND" => Some(Self::NotFound),
             "REASON_TAKEN" => Some(Self::Taken),
+            "REASON_STALE_ROSTER" => Some(Self::StaleRoster),
             _ => None,
         }
     }

@@ -1,0 +1,83 @@
+//! Groups at the gateway: its checks before the log, and the rosters that it remembers.
+
+use std::sync::Arc;
+
+use super::Engine;
+use crate::backend::{RecipientDevices, Roster, SenderFilter};
+use crate::model::envelope::{Publish, Refusal};
+use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::group::GroupAction;
+use crate::model::id::{ConversationId, DeviceAddress};
+
+/// Maximum number of rosters that a gateway remembers.
+const MAX_ROSTERS: usize = 10_000;
+
+impl Engine {
+    /// Returns the reason to refuse the change of a roster, if there is one: its signature is not that of the sending
+    /// device, or the id of the group is not the hash of its founding. The shard decides whether the sender may make it.
+    pub(super) async fn check_change(
+        &self,
+        sender: DeviceAddress,
+        publish: &Publish,
+    ) -> Result<Option<Refusal>> {
+        let Some(part) = &publish.group else { return Ok(None) };
+        let Some(change) = &part.change else { return Ok(None) };
+        let (conversation, id) = (publish.number.conversation, publish.number.message_id);
+        if let GroupAction::Create { .. } = change.action()
+            && conversation != ConversationId::group(sender, id, change.encoded())
+        {
+            return Ok(Some(Refusal::Invalid));
+        }
+        let list = self.device_list(sender.user).await?;
+        let entry = list.as_ref().and_then(|list| list.list().device(sender.device));
+        let is_signed = |key| change.verify(key, conversation, id, &part.digest).is_ok();
+        Ok((!entry.is_some_and(|entry| is_signed(&entry.device_key))).then_some(Refusal::Denied))
+    }
+
+    /// Returns the devices of the members of a group for a message with this roster version, as this gateway knows them. It
+    /// only limits inboxes by them: the shard decides who gets the message.
+    pub(super) async fn group_devices(&self, publish: &Publish) -> Result<Vec<RecipientDevices>> {
+        let conversation = publish.number.conversation;
+        // A message that changes the roster names the version after it.
+        let version = publish.group.as_ref().map_or(0, |part| part.roster_version.saturating_sub(1));
+        let known = self.rosters.get(&conversation).map(|roster| roster.clone());
+        let roster = match known.filter(|roster| roster.version >= version) {
+            Some(roster) => roster,
+            None => self.read_roster(conversation).await?,
+        };
+        let members = roster.members.iter().map(|member| RecipientDevices {
+            user: member.user,
+            list_version: member.list_version,
+            installations: member.installations.clone(),
+        });
+        Ok(members.collect())
+    }
+
+    async fn read_roster(&self, conversation: ConversationId) -> Result<Arc<Roster>> {
+        let state = self.backends.store.state(conversation, SenderFilter::No, None).await?;
+        let roster = Arc::new(state.map(|state| state.roster).unwrap_or_default());
+        if self.rosters.len() > MAX_ROSTERS {
+            self.rosters.clear();
+        }
+        if roster.version > 0 {
+            self.rosters.insert(conversation, roster.clone());
+        }
+        Ok(roster)
+    }
+
+    /// Returns the current roster of a group for a device of a member.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such group, or the device belongs to no member of it.
+    pub(super) async fn roster_of_member(
+        &self,
+        device: DeviceAddress,
+        conversation: ConversationId,
+    ) -> Result<Roster> {
+        let roster = self.read_roster(conversation).await?;
+        if roster.version > 0 && roster.has_device(device.user, device.installation) {
+            return Ok(Roster::clone(&roster));
+        }
+        Err(Error::new(ErrorKind::NotFound, "no such group"))
+    }
+}

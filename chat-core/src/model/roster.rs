@@ -1,0 +1,368 @@
+//! The members of a conversation and, in a group, their roles.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::model::envelope::Refusal;
+use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::group::GroupAction;
+use crate::model::id::{ConversationId, InstallationId, Seq, UserId};
+use crate::model::limits::{MAX_BANNED, MAX_GROUP_DEVICES, MAX_NUMBER};
+use crate::mutant::Mutant;
+
+/// A user with the devices of one version of its device list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs)]
+pub struct RecipientDevices {
+    pub user: UserId,
+    /// The version of the device list.
+    pub list_version: u64,
+    /// The installations of the devices in that list.
+    pub installations: Vec<InstallationId>,
+}
+
+/// The rights of a member of a group. The roles are ordered.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Role {
+    /// A member without further rights.
+    #[default]
+    Member,
+    /// Removes members, bans users, makes admins and sets the policy.
+    Admin,
+    /// An admin that also demotes and removes admins, and makes owners.
+    Owner,
+}
+
+impl Role {
+    /// All roles, the lowest first.
+    pub const ALL: [Self; 3] = [Self::Member, Self::Admin, Self::Owner];
+}
+
+/// The lowest roles that may do something in a group.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[allow(clippy::exhaustive_structs)]
+pub struct GroupPolicy {
+    /// Send messages.
+    pub send: Role,
+    /// Add members.
+    pub add: Role,
+    /// Change name, picture and description.
+    pub edit: Role,
+}
+
+impl Default for GroupPolicy {
+    /// All members send, and admins do the rest.
+    fn default() -> Self {
+        Self { send: Role::Member, add: Role::Admin, edit: Role::Admin }
+    }
+}
+
+/// A member and the devices of the list that a message last named.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Member {
+    pub user: UserId,
+    /// The highest version of the user's device list that a message named.
+    pub list_version: u64,
+    /// The installations of that list.
+    pub installations: Vec<InstallationId>,
+    /// The role in a group.
+    pub role: Role,
+    /// The seq with which the user joined a group; 0 in other conversations.
+    pub joined: Seq,
+}
+
+impl Member {
+    /// Returns a member of a conversation that is no group.
+    pub const fn new(user: UserId, list_version: u64, installations: Vec<InstallationId>) -> Self {
+        Self { user, list_version, installations, role: Role::Member, joined: 0 }
+    }
+}
+
+/// SHA-256 of a version of a group's roster, and of the version before it: so it covers all versions up to this one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct RosterDigest([u8; 32]);
+
+impl RosterDigest {
+    /// Returns the digest with these bytes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] unless there are 32 bytes.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let bytes = bytes.try_into();
+        Ok(Self(bytes.map_err(|_| Error::new(ErrorKind::Invalid, "a roster digest has 32 bytes"))?))
+    }
+
+    /// Returns the bytes.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for RosterDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "roster…{:02x}{:02x}{:02x}", self.0[0], self.0[1], self.0[2])
+    }
+}
+
+/// The members of a conversation. In a group also their roles, and numbers that count the changes.
+///
+/// The shard of a group and every member's device apply the same changes to the same roster, and compare digests: a
+/// server that shows a device another roster is detected.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Roster {
+    /// In a group: sorted by user.
+    pub members: Vec<Member>,
+    /// Counts the changes of a group, dense from 1; 0 in other conversations.
+    pub version: u64,
+    /// Counts the changes of the set of members.
+    pub epoch: u64,
+    /// Counts the removals of a member or of a device: sender keys of an earlier key epoch encrypt no message any more.
+    pub key_epoch: u64,
+    /// The seq of the last change.
+    pub changed_at: Seq,
+    pub policy: GroupPolicy,
+    /// Users that cannot be added, sorted.
+    pub banned: Vec<UserId>,
+    /// The digest of the version before this one.
+    pub previous: RosterDigest,
+    /// The digest of this version.
+    pub digest: RosterDigest,
+}
+
+impl Roster {
+    /// Returns the roster of a conversation that is no group.
+    pub fn of_members(members: Vec<Member>) -> Self {
+        Self { members, ..Self::default() }
+    }
+
+    /// Returns the entry of a user.
+    pub fn member(&self, user: UserId) -> Option<&Member> {
+        self.members.iter().find(|member| member.user == user)
+    }
+
+    /// Returns the installations of all members.
+    pub fn installations(&self) -> impl Iterator<Item = InstallationId> + '_ {
+        self.members.iter().flat_map(|member| &member.installations).copied()
+    }
+
+    /// Returns whether a device belongs to a member.
+    pub fn has_device(&self, user: UserId, installation: InstallationId) -> bool {
+        self.member(user).is_some_and(|member| member.installations.contains(&installation))
+    }
+
+    /// Returns the roster after a message of `actor` at `seq`: after its action, if it has one, and with the device lists
+    /// that it names. A message that changes nothing leaves the version as it is.
+    ///
+    /// # Errors
+    /// `Denied` if the actor is no member or its role does not allow the action, `Mismatch` with the users of which
+    /// a lower list version is named than before, `TooLarge` above the limits, `Invalid` if the action does not fit the
+    /// roster.
+    pub fn change(
+        &self,
+        conversation: ConversationId,
+        actor: UserId,
+        action: Option<&GroupAction>,
+        lists: &[RecipientDevices],
+        seq: Seq,
+    ) -> Result<Self, Refusal> {
+        let mut next = self.clone();
+        let role = self.member(actor).map(|member| member.role);
+        match (action, role) {
+            (Some(GroupAction::Create { members, policy }), _) => {
+                next.create(actor, members, *policy, lists, seq)?;
+            }
+            (_, None) => return Err(Refusal::Denied),
+            (None, Some(role)) if role < self.policy.send => return Err(Refusal::Denied),
+            (None, Some(_)) => {}
+            (Some(action), Some(role)) => next.act(actor, role, action, lists, seq)?,
+        }
+        let removed = self.members.iter().filter(|member| next.member(member.user).is_none()).count();
+        next.update_lists(lists)?;
+        let is_same_set = removed == 0 && next.members.len() == self.members.len();
+        next.epoch += u64::from(!is_same_set);
+        next.key_epoch += u64::from(self.loses_device(&next) && !Mutant::KeyEpochStays.is_active());
+        if action.is_none() && next == *self {
+            return Ok(next);
+        }
+        if next.installations().count() > MAX_GROUP_DEVICES || next.banned.len() > MAX_BANNED {
+            return Err(Refusal::TooLarge);
+        }
+        next.version += 1;
+        next.changed_at = seq;
+        next.previous = self.digest;
+        next.digest = next.compute_digest(conversation);
+        Ok(next)
+    }
+
+    /// Returns whether a device of this roster is not in the next one.
+    fn loses_device(&self, next: &Self) -> bool {
+        let kept = |member: &Member, one: &InstallationId| next.has_device(member.user, *one);
+        self.members.iter().any(|member| member.installations.iter().any(|one| !kept(member, one)))
+    }
+
+    fn create(
+        &mut self,
+        actor: UserId,
+        members: &[UserId],
+        policy: GroupPolicy,
+        lists: &[RecipientDevices],
+        seq: Seq,
+    ) -> Result<(), Refusal> {
+        if self.version > 0 {
+            return Err(Refusal::Denied);
+        }
+        self.policy = policy;
+        self.add(&[actor], lists, seq)?;
+        self.members[0].role = Role::Owner;
+        self.add(members, lists, seq)
+    }
+
+    fn act(
+        &mut self,
+        actor: UserId,
+        role: Role,
+        action: &GroupAction,
+        lists: &[RecipientDevices],
+        seq: Seq,
+    ) -> Result<(), Refusal> {
+        let needs = |needed: Role| {
+            if role >= needed || Mutant::RoleIgnored.is_active() { Ok(()) } else { Err(Refusal::Denied) }
+        };
+        match action {
+            GroupAction::Create { .. } => Err(Refusal::Invalid),
+            GroupAction::Add(users) => needs(self.policy.add).and_then(|()| self.add(users, lists, seq)),
+            GroupAction::Remove { users, ban } => {
+                needs(Role::Admin)?;
+                users.iter().try_for_each(|user| self.remove(role, *user, *ban))
+            }
+            GroupAction::Leave => {
+                self.members.retain(|member| member.user != actor);
+                self.replace_owner();
+                Ok(())
+            }
+            GroupAction::SetRole(user, to) => {
+                let from = self.member(*user).ok_or(Refusal::NotFound)?.role;
+                // An admin makes admins. Only an owner takes a role away, and makes owners.
+                needs(if from == Role::Member && *to <= Role::Admin { Role::Admin } else { Role::Owner })?;
+                for member in self.members.iter_mut().filter(|member| member.user == *user) {
+                    member.role = *to;
+                }
+                self.replace_owner();
+                Ok(())
+            }
+            GroupAction::SetPolicy(policy) => {
+                needs(Role::Admin)?;
+                self.policy = *policy;
+                Ok(())
+            }
+            GroupAction::Unban(users) => {
+                needs(Role::Admin)?;
+                self.banned.retain(|banned| !users.contains(banned));
+                Ok(())
+            }
+            GroupAction::Edit => needs(self.policy.edit),
+        }
+    }
+
+    fn add(&mut self, users: &[UserId], lists: &[RecipientDevices], seq: Seq) -> Result<(), Refusal> {
+        for user in users {
+            if self.banned.contains(user) {
+                return Err(Refusal::Denied);
+            }
+            let list = lists.iter().find(|list| list.user == *user).ok_or(Refusal::Invalid)?;
+            let place = self.members.binary_search_by_key(user, |member| member.user);
+            let Err(place) = place else { return Err(Refusal::Invalid) };
+            let member = Member::new(*user, list.list_version, list.installations.clone());
+            self.members.insert(place, Member { joined: seq, ..member });
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, role: Role, user: UserId, ban: bool) -> Result<(), Refusal> {
+        match self.member(user) {
+            Some(member) if member.role >= role && role < Role::Owner && !Mutant::RoleIgnored.is_active() => {
+                return Err(Refusal::Denied);
+            }
+            Some(_) => self.members.retain(|member| member.user != user),
+            None if !ban => return Err(Refusal::NotFound),
+            None => {}
+        }
+        if let (true, Err(place)) = (ban, self.banned.binary_search(&user)) {
+            self.banned.insert(place, user);
+        }
+        self.replace_owner();
+        Ok(())
+    }
+
+    /// Makes the member with the highest role an owner if there is none; of several, the one that joined first.
+    fn replace_owner(&mut self) {
+        if self.members.iter().any(|member| member.role == Role::Owner) {
+            return;
+        }
+        let rank = |member: &&mut Member| (std::cmp::Reverse(member.role), member.joined, member.user);
+        if let Some(member) = self.members.iter_mut().min_by_key(rank) {
+            member.role = Role::Owner;
+        }
+    }
+
+    /// Takes over later device lists of members.
+    fn update_lists(&mut self, lists: &[RecipientDevices]) -> Result<(), Refusal> {
+        let mut stale = Vec::new();
+        for list in lists {
+            let place = self.members.binary_search_by_key(&list.user, |member| member.user);
+            let Ok(place) = place else { return Err(Refusal::Invalid) };
+            let member = &mut self.members[place];
+            if list.list_version < member.list_version {
+                stale.push(list.user);
+            } else if list.list_version > member.list_version {
+                member.list_version = list.list_version;
+                member.installations.clone_from(&list.installations);
+            }
+        }
+        if stale.is_empty() { Ok(()) } else { Err(Refusal::Mismatch(stale)) }
+    }
+
+    /// Returns the digest of this version.
+    pub fn compute_digest(&self, conversation: ConversationId) -> RosterDigest {
+        let mut hash = Sha256::new();
+        hash.update(b"chat/v1/roster");
+        hash.update(conversation.as_bytes());
+        hash.update(self.previous.as_bytes());
+        for number in [self.version, self.epoch, self.key_epoch] {
+            hash.update(number.to_be_bytes());
+        }
+        hash.update([self.policy.send as u8, self.policy.add as u8, self.policy.edit as u8]);
+        hash.update((self.members.len() as u64).to_be_bytes());
+        for member in &self.members {
+            hash.update(member.user.as_bytes());
+            hash.update([member.role as u8]);
+            hash.update(member.list_version.to_be_bytes());
+            hash.update((member.installations.len() as u64).to_be_bytes());
+            // An installation is the hash of its device key: so the digest covers the devices themselves.
+            let mut installations = member.installations.clone();
+            installations.sort_unstable();
+            installations.iter().for_each(|one| hash.update(one.as_bytes()));
+        }
+        self.banned.iter().for_each(|user| hash.update(user.as_bytes()));
+        RosterDigest(hash.finalize().into())
+    }
+
+    /// Checks the form of a group's roster that a server sent, and its digest.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] if the digest is not that of the roster, or the members are not in order.
+    pub fn check(&self, conversation: ConversationId) -> Result<()> {
+        let rises = self.members.windows(2).all(|pair| pair[0].user < pair[1].user);
+        let numbers = [self.version, self.epoch, self.key_epoch, self.changed_at];
+        let fits = numbers.iter().all(|number| *number < MAX_NUMBER);
+        if self.version > 0 && rises && fits && self.compute_digest(conversation) == self.digest {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Invalid, "the roster does not have its digest"))
+    }
+}
