@@ -366,3 +366,98 @@ impl Roster {
         Err(Error::new(ErrorKind::Invalid, "the roster does not have its digest"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(n: u8) -> UserId {
+        UserId::from_bytes([n; 16])
+    }
+
+    fn list(n: u8, list_version: u64, devices: &[u8]) -> RecipientDevices {
+        let installations = devices.iter().map(|one| InstallationId::from_bytes([*one; 16])).collect();
+        RecipientDevices { user: user(n), list_version, installations }
+    }
+
+    fn conversation() -> ConversationId {
+        ConversationId::from_bytes([0x14; 17])
+    }
+
+    /// User 1 founds a group with users 2 and 3.
+    fn founded() -> Roster {
+        let action = GroupAction::Create { members: vec![user(2), user(3)], policy: GroupPolicy::default() };
+        let lists = [list(1, 1, &[1]), list(2, 1, &[2, 12]), list(3, 1, &[3])];
+        Roster::default().change(conversation(), user(1), Some(&action), &lists, 1).unwrap()
+    }
+
+    fn after(roster: &Roster, seq: Seq, action: &GroupAction, lists: &[RecipientDevices]) -> Roster {
+        roster.change(conversation(), user(1), Some(action), lists, seq).unwrap()
+    }
+
+    #[test]
+    fn digest_covers_every_part() {
+        let roster = founded();
+        let changes: [fn(&mut Roster); 13] = [
+            |_| (),
+            |roster| roster.version += 1,
+            |roster| roster.epoch += 1,
+            |roster| roster.key_epoch += 1,
+            |roster| roster.policy.send = Role::Admin,
+            |roster| roster.policy.add = Role::Owner,
+            |roster| roster.policy.edit = Role::Owner,
+            |roster| roster.members[1].role = Role::Admin,
+            |roster| roster.members[1].list_version += 1,
+            |roster| roster.members[1].installations[0] = InstallationId::from_bytes([7; 16]),
+            |roster| roster.members[2].user = user(4),
+            |roster| roster.banned.push(user(9)),
+            |roster| roster.previous = roster.digest,
+        ];
+        let digests = changes.iter().map(|change| {
+            let mut changed = roster.clone();
+            change(&mut changed);
+            *changed.compute_digest(conversation()).as_bytes()
+        });
+        let mut digests: Vec<[u8; 32]> = digests.collect();
+        digests.push(*roster.compute_digest(ConversationId::from_bytes([0x15; 17])).as_bytes());
+        digests.sort_unstable();
+        digests.dedup();
+        assert_eq!(digests.len(), changes.len() + 1);
+        let mut turned = roster.clone();
+        turned.members[1].installations.reverse();
+        assert_eq!(turned.compute_digest(conversation()), roster.digest, "devices have no order");
+    }
+
+    #[test]
+    fn digest_covers_the_versions_before() {
+        let policy = |send| GroupAction::SetPolicy(GroupPolicy { send, ..GroupPolicy::default() });
+        let (roster, last) = (founded(), policy(Role::Member));
+        let [one, other] = [Role::Admin, Role::Owner]
+            .map(|first| after(&after(&roster, 2, &policy(first), &[]), 3, &last, &[]));
+        assert_eq!((one.version, &one.members, one.policy), (other.version, &other.members, other.policy));
+        assert_ne!(one.digest, other.digest);
+        assert_eq!((one.check(conversation()), other.check(conversation())), (Ok(()), Ok(())));
+        let moved = Roster { digest: other.digest, ..one };
+        assert!(moved.check(conversation()).is_err());
+    }
+
+    #[test]
+    fn member_that_joined_first_follows_the_owner() {
+        let remove = GroupAction::Remove { users: vec![user(2)], ban: false };
+        let without = after(&founded(), 2, &remove, &[]);
+        let again = after(&without, 3, &GroupAction::Add(vec![user(2)]), &[list(2, 1, &[2])]);
+        let left = after(&again, 4, &GroupAction::Leave, &[]);
+        let roles: Vec<_> = left.members.iter().map(|member| (member.user, member.role)).collect();
+        assert_eq!(roles, [(user(2), Role::Member), (user(3), Role::Owner)]);
+    }
+
+    #[test]
+    fn device_lists_never_go_back() {
+        let roster = founded().change(conversation(), user(3), None, &[list(2, 5, &[2])], 2).unwrap();
+        assert_eq!((roster.version, roster.key_epoch), (2, 1), "a device is gone");
+        let back = roster.change(conversation(), user(3), None, &[list(2, 4, &[2, 12])], 3);
+        assert_eq!(back, Err(Refusal::Mismatch(vec![user(2)])));
+        let same = roster.change(conversation(), user(3), None, &[list(2, 5, &[2, 12])], 3);
+        assert_eq!(same, Ok(roster), "a version has one list");
+    }
+}

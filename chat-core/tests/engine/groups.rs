@@ -325,6 +325,9 @@ fn group_is_limited_and_audience_must_fit() {
     let mut listed = group.publish(0, None, &[]);
     listed.audience = vec![Audience { user: group.user(3), list_version: 1 }];
     assert_eq!(group.send(0, listed), Some(Refusal::Invalid), "the list of a user that is no member");
+    let mut doubled = group.publish(0, None, &[1]);
+    doubled.audience.push(doubled.audience[0]);
+    assert_eq!(group.send(0, doubled), Some(Refusal::Denied), "a user that is named twice");
     let mut direct = group.users[0].next(&group.users[1], 10);
     direct.group = group.publish(0, None, &[]).group;
     assert_eq!(ready(submit(&group.engine, group.users[0].device(), direct)), Some(Refusal::Invalid));
@@ -367,6 +370,17 @@ fn later_device_list_joins_the_roster_with_any_message() {
     };
     let phone = before.list().devices[0].clone();
     put(&mut group, vec![phone.clone(), tablet], vec![first_prekeys(&key)]);
+    let own = group.users[1].list.list().addresses().nth(1).unwrap();
+    let mut early = group.publish(1, None, &[1]);
+    early.number = SendPosition { client_seq: 1, prev: MessageId::NIL, ..early.number };
+    let mut handle = ready(group.engine.bind(own)).unwrap();
+    assert_eq!(ready(submit(&group.engine, own, early)), None);
+    work(&group.engine);
+    let events: Vec<_> = std::iter::from_fn(|| handle.events.try_recv().ok()).flatten().collect();
+    let denied = |event: &chat_core::delivery::SessionEvent| {
+        matches!(event, chat_core::delivery::SessionEvent::Refused(_, Refusal::Denied))
+    };
+    assert!(events.iter().any(denied), "the group does not have the tablet yet: {events:?}");
     let linked = group.publish(2, None, &[1]);
     assert_eq!(group.send(2, linked), None, "Carol has seen the list before the group has it");
     let tablet = group.users[1].list.list().addresses().nth(1).unwrap();
@@ -386,6 +400,40 @@ fn later_device_list_joins_the_roster_with_any_message() {
     let mut stale = group.publish(0, None, &[1]);
     stale.audience[0].list_version = 2;
     assert_eq!(group.send(0, stale), Some(Refusal::Mismatch(vec![group.user(1)])));
+}
+
+#[test]
+fn full_device_gets_a_gap_and_never_blocks_the_group() {
+    let mut group = Group::founded();
+    let is_gap = |row: &chat_core::envelope::InboxRow| {
+        matches!(row.content, RowContent::Empty { reason: EmptyReason::Quota, .. })
+    };
+    // Bob reads nothing, and Carol reads everything.
+    let carol = group.users[2].device().installation;
+    let bob = group.users[1].device().installation;
+    let last = |group: &Group, device| {
+        let mut after = InboxPosition::START;
+        let mut last = None;
+        loop {
+            let page = ready(group.engine.inbox(device, after, PageLimit::MAX)).unwrap();
+            let Some(row) = page.last() else { return last };
+            (after, last) = (row.position(), Some(row.clone()));
+        }
+    };
+    loop {
+        let body = Bytes::from(vec![7; 64 * 1024]);
+        let publish = Publish { body, ..group.publish(0, None, &[]) };
+        assert_eq!(group.send(0, publish), None);
+        assert!(group.seq < 2000, "about a thousand messages fill 64 MiB");
+        let read = AckUpTo { conversation: group.id, seq: group.seq };
+        ready(group.engine.ack(carol, 1, &[read])).unwrap();
+        if group.seq.is_multiple_of(50) && last(&group, bob).is_some_and(|row| is_gap(&row)) {
+            break;
+        }
+    }
+    assert_eq!(group.say(0), None);
+    assert!(last(&group, bob).is_some_and(|row| is_gap(&row) && row.seq == group.seq));
+    assert!(last(&group, carol).is_some_and(|row| !is_gap(&row) && row.seq == group.seq));
 }
 
 #[test]
