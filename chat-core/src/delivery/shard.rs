@@ -170,10 +170,12 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
         Err(refusal) => return Decision::Refuse(refusal),
     };
     let roster = next.roster.as_ref().unwrap_or(&state.roster);
-    let known: HashSet<InstallationId> = state.roster.installations().collect();
+    // Most messages change no roster: then no device joins, and no member is removed.
+    let known: Option<HashSet<InstallationId>> =
+        next.roster.as_ref().map(|_| state.roster.installations().collect());
     // A member that this message removes still learns of it.
-    let is_kept = |member: &&Member| roster.member(member.user).is_some();
-    let removed: Vec<&Member> = state.roster.members.iter().filter(|member| !is_kept(member)).collect();
+    let is_removed = |member: &&Member| known.is_some() && roster.member(member.user).is_none();
+    let removed: Vec<&Member> = state.roster.members.iter().filter(is_removed).collect();
 
     let (content, boxes, excluded) = match &command.operation {
         Operation::Publish(publish) => {
@@ -190,10 +192,10 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
     let is_group = number.conversation.kind() == Ok(ConversationKind::Group);
     let boxes: HashMap<InstallationId, &bytes::Bytes> =
         boxes.iter().map(|one| (one.installation, &one.data)).collect();
-    let mut inbox = Vec::with_capacity(known.len());
+    let mut inbox = Vec::with_capacity(roster.members.len());
     for member in roster.members.iter().chain(removed) {
         for installation in &member.installations {
-            let joined = !known.contains(installation);
+            let joined = known.as_ref().is_some_and(|known| !known.contains(installation));
             let content = if *installation == command.sender.installation {
                 own.clone()
             } else {

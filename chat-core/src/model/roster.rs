@@ -181,14 +181,14 @@ impl Roster {
             (None, Some(_)) => {}
             (Some(action), Some(role)) => next.act(actor, role, action, lists, seq)?,
         }
-        let removed = self.members.iter().filter(|member| next.member(member.user).is_none()).count();
         next.update_lists(lists)?;
-        let is_same_set = removed == 0 && next.members.len() == self.members.len();
-        next.epoch += u64::from(!is_same_set);
-        next.key_epoch += u64::from(self.loses_device(&next) && !Mutant::KeyEpochStays.is_active());
         if action.is_none() && next == *self {
             return Ok(next);
         }
+        let removed = self.members.iter().filter(|member| next.member(member.user).is_none()).count();
+        let is_same_set = removed == 0 && next.members.len() == self.members.len();
+        next.epoch += u64::from(!is_same_set);
+        next.key_epoch += u64::from(self.loses_device(&next) && !Mutant::KeyEpochStays.is_active());
         if next.installations().count() > MAX_GROUP_DEVICES || next.banned.len() > MAX_BANNED {
             return Err(Refusal::TooLarge);
         }
