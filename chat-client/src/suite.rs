@@ -6,9 +6,9 @@ use bytes::Bytes;
 use chat_core::replica::Unreadable;
 use chat_core::suite::SuiteId;
 use chat_core::wire::OneTimePrekey;
-use chat_core::{DeviceId, InstallationId, Result};
+use chat_core::{ConversationId, DeviceId, InstallationId, Result, SenderKeyId};
 
-/// Pairwise encryption between devices.
+/// Pairwise encryption between devices, and encryption for the devices of a group.
 ///
 /// The trait is object-safe and synchronous. One task (on native targets one thread) owns the suite together
 /// with the local store. All changes of the suite are part of the one open transaction, so ratchet state,
@@ -79,7 +79,71 @@ pub trait Suite: fmt::Debug + Send {
         count: u64,
     ) -> Result<(Bytes, Vec<OneTimePrekey>)>;
 
-    /// Drops every session and prekey; keeps the identity.
+    /// Encrypts a plaintext once for all devices of a group, with a sender key of this device. The first call with an id
+    /// makes the key. With `distribute`, the result contains the key, for devices that lack it.
+    ///
+    /// The ciphertext does not authenticate the group or the sender beyond the key, and a holder of the key can distribute
+    /// it as its own. So the plaintext names both.
+    ///
+    /// # Errors
+    /// If the store fails, or if the key has encrypted 2^32 - 1 messages.
+    fn seal_group(
+        &mut self,
+        tx: &mut dyn SuiteTx,
+        group: ConversationId,
+        key: SenderKeyId,
+        plaintext: &[u8],
+        distribute: bool,
+    ) -> Result<GroupCiphertext>;
+
+    /// Accepts the sender key of another device for a group, or returns the reason why it cannot be used; then nothing
+    /// is changed. Of each device and group, the suite keeps the 8 keys that it accepted last.
+    ///
+    /// A key that is known already keeps its state: no message can be opened twice, and skipped messages stay readable.
+    /// Only a distribution too far ahead of the known state is kept beside it. Another key with a known id is
+    /// [`Unreadable::Malformed`].
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn accept_sender_key(
+        &mut self,
+        tx: &mut dyn SuiteTx,
+        group: ConversationId,
+        sender: &Peer,
+        distribution: &[u8],
+    ) -> Result<AcceptResult>;
+
+    /// Decrypts a message of a group, or returns the reason why it cannot be read; then nothing is changed.
+    ///
+    /// - [`Unreadable::NoSession`]: the key is unknown, or the message is too far ahead of its known state. A new
+    ///   distribution of the key helps.
+    /// - [`Unreadable::Undecryptable`]: the message was opened before, is older than the distribution, or is forged.
+    /// - [`Unreadable::Malformed`]: it cannot be parsed.
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn open_group(
+        &mut self,
+        tx: &mut dyn SuiteTx,
+        group: ConversationId,
+        sender: &Peer,
+        shared: &[u8],
+        control: &[u8],
+    ) -> Result<DecryptResult>;
+
+    /// Deletes a sender key of this device that it does not use again. An unknown key is no error.
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn drop_sender_key(
+        &mut self,
+        tx: &mut dyn SuiteTx,
+        group: ConversationId,
+        key: SenderKeyId,
+    ) -> Result<()>;
+
+    /// Drops every session, prekey and sender key of this device; keeps the identity, and the sender keys of other
+    /// devices. A sender key that is made afterwards needs a new id: devices that know the old id refuse another key.
     ///
     /// # Errors
     /// If the store fails.
@@ -97,6 +161,29 @@ pub trait Suite: fmt::Debug + Send {
 
 /// The plaintext of a message, or the reason why it cannot be read.
 pub type DecryptResult = std::result::Result<Vec<u8>, Unreadable>;
+
+/// Success, or the reason why a sender key cannot be used.
+pub type AcceptResult = std::result::Result<(), Unreadable>;
+
+/// A message that is encrypted once for all devices of a group.
+#[derive(Clone, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs)]
+pub struct GroupCiphertext {
+    /// The ciphertext for all holders of the sender key.
+    pub shared: Bytes,
+    /// The sender key as it is before this message; empty if not requested. It is secret: the caller encrypts it
+    /// pairwise for devices that lack it. They can open this message and later ones, but none before.
+    pub distribution: Bytes,
+    /// A part that all members process, opaque to the caller and the server. Empty in the Signal suite; an MLS suite
+    /// has its commit here.
+    pub control: Bytes,
+}
+
+impl fmt::Debug for GroupCiphertext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GroupCiphertext").field("shared", &self.shared.len()).finish_non_exhaustive()
+    }
+}
 
 /// The device at the other end of a session.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -161,4 +248,8 @@ pub enum Table {
     KemPrekeys = 4,
     /// Base keys of first messages that used a reusable KEM prekey.
     SeenBaseKeys = 5,
+    /// The device's own sender keys.
+    OwnSenderKeys = 6,
+    /// Sender keys of other devices; survive [`Suite::reset`].
+    SenderKeys = 7,
 }

@@ -27,6 +27,6 @@ pub use delivery::{Engine, EngineSettings};
 pub use error::{Error, ErrorKind, Result};
 pub use id::{
     ClientSeq, ConversationId, ConversationKind, DeviceAddress, DeviceId, Handle, Incarnation,
-    InstallationId, MessageId, Seq, StoreEpoch, UserId,
+    InstallationId, MessageId, SenderKeyId, Seq, StoreEpoch, UserId,
 };
 pub use time::{Instant, WallClock};

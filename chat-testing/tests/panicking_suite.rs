@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chat_client::prelude::*;
-use chat_client::suite::{DecryptResult, Peer, PrekeyBundle, SuiteTx, Table};
+use chat_client::suite::{AcceptResult, DecryptResult, GroupCiphertext, Peer, PrekeyBundle, SuiteTx, Table};
 use chat_client::{GapReason, RefusedReason, Status};
 use chat_core::suite::SuiteId;
 use chat_core::wire::OneTimePrekey;
-use chat_core::{InstallationId, replica::Unreadable};
+use chat_core::{ConversationId, InstallationId, SenderKeyId, replica::Unreadable};
 use chat_testing::{TestServer, Unencrypted};
 use tokio::time::timeout;
 
@@ -118,8 +118,50 @@ impl Suite for Panicking {
         self.inner.make_prekeys(tx, first, count)
     }
 
+    fn seal_group(
+        &mut self,
+        tx: &mut dyn SuiteTx,
+        group: ConversationId,
+        key: SenderKeyId,
+        plaintext: &[u8],
+        distribute: bool,
+    ) -> Result<GroupCiphertext> {
+        self.inner.seal_group(tx, group, key, plaintext, distribute)
+    }
+
+    fn accept_sender_key(
+        &mut self,
+        tx: &mut dyn SuiteTx,
+        group: ConversationId,
+        sender: &Peer,
+        distribution: &[u8],
+    ) -> Result<AcceptResult> {
+        self.inner.accept_sender_key(tx, group, sender, distribution)
+    }
+
+    fn open_group(
+        &mut self,
+        tx: &mut dyn SuiteTx,
+        group: ConversationId,
+        sender: &Peer,
+        shared: &[u8],
+        control: &[u8],
+    ) -> Result<DecryptResult> {
+        self.inner.open_group(tx, group, sender, shared, control)
+    }
+
+    fn drop_sender_key(
+        &mut self,
+        tx: &mut dyn SuiteTx,
+        group: ConversationId,
+        key: SenderKeyId,
+    ) -> Result<()> {
+        self.inner.drop_sender_key(tx, group, key)
+    }
+
     fn reset(&mut self, tx: &mut dyn SuiteTx) -> Result<()> {
-        tx.clear(Table::Sessions)
+        tx.clear(Table::Sessions)?;
+        self.inner.reset(tx)
     }
 
     fn clear_cache(&mut self) {

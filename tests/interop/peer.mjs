@@ -43,10 +43,19 @@ class Kem extends S.KyberPreKeyStore {
   async getKyberPreKey(id) { return S.KyberPreKeyRecord.deserialize(this.records.get(id)); }
   async markKyberPreKeyUsed() {}
 }
+class SenderKeys extends S.SenderKeyStore {
+  records = new Map();
+  async saveSenderKey(sender, id, record) { this.records.set(`${sender.toString()} ${id}`, record.serialize()); }
+  async getSenderKey(sender, id) {
+    const bytes = this.records.get(`${sender.toString()} ${id}`);
+    return bytes ? S.SenderKeyRecord.deserialize(bytes) : null;
+  }
+}
 
 const own = S.ProtocolAddress.new('js', 1);
 const peer = S.ProtocolAddress.new('rust', 1);
 const [sessions, ids, prekeys, signed, kem] = [new Sessions(), new Identities(), new Prekeys(), new Signed(), new Kem()];
+const senderKeys = new SenderKeys();
 
 const commands = {
   // Creates a prekey bundle: one-time prekey 20 if requested, signed prekey 10, KEM prekey 20.
@@ -82,6 +91,23 @@ const commands = {
       ? await S.signalDecryptPreKey(S.PreKeySignalMessage.deserialize(raw(bytes)), peer, own, sessions, ids, prekeys, signed, kem)
       : await S.signalDecrypt(S.SignalMessage.deserialize(raw(bytes)), peer, own, sessions, ids);
     return { text: new TextDecoder().decode(opened) };
+  },
+  // Returns the own sender key with this id, a UUID, at its current iteration. Creates it if it does not exist.
+  async distribute({ id }) {
+    const distribution = await S.SenderKeyDistributionMessage.create(own, id, senderKeys);
+    return { bytes: b64(distribution.serialize()) };
+  },
+  async accept({ bytes }) {
+    const distribution = S.SenderKeyDistributionMessage.deserialize(raw(bytes));
+    await S.processSenderKeyDistributionMessage(peer, distribution, senderKeys);
+    return { id: distribution.distributionId() };
+  },
+  async sealGroup({ id, text }) {
+    const sealed = await S.groupEncrypt(own, id, senderKeys, new TextEncoder().encode(text));
+    return { bytes: b64(sealed.serialize()) };
+  },
+  async openGroup({ bytes }) {
+    return { text: new TextDecoder().decode(await S.groupDecrypt(peer, senderKeys, raw(bytes))) };
   },
 };
 

@@ -1,5 +1,5 @@
 //! Interoperability with the Signal protocol: our suite and the official client library exchange 1,000
-//! messages each way, in shuffled order, with and without one-time prekeys.
+//! messages each way, in shuffled order: in sessions, with and without one-time prekeys, and with sender keys.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use std::collections::HashMap;
@@ -12,7 +12,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use chat_client::suite::{Peer, PrekeyBundle, Suite, SuiteTx, Table};
-use chat_core::{DeviceId, InstallationId, Result};
+use chat_core::replica::Unreadable;
+use chat_core::{ConversationId, DeviceId, InstallationId, Result, SenderKeyId};
 use chat_signal::Signal;
 use chat_signal::bundle::{OneTimePart, SignedPart};
 use chat_tests::TestRng;
@@ -229,4 +230,44 @@ fn node_begins_with_a_one_time_prekey() {
 #[test]
 fn node_begins_without_a_one_time_prekey() {
     node_begins(false);
+}
+
+#[test]
+fn sender_keys_work_both_ways() {
+    let (mut node, mut suite, mut tx) = (Node::start(), Signal::new(), Memory::default());
+    let group = ConversationId::from_bytes([0x14; 17]);
+    let own = SenderKeyId::from_bytes([0xa5; 16]);
+    let bytes = |answer: &Value| STANDARD.decode(answer["bytes"].as_str().unwrap()).unwrap();
+    let mut ours: Vec<(String, Bytes)> = Vec::new();
+    for n in 0..MESSAGES {
+        let text = format!("from rust {n} ✓");
+        let sealed = suite.seal_group(&mut tx, group, own, text.as_bytes(), n == 0).unwrap();
+        if n == 0 {
+            let accepted =
+                node.ask(&json!({"cmd": "accept", "bytes": STANDARD.encode(&sealed.distribution)}));
+            assert_eq!(accepted["id"], "a5a5a5a5-a5a5-a5a5-a5a5-a5a5a5a5a5a5");
+        }
+        ours.push((text, sealed.shared));
+    }
+    let id = "0123abcd-0000-4000-8000-000000000001";
+    let peer = peer(&STANDARD.encode([5; 33]));
+    let distribution = bytes(&node.ask(&json!({"cmd": "distribute", "id": id})));
+    assert_eq!(suite.accept_sender_key(&mut tx, group, &peer, &distribution).unwrap(), Ok(()));
+    let mut theirs: Vec<(String, Vec<u8>)> = Vec::new();
+    for n in 0..MESSAGES {
+        let text = format!("from node {n} ✓");
+        let sealed = bytes(&node.ask(&json!({"cmd": "sealGroup", "id": id, "text": text})));
+        theirs.push((text, sealed));
+    }
+    shuffle(&mut ours);
+    shuffle(&mut theirs);
+    for (text, sealed) in &ours {
+        let opened = node.ask(&json!({"cmd": "openGroup", "bytes": STANDARD.encode(sealed)}));
+        assert_eq!(opened["text"], *text);
+    }
+    let mut open = |sealed: &[u8]| suite.open_group(&mut tx, group, &peer, sealed, &[]).unwrap();
+    for (text, sealed) in &theirs {
+        assert_eq!(open(sealed).unwrap(), text.as_bytes());
+    }
+    assert_eq!(open(&theirs[MESSAGES / 2].1), Err(Unreadable::Undecryptable));
 }

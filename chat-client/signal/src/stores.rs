@@ -5,9 +5,10 @@ use libsignal_protocol::error::Result as SignalResult;
 use libsignal_protocol::{
     CiphertextMessageType, Direction, IdentityChange, IdentityKey, IdentityKeyPair, IdentityKeyStore,
     KyberPreKeyId, KyberPreKeyRecord, KyberPreKeyStore, PreKeyId, PreKeyRecord, PreKeyStore, ProtocolAddress,
-    PublicKey, SessionRecord, SessionStore, SignalProtocolError, SignedPreKeyId, SignedPreKeyRecord,
-    SignedPreKeyStore,
+    PublicKey, SenderKeyRecord, SenderKeyStore, SessionRecord, SessionStore, SignalProtocolError,
+    SignedPreKeyId, SignedPreKeyRecord, SignedPreKeyStore,
 };
+use uuid::Uuid;
 
 /// The device's own identity, and the only identity that the peer may have.
 pub(crate) struct Identities {
@@ -139,5 +140,30 @@ impl KyberPreKeyStore for OneKemPreKey {
         }
         self.used = true;
         Ok(())
+    }
+}
+
+/// The sender key that a group message names.
+#[derive(Default)]
+pub(crate) struct OneSenderKey(pub(crate) Option<SenderKeyRecord>);
+
+#[async_trait(?Send)]
+impl SenderKeyStore for OneSenderKey {
+    async fn store_sender_key(
+        &mut self,
+        _: &ProtocolAddress,
+        _: Uuid,
+        record: &SenderKeyRecord,
+    ) -> SignalResult<()> {
+        self.0 = Some(record.clone());
+        Ok(())
+    }
+
+    async fn load_sender_key(
+        &mut self,
+        _: &ProtocolAddress,
+        _: Uuid,
+    ) -> SignalResult<Option<SenderKeyRecord>> {
+        Ok(self.0.clone())
     }
 }

@@ -5,11 +5,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use chat_client::body;
-use chat_client::suite::{DecryptResult, Peer, PrekeyBundle, Suite, SuiteTx, Table};
+use chat_client::suite::{
+    AcceptResult, DecryptResult, GroupCiphertext, Peer, PrekeyBundle, Suite, SuiteTx, Table,
+};
 use chat_core::replica::Unreadable;
 use chat_core::suite::SuiteId;
 use chat_core::wire::OneTimePrekey;
-use chat_core::{Error, ErrorKind, InstallationId, Result};
+use chat_core::{ConversationId, Error, ErrorKind, InstallationId, Result, SenderKeyId};
 use futures_util::FutureExt;
 use libsignal_protocol::kem;
 use libsignal_protocol::{
@@ -24,6 +26,8 @@ use rand::{Rng, SeedableRng};
 use crate::bundle::{OneTimePart, SignedPart};
 use crate::checks;
 use crate::stores::{Identities, OneKemPreKey, OnePreKey, OneSession, OneSignedPreKey};
+
+mod sender_keys;
 
 /// Milliseconds after which a signed prekey is replaced.
 const ROTATE_MS: u64 = 7 * 24 * 3600 * 1000;
@@ -78,6 +82,12 @@ const fn corrupt() -> Error {
 fn address(peer: &Peer) -> Result<ProtocolAddress> {
     let device = libsignal_protocol::DeviceId::new(peer.device.get());
     Ok(ProtocolAddress::new("peer".into(), device.map_err(|_| corrupt())?))
+}
+
+/// Returns the libsignal address of this device, also a constant.
+fn own_address() -> Result<ProtocolAddress> {
+    let device = libsignal_protocol::DeviceId::new(1);
+    Ok(ProtocolAddress::new("own".into(), device.map_err(|_| corrupt())?))
 }
 
 fn time(tx: &dyn SuiteTx) -> SystemTime {
@@ -430,11 +440,57 @@ impl Suite for Signal {
         Ok((signed.into(), prekeys))
     }
 
+    fn seal_group(
+        &mut self,
+        tx: &mut dyn SuiteTx,
+        group: ConversationId,
+        key: SenderKeyId,
+        plaintext: &[u8],
+        distribute: bool,
+    ) -> Result<GroupCiphertext> {
+        sender_keys::seal(&mut self.rng, tx, group, key, plaintext, distribute)
+    }
+
+    fn accept_sender_key(
+        &mut self,
+        tx: &mut dyn SuiteTx,
+        group: ConversationId,
+        sender: &Peer,
+        distribution: &[u8],
+    ) -> Result<AcceptResult> {
+        sender_keys::accept(tx, group, sender, distribution)
+    }
+
+    fn open_group(
+        &mut self,
+        tx: &mut dyn SuiteTx,
+        group: ConversationId,
+        sender: &Peer,
+        shared: &[u8],
+        control: &[u8],
+    ) -> Result<DecryptResult> {
+        sender_keys::open(tx, group, sender, shared, control)
+    }
+
+    fn drop_sender_key(
+        &mut self,
+        tx: &mut dyn SuiteTx,
+        group: ConversationId,
+        key: SenderKeyId,
+    ) -> Result<()> {
+        sender_keys::drop_own(tx, group, key)
+    }
+
     fn reset(&mut self, tx: &mut dyn SuiteTx) -> Result<()> {
         self.sessions.clear();
-        for table in
-            [Table::Sessions, Table::Prekeys, Table::SignedPrekeys, Table::KemPrekeys, Table::SeenBaseKeys]
-        {
+        for table in [
+            Table::Sessions,
+            Table::Prekeys,
+            Table::SignedPrekeys,
+            Table::KemPrekeys,
+            Table::SeenBaseKeys,
+            Table::OwnSenderKeys,
+        ] {
             tx.clear(table)?;
         }
         tx.delete(Table::Identity, b"bundle")
@@ -459,181 +515,6 @@ impl Suite for Signal {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use chat_core::DeviceId;
-
-    /// The in-memory tables of a test device, with its own clock.
-    #[derive(Default)]
-    struct Memory {
-        tables: HashMap<(Table, Vec<u8>), Vec<u8>>,
-        now_ms: u64,
-    }
-
-    impl SuiteTx for Memory {
-        fn get(&mut self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
-            Ok(self.tables.get(&(table, key.to_vec())).cloned())
-        }
-        fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<()> {
-            self.tables.insert((table, key.to_vec()), value.to_vec());
-            Ok(())
-        }
-        fn delete(&mut self, table: Table, key: &[u8]) -> Result<()> {
-            self.tables.remove(&(table, key.to_vec()));
-            Ok(())
-        }
-        fn clear(&mut self, table: Table) -> Result<()> {
-            self.tables.retain(|(known, _), _| *known != table);
-            Ok(())
-        }
-        fn now_ms(&self) -> u64 {
-            self.now_ms
-        }
-    }
-
-    struct Device {
-        suite: Signal,
-        tx: Memory,
-        n: u8,
-    }
-
-    impl Device {
-        fn new(n: u8) -> Self {
-            let tx = Memory { now_ms: 1000 * DAY_MS, ..Memory::default() };
-            Self { suite: Signal::new(), tx, n }
-        }
-
-        fn peer(&mut self) -> Peer {
-            let identity = self.suite.identity(&mut self.tx).unwrap();
-            Peer {
-                installation: InstallationId::from_bytes([self.n; 16]),
-                device: DeviceId::PRIMARY,
-                identity,
-            }
-        }
-
-        fn bundle(&mut self, first: u64) -> PrekeyBundle {
-            let (signed, mut one_time) = self.suite.make_prekeys(&mut self.tx, first, 1).unwrap();
-            PrekeyBundle { signed, one_time: one_time.remove(0).data }
-        }
-
-        fn seal(&mut self, to: &Peer, text: &str) -> Bytes {
-            self.suite.seal(&mut self.tx, to, text.as_bytes()).unwrap()
-        }
-
-        fn open(&mut self, from: &Peer, sealed: &[u8]) -> DecryptResult {
-            self.suite.open(&mut self.tx, from, sealed).unwrap()
-        }
-    }
-
-    #[test]
-    fn ended_session_restarts_and_messages_in_flight_decrypt() {
-        let (mut alice, mut bob) = (Device::new(1), Device::new(2));
-        let (a, b) = (alice.peer(), bob.peer());
-        let bundle = bob.bundle(1);
-        alice.suite.start_session(&mut alice.tx, &b, &bundle).unwrap();
-        let hello = alice.seal(&b, "hello");
-        assert_eq!(bob.open(&a, &hello), Ok(b"hello".to_vec()));
-        let back = bob.seal(&a, "on its way");
-        alice.suite.end_session(&mut alice.tx, b.installation).unwrap();
-        assert_eq!(alice.suite.has_session(&mut alice.tx, &b), Ok(false));
-        let again = bob.bundle(2);
-        alice.suite.start_session(&mut alice.tx, &b, &again).unwrap();
-        let anew = alice.seal(&b, "anew");
-        assert_eq!(alice.open(&b, &back), Ok(b"on its way".to_vec()));
-        assert_eq!(bob.open(&a, &anew), Ok(b"anew".to_vec()));
-    }
-
-    #[test]
-    fn reset_device_decrypts_only_messages_of_a_new_session() {
-        let (mut alice, mut bob) = (Device::new(1), Device::new(2));
-        let (a, b) = (alice.peer(), bob.peer());
-        let bundle = bob.bundle(1);
-        alice.suite.start_session(&mut alice.tx, &b, &bundle).unwrap();
-        let hello = alice.seal(&b, "hello");
-        assert!(bob.open(&a, &hello).is_ok());
-        bob.suite.reset(&mut bob.tx).unwrap();
-        let lost = alice.seal(&b, "lost");
-        assert_eq!(bob.open(&a, &lost), Err(Unreadable::NoSession));
-        // The device that was reset starts a session, and its peer answers in that session.
-        let bundle = alice.bundle(1);
-        bob.suite.start_session(&mut bob.tx, &a, &bundle).unwrap();
-        let ask = bob.seal(&a, "again, please");
-        assert!(alice.open(&b, &ask).is_ok());
-        let again = alice.seal(&b, "lost");
-        assert_eq!(bob.open(&a, &again), Ok(b"lost".to_vec()));
-    }
-
-    #[test]
-    fn expired_and_replayed_bundles_are_rejected() {
-        let (mut alice, mut bob) = (Device::new(1), Device::new(2));
-        let b = bob.peer();
-        let old = bob.bundle(1);
-        bob.tx.now_ms += 8 * DAY_MS;
-        let new = bob.bundle(2);
-        alice.tx.now_ms = bob.tx.now_ms;
-        alice.suite.start_session(&mut alice.tx, &b, &new).unwrap();
-        let refused = alice.suite.start_session(&mut alice.tx, &b, &old);
-        assert_eq!(refused.err().map(|error| error.kind()), Some(ErrorKind::Invalid), "replayed");
-        alice.tx.now_ms += 31 * DAY_MS;
-        let refused = alice.suite.start_session(&mut alice.tx, &b, &new);
-        assert_eq!(refused.err().map(|error| error.kind()), Some(ErrorKind::Invalid), "too old");
-    }
-
-    /// The fields of a Signal message that the tests change.
-    #[derive(Clone, PartialEq, prost::Message)]
-    struct Wire {
-        #[prost(bytes = "vec", optional, tag = "1")]
-        ratchet_key: Option<Vec<u8>>,
-        #[prost(uint32, optional, tag = "2")]
-        counter: Option<u32>,
-        #[prost(uint32, optional, tag = "3")]
-        previous_counter: Option<u32>,
-        #[prost(bytes = "vec", optional, tag = "4")]
-        ciphertext: Option<Vec<u8>>,
-        #[prost(bytes = "vec", optional, tag = "5")]
-        pq_ratchet: Option<Vec<u8>>,
-        #[prost(bytes = "vec", optional, tag = "6")]
-        addresses: Option<Vec<u8>>,
-    }
-
-    /// Replaces the post-quantum part of a message, as a server can: libsignal reads it before it verifies the message.
-    fn with_post_quantum_part(sealed: &[u8], part: &[u8]) -> Vec<u8> {
-        use prost::Message;
-        let (head, rest) = sealed.split_at(2);
-        let (message, mac) = rest.split_at(rest.len() - 8);
-        let wire = Wire::decode(message).unwrap();
-        assert!(
-            wire.pq_ratchet.is_some() && wire.encode_to_vec() == message,
-            "the format of libsignal changed"
-        );
-        let changed = Wire { pq_ratchet: Some(part.to_vec()), ..wire };
-        [head, &changed.encode_to_vec(), mac].concat()
-    }
-
-    #[test]
-    fn malformed_post_quantum_part_is_unreadable_and_changes_nothing() {
-        let (mut alice, mut bob) = (Device::new(1), Device::new(2));
-        let (a, b) = (alice.peer(), bob.peer());
-        let bundle = bob.bundle(1);
-        alice.suite.start_session(&mut alice.tx, &b, &bundle).unwrap();
-        let first = alice.seal(&b, "first");
-        assert_eq!(bob.open(&a, &first), Ok(b"first".to_vec()));
-        let sealed = bob.seal(&a, "second");
-        assert_eq!(sealed[0], WHISPER);
-        let malformed: [&[u8]; 4] = [
-            &[1, 1, 0],
-            &[1, 0, 0, 0],
-            &[1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1],
-            &[1],
-        ];
-        for part in malformed {
-            let changed = with_post_quantum_part(&sealed, part);
-            assert_eq!(alice.open(&b, &changed), Err(Unreadable::Malformed), "{part:02x?}");
-        }
-        // Well formed, and not what the sender wrote.
-        let changed = with_post_quantum_part(&sealed, &[1, 1, 0, 0]);
-        assert_eq!(alice.open(&b, &changed), Err(Unreadable::Undecryptable));
-        assert_eq!(alice.open(&b, &sealed), Ok(b"second".to_vec()));
-    }
-}
+mod test_device;
+#[cfg(test)]
+mod tests;

@@ -96,6 +96,10 @@ byte_id!(
     MessageId, 16, "message"
 );
 byte_id!(
+    /// Id of a sender key: 128 random bits. A device encrypts its messages in a group with its sender key.
+    SenderKeyId, 16, "sender key"
+);
+byte_id!(
     /// Id of an encrypted file that messages reference: 128 random bits.
     MediaId, 16, "media"
 );
