@@ -2,6 +2,7 @@
 
 mod contacts;
 mod events;
+mod groups;
 mod submission;
 mod ticket;
 

@@ -15,11 +15,25 @@ struct RawContent {
     version: u32,
     #[prost(string, optional, tag = "2")]
     text: Option<String>,
+    /// The name of the group, in a message that founds or edits a group, or adds members.
+    #[prost(string, optional, tag = "3")]
+    group_name: Option<String>,
 }
 
 /// Returns the encoded and padded content of a text message.
 pub(crate) fn encode_text(text: &str) -> Vec<u8> {
-    pad(RawContent { version: VERSION, text: Some(text.to_owned()) }.encode_to_vec())
+    pad(RawContent { version: VERSION, text: Some(text.to_owned()), group_name: None }.encode_to_vec())
+}
+
+/// Returns the encoded and padded content of a message that names its group.
+pub(crate) fn encode_group_name(name: &str) -> Vec<u8> {
+    pad(RawContent { version: VERSION, text: None, group_name: Some(name.to_owned()) }.encode_to_vec())
+}
+
+/// Returns the name of the group in padded content.
+pub(crate) fn group_name_of(content: &[u8]) -> Option<String> {
+    let raw = unpad(content).ok().and_then(|bytes| RawContent::decode(bytes).ok());
+    raw.and_then(|raw| raw.group_name)
 }
 
 impl Content {
@@ -32,6 +46,7 @@ impl Content {
         let raw = unpad(bytes).ok().and_then(|bytes| RawContent::decode(bytes).ok());
         match raw {
             Some(RawContent { text: Some(text), .. }) => Self::Text(text),
+            Some(RawContent { group_name: Some(name), .. }) => Self::GroupName(name),
             Some(_) => Self::Unsupported,
             None => Self::Unreadable(Unreadable::Malformed),
         }
@@ -56,7 +71,7 @@ mod tests {
 
     #[test]
     fn content_of_a_later_version_is_unsupported() {
-        let later = pad(RawContent { version: 2, text: None }.encode_to_vec());
+        let later = pad(RawContent { version: 2, text: None, group_name: None }.encode_to_vec());
         assert_eq!(Content::decode(&later), Content::Unsupported);
     }
 }

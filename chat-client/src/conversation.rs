@@ -11,6 +11,8 @@ pub struct Conversation {
     pub id: ConversationId,
     /// The other user of a direct conversation. In the conversation of a user's own devices, that user.
     pub peer: Option<User>,
+    /// The name of a group, if this device knows it.
+    pub name: Option<String>,
     /// The relation to the peer. Show the conversation of a stranger as a message request.
     pub relation: Relation,
     /// The newest message.

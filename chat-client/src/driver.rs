@@ -4,6 +4,8 @@ mod command;
 mod command_handler;
 mod contacts;
 mod encryption;
+mod group_encryption;
+mod groups;
 mod owner;
 mod replica_output;
 mod session_token;
@@ -91,6 +93,9 @@ enum Waiting {
     Deletion(Reply<()>),
 }
 
+/// A group, and the message that changes it.
+type QueuedChange = (ConversationId, MessageId);
+
 type Dialing = Pin<Box<dyn Future<Output = Result<Box<dyn Transport>>> + Send>>;
 
 pub(crate) struct Driver {
@@ -106,6 +111,8 @@ pub(crate) struct Driver {
     tokens: u64,
     /// Replies to sends whose commit is pending.
     queued: Vec<(MessageId, Reply<Enqueued>)>,
+    /// Replies to changes of groups whose commit is pending.
+    changing: Vec<(QueuedChange, Reply<QueuedChange>)>,
     /// A newly listed device that may not have received its link answer: its installation, its number, and
     /// the time of the listing in milliseconds since 1970.
     linking: Option<(InstallationId, DeviceId, u64)>,
@@ -209,6 +216,7 @@ impl Driver {
             waiting: HashMap::new(),
             tokens: 0,
             queued: Vec::new(),
+            changing: Vec::new(),
             linking,
             marked,
             excluded: HashSet::new(),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chat_core::group::GroupAction;
 use chat_core::replica::Violation;
 use chat_core::{ConversationId, DeviceId, Error, ErrorKind, MessageId};
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,15 @@ pub enum Event {
         /// The last missing seq, inclusive.
         to_seq: u64,
         reason: GapReason,
+    },
+    /// A member changed a group. All members' devices have checked that its device signed the change, and that its role
+    /// allows it.
+    GroupChanged {
+        group: ConversationId,
+        seq: u64,
+        /// The member that made the change.
+        user: User,
+        action: GroupAction,
     },
     /// The account key of a user changed: compare safety numbers.
     IdentityChanged { user: User },
@@ -167,12 +177,16 @@ pub enum RefusedReason {
     Unsupported,
     /// The encryption suite cannot encrypt for a device of the recipient.
     CannotEncrypt,
+    /// The change does not fit the group: for example the user is a member already.
+    Invalid,
+    /// There is no such group, or this user is no member.
+    NotFound,
     /// A reason of a later version.
     Other,
 }
 
 /// The names of reasons in the local store and in `chat --json`.
-const REFUSED_REASONS: [(RefusedReason, &str); 7] = [
+const REFUSED_REASONS: [(RefusedReason, &str); 9] = [
     (RefusedReason::UnknownUser, "unknown_user"),
     (RefusedReason::IdentityChanged, "identity_changed"),
     (RefusedReason::Quota, "quota"),
@@ -180,6 +194,8 @@ const REFUSED_REASONS: [(RefusedReason, &str); 7] = [
     (RefusedReason::TooLarge, "too_large"),
     (RefusedReason::Unsupported, "unsupported"),
     (RefusedReason::CannotEncrypt, "cannot_encrypt"),
+    (RefusedReason::Invalid, "invalid"),
+    (RefusedReason::NotFound, "not_found"),
 ];
 
 impl RefusedReason {
@@ -214,6 +230,8 @@ impl From<RefusedReason> for Error {
             RefusedReason::CannotEncrypt => {
                 Self::new(ErrorKind::Invalid, "a device of the recipient has keys that cannot be used")
             }
+            RefusedReason::Invalid => Self::new(ErrorKind::Invalid, "the change does not fit the group"),
+            RefusedReason::NotFound => Self::new(ErrorKind::NotFound, "there is no such group for this user"),
             RefusedReason::Other => Self::new(ErrorKind::Denied, "the message was refused"),
         }
     }
@@ -238,6 +256,8 @@ pub enum GapReason {
     Withdrawn,
     /// All members have [cleared](crate::Client::clear_history) the conversation, before this device read the message.
     Cleared,
+    /// This user was no member of the group.
+    NotMember,
     /// The row has content that this release cannot read, for example of a later release. The profile keeps it.
     Unsupported,
 }
@@ -253,6 +273,7 @@ impl GapReason {
             Self::Withheld => "withheld",
             Self::Withdrawn => "withdrawn",
             Self::Cleared => "cleared",
+            Self::NotMember => "not_member",
             Self::Unsupported => "unsupported",
         }
     }
@@ -265,6 +286,7 @@ impl GapReason {
             "withheld" => Self::Withheld,
             "withdrawn" => Self::Withdrawn,
             "cleared" => Self::Cleared,
+            "not_member" => Self::NotMember,
             "unsupported" => Self::Unsupported,
             _ => Self::Poison,
         }
@@ -288,6 +310,7 @@ mod tests {
             GapReason::Quota,
             GapReason::Withheld,
             GapReason::Withdrawn,
+            GapReason::NotMember,
             GapReason::Unsupported,
         ];
         for reason in reasons {

@@ -22,6 +22,8 @@ mod driver;
 #[cfg(feature = "client")]
 mod event;
 #[cfg(feature = "client")]
+mod group;
+#[cfg(feature = "client")]
 mod linking;
 #[cfg(feature = "client")]
 mod message;
@@ -53,6 +55,8 @@ pub use conversation::Conversation;
 #[cfg(feature = "client")]
 pub use event::{Event, EventRecord, GapReason, Presence, RefusedReason};
 #[cfg(feature = "client")]
+pub use group::{Group, GroupMember};
+#[cfg(feature = "client")]
 pub use linking::LinkCode;
 #[cfg(all(feature = "client", any(fuzzing, test)))]
 #[doc(hidden)]
@@ -68,7 +72,9 @@ pub use send::{Recipient, SendRequest};
 #[cfg(feature = "client")]
 pub use status::{Count, Position, Status};
 
+pub use chat_core::group::GroupAction;
 pub use chat_core::replica::{Unreadable, Violation};
+pub use chat_core::roster::{GroupPolicy, Role};
 pub use chat_core::{
     ConversationId, ConversationKind, DeviceId, Error, ErrorKind, Handle, MessageId, Result, UserId,
 };

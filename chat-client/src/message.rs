@@ -60,6 +60,8 @@ pub struct Message {
 pub enum Content {
     /// A text of at most 64 KiB.
     Text(String),
+    /// The name of the group that the message belongs to.
+    GroupName(String),
     /// The message cannot be read on this device. A readable copy may follow as
     /// [`Event::Recovered`](crate::Event::Recovered).
     Unreadable(Unreadable),

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::{Message, SendPosition};
 use chat_core::replica::Unreadable;
+use chat_core::roster::RosterDigest;
 use chat_core::view::{RowHash, View};
 use chat_core::{ConversationId, DeviceAddress, InstallationId, MessageId, StoreEpoch};
 use prost::Message as _;
@@ -66,6 +67,15 @@ struct BoxContent {
     /// Hash of the options that the server reads; empty if all have their defaults.
     #[prost(bytes = "vec", tag = "22")]
     options_hash: Vec<u8>,
+    /// In a group: the version of the roster that the message is for.
+    #[prost(uint64, tag = "23")]
+    roster_version: u64,
+    /// In a group: the digest of that version.
+    #[prost(bytes = "vec", tag = "24")]
+    roster_digest: Vec<u8>,
+    /// In a group, in the box of a device that lacks it: the sender key. Such a box has no key of the body.
+    #[prost(bytes = "vec", tag = "25")]
+    distribution: Vec<u8>,
 }
 
 /// A body encrypted once, with the header that all its boxes share.
@@ -131,6 +141,8 @@ pub(crate) struct Claims {
     pub(crate) excluded: Vec<InstallationId>,
     /// Hash of the options that the server reads.
     pub(crate) options_hash: Bytes,
+    /// In a group: version and digest of the roster that the message is for.
+    pub(crate) roster: Option<(u64, RosterDigest)>,
 }
 
 impl BoxContent {
@@ -150,9 +162,13 @@ impl SealedBody {
         number: &SendPosition,
         claims: &Claims,
     ) -> Option<Self> {
-        let Claims { list, view, excluded, options_hash } = claims;
+        let Claims { list, view, excluded, options_hash, roster } = claims;
         let context = context(number.conversation, number.message_id);
-        let body = Bytes::from(suite.encrypt_body(key, &context, content)?);
+        // Padded content has bytes. A message of a group without content has no body.
+        let body = match content.is_empty() {
+            true => Bytes::new(),
+            false => Bytes::from(suite.encrypt_body(key, &context, content)?),
+        };
         let header = BoxContent {
             version: 1,
             key: key.to_vec(),
@@ -176,6 +192,9 @@ impl SealedBody {
             view_hash: view.map(|view| view.hash.as_bytes().to_vec()).unwrap_or_default(),
             excluded: excluded.iter().map(|device| device.as_bytes().to_vec()).collect(),
             options_hash: options_hash.to_vec(),
+            roster_version: roster.map_or(0, |(version, _)| version),
+            roster_digest: roster.map(|(_, digest)| digest.as_bytes().to_vec()).unwrap_or_default(),
+            distribution: Vec::new(),
         };
         Some(Self { body, header })
     }
@@ -190,6 +209,94 @@ impl SealedBody {
         };
         Zeroizing::new(content.encode_to_vec())
     }
+
+    /// Returns the plaintext of the box that all members of a group share.
+    pub(crate) fn shared_box(&self) -> Zeroizing<Vec<u8>> {
+        Zeroizing::new(self.header.encode_to_vec())
+    }
+
+    /// Returns the plaintext of the box of a device that lacks the sender key.
+    pub(crate) fn key_box_for(
+        &self,
+        recipient: InstallationId,
+        list: &ListSeen,
+        distribution: &[u8],
+    ) -> Zeroizing<Vec<u8>> {
+        let content = BoxContent {
+            key: Vec::new(),
+            recipient: recipient.as_bytes().to_vec(),
+            recipient_list_version: list.version,
+            recipient_list_hash: list.hash.to_vec(),
+            distribution: distribution.to_vec(),
+            ..self.header.clone()
+        };
+        Zeroizing::new(content.encode_to_vec())
+    }
+}
+
+impl OpenedBody {
+    /// Returns the opened form of a message of a group without content.
+    pub(crate) fn empty() -> Self {
+        let list = || ListSeen { version: 0, hash: Bytes::new() };
+        Self {
+            content: Vec::new(),
+            key: None,
+            sender_list: list(),
+            recipient_list: list(),
+            view: None,
+            excluded: Vec::new(),
+        }
+    }
+}
+
+/// Decodes a box, and compares its header with the envelope from the server. `recipient` is `None` for the box that all
+/// members of a group share.
+fn check_box(
+    content: &[u8],
+    recipient: Option<InstallationId>,
+    conversation: ConversationId,
+    message: &Message,
+) -> Result<BoxContent, Unreadable> {
+    let content = BoxContent::decode(content).map_err(|_| Unreadable::Malformed)?;
+    if content.version != 1 {
+        return Err(Unreadable::Malformed);
+    }
+    let sender = message.sender;
+    let recipient = recipient.map(|one| one.as_bytes().to_vec()).unwrap_or_default();
+    let part = message.group.as_ref();
+    let placed = content.sender_user == sender.user.as_bytes()
+        && content.sender_device == u32::from(sender.device.get())
+        && content.sender == sender.installation.as_bytes()
+        && content.recipient == recipient
+        && content.conversation == conversation.as_bytes()
+        && content.message_id == message.id.as_bytes()
+        && content.client_seq == message.client_seq
+        && content.prev == message.prev.as_bytes()
+        && content.incarnation == message.incarnation
+        && content.group_epoch == 0
+        && content.roster_version == part.map_or(0, |part| part.roster_version)
+        && content.roster_digest == part.map(|part| part.digest.as_bytes().to_vec()).unwrap_or_default()
+        && content.options_hash == message.options.hash();
+    if !placed {
+        return Err(Unreadable::Misplaced);
+    }
+    if content.body_hash != hash(&context(conversation, message.id), &message.body) {
+        return Err(Unreadable::Undecryptable);
+    }
+    Ok(content)
+}
+
+/// Returns the sender key in `content`, the plaintext of this device's box in a message of a group.
+///
+/// # Errors
+/// The errors of [`open_body`].
+pub(crate) fn open_distribution(
+    content: &[u8],
+    own: InstallationId,
+    conversation: ConversationId,
+    message: &Message,
+) -> Result<Vec<u8>, Unreadable> {
+    check_box(content, Some(own), conversation, message).map(|content| content.distribution)
 }
 
 /// Decrypts a body with `content`, the plaintext of this device's box. Compares the header with
@@ -201,33 +308,12 @@ impl SealedBody {
 pub(crate) fn open_body(
     suite: &dyn Suite,
     content: &[u8],
-    own: InstallationId,
+    recipient: Option<InstallationId>,
     conversation: ConversationId,
     message: &Message,
 ) -> Result<OpenedBody, Unreadable> {
-    let content = BoxContent::decode(content).map_err(|_| Unreadable::Malformed)?;
-    if content.version != 1 {
-        return Err(Unreadable::Malformed);
-    }
-    let sender = message.sender;
-    let placed = content.sender_user == sender.user.as_bytes()
-        && content.sender_device == u32::from(sender.device.get())
-        && content.sender == sender.installation.as_bytes()
-        && content.recipient == own.as_bytes()
-        && content.conversation == conversation.as_bytes()
-        && content.message_id == message.id.as_bytes()
-        && content.client_seq == message.client_seq
-        && content.prev == message.prev.as_bytes()
-        && content.incarnation == message.incarnation
-        && content.group_epoch == 0
-        && content.options_hash == message.options.hash();
-    if !placed {
-        return Err(Unreadable::Misplaced);
-    }
+    let content = check_box(content, recipient, conversation, message)?;
     let context = context(conversation, message.id);
-    if content.body_hash != hash(&context, &message.body) {
-        return Err(Unreadable::Undecryptable);
-    }
     let opened = suite.decrypt_body(&content.key, &context, &message.body);
     Ok(OpenedBody {
         view: content.view(),

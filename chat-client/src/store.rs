@@ -8,6 +8,7 @@ mod contacts;
 #[cfg(feature = "encrypted")]
 mod encryption;
 mod events;
+mod groups;
 mod history;
 mod migration;
 
@@ -17,14 +18,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use chat_core::codec::decode_list;
 use chat_core::envelope::Publish;
+use chat_core::group::GroupAction;
 use chat_core::replica::{
     AtSeq, Chain, ConversationSnapshot, Draft, OutboxEntrySnapshot, Recipient, ReplicaSnapshot,
 };
 use chat_core::view::{RowHash, View};
 use chat_core::wire::ClientFrame;
 use chat_core::{
-    ConversationId, DeviceAddress, DeviceId, Error, ErrorKind, Handle, InstallationId, MessageId, Result,
-    Seq, StoreEpoch, UserId,
+    ConversationId, ConversationKind, DeviceAddress, DeviceId, Error, ErrorKind, Handle, InstallationId,
+    MessageId, Result, Seq, StoreEpoch, UserId,
 };
 use rusqlite::{Connection, OptionalExtension, params};
 #[cfg(feature = "encrypted")]
@@ -35,7 +37,7 @@ use crate::platform::{MountedProfile, Platform};
 use crate::suite::{SuiteTx, Table};
 
 /// Version of the tables. A store of a later version is not opened.
-const VERSION: i64 = 7;
+const VERSION: i64 = 8;
 
 const SCHEMA: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -43,14 +45,19 @@ CREATE TABLE suite (tbl INTEGER, key BLOB, value BLOB NOT NULL, PRIMARY KEY (tbl
 CREATE TABLE conversations (
   id BLOB PRIMARY KEY, peer BLOB, cursor INTEGER NOT NULL DEFAULT 0, client_seq INTEGER NOT NULL DEFAULT 0,
   prev BLOB NOT NULL DEFAULT x'00000000000000000000000000000000', last_own INTEGER NOT NULL DEFAULT 0,
-  delivered INTEGER NOT NULL DEFAULT 0, read INTEGER NOT NULL DEFAULT 0, excused INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+  delivered INTEGER NOT NULL DEFAULT 0, read INTEGER NOT NULL DEFAULT 0, excused INTEGER NOT NULL DEFAULT 0,
+  roster_behind INTEGER NOT NULL DEFAULT 0, name TEXT, name_from BLOB) WITHOUT ROWID;
+CREATE TABLE rosters (
+  conversation BLOB NOT NULL, version INTEGER NOT NULL, roster BLOB NOT NULL,
+  PRIMARY KEY (conversation, version)) WITHOUT ROWID;
+CREATE TABLE sender_keys (conversation BLOB PRIMARY KEY, key BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE chains (
   conversation BLOB NOT NULL, sender BLOB NOT NULL, incarnation INTEGER NOT NULL, client_seq INTEGER NOT NULL,
   message_id BLOB NOT NULL, excused INTEGER NOT NULL, PRIMARY KEY (conversation, sender)) WITHOUT ROWID;
 CREATE TABLE messages (
   conversation BLOB NOT NULL, seq INTEGER NOT NULL, sender BLOB NOT NULL, user BLOB NOT NULL, device INTEGER NOT NULL,
   message_id BLOB NOT NULL, content BLOB, sent_at INTEGER NOT NULL, audience BLOB,
-  unasked INTEGER NOT NULL DEFAULT 0, row_hash BLOB, anchor INTEGER, body_key BLOB,
+  unasked INTEGER NOT NULL DEFAULT 0, row_hash BLOB, anchor INTEGER, body_key BLOB, roster_version INTEGER,
   PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
 CREATE INDEX messages_archived ON messages (conversation, anchor) WHERE anchor IS NOT NULL;
 CREATE INDEX messages_unasked ON messages (unasked) WHERE unasked = 1;
@@ -59,7 +66,8 @@ CREATE INDEX messages_seen ON messages (conversation, seq) WHERE row_hash IS NOT
 CREATE TABLE outbox (
   n INTEGER PRIMARY KEY AUTOINCREMENT, message_id BLOB NOT NULL UNIQUE, handle TEXT, user BLOB, content BLOB NOT NULL,
   installation BLOB, device INTEGER, bound INTEGER NOT NULL DEFAULT 0,
-  sent_at INTEGER NOT NULL, publish BLOB, void INTEGER NOT NULL DEFAULT 0, attempted INTEGER NOT NULL DEFAULT 0);
+  sent_at INTEGER NOT NULL, publish BLOB, void INTEGER NOT NULL DEFAULT 0, attempted INTEGER NOT NULL DEFAULT 0,
+  group_id BLOB, action BLOB);
 CREATE TABLE refs (ref TEXT PRIMARY KEY, message_id BLOB NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX refs_by_id ON refs (message_id);
 CREATE TABLE lists (user BLOB PRIMARY KEY, list BLOB NOT NULL) WITHOUT ROWID;
@@ -119,6 +127,7 @@ fn digest(to: &Recipient, text: &str) -> Vec<u8> {
     let to = match to {
         Recipient::Handle(handle) => handle.as_str().as_bytes().to_vec(),
         Recipient::User(user) => user.as_bytes().to_vec(),
+        Recipient::Group(group) => group.as_bytes().to_vec(),
         _ => Vec::new(),
     };
     Sha256::new()
@@ -315,13 +324,12 @@ impl LocalStore {
         let reincarnated = self.meta_number("reincarnated_at")?;
         saved.reincarnated_lately = reincarnated > 0 && self.now_ms() < reincarnated.saturating_add(DAY_MS);
         saved.conversations = self.rows(
-            "SELECT id, cursor, client_seq, prev, last_own, delivered, read, excused,
+            "SELECT id, cursor, client_seq, prev, last_own, delivered, read, excused, roster_behind,
                     coalesce((SELECT max(receipts.read) FROM receipts
                               WHERE conversation = id AND receipts.user = conversations.peer), 0)
              FROM conversations",
             |row| {
                 Ok(ConversationSnapshot {
-                    id: ConversationId::parse(&blob(row, 0)?)?,
                     cursor: number(row, 1)?,
                     client_seq: number(row, 2)?,
                     prev: MessageId::parse(&blob(row, 3)?)?,
@@ -329,8 +337,9 @@ impl LocalStore {
                     delivered: number(row, 5)?,
                     read: number(row, 6)?,
                     excused: number(row, 7)?,
-                    peer_read: number(row, 8)?,
-                    chains: Vec::new(),
+                    roster_behind: number(row, 8)? != 0,
+                    peer_read: number(row, 9)?,
+                    ..ConversationSnapshot::new(ConversationId::parse(&blob(row, 0)?)?)
                 })
             },
         )?;
@@ -353,13 +362,18 @@ impl LocalStore {
         for conversation in &mut saved.conversations {
             conversation.chains = chains.remove(&conversation.id).unwrap_or_default();
         }
+        self.load_groups(&mut saved.conversations)?;
         saved.outbox = self.rows(
-            "SELECT message_id, handle, user, content, sent_at, publish, void, attempted, installation, device, bound
+            "SELECT message_id, handle, user, content, sent_at, publish, void, attempted, installation, device, bound,
+                    group_id, action
              FROM outbox ORDER BY n",
             |row| {
                 let handle: Option<String> = row.get(1).map_err(failed)?;
                 let installation: Option<Vec<u8>> = row.get(8).map_err(failed)?;
+                let group: Option<Vec<u8>> = row.get(11).map_err(failed)?;
+                let action: Option<Vec<u8>> = row.get(12).map_err(failed)?;
                 let to = match (handle, installation) {
+                    _ if group.is_some() => Recipient::Group(ConversationId::parse(&group.unwrap_or_default())?),
                     (Some(handle), _) => Recipient::Handle(Handle::new(&handle)?),
                     (None, None) => Recipient::User(UserId::parse(&blob(row, 2)?)?),
                     (None, Some(installation)) => Recipient::Device(DeviceAddress {
@@ -375,6 +389,7 @@ impl LocalStore {
                         to,
                         content: blob(row, 3)?.into(),
                         sent_at: number(row, 4)?,
+                        action: action.map(|action| GroupAction::decode(&action)).transpose()?,
                     },
                     publish: publish.map(read_publish).transpose()?,
                     skip: number(row, 6)? != 0,
@@ -500,6 +515,9 @@ impl LocalStore {
         id: MessageId,
         asker: InstallationId,
     ) -> Result<Option<Bytes>> {
+        if conversation.kind() == Ok(ConversationKind::Group) {
+            return self.recall_in_group(conversation, id, asker);
+        }
         let own = self.own.ok_or(corrupt("the store is not loaded"))?;
         let stored: Option<(Blob, Blob)> = self
             .db
@@ -521,6 +539,13 @@ impl LocalStore {
             return Ok(content.filter(|content| was_in_it && !content.is_empty()).map(Bytes::from));
         }
         // Other devices may receive the message before this device learns that it is stored.
+        let Some((content, publish)) = self.waiting(id)? else { return Ok(None) };
+        let was_in_it = publish.boxes.iter().any(|one| one.installation == asker);
+        Ok((was_in_it && publish.number.conversation == conversation).then(|| content.into()))
+    }
+
+    /// Returns the content and the ciphertext of a sealed message of the outbox.
+    fn waiting(&self, id: MessageId) -> Result<Option<(Vec<u8>, Publish)>> {
         let waiting: Option<(Vec<u8>, Vec<u8>)> = self
             .db
             .prepare_cached(
@@ -528,10 +553,7 @@ impl LocalStore {
             )
             .and_then(|mut s| s.query_row([id.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?))).optional())
             .map_err(failed)?;
-        let Some((content, publish)) = waiting else { return Ok(None) };
-        let publish = read_publish(publish)?;
-        let was_in_it = publish.boxes.iter().any(|one| one.installation == asker);
-        Ok((was_in_it && publish.number.conversation == conversation).then(|| content.into()))
+        waiting.map(|(content, publish)| Ok((content, read_publish(publish)?))).transpose()
     }
 
     /// Returns whether the account key of a user changed and the new one is not accepted yet.

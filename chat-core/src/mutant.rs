@@ -68,6 +68,12 @@ pub enum Mutant {
     RoleIgnored,
     /// The key epoch of a group does not rise when a member or a device is removed.
     KeyEpochStays,
+    /// A device encrypts with a sender key of an earlier key epoch.
+    SenderKeyKept,
+    /// A device encrypts with a sender key that it distributed in a message for another roster.
+    StaleKeyKept,
+    /// No message brings a later device list into the rosters of groups.
+    ListUpdateForgotten,
 }
 
 impl Mutant {

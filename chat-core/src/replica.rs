@@ -15,6 +15,9 @@ mod change;
 mod connection;
 mod conversation;
 mod draft;
+mod group;
+mod group_receive;
+mod group_send;
 mod input;
 mod integrity;
 mod mailbox;
@@ -27,6 +30,7 @@ mod snapshot;
 
 pub use change::{Change, Changes, ListChange};
 pub use draft::{Draft, Recipient};
+pub use group::{GroupSeal, SenderKey};
 pub use input::{AtSeq, Input, Opened, SealFailure, Unreadable};
 #[cfg(feature = "sim")]
 pub(crate) use integrity::UNKNOWN_START;
@@ -44,7 +48,8 @@ use crate::model::client_frame::{ClientFrame, Request};
 use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{AckUpTo, InboxRow};
 use crate::model::id::{
-    ConversationId, DeviceAddress, Handle, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
+    ConversationId, DeviceAddress, Handle, Incarnation, InstallationId, MessageId, SenderKeyId, Seq,
+    StoreEpoch, UserId,
 };
 use crate::model::limits::{HEARTBEAT_MS, MIN_BYTES_PER_SECOND};
 use crate::model::rng::Rng;
@@ -102,7 +107,7 @@ pub struct Replica {
     // Work that waits for an answer.
     rows: VecDeque<InboxRow>,
     opening: Option<InboxRow>,
-    sealing: Option<(ConversationId, MessageId)>,
+    sealing: Option<(ConversationId, MessageId, Option<SenderKeyId>)>,
     /// Number of looked up messages that are not answered yet: the row of a request is committed with its answer.
     recalling: u32,
     /// Open requests by id: purpose, request, and the time of the next attempt.
@@ -150,6 +155,10 @@ pub struct Replica {
     claimed: BTreeMap<UserId, u64>,
     /// The list versions that were already reported as hidden by the server.
     hidden: BTreeMap<UserId, u64>,
+    /// Groups of which the server has a later roster than this device.
+    rosters_behind: BTreeSet<ConversationId>,
+    /// Maximum boxes with a sender key in one message of a group.
+    max_key_boxes: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -186,6 +195,8 @@ enum Purpose {
     Lists(Vec<UserId>),
     /// A list version that a message of an unlisted device names.
     ListVersion(UserId, u64),
+    /// The roster of a group.
+    Roster(ConversationId),
     /// For a conversation: bundles of these devices of this user.
     Claim(ConversationId, UserId, Vec<InstallationId>),
     Upload,
@@ -258,14 +269,28 @@ impl Replica {
             listless: BTreeMap::new(),
             claimed: BTreeMap::new(),
             hidden: BTreeMap::new(),
+            rosters_behind: BTreeSet::new(),
+            max_key_boxes: group_send::MAX_KEY_BOXES,
         };
         for conversation in snapshot.conversations {
+            replica.rosters_behind.extend(Some(conversation.id).filter(|_| conversation.roster_behind));
             replica.conversations.insert(conversation.id, Conversation::from_saved(&conversation));
         }
         for entry in snapshot.outbox {
             replica.enqueue(Entry::from_saved(entry));
         }
+        for known in replica.conversations.values_mut().filter(|known| known.group.is_some()) {
+            // A message with boxes goes ahead of messages that were queued before it.
+            let order = |entry: &Entry| entry.number.map_or(u64::MAX, |number| number.client_seq);
+            known.queue.make_contiguous().sort_by_key(order);
+        }
         replica
+    }
+
+    /// Sets the maximum number of boxes with a sender key in one message of a group.
+    #[cfg(feature = "sim")]
+    pub(crate) const fn set_max_key_boxes(&mut self, boxes: usize) {
+        self.max_key_boxes = boxes;
     }
 
     /// Returns the address of this device.
@@ -379,8 +404,9 @@ impl Replica {
             Input::OwnList(list) => {
                 self.lists.insert(list.list().user, list.clone());
                 self.changes.push(Change::List(list, ListChange::Updated(Vec::new())));
+                self.update_rosters(now);
             }
-            Input::List(list) => self.take_list(list),
+            Input::List(list) => self.take_list(now, list),
             Input::Flush => self.flushing = true,
             Input::Committed(ticket) => self.committed(now, ticket, out),
             Input::Tick => self.tick(now, out),
@@ -416,6 +442,7 @@ impl Replica {
             return;
         }
         self.recover();
+        self.request_rosters(now, out);
         if self.flushing && self.committing.is_none() {
             if self.isolate_rows && !self.changes.is_empty() {
                 // A draft is durable before it is sealed, so that it can be rejected alone.

@@ -13,6 +13,8 @@
 mod accounts;
 mod cluster;
 mod device;
+mod group_laws;
+mod group_suite;
 mod oracle;
 mod registry;
 mod server;
@@ -37,6 +39,8 @@ pub struct Options {
     /// The data of the one server process is copied and later put back, with a new store epoch or without. Not with
     /// `cluster`.
     pub restored_server: bool,
+    /// Four users with two devices each have a group, whose roster changes during the schedule.
+    pub groups: bool,
     /// Print every event.
     pub trace: bool,
 }
@@ -61,6 +65,8 @@ pub struct Report {
     pub events: u64,
     /// Sessions that a drain closed.
     pub drains: u64,
+    /// Changes of groups that devices learned of.
+    pub group_changes: u64,
     /// Typing hints and presence changes that devices received.
     pub hints: u64,
     /// Hash of everything that happened, in order: equal for equal runs.
@@ -79,6 +85,7 @@ impl Report {
         self.server_restores += other.server_restores;
         self.events += other.events;
         self.drains += other.drains;
+        self.group_changes += other.group_changes;
         self.hints += other.hints;
         self.digest = self.digest.wrapping_add(other.digest);
     }

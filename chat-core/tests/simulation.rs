@@ -48,13 +48,14 @@ fn sweep(first: u64, count: u64, options: Options) -> Result<Report, (u64, Viola
 }
 
 /// Returns the kinds of server, each with the variable that selects it for `SIM_SEED`.
-fn kinds(mutant: Option<Mutant>) -> [(&'static str, Options); 4] {
+fn kinds(mutant: Option<Mutant>) -> [(&'static str, Options); 5] {
     let options = Options { mutant, ..Options::default() };
     [
         ("SIM_SPLIT=0", options),
         ("SIM_SPLIT=1", Options { split: true, ..options }),
         ("SIM_CLUSTER=1", Options { cluster: true, ..options }),
         ("SIM_RESTORED=1", Options { restored_server: true, ..options }),
+        ("SIM_GROUPS=1", Options { groups: true, ..options }),
     ]
 }
 
@@ -65,6 +66,7 @@ fn no_schedule_breaks_a_law() {
             split: number("SIM_SPLIT") == Some(1),
             cluster: number("SIM_CLUSTER") == Some(1),
             restored_server: number("SIM_RESTORED") == Some(1),
+            groups: number("SIM_GROUPS") == Some(1),
             trace: true,
             ..Options::default()
         };

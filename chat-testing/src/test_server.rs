@@ -5,6 +5,7 @@ use chat_client::platform::Dialer;
 use chat_client::{
     Client, ClientConfig, Error, ErrorKind, Event, EventRecord, Events, Message, Profile, Result, Suite,
 };
+use chat_core::backend::Rules;
 use chat_server::{Server, ServerBuilder, ServerError};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
@@ -27,12 +28,13 @@ fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
 }
 
 impl TestServer {
-    /// Starts a server on the memory backends, with open registration and the system's clock. Prints how long that took.
+    /// Starts a server on the memory backends, with open registration, groups, and the system's clock. Prints how long that
+    /// took.
     ///
     /// # Errors
     /// `Unavailable` if the server cannot be started.
     pub async fn start() -> Result<Self> {
-        Self::start_with(Server::builder().in_memory().open_registration()).await
+        Self::start_with(Server::builder().in_memory().open_registration().rules(Rules::GROUPS)).await
     }
 
     /// Starts a configured server, for example with a manual clock:

@@ -4,12 +4,14 @@ use std::fmt;
 
 use chat_core::contact::ContactChange;
 use chat_core::device_list::SignedDeviceList;
+use chat_core::group::GroupAction;
 use chat_core::{ConversationId, DeviceId, Handle, MessageId, Result, Seq, UserId};
 use tokio::sync::oneshot;
 
 use crate::contact::{Contact, Relation};
 use crate::conversation::Conversation;
 use crate::event::EventRecord;
+use crate::group::Group;
 use crate::linking::LinkCode;
 use crate::message::Message;
 use crate::safety_number::SafetyNumber;
@@ -83,6 +85,14 @@ pub(crate) enum Command {
         reply: Reply<()>,
     },
     ClearHistory(ConversationId, Reply<()>),
+    /// Founds a group (`None`) or changes one. Replies with the group and the message once it is queued durably.
+    ChangeGroup {
+        group: Option<ConversationId>,
+        action: GroupAction,
+        name: Option<String>,
+        reply: Reply<(ConversationId, MessageId)>,
+    },
+    Group(ConversationId, Reply<Group>),
     DeleteAccount(Reply<()>),
     SetToken(Token, Reply<()>),
     Reincarnate(Reply<()>),

@@ -4,9 +4,10 @@ use chat_core::device_list::{DeviceEntry, SignedDeviceList};
 use chat_core::envelope::{AckUpTo, Refusal};
 use chat_core::replica::{self, Draft, Input};
 use chat_core::wire::{FirstPrekeys, Request, Response};
-use chat_core::{DeviceId, Error, ErrorKind, InstallationId, MessageId, Result, UserId};
+use chat_core::{ConversationKind, DeviceId, Error, ErrorKind, InstallationId, MessageId, Result, UserId};
 use tokio::sync::oneshot;
 
+use super::groups::unknown_group;
 use super::{Command, Driver, Reply, Token, Waiting};
 use crate::connection_state::ConnectionState;
 use crate::content::encode_text;
@@ -115,6 +116,12 @@ impl Driver {
                 let request = Request::ClearHistory { conversation, through };
                 self.request(request, Waiting::Cleared(conversation, through, reply))?;
             }
+            Command::ChangeGroup { group, action, name, reply } => {
+                self.change_group(group, action, name, reply)?;
+            }
+            Command::Group(id, reply) => {
+                let _ = reply.send(self.group(id));
+            }
             Command::DeleteAccount(reply) => {
                 let signed = self.own_list().and_then(|list| self.account.sign_deletion(list.list().version));
                 match signed {
@@ -184,7 +191,7 @@ impl Driver {
         }
         let now = self.store.now_ms();
         let id = MessageId::new(now, random(self.owner.config.platform.as_ref())?);
-        let draft = Draft { id, to, content: encode_text(&text).into(), sent_at: now };
+        let draft = Draft { sent_at: now, ..Draft::new(id, to, encode_text(&text).into()) };
         if let Some(key) = &idempotency_key {
             self.store.add_idempotency_key(key, &draft, &text)?;
         }
@@ -197,6 +204,12 @@ impl Driver {
         Ok(match to {
             Recipient::Handle(handle) => replica::Recipient::Handle(handle.clone()),
             Recipient::User(user) => replica::Recipient::User(*user),
+            Recipient::Conversation(group) if group.kind() == Ok(ConversationKind::Group) => {
+                if !self.store.knows_group(*group)? {
+                    return Err(unknown_group());
+                }
+                replica::Recipient::Group(*group)
+            }
             Recipient::Conversation(conversation) => {
                 let peer = self.store.peer(*conversation)?;
                 replica::Recipient::User(peer.ok_or_else(|| {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use chat_core::device_list::{DeviceEntry, SignedDeviceList};
 use chat_core::envelope::{Audience, DeviceBox, InboxRow, Message, Publish, RowContent, SendPosition};
 use chat_core::message_options::MessageOptions;
-use chat_core::replica::{Draft, Opened, Recipient, SealFailure, Unreadable};
+use chat_core::replica::{Draft, GroupSeal, Opened, Recipient, SealFailure, Unreadable};
 use chat_core::signing::{prekeys_transcript, verify};
 use chat_core::suite::SuiteId;
 use chat_core::wire::{Bundle, PrekeyUpload};
@@ -20,7 +20,7 @@ use crate::suite::PrekeyBundle;
 
 impl Driver {
     pub(super) fn open(&mut self, row: &InboxRow, list: Option<&SignedDeviceList>) -> Result<Opened> {
-        let RowContent::Message { message, sealed } = &row.content else {
+        let RowContent::Message { message, sealed: in_box } = &row.content else {
             return Ok(Opened::unreadable(Unreadable::Malformed));
         };
         let place = self.store.seq_of(row.conversation, message.sender.installation, message.id)?;
@@ -28,8 +28,17 @@ impl Driver {
         let (known, repeats) = (place.is_some(), place.is_some_and(|seq| seq > 0));
         let entry = list.and_then(|list| list.list().device(message.sender.device));
         let suite = self.owner.config.suite.id();
-        let sealed = SuiteId::of(sealed);
+        let sealed = SuiteId::of(in_box);
         let entry = entry.filter(|entry| entry.installation() == message.sender.installation);
+        if let Some(part) = &message.group {
+            let input = SuiteInput::Row(row.conversation, row.seq);
+            if self.replica.isolates_rows() && !self.owner.rejected.contains_key(&input) {
+                self.store.mark_opening(&input.to_mark())?;
+                self.marked = true;
+            }
+            let opened = self.open_in_group(input, row.conversation, message, part, in_box, entry)?;
+            return self.check_opened(row, message, list, opened, (known, repeats));
+        }
         let content = match (entry.map(|entry| peer(suite, entry)), sealed) {
             (None, _) => Err(Unreadable::UnknownDevice),
             (Some(_), Err(_)) => Err(Unreadable::Malformed),
@@ -42,15 +51,30 @@ impl Driver {
                 let own = self.account.device.installation;
                 let opened = self.call_suite(input, |suite, store| {
                     let opened = suite.open(store, &peer, &sealed)?.map(Zeroizing::new);
-                    Ok(opened.and_then(|content| open_body(suite, &content, own, row.conversation, message)))
+                    Ok(opened
+                        .and_then(|content| open_body(suite, &content, Some(own), row.conversation, message)))
                 })?;
                 opened.unwrap_or_else(|rejected| Err(rejected.as_unreadable()))
             }
             (Some(_), Ok(_)) => Err(Unreadable::OtherSuite),
         };
+        self.check_opened(row, message, list, content, (known, repeats))
+    }
+
+    /// Checks the claims of an opened message, and looks up what the replica asks about it. `known` and `repeats` are those
+    /// of [`Opened`].
+    fn check_opened(
+        &mut self,
+        row: &InboxRow,
+        message: &Message,
+        list: Option<&SignedDeviceList>,
+        content: std::result::Result<OpenedBody, Unreadable>,
+        (known, repeats): (bool, bool),
+    ) -> Result<Opened> {
+        let is_empty = |body: &OpenedBody| body.content.is_empty() && message.group.is_none();
         let body = match content {
-            // Content is padded: without bytes it is no content.
-            Ok(body) if body.content.is_empty() => {
+            // Content is padded: without bytes it is no content. In a group it may carry keys only.
+            Ok(body) if is_empty(&body) => {
                 return Ok(Opened { known, repeats, ..Opened::unreadable(Unreadable::Malformed) });
             }
             Ok(body) => body,
@@ -109,7 +133,11 @@ impl Driver {
         number: SendPosition,
         lists: &[SignedDeviceList],
         excluded: &[InstallationId],
+        group: Option<&GroupSeal>,
     ) -> Result<Result<Publish, SealFailure>> {
+        if let Some(group) = group {
+            return self.seal_for_group(draft, number, lists, excluded, group);
+        }
         let own = self.account.device;
         let wanted = |entry: &&DeviceEntry| match &draft.to {
             Recipient::Device(only) => entry.installation() == only.installation,
@@ -160,7 +188,7 @@ impl Driver {
                 missing.extend(wanted);
             }
             if !missing.is_empty() {
-                return Ok(Err(SealFailure::NeedBundles(user, missing)));
+                return Ok(Err(SealFailure::NeedBundles(vec![(user, missing)])));
             }
         }
         let own_list = lists.iter().find(|list| list.list().user == own.user).or(self.replica.list(own.user));
@@ -171,8 +199,13 @@ impl Driver {
         };
         let key = Zeroizing::new(random(self.owner.config.platform.as_ref())?);
         let options = MessageOptions::default();
-        let claims =
-            Claims { list: seen, view, excluded: without_session.clone(), options_hash: options.hash() };
+        let claims = Claims {
+            list: seen,
+            view,
+            excluded: without_session.clone(),
+            options_hash: options.hash(),
+            roster: None,
+        };
         let body = self.call_suite(input, |suite, _| {
             Ok(SealedBody::seal(suite, &draft.content, &key, own, &number, &claims))
         })?;
@@ -193,7 +226,7 @@ impl Driver {
                     let user =
                         lists.iter().find(|l| l.list().addresses().any(|d| d.installation == installation));
                     let user = user.map_or(own.user, |list| list.list().user);
-                    return Ok(Err(SealFailure::NeedBundles(user, vec![installation])));
+                    return Ok(Err(SealFailure::NeedBundles(vec![(user, vec![installation])])));
                 }
                 Ok(Err(error)) if error.kind() == ErrorKind::Invalid => return cannot_encrypt(),
                 Ok(Err(error)) => return Err(error),

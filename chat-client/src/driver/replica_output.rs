@@ -69,9 +69,9 @@ impl Driver {
             Output::EndSession(peer) => {
                 self.call_suite_alone(|suite, store| suite.end_session(store, peer))?;
             }
-            Output::Seal { draft, number, lists, excluded } => {
+            Output::Seal { draft, number, lists, excluded, group } => {
                 return self
-                    .seal(&draft, number, &lists, &excluded)
+                    .seal(&draft, number, &lists, &excluded, group.as_deref())
                     .map(|sealed| Some(Input::Sealed(sealed)));
             }
             Output::Bundles(list, bundles) => self.begin_sessions(&list, bundles)?,
@@ -112,6 +112,7 @@ impl Driver {
                 _ => {}
             }
         }
+        self.drop_sender_keys(&changes)?;
         self.call_suite_alone(|suite, store| suite.flush(store))?;
         if self.marked && !self.replica.has_rows() {
             self.store.remove_opening_mark()?;
@@ -123,6 +124,13 @@ impl Driver {
             self.accept_recipient(conversation)?;
         }
         self.answer_queued(&queued);
+        for (change, reply) in std::mem::take(&mut self.changing) {
+            if queued.contains(&change.1) {
+                let _ = reply.send(Ok(change));
+            } else {
+                self.changing.push((change, reply));
+            }
+        }
         self.owner.waiters.tickets.answer(&self.store);
         if self.replica.outbox_len() == 0 {
             self.owner.waiters.answer_drained();

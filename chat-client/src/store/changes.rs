@@ -3,7 +3,7 @@
 use chat_core::codec::encode_list;
 use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::{EmptyReason, InboxRow, Publish, RowContent};
-use chat_core::replica::{Change, Changes, Draft, ListChange, Opened, Recipient};
+use chat_core::replica::{Change, Changes, Draft, ListChange, Opened, Recipient, Unreadable};
 use chat_core::view::RowHash;
 use chat_core::wire::ClientFrame;
 use chat_core::{
@@ -41,6 +41,13 @@ impl LocalStore {
         match change {
             Change::Queued(draft) => self.queued(&draft),
             Change::Sealed(publish) => self.sealed(&publish),
+            Change::Unsealed(id, client_seq, prev, messages) => self.unsealed(id, client_seq, prev, &messages),
+            Change::Roster(id, roster) => self.set_roster(id, &roster),
+            Change::RosterBehind(id, is_behind) => self.set_roster_behind(id, is_behind),
+            Change::SenderKey(id, key) => self.set_sender_key(id, key.as_deref()),
+            Change::GroupChanged(id, seq, sender, message, action) => {
+                self.group_changed(id, seq, sender, message, &action)
+            }
             Change::Stored(conversation, id, seq) => self.stored(conversation, id, seq),
             Change::Refused(id, reason) => self.refused(id, reason),
             Change::Bound(id) => {
@@ -77,6 +84,7 @@ impl LocalStore {
                 EmptyReason::Quota => self.gap(conversation, from, to, GapReason::Quota),
                 EmptyReason::Withheld => self.gap(conversation, from, to, GapReason::Withheld),
                 EmptyReason::Cleared => self.gap(conversation, from, to, GapReason::Cleared),
+                EmptyReason::NotMember => self.gap(conversation, from, to, GapReason::NotMember),
                 _ => self.gap(conversation, from, to, GapReason::Poison),
             },
             Change::Unknown(conversation, seq, row) => {
@@ -157,15 +165,19 @@ impl LocalStore {
     }
 
     pub(super) fn queued(&mut self, draft: &Draft) -> Result<()> {
-        let (handle, user, device) = match &draft.to {
-            Recipient::Handle(handle) => (Some(handle.as_str()), None, None),
-            Recipient::User(user) => (None, Some(user.as_bytes()), None),
-            Recipient::Device(device) => (None, Some(device.user.as_bytes()), Some(device)),
+        let (handle, user, device, group) = match &draft.to {
+            Recipient::Handle(handle) => (Some(handle.as_str()), None, None, None),
+            Recipient::User(user) => (None, Some(user.as_bytes()), None, None),
+            Recipient::Device(device) => (None, Some(device.user.as_bytes()), Some(device), None),
+            Recipient::Group(group) => (None, None, None, Some(group)),
             _ => return Err(corrupt("a draft has no known recipient")),
         };
+        if let Some(group) = group {
+            self.ensure_conversation(*group)?;
+        }
         self.run(
-            "INSERT INTO outbox (message_id, handle, user, installation, device, content, sent_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO outbox (message_id, handle, user, installation, device, content, sent_at, group_id, action)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             params![
                 draft.id.as_bytes(),
                 handle,
@@ -173,9 +185,14 @@ impl LocalStore {
                 device.map(|device| device.installation.as_bytes()),
                 device.map(|device| device.device.get()),
                 &draft.content[..],
-                draft.sent_at as i64
+                draft.sent_at as i64,
+                group.map(|group| group.as_bytes()),
+                draft.action.as_ref().map(|action| action.encode().to_vec())
             ],
         )?;
+        if self.is_silent(draft.id)? {
+            return Ok(());
+        }
         if device.is_some() {
             // A to-device message produces no event.
             return Ok(());
@@ -187,7 +204,9 @@ impl LocalStore {
         let number = &publish.number;
         self.ensure_conversation(number.conversation)?;
         let own = self.own.ok_or(corrupt("the store is not loaded"))?.user;
-        if let Some(peer) = publish.audience.iter().map(|audience| audience.user).find(|user| *user != own) {
+        let others =
+            publish.audience.iter().map(|audience| audience.user).filter(|_| publish.group.is_none());
+        if let Some(peer) = others.into_iter().find(|user| *user != own) {
             self.set_peer(number.conversation, peer)?;
         }
         self.run(
@@ -216,7 +235,10 @@ impl LocalStore {
             .map_err(failed)?;
         let (publish, was_attempted) = sealed.unwrap_or_default();
         let publish = publish.map(read_publish).transpose()?;
-        let audience = publish.as_ref().map(|publish| {
+        let is_silent = self.is_silent(id)?;
+        let part = publish.as_ref().and_then(|publish| publish.group.as_ref());
+        let roster_version = part.map(|part| part.roster_version as i64);
+        let audience = publish.as_ref().filter(|publish| publish.group.is_none()).map(|publish| {
             let installations = publish.boxes.iter().flat_map(|one| *one.installation.as_bytes());
             installations.collect::<Vec<u8>>()
         });
@@ -230,7 +252,7 @@ impl LocalStore {
             params![conversation.as_bytes(), seq as i64],
         )?;
         self.run(
-            "INSERT OR IGNORE INTO messages SELECT ?2, ?3, ?4, ?5, ?6, message_id, content, sent_at, ?7, 0, ?8, NULL, NULL
+            "INSERT OR IGNORE INTO messages SELECT ?2, ?3, ?4, ?5, ?6, message_id, content, sent_at, ?7, 0, ?8, NULL, NULL, ?9
              FROM outbox WHERE message_id = ?1",
             params![
                 id.as_bytes(),
@@ -240,15 +262,20 @@ impl LocalStore {
                 own.user.as_bytes(),
                 own.device.get(),
                 audience,
-                hash
+                hash,
+                roster_version
             ],
         )?;
         self.run("DELETE FROM outbox WHERE message_id = ?1", [id.as_bytes()])?;
+        if is_silent {
+            return Ok(());
+        }
         let conversation = conversation.as_bytes().to_vec();
         self.add_event(Some(id), EventRow { conversation, seq, ..EventRow::new(EventKind::Stored) })
     }
 
     pub(super) fn refused(&mut self, id: MessageId, reason: &str) -> Result<()> {
+        let is_silent = self.is_silent(id)?;
         let to_device = self
             .db
             .prepare_cached("SELECT 1 FROM outbox WHERE message_id = ?1 AND installation IS NOT NULL")
@@ -256,7 +283,7 @@ impl LocalStore {
             .map_err(failed)?;
         self.run("DELETE FROM outbox WHERE message_id = ?1 AND publish IS NULL", [id.as_bytes()])?;
         self.run("UPDATE outbox SET void = 1, content = x'' WHERE message_id = ?1", [id.as_bytes()])?;
-        if to_device {
+        if to_device || is_silent {
             return Ok(());
         }
         self.add_event(Some(id), EventRow { reason: reason.into(), ..EventRow::new(EventKind::Refused) })
@@ -269,7 +296,7 @@ impl LocalStore {
         let content = opened.content.as_ref().ok().map(|bytes| &bytes[..]);
         let unasked = opened.content.as_ref().is_err_and(|why| why.is_of_session());
         let inserted = self.run(
-            "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL, ?9, ?10, NULL, ?11)",
+            "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL, ?9, ?10, NULL, ?11, NULL)",
             params![
                 row.conversation.as_bytes(),
                 row.seq as i64,
@@ -295,6 +322,17 @@ impl LocalStore {
         if let Some(peer) = users.find(is_peer) {
             self.ensure_conversation(row.conversation)?;
             self.set_peer(row.conversation, peer)?;
+        }
+        if let Some(content) = opened.content.as_ref().ok().filter(|_| message.group.is_some()) {
+            if content.is_empty() {
+                // It carries only keys, device lists, or a change of the group, which has an event of its own.
+                return Ok(());
+            }
+            self.name_group(row.conversation, message.id, content)?;
+        }
+        if opened.content == Err(Unreadable::NotMember) && message.group.is_some() {
+            // The change that removes this user has an event of its own.
+            return Ok(());
         }
         // The reason stays in the event, so that the event is the same after the content was recovered.
         let reason = opened.content.err().map_or_else(String::new, |why| why.name().into());
@@ -326,6 +364,7 @@ impl LocalStore {
         if filled == 0 {
             return Ok(());
         }
+        self.name_group(conversation, id, content)?;
         let seq = self.seq_of(conversation, sender.installation, id)?.unwrap_or(0).max(0) as u64;
         self.add_event(None, EventRow::of_message(EventKind::Recovered, conversation, seq, sender, id))
     }
@@ -404,6 +443,7 @@ impl LocalStore {
         self.set_meta("epoch_changed", &[u8::from(had_sent)])?;
         self.run("DELETE FROM outbox WHERE void = 1", [])?;
         self.run("UPDATE outbox SET attempted = 1, publish = NULL", [])?;
+        self.run("DELETE FROM sender_keys", [])?;
         self.run("UPDATE conversations SET client_seq = 0, prev = zeroblob(16)", []).map(drop)
     }
 
@@ -460,6 +500,7 @@ impl LocalStore {
         self.run("DELETE FROM meta WHERE key IN ('nonce', 'reincarnation_asked')", [])?;
         self.run("DELETE FROM outbox WHERE void = 1", [])?;
         self.run("UPDATE outbox SET attempted = 1, publish = NULL", [])?;
+        self.run("DELETE FROM sender_keys", [])?;
         self.run("UPDATE conversations SET client_seq = 0, prev = zeroblob(16)", []).map(drop)
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! A stored event holds ids, never text, so that a message that is deleted leaves no copy in an event.
 
+use chat_core::group::GroupAction;
 use chat_core::replica::{Draft, Recipient, Unreadable, Violation};
 use chat_core::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, Result, UserId};
 use prost::Message as _;
@@ -26,10 +27,11 @@ pub(super) enum EventKind {
     DeviceAdded = 10,
     Integrity = 11,
     ServerRestored = 12,
+    GroupChanged = 13,
 }
 
 impl EventKind {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Queued,
         Self::Stored,
         Self::Refused,
@@ -42,6 +44,7 @@ impl EventKind {
         Self::DeviceAdded,
         Self::Integrity,
         Self::ServerRestored,
+        Self::GroupChanged,
     ];
 
     fn read(number: u32) -> Option<Self> {
@@ -74,6 +77,9 @@ pub(super) struct EventRow {
     pub(super) message: Vec<u8>,
     #[prost(string, tag = "9")]
     pub(super) reason: String,
+    /// The encoded action of a change of a group.
+    #[prost(bytes = "vec", tag = "10")]
+    pub(super) action: Vec<u8>,
 }
 
 impl EventRow {
@@ -202,6 +208,12 @@ impl LocalStore {
             EventKind::ServerRestored => {
                 Event::ServerRestored { conversation: conversation()?, after_seq: row.seq }
             }
+            EventKind::GroupChanged => match GroupAction::decode(&row.action) {
+                Ok(action) => {
+                    Event::GroupChanged { group: conversation()?, seq: row.seq, user: user()?, action }
+                }
+                Err(_) => Event::Unsupported,
+            },
             EventKind::IdentityChanged => Event::IdentityChanged { user: user()? },
             EventKind::Integrity => {
                 let Some(violation) = Violation::from_name(&row.reason, (row.seq, row.to_seq)) else {

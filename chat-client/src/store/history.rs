@@ -84,7 +84,9 @@ impl LocalStore {
             conversation,
             seq,
             archived: false,
-            is_request: sender.0 != own && self.relation(sender.0)? == Relation::Stranger,
+            is_request: sender.0 != own
+                && conversation.kind() != Ok(ConversationKind::Group)
+                && self.relation(sender.0)? == Relation::Stranger,
             id,
             sender: self.user(sender.0)?,
             device: sender.1,
@@ -203,6 +205,7 @@ impl LocalStore {
             let peer = self.peer(id)?;
             conversations.push(Conversation {
                 id,
+                name: self.group_name(id)?,
                 relation: peer.map_or(Ok(Relation::Stranger), |user| self.relation(user))?,
                 peer: peer.map(|user| self.user(user)).transpose()?,
                 last_message: self.history(id, None, 1)?.into_iter().next(),

@@ -63,6 +63,20 @@ CREATE UNIQUE INDEX messages_by_id ON messages (sender, message_id, conversation
 CREATE TABLE contacts (user BLOB PRIMARY KEY, accepted INTEGER NOT NULL, blocked INTEGER NOT NULL) WITHOUT ROWID;
 ";
 
+/// From version 7 to version 8.
+const FROM_7: &str = "
+ALTER TABLE conversations ADD COLUMN roster_behind INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE conversations ADD COLUMN name TEXT;
+ALTER TABLE conversations ADD COLUMN name_from BLOB;
+ALTER TABLE messages ADD COLUMN roster_version INTEGER;
+ALTER TABLE outbox ADD COLUMN group_id BLOB;
+ALTER TABLE outbox ADD COLUMN action BLOB;
+CREATE TABLE rosters (
+  conversation BLOB NOT NULL, version INTEGER NOT NULL, roster BLOB NOT NULL,
+  PRIMARY KEY (conversation, version)) WITHOUT ROWID;
+CREATE TABLE sender_keys (conversation BLOB PRIMARY KEY, key BLOB NOT NULL) WITHOUT ROWID;
+";
+
 /// An event of version 2: JSON that named users by handle and held the text of messages.
 struct OldEvent {
     n: u64,
@@ -107,7 +121,10 @@ impl LocalStore {
                 if version < 6 {
                     self.batch(FROM_5)?;
                 }
-                self.batch(FROM_6)?;
+                if version < 7 {
+                    self.batch(FROM_6)?;
+                }
+                self.batch(FROM_7)?;
             }
             _ => {
                 return Err(Error::new(

@@ -6,7 +6,7 @@ use crate::model::group::{
     GroupChange, GroupPart, policy_from_proto, policy_to_proto, role_from_proto, role_to_proto,
 };
 use crate::model::id::{InstallationId, UserId};
-use crate::model::limits::{MAX_AUDIENCE, MAX_BANNED, MAX_BOX, MAX_BOXES, MAX_CONTROL};
+use crate::model::limits::{MAX_AUDIENCE, MAX_BANNED, MAX_BOX, MAX_BOXES, MAX_CONTROL, MAX_FORMER_DEVICES};
 use crate::model::roster::{Member, RecipientDevices, Roster, RosterDigest};
 use crate::proto;
 
@@ -44,11 +44,17 @@ pub(crate) fn roster_to_proto(roster: &Roster) -> proto::Roster {
         banned: roster.banned.iter().map(|user| user.to_bytes()).collect(),
         previous: bytes::Bytes::copy_from_slice(roster.previous.as_bytes()),
         digest: bytes::Bytes::copy_from_slice(roster.digest.as_bytes()),
+        former: roster
+            .former
+            .iter()
+            .map(|(device, left)| proto::FormerDevice { installation: device.to_bytes(), left: *left })
+            .collect(),
     }
 }
 
 pub(crate) fn roster_from_proto(raw: proto::Roster) -> Result<Roster> {
     at_most(raw.members.len(), MAX_AUDIENCE, "too many members in a roster")?;
+    at_most(raw.former.len(), MAX_FORMER_DEVICES, "too many former devices in a roster")?;
     at_most(raw.banned.len(), MAX_BANNED, "too many banned users in a roster")?;
     let members = raw.members.into_iter().map(|member| {
         Ok(Member {
@@ -69,6 +75,11 @@ pub(crate) fn roster_from_proto(raw: proto::Roster) -> Result<Roster> {
         banned: raw.banned.iter().map(|user| UserId::parse(user)).collect::<Result<_>>()?,
         previous: RosterDigest::parse(&raw.previous)?,
         digest: RosterDigest::parse(&raw.digest)?,
+        former: raw
+            .former
+            .iter()
+            .map(|one| Ok((InstallationId::parse(&one.installation)?, check_number(one.left)?)))
+            .collect::<Result<_>>()?,
     })
 }
 

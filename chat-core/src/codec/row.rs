@@ -50,6 +50,7 @@ const fn reason_to_proto(reason: EmptyReason) -> proto::EmptyReason {
         EmptyReason::Quota => proto::EmptyReason::Quota,
         EmptyReason::Withheld => proto::EmptyReason::Withheld,
         EmptyReason::Cleared => proto::EmptyReason::Cleared,
+        EmptyReason::NotMember => proto::EmptyReason::NotMember,
     }
 }
 
@@ -145,6 +146,7 @@ fn content_from_proto(raw: proto::row::Row, seq: Seq) -> Result<RowContent> {
                 proto::EmptyReason::Quota => EmptyReason::Quota,
                 proto::EmptyReason::Withheld => EmptyReason::Withheld,
                 proto::EmptyReason::Cleared => EmptyReason::Cleared,
+                proto::EmptyReason::NotMember => EmptyReason::NotMember,
                 // Also a reason of a later release, which must not look like an early expiry.
                 proto::EmptyReason::Poison | proto::EmptyReason::Unspecified => EmptyReason::Poison,
             },

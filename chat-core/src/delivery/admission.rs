@@ -404,7 +404,10 @@ fn shape(sender: DeviceAddress, publish: &Publish) -> std::result::Result<(), Re
         return Err(Refusal::Invalid);
     }
     let is_group = id.kind() == Ok(ConversationKind::Group);
-    if publish.group.is_some() != is_group || seen.len() > MAX_GROUP_DEVICES && is_group {
+    // Content without a shared box could be read by no member.
+    let is_closed =
+        publish.group.as_ref().is_some_and(|part| part.shared.is_empty() && !publish.body.is_empty());
+    if is_closed || publish.group.is_some() != is_group || seen.len() > MAX_GROUP_DEVICES && is_group {
         return Err(Refusal::Invalid);
     }
     if !is_group && publish.options.wake.iter().any(|user| !users.contains(user)) {

@@ -195,7 +195,14 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
     let mut inbox = Vec::with_capacity(roster.members.len());
     for member in roster.members.iter().chain(removed) {
         for installation in &member.installations {
-            let joined = known.as_ref().is_some_and(|known| !known.contains(installation));
+            let left = state.roster.left(*installation);
+            let joined = left.is_none() && known.as_ref().is_some_and(|known| !known.contains(installation));
+            if let Some(left) = left.filter(|left| left + 1 < seq) {
+                // It joins again: its rows have no hole.
+                let content = RowContent::Empty { reason: EmptyReason::NotMember, from: left + 1 };
+                let gap = InboxRow { seq: seq - 1, ..row(false, content) };
+                inbox.push((*installation, gap));
+            }
             let content = if *installation == command.sender.installation {
                 own.clone()
             } else {
@@ -256,9 +263,13 @@ fn changed_roster(state: &ConversationState, command: &Command, seq: Seq) -> Res
         return Err(Refusal::Denied);
     }
     let action = part.change.as_ref().map(GroupChange::action);
+    let is_content = !part.shared.is_empty() && action.is_none();
     let stale = || Err(Refusal::StaleRoster(roster.version));
     if part.roster_version < roster.version + u64::from(action.is_some()) {
         return stale();
+    }
+    if is_content && !roster.may_send(sender.user) {
+        return Err(Refusal::Denied);
     }
     let next = roster.change(command.conversation(), sender.user, action, &command.recipients, seq)?;
     if part.roster_version != next.version {

@@ -124,6 +124,8 @@ pub enum EmptyReason {
     Withheld,
     /// Every member has cleared it from the conversation.
     Cleared,
+    /// The user of this device was no member of the group.
+    NotMember,
 }
 
 /// The content of an inbox row.

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use prost::Message as _;
+use serde::{Deserialize, Serialize};
 
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{ConversationId, MessageId, UserId};
@@ -11,7 +12,7 @@ use crate::model::signing::{transcript, verify};
 use crate::proto;
 
 /// A change of a group's roster, or of what its members see of it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum GroupAction {
     /// Founds the group. The acting user is its owner, and no member of the list.
@@ -87,7 +88,11 @@ impl GroupAction {
         raw.encode_to_vec().into()
     }
 
-    fn decode(encoded: &[u8]) -> Result<Self> {
+    /// Decodes an action.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] if the bytes are not those of a known action, or name a user twice.
+    pub fn decode(encoded: &[u8]) -> Result<Self> {
         let invalid = |what| Error::new(ErrorKind::Invalid, what);
         let raw = proto::GroupAction::decode(encoded).map_err(|_| invalid("not a group action"))?;
         if raw.users.len() > MAX_AUDIENCE {
@@ -222,7 +227,7 @@ pub struct GroupPart {
     pub roster_version: u64,
     /// The digest of that version.
     pub digest: RosterDigest,
-    /// The box of all devices, encrypted with the sender key of the sending device.
+    /// The box of all devices, encrypted with the sender key of the sending device. Empty in a message without content.
     pub shared: Bytes,
     /// A part of the encryption suite that all members must process; empty in the Signal suite.
     pub control: Bytes,

@@ -17,6 +17,8 @@ pub const MAX_AUDIENCE: usize = 1024;
 pub const MAX_GROUP_DEVICES: usize = 256;
 /// Maximum number of users that are banned from a group.
 pub const MAX_BANNED: usize = 1024;
+/// Maximum devices of former members in the roster of a group.
+pub const MAX_FORMER_DEVICES: usize = 1024;
 /// Largest part of the encryption suite in a message of a group, in bytes.
 pub const MAX_CONTROL: usize = 16 * 1024;
 /// Maximum number of media that a message references.

@@ -1,5 +1,6 @@
 //! The members of a conversation and, in a group, their roles.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,7 @@ use crate::model::envelope::Refusal;
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::group::GroupAction;
 use crate::model::id::{ConversationId, InstallationId, Seq, UserId};
-use crate::model::limits::{MAX_BANNED, MAX_GROUP_DEVICES, MAX_NUMBER};
+use crate::model::limits::{MAX_BANNED, MAX_FORMER_DEVICES, MAX_GROUP_DEVICES, MAX_NUMBER};
 use crate::mutant::Mutant;
 
 /// A user with the devices of one version of its device list.
@@ -132,6 +133,9 @@ pub struct Roster {
     pub previous: RosterDigest,
     /// The digest of this version.
     pub digest: RosterDigest,
+    /// Devices of former members, each with the seq of its last row, the latest last. If one joins again, a row without
+    /// content covers the seqs between. The digest does not cover them.
+    pub former: Vec<(InstallationId, Seq)>,
 }
 
 impl Roster {
@@ -153,6 +157,11 @@ impl Roster {
     /// Returns whether a device belongs to a member.
     pub fn has_device(&self, user: UserId, installation: InstallationId) -> bool {
         self.member(user).is_some_and(|member| member.installations.contains(&installation))
+    }
+
+    /// Returns whether a user may send messages with content. Every member may name device lists and distribute its key.
+    pub fn may_send(&self, user: UserId) -> bool {
+        self.member(user).is_some_and(|member| member.role >= self.policy.send)
     }
 
     /// Returns the roster after a message of `actor` at `seq`: after its action, if it has one, and with the device lists
@@ -177,7 +186,6 @@ impl Roster {
                 next.create(actor, members, *policy, lists, seq)?;
             }
             (_, None) => return Err(Refusal::Denied),
-            (None, Some(role)) if role < self.policy.send => return Err(Refusal::Denied),
             (None, Some(_)) => {}
             (Some(action), Some(role)) => next.act(actor, role, action, lists, seq)?,
         }
@@ -192,11 +200,28 @@ impl Roster {
         if next.installations().count() > MAX_GROUP_DEVICES || next.banned.len() > MAX_BANNED {
             return Err(Refusal::TooLarge);
         }
+        next.note_former(self, seq);
         next.version += 1;
         next.changed_at = seq;
         next.previous = self.digest;
         next.digest = next.compute_digest(conversation);
         Ok(next)
+    }
+
+    /// Records the devices of members that the message at a seq removes, and drops those that joined again.
+    fn note_former(&mut self, before: &Self, seq: Seq) {
+        let gone = before.members.iter().filter(|member| self.member(member.user).is_none());
+        let gone: Vec<_> = gone.flat_map(|member| &member.installations).map(|one| (*one, seq)).collect();
+        self.former.extend(gone);
+        let present: HashSet<InstallationId> = self.installations().collect();
+        self.former.retain(|(device, _)| !present.contains(device));
+        let excess = self.former.len().saturating_sub(MAX_FORMER_DEVICES);
+        self.former.drain(..excess);
+    }
+
+    /// Returns the seq of the last row of a device whose user was a member before.
+    pub fn left(&self, device: InstallationId) -> Option<Seq> {
+        self.former.iter().find(|(known, _)| *known == device).map(|(_, left)| *left)
     }
 
     /// Returns whether a device of this roster is not in the next one.

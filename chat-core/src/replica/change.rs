@@ -3,13 +3,17 @@
 use bytes::Bytes;
 
 use super::draft::Draft;
+use super::group::SenderKey;
 use super::input::Opened;
 use super::integrity::{Chain, Violation};
 use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{EmptyReason, InboxRow, Publish};
+use crate::model::group::GroupAction;
 use crate::model::id::{
-    ConversationId, DeviceAddress, Handle, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
+    ClientSeq, ConversationId, DeviceAddress, Handle, Incarnation, InstallationId, MessageId, Seq,
+    StoreEpoch, UserId,
 };
+use crate::model::roster::Roster;
 
 /// Changes that become durable together.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -41,6 +45,8 @@ pub enum Change {
     Queued(Draft),
     /// A draft received its number and ciphertext. The number also updates the conversation's send state.
     Sealed(Box<Publish>),
+    /// Numbers and ciphertexts of these drafts are void: the conversation continues after this number and message id.
+    Unsealed(ConversationId, ClientSeq, MessageId, Vec<MessageId>),
     /// The server stored a draft at this seq; it leaves the outbox.
     Stored(ConversationId, MessageId, Seq),
     /// A draft is refused permanently, for this reason. If it has a number, it stays in the outbox as a skip.
@@ -98,6 +104,14 @@ pub enum Change {
     Chain(ConversationId, InstallationId, Chain),
     /// The number of seqs of a conversation that excuse missing numbers.
     Excused(ConversationId, u64),
+    /// The roster of a group as this device follows it; version 0 if it must be fetched again.
+    Roster(ConversationId, Box<Roster>),
+    /// Whether the server has a later roster of a group than this device.
+    RosterBehind(ConversationId, bool),
+    /// The sender key of this device in a group; `None` if it encrypts no message any more.
+    SenderKey(ConversationId, Option<Box<SenderKey>>),
+    /// A device changed a group with this message, and signed it.
+    GroupChanged(ConversationId, Seq, DeviceAddress, MessageId, GroupAction),
     /// Rows contradict their sender or each other. The device is that of the message that shows it.
     Violated(ConversationId, Option<DeviceAddress>, Violation),
 }

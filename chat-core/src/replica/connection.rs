@@ -71,10 +71,14 @@ impl Replica {
                 out.push(Output::Answer(token, Err(Refusal::Retry(0))));
             }
         }
-        for conversation in self.conversations.values_mut() {
+        for (id, conversation) in &mut self.conversations {
             conversation.sent = 0;
             conversation.wait = Wait::Nothing;
             conversation.went_back = None;
+            if let Some(group) = &mut conversation.group {
+                group.connection_ended();
+                self.rosters_behind.extend(Some(*id).filter(|_| group.is_behind));
+            }
         }
     }
 
@@ -199,7 +203,7 @@ impl Replica {
                 }
             }
             ServerFrame::Stored(stored) if self.compare_stored(stored, out) => {}
-            ServerFrame::Stored(stored) => self.stored(stored),
+            ServerFrame::Stored(stored) => self.stored(now, stored),
             ServerFrame::Refused(Subject::Message(conversation, id, client_seq, incarnation), refusal)
                 // A late answer to a closed incarnation does not apply to this one.
                 if incarnation == self.incarnation => {
@@ -269,7 +273,7 @@ impl Replica {
                     if !users.contains(&user) {
                         continue;
                     }
-                    self.take_list(list);
+                    self.take_list(now, list);
                     if let Some(handle) = handle
                         && !self.handles.contains_key(&handle)
                     {
@@ -294,7 +298,13 @@ impl Replica {
                 });
                 self.earlier_lists.insert((user, version), list);
             }
+            Purpose::Roster(id) => self.roster_answered(now, id, answer.roster.map(|roster| *roster)),
             Purpose::Claim(id, user, wanted) => {
+                let others_open = id.kind() == Ok(ConversationKind::Group)
+                    && self
+                        .requests
+                        .values()
+                        .any(|(purpose, ..)| matches!(purpose, Purpose::Claim(of, ..) if *of == id));
                 let is_short = answer.bundles.len() < wanted.len();
                 if is_short {
                     // A device without prekeys may no longer be on the list.
@@ -307,7 +317,7 @@ impl Replica {
                         *conversation.answered_claims.entry(*device).or_default() += 1;
                     }
                     let is_first = !conversation.are_unusable(&wanted);
-                    if conversation.wait == Wait::Bundles {
+                    if conversation.wait == Wait::Bundles && !others_open {
                         conversation.wait = if may_exclude && is_short && is_first {
                             // The device may be uploading its first prekeys.
                             Wait::Until(now.after(SOON_MS))
@@ -400,6 +410,7 @@ impl Replica {
                     self.report_if_hidden(user, out);
                 }
             }
+            (Purpose::Roster(id), _) => self.roster_answered(now, id, None),
             (Purpose::ListVersion(user, version), _) => {
                 self.earlier_lists.insert((user, version), None);
             }
@@ -416,7 +427,7 @@ impl Replica {
 
     /// Accepts a list from the server: never a lower version, and another account key only as
     /// `ListChange::IdentityChanged`.
-    pub(super) fn take_list(&mut self, list: SignedDeviceList) {
+    pub(super) fn take_list(&mut self, now: Instant, list: SignedDeviceList) {
         let user = list.list().user;
         // Only this user's own devices hold its account key: a list signed by another key is forged.
         if user == self.device.user && self.account_key.is_some_and(|key| key != *list.account_key()) {
@@ -440,6 +451,9 @@ impl Replica {
         };
         self.lists.insert(user, list.clone());
         self.changes.push(Change::List(list, change));
+        if user == self.device.user {
+            self.update_rosters(now);
+        }
     }
 
     /// Whether the signed prekeys must be replaced: by the server's clock they are a week old, or their

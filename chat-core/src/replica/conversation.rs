@@ -1,11 +1,13 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::draft::Draft;
+use super::group::Group;
 use super::integrity::Chain;
 use super::send::CLAIMS;
 use super::snapshot::{ConversationSnapshot, OutboxEntrySnapshot};
 use crate::model::envelope::{Publish, SendPosition};
-use crate::model::id::{ClientSeq, InstallationId, MessageId, Seq};
+use crate::model::group::GroupPart;
+use crate::model::id::{ClientSeq, ConversationKind, InstallationId, MessageId, SenderKeyId, Seq, UserId};
 use crate::model::time::Instant;
 
 /// The state of a conversation on its device.
@@ -47,6 +49,8 @@ pub(super) struct Conversation {
     pub excused: u64,
     /// The last message of each sending device.
     pub chains: BTreeMap<InstallationId, Chain>,
+    /// Only in groups.
+    pub group: Option<Box<Group>>,
 }
 
 /// A missing seq: a later row arrived without it.
@@ -79,6 +83,10 @@ pub(super) struct Entry {
     pub attempted: bool,
     /// Sent as sealed or not at all: it was sealed for an account key that its user no longer has.
     pub bound: bool,
+    /// The server may have stored it with an earlier ciphertext. A refusal says that it has not.
+    pub is_uncertain: bool,
+    /// The sender key in its boxes, if it is stored with this ciphertext or not at all.
+    pub key: Option<SenderKeyId>,
     /// When it was last sent.
     pub sent_at: Instant,
     /// When it is sent again without an answer.
@@ -94,6 +102,8 @@ impl Entry {
             skip: false,
             attempted: false,
             bound: false,
+            is_uncertain: false,
+            key: None,
             sent_at: Instant::default(),
             retry_at: Instant::default(),
         }
@@ -107,6 +117,7 @@ impl Entry {
             skip: snapshot.skip,
             attempted: snapshot.attempted || number.is_some(),
             bound: snapshot.bound,
+            is_uncertain: snapshot.attempted,
             ..Self::from_draft(snapshot.draft)
         }
     }
@@ -116,6 +127,25 @@ impl Entry {
         self.publish.as_ref().map_or(128, Publish::size)
     }
 
+    /// Returns the part of a group's message that all members receive.
+    pub(super) fn group(&self) -> Option<&GroupPart> {
+        self.publish.as_ref().and_then(|publish| publish.group.as_deref())
+    }
+
+    /// Returns the version of the roster that a group's message was sealed for: the one before its own change.
+    pub(super) fn sealed_for(&self) -> Option<u64> {
+        let publish = self.publish.as_ref()?;
+        let part = publish.group.as_ref()?;
+        let changes = part.change.is_some() || !publish.audience.is_empty();
+        Some(part.roster_version.saturating_sub(u64::from(changes)))
+    }
+
+    /// Whether the message names the newest device list of this user, or will.
+    pub(super) fn names_lists(&self, own: UserId) -> bool {
+        let names = |publish: &Publish| publish.audience.iter().any(|audience| audience.user == own);
+        !self.skip && self.publish.as_ref().is_none_or(names)
+    }
+
     /// Whether the entry can be sent: it is sealed or a skip.
     pub(super) fn is_ready(&self) -> bool {
         self.skip || self.publish.is_some()
@@ -123,7 +153,7 @@ impl Entry {
 
     /// Drops number and ciphertext: they belong to a closed incarnation, which may have sent the message.
     pub(super) fn unseal(&mut self) {
-        self.attempted = true;
+        (self.attempted, self.is_uncertain) = (true, true);
         self.number = None;
         self.publish = None;
     }
@@ -141,6 +171,8 @@ impl Conversation {
             read: snapshot.read,
             excused: snapshot.excused,
             chains: snapshot.chains.iter().copied().collect(),
+            group: (snapshot.id.kind() == Ok(ConversationKind::Group))
+                .then(|| Box::new(Group::from_saved(snapshot))),
             ..Self::default()
         }
     }
@@ -172,6 +204,9 @@ impl Conversation {
         self.sent = 0;
         (self.went_back, self.doubted, self.missing) = (None, None, None);
         self.wait = Wait::Nothing;
+        if let Some(group) = &mut self.group {
+            group.key = None;
+        }
         self.queue.retain(|entry| !entry.skip);
         self.queue.iter_mut().for_each(Entry::unseal);
     }

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 
-use crate::model::id::{DeviceAddress, Handle, MessageId, UserId};
+use crate::model::group::GroupAction;
+use crate::model::id::{ConversationId, DeviceAddress, Handle, MessageId, UserId};
 
 /// The recipient of a draft.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -14,6 +15,8 @@ pub enum Recipient {
     User(UserId),
     /// One device: a to-device message, which is not shown to the user.
     Device(DeviceAddress),
+    /// The members of a group.
+    Group(ConversationId),
 }
 
 /// An unsent message.
@@ -23,8 +26,17 @@ pub struct Draft {
     /// Stays the same in every retry.
     pub id: MessageId,
     pub to: Recipient,
-    /// Plaintext; the suite encrypts it.
+    /// Plaintext; the suite encrypts it. Without content a message in a group is not shown, and nothing is encrypted.
     pub content: Bytes,
     /// When the user wrote it, in milliseconds since 1970.
     pub sent_at: u64,
+    /// A change of the group's roster.
+    pub action: Option<GroupAction>,
+}
+
+impl Draft {
+    /// Returns a draft with the time 0 and without an action.
+    pub const fn new(id: MessageId, to: Recipient, content: Bytes) -> Self {
+        Self { id, to, content, sent_at: 0, action: None }
+    }
 }

@@ -138,6 +138,8 @@ pub enum Unreadable {
     Malformed,
     /// Another encryption suite than that of this device made it.
     OtherSuite,
+    /// Its sender, or this device, is no member of the group any more.
+    NotMember,
 }
 
 impl Unreadable {
@@ -155,13 +157,15 @@ impl Unreadable {
             Self::Misplaced => "misplaced",
             Self::Malformed => "malformed",
             Self::OtherSuite => "other_suite",
+            Self::NotMember => "not_member",
         }
     }
 
     /// Returns the reason with this name, if there is one.
     pub fn from_name(name: &str) -> Option<Self> {
         let session = [Self::NoSession, Self::Undecryptable];
-        let others = [Self::UnknownDevice, Self::Misplaced, Self::Malformed, Self::OtherSuite];
+        let others =
+            [Self::UnknownDevice, Self::Misplaced, Self::Malformed, Self::OtherSuite, Self::NotMember];
         session.into_iter().chain(others).find(|reason| reason.name() == name)
     }
 }
@@ -170,8 +174,8 @@ impl Unreadable {
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum SealFailure {
-    /// This device has no session with these devices of this user: it needs their bundles.
-    NeedBundles(UserId, Vec<InstallationId>),
+    /// This device has no session with these devices of these users: it needs their bundles.
+    NeedBundles(Vec<(UserId, Vec<InstallationId>)>),
     /// The draft can never be sealed; the text is the reason.
     Never(&'static str),
 }

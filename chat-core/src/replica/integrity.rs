@@ -46,6 +46,9 @@ pub enum Violation {
     Diverged { seq: Seq },
     /// Rows expired before the time that the server announced.
     ExpiredEarly { from_seq: Seq, to_seq: Seq },
+    /// A message is for another roster of the group than this device follows, or makes a change that its sender may not
+    /// make.
+    RosterDiffers { seq: Seq },
 }
 
 impl Violation {
@@ -57,6 +60,7 @@ impl Violation {
             Self::Forked => "forked",
             Self::Diverged { .. } => "diverged",
             Self::ExpiredEarly { .. } => "expired_early",
+            Self::RosterDiffers { .. } => "roster_differs",
         }
     }
 
@@ -67,7 +71,7 @@ impl Violation {
                 (expected, received)
             }
             Self::Forked => (0, 0),
-            Self::Diverged { seq } => (seq, 0),
+            Self::Diverged { seq } | Self::RosterDiffers { seq } => (seq, 0),
             Self::ExpiredEarly { from_seq, to_seq } => (from_seq, to_seq),
         }
     }
@@ -80,6 +84,7 @@ impl Violation {
             Self::Forked,
             Self::Diverged { seq: first },
             Self::ExpiredEarly { from_seq: first, to_seq: second },
+            Self::RosterDiffers { seq: first },
         ]
         .into_iter()
         .find(|violation| violation.name() == name)
@@ -127,10 +132,28 @@ fn check_chain(
     Ok(())
 }
 
+/// Returns the excused seqs that count as used after a message. A message of a first incarnation uses all: a gap before it
+/// explains no later number. In a later incarnation numbers may be those of messages that were stored before this device
+/// joined, and such a number can come at any time: so only as many are used as are missing.
+fn excused_after(chain: Chain, message: &Message, excused: u64) -> u64 {
+    if message.incarnation == 0 || excused >= UNKNOWN_START {
+        return excused;
+    }
+    let is_same = message.incarnation == chain.incarnation;
+    let expected = if is_same { chain.client_seq.saturating_add(1) } else { 1 };
+    let missing = message.client_seq.saturating_sub(expected);
+    chain.excused.saturating_add(missing).min(excused)
+}
+
 impl Replica {
     /// Reports a gap of a conversation. Its seqs excuse as many missing numbers.
     pub(super) fn gap(&mut self, conversation: ConversationId, from: Seq, to: Seq, reason: EmptyReason) {
         self.excuse(conversation, (to + 1).saturating_sub(from));
+        let changes_none = matches!(reason, EmptyReason::Skip | EmptyReason::NotMember);
+        if !changes_none && conversation.kind() == Ok(ConversationKind::Group) {
+            // One of them may have changed the roster.
+            self.roster_is_behind(conversation);
+        }
         self.changes.push(Change::Gap(conversation, from, to, reason));
     }
 
@@ -159,6 +182,9 @@ impl Replica {
     /// Returns whether a row belongs to a conversation that contains both its sender and this device.
     pub(super) fn belongs(&self, row: &InboxRow) -> bool {
         let RowContent::Message { message, .. } = &row.content else { return true };
+        if message.group.is_some() && row.conversation.kind() != Ok(ConversationKind::Group) {
+            return false;
+        }
         let (own, sender, id) = (self.device, message.sender, row.conversation);
         match id.kind() {
             Ok(ConversationKind::Own) => sender.user == own.user && id == ConversationId::own(own.user),
@@ -169,6 +195,7 @@ impl Replica {
             Ok(ConversationKind::Mailbox) => {
                 id == ConversationId::mailbox(sender.installation, own.installation)
             }
+            Ok(ConversationKind::Group) => message.group.is_some(),
             _ => false,
         }
     }
@@ -204,6 +231,7 @@ impl Replica {
             self.check_view(row, sender, view, opened.seen);
         }
         let (incarnation, client_seq) = (message.incarnation, message.client_seq);
+        let excused = excused_after(chain, message, excused);
         let last = Chain { incarnation, client_seq, id: message.id, excused };
         let known = self.conversations.entry(conversation).or_default();
         if (incarnation, client_seq) >= (chain.incarnation, chain.client_seq) {
@@ -280,7 +308,7 @@ impl Replica {
         }
     }
 
-    fn report_violation(
+    pub(super) fn report_violation(
         &mut self,
         conversation: ConversationId,
         sender: Option<DeviceAddress>,
@@ -357,6 +385,26 @@ mod tests {
         }
         // A gap from before the last message excuses no later one.
         assert!(check_chain(last, &message(0, 6, 6, 5), 7, || false).is_err());
+    }
+
+    #[test]
+    fn device_that_joined_late_does_not_know_the_numbers_of_messages_before() {
+        // It joined after 5 seqs. The sender then takes incarnation 1, in which the numbers 2 and 4 are those of messages
+        // that were stored before.
+        let first = message(1, 1, 6, 0);
+        let excused = excused_after(Chain::default(), &first, 5);
+        assert_eq!((check_chain(Chain::default(), &first, 5, || false), excused), (Ok(()), 0));
+        let (third, last) = (message(1, 3, 7, 2), chain(1, 1, 6, excused));
+        let excused = excused_after(last, &third, 5);
+        assert_eq!((check_chain(last, &third, 5, || false), excused), (Ok(()), 1));
+        let last = chain(1, 3, 7, excused);
+        assert_eq!(check_chain(last, &message(1, 5, 8, 4), 5, || false), Ok(()));
+        assert!(check_chain(last, &message(1, 9, 8, 4), 5, || false).is_err(), "more than there were seqs");
+        assert_eq!(
+            excused_after(Chain::default(), &message(0, 1, 6, 0), 5),
+            5,
+            "a first incarnation has none"
+        );
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::draft::{Draft, Recipient};
 use super::input::Unreadable;
 use super::output::Output;
 use super::{Mutant, Replica};
-use crate::model::id::{ConversationId, DeviceAddress, InstallationId, MessageId};
+use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId};
 use crate::model::time::Instant;
 use crate::model::to_device::ToDevice;
 
@@ -81,7 +81,7 @@ impl Replica {
     fn enqueue_to_device(&mut self, now: Instant, to: DeviceAddress, what: &ToDevice) {
         let sent_at = self.server_ms(now);
         let id = MessageId::new(sent_at, self.rng.bytes());
-        let draft = Draft { id, to: Recipient::Device(to), content: what.encode(), sent_at };
+        let draft = Draft { sent_at, ..Draft::new(id, Recipient::Device(to), what.encode()) };
         self.changes.push(Change::Queued(draft.clone()));
         self.enqueue(Entry::from_draft(draft));
     }
@@ -168,6 +168,9 @@ impl Replica {
         };
         match said {
             Ok(ToDevice::Rerequest { conversation, id }) => {
+                if conversation.kind() == Ok(ConversationKind::Group) {
+                    self.lacks_sender_key(conversation, from.installation);
+                }
                 if self.mailbox.answered.len() >= COUNTED {
                     self.mailbox.answered.clear();
                 }

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::change::Changes;
 use super::draft::Draft;
+use super::group::GroupSeal;
 use crate::model::client_frame::ClientFrame;
 use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{InboxRow, Refusal, SendPosition};
@@ -46,11 +47,13 @@ pub enum Output {
         lists: Vec<SignedDeviceList>,
         /// Devices without a usable bundle: those that still have no session are excluded from the message.
         excluded: Vec<InstallationId>,
+        /// The roster and the sender key of a message in a group.
+        group: Option<Box<GroupSeal>>,
     },
     /// Start sessions with these bundles, for devices on this list, in the open transaction.
     Bundles(SignedDeviceList, Vec<Bundle>),
     /// Look up the own message with this id, if its content is still stored and the given device was in its
-    /// audience; answer with `Recalled` at once.
+    /// audience, in a group in the roster that the message is for; answer with `Recalled` at once.
     Recall(DeviceAddress, ConversationId, MessageId),
     /// End the session with this device in the open transaction, so that the next message to it begins a new
     /// one. Messages in flight in the old session stay readable.

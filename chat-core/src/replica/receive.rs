@@ -2,13 +2,14 @@
 
 use super::change::Change;
 use super::conversation::Missing;
+use super::group_receive::Follow;
 use super::input::{Opened, Unreadable};
 use super::output::Output;
 use super::send::DOUBT_MS;
 use super::{Purpose, Recovery, Replica};
 use crate::model::client_frame::{ClientFrame, Request};
 use crate::model::device_list::SignedDeviceList;
-use crate::model::envelope::{InboxRow, RowContent, SendPosition};
+use crate::model::envelope::{InboxRow, Message, RowContent, SendPosition};
 use crate::model::id::ConversationKind;
 use crate::model::id::{ClientSeq, ConversationId, Incarnation, MessageId, Seq, UserId};
 use crate::model::time::Instant;
@@ -77,7 +78,8 @@ impl Replica {
                     .get(&sender.user)
                     .is_some_and(|list| list.list().addresses().any(|device| device == sender));
                 // An app shows to whom another own device wrote: the answer has the handle of that user.
-                let others = message.audience.iter().map(|audience| audience.user);
+                let is_group = message.group.is_some();
+                let others = message.audience.iter().map(|audience| audience.user).filter(|_| !is_group);
                 let others =
                     others.filter(|user| sender.user == self.device.user && !self.lists.contains_key(user));
                 let mut needed = (!listed).then_some(sender.user).into_iter().chain(others);
@@ -85,8 +87,8 @@ impl Replica {
                     self.fetch_list(now, user, out);
                     return;
                 }
-                let named = message.audience.iter().find(|audience| audience.user == sender.user);
-                let earlier = named.filter(|_| !listed).map(|named| (sender.user, named.list_version));
+                let named = self.named_version(conversation, message);
+                let earlier = named.filter(|_| !listed).map(|version| (sender.user, version));
                 if let Some(version) = earlier.filter(|(_, version)| self.is_replaced(sender.user, *version))
                     && !self.earlier_lists.contains_key(&version)
                 {
@@ -105,7 +107,6 @@ impl Replica {
                     self.flushing = true;
                     return;
                 }
-                let Some(row) = self.rows.pop_front() else { return };
                 let list = if listed {
                     self.lists.get(&sender.user).cloned()
                 } else {
@@ -115,7 +116,17 @@ impl Replica {
                         |list: &SignedDeviceList| list.list().addresses().any(|device| device == sender);
                     found.filter(|list| names(list) && !Mutant::EarlierListIgnored.is_active())
                 };
+                let row = row.clone();
+                let follow = self.follow_roster(now, &row, list.as_ref(), out);
+                if follow == Follow::Wait {
+                    return;
+                }
+                self.rows.pop_front();
                 self.opening = Some(row.clone());
+                if follow == Follow::Outside {
+                    self.opened(now, Opened::unreadable(Unreadable::NotMember), out);
+                    continue;
+                }
                 out.push(Output::Open(row, list));
                 return;
             }
@@ -126,6 +137,20 @@ impl Replica {
         self.looked_up.clear();
         self.earlier_lists.clear();
         self.isolate_rows &= !self.caught_up;
+    }
+
+    /// Returns the version of the sender's list that a message was sealed with. A message of a group does not name it: then
+    /// the roster does, or it is the version before the one that this device has.
+    fn named_version(&self, id: ConversationId, message: &Message) -> Option<u64> {
+        let user = message.sender.user;
+        if message.group.is_none() {
+            let named = message.audience.iter().find(|audience| audience.user == user);
+            return named.map(|named| named.list_version);
+        }
+        let newest = self.lists.get(&user)?.list().version;
+        let member = self.roster(id).and_then(|roster| roster.member(user));
+        let named = member.map(|member| member.list_version).filter(|version| *version < newest);
+        Some(named.unwrap_or(newest.saturating_sub(1)))
     }
 
     /// Whether a version of a user's list was replaced by the one that this device has.
@@ -148,7 +173,7 @@ impl Replica {
         }
         match row.content {
             RowContent::Own { message_id, client_seq, incarnation } => {
-                self.own_row(row.conversation, message_id, (client_seq, incarnation), row.seq);
+                self.own_row(now, row.conversation, message_id, (client_seq, incarnation), row.seq);
             }
             RowContent::Empty { reason, from } => {
                 // Retention may also cover rows that this device has but had not acknowledged yet.
@@ -177,6 +202,7 @@ impl Replica {
     /// and answered with the seq of the message. Otherwise the later numbers would have a gap before them.
     fn own_row(
         &mut self,
+        now: Instant,
         conversation: ConversationId,
         id: MessageId,
         number: (ClientSeq, Incarnation),
@@ -186,8 +212,13 @@ impl Replica {
         let Some(known) = self.conversations.get_mut(&conversation) else {
             return;
         };
+        let is_later = seq > known.last_own;
         known.last_own = known.last_own.max(seq);
         if known.position(id).is_none() {
+            if is_later && conversation.kind() == Ok(ConversationKind::Group) {
+                // A copy of this store sent it. It may have changed the roster.
+                self.roster_is_behind(conversation);
+            }
             self.changes.push(Change::Returned(conversation, seq, self.device.installation, id));
             return;
         }
@@ -201,6 +232,7 @@ impl Replica {
             } else {
                 Change::Stored(conversation, id, seq)
             });
+            self.group_message_stored(now, conversation, &entry, seq);
         }
     }
 
@@ -307,7 +339,7 @@ mod tests {
             options: crate::model::message_options::MessageOptions::default(),
             group: None,
         };
-        let draft = Draft { id, to: Recipient::User(user), content: bytes::Bytes::new(), sent_at: 0 };
+        let draft = Draft::new(id, Recipient::User(user), bytes::Bytes::new());
         let snapshot = ReplicaSnapshot {
             incarnation: 1,
             generation: 1 << 32,
@@ -537,16 +569,8 @@ mod tests {
             DeviceAddress { user: UserId::from_bytes([1; 16]), device: DeviceId::PRIMARY, installation };
         let conversation = ConversationId::own(device.user);
         let known = crate::replica::ConversationSnapshot {
-            id: conversation,
             cursor: 2,
-            client_seq: 0,
-            prev: MessageId::NIL,
-            last_own: 0,
-            peer_read: 0,
-            delivered: 0,
-            read: 0,
-            excused: 0,
-            chains: Vec::new(),
+            ..crate::replica::ConversationSnapshot::new(conversation)
         };
         let received = ReplicaSnapshot { conversations: vec![known], ..ReplicaSnapshot::new(device) };
         let nothing = ReplicaSnapshot::new(device);

@@ -43,6 +43,12 @@ impl Replica {
                 self.conversations.entry(id).or_default().queue.push_back(entry);
                 return;
             }
+            Recipient::Group(id) => {
+                let known = self.conversations.entry(*id).or_default();
+                known.group.get_or_insert_default();
+                known.queue.push_back(entry);
+                return;
+            }
             Recipient::User(user) => *user,
             Recipient::Handle(handle) => match self.handles.get(handle) {
                 Some(user) => *user,
@@ -131,16 +137,25 @@ impl Replica {
                 self.refuse_for_good(id, index, "identity_changed");
                 continue;
             }
-            let entry = entry.clone();
-            let Some(lists) = self.audience(now, &entry, out) else {
-                continue;
+            let (draft, lists, group) = if id.kind() == Ok(ConversationKind::Group) {
+                let Some(ready) = self.prepare_group_message(now, id, index, out) else {
+                    continue;
+                };
+                (ready.draft, ready.lists, Some(Box::new(ready.seal)))
+            } else {
+                let entry = entry.clone();
+                let Some(lists) = self.audience(now, &entry, out) else {
+                    continue;
+                };
+                (entry.draft, lists, None)
             };
             let Some(conversation) = self.conversations.get(&id) else {
                 continue;
             };
-            let number = entry.number.unwrap_or(SendPosition {
+            let number = conversation.queue.get(index).and_then(|entry| entry.number);
+            let number = number.unwrap_or(SendPosition {
                 conversation: id,
-                message_id: entry.draft.id,
+                message_id: draft.id,
                 client_seq: conversation.client_seq + 1,
                 prev: conversation.prev,
                 incarnation: self.incarnation,
@@ -149,8 +164,8 @@ impl Replica {
             let number = SendPosition { generation: self.generation + 1, ..number };
             let excluded = conversation.excluded.iter().filter(|(_, until)| now < **until);
             let excluded = excluded.map(|(device, _)| *device).collect();
-            self.sealing = Some((id, entry.draft.id));
-            out.push(Output::Seal { draft: entry.draft, number, lists, excluded });
+            self.sealing = Some((id, draft.id, group.as_ref().and_then(|group| group.key)));
+            out.push(Output::Seal { draft, number, lists, excluded, group });
             return;
         }
     }
@@ -169,6 +184,7 @@ impl Replica {
                     Recipient::Handle(handle) => *self.handles.get(handle)?,
                     Recipient::User(user) => *user,
                     Recipient::Device(device) => device.user,
+                    Recipient::Group(_) => return None,
                 };
                 if peer == self.device.user { vec![peer] } else { vec![peer, self.device.user] }
             }
@@ -190,14 +206,8 @@ impl Replica {
         sealed: Result<Publish, SealFailure>,
         out: &mut Vec<Output>,
     ) {
-        let Some((id, message)) = self.sealing.take() else {
+        let Some((id, message, key)) = self.sealing.take() else {
             return;
-        };
-        let may_exclude = match &sealed {
-            Err(SealFailure::NeedBundles(user, installations)) => {
-                self.may_exclude(now, id, *user, installations)
-            }
-            _ => false,
         };
         let Some(conversation) = self.conversations.get_mut(&id) else {
             return;
@@ -212,6 +222,7 @@ impl Replica {
                 conversation.answered_claims.retain(|device, _| excluded.contains(device));
                 let entry = &mut conversation.queue[index];
                 publish.first = !entry.attempted || Mutant::FirstInEveryIncarnation.is_active();
+                entry.key = key.filter(|_| !entry.is_uncertain);
                 entry.number = Some(publish.number);
                 entry.publish = Some(publish.clone());
                 if publish.number.client_seq > conversation.client_seq {
@@ -221,25 +232,44 @@ impl Replica {
                 self.ratchets_moved = true;
                 self.changes.push(Change::Sealed(Box::new(publish)));
             }
-            Err(SealFailure::NeedBundles(user, installations))
-                if may_exclude && conversation.are_unusable(&installations) =>
-            {
-                // Their bundles were claimed twice, and no session began: the other devices get the message now.
-                let until = now.after(EXCLUDED_MS);
-                for device in &installations {
-                    conversation.excluded.insert(*device, until);
-                    // The next time one claim decides.
-                    conversation.answered_claims.insert(*device, CLAIMS - 1);
+            Err(SealFailure::NeedBundles(needed)) => {
+                for (user, installations) in needed {
+                    self.need_bundles(now, id, user, installations, out);
                 }
-                out.push(Output::Event(Ephemeral::Excluded(user, installations)));
-            }
-            Err(SealFailure::NeedBundles(user, installations)) => {
-                conversation.wait = Wait::Bundles;
-                conversation.claims += 1;
-                let purpose = Purpose::Claim(id, user, installations.clone());
-                self.request(now, Request::Claim(user, installations), purpose, out);
             }
             Err(SealFailure::Never(why)) => self.refuse_for_good(id, index, why),
+        }
+    }
+
+    /// Claims bundles of a user's devices for the next message of a conversation, or excludes the devices from it.
+    fn need_bundles(
+        &mut self,
+        now: Instant,
+        id: ConversationId,
+        user: UserId,
+        installations: Vec<InstallationId>,
+        out: &mut Vec<Output>,
+    ) {
+        let may_exclude = self.may_exclude(now, id, user, &installations);
+        let is_claimed = self.requests.values().any(
+            |(purpose, ..)| matches!(purpose, Purpose::Claim(of, owner, _) if (*of, *owner) == (id, user)),
+        );
+        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        if may_exclude && conversation.are_unusable(&installations) {
+            // Their bundles were claimed twice, and no session began: the other devices get the message now.
+            let until = now.after(EXCLUDED_MS);
+            for device in &installations {
+                conversation.excluded.insert(*device, until);
+                // The next time one claim decides.
+                conversation.answered_claims.insert(*device, CLAIMS - 1);
+            }
+            return out.push(Output::Event(Ephemeral::Excluded(user, installations)));
+        }
+        conversation.wait = Wait::Bundles;
+        if !is_claimed {
+            conversation.claims += 1;
+            let purpose = Purpose::Claim(id, user, installations.clone());
+            self.request(now, Request::Claim(user, installations), purpose, out);
         }
     }
 
@@ -259,7 +289,12 @@ impl Replica {
             let list = self.lists.get(&user);
             list.is_some_and(|list| list.list().addresses().any(|device| !is_excluded(device.installation)))
         };
-        id.kind() != Ok(ConversationKind::Mailbox) && (user == self.device.user || remains())
+        match id.kind() {
+            Ok(ConversationKind::Mailbox) => false,
+            // A member never blocks a group.
+            Ok(ConversationKind::Group) => true,
+            _ => user == self.device.user || remains(),
+        }
     }
 
     /// Sends all sealed entries that were not sent on this connection yet.
@@ -316,7 +351,7 @@ impl Replica {
         self.send_ready(now, out);
     }
 
-    pub(super) fn stored(&mut self, mut stored: Stored) {
+    pub(super) fn stored(&mut self, now: Instant, mut stored: Stored) {
         if self.epoch != Some(stored.store_epoch) {
             return;
         }
@@ -350,7 +385,9 @@ impl Replica {
             conversation.last_own = conversation.last_own.max(stored.seq);
             (conversation.went_back, conversation.doubted) = (None, None);
             conversation.mismatches = 0;
+            self.group_message_stored(now, stored.conversation, &entry, stored.seq);
         }
+        let Some(conversation) = self.conversations.get(&stored.conversation) else { return };
         let is_next = stored.seq == conversation.cursor + 1 && conversation.checked.is_none();
         if !mailbox && is_next && !self.server_restore.is_held {
             self.advance_cursor(stored.conversation, stored.seq);
@@ -386,27 +423,46 @@ impl Replica {
             }
             Refusal::Expected(next) => self.go_back(now, id, next, out),
             Refusal::Conflict | Refusal::Superseded => self.begin_recovery(now, out),
+            Refusal::StaleRoster(version) => self.roster_is_stale(now, id, index, version),
             Refusal::Mismatch(users) => {
+                let is_group = id.kind() == Ok(ConversationKind::Group);
                 for entry in conversation.queue.iter_mut().skip(index) {
                     entry.publish = None;
+                    // The answer may be one to an earlier ciphertext.
+                    entry.is_uncertain |= is_group;
                 }
                 conversation.go_back(index);
-                conversation.mismatches += 1;
-                if conversation.mismatches > PATIENT {
-                    // The server rejects boxes that match its own lists: back off instead of looping.
-                    let doublings = (conversation.mismatches - PATIENT).min(6);
-                    conversation.wait = Wait::Until(now.after(500 << doublings));
+                if is_group {
+                    self.set_sender_key(id, None);
                 }
+                self.count_mismatch(now, id);
                 for user in users {
                     self.stale.insert(user);
                     self.fetch_list(now, user, out);
                 }
             }
-            refusal if refusal.is_final() => self.refuse_for_good(id, index, refusal.name()),
+            refusal if refusal.is_final() => {
+                self.refuse_for_good(id, index, refusal.name());
+                if id.kind() == Ok(ConversationKind::Group) && refusal == Refusal::Denied {
+                    // This device may be no member any more.
+                    self.roster_is_behind(id);
+                }
+            }
             _ => {
                 conversation.wait = Wait::Until(now.after(RETRY_MS));
                 conversation.sent = 0;
             }
+        }
+    }
+
+    /// Counts a message that the server refused because it was sealed for other devices. It backs off instead of looping
+    /// if that happens again and again.
+    pub(super) fn count_mismatch(&mut self, now: Instant, id: ConversationId) {
+        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        conversation.mismatches += 1;
+        if conversation.mismatches > PATIENT {
+            let doublings = (conversation.mismatches - PATIENT).min(6);
+            conversation.wait = Wait::Until(now.after(500 << doublings));
         }
     }
 
@@ -442,16 +498,21 @@ impl Replica {
 
     /// Refuses an entry permanently. If it has a number, a skip takes its place, so that the next one can
     /// follow.
-    fn refuse_for_good(&mut self, id: ConversationId, index: usize, why: &'static str) {
+    pub(super) fn refuse_for_good(&mut self, id: ConversationId, index: usize, why: &'static str) {
         let Some(conversation) = self.conversations.get_mut(&id) else {
             return;
         };
-        let Some(entry) = conversation.queue.get_mut(index) else {
+        let Some(entry) = conversation.queue.get(index) else {
             return;
         };
         if entry.skip {
             return;
         }
+        if id.kind() == Ok(ConversationKind::Group) {
+            self.release_numbers(id, index);
+        }
+        let Some(conversation) = self.conversations.get_mut(&id) else { return };
+        let Some(entry) = conversation.queue.get_mut(index) else { return };
         self.changes.push(Change::Refused(entry.draft.id, why));
         if entry.number.is_some() {
             entry.skip = true;

@@ -144,7 +144,7 @@ impl Replica {
             self.server_restore.is_certain |= found == AtSeq::Another;
             self.suspect_restore(now, out);
         } else if let Some(stored) = stored {
-            self.stored(stored);
+            self.stored(now, stored);
         } else {
             self.row_is_same(conversation, seq);
         }
@@ -232,6 +232,9 @@ impl Replica {
             let is_sure = is_ahead || is_certain && reused.contains(id);
             self.changes.push(Change::WentBack(*id, seq, is_sure));
         }
+        if went_back {
+            self.forget_rosters();
+        }
         if new_epoch {
             self.changes.push(Change::EpochCompared);
         }
@@ -275,18 +278,7 @@ mod tests {
         };
         let id = ConversationId::own(device.user);
         let now = Instant::from_millis(0);
-        let conversation = ConversationSnapshot {
-            id,
-            cursor: 5,
-            client_seq: 0,
-            prev: MessageId::NIL,
-            last_own: 0,
-            peer_read: 0,
-            delivered: 0,
-            read: 4,
-            excused: 0,
-            chains: Vec::new(),
-        };
+        let conversation = ConversationSnapshot { cursor: 5, read: 4, ..ConversationSnapshot::new(id) };
         let snapshot = ReplicaSnapshot {
             epoch: Some(StoreEpoch::from_bytes([1; 16])),
             conversations: vec![conversation],

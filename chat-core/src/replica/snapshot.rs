@@ -1,12 +1,14 @@
 //! The state of a [`Replica`](super::Replica) in the local store.
 
 use super::draft::Draft;
+use super::group::SenderKey;
 use super::integrity::Chain;
 use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::Publish;
 use crate::model::id::{
     ConversationId, DeviceAddress, Handle, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
 };
+use crate::model::roster::Roster;
 
 /// The stored state that a replica starts from.
 #[derive(Clone, Debug)]
@@ -90,6 +92,33 @@ pub struct ConversationSnapshot {
     pub excused: u64,
     /// The last message of each sending device.
     pub chains: Vec<(InstallationId, Chain)>,
+    /// The roster of a group as the device follows it; version 0 if it is unknown, and in other conversations.
+    pub roster: Roster,
+    /// The server has a later roster.
+    pub roster_behind: bool,
+    /// The sender key of the device in a group.
+    pub sender_key: Option<SenderKey>,
+}
+
+impl ConversationSnapshot {
+    /// Returns the state of a conversation without messages.
+    pub fn new(id: ConversationId) -> Self {
+        Self {
+            id,
+            cursor: 0,
+            client_seq: 0,
+            prev: MessageId::NIL,
+            last_own: 0,
+            delivered: 0,
+            peer_read: 0,
+            read: 0,
+            excused: 0,
+            chains: Vec::new(),
+            roster: Roster::default(),
+            roster_behind: false,
+            sender_key: None,
+        }
+    }
 }
 
 /// The stored state of an outbox entry.

@@ -28,8 +28,8 @@ pub(super) fn sign(device: DeviceAddress, transcript: &[u8]) -> Bytes {
     Bytes::copy_from_slice(&key.sign(transcript).to_bytes())
 }
 
-static DEVICE_KEYS: LazyLock<[[SigningKey; 2]; 2]> =
-    LazyLock::new(|| [1, 2].map(|n| [1, 2].map(|device| device_key(n, device))));
+static DEVICE_KEYS: LazyLock<[[SigningKey; 2]; 4]> =
+    LazyLock::new(|| [1, 2, 3, 4].map(|n| [1, 2].map(|device| device_key(n, device))));
 
 #[allow(clippy::expect_used)] // constants
 fn account(name: &str, n: u8) -> Account {
@@ -51,5 +51,6 @@ fn account(name: &str, n: u8) -> Account {
     Account { handle: Handle::new(name).expect("valid handle"), lists: [first, second, third] }
 }
 
-pub(super) static ACCOUNTS: LazyLock<[Account; 2]> =
-    LazyLock::new(|| [account("alice", 1), account("bob", 2)]);
+/// The first two users; the others are in the world with groups only.
+pub(super) static ACCOUNTS: LazyLock<[Account; 4]> =
+    LazyLock::new(|| [account("alice", 1), account("bob", 2), account("carol", 3), account("dave", 4)]);

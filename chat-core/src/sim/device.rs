@@ -7,13 +7,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::accounts::sign;
+use super::group_suite::SimSenderKeys;
 use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{Audience, DeviceBox, EmptyReason, InboxRow, Publish, RowContent, SendPosition};
 use crate::model::id::{
-    ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq, StoreEpoch,
+    ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, SenderKeyId, Seq, StoreEpoch,
 };
 use crate::model::prekeys::{Bundle, OneTimePrekey, PrekeyUpload};
 use crate::model::rng::Rng;
+use crate::model::roster::Roster;
 use crate::model::signing::prekeys_transcript;
 use crate::model::time::Instant;
 use crate::model::view::{RowHash, View};
@@ -52,14 +54,20 @@ pub(super) struct LocalStore {
     pub violations: Vec<(ConversationId, Violation)>,
     /// Stored own messages, with their conversations.
     sent: BTreeMap<MessageId, ConversationId>,
-    suite: SimSuite,
+    /// The roster versions of stored own messages in groups.
+    sent_for: BTreeMap<MessageId, u64>,
+    /// The rosters that this device followed.
+    pub rosters: BTreeMap<(ConversationId, u64), Roster>,
+    /// Changes of groups that the device reported, by place.
+    pub group_changes: Vec<(ConversationId, Seq)>,
+    pub suite: SimSuite,
     /// Number of times that the store was restored to an earlier state.
     pub restored: u32,
 }
 
 /// Sessions, counters and prekeys, as the Signal protocol uses them.
 #[derive(Clone, Debug, Default)]
-struct SimSuite {
+pub(super) struct SimSuite {
     /// The session in use, by peer.
     current: HashMap<InstallationId, u64>,
     /// By sending session: the prekey that it began with (0: the peer began it), and the last counter.
@@ -70,6 +78,13 @@ struct SimSuite {
     last_prekey: u64,
     /// The reusable prekey of this incarnation.
     last_resort: u64,
+    pub sender_keys: SimSenderKeys,
+}
+
+impl SimSuite {
+    pub(super) fn has_session(&self, peer: InstallationId) -> bool {
+        self.current.contains_key(&peer)
+    }
 }
 
 const LAST_RESORT: u64 = 1 << 63;
@@ -87,10 +102,29 @@ pub(super) struct SimBox {
     pub conversation: ConversationId,
     pub id: MessageId,
     pub view: Option<View>,
+    /// A sender key of the sending device, and the number after which it opens messages.
+    pub distribution: Option<(SenderKeyId, u64)>,
 }
 
 impl SimBox {
-    fn encode(&self) -> Bytes {
+    pub(super) fn encode_view(view: Option<View>, bytes: &mut BytesMut) {
+        if let Some(view) = view {
+            bytes.put_slice(view.epoch.as_bytes());
+            bytes.put_u64(view.seq);
+            bytes.put_slice(view.hash.as_bytes());
+        }
+    }
+
+    pub(super) fn decode_view(bytes: &[u8]) -> Option<Option<View>> {
+        if bytes.is_empty() {
+            return Some(None);
+        }
+        let seq = u64::from_be_bytes(bytes.get(16..24)?.try_into().ok()?);
+        let hash = RowHash::parse(bytes.get(24..)?).ok()?;
+        Some(Some(View { epoch: StoreEpoch::parse(bytes.get(..16)?).ok()?, seq, hash }))
+    }
+
+    pub(super) fn encode(&self) -> Bytes {
         let mut bytes = BytesMut::with_capacity(96);
         bytes.put_u64(self.session);
         bytes.put_u64(self.prekey);
@@ -99,17 +133,21 @@ impl SimBox {
         bytes.put_slice(self.to.as_bytes());
         bytes.put_slice(self.conversation.as_bytes());
         bytes.put_slice(self.id.as_bytes());
-        if let Some(view) = self.view {
-            bytes.put_slice(view.epoch.as_bytes());
-            bytes.put_u64(view.seq);
-            bytes.put_slice(view.hash.as_bytes());
+        if let Some((key, after)) = self.distribution {
+            bytes.put_slice(key.as_bytes());
+            bytes.put_u64(after);
         }
+        Self::encode_view(self.view, &mut bytes);
         bytes.freeze()
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let number =
             |at: usize| bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_be_bytes);
+        // A view has 56 bytes, a distribution 24.
+        let rest = bytes.get(89..)?;
+        let distributes = matches!(rest.len(), 24 | 80);
+        let view = rest.get(if distributes { 24 } else { 0 }..)?;
         Some(Self {
             session: number(0)?,
             prekey: number(8)?,
@@ -118,13 +156,10 @@ impl SimBox {
             to: InstallationId::parse(bytes.get(40..56)?).ok()?,
             conversation: ConversationId::parse(bytes.get(56..73)?).ok()?,
             id: MessageId::parse(bytes.get(73..89)?).ok()?,
-            view: match bytes.get(89..) {
-                Some([]) | None => None,
-                Some(view) => Some(View {
-                    epoch: StoreEpoch::parse(view.get(..16)?).ok()?,
-                    seq: number(105)?,
-                    hash: RowHash::parse(view.get(24..56)?).ok()?,
-                }),
+            view: Self::decode_view(view)?,
+            distribution: match distributes {
+                true => Some((SenderKeyId::parse(rest.get(..16)?).ok()?, number(105)?)),
+                false => None,
             },
         })
     }
@@ -136,7 +171,7 @@ pub(super) struct Device {
     pub store: LocalStore,
     pub replica: Option<Replica>,
     /// The suite with the changes of the open transaction.
-    suite: SimSuite,
+    pub suite: SimSuite,
     pub connection: Option<u64>,
     pub snapshot: Option<LocalStore>,
     /// Increases with each start and crash, so that old timers are ignored.
@@ -157,6 +192,9 @@ impl Device {
             hashes: BTreeMap::new(),
             violations: Vec::new(),
             sent: BTreeMap::new(),
+            sent_for: BTreeMap::new(),
+            rosters: BTreeMap::new(),
+            group_changes: Vec::new(),
             suite: SimSuite { last_resort: LAST_RESORT, ..SimSuite::default() },
             restored: 0,
         };
@@ -185,7 +223,10 @@ impl Device {
             conversations: self.store.conversations.values().cloned().collect(),
             ..self.store.saved.clone()
         };
-        self.replica = Some(Replica::new(now, saved, seed));
+        let mut replica = Replica::new(now, saved, seed);
+        // So few that messages with keys go ahead of others.
+        replica.set_max_key_boxes(2);
+        self.replica = Some(replica);
     }
 
     pub(super) fn crash(&mut self) {
@@ -213,20 +254,29 @@ impl Device {
         };
         let knows_prev =
             self.store.ids.contains(&(row.conversation, message.sender.installation, message.prev));
-        let view = SimBox::decode(sealed).and_then(|sealed| sealed.view);
+        let opened = message
+            .group
+            .as_ref()
+            .filter(|_| list.is_some())
+            .map(|part| self.open_in_group(row, message, part, sealed));
+        let view = match &opened {
+            Some((_, view)) => *view,
+            None => SimBox::decode(sealed).and_then(|sealed| sealed.view),
+        };
         let seen = view.and_then(|view| self.store.hashes.get(&(row.conversation, view.seq)).copied());
         let known = self.store.ids.contains(&(row.conversation, message.sender.installation, message.id));
-        let content = match (list, SimBox::decode(sealed)) {
-            (None, _) => Err(Unreadable::UnknownDevice),
-            (_, None) => Err(Unreadable::Malformed),
-            (_, Some(sealed)) => self.open_box(&sealed, row).map(|()| message.body.clone()),
+        let content = match (list, opened, SimBox::decode(sealed)) {
+            (None, ..) => Err(Unreadable::UnknownDevice),
+            (_, Some((content, _)), _) => content,
+            (.., None) => Err(Unreadable::Malformed),
+            (.., Some(sealed)) => self.open_box(&sealed, row).map(|()| message.body.clone()),
         };
         // A message that the server lost has no seq.
         let repeats = known && !self.store.archived.contains(&(message.sender.installation, message.id));
         Opened { content, body_key: None, known, repeats, list_version: 0, view, seen, knows_prev }
     }
 
-    fn open_box(&mut self, sealed: &SimBox, row: &InboxRow) -> Result<(), Unreadable> {
+    pub(super) fn open_box(&mut self, sealed: &SimBox, row: &InboxRow) -> Result<(), Unreadable> {
         let own = self.address().installation;
         let suite = &mut self.suite;
         if !suite.receiving.contains_key(&sealed.session) {
@@ -252,11 +302,24 @@ impl Device {
     }
 
     /// Returns the content of an own message, for a device that requests it again.
-    pub(super) fn recall(&self, conversation: ConversationId, id: MessageId) -> Option<Bytes> {
+    pub(super) fn recall(
+        &self,
+        asker: DeviceAddress,
+        conversation: ConversationId,
+        id: MessageId,
+    ) -> Option<Bytes> {
         // Other devices may have the message before this device learns that it is stored.
         let sealed = self.store.saved.outbox.iter().filter_map(|entry| entry.publish.as_ref());
-        let waits = sealed.map(|publish| publish.number).find(|number| number.message_id == id);
-        let own = self.store.sent.get(&id).copied().or(waits.map(|number| number.conversation))?;
+        let waits = sealed.into_iter().find(|publish| publish.number.message_id == id);
+        let own = self.store.sent.get(&id).copied().or(waits.map(|publish| publish.number.conversation))?;
+        if conversation.kind() == Ok(ConversationKind::Group) {
+            let part = waits.and_then(|publish| publish.group.as_ref());
+            let version = self.store.sent_for.get(&id).copied().or(part.map(|part| part.roster_version))?;
+            let known = self.store.rosters.range((conversation, 0)..=(conversation, version)).next_back();
+            if !known.is_some_and(|(_, roster)| roster.has_device(asker.user, asker.installation)) {
+                return None;
+            }
+        }
         (own == conversation).then(|| Bytes::copy_from_slice(id.as_bytes()))
     }
 
@@ -289,7 +352,7 @@ impl Device {
                 })
                 .collect();
             if !missing.is_empty() {
-                return Err(SealFailure::NeedBundles(list.list().user, missing));
+                return Err(SealFailure::NeedBundles(vec![(list.list().user, missing)]));
             }
         }
         let mut boxes = Vec::new();
@@ -297,23 +360,9 @@ impl Device {
         let devices = lists.iter().flat_map(|list| list.list().addresses()).map(|device| device.installation);
         let mut without_session = Vec::new();
         for to in devices.filter(wanted) {
-            let Some(session) = self.suite.current.get(&to).copied() else {
-                without_session.push(to);
-                continue;
-            };
-            if let Some((prekey, counter)) = self.suite.sending.get_mut(&session) {
-                *counter += 1;
-                let sealed = SimBox {
-                    session,
-                    prekey: *prekey,
-                    counter: *counter,
-                    from: own,
-                    to,
-                    conversation: number.conversation,
-                    id: draft.id,
-                    view,
-                };
-                boxes.push(DeviceBox { installation: to, data: sealed.encode() });
+            match self.seal_box(to, number.conversation, draft.id, view, None) {
+                Some(sealed) => boxes.push(DeviceBox { installation: to, data: sealed.encode() }),
+                None => without_session.push(to),
             }
         }
         let audience = lists.iter().map(|l| Audience { user: l.list().user, list_version: l.list().version });
@@ -328,6 +377,23 @@ impl Device {
             options: crate::model::message_options::MessageOptions::default(),
             group: None,
         })
+    }
+
+    /// Returns the next box of the session with a device; `None` if there is no session.
+    pub(super) fn seal_box(
+        &mut self,
+        to: InstallationId,
+        conversation: ConversationId,
+        id: MessageId,
+        view: Option<View>,
+        distribution: Option<(SenderKeyId, u64)>,
+    ) -> Option<SimBox> {
+        let from = self.address().installation;
+        let session = self.suite.current.get(&to).copied()?;
+        let (prekey, counter) = self.suite.sending.get_mut(&session)?;
+        *counter += 1;
+        let (prekey, counter) = (*prekey, *counter);
+        Some(SimBox { session, prekey, counter, from, to, conversation, id, view, distribution })
     }
 
     pub(super) fn start_sessions(&mut self, bundles: Vec<Bundle>, rng: &mut Rng) {
@@ -346,7 +412,10 @@ impl Device {
 
     /// Drops every session and prekey: another copy of the store may have used them.
     pub(super) fn forget(&mut self, incarnation: u32) {
+        let mut sender_keys = std::mem::take(&mut self.suite.sender_keys);
+        sender_keys.forget_own();
         self.suite = SimSuite {
+            sender_keys,
             last_prekey: u64::from(incarnation) << 32,
             last_resort: LAST_RESORT | u64::from(incarnation),
             ..SimSuite::default()
@@ -396,6 +465,7 @@ impl LocalStore {
     fn unseal(&mut self) {
         for conversation in self.conversations.values_mut() {
             (conversation.client_seq, conversation.prev) = (0, MessageId::NIL);
+            conversation.sender_key = None;
         }
         self.saved.outbox.retain(|entry| !entry.skip);
         for entry in &mut self.saved.outbox {
@@ -425,22 +495,11 @@ impl LocalStore {
     }
 
     fn conversation(&mut self, id: ConversationId) -> &mut ConversationSnapshot {
-        self.conversations.entry(id).or_insert(ConversationSnapshot {
-            id,
-            cursor: 0,
-            client_seq: 0,
-            prev: MessageId::NIL,
-            last_own: 0,
-            peer_read: 0,
-            delivered: 0,
-            read: 0,
-            excused: 0,
-            chains: Vec::new(),
-        })
+        self.conversations.entry(id).or_insert_with(|| ConversationSnapshot::new(id))
     }
 
     /// Returns the last message of a conversation that the device saw.
-    fn view(&self, id: ConversationId) -> Option<View> {
+    pub(super) fn view(&self, id: ConversationId) -> Option<View> {
         let last = self.hashes.range((id, 0)..=(id, Seq::MAX)).next_back();
         last.zip(self.saved.epoch).map(|(((_, seq), hash), epoch)| View { epoch, seq: *seq, hash: *hash })
     }
@@ -468,7 +527,17 @@ impl LocalStore {
                 if let Some(entry) = self.saved.outbox.iter_mut().find(|entry| entry.draft.id == id) {
                     // Sealed again: an earlier ciphertext may be the one that is stored.
                     entry.attempted |= entry.publish.is_some();
-                    entry.publish = Some(*publish);
+                    // A restored copy has sent it too: a refusal must come from the shard, which knows.
+                    let first = publish.first && publish.group.is_none();
+                    entry.publish = Some(Publish { first, ..*publish });
+                }
+            }
+            Change::Unsealed(id, client_seq, prev, messages) => {
+                let known = self.conversation(id);
+                (known.client_seq, known.prev) = (client_seq, prev);
+                let unsealed = |entry: &&mut OutboxEntrySnapshot| messages.contains(&entry.draft.id);
+                for entry in self.saved.outbox.iter_mut().filter(unsealed) {
+                    (entry.publish, entry.attempted) = (None, true);
                 }
             }
             Change::Recovered(sender, conversation, id, content) => {
@@ -489,7 +558,10 @@ impl LocalStore {
                     self.own_places.insert((conversation, seq), id);
                 }
                 let own = self.saved.device.installation;
-                let sealed = self.saved.outbox.iter().find(|entry| entry.draft.id == id && !entry.attempted);
+                let entry = self.saved.outbox.iter().find(|entry| entry.draft.id == id);
+                let part = entry.and_then(|entry| entry.publish.as_ref()).and_then(|one| one.group.as_ref());
+                self.sent_for.extend(part.map(|part| (id, part.roster_version)));
+                let sealed = entry.filter(|entry| !entry.attempted);
                 if let Some(publish) = sealed.and_then(|entry| entry.publish.as_ref()) {
                     // A message that was sealed again may be stored as it was sealed before.
                     let hash = RowHash::of_parts(conversation, seq, own, id, &publish.body);
@@ -610,6 +682,19 @@ impl LocalStore {
                 known.chains.push((sender, chain));
             }
             Change::Excused(conversation, excused) => self.conversation(conversation).excused = excused,
+            Change::Roster(id, roster) => {
+                let version = roster.version;
+                if version == 0 {
+                    self.rosters.retain(|(known, _), _| *known != id);
+                }
+                self.conversation(id).roster = Roster::clone(&roster);
+                if version > 0 {
+                    self.rosters.insert((id, version), *roster);
+                }
+            }
+            Change::RosterBehind(id, is_behind) => self.conversation(id).roster_behind = is_behind,
+            Change::SenderKey(id, key) => self.conversation(id).sender_key = key.map(|key| *key),
+            Change::GroupChanged(id, seq, ..) => self.group_changes.push((id, seq)),
             Change::Violated(conversation, _, violation) => self.violations.push((conversation, violation)),
         }
     }

@@ -5,18 +5,21 @@ use std::ops::Range;
 
 use super::accounts::ACCOUNTS;
 use super::device::{Device, Shown, SimBox};
+use super::group_laws::GroupLog;
+use super::group_suite::SimShared;
 use crate::backend::{Commit, PageLimit};
 use crate::memory::Tables;
 use crate::model::envelope::{InboxRow, RowContent};
 use crate::model::id::{
-    ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq, UserId,
+    ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, SenderKeyId, Seq, UserId,
 };
+use crate::replica::Unreadable;
 
 /// A broken law (invariant).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     /// `lost`, `twice`, `order`, `ghost`, `ack`, `keys`, `differs`, `integrity`, `unreadable`,
-    /// `recovered`, `blocked`, `unlinked` or `stuck`.
+    /// `recovered`, `blocked`, `unlinked`, `authority`, `fold`, `audience` or `stuck`.
     pub law: &'static str,
     /// A description with ids and seqs.
     pub how: String,
@@ -35,8 +38,12 @@ pub(super) struct Oracle {
     pub queued: HashMap<MessageId, u64>,
     /// When each message was first known to be stored.
     pub stored: HashMap<MessageId, u64>,
-    /// The times in which each user blocked the other one.
-    pub blocks: Vec<(UserId, Range<u64>)>,
+    /// The times in which a user blocked another one: first the user that blocks.
+    pub blocks: Vec<(UserId, UserId, Range<u64>)>,
+    /// Messages without content, which replicas made by themselves.
+    pub silent: HashSet<MessageId>,
+    /// Messages that a device gave up. A copy of its store from before that may send one later, after others.
+    pub refused: HashSet<MessageId>,
     /// A device that its user unlinked.
     pub unlinked: Option<InstallationId>,
     /// Retention may have removed rows committed before this time, in microseconds since 1970.
@@ -82,6 +89,7 @@ impl Oracle {
         for (conversation, seq, what) in &device.store.shown {
             let row = logs.get(conversation).and_then(|log| log.get(*seq as usize - 1));
             if let (Shown::Message(_, id), Some(row)) = (what, row)
+                && conversation.kind() != Ok(ConversationKind::Group)
                 && !is_for(row, device.address())
             {
                 self.broken(
@@ -96,8 +104,8 @@ impl Oracle {
     fn blocked(&self, user: UserId, sender: UserId, id: MessageId) -> (Vec<&Range<u64>>, Range<u64>) {
         let queued = self.queued.get(&id).copied().unwrap_or(0);
         let stored = self.stored.get(&id).copied().unwrap_or(u64::MAX);
-        let blocks = self.blocks.iter().filter(|(owner, _)| *owner == user && user != sender);
-        (blocks.map(|(_, times)| times).collect(), queued..stored)
+        let blocks = self.blocks.iter().filter(|(owner, other, _)| (*owner, *other) == (user, sender));
+        (blocks.map(|(.., times)| times).collect(), queued..stored)
     }
 
     fn is_blocked_throughout(&self, user: UserId, sender: UserId, id: MessageId) -> bool {
@@ -124,6 +132,7 @@ impl Oracle {
         for (id, log) in &logs {
             self.check_log(*id, log);
         }
+        let groups = fold_groups(devices, &logs);
         self.check_acked(&logs);
         let any_restore = devices.iter().any(|device| device.store.restored > 0);
         let restored: HashSet<InstallationId> = devices
@@ -134,9 +143,14 @@ impl Oracle {
             .chain(self.unlinked)
             .collect();
         for device in devices {
-            self.check_device(device, &logs, any_restore);
+            self.check_device(device, &logs, &groups, any_restore);
             if !self.is_unlinked(device) {
                 self.check_recovered(device, &restored);
+            }
+        }
+        for (id, group) in groups.iter().filter(|_| self.server_restored.is_none()) {
+            if let Some(broken) = group.check(*id, devices, |device| self.is_unlinked(device)) {
+                self.violation.get_or_insert(broken);
             }
         }
         self.violation.map_or(Ok(()), Err)
@@ -156,11 +170,17 @@ impl Oracle {
             if !seen.insert((sender, message.id)) {
                 self.broken("twice", format!("{:?} is stored twice in {id:?}", message.id));
             }
+            if self.silent.contains(&message.id) {
+                continue;
+            }
             let sent = self.sent.get(&sender).and_then(|sent| sent.iter().position(|id| *id == message.id));
             let Some(place) = sent else {
                 self.broken("ghost", format!("{:?} was never sent", message.id));
                 continue;
             };
+            if self.refused.contains(&message.id) {
+                continue;
+            }
             if places.insert(sender, place).is_some_and(|before| before > place) {
                 self.broken("order", format!("{:?} of {sender:?} follows a later one", message.id));
             }
@@ -193,6 +213,7 @@ impl Oracle {
         }
         for (conversation, seq, what) in &device.store.shown {
             if let Shown::Unreadable(sender, id, why) = what
+                && *why != Unreadable::NotMember
                 && !restored.contains(sender)
                 && self.swept_us == 0
                 && self.server_restored.is_none()
@@ -212,8 +233,13 @@ impl Oracle {
         &mut self,
         device: &Device,
         logs: &BTreeMap<ConversationId, Vec<InboxRow>>,
+        groups: &BTreeMap<ConversationId, GroupLog<'_>>,
         any_restore: bool,
     ) {
+        let is_for = |id: &ConversationId, row: &InboxRow, device| match groups.get(id) {
+            Some(group) => group.is_for(row.seq, device),
+            None => is_for(row, device),
+        };
         let own = device.address();
         let mut shown: BTreeMap<(ConversationId, Seq), &Shown> = BTreeMap::new();
         let mut last: HashMap<ConversationId, Seq> = HashMap::new();
@@ -228,6 +254,9 @@ impl Oracle {
                 self.broken("twice", format!("{own:?} showed {id:?} twice"));
             }
             if let Shown::Unreadable(_, _, why) = what
+                && *why != Unreadable::NotMember
+                // Retention may have removed the row with the sender key.
+                && (self.swept_us == 0 || conversation.kind() != Ok(ConversationKind::Group))
                 && !any_restore
                 && self.server_restored.is_none()
             {
@@ -249,11 +278,11 @@ impl Oracle {
                 continue;
             }
             let cursor = device.store.cursor(*id);
-            let last = log.iter().rev().find(|row| is_for(row, own)).map_or(0, |row| row.seq);
+            let last = log.iter().rev().find(|row| is_for(id, row, own)).map_or(0, |row| row.seq);
             if cursor < last {
                 self.broken("stuck", format!("{own:?} has {cursor} of {last} rows of {id:?}"));
             }
-            for row in log.iter().filter(|row| is_for(row, own)) {
+            for row in log.iter().filter(|row| is_for(id, row, own)) {
                 let RowContent::Message { message, .. } = &row.content else {
                     continue;
                 };
@@ -264,7 +293,9 @@ impl Oracle {
                     Some(Shown::Message(sender, id))
                         if (*sender, *id) == (message.sender.installation, message.id) =>
                     {
-                        if self.is_blocked_throughout(own.user, message.sender.user, message.id) {
+                        if message.group.is_none()
+                            && self.is_blocked_throughout(own.user, message.sender.user, message.id)
+                        {
                             self.broken("blocked", format!("{own:?} showed {id:?} of a blocked user"));
                         }
                     }
@@ -275,9 +306,12 @@ impl Oracle {
                     }
                     Some(Shown::Unreadable(..) | Shown::Nothing) if any_restore => {}
                     Some(Shown::Unreadable(..)) if self.server_restored.is_some() => {}
+                    Some(Shown::Unreadable(..)) if self.swept_us > 0 && message.group.is_some() => {}
                     Some(Shown::Nothing) if row.time_us < self.swept_us => {}
                     Some(Shown::Excluded) if self.excluded.contains(&(message.id, own.installation)) => {}
-                    _ => self.broken("lost", format!("{own:?} never showed {} of {id:?}", row.seq)),
+                    other => {
+                        self.broken("lost", format!("{own:?} showed {other:?} at {} of {id:?}", row.seq))
+                    }
                 }
             }
         }
@@ -286,6 +320,22 @@ impl Oracle {
             self.broken("stuck", format!("{own:?} still has {waiting} unsent messages"));
         }
     }
+}
+
+fn fold_groups<'a>(
+    devices: &[Device],
+    logs: &'a BTreeMap<ConversationId, Vec<InboxRow>>,
+) -> BTreeMap<ConversationId, GroupLog<'a>> {
+    let groups = logs.iter().filter(|(id, _)| id.kind() == Ok(ConversationKind::Group));
+    let folded = groups.map(|(id, log)| {
+        let followed =
+            devices.iter().flat_map(|device| device.store.rosters.range((*id, 0)..=(*id, u64::MAX)));
+        let roles = followed.map(|((_, version), roster)| {
+            (*version, roster.members.iter().map(|member| (member.user, member.role)).collect())
+        });
+        (*id, GroupLog::fold(log, &roles.collect()))
+    });
+    folded.collect()
 }
 
 /// Whether a row's message was encrypted for a device.
@@ -304,6 +354,8 @@ fn is_for(row: &InboxRow, device: DeviceAddress) -> bool {
 #[derive(Debug, Default)]
 pub(super) struct KeyUse {
     used: HashMap<(u64, u64), (MessageId, InstallationId)>,
+    /// The messages by sender key and number.
+    shared: HashMap<(SenderKeyId, u64), MessageId>,
     twice: Option<String>,
     /// A row that was written again with different bytes.
     pub differing: Option<String>,
@@ -313,6 +365,16 @@ pub(super) struct KeyUse {
 
 impl KeyUse {
     pub(super) fn note(&mut self, commit: &Commit) {
+        for row in &commit.history {
+            let RowContent::Message { message, .. } = &row.content else { continue };
+            let part = message.group.as_ref();
+            let Some(shared) = part.and_then(|part| SimShared::decode(&part.shared)) else { continue };
+            let used = self.shared.insert((shared.key, shared.number), shared.id);
+            if used.is_some_and(|used| used != shared.id) {
+                self.twice =
+                    Some(format!("number {} of {:?} sealed two messages", shared.number, shared.key));
+            }
+        }
         for (_, row) in &commit.inbox {
             let RowContent::Message { sealed, .. } = &row.content else {
                 continue;

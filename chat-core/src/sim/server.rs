@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use super::store::SimStore;
 use crate::backend::{
-    Backends, ContactStore, GatewayId, KeyDirectory, NodeLink, Presence, Registry, Route, Router,
+    Backends, ContactStore, GatewayId, KeyDirectory, NodeLink, Presence, Registry, Route, Router, Rules,
     SessionDelivery, Transport,
 };
 use crate::delivery::{Engine, EngineSettings, Rates};
@@ -138,6 +138,7 @@ pub(super) struct Start {
     pub runtime: Arc<ManualRuntime>,
     pub woken: WokenTasks,
     pub session_queue: usize,
+    pub rules: Rules,
 }
 
 /// One run of a server process.
@@ -186,6 +187,7 @@ impl Server {
             gateway: start.gateway,
             session_queue: start.session_queue,
             rates: Rates::OFF,
+            rules: start.rules,
             ..EngineSettings::default()
         };
         let engine = Arc::new(Engine::new(backends, settings, start.clock));

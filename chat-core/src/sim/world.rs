@@ -2,6 +2,7 @@
 
 mod cluster;
 mod devices;
+mod groups;
 mod network;
 mod server;
 mod server_restore;
@@ -29,7 +30,7 @@ use crate::memory::{
     ManualClock, ManualRuntime, MemoryContacts, MemoryKeys, MemoryPresence, MemoryRouter, Tables,
 };
 use crate::model::contact::ContactChange;
-use crate::model::id::StoreEpoch;
+use crate::model::id::{ConversationId, StoreEpoch};
 use crate::model::rng::Rng;
 use crate::model::time::{Instant, WallClock};
 use crate::replica::Input;
@@ -53,6 +54,10 @@ enum Event {
     Link(usize),
     Unlink(usize),
     ChangeContact(usize, ContactChange),
+    /// A user founds the group, if there is none.
+    FoundGroup(usize),
+    /// A user changes the roster of the group.
+    ChangeGroup(usize),
     Snapshot(usize),
     Restore(usize),
     /// Retention removes rows older than this many milliseconds.
@@ -142,6 +147,8 @@ pub(super) struct World {
     session_queue: usize,
     /// The index of a second device that is linked during the schedule.
     linked_later: Option<usize>,
+    /// The group, once it was founded.
+    group: Option<ConversationId>,
     device_crash: u64,
     healed: bool,
     oracle: Oracle,
@@ -152,20 +159,23 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, options: Options) -> Self {
         let mut rng = Rng::new(seed);
+        let split = options.split || options.cluster || options.groups && rng.chance(50);
+        let options = Options { split, ..options };
+        let accounts = &ACCOUNTS[..if options.groups { 4 } else { 2 }];
         let clock = Arc::new(ManualClock::default());
         let keys = Arc::new(MemoryKeys::default());
-        // Devices have the indices 0 to 3: two for each account.
+        // Devices have the indices 0 to 3, or 7: two for each account.
         // A list that the server forgets cannot be put again.
         let linked_later = (!options.restored_server)
             .then_some(())
-            .and_then(|()| rng.chance(40).then(|| [1, 3][rng.below(2) as usize]));
-        for (n, account) in ACCOUNTS.iter().enumerate() {
+            .and_then(|()| rng.chance(40).then(|| [1, 3, 5, 7][rng.below(accounts.len() as u64) as usize]));
+        for (n, account) in accounts.iter().enumerate() {
             let _ = ready(keys.register(&account.handle, &account.lists[0]));
             if linked_later != Some(2 * n + 1) {
                 let _ = ready(keys.put_list(&account.lists[1], AccountKey::Same));
             }
         }
-        let devices: Vec<Device> = ACCOUNTS
+        let devices: Vec<Device> = accounts
             .iter()
             .flat_map(|account| account.lists[1].list().addresses())
             .map(Device::new)
@@ -179,7 +189,7 @@ impl World {
         };
         let faulty_store = rng.chance(40);
         let faults = StoreFaults {
-            split: options.split || options.cluster,
+            split: options.split,
             durable_first: options.cluster,
             error_before: if faulty_store { rng.below(15) } else { 0 },
             error_after: if faulty_store { rng.below(15) } else { 0 },
@@ -230,6 +240,7 @@ impl World {
             faults,
             session_queue,
             linked_later,
+            group: None,
             device_crash,
             healed: false,
             oracle: Oracle::default(),
@@ -355,11 +366,14 @@ impl World {
                 self.at(at, Event::CrashDevice(device));
             }
         }
+        if self.options.groups {
+            self.plan_group();
+        }
         if self.options.restored_server {
             return self.plan_server_restore();
         }
         if self.rng.chance(20) {
-            let device = [1, 3][self.rng.below(2) as usize];
+            let device = [1, 3, 5, 7][self.rng.below(self.devices.len() as u64 / 2) as usize];
             let unlink = HEAL_MS / 4 + self.rng.below(HEAL_MS * 3 / 4);
             self.at(unlink, Event::Unlink(device));
         }
@@ -505,6 +519,8 @@ impl World {
             Event::CrashDevice(device) => self.crash_device(device),
             Event::Link(device) => self.link(device),
             Event::Unlink(device) => self.unlink(device),
+            Event::FoundGroup(device) => self.found_group(device),
+            Event::ChangeGroup(device) => self.change_group(device),
             Event::ChangeContact(device, change) => self.change_contact(device, change),
             Event::Snapshot(device) => {
                 self.devices[device].snapshot = Some(self.devices[device].store.clone());

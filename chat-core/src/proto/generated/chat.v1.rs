@@ -445,6 +445,18 @@ pub struct Roster {
     /// The digest of this version.
     #[prost(bytes = "bytes", tag = "9")]
     pub digest: ::prost::bytes::Bytes,
+    /// Devices of former members, each with the seq of its last row, the latest last. Not in the digest.
+    #[prost(message, repeated, tag = "10")]
+    pub former: ::prost::alloc::vec::Vec<FormerDevice>,
+}
+/// A device of a former member of a group.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FormerDevice {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub installation: ::prost::bytes::Bytes,
+    /// The seq of the message that removed its user.
+    #[prost(uint64, tag = "2")]
+    pub left: u64,
 }
 /// A member of a group.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1467,6 +1479,8 @@ pub enum EmptyReason {
     Withheld = 6,
     /// Every member has cleared it from the conversation.
     Cleared = 7,
+    /// The user of this device was no member of the group.
+    NotMember = 8,
 }
 impl EmptyReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1483,6 +1497,7 @@ impl EmptyReason {
             Self::Quota => "EMPTY_REASON_QUOTA",
             Self::Withheld => "EMPTY_REASON_WITHHELD",
             Self::Cleared => "EMPTY_REASON_CLEARED",
+            Self::NotMember => "EMPTY_REASON_NOT_MEMBER",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1496,6 +1511,7 @@ impl EmptyReason {
             "EMPTY_REASON_QUOTA" => Some(Self::Quota),
             "EMPTY_REASON_WITHHELD" => Some(Self::Withheld),
             "EMPTY_REASON_CLEARED" => Some(Self::Cleared),
+            "EMPTY_REASON_NOT_MEMBER" => Some(Self::NotMember),
             _ => None,
         }
     }

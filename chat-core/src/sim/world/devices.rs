@@ -20,6 +20,9 @@ impl World {
         if self.devices[device].replica.is_none() {
             return;
         }
+        if self.options.groups && self.writes_to_group(device) {
+            return;
+        }
         let own = self.devices[device].address();
         let other = ACCOUNTS.iter().find(|account| account.lists[1].list().user != own.user);
         let to = match other {
@@ -28,7 +31,7 @@ impl World {
         };
         let id = MessageId::new(self.now, self.rng.bytes());
         let content = Bytes::copy_from_slice(id.as_bytes());
-        self.device_step(device, Input::Send(Draft { id, to, content, sent_at: self.now }));
+        self.device_step(device, Input::Send(Draft { sent_at: self.now, ..Draft::new(id, to, content) }));
     }
 
     pub(super) fn other_user(&self, device: usize) -> UserId {
@@ -54,10 +57,10 @@ impl World {
         for server in self.servers.iter().flatten() {
             server.invalidate_caches();
         }
-        let last = self.oracle.blocks.iter_mut().rev().find(|(owner, _)| *owner == own);
+        let last = self.oracle.blocks.iter_mut().rev().find(|(owner, ..)| *owner == own);
         match (change, last) {
-            (ContactChange::Block, _) => self.oracle.blocks.push((own, self.now..u64::MAX)),
-            (ContactChange::Unblock, Some((_, times))) => times.end = self.now,
+            (ContactChange::Block, _) => self.oracle.blocks.push((own, other, self.now..u64::MAX)),
+            (ContactChange::Unblock, Some((.., times))) => times.end = self.now,
             _ => {}
         }
     }
@@ -145,12 +148,15 @@ impl World {
                 answers.push_back(Input::Compared(one.store.at_seq(conversation, seq, sender, id)));
             }
             Output::Recall(asker, conversation, id) => {
-                let content = one.recall(conversation, id);
+                let content = one.recall(asker, conversation, id);
                 answers.push_back(Input::Recalled(asker, conversation, id, content));
             }
             Output::EndSession(peer) => one.end_session(peer),
-            Output::Seal { draft, number, lists, excluded } => {
-                let sealed = one.seal(&draft, number, &lists, &excluded);
+            Output::Seal { draft, number, lists, excluded, group } => {
+                let sealed = match group {
+                    Some(group) => one.seal_for_group(&draft, number, &lists, &excluded, &group),
+                    None => one.seal(&draft, number, &lists, &excluded),
+                };
                 if let Ok(publish) = &sealed {
                     let without = publish.excluded.iter().map(|device| (draft.id, *device));
                     self.oracle.excluded.extend(without);
@@ -165,7 +171,16 @@ impl World {
             Output::Commit(changes, ticket) => {
                 let installation = one.address().installation;
                 for change in &changes.list {
+                    let changes_group = matches!(change, crate::replica::Change::GroupChanged(..));
+                    self.report.group_changes += u64::from(changes_group);
                     if let crate::replica::Change::Queued(draft) = change
+                        && matches!(draft.to, Recipient::Group(_))
+                        && (draft.content.is_empty() && draft.action.is_none())
+                    {
+                        self.oracle.silent.insert(draft.id);
+                    } else if let crate::replica::Change::Refused(id, _) = change {
+                        self.oracle.refused.insert(*id);
+                    } else if let crate::replica::Change::Queued(draft) = change
                         && !matches!(draft.to, Recipient::Device(_))
                     {
                         self.oracle.sent.entry(installation).or_default().push(draft.id);

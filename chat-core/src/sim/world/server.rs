@@ -8,8 +8,9 @@ use super::super::registry::SimRegistry;
 use super::super::server::{Server, Start, ready};
 use super::super::store::SimStore;
 use super::{Event, World};
-use crate::backend::{AccountKey, GatewayId, KeyDirectory, NodeLink, Router};
+use crate::backend::{AccountKey, GatewayId, KeyDirectory, NodeLink, Router, Rules};
 use crate::memory::{MemoryRouter, NoLink};
+use crate::replica::Input;
 
 impl World {
     pub(super) fn link(&mut self, device: usize) {
@@ -20,6 +21,16 @@ impl World {
         let _ = ready(self.keys.put_list(&account.lists[1], AccountKey::Same));
         for server in self.servers.iter().flatten() {
             server.invalidate_caches();
+        }
+        self.tell_primary(device, 1);
+    }
+
+    /// In the world with groups, the primary device made the list and knows it.
+    fn tell_primary(&mut self, device: usize, version: usize) {
+        let primary = device - device % 2;
+        let list = &ACCOUNTS[primary / 2].lists[version];
+        if self.options.groups && self.devices[primary].replica.is_some() {
+            self.device_step(primary, Input::OwnList(list.clone()));
         }
     }
 
@@ -38,6 +49,7 @@ impl World {
         }
         let connection = self.devices[device].connection;
         self.break_pipe_later(connection);
+        self.tell_primary(device, 2);
     }
 
     pub(super) fn start_server(&mut self, server: usize) {
@@ -63,6 +75,7 @@ impl World {
             runtime: self.runtime.clone(),
             woken: self.woken.clone(),
             session_queue: self.session_queue,
+            rules: if self.options.groups { Rules::GROUPS } else { Rules::OPTIONS },
         }));
     }
 

@@ -1,0 +1,286 @@
+//! Groups: the rosters that this device followed, its sender keys, and the names of groups.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use chat_core::codec::state::{decode_roster, encode_roster};
+use chat_core::group::GroupAction;
+use chat_core::replica::{ConversationSnapshot, SenderKey};
+use chat_core::roster::Roster;
+use chat_core::{
+    ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Result, SenderKeyId, Seq,
+};
+use prost::Message as _;
+use rusqlite::{OptionalExtension, params};
+
+use super::events::{EventKind, EventRow};
+use super::{LocalStore, blob, corrupt, failed};
+use crate::content::group_name_of;
+
+/// A sender key as it is stored.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct SenderKeyRow {
+    #[prost(bytes = "vec", tag = "1")]
+    id: Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    key_epoch: u64,
+    #[prost(uint32, tag = "3")]
+    incarnation: u32,
+    #[prost(uint64, tag = "4")]
+    first: u64,
+    #[prost(uint64, tag = "5")]
+    made_ms: u64,
+    /// The installations one after the other.
+    #[prost(bytes = "vec", tag = "6")]
+    holders: Vec<u8>,
+}
+
+impl SenderKeyRow {
+    fn of(key: &SenderKey) -> Self {
+        Self {
+            id: key.id.as_bytes().to_vec(),
+            key_epoch: key.key_epoch,
+            incarnation: key.incarnation,
+            first: key.first,
+            made_ms: key.made_ms,
+            holders: key.holders.iter().flat_map(|device| *device.as_bytes()).collect(),
+        }
+    }
+
+    fn read(encoded: &[u8]) -> Result<SenderKey> {
+        let row = Self::decode(encoded).map_err(|_| corrupt("failed to decode a sender key"))?;
+        Ok(SenderKey {
+            id: SenderKeyId::parse(&row.id)?,
+            key_epoch: row.key_epoch,
+            incarnation: row.incarnation,
+            first: row.first,
+            made_ms: row.made_ms,
+            holders: row.holders.chunks(16).map(InstallationId::parse).collect::<Result<_>>()?,
+        })
+    }
+}
+
+impl LocalStore {
+    /// Adds rosters and sender keys to the conversations that a replica continues from.
+    pub(super) fn load_groups(&self, conversations: &mut [ConversationSnapshot]) -> Result<()> {
+        let id = |row: &rusqlite::Row<'_>| ConversationId::parse(&blob(row, 0)?);
+        let rosters = self.rows(
+            "SELECT conversation, roster FROM rosters AS newest WHERE version =
+               (SELECT max(version) FROM rosters WHERE conversation = newest.conversation)",
+            |row| Ok((id(row)?, decode_roster(&blob(row, 1)?)?)),
+        )?;
+        let keys = self.rows("SELECT conversation, key FROM sender_keys", |row| {
+            Ok((id(row)?, SenderKeyRow::read(&blob(row, 1)?)?))
+        })?;
+        let mut rosters: HashMap<ConversationId, Roster> = rosters.into_iter().collect();
+        let mut keys: HashMap<ConversationId, SenderKey> = keys.into_iter().collect();
+        for known in conversations {
+            known.roster = rosters.remove(&known.id).unwrap_or_default();
+            known.sender_key = keys.remove(&known.id);
+        }
+        Ok(())
+    }
+
+    /// Keeps the roster of a group. Earlier ones stay, because they say which devices may have an own message.
+    pub(super) fn set_roster(&mut self, id: ConversationId, roster: &Roster) -> Result<()> {
+        self.ensure_conversation(id)?;
+        if roster.version == 0 {
+            return self.run("DELETE FROM rosters WHERE conversation = ?1", [id.as_bytes()]).map(drop);
+        }
+        self.run(
+            "INSERT OR REPLACE INTO rosters VALUES (?1, ?2, ?3)",
+            params![id.as_bytes(), roster.version as i64, encode_roster(roster)],
+        )
+        .map(drop)
+    }
+
+    pub(super) fn set_roster_behind(&mut self, id: ConversationId, is_behind: bool) -> Result<()> {
+        self.ensure_conversation(id)?;
+        self.run(
+            "UPDATE conversations SET roster_behind = ?2 WHERE id = ?1",
+            params![id.as_bytes(), is_behind],
+        )
+        .map(drop)
+    }
+
+    pub(super) fn set_sender_key(&mut self, id: ConversationId, key: Option<&SenderKey>) -> Result<()> {
+        match key {
+            Some(key) => self.run(
+                "INSERT OR REPLACE INTO sender_keys VALUES (?1, ?2)",
+                params![id.as_bytes(), SenderKeyRow::of(key).encode_to_vec()],
+            ),
+            None => self.run("DELETE FROM sender_keys WHERE conversation = ?1", [id.as_bytes()]),
+        }
+        .map(drop)
+    }
+
+    /// Returns the sender key of this device in a group.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn sender_key(&self, id: ConversationId) -> Result<Option<SenderKey>> {
+        let key: Option<Vec<u8>> = self
+            .db
+            .prepare_cached("SELECT key FROM sender_keys WHERE conversation = ?1")
+            .and_then(|mut s| s.query_row([id.as_bytes()], |row| row.get(0)).optional())
+            .map_err(failed)?;
+        key.map(|key| SenderKeyRow::read(&key)).transpose()
+    }
+
+    /// Records a change of a group. Its message may have a new name of the group.
+    pub(super) fn group_changed(
+        &mut self,
+        id: ConversationId,
+        seq: Seq,
+        sender: DeviceAddress,
+        message: MessageId,
+        action: &GroupAction,
+    ) -> Result<()> {
+        self.ensure_conversation(id)?;
+        let names = matches!(action, GroupAction::Create { .. } | GroupAction::Edit);
+        let condition = if names { "" } else { " AND name IS NULL" };
+        self.run(
+            &format!("UPDATE conversations SET name_from = ?2 WHERE id = ?1{condition}"),
+            params![id.as_bytes(), message.as_bytes()],
+        )?;
+        self.name_from_own(id, message)?;
+        let event = EventRow {
+            action: action.encode().to_vec(),
+            ..EventRow::of_message(EventKind::GroupChanged, id, seq, sender, message)
+        };
+        self.add_event(None, event)
+    }
+
+    /// Takes the name of a group from a message that may change it.
+    pub(super) fn name_group(
+        &mut self,
+        id: ConversationId,
+        message: MessageId,
+        content: &[u8],
+    ) -> Result<()> {
+        let Some(name) = group_name_of(content) else { return Ok(()) };
+        self.run(
+            "UPDATE conversations SET name = ?3 WHERE id = ?1 AND name_from = ?2",
+            params![id.as_bytes(), message.as_bytes(), name],
+        )
+        .map(drop)
+    }
+
+    /// Takes the name of a group from an own message, which was stored before its change was followed.
+    fn name_from_own(&mut self, id: ConversationId, message: MessageId) -> Result<()> {
+        let own = self.own.ok_or(corrupt("the store is not loaded"))?.installation;
+        let content: Option<Option<Vec<u8>>> = self
+            .db
+            .prepare_cached(
+                "SELECT content FROM messages WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3",
+            )
+            .and_then(|mut s| {
+                let key = params![own.as_bytes(), message.as_bytes(), id.as_bytes()];
+                s.query_row(key, |row| row.get(0)).optional()
+            })
+            .map_err(failed)?;
+        content.flatten().map_or(Ok(()), |content| self.name_group(id, message, &content))
+    }
+
+    /// Returns the name of a group, if this device knows it.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn group_name(&self, id: ConversationId) -> Result<Option<String>> {
+        let name: Option<Option<String>> = self
+            .db
+            .prepare_cached("SELECT name FROM conversations WHERE id = ?1")
+            .and_then(|mut s| s.query_row([id.as_bytes()], |row| row.get(0)).optional())
+            .map_err(failed)?;
+        Ok(name.flatten())
+    }
+
+    /// Returns whether a device belonged to a member in the roster that an own message was sealed for.
+    pub(super) fn may_read(&self, id: ConversationId, version: u64, device: InstallationId) -> Result<bool> {
+        let roster: Option<Vec<u8>> = self
+            .db
+            .prepare_cached(
+                "SELECT roster FROM rosters WHERE conversation = ?1 AND version <= ?2 ORDER BY version DESC LIMIT 1",
+            )
+            .and_then(|mut s| {
+                s.query_row(params![id.as_bytes(), version as i64], |row| row.get(0)).optional()
+            })
+            .map_err(failed)?;
+        let Some(roster) = roster.map(|roster| decode_roster(&roster)).transpose()? else { return Ok(false) };
+        Ok(roster.installations().any(|one| one == device))
+    }
+
+    /// Returns the content of an own message of a group for a device that requests it again.
+    pub(super) fn recall_in_group(
+        &self,
+        id: ConversationId,
+        message: MessageId,
+        asker: InstallationId,
+    ) -> Result<Option<Bytes>> {
+        let own = self.own.ok_or(corrupt("the store is not loaded"))?.installation;
+        let key = params![own.as_bytes(), message.as_bytes(), id.as_bytes()];
+        let stored: Option<(Option<Vec<u8>>, Option<i64>)> = self
+            .db
+            .prepare_cached(
+                "SELECT content, roster_version FROM messages
+                 WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3",
+            )
+            .and_then(|mut s| s.query_row(key, |row| Ok((row.get(0)?, row.get(1)?))).optional())
+            .map_err(failed)?;
+        let (content, version) = match stored {
+            Some((content, version)) => (content.unwrap_or_default(), version.unwrap_or(0) as u64),
+            None => match self.waiting(message)? {
+                Some((content, publish)) if publish.number.conversation == id => {
+                    (content, publish.group.map_or(0, |part| part.roster_version))
+                }
+                _ => return Ok(None),
+            },
+        };
+        let may_read = !content.is_empty() && self.may_read(id, version, asker)?;
+        Ok(may_read.then(|| content.into()))
+    }
+
+    /// Voids the numbers and ciphertexts of messages in the outbox.
+    pub(super) fn unsealed(
+        &mut self,
+        id: ConversationId,
+        client_seq: u64,
+        prev: MessageId,
+        messages: &[MessageId],
+    ) -> Result<()> {
+        self.run(
+            "UPDATE conversations SET client_seq = ?2, prev = ?3 WHERE id = ?1",
+            params![id.as_bytes(), client_seq as i64, prev.as_bytes()],
+        )?;
+        messages.iter().try_for_each(|message| {
+            self.run(
+                "UPDATE outbox SET publish = NULL, attempted = 1 WHERE message_id = ?1",
+                [message.as_bytes()],
+            )
+            .map(drop)
+        })
+    }
+
+    /// Returns whether a message of the outbox is made by the client itself, and not shown.
+    pub(super) fn is_silent(&self, message: MessageId) -> Result<bool> {
+        self.db
+            .prepare_cached(
+                "SELECT 1 FROM outbox WHERE message_id = ?1 AND group_id IS NOT NULL AND action IS NULL AND content = x''",
+            )
+            .and_then(|mut s| s.exists([message.as_bytes()]))
+            .map_err(failed)
+    }
+
+    /// Returns whether this device has heard of a group.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn knows_group(&self, id: ConversationId) -> Result<bool> {
+        let known = self
+            .db
+            .prepare_cached("SELECT 1 FROM conversations WHERE id = ?1")
+            .and_then(|mut s| s.exists([id.as_bytes()]))
+            .map_err(failed)?;
+        Ok(known && id.kind() == Ok(ConversationKind::Group))
+    }
+}

@@ -1,0 +1,199 @@
+//! Received messages of a group: this device applies each change of the roster as the shard did, and compares digests.
+
+use super::change::Change;
+use super::output::Output;
+use super::{Purpose, Replica};
+use crate::model::client_frame::Request;
+use crate::model::device_list::SignedDeviceList;
+use crate::model::envelope::{InboxRow, Message, RowContent};
+use crate::model::group::{GroupAction, GroupChange, GroupPart};
+use crate::model::id::ConversationId;
+use crate::model::roster::Roster;
+use crate::model::time::Instant;
+use crate::mutant::Mutant;
+
+/// Answers older than a row after which the rosters differ: a gateway may read an older state for a moment.
+const LATE_ANSWERS: u32 = 5;
+/// Milliseconds after which the roster is requested again.
+const ASK_AGAIN_MS: u64 = 1000;
+
+/// The way in which a row of a group is handled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Follow {
+    /// The roster must be fetched first.
+    Wait,
+    /// The message is for this device.
+    Open,
+    /// The sender, or this device, is no member: the message is not opened.
+    Outside,
+}
+
+impl Replica {
+    /// Follows the roster over a row. `list` has the sending device, if any list does.
+    pub(super) fn follow_roster(
+        &mut self,
+        now: Instant,
+        row: &InboxRow,
+        list: Option<&SignedDeviceList>,
+        out: &mut Vec<Output>,
+    ) -> Follow {
+        let RowContent::Message { message, .. } = &row.content else { return Follow::Open };
+        let (id, seq) = (row.conversation, row.seq);
+        let Some(part) = &message.group else { return Follow::Open };
+        let roster = &self.group(id).roster;
+        let (version, is_earlier) = (roster.version, seq <= roster.changed_at);
+        if is_earlier {
+            self.note_change(row, message, part, list);
+            return self.opens(message, part);
+        }
+        let changes = part.change.is_some() || !part.lists.is_empty();
+        let founds = part.roster_version == 1
+            && part.change.as_ref().is_some_and(|one| matches!(one.action(), GroupAction::Create { .. }));
+        // Without a change in the row, the later version is that of an own message whose answer was lost.
+        if part.roster_version == version + 1 && changes && (version > 0 || founds) {
+            return self.follow_change(now, row, message, part, list);
+        }
+        if version == 0 || part.roster_version > version {
+            return self.wait_for_roster(now, row, message, part, list, out);
+        }
+        let roster = &self.group(id).roster;
+        let (user, is_silent) = (message.sender.user, part.shared.is_empty());
+        let is_member = roster.has_device(user, message.sender.installation)
+            && (is_silent || roster.may_send(user) || Mutant::RoleIgnored.is_active());
+        if part.roster_version != version || part.digest != roster.digest || changes || !is_member {
+            self.roster_differs(id, seq);
+        }
+        if is_member { Follow::Open } else { Follow::Outside }
+    }
+
+    /// Applies the change of the roster that a row makes.
+    fn follow_change(
+        &mut self,
+        now: Instant,
+        row: &InboxRow,
+        message: &Message,
+        part: &GroupPart,
+        list: Option<&SignedDeviceList>,
+    ) -> Follow {
+        let (id, sender, own) = (row.conversation, message.sender, self.device);
+        let next = follow(&self.group(id).roster, row, message, part, list);
+        let Some(next) = next else {
+            if list.is_some() {
+                self.roster_differs(id, row.seq);
+            }
+            // Without the keys of the sender the change cannot be checked: the next row finds a later roster.
+            return Follow::Open;
+        };
+        let is_member = next.has_device(own.user, own.installation);
+        self.adopt_roster(now, id, next);
+        if let Some(change) = &part.change {
+            let action = change.action().clone();
+            self.changes.push(Change::GroupChanged(id, row.seq, sender, message.id, action));
+        }
+        if is_member { Follow::Open } else { Follow::Outside }
+    }
+
+    /// Waits for the roster that a row is for, which is later than the known one.
+    fn wait_for_roster(
+        &mut self,
+        now: Instant,
+        row: &InboxRow,
+        message: &Message,
+        part: &GroupPart,
+        list: Option<&SignedDeviceList>,
+        out: &mut Vec<Output>,
+    ) -> Follow {
+        let id = row.conversation;
+        let first = self.rows_in - self.rows.len() as u64;
+        let rows_in = self.rows_in;
+        let group = self.group(id);
+        if group.looked_up.is_none_or(|asked_after| asked_after <= first) {
+            self.request_roster(now, id, out);
+            return Follow::Wait;
+        }
+        if !group.is_hidden && group.late_answers < LATE_ANSWERS {
+            if group.asking.is_none() {
+                group.late_answers += 1;
+                group.asking = Some(rows_in);
+                self.request_at(now.after(ASK_AGAIN_MS), Request::Roster(id), Purpose::Roster(id));
+            }
+            return Follow::Wait;
+        }
+        if !group.is_hidden {
+            self.roster_differs(id, row.seq);
+        }
+        // The server shows no roster to a device that is no member any more. It was one when the row was stored.
+        self.note_change(row, message, part, list);
+        self.opens(message, part)
+    }
+
+    /// Returns whether this device may read a message that an earlier roster decided.
+    fn opens(&self, message: &Message, part: &GroupPart) -> Follow {
+        let own = self.device.user;
+        let removes = |action: &GroupAction| match action {
+            GroupAction::Leave => message.sender.user == own,
+            action => action.removed().contains(&own),
+        };
+        if part.change.as_ref().is_some_and(|change| removes(change.action())) {
+            return Follow::Outside;
+        }
+        Follow::Open
+    }
+
+    /// Reports a change that an earlier roster decided, if its sender signed it.
+    fn note_change(
+        &mut self,
+        row: &InboxRow,
+        message: &Message,
+        part: &GroupPart,
+        list: Option<&SignedDeviceList>,
+    ) {
+        if let Some(change) = &part.change
+            && is_signed(change, row.conversation, message, part, list)
+        {
+            let action = change.action().clone();
+            self.changes.push(Change::GroupChanged(
+                row.conversation,
+                row.seq,
+                message.sender,
+                message.id,
+                action,
+            ));
+        }
+    }
+}
+
+/// Returns the roster after a message, if its sender may make that change and names its digest.
+fn follow(
+    roster: &Roster,
+    row: &InboxRow,
+    message: &Message,
+    part: &GroupPart,
+    list: Option<&SignedDeviceList>,
+) -> Option<Roster> {
+    let (id, sender) = (row.conversation, message.sender);
+    let change = part.change.as_ref();
+    let may_send = match change.filter(|one| matches!(one.action(), GroupAction::Create { .. })) {
+        Some(founding) => id == ConversationId::group(sender, message.id, founding.encoded()),
+        None => roster.has_device(sender.user, sender.installation),
+    };
+    let is_signed = change.is_none_or(|change| is_signed(change, id, message, part, list));
+    if !may_send || !is_signed {
+        return None;
+    }
+    let next = roster.change(id, sender.user, change.map(GroupChange::action), &part.lists, row.seq).ok()?;
+    Some(next).filter(|next| (next.version, next.digest) == (part.roster_version, part.digest))
+}
+
+/// Whether the sending device signed a change.
+fn is_signed(
+    change: &GroupChange,
+    id: ConversationId,
+    message: &Message,
+    part: &GroupPart,
+    list: Option<&SignedDeviceList>,
+) -> bool {
+    let entry = list.and_then(|list| list.list().device(message.sender.device));
+    let entry = entry.filter(|entry| entry.installation() == message.sender.installation);
+    entry.is_some_and(|entry| change.verify(&entry.device_key, id, message.id, &part.digest).is_ok())
+}

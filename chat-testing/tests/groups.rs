@@ -1,0 +1,192 @@
+//! Groups of clients on a server in the same process: each test is one promise of their documentation.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+use chat_client::prelude::*;
+use chat_client::{GroupAction, GroupPolicy, RefusedReason, Role};
+use chat_testing::{TestServer, Unencrypted};
+
+fn suite() -> Box<dyn Suite> {
+    Box::new(Unencrypted::new())
+}
+
+/// Waits until a client learns of a change of a group that satisfies a condition.
+async fn changed(server: &TestServer, client: &Client, wanted: impl Fn(&GroupAction) -> bool) -> Event {
+    let mut events = client.events("changes").await.unwrap();
+    let is_wanted = |event: &Event| matches!(event, Event::GroupChanged { action, .. } if wanted(action));
+    let record = server.next_event(&mut events, is_wanted).await.unwrap();
+    events.handled(&record).await.unwrap();
+    record.event
+}
+
+async fn next_text(server: &TestServer, client: &Client) -> (UserId, String) {
+    loop {
+        let message = server.next_message(client).await.unwrap();
+        if let Some(text) = message.text() {
+            return (message.sender.id, text.to_owned());
+        }
+    }
+}
+
+/// Alice founds a group with Bob and Carol, who both know it.
+async fn founded() -> (TestServer, [Client; 3], ConversationId) {
+    let server = TestServer::start().await.unwrap();
+    let alice = server.client("alice").await.unwrap();
+    let bob = server.client("bob").await.unwrap();
+    let carol = server.client("carol").await.unwrap();
+    let group = alice.create_group("Hiking", &[bob.user(), carol.user()]).await.unwrap();
+    for member in [&bob, &carol] {
+        changed(&server, member, |action| matches!(action, GroupAction::Create { .. })).await;
+    }
+    (server, [alice, bob, carol], group)
+}
+
+#[tokio::test]
+async fn every_member_reads_every_message_once_in_one_order() {
+    let (server, [alice, bob, carol], group) = founded().await;
+    alice.send(group, "first").await.unwrap().stored().await.unwrap();
+    bob.send(group, "second").await.unwrap().stored().await.unwrap();
+    carol.send(group, "third").await.unwrap().stored().await.unwrap();
+    assert_eq!(next_text(&server, &bob).await, (alice.user(), "first".into()));
+    assert_eq!(next_text(&server, &bob).await, (carol.user(), "third".into()));
+    assert_eq!(next_text(&server, &carol).await, (alice.user(), "first".into()));
+    assert_eq!(next_text(&server, &carol).await, (bob.user(), "second".into()));
+    assert_eq!(next_text(&server, &alice).await, (bob.user(), "second".into()));
+    assert_eq!(next_text(&server, &alice).await, (carol.user(), "third".into()));
+    let texts = |history: Vec<Message>| -> Vec<String> {
+        history.iter().rev().filter_map(|message| message.text().map(str::to_owned)).collect()
+    };
+    let of_bob = texts(bob.history(group, None, 100).await.unwrap());
+    assert_eq!(of_bob, ["first", "second", "third"]);
+    assert_eq!(texts(alice.history(group, None, 100).await.unwrap()), of_bob);
+}
+
+#[tokio::test]
+async fn group_names_its_members_roles_and_name_on_each_device() {
+    let (server, [alice, bob, carol], group) = founded().await;
+    alice.send(group, "hello").await.unwrap();
+    next_text(&server, &bob).await;
+    let known = bob.group(group).await.unwrap();
+    assert_eq!((known.name.as_deref(), known.own_role), (Some("Hiking"), Some(Role::Member)));
+    let role = |user| known.members.iter().find(|member| member.user.id == user).unwrap().role;
+    assert_eq!(
+        [role(alice.user()), role(bob.user()), role(carol.user())],
+        [Role::Owner, Role::Member, Role::Member]
+    );
+    alice.rename_group(group, "Climbing").await.unwrap().stored().await.unwrap();
+    changed(&server, &bob, |action| *action == GroupAction::Edit).await;
+    assert_eq!(bob.group(group).await.unwrap().name.as_deref(), Some("Climbing"));
+    assert_eq!(alice.group(group).await.unwrap().name.as_deref(), Some("Climbing"));
+    let listed = bob.conversations().await.unwrap();
+    assert_eq!(listed.iter().find(|one| one.id == group).unwrap().name.as_deref(), Some("Climbing"));
+}
+
+#[tokio::test]
+async fn new_member_reads_later_messages_and_no_earlier_one() {
+    let (server, [alice, bob, _carol], group) = founded().await;
+    alice.send(group, "before").await.unwrap().stored().await.unwrap();
+    let dave = server.client("dave").await.unwrap();
+    let add = GroupAction::Add(vec![dave.user()]);
+    alice.change_group(group, add.clone()).await.unwrap().stored().await.unwrap();
+    changed(&server, &dave, |action| *action == add).await;
+    bob.send(group, "after").await.unwrap().stored().await.unwrap();
+    assert_eq!(next_text(&server, &dave).await, (bob.user(), "after".into()));
+    assert_eq!(dave.group(group).await.unwrap().name.as_deref(), Some("Hiking"));
+    let history = dave.history(group, None, 100).await.unwrap();
+    assert!(history.iter().all(|message| message.text() != Some("before")));
+    dave.send(group, "thanks").await.unwrap().stored().await.unwrap();
+    assert_eq!(next_text(&server, &alice).await, (bob.user(), "after".into()));
+    assert_eq!(next_text(&server, &alice).await, (dave.user(), "thanks".into()));
+}
+
+#[tokio::test]
+async fn removed_member_learns_of_it_and_neither_reads_nor_sends() {
+    let (server, [alice, bob, carol], group) = founded().await;
+    alice.send(group, "hello").await.unwrap().stored().await.unwrap();
+    assert_eq!(next_text(&server, &carol).await.1, "hello");
+    let remove = GroupAction::Remove { users: vec![carol.user()], ban: true };
+    alice.change_group(group, remove.clone()).await.unwrap().stored().await.unwrap();
+    let Event::GroupChanged { user, .. } = changed(&server, &carol, |action| *action == remove).await else {
+        panic!("another event");
+    };
+    assert_eq!(user.id, alice.user());
+    assert_eq!(carol.group(group).await.unwrap().own_role, None);
+    let refused = carol.send(group, "am I still here?").await.unwrap().stored().await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Denied);
+    alice.send(group, "without Carol").await.unwrap().stored().await.unwrap();
+    assert_eq!(next_text(&server, &bob).await.1, "hello");
+    assert_eq!(next_text(&server, &bob).await.1, "without Carol");
+    let history = carol.history(group, None, 100).await.unwrap();
+    assert!(history.iter().all(|message| message.text() != Some("without Carol")));
+}
+
+#[tokio::test]
+async fn member_without_the_role_changes_nothing() {
+    let (server, [alice, bob, carol], group) = founded().await;
+    let remove = GroupAction::Remove { users: vec![carol.user()], ban: false };
+    let ticket = bob.change_group(group, remove).await.unwrap();
+    assert_eq!(ticket.stored().await.unwrap_err().kind(), ErrorKind::Denied);
+    let quiet = GroupPolicy { send: Role::Admin, ..GroupPolicy::default() };
+    alice.change_group(group, GroupAction::SetPolicy(quiet)).await.unwrap().stored().await.unwrap();
+    changed(&server, &bob, |action| matches!(action, GroupAction::SetPolicy(_))).await;
+    assert_eq!(bob.send(group, "psst").await.unwrap().stored().await.unwrap_err().kind(), ErrorKind::Denied);
+    alice.change_group(group, GroupAction::SetRole(bob.user(), Role::Admin)).await.unwrap();
+    changed(&server, &bob, |action| matches!(action, GroupAction::SetRole(..))).await;
+    bob.send(group, "now").await.unwrap().stored().await.unwrap();
+    assert_eq!(next_text(&server, &carol).await, (bob.user(), "now".into()));
+}
+
+#[tokio::test]
+async fn further_devices_join_the_groups_of_their_user() {
+    let (server, [alice, bob, _carol], group) = founded().await;
+    alice.send(group, "before").await.unwrap().stored().await.unwrap();
+    let tablet = server.linked_client(&bob, "tablet", suite()).await.unwrap();
+    // Bob's first device brings the new one into the group, without a message of Bob.
+    let mut joined = false;
+    for _ in 0..200 {
+        let ticket = alice.send(group, "after").await.unwrap();
+        ticket.stored().await.unwrap();
+        joined = tablet.history(group, None, 10).await.unwrap().iter().any(|one| one.text() == Some("after"));
+        if joined {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert!(joined);
+    tablet.send(group, "from the tablet").await.unwrap().stored().await.unwrap();
+    loop {
+        let (sender, text) = next_text(&server, &alice).await;
+        if (sender, text.as_str()) == (bob.user(), "from the tablet") {
+            break;
+        }
+    }
+    let history = tablet.history(group, None, 300).await.unwrap();
+    assert!(history.iter().all(|message| message.text() != Some("before")));
+}
+
+#[tokio::test]
+async fn group_survives_a_restart_of_a_client() {
+    let (server, [alice, bob, carol], group) = founded().await;
+    alice.send(group, "one").await.unwrap().stored().await.unwrap();
+    alice.close().await;
+    bob.change_group(group, GroupAction::Leave).await.unwrap().stored().await.unwrap();
+    let alice = server.client("alice").await.unwrap();
+    changed(&server, &alice, |action| *action == GroupAction::Leave).await;
+    alice.send(group, "two").await.unwrap().stored().await.unwrap();
+    assert_eq!(next_text(&server, &carol).await.1, "one");
+    assert_eq!(next_text(&server, &carol).await.1, "two");
+    assert_eq!(carol.group(group).await.unwrap().members.len(), 2);
+}
+
+#[tokio::test]
+async fn server_with_groups_disabled_refuses_the_founding() {
+    let builder = chat_server::Server::builder().in_memory().open_registration();
+    let server = TestServer::start_with(builder).await.unwrap();
+    let alice = server.client("alice").await.unwrap();
+    let group = alice.create_group("Hiking", &[]).await.unwrap();
+    let mut events = alice.events("changes").await.unwrap();
+    let record =
+        server.next_event(&mut events, |event| matches!(event, Event::Refused { .. })).await.unwrap();
+    let Event::Refused { reason, .. } = record.event else { panic!("another event") };
+    assert_eq!(reason, RefusedReason::Unsupported);
+    assert_eq!(alice.group(group).await.unwrap_err().kind(), ErrorKind::NotFound);
+}
