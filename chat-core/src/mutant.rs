@@ -80,7 +80,7 @@ impl Mutant {
     /// The mutants that the simulator must detect. The others need conditions that a single process does not
     /// have (a stale cache of another gateway), or another rule hides them. Unit tests next to those rules
     /// detect them.
-    pub const SIMULATED: [Self; 31] = [
+    pub const SIMULATED: [Self; 35] = [
         Self::AckBeforeSync,
         Self::NoDedupe,
         Self::AnyClientSeq,
@@ -112,6 +112,10 @@ impl Mutant {
         Self::ReusedSeqIgnored,
         Self::BlockIgnored,
         Self::EarlierListIgnored,
+        Self::RoleIgnored,
+        Self::KeyEpochStays,
+        Self::SenderKeyKept,
+        Self::ListUpdateForgotten,
     ];
 }
 

@@ -7,7 +7,7 @@ use super::send::CLAIMS;
 use super::snapshot::{ConversationSnapshot, OutboxEntrySnapshot};
 use crate::model::envelope::{Publish, SendPosition};
 use crate::model::group::GroupPart;
-use crate::model::id::{ClientSeq, ConversationKind, InstallationId, MessageId, SenderKeyId, Seq, UserId};
+use crate::model::id::{ClientSeq, ConversationKind, InstallationId, MessageId, SenderKeyId, Seq};
 use crate::model::time::Instant;
 
 /// The state of a conversation on its device.
@@ -140,10 +140,9 @@ impl Entry {
         Some(part.roster_version.saturating_sub(u64::from(changes)))
     }
 
-    /// Whether the message names the newest device list of this user, or will.
-    pub(super) fn names_lists(&self, own: UserId) -> bool {
-        let names = |publish: &Publish| publish.audience.iter().any(|audience| audience.user == own);
-        !self.skip && self.publish.as_ref().is_none_or(names)
+    /// Whether this message without content will name the newest device lists. Another message may be refused.
+    pub(super) fn will_name_lists(&self) -> bool {
+        self.publish.is_none() && self.draft.content.is_empty() && self.draft.action.is_none()
     }
 
     /// Whether the entry can be sent: it is sealed or a skip.

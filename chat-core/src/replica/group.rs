@@ -156,7 +156,7 @@ impl Replica {
     pub(super) fn adopt_roster(&mut self, now: Instant, id: ConversationId, roster: Roster) {
         self.changes.push(Change::Roster(id, Box::new(roster.clone())));
         let group = self.group(id);
-        (group.roster, group.late_answers) = (roster, 0);
+        (group.roster, group.late_answers, group.is_hidden) = (roster, 0, false);
         self.update_roster(now, id);
     }
 
@@ -187,7 +187,7 @@ impl Replica {
         let member = self.roster(id).and_then(|roster| roster.member(own.user));
         let is_older = member.is_some_and(|member| member.list_version < listed);
         let known = self.conversations.get(&id);
-        let waits = known.is_some_and(|known| known.queue.iter().any(|entry| entry.names_lists(own.user)));
+        let waits = known.is_some_and(|known| known.queue.iter().any(Entry::will_name_lists));
         if is_older && !waits {
             let entry = self.empty_message(now, id);
             self.enqueue(entry);

@@ -85,7 +85,7 @@ impl Replica {
             let changes = action.is_some() || next.version != roster.version;
             let reachable = lacking.iter().filter(|device| !self.is_excluded(now, id, **device)).count();
             if !has_content && !changes && reachable == 0 {
-                // What it was queued for is done.
+                // Another message has done its work.
                 self.changes.push(Change::Skipped(entry.draft.id));
                 self.conversations.get_mut(&id)?.remove(index);
                 return None;
@@ -342,5 +342,133 @@ impl Replica {
         if had_boxes && !Mutant::StaleKeyKept.is_active() {
             self.set_sender_key(id, None);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::model::envelope::{DeviceBox, SendPosition, Subject};
+    use crate::model::group::GroupPart;
+    use crate::model::id::{DeviceAddress, DeviceId, MessageId, SenderKeyId, StoreEpoch};
+    use crate::model::message_options::MessageOptions;
+    use crate::model::roster::{GroupPolicy, Member, RosterDigest};
+    use crate::model::server_frame::{Challenge, ServerFrame, Welcome};
+    use crate::replica::{
+        ConversationSnapshot, Input, OutboxEntrySnapshot, Recipient, ReplicaSnapshot, SenderKey,
+    };
+
+    const ID: ConversationId = ConversationId::from_bytes([0x14; 17]);
+
+    fn device(n: u8) -> DeviceAddress {
+        let (user, installation) = (UserId::from_bytes([n; 16]), InstallationId::from_bytes([n; 16]));
+        DeviceAddress { user, device: DeviceId::PRIMARY, installation }
+    }
+
+    /// A device with a sealed message for version 4 of a roster. The message brings its sender key to another device.
+    fn sealed() -> Replica {
+        let member = |n| Member::new(device(n).user, 1, vec![device(n).installation]);
+        let members = vec![member(1), member(2)];
+        let roster = Roster { members, version: 4, policy: GroupPolicy::default(), ..Roster::default() };
+        let id = MessageId::from_bytes([7; 16]);
+        let number = SendPosition {
+            conversation: ID,
+            message_id: id,
+            client_seq: 3,
+            prev: MessageId::from_bytes([6; 16]),
+            incarnation: 0,
+            generation: 1,
+        };
+        let part = GroupPart {
+            roster_version: 4,
+            digest: RosterDigest::default(),
+            shared: "shared".into(),
+            control: bytes::Bytes::new(),
+            change: None,
+            lists: Vec::new(),
+        };
+        let publish = Publish {
+            number,
+            first: false,
+            audience: Vec::new(),
+            body: "body".into(),
+            boxes: vec![DeviceBox { installation: device(2).installation, data: "key".into() }],
+            excluded: Vec::new(),
+            sent_at: 0,
+            options: MessageOptions::default(),
+            group: Some(Box::new(part)),
+        };
+        let key = SenderKey {
+            id: SenderKeyId::from_bytes([8; 16]),
+            key_epoch: 0,
+            incarnation: 0,
+            first: 1,
+            made_ms: 0,
+            holders: BTreeSet::new(),
+        };
+        let known = ConversationSnapshot {
+            client_seq: 3,
+            prev: id,
+            roster,
+            sender_key: Some(key),
+            ..ConversationSnapshot::new(ID)
+        };
+        let entry = OutboxEntrySnapshot {
+            draft: Draft::new(id, Recipient::Group(ID), "text".into()),
+            publish: Some(publish),
+            skip: false,
+            attempted: false,
+            bound: false,
+        };
+        let snapshot = ReplicaSnapshot {
+            epoch: Some(StoreEpoch::from_bytes([1; 16])),
+            conversations: vec![known],
+            outbox: vec![entry],
+            ..ReplicaSnapshot::new(device(1))
+        };
+        Replica::new(Instant::from_millis(0), snapshot, 1)
+    }
+
+    /// Returns the changes of a device whose message is refused because the roster has this version.
+    fn refused_at(version: u64) -> Vec<Change> {
+        let mut replica = sealed();
+        let mut out = Vec::new();
+        let subject = Subject::Message(ID, MessageId::from_bytes([7; 16]), 3, 0);
+        let welcome = Welcome { store_epoch: StoreEpoch::from_bytes([1; 16]), ..Welcome::example() };
+        for input in [
+            Input::Tick,
+            Input::Connected,
+            Input::Frame(ServerFrame::Challenge(Challenge::example())),
+            Input::Frame(ServerFrame::Welcome(welcome)),
+            Input::Frame(ServerFrame::Refused(subject, Refusal::StaleRoster(version))),
+            Input::Flush,
+        ] {
+            replica.step(Instant::from_millis(0), input, &mut out);
+        }
+        let changes = out.into_iter().filter_map(|output| match output {
+            Output::Commit(changes, _) => Some(changes.list),
+            _ => None,
+        });
+        changes.flatten().collect()
+    }
+
+    #[test]
+    fn refused_message_gives_back_its_number_and_its_sender_key() {
+        let changes = refused_at(5);
+        let (before, id) = (MessageId::from_bytes([6; 16]), MessageId::from_bytes([7; 16]));
+        assert!(changes.contains(&Change::Unsealed(ID, 2, before, vec![id])), "{changes:?}");
+        let drops_key = |changes: &[Change]| changes.contains(&Change::SenderKey(ID, None));
+        assert!(drops_key(&changes), "a device that is no member any more may have the key");
+        #[cfg(feature = "sim")]
+        assert!(!drops_key(&Mutant::with(Some(Mutant::StaleKeyKept), || refused_at(5))), "mutant undetected");
+    }
+
+    #[test]
+    fn late_refusal_of_an_earlier_ciphertext_changes_nothing() {
+        let unseals = |changes: &[Change]| changes.iter().any(|one| matches!(one, Change::Unsealed(..)));
+        assert!(!unseals(&refused_at(4)), "the message is for this version");
+        assert!(!unseals(&refused_at(3)));
     }
 }

@@ -7,7 +7,7 @@ use super::group_suite::SimShared;
 use super::oracle::Violation;
 use crate::model::envelope::{InboxRow, Message, RowContent};
 use crate::model::group::{GroupAction, GroupPart};
-use crate::model::id::{ConversationId, DeviceAddress, InstallationId, Seq, UserId};
+use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, Seq, UserId};
 use crate::model::roster::{GroupPolicy, Role, RosterDigest};
 
 /// The members of a group after each seq.
@@ -144,6 +144,17 @@ impl<'a> GroupLog<'a> {
         self.rows.iter().find(|(at, ..)| *at == seq).is_some_and(|(.., members)| members.has(device))
     }
 
+    /// Returns the devices of a user in the group, and in the list of its primary device; `None` for other devices.
+    fn listed_devices(
+        &self,
+        device: &Device,
+    ) -> Option<(BTreeSet<InstallationId>, BTreeSet<InstallationId>)> {
+        let own = device.address();
+        let list = device.replica.as_ref()?.list(own.user).filter(|_| own.device == DeviceId::PRIMARY)?;
+        let (_, known) = self.last.by_user.get(&own.user)?;
+        Some((known.clone(), list.list().addresses().map(|one| one.installation).collect()))
+    }
+
     /// Checks the laws of the group.
     pub(super) fn check(
         &self,
@@ -175,6 +186,14 @@ impl<'a> GroupLog<'a> {
             {
                 let version = known.map(|roster| roster.version);
                 return broken("fold", format!("{own:?} has roster {version:?} of {}", self.last.version));
+            }
+            if let Some((known, listed)) = self.listed_devices(device)
+                && known != listed
+            {
+                return broken(
+                    "lists",
+                    format!("{own:?}: the group has {known:?} of its user, not {listed:?}"),
+                );
             }
             for (seq, message, part, members) in &self.rows {
                 let shown =

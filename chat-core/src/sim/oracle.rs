@@ -19,7 +19,7 @@ use crate::replica::Unreadable;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     /// `lost`, `twice`, `order`, `ghost`, `ack`, `keys`, `differs`, `integrity`, `unreadable`,
-    /// `recovered`, `blocked`, `unlinked`, `authority`, `fold`, `audience` or `stuck`.
+    /// `recovered`, `blocked`, `unlinked`, `authority`, `fold`, `audience`, `lists` or `stuck`.
     pub law: &'static str,
     /// A description with ids and seqs.
     pub how: String,
