@@ -12,6 +12,9 @@ use crate::group::{Group, GroupMember};
 use crate::platform::random;
 use crate::suite::SuiteTx as _;
 
+/// Maximum members of a founding that has the name of the group.
+const NAMED_FOUNDERS: usize = 15;
+
 impl Driver {
     /// Queues a change of a group; without a group, its founding.
     pub(super) fn change_group(
@@ -35,10 +38,30 @@ impl Driver {
             (None, GroupAction::Add(_)) => self.store.group_name(group)?,
             (name, _) => name,
         };
+        let is_large =
+            matches!(&action, GroupAction::Create { members, .. } if members.len() > NAMED_FOUNDERS);
+        let (with_action, later) = if is_large { (None, name) } else { (name, None) };
+        self.changing.push(((group, id), reply));
+        self.send_change(group, id, now, action, with_action)?;
+        if later.is_some() {
+            // More devices need the sender key than one message has boxes for, and none goes ahead of the founding.
+            let next = MessageId::new(now, random(self.owner.config.platform.as_ref())?);
+            self.send_change(group, next, now, GroupAction::Edit, later)?;
+        }
+        Ok(())
+    }
+
+    fn send_change(
+        &mut self,
+        group: ConversationId,
+        id: MessageId,
+        now: u64,
+        action: GroupAction,
+        name: Option<String>,
+    ) -> Result<()> {
         let content = name.map(|name| Bytes::from(encode_group_name(&name))).unwrap_or_default();
         let draft =
             Draft { sent_at: now, action: Some(action), ..Draft::new(id, Recipient::Group(group), content) };
-        self.changing.push(((group, id), reply));
         self.step(Input::Send(draft))
     }
 

@@ -293,7 +293,12 @@ impl LocalStore {
         let RowContent::Message { message, .. } = &row.content else {
             return Ok(());
         };
-        let content = opened.content.as_ref().ok().map(|bytes| &bytes[..]);
+        let content = match &opened.content {
+            Ok(content) => Some(&content[..]),
+            // It is not for this user: nothing is shown at its place.
+            Err(Unreadable::NotMember) => Some(&[][..]),
+            Err(_) => None,
+        };
         let unasked = opened.content.as_ref().is_err_and(|why| why.is_of_session());
         let inserted = self.run(
             "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL, ?9, ?10, NULL, ?11, NULL)",

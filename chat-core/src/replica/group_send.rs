@@ -90,7 +90,8 @@ impl Replica {
                 self.conversations.get_mut(&id)?.remove(index);
                 return None;
             }
-            if has_content && reachable > self.max_key_boxes {
+            // Nothing goes ahead of the founding.
+            if has_content && reachable > self.max_key_boxes && roster.version > 0 {
                 let ahead = self.empty_message(now, id);
                 self.conversations.get_mut(&id)?.queue.insert(index, ahead);
                 return self.prepare_group_message(now, id, index, out);

@@ -443,6 +443,10 @@ impl Replica {
             }
             refusal if refusal.is_final() => {
                 self.refuse_for_good(id, index, refusal.name());
+                if id.kind() == Ok(ConversationKind::Group) {
+                    // A message that carries keys for others is made again: not in a loop.
+                    self.count_mismatch(now, id);
+                }
                 if id.kind() == Ok(ConversationKind::Group) && refusal == Refusal::Denied {
                     // This device may be no member any more.
                     self.roster_is_behind(id);

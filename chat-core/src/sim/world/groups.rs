@@ -42,7 +42,9 @@ impl World {
         let id = MessageId::new(self.now, self.rng.bytes());
         let group = ConversationId::group(own, id, &action.encode());
         self.group = Some(group);
-        self.send_group(device, group, id, Some(action), Bytes::new());
+        let content =
+            Bytes::copy_from_slice(&id.as_bytes()[..if id.as_bytes()[15] % 2 == 0 { 16 } else { 0 }]);
+        self.send_group(device, group, id, Some(action), content);
     }
 
     pub(super) fn change_group(&mut self, device: usize) {
