@@ -513,7 +513,7 @@ impl LocalStore {
         &self,
         conversation: ConversationId,
         id: MessageId,
-        asker: InstallationId,
+        asker: DeviceAddress,
     ) -> Result<Option<Bytes>> {
         if conversation.kind() == Ok(ConversationKind::Group) {
             return self.recall_in_group(conversation, id, asker);
@@ -534,13 +534,14 @@ impl LocalStore {
             .map_err(failed)?;
         if let Some((content, audience)) = stored {
             let audience = audience.unwrap_or_default();
-            let was_in_it = audience.chunks(16).any(|installation| installation == asker.as_bytes());
+            let was_in_it =
+                audience.chunks(16).any(|installation| installation == asker.installation.as_bytes());
             // A message without content was cleared.
             return Ok(content.filter(|content| was_in_it && !content.is_empty()).map(Bytes::from));
         }
         // Other devices may receive the message before this device learns that it is stored.
         let Some((content, publish)) = self.waiting(id)? else { return Ok(None) };
-        let was_in_it = publish.boxes.iter().any(|one| one.installation == asker);
+        let was_in_it = publish.boxes.iter().any(|one| one.installation == asker.installation);
         Ok((was_in_it && publish.number.conversation == conversation).then(|| content.into()))
     }
 

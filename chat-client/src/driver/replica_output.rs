@@ -63,7 +63,7 @@ impl Driver {
                 return self.store.at_seq(conversation, seq, sender, id).map(|at| Some(Input::Compared(at)));
             }
             Output::Recall(asker, conversation, id) => {
-                let content = self.store.recall(conversation, id, asker.installation)?;
+                let content = self.store.recall(conversation, id, asker)?;
                 return Ok(Some(Input::Recalled(asker, conversation, id, content)));
             }
             Output::EndSession(peer) => {

@@ -200,7 +200,9 @@ impl LocalStore {
         let roster: Option<Vec<u8>> = self
             .db
             .prepare_cached(
-                "SELECT roster FROM rosters WHERE conversation = ?1 AND version <= ?2 ORDER BY version DESC LIMIT 1",
+                // Without one that is old enough, the first one that this device followed.
+                "SELECT roster FROM rosters WHERE conversation = ?1
+                 ORDER BY version <= ?2 DESC, abs(version - ?2) LIMIT 1",
             )
             .and_then(|mut s| {
                 s.query_row(params![id.as_bytes(), version as i64], |row| row.get(0)).optional()
@@ -215,7 +217,7 @@ impl LocalStore {
         &self,
         id: ConversationId,
         message: MessageId,
-        asker: InstallationId,
+        asker: DeviceAddress,
     ) -> Result<Option<Bytes>> {
         let own = self.own.ok_or(corrupt("the store is not loaded"))?.installation;
         let key = params![own.as_bytes(), message.as_bytes(), id.as_bytes()];
@@ -227,17 +229,19 @@ impl LocalStore {
             )
             .and_then(|mut s| s.query_row(key, |row| Ok((row.get(0)?, row.get(1)?))).optional())
             .map_err(failed)?;
-        let (content, version) = match stored {
-            Some((content, version)) => (content.unwrap_or_default(), version.unwrap_or(0) as u64),
+        let (content, version, is_named) = match stored {
+            Some((content, version)) => (content.unwrap_or_default(), version.unwrap_or(0) as u64, false),
             None => match self.waiting(message)? {
                 Some((content, publish)) if publish.number.conversation == id => {
-                    (content, publish.group.map_or(0, |part| part.roster_version))
+                    // The roster after a change that waits is not known yet.
+                    let is_named = publish.audience.iter().any(|named| named.user == asker.user);
+                    (content, publish.group.map_or(0, |part| part.roster_version), is_named)
                 }
                 _ => return Ok(None),
             },
         };
-        let may_read = !content.is_empty() && self.may_read(id, version, asker)?;
-        Ok(may_read.then(|| content.into()))
+        let may_read = is_named || self.may_read(id, version, asker.installation)?;
+        Ok((may_read && !content.is_empty()).then(|| content.into()))
     }
 
     /// Voids the numbers and ciphertexts of messages in the outbox.

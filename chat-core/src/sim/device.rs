@@ -316,7 +316,13 @@ impl Device {
             let part = waits.and_then(|publish| publish.group.as_ref());
             let version = self.store.sent_for.get(&id).copied().or(part.map(|part| part.roster_version))?;
             let known = self.store.rosters.range((conversation, 0)..=(conversation, version)).next_back();
-            if !known.is_some_and(|(_, roster)| roster.has_device(asker.user, asker.installation)) {
+            let later =
+                || self.store.rosters.range((conversation, version)..=(conversation, u64::MAX)).next();
+            let known = known.or_else(later);
+            // Of a change that waits, the roster is not known yet.
+            let is_named = waits.is_some_and(|one| one.audience.iter().any(|named| named.user == asker.user));
+            let has = known.is_some_and(|(_, roster)| roster.has_device(asker.user, asker.installation));
+            if !has && !is_named {
                 return None;
             }
         }

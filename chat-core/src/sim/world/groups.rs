@@ -36,14 +36,15 @@ impl World {
         let users = ACCOUNTS.iter().map(|account| account.lists[0].list().user);
         let mut members: Vec<UserId> = users.into_iter().filter(|user| *user != own.user).collect();
         members.truncate(self.rng.below(4) as usize);
+        let is_alone = members.is_empty();
         let policy = GroupPolicy { add: Role::Member, ..GroupPolicy::default() };
         let policy = if self.rng.chance(50) { policy } else { GroupPolicy::default() };
         let action = GroupAction::Create { members, policy };
         let id = MessageId::new(self.now, self.rng.bytes());
         let group = ConversationId::group(own, id, &action.encode());
         self.group = Some(group);
-        let content =
-            Bytes::copy_from_slice(&id.as_bytes()[..if id.as_bytes()[15] % 2 == 0 { 16 } else { 0 }]);
+        // Like clients: a founding has content only if one message has boxes for all devices.
+        let content = if is_alone { Bytes::copy_from_slice(id.as_bytes()) } else { Bytes::new() };
         self.send_group(device, group, id, Some(action), content);
     }
 
