@@ -2,8 +2,10 @@
 
 use std::time::UNIX_EPOCH;
 
-use chat_client::{Contact, Content, ErrorKind, Event, EventRecord, Message, Presence};
+use chat_client::{Contact, Content, ErrorKind, Event, EventRecord, GroupAction, Message, Presence};
 use serde_json::{Value, json};
+
+use crate::groups::{of_action, role_name};
 
 /// Returns the line of an event.
 pub(crate) fn line(record: &EventRecord) -> String {
@@ -43,6 +45,10 @@ fn value(event: &Event) -> Value {
                 value
             }
             Content::Text(_) => of_message("message", message),
+            Content::GroupName(name) => json!({
+                "event": "group_named", "from": message.sender.to_string(),
+                "conversation": message.conversation.to_hex(), "seq": message.seq, "name": name
+            }),
             _ => json!({
                 "event": "undecryptable", "from": message.sender.to_string(),
                 "conversation": message.conversation.to_hex(), "message_id": message.id.to_uuid_string(),
@@ -67,6 +73,18 @@ fn value(event: &Event) -> Value {
                 "from": user.as_ref().map(ToString::to_string), "device": device.map(chat_client::DeviceId::get),
                 "violation": violation.name(), "expected": expected, "received": received
             })
+        }
+        Event::GroupChanged { group, seq, user, action } => {
+            let (name, users) = of_action(action);
+            let users: Vec<String> = users.iter().map(|user| user.to_hex()).collect();
+            let mut value = json!({
+                "event": "group_changed", "conversation": group.to_hex(), "seq": seq, "user": user.to_string(),
+                "action": name, "user_ids": users
+            });
+            if let GroupAction::SetRole(_, role) = action {
+                value["role"] = role_name(*role).into();
+            }
+            value
         }
         Event::ServerRestored { conversation, after_seq } => {
             json!({"event": "server_restored", "conversation": conversation.to_hex(), "after_seq": after_seq})

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use chat_client::{
-    Client, ConversationId, Error, ErrorKind, EventRecord, Handle, SafetyNumber, SendRequest, Submission,
+    Client, ConversationId, Error, ErrorKind, EventRecord, GroupAction, Handle, Recipient, SafetyNumber,
+    SendRequest, Submission, UserId,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -14,6 +15,7 @@ use tokio::sync::mpsc;
 use crate::commands::ends_session;
 use crate::contacts::{Decision, newest};
 use crate::event_json::{self, error};
+use crate::groups::{GroupRole, of_group};
 use crate::output::{ExitCode, Failure, escaped};
 use crate::{Arguments, text};
 
@@ -26,7 +28,11 @@ const PENDING: usize = 1024;
 #[serde(tag = "cmd", rename_all = "snake_case")]
 enum Line {
     Send {
-        to: String,
+        #[serde(default)]
+        to: Option<String>,
+        /// A group.
+        #[serde(default)]
+        conversation: Option<String>,
         text: String,
         #[serde(rename = "ref")]
         idempotency_key: Option<String>,
@@ -68,6 +74,24 @@ enum Line {
     Contacts,
     ClearHistory {
         user: String,
+    },
+    GroupCreate {
+        name: String,
+        #[serde(default)]
+        users: Vec<String>,
+    },
+    GroupChange {
+        conversation: String,
+        action: String,
+        #[serde(default)]
+        users: Vec<String>,
+        #[serde(default)]
+        role: Option<GroupRole>,
+        #[serde(default)]
+        name: Option<String>,
+    },
+    Group {
+        conversation: String,
     },
     Report {
         user: String,
@@ -297,14 +321,18 @@ async fn carry_out(
     let failed = |why: Error| error("failed", why.what());
     let closed = || error("failed", "the output is closed");
     match line {
-        Line::Send { to, text, idempotency_key } => {
+        Line::Send { to, conversation, text, idempotency_key } => {
             let key = idempotency_key.as_deref();
-            let handle = Handle::new(&to).map_err(|_| refused(key, "unknown_user"))?;
+            let to: Recipient = match (to, conversation) {
+                (Some(to), _) => Handle::new(&to).map_err(|_| refused(key, "unknown_user"))?.into(),
+                (None, Some(id)) => ConversationId::from_hex(&id).map_err(failed)?.into(),
+                (None, None) => return Err(error("bad_line", "a user or a conversation is required")),
+            };
             let mut request = SendRequest::text(text);
             if let Some(key) = key {
                 request = request.idempotency_key(key);
             }
-            let submitted = client.submit(handle, request).await;
+            let submitted = client.submit(to, request).await;
             let submission = submitted.map_err(|why| not_queued(key, &why))?;
             pending.send(Sending { idempotency_key, submission }).await.map_err(|_| closed())
         }
@@ -358,6 +386,36 @@ async fn carry_out(
             let line = json!({"event": "history_cleared", "user": user});
             say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
         }
+        Line::GroupCreate { name, users } => {
+            let users = resolve(client, users).await?;
+            let group = client.create_group(&name, &users).await.map_err(failed)?;
+            let line = json!({"event": "group_created", "conversation": group.to_hex(), "name": name});
+            say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
+        }
+        Line::GroupChange { conversation, action, users, role, name } => {
+            let group = ConversationId::from_hex(&conversation).map_err(failed)?;
+            if action == "rename" {
+                let name = name.ok_or_else(|| error("bad_line", "a name is required"))?;
+                return client.rename_group(group, &name).await.map(drop).map_err(failed);
+            }
+            let users = resolve(client, users).await?;
+            let action = match (action.as_str(), role, &users[..]) {
+                ("add", ..) => GroupAction::Add(users),
+                ("remove", ..) => GroupAction::Remove { users, ban: false },
+                ("ban", ..) => GroupAction::Remove { users, ban: true },
+                ("unban", ..) => GroupAction::Unban(users),
+                ("leave", ..) => GroupAction::Leave,
+                ("set_role", Some(role), [user]) => GroupAction::SetRole(*user, role.role()),
+                ("set_role", ..) => return Err(error("bad_line", "a role and one user are required")),
+                _ => return Err(error("bad_line", "an unknown action")),
+            };
+            client.change_group(group, action).await.map(drop).map_err(failed)
+        }
+        Line::Group { conversation } => {
+            let group = ConversationId::from_hex(&conversation).map_err(failed)?;
+            let line = of_group(&client.group(group).await.map_err(failed)?);
+            say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
+        }
         Line::Report { user, messages, note } => {
             let id = client.resolve(&user).await.map_err(failed)?;
             let messages = newest(client, id, messages).await.map_err(failed)?;
@@ -369,6 +427,14 @@ async fn carry_out(
         Line::Reincarnate => client.reincarnate().await.map_err(failed),
         Line::Quit => Ok(()),
     }
+}
+
+async fn resolve(client: &Client, users: Vec<String>) -> Result<Vec<UserId>, String> {
+    let mut found = Vec::with_capacity(users.len());
+    for user in users {
+        found.push(client.resolve(&user).await.map_err(|why| error("failed", why.what()))?);
+    }
+    Ok(found)
 }
 
 async fn find(

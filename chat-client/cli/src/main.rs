@@ -3,6 +3,7 @@
 mod commands;
 mod contacts;
 mod event_json;
+mod groups;
 mod json;
 mod output;
 mod screen;
@@ -113,6 +114,11 @@ enum Command {
     Contact {
         #[command(subcommand)]
         command: ContactCommand,
+    },
+    /// Found, change and list groups.
+    Group {
+        #[command(subcommand)]
+        command: groups::GroupCommand,
     },
     /// Delete the messages of the conversation with a user: from this device, and from the history of this account on the
     /// server. The other user keeps them.
@@ -273,6 +279,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Some(Command::SafetyNumber { user }) => commands::safety_number(&arguments, user).await,
         Some(Command::Accept { user, number }) => commands::accept(&arguments, user, &number.concat()).await,
         Some(Command::Contact { command }) => contacts::run(&arguments, command).await,
+        Some(Command::Group { command }) => groups::run(&arguments, command).await,
         Some(Command::Report { user, messages, note }) => {
             contacts::report(&arguments, user, *messages, note).await
         }

@@ -320,6 +320,11 @@ mod tests {
           device INTEGER NOT NULL, message_id BLOB NOT NULL, content BLOB, sent_at INTEGER NOT NULL, audience BLOB,
           unasked INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
         CREATE UNIQUE INDEX messages_by_id ON messages (sender, message_id);
+        CREATE TABLE outbox (
+          n INTEGER PRIMARY KEY AUTOINCREMENT, message_id BLOB NOT NULL UNIQUE, handle TEXT, user BLOB,
+          content BLOB NOT NULL, installation BLOB, device INTEGER, bound INTEGER NOT NULL DEFAULT 0,
+          sent_at INTEGER NOT NULL, publish BLOB, void INTEGER NOT NULL DEFAULT 0,
+          attempted INTEGER NOT NULL DEFAULT 0);
         CREATE TABLE refs (ref TEXT PRIMARY KEY, message_id BLOB NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID;
         CREATE TABLE lists (user BLOB PRIMARY KEY, list BLOB NOT NULL) WITHOUT ROWID;
         CREATE TABLE handles (handle TEXT PRIMARY KEY, user BLOB NOT NULL) WITHOUT ROWID;
