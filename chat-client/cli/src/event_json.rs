@@ -2,10 +2,10 @@
 
 use std::time::UNIX_EPOCH;
 
-use chat_client::{Contact, Content, ErrorKind, Event, EventRecord, GroupAction, Message, Presence};
+use chat_client::{
+    Contact, Content, ErrorKind, Event, EventRecord, Group, GroupAction, Message, Presence, Role, UserId,
+};
 use serde_json::{Value, json};
-
-use crate::groups::{of_action, role_name};
 
 /// Returns the line of an event.
 pub(crate) fn line(record: &EventRecord) -> String {
@@ -188,4 +188,42 @@ pub(crate) fn of_history(message: &Message) -> Value {
         "message_id": message.id.to_uuid_string(), "text": message.text(),
         "sent_at": u64::try_from(sent_at).unwrap_or(u64::MAX)
     })
+}
+
+/// Returns the name of a role.
+pub(crate) const fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Member => "member",
+        Role::Admin => "admin",
+        Role::Owner => "owner",
+        _ => "unknown",
+    }
+}
+
+/// Returns a group as `chat --json` writes it.
+pub(crate) fn of_group(group: &Group) -> Value {
+    let members = group
+        .members
+        .iter()
+        .map(|member| json!({"user": member.user.to_string(), "role": role_name(member.role)}));
+    json!({
+        "event": "group", "conversation": group.id.to_hex(), "name": group.name,
+        "members": members.collect::<Vec<_>>(), "role": group.own_role.map(role_name)
+    })
+}
+
+/// Returns the name of an action, and the users that it names.
+fn of_action(action: &GroupAction) -> (&'static str, Vec<UserId>) {
+    match action {
+        GroupAction::Create { members, .. } => ("create", members.clone()),
+        GroupAction::Add(users) => ("add", users.clone()),
+        GroupAction::Remove { users, ban: false } => ("remove", users.clone()),
+        GroupAction::Remove { users, ban: true } => ("ban", users.clone()),
+        GroupAction::Leave => ("leave", Vec::new()),
+        GroupAction::SetRole(user, _) => ("set_role", vec![*user]),
+        GroupAction::SetPolicy(_) => ("set_policy", Vec::new()),
+        GroupAction::Unban(users) => ("unban", users.clone()),
+        GroupAction::Edit => ("edit", Vec::new()),
+        _ => ("unknown", Vec::new()),
+    }
 }

@@ -1,13 +1,13 @@
 //! The subcommands for groups.
 
 use chat_client::{
-    Client, Conversation, ConversationId, ConversationKind, Group, GroupAction, Role, Ticket, UserId,
+    Client, Conversation, ConversationId, ConversationKind, GroupAction, Role, Ticket, UserId,
 };
 use clap::Subcommand;
 use serde::Deserialize;
-use serde_json::{Value, json};
 
 use crate::commands::{ready, retry};
+use crate::event_json::role_name;
 use crate::output::{Failure, line, printable};
 use crate::{Arguments, text};
 
@@ -92,15 +92,6 @@ impl GroupRole {
             Self::Admin => Role::Admin,
             Self::Owner => Role::Owner,
         }
-    }
-}
-
-pub(crate) const fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Member => "member",
-        Role::Admin => "admin",
-        Role::Owner => "owner",
-        _ => "unknown",
     }
 }
 
@@ -203,32 +194,4 @@ async fn find(client: &Client, group: &str) -> Result<ConversationId, Failure> {
 
 fn shown_name(name: Option<&str>) -> String {
     name.map_or_else(|| "[no name yet]".to_owned(), printable)
-}
-
-/// Returns a group as `chat --json` writes it.
-pub(crate) fn of_group(group: &Group) -> Value {
-    let members = group
-        .members
-        .iter()
-        .map(|member| json!({"user": member.user.to_string(), "role": role_name(member.role)}));
-    json!({
-        "event": "group", "conversation": group.id.to_hex(), "name": group.name,
-        "members": members.collect::<Vec<_>>(), "role": group.own_role.map(role_name)
-    })
-}
-
-/// Returns the name of an action, and the users that it names.
-pub(crate) fn of_action(action: &GroupAction) -> (&'static str, Vec<UserId>) {
-    match action {
-        GroupAction::Create { members, .. } => ("create", members.clone()),
-        GroupAction::Add(users) => ("add", users.clone()),
-        GroupAction::Remove { users, ban: false } => ("remove", users.clone()),
-        GroupAction::Remove { users, ban: true } => ("ban", users.clone()),
-        GroupAction::Leave => ("leave", Vec::new()),
-        GroupAction::SetRole(user, _) => ("set_role", vec![*user]),
-        GroupAction::SetPolicy(_) => ("set_policy", Vec::new()),
-        GroupAction::Unban(users) => ("unban", users.clone()),
-        GroupAction::Edit => ("edit", Vec::new()),
-        _ => ("unknown", Vec::new()),
-    }
 }

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::commands::ends_session;
 use crate::contacts::{Decision, newest};
 use crate::event_json::{self, error};
-use crate::groups::{GroupRole, of_group};
+use crate::groups::GroupRole;
 use crate::output::{ExitCode, Failure, escaped};
 use crate::{Arguments, text};
 
@@ -413,7 +413,7 @@ async fn carry_out(
         }
         Line::Group { conversation } => {
             let group = ConversationId::from_hex(&conversation).map_err(failed)?;
-            let line = of_group(&client.group(group).await.map_err(failed)?);
+            let line = event_json::of_group(&client.group(group).await.map_err(failed)?);
             say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
         }
         Line::Report { user, messages, note } => {
