@@ -181,7 +181,7 @@ pub(crate) struct Settings {
     pub(crate) drain_seconds: u32,
     /// Days a message waits for a device. After that the device receives a gap instead.
     pub(crate) retention_days: u32,
-    /// The latest rules that a message may need: 2 by default, 3 enables groups, for which there is no client yet. While
+    /// The latest rules that a message may need: 2 by default, 3 enables groups. While
     /// nodes of the release before run: the rules of that release.
     pub(crate) rules: u32,
     /// Days after which the content of a message is erased from history; 0 keeps it. Not below `retention_days`.

@@ -292,6 +292,7 @@ pub(crate) const fn ends_session(event: &Event) -> bool {
 pub(crate) fn shown(content: &Content) -> String {
     match content {
         Content::Text(text) => printable(text),
+        Content::GroupName(name) => format!("[named the group {}]", printable(name)),
         content => format!("[cannot be read: {}]", unreadable_reason(content)),
     }
 }

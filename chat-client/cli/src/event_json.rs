@@ -213,7 +213,7 @@ pub(crate) fn of_group(group: &Group) -> Value {
 }
 
 /// Returns the name of an action, and the users that it names.
-fn of_action(action: &GroupAction) -> (&'static str, Vec<UserId>) {
+pub(crate) fn of_action(action: &GroupAction) -> (&'static str, Vec<UserId>) {
     match action {
         GroupAction::Create { members, .. } => ("create", members.clone()),
         GroupAction::Add(users) => ("add", users.clone()),

@@ -3,8 +3,8 @@
 mod talk;
 
 use chat_client::{
-    Client, Conversation, ConversationId, Event, GapReason, Handle, Message, MessageId, Relation, User,
-    UserId,
+    Client, Content, Conversation, ConversationId, ConversationKind, Event, GapReason, Handle, Message,
+    MessageId, Recipient, Relation, User, UserId,
 };
 use crossterm::event::{
     DisableBracketedPaste, EnableBracketedPaste, Event as Input, EventStream, KeyCode, KeyEvent,
@@ -19,11 +19,14 @@ use ratatui::widgets::{Block, List, Paragraph};
 
 use self::talk::Talk;
 use crate::contacts::{Decision, newest};
-use crate::event_json::problem;
+use crate::event_json::{of_action, problem};
 use crate::output::{Failure, printable};
 use crate::{Arguments, text};
 
 /// Number of messages that are read from the history at once.
+/// The name of a group of which this device does not know the name.
+const GROUP: &str = "[group]";
+
 const PAGE: usize = 50;
 
 /// The state of the screen.
@@ -103,8 +106,15 @@ impl Screen {
 
     /// Adds a conversation of the local store at the end of the list.
     fn add(&mut self, conversation: &Conversation) {
-        let Some(peer) = &conversation.peer else { return };
-        let mut talk = Talk::new(conversation.id, peer.id, peer.to_string());
+        let mut talk = match (&conversation.peer, &conversation.last_message) {
+            (Some(peer), _) => Talk::new(conversation.id, peer.id, peer.to_string()),
+            // A group appears with its first message.
+            (None, Some(last)) => Talk::new(conversation.id, last.sender.id, GROUP.to_owned()),
+            (None, None) => return,
+        };
+        if talk.is_group() {
+            talk.name = conversation.name.clone().unwrap_or(talk.name);
+        }
         talk.unread = conversation.unread;
         talk.relation = conversation.relation;
         self.talks.push(talk);
@@ -113,7 +123,12 @@ impl Screen {
     fn message(&mut self, message: &Message, is_new: bool) {
         let own = message.sender.to_string() == self.own;
         let peer = if own { message.recipient.as_ref().unwrap_or(&message.sender) } else { &message.sender };
-        let talk = self.talk(message.conversation, peer.id, || peer.to_string());
+        let is_group = message.conversation.kind() == Ok(ConversationKind::Group);
+        let name = || if is_group { GROUP.to_owned() } else { peer.to_string() };
+        let talk = self.talk(message.conversation, peer.id, name);
+        if let Content::GroupName(name) = message.content() {
+            talk.name.clone_from(name);
+        }
         talk.add(message.seq, message.id, message.sender.to_string(), message.content(), own);
         if message.is_request {
             talk.relation = Relation::Stranger;
@@ -137,6 +152,10 @@ impl Screen {
             Event::Disconnected => self.online = false,
             Event::Message(message) => self.message(message, true),
             Event::Recovered(message) => self.message(message, false),
+            Event::GroupChanged { group, user, action, .. } => {
+                let talk = self.talk(*group, user.id, || GROUP.to_owned());
+                talk.note(format!("{user} changed the group: {}", of_action(action).0));
+            }
             Event::Stored { message, conversation, seq, .. } => {
                 if let Some(talk) = self.find(*conversation) {
                     talk.stored(*message, *seq);
@@ -398,7 +417,8 @@ async fn enter(client: &Client, screen: &mut Screen) {
                 screen.input = input;
                 return;
             };
-            match client.send(user, content).await {
+            let to = if id.kind() == Ok(ConversationKind::Group) { Recipient::from(id) } else { user.into() };
+            match client.send(to, content).await {
                 Ok(ticket) => sent(screen, id, ticket.message(), content),
                 Err(error) => {
                     screen.note = text(error);
@@ -410,7 +430,8 @@ async fn enter(client: &Client, screen: &mut Screen) {
 }
 
 async fn decide(client: &Client, screen: &mut Screen, decision: Decision) {
-    let Some((user, name)) = screen.selected_talk().map(|talk| (talk.user, talk.name.clone())) else {
+    let talk = screen.selected_talk().filter(|talk| !talk.is_group());
+    let Some((user, name)) = talk.map(|talk| (talk.user, talk.name.clone())) else {
         screen.note = "open the chat of the user first: /to NAME".into();
         return;
     };
@@ -423,7 +444,8 @@ async fn decide(client: &Client, screen: &mut Screen, decision: Decision) {
 /// Reports the newest messages of the selected user.
 async fn report(client: &Client, screen: &mut Screen, note: &str) {
     const REPORTED: usize = 5;
-    let Some((user, name)) = screen.selected_talk().map(|talk| (talk.user, talk.name.clone())) else {
+    let talk = screen.selected_talk().filter(|talk| !talk.is_group());
+    let Some((user, name)) = talk.map(|talk| (talk.user, talk.name.clone())) else {
         screen.note = "open the chat of the user first: /to NAME".into();
         return;
     };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use chat_client::{Content, ConversationId, MessageId, Relation, UserId};
+use chat_client::{Content, ConversationId, ConversationKind, MessageId, Relation, UserId};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::event_json::unreadable_reason;
@@ -55,6 +55,7 @@ const ARCHIVED: u64 = 1 << 62;
 fn text_of(content: &Content) -> String {
     match content {
         Content::Text(text) => text.clone(),
+        Content::GroupName(name) => format!("named the group {name}"),
         content => format!("[cannot be read: {}]", unreadable_reason(content)),
     }
 }
@@ -63,9 +64,9 @@ fn text_of(content: &Content) -> String {
 #[derive(Debug)]
 pub(super) struct Talk {
     pub(super) id: ConversationId,
-    /// The other user, or the own user in the conversation of the own devices.
+    /// The other user, or the own user in the conversation of the own devices. Of a group: some member.
     pub(super) user: UserId,
-    /// The name of the other user.
+    /// The name of the other user, or of the group.
     pub(super) name: String,
     pub(super) unread: u64,
     pub(super) relation: Relation,
@@ -79,6 +80,10 @@ pub(super) struct Talk {
 }
 
 impl Talk {
+    pub(super) fn is_group(&self) -> bool {
+        self.id.kind() == Ok(ConversationKind::Group)
+    }
+
     pub(super) const fn new(id: ConversationId, user: UserId, name: String) -> Self {
         Self {
             id,
