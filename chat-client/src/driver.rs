@@ -111,7 +111,7 @@ pub(crate) struct Driver {
     tokens: u64,
     /// Replies to sends whose commit is pending.
     queued: Vec<(MessageId, Reply<Enqueued>)>,
-    /// Replies to changes of groups whose commit is pending.
+    /// Replies to changes of groups that are not durable yet.
     changing: Vec<(QueuedChange, Reply<QueuedChange>)>,
     /// A newly listed device that may not have received its link answer: its installation, its number, and
     /// the time of the listing in milliseconds since 1970.

@@ -53,8 +53,8 @@ pub enum Event {
         to_seq: u64,
         reason: GapReason,
     },
-    /// A member changed a group. All members' devices have checked that its device signed the change, and that its role
-    /// allows it.
+    /// A member changed a group, and its device signed the change. This device has checked that the role of the member
+    /// allows it, except for changes from before it knew the roster.
     GroupChanged {
         group: ConversationId,
         seq: u64,

@@ -39,7 +39,7 @@ pub struct Options {
     /// The data of the one server process is copied and later put back, with a new store epoch or without. Not with
     /// `cluster`.
     pub restored_server: bool,
-    /// Four users with two devices each have a group, whose roster changes during the schedule.
+    /// Four users with two devices each have a group. Its roster changes during the schedule.
     pub groups: bool,
     /// Print every event.
     pub trace: bool,

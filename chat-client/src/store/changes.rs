@@ -13,6 +13,7 @@ use chat_core::{
 use rusqlite::{OptionalExtension, params};
 
 use super::events::{EventKind, EventRow};
+use super::groups::IS_SILENT;
 use super::{LocalStore, changed_key, corrupt, failed, read_publish};
 use crate::event::GapReason;
 use crate::message::Content;
@@ -190,7 +191,8 @@ impl LocalStore {
                 draft.action.as_ref().map(|action| action.encode().to_vec())
             ],
         )?;
-        if self.is_silent(draft.id)? {
+        if group.is_some() && draft.action.is_none() && draft.content.is_empty() {
+            // The client made it by itself.
             return Ok(());
         }
         if device.is_some() {
@@ -228,14 +230,17 @@ impl LocalStore {
             return self.run("DELETE FROM outbox WHERE message_id = ?1", [id.as_bytes()]).map(drop);
         }
         let own = self.own.ok_or(corrupt("the store is not loaded"))?;
-        let sealed: Option<(Option<Vec<u8>>, bool)> = self
+        let sealed: Option<(Option<Vec<u8>>, bool, bool)> = self
             .db
-            .prepare_cached("SELECT publish, attempted FROM outbox WHERE message_id = ?1")
-            .and_then(|mut s| s.query_row([id.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?))).optional())
+            .prepare_cached(&format!(
+                "SELECT publish, attempted, {IS_SILENT} FROM outbox WHERE message_id = ?1"
+            ))
+            .and_then(|mut s| {
+                s.query_row([id.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()
+            })
             .map_err(failed)?;
-        let (publish, was_attempted) = sealed.unwrap_or_default();
+        let (publish, was_attempted, is_silent) = sealed.unwrap_or_default();
         let publish = publish.map(read_publish).transpose()?;
-        let is_silent = self.is_silent(id)?;
         let part = publish.as_ref().and_then(|publish| publish.group.as_ref());
         let roster_version = part.map(|part| part.roster_version as i64);
         let audience = publish.as_ref().filter(|publish| publish.group.is_none()).map(|publish| {

@@ -17,6 +17,9 @@ use super::events::{EventKind, EventRow};
 use super::{LocalStore, blob, corrupt, failed};
 use crate::content::group_name_of;
 
+/// The condition of messages of the outbox that the client made by itself.
+pub(super) const IS_SILENT: &str = "(group_id IS NOT NULL AND action IS NULL AND content = x'')";
+
 /// A sender key as it is stored.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct SenderKeyRow {
@@ -137,13 +140,19 @@ impl LocalStore {
         action: &GroupAction,
     ) -> Result<()> {
         self.ensure_conversation(id)?;
-        let names = matches!(action, GroupAction::Create { .. } | GroupAction::Edit);
-        let condition = if names { "" } else { " AND name IS NULL" };
-        self.run(
-            &format!("UPDATE conversations SET name_from = ?2 WHERE id = ?1{condition}"),
-            params![id.as_bytes(), message.as_bytes()],
-        )?;
-        self.name_from_own(id, message)?;
+        let names = match action {
+            GroupAction::Create { .. } | GroupAction::Edit => true,
+            // A new member gets the name that it could not read. It changes no known one.
+            GroupAction::Add(_) => self.group_name(id)?.is_none(),
+            _ => false,
+        };
+        if names {
+            self.run(
+                "UPDATE conversations SET name_from = ?2 WHERE id = ?1",
+                params![id.as_bytes(), message.as_bytes()],
+            )?;
+            self.name_from_own(id, message)?;
+        }
         let event = EventRow {
             action: action.encode().to_vec(),
             ..EventRow::of_message(EventKind::GroupChanged, id, seq, sender, message)
@@ -265,12 +274,10 @@ impl LocalStore {
         })
     }
 
-    /// Returns whether a message of the outbox is made by the client itself, and not shown.
+    /// Returns whether the client made a message of the outbox by itself. Such a message is not shown.
     pub(super) fn is_silent(&self, message: MessageId) -> Result<bool> {
         self.db
-            .prepare_cached(
-                "SELECT 1 FROM outbox WHERE message_id = ?1 AND group_id IS NOT NULL AND action IS NULL AND content = x''",
-            )
+            .prepare_cached(&format!("SELECT 1 FROM outbox WHERE message_id = ?1 AND {IS_SILENT}"))
             .and_then(|mut s| s.exists([message.as_bytes()]))
             .map_err(failed)
     }

@@ -195,8 +195,9 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
     let mut inbox = Vec::with_capacity(roster.members.len());
     for member in roster.members.iter().chain(removed) {
         for installation in &member.installations {
-            let left = state.roster.left(*installation);
-            let joined = left.is_none() && known.as_ref().is_some_and(|known| !known.contains(installation));
+            let is_new = known.as_ref().is_some_and(|known| !known.contains(installation));
+            let left = is_new.then(|| state.roster.left(*installation)).flatten();
+            let joined = is_new && left.is_none();
             if let Some(left) = left.filter(|left| left + 1 < seq) {
                 // It joins again: its rows have no hole.
                 let content = RowContent::Empty { reason: EmptyReason::NotMember, from: left + 1 };

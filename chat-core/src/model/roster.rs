@@ -219,7 +219,7 @@ impl Roster {
         self.former.drain(..excess);
     }
 
-    /// Returns the seq of the last row of a device whose user was a member before.
+    /// Returns the seq of the last row of a device of a former member.
     pub fn left(&self, device: InstallationId) -> Option<Seq> {
         self.former.iter().find(|(known, _)| *known == device).map(|(_, left)| *left)
     }

@@ -41,29 +41,56 @@ impl Replica {
         let (id, seq) = (row.conversation, row.seq);
         let Some(part) = &message.group else { return Follow::Open };
         let roster = &self.group(id).roster;
-        let (version, is_earlier) = (roster.version, seq <= roster.changed_at);
-        if is_earlier {
+        let version = roster.version;
+        if part.roster_version < version && seq < roster.changed_at {
             self.note_change(row, message, part, list);
             return self.opens(message, part);
         }
         let changes = part.change.is_some() || !part.lists.is_empty();
         let founds = part.roster_version == 1
             && part.change.as_ref().is_some_and(|one| matches!(one.action(), GroupAction::Create { .. }));
-        // Without a change in the row, the later version is that of an own message whose answer was lost.
+        // If the row makes no change, an own message made the later version, and its answer was lost.
         if part.roster_version == version + 1 && changes && (version > 0 || founds) {
             return self.follow_change(now, row, message, part, list);
         }
         if version == 0 || part.roster_version > version {
             return self.wait_for_roster(now, row, message, part, list, out);
         }
-        let roster = &self.group(id).roster;
-        let (user, is_silent) = (message.sender.user, part.shared.is_empty());
+        self.follow_known(row, message, part, list, changes)
+    }
+
+    /// Checks a row that is for the known roster. Without an honest server it may be for an earlier one.
+    fn follow_known(
+        &mut self,
+        row: &InboxRow,
+        message: &Message,
+        part: &GroupPart,
+        list: Option<&SignedDeviceList>,
+        changes: bool,
+    ) -> Follow {
+        let (id, seq, user) = (row.conversation, row.seq, message.sender.user);
+        let roster = &mut self.group(id).roster;
+        if (part.roster_version, part.digest) != (roster.version, roster.digest) {
+            let is_member = roster.has_device(user, message.sender.installation);
+            self.roster_differs(id, seq);
+            // A report does not hide the message of a member.
+            return if is_member { Follow::Open } else { Follow::Outside };
+        }
+        // The digest does not cover this seq, which the server named: the change is not later than a row for its version.
+        roster.changed_at = roster.changed_at.min(seq);
+        if changes {
+            // The change that this device fetched, or the same device lists as in its own message.
+            self.note_change(row, message, part, list);
+            return self.opens(message, part);
+        }
+        let is_silent = part.shared.is_empty();
         let is_member = roster.has_device(user, message.sender.installation)
             && (is_silent || roster.may_send(user) || Mutant::RoleIgnored.is_active());
-        if part.roster_version != version || part.digest != roster.digest || changes || !is_member {
-            self.roster_differs(id, seq);
+        if is_member {
+            return Follow::Open;
         }
-        if is_member { Follow::Open } else { Follow::Outside }
+        self.roster_differs(id, seq);
+        Follow::Outside
     }
 
     /// Applies the change of the roster that a row makes.

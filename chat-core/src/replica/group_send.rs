@@ -432,7 +432,7 @@ mod tests {
         Replica::new(Instant::from_millis(0), snapshot, 1)
     }
 
-    /// Returns the changes of a device whose message is refused because the roster has this version.
+    /// The server refuses the message, because the roster has this version. Returns the changes of the device.
     fn refused_at(version: u64) -> Vec<Change> {
         let mut replica = sealed();
         let mut out = Vec::new();
