@@ -224,3 +224,91 @@ fn is_signed(
     let entry = entry.filter(|entry| entry.installation() == message.sender.installation);
     entry.is_some_and(|entry| change.verify(&entry.device_key, id, message.id, &part.digest).is_ok())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::group::GroupPart;
+    use crate::model::id::{DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
+    use crate::model::message_options::MessageOptions;
+    use crate::model::roster::{Member, RosterDigest};
+    use crate::replica::{ConversationSnapshot, ReplicaSnapshot};
+
+    const ID: ConversationId = ConversationId::from_bytes([0x14; 17]);
+
+    fn device(n: u8) -> DeviceAddress {
+        let (user, installation) = (UserId::from_bytes([n; 16]), InstallationId::from_bytes([n; 16]));
+        DeviceAddress { user, device: DeviceId::PRIMARY, installation }
+    }
+
+    /// A device that fetched version 4 of a roster with the users 1 and 2. The server says that it changed at this seq.
+    fn fetched(changed_at: u64) -> Replica {
+        let member = |n| Member::new(device(n).user, 1, vec![device(n).installation]);
+        let roster = Roster {
+            members: vec![member(1), member(2)],
+            version: 4,
+            changed_at,
+            digest: digest(7),
+            ..Roster::default()
+        };
+        let known = ConversationSnapshot { roster, ..ConversationSnapshot::new(ID) };
+        let snapshot = ReplicaSnapshot { conversations: vec![known], ..ReplicaSnapshot::new(device(1)) };
+        Replica::new(Instant::from_millis(0), snapshot, 1)
+    }
+
+    fn digest(n: u8) -> RosterDigest {
+        RosterDigest::parse(&[n; 32]).unwrap()
+    }
+
+    /// Returns how the device handles a message of user `sender`, and whether it reports that the rosters differ.
+    fn follow(
+        replica: &mut Replica,
+        seq: u64,
+        sender: u8,
+        version: u64,
+        digest: RosterDigest,
+    ) -> (Follow, bool) {
+        let part = GroupPart {
+            roster_version: version,
+            digest,
+            shared: "shared".into(),
+            control: bytes::Bytes::new(),
+            change: None,
+            lists: Vec::new(),
+        };
+        let message = Message {
+            id: MessageId::from_bytes([seq as u8; 16]),
+            sender: device(sender),
+            client_seq: 1,
+            prev: MessageId::NIL,
+            incarnation: 0,
+            audience: Vec::new(),
+            body: "body".into(),
+            sent_at: 0,
+            options: MessageOptions::default(),
+            group: Some(Box::new(part)),
+        };
+        let content =
+            RowContent::Message { message: std::sync::Arc::new(message), sealed: bytes::Bytes::new() };
+        let row = InboxRow { conversation: ID, seq, time_us: seq, joined: false, content };
+        replica.changes.clear();
+        let followed = replica.follow_roster(Instant::from_millis(0), &row, None, &mut Vec::new());
+        (followed, replica.changes.iter().any(|change| matches!(change, Change::Violated(..))))
+    }
+
+    #[test]
+    fn server_does_not_switch_checks_off_with_the_seq_of_the_change() {
+        let mut replica = fetched(1 << 40);
+        assert_eq!(follow(&mut replica, 8, 2, 3, digest(6)), (Follow::Open, false), "before the change");
+        assert_eq!(follow(&mut replica, 9, 3, 4, digest(7)), (Follow::Outside, true), "no member");
+        assert_eq!(follow(&mut replica, 10, 2, 4, digest(7)), (Follow::Open, false));
+        assert_eq!(follow(&mut replica, 11, 2, 3, digest(6)), (Follow::Open, true), "for an earlier version");
+    }
+
+    #[test]
+    fn other_roster_of_the_same_version_is_reported() {
+        let mut replica = fetched(5);
+        assert_eq!(follow(&mut replica, 6, 2, 4, digest(8)), (Follow::Open, true));
+        assert_eq!(follow(&mut replica, 7, 3, 4, digest(8)), (Follow::Outside, true));
+    }
+}
