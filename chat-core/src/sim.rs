@@ -15,10 +15,12 @@ mod cluster;
 mod device;
 mod group_laws;
 mod group_suite;
+mod local_store;
 mod oracle;
 mod registry;
 mod server;
 mod store;
+mod suite;
 mod world;
 
 pub use oracle::Violation;

@@ -1,47 +1,25 @@
 //! The sender keys of the suite for tests behave like those of a real suite.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::collections::HashMap;
-
 use bytes::Bytes;
-use chat_client::suite::{DecryptResult, GroupCiphertext, Peer, Suite, SuiteTx, Table};
+use chat_client::suite::{DecryptResult, GroupCiphertext, Peer, Suite};
 use chat_core::replica::Unreadable;
-use chat_core::{ConversationId, DeviceId, InstallationId, Result, SenderKeyId};
-use chat_testing::Unencrypted;
+use chat_core::{ConversationId, DeviceId, InstallationId, SenderKeyId};
+use chat_testing::{SuiteTables, Unencrypted};
 
 const GROUP: ConversationId = ConversationId::from_bytes([0x14; 17]);
 const KEY: SenderKeyId = SenderKeyId::from_bytes([7; 16]);
 
-/// The tables of a suite, in memory.
-#[derive(Default)]
-struct Memory(HashMap<(Table, Vec<u8>), Vec<u8>>);
-
-impl SuiteTx for Memory {
-    fn get(&mut self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        Ok(self.0.get(&(table, key.to_vec())).cloned())
-    }
-    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<()> {
-        self.0.insert((table, key.to_vec()), value.to_vec());
-        Ok(())
-    }
-    fn delete(&mut self, table: Table, key: &[u8]) -> Result<()> {
-        self.0.remove(&(table, key.to_vec()));
-        Ok(())
-    }
-    fn clear(&mut self, table: Table) -> Result<()> {
-        self.0.retain(|(known, _), _| *known != table);
-        Ok(())
-    }
-    fn now_ms(&self) -> u64 {
-        0
-    }
-}
-
-fn seal(tx: &mut Memory, text: &str) -> GroupCiphertext {
+fn seal(tx: &mut SuiteTables, text: &str) -> GroupCiphertext {
     Unencrypted::new().seal_group(tx, GROUP, KEY, text.as_bytes(), true).unwrap()
 }
 
-fn open(tx: &mut Memory, group: ConversationId, from: &Peer, message: &GroupCiphertext) -> DecryptResult {
+fn open(
+    tx: &mut SuiteTables,
+    group: ConversationId,
+    from: &Peer,
+    message: &GroupCiphertext,
+) -> DecryptResult {
     Unencrypted::new().open_group(tx, group, from, &message.shared, &message.control).unwrap()
 }
 
@@ -53,10 +31,10 @@ fn group_message_opens_once_and_only_with_its_sender_key() {
         identity: Bytes::new(),
     };
     let (alice, carol, mut suite) = (peer(1), peer(3), Unencrypted::new());
-    let (mut a, mut b) = (Memory::default(), Memory::default());
+    let (mut a, mut b) = (SuiteTables::default(), SuiteTables::default());
     let (first, second) = (seal(&mut a, "first"), seal(&mut a, "second"));
     assert_eq!(open(&mut b, GROUP, &alice, &second), Err(Unreadable::NoSession));
-    let mut accept = |tx: &mut Memory, distribution: &[u8]| {
+    let mut accept = |tx: &mut SuiteTables, distribution: &[u8]| {
         suite.accept_sender_key(tx, GROUP, &alice, distribution).unwrap()
     };
     assert_eq!(accept(&mut b, &second.distribution), Ok(()));
@@ -76,5 +54,5 @@ fn group_message_opens_once_and_only_with_its_sender_key() {
     assert_eq!(accept(&mut b, &again.distribution), Err(Unreadable::Malformed));
     assert_eq!(open(&mut b, GROUP, &alice, &again), Err(Unreadable::NoSession));
     Unencrypted::new().drop_sender_key(&mut a, GROUP, KEY).unwrap();
-    assert!(a.0.is_empty());
+    assert!(a.is_empty());
 }

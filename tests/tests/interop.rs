@@ -2,7 +2,6 @@
 //! messages each way, in shuffled order: in sessions, with and without one-time prekeys, and with sender keys.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
-use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,40 +10,21 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use chat_client::suite::{Peer, PrekeyBundle, Suite, SuiteTx, Table};
+use chat_client::suite::{Peer, PrekeyBundle, Suite, SuiteTx};
 use chat_core::replica::Unreadable;
-use chat_core::{ConversationId, DeviceId, InstallationId, Result, SenderKeyId};
+use chat_core::{ConversationId, DeviceId, InstallationId, SenderKeyId};
 use chat_signal::Signal;
 use chat_signal::bundle::{OneTimePart, SignedPart};
+use chat_testing::SuiteTables;
 use chat_tests::TestRng;
 use serde_json::{Value, json};
 
 const MESSAGES: usize = 1000;
 const LIBRARY: &str = "@signalapp/libsignal-client@0.103.0";
 
-/// The tables of a suite, in memory.
-#[derive(Default)]
-struct Memory(HashMap<(Table, Vec<u8>), Vec<u8>>);
-
-impl SuiteTx for Memory {
-    fn get(&mut self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        Ok(self.0.get(&(table, key.to_vec())).cloned())
-    }
-    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<()> {
-        self.0.insert((table, key.to_vec()), value.to_vec());
-        Ok(())
-    }
-    fn delete(&mut self, table: Table, key: &[u8]) -> Result<()> {
-        self.0.remove(&(table, key.to_vec()));
-        Ok(())
-    }
-    fn clear(&mut self, table: Table) -> Result<()> {
-        self.0.retain(|(known, _), _| *known != table);
-        Ok(())
-    }
-    fn now_ms(&self) -> u64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
-    }
+/// Returns empty tables of a suite. The official library reads the system's clock.
+fn tables() -> SuiteTables {
+    SuiteTables::at(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64)
 }
 
 /// Returns the directory of the official library inside the build directory. Installs the library if it is
@@ -128,7 +108,7 @@ fn shuffle<T>(all: &mut [T]) {
 }
 
 /// Exchanges 1,000 messages each way. Each side receives them in shuffled order.
-fn exchange(node: &mut Node, suite: &mut Signal, tx: &mut Memory, peer: &Peer) {
+fn exchange(node: &mut Node, suite: &mut Signal, tx: &mut SuiteTables, peer: &Peer) {
     let mut ours: Vec<(String, Vec<u8>)> = (0..MESSAGES)
         .map(|n| {
             let text = format!("from rust {n} ✓");
@@ -157,7 +137,7 @@ fn exchange(node: &mut Node, suite: &mut Signal, tx: &mut Memory, peer: &Peer) {
 }
 
 fn rust_begins(one_time: bool) {
-    let (mut node, mut suite, mut tx) = (Node::start(), Signal::new(), Memory::default());
+    let (mut node, mut suite, mut tx) = (Node::start(), Signal::new(), tables());
     let bundle = node.ask(&json!({"cmd": "bundle", "oneTime": one_time}));
     let bytes = |name: &str| STANDARD.decode(bundle[name].as_str().unwrap()).unwrap();
     let signed = SignedPart {
@@ -189,7 +169,7 @@ fn rust_begins(one_time: bool) {
 }
 
 fn node_begins(one_time: bool) {
-    let (mut node, mut suite, mut tx) = (Node::start(), Signal::new(), Memory::default());
+    let (mut node, mut suite, mut tx) = (Node::start(), Signal::new(), tables());
     let identity = suite.identity(&mut tx).unwrap();
     let (signed, prekeys) = suite.make_prekeys(&mut tx, 1, 3).unwrap();
     let signed = SignedPart::read(&signed, tx.now_ms()).unwrap();
@@ -234,7 +214,7 @@ fn node_begins_without_a_one_time_prekey() {
 
 #[test]
 fn sender_keys_work_both_ways() {
-    let (mut node, mut suite, mut tx) = (Node::start(), Signal::new(), Memory::default());
+    let (mut node, mut suite, mut tx) = (Node::start(), Signal::new(), tables());
     let group = ConversationId::from_bytes([0x14; 17]);
     let own = SenderKeyId::from_bytes([0xa5; 16]);
     let bytes = |answer: &Value| STANDARD.decode(answer["bytes"].as_str().unwrap()).unwrap();

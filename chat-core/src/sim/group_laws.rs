@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::device::{Device, Shown};
+use super::device::Device;
 use super::group_suite::SimShared;
+use super::local_store::Shown;
 use super::oracle::Violation;
 use crate::model::envelope::{InboxRow, Message, RowContent};
 use crate::model::group::{GroupAction, GroupPart};

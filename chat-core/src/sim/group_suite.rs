@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::accounts::sign;
-use super::device::{Device, SimBox};
+use super::device::Device;
+use super::suite::SimBox;
 use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{DeviceBox, InboxRow, Message, Publish, SendPosition};
 use crate::model::group::{GroupChange, GroupPart};

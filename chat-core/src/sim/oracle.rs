@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
 use super::accounts::ACCOUNTS;
-use super::device::{Device, Shown, SimBox};
+use super::device::Device;
 use super::group_laws::GroupLog;
 use super::group_suite::SimShared;
+use super::local_store::Shown;
+use super::suite::SimBox;
 use crate::backend::{Commit, PageLimit};
 use crate::memory::Tables;
 use crate::model::envelope::{InboxRow, RowContent};
