@@ -1,4 +1,4 @@
-//! The store of a simulated device, in memory: what a commit changes, and what the device has shown.
+//! The store of a simulated device, in memory. It applies changes, and records the messages that the device has shown.
 
 use std::collections::{BTreeMap, BTreeSet};
 
