@@ -179,7 +179,7 @@ pub enum RefusedReason {
     CannotEncrypt,
     /// The change does not fit the group: for example the user is a member already.
     Invalid,
-    /// There is no such group, or this user is no member.
+    /// There is no such group, or a user that the change names is no member.
     NotFound,
     /// A reason of a later version.
     Other,
@@ -231,7 +231,7 @@ impl From<RefusedReason> for Error {
                 Self::new(ErrorKind::Invalid, "a device of the recipient has keys that cannot be used")
             }
             RefusedReason::Invalid => Self::new(ErrorKind::Invalid, "the change does not fit the group"),
-            RefusedReason::NotFound => Self::new(ErrorKind::NotFound, "there is no such group for this user"),
+            RefusedReason::NotFound => Self::new(ErrorKind::NotFound, "there is no such group, or the user is no member"),
             RefusedReason::Other => Self::new(ErrorKind::Denied, "the message was refused"),
         }
     }
