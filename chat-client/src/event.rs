@@ -231,7 +231,9 @@ impl From<RefusedReason> for Error {
                 Self::new(ErrorKind::Invalid, "a device of the recipient has keys that cannot be used")
             }
             RefusedReason::Invalid => Self::new(ErrorKind::Invalid, "the change does not fit the group"),
-            RefusedReason::NotFound => Self::new(ErrorKind::NotFound, "there is no such group, or the user is no member"),
+            RefusedReason::NotFound => {
+                Self::new(ErrorKind::NotFound, "there is no such group, or the user is no member")
+            }
             RefusedReason::Other => Self::new(ErrorKind::Denied, "the message was refused"),
         }
     }
