@@ -4,6 +4,7 @@ use chat_core::padding::{pad, unpad};
 use chat_core::replica::Unreadable;
 use prost::Message as _;
 
+use crate::invitation::{GroupInvitation, RawInvitation};
 use crate::message::Content;
 
 /// Version of the encoding.
@@ -18,22 +19,38 @@ struct RawContent {
     /// The name of the group, in a message that founds or edits a group, or adds members.
     #[prost(string, optional, tag = "3")]
     group_name: Option<String>,
+    /// An invitation of the recipient, or the link of the group in a message of that group.
+    #[prost(message, optional, tag = "4")]
+    invitation: Option<RawInvitation>,
+}
+
+impl RawContent {
+    fn encode_padded(self) -> Vec<u8> {
+        pad(Self { version: VERSION, ..self }.encode_to_vec())
+    }
 }
 
 /// Returns the encoded and padded content of a text message.
 pub(crate) fn encode_text(text: &str) -> Vec<u8> {
-    pad(RawContent { version: VERSION, text: Some(text.to_owned()), group_name: None }.encode_to_vec())
+    RawContent { text: Some(text.to_owned()), ..RawContent::default() }.encode_padded()
 }
 
-/// Returns the encoded and padded content of a message that names its group.
-pub(crate) fn encode_group_name(name: &str) -> Vec<u8> {
-    pad(RawContent { version: VERSION, text: None, group_name: Some(name.to_owned()) }.encode_to_vec())
+/// Returns the encoded and padded content of a message that tells the members of a group its name, its link, or both.
+pub(crate) fn encode_group_details(name: Option<String>, link: Option<&GroupInvitation>) -> Vec<u8> {
+    let invitation = link.map(GroupInvitation::to_raw);
+    RawContent { group_name: name, invitation, ..RawContent::default() }.encode_padded()
 }
 
-/// Returns the name of the group in padded content.
-pub(crate) fn group_name_of(content: &[u8]) -> Option<String> {
-    let raw = unpad(content).ok().and_then(|bytes| RawContent::decode(bytes).ok());
-    raw.and_then(|raw| raw.group_name)
+/// Returns the encoded and padded content of an invitation.
+pub(crate) fn encode_invitation(invitation: &GroupInvitation) -> Vec<u8> {
+    encode_group_details(None, Some(invitation))
+}
+
+/// Returns the name and the link of the group in padded content.
+pub(crate) fn group_details(content: &[u8]) -> (Option<String>, Option<GroupInvitation>) {
+    let raw = unpad(content).ok().and_then(|bytes| RawContent::decode(bytes).ok()).unwrap_or_default();
+    let invitation = raw.invitation.and_then(|raw| GroupInvitation::from_raw(raw).ok());
+    (raw.group_name, invitation)
 }
 
 impl Content {
@@ -47,6 +64,10 @@ impl Content {
         match raw {
             Some(RawContent { text: Some(text), .. }) => Self::Text(text),
             Some(RawContent { group_name: Some(name), .. }) => Self::GroupName(name),
+            Some(RawContent { invitation: Some(raw), .. }) => match GroupInvitation::from_raw(raw) {
+                Ok(invitation) => Self::Invitation(invitation),
+                Err(_) => Self::Unreadable(Unreadable::Malformed),
+            },
             Some(_) => Self::Unsupported,
             None => Self::Unreadable(Unreadable::Malformed),
         }
@@ -71,7 +92,7 @@ mod tests {
 
     #[test]
     fn content_of_a_later_version_is_unsupported() {
-        let later = pad(RawContent { version: 2, text: None, group_name: None }.encode_to_vec());
+        let later = pad(RawContent { version: 2, ..RawContent::default() }.encode_to_vec());
         assert_eq!(Content::decode(&later), Content::Unsupported);
     }
 }

@@ -12,7 +12,7 @@ mod session_token;
 mod suite_call;
 mod ticket_waiters;
 
-pub(crate) use command::{Command, Control, Token};
+pub(crate) use command::{Command, Control, GroupDetails, Token};
 pub(crate) use owner::{Opened, Owner, Start};
 
 use std::collections::{HashMap, HashSet};
@@ -113,6 +113,8 @@ pub(crate) struct Driver {
     queued: Vec<(MessageId, Reply<Enqueued>)>,
     /// Replies to changes of groups that are not durable yet.
     changing: Vec<(QueuedChange, Reply<QueuedChange>)>,
+    /// Groups to which blocked users added this user. The device leaves them.
+    unwanted_groups: Vec<ConversationId>,
     /// A newly listed device that may not have received its link answer: its installation, its number, and
     /// the time of the listing in milliseconds since 1970.
     linking: Option<(InstallationId, DeviceId, u64)>,
@@ -217,6 +219,7 @@ impl Driver {
             tokens: 0,
             queued: Vec::new(),
             changing: Vec::new(),
+            unwanted_groups: Vec::new(),
             linking,
             marked,
             excluded: HashSet::new(),

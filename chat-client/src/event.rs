@@ -181,12 +181,14 @@ pub enum RefusedReason {
     Invalid,
     /// There is no such group, or a user that the change names is no member.
     NotFound,
+    /// A user did not accept this user as a contact, and never wrote to it: invite it instead.
+    NoContact,
     /// A reason of a later version.
     Other,
 }
 
 /// The names of reasons in the local store and in `chat --json`.
-const REFUSED_REASONS: [(RefusedReason, &str); 9] = [
+const REFUSED_REASONS: [(RefusedReason, &str); 10] = [
     (RefusedReason::UnknownUser, "unknown_user"),
     (RefusedReason::IdentityChanged, "identity_changed"),
     (RefusedReason::Quota, "quota"),
@@ -196,6 +198,7 @@ const REFUSED_REASONS: [(RefusedReason, &str); 9] = [
     (RefusedReason::CannotEncrypt, "cannot_encrypt"),
     (RefusedReason::Invalid, "invalid"),
     (RefusedReason::NotFound, "not_found"),
+    (RefusedReason::NoContact, "no_contact"),
 ];
 
 impl RefusedReason {
@@ -233,6 +236,9 @@ impl From<RefusedReason> for Error {
             RefusedReason::Invalid => Self::new(ErrorKind::Invalid, "the change does not fit the group"),
             RefusedReason::NotFound => {
                 Self::new(ErrorKind::NotFound, "there is no such group, or the user is no member")
+            }
+            RefusedReason::NoContact => {
+                Self::new(ErrorKind::Denied, "the user has not accepted you as a contact: invite it instead")
             }
             RefusedReason::Other => Self::new(ErrorKind::Denied, "the message was refused"),
         }

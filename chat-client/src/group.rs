@@ -4,7 +4,11 @@ use chat_core::ConversationId;
 use chat_core::roster::{GroupPolicy, Role};
 use serde::{Deserialize, Serialize};
 
+use crate::invitation::GroupInvitation;
 use crate::message::User;
+
+/// Maximum bytes of the name of a group.
+pub(crate) const MAX_NAME: usize = 256;
 
 /// A group and its members, as this device has followed them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +25,29 @@ pub struct Group {
     pub banned: Vec<User>,
     /// The role of this user; `None` if it is no member.
     pub own_role: Option<Role>,
+    /// Users that are no members yet: they were invited, or ask to join.
+    pub pending: Vec<PendingMember>,
+    /// The link with which users join. Its secret is missing if no message with it has reached this device.
+    pub link: Option<GroupJoinLink>,
+}
+
+/// The link of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct GroupJoinLink {
+    /// An admin approves each user that joins with the link, by adding it.
+    pub needs_approval: bool,
+    /// The URL that lets users join; `None` if this device does not know its secret.
+    pub invitation: Option<GroupInvitation>,
+}
+
+/// A user that is no member of a group yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct PendingMember {
+    pub user: User,
+    /// The member that invited the user; `None` if the user asks to join.
+    pub invited_by: Option<User>,
 }
 
 /// A member of a group.

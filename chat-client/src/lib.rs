@@ -24,6 +24,8 @@ mod event;
 #[cfg(feature = "client")]
 mod group;
 #[cfg(feature = "client")]
+mod invitation;
+#[cfg(feature = "client")]
 mod linking;
 #[cfg(feature = "client")]
 mod message;
@@ -55,7 +57,9 @@ pub use conversation::Conversation;
 #[cfg(feature = "client")]
 pub use event::{Event, EventRecord, GapReason, Presence, RefusedReason};
 #[cfg(feature = "client")]
-pub use group::{Group, GroupMember};
+pub use group::{Group, GroupJoinLink, GroupMember, PendingMember};
+#[cfg(feature = "client")]
+pub use invitation::GroupInvitation;
 #[cfg(feature = "client")]
 pub use linking::LinkCode;
 #[cfg(all(feature = "client", any(fuzzing, test)))]

@@ -7,6 +7,8 @@ use chat_core::replica::Unreadable;
 use chat_core::{ConversationId, DeviceId, Handle, MessageId, UserId};
 use serde::{Deserialize, Serialize};
 
+use crate::invitation::GroupInvitation;
+
 /// A user, with the handle if this device has resolved it. `Display` writes the handle, or the id in hexadecimal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -62,6 +64,9 @@ pub enum Content {
     Text(String),
     /// The name of the group that the message belongs to.
     GroupName(String),
+    /// In a direct conversation: an invitation of this user to a group, with [`Client::join_group`](crate::Client::join_group).
+    /// In a group: the link of the group, of which all members know the secret.
+    Invitation(GroupInvitation),
     /// The message cannot be read on this device. A readable copy may follow as
     /// [`Event::Recovered`](crate::Event::Recovered).
     Unreadable(Unreadable),

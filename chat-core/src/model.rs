@@ -10,6 +10,7 @@ pub mod device_list;
 pub mod envelope;
 pub mod error;
 pub mod group;
+pub mod group_link;
 pub mod id;
 pub mod limits;
 pub mod message_options;

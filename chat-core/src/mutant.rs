@@ -66,6 +66,10 @@ pub enum Mutant {
     ActivityShownToAll,
     /// A roster is changed by a member whose role does not allow it.
     RoleIgnored,
+    /// A user joins a group without an invitation or the link.
+    JoinUnchecked,
+    /// A gateway lets a user add users to a group that do not know it.
+    StrangerAdded,
     /// The key epoch of a group does not rise when a member or a device is removed.
     KeyEpochStays,
     /// A device encrypts with a sender key of an earlier key epoch.
@@ -80,7 +84,7 @@ impl Mutant {
     /// The mutants that the simulator must detect. The others need conditions that a single process does not
     /// have (a stale cache of another gateway), or another rule hides them. Unit tests next to those rules
     /// detect them.
-    pub const SIMULATED: [Self; 35] = [
+    pub const SIMULATED: [Self; 37] = [
         Self::AckBeforeSync,
         Self::NoDedupe,
         Self::AnyClientSeq,
@@ -113,6 +117,8 @@ impl Mutant {
         Self::BlockIgnored,
         Self::EarlierListIgnored,
         Self::RoleIgnored,
+        Self::JoinUnchecked,
+        Self::StrangerAdded,
         Self::KeyEpochStays,
         Self::SenderKeyKept,
         Self::ListUpdateForgotten,

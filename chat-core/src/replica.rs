@@ -381,7 +381,12 @@ impl Replica {
             Input::Frame(frame) => self.frame(now, frame, out),
             Input::Send(draft) => {
                 self.changes.push(Change::Queued(draft.clone()));
+                let outside = self.acts_outside(&draft);
                 self.enqueue(Entry::from_draft(draft));
+                if let Some(group) = outside {
+                    // The invitation may be newer than the roster that this device has.
+                    self.roster_is_behind(group);
+                }
             }
             Input::Read(read) => self.read(read, out),
             Input::Typing(conversation) => self.send_if_online(ClientFrame::Typing(conversation), out),

@@ -181,7 +181,7 @@ pub(crate) struct Settings {
     pub(crate) drain_seconds: u32,
     /// Days a message waits for a device. After that the device receives a gap instead.
     pub(crate) retention_days: u32,
-    /// The latest rules that a message may need: 2 by default, 3 enables groups. While
+    /// The latest rules that a message may need: 3 by default, 2 disables groups. While
     /// nodes of the release before run: the rules of that release.
     pub(crate) rules: u32,
     /// Days after which the content of a message is erased from history; 0 keeps it. Not below `retention_days`.
@@ -258,7 +258,7 @@ impl Default for Settings {
             accept_rate: 500,
             drain_seconds: 60,
             retention_days: 30,
-            rules: Rules::OPTIONS.0,
+            rules: Rules::GROUPS.0,
             history_retention_days: 0,
             // At `warn`, the driver would log every warning of Cassandra with its statement.
             log: "info,scylla=error".into(),

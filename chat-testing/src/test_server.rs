@@ -5,7 +5,6 @@ use chat_client::platform::Dialer;
 use chat_client::{
     Client, ClientConfig, Error, ErrorKind, Event, EventRecord, Events, Message, Profile, Result, Suite,
 };
-use chat_core::backend::Rules;
 use chat_server::{Server, ServerBuilder, ServerError};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
@@ -34,7 +33,7 @@ impl TestServer {
     /// # Errors
     /// `Unavailable` if the server cannot be started.
     pub async fn start() -> Result<Self> {
-        Self::start_with(Server::builder().in_memory().open_registration().rules(Rules::GROUPS)).await
+        Self::start_with(Server::builder().in_memory().open_registration()).await
     }
 
     /// Starts a configured server, for example with a manual clock:
@@ -162,5 +161,20 @@ impl TestServer {
             }
         }
         Err(Error::new(ErrorKind::Closed, "the client was closed before a message arrived"))
+    }
+
+    /// Makes a user a contact of others: each of them writes to it. So it can add them to groups without an invitation. It
+    /// must have no other messages that [`next_message`](Self::next_message) has not returned.
+    ///
+    /// # Errors
+    /// `Closed` if a client is closed, or the error of its local store.
+    pub async fn make_contact(&self, client: &Client, of: &[Client]) -> Result<()> {
+        for other in of {
+            other.send(client.user(), "hello").await?;
+        }
+        for _ in of {
+            self.next_message(client).await?;
+        }
+        Ok(())
     }
 }

@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 use chat_client::prelude::*;
-use chat_client::{GroupAction, GroupPolicy, RefusedReason, Role};
+use chat_client::{GroupAction, GroupInvitation, GroupPolicy, RefusedReason, Role};
+use chat_core::backend::Rules;
 use chat_testing::{TestServer, Unencrypted};
 
 fn suite() -> Box<dyn Suite> {
@@ -33,6 +34,7 @@ async fn founded() -> (TestServer, [Client; 3], ConversationId) {
     let alice = server.client("alice").await.unwrap();
     let bob = server.client("bob").await.unwrap();
     let carol = server.client("carol").await.unwrap();
+    server.make_contact(&alice, &[bob.clone(), carol.clone()]).await.unwrap();
     let group = alice.create_group("Hiking", &[bob.user(), carol.user()]).await.unwrap();
     for member in [&bob, &carol] {
         changed(&server, member, |action| matches!(action, GroupAction::Create { .. })).await;
@@ -85,6 +87,7 @@ async fn new_member_reads_later_messages_and_no_earlier_one() {
     let (server, [alice, bob, _carol], group) = founded().await;
     alice.send(group, "before").await.unwrap().stored().await.unwrap();
     let dave = server.client("dave").await.unwrap();
+    server.make_contact(&alice, &[dave.clone()]).await.unwrap();
     let add = GroupAction::Add(vec![dave.user()]);
     alice.change_group(group, add.clone()).await.unwrap().stored().await.unwrap();
     changed(&server, &dave, |action| *action == add).await;
@@ -179,7 +182,7 @@ async fn group_survives_a_restart_of_a_client() {
 
 #[tokio::test]
 async fn server_with_groups_disabled_refuses_the_founding() {
-    let builder = chat_server::Server::builder().in_memory().open_registration();
+    let builder = chat_server::Server::builder().in_memory().open_registration().rules(Rules::OPTIONS);
     let server = TestServer::start_with(builder).await.unwrap();
     let alice = server.client("alice").await.unwrap();
     let group = alice.create_group("Hiking", &[]).await.unwrap();
@@ -189,4 +192,127 @@ async fn server_with_groups_disabled_refuses_the_founding() {
     let Event::Refused { reason, .. } = record.event else { panic!("another event") };
     assert_eq!(reason, RefusedReason::Unsupported);
     assert_eq!(alice.group(group).await.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+/// Returns the next invitation in the direct conversations of a client.
+async fn next_invitation(server: &TestServer, client: &Client) -> (UserId, GroupInvitation) {
+    loop {
+        let message = server.next_message(client).await.unwrap();
+        if let Content::Invitation(invitation) = message.content() {
+            return (message.sender.id, invitation.clone());
+        }
+    }
+}
+
+#[tokio::test]
+async fn user_that_is_no_contact_is_invited_and_gets_nothing_until_it_joins() {
+    let (server, [alice, bob, _carol], group) = founded().await;
+    let dave = server.client("dave").await.unwrap();
+    let add = GroupAction::Add(vec![dave.user()]);
+    alice.change_group(group, add).await.unwrap().stored().await.unwrap();
+    let (from, invitation) = next_invitation(&server, &dave).await;
+    assert_eq!((from, invitation.group(), invitation.name()), (alice.user(), group, Some("Hiking")));
+    let known = alice.group(group).await.unwrap();
+    let pending: Vec<_> = known.pending.iter().map(|one| (one.user.id, one.invited_by.clone())).collect();
+    assert_eq!((known.members.len(), pending.len()), (3, 1));
+    assert_eq!((pending[0].0, pending[0].1.as_ref().unwrap().id), (dave.user(), alice.user()));
+    bob.send(group, "before").await.unwrap().stored().await.unwrap();
+    assert!(dave.conversations().await.unwrap().iter().all(|one| one.id != group));
+
+    dave.join_group(&invitation).await.unwrap().stored().await.unwrap();
+    let known = dave.group(group).await.unwrap();
+    assert_eq!((known.name.as_deref(), known.own_role), (Some("Hiking"), Some(Role::Member)));
+    changed(&server, &bob, |action| *action == GroupAction::Join(None)).await;
+    bob.send(group, "after").await.unwrap().stored().await.unwrap();
+    assert_eq!(next_text(&server, &dave).await, (bob.user(), "after".into()));
+    dave.send(group, "thanks").await.unwrap().stored().await.unwrap();
+    assert_eq!(next_text(&server, &bob).await.1, "thanks");
+    let history = dave.history(group, None, 100).await.unwrap();
+    assert!(history.iter().all(|message| message.text() != Some("before")));
+    assert!(dave.conversations().await.unwrap().iter().any(|one| one.id == group));
+}
+
+#[tokio::test]
+async fn group_of_strangers_is_founded_with_invitations() {
+    let server = TestServer::start().await.unwrap();
+    let [alice, bob, carol] =
+        [server.client("alice").await, server.client("bob").await, server.client("carol").await]
+            .map(Result::unwrap);
+    server.make_contact(&alice, &[bob.clone()]).await.unwrap();
+    let group = alice.create_group("Hiking", &[bob.user(), carol.user()]).await.unwrap();
+    changed(&server, &bob, |action| matches!(action, GroupAction::Create { .. })).await;
+    let (_, invitation) = next_invitation(&server, &carol).await;
+    carol.change_group(group, GroupAction::Leave).await.unwrap().stored().await.unwrap();
+    let refused = carol.join_group(&invitation).await.unwrap().stored().await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::NotFound, "she declined");
+    assert_eq!(alice.group(group).await.unwrap().pending.len(), 0);
+    assert!(carol.conversations().await.unwrap().iter().all(|one| one.id != group), "it is not listed");
+    let bad = GroupInvitation::new(ConversationId::from_bytes([0x14; 17]), None, None).unwrap();
+    let refused = carol.join_group(&bad).await.unwrap().stored().await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::NotFound, "there is no such group");
+}
+
+#[tokio::test]
+async fn invitation_that_is_taken_back_lets_nobody_in() {
+    let (server, [alice, _bob, carol], group) = founded().await;
+    let dave = server.client("dave").await.unwrap();
+    let invite = GroupAction::Invite(vec![dave.user()]);
+    alice.change_group(group, invite.clone()).await.unwrap().stored().await.unwrap();
+    let (_, invitation) = next_invitation(&server, &dave).await;
+    let refused = carol.change_group(group, invite).await.unwrap().stored().await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Denied, "a member invites nobody by default");
+    let remove = GroupAction::Remove { users: vec![dave.user()], ban: false };
+    alice.change_group(group, remove).await.unwrap().stored().await.unwrap();
+    let refused = dave.join_group(&invitation).await.unwrap().stored().await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn link_lets_users_join_until_it_is_replaced() {
+    let (server, [alice, bob, _carol], group) = founded().await;
+    let [dave, erin] = [server.client("dave").await, server.client("erin").await].map(Result::unwrap);
+    let denied = bob.create_group_link(group, false).await.unwrap().1.stored().await;
+    assert_eq!(denied.unwrap_err().kind(), ErrorKind::Denied, "Bob is no admin");
+    let (link, ticket) = alice.create_group_link(group, false).await.unwrap();
+    ticket.stored().await.unwrap();
+    let url = link.to_url("https://chat.example.org/join");
+    dave.join_group(&url.parse().unwrap()).await.unwrap().stored().await.unwrap();
+    let known = dave.group(group).await.unwrap();
+    assert_eq!((known.name.as_deref(), known.members.len()), (Some("Hiking"), 4));
+    assert_eq!(known.link.unwrap().invitation.as_ref(), Some(&link), "a member can pass it on");
+    changed(&server, &bob, |action| matches!(action, GroupAction::Join(Some(_)))).await;
+    assert_eq!(bob.group(group).await.unwrap().link.unwrap().invitation, Some(link.clone()));
+    bob.send(group, "welcome").await.unwrap().stored().await.unwrap();
+    assert_eq!(next_text(&server, &dave).await.1, "welcome");
+
+    let (closed, ticket) = alice.create_group_link(group, true).await.unwrap();
+    ticket.stored().await.unwrap();
+    let refused = erin.join_group(&link).await.unwrap().stored().await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::NotFound, "the link was replaced");
+    erin.join_group(&closed).await.unwrap().stored().await.unwrap();
+    assert_eq!(erin.group(group).await.unwrap().own_role, None);
+    let refused = erin.send(group, "let me in").await.unwrap().stored().await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Denied);
+    changed(&server, &alice, |action| matches!(action, GroupAction::Join(Some(_)))).await;
+    changed(&server, &alice, |action| matches!(action, GroupAction::Join(Some(_)))).await;
+    let pending = alice.group(group).await.unwrap().pending;
+    assert_eq!((pending.len(), pending[0].user.id, &pending[0].invited_by), (1, erin.user(), &None));
+    let add = GroupAction::Add(vec![erin.user()]);
+    alice.change_group(group, add.clone()).await.unwrap().stored().await.unwrap();
+    changed(&server, &erin, |action| *action == add).await;
+    assert_eq!(erin.group(group).await.unwrap().members.len(), 5);
+    bob.send(group, "welcome, Erin").await.unwrap().stored().await.unwrap();
+    assert_eq!(next_text(&server, &erin).await.1, "welcome, Erin");
+}
+
+#[tokio::test]
+async fn user_leaves_a_group_to_which_a_blocked_user_added_it() {
+    let (server, [alice, bob, carol], group) = founded().await;
+    let dave = server.client("dave").await.unwrap();
+    server.make_contact(&alice, &[dave.clone()]).await.unwrap();
+    dave.block(alice.user()).await.unwrap();
+    let add = GroupAction::Add(vec![dave.user()]);
+    alice.change_group(group, add).await.unwrap().stored().await.unwrap();
+    changed(&server, &carol, |action| *action == GroupAction::Leave).await;
+    assert_eq!(bob.group(group).await.unwrap().members.len(), 3);
 }

@@ -82,6 +82,7 @@ fn command(n: u64) -> Command {
         recipients: Vec::new(),
         full: Vec::new(),
         withheld: Vec::new(),
+        strangers: Vec::new(),
         verdict: None,
         reply: None,
         rules: Rules::CURRENT,

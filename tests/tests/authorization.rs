@@ -230,7 +230,7 @@ fn each_cell_of_the_matrix_has_its_outcome() {
     let clear = request(Request::ClearHistory { conversation, through: 1 });
     cells += row(&world, "clear the history of the conversation", clear, [unauthorized, missing, &Allowed]);
     // A conversation that is no group looks like a group of others. The tests of the engine cover those of a member.
-    let roster = request(Request::Roster(conversation));
+    let roster = request(Request::Roster(conversation, None));
     cells += row(&world, "read the roster of a group of others", roster, [unauthorized, missing, missing]);
     let block = request(Request::ChangeContact(world.bob.device.user, ContactChange::Unblock));
     cells +=

@@ -206,7 +206,7 @@ fn frames(user: &User) -> Vec<ClientFrame> {
         Request::Claim(user.device.user, vec![installation, other]),
         Request::History { conversation: own, before: 5, limit: 10 },
         Request::ClearHistory { conversation: own, through: 1 },
-        Request::Roster(own),
+        Request::Roster(own, None),
         Request::Cursors,
         Request::Offer(Bytes::from(vec![3; 16])),
         Request::LinkAnswer(Bytes::from(vec![3; 16]), Bytes::from_static(b"answer")),

@@ -98,7 +98,7 @@ impl Device {
                 }
                 if let Some(event) = process.next(Duration::from_millis(50)) {
                     lives -= 1;
-                    self.handle(&event, progress);
+                    self.handle(&event, group, progress);
                 }
             }
             if lives == 0 {
@@ -108,13 +108,17 @@ impl Device {
         }
     }
 
-    fn handle(&mut self, event: &serde_json::Value, progress: &AtomicU64) {
+    fn handle(&mut self, event: &serde_json::Value, group: &str, progress: &AtomicU64) {
         if let Some(n) = event["n"].as_u64() {
             // An event that a killed process wrote comes again, with its number.
             if n <= self.handled {
                 return;
             }
             self.handled = n;
+        }
+        if event["conversation"].as_str().is_some_and(|conversation| conversation != group) {
+            // The greetings before the founding.
+            return;
         }
         let seq = event["seq"].as_u64().unwrap_or(0);
         match event["event"].as_str().unwrap() {
@@ -155,9 +159,7 @@ impl Device {
 fn group_of_sixteen_devices_shows_each_line_once_in_one_order() {
     let (total, wanted_kills) = (number("GROUP_LINES", 960), number("GROUP_KILLS", 10) as u64);
     let dir = tempfile::tempdir().unwrap();
-    let settings = dir.path().join("settings.toml");
-    std::fs::write(&settings, "rules = 3\n").unwrap();
-    let server = Mutex::new(Server::start_with(dir.path(), &["--config", settings.to_str().unwrap()]));
+    let server = Mutex::new(Server::start(dir.path()));
     let url = server.lock().unwrap().url();
     let (of_each, mut devices) = (total / (2 * USERS), Vec::new());
     let total = of_each * 2 * USERS;
@@ -177,6 +179,14 @@ fn group_of_sixteen_devices_shows_each_line_once_in_one_order() {
     }
     let others: Vec<String> = (1..USERS).map(|user| format!("user{user}")).collect();
     let others: Vec<&str> = others.iter().map(String::as_str).collect();
+    for user in 1..USERS {
+        // A user adds only its contacts without an invitation.
+        let sent = command(&devices[2 * user].profile, &url, &["send", "user0", "hello"]);
+        assert!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr));
+    }
+    let mut process = CliProcess::start(&devices[0].profile, &url, Some(0));
+    (1..USERS).for_each(|_| drop(process.wait("message")));
+    process.finish();
     let founded = command(&devices[0].profile, &url, &[&["group", "create", "Crew"], &others[..]].concat());
     assert!(founded.status.success(), "{}", String::from_utf8_lossy(&founded.stderr));
     let group = String::from_utf8(founded.stdout).unwrap().trim().to_owned();

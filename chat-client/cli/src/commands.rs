@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use chat_client::{
-    Client, Content, DeviceId, Error, ErrorKind, Event, Events, Handle, LinkCode, SafetyNumber, Status,
-    Ticket,
+    Client, Content, DeviceId, Error, ErrorKind, Event, Events, GroupInvitation, Handle, LinkCode,
+    SafetyNumber, Status, Ticket,
 };
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -288,11 +288,23 @@ pub(crate) const fn ends_session(event: &Event) -> bool {
     matches!(event, Event::TokenRequired | Event::UpdateRequired)
 }
 
+/// Returns a description of an invitation, or of the link of a group.
+pub(crate) fn invitation_text(invitation: &GroupInvitation) -> String {
+    match (invitation.secret(), invitation.name()) {
+        (Some(_), _) => format!("made the link {invitation}"),
+        (None, Some(name)) => {
+            format!("invites you to the group {}, {}", printable(name), invitation.group().to_hex())
+        }
+        (None, None) => format!("invites you to the group {}", invitation.group().to_hex()),
+    }
+}
+
 /// Returns the content of a message for a line of the terminal.
 pub(crate) fn shown(content: &Content) -> String {
     match content {
         Content::Text(text) => printable(text),
         Content::GroupName(name) => format!("[named the group {}]", printable(name)),
+        Content::Invitation(invitation) => format!("[{}]", invitation_text(invitation)),
         content => format!("[cannot be read: {}]", unreadable_reason(content)),
     }
 }

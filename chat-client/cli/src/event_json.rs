@@ -3,7 +3,8 @@
 use std::time::UNIX_EPOCH;
 
 use chat_client::{
-    Contact, Content, ErrorKind, Event, EventRecord, Group, GroupAction, Message, Presence, Role, UserId,
+    Contact, Content, ErrorKind, Event, EventRecord, Group, GroupAction, GroupJoinLink, GroupPolicy, Message,
+    Presence, Role, UserId,
 };
 use serde_json::{Value, json};
 
@@ -49,6 +50,15 @@ fn value(event: &Event) -> Value {
                 "event": "group_named", "from": message.sender.to_string(),
                 "conversation": message.conversation.to_hex(), "seq": message.seq, "name": name
             }),
+            Content::Invitation(invitation) => {
+                let is_link = message.conversation == invitation.group();
+                json!({
+                    "event": if is_link { "group_link" } else { "group_invitation" },
+                    "from": message.sender.to_string(), "conversation": message.conversation.to_hex(),
+                    "seq": message.seq, "group": invitation.group().to_hex(), "name": invitation.name(),
+                    "invitation": invitation.to_string()
+                })
+            }
             _ => json!({
                 "event": "undecryptable", "from": message.sender.to_string(),
                 "conversation": message.conversation.to_hex(), "message_id": message.id.to_uuid_string(),
@@ -206,10 +216,25 @@ pub(crate) fn of_group(group: &Group) -> Value {
         .members
         .iter()
         .map(|member| json!({"user": member.user.to_string(), "role": role_name(member.role)}));
+    let pending = group.pending.iter().map(|pending| {
+        let invited_by = pending.invited_by.as_ref().map(ToString::to_string);
+        json!({"user": pending.user.to_string(), "invited_by": invited_by})
+    });
     json!({
         "event": "group", "conversation": group.id.to_hex(), "name": group.name,
-        "members": members.collect::<Vec<_>>(), "role": group.own_role.map(role_name)
+        "members": members.collect::<Vec<_>>(), "role": group.own_role.map(role_name),
+        "pending": pending.collect::<Vec<_>>(), "link": group.link.as_ref().map(of_link),
+        "policy": of_policy(group.policy)
     })
+}
+
+fn of_link(link: &GroupJoinLink) -> Value {
+    let invitation = link.invitation.as_ref().map(ToString::to_string);
+    json!({"invitation": invitation, "needs_approval": link.needs_approval})
+}
+
+fn of_policy(policy: GroupPolicy) -> Value {
+    json!({"send": role_name(policy.send), "add": role_name(policy.add), "edit": role_name(policy.edit)})
 }
 
 /// Returns the name of an action, and the users that it names.
@@ -224,6 +249,10 @@ pub(crate) fn of_action(action: &GroupAction) -> (&'static str, Vec<UserId>) {
         GroupAction::SetPolicy(_) => ("set_policy", Vec::new()),
         GroupAction::Unban(users) => ("unban", users.clone()),
         GroupAction::Edit => ("edit", Vec::new()),
+        GroupAction::Invite(users) => ("invite", users.clone()),
+        GroupAction::Join(_) => ("join", Vec::new()),
+        GroupAction::SetLink(Some(_)) => ("set_link", Vec::new()),
+        GroupAction::SetLink(None) => ("remove_link", Vec::new()),
         _ => ("unknown", Vec::new()),
     }
 }

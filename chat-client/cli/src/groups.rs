@@ -1,7 +1,8 @@
 //! The subcommands for groups.
 
 use chat_client::{
-    Client, Conversation, ConversationId, ConversationKind, GroupAction, Role, Ticket, UserId,
+    Client, Conversation, ConversationId, ConversationKind, GroupAction, GroupInvitation, GroupJoinLink,
+    GroupPolicy, Role, Ticket, UserId,
 };
 use clap::Subcommand;
 use serde::Deserialize;
@@ -15,7 +16,7 @@ use crate::{Arguments, text};
 pub(crate) enum GroupCommand {
     /// List the groups of this account.
     List,
-    /// Found a group. Prints its id.
+    /// Found a group. Prints its id. Users that never wrote to you are invited.
     Create {
         /// The name of the group.
         name: String,
@@ -34,7 +35,7 @@ pub(crate) enum GroupCommand {
         /// The text.
         text: String,
     },
-    /// Add users.
+    /// Add users. Those that never wrote to you are invited.
     Add {
         /// The name or the id of the group.
         group: String,
@@ -69,10 +70,59 @@ pub(crate) enum GroupCommand {
         /// The new name.
         name: String,
     },
-    /// Leave a group.
+    /// Invite users: each is a member once it joins.
+    Invite {
+        /// The name or the id of the group.
+        group: String,
+        /// The handles of the users.
+        #[arg(required = true)]
+        users: Vec<String>,
+    },
+    /// Join a group, with a link, or with the id of a group that you were invited to.
+    Join {
+        /// The link of the group, or its id.
+        invitation: String,
+    },
+    /// Leave a group, or decline an invitation to it.
     Leave {
         /// The name or the id of the group.
         group: String,
+    },
+    /// Print the link of a group. Makes one if there is none.
+    Link {
+        /// The name or the id of the group.
+        group: String,
+        /// Make a new link, so that the old one is not valid any more.
+        #[arg(long)]
+        new: bool,
+        /// Make a new link with which users only ask to join: an admin adds each of them.
+        #[arg(long)]
+        approval: bool,
+        /// Remove the link.
+        #[arg(long, conflicts_with_all = ["new", "approval"])]
+        remove: bool,
+    },
+    /// Let banned users join again.
+    Unban {
+        /// The name or the id of the group.
+        group: String,
+        /// The handles of the users.
+        #[arg(required = true)]
+        users: Vec<String>,
+    },
+    /// Change what roles may do. Without options it prints the policy.
+    Policy {
+        /// The name or the id of the group.
+        group: String,
+        /// The lowest role that sends messages.
+        #[arg(long)]
+        send: Option<GroupRole>,
+        /// The lowest role that adds members.
+        #[arg(long)]
+        add: Option<GroupRole>,
+        /// The lowest role that changes the name.
+        #[arg(long)]
+        edit: Option<GroupRole>,
     },
 }
 
@@ -92,6 +142,20 @@ impl GroupRole {
             Self::Admin => Role::Admin,
             Self::Owner => Role::Owner,
         }
+    }
+}
+
+/// A policy, as `chat --json` reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct Policy {
+    send: GroupRole,
+    add: GroupRole,
+    edit: GroupRole,
+}
+
+impl Policy {
+    pub(crate) const fn policy(self) -> GroupPolicy {
+        GroupPolicy { send: self.send.role(), add: self.add.role(), edit: self.edit.role() }
     }
 }
 
@@ -128,7 +192,13 @@ async fn execute(client: &Client, command: &GroupCommand) -> Result<(), Failure>
             for member in &group.members {
                 line(format!("{} {}", member.user, role_name(member.role)))?;
             }
-            Ok(())
+            for pending in &group.pending {
+                line(match &pending.invited_by {
+                    Some(by) => format!("{} invited by {by}", pending.user),
+                    None => format!("{} asks to join", pending.user),
+                })?;
+            }
+            group.link.iter().try_for_each(show_link)
         }
         GroupCommand::Send { group, text: content } => {
             let group = find(client, group).await?;
@@ -151,12 +221,69 @@ async fn execute(client: &Client, command: &GroupCommand) -> Result<(), Failure>
             stored(client.rename_group(group, name).await.map_err(text)?).await
         }
         GroupCommand::Leave { group } => change(client, group, GroupAction::Leave).await,
+        GroupCommand::Invite { group, users } => {
+            let invite = GroupAction::Invite(resolve(client, users).await?);
+            change(client, group, invite).await
+        }
+        GroupCommand::Join { invitation } => join(client, invitation).await,
+        GroupCommand::Link { group, remove: true, .. } => {
+            change(client, group, GroupAction::SetLink(None)).await
+        }
+        GroupCommand::Link { group, new, approval, .. } => {
+            let id = find(client, group).await?;
+            let known = client.group(id).await.map_err(text)?.link.filter(|_| !new && !approval);
+            if let Some(link) = known {
+                return show_link(&link);
+            }
+            let (link, ticket) = client.create_group_link(id, *approval).await.map_err(text)?;
+            stored(ticket).await?;
+            line(link)
+        }
+        GroupCommand::Unban { group, users } => {
+            let unban = GroupAction::Unban(resolve(client, users).await?);
+            change(client, group, unban).await
+        }
+        GroupCommand::Policy { group, send, add, edit } => {
+            let id = find(client, group).await?;
+            let mut policy = client.group(id).await.map_err(text)?.policy;
+            if send.or(*add).or(*edit).is_none() {
+                let names = [policy.send, policy.add, policy.edit].map(role_name);
+                return line(format!("send {}, add {}, edit {}", names[0], names[1], names[2]));
+            }
+            policy.send = send.map_or(policy.send, GroupRole::role);
+            policy.add = add.map_or(policy.add, GroupRole::role);
+            policy.edit = edit.map_or(policy.edit, GroupRole::role);
+            change(client, group, GroupAction::SetPolicy(policy)).await
+        }
     }
 }
 
 async fn change(client: &Client, group: &str, action: GroupAction) -> Result<(), Failure> {
     let group = find(client, group).await?;
-    stored(client.change_group(group, action).await.map_err(text)?).await
+    stored(client.change_group(group, action).await.map_err(text)?).await?;
+    // Invitations are messages of their own.
+    client.drained().await.map_err(text)?;
+    Ok(())
+}
+
+async fn join(client: &Client, invitation: &str) -> Result<(), Failure> {
+    let invitation = match ConversationId::from_hex(invitation) {
+        Ok(group) => GroupInvitation::new(group, None, None).map_err(text)?,
+        Err(_) => invitation.parse().map_err(text)?,
+    };
+    stored(client.join_group(&invitation).await.map_err(text)?).await?;
+    let group = client.group(invitation.group()).await.map_err(text)?;
+    if group.own_role.is_none() {
+        return line("an admin has to approve that you join");
+    }
+    line(group.id.to_hex())
+}
+
+fn show_link(link: &GroupJoinLink) -> Result<(), Failure> {
+    match &link.invitation {
+        Some(invitation) => line(invitation),
+        None => line("[this device does not know the link: an admin can make a new one]"),
+    }
 }
 
 async fn stored(ticket: Ticket) -> Result<(), Failure> {

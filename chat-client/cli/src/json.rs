@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use chat_client::{
-    Client, ConversationId, Error, ErrorKind, EventRecord, GroupAction, Handle, Recipient, SafetyNumber,
-    SendRequest, Submission, UserId,
+    Client, ConversationId, Error, ErrorKind, EventRecord, GroupAction, GroupInvitation, Handle, Recipient,
+    SafetyNumber, SendRequest, Submission, UserId,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::commands::ends_session;
 use crate::contacts::{Decision, newest};
 use crate::event_json::{self, error};
-use crate::groups::GroupRole;
+use crate::groups::{GroupRole, Policy};
 use crate::output::{ExitCode, Failure, escaped};
 use crate::{Arguments, text};
 
@@ -89,6 +89,16 @@ enum Line {
         role: Option<GroupRole>,
         #[serde(default)]
         name: Option<String>,
+        #[serde(default)]
+        policy: Option<Policy>,
+    },
+    GroupJoin {
+        invitation: String,
+    },
+    GroupLink {
+        conversation: String,
+        #[serde(default)]
+        needs_approval: bool,
     },
     Group {
         conversation: String,
@@ -392,7 +402,22 @@ async fn carry_out(
             let line = json!({"event": "group_created", "conversation": group.to_hex(), "name": name});
             say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
         }
-        Line::GroupChange { conversation, action, users, role, name } => {
+        Line::GroupJoin { invitation } => {
+            let invitation: GroupInvitation = match ConversationId::from_hex(&invitation) {
+                Ok(group) => GroupInvitation::new(group, None, None).map_err(failed)?,
+                Err(_) => invitation.parse().map_err(failed)?,
+            };
+            client.join_group(&invitation).await.map(drop).map_err(failed)
+        }
+        Line::GroupLink { conversation, needs_approval } => {
+            let group = ConversationId::from_hex(&conversation).map_err(failed)?;
+            let (link, _) = client.create_group_link(group, needs_approval).await.map_err(failed)?;
+            let line = json!({
+                "event": "group_link_created", "conversation": conversation, "invitation": link.to_string()
+            });
+            say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
+        }
+        Line::GroupChange { conversation, action, users, role, name, policy } => {
             let group = ConversationId::from_hex(&conversation).map_err(failed)?;
             if action == "rename" {
                 let name = name.ok_or_else(|| error("bad_line", "a name is required"))?;
@@ -401,6 +426,12 @@ async fn carry_out(
             let users = resolve(client, users).await?;
             let action = match (action.as_str(), role, &users[..]) {
                 ("add", ..) => GroupAction::Add(users),
+                ("invite", ..) => GroupAction::Invite(users),
+                ("remove_link", ..) => GroupAction::SetLink(None),
+                ("set_policy", ..) => match policy {
+                    Some(policy) => GroupAction::SetPolicy(policy.policy()),
+                    None => return Err(error("bad_line", "a policy is required")),
+                },
                 ("remove", ..) => GroupAction::Remove { users, ban: false },
                 ("ban", ..) => GroupAction::Remove { users, ban: true },
                 ("unban", ..) => GroupAction::Unban(users),

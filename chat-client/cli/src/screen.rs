@@ -51,6 +51,8 @@ enum Entered<'a> {
     To(&'a str),
     Decide(Decision),
     Report(&'a str),
+    /// Join a group: with a link, or by the newest invitation in the open conversation.
+    Join(Option<&'a str>),
     UnknownCommand(&'a str),
     Text(&'a str),
 }
@@ -66,8 +68,10 @@ impl<'a> Entered<'a> {
             Some("block") => Self::Decide(Decision::Block),
             Some("unblock") => Self::Decide(Decision::Unblock),
             Some("report") => Self::Report(""),
+            Some("join") => Self::Join(None),
             Some(command) => match command.split_once(' ') {
                 Some(("to", name)) => Self::To(name.trim()),
+                Some(("join", link)) => Self::Join(Some(link.trim())),
                 Some(("report", note)) => Self::Report(note.trim()),
                 _ => Self::UnknownCommand(command.split(' ').next().unwrap_or_default()),
             },
@@ -407,6 +411,7 @@ async fn enter(client: &Client, screen: &mut Screen) {
         Entered::To(name) => open_talk(client, screen, name).await,
         Entered::Decide(decision) => decide(client, screen, decision).await,
         Entered::Report(note) => report(client, screen, note).await,
+        Entered::Join(link) => screen.note = join(client, screen, link).await.unwrap_or_else(text),
         Entered::UnknownCommand(name) => {
             screen.note = format!("unknown command /{name}; a text may begin with //");
             screen.input = input;
@@ -439,6 +444,19 @@ async fn decide(client: &Client, screen: &mut Screen, decision: Decision) {
         Ok(()) => format!("{} {name}", decision.done()),
         Err(error) => text(error),
     };
+}
+
+/// Queues that this user joins a group. Returns the line to show.
+async fn join(client: &Client, screen: &Screen, link: Option<&str>) -> chat_client::Result<String> {
+    let invitation = match link {
+        Some(link) => Some(link.parse()?),
+        None => screen.selected_talk().and_then(Talk::invitation),
+    };
+    let Some(invitation) = invitation else {
+        return Ok("there is no invitation in this conversation; /join LINK uses a link".into());
+    };
+    client.join_group(&invitation).await?;
+    Ok("joining the group: it appears with its first message".into())
 }
 
 /// Reports the newest messages of the selected user.
@@ -534,6 +552,8 @@ mod tests {
         assert_eq!(Entered::read("  "), Entered::Nothing);
         assert_eq!(Entered::read("/to Bob "), Entered::To("Bob"));
         assert_eq!(Entered::read("/tp bob"), Entered::UnknownCommand("tp"));
+        assert_eq!(Entered::read("/join"), Entered::Join(None));
+        assert_eq!(Entered::read("/join chat:join#x "), Entered::Join(Some("chat:join#x")));
         assert_eq!(Entered::read("/to"), Entered::UnknownCommand("to"));
         assert_eq!(Entered::read("//shrug"), Entered::Text("/shrug"));
         assert_eq!(Entered::read(" hi "), Entered::Text(" hi "));

@@ -1,15 +1,13 @@
 //! Groups: founding, members, roles and names.
 
-use chat_core::group::GroupAction;
+use chat_core::group::{GroupAction, GroupLink};
 use chat_core::roster::GroupPolicy;
 use chat_core::{ConversationId, Error, ErrorKind, Result, UserId};
 
 use super::{Client, Ticket};
-use crate::driver::Command;
-use crate::group::Group;
-
-/// Maximum bytes of the name of a group.
-const MAX_NAME: usize = 256;
+use crate::driver::{Command, GroupDetails};
+use crate::group::{Group, MAX_NAME};
+use crate::invitation::GroupInvitation;
 
 fn check_name(name: &str) -> Result<()> {
     if name.is_empty() || name.len() > MAX_NAME {
@@ -19,10 +17,11 @@ fn check_name(name: &str) -> Result<()> {
 }
 
 impl Client {
-    /// Founds a group with these members; this user is its owner. Returns its id once the founding is durably in the
+    /// Founds a group with these users; this user is its owner. Returns its id once the founding is durably in the
     /// outbox: [`send`](Self::send) takes the id at once. The name is encrypted; the server sees the members.
     ///
-    /// The members are not asked. All devices of a group together are at most 256.
+    /// Users of which this user is a contact are members at once: they have written to it, or accepted it. All others are invited, each with a direct message that
+    /// has a [`Content::Invitation`](crate::Content::Invitation). All devices of the members together are at most 256.
     ///
     /// # Errors
     /// `Invalid` unless the name has 1 to 256 bytes. `Closed`, or the error of the local store. If the server refuses the
@@ -31,24 +30,70 @@ impl Client {
         check_name(name)?;
         let members = members.iter().copied().filter(|user| *user != self.user()).collect();
         let action = GroupAction::Create { members, policy: GroupPolicy::default() };
-        let name = Some(name.to_owned());
+        let details = GroupDetails { name: Some(name.to_owned()), link: None };
         let (group, _) =
-            self.request(|reply| Command::ChangeGroup { group: None, action, name, reply }).await?;
+            self.request(|reply| Command::ChangeGroup { group: None, action, details, reply }).await?;
         Ok(group)
     }
 
     /// Changes a group: its members, a role, or what roles may do. Returns the ticket of the change. The change is refused if
     /// the role of this user does not allow it at the time when the server stores it.
     ///
+    /// `Add` makes members of users of which this user is a contact, and of users that ask to join. It invites all others like
+    /// [`create_group`](Self::create_group). `Leave` also declines an invitation.
+    ///
     /// # Errors
-    /// `NotFound` if this device does not know the group, `Invalid` for `Create` and `Edit`, which
-    /// [`create_group`](Self::create_group) and [`rename_group`](Self::rename_group) make. `Closed`, or the error of the
-    /// local store.
+    /// `NotFound` if this device does not know the group, `Invalid` for the actions that have methods of their own:
+    /// [`create_group`](Self::create_group), [`rename_group`](Self::rename_group), [`join_group`](Self::join_group) and
+    /// [`create_group_link`](Self::create_group_link). `Closed`, or the error of the local store.
     pub async fn change_group(&self, group: ConversationId, action: GroupAction) -> Result<Ticket> {
-        if matches!(action, GroupAction::Create { .. } | GroupAction::Edit) {
-            return Err(Error::new(ErrorKind::Invalid, "found and rename a group with their own methods"));
+        let has_method = match action {
+            GroupAction::Create { .. } | GroupAction::Edit | GroupAction::Join(_) => true,
+            GroupAction::SetLink(link) => link.is_some(),
+            _ => false,
+        };
+        if has_method {
+            return Err(Error::new(ErrorKind::Invalid, "this change of a group has a method of its own"));
         }
-        self.submit_change(group, action, None).await
+        self.submit_change(group, action, GroupDetails::default()).await
+    }
+
+    /// Joins a group to which this user was invited, or of which it has the link. Returns the ticket of the change: the
+    /// user is a member once it is stored, or, if the link needs approval, asks to join.
+    ///
+    /// The ticket is refused with [`NotFound`](crate::RefusedReason::NotFound) if there is no such group, or the invitation
+    /// or link is not valid any more.
+    ///
+    /// # Errors
+    /// `Closed`, or the error of the local store.
+    pub async fn join_group(&self, invitation: &GroupInvitation) -> Result<Ticket> {
+        let proof = invitation.secret().map(|secret| secret.prove(invitation.group(), self.user()));
+        let name = invitation.name().map(str::to_owned);
+        let details = GroupDetails { name, link: invitation.secret().cloned() };
+        self.submit_change(invitation.group(), GroupAction::Join(proof), details).await
+    }
+
+    /// Makes a link with which users join a group, and replaces the one before. With `needs_approval` each of them asks to
+    /// join, and an admin adds or removes it. The members learn the link, the server does not. Returns the link and the
+    /// ticket of the change, which is refused unless this user is an admin.
+    ///
+    /// [`change_group`](Self::change_group) with `SetLink(None)` removes the link.
+    ///
+    /// # Errors
+    /// `NotFound` if this device does not know the group. `Closed`, or the error of the local store or of the random number
+    /// generator.
+    pub async fn create_group_link(
+        &self,
+        group: ConversationId,
+        needs_approval: bool,
+    ) -> Result<(GroupInvitation, Ticket)> {
+        let name = self.group(group).await?.name;
+        let secret = self.request(Command::LinkSecret).await?;
+        let link = GroupLink { key: secret.key(), approval: needs_approval };
+        let invitation = GroupInvitation::new(group, name, Some(secret.clone()))?;
+        let details = GroupDetails { name: None, link: Some(secret) };
+        let ticket = self.submit_change(group, GroupAction::SetLink(Some(link)), details).await?;
+        Ok((invitation, ticket))
     }
 
     /// Changes the name of a group. Returns the ticket of the change.
@@ -57,17 +102,19 @@ impl Client {
     /// `Invalid` unless the name has 1 to 256 bytes, and the errors of [`change_group`](Self::change_group).
     pub async fn rename_group(&self, group: ConversationId, name: &str) -> Result<Ticket> {
         check_name(name)?;
-        self.submit_change(group, GroupAction::Edit, Some(name.to_owned())).await
+        let details = GroupDetails { name: Some(name.to_owned()), link: None };
+        self.submit_change(group, GroupAction::Edit, details).await
     }
 
     async fn submit_change(
         &self,
         group: ConversationId,
         action: GroupAction,
-        name: Option<String>,
+        details: GroupDetails,
     ) -> Result<Ticket> {
         let group = Some(group);
-        let (_, message) = self.request(|reply| Command::ChangeGroup { group, action, name, reply }).await?;
+        let (_, message) =
+            self.request(|reply| Command::ChangeGroup { group, action, details, reply }).await?;
         Ok(Ticket { client: self.clone(), message, repeated: false })
     }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use chat_core::contact::ContactChange;
 use chat_core::device_list::SignedDeviceList;
-use chat_core::group::GroupAction;
+use chat_core::group::{GroupAction, LinkSecret};
 use chat_core::{ConversationId, DeviceId, Handle, MessageId, Result, Seq, UserId};
 use tokio::sync::oneshot;
 
@@ -89,13 +89,24 @@ pub(crate) enum Command {
     ChangeGroup {
         group: Option<ConversationId>,
         action: GroupAction,
-        name: Option<String>,
+        details: GroupDetails,
         reply: Reply<(ConversationId, MessageId)>,
     },
     Group(ConversationId, Reply<Group>),
+    /// Makes the secret of a group's link.
+    LinkSecret(Reply<LinkSecret>),
     DeleteAccount(Reply<()>),
     SetToken(Token, Reply<()>),
     Reincarnate(Reply<()>),
+}
+
+/// The part of a change of a group that the server does not see.
+#[derive(Debug, Default)]
+pub(crate) struct GroupDetails {
+    /// The name of the group.
+    pub name: Option<String>,
+    /// The secret of its link.
+    pub link: Option<LinkSecret>,
 }
 
 /// A login token, which `Debug` does not print.

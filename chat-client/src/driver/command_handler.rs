@@ -2,6 +2,7 @@
 
 use chat_core::device_list::{DeviceEntry, SignedDeviceList};
 use chat_core::envelope::{AckUpTo, Refusal};
+use chat_core::group::LinkSecret;
 use chat_core::replica::{self, Draft, Input};
 use chat_core::wire::{FirstPrekeys, Request, Response};
 use chat_core::{ConversationKind, DeviceId, Error, ErrorKind, InstallationId, MessageId, Result, UserId};
@@ -116,8 +117,12 @@ impl Driver {
                 let request = Request::ClearHistory { conversation, through };
                 self.request(request, Waiting::Cleared(conversation, through, reply))?;
             }
-            Command::ChangeGroup { group, action, name, reply } => {
-                self.change_group(group, action, name, reply)?;
+            Command::ChangeGroup { group, action, details, reply } => {
+                self.change_group(group, action, details, reply)?;
+            }
+            Command::LinkSecret(reply) => {
+                let secret = random(self.owner.config.platform.as_ref()).map(LinkSecret::from_bytes);
+                let _ = reply.send(secret);
             }
             Command::Group(id, reply) => {
                 let _ = reply.send(self.group(id));

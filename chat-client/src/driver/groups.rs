@@ -3,12 +3,13 @@
 use bytes::Bytes;
 use chat_core::group::GroupAction;
 use chat_core::replica::{Change, Changes, Draft, Input, Recipient};
-use chat_core::{ConversationId, Error, ErrorKind, MessageId, Result};
+use chat_core::{ConversationId, DeviceId, Error, ErrorKind, MessageId, Result, UserId};
 
-use super::command::Reply;
+use super::command::{GroupDetails, Reply};
 use super::{Driver, QueuedChange};
-use crate::content::encode_group_name;
-use crate::group::{Group, GroupMember};
+use crate::content::{encode_group_details, encode_invitation};
+use crate::group::{Group, GroupJoinLink, GroupMember, PendingMember};
+use crate::invitation::GroupInvitation;
 use crate::platform::random;
 use crate::suite::SuiteTx as _;
 
@@ -21,48 +22,147 @@ impl Driver {
         &mut self,
         group: Option<ConversationId>,
         action: GroupAction,
-        name: Option<String>,
+        details: GroupDetails,
         reply: Reply<QueuedChange>,
     ) -> Result<()> {
+        let may_be_unknown = matches!(action, GroupAction::Join(_) | GroupAction::Leave);
         if let Some(group) = group
+            && !may_be_unknown
             && !self.store.knows_group(group)?
         {
             let _ = reply.send(Err(unknown_group()));
             return Ok(());
         }
-        let now = self.store.now_ms();
-        let id = MessageId::new(now, random(self.owner.config.platform.as_ref())?);
+        let (action, strangers) = self.split_off_strangers(group, action)?;
+        let id = self.new_message_id()?;
         let group = group.unwrap_or_else(|| ConversationId::group(self.account.device, id, &action.encode()));
-        // A new member cannot read the message that had the name.
-        let name = match (name, &action) {
-            (None, GroupAction::Add(_)) => self.store.group_name(group)?,
-            (name, _) => name,
-        };
-        let is_large =
-            matches!(&action, GroupAction::Create { members, .. } if members.len() > NAMED_FOUNDERS);
-        let (with_action, later) = if is_large { (None, name) } else { (name, None) };
         self.changing.push(((group, id), reply));
-        self.send_change(group, id, now, action, with_action)?;
-        if later.is_some() {
+        let mut name = details.name.clone();
+        match &action {
+            // A new member cannot read the messages that had the details.
+            GroupAction::Add(_) => {
+                let details = GroupDetails {
+                    name: self.store.group_name(group)?,
+                    link: self.store.link_secret(group)?,
+                };
+                name.clone_from(&details.name);
+                self.send_change(group, id, action, details)?;
+            }
+            GroupAction::Join(_) => {
+                self.store.begin_to_join(group, details.name.as_deref(), details.link.as_ref())?;
+                self.send_change(group, id, action, GroupDetails::default())?;
+            }
             // More devices need the sender key than one message has boxes for, and none goes ahead of the founding.
-            let next = MessageId::new(now, random(self.owner.config.platform.as_ref())?);
-            self.send_change(group, next, now, GroupAction::Edit, later)?;
+            GroupAction::Create { members, .. } if members.len() > NAMED_FOUNDERS => {
+                self.send_change(group, id, action, GroupDetails::default())?;
+                let next = self.new_message_id()?;
+                self.send_change(group, next, GroupAction::Edit, details)?;
+            }
+            GroupAction::Invite(users) => {
+                let users = users.clone();
+                name = self.store.group_name(group)?;
+                self.send_change(group, id, action, details)?;
+                self.send_invitations(group, name.clone(), &users)?;
+            }
+            _ => self.send_change(group, id, action, details)?,
+        }
+        if strangers.is_empty() {
+            return Ok(());
+        }
+        let next = self.new_message_id()?;
+        self.send_change(group, next, GroupAction::Invite(strangers.clone()), GroupDetails::default())?;
+        self.send_invitations(group, name, &strangers)
+    }
+
+    /// Takes the users out of an action that can only be invited, because they do not know this user. If they are all users
+    /// of an addition, it becomes an invitation.
+    fn split_off_strangers(
+        &self,
+        group: Option<ConversationId>,
+        action: GroupAction,
+    ) -> Result<(GroupAction, Vec<UserId>)> {
+        let roster = group.and_then(|group| self.replica.roster(group));
+        let (mut known, mut strangers) = (Vec::new(), Vec::new());
+        for user in action.added() {
+            let asks = roster.is_some_and(|roster| roster.asks_to_join(*user));
+            let is_known = asks || self.store.is_contact_of(*user)?;
+            (if is_known { &mut known } else { &mut strangers }).push(*user);
+        }
+        Ok(match action {
+            GroupAction::Create { policy, .. } => (GroupAction::Create { members: known, policy }, strangers),
+            GroupAction::Add(_) if known.is_empty() => (GroupAction::Invite(strangers), Vec::new()),
+            GroupAction::Add(_) => (GroupAction::Add(known), strangers),
+            action => (action, Vec::new()),
+        })
+    }
+
+    /// Sends each of these users the invitation in a direct message.
+    fn send_invitations(
+        &mut self,
+        group: ConversationId,
+        name: Option<String>,
+        users: &[UserId],
+    ) -> Result<()> {
+        let content = Bytes::from(encode_invitation(&GroupInvitation::new(group, name, None)?));
+        for user in users {
+            let draft = Draft {
+                sent_at: self.store.now_ms(),
+                ..Draft::new(self.new_message_id()?, Recipient::User(*user), content.clone())
+            };
+            self.step(Input::Send(draft))?;
         }
         Ok(())
+    }
+
+    fn new_message_id(&self) -> Result<MessageId> {
+        Ok(MessageId::new(self.store.now_ms(), random(self.owner.config.platform.as_ref())?))
     }
 
     fn send_change(
         &mut self,
         group: ConversationId,
         id: MessageId,
-        now: u64,
         action: GroupAction,
-        name: Option<String>,
+        details: GroupDetails,
     ) -> Result<()> {
-        let content = name.map(|name| Bytes::from(encode_group_name(&name))).unwrap_or_default();
-        let draft =
-            Draft { sent_at: now, action: Some(action), ..Draft::new(id, Recipient::Group(group), content) };
+        let link = details.link.map(|secret| {
+            let name = details.name.clone();
+            GroupInvitation::new(group, name, Some(secret))
+        });
+        let link = link.transpose()?;
+        let has_details = link.is_some() || details.name.is_some();
+        let content = has_details.then(|| Bytes::from(encode_group_details(details.name, link.as_ref())));
+        let draft = Draft {
+            sent_at: self.store.now_ms(),
+            action: Some(action),
+            ..Draft::new(id, Recipient::Group(group), content.unwrap_or_default())
+        };
         self.step(Input::Send(draft))
+    }
+
+    /// Notes the groups to which a blocked user added this user. The server does not refuse it, because the blocked user
+    /// would notice.
+    pub(super) fn note_unwanted_groups(&mut self, changes: &Changes) -> Result<()> {
+        let own = self.account.device;
+        for change in &changes.list {
+            if let Change::GroupChanged(group, _, actor, _, action) = change
+                && own.device == DeviceId::PRIMARY
+                && action.added().contains(&own.user)
+                && self.store.contact(actor.user)?.blocked
+            {
+                self.unwanted_groups.push(*group);
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves the groups to which blocked users added this user.
+    pub(super) fn leave_groups(&mut self) -> Result<()> {
+        while let Some(group) = self.unwanted_groups.pop() {
+            let id = self.new_message_id()?;
+            self.send_change(group, id, GroupAction::Leave, GroupDetails::default())?;
+        }
+        Ok(())
     }
 
     /// Drops the sender keys that changes replace: they encrypt no message any more.
@@ -84,9 +184,24 @@ impl Driver {
             .members
             .iter()
             .map(|member| Ok(GroupMember { user: self.store.user(member.user)?, role: member.role }));
+        let pending = roster.pending.iter().map(|pending| {
+            let invited_by = pending.invited_by.map(|user| self.store.user(user)).transpose()?;
+            Ok(PendingMember { user: self.store.user(pending.user)?, invited_by })
+        });
+        let name = self.store.group_name(id)?;
+        let secret = self.store.link_secret(id)?;
+        let link = roster.link.map(|link| {
+            let secret = secret.filter(|secret| secret.key() == link.key);
+            let invitation = secret.map(|secret| GroupInvitation::new(id, name.clone(), Some(secret)));
+            invitation
+                .transpose()
+                .map(|invitation| GroupJoinLink { needs_approval: link.approval, invitation })
+        });
         Ok(Group {
             id,
-            name: self.store.group_name(id)?,
+            pending: pending.collect::<Result<_>>()?,
+            link: link.transpose()?,
+            name,
             members: members.collect::<Result<_>>()?,
             policy: roster.policy,
             banned: roster.banned.iter().map(|user| self.store.user(*user)).collect::<Result<_>>()?,

@@ -28,7 +28,7 @@ impl Driver {
             }
             answers.into_iter().rev().for_each(|answer| inputs.push_front(answer));
         }
-        Ok(())
+        self.leave_groups()
     }
 
     fn carry_out(&mut self, output: Output) -> Result<Option<Input>> {
@@ -118,6 +118,7 @@ impl Driver {
             self.store.remove_opening_mark()?;
             self.marked = false;
         }
+        self.note_unwanted_groups(&changes)?;
         self.store.commit(changes)?;
         self.owner.channels.last.send_replace(self.store.last_event()?);
         for conversation in stored {

@@ -338,7 +338,7 @@ impl LocalStore {
                 // It carries only keys, device lists, or a change of the group, which has an event of its own.
                 return Ok(());
             }
-            self.name_group(row.conversation, message.id, content)?;
+            self.take_group_details(row.conversation, message.id, content)?;
         }
         if opened.content == Err(Unreadable::NotMember) && message.group.is_some() {
             // The change that removes this user has an event of its own.
@@ -374,7 +374,7 @@ impl LocalStore {
         if filled == 0 {
             return Ok(());
         }
-        self.name_group(conversation, id, content)?;
+        self.take_group_details(conversation, id, content)?;
         let seq = self.seq_of(conversation, sender.installation, id)?.unwrap_or(0).max(0) as u64;
         self.add_event(None, EventRow::of_message(EventKind::Recovered, conversation, seq, sender, id))
     }

@@ -4,18 +4,19 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use chat_core::codec::state::{decode_roster, encode_roster};
-use chat_core::group::GroupAction;
+use chat_core::group::{GroupAction, LinkSecret};
 use chat_core::replica::{ConversationSnapshot, SenderKey};
 use chat_core::roster::Roster;
 use chat_core::{
     ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Result, SenderKeyId, Seq,
+    UserId,
 };
 use prost::Message as _;
 use rusqlite::{OptionalExtension, params};
 
 use super::events::{EventKind, EventRow};
 use super::{LocalStore, blob, corrupt, failed};
-use crate::content::group_name_of;
+use crate::content::group_details;
 
 /// The condition of messages of the outbox that the client made by itself.
 pub(super) const IS_SILENT: &str = "(group_id IS NOT NULL AND action IS NULL AND content = x'')";
@@ -160,14 +161,21 @@ impl LocalStore {
         self.add_event(None, event)
     }
 
-    /// Takes the name of a group from a message that may change it.
-    pub(super) fn name_group(
+    /// Takes the name of a group from a message that may change it, and the secret of its link from any member.
+    pub(super) fn take_group_details(
         &mut self,
         id: ConversationId,
         message: MessageId,
         content: &[u8],
     ) -> Result<()> {
-        let Some(name) = group_name_of(content) else { return Ok(()) };
+        let (name, link) = group_details(content);
+        let secret = link.filter(|link| link.group() == id).and_then(|link| link.secret().cloned());
+        if let Some(secret) = secret
+            && self.roster(id)?.link.is_some_and(|link| link.key == secret.key())
+        {
+            self.set_link_secret(id, &secret)?;
+        }
+        let Some(name) = name else { return Ok(()) };
         self.run(
             "UPDATE conversations SET name = ?3 WHERE id = ?1 AND name_from = ?2",
             params![id.as_bytes(), message.as_bytes(), name],
@@ -188,7 +196,7 @@ impl LocalStore {
                 s.query_row(key, |row| row.get(0)).optional()
             })
             .map_err(failed)?;
-        content.flatten().map_or(Ok(()), |content| self.name_group(id, message, &content))
+        content.flatten().map_or(Ok(()), |content| self.take_group_details(id, message, &content))
     }
 
     /// Returns the name of a group, if this device knows it.
@@ -202,6 +210,89 @@ impl LocalStore {
             .and_then(|mut s| s.query_row([id.as_bytes()], |row| row.get(0)).optional())
             .map_err(failed)?;
         Ok(name.flatten())
+    }
+
+    /// Prepares to join a group: notes the name and the secret that the invitation has.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn begin_to_join(
+        &mut self,
+        id: ConversationId,
+        name: Option<&str>,
+        secret: Option<&LinkSecret>,
+    ) -> Result<()> {
+        self.ensure_conversation(id)?;
+        if self.group_name(id)?.is_none()
+            && let Some(name) = name
+        {
+            self.run("UPDATE conversations SET name = ?2 WHERE id = ?1", params![id.as_bytes(), name])?;
+        }
+        secret.map_or(Ok(()), |secret| self.set_link_secret(id, secret))
+    }
+
+    /// Keeps the secret of a group's link.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn set_link_secret(&mut self, id: ConversationId, secret: &LinkSecret) -> Result<()> {
+        self.ensure_conversation(id)?;
+        self.run(
+            "UPDATE conversations SET link_secret = ?2 WHERE id = ?1",
+            params![id.as_bytes(), secret.as_bytes()],
+        )
+        .map(drop)
+    }
+
+    /// Returns the last secret of a group's link that this device has seen.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn link_secret(&self, id: ConversationId) -> Result<Option<LinkSecret>> {
+        let secret: Option<Option<Vec<u8>>> = self
+            .db
+            .prepare_cached("SELECT link_secret FROM conversations WHERE id = ?1")
+            .and_then(|mut s| s.query_row([id.as_bytes()], |row| row.get(0)).optional())
+            .map_err(failed)?;
+        let bytes = secret.flatten().map(|secret| secret.try_into());
+        bytes
+            .transpose()
+            .map(|bytes| bytes.map(LinkSecret::from_bytes))
+            .map_err(|_| corrupt("a link's secret"))
+    }
+
+    /// Returns whether this user is a contact of another one, as far as this device knows: the other user has written to
+    /// it, or a receipt of that user arrived, which only contacts get.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn is_contact_of(&self, user: UserId) -> Result<bool> {
+        let direct = ConversationId::direct(self.own_user()?, user);
+        self.db
+            .prepare_cached(
+                "SELECT 1 FROM messages WHERE conversation = ?1 AND user = ?2
+                 UNION ALL SELECT 1 FROM receipts WHERE conversation = ?1 AND user = ?2 AND max(delivered, read) > 0",
+            )
+            .and_then(|mut s| s.exists(params![direct.as_bytes(), user.as_bytes()]))
+            .map_err(failed)
+    }
+
+    /// Returns the newest roster of a group that this device has; version 0 without one.
+    fn roster(&self, id: ConversationId) -> Result<Roster> {
+        let roster: Option<Vec<u8>> = self
+            .db
+            .prepare_cached(
+                "SELECT roster FROM rosters WHERE conversation = ?1 ORDER BY version DESC LIMIT 1",
+            )
+            .and_then(|mut s| s.query_row([id.as_bytes()], |row| row.get(0)).optional())
+            .map_err(failed)?;
+        roster.map_or(Ok(Roster::default()), |roster| decode_roster(&roster))
+    }
+
+    /// Returns whether users see a group that has no message: this user is a member, or asks to join.
+    pub(super) fn is_in_group(&self, id: ConversationId) -> Result<bool> {
+        let (roster, own) = (self.roster(id)?, self.own_user()?);
+        Ok(roster.member(own).is_some() || roster.asks_to_join(own))
     }
 
     /// Returns whether a device belonged to a member in the roster that an own message was sealed for.

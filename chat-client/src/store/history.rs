@@ -203,12 +203,17 @@ impl LocalStore {
                 })
                 .map_err(failed)?;
             let peer = self.peer(id)?;
+            let last_message = self.history(id, None, 1)?.into_iter().next();
+            let is_group = id.kind() == Ok(ConversationKind::Group);
+            if is_group && last_message.is_none() && !self.is_in_group(id)? {
+                continue;
+            }
             conversations.push(Conversation {
                 id,
                 name: self.group_name(id)?,
                 relation: peer.map_or(Ok(Relation::Stranger), |user| self.relation(user))?,
                 peer: peer.map(|user| self.user(user)).transpose()?,
-                last_message: self.history(id, None, 1)?.into_iter().next(),
+                last_message,
                 unread: unread as u64,
                 read,
             });

@@ -68,6 +68,7 @@ const FROM_7: &str = "
 ALTER TABLE conversations ADD COLUMN roster_behind INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE conversations ADD COLUMN name TEXT;
 ALTER TABLE conversations ADD COLUMN name_from BLOB;
+ALTER TABLE conversations ADD COLUMN link_secret BLOB;
 ALTER TABLE messages ADD COLUMN roster_version INTEGER;
 ALTER TABLE outbox ADD COLUMN group_id BLOB;
 ALTER TABLE outbox ADD COLUMN action BLOB;

@@ -426,7 +426,6 @@ impl Rules {
     /// rows without them.
     pub const OPTIONS: Self = Self(2);
     /// Conversations may be groups. A release that does not know them would write rows without the part of the group.
-    /// Gateways do not ask for these rules by default.
     pub const GROUPS: Self = Self(3);
     /// The rules of this release.
     pub const CURRENT: Self = Self::GROUPS;

@@ -105,6 +105,8 @@ pub struct Command {
     pub full: Vec<InstallationId>,
     /// Users that have blocked the sender. The operation has no box for their devices, which receive empty rows.
     pub withheld: Vec<UserId>,
+    /// Users that the operation adds to a group although its sender is no contact of theirs.
+    pub strangers: Vec<UserId>,
     /// The gateway's reason to refuse the message; it applies only if the message is not stored already.
     pub verdict: Option<Refusal>,
     /// The connection that waits for the answer. It does not affect the decision.

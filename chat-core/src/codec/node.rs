@@ -65,6 +65,7 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
         rules: command.rules.0,
         full: command.full.iter().map(|device| device.to_bytes()).collect(),
         withheld: command.withheld.iter().map(|user| user.to_bytes()).collect(),
+        strangers: command.strangers.iter().map(|user| user.to_bytes()).collect(),
     }
     .encode_to_vec()
 }
@@ -106,6 +107,7 @@ pub fn decode_command(bytes: Bytes) -> Result<Command> {
         rules: Rules(raw.rules),
         full: raw.full.iter().map(|device| InstallationId::parse(device)).collect::<Result<_>>()?,
         withheld: raw.withheld.iter().map(|user| UserId::parse(user)).collect::<Result<_>>()?,
+        strangers: raw.strangers.iter().map(|user| UserId::parse(user)).collect::<Result<_>>()?,
     })
 }
 
@@ -324,6 +326,7 @@ mod tests {
                 rules: Rules::CURRENT,
                 full: Vec::new(),
                 withheld: Vec::new(),
+                strangers: Vec::new(),
             };
             assert_eq!(decode_command(encode_command(&command).into()), Ok(command.clone()));
             let later = Command { rules: Rules(Rules::CURRENT.0 + 1), ..command };

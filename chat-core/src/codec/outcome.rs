@@ -82,6 +82,10 @@ pub(crate) fn refused_to_proto(subject: &Subject, refusal: &Refusal) -> proto::R
             raw.roster_version = *version;
             proto::Reason::StaleRoster
         }
+        Refusal::NoContact(users) => {
+            raw.users = users.iter().map(|u| u.to_bytes()).collect();
+            proto::Reason::NoContact
+        }
     };
     raw.reason = reason.into();
     raw
@@ -100,12 +104,13 @@ pub(crate) fn refused_from_proto(raw: proto::Refused) -> Result<(Subject, Refusa
             raw.incarnation,
         )
     };
+    let users =
+        |raw: &proto::Refused| raw.users.iter().map(|user| UserId::parse(user)).collect::<Result<_>>();
     let refusal = match raw.reason() {
         proto::Reason::Expected => Refusal::Expected(raw.expected),
         proto::Reason::Conflict => Refusal::Conflict,
-        proto::Reason::Mismatch => {
-            Refusal::Mismatch(raw.users.iter().map(|u| UserId::parse(u)).collect::<Result<_>>()?)
-        }
+        proto::Reason::Mismatch => Refusal::Mismatch(users(&raw)?),
+        proto::Reason::NoContact => Refusal::NoContact(users(&raw)?),
         proto::Reason::Superseded => Refusal::Superseded,
         proto::Reason::Denied => Refusal::Denied,
         proto::Reason::TooLarge => Refusal::TooLarge,

@@ -3,11 +3,14 @@
 use super::{MAX_NUMBER, at_most, invalid};
 use crate::model::error::Result;
 use crate::model::group::{
-    GroupChange, GroupPart, policy_from_proto, policy_to_proto, role_from_proto, role_to_proto,
+    GroupChange, GroupPart, link_from_proto, link_to_proto, policy_from_proto, policy_to_proto,
+    role_from_proto, role_to_proto,
 };
 use crate::model::id::{InstallationId, UserId};
-use crate::model::limits::{MAX_AUDIENCE, MAX_BANNED, MAX_BOX, MAX_BOXES, MAX_CONTROL, MAX_FORMER_DEVICES};
-use crate::model::roster::{Member, RecipientDevices, Roster, RosterDigest};
+use crate::model::limits::{
+    MAX_AUDIENCE, MAX_BANNED, MAX_BOX, MAX_BOXES, MAX_CONTROL, MAX_FORMER_DEVICES, MAX_PENDING,
+};
+use crate::model::roster::{Member, PendingMember, RecipientDevices, Roster, RosterDigest};
 use crate::proto;
 
 fn installations_from_proto(raw: &[bytes::Bytes]) -> Result<Vec<InstallationId>> {
@@ -49,11 +52,14 @@ pub(crate) fn roster_to_proto(roster: &Roster) -> proto::Roster {
             .iter()
             .map(|(device, left)| proto::FormerDevice { installation: device.to_bytes(), left: *left })
             .collect(),
+        pending: roster.pending.iter().map(pending_to_proto).collect(),
+        link: roster.link.as_ref().map(link_to_proto),
     }
 }
 
 pub(crate) fn roster_from_proto(raw: proto::Roster) -> Result<Roster> {
     at_most(raw.members.len(), MAX_AUDIENCE, "too many members in a roster")?;
+    at_most(raw.pending.len(), MAX_PENDING, "too many pending users in a roster")?;
     at_most(raw.former.len(), MAX_FORMER_DEVICES, "too many former devices in a roster")?;
     at_most(raw.banned.len(), MAX_BANNED, "too many banned users in a roster")?;
     let members = raw.members.into_iter().map(|member| {
@@ -80,7 +86,19 @@ pub(crate) fn roster_from_proto(raw: proto::Roster) -> Result<Roster> {
             .iter()
             .map(|one| Ok((InstallationId::parse(&one.installation)?, check_number(one.left)?)))
             .collect::<Result<_>>()?,
+        pending: raw.pending.iter().map(pending_from_proto).collect::<Result<_>>()?,
+        link: raw.link.as_ref().map(link_from_proto).transpose()?,
     })
+}
+
+fn pending_to_proto(pending: &PendingMember) -> proto::PendingMember {
+    let invited_by = pending.invited_by.map(UserId::to_bytes).unwrap_or_default();
+    proto::PendingMember { user: pending.user.to_bytes(), invited_by }
+}
+
+fn pending_from_proto(raw: &proto::PendingMember) -> Result<PendingMember> {
+    let invited_by = (!raw.invited_by.is_empty()).then(|| UserId::parse(&raw.invited_by));
+    Ok(PendingMember { user: UserId::parse(&raw.user)?, invited_by: invited_by.transpose()? })
 }
 
 pub(crate) fn part_to_proto(part: &GroupPart) -> proto::GroupPart {
@@ -124,7 +142,7 @@ pub(crate) fn part_from_proto(raw: proto::GroupPart) -> Result<GroupPart> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::group::GroupAction;
+    use crate::model::group::{GroupAction, GroupLink, LinkProof, LinkSecret};
     use crate::model::id::ConversationId;
     use crate::model::roster::{GroupPolicy, Role};
 
@@ -147,7 +165,16 @@ mod tests {
         let founded = Roster::default().change(conversation, user(1), Some(&create), &lists, 1).unwrap();
         let ban = GroupAction::Remove { users: vec![user(3), user(7)], ban: true };
         let banned = founded.change(conversation, user(1), Some(&ban), &[], 2).unwrap();
-        for roster in [founded, banned] {
+        let link = GroupLink { key: LinkSecret::from_bytes([3; 32]).key(), approval: true };
+        let linked =
+            banned.change(conversation, user(1), Some(&GroupAction::SetLink(Some(link))), &[], 3).unwrap();
+        let proof = LinkSecret::from_bytes([3; 32]).prove(conversation, user(8));
+        let asked =
+            linked.change(conversation, user(8), Some(&GroupAction::Join(Some(proof))), &[], 4).unwrap();
+        let invite = GroupAction::Invite(vec![user(5), user(6)]);
+        let invited = asked.change(conversation, user(1), Some(&invite), &[], 5).unwrap();
+        assert_eq!(invited.pending.len(), 3);
+        for roster in [founded, banned, linked, asked, invited] {
             assert_eq!(roster_from_proto(roster_to_proto(&roster)), Ok(roster.clone()));
             assert_eq!(roster.check(conversation), Ok(()));
         }
@@ -167,6 +194,11 @@ mod tests {
             GroupAction::SetPolicy(policy),
             GroupAction::Unban(users.clone()),
             GroupAction::Edit,
+            GroupAction::Invite(users.clone()),
+            GroupAction::Join(None),
+            GroupAction::Join(Some(LinkProof::parse(&[5; 64]).unwrap())),
+            GroupAction::SetLink(None),
+            GroupAction::SetLink(Some(GroupLink { key: [6; 32], approval: true })),
         ] {
             let change = GroupChange::new(action.encode(), vec![7; 64].into()).unwrap();
             assert_eq!(*change.action(), action);

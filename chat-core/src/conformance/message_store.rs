@@ -138,6 +138,7 @@ impl Conversation {
             rules: Rules::CURRENT,
             full: Vec::new(),
             withheld: Vec::new(),
+            strangers: Vec::new(),
         };
         let record = Record {
             position: LogPosition { generation: 1, offset: n },

@@ -40,6 +40,7 @@ fn command(conversation: u8, n: u64) -> Command {
         rules: Rules::CURRENT,
         full: Vec::new(),
         withheld: Vec::new(),
+        strangers: Vec::new(),
     }
 }
 

@@ -67,6 +67,7 @@ impl Talk {
             rules: Rules::CURRENT,
             full: Vec::new(),
             withheld: Vec::new(),
+            strangers: Vec::new(),
         };
         let position = LogPosition { generation: 1, offset: n };
         let record = Record { position, appended_us: self.time_us + n * 10, command: Arc::new(command) };

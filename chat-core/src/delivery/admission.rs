@@ -127,6 +127,7 @@ impl Engine {
                 recipients,
                 full: Vec::new(),
                 withheld: Vec::new(),
+                strangers: Vec::new(),
                 verdict,
                 reply: None,
                 rules: Rules::BASIC,
@@ -175,8 +176,9 @@ impl Engine {
         if verdict.is_none() && !stale.is_empty() {
             verdict = Some(Refusal::Mismatch(stale));
         }
-        let (mut withheld, mut full) = (Vec::new(), Vec::new());
+        let (mut withheld, mut full, mut strangers) = (Vec::new(), Vec::new(), Vec::new());
         if verdict.is_none() && is_group {
+            strangers = self.added_strangers(sender, &publish).await?;
             full = self.full_devices(sender, &self.group_devices(&publish).await?).await?;
         } else if verdict.is_none() {
             withheld = self.withheld(sender, &recipients).await?;
@@ -199,7 +201,7 @@ impl Engine {
         // A refused publish writes no row, so any release can decide about it.
         let rules = if verdict.is_some() { Rules::BASIC } else { rules };
         let operation = Operation::Publish(publish);
-        Ok(Command { sender, operation, recipients, full, withheld, verdict, reply: None, rules })
+        Ok(Command { sender, operation, recipients, full, withheld, strangers, verdict, reply: None, rules })
     }
 
     /// Returns the reason to refuse a deletion, if there is one: only the user that sent a message may delete it, and the

@@ -57,7 +57,7 @@ pub struct EngineSettings {
 impl Default for EngineSettings {
     fn default() -> Self {
         Self {
-            rules: Rules::OPTIONS,
+            rules: Rules::GROUPS,
             gateway: GatewayId(1),
             authorities: Vec::new(),
             session_queue: 64,
@@ -228,6 +228,7 @@ impl Engine {
             rules: Rules::BASIC,
             full: Vec::new(),
             withheld: Vec::new(),
+            strangers: Vec::new(),
         }))
     }
 

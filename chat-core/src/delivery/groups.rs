@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use futures_util::future::try_join_all;
+
 use super::Engine;
 use crate::backend::{RecipientDevices, Roster, SenderFilter};
 use crate::model::envelope::{Publish, Refusal};
 use crate::model::error::{Error, ErrorKind, Result};
-use crate::model::group::GroupAction;
-use crate::model::id::{ConversationId, DeviceAddress};
+use crate::model::group::{GroupAction, LinkProof};
+use crate::model::id::{ConversationId, DeviceAddress, UserId};
+use crate::mutant::Mutant;
 
 /// Maximum number of rosters that a gateway remembers.
 const MAX_ROSTERS: usize = 10_000;
@@ -32,6 +35,28 @@ impl Engine {
         let entry = list.as_ref().and_then(|list| list.list().device(sender.device));
         let is_signed = |key| change.verify(key, conversation, id, &part.digest).is_ok();
         Ok((!entry.is_some_and(|entry| is_signed(&entry.device_key))).then_some(Refusal::Denied))
+    }
+
+    /// Returns the users that a message adds to a group although they do not know its sender: they never wrote to it, and
+    /// did not accept it. The shard refuses to add them, except those that ask to join. A block does not count, so that a
+    /// blocked user does not notice it.
+    pub(super) async fn added_strangers(
+        &self,
+        sender: DeviceAddress,
+        publish: &Publish,
+    ) -> Result<Vec<UserId>> {
+        let change = publish.group.as_ref().and_then(|part| part.change.as_ref());
+        let added: Vec<UserId> = change.iter().flat_map(|change| change.action().added()).copied().collect();
+        let others = added.iter().filter(|user| **user != sender.user);
+        let others: Vec<UserId> = others.copied().collect();
+        let known = try_join_all(others.iter().map(|user| self.knows(*user, sender.user))).await?;
+        let is_stranger = |known: bool| !known && !Mutant::StrangerAdded.is_active();
+        Ok(others
+            .into_iter()
+            .zip(known)
+            .filter(|(_, known)| is_stranger(*known))
+            .map(|(user, _)| user)
+            .collect())
     }
 
     /// Returns the devices of the members of a group for a message with this roster version, as this gateway knows them. It
@@ -65,17 +90,20 @@ impl Engine {
         Ok(roster)
     }
 
-    /// Returns the current roster of a group for a device of a member.
+    /// Returns the current roster of a group for a device of a member or of a user that may join.
     ///
     /// # Errors
-    /// `NotFound` if there is no such group, or the device belongs to no member of it.
-    pub(super) async fn roster_of_member(
+    /// `NotFound` if there is no such group, or the device is neither.
+    pub(super) async fn roster_for(
         &self,
         device: DeviceAddress,
         conversation: ConversationId,
+        proof: Option<&LinkProof>,
     ) -> Result<Roster> {
         let roster = self.read_roster(conversation).await?;
-        if roster.version > 0 && roster.has_device(device.user, device.installation) {
+        let is_shown = roster.has_device(device.user, device.installation)
+            || roster.is_shown_to(conversation, device.user, proof);
+        if roster.version > 0 && is_shown {
             return Ok(Roster::clone(&roster));
         }
         Err(Error::new(ErrorKind::NotFound, "no such group"))

@@ -76,8 +76,9 @@ impl Engine {
             Request::ClearHistory { conversation, through } => {
                 self.clear_history(device.user, conversation, through).await?;
             }
-            Request::Roster(conversation) => {
-                answer.roster = Some(Box::new(self.roster_of_member(device, conversation).await?));
+            Request::Roster(conversation, proof) => {
+                let roster = self.roster_for(device, conversation, proof.as_ref()).await?;
+                answer.roster = Some(Box::new(roster));
             }
             Request::Cursors => {
                 answer.cursors =

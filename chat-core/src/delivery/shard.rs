@@ -6,7 +6,9 @@ use crate::backend::{
 };
 use crate::model::envelope::{EmptyReason, InboxRow, Message, Publish, Refusal, RowContent, SendPosition};
 use crate::model::group::{GroupAction, GroupChange};
-use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq};
+use crate::model::id::{
+    ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq, UserId,
+};
 use crate::mutant::Mutant;
 
 use std::collections::{HashMap, HashSet};
@@ -175,7 +177,14 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
         next.roster.as_ref().map(|_| state.roster.installations().collect());
     // A member that this message removes still learns of it.
     let is_removed = |member: &&Member| known.is_some() && roster.member(member.user).is_none();
-    let removed: Vec<&Member> = state.roster.members.iter().filter(is_removed).collect();
+    let removed = state.roster.members.iter().filter(is_removed);
+    // A device whose user only asks to join gets no other row than that of its own message.
+    let is_group = number.conversation.kind() == Ok(ConversationKind::Group);
+    let sender = command.sender;
+    let is_outside = is_group
+        && !roster.has_device(sender.user, sender.installation)
+        && !state.roster.has_device(sender.user, sender.installation);
+    let outside = is_outside.then(|| Member::new(sender.user, 0, vec![sender.installation]));
 
     let (content, boxes, excluded) = match &command.operation {
         Operation::Publish(publish) => {
@@ -189,11 +198,10 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
         client_seq: number.client_seq,
         incarnation: number.incarnation,
     };
-    let is_group = number.conversation.kind() == Ok(ConversationKind::Group);
     let boxes: HashMap<InstallationId, &bytes::Bytes> =
         boxes.iter().map(|one| (one.installation, &one.data)).collect();
     let mut inbox = Vec::with_capacity(roster.members.len());
-    for member in roster.members.iter().chain(removed) {
+    for member in roster.members.iter().chain(removed).chain(&outside) {
         for installation in &member.installations {
             let is_new = known.as_ref().is_some_and(|known| !known.contains(installation));
             let left = is_new.then(|| state.roster.left(*installation)).flatten();
@@ -260,10 +268,12 @@ fn changed_roster(state: &ConversationState, command: &Command, seq: Seq) -> Res
         .change
         .as_ref()
         .is_some_and(|change| matches!(change.action(), GroupAction::Create { .. }) && roster.version == 0);
-    if !is_founding && !roster.has_device(sender.user, sender.installation) {
+    let action = part.change.as_ref().map(GroupChange::action);
+    // `Roster::change` decides whether a user that is no member may do that.
+    let may_be_outside = matches!(action, Some(GroupAction::Join(_) | GroupAction::Leave));
+    if !is_founding && !may_be_outside && !roster.has_device(sender.user, sender.installation) {
         return Err(Refusal::Denied);
     }
-    let action = part.change.as_ref().map(GroupChange::action);
     let is_content = !part.shared.is_empty() && action.is_none();
     let stale = || Err(Refusal::StaleRoster(roster.version));
     if part.roster_version < roster.version + u64::from(action.is_some()) {
@@ -272,7 +282,21 @@ fn changed_roster(state: &ConversationState, command: &Command, seq: Seq) -> Res
     if is_content && !roster.may_send(sender.user) {
         return Err(Refusal::Denied);
     }
-    let next = roster.change(command.conversation(), sender.user, action, &command.recipients, seq)?;
+    let is_stranger = |user: &&UserId| command.strangers.contains(user) && !roster.asks_to_join(**user);
+    let strangers: Vec<UserId> =
+        action.iter().flat_map(|action| action.added()).filter(is_stranger).copied().collect();
+    if !strangers.is_empty() {
+        return Err(Refusal::NoContact(strangers));
+    }
+    let mut next = roster.change(command.conversation(), sender.user, action, &command.recipients, seq)?;
+    if next.version > roster.version && !next.has_device(sender.user, sender.installation) {
+        let was_member = roster.has_device(sender.user, sender.installation);
+        if !was_member && !(part.shared.is_empty() && publish.boxes.is_empty()) {
+            // A user that only asks to join says nothing to the members.
+            return Err(Refusal::Invalid);
+        }
+        next.note_row(sender.installation, seq);
+    }
     if part.roster_version != next.version {
         return stale();
     }
@@ -401,6 +425,7 @@ mod tests {
             rules: Rules::CURRENT,
             full: Vec::new(),
             withheld: Vec::new(),
+            strangers: Vec::new(),
         };
         let position = next_position();
         Record { position, appended_us: 1000, command: Arc::new(command) }
@@ -560,6 +585,7 @@ mod tests {
             rules: Rules::CURRENT,
             full: Vec::new(),
             withheld: Vec::new(),
+            strangers: Vec::new(),
         };
         let position = next_position();
         Record { position, appended_us: 1000, command: Arc::new(command) }

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use super::contact::ContactChange;
 use super::device_list::SignedDeviceList;
 use super::envelope::{AckUpTo, Publish, SendPosition};
+use super::group::LinkProof;
 use super::id::{ConversationId, Handle, Incarnation, InstallationId, Seq, StoreEpoch, UserId};
 use super::prekeys::{FirstPrekeys, PrekeyUpload};
 use super::report::Report;
@@ -93,8 +94,8 @@ pub enum Request {
         /// A seq above the newest one counts as the newest one.
         through: Seq,
     },
-    /// The roster of a group.
-    Roster(ConversationId),
+    /// The roster of a group, for a device of a member or of an invited user; with a proof, for a user with the link.
+    Roster(ConversationId, Option<LinkProof>),
     /// The cursors of this device in all conversations.
     Cursors,
     /// Request a new incarnation.

@@ -313,6 +313,8 @@ pub enum Refusal {
     Taken,
     /// The message is for another version of the group's roster than the current one, which is this.
     StaleRoster(u64),
+    /// The sender is no contact of these users, so it can not add them to a group. It can invite them.
+    NoContact(Vec<UserId>),
 }
 
 impl Refusal {
@@ -320,7 +322,13 @@ impl Refusal {
     pub const fn is_final(&self) -> bool {
         matches!(
             self,
-            Self::Denied | Self::TooLarge | Self::Quota | Self::Unsupported | Self::Invalid | Self::NotFound
+            Self::Denied
+                | Self::TooLarge
+                | Self::Quota
+                | Self::Unsupported
+                | Self::Invalid
+                | Self::NotFound
+                | Self::NoContact(_)
         )
     }
 
@@ -341,6 +349,7 @@ impl Refusal {
             Self::NotFound => "not_found",
             Self::Taken => "taken",
             Self::StaleRoster(_) => "stale_roster",
+            Self::NoContact(_) => "no_contact",
         }
     }
 }

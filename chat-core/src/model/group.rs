@@ -4,6 +4,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
 
+pub use super::group_link::{GroupLink, LinkProof, LinkSecret};
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{ConversationId, MessageId, UserId};
 use crate::model::limits::MAX_AUDIENCE;
@@ -20,23 +21,33 @@ pub enum GroupAction {
         members: Vec<UserId>,
         policy: GroupPolicy,
     },
+    /// Adds members at once. Each of them must have accepted the acting user as a contact, or written to it, or asked to
+    /// join.
     Add(Vec<UserId>),
-    /// Removes members. With `ban` they cannot be added again; a user that is no member can be banned too.
+    /// Invites users. Each becomes a member once it joins; nothing of the group is delivered to it before.
+    Invite(Vec<UserId>),
+    /// The acting user, which is no member, joins: it was invited, or proves that it has the link of the group. If the link
+    /// needs approval, the user then asks to join, until an admin adds or removes it.
+    Join(Option<LinkProof>),
+    /// Removes members, takes back invitations and rejects requests to join. With `ban` the users cannot be added again; a
+    /// user that is no member can be banned too.
     Remove {
         users: Vec<UserId>,
         ban: bool,
     },
-    /// The acting user leaves.
+    /// The acting user leaves, declines its invitation, or takes back its request to join.
     Leave,
     SetRole(UserId, Role),
     SetPolicy(GroupPolicy),
+    /// Replaces the link with which users join. The encrypted body has its secret.
+    SetLink(Option<GroupLink>),
     Unban(Vec<UserId>),
     /// The encrypted body has a new name, picture or description.
     Edit,
 }
 
 impl GroupAction {
-    /// Returns the users that the action adds.
+    /// Returns the users that the action adds without asking them.
     pub fn added(&self) -> &[UserId] {
         match self {
             Self::Create { members: users, .. } | Self::Add(users) => users,
@@ -64,6 +75,18 @@ impl GroupAction {
             Self::Add(added) => {
                 raw.users = users(added);
                 proto::GroupActionKind::Add
+            }
+            Self::Invite(invited) => {
+                raw.users = users(invited);
+                proto::GroupActionKind::Invite
+            }
+            Self::Join(proof) => {
+                raw.proof = proof.as_ref().map(LinkProof::to_bytes).unwrap_or_default();
+                proto::GroupActionKind::Join
+            }
+            Self::SetLink(link) => {
+                raw.link = link.as_ref().map(link_to_proto);
+                proto::GroupActionKind::SetLink
             }
             Self::Remove { users: removed, ban } => {
                 raw.users = users(removed);
@@ -108,6 +131,14 @@ impl GroupAction {
         Ok(match raw.kind() {
             proto::GroupActionKind::Create => Self::Create { members: users, policy: policy()? },
             proto::GroupActionKind::Add => Self::Add(users),
+            proto::GroupActionKind::Invite => Self::Invite(users),
+            proto::GroupActionKind::Join => {
+                let proof = (!raw.proof.is_empty()).then(|| LinkProof::parse(&raw.proof));
+                Self::Join(proof.transpose()?)
+            }
+            proto::GroupActionKind::SetLink => {
+                Self::SetLink(raw.link.as_ref().map(link_from_proto).transpose()?)
+            }
             proto::GroupActionKind::Remove => Self::Remove { users, ban: false },
             proto::GroupActionKind::Ban => Self::Remove { users, ban: true },
             proto::GroupActionKind::Leave => Self::Leave,
@@ -154,6 +185,16 @@ pub(crate) fn policy_from_proto(raw: proto::GroupPolicy) -> Result<GroupPolicy> 
         add: role_from_proto(raw.add)?,
         edit: role_from_proto(raw.edit)?,
     })
+}
+
+pub(crate) fn link_to_proto(link: &GroupLink) -> proto::GroupLink {
+    proto::GroupLink { key: Bytes::copy_from_slice(&link.key), approval: link.approval }
+}
+
+pub(crate) fn link_from_proto(raw: &proto::GroupLink) -> Result<GroupLink> {
+    let key = raw.key.as_ref().try_into();
+    let key = key.map_err(|_| Error::new(ErrorKind::Invalid, "the key of a link has 32 bytes"))?;
+    Ok(GroupLink { key, approval: raw.approval })
 }
 
 /// An action, signed by the acting device.

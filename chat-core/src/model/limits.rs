@@ -17,6 +17,8 @@ pub const MAX_AUDIENCE: usize = 1024;
 pub const MAX_GROUP_DEVICES: usize = 256;
 /// Maximum number of users that are banned from a group.
 pub const MAX_BANNED: usize = 1024;
+/// Maximum number of users that are invited to a group or ask to join it.
+pub const MAX_PENDING: usize = 256;
 /// Maximum devices of former members in the roster of a group.
 pub const MAX_FORMER_DEVICES: usize = 1024;
 /// Largest part of the encryption suite in a message of a group, in bytes.

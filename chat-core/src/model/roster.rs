@@ -8,9 +8,9 @@ use sha2::{Digest, Sha256};
 
 use crate::model::envelope::Refusal;
 use crate::model::error::{Error, ErrorKind, Result};
-use crate::model::group::GroupAction;
+use crate::model::group::{GroupAction, GroupLink, LinkProof};
 use crate::model::id::{ConversationId, InstallationId, Seq, UserId};
-use crate::model::limits::{MAX_BANNED, MAX_FORMER_DEVICES, MAX_GROUP_DEVICES, MAX_NUMBER};
+use crate::model::limits::{MAX_BANNED, MAX_FORMER_DEVICES, MAX_GROUP_DEVICES, MAX_NUMBER, MAX_PENDING};
 use crate::mutant::Mutant;
 
 /// A user with the devices of one version of its device list.
@@ -83,6 +83,15 @@ impl Member {
     }
 }
 
+/// A user that is no member of a group yet. It gets no row of the group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(clippy::exhaustive_structs)]
+pub struct PendingMember {
+    pub user: UserId,
+    /// The user that invited it; `None` if it asks to join.
+    pub invited_by: Option<UserId>,
+}
+
 /// SHA-256 of a version of a group's roster, and of the version before it: so it covers all versions up to this one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct RosterDigest([u8; 32]);
@@ -129,12 +138,16 @@ pub struct Roster {
     pub policy: GroupPolicy,
     /// Users that cannot be added, sorted.
     pub banned: Vec<UserId>,
+    /// Users that were invited, or ask to join, sorted by user.
+    pub pending: Vec<PendingMember>,
+    /// The link with which users join.
+    pub link: Option<GroupLink>,
     /// The digest of the version before this one.
     pub previous: RosterDigest,
     /// The digest of this version.
     pub digest: RosterDigest,
-    /// Devices of former members, each with the seq of its last row, the latest last. If one joins again, a row without
-    /// content covers the seqs between. The digest does not cover them.
+    /// Devices of former members and of users that asked to join, each with the seq of its last row, the latest last. If
+    /// one joins later, a row without content covers the seqs between. The digest does not cover them.
     pub former: Vec<(InstallationId, Seq)>,
 }
 
@@ -157,6 +170,35 @@ impl Roster {
     /// Returns whether a device belongs to a member.
     pub fn has_device(&self, user: UserId, installation: InstallationId) -> bool {
         self.member(user).is_some_and(|member| member.installations.contains(&installation))
+    }
+
+    /// Returns the entry of a user that is no member yet.
+    pub fn pending(&self, user: UserId) -> Option<&PendingMember> {
+        self.pending.iter().find(|pending| pending.user == user)
+    }
+
+    /// Returns whether a user asks to join.
+    pub fn asks_to_join(&self, user: UserId) -> bool {
+        self.pending(user).is_some_and(|pending| pending.invited_by.is_none())
+    }
+
+    /// Returns whether a user that is no member may see the roster: it was invited, asks to join, or has the link.
+    pub fn is_shown_to(&self, group: ConversationId, user: UserId, proof: Option<&LinkProof>) -> bool {
+        self.pending(user).is_some()
+            || self.is_admitted(group, user, proof)
+            || Mutant::JoinUnchecked.is_active()
+    }
+
+    /// Returns whether a proof shows that a user has the link, and the user is not banned.
+    fn is_admitted(&self, group: ConversationId, user: UserId, proof: Option<&LinkProof>) -> bool {
+        let admits = |(link, proof): (&GroupLink, &LinkProof)| link.admits(group, user, proof);
+        !self.banned.contains(&user) && self.link.as_ref().zip(proof).is_some_and(admits)
+    }
+
+    /// Returns whether `Join` makes a user a member at once. Otherwise it asks to join, or is refused.
+    pub fn joins_at_once(&self, user: UserId) -> bool {
+        let is_invited = self.pending(user).is_some_and(|pending| pending.invited_by.is_some());
+        is_invited || self.link.is_some_and(|link| !link.approval)
     }
 
     /// Returns whether a user may send messages with content. Every member may name device lists and distribute its key.
@@ -185,6 +227,10 @@ impl Roster {
             (Some(GroupAction::Create { members, policy }), _) => {
                 next.create(actor, members, *policy, lists, seq)?;
             }
+            (Some(GroupAction::Join(proof)), None) => {
+                next.join(conversation, actor, proof.as_ref(), lists, seq)?;
+            }
+            (Some(GroupAction::Leave), None) if self.pending(actor).is_some() => next.drop_pending(actor),
             (_, None) => return Err(Refusal::Denied),
             (None, Some(_)) => {}
             (Some(action), Some(role)) => next.act(actor, role, action, lists, seq)?,
@@ -197,7 +243,10 @@ impl Roster {
         let is_same_set = removed == 0 && next.members.len() == self.members.len();
         next.epoch += u64::from(!is_same_set);
         next.key_epoch += u64::from(self.loses_device(&next) && !Mutant::KeyEpochStays.is_active());
-        if next.installations().count() > MAX_GROUP_DEVICES || next.banned.len() > MAX_BANNED {
+        if next.installations().count() > MAX_GROUP_DEVICES
+            || next.banned.len() > MAX_BANNED
+            || next.pending.len() > MAX_PENDING
+        {
             return Err(Refusal::TooLarge);
         }
         next.note_former(self, seq);
@@ -213,13 +262,24 @@ impl Roster {
         let gone = before.members.iter().filter(|member| self.member(member.user).is_none());
         let gone: Vec<_> = gone.flat_map(|member| &member.installations).map(|one| (*one, seq)).collect();
         self.former.extend(gone);
+        self.trim_former();
+    }
+
+    /// Records the row of a device whose user is no member: its request to join, or the end of it.
+    pub(crate) fn note_row(&mut self, device: InstallationId, seq: Seq) {
+        self.former.retain(|(known, _)| *known != device);
+        self.former.push((device, seq));
+        self.trim_former();
+    }
+
+    fn trim_former(&mut self) {
         let present: HashSet<InstallationId> = self.installations().collect();
         self.former.retain(|(device, _)| !present.contains(device));
         let excess = self.former.len().saturating_sub(MAX_FORMER_DEVICES);
         self.former.drain(..excess);
     }
 
-    /// Returns the seq of the last row of a device of a former member.
+    /// Returns the seq of the last row of a device that had rows, and whose user is no member.
     pub fn left(&self, device: InstallationId) -> Option<Seq> {
         self.former.iter().find(|(known, _)| *known == device).map(|(_, left)| *left)
     }
@@ -259,7 +319,14 @@ impl Roster {
             if role >= needed || Mutant::RoleIgnored.is_active() { Ok(()) } else { Err(Refusal::Denied) }
         };
         match action {
-            GroupAction::Create { .. } => Err(Refusal::Invalid),
+            GroupAction::Create { .. } | GroupAction::Join(_) => Err(Refusal::Invalid),
+            GroupAction::Invite(users) => needs(self.policy.add)
+                .and_then(|()| users.iter().try_for_each(|user| self.invite(*user, actor))),
+            GroupAction::SetLink(link) => {
+                needs(Role::Admin)?;
+                self.link = *link;
+                Ok(())
+            }
             GroupAction::Add(users) => needs(self.policy.add).and_then(|()| self.add(users, lists, seq)),
             GroupAction::Remove { users, ban } => {
                 needs(Role::Admin)?;
@@ -304,8 +371,53 @@ impl Roster {
             let Err(place) = place else { return Err(Refusal::Invalid) };
             let member = Member::new(*user, list.list_version, list.installations.clone());
             self.members.insert(place, Member { joined: seq, ..member });
+            self.drop_pending(*user);
         }
         Ok(())
+    }
+
+    /// Invites a user. Of one that asks to join this is the approval, but the user still has to join.
+    fn invite(&mut self, user: UserId, by: UserId) -> Result<(), Refusal> {
+        if self.banned.contains(&user) {
+            return Err(Refusal::Denied);
+        }
+        if self.member(user).is_some() {
+            return Err(Refusal::Invalid);
+        }
+        self.set_pending(PendingMember { user, invited_by: Some(by) });
+        Ok(())
+    }
+
+    fn join(
+        &mut self,
+        group: ConversationId,
+        actor: UserId,
+        proof: Option<&LinkProof>,
+        lists: &[RecipientDevices],
+        seq: Seq,
+    ) -> Result<(), Refusal> {
+        let is_invited = self.pending(actor).is_some_and(|pending| pending.invited_by.is_some());
+        let may_join = is_invited || self.is_admitted(group, actor, proof);
+        let is_unchecked = Mutant::JoinUnchecked.is_active();
+        if !may_join && !is_unchecked {
+            return Err(Refusal::Denied);
+        }
+        if self.joins_at_once(actor) || is_unchecked {
+            return self.add(&[actor], lists, seq);
+        }
+        self.set_pending(PendingMember { user: actor, invited_by: None });
+        Ok(())
+    }
+
+    fn set_pending(&mut self, pending: PendingMember) {
+        match self.pending.binary_search_by_key(&pending.user, |known| known.user) {
+            Ok(place) => self.pending[place] = pending,
+            Err(place) => self.pending.insert(place, pending),
+        }
+    }
+
+    fn drop_pending(&mut self, user: UserId) {
+        self.pending.retain(|pending| pending.user != user);
     }
 
     fn remove(&mut self, role: Role, user: UserId, ban: bool) -> Result<(), Refusal> {
@@ -314,8 +426,8 @@ impl Roster {
                 return Err(Refusal::Denied);
             }
             Some(_) => self.members.retain(|member| member.user != user),
-            None if !ban => return Err(Refusal::NotFound),
-            None => {}
+            None if !ban && self.pending(user).is_none() => return Err(Refusal::NotFound),
+            None => self.drop_pending(user),
         }
         if let (true, Err(place)) = (ban, self.banned.binary_search(&user)) {
             self.banned.insert(place, user);
@@ -373,7 +485,18 @@ impl Roster {
             installations.sort_unstable();
             installations.iter().for_each(|one| hash.update(one.as_bytes()));
         }
+        hash.update((self.banned.len() as u64).to_be_bytes());
         self.banned.iter().for_each(|user| hash.update(user.as_bytes()));
+        hash.update((self.pending.len() as u64).to_be_bytes());
+        for pending in &self.pending {
+            hash.update(pending.user.as_bytes());
+            hash.update([u8::from(pending.invited_by.is_some())]);
+            pending.invited_by.iter().for_each(|by| hash.update(by.as_bytes()));
+        }
+        if let Some(link) = &self.link {
+            hash.update([u8::from(link.approval)]);
+            hash.update(link.key);
+        }
         RosterDigest(hash.finalize().into())
     }
 
@@ -423,7 +546,7 @@ mod tests {
     #[test]
     fn digest_covers_every_part() {
         let roster = founded();
-        let changes: [fn(&mut Roster); 13] = [
+        let changes: [fn(&mut Roster); 17] = [
             |_| (),
             |roster| roster.version += 1,
             |roster| roster.epoch += 1,
@@ -436,6 +559,10 @@ mod tests {
             |roster| roster.members[1].installations[0] = InstallationId::from_bytes([7; 16]),
             |roster| roster.members[2].user = user(4),
             |roster| roster.banned.push(user(9)),
+            |roster| roster.pending.push(PendingMember { user: user(9), invited_by: None }),
+            |roster| roster.pending.push(PendingMember { user: user(9), invited_by: Some(user(1)) }),
+            |roster| roster.link = Some(GroupLink { key: [9; 32], approval: false }),
+            |roster| roster.link = Some(GroupLink { key: [9; 32], approval: true }),
             |roster| roster.previous = roster.digest,
         ];
         let digests = changes.iter().map(|change| {
@@ -484,5 +611,76 @@ mod tests {
         assert_eq!(back, Err(Refusal::Mismatch(vec![user(2)])));
         let same = roster.change(conversation(), user(3), None, &[list(2, 5, &[2, 12])], 3);
         assert_eq!(same, Ok(roster), "a version has one list");
+    }
+
+    fn try_after(
+        roster: &Roster,
+        actor: u8,
+        action: &GroupAction,
+        lists: &[RecipientDevices],
+    ) -> Result<Roster, Refusal> {
+        roster.change(conversation(), user(actor), Some(action), lists, 9)
+    }
+
+    #[test]
+    fn invited_user_joins_only_by_itself() {
+        let invited = after(&founded(), 2, &GroupAction::Invite(vec![user(4), user(5)]), &[]);
+        assert_eq!(
+            (invited.epoch, invited.members.len()),
+            (founded().epoch, 3),
+            "an invitation adds no member"
+        );
+        let join = GroupAction::Join(None);
+        let joined = try_after(&invited, 4, &join, &[list(4, 1, &[4])]).unwrap();
+        assert!(joined.has_device(user(4), InstallationId::from_bytes([4; 16])));
+        assert_eq!((joined.pending(user(4)), joined.epoch), (None, founded().epoch + 1));
+        assert_eq!(try_after(&invited, 6, &join, &[list(6, 1, &[6])]), Err(Refusal::Denied), "not invited");
+        assert_eq!(try_after(&invited, 4, &join, &[]), Err(Refusal::Invalid), "without its device list");
+        assert_eq!(try_after(&invited, 2, &join, &[]), Err(Refusal::Invalid), "a member");
+        let declined = try_after(&invited, 5, &GroupAction::Leave, &[]).unwrap();
+        assert_eq!((declined.pending(user(5)), declined.members.len()), (None, 3));
+        assert_eq!(try_after(&declined, 5, &join, &[list(5, 1, &[5])]), Err(Refusal::Denied));
+        for ban in [false, true] {
+            let remove = GroupAction::Remove { users: vec![user(4)], ban };
+            let removed = try_after(&invited, 1, &remove, &[]).unwrap();
+            assert_eq!(try_after(&removed, 4, &join, &[list(4, 1, &[4])]), Err(Refusal::Denied));
+            assert_eq!(try_after(&removed, 1, &GroupAction::Invite(vec![user(4)]), &[]).is_ok(), !ban);
+        }
+        assert_eq!(try_after(&founded(), 2, &GroupAction::Invite(vec![user(4)]), &[]), Err(Refusal::Denied));
+        let none = try_after(&founded(), 4, &GroupAction::Leave, &[]);
+        assert_eq!(none, Err(Refusal::Denied), "a user that was not invited has nothing to decline");
+    }
+
+    #[test]
+    fn link_admits_users_with_its_secret() {
+        use crate::model::group::LinkSecret;
+        let secret = LinkSecret::from_bytes([3; 32]);
+        let set = |approval| GroupAction::SetLink(Some(GroupLink { key: secret.key(), approval }));
+        let join = |secret: &LinkSecret, n| GroupAction::Join(Some(secret.prove(conversation(), user(n))));
+        let open = after(&founded(), 2, &set(false), &[]);
+        let own = [list(4, 1, &[4])];
+        assert_eq!(try_after(&open, 4, &join(&secret, 4), &own).unwrap().members.len(), 4);
+        assert_eq!(try_after(&open, 4, &GroupAction::Join(None), &own), Err(Refusal::Denied));
+        assert_eq!(
+            try_after(&open, 4, &join(&secret, 5), &own),
+            Err(Refusal::Denied),
+            "the proof of another user"
+        );
+        let other = LinkSecret::from_bytes([4; 32]);
+        assert_eq!(try_after(&open, 4, &join(&other, 4), &own), Err(Refusal::Denied), "another secret");
+        let closed = after(&open, 3, &GroupAction::SetLink(None), &[]);
+        assert_eq!(try_after(&closed, 4, &join(&secret, 4), &own), Err(Refusal::Denied));
+        let banned = after(&open, 3, &GroupAction::Remove { users: vec![user(4)], ban: true }, &[]);
+        assert_eq!(try_after(&banned, 4, &join(&secret, 4), &own), Err(Refusal::Denied));
+        assert_eq!(try_after(&open, 2, &set(true), &[]), Err(Refusal::Denied), "a member sets no link");
+
+        let closed = after(&founded(), 2, &set(true), &[]);
+        let asked = try_after(&closed, 4, &join(&secret, 4), &[]).unwrap();
+        assert!(asked.asks_to_join(user(4)) && asked.member(user(4)).is_none());
+        let again = try_after(&asked, 4, &join(&secret, 4), &[]).unwrap();
+        assert_eq!((&again.pending, again.version), (&asked.pending, asked.version + 1));
+        assert_eq!(try_after(&asked, 4, &GroupAction::Join(None), &own), Err(Refusal::Denied));
+        let added = after(&asked, 3, &GroupAction::Add(vec![user(4)]), &own);
+        assert_eq!((added.members.len(), added.pending.len()), (4, 0));
     }
 }

@@ -127,8 +127,27 @@ impl Replica {
         let purpose = Purpose::Roster(id);
         if !self.is_asked(&purpose) {
             self.group(id).asking = Some(self.rows_in);
-            self.request(now, Request::Roster(id), purpose, out);
+            let request = self.roster_request(id);
+            self.request(now, request, purpose, out);
         }
+    }
+
+    /// Returns the group of a draft with which a user that is no member joins it, or declines to.
+    pub(super) fn acts_outside(&self, draft: &Draft) -> Option<ConversationId> {
+        let Recipient::Group(id) = draft.to else { return None };
+        let is_member = self.roster(id).is_some_and(|roster| roster.member(self.device.user).is_some());
+        let acts = matches!(draft.action, Some(GroupAction::Join(_) | GroupAction::Leave));
+        (acts && !is_member).then_some(id)
+    }
+
+    /// Returns the request for a roster. A user that joins with a link shows the proof.
+    pub(super) fn roster_request(&self, id: ConversationId) -> Request {
+        let queue = self.conversations.get(&id).into_iter().flat_map(|known| &known.queue);
+        let proofs = queue.filter_map(|entry| match &entry.draft.action {
+            Some(GroupAction::Join(proof)) => proof.clone(),
+            _ => None,
+        });
+        Request::Roster(id, proofs.last())
     }
 
     /// Handles the server's roster of a group; `None` if it shows none to this device.

@@ -3,7 +3,6 @@
 use super::change::Change;
 use super::output::Output;
 use super::{Purpose, Replica};
-use crate::model::client_frame::Request;
 use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{InboxRow, Message, RowContent};
 use crate::model::group::{GroupAction, GroupChange, GroupPart};
@@ -142,7 +141,8 @@ impl Replica {
             if group.asking.is_none() {
                 group.late_answers += 1;
                 group.asking = Some(rows_in);
-                self.request_at(now.after(ASK_AGAIN_MS), Request::Roster(id), Purpose::Roster(id));
+                let request = self.roster_request(id);
+                self.request_at(now.after(ASK_AGAIN_MS), request, Purpose::Roster(id));
             }
             return Follow::Wait;
         }
@@ -200,9 +200,13 @@ fn follow(
 ) -> Option<Roster> {
     let (id, sender) = (row.conversation, message.sender);
     let change = part.change.as_ref();
-    let may_send = match change.filter(|one| matches!(one.action(), GroupAction::Create { .. })) {
-        Some(founding) => id == ConversationId::group(sender, message.id, founding.encoded()),
-        None => roster.has_device(sender.user, sender.installation),
+    let may_send = match change.map(|change| (change, change.action())) {
+        Some((founding, GroupAction::Create { .. })) => {
+            id == ConversationId::group(sender, message.id, founding.encoded())
+        }
+        // `Roster::change` decides whether a user that is no member may do that.
+        Some((_, GroupAction::Join(_) | GroupAction::Leave)) => true,
+        _ => roster.has_device(sender.user, sender.installation),
     };
     let is_signed = change.is_none_or(|change| is_signed(change, id, message, part, list));
     if !may_send || !is_signed {

@@ -69,7 +69,8 @@ impl Replica {
             }
         };
         let has_content = !entry.draft.content.is_empty();
-        let brings_key = has_content || self.has_content_after(id, index);
+        let brings_key =
+            next.has_device(own.user, own.installation) && (has_content || self.has_content_after(id, index));
         let number = entry.number.map_or(self.conversations.get(&id)?.client_seq + 1, |n| n.client_seq);
         let (key, mut lacking) = if brings_key {
             let key = self.sender_key(now, id, next.key_epoch, number);
@@ -135,6 +136,19 @@ impl Replica {
             self.refuse_for_good(id, index, Refusal::NotFound.name());
             return false;
         }
+        let may_be_outside = match action {
+            Some(GroupAction::Join(_)) => true,
+            Some(GroupAction::Leave) => group.roster.pending(own.user).is_some(),
+            _ => false,
+        };
+        if may_be_outside && group.roster.member(own.user).is_none() {
+            if group.is_hidden {
+                // This user is not invited any more.
+                self.refuse_for_good(id, index, Refusal::NotFound.name());
+                return false;
+            }
+            return true;
+        }
         let has_device = group.roster.has_device(own.user, own.installation);
         if version > 0 && (group.roster.member(own.user).is_none() || has_device && group.is_hidden) {
             self.refuse_for_good(id, index, Refusal::Denied.name());
@@ -192,14 +206,22 @@ impl Replica {
             self.lists.get(&member.user).is_some_and(|list| list.list().version > member.list_version)
         });
         let mut newer: Vec<UserId> = newer.map(|member| member.user).collect();
+        if roster.member(own).is_none() {
+            newer.clear();
+        }
         // The own list first: only this user's devices surely know it.
         newer.sort_by_key(|user| *user != own);
         newer.truncate(NEWER_LISTS);
         let seq = self.cursor(id) + 1;
         let change = |action: Option<&GroupAction>| {
-            let founder = matches!(action, Some(GroupAction::Create { .. })).then_some(own);
+            let becomes_member = match action {
+                Some(GroupAction::Create { .. }) => true,
+                Some(GroupAction::Join(_)) => roster.member(own).is_none() && roster.joins_at_once(own),
+                _ => false,
+            };
             let added = action.iter().flat_map(|action| action.added()).copied();
-            let named: BTreeSet<UserId> = newer.iter().copied().chain(added).chain(founder).collect();
+            let joining = becomes_member.then_some(own);
+            let named: BTreeSet<UserId> = newer.iter().copied().chain(added).chain(joining).collect();
             let lists = self.recipient_devices(named);
             let next = roster.change(id, own, action, &lists, seq)?;
             let named =

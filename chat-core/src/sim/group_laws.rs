@@ -7,7 +7,7 @@ use super::group_suite::SimShared;
 use super::local_store::Shown;
 use super::oracle::Violation;
 use crate::model::envelope::{InboxRow, Message, RowContent};
-use crate::model::group::{GroupAction, GroupPart};
+use crate::model::group::{GroupAction, GroupLink, GroupPart, LinkProof};
 use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, Seq, UserId};
 use crate::model::roster::{GroupPolicy, Role, RosterDigest};
 
@@ -17,8 +17,14 @@ pub(super) struct Members {
     by_user: BTreeMap<UserId, (Role, BTreeSet<InstallationId>)>,
     policy: GroupPolicy,
     banned: BTreeSet<UserId>,
+    /// Users that were invited (`true`) or ask to join.
+    pending: BTreeMap<UserId, bool>,
+    link: Option<GroupLink>,
     version: u64,
 }
+
+/// The users that know another one, first: they accepted it, or wrote to it.
+pub(super) type Acquaintances = BTreeSet<(UserId, UserId)>;
 
 impl Members {
     pub(super) fn has(&self, device: DeviceAddress) -> bool {
@@ -29,13 +35,38 @@ impl Members {
         self.by_user.get(&user).map(|(role, _)| *role)
     }
 
+    /// Returns the rule that a join breaks, if it breaks one.
+    fn check_join(
+        &self,
+        group: ConversationId,
+        actor: UserId,
+        proof: Option<&LinkProof>,
+    ) -> Option<&'static str> {
+        let has_link = self.link.zip(proof).is_some_and(|(link, proof)| link.admits(group, actor, proof));
+        let may_join = self.pending.get(&actor) == Some(&true) || has_link;
+        (!may_join || self.banned.contains(&actor)).then_some("the user may not join")
+    }
+
     /// Applies a message. Returns the rule that it breaks, if it breaks one.
-    fn apply(&mut self, message: &Message, part: &GroupPart) -> Option<&'static str> {
+    fn apply(
+        &mut self,
+        group: ConversationId,
+        message: &Message,
+        part: &GroupPart,
+        known: &Acquaintances,
+    ) -> Option<&'static str> {
         let actor = message.sender.user;
         let role = self.role(actor);
         let action = part.change.as_ref().map(|change| change.action());
+        let is_stranger =
+            |user: &&UserId| !known.contains(&(**user, actor)) && self.pending.get(*user) != Some(&false);
+        let strangers = action.iter().flat_map(|action| action.added()).filter(is_stranger).count();
         let rule = match (action, role) {
+            _ if strangers > 0 => Some("a stranger is added"),
             (Some(GroupAction::Create { .. }), _) => (self.version > 0).then_some("a group is founded twice"),
+            (Some(GroupAction::Join(proof)), None) => self.check_join(group, actor, proof.as_ref()),
+            (Some(GroupAction::Leave), None) if self.pending.contains_key(&actor) => None,
+            (Some(GroupAction::Join(_)), Some(_)) => Some("a member joins"),
             (_, None) => Some("the sender is no member"),
             (None, Some(role)) => {
                 (!part.shared.is_empty() && role < self.policy.send).then_some("the role may not send")
@@ -54,9 +85,14 @@ impl Members {
                 let needed = if raises { Role::Admin } else { Role::Owner };
                 (role < needed).then_some("the role may not be set")
             }
-            (Some(GroupAction::SetPolicy(_) | GroupAction::Unban(_)), Some(role)) => {
-                (role < Role::Admin).then_some("the policy may not be set")
+            (Some(GroupAction::Invite(users)), Some(role)) => {
+                let is_out = |user: &UserId| self.banned.contains(user) || self.by_user.contains_key(user);
+                (role < self.policy.add || users.iter().any(is_out)).then_some("the user may not be invited")
             }
+            (
+                Some(GroupAction::SetPolicy(_) | GroupAction::Unban(_) | GroupAction::SetLink(_)),
+                Some(role),
+            ) => (role < Role::Admin).then_some("the policy may not be set"),
             (Some(GroupAction::Edit), Some(role)) => {
                 (role < self.policy.edit).then_some("the role may not edit")
             }
@@ -78,14 +114,30 @@ impl Members {
                 self.policy = *policy;
                 self.by_user.insert(actor, (Role::Owner, BTreeSet::new()));
             }
+            Some(GroupAction::Invite(users)) => {
+                self.pending.extend(users.iter().map(|user| (*user, true)));
+            }
+            Some(GroupAction::Join(_)) => {
+                let is_asked = self.link.is_some_and(|link| link.approval);
+                if self.pending.get(&actor) == Some(&true) || !is_asked {
+                    self.pending.remove(&actor);
+                    self.by_user.insert(actor, (Role::Member, BTreeSet::new()));
+                } else {
+                    self.pending.insert(actor, false);
+                }
+            }
+            Some(GroupAction::Add(users)) => self.pending.retain(|user, _| !users.contains(user)),
+            Some(GroupAction::SetLink(link)) => self.link = *link,
             Some(GroupAction::Remove { users, ban }) => {
                 self.by_user.retain(|user, _| !users.contains(user));
+                self.pending.retain(|user, _| !users.contains(user));
                 if *ban {
                     self.banned.extend(users);
                 }
             }
             Some(GroupAction::Leave) => {
                 self.by_user.remove(&actor);
+                self.pending.remove(&actor);
             }
             Some(GroupAction::SetRole(user, role)) => {
                 if let Some(known) = self.by_user.get_mut(user) {
@@ -110,14 +162,19 @@ pub(super) struct GroupLog<'a> {
 
 impl<'a> GroupLog<'a> {
     /// Folds a log. The owner that replaces one that left is the one that the server says: `owners` of a version.
-    pub(super) fn fold(log: &'a [InboxRow], roles: &BTreeMap<u64, BTreeMap<UserId, Role>>) -> Self {
+    pub(super) fn fold(
+        id: ConversationId,
+        log: &'a [InboxRow],
+        roles: &BTreeMap<u64, BTreeMap<UserId, Role>>,
+        known: &Acquaintances,
+    ) -> Self {
         let mut folded =
             Self { rows: Vec::new(), digests: BTreeMap::new(), last: Members::default(), broken: None };
         for row in log {
             let RowContent::Message { message, .. } = &row.content else { continue };
             let Some(part) = &message.group else { continue };
             let before = folded.last.version;
-            if let Some(rule) = folded.last.apply(message, part) {
+            if let Some(rule) = folded.last.apply(id, message, part, known) {
                 folded.broken.get_or_insert(format!("{:?} at {}: {rule}", message.id, row.seq));
             }
             if folded.last.version > before {

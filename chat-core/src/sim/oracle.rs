@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::accounts::ACCOUNTS;
 use super::device::Device;
-use super::group_laws::GroupLog;
+use super::group_laws::{Acquaintances, GroupLog};
 use super::group_suite::SimShared;
 use super::local_store::Shown;
 use super::suite::SimBox;
@@ -42,6 +42,8 @@ pub(super) struct Oracle {
     pub stored: HashMap<MessageId, u64>,
     /// The times in which a user blocked another one: first the user that blocks.
     pub blocks: Vec<(UserId, UserId, Range<u64>)>,
+    /// The users that know each other.
+    pub acquaintances: Acquaintances,
     /// Messages without content, which replicas made by themselves.
     pub silent: HashSet<MessageId>,
     /// Messages that a device gave up. A copy of its store from before that may send one later, after others.
@@ -134,7 +136,7 @@ impl Oracle {
         for (id, log) in &logs {
             self.check_log(*id, log);
         }
-        let groups = fold_groups(devices, &logs);
+        let groups = fold_groups(devices, &logs, &self.acquaintances);
         self.check_acked(&logs);
         let any_restore = devices.iter().any(|device| device.store.restored > 0);
         let restored: HashSet<InstallationId> = devices
@@ -327,6 +329,7 @@ impl Oracle {
 fn fold_groups<'a>(
     devices: &[Device],
     logs: &'a BTreeMap<ConversationId, Vec<InboxRow>>,
+    known: &Acquaintances,
 ) -> BTreeMap<ConversationId, GroupLog<'a>> {
     let groups = logs.iter().filter(|(id, _)| id.kind() == Ok(ConversationKind::Group));
     let folded = groups.map(|(id, log)| {
@@ -335,7 +338,7 @@ fn fold_groups<'a>(
         let roles = followed.map(|((_, version), roster)| {
             (*version, roster.members.iter().map(|member| (member.user, member.role)).collect())
         });
-        (*id, GroupLog::fold(log, &roles.collect()))
+        (*id, GroupLog::fold(*id, log, &roles.collect(), known))
     });
     folded.collect()
 }

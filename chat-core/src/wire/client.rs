@@ -12,6 +12,7 @@ use crate::codec::{MAX_NUMBER, at_most, invalid};
 use crate::model::contact::ContactChange;
 use crate::model::envelope::AckUpTo;
 use crate::model::error::Result;
+use crate::model::group::LinkProof;
 use crate::model::id::{ConversationId, DeviceId, Handle, InstallationId, Seq, StoreEpoch, UserId};
 use crate::model::limits::{MAX_DEVICES, MAX_FRAME, MAX_WATCHED, PAGE_ROWS, UPLOAD_PREKEYS};
 use crate::model::report::{MAX_NOTE, MAX_REPORTED, Report, ReportedMessage};
@@ -320,7 +321,10 @@ fn request_from_proto(raw: proto::request::Body) -> Result<Request> {
                 limit: fetch.limit,
             }
         }
-        Raw::FetchRoster(fetch) => Request::Roster(ConversationId::parse(&fetch.conversation)?),
+        Raw::FetchRoster(fetch) => {
+            let proof = (!fetch.proof.is_empty()).then(|| LinkProof::parse(&fetch.proof)).transpose()?;
+            Request::Roster(ConversationId::parse(&fetch.conversation)?, proof)
+        }
         Raw::ClearHistory(clear) => Request::ClearHistory {
             conversation: ConversationId::parse(&clear.conversation)?,
             through: clear.through.min(MAX_NUMBER),
@@ -380,9 +384,10 @@ fn request_to_proto(request: &Request) -> proto::request::Body {
             before: *before,
             limit: *limit,
         }),
-        Request::Roster(conversation) => {
-            Raw::FetchRoster(proto::FetchRoster { conversation: conversation.to_bytes() })
-        }
+        Request::Roster(conversation, proof) => Raw::FetchRoster(proto::FetchRoster {
+            conversation: conversation.to_bytes(),
+            proof: proof.as_ref().map(LinkProof::to_bytes).unwrap_or_default(),
+        }),
         Request::ClearHistory { conversation, through } => Raw::ClearHistory(proto::ClearHistory {
             conversation: conversation.to_bytes(),
             through: *through,

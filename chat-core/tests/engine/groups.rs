@@ -1,7 +1,9 @@
 //! Groups: signed changes of the roster, the rows of each member's devices, and who may do what.
 
 use chat_core::backend::{RecipientDevices, Roster, Rules};
-use chat_core::group::{GroupAction, GroupChange, GroupPart};
+use chat_core::contact::ContactChange;
+use chat_core::envelope::EmptyReason;
+use chat_core::group::{GroupAction, GroupChange, GroupLink, GroupPart, LinkProof, LinkSecret};
 use chat_core::limits::MAX_GROUP_DEVICES;
 use chat_core::roster::{GroupPolicy, Role, RosterDigest};
 use chat_core::{Seq, UserId};
@@ -39,8 +41,20 @@ fn devices(user: &User) -> RecipientDevices {
 }
 
 impl Group {
-    /// Registers four users. Alice founds a group with Bob and Carol.
+    /// Registers four users, which accept each other. Alice founds a group with Bob and Carol.
     fn founded() -> Self {
+        let mut group = Self::of_strangers(&[(1, 0), (2, 0), (3, 0), (3, 1)]);
+        let action = group.founding();
+        assert_eq!(group.change(0, &action, &[0, 1, 2]), None);
+        group
+    }
+
+    fn founding(&self) -> GroupAction {
+        GroupAction::Create { members: vec![self.user(1), self.user(2)], policy: GroupPolicy::default() }
+    }
+
+    /// Registers four users. In each of these pairs the first user accepts the second one.
+    fn of_strangers(accepted: &[(usize, usize)]) -> Self {
         let engine = engine();
         let users: Vec<User> = USERS.iter().zip(1..).map(|(name, n)| User::new(n, name)).collect();
         users.iter().for_each(|user| user.register(&engine));
@@ -50,9 +64,14 @@ impl Group {
         };
         let id = ConversationId::group(users[0].device(), message_id(0, 1), &action.encode());
         let sent = vec![(0, MessageId::NIL); users.len()];
-        let mut group = Self { engine, users, id, roster: Roster::default(), seq: 0, sent };
-        assert_eq!(group.change(0, &action, &[0, 1, 2]), None);
+        let group = Self { engine, users, id, roster: Roster::default(), seq: 0, sent };
+        accepted.iter().for_each(|(owner, other)| group.decide(*owner, *other, ContactChange::Accept));
         group
+    }
+
+    fn decide(&self, owner: usize, other: usize, change: ContactChange) {
+        let request = Request::ChangeContact(self.user(other), change);
+        ready(self.engine.respond(self.users[owner].device(), request)).unwrap();
     }
 
     fn user(&self, n: usize) -> UserId {
@@ -93,11 +112,13 @@ impl Group {
             generation: last + 1,
         };
         let audience = lists.iter().map(|list| Audience { user: list.user, list_version: list.list_version });
+        let is_silent = matches!(action, Some(GroupAction::Join(_) | GroupAction::Leave));
+        let text = |text: &'static str| Bytes::from_static(if is_silent { b"" } else { text.as_bytes() });
         Publish {
             number,
             first: true,
             audience: audience.collect(),
-            body: Bytes::from_static(b"body"),
+            body: text("body"),
             boxes: Vec::new(),
             excluded: Vec::new(),
             sent_at: 0,
@@ -105,7 +126,7 @@ impl Group {
             group: Some(Box::new(GroupPart {
                 roster_version: next.version,
                 digest: next.digest,
-                shared: Bytes::from_static(b"shared"),
+                shared: text("shared"),
                 control: Bytes::new(),
                 change,
                 lists: Vec::new(),
@@ -163,8 +184,12 @@ impl Group {
     }
 
     fn fetched(&self, user: usize) -> Result<Roster, Refusal> {
-        let answer = ready(self.engine.respond(self.users[user].device(), Request::Roster(self.id)))?;
-        Ok(*answer.roster.unwrap())
+        self.fetched_with(user, None)
+    }
+
+    fn fetched_with(&self, user: usize, proof: Option<LinkProof>) -> Result<Roster, Refusal> {
+        let request = Request::Roster(self.id, proof);
+        Ok(*ready(self.engine.respond(self.users[user].device(), request))?.roster.unwrap())
     }
 }
 
@@ -458,4 +483,92 @@ fn mutants_of_the_roster_are_killed() {
     assert!(Mutant::with(Some(Mutant::RoleIgnored), || by(bob)).is_ok());
     let key_epoch = || by(group.user(0)).unwrap().key_epoch;
     assert_eq!((key_epoch(), Mutant::with(Some(Mutant::KeyEpochStays), key_epoch)), (1, 0));
+}
+
+#[test]
+fn user_is_added_only_by_a_contact() {
+    let mut group = Group::of_strangers(&[(1, 0)]);
+    let founding = group.founding();
+    let (carol, dave) = (group.user(2), group.user(3));
+    let refused = group.change(0, &founding, &[0, 1, 2]);
+    assert_eq!(refused, Some(Refusal::NoContact(vec![carol])), "Carol does not know Alice");
+    group.decide(2, 0, ContactChange::Accept);
+    assert_eq!(group.change(0, &founding, &[0, 1, 2]), None);
+    let add = GroupAction::Add(vec![dave]);
+    assert_eq!(group.change(0, &add, &[3]), Some(Refusal::NoContact(vec![dave])));
+    group.decide(3, 0, ContactChange::Accept);
+    group.decide(3, 0, ContactChange::Block);
+    assert_eq!(group.change(0, &add, &[3]), None, "a blocked user does not notice it");
+}
+
+#[test]
+fn invited_user_gets_nothing_until_it_joins() {
+    let mut group = Group::of_strangers(&[(1, 0), (2, 0)]);
+    assert_eq!(group.change(0, &group.founding(), &[0, 1, 2]), None);
+    let dave = group.user(3);
+    assert_eq!(group.fetched(3), Err(Refusal::NotFound));
+    assert_eq!(group.change(3, &GroupAction::Join(None), &[3]), Some(Refusal::Denied), "not invited");
+    assert_eq!(group.change(0, &GroupAction::Invite(vec![dave]), &[]), None);
+    assert_eq!(group.say(1), None);
+    assert_eq!(group.seqs(3), Vec::<Seq>::new());
+    assert_eq!(group.fetched(3).as_ref(), Ok(&group.roster), "an invited user sees the roster");
+    assert_eq!(group.say(3), Some(Refusal::Denied));
+    let leave = GroupAction::Leave;
+    assert_eq!(group.change(3, &leave, &[]), None);
+    assert_eq!(
+        (group.fetched(3), group.change(3, &leave, &[])),
+        (Err(Refusal::NotFound), Some(Refusal::Denied))
+    );
+    assert_eq!(group.change(0, &GroupAction::Invite(vec![dave]), &[]), None);
+    assert_eq!(group.change(3, &GroupAction::Join(None), &[3]), None);
+    assert_eq!(group.say(1), None);
+    let rows = group.rows(3);
+    // The refusal of the invitation, at 4, has a row for the device that sent it.
+    assert_eq!(
+        rows.iter().map(|row| (row.first_seq(), row.seq, row.joined)).collect::<Vec<_>>(),
+        [(4, 4, true), (5, 5, false), (6, 6, false), (7, 7, false)]
+    );
+    assert!(
+        matches!(rows[1].content, RowContent::Empty { reason: EmptyReason::NotMember, .. }),
+        "{:?}",
+        rows[1]
+    );
+    assert_eq!((group.say(3), group.seqs(1)), (None, (1..=8).collect()));
+}
+
+#[test]
+fn link_lets_users_join_at_once_or_after_approval() {
+    let mut group = Group::of_strangers(&[(1, 0)]);
+    let create = GroupAction::Create { members: vec![group.user(1)], policy: GroupPolicy::default() };
+    group.id = ConversationId::group(group.users[0].device(), message_id(0, 1), &create.encode());
+    assert_eq!(group.change(0, &create, &[0, 1]), None);
+    let secret = LinkSecret::from_bytes([8; 32]);
+    let [carol, dave] = [2, 3].map(|n| secret.prove(group.id, group.user(n)));
+    let set = |approval| GroupAction::SetLink(Some(GroupLink { key: secret.key(), approval }));
+    assert_eq!(group.change(1, &set(false), &[]), Some(Refusal::Denied), "Bob is no admin");
+    assert_eq!(group.change(0, &set(false), &[]), None);
+    assert_eq!(
+        group.fetched_with(2, Some(dave.clone())),
+        Err(Refusal::NotFound),
+        "the proof of another user"
+    );
+    assert_eq!(group.fetched_with(2, Some(carol.clone())).as_ref(), Ok(&group.roster));
+    assert_eq!(group.change(2, &GroupAction::Join(Some(dave.clone())), &[2]), Some(Refusal::Denied));
+    assert_eq!(group.change(2, &GroupAction::Join(Some(carol)), &[2]), None);
+    assert_eq!((group.say(2), group.seqs(2)), (None, vec![3, 4]));
+
+    assert_eq!(group.change(0, &set(true), &[]), None);
+    let mut talks = group.publish(3, Some(&GroupAction::Join(Some(dave.clone()))), &[]);
+    talks.group.as_mut().unwrap().shared = Bytes::from_static(b"spam");
+    talks.body = Bytes::from_static(b"spam");
+    assert_eq!(group.send(3, talks), Some(Refusal::Invalid), "a request to join has no content");
+    assert_eq!(group.change(3, &GroupAction::Join(Some(dave)), &[]), None);
+    assert!(group.roster.asks_to_join(group.user(3)));
+    assert_eq!((group.say(3), group.say(0)), (Some(Refusal::Denied), None));
+    // Dave asked, so Alice adds him although he does not know her.
+    assert_eq!(group.change(0, &GroupAction::Add(vec![group.user(3)]), &[3]), None);
+    assert_eq!(group.say(3), None);
+    let rows: Vec<_> = group.rows(3).iter().map(|row| (row.first_seq(), row.seq, row.joined)).collect();
+    assert_eq!(rows, [(6, 6, true), (7, 7, false), (8, 8, false), (9, 9, false)]);
+    assert_eq!(group.fetched(0).as_ref(), Ok(&group.roster));
 }

@@ -240,6 +240,7 @@ impl Talk {
             rules: Rules::CURRENT,
             full: Vec::new(),
             withheld: Vec::new(),
+            strangers: Vec::new(),
         };
         let position = LogPosition { generation: 1, offset: n };
         let record = Record { position, appended_us: time_us, command: Arc::new(command) };

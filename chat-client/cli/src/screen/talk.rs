@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use chat_client::{Content, ConversationId, ConversationKind, MessageId, Relation, UserId};
+use chat_client::{Content, ConversationId, ConversationKind, GroupInvitation, MessageId, Relation, UserId};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
+use crate::commands::invitation_text;
 use crate::event_json::unreadable_reason;
 use crate::output::printable_lines;
 
@@ -56,6 +57,10 @@ fn text_of(content: &Content) -> String {
     match content {
         Content::Text(text) => text.clone(),
         Content::GroupName(name) => format!("named the group {name}"),
+        Content::Invitation(invitation) if invitation.secret().is_none() => {
+            format!("{}: /join accepts", invitation_text(invitation))
+        }
+        Content::Invitation(invitation) => invitation_text(invitation),
         content => format!("[cannot be read: {}]", unreadable_reason(content)),
     }
 }
@@ -77,6 +82,8 @@ pub(super) struct Talk {
     read: u64,
     /// The history below the oldest line was requested, and there is none.
     pub(super) is_complete: bool,
+    /// The newest invitation of the other user to a group, with its seq.
+    invitation: Option<(u64, GroupInvitation)>,
 }
 
 impl Talk {
@@ -96,6 +103,7 @@ impl Talk {
             delivered: 0,
             read: 0,
             is_complete: false,
+            invitation: None,
         }
     }
 
@@ -103,8 +111,18 @@ impl Talk {
     pub(super) fn add(&mut self, seq: u64, id: MessageId, author: String, content: &Content, own: bool) {
         self.remove(id);
         let text = text_of(content);
+        if let (Content::Invitation(invitation), false) = (content, own)
+            && self.invitation.as_ref().is_none_or(|(known, _)| *known <= seq)
+        {
+            self.invitation = Some((seq, invitation.clone()));
+        }
         let tick = if own { self.tick_at(seq) } else { Tick::None };
         self.entries.insert(Place(seq, 0), Entry { id: Some(id), author, text, tick });
+    }
+
+    /// Returns the newest invitation of the other user to a group.
+    pub(super) fn invitation(&self) -> Option<GroupInvitation> {
+        self.invitation.as_ref().map(|(_, invitation)| invitation.clone())
     }
 
     /// Adds a message that the server lost, after the message at a seq. Of several, the newest comes first.

@@ -26,6 +26,9 @@ pub struct Command {
     /// Users that blocked the sender. Their devices receive an EmptyRow, and the frame has no box for them.
     #[prost(bytes = "bytes", repeated, tag = "8")]
     pub withheld: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// Users that the message adds to a group although the sender is no contact of theirs.
+    #[prost(bytes = "bytes", repeated, tag = "9")]
+    pub strangers: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 /// The address of a device.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -415,6 +415,31 @@ pub struct GroupAction {
     /// For CREATE and SET_POLICY.
     #[prost(message, optional, tag = "4")]
     pub policy: ::core::option::Option<GroupPolicy>,
+    /// For JOIN with a link: the signature of the acting user with the secret of the link, 64 bytes.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub proof: ::prost::bytes::Bytes,
+    /// For SET_LINK: the new link; none removes it.
+    #[prost(message, optional, tag = "6")]
+    pub link: ::core::option::Option<GroupLink>,
+}
+/// A link with which users join a group. Its secret is known to the members only.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GroupLink {
+    /// The Ed25519 key that verifies proofs of the secret, 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub key: ::prost::bytes::Bytes,
+    /// An admin approves each user that joins with the link.
+    #[prost(bool, tag = "2")]
+    pub approval: bool,
+}
+/// A user that was invited to a group, or asks to join it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PendingMember {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub user: ::prost::bytes::Bytes,
+    /// The user that invited it; empty if it asks to join.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub invited_by: ::prost::bytes::Bytes,
 }
 /// The members of a group.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -448,13 +473,19 @@ pub struct Roster {
     /// Devices of former members, each with the seq of its last row, the latest last. Not in the digest.
     #[prost(message, repeated, tag = "10")]
     pub former: ::prost::alloc::vec::Vec<FormerDevice>,
+    /// Users that were invited or ask to join, sorted.
+    #[prost(message, repeated, tag = "11")]
+    pub pending: ::prost::alloc::vec::Vec<PendingMember>,
+    /// The link with which users join.
+    #[prost(message, optional, tag = "12")]
+    pub link: ::core::option::Option<GroupLink>,
 }
-/// A device of a former member of a group.
+/// A device of a former member of a group, or of a user that was pending.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FormerDevice {
     #[prost(bytes = "bytes", tag = "1")]
     pub installation: ::prost::bytes::Bytes,
-    /// The seq of the message that removed its user.
+    /// The seq of its last row.
     #[prost(uint64, tag = "2")]
     pub left: u64,
 }
@@ -574,7 +605,7 @@ pub struct Refused {
     /// REASON_EXPECTED: the next client_seq.
     #[prost(uint64, tag = "6")]
     pub expected: u64,
-    /// REASON_MISMATCH: the users with newer lists.
+    /// REASON_MISMATCH: the users with newer lists. REASON_NO_CONTACT: the users that can not be added.
     #[prost(bytes = "bytes", repeated, tag = "7")]
     pub users: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
     /// Milliseconds to wait before trying again.
@@ -979,11 +1010,14 @@ pub struct ClearHistory {
     #[prost(uint64, tag = "2")]
     pub through: u64,
 }
-/// Requests the roster of a group.
+/// Requests the roster of a group, for a device of a member or of an invited user, or with a link of the group.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FetchRoster {
     #[prost(bytes = "bytes", tag = "1")]
     pub conversation: ::prost::bytes::Bytes,
+    /// The proof of the link, as in a GroupAction; empty without one.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub proof: ::prost::bytes::Bytes,
 }
 /// Requests the cursors of this device.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1232,7 +1266,7 @@ pub enum GroupActionKind {
     Remove = 3,
     /// Removes users, which cannot be added again.
     Ban = 4,
-    /// The acting user leaves.
+    /// The acting user leaves, declines its invitation, or takes back its request to join.
     Leave = 5,
     /// Sets the role of one member.
     SetRole = 6,
@@ -1242,6 +1276,12 @@ pub enum GroupActionKind {
     Unban = 8,
     /// The encrypted body has a new name, picture or description.
     Edit = 9,
+    /// Invites users: each joins once it accepts.
+    Invite = 10,
+    /// The acting user, which is no member, joins or asks to join: it was invited, or `proof` proves that it has the link.
+    Join = 11,
+    /// Replaces the link with which users join, or removes it.
+    SetLink = 12,
 }
 impl GroupActionKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1260,6 +1300,9 @@ impl GroupActionKind {
             Self::SetPolicy => "GROUP_ACTION_KIND_SET_POLICY",
             Self::Unban => "GROUP_ACTION_KIND_UNBAN",
             Self::Edit => "GROUP_ACTION_KIND_EDIT",
+            Self::Invite => "GROUP_ACTION_KIND_INVITE",
+            Self::Join => "GROUP_ACTION_KIND_JOIN",
+            Self::SetLink => "GROUP_ACTION_KIND_SET_LINK",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1275,6 +1318,9 @@ impl GroupActionKind {
             "GROUP_ACTION_KIND_SET_POLICY" => Some(Self::SetPolicy),
             "GROUP_ACTION_KIND_UNBAN" => Some(Self::Unban),
             "GROUP_ACTION_KIND_EDIT" => Some(Self::Edit),
+            "GROUP_ACTION_KIND_INVITE" => Some(Self::Invite),
+            "GROUP_ACTION_KIND_JOIN" => Some(Self::Join),
+            "GROUP_ACTION_KIND_SET_LINK" => Some(Self::SetLink),
             _ => None,
         }
     }
@@ -1412,6 +1458,8 @@ pub enum Reason {
     Taken = 13,
     /// The message is for another version of the group's roster than the current one. Encrypt it again for that.
     StaleRoster = 14,
+    /// The named users do not know the sender, so it can not add them to a group. It can invite them.
+    NoContact = 15,
 }
 impl Reason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1435,6 +1483,7 @@ impl Reason {
             Self::NotFound => "REASON_NOT_FOUND",
             Self::Taken => "REASON_TAKEN",
             Self::StaleRoster => "REASON_STALE_ROSTER",
+            Self::NoContact => "REASON_NO_CONTACT",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1455,6 +1504,7 @@ impl Reason {
             "REASON_NOT_FOUND" => Some(Self::NotFound),
             "REASON_TAKEN" => Some(Self::Taken),
             "REASON_STALE_ROSTER" => Some(Self::StaleRoster),
+            "REASON_NO_CONTACT" => Some(Self::NoContact),
             _ => None,
         }
     }

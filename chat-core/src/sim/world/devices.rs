@@ -29,6 +29,7 @@ impl World {
             Some(other) if self.rng.chance(85) => Recipient::Handle(other.handle.clone()),
             _ => Recipient::User(own.user),
         };
+        self.oracle.acquaintances.insert((own.user, self.other_user(device)));
         let id = MessageId::new(self.now, self.rng.bytes());
         let content = Bytes::copy_from_slice(id.as_bytes());
         self.device_step(device, Input::Send(Draft { sent_at: self.now, ..Draft::new(id, to, content) }));

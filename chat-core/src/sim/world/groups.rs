@@ -3,8 +3,11 @@
 use bytes::Bytes;
 
 use super::super::accounts::ACCOUNTS;
+use super::super::server::ready;
 use super::{Event, HEAL_MS, World};
-use crate::model::group::GroupAction;
+use crate::backend::ContactStore as _;
+use crate::model::contact::ContactChange;
+use crate::model::group::{GroupAction, GroupLink, LinkSecret};
 use crate::model::id::{ConversationId, MessageId, UserId};
 use crate::model::roster::{GroupPolicy, Role};
 use crate::replica::{Draft, Input, Recipient};
@@ -17,7 +20,14 @@ impl World {
             let found = self.rng.below(HEAL_MS / 8);
             self.at(found, Event::FoundGroup(device));
         }
-        for _ in 0..self.rng.below(16) {
+        let users = ACCOUNTS.iter().map(|account| account.lists[0].list().user).collect::<Vec<_>>();
+        for (owner, other) in users.iter().flat_map(|owner| users.iter().map(move |other| (*owner, *other))) {
+            if owner != other && self.rng.chance(70) {
+                let _ = ready(self.contacts.change(owner, other, ContactChange::Accept, usize::MAX));
+                self.oracle.acquaintances.insert((owner, other));
+            }
+        }
+        for _ in 0..self.rng.below(20) {
             let device = self.rng.below(self.devices.len() as u64) as usize;
             let at = HEAL_MS / 16 + self.rng.below(HEAL_MS * 15 / 16);
             self.at(at, Event::ChangeGroup(device));
@@ -36,6 +46,10 @@ impl World {
         let users = ACCOUNTS.iter().map(|account| account.lists[0].list().user);
         let mut members: Vec<UserId> = users.into_iter().filter(|user| *user != own.user).collect();
         members.truncate(self.rng.below(4) as usize);
+        if self.rng.chance(90) {
+            // Like clients, which invite all others.
+            members.retain(|user| self.oracle.acquaintances.contains(&(*user, own.user)));
+        }
         let is_alone = members.is_empty();
         let policy = GroupPolicy { add: Role::Member, ..GroupPolicy::default() };
         let policy = if self.rng.chance(50) { policy } else { GroupPolicy::default() };
@@ -51,7 +65,9 @@ impl World {
     pub(super) fn change_group(&mut self, device: usize) {
         let Some(group) = self.group.filter(|_| self.devices[device].replica.is_some()) else { return };
         let other = self.any_user();
-        let action = match self.rng.below(11) {
+        let own = self.devices[device].address().user;
+        let secret = LinkSecret::from_bytes([self.rng.below(2) as u8; 32]);
+        let action = match self.rng.below(17) {
             0..=3 => GroupAction::Add(vec![other]),
             4 | 5 => GroupAction::Remove { users: vec![other], ban: self.rng.chance(30) },
             6 => GroupAction::Leave,
@@ -62,6 +78,12 @@ impl World {
                 GroupAction::SetPolicy(GroupPolicy { send, add, edit: Role::Member })
             }
             9 => GroupAction::Unban(vec![other]),
+            10 | 11 => GroupAction::Invite(vec![other]),
+            12 => {
+                let link = GroupLink { key: secret.key(), approval: self.rng.chance(50) };
+                GroupAction::SetLink(self.rng.chance(90).then_some(link))
+            }
+            13..=15 => GroupAction::Join(self.rng.chance(60).then(|| secret.prove(group, own))),
             _ => GroupAction::Edit,
         };
         let id = MessageId::new(self.now, self.rng.bytes());
