@@ -322,6 +322,15 @@ impl Client {
         self.commands.send(Command::Typing(conversation)).await.map_err(|_| self.failure())
     }
 
+    /// Names the conversation that the user looks at, or none. The server sends typing notifications of a group only to devices
+    /// whose user looks at it.
+    ///
+    /// # Errors
+    /// `Closed` if the client is closed.
+    pub async fn open_conversation(&self, conversation: Option<ConversationId>) -> Result<()> {
+        self.commands.send(Command::OpenConversation(conversation)).await.map_err(|_| self.failure())
+    }
+
     /// Requests [`Event::Presence`] whenever one of these users connects or disconnects. Replaces the former list.
     ///
     /// # Errors

@@ -283,6 +283,7 @@ impl Driver {
     /// Returns the reply to send once the profile is released, if the client is suspended.
     async fn run_until_control(&mut self) -> Result<Option<Reply<()>>> {
         self.step(Input::Watch(self.owner.watched.clone()))?;
+        self.step(Input::OpenConversation(self.owner.open_conversation))?;
         self.step(Input::Flush)?;
         loop {
             self.flush().await?;

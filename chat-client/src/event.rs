@@ -89,7 +89,11 @@ pub enum Event {
     Disconnected,
     /// The device has received all waiting messages. Transient.
     CaughtUp,
-    /// A user is typing. Transient.
+    /// A member of a group has received all messages up to `delivered_seq`, and read all up to `read_seq`. Only members
+    /// with messages of their own get it; [`Ticket::status`](crate::Ticket::status) counts the members. Transient.
+    GroupReceipt { group: ConversationId, user: User, delivered_seq: u64, read_seq: u64 },
+    /// A user is typing. In a group it is reported only while this user
+    /// [looks at it](crate::Client::open_conversation). Transient.
     Typing { conversation: ConversationId, user: User },
     /// A watched user connected or disconnected. Transient.
     Presence { user: User, presence: Presence },

@@ -31,6 +31,17 @@ pub struct Group {
     pub link: Option<GroupJoinLink>,
 }
 
+/// The progress of a message at one member of its group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct MemberReceipt {
+    pub user: User,
+    /// A device of the member has the message.
+    pub delivered: bool,
+    /// The member has read it.
+    pub read: bool,
+}
+
 /// The link of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]

@@ -57,7 +57,7 @@ pub use conversation::Conversation;
 #[cfg(feature = "client")]
 pub use event::{Event, EventRecord, GapReason, Presence, RefusedReason};
 #[cfg(feature = "client")]
-pub use group::{Group, GroupJoinLink, GroupMember, PendingMember};
+pub use group::{Group, GroupJoinLink, GroupMember, MemberReceipt, PendingMember};
 #[cfg(feature = "client")]
 pub use invitation::GroupInvitation;
 #[cfg(feature = "client")]

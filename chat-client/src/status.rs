@@ -61,7 +61,8 @@ impl Count {
 }
 
 impl Position {
-    pub(crate) const fn new(conversation: ConversationId, seq: u64) -> Self {
+    /// Returns the position of a message.
+    pub const fn new(conversation: ConversationId, seq: u64) -> Self {
         Self { conversation, seq }
     }
 }

@@ -408,8 +408,17 @@ impl LocalStore {
     }
 
     fn rows<T>(&self, sql: &str, read: impl Fn(&rusqlite::Row<'_>) -> Result<T>) -> Result<Vec<T>> {
-        let mut statement = self.db.prepare(sql).map_err(failed)?;
-        let mut rows = statement.query([]).map_err(failed)?;
+        self.rows_with(sql, [], read)
+    }
+
+    fn rows_with<T>(
+        &self,
+        sql: &str,
+        params: impl rusqlite::Params,
+        read: impl Fn(&rusqlite::Row<'_>) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        let mut statement = self.db.prepare_cached(sql).map_err(failed)?;
+        let mut rows = statement.query(params).map_err(failed)?;
         let mut all = Vec::new();
         while let Some(row) = rows.next().map_err(failed)? {
             all.push(read(row)?);

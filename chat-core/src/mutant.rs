@@ -64,6 +64,8 @@ pub enum Mutant {
     BlockIgnored,
     /// A gateway shows the activity of a user to strangers and blocked users.
     ActivityShownToAll,
+    /// A session passes typing notifications of every group on.
+    TypingToAll,
     /// A roster is changed by a member whose role does not allow it.
     RoleIgnored,
     /// A user joins a group without an invitation or the link.

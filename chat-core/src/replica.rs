@@ -16,6 +16,7 @@ mod connection;
 mod conversation;
 mod draft;
 mod group;
+mod group_receipts;
 mod group_receive;
 mod group_send;
 mod input;
@@ -131,6 +132,10 @@ pub struct Replica {
     /// lacks.
     looked_back: bool,
     catch_up_at: Option<Instant>,
+    /// When delivery receipts in groups are due.
+    receipts_at: Option<Instant>,
+    /// The conversation that the user looks at; sent again after a reconnect.
+    open_conversation: Option<ConversationId>,
     deferred: Vec<Change>,
     mailbox: Mailbox,
     /// The server's clock in milliseconds since 1970, and when it was read.
@@ -256,6 +261,8 @@ impl Replica {
             looked_back: false,
             slow: false,
             catch_up_at: None,
+            receipts_at: None,
+            open_conversation: None,
             deferred: Vec::new(),
             mailbox: Mailbox::new(snapshot.unasked),
             server_time: (0, now),
@@ -367,7 +374,8 @@ impl Replica {
                 let listless = self.listless.values().copied();
                 let asks = self.mailbox.deadline();
                 let fixed = fixed.into_iter().chain(self.slow_at());
-                waits.chain(requests).chain(fixed).chain(listless).chain(asks).chain(self.catch_up_at).min()
+                let due = self.catch_up_at.into_iter().chain(self.receipts_at);
+                waits.chain(requests).chain(fixed).chain(listless).chain(asks).chain(due).min()
             }
         }
     }
@@ -390,6 +398,16 @@ impl Replica {
             }
             Input::Read(read) => self.read(read, out),
             Input::Typing(conversation) => self.send_if_online(ClientFrame::Typing(conversation), out),
+            Input::OpenConversation(conversation) => {
+                self.open_conversation = conversation;
+                self.send_if_online(ClientFrame::OpenConversation(conversation), out);
+            }
+            Input::RequestReceipts(conversation) => {
+                if self.is_online() && !self.is_asked(&Purpose::Delivered(conversation)) {
+                    let request = Request::Delivered(conversation);
+                    self.request(now, request, Purpose::Delivered(conversation), out);
+                }
+            }
             Input::Watch(users) => {
                 self.watched.clone_from(&users);
                 self.send_if_online(ClientFrame::Watch(users), out);

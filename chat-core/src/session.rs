@@ -23,10 +23,10 @@ use ack_coalescer::AckCoalescer;
 use window::Window;
 
 use crate::backend::PageLimit;
-use crate::model::client_frame::{ClientFrame, Request};
+use crate::model::client_frame::{ClientFrame, GroupReceipt, Request};
 use crate::model::close_reason::CloseReason;
 use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow, Refusal, RowContent, Subject};
-use crate::model::id::{ConversationId, DeviceAddress, Seq, UserId};
+use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, Seq, UserId};
 use crate::model::limits::{GREETING_MS, HEARTBEAT_MS, IDLE_MS, MIN_BYTES_PER_SECOND, WINDOW_ROWS};
 use crate::model::server_frame::{ServerFrame, Welcome};
 use crate::model::session_event::{Hint, SessionEvent};
@@ -97,6 +97,10 @@ pub struct Session {
     acks: AckCoalescer,
     /// When the last typing notification was passed on, by conversation.
     typed_at: HashMap<ConversationId, Instant>,
+    /// When the current second of receipts in groups began, and how many there were.
+    group_receipts: (Instant, u32),
+    /// The conversation that the user looks at.
+    open_conversation: Option<ConversationId>,
     watched: BTreeMap<UserId, Option<bool>>,
     watch_at: Option<Instant>,
 }
@@ -118,6 +122,8 @@ const TYPING_MS: u64 = 3000;
 /// Maximum number of conversations whose ephemeral frames are limited at once. Frames of further
 /// conversations are dropped.
 const MAX_PACED: usize = 256;
+/// Receipts of groups that a device sends within a second, at most.
+const MAX_GROUP_RECEIPTS: u32 = 16;
 /// Milliseconds for which a draining session waits for answers.
 const DRAIN_MS: u64 = 5000;
 
@@ -144,6 +150,8 @@ impl Session {
             drain: None,
             acks: AckCoalescer::default(),
             typed_at: HashMap::new(),
+            group_receipts: (Instant::default(), 0),
+            open_conversation: None,
             watched: BTreeMap::new(),
             watch_at: None,
         }
@@ -304,6 +312,8 @@ impl Session {
                 out.push(Output::Request(id, request));
             }
             (_, ClientFrame::Read(read)) => out.extend(self.acks.read(now, read)),
+            (_, ClientFrame::GroupReceipt(receipt)) => self.group_receipt(now, receipt, out),
+            (_, ClientFrame::OpenConversation(conversation)) => self.open_conversation = conversation,
             (_, ClientFrame::Typing(conversation)) => self.typing(now, conversation, out),
             (_, ClientFrame::Watch(users)) => {
                 self.watched = users.into_iter().map(|user| (user, None)).collect();
@@ -328,6 +338,26 @@ impl Session {
         if due && self.typed_at.len() < MAX_PACED {
             self.typed_at.insert(conversation, now);
             out.push(Output::Typing(conversation));
+        }
+    }
+
+    /// Passes on a receipt in a group, at most [`MAX_GROUP_RECEIPTS`] within a second. It is dropped if there are more.
+    fn group_receipt(&mut self, now: Instant, receipt: GroupReceipt, out: &mut Vec<Output>) {
+        let (since, count) = self.group_receipts;
+        let (since, count) = if now >= since.after(1000) { (now, 0) } else { (since, count) };
+        if count < MAX_GROUP_RECEIPTS {
+            self.group_receipts = (since, count + 1);
+            out.push(Output::GroupReceipt(receipt));
+        }
+    }
+
+    /// Whether the device gets a hint: it gets typing notifications of a group only while its user looks at that group.
+    fn wants(&self, hint: &Hint) -> bool {
+        match hint {
+            Hint::Typing(conversation, _) if conversation.kind() == Ok(ConversationKind::Group) => {
+                self.open_conversation == Some(*conversation) || Mutant::TypingToAll.is_active()
+            }
+            _ => true,
         }
     }
 
@@ -507,7 +537,11 @@ impl Session {
                     out.push(Output::Send(ServerFrame::Stored(stored)));
                 }
                 SessionEvent::Refused(subject, refusal) => self.refused(subject, refusal, out),
-                SessionEvent::Hint(hint) => out.push(Output::Send(hint_frame(hint))),
+                SessionEvent::Hint(hint) => {
+                    if self.wants(&hint) {
+                        out.push(Output::Send(hint_frame(hint)));
+                    }
+                }
                 SessionEvent::Closed(reason) => {
                     if reason == CloseReason::Replaced {
                         // The new session acknowledges for itself. It may run on an older copy of the
@@ -651,7 +685,7 @@ const fn hint_frame(hint: Hint) -> ServerFrame {
         Hint::ListChanged(user, version) => ServerFrame::ListChanged(user, version),
         Hint::PrekeysLow(left) => ServerFrame::PrekeysLow(left),
         Hint::ContactsChanged(version) => ServerFrame::ContactsChanged(version),
-        Hint::ReadRequested(conversation) => ServerFrame::ReadRequested(conversation),
+        Hint::ReadRequested(conversation, asker) => ServerFrame::ReadRequested(conversation, asker),
     }
 }
 

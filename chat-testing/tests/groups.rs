@@ -2,9 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 use chat_client::prelude::*;
-use chat_client::{GroupAction, GroupInvitation, GroupPolicy, RefusedReason, Role};
+use chat_client::{GroupAction, GroupInvitation, GroupPolicy, RefusedReason, Role, Status};
 use chat_core::backend::Rules;
 use chat_testing::{TestServer, Unencrypted};
+
+/// Time in which a receipt arrives on a busy machine.
+const LIMIT: std::time::Duration = std::time::Duration::from_secs(30);
 
 fn suite() -> Box<dyn Suite> {
     Box::new(Unencrypted::new())
@@ -315,4 +318,65 @@ async fn user_leaves_a_group_to_which_a_blocked_user_added_it() {
     alice.change_group(group, add).await.unwrap().stored().await.unwrap();
     changed(&server, &carol, |action| *action == GroupAction::Leave).await;
     assert_eq!(bob.group(group).await.unwrap().members.len(), 3);
+}
+
+#[tokio::test]
+async fn sender_learns_how_many_members_have_and_read_a_message() {
+    let (server, [alice, bob, carol], group) = founded().await;
+    let ticket = alice.send(group, "hello").await.unwrap();
+    let position = ticket.stored().await.unwrap();
+    let delivered = tokio::time::timeout(LIMIT, ticket.delivered()).await.unwrap().unwrap();
+    assert_eq!((delivered.reached, delivered.of), (2, 2));
+    next_text(&server, &bob).await;
+    bob.read(group, position.seq).await.unwrap();
+    let mut events = alice.events("receipts").await.unwrap();
+    let is_read = |event: &Event| {
+        matches!(event, Event::GroupReceipt { user, read_seq, .. }
+            if user.id == bob.user() && *read_seq >= position.seq)
+    };
+    loop {
+        let Status::Stored { read, .. } = ticket.status().await.unwrap() else { panic!("stored") };
+        if read.reached == 1 {
+            break;
+        }
+        server.next_event(&mut events, is_read).await.unwrap();
+    }
+    let receipts = alice.receipts(position).await.unwrap();
+    let of = |user| receipts.iter().find(|one| one.user.id == user).map(|one| (one.delivered, one.read));
+    assert_eq!(
+        (receipts.len(), of(bob.user()), of(carol.user())),
+        (2, Some((true, true)), Some((true, false)))
+    );
+    carol.read(group, position.seq).await.unwrap();
+    let read = tokio::time::timeout(LIMIT, ticket.read()).await.unwrap().unwrap();
+    assert_eq!((read.reached, read.of), (2, 2));
+}
+
+#[tokio::test]
+async fn typing_in_a_group_is_shown_to_members_that_look_at_it() {
+    let (server, [alice, bob, carol], group) = founded().await;
+    bob.open_conversation(Some(group)).await.unwrap();
+    let mut of_bob = bob.events("typing").await.unwrap();
+    let mut of_carol = carol.events("typing").await.unwrap();
+    let is_typing = |event: &Event| matches!(event, Event::Typing { .. });
+    // The first report may come before the server knows that Bob looks at the group.
+    let heard = async {
+        loop {
+            alice.typing(group).await.unwrap();
+            tokio::select! {
+                found = server.next_event(&mut of_bob, is_typing) => return found.unwrap().event,
+                () = tokio::time::sleep(std::time::Duration::from_secs(4)) => {}
+            }
+        }
+    };
+    let Event::Typing { conversation, user } = tokio::time::timeout(LIMIT, heard).await.unwrap() else {
+        panic!("another event");
+    };
+    assert_eq!((conversation, user.id), (group, alice.user()));
+    alice.send(group, "done").await.unwrap();
+    let first = server
+        .next_event(&mut of_carol, |event| is_typing(event) || matches!(event, Event::Message(_)))
+        .await
+        .unwrap();
+    assert!(matches!(first.event, Event::Message(_)), "Carol does not look at the group: {first:?}");
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use chat_core::contact::ContactChange;
 use chat_core::envelope::{AckUpTo, Audience, DeviceBox, Publish, Refusal, SendPosition, Subject};
 use chat_core::report::{Report, ReportedMessage};
-use chat_core::wire::{ClientFrame, PrekeyUpload, Request, ServerFrame};
+use chat_core::wire::{ClientFrame, GroupReceipt, PrekeyUpload, Request, ServerFrame};
 use chat_core::{ConversationId, InstallationId, MessageId, StoreEpoch, UserId};
 use chat_tests::raw_client::{RawClient, Received, User};
 use chat_tests::server::Server;
@@ -225,6 +225,13 @@ fn each_cell_of_the_matrix_has_its_outcome() {
     cells += row(&world, "send a receipt", read, [unauthorized, &Ignored, &Ignored]);
     let typing = |_: Caller| ClientFrame::Typing(conversation);
     cells += row(&world, "send a typing notification", typing, [unauthorized, &Ignored, &Ignored]);
+    let receipt = |_: Caller| {
+        let to = vec![world.alice.device.user];
+        ClientFrame::GroupReceipt(GroupReceipt { conversation, delivered: 1, read: 1, to })
+    };
+    cells += row(&world, "send a receipt in a group of others", receipt, [unauthorized, &Ignored, &Ignored]);
+    let open = |_: Caller| ClientFrame::OpenConversation(Some(conversation));
+    cells += row(&world, "look at the conversation", open, [unauthorized, &Ignored, &Ignored]);
     let cursors = request(Request::Cursors);
     cells += row(&world, "read the own cursors", cursors, [unauthorized, &Allowed, &Allowed]);
     let clear = request(Request::ClearHistory { conversation, through: 1 });

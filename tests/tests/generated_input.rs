@@ -10,7 +10,9 @@ use chat_core::envelope::{AckUpTo, Audience, DeviceBox, Publish};
 use chat_core::id::MediaId;
 use chat_core::message_options::{Deletion, MessageOptions, Urgency};
 use chat_core::report::{Report, ReportedMessage};
-use chat_core::wire::{ClientFrame, OneTimePrekey, PrekeyUpload, Renewal, Request, ServerFrame};
+use chat_core::wire::{
+    ClientFrame, GroupReceipt, OneTimePrekey, PrekeyUpload, Renewal, Request, ServerFrame,
+};
 use chat_core::{ConversationId, InstallationId, MessageId, StoreEpoch};
 use chat_tests::TestRng;
 use chat_tests::raw_client::{RawClient, Received, User, frame};
@@ -232,6 +234,13 @@ fn frames(user: &User) -> Vec<ClientFrame> {
         ack_all,
         ClientFrame::Read(ack),
         ClientFrame::Typing(own),
+        ClientFrame::OpenConversation(Some(own)),
+        ClientFrame::GroupReceipt(GroupReceipt {
+            conversation: own,
+            delivered: 2,
+            read: 1,
+            to: vec![user.device.user],
+        }),
         ClientFrame::Watch(vec![user.device.user]),
         ClientFrame::Renew(Box::new(Renewal { token: "token".into(), signature: vec![7; 64].into() })),
         user.registration(),

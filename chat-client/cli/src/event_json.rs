@@ -3,8 +3,8 @@
 use std::time::UNIX_EPOCH;
 
 use chat_client::{
-    Contact, Content, ErrorKind, Event, EventRecord, Group, GroupAction, GroupJoinLink, GroupPolicy, Message,
-    Presence, Role, UserId,
+    Contact, Content, ErrorKind, Event, EventRecord, Group, GroupAction, GroupJoinLink, GroupPolicy,
+    MemberReceipt, Message, Presence, Role, UserId,
 };
 use serde_json::{Value, json};
 
@@ -106,6 +106,10 @@ fn value(event: &Event) -> Value {
         Event::Connected => json!({"event": "connected"}),
         Event::Disconnected => json!({"event": "disconnected"}),
         Event::CaughtUp => json!({"event": "caught_up"}),
+        Event::GroupReceipt { group, user, delivered_seq, read_seq } => json!({
+            "event": "group_receipt", "conversation": group.to_hex(), "user": user.to_string(),
+            "delivered_seq": delivered_seq, "read_seq": read_seq
+        }),
         Event::Typing { conversation, user } => {
             json!({"event": "typing", "conversation": conversation.to_hex(), "user": user.to_string()})
         }
@@ -226,6 +230,11 @@ pub(crate) fn of_group(group: &Group) -> Value {
         "pending": pending.collect::<Vec<_>>(), "link": group.link.as_ref().map(of_link),
         "policy": of_policy(group.policy)
     })
+}
+
+/// Returns the progress of a message at a member of its group.
+pub(crate) fn of_receipt(receipt: &MemberReceipt) -> Value {
+    json!({"user": receipt.user.to_string(), "delivered": receipt.delivered, "read": receipt.read})
 }
 
 fn of_link(link: &GroupJoinLink) -> Value {

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use chat_client::{
-    Client, ConversationId, Error, ErrorKind, EventRecord, GroupAction, GroupInvitation, Handle, Recipient,
-    SafetyNumber, SendRequest, Submission, UserId,
+    Client, ConversationId, Error, ErrorKind, EventRecord, GroupAction, GroupInvitation, Handle, Position,
+    Recipient, SafetyNumber, SendRequest, Submission, UserId,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -94,6 +94,14 @@ enum Line {
     },
     GroupJoin {
         invitation: String,
+    },
+    Receipts {
+        conversation: String,
+        seq: u64,
+    },
+    Open {
+        #[serde(default)]
+        conversation: Option<String>,
     },
     GroupLink {
         conversation: String,
@@ -408,6 +416,19 @@ async fn carry_out(
                 Err(_) => invitation.parse().map_err(failed)?,
             };
             client.join_group(&invitation).await.map(drop).map_err(failed)
+        }
+        Line::Receipts { conversation, seq } => {
+            let group = ConversationId::from_hex(&conversation).map_err(failed)?;
+            let receipts = client.receipts(Position::new(group, seq)).await.map_err(failed)?;
+            let members: Vec<_> = receipts.iter().map(event_json::of_receipt).collect();
+            let line =
+                json!({"event": "receipts", "conversation": conversation, "seq": seq, "members": members});
+            say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
+        }
+        Line::Open { conversation } => {
+            let conversation =
+                conversation.map(|id| ConversationId::from_hex(&id)).transpose().map_err(failed)?;
+            client.open_conversation(conversation).await.map_err(failed)
         }
         Line::GroupLink { conversation, needs_approval } => {
             let group = ConversationId::from_hex(&conversation).map_err(failed)?;

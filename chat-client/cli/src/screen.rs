@@ -507,6 +507,8 @@ async fn open_talk(client: &Client, screen: &mut Screen, name: &str) {
 async fn select(client: &Client, screen: &mut Screen, id: ConversationId) {
     screen.selected = Some(id);
     screen.scroll = 0;
+    // The server sends typing notifications of a group only while it is open.
+    let _ = client.open_conversation(Some(id)).await;
     if screen.find(id).is_some_and(|talk| talk.oldest().is_none_or(|oldest| oldest > 1)) {
         load_older(client, screen).await;
     }

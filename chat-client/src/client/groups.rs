@@ -6,8 +6,9 @@ use chat_core::{ConversationId, Error, ErrorKind, Result, UserId};
 
 use super::{Client, Ticket};
 use crate::driver::{Command, GroupDetails};
-use crate::group::{Group, MAX_NAME};
+use crate::group::{Group, MAX_NAME, MemberReceipt};
 use crate::invitation::GroupInvitation;
+use crate::status::Position;
 
 fn check_name(name: &str) -> Result<()> {
     if name.is_empty() || name.len() > MAX_NAME {
@@ -116,6 +117,16 @@ impl Client {
         let (_, message) =
             self.request(|reply| Command::ChangeGroup { group, action, details, reply }).await?;
         Ok(Ticket { client: self.clone(), message, repeated: false })
+    }
+
+    /// Returns for each other member of a group whether an own message was delivered to it and read by it, as far as this device
+    /// knows, and requests newer receipts: [`Event::GroupReceipt`](crate::Event::GroupReceipt) reports them. Members that
+    /// joined after the message, or left since, are not in the list.
+    ///
+    /// # Errors
+    /// `Closed`, or the error of the local store.
+    pub async fn receipts(&self, position: Position) -> Result<Vec<MemberReceipt>> {
+        self.request(|reply| Command::Receipts(position, reply)).await
     }
 
     /// Returns a group with its members and roles, as this device has followed them.

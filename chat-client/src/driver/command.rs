@@ -11,12 +11,12 @@ use tokio::sync::oneshot;
 use crate::contact::{Contact, Relation};
 use crate::conversation::Conversation;
 use crate::event::EventRecord;
-use crate::group::Group;
+use crate::group::{Group, MemberReceipt};
 use crate::linking::LinkCode;
 use crate::message::Message;
 use crate::safety_number::SafetyNumber;
 use crate::send::{Enqueued, Recipient, SendRequest};
-use crate::status::{Stage, Status};
+use crate::status::{Position, Stage, Status};
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
 
@@ -93,6 +93,9 @@ pub(crate) enum Command {
         reply: Reply<(ConversationId, MessageId)>,
     },
     Group(ConversationId, Reply<Group>),
+    /// Requests newer receipts, and replies with the known ones of a message.
+    Receipts(Position, Reply<Vec<MemberReceipt>>),
+    OpenConversation(Option<ConversationId>),
     /// Makes the secret of a group's link.
     LinkSecret(Reply<LinkSecret>),
     DeleteAccount(Reply<()>),

@@ -124,6 +124,14 @@ impl Driver {
                 let secret = random(self.owner.config.platform.as_ref()).map(LinkSecret::from_bytes);
                 let _ = reply.send(secret);
             }
+            Command::Receipts(position, reply) => {
+                self.step(Input::RequestReceipts(position.conversation))?;
+                let _ = reply.send(self.store.member_receipts(position.conversation, position.seq));
+            }
+            Command::OpenConversation(conversation) => {
+                self.owner.open_conversation = conversation;
+                self.step(Input::OpenConversation(conversation))?;
+            }
             Command::Group(id, reply) => {
                 let _ = reply.send(self.group(id));
             }

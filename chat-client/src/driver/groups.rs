@@ -3,11 +3,12 @@
 use bytes::Bytes;
 use chat_core::group::GroupAction;
 use chat_core::replica::{Change, Changes, Draft, Input, Recipient};
-use chat_core::{ConversationId, DeviceId, Error, ErrorKind, MessageId, Result, UserId};
+use chat_core::{ConversationId, ConversationKind, DeviceId, Error, ErrorKind, MessageId, Result, UserId};
 
 use super::command::{GroupDetails, Reply};
 use super::{Driver, QueuedChange};
 use crate::content::{encode_group_details, encode_invitation};
+use crate::event::Event;
 use crate::group::{Group, GroupJoinLink, GroupMember, PendingMember};
 use crate::invitation::GroupInvitation;
 use crate::platform::random;
@@ -154,6 +155,20 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// Returns the events of receipts in groups.
+    pub(super) fn receipts_in_groups(&self, changes: &Changes) -> Result<Vec<Event>> {
+        let receipts = changes.list.iter().filter_map(|change| match change {
+            Change::Receipt(group, user, delivered, read) if group.kind() == Ok(ConversationKind::Group) => {
+                Some((*group, *user, *delivered, *read))
+            }
+            _ => None,
+        });
+        let event = |(group, user, delivered_seq, read_seq)| {
+            Ok(Event::GroupReceipt { group, user: self.store.user(user)?, delivered_seq, read_seq })
+        };
+        receipts.map(event).collect()
     }
 
     /// Leaves the groups to which blocked users added this user.

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use chat_core::{DeviceAddress, Error, Handle, Result, UserId};
+use chat_core::{ConversationId, DeviceAddress, Error, Handle, Result, UserId};
 use tokio::sync::{oneshot, watch};
 
 use super::suite_call::{Rejected, SuiteInput};
@@ -41,6 +41,8 @@ pub(crate) struct Owner {
     pub(super) waiters: Waiters,
     /// The users of presence events.
     pub(super) watched: Vec<UserId>,
+    /// The conversation that the user looks at.
+    pub(super) open_conversation: Option<ConversationId>,
     /// The inputs on which the suite panicked: it does not get them again.
     pub(super) rejected: HashMap<SuiteInput, Rejected>,
     /// The suite has just panicked on this input.
@@ -54,6 +56,7 @@ impl Owner {
             channels,
             waiters: Waiters::default(),
             watched: Vec::new(),
+            open_conversation: None,
             rejected: HashMap::new(),
             panicked_on: None,
         }

@@ -119,11 +119,13 @@ impl Driver {
             self.marked = false;
         }
         self.note_unwanted_groups(&changes)?;
+        let receipts = self.receipts_in_groups(&changes)?;
         self.store.commit(changes)?;
         self.owner.channels.last.send_replace(self.store.last_event()?);
         for conversation in stored {
             self.accept_recipient(conversation)?;
         }
+        receipts.into_iter().for_each(|receipt| self.pass(receipt));
         self.answer_queued(&queued);
         for (change, reply) in std::mem::take(&mut self.changing) {
             if queued.contains(&change.1) {

@@ -423,6 +423,10 @@ impl LocalStore {
              SET delivered = max(delivered, excluded.delivered), read = max(read, excluded.read)",
             params![conversation.as_bytes(), user.as_bytes(), delivered as i64, read as i64],
         )?;
+        if conversation.kind() == Ok(ConversationKind::Group) {
+            // Each message has as many receipts as the group has members: they are no durable events.
+            return Ok(());
+        }
         let event = |kind, seq| EventRow {
             conversation: conversation.as_bytes().to_vec(),
             user: user.as_bytes().to_vec(),

@@ -278,7 +278,7 @@ impl LocalStore {
     }
 
     /// Returns the newest roster of a group that this device has; version 0 without one.
-    fn roster(&self, id: ConversationId) -> Result<Roster> {
+    pub(super) fn roster(&self, id: ConversationId) -> Result<Roster> {
         let roster: Option<Vec<u8>> = self
             .db
             .prepare_cached(

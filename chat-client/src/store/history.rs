@@ -1,5 +1,6 @@
 //! Users, conversations and messages for the application.
 
+use std::collections::HashMap;
 use std::time::{Duration, UNIX_EPOCH};
 
 use chat_core::{ConversationId, ConversationKind, DeviceId, Handle, MessageId, Result, Seq, UserId};
@@ -9,6 +10,7 @@ use super::{LocalStore, blob, corrupt, failed, number};
 use crate::contact::Relation;
 use crate::conversation::Conversation;
 use crate::event::{Event, RefusedReason};
+use crate::group::MemberReceipt;
 use crate::message::{Content, Message, User};
 use crate::status::{Count, Position, Status};
 
@@ -230,6 +232,9 @@ impl LocalStore {
     pub(crate) fn status(&self, message: MessageId) -> Result<Status> {
         match self.events_of(message)?.pop().map(|record| record.event) {
             Some(Event::Stored { conversation, seq, .. }) => {
+                if conversation.kind() == Ok(ConversationKind::Group) {
+                    return self.status_in_group(conversation, seq, self.is_archived(message)?);
+                }
                 let of = u32::from(conversation.kind() == Ok(ConversationKind::Direct));
                 // Receipts count the seqs of the current data set of the server.
                 let (delivered, read) =
@@ -244,6 +249,39 @@ impl LocalStore {
             Some(_) => Ok(Status::Queued),
             None => Ok(Status::Refused(RefusedReason::Other)),
         }
+    }
+
+    fn status_in_group(&self, group: ConversationId, seq: Seq, is_archived: bool) -> Result<Status> {
+        let receipts = if is_archived { Vec::new() } else { self.member_receipts(group, seq)? };
+        let of = receipts.len() as u32;
+        let count = |has: fn(&MemberReceipt) -> bool| receipts.iter().filter(|one| has(one)).count() as u32;
+        Ok(Status::Stored {
+            position: Position::new(group, seq),
+            delivered: Count::new(count(|one| one.delivered), of),
+            read: Count::new(count(|one| one.read), of),
+        })
+    }
+
+    /// Returns the progress of an own message at each other member of a group that was one at that seq, and is one now.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn member_receipts(&self, group: ConversationId, seq: Seq) -> Result<Vec<MemberReceipt>> {
+        let own = self.own_user()?;
+        let known = self.rows_with(
+            "SELECT user, delivered, read FROM receipts WHERE conversation = ?1",
+            [group.as_bytes()],
+            |row| Ok((UserId::parse(&blob(row, 0)?)?, (number(row, 1)?, number(row, 2)?))),
+        )?;
+        let known: HashMap<UserId, (u64, u64)> = known.into_iter().collect();
+        let roster = self.roster(group)?;
+        let members = roster.members.iter().filter(|member| member.user != own && member.joined <= seq);
+        let receipts = members.map(|member| {
+            let (delivered, read) = known.get(&member.user).copied().unwrap_or_default();
+            let (delivered, read) = (delivered.max(read) >= seq, read >= seq);
+            Ok(MemberReceipt { user: self.user(member.user)?, delivered, read })
+        });
+        receipts.collect()
     }
 
     /// Returns whether an own message was stored in an earlier data set of the server.

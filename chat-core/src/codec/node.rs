@@ -147,9 +147,10 @@ pub(crate) fn hint_to_proto(hint: &Hint) -> server_frame::Frame {
         Hint::ContactsChanged(version) => {
             Frame::ContactsChanged(proto::ContactsChanged { version: *version })
         }
-        Hint::ReadRequested(conversation) => {
-            Frame::ReadRequested(proto::ReadRequested { conversation: conversation.to_bytes() })
-        }
+        Hint::ReadRequested(conversation, asker) => Frame::ReadRequested(proto::ReadRequested {
+            conversation: conversation.to_bytes(),
+            user: asker.map(UserId::to_bytes).unwrap_or_default(),
+        }),
     }
 }
 
@@ -167,7 +168,10 @@ pub(crate) fn hint_from_proto(frame: &server_frame::Frame) -> Result<Option<Hint
         Frame::ListChanged(changed) => Hint::ListChanged(UserId::parse(&changed.user)?, changed.version),
         Frame::PrekeysLow(low) => Hint::PrekeysLow(low.left),
         Frame::ContactsChanged(changed) => Hint::ContactsChanged(changed.version),
-        Frame::ReadRequested(asked) => Hint::ReadRequested(ConversationId::parse(&asked.conversation)?),
+        Frame::ReadRequested(asked) => {
+            let asker = (!asked.user.is_empty()).then(|| UserId::parse(&asked.user)).transpose()?;
+            Hint::ReadRequested(ConversationId::parse(&asked.conversation)?, asker)
+        }
         _ => return Ok(None),
     }))
 }

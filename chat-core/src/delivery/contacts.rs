@@ -72,6 +72,15 @@ impl Engine {
         may.await.unwrap_or(false)
     }
 
+    /// Returns whether a member of a group may learn how far another one received and read it: neither has blocked the
+    /// other. A failed read counts as no.
+    pub(super) async fn shows_receipts(&self, owner: UserId, other: UserId) -> bool {
+        let may = async {
+            Ok::<_, Error>(!self.has_blocked(owner, other).await? && !self.has_blocked(other, owner).await?)
+        };
+        may.await.unwrap_or(false)
+    }
+
     /// Changes the decision of a device's user about another user, and returns the version of the contacts. After an
     /// acceptance, and after a block ends, the other user learns how far its messages were delivered and read.
     pub(super) async fn change_contact(
@@ -109,7 +118,7 @@ impl Engine {
             let hint = Hint::Receipt { conversation, user: owner, delivered, read: 0 };
             self.hint(&[other], &hint).await;
         }
-        self.hint(&[owner], &Hint::ReadRequested(conversation)).await;
+        self.hint(&[owner], &Hint::ReadRequested(conversation, None)).await;
     }
 
     /// Delivers a hint to all connected devices of these users.

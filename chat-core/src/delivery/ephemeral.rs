@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use crate::backend::SenderFilter;
+use crate::model::client_frame::GroupReceipt;
 use crate::model::envelope::AckUpTo;
 use crate::model::error::Result;
 use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, UserId};
@@ -11,14 +12,35 @@ use crate::model::session_event::{Hint, SessionEvent};
 
 impl Engine {
     /// Sends a delivery receipt, or a read receipt (`read`), to the other users of a conversation that are contacts. A read
-    /// receipt also goes to the user's other devices.
+    /// receipt also goes to the user's other devices; in a group to these only, because receipts of a group name their users
+    /// ([`group_receipt`](Self::group_receipt)).
     pub async fn receipt(&self, device: DeviceAddress, at: AckUpTo, read: bool) {
+        if at.conversation.kind() == Ok(ConversationKind::Group) && !read {
+            return;
+        }
         let (delivered, seen) = if read { (0, at.seq) } else { (at.seq, 0) };
         let hint = Hint::Receipt { conversation: at.conversation, user: device.user, delivered, read: seen };
         self.deliver_to_members(device, at.conversation, hint, read).await;
     }
 
-    /// Sends a typing notification to the other users of a conversation that are contacts.
+    /// Sends a receipt in a group to the members that it names.
+    pub async fn group_receipt(&self, device: DeviceAddress, receipt: GroupReceipt) {
+        let GroupReceipt { conversation, delivered, read, to } = receipt;
+        let Ok(Some(members)) = self.members_of(conversation).await else { return };
+        if conversation.kind() != Ok(ConversationKind::Group) || !members.contains(&device.user) {
+            return;
+        }
+        let mut others = Vec::with_capacity(to.len());
+        for user in to.into_iter().filter(|user| *user != device.user && members.contains(user)) {
+            if self.shows_receipts(device.user, user).await {
+                others.push(user);
+            }
+        }
+        self.hint(&others, &Hint::Receipt { conversation, user: device.user, delivered, read }).await;
+    }
+
+    /// Sends a typing notification to the other users of a conversation that are contacts. In a group it goes to all members;
+    /// the session of a device passes it on only while the user looks at the group.
     pub async fn typing(&self, device: DeviceAddress, conversation: ConversationId) {
         self.deliver_to_members(device, conversation, Hint::Typing(conversation, device.user), false).await;
     }
@@ -36,9 +58,16 @@ impl Engine {
         if !members.contains(&from.user) {
             return;
         }
+        let is_group = conversation.kind() == Ok(ConversationKind::Group);
         let mut others = Vec::with_capacity(members.len());
         for user in members.iter().copied().filter(|user| own_devices || *user != from.user) {
-            if self.shows_activity(from.user, user).await {
+            let is_shown = match is_group {
+                // Read positions of a group go to the senders, as receipts of their own.
+                true if own_devices => user == from.user,
+                true => self.shows_receipts(from.user, user).await,
+                false => self.shows_activity(from.user, user).await,
+            };
+            if is_shown {
                 others.push(user);
             }
         }
@@ -48,7 +77,7 @@ impl Engine {
     }
 
     async fn members_of(&self, conversation: ConversationId) -> Result<Option<Arc<[UserId]>>> {
-        if !matches!(conversation.kind(), Ok(ConversationKind::Direct | ConversationKind::Own)) {
+        if matches!(conversation.kind(), Ok(ConversationKind::Mailbox) | Err(_)) {
             return Ok(None);
         }
         if let Some(members) = self.members.get(&conversation) {
@@ -62,7 +91,8 @@ impl Engine {
             self.members.clear();
         }
         // The members of a direct conversation do not change once its first message named both.
-        if members.len() == 2 || conversation.kind() == Ok(ConversationKind::Own) {
+        let is_direct = conversation.kind() == Ok(ConversationKind::Direct);
+        if is_direct && members.len() == 2 || conversation.kind() == Ok(ConversationKind::Own) {
             self.members.insert(conversation, members.clone());
         }
         Ok(Some(members))

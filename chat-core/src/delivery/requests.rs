@@ -12,7 +12,7 @@ use crate::model::close_reason::CloseReason;
 use crate::model::device_list::{DeviceList, SignedDeviceList};
 use crate::model::envelope::Refusal;
 use crate::model::error::{Error, ErrorKind, Result};
-use crate::model::id::{ConversationId, DeviceAddress, InstallationId, Seq, UserId};
+use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, Seq, UserId};
 use crate::model::limits::LOW_PREKEYS;
 use crate::model::prekeys::{Bundle, FirstPrekeys, PrekeyUpload};
 use crate::model::server_frame::Response;
@@ -91,7 +91,7 @@ impl Engine {
             Request::Offer(rendezvous) => answer.offer = self.find_offer(rendezvous).await?,
             Request::LinkAnswer(rendezvous, sealed) => self.pass_link_answer(rendezvous, sealed).await?,
             Request::Delivered(conversation) => {
-                answer.delivered = self.delivered(device, conversation).await?
+                self.delivered(device, conversation, &mut answer).await?;
             }
             Request::ChangeContact(user, change) => {
                 answer.contacts.version = self.change_contact(device, user, change).await?;
@@ -252,23 +252,42 @@ impl Engine {
         self.backends.keys.upload(device.installation, upload).await
     }
 
-    /// Returns how far the devices of other users acknowledged a conversation, and requests how far these read it. Users
-    /// that do not show their activity to the asking user count as if they had no device.
-    async fn delivered(&self, device: DeviceAddress, conversation: ConversationId) -> Result<Seq> {
+    /// Answers how far the devices of other users acknowledged a conversation, in a group each of them, and requests how far
+    /// these read it. Users that do not show their activity to the asking user count as if they had no device.
+    async fn delivered(
+        &self,
+        device: DeviceAddress,
+        conversation: ConversationId,
+        answer: &mut Response,
+    ) -> Result<()> {
         let state =
             self.backends.store.state(conversation, SenderFilter::No, None).await?.unwrap_or_default();
+        let members = &state.roster.members;
         if state.roster.member(device.user).is_none() {
             return Err(Error::new(ErrorKind::NotFound, "no such conversation"));
         }
+        let is_group = conversation.kind() == Ok(ConversationKind::Group);
         let mut others = Vec::new();
-        for other in state.roster.members.iter().map(|member| member.user).filter(|user| *user != device.user)
-        {
-            if self.shows_activity(other, device.user).await {
+        for other in members.iter().map(|member| member.user).filter(|user| *user != device.user) {
+            let is_shown = match is_group {
+                true => self.shows_receipts(other, device.user).await,
+                false => self.shows_activity(other, device.user).await,
+            };
+            if is_shown {
                 others.push(other);
             }
         }
-        self.hint(&others, &Hint::ReadRequested(conversation)).await;
-        self.acknowledged(conversation, &state.roster.members, &others).await
+        let asker = is_group.then_some(device.user);
+        self.hint(&others, &Hint::ReadRequested(conversation, asker)).await;
+        if is_group {
+            for other in others {
+                let delivered = self.acknowledged(conversation, members, &[other]).await?;
+                answer.progress.push((other, delivered));
+            }
+        } else {
+            answer.delivered = self.acknowledged(conversation, members, &others).await?;
+        }
+        Ok(())
     }
 
     /// Returns the highest seq of a conversation that a device of these users acknowledged; 0 if there is none.

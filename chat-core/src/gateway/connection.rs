@@ -379,6 +379,10 @@ impl Connection {
                 engine.receipt(device?, at, read).await;
                 None
             }
+            Output::GroupReceipt(receipt) => {
+                engine.group_receipt(device?, receipt).await;
+                None
+            }
             Output::Typing(conversation) => {
                 engine.typing(device?, conversation).await;
                 None

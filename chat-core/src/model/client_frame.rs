@@ -11,6 +11,18 @@ use super::prekeys::{FirstPrekeys, PrekeyUpload};
 use super::report::Report;
 use super::signing::HelloClaims;
 
+/// How far a user has received and read a group, for the users that sent the messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupReceipt {
+    pub conversation: ConversationId,
+    /// The highest delivered seq; 0 if not reported.
+    pub delivered: Seq,
+    /// The highest read seq; 0 if not reported.
+    pub read: Seq,
+    /// The members that get the receipt, at most 16.
+    pub to: Vec<UserId>,
+}
+
 /// The handshake of a device that opens a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
@@ -166,6 +178,10 @@ pub enum ClientFrame {
     Request(u64, Request),
     /// How far this user has read.
     Read(AckUpTo),
+    /// How far this user has received and read a group.
+    GroupReceipt(GroupReceipt),
+    /// The conversation that the user looks at.
+    OpenConversation(Option<ConversationId>),
     /// This user is typing.
     Typing(ConversationId),
     /// Users whose presence the server reports; replaces the earlier set.

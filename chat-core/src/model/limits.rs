@@ -61,6 +61,8 @@ pub const LOW_PREKEYS: u32 = 20;
 pub const MAX_CONTACTS: usize = 10_000;
 /// Maximum number of users whose presence one session watches.
 pub const MAX_WATCHED: usize = 512;
+/// Maximum number of users to which one receipt in a group goes.
+pub const MAX_RECEIPT_USERS: usize = 16;
 /// Milliseconds between two heartbeats of a device.
 pub const HEARTBEAT_MS: u64 = 30_000;
 /// Milliseconds without a frame after which the session is closed and its user is offline.

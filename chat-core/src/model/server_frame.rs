@@ -104,6 +104,8 @@ pub struct Response {
     pub contacts: Contacts,
     /// For `Roster`.
     pub roster: Option<Box<Roster>>,
+    /// For `Delivered` in a group: the highest seq that a device of each other member acknowledged.
+    pub progress: Vec<(UserId, Seq)>,
 }
 
 /// A frame from the server.
@@ -149,8 +151,8 @@ pub enum ServerFrame {
     PrekeysLow(u32),
     /// The contacts of the user have this version now.
     ContactsChanged(u64),
-    /// The server needs the user's read position in this conversation again.
-    ReadRequested(ConversationId),
+    /// The server needs the user's read position in this conversation again; in a group, this user needs it.
+    ReadRequested(ConversationId, Option<UserId>),
     /// The session has the new token: milliseconds until that expires; 0 if it does not.
     Renewed(u64),
     /// The last frame of a connection.

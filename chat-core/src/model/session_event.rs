@@ -43,8 +43,8 @@ pub enum Hint {
     PrekeysLow(u32),
     /// The contacts of the user have this version now.
     ContactsChanged(u64),
-    /// A device of another user lacks the read position of this user in the conversation.
-    ReadRequested(ConversationId),
+    /// A device of another user lacks the read position of this user in the conversation; in a group, of this user.
+    ReadRequested(ConversationId, Option<UserId>),
 }
 
 impl SessionEvent {

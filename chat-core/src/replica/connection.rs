@@ -167,6 +167,9 @@ impl Replica {
         if !self.watched.is_empty() {
             out.push(Output::Send(ClientFrame::Watch(self.watched.clone())));
         }
+        if self.open_conversation.is_some() {
+            out.push(Output::Send(ClientFrame::OpenConversation(self.open_conversation)));
+        }
         if self.server_restore.is_suspected {
             self.suspect_restore(now, out);
         } else {
@@ -241,7 +244,10 @@ impl Replica {
                 self.prekeys_held = left;
                 self.make_prekeys(false, out);
             }
-            ServerFrame::ReadRequested(conversation) => self.say_read(conversation, out),
+            ServerFrame::ReadRequested(conversation, None) => self.say_read(conversation, out),
+            ServerFrame::ReadRequested(conversation, Some(asker)) => {
+                self.answer_receipt_request(conversation, asker, out);
+            }
             ServerFrame::Typing(conversation, user) => {
                 out.push(Output::Event(Ephemeral::Typing(conversation, user)));
             }
@@ -357,6 +363,9 @@ impl Replica {
             }
             Purpose::Reincarnate => self.reincarnated(now, answer.incarnation, out),
             Purpose::Delivered(conversation) => {
+                for (user, delivered) in answer.progress {
+                    self.receipt(conversation, user, delivered, 0);
+                }
                 let peer = self
                     .lists
                     .keys()
@@ -519,6 +528,7 @@ impl Replica {
         for (_, conversation) in asked.into_iter().take(WATERMARKS) {
             self.request(now, Request::Delivered(conversation), Purpose::Delivered(conversation), out);
         }
+        self.request_group_progress(now, out);
         let read = self.conversations.iter().filter(|(_, c)| c.read > 0);
         let mut read: Vec<_> = read.map(|(id, c)| AckUpTo { conversation: *id, seq: c.read }).collect();
         self.rotate(&mut read);
@@ -526,7 +536,7 @@ impl Replica {
     }
 
     /// Begins a list at a random place, so that each of its items is sometimes among the first.
-    fn rotate<T>(&mut self, list: &mut [T]) {
+    pub(super) fn rotate<T>(&mut self, list: &mut [T]) {
         if list.len() > WATERMARKS {
             let start = self.rng.below(list.len() as u64) as usize;
             list.rotate_left(start);
@@ -551,6 +561,9 @@ impl Replica {
         read: u64,
     ) {
         let own = user == self.device.user;
+        if conversation.kind() == Ok(ConversationKind::Group) && !own {
+            return self.group_receipt(conversation, user, delivered, read);
+        }
         let Some(known) = self.conversations.get_mut(&conversation) else {
             return;
         };
@@ -579,6 +592,7 @@ impl Replica {
             known.read = seq;
             self.changes.push(Change::Read(read.conversation, seq));
             self.send_if_online(ClientFrame::Read(AckUpTo { conversation: read.conversation, seq }), out);
+            self.report_read(read.conversation, seq, out);
         }
     }
 
@@ -611,6 +625,7 @@ impl Replica {
                     self.catch_up_at = None;
                 }
                 self.listless.retain(|_, at| now < *at);
+                self.send_group_receipts(now, out);
                 self.ask_again(now);
                 self.retry_requests(now, out);
                 self.retry_publishes(now, out);

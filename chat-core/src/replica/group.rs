@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::change::Change;
 use super::conversation::Entry;
 use super::draft::{Draft, Recipient};
+use super::group_receipts::GroupReceipts;
 use super::integrity::Violation;
 use super::output::Output;
 use super::snapshot::ConversationSnapshot;
@@ -75,6 +76,7 @@ pub(super) struct Group {
     pub is_hidden: bool,
     /// Answers that were older than a received row, one after the other.
     pub late_answers: u32,
+    pub receipts: GroupReceipts,
 }
 
 impl Group {

@@ -30,6 +30,10 @@ pub enum Input {
     Read(AckUpTo),
     /// The user is typing.
     Typing(ConversationId),
+    /// The conversation that the user looks at: the device gets the typing notifications of that group.
+    OpenConversation(Option<ConversationId>),
+    /// Request how far the other members of a conversation received and read it.
+    RequestReceipts(ConversationId),
     /// Users whose presence to report. Replaces the former list.
     Watch(Vec<UserId>),
     /// A request of the application, with a token for its answer.

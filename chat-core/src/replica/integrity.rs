@@ -134,7 +134,8 @@ fn check_chain(
 
 /// Returns the excused seqs that count as used after a message. A message of a first incarnation uses all: a gap before it
 /// explains no later number. In a later incarnation numbers may be those of messages that were stored before this device
-/// joined, and such a number can come at any time: so only as many are used as are missing.
+/// joined, and such a number can come at any time: so only as many are used as are missing, and each incarnation begins with
+/// all of them.
 fn excused_after(chain: Chain, message: &Message, excused: u64) -> u64 {
     if message.incarnation == 0 || excused >= UNKNOWN_START {
         return excused;
@@ -142,7 +143,8 @@ fn excused_after(chain: Chain, message: &Message, excused: u64) -> u64 {
     let is_same = message.incarnation == chain.incarnation;
     let expected = if is_same { chain.client_seq.saturating_add(1) } else { 1 };
     let missing = message.client_seq.saturating_sub(expected);
-    chain.excused.saturating_add(missing).min(excused)
+    let used = if is_same { chain.excused } else { 0 };
+    used.saturating_add(missing).min(excused)
 }
 
 impl Replica {
@@ -405,6 +407,9 @@ mod tests {
             5,
             "a first incarnation has none"
         );
+        // A sender that this device knew in an earlier incarnation may repeat the same messages.
+        let excused = excused_after(chain(0, 6, 6, 5), &message(1, 1, 7, 0), 5);
+        assert_eq!(check_chain(chain(1, 1, 7, excused), &message(1, 3, 8, 2), 5, || false), Ok(()));
     }
 
     #[test]

@@ -255,6 +255,9 @@ impl Replica {
             return self.advance_cursor(conversation, seq);
         }
         let id = message.id;
+        if !is_duplicate && opened.content.as_ref().is_ok_and(|content| !content.is_empty()) {
+            self.owe_receipt(now, conversation, seq, sender.user);
+        }
         let unreadable = opened.content.as_ref().err().copied().filter(|_| !is_duplicate);
         let returns = is_duplicate && opened.known && !opened.repeats;
         let shown = if returns {

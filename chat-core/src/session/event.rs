@@ -1,7 +1,7 @@
 //! Inputs and outputs of a [`Session`](super::Session).
 
 use crate::backend::PageLimit;
-use crate::model::client_frame::{ClientFrame, Hello, Registration, Renewal, Request};
+use crate::model::client_frame::{ClientFrame, GroupReceipt, Hello, Registration, Renewal, Request};
 use crate::model::close_reason::CloseReason;
 use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow, Publish, Refusal, SendPosition, Subject};
 use crate::model::id::{ConversationId, DeviceAddress, UserId};
@@ -88,6 +88,8 @@ pub enum Output {
     Request(u64, Request),
     /// Send a delivery receipt (`false`) or a read receipt (`true`) to the other users of the conversation.
     Receipt(AckUpTo, bool),
+    /// Send a receipt in a group to the users that it names.
+    GroupReceipt(GroupReceipt),
     /// Send a typing notification to the other users of the conversation.
     Typing(ConversationId),
     /// Query the presence of these users.

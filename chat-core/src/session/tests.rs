@@ -83,6 +83,45 @@ fn typing_is_passed_on_once_per_three_seconds_and_conversation() {
 }
 
 #[test]
+fn typing_in_a_group_reaches_only_devices_that_look_at_it() {
+    let group = |n| ConversationId::from_bytes(std::array::from_fn(|i| if i == 0 { 0x14 } else { n }));
+    let user = UserId::from_bytes([9; 16]);
+    let direct = ConversationId::direct(user, UserId::from_bytes([8; 16]));
+    let hears = |session: &mut Session, id| {
+        let hint = SessionEvent::Hint(Hint::Typing(id, user));
+        !said(session, 0, Input::Events(vec![hint])).is_empty()
+    };
+    let looks_at = |session: &mut Session, id| {
+        said(session, 0, Input::Frame(ClientFrame::OpenConversation(id)));
+    };
+    let heard = || {
+        let mut session = live();
+        let mut heard = vec![hears(&mut session, group(1)), hears(&mut session, direct)];
+        looks_at(&mut session, Some(group(1)));
+        heard.extend([hears(&mut session, group(1)), hears(&mut session, group(2))]);
+        looks_at(&mut session, None);
+        heard.push(hears(&mut session, group(1)));
+        heard
+    };
+    assert_eq!(heard(), [false, true, true, false, false]);
+    #[cfg(feature = "sim")]
+    assert_ne!(Mutant::with(Some(Mutant::TypingToAll), heard), heard(), "mutant undetected");
+}
+
+#[test]
+fn receipts_in_groups_are_limited() {
+    let mut session = live();
+    let conversation = ConversationId::from_bytes([0x14; 17]);
+    let receipt = GroupReceipt { conversation, delivered: 1, read: 0, to: Vec::new() };
+    let mut passed = |at| {
+        let frame = Input::Frame(ClientFrame::GroupReceipt(receipt.clone()));
+        !said(&mut session, at, frame).is_empty()
+    };
+    assert_eq!((0..100).filter(|_| passed(5000)).count(), 16);
+    assert!(!passed(5999) && passed(6000));
+}
+
+#[test]
 fn closes_when_the_token_expires() {
     let closed = |outputs: Vec<Output>| {
         let close = ServerFrame::Close { reason: CloseReason::Unauthorized, retry_after: 0 };

@@ -3,7 +3,10 @@
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::{ClientFrame, FirstPrekeys, Hello, OneTimePrekey, PrekeyUpload, Registration, Renewal, Request};
+use super::{
+    ClientFrame, FirstPrekeys, GroupReceipt, Hello, OneTimePrekey, PrekeyUpload, Registration, Renewal,
+    Request,
+};
 use crate::codec::device_list::{list_from_proto, list_to_proto};
 use crate::codec::publish::{
     check_generation, publish_from_proto, publish_to_proto, skip_from_proto, skip_to_proto,
@@ -14,7 +17,9 @@ use crate::model::envelope::AckUpTo;
 use crate::model::error::Result;
 use crate::model::group::LinkProof;
 use crate::model::id::{ConversationId, DeviceId, Handle, InstallationId, Seq, StoreEpoch, UserId};
-use crate::model::limits::{MAX_DEVICES, MAX_FRAME, MAX_WATCHED, PAGE_ROWS, UPLOAD_PREKEYS};
+use crate::model::limits::{
+    MAX_DEVICES, MAX_FRAME, MAX_RECEIPT_USERS, MAX_WATCHED, PAGE_ROWS, UPLOAD_PREKEYS,
+};
 use crate::model::report::{MAX_NOTE, MAX_REPORTED, Report, ReportedMessage};
 use crate::model::signing::HelloClaims;
 use crate::proto;
@@ -54,6 +59,19 @@ impl ClientFrame {
                 None => Self::Unknown(Some(request.id)),
             },
             Frame::Read(read) => Self::Read(ack_from_proto(&read.conversation, read.seq)?),
+            Frame::GroupReceipt(receipt) => {
+                at_most(receipt.users.len(), MAX_RECEIPT_USERS, "too many users of a receipt")?;
+                Self::GroupReceipt(GroupReceipt {
+                    conversation: ConversationId::parse(&receipt.conversation)?,
+                    delivered: receipt.delivered.min(MAX_NUMBER),
+                    read: receipt.read.min(MAX_NUMBER),
+                    to: receipt.users.iter().map(|user| UserId::parse(user)).collect::<Result<_>>()?,
+                })
+            }
+            Frame::OpenConversation(open) => {
+                let id = (!open.conversation.is_empty()).then(|| ConversationId::parse(&open.conversation));
+                Self::OpenConversation(id.transpose()?)
+            }
             Frame::Typing(typing) => Self::Typing(ConversationId::parse(&typing.conversation)?),
             Frame::Watch(watch) => {
                 at_most(watch.users.len(), MAX_WATCHED, "too many users to watch")?;
@@ -90,6 +108,15 @@ impl ClientFrame {
             Self::Read(read) => {
                 Frame::Read(proto::Read { conversation: read.conversation.to_bytes(), seq: read.seq })
             }
+            Self::GroupReceipt(receipt) => Frame::GroupReceipt(proto::GroupReceipt {
+                conversation: receipt.conversation.to_bytes(),
+                delivered: receipt.delivered,
+                read: receipt.read,
+                users: receipt.to.iter().map(|user| user.to_bytes()).collect(),
+            }),
+            Self::OpenConversation(conversation) => Frame::OpenConversation(proto::OpenConversation {
+                conversation: conversation.map(ConversationId::to_bytes).unwrap_or_default(),
+            }),
             Self::Typing(conversation) => {
                 Frame::Typing(proto::Typing { conversation: conversation.to_bytes() })
             }

@@ -13,7 +13,7 @@ use crate::model::contact::{Contact, Contacts};
 use crate::model::envelope::InboxCursor;
 use crate::model::error::Result;
 use crate::model::id::{ConversationId, Handle, InstallationId, StoreEpoch, UserId};
-use crate::model::limits::MAX_FRAME;
+use crate::model::limits::{MAX_AUDIENCE, MAX_FRAME};
 use crate::proto;
 
 impl ServerFrame {
@@ -86,7 +86,10 @@ impl ServerFrame {
             Frame::PrekeysLow(low) => Self::PrekeysLow(low.left),
             Frame::ContactsChanged(changed) => Self::ContactsChanged(changed.version.min(MAX_NUMBER)),
             Frame::Renewed(renewed) => Self::Renewed(renewed.token_expires_in_ms.min(MAX_NUMBER)),
-            Frame::ReadRequested(asked) => Self::ReadRequested(ConversationId::parse(&asked.conversation)?),
+            Frame::ReadRequested(asked) => {
+                let asker = (!asked.user.is_empty()).then(|| UserId::parse(&asked.user)).transpose()?;
+                Self::ReadRequested(ConversationId::parse(&asked.conversation)?, asker)
+            }
             Frame::Close(frame) => Self::Close {
                 reason: u16::try_from(frame.code).map_or(CloseReason::Protocol, CloseReason::from_code),
                 retry_after: frame.retry_after,
@@ -160,9 +163,10 @@ impl ServerFrame {
             Self::Renewed(token_expires_in_ms) => {
                 Frame::Renewed(proto::Renewed { token_expires_in_ms: *token_expires_in_ms })
             }
-            Self::ReadRequested(conversation) => {
-                Frame::ReadRequested(proto::ReadRequested { conversation: conversation.to_bytes() })
-            }
+            Self::ReadRequested(conversation, asker) => Frame::ReadRequested(proto::ReadRequested {
+                conversation: conversation.to_bytes(),
+                user: asker.map(UserId::to_bytes).unwrap_or_default(),
+            }),
             Self::Close { reason, retry_after } => {
                 let code = u32::from(reason.code());
                 Frame::Close(proto::Close { code, retry_after: *retry_after })
@@ -212,6 +216,11 @@ fn response_to_proto(id: u64, answer: &Response) -> proto::Response {
         incarnation: answer.incarnation,
         offer: answer.offer.clone(),
         delivered: answer.delivered,
+        progress: answer
+            .progress
+            .iter()
+            .map(|(user, delivered)| proto::MemberProgress { user: user.to_bytes(), delivered: *delivered })
+            .collect(),
         inactive: answer.inactive.iter().map(|device| device.to_bytes()).collect(),
         contacts: answer
             .contacts
@@ -241,6 +250,11 @@ fn response_from_proto(raw: proto::Response) -> Result<Response> {
         let cursor = InboxCursor { acked: c.acked.min(MAX_NUMBER), tail: c.tail.min(MAX_NUMBER) };
         Ok((ConversationId::parse(&c.conversation)?, cursor))
     });
+    at_most(raw.progress.len(), MAX_AUDIENCE, "too many members in an answer")?;
+    let progress = raw
+        .progress
+        .iter()
+        .map(|member| Ok((UserId::parse(&member.user)?, member.delivered.min(MAX_NUMBER))));
     Ok(Response {
         user: if raw.user.is_empty() { None } else { Some(UserId::parse(&raw.user)?) },
         lists: raw.lists.into_iter().map(list_from_proto).collect::<Result<_>>()?,
@@ -252,6 +266,7 @@ fn response_from_proto(raw: proto::Response) -> Result<Response> {
         incarnation: raw.incarnation,
         offer: raw.offer,
         delivered: raw.delivered.min(MAX_NUMBER),
+        progress: progress.collect::<Result<_>>()?,
         inactive: raw.inactive.iter().map(|device| InstallationId::parse(device)).collect::<Result<_>>()?,
         contacts: Contacts {
             version: raw.contacts_version.min(MAX_NUMBER),

@@ -2,10 +2,12 @@
 
 use chat_core::backend::{RecipientDevices, Roster, Rules};
 use chat_core::contact::ContactChange;
-use chat_core::envelope::EmptyReason;
+use chat_core::delivery::Hint;
+use chat_core::envelope::{AckUpTo, EmptyReason};
 use chat_core::group::{GroupAction, GroupChange, GroupLink, GroupPart, LinkProof, LinkSecret};
 use chat_core::limits::MAX_GROUP_DEVICES;
 use chat_core::roster::{GroupPolicy, Role, RosterDigest};
+use chat_core::wire::GroupReceipt;
 use chat_core::{Seq, UserId};
 
 use super::*;
@@ -23,11 +25,10 @@ struct Group {
     sent: Vec<(u64, MessageId)>,
 }
 
-/// Returns a server whose gateway asks for the rules of groups.
-fn engine() -> Engine {
+fn engine_with(rules: Rules) -> Engine {
     let clock = Arc::new(ManualClock::default());
     clock.set_us(START_US);
-    let settings = EngineSettings { rates: Rates::OFF, rules: Rules::GROUPS, ..EngineSettings::default() };
+    let settings = EngineSettings { rates: Rates::OFF, rules, ..EngineSettings::default() };
     let backends = Backends { router: Arc::new(MemoryRouter::new(4, clock.clone())), ..Backends::memory() };
     Engine::new(backends, settings, clock)
 }
@@ -55,7 +56,7 @@ impl Group {
 
     /// Registers four users. In each of these pairs the first user accepts the second one.
     fn of_strangers(accepted: &[(usize, usize)]) -> Self {
-        let engine = engine();
+        let engine = engine_with(Rules::GROUPS);
         let users: Vec<User> = USERS.iter().zip(1..).map(|(name, n)| User::new(n, name)).collect();
         users.iter().for_each(|user| user.register(&engine));
         let action = GroupAction::Create {
@@ -463,7 +464,7 @@ fn full_device_gets_a_gap_and_never_blocks_the_group() {
 
 #[test]
 fn groups_are_refused_unless_they_are_enabled() {
-    let (engine, _clock) = super::engine(Rates::OFF);
+    let engine = engine_with(Rules::OPTIONS);
     let mut group = Group::founded();
     let publish = group.publish(0, None, &[]);
     group.users.iter().for_each(|user| user.register(&engine));
@@ -571,4 +572,59 @@ fn link_lets_users_join_at_once_or_after_approval() {
     let rows: Vec<_> = group.rows(3).iter().map(|row| (row.first_seq(), row.seq, row.joined)).collect();
     assert_eq!(rows, [(6, 6, true), (7, 7, false), (8, 8, false), (9, 9, false)]);
     assert_eq!(group.fetched(0).as_ref(), Ok(&group.roster));
+}
+
+#[test]
+fn receipts_reach_the_named_members_and_nobody_else() {
+    let mut group = Group::founded();
+    assert_eq!(group.say(0), None);
+    let mut sessions: Vec<_> =
+        group.users.iter().map(|user| ready(group.engine.bind(user.device())).unwrap()).collect();
+    let mut hints = |of: usize| -> Vec<Hint> {
+        let events = std::iter::from_fn(|| sessions[of].events.try_recv().ok()).flatten();
+        let hint = |event| match event {
+            chat_core::delivery::SessionEvent::Hint(hint) => Some(hint),
+            _ => None,
+        };
+        events.filter_map(hint).collect()
+    };
+    let (conversation, bob) = (group.id, group.user(1));
+    let receipt = |group: &Group, from: usize, to: &[usize]| {
+        let to = to.iter().map(|n| group.user(*n)).collect();
+        let receipt = GroupReceipt { conversation, delivered: 2, read: 1, to };
+        ready(group.engine.group_receipt(group.users[from].device(), receipt));
+    };
+    receipt(&group, 1, &[0, 1, 3]);
+    let expected = Hint::Receipt { conversation, user: bob, delivered: 2, read: 1 };
+    assert_eq!(hints(0), [expected]);
+    assert_eq!((hints(1), hints(2), hints(3)), (vec![], vec![], vec![]), "Dave is no member");
+    receipt(&group, 3, &[0]);
+    assert_eq!(hints(0), [], "Dave has nothing to report");
+
+    // An ack reaches no other member, and a read position only the own devices.
+    let at = AckUpTo { conversation, seq: 2 };
+    ready(group.engine.ack(group.users[1].device().installation, 1, &[at])).unwrap();
+    ready(group.engine.receipt(group.users[1].device(), at, false));
+    ready(group.engine.receipt(group.users[1].device(), at, true));
+    assert_eq!((hints(0), hints(2)), (vec![], vec![]));
+
+    let progress = |group: &Group| {
+        let request = Request::Delivered(conversation);
+        ready(group.engine.respond(group.users[0].device(), request)).unwrap().progress
+    };
+    let sorted = |mut progress: Vec<(UserId, Seq)>| {
+        progress.sort_unstable();
+        progress
+    };
+    assert_eq!(sorted(progress(&group)), sorted(vec![(bob, 2), (group.user(2), 0)]));
+    let asked = Hint::ReadRequested(conversation, Some(group.user(0)));
+    assert_eq!((hints(1), hints(2), hints(3)), (vec![asked.clone()], vec![asked], vec![]));
+    let outsider = ready(group.engine.respond(group.users[3].device(), Request::Delivered(conversation)));
+    assert_eq!(outsider, Err(Refusal::NotFound));
+
+    group.decide(1, 0, ContactChange::Block);
+    hints(1);
+    receipt(&group, 1, &[0, 2]);
+    assert_eq!((hints(0).len(), hints(2).len()), (0, 1), "Bob blocked Alice");
+    assert_eq!(progress(&group), [(group.user(2), 0)]);
 }

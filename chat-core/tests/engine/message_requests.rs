@@ -92,7 +92,11 @@ fn stranger_learns_nothing_until_it_is_accepted() {
     let receipt =
         Hint::Receipt { conversation: *conversation, user: bob.device().user, delivered: 1, read: 0 };
     assert_eq!(all.hints(0), [receipt], "the receipt that was held back");
-    assert_eq!(all.hints(1), [Hint::ReadRequested(*conversation)], "and the read position is asked for");
+    assert_eq!(
+        all.hints(1),
+        [Hint::ReadRequested(*conversation, None)],
+        "and the read position is asked for"
+    );
     assert_eq!(all.bobs_activity(), [true; 5]);
     let alice = ready(all.engine.presence(bob.device(), &[all.alice.device().user]))[0].1;
     assert!(alice, "the user that wrote first shows its activity");

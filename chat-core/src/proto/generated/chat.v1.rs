@@ -4,7 +4,7 @@
 pub struct ClientFrame {
     #[prost(
         oneof = "client_frame::Frame",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14"
     )]
     pub frame: ::core::option::Option<client_frame::Frame>,
 }
@@ -49,6 +49,12 @@ pub mod client_frame {
         /// Continues the session with a new token. The server answers with Renewed or Close.
         #[prost(message, tag = "12")]
         Renew(super::Renew),
+        /// How far this user has received and read a group, for the users that sent the messages. Ephemeral.
+        #[prost(message, tag = "13")]
+        GroupReceipt(super::GroupReceipt),
+        /// The conversation that the user looks at: the server sends typing notifications of that group only. Ephemeral.
+        #[prost(message, tag = "14")]
+        OpenConversation(super::OpenConversation),
     }
 }
 /// A frame from the server.
@@ -1092,6 +1098,9 @@ pub struct ContactsChanged {
 pub struct ReadRequested {
     #[prost(bytes = "bytes", tag = "1")]
     pub conversation: ::prost::bytes::Bytes,
+    /// In a group: the user that needs it.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub user: ::prost::bytes::Bytes,
 }
 /// Requests a new incarnation.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1173,6 +1182,18 @@ pub struct Response {
     /// FetchRoster: the roster.
     #[prost(message, optional, tag = "15")]
     pub roster: ::core::option::Option<Roster>,
+    /// FetchDelivered in a group: how far each other member has received it.
+    #[prost(message, repeated, tag = "16")]
+    pub progress: ::prost::alloc::vec::Vec<MemberProgress>,
+}
+/// How far a member has received a group.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MemberProgress {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub user: ::prost::bytes::Bytes,
+    /// The highest seq that a device of the member acknowledged.
+    #[prost(uint64, tag = "2")]
+    pub delivered: u64,
 }
 /// The highest seq this user has read.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1195,6 +1216,28 @@ pub struct Receipt {
     /// Highest read seq; 0 if not reported.
     #[prost(uint64, tag = "4")]
     pub read: u64,
+}
+/// How far this user has received and read a group.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GroupReceipt {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub conversation: ::prost::bytes::Bytes,
+    /// Highest delivered seq; 0 if not reported.
+    #[prost(uint64, tag = "2")]
+    pub delivered: u64,
+    /// Highest read seq; 0 if not reported.
+    #[prost(uint64, tag = "3")]
+    pub read: u64,
+    /// The members that get the receipt, at most 16: those whose messages it is for.
+    #[prost(bytes = "bytes", repeated, tag = "4")]
+    pub users: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+}
+/// The conversation that the user looks at.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OpenConversation {
+    /// Empty if the user looks at none.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub conversation: ::prost::bytes::Bytes,
 }
 /// This user is typing.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
