@@ -322,8 +322,8 @@ impl Client {
         self.commands.send(Command::Typing(conversation)).await.map_err(|_| self.failure())
     }
 
-    /// Names the conversation that the user looks at, or none. The server sends typing notifications of a group only to devices
-    /// whose user looks at it.
+    /// Names the conversation that the user looks at, or none. A device gets typing notifications of a group only while its user
+    /// looks at that group.
     ///
     /// # Errors
     /// `Closed` if the client is closed.

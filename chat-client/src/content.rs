@@ -35,7 +35,7 @@ pub(crate) fn encode_text(text: &str) -> Vec<u8> {
     RawContent { text: Some(text.to_owned()), ..RawContent::default() }.encode_padded()
 }
 
-/// Returns the encoded and padded content of a message that tells the members of a group its name, its link, or both.
+/// Returns the encoded and padded content of a message in a group, with the name of the group, its link, or both.
 pub(crate) fn encode_group_details(name: Option<String>, link: Option<&GroupInvitation>) -> Vec<u8> {
     let invitation = link.map(GroupInvitation::to_raw);
     RawContent { group_name: name, invitation, ..RawContent::default() }.encode_padded()
@@ -65,7 +65,7 @@ impl Content {
             Some(RawContent { text: Some(text), .. }) => Self::Text(text),
             Some(RawContent { group_name: Some(name), .. }) => Self::GroupName(name),
             Some(RawContent { invitation: Some(raw), .. }) => match GroupInvitation::from_raw(raw) {
-                Ok(invitation) => Self::Invitation(invitation),
+                Ok(invitation) => Self::Invitation(Box::new(invitation)),
                 Err(_) => Self::Unreadable(Unreadable::Malformed),
             },
             Some(_) => Self::Unsupported,

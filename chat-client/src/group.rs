@@ -7,9 +7,6 @@ use serde::{Deserialize, Serialize};
 use crate::invitation::GroupInvitation;
 use crate::message::User;
 
-/// Maximum bytes of the name of a group.
-pub(crate) const MAX_NAME: usize = 256;
-
 /// A group and its members, as this device has followed them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]

@@ -10,7 +10,8 @@ use chat_core::{ConversationId, ConversationKind, Error, ErrorKind, Result};
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
 
-use crate::group::MAX_NAME;
+/// Maximum bytes of the name of a group.
+pub(crate) const MAX_NAME: usize = 256;
 
 /// An invitation to a group: for one user, or, with a secret, a link for everyone that has it.
 ///

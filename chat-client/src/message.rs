@@ -66,7 +66,7 @@ pub enum Content {
     GroupName(String),
     /// In a direct conversation: an invitation of this user to a group, with [`Client::join_group`](crate::Client::join_group).
     /// In a group: the link of the group, of which all members know the secret.
-    Invitation(GroupInvitation),
+    Invitation(Box<GroupInvitation>),
     /// The message cannot be read on this device. A readable copy may follow as
     /// [`Event::Recovered`](crate::Event::Recovered).
     Unreadable(Unreadable),

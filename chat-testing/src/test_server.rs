@@ -168,7 +168,7 @@ impl TestServer {
     ///
     /// # Errors
     /// `Closed` if a client is closed, or the error of its local store.
-    pub async fn make_contact(&self, client: &Client, of: &[Client]) -> Result<()> {
+    pub async fn make_contact(&self, client: &Client, of: &[&Client]) -> Result<()> {
         for other in of {
             other.send(client.user(), "hello").await?;
         }

@@ -37,7 +37,7 @@ async fn founded() -> (TestServer, [Client; 3], ConversationId) {
     let alice = server.client("alice").await.unwrap();
     let bob = server.client("bob").await.unwrap();
     let carol = server.client("carol").await.unwrap();
-    server.make_contact(&alice, &[bob.clone(), carol.clone()]).await.unwrap();
+    server.make_contact(&alice, &[&bob, &carol]).await.unwrap();
     let group = alice.create_group("Hiking", &[bob.user(), carol.user()]).await.unwrap();
     for member in [&bob, &carol] {
         changed(&server, member, |action| matches!(action, GroupAction::Create { .. })).await;
@@ -90,7 +90,7 @@ async fn new_member_reads_later_messages_and_no_earlier_one() {
     let (server, [alice, bob, _carol], group) = founded().await;
     alice.send(group, "before").await.unwrap().stored().await.unwrap();
     let dave = server.client("dave").await.unwrap();
-    server.make_contact(&alice, &[dave.clone()]).await.unwrap();
+    server.make_contact(&alice, &[&dave]).await.unwrap();
     let add = GroupAction::Add(vec![dave.user()]);
     alice.change_group(group, add.clone()).await.unwrap().stored().await.unwrap();
     changed(&server, &dave, |action| *action == add).await;
@@ -202,7 +202,7 @@ async fn next_invitation(server: &TestServer, client: &Client) -> (UserId, Group
     loop {
         let message = server.next_message(client).await.unwrap();
         if let Content::Invitation(invitation) = message.content() {
-            return (message.sender.id, invitation.clone());
+            return (message.sender.id, GroupInvitation::clone(invitation));
         }
     }
 }
@@ -241,7 +241,7 @@ async fn group_of_strangers_is_founded_with_invitations() {
     let [alice, bob, carol] =
         [server.client("alice").await, server.client("bob").await, server.client("carol").await]
             .map(Result::unwrap);
-    server.make_contact(&alice, &[bob.clone()]).await.unwrap();
+    server.make_contact(&alice, &[&bob]).await.unwrap();
     let group = alice.create_group("Hiking", &[bob.user(), carol.user()]).await.unwrap();
     changed(&server, &bob, |action| matches!(action, GroupAction::Create { .. })).await;
     let (_, invitation) = next_invitation(&server, &carol).await;
@@ -263,7 +263,7 @@ async fn invitation_that_is_taken_back_lets_nobody_in() {
     alice.change_group(group, invite.clone()).await.unwrap().stored().await.unwrap();
     let (_, invitation) = next_invitation(&server, &dave).await;
     let refused = carol.change_group(group, invite).await.unwrap().stored().await;
-    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Denied, "a member invites nobody by default");
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Denied, "a member invites no user by default");
     let remove = GroupAction::Remove { users: vec![dave.user()], ban: false };
     alice.change_group(group, remove).await.unwrap().stored().await.unwrap();
     let refused = dave.join_group(&invitation).await.unwrap().stored().await;
@@ -312,7 +312,7 @@ async fn link_lets_users_join_until_it_is_replaced() {
 async fn user_leaves_a_group_to_which_a_blocked_user_added_it() {
     let (server, [alice, bob, carol], group) = founded().await;
     let dave = server.client("dave").await.unwrap();
-    server.make_contact(&alice, &[dave.clone()]).await.unwrap();
+    server.make_contact(&alice, &[&dave]).await.unwrap();
     dave.block(alice.user()).await.unwrap();
     let add = GroupAction::Add(vec![dave.user()]);
     alice.change_group(group, add).await.unwrap().stored().await.unwrap();

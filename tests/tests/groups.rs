@@ -47,7 +47,7 @@ async fn members_that_talk_at_once_see_one_conversation() {
     }
     let tablet = server.linked_client(&clients[1], "tablet", chat_signal::suite()).await.unwrap();
     let users: Vec<UserId> = clients.iter().map(Client::user).collect();
-    server.make_contact(&clients[0], &clients[1..]).await.unwrap();
+    server.make_contact(&clients[0], &clients[1..].iter().collect::<Vec<_>>()).await.unwrap();
     let group = clients[0].create_group("Crew", &users[1..]).await.unwrap();
     clients.push(tablet);
     for client in &clients {
@@ -87,7 +87,7 @@ async fn members_come_and_go_while_others_talk() {
         clients.push(server.client_with(name, chat_signal::suite()).await.unwrap());
     }
     let users: Vec<UserId> = clients.iter().map(Client::user).collect();
-    server.make_contact(&clients[0], &clients[1..]).await.unwrap();
+    server.make_contact(&clients[0], &clients[1..].iter().collect::<Vec<_>>()).await.unwrap();
     let group = clients[0].create_group("Crew", &users[1..2]).await.unwrap();
     waits_for_group(&clients[1], group, 2).await;
     let mut seen_by_carol = Vec::new();
@@ -126,7 +126,7 @@ async fn large_group_gets_the_sender_key_in_several_messages() {
         members.push(server.client_with(&format!("member{n}"), chat_signal::suite()).await.unwrap());
     }
     let users: Vec<UserId> = members.iter().map(Client::user).collect();
-    server.make_contact(&founder, &members).await.unwrap();
+    server.make_contact(&founder, &members.iter().collect::<Vec<_>>()).await.unwrap();
     let group = founder.create_group("Village", &users).await.unwrap();
     let ticket = founder.send(group, "to all").await.unwrap();
     timeout(LIMIT, ticket.stored()).await.unwrap().unwrap();

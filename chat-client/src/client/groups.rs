@@ -6,8 +6,8 @@ use chat_core::{ConversationId, Error, ErrorKind, Result, UserId};
 
 use super::{Client, Ticket};
 use crate::driver::{Command, GroupDetails};
-use crate::group::{Group, MAX_NAME, MemberReceipt};
-use crate::invitation::GroupInvitation;
+use crate::group::{Group, MemberReceipt};
+use crate::invitation::{GroupInvitation, MAX_NAME};
 use crate::status::Position;
 
 fn check_name(name: &str) -> Result<()> {

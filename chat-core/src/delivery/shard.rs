@@ -291,7 +291,8 @@ fn changed_roster(state: &ConversationState, command: &Command, seq: Seq) -> Res
     let mut next = roster.change(command.conversation(), sender.user, action, &command.recipients, seq)?;
     if next.version > roster.version && !next.has_device(sender.user, sender.installation) {
         let was_member = roster.has_device(sender.user, sender.installation);
-        if !was_member && !(part.shared.is_empty() && publish.boxes.is_empty()) {
+        let is_silent = part.shared.is_empty() && publish.boxes.is_empty();
+        if !was_member && !is_silent {
             // A user that only asks to join says nothing to the members.
             return Err(Refusal::Invalid);
         }

@@ -114,7 +114,7 @@ impl Talk {
         if let (Content::Invitation(invitation), false) = (content, own)
             && self.invitation.as_ref().is_none_or(|(known, _)| *known <= seq)
         {
-            self.invitation = Some((seq, invitation.clone()));
+            self.invitation = Some((seq, GroupInvitation::clone(invitation)));
         }
         let tick = if own { self.tick_at(seq) } else { Tick::None };
         self.entries.insert(Place(seq, 0), Entry { id: Some(id), author, text, tick });
