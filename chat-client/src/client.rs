@@ -3,6 +3,7 @@
 mod contacts;
 mod events;
 mod groups;
+mod messages;
 mod submission;
 mod ticket;
 
@@ -267,7 +268,7 @@ impl Client {
         let (to, request) = (to.into(), request.into());
         request.check()?;
         let (reply, answer) = oneshot::channel();
-        if self.sends.send(Command::Send { to, request, reply }).await.is_err() {
+        if self.sends.send(Command::Send { to, request: Box::new(request), reply }).await.is_err() {
             return Err(self.end().await);
         }
         Ok(Submission::new(self.clone(), answer))

@@ -2,10 +2,13 @@
 
 use chat_core::padding::{pad, unpad};
 use chat_core::replica::Unreadable;
+use chat_core::{ConversationId, MessageId, UserId};
 use prost::Message as _;
 
 use crate::invitation::{GroupInvitation, RawInvitation};
-use crate::message::Content;
+use crate::message::{Content, MessageRef};
+use crate::message_change::MessageChange;
+use crate::send::SendRequest;
 
 /// Version of the encoding.
 const VERSION: u32 = 1;
@@ -22,6 +25,55 @@ struct RawContent {
     /// An invitation of the recipient, or the link of the group in a message of that group.
     #[prost(message, optional, tag = "4")]
     invitation: Option<RawInvitation>,
+    /// The message that this one answers.
+    #[prost(message, optional, tag = "5")]
+    reply_to: Option<RawRef>,
+    /// The users that the text mentions.
+    #[prost(bytes = "vec", repeated, tag = "6")]
+    mentions: Vec<Vec<u8>>,
+    /// The text is that of another message.
+    #[prost(bool, tag = "7")]
+    forwarded: bool,
+    /// The message that this one changes: with a text it replaces the text of that message.
+    #[prost(message, optional, tag = "8")]
+    target: Option<RawRef>,
+    /// The target is deleted; without a target, this message was.
+    #[prost(bool, tag = "9")]
+    deleted: bool,
+    /// A reaction to the target.
+    #[prost(string, optional, tag = "10")]
+    reaction: Option<String>,
+    /// The reaction is taken back.
+    #[prost(bool, tag = "11")]
+    removed: bool,
+}
+
+/// Names a message of the same conversation.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct RawRef {
+    #[prost(bytes = "vec", tag = "1")]
+    user: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    id: Vec<u8>,
+}
+
+impl RawRef {
+    fn of(target: &MessageRef) -> Self {
+        Self { user: target.user.as_bytes().to_vec(), id: target.id.as_bytes().to_vec() }
+    }
+
+    fn read(&self, conversation: ConversationId) -> Option<MessageRef> {
+        let (user, id) = (UserId::parse(&self.user).ok()?, MessageId::parse(&self.id).ok()?);
+        Some(MessageRef { conversation, user, id })
+    }
+}
+
+/// The parts of a message beside its content.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Attributes {
+    pub reply_to: Option<MessageRef>,
+    pub mentions: Vec<UserId>,
+    pub is_forwarded: bool,
 }
 
 impl RawContent {
@@ -30,7 +82,60 @@ impl RawContent {
     }
 }
 
+/// Returns the encoded and padded content of a message.
+pub(crate) fn encode_request(request: &SendRequest) -> Vec<u8> {
+    let mut raw = RawContent {
+        reply_to: request.reply_to.as_ref().map(RawRef::of),
+        mentions: request.mentions.iter().map(|user| user.as_bytes().to_vec()).collect(),
+        forwarded: request.is_forwarded,
+        ..RawContent::default()
+    };
+    match &request.change {
+        None => raw.text = Some(request.text.clone()),
+        Some((target, change)) => {
+            raw.target = Some(RawRef::of(target));
+            match change {
+                MessageChange::Edited => raw.text = Some(request.text.clone()),
+                MessageChange::Deleted => raw.deleted = true,
+                MessageChange::Reacted { emoji, removed } => {
+                    (raw.reaction, raw.removed) = (Some(emoji.clone()), *removed);
+                }
+            }
+        }
+    }
+    raw.encode_padded()
+}
+
+/// Returns the encoded and padded content in the place of a deleted message.
+pub(crate) fn encode_deleted() -> Vec<u8> {
+    RawContent { deleted: true, ..RawContent::default() }.encode_padded()
+}
+
+/// Returns the message that padded content changes, and the change; `None` if it is a message of its own.
+pub(crate) fn change_in(conversation: ConversationId, content: &[u8]) -> Option<(MessageRef, MessageChange)> {
+    let raw = RawContent::decode(unpad(content).ok()?).ok()?;
+    let target = raw.target?.read(conversation)?;
+    let change = match raw {
+        RawContent { deleted: true, .. } => MessageChange::Deleted,
+        RawContent { reaction: Some(emoji), removed, .. } => MessageChange::Reacted { emoji, removed },
+        RawContent { text: Some(_), .. } => MessageChange::Edited,
+        _ => return None,
+    };
+    Some((target, change))
+}
+
+/// Returns the parts of a message beside its content.
+pub(crate) fn attributes(conversation: ConversationId, content: &[u8]) -> Attributes {
+    let raw = unpad(content).ok().and_then(|bytes| RawContent::decode(bytes).ok()).unwrap_or_default();
+    Attributes {
+        reply_to: raw.reply_to.and_then(|target| target.read(conversation)),
+        mentions: raw.mentions.iter().filter_map(|user| UserId::parse(user).ok()).collect(),
+        is_forwarded: raw.forwarded,
+    }
+}
+
 /// Returns the encoded and padded content of a text message.
+#[cfg(test)]
 pub(crate) fn encode_text(text: &str) -> Vec<u8> {
     RawContent { text: Some(text.to_owned()), ..RawContent::default() }.encode_padded()
 }
@@ -62,6 +167,7 @@ impl Content {
         }
         let raw = unpad(bytes).ok().and_then(|bytes| RawContent::decode(bytes).ok());
         match raw {
+            Some(RawContent { deleted: true, .. }) => Self::Deleted,
             Some(RawContent { text: Some(text), .. }) => Self::Text(text),
             Some(RawContent { group_name: Some(name), .. }) => Self::GroupName(name),
             Some(RawContent { invitation: Some(raw), .. }) => match GroupInvitation::from_raw(raw) {

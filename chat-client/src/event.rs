@@ -8,7 +8,8 @@ use chat_core::{ConversationId, DeviceId, Error, ErrorKind, MessageId};
 use serde::{Deserialize, Serialize};
 
 use crate::contact::Relation;
-use crate::message::{Message, User};
+use crate::message::{Message, MessageRef, User};
+use crate::message_change::MessageChange;
 
 /// An event. Durable events are kept in the profile: a program that was killed receives them again. Transient events
 /// report the current state of the connection and of other users.
@@ -44,6 +45,16 @@ pub enum Event {
     Delivered { conversation: ConversationId, user: User, seq: u64 },
     /// This user has read all messages up to `seq`.
     Read { conversation: ConversationId, user: User, seq: u64 },
+    /// A user changed an earlier message; also this user, on any of its devices, once the change is stored. This device has
+    /// checked that the user may do that.
+    MessageChanged {
+        /// The seq of the change.
+        seq: u64,
+        /// The user that made the change.
+        user: User,
+        message: MessageRef,
+        change: MessageChange,
+    },
     /// No message will arrive for these seqs.
     Gap {
         conversation: ConversationId,

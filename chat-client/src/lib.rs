@@ -30,6 +30,8 @@ mod linking;
 #[cfg(feature = "client")]
 mod message;
 #[cfg(feature = "client")]
+mod message_change;
+#[cfg(feature = "client")]
 pub mod platform;
 #[cfg(feature = "client")]
 mod report;
@@ -66,7 +68,9 @@ pub use linking::LinkCode;
 #[doc(hidden)]
 pub use linking::{open_any, payloads};
 #[cfg(feature = "client")]
-pub use message::{Content, Message, User};
+pub use message::{Content, Message, MessageRef, Reaction, User};
+#[cfg(feature = "client")]
+pub use message_change::MessageChange;
 #[cfg(feature = "client")]
 pub use report::open_reported;
 #[cfg(feature = "client")]

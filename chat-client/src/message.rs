@@ -52,7 +52,41 @@ pub struct Message {
     pub recipient: Option<User>,
     /// The time at which the sender wrote the message, by the sender's clock.
     pub sent_at: SystemTime,
+    /// The message that this one answers.
+    pub reply_to: Option<MessageRef>,
+    /// The users that the text mentions.
+    pub mentions: Vec<UserId>,
+    /// The text is that of another message.
+    pub is_forwarded: bool,
+    /// The author has replaced the text: this is the newest one.
+    pub is_edited: bool,
+    /// The reactions of users, the oldest first.
+    pub reactions: Vec<Reaction>,
     pub(crate) content: Content,
+}
+
+/// Names a message of a conversation: its author, and the id that the author gave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[allow(clippy::exhaustive_structs)]
+pub struct MessageRef {
+    pub conversation: ConversationId,
+    /// The author.
+    pub user: UserId,
+    pub id: MessageId,
+}
+
+impl From<&Message> for MessageRef {
+    fn from(message: &Message) -> Self {
+        Self { conversation: message.conversation, user: message.sender.id, id: message.id }
+    }
+}
+
+/// A reaction of a user to a message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Reaction {
+    pub user: User,
+    pub emoji: String,
 }
 
 /// The content of a message. Later versions add variants: show a placeholder for content that the program does not
@@ -72,6 +106,8 @@ pub enum Content {
     Unreadable(Unreadable),
     /// A later version sent the message: it becomes readable after an update.
     Unsupported,
+    /// The author, or an admin of the group, has deleted the message for all.
+    Deleted,
     /// The message was [cleared](crate::Client::clear_history) from this device.
     Cleared,
 }

@@ -5,7 +5,8 @@ use chat_core::{ConversationId, Error, ErrorKind, Handle, MessageId, Result, Use
 use serde::{Deserialize, Serialize};
 
 use crate::conversation::Conversation;
-use crate::message::User;
+use crate::message::{MessageRef, User};
+use crate::message_change::MessageChange;
 
 /// The conversation that a message is sent to. A handle or a user stands for the direct conversation with that user.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,12 +67,54 @@ impl From<&Handle> for Recipient {
 pub struct SendRequest {
     pub(crate) text: String,
     pub(crate) idempotency_key: Option<String>,
+    pub(crate) reply_to: Option<MessageRef>,
+    pub(crate) mentions: Vec<UserId>,
+    pub(crate) is_forwarded: bool,
+    pub(crate) change: Option<(MessageRef, MessageChange)>,
 }
+
+/// Maximum users that a text mentions.
+const MAX_MENTIONS: usize = 256;
+/// Maximum bytes of a reaction: an emoji has up to about 40.
+const MAX_EMOJI: usize = 64;
 
 impl SendRequest {
     /// Returns a request for a text of at most 64 KiB.
     pub fn text(text: impl Into<String>) -> Self {
-        Self { text: text.into(), idempotency_key: None }
+        Self {
+            text: text.into(),
+            idempotency_key: None,
+            reply_to: None,
+            mentions: Vec::new(),
+            is_forwarded: false,
+            change: None,
+        }
+    }
+
+    /// Returns a request for a change of an earlier message.
+    pub(crate) fn change(target: MessageRef, change: MessageChange, text: String) -> Self {
+        Self { change: Some((target, change)), ..Self::text(text) }
+    }
+
+    /// Makes the message an answer to another one of the same conversation.
+    #[must_use]
+    pub fn reply_to(mut self, message: impl Into<MessageRef>) -> Self {
+        self.reply_to = Some(message.into());
+        self
+    }
+
+    /// Mentions a user in the text. An app highlights the message for that user.
+    #[must_use]
+    pub fn mention(mut self, user: UserId) -> Self {
+        self.mentions.push(user);
+        self
+    }
+
+    /// Marks the text as that of another message.
+    #[must_use]
+    pub const fn forwarded(mut self) -> Self {
+        self.is_forwarded = true;
+        self
     }
 
     /// Sets the program's own key for the message. Within a profile, a repeated key is the same message: it is sent
@@ -85,6 +128,14 @@ impl SendRequest {
     pub(crate) fn check(&self) -> Result<()> {
         if self.text.len() > MAX_TEXT {
             return Err(Error::new(ErrorKind::Invalid, "a text has at most 64 KiB: send it in parts"));
+        }
+        if self.mentions.len() > MAX_MENTIONS {
+            return Err(Error::new(ErrorKind::Invalid, "a text mentions at most 256 users"));
+        }
+        if let Some((_, MessageChange::Reacted { emoji, .. })) = &self.change
+            && (emoji.is_empty() || emoji.len() > MAX_EMOJI)
+        {
+            return Err(Error::new(ErrorKind::Invalid, "a reaction has 1 to 64 bytes"));
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ mod encryption;
 mod events;
 mod groups;
 mod history;
+mod message_changes;
 mod migration;
 
 use std::collections::HashMap;
@@ -59,7 +60,8 @@ CREATE TABLE messages (
   conversation BLOB NOT NULL, seq INTEGER NOT NULL, sender BLOB NOT NULL, user BLOB NOT NULL, device INTEGER NOT NULL,
   message_id BLOB NOT NULL, content BLOB, sent_at INTEGER NOT NULL, audience BLOB,
   unasked INTEGER NOT NULL DEFAULT 0, row_hash BLOB, anchor INTEGER, body_key BLOB, roster_version INTEGER,
-  PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
+  target BLOB, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
+CREATE INDEX messages_by_target ON messages (conversation, target, seq) WHERE target IS NOT NULL;
 CREATE INDEX messages_archived ON messages (conversation, anchor) WHERE anchor IS NOT NULL;
 CREATE INDEX messages_unasked ON messages (unasked) WHERE unasked = 1;
 CREATE UNIQUE INDEX messages_by_id ON messages (sender, message_id, conversation);
@@ -97,6 +99,8 @@ const DAY_MS: u64 = 24 * 3600 * 1000;
 pub(crate) struct LocalStore {
     db: Connection,
     open: bool,
+    /// The open transaction erases text, which must not stay in the write-ahead log.
+    erases: bool,
     own: Option<DeviceAddress>,
     platform: Arc<dyn Platform>,
     /// The server's clock minus the platform's, in milliseconds, at the last connection.
@@ -181,7 +185,15 @@ impl LocalStore {
         )
         .map_err(locked_out)?;
         db.set_prepared_statement_cache_capacity(64);
-        let mut store = Self { db, open: false, own: None, platform, server_ahead_ms: 0, _mounted: mounted };
+        let mut store = Self {
+            db,
+            open: false,
+            erases: false,
+            own: None,
+            platform,
+            server_ahead_ms: 0,
+            _mounted: mounted,
+        };
         store.migrate()?;
         let ahead = store.meta("server_ahead_ms")?.and_then(|value| value.try_into().ok());
         store.server_ahead_ms = ahead.map_or(0, i64::from_be_bytes);
@@ -203,6 +215,10 @@ impl LocalStore {
     pub(crate) fn commit_open(&mut self) -> Result<()> {
         if std::mem::take(&mut self.open) {
             self.db.execute_batch("COMMIT").map_err(failed)?;
+            if std::mem::take(&mut self.erases) {
+                // The log still has the erased text. If this fails, the next checkpoint overwrites it.
+                let _ = self.db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
+            }
         }
         Ok(())
     }

@@ -304,6 +304,7 @@ pub(crate) fn shown(content: &Content) -> String {
     match content {
         Content::Text(text) => printable(text),
         Content::GroupName(name) => format!("[named the group {}]", printable(name)),
+        Content::Deleted => "[deleted]".to_owned(),
         Content::Invitation(invitation) => format!("[{}]", invitation_text(invitation)),
         content => format!("[cannot be read: {}]", unreadable_reason(content)),
     }

@@ -4,7 +4,7 @@ use std::time::UNIX_EPOCH;
 
 use chat_client::{
     Contact, Content, ErrorKind, Event, EventRecord, Group, GroupAction, GroupJoinLink, GroupPolicy,
-    MemberReceipt, Message, Presence, Role, UserId,
+    MemberReceipt, Message, MessageChange, Presence, Role, UserId,
 };
 use serde_json::{Value, json};
 
@@ -66,6 +66,23 @@ fn value(event: &Event) -> Value {
             }),
         },
         Event::Recovered(message) => of_message("recovered", message),
+        Event::MessageChanged { seq, user, message, change } => {
+            let mut value = json!({
+                "event": "message_changed", "conversation": message.conversation.to_hex(), "seq": seq,
+                "user": user.to_string(), "author_id": message.user.to_hex(),
+                "message_id": message.id.to_uuid_string()
+            });
+            match change {
+                MessageChange::Edited => value["change"] = "edited".into(),
+                MessageChange::Deleted => value["change"] = "deleted".into(),
+                MessageChange::Reacted { emoji, removed } => {
+                    value["change"] = if *removed { "unreacted" } else { "reacted" }.into();
+                    value["emoji"] = emoji.as_str().into();
+                }
+                _ => value["change"] = "unknown".into(),
+            }
+            value
+        }
         Event::Delivered { conversation, user, seq } => {
             json!({"event": "delivered", "conversation": conversation.to_hex(), "user": user.to_string(), "seq": seq})
         }
@@ -170,6 +187,7 @@ pub(crate) fn unreadable_reason(content: &Content) -> &'static str {
     match content {
         Content::Unreadable(why) => why.name(),
         Content::Cleared => "cleared",
+        Content::Deleted => "deleted",
         _ => "unsupported",
     }
 }
@@ -182,11 +200,37 @@ fn with_key(mut value: Value, key: Option<&str>) -> Value {
 }
 
 fn of_message(event: &str, message: &Message) -> Value {
-    json!({
+    let value = json!({
         "event": event, "from": message.sender.to_string(), "device": message.device.get(),
         "conversation": message.conversation.to_hex(), "message_id": message.id.to_uuid_string(),
         "seq": message.seq, "text": message.text()
-    })
+    });
+    with_details(value, message)
+}
+
+/// Adds the fields that only some messages have.
+fn with_details(mut value: Value, message: &Message) -> Value {
+    if let Some(to) = &message.reply_to {
+        value["reply_to"] = json!({"from": to.user.to_hex(), "message_id": to.id.to_uuid_string()});
+    }
+    if !message.mentions.is_empty() {
+        value["mention_ids"] = message.mentions.iter().map(|user| user.to_hex()).collect::<Vec<_>>().into();
+    }
+    if message.is_forwarded {
+        value["forwarded"] = true.into();
+    }
+    if message.is_edited {
+        value["edited"] = true.into();
+    }
+    if matches!(message.content(), Content::Deleted) {
+        value["deleted"] = true.into();
+    }
+    if !message.reactions.is_empty() {
+        let reactions = message.reactions.iter();
+        let reactions = reactions.map(|one| json!({"user": one.user.to_string(), "emoji": one.emoji}));
+        value["reactions"] = reactions.collect::<Vec<_>>().into();
+    }
+    value
 }
 
 /// Returns an entry of the list of contacts.
@@ -197,11 +241,12 @@ pub(crate) fn of_contact(contact: &Contact) -> Value {
 /// Returns a message of the history.
 pub(crate) fn of_history(message: &Message) -> Value {
     let sent_at = message.sent_at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-    json!({
+    let value = json!({
         "from": message.sender.to_string(), "device": message.device.get(), "seq": message.seq,
         "message_id": message.id.to_uuid_string(), "text": message.text(),
         "sent_at": u64::try_from(sent_at).unwrap_or(u64::MAX)
-    })
+    });
+    with_details(value, message)
 }
 
 /// Returns the name of a role.

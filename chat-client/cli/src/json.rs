@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use chat_client::{
-    Client, ConversationId, Error, ErrorKind, EventRecord, GroupAction, GroupInvitation, Handle, Position,
-    Recipient, SafetyNumber, SendRequest, Submission, UserId,
+    Client, ConversationId, Error, ErrorKind, EventRecord, GroupAction, GroupInvitation, Handle, MessageId,
+    MessageRef, Position, Recipient, SafetyNumber, SendRequest, Submission, UserId,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -24,6 +24,14 @@ const MAX_LINE: usize = 6 * 64 * 1024 + 64 * 1024;
 /// Maximum number of sends that wait for their commit.
 const PENDING: usize = 1024;
 
+/// Names a message: by its author, a handle or an id (this user if there is none), and its id.
+#[derive(Debug, Deserialize)]
+struct Named {
+    #[serde(default)]
+    from: Option<String>,
+    message_id: String,
+}
+
 #[derive(Deserialize)]
 #[serde(tag = "cmd", rename_all = "snake_case")]
 enum Line {
@@ -36,6 +44,30 @@ enum Line {
         text: String,
         #[serde(rename = "ref")]
         idempotency_key: Option<String>,
+        #[serde(default)]
+        reply_to: Option<Named>,
+        #[serde(default)]
+        mentions: Vec<String>,
+        #[serde(default)]
+        forwarded: bool,
+    },
+    Edit {
+        conversation: String,
+        message_id: String,
+        text: String,
+    },
+    Delete {
+        conversation: String,
+        #[serde(flatten)]
+        message: Named,
+    },
+    React {
+        conversation: String,
+        #[serde(flatten)]
+        message: Named,
+        emoji: String,
+        #[serde(default)]
+        remove: bool,
     },
     Read {
         conversation: String,
@@ -140,7 +172,7 @@ enum Said {
     /// An answer, as a line of JSON.
     Line(String),
     /// An earlier event, written again because its `ref` was repeated.
-    Again(EventRecord),
+    Again(Box<EventRecord>),
 }
 
 async fn write(out: &mut Out, line: &str) -> Result<(), Failure> {
@@ -300,7 +332,7 @@ async fn report(mut sending: mpsc::Receiver<Sending>, say: mpsc::Sender<Said>) {
     while let Some(Sending { idempotency_key, submission }) = sending.recv().await {
         let lines = match submission.await {
             Ok(ticket) if ticket.is_repeated() => match ticket.events().await {
-                Ok(events) => events.into_iter().map(Said::Again).collect(),
+                Ok(events) => events.into_iter().map(|event| Said::Again(Box::new(event))).collect(),
                 Err(failed) => vec![Said::Line(error("send", failed.what()))],
             },
             Ok(_) => Vec::new(),
@@ -339,7 +371,7 @@ async fn carry_out(
     let failed = |why: Error| error("failed", why.what());
     let closed = || error("failed", "the output is closed");
     match line {
-        Line::Send { to, conversation, text, idempotency_key } => {
+        Line::Send { to, conversation, text, idempotency_key, reply_to, mentions, forwarded } => {
             let key = idempotency_key.as_deref();
             let to: Recipient = match (to, conversation) {
                 (Some(to), _) => Handle::new(&to).map_err(|_| refused(key, "unknown_user"))?.into(),
@@ -347,12 +379,42 @@ async fn carry_out(
                 (None, None) => return Err(error("bad_line", "a user or a conversation is required")),
             };
             let mut request = SendRequest::text(text);
+            if let Some(reply_to) = reply_to {
+                // The reference is read in the conversation of the message.
+                let any = ConversationId::own(client.user());
+                request = request.reply_to(named(client, any, &reply_to).await?);
+            }
+            for user in resolve(client, mentions).await? {
+                request = request.mention(user);
+            }
+            if forwarded {
+                request = request.forwarded();
+            }
             if let Some(key) = key {
                 request = request.idempotency_key(key);
             }
             let submitted = client.submit(to, request).await;
             let submission = submitted.map_err(|why| not_queued(key, &why))?;
             pending.send(Sending { idempotency_key, submission }).await.map_err(|_| closed())
+        }
+        Line::Edit { conversation, message_id, text } => {
+            let conversation = ConversationId::from_hex(&conversation).map_err(failed)?;
+            let message = named(client, conversation, &Named { from: None, message_id }).await?;
+            client.edit(message, text).await.map(drop).map_err(failed)
+        }
+        Line::Delete { conversation, message } => {
+            let conversation = ConversationId::from_hex(&conversation).map_err(failed)?;
+            let message = named(client, conversation, &message).await?;
+            client.delete(message).await.map(drop).map_err(failed)
+        }
+        Line::React { conversation, message, emoji, remove } => {
+            let conversation = ConversationId::from_hex(&conversation).map_err(failed)?;
+            let message = named(client, conversation, &message).await?;
+            let changed = match remove {
+                false => client.react(message, emoji).await,
+                true => client.unreact(message, emoji).await,
+            };
+            changed.map(drop).map_err(failed)
         }
         Line::Read { conversation, seq } => {
             let conversation = ConversationId::from_hex(&conversation).map_err(failed)?;
@@ -479,6 +541,20 @@ async fn carry_out(
         Line::Reincarnate => client.reincarnate().await.map_err(failed),
         Line::Quit => Ok(()),
     }
+}
+
+/// Returns the message that a line names.
+async fn named(client: &Client, conversation: ConversationId, named: &Named) -> Result<MessageRef, String> {
+    let failed = |why: Error| error("failed", why.what());
+    let user = match &named.from {
+        None => client.user(),
+        Some(from) => match UserId::from_hex(from) {
+            Ok(user) => user,
+            Err(_) => client.resolve(from).await.map_err(failed)?,
+        },
+    };
+    let id = MessageId::from_hex(&named.message_id.replace('-', "")).map_err(failed)?;
+    Ok(MessageRef { conversation, user, id })
 }
 
 async fn resolve(client: &Client, users: Vec<String>) -> Result<Vec<UserId>, String> {

@@ -4,7 +4,7 @@ mod talk;
 
 use chat_client::{
     Client, Content, Conversation, ConversationId, ConversationKind, Event, GapReason, Handle, Message,
-    MessageId, Recipient, Relation, User, UserId,
+    MessageId, Recipient, Relation, SendRequest, User, UserId,
 };
 use crossterm::event::{
     DisableBracketedPaste, EnableBracketedPaste, Event as Input, EventStream, KeyCode, KeyEvent,
@@ -51,10 +51,25 @@ enum Entered<'a> {
     To(&'a str),
     Decide(Decision),
     Report(&'a str),
+    /// Change or answer the newest message.
+    Change(Change<'a>),
     /// Join a group: with a link, or by the newest invitation in the open conversation.
     Join(Option<&'a str>),
     UnknownCommand(&'a str),
     Text(&'a str),
+}
+
+/// A change of, or an answer to, the newest message of the open conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change<'a> {
+    /// Replace the text of the newest own message.
+    Edit(&'a str),
+    /// Delete the newest own message.
+    Delete,
+    /// React to the newest message of another user.
+    React(&'a str),
+    /// Answer the newest message of another user.
+    Reply(&'a str),
 }
 
 impl<'a> Entered<'a> {
@@ -69,8 +84,12 @@ impl<'a> Entered<'a> {
             Some("unblock") => Self::Decide(Decision::Unblock),
             Some("report") => Self::Report(""),
             Some("join") => Self::Join(None),
+            Some("delete") => Self::Change(Change::Delete),
             Some(command) => match command.split_once(' ') {
                 Some(("to", name)) => Self::To(name.trim()),
+                Some(("edit", text)) => Self::Change(Change::Edit(text.trim())),
+                Some(("react", emoji)) => Self::Change(Change::React(emoji.trim())),
+                Some(("reply", text)) => Self::Change(Change::Reply(text.trim())),
                 Some(("join", link)) => Self::Join(Some(link.trim())),
                 Some(("report", note)) => Self::Report(note.trim()),
                 _ => Self::UnknownCommand(command.split(' ').next().unwrap_or_default()),
@@ -134,6 +153,7 @@ impl Screen {
             talk.name.clone_from(name);
         }
         talk.add(message.seq, message.id, message.sender.to_string(), message.content(), own);
+        talk.mark(message, own);
         if message.is_request {
             talk.relation = Relation::Stranger;
         }
@@ -326,6 +346,9 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<(), Failure> {
             next = events.next() => match next {
                 Ok(Some(next)) => {
                     screen.handle_event(&next.event);
+                    if let Event::MessageChanged { message, .. } = &next.event {
+                        refresh(&client, &mut screen, message.conversation).await;
+                    }
                     read(&client, &mut screen).await;
                 }
                 Ok(None) => break Ok(()),
@@ -411,6 +434,12 @@ async fn enter(client: &Client, screen: &mut Screen) {
         Entered::To(name) => open_talk(client, screen, name).await,
         Entered::Decide(decision) => decide(client, screen, decision).await,
         Entered::Report(note) => report(client, screen, note).await,
+        Entered::Change(change) => {
+            if let Err(error) = change_newest(client, screen, change).await {
+                screen.note = text(error);
+                screen.input = input;
+            }
+        }
         Entered::Join(link) => screen.note = join(client, screen, link).await.unwrap_or_else(text),
         Entered::UnknownCommand(name) => {
             screen.note = format!("unknown command /{name}; a text may begin with //");
@@ -444,6 +473,39 @@ async fn decide(client: &Client, screen: &mut Screen, decision: Decision) {
         Ok(()) => format!("{} {name}", decision.done()),
         Err(error) => text(error),
     };
+}
+
+/// Changes or answers the newest message of the open conversation.
+async fn change_newest(client: &Client, screen: &mut Screen, change: Change<'_>) -> chat_client::Result<()> {
+    let is_own = matches!(change, Change::Edit(_) | Change::Delete);
+    let Some(message) = screen.selected_talk().and_then(|talk| talk.newest_message(is_own)) else {
+        screen.note = "there is no such message in this conversation".into();
+        return Ok(());
+    };
+    match change {
+        Change::Edit(content) => drop(client.edit(message, content).await?),
+        Change::Delete => drop(client.delete(message).await?),
+        Change::React(emoji) => drop(client.react(message, emoji).await?),
+        Change::Reply(content) => {
+            let request = SendRequest::text(content).reply_to(message);
+            let ticket = client.send(message.conversation, request).await?;
+            sent(screen, message.conversation, ticket.message(), content);
+        }
+    }
+    Ok(())
+}
+
+/// Reads the newest page of a conversation again, after messages were changed.
+async fn refresh(client: &Client, screen: &mut Screen, conversation: ConversationId) {
+    let own = screen.own.clone();
+    let Some(talk) = screen.find(conversation) else { return };
+    let Ok(messages) = client.history(conversation, None, PAGE).await else { return };
+    for message in messages.iter().filter(|message| !message.archived) {
+        let author = message.sender.to_string();
+        let is_own = author == own;
+        talk.add(message.seq, message.id, author, message.content(), is_own);
+        talk.mark(message, is_own);
+    }
 }
 
 /// Queues that this user joins a group. Returns the line to show.
@@ -530,6 +592,7 @@ async fn load_older(client: &Client, screen: &mut Screen) {
         } else {
             talk.add(message.seq, message.id, author, message.content(), is_own);
         }
+        talk.mark(&message, is_own);
     }
 }
 
@@ -554,6 +617,9 @@ mod tests {
         assert_eq!(Entered::read("  "), Entered::Nothing);
         assert_eq!(Entered::read("/to Bob "), Entered::To("Bob"));
         assert_eq!(Entered::read("/tp bob"), Entered::UnknownCommand("tp"));
+        assert_eq!(Entered::read("/edit see you"), Entered::Change(Change::Edit("see you")));
+        assert_eq!(Entered::read("/react 👍"), Entered::Change(Change::React("👍")));
+        assert_eq!(Entered::read("/delete"), Entered::Change(Change::Delete));
         assert_eq!(Entered::read("/join"), Entered::Join(None));
         assert_eq!(Entered::read("/join chat:join#x "), Entered::Join(Some("chat:join#x")));
         assert_eq!(Entered::read("/to"), Entered::UnknownCommand("to"));

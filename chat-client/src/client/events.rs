@@ -63,7 +63,7 @@ impl std::fmt::Debug for Waiting {
 
 enum Next {
     Page(Vec<EventRecord>),
-    Transient(Event),
+    Transient(Box<Event>),
     Ended,
 }
 
@@ -79,7 +79,7 @@ impl Subscription {
                 };
             }
             if let Some(event) = self.reported.follow(&self.connection_state.borrow_and_update()) {
-                return Ok(Next::Transient(event));
+                return Ok(Next::Transient(Box::new(event)));
             }
             tokio::select! {
                 biased;
@@ -89,7 +89,7 @@ impl Subscription {
                     }
                 }
                 transient = self.transient.recv() => match transient {
-                    Ok(event) => return Ok(Next::Transient(event)),
+                    Ok(event) => return Ok(Next::Transient(Box::new(event))),
                     Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => return self.end().await,
                 },
@@ -179,7 +179,7 @@ impl Events {
                 Next::Page(page) => self.page.extend(page),
                 Next::Transient(event) => {
                     self.waiting = Waiting::Idle(Box::new(subscription));
-                    return Poll::Ready(Ok(Some(EventRecord::transient(event))));
+                    return Poll::Ready(Ok(Some(EventRecord::transient(*event))));
                 }
                 Next::Ended => return Poll::Ready(Ok(None)),
             }

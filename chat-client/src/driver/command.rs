@@ -25,7 +25,7 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
 pub(crate) enum Command {
     Send {
         to: Recipient,
-        request: SendRequest,
+        request: Box<SendRequest>,
         reply: Reply<Enqueued>,
     },
     FindKey(String, Reply<Option<MessageId>>),

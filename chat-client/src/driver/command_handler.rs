@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::groups::unknown_group;
 use super::{Command, Driver, Reply, Token, Waiting};
 use crate::connection_state::ConnectionState;
-use crate::content::encode_text;
+use crate::content::encode_request;
 use crate::event::RefusedReason;
 use crate::linking::{Joined, LinkCode, Offer};
 use crate::platform::random;
@@ -29,7 +29,7 @@ const LINKING_RETRY_MS: u64 = 30_000;
 impl Driver {
     pub(super) fn command(&mut self, command: Command) -> Result<()> {
         match command {
-            Command::Send { to, request, reply } => self.send(&to, request, reply)?,
+            Command::Send { to, request, reply } => self.send(&to, *request, reply)?,
             Command::FindKey(key, reply) => {
                 let _ = reply.send(self.store.message_of_key(&key));
             }
@@ -168,7 +168,7 @@ impl Driver {
     }
 
     fn send(&mut self, to: &Recipient, request: SendRequest, reply: Reply<Enqueued>) -> Result<()> {
-        let SendRequest { text, idempotency_key } = request;
+        let (text, idempotency_key) = (&request.text, &request.idempotency_key);
         let to = match self.replica_recipient(to) {
             Ok(to) => to,
             Err(error) => {
@@ -176,8 +176,8 @@ impl Driver {
                 return Ok(());
             }
         };
-        if let Some(key) = &idempotency_key {
-            match self.store.find_key(key, &to, &text)? {
+        if let Some(key) = idempotency_key {
+            match self.store.find_key(key, &to, text)? {
                 KnownKey::New => {}
                 KnownKey::Same(message) => {
                     // The message may be in the open transaction: it is durable before the reply.
@@ -204,9 +204,9 @@ impl Driver {
         }
         let now = self.store.now_ms();
         let id = MessageId::new(now, random(self.owner.config.platform.as_ref())?);
-        let draft = Draft { sent_at: now, ..Draft::new(id, to, encode_text(&text).into()) };
-        if let Some(key) = &idempotency_key {
-            self.store.add_idempotency_key(key, &draft, &text)?;
+        let draft = Draft { sent_at: now, ..Draft::new(id, to, encode_request(&request).into()) };
+        if let Some(key) = idempotency_key {
+            self.store.add_idempotency_key(key, &draft, text)?;
         }
         self.queued.push((id, reply));
         self.step(Input::Send(draft))

@@ -257,7 +257,7 @@ impl LocalStore {
             params![conversation.as_bytes(), seq as i64],
         )?;
         self.run(
-            "INSERT OR IGNORE INTO messages SELECT ?2, ?3, ?4, ?5, ?6, message_id, content, sent_at, ?7, 0, ?8, NULL, NULL, ?9
+            "INSERT OR IGNORE INTO messages SELECT ?2, ?3, ?4, ?5, ?6, message_id, content, sent_at, ?7, 0, ?8, NULL, NULL, ?9, NULL
              FROM outbox WHERE message_id = ?1",
             params![
                 id.as_bytes(),
@@ -274,6 +274,12 @@ impl LocalStore {
         self.run("DELETE FROM outbox WHERE message_id = ?1", [id.as_bytes()])?;
         if is_silent {
             return Ok(());
+        }
+        if self.apply_message(conversation, seq, own)? == Some(true) {
+            self.add_event(
+                None,
+                EventRow::of_message(EventKind::MessageChanged, conversation, seq, own, id),
+            )?;
         }
         let conversation = conversation.as_bytes().to_vec();
         self.add_event(Some(id), EventRow { conversation, seq, ..EventRow::new(EventKind::Stored) })
@@ -306,7 +312,7 @@ impl LocalStore {
         };
         let unasked = opened.content.as_ref().is_err_and(|why| why.is_of_session());
         let inserted = self.run(
-            "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL, ?9, ?10, NULL, ?11, NULL)",
+            "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL, ?9, ?10, NULL, ?11, NULL, NULL)",
             params![
                 row.conversation.as_bytes(),
                 row.seq as i64,
@@ -344,6 +350,18 @@ impl LocalStore {
             // The change that removes this user has an event of its own.
             return Ok(());
         }
+        if opened.content.is_ok()
+            && let Some(applied) = self.apply_message(row.conversation, row.seq, message.sender)?
+        {
+            let event = EventRow::of_message(
+                EventKind::MessageChanged,
+                row.conversation,
+                row.seq,
+                message.sender,
+                message.id,
+            );
+            return if applied { self.add_event(None, event) } else { Ok(()) };
+        }
         // The reason stays in the event, so that the event is the same after the content was recovered.
         let reason = opened.content.err().map_or_else(String::new, |why| why.name().into());
         let event = EventRow {
@@ -376,6 +394,10 @@ impl LocalStore {
         }
         self.take_group_details(conversation, id, content)?;
         let seq = self.seq_of(conversation, sender.installation, id)?.unwrap_or(0).max(0) as u64;
+        if let Some(applied) = self.apply_message(conversation, seq, sender)? {
+            let event = EventRow::of_message(EventKind::MessageChanged, conversation, seq, sender, id);
+            return if applied { self.add_event(None, event) } else { Ok(()) };
+        }
         self.add_event(None, EventRow::of_message(EventKind::Recovered, conversation, seq, sender, id))
     }
 

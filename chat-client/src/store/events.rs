@@ -9,8 +9,10 @@ use prost::Message as _;
 use rusqlite::{OptionalExtension, params};
 
 use super::{KnownKey, LocalStore, corrupt, digest, failed, number};
+use crate::content::change_in;
 use crate::event::{Event, EventRecord, GapReason, RefusedReason};
-use crate::message::Content;
+use crate::message::MessageRef;
+use crate::message_change::MessageChange;
 
 /// The kind of a stored event. The numbers are permanent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,10 +30,11 @@ pub(super) enum EventKind {
     Integrity = 11,
     ServerRestored = 12,
     GroupChanged = 13,
+    MessageChanged = 14,
 }
 
 impl EventKind {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Queued,
         Self::Stored,
         Self::Refused,
@@ -45,6 +48,7 @@ impl EventKind {
         Self::Integrity,
         Self::ServerRestored,
         Self::GroupChanged,
+        Self::MessageChanged,
     ];
 
     fn read(number: u32) -> Option<Self> {
@@ -214,6 +218,12 @@ impl LocalStore {
                 }
                 Err(_) => Event::Unsupported,
             },
+            EventKind::MessageChanged => match self.read_message_change(row)? {
+                Some((message, change)) => {
+                    Event::MessageChanged { seq: row.seq, user: user()?, message, change }
+                }
+                None => Event::Unsupported,
+            },
             EventKind::IdentityChanged => Event::IdentityChanged { user: user()? },
             EventKind::Integrity => {
                 let Some(violation) = Violation::from_name(&row.reason, (row.seq, row.to_seq)) else {
@@ -233,6 +243,34 @@ impl LocalStore {
         })
     }
 
+    /// Returns the change that the message of an event makes. Once its target is deleted, only the deletion is left.
+    fn read_message_change(&self, row: &EventRow) -> Result<Option<(MessageRef, MessageChange)>> {
+        let conversation = ConversationId::parse(&row.conversation)?;
+        let (content, _) = self.content_of(row)?;
+        match content.filter(|content| !content.is_empty()) {
+            Some(content) => Ok(change_in(conversation, &content)),
+            None => {
+                let target = self.target_at(conversation, row.seq)?;
+                Ok(target.map(|target| (target, MessageChange::Deleted)))
+            }
+        }
+    }
+
+    /// Returns the content of the message of an event, and when it was sent.
+    fn content_of(&self, row: &EventRow) -> Result<(Option<Vec<u8>>, i64)> {
+        let stored = self
+            .db
+            .prepare_cached(
+                "SELECT content, sent_at FROM messages WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3",
+            )
+            .and_then(|mut s| {
+                let key = params![row.installation, row.message, row.conversation];
+                s.query_row(key, |row| Ok((row.get(0)?, row.get(1)?))).optional()
+            })
+            .map_err(failed)?;
+        Ok(stored.unwrap_or_default())
+    }
+
     fn read_message_event(&self, row: &EventRow) -> Result<crate::message::Message> {
         let sender = DeviceAddress {
             user: UserId::parse(&row.user)?,
@@ -240,21 +278,11 @@ impl LocalStore {
             installation: InstallationId::parse(&row.installation)?,
         };
         let (conversation, id) = (ConversationId::parse(&row.conversation)?, MessageId::parse(&row.message)?);
-        let stored: Option<(Option<Vec<u8>>, i64)> = self
-            .db
-            .prepare_cached(
-                "SELECT content, sent_at FROM messages WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3",
-            )
-            .and_then(|mut s| {
-                let key = params![sender.installation.as_bytes(), id.as_bytes(), conversation.as_bytes()];
-                s.query_row(key, |row| Ok((row.get(0)?, row.get(1)?))).optional()
-            })
-            .map_err(failed)?;
-        let (content, sent_at) = stored.unwrap_or_default();
+        let (content, sent_at) = self.content_of(row)?;
         let content = match (Unreadable::from_name(&row.reason), content) {
-            (Some(why), _) => Content::Unreadable(why),
-            (None, Some(content)) => Content::decode(&content),
-            (None, None) => Content::Unreadable(Unreadable::Malformed),
+            (Some(why), _) => Err(why),
+            (None, Some(content)) => Ok(content),
+            (None, None) => Err(Unreadable::Malformed),
         };
         self.message(conversation, row.seq, id, (sender.user, sender.device), sent_at as u64, content)
     }

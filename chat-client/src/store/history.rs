@@ -3,15 +3,17 @@
 use std::collections::HashMap;
 use std::time::{Duration, UNIX_EPOCH};
 
+use chat_core::replica::Unreadable;
 use chat_core::{ConversationId, ConversationKind, DeviceId, Handle, MessageId, Result, Seq, UserId};
 use rusqlite::{OptionalExtension, params};
 
 use super::{LocalStore, blob, corrupt, failed, number};
 use crate::contact::Relation;
+use crate::content::attributes;
 use crate::conversation::Conversation;
 use crate::event::{Event, RefusedReason};
 use crate::group::MemberReceipt;
-use crate::message::{Content, Message, User};
+use crate::message::{Content, Message, MessageRef, User};
 use crate::status::{Count, Position, Status};
 
 impl LocalStore {
@@ -75,9 +77,20 @@ impl LocalStore {
         id: MessageId,
         sender: (UserId, DeviceId),
         sent_at_ms: u64,
-        content: Content,
+        content: Result<Vec<u8>, Unreadable>,
     ) -> Result<Message> {
         let own = self.own_user()?;
+        let named = MessageRef { conversation, user: sender.0, id };
+        let attributes =
+            content.as_ref().map(|content| attributes(conversation, content)).unwrap_or_default();
+        let content = content.map_or_else(Content::Unreadable, |content| Content::decode(&content));
+        let changes = self.changes_of(&named)?;
+        let (content, is_edited) = match changes.text {
+            Some(text) if matches!(content, Content::Text(_)) => (Content::Text(text), true),
+            _ => (content, false),
+        };
+        let is_deleted = matches!(content, Content::Deleted | Content::Cleared);
+        let reactions = if is_deleted { Vec::new() } else { changes.reactions };
         let recipient = match conversation.kind() {
             Ok(ConversationKind::Direct) if sender.0 != own => Some(own),
             _ => self.peer(conversation)?,
@@ -95,6 +108,11 @@ impl LocalStore {
             recipient: recipient.map(|user| self.user(user)).transpose()?,
             // The time is the claim of the sender.
             sent_at: UNIX_EPOCH.checked_add(Duration::from_millis(sent_at_ms)).unwrap_or(UNIX_EPOCH),
+            reply_to: attributes.reply_to,
+            mentions: attributes.mentions,
+            is_forwarded: attributes.is_forwarded,
+            is_edited,
+            reactions,
             content,
         })
     }
@@ -115,14 +133,16 @@ impl LocalStore {
         let numbered = self.messages(
             conversation,
             "SELECT seq, user, device, message_id, content, sent_at FROM messages
-             WHERE conversation = ?1 AND seq < ?2 AND seq > 0 AND content IS NOT x'' ORDER BY seq DESC LIMIT ?3",
+             WHERE conversation = ?1 AND seq < ?2 AND seq > 0 AND content IS NOT x'' AND target IS NULL
+             ORDER BY seq DESC LIMIT ?3",
             (before, count),
         )?;
         let oldest = if numbered.len() < limit { 0 } else { numbered.last().map_or(0, |last| last.seq) };
         let archived = self.messages(
             conversation,
             "SELECT anchor, user, device, message_id, content, sent_at FROM messages
-             WHERE conversation = ?1 AND anchor < ?2 AND anchor >= ?3 AND content IS NOT x'' ORDER BY anchor DESC, seq",
+             WHERE conversation = ?1 AND anchor < ?2 AND anchor >= ?3 AND content IS NOT x'' AND target IS NULL
+             ORDER BY anchor DESC, seq",
             (before, oldest.cast_signed()),
         )?;
         if archived.is_empty() {
@@ -147,10 +167,7 @@ impl LocalStore {
         let mut messages = Vec::new();
         while let Some(row) = rows.next().map_err(failed)? {
             let content: Option<Vec<u8>> = row.get(4).map_err(failed)?;
-            let content = content
-                .map_or(Content::Unreadable(chat_core::replica::Unreadable::Undecryptable), |bytes| {
-                    Content::decode(&bytes)
-                });
+            let content = content.ok_or(Unreadable::Undecryptable);
             let sender = (UserId::parse(&blob(row, 1)?)?, DeviceId::new(number(row, 2)? as u32)?);
             let id = MessageId::parse(&blob(row, 3)?)?;
             messages.push(self.message(
@@ -172,6 +189,7 @@ impl LocalStore {
     /// If the store fails.
     pub(crate) fn clear_history(&mut self, conversation: ConversationId, through: Seq) -> Result<usize> {
         let place = params![conversation.as_bytes(), through.cast_signed()];
+        self.erases = true;
         self.run("DELETE FROM unknown_rows WHERE conversation = ?1 AND seq <= ?2", place)?;
         self.run(
             "UPDATE messages SET content = x'', audience = NULL, body_key = NULL, unasked = 0
@@ -198,7 +216,7 @@ impl LocalStore {
                 .db
                 .prepare_cached(
                     "SELECT count(*) FROM messages
-                     WHERE conversation = ?1 AND seq > ?2 AND user != ?3 AND content IS NOT x''",
+                     WHERE conversation = ?1 AND seq > ?2 AND user != ?3 AND content IS NOT x'' AND target IS NULL",
                 )
                 .and_then(|mut s| {
                     s.query_row(params![id.as_bytes(), read as i64, own.as_bytes()], |row| row.get(0))

@@ -70,6 +70,8 @@ ALTER TABLE conversations ADD COLUMN name TEXT;
 ALTER TABLE conversations ADD COLUMN name_from BLOB;
 ALTER TABLE conversations ADD COLUMN link_secret BLOB;
 ALTER TABLE messages ADD COLUMN roster_version INTEGER;
+ALTER TABLE messages ADD COLUMN target BLOB;
+CREATE INDEX messages_by_target ON messages (conversation, target, seq) WHERE target IS NOT NULL;
 ALTER TABLE outbox ADD COLUMN group_id BLOB;
 ALTER TABLE outbox ADD COLUMN action BLOB;
 CREATE TABLE rosters (
@@ -306,7 +308,7 @@ mod tests {
     use super::*;
     use crate::config::Profile;
     use crate::event::{Event, GapReason, RefusedReason};
-    use crate::message::{Content, User};
+    use crate::message::User;
     use crate::store::open_for_test;
 
     /// The tables of version 2 that the migration reads.
@@ -413,11 +415,11 @@ mod tests {
         let message = |content| {
             store.message(conversation, 2, received, (bob, DeviceId::new(3).unwrap()), 7000, content).unwrap()
         };
-        let unreadable = Content::Unreadable(chat_core::replica::Unreadable::NoSession);
+        let unreadable = Err(chat_core::replica::Unreadable::NoSession);
         let expected = [
             (1, Event::Queued { message: sent, idempotency_key: key.clone() }),
             (2, Event::Stored { message: sent, idempotency_key: key.clone(), conversation, seq: 1 }),
-            (4, Event::Message(message(Content::Text("hello".into())))),
+            (4, Event::Message(message(Ok(crate::content::encode_text("hello"))))),
             (5, Event::Message(message(unreadable))),
             (6, Event::Read { conversation, user, seq: 1 }),
             (7, Event::Gap { conversation, from_seq: 3, to_seq: 5, reason: GapReason::Expired }),

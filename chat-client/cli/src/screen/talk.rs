@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use chat_client::{Content, ConversationId, ConversationKind, GroupInvitation, MessageId, Relation, UserId};
+use chat_client::{
+    Content, ConversationId, ConversationKind, GroupInvitation, Message, MessageId, MessageRef, Relation,
+    UserId,
+};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::commands::invitation_text;
@@ -57,6 +60,7 @@ fn text_of(content: &Content) -> String {
     match content {
         Content::Text(text) => text.clone(),
         Content::GroupName(name) => format!("named the group {name}"),
+        Content::Deleted => "[deleted]".to_owned(),
         Content::Invitation(invitation) if invitation.secret().is_none() => {
             format!("{}: /join accepts", invitation_text(invitation))
         }
@@ -82,6 +86,8 @@ pub(super) struct Talk {
     read: u64,
     /// The history below the oldest line was requested, and there is none.
     pub(super) is_complete: bool,
+    /// The newest message of the own user, and of another one, each with its seq.
+    newest_of: [Option<(u64, MessageRef)>; 2],
     /// The newest invitation of the other user to a group, with its seq.
     invitation: Option<(u64, GroupInvitation)>,
 }
@@ -103,6 +109,7 @@ impl Talk {
             delivered: 0,
             read: 0,
             is_complete: false,
+            newest_of: [None; 2],
             invitation: None,
         }
     }
@@ -118,6 +125,35 @@ impl Talk {
         }
         let tick = if own { self.tick_at(seq) } else { Tick::None };
         self.entries.insert(Place(seq, 0), Entry { id: Some(id), author, text, tick });
+    }
+
+    /// Adds the marks of a message to its line: edits and reactions.
+    pub(super) fn mark(&mut self, message: &Message, own: bool) {
+        let newest = &mut self.newest_of[usize::from(!own)];
+        if newest.is_none_or(|(seq, _)| seq <= message.seq) && !message.archived {
+            *newest = Some((message.seq, MessageRef::from(message)));
+        }
+        let mut marks = String::new();
+        if message.is_edited {
+            marks.push_str(" (edited)");
+        }
+        for reaction in &message.reactions {
+            marks.push_str(&format!(" [{} {}]", reaction.emoji, reaction.user));
+        }
+        let entry = self.entries.values_mut().find(|entry| entry.id == Some(message.id));
+        if let Some(entry) = entry.filter(|_| !marks.is_empty()) {
+            entry.text.push_str(&marks);
+        }
+        if let Some(entry) = self.entries.values_mut().find(|entry| entry.id == Some(message.id))
+            && message.reply_to.is_some()
+        {
+            entry.text.insert_str(0, "↪ ");
+        }
+    }
+
+    /// Returns the newest message of the own user, or of another one.
+    pub(super) fn newest_message(&self, own: bool) -> Option<MessageRef> {
+        self.newest_of[usize::from(!own)].map(|(_, message)| message)
     }
 
     /// Returns the newest invitation of the other user to a group.

@@ -1,0 +1,324 @@
+//! Edits, deletions and reactions: messages that change an earlier one. They stay in the store, hidden, with their target.
+
+use chat_core::roster::Role;
+use chat_core::{ConversationId, ConversationKind, DeviceAddress, MessageId, Result, Seq, UserId};
+use rusqlite::{OptionalExtension, params};
+
+use super::{LocalStore, blob, failed};
+use crate::content::{change_in, encode_deleted};
+use crate::message::{Content, MessageRef, Reaction};
+use crate::message_change::MessageChange;
+
+/// The effect of later messages on a message.
+#[derive(Debug, Default)]
+pub(super) struct AppliedChanges {
+    /// The newest text, if the author replaced it.
+    pub text: Option<String>,
+    pub reactions: Vec<Reaction>,
+}
+
+/// A message that changes another one: seq, user, change and content.
+type ChangeRow = (i64, UserId, MessageChange, Vec<u8>);
+
+/// The target of a message that changes none, although it says so: its sender may not do that.
+const NO_TARGET: &[u8] = &[];
+
+fn key(target: &MessageRef) -> Vec<u8> {
+    [target.user.as_bytes().as_slice(), target.id.as_bytes().as_slice()].concat()
+}
+
+impl LocalStore {
+    /// Applies a stored message to others: its change, if it makes one, or a deletion that came before it. Returns whether
+    /// its sender may make the change; `None` if it is a message of its own.
+    pub(super) fn apply_message(
+        &mut self,
+        conversation: ConversationId,
+        seq: Seq,
+        sender: DeviceAddress,
+    ) -> Result<Option<bool>> {
+        let stored: Option<(Vec<u8>, Option<Vec<u8>>)> = self
+            .db
+            .prepare_cached("SELECT message_id, content FROM messages WHERE conversation = ?1 AND seq = ?2")
+            .and_then(|mut s| {
+                let row = params![conversation.as_bytes(), seq.cast_signed()];
+                s.query_row(row, |row| Ok((row.get(0)?, row.get(1)?))).optional()
+            })
+            .map_err(failed)?;
+        let Some((id, Some(content))) = stored else { return Ok(None) };
+        let Some((target, change)) = change_in(conversation, &content) else {
+            let id = MessageId::parse(&id)?;
+            let own = MessageRef { conversation, user: sender.user, id };
+            if self.is_deleted(&own)? {
+                self.erase_deleted(&own)?;
+            }
+            return Ok(None);
+        };
+        let may = self.may_change(sender.user, &target, &change)?;
+        let target_key = if may { key(&target) } else { NO_TARGET.to_vec() };
+        self.run(
+            "UPDATE messages SET target = ?3 WHERE conversation = ?1 AND seq = ?2",
+            params![conversation.as_bytes(), seq.cast_signed(), target_key],
+        )?;
+        if may && (change == MessageChange::Deleted || self.is_deleted(&target)?) {
+            self.erase_deleted(&target)?;
+        }
+        Ok(Some(may))
+    }
+
+    /// Returns whether a user may change a message: only its author edits it, and the author or an admin of the group
+    /// deletes it.
+    fn may_change(&self, user: UserId, target: &MessageRef, change: &MessageChange) -> Result<bool> {
+        let is_admin = || {
+            let group = target.conversation;
+            let is_group = group.kind() == Ok(ConversationKind::Group);
+            let roster = if is_group { self.roster(group)? } else { return Ok(false) };
+            Ok(roster.member(user).is_some_and(|member| member.role >= Role::Admin))
+        };
+        match change {
+            MessageChange::Reacted { .. } => Ok(true),
+            MessageChange::Edited => Ok(user == target.user),
+            MessageChange::Deleted if user == target.user => Ok(true),
+            MessageChange::Deleted => is_admin(),
+        }
+    }
+
+    /// Erases the content of a deleted message, of its edits and of the reactions to it.
+    fn erase_deleted(&mut self, target: &MessageRef) -> Result<()> {
+        let conversation = target.conversation.as_bytes();
+        self.erases = true;
+        self.run(
+            "UPDATE messages SET content = ?4, body_key = NULL, unasked = 0
+             WHERE conversation = ?1 AND user = ?2 AND message_id = ?3 AND content IS NOT x''",
+            params![conversation, target.user.as_bytes(), target.id.as_bytes(), encode_deleted()],
+        )?;
+        for (seq, _, change, _) in self.changes_to(target)? {
+            if change != MessageChange::Deleted {
+                self.run(
+                    "UPDATE messages SET content = x'', body_key = NULL, unasked = 0 WHERE conversation = ?1 AND seq = ?2",
+                    params![conversation, seq],
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the target of the message at a seq.
+    pub(super) fn target_at(&self, conversation: ConversationId, seq: Seq) -> Result<Option<MessageRef>> {
+        let target: Option<Option<Vec<u8>>> = self
+            .db
+            .prepare_cached("SELECT target FROM messages WHERE conversation = ?1 AND seq = ?2")
+            .and_then(|mut s| {
+                s.query_row(params![conversation.as_bytes(), seq.cast_signed()], |row| row.get(0)).optional()
+            })
+            .map_err(failed)?;
+        let Some(target) = target.flatten().filter(|target| target.len() == 32) else { return Ok(None) };
+        let (user, id) = target.split_at(16);
+        Ok(Some(MessageRef { conversation, user: UserId::parse(user)?, id: MessageId::parse(id)? }))
+    }
+
+    fn is_deleted(&self, target: &MessageRef) -> Result<bool> {
+        Ok(self.changes_to(target)?.iter().any(|(_, _, change, _)| *change == MessageChange::Deleted))
+    }
+
+    /// Returns what a message became by edits and reactions, in the order of the log.
+    pub(super) fn changes_of(&self, target: &MessageRef) -> Result<AppliedChanges> {
+        let mut applied = AppliedChanges::default();
+        let mut reactions: Vec<(UserId, String)> = Vec::new();
+        for (_, user, change, content) in self.changes_to(target)? {
+            match change {
+                MessageChange::Edited => {
+                    if let Content::Text(text) = Content::decode(&content) {
+                        applied.text = Some(text);
+                    }
+                }
+                MessageChange::Reacted { emoji, removed } => {
+                    reactions.retain(|known| *known != (user, emoji.clone()));
+                    if !removed {
+                        reactions.push((user, emoji));
+                    }
+                }
+                MessageChange::Deleted => {}
+            }
+        }
+        let reactions =
+            reactions.into_iter().map(|(user, emoji)| Ok(Reaction { user: self.user(user)?, emoji }));
+        applied.reactions = reactions.collect::<Result<_>>()?;
+        Ok(applied)
+    }
+
+    /// Returns the messages that change another one, in the order of the log.
+    fn changes_to(&self, target: &MessageRef) -> Result<Vec<ChangeRow>> {
+        let conversation = target.conversation;
+        let rows = self.rows_with(
+            "SELECT seq, user, content FROM messages WHERE conversation = ?1 AND target = ?2 ORDER BY seq",
+            params![conversation.as_bytes(), key(target)],
+            |row| {
+                let content: Option<Vec<u8>> = row.get(2).map_err(failed)?;
+                Ok((row.get::<_, i64>(0).map_err(failed)?, UserId::parse(&blob(row, 1)?)?, content))
+            },
+        )?;
+        let changes = rows.into_iter().filter_map(|(seq, user, content)| {
+            let content = content?;
+            let (_, change) = change_in(conversation, &content)?;
+            Some((seq, user, change, content))
+        });
+        Ok(changes.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use chat_core::envelope::{InboxRow, Message, RowContent};
+    use chat_core::replica::{Change, Changes, Opened, Unreadable};
+    use chat_core::{DeviceId, InstallationId};
+
+    use super::*;
+    use crate::config::Profile;
+    use crate::content::encode_request;
+    use crate::event::Event;
+    use crate::send::SendRequest;
+    use crate::store::open_for_test;
+
+    fn device(n: u8) -> DeviceAddress {
+        let (user, installation) = (UserId::from_bytes([n; 16]), InstallationId::from_bytes([n; 16]));
+        DeviceAddress { user, device: DeviceId::PRIMARY, installation }
+    }
+
+    fn id(seq: u64) -> MessageId {
+        MessageId::from_bytes([seq as u8; 16])
+    }
+
+    /// A store of user 1 that receives the messages of a conversation with user 2.
+    struct World {
+        store: LocalStore,
+        conversation: ConversationId,
+        dir: tempfile::TempDir,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let mut store = open_for_test(dir.path(), &Profile::from("test")).unwrap();
+            store.load(device(1)).unwrap();
+            let conversation = ConversationId::direct(device(1).user, device(2).user);
+            Self { store, conversation, dir }
+        }
+
+        fn target(&self, author: u8, seq: u64) -> MessageRef {
+            MessageRef { conversation: self.conversation, user: device(author).user, id: id(seq) }
+        }
+
+        /// The message at a seq arrives. Without a request this device cannot read it.
+        fn arrives(&mut self, seq: u64, sender: u8, request: Option<SendRequest>) {
+            let message = Message {
+                id: id(seq),
+                sender: device(sender),
+                client_seq: seq,
+                prev: MessageId::NIL,
+                incarnation: 0,
+                audience: Vec::new(),
+                body: Bytes::new(),
+                sent_at: 0,
+                options: chat_core::message_options::MessageOptions::default(),
+                group: None,
+            };
+            let content = RowContent::Message { message: Arc::new(message), sealed: Bytes::new() };
+            let conversation = self.conversation;
+            let row = InboxRow { conversation, seq, time_us: seq, joined: seq == 1, content };
+            let content = request.map(|request| Bytes::from(encode_request(&request)));
+            let unreadable = Opened::unreadable(Unreadable::NoSession);
+            let opened = Opened { content: content.ok_or(Unreadable::NoSession), ..unreadable };
+            let list = vec![Change::Received(Box::new(row), opened)];
+            self.store.commit(Changes { list, generation: seq }).unwrap();
+        }
+
+        fn recovers(&mut self, seq: u64, sender: u8, request: &SendRequest) {
+            let content = encode_request(request);
+            self.store.recovered(device(sender), self.conversation, id(seq), &content).unwrap();
+        }
+
+        fn shown(&self) -> Vec<Content> {
+            let shown = self.store.history(self.conversation, None, 10).unwrap();
+            shown.iter().rev().map(|message| message.content().clone()).collect()
+        }
+
+        fn changes(&self) -> usize {
+            let events = self.store.events(0, 100).unwrap();
+            events.iter().filter(|record| matches!(record.event, Event::MessageChanged { .. })).count()
+        }
+    }
+
+    fn text(text: &str) -> Content {
+        Content::Text(text.to_owned())
+    }
+
+    fn edit(target: MessageRef, text: &str) -> Option<SendRequest> {
+        Some(SendRequest::change(target, MessageChange::Edited, text.into()))
+    }
+
+    fn delete(target: MessageRef) -> Option<SendRequest> {
+        Some(SendRequest::change(target, MessageChange::Deleted, String::new()))
+    }
+
+    #[test]
+    fn forged_change_has_no_effect_and_is_not_shown() {
+        let mut world = World::new();
+        world.arrives(1, 1, Some(SendRequest::text("mine")));
+        let target = world.target(1, 1);
+        world.arrives(2, 2, edit(target, "theirs"));
+        world.arrives(3, 2, delete(target));
+        assert_eq!((world.shown(), world.changes()), (vec![text("mine")], 0));
+        // The author named in the target is another one than that of the message.
+        let misnamed = MessageRef { user: device(2).user, ..target };
+        world.arrives(4, 2, edit(misnamed, "theirs"));
+        world.arrives(5, 2, delete(misnamed));
+        assert_eq!(world.shown(), [text("mine")]);
+    }
+
+    #[test]
+    fn change_waits_for_the_content_of_its_target() {
+        let mut world = World::new();
+        let target = |world: &World, seq| world.target(2, seq);
+        world.arrives(1, 2, None);
+        world.arrives(2, 2, edit(target(&world, 1), "edited"));
+        world.recovers(1, 2, &SendRequest::text("first"));
+        assert_eq!(world.shown(), [text("edited")]);
+        // The deletion of a message that cannot be read.
+        world.arrives(3, 2, None);
+        world.arrives(4, 2, delete(target(&world, 3)));
+        assert_eq!(world.shown()[1], Content::Deleted);
+        world.recovers(3, 2, &SendRequest::text("secret"));
+        assert_eq!(world.shown()[1], Content::Deleted, "its content does not come back");
+        // A deletion that arrives before its target, which another data set of the server numbers later.
+        world.arrives(5, 2, delete(target(&world, 6)));
+        world.arrives(6, 2, Some(SendRequest::text("late")));
+        assert_eq!(world.shown()[2], Content::Deleted);
+        // A change that is recovered itself.
+        world.arrives(7, 2, None);
+        world.recovers(7, 2, &edit(target(&world, 1), "edited again").unwrap());
+        assert_eq!(world.shown(), [text("edited again"), Content::Deleted, Content::Deleted]);
+    }
+
+    #[test]
+    fn deletion_erases_every_text_of_a_message() {
+        let mut world = World::new();
+        let target = world.target(2, 1);
+        world.arrives(1, 2, Some(SendRequest::text("swordfish")));
+        world.arrives(2, 2, edit(target, "mackerel"));
+        world.arrives(3, 2, delete(target));
+        world.arrives(4, 2, edit(target, "halibut"));
+        assert_eq!((world.shown(), world.changes()), (vec![Content::Deleted], 3));
+        let left = world.store.rows("SELECT content FROM messages", |row| blob(row, 0)).unwrap();
+        let contains = |bytes: &[u8], word: &str| bytes.windows(word.len()).any(|at| at == word.as_bytes());
+        let words = ["swordfish", "mackerel", "halibut"];
+        assert!(words.iter().all(|word| !left.iter().any(|content| contains(content, word))));
+        let files = std::fs::read_dir(world.dir.path().join("test")).unwrap();
+        for file in files.map(|file| file.unwrap().path()).filter(|path| path.is_file()) {
+            let bytes = std::fs::read(&file).unwrap();
+            assert!(words.iter().all(|word| !contains(&bytes, word)), "{}", file.display());
+        }
+    }
+}
