@@ -126,6 +126,8 @@ pub struct Replica {
     /// Each row is opened in a transaction of its own, until the device has caught up.
     isolate_rows: bool,
     caught_up: bool,
+    /// The ticket of the commit with the last of the waiting rows, which is reported then; `u64::MAX` while rows wait.
+    report_caught_up: Option<u64>,
     /// A slow link was reported for this connection.
     slow: bool,
     /// Since this replica was created, the server has answered whether it stores acks that the local store
@@ -258,6 +260,7 @@ impl Replica {
             rows_in: 0,
             isolate_rows: snapshot.isolate_rows,
             caught_up: false,
+            report_caught_up: None,
             looked_back: false,
             slow: false,
             catch_up_at: None,
@@ -441,6 +444,22 @@ impl Replica {
             }
         }
         self.advance(now, out);
+        self.report_caught_up(out);
+    }
+
+    /// Reports that the device has caught up, once all rows that waited are durable.
+    fn report_caught_up(&mut self, out: &mut Vec<Output>) {
+        let Some(mut ticket) = self.report_caught_up else { return };
+        if ticket == u64::MAX && self.rows.is_empty() && self.opening.is_none() {
+            ticket = self.tickets + u64::from(!self.changes.is_empty());
+            self.report_caught_up = Some(ticket);
+        }
+        let is_durable =
+            ticket <= self.tickets && self.committing.as_ref().is_none_or(|(open, _)| *open > ticket);
+        if is_durable {
+            self.report_caught_up = None;
+            out.push(Output::Event(Ephemeral::CaughtUp));
+        }
     }
 
     fn restart(&mut self, now: Instant, out: &mut Vec<Output>) {

@@ -49,8 +49,16 @@ impl Driver {
                 name.clone_from(&details.name);
                 self.send_change(group, id, action, details)?;
             }
+            GroupAction::SetLink(_) => {
+                if let Some(secret) = &details.link {
+                    self.store.set_link_secret(group, secret)?;
+                }
+                self.send_change(group, id, action, details)?;
+            }
             GroupAction::Join(_) => {
-                self.store.begin_to_join(group, details.name.as_deref(), details.link.as_ref())?;
+                let name =
+                    details.name.map_or_else(|| self.store.invited_to(group), |name| Ok(Some(name)))?;
+                self.store.begin_to_join(group, name.as_deref(), details.link.as_ref())?;
                 self.send_change(group, id, action, GroupDetails::default())?;
             }
             // More devices need the sender key than one message has boxes for, and none goes ahead of the founding.

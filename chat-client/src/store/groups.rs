@@ -17,6 +17,7 @@ use rusqlite::{OptionalExtension, params};
 use super::events::{EventKind, EventRow};
 use super::{LocalStore, blob, corrupt, failed};
 use crate::content::group_details;
+use crate::invitation::GroupInvitation;
 
 /// The condition of messages of the outbox that the client made by itself.
 pub(super) const IS_SILENT: &str = "(group_id IS NOT NULL AND action IS NULL AND content = x'')";
@@ -229,6 +230,21 @@ impl LocalStore {
             self.run("UPDATE conversations SET name = ?2 WHERE id = ?1", params![id.as_bytes(), name])?;
         }
         secret.map_or(Ok(()), |secret| self.set_link_secret(id, secret))
+    }
+
+    /// Returns the name of a group in the newest invitation to it.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn invited_to(&self, id: ConversationId) -> Result<Option<String>> {
+        let invitations = self.rows_with(
+            "SELECT content FROM messages WHERE instr(content, ?1) > 0 ORDER BY sent_at DESC LIMIT 10",
+            [id.as_bytes()],
+            |row| Ok(group_details(&blob(row, 0)?).1),
+        )?;
+        let of_group = |invitation: &GroupInvitation| invitation.group() == id;
+        let found = invitations.into_iter().flatten().find(of_group);
+        Ok(found.and_then(|invitation| invitation.name().map(str::to_owned)))
     }
 
     /// Keeps the secret of a group's link.

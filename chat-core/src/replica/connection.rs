@@ -61,6 +61,7 @@ impl Replica {
         self.recovery = Recovery::No;
         self.server_restore.connection_ended();
         self.caught_up = false;
+        self.report_caught_up = None;
         self.catch_up_at = None;
         self.rows.clear();
         self.looked_up.clear();
@@ -201,7 +202,7 @@ impl Replica {
                 }
                 if caught_up && !self.caught_up {
                     self.caught_up = true;
-                    out.push(Output::Event(Ephemeral::CaughtUp));
+                    self.report_caught_up = Some(u64::MAX);
                     self.exchange_watermarks(now, out);
                 }
             }

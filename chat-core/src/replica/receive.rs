@@ -313,7 +313,7 @@ mod tests {
     use crate::model::id::{DeviceAddress, DeviceId, InstallationId, StoreEpoch, UserId};
     use crate::model::server_frame::{Challenge, ServerFrame, Welcome};
     use crate::replica::recovery::LAST_WORD_MS;
-    use crate::replica::{Draft, Input, OutboxEntrySnapshot, Recipient, Replica, ReplicaSnapshot};
+    use crate::replica::{Draft, Ephemeral, Input, OutboxEntrySnapshot, Recipient, Replica, ReplicaSnapshot};
 
     /// Returns the outbox length of a device that numbered a message again in its second incarnation, after
     /// the row of the first incarnation arrived.
@@ -613,5 +613,37 @@ mod tests {
     fn device_recovers_when_the_server_counts_a_missing_row_as_acknowledged() {
         assert!(recovers(2) && recovers(1), "seq 1 is acknowledged and missing");
         assert!(!recovers(0), "seq 1 is not acknowledged: it waits in the inbox");
+    }
+
+    #[test]
+    fn device_has_caught_up_once_the_rows_are_durable() {
+        let installation = InstallationId::from_bytes([1; 16]);
+        let user = UserId::from_bytes([1; 16]);
+        let device = DeviceAddress { user, device: DeviceId::PRIMARY, installation };
+        let snapshot =
+            ReplicaSnapshot { epoch: Some(StoreEpoch::from_bytes([1; 16])), ..ReplicaSnapshot::new(device) };
+        let mut replica = Replica::new(Instant::from_millis(0), snapshot, 1);
+        let mut step = |input| {
+            let mut outputs = Vec::new();
+            replica.step(Instant::from_millis(0), input, &mut outputs);
+            outputs
+        };
+        let reports = |outputs: &[Output]| outputs.contains(&Output::Event(Ephemeral::CaughtUp));
+        step(Input::Flush);
+        step(Input::Connected);
+        step(Input::Frame(ServerFrame::Challenge(Challenge::example())));
+        step(Input::Frame(ServerFrame::Welcome(Welcome { prekeys: 100, ..Welcome::example() })));
+        let content = RowContent::Empty { reason: crate::model::envelope::EmptyReason::Skip, from: 1 };
+        let conversation = ConversationId::own(user);
+        let row = InboxRow { conversation, seq: 1, time_us: 1, joined: true, content };
+        assert!(!reports(&step(Input::Frame(ServerFrame::Deliver(vec![row], true)))), "it is not durable");
+        let outputs = step(Input::Flush);
+        let ticket = outputs.iter().find_map(|output| match output {
+            Output::Commit(_, ticket) => Some(*ticket),
+            _ => None,
+        });
+        assert!(!reports(&outputs));
+        assert!(reports(&step(Input::Committed(ticket.unwrap()))));
+        assert!(!reports(&step(Input::Frame(ServerFrame::Deliver(Vec::new(), true)))), "once");
     }
 }
