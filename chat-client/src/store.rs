@@ -61,6 +61,7 @@ CREATE TABLE messages (
   message_id BLOB NOT NULL, content BLOB, sent_at INTEGER NOT NULL, audience BLOB,
   unasked INTEGER NOT NULL DEFAULT 0, row_hash BLOB, anchor INTEGER, body_key BLOB, roster_version INTEGER,
   target BLOB, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
+CREATE INDEX messages_by_author ON messages (message_id, user);
 CREATE INDEX messages_by_target ON messages (conversation, target, seq) WHERE target IS NOT NULL;
 CREATE INDEX messages_archived ON messages (conversation, anchor) WHERE anchor IS NOT NULL;
 CREATE INDEX messages_unasked ON messages (unasked) WHERE unasked = 1;

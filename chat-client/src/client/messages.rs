@@ -12,7 +12,8 @@ impl Client {
     /// Replaces the text of an own message for all. Devices that receive the change show the new text.
     ///
     /// # Errors
-    /// `Denied` if another user wrote the message, and the errors of [`send`](Self::send).
+    /// `Denied` if another user wrote the message, `NotFound` if this device does not have it, or it is deleted, and the errors
+    /// of [`send`](Self::send).
     pub async fn edit(&self, message: impl Into<MessageRef>, text: impl Into<String>) -> Result<Ticket> {
         let message = message.into();
         if message.user != self.user() {
@@ -25,8 +26,8 @@ impl Client {
     /// then, and a modified client may keep it for ever. In a group an admin deletes messages of others, too.
     ///
     /// # Errors
-    /// `Denied` if another user wrote the message and this user is no admin of the group, and the errors of
-    /// [`send`](Self::send).
+    /// `Denied` if another user wrote the message and this user is no admin of the group, `NotFound` if this device does not
+    /// have it, or it is deleted, and the errors of [`send`](Self::send).
     pub async fn delete(&self, message: impl Into<MessageRef>) -> Result<Ticket> {
         let message = message.into();
         if message.user != self.user() {
@@ -44,7 +45,8 @@ impl Client {
     /// Reacts to a message. A user may have several reactions to a message, each once.
     ///
     /// # Errors
-    /// `Invalid` unless the emoji has 1 to 64 bytes, and the errors of [`send`](Self::send).
+    /// `Invalid` unless the emoji has 1 to 64 bytes, `NotFound` if this device does not have the message, or it is deleted, and
+    /// the errors of [`send`](Self::send).
     pub async fn react(&self, message: impl Into<MessageRef>, emoji: impl Into<String>) -> Result<Ticket> {
         let change = MessageChange::Reacted { emoji: emoji.into(), removed: false };
         self.change(message.into(), change, String::new()).await

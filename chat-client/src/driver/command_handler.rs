@@ -194,6 +194,12 @@ impl Driver {
                 }
             }
         }
+        if let Some((target, _)) = &request.change
+            && !self.store.has_message(target)?
+        {
+            let _ = reply.send(Err(Error::new(ErrorKind::NotFound, "this device has no such message")));
+            return Ok(());
+        }
         if self.is_blocked(&to)? {
             let _ = reply.send(Err(Error::new(ErrorKind::Denied, "this user is blocked: unblock it first")));
             return Ok(());

@@ -102,6 +102,30 @@ impl LocalStore {
         Ok(())
     }
 
+    /// Returns whether this device has a message, and the message is not deleted or cleared.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn has_message(&self, message: &MessageRef) -> Result<bool> {
+        let content: Option<Option<Vec<u8>>> = self
+            .db
+            .prepare_cached(
+                "SELECT content FROM messages WHERE conversation = ?1 AND user = ?2 AND message_id = ?3 AND target IS NULL",
+            )
+            .and_then(|mut s| {
+                let key = params![
+                    message.conversation.as_bytes(),
+                    message.user.as_bytes(),
+                    message.id.as_bytes()
+                ];
+                s.query_row(key, |row| row.get(0)).optional()
+            })
+            .map_err(failed)?;
+        let is_gone =
+            |content: Vec<u8>| matches!(Content::decode(&content), Content::Deleted | Content::Cleared);
+        Ok(content.is_some_and(|content| !content.is_some_and(is_gone)))
+    }
+
     /// Returns the target of the message at a seq.
     pub(super) fn target_at(&self, conversation: ConversationId, seq: Seq) -> Result<Option<MessageRef>> {
         let target: Option<Option<Vec<u8>>> = self

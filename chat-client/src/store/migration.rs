@@ -71,6 +71,7 @@ ALTER TABLE conversations ADD COLUMN name_from BLOB;
 ALTER TABLE conversations ADD COLUMN link_secret BLOB;
 ALTER TABLE messages ADD COLUMN roster_version INTEGER;
 ALTER TABLE messages ADD COLUMN target BLOB;
+CREATE INDEX messages_by_author ON messages (message_id, user);
 CREATE INDEX messages_by_target ON messages (conversation, target, seq) WHERE target IS NOT NULL;
 ALTER TABLE outbox ADD COLUMN group_id BLOB;
 ALTER TABLE outbox ADD COLUMN action BLOB;
