@@ -5,7 +5,7 @@ use chat_core::replica::Unreadable;
 use chat_core::{ConversationId, MessageId, UserId};
 use prost::Message as _;
 
-use crate::invitation::{GroupInvitation, RawInvitation};
+use crate::invitation::{GroupInvitation, MAX_NAME, RawInvitation};
 use crate::message::{Content, MessageRef};
 use crate::message_change::MessageChange;
 use crate::send::SendRequest;
@@ -151,11 +151,16 @@ pub(crate) fn encode_invitation(invitation: &GroupInvitation) -> Vec<u8> {
     encode_group_details(None, Some(invitation))
 }
 
+/// Whether a text can be the name of a group. A member chooses it: another one is ignored.
+fn is_name(name: &str) -> bool {
+    (1..=MAX_NAME).contains(&name.len())
+}
+
 /// Returns the name and the link of the group in padded content.
 pub(crate) fn group_details(content: &[u8]) -> (Option<String>, Option<GroupInvitation>) {
     let raw = unpad(content).ok().and_then(|bytes| RawContent::decode(bytes).ok()).unwrap_or_default();
     let invitation = raw.invitation.and_then(|raw| GroupInvitation::from_raw(raw).ok());
-    (raw.group_name, invitation)
+    (raw.group_name.filter(|name| is_name(name)), invitation)
 }
 
 impl Content {
@@ -169,7 +174,8 @@ impl Content {
         match raw {
             Some(RawContent { deleted: true, .. }) => Self::Deleted,
             Some(RawContent { text: Some(text), .. }) => Self::Text(text),
-            Some(RawContent { group_name: Some(name), .. }) => Self::GroupName(name),
+            Some(RawContent { group_name: Some(name), .. }) if is_name(&name) => Self::GroupName(name),
+            Some(RawContent { group_name: Some(_), .. }) => Self::Unreadable(Unreadable::Malformed),
             Some(RawContent { invitation: Some(raw), .. }) => match GroupInvitation::from_raw(raw) {
                 Ok(invitation) => Self::Invitation(Box::new(invitation)),
                 Err(_) => Self::Unreadable(Unreadable::Malformed),
@@ -194,6 +200,11 @@ mod tests {
         }
         assert_eq!(Content::decode(&[]), Content::Cleared);
         assert_eq!(encode_text("hi").len(), encode_text("hello").len());
+        for name in ["", &"x".repeat(MAX_NAME + 1)] {
+            let content = encode_group_details(Some(name.to_owned()), None);
+            assert_eq!(group_details(&content).0, None, "it would fail where the name is sent on");
+            assert_eq!(Content::decode(&content), Content::Unreadable(Unreadable::Malformed));
+        }
     }
 
     #[test]

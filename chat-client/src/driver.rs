@@ -113,8 +113,8 @@ pub(crate) struct Driver {
     queued: Vec<(MessageId, Reply<Enqueued>)>,
     /// Replies to changes of groups that are not durable yet.
     changing: Vec<(QueuedChange, Reply<QueuedChange>)>,
-    /// Groups to which blocked users added this user. The device leaves them.
-    unwanted_groups: Vec<ConversationId>,
+    /// The store has groups to which blocked users added this user. The device leaves them.
+    has_unwanted_groups: bool,
     /// A newly listed device that may not have received its link answer: its installation, its number, and
     /// the time of the listing in milliseconds since 1970.
     linking: Option<(InstallationId, DeviceId, u64)>,
@@ -219,7 +219,7 @@ impl Driver {
             tokens: 0,
             queued: Vec::new(),
             changing: Vec::new(),
-            unwanted_groups: Vec::new(),
+            has_unwanted_groups: true,
             linking,
             marked,
             excluded: HashSet::new(),

@@ -1,8 +1,9 @@
 //! Commands about groups.
 
 use bytes::Bytes;
-use chat_core::group::GroupAction;
+use chat_core::group::{GroupAction, LinkSecret};
 use chat_core::replica::{Change, Changes, Draft, Input, Recipient};
+use chat_core::roster::Roster;
 use chat_core::{ConversationId, ConversationKind, DeviceId, Error, ErrorKind, MessageId, Result, UserId};
 
 use super::command::{GroupDetails, Reply};
@@ -42,10 +43,10 @@ impl Driver {
         match &action {
             // A new member cannot read the messages that had the details.
             GroupAction::Add(_) => {
-                let details = GroupDetails {
-                    name: self.store.group_name(group)?,
-                    link: self.store.link_secret(group)?,
-                };
+                let link = self.replica.roster(group).and_then(|roster| roster.link);
+                let is_current = |secret: &LinkSecret| link.is_some_and(|link| link.key == secret.key());
+                let link = self.store.link_secret(group)?.filter(is_current);
+                let details = GroupDetails { name: self.store.group_name(group)?, link };
                 name.clone_from(&details.name);
                 self.send_change(group, id, action, details)?;
             }
@@ -112,6 +113,13 @@ impl Driver {
         name: Option<String>,
         users: &[UserId],
     ) -> Result<()> {
+        let own = self.account.device.user;
+        let may_add =
+            |roster: &Roster| roster.member(own).is_some_and(|member| member.role >= roster.policy.add);
+        if !self.replica.roster(group).is_none_or(may_add) {
+            // The change will be refused, and the invitation would be of no use.
+            return Ok(());
+        }
         let content = Bytes::from(encode_invitation(&GroupInvitation::new(group, name, None)?));
         for user in users {
             let draft = Draft {
@@ -151,6 +159,8 @@ impl Driver {
 
     /// Notes the groups to which a blocked user added this user. The server does not refuse it, because the blocked user
     /// would notice.
+    ///
+    /// The note is part of the commit of the change.
     pub(super) fn note_unwanted_groups(&mut self, changes: &Changes) -> Result<()> {
         let own = self.account.device;
         for change in &changes.list {
@@ -158,8 +168,10 @@ impl Driver {
                 && own.device == DeviceId::PRIMARY
                 && action.added().contains(&own.user)
                 && self.store.contact(actor.user)?.blocked
+                && !self.store.asks_to_join(*group)?
             {
-                self.unwanted_groups.push(*group);
+                self.store.note_unwanted_group(*group)?;
+                self.has_unwanted_groups = true;
             }
         }
         Ok(())
@@ -179,9 +191,12 @@ impl Driver {
         receipts.map(event).collect()
     }
 
-    /// Leaves the groups to which blocked users added this user.
+    /// Leaves the groups to which blocked users added this user. The note ends with the commit that queues the change.
     pub(super) fn leave_groups(&mut self) -> Result<()> {
-        while let Some(group) = self.unwanted_groups.pop() {
+        if !std::mem::take(&mut self.has_unwanted_groups) {
+            return Ok(());
+        }
+        for group in self.store.take_unwanted_groups()? {
             let id = self.new_message_id()?;
             self.send_change(group, id, GroupAction::Leave, GroupDetails::default())?;
         }

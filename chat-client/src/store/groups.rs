@@ -19,6 +19,9 @@ use super::{LocalStore, blob, corrupt, failed};
 use crate::content::group_details;
 use crate::invitation::GroupInvitation;
 
+/// The start of the keys of `meta` that name groups which this device leaves.
+const UNWANTED: &str = "unwanted_group:";
+
 /// The condition of messages of the outbox that the client made by itself.
 pub(super) const IS_SILENT: &str = "(group_id IS NOT NULL AND action IS NULL AND content = x'')";
 
@@ -144,8 +147,8 @@ impl LocalStore {
         self.ensure_conversation(id)?;
         let names = match action {
             GroupAction::Create { .. } | GroupAction::Edit => true,
-            // A new member gets the name that it could not read. It changes no known one.
-            GroupAction::Add(_) => self.group_name(id)?.is_none(),
+            // A new member gets the name that it could not read. It changes none that a message of the group set.
+            GroupAction::Add(_) => !self.has_name_of_member(id)?,
             _ => false,
         };
         if names {
@@ -200,6 +203,13 @@ impl LocalStore {
         content.flatten().map_or(Ok(()), |content| self.take_group_details(id, message, &content))
     }
 
+    fn has_name_of_member(&self, id: ConversationId) -> Result<bool> {
+        self.db
+            .prepare_cached("SELECT 1 FROM conversations WHERE id = ?1 AND name_from IS NOT NULL")
+            .and_then(|mut s| s.exists([id.as_bytes()]))
+            .map_err(failed)
+    }
+
     /// Returns the name of a group, if this device knows it.
     ///
     /// # Errors
@@ -224,12 +234,48 @@ impl LocalStore {
         secret: Option<&LinkSecret>,
     ) -> Result<()> {
         self.ensure_conversation(id)?;
-        if self.group_name(id)?.is_none()
-            && let Some(name) = name
-        {
-            self.run("UPDATE conversations SET name = ?2 WHERE id = ?1", params![id.as_bytes(), name])?;
+        let own = self.own_user()?;
+        if self.roster(id)?.member(own).is_some() {
+            return Ok(());
+        }
+        if let Some(name) = name {
+            // Only a message of the group confirms a name.
+            self.run(
+                "UPDATE conversations SET name = ?2 WHERE id = ?1 AND name_from IS NULL",
+                params![id.as_bytes(), name],
+            )?;
         }
         secret.map_or(Ok(()), |secret| self.set_link_secret(id, secret))
+    }
+
+    /// Notes, in the open transaction, that this device leaves a group.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn note_unwanted_group(&mut self, id: ConversationId) -> Result<()> {
+        self.set_meta(&format!("{UNWANTED}{}", id.to_hex()), &[])
+    }
+
+    /// Returns the groups that this device leaves, and ends their notes in the open transaction.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn take_unwanted_groups(&mut self) -> Result<Vec<ConversationId>> {
+        let keys =
+            self.rows_with("SELECT key FROM meta WHERE key LIKE ?1", [format!("{UNWANTED}%")], |row| {
+                row.get::<_, String>(0).map_err(failed)
+            })?;
+        keys.iter().try_for_each(|key| self.remove_meta(key))?;
+        let ids = keys.iter().filter_map(|key| key.strip_prefix(UNWANTED));
+        ids.map(ConversationId::from_hex).collect()
+    }
+
+    /// Returns whether this user asks to join a group, as the stored roster says.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn asks_to_join(&self, id: ConversationId) -> Result<bool> {
+        Ok(self.roster(id)?.asks_to_join(self.own_user()?))
     }
 
     /// Returns the name of a group in the newest invitation to it.

@@ -430,6 +430,12 @@ fn shape(sender: DeviceAddress, publish: &Publish) -> std::result::Result<(), Re
                 && id == ConversationId::mailbox(sender.installation, publish.boxes[0].installation)
         }
         Ok(ConversationKind::Group) => {
+            let change = publish.group.as_ref().and_then(|part| part.change.as_ref());
+            let mut added = change.into_iter().flat_map(|change| change.action().added());
+            // A member is added with its device list, which limits the reads and the pace of its sender.
+            if added.any(|user| !users.contains(user)) {
+                return Err(Refusal::Invalid);
+            }
             let mut named = HashSet::new();
             users.iter().all(|user| named.insert(*user))
         }

@@ -39,8 +39,8 @@ impl Engine {
         self.hint(&others, &Hint::Receipt { conversation, user: device.user, delivered, read }).await;
     }
 
-    /// Sends a typing notification to the other users of a conversation that are contacts. In a group it goes to all members;
-    /// the session of a device passes it on only while the user looks at the group.
+    /// Sends a typing notification to the other users of a conversation that are contacts. In a group it goes to all members
+    /// without a block between them; the session of a device passes it on only while the user looks at the group.
     pub async fn typing(&self, device: DeviceAddress, conversation: ConversationId) {
         self.deliver_to_members(device, conversation, Hint::Typing(conversation, device.user), false).await;
     }

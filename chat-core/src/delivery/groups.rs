@@ -46,6 +46,11 @@ impl Engine {
         publish: &Publish,
     ) -> Result<Vec<UserId>> {
         let change = publish.group.as_ref().and_then(|part| part.change.as_ref());
+        if !change
+            .is_some_and(|change| matches!(change.action(), GroupAction::Add(_) | GroupAction::Create { .. }))
+        {
+            return Ok(Vec::new());
+        }
         let added: Vec<UserId> = change.iter().flat_map(|change| change.action().added()).copied().collect();
         let others = added.iter().filter(|user| **user != sender.user);
         let others: Vec<UserId> = others.copied().collect();

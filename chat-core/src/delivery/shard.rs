@@ -282,6 +282,10 @@ fn changed_roster(state: &ConversationState, command: &Command, seq: Seq) -> Res
     if is_content && !roster.may_send(sender.user) {
         return Err(Refusal::Denied);
     }
+    if may_be_outside && !part.shared.is_empty() {
+        // It would be content of a user that may not send.
+        return Err(Refusal::Invalid);
+    }
     let is_stranger = |user: &&UserId| command.strangers.contains(user) && !roster.asks_to_join(**user);
     let strangers: Vec<UserId> =
         action.iter().flat_map(|action| action.added()).filter(is_stranger).copied().collect();
@@ -291,8 +295,7 @@ fn changed_roster(state: &ConversationState, command: &Command, seq: Seq) -> Res
     let mut next = roster.change(command.conversation(), sender.user, action, &command.recipients, seq)?;
     if next.version > roster.version && !next.has_device(sender.user, sender.installation) {
         let was_member = roster.has_device(sender.user, sender.installation);
-        let is_silent = part.shared.is_empty() && publish.boxes.is_empty();
-        if !was_member && !is_silent {
+        if !was_member && !publish.boxes.is_empty() {
             // A user that only asks to join says nothing to the members.
             return Err(Refusal::Invalid);
         }

@@ -405,6 +405,14 @@ impl Roster {
         if self.joins_at_once(actor) || is_unchecked {
             return self.add(&[actor], lists, seq);
         }
+        if self.asks_to_join(actor) {
+            return Err(Refusal::Invalid);
+        }
+        let asking = self.pending.iter().filter(|pending| pending.invited_by.is_none()).count();
+        if asking >= MAX_PENDING / 2 {
+            // Requests leave room for invitations.
+            return Err(Refusal::TooLarge);
+        }
         self.set_pending(PendingMember { user: actor, invited_by: None });
         Ok(())
     }
@@ -677,8 +685,12 @@ mod tests {
         let closed = after(&founded(), 2, &set(true), &[]);
         let asked = try_after(&closed, 4, &join(&secret, 4), &[]).unwrap();
         assert!(asked.asks_to_join(user(4)) && asked.member(user(4)).is_none());
-        let again = try_after(&asked, 4, &join(&secret, 4), &[]).unwrap();
-        assert_eq!((&again.pending, again.version), (&asked.pending, asked.version + 1));
+        assert_eq!(try_after(&asked, 4, &join(&secret, 4), &[]), Err(Refusal::Invalid), "it asks already");
+        let mut full = closed.clone();
+        let asking = |n: usize| PendingMember { user: UserId::from_bytes([n as u8; 16]), invited_by: None };
+        full.pending = (0..MAX_PENDING / 2).map(|n| asking(n + 100)).collect();
+        assert_eq!(try_after(&full, 4, &join(&secret, 4), &[]), Err(Refusal::TooLarge));
+        assert!(try_after(&full, 1, &GroupAction::Invite(vec![user(4)]), &[]).is_ok());
         assert_eq!(try_after(&asked, 4, &GroupAction::Join(None), &own), Err(Refusal::Denied));
         let added = after(&asked, 3, &GroupAction::Add(vec![user(4)]), &own);
         assert_eq!((added.members.len(), added.pending.len()), (4, 0));

@@ -247,7 +247,7 @@ impl Replica {
             }
             ServerFrame::ReadRequested(conversation, None) => self.say_read(conversation, out),
             ServerFrame::ReadRequested(conversation, Some(asker)) => {
-                self.answer_receipt_request(conversation, asker, out);
+                self.receipt_requested(now, conversation, asker);
             }
             ServerFrame::Typing(conversation, user) => {
                 out.push(Output::Event(Ephemeral::Typing(conversation, user)));
@@ -524,7 +524,7 @@ impl Replica {
         let behind = |c: &Conversation| (c.last_own > c.peer_read).then_some(c.last_own <= c.delivered);
         let direct = self.conversations.iter().filter(|(id, _)| id.kind() == Ok(ConversationKind::Direct));
         let mut asked: Vec<_> = direct.filter_map(|(id, c)| Some((behind(c)?, *id))).collect();
-        self.rotate(&mut asked);
+        self.rotate(&mut asked, WATERMARKS);
         asked.sort_by_key(|(is_delivered, _)| *is_delivered);
         for (_, conversation) in asked.into_iter().take(WATERMARKS) {
             self.request(now, Request::Delivered(conversation), Purpose::Delivered(conversation), out);
@@ -532,13 +532,13 @@ impl Replica {
         self.request_group_progress(now, out);
         let read = self.conversations.iter().filter(|(_, c)| c.read > 0);
         let mut read: Vec<_> = read.map(|(id, c)| AckUpTo { conversation: *id, seq: c.read }).collect();
-        self.rotate(&mut read);
+        self.rotate(&mut read, WATERMARKS);
         out.extend(read.into_iter().take(WATERMARKS).map(|read| Output::Send(ClientFrame::Read(read))));
     }
 
-    /// Begins a list at a random place, so that each of its items is sometimes among the first.
-    pub(super) fn rotate<T>(&mut self, list: &mut [T]) {
-        if list.len() > WATERMARKS {
+    /// Begins a list at a random place if not all of it is taken, so that each of its items is sometimes among the first.
+    pub(super) fn rotate<T>(&mut self, list: &mut [T], taken: usize) {
+        if list.len() > taken {
             let start = self.rng.below(list.len() as u64) as usize;
             list.rotate_left(start);
         }

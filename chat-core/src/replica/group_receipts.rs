@@ -23,6 +23,8 @@ const GROUPS_AT_ONCE: usize = 4;
 pub(super) struct GroupReceipts {
     /// Users whose messages arrived after the last delivery receipt.
     unreported: BTreeSet<UserId>,
+    /// Users that asked for a receipt, and whose messages this device has.
+    asked: BTreeSet<UserId>,
     /// The newest messages that this user has not read, the latest last.
     unread: VecDeque<(Seq, UserId)>,
     /// How far each other member received the group, and how far it read it.
@@ -39,14 +41,18 @@ impl Replica {
         if id.kind() != Ok(ConversationKind::Group) || sender == self.device.user {
             return;
         }
-        let jitter = self.rng.below(RECEIPT_MS);
-        self.receipts_at = self.receipts_at.or(Some(now.after(RECEIPT_MS + jitter)));
+        self.receipts_are_due(now);
         let receipts = self.receipts(id);
         receipts.unreported.insert(sender);
         if receipts.unread.len() == MAX_UNREAD {
             receipts.unread.pop_front();
         }
         receipts.unread.push_back((seq, sender));
+    }
+
+    fn receipts_are_due(&mut self, now: Instant) {
+        let jitter = self.rng.below(RECEIPT_MS);
+        self.receipts_at = self.receipts_at.or(Some(now.after(RECEIPT_MS + jitter)));
     }
 
     /// Sends the delivery receipts that are due. They wait until all received messages are durable.
@@ -64,6 +70,8 @@ impl Replica {
             let Some(group) = &mut known.group else { continue };
             let to = std::mem::take(&mut group.receipts.unreported);
             push_receipts(*id, (known.cursor, 0), to, out);
+            let asked = std::mem::take(&mut group.receipts.asked);
+            push_receipts(*id, (known.cursor, known.read), asked, out);
         }
     }
 
@@ -84,16 +92,17 @@ impl Replica {
         }
     }
 
-    /// Sends a member of a group how far this user received and read it.
-    pub(super) fn answer_receipt_request(
-        &mut self,
-        id: ConversationId,
-        asker: UserId,
-        out: &mut Vec<Output>,
-    ) {
-        let Some(known) = self.conversations.get(&id) else { return };
-        if self.is_online() {
-            push_receipts(id, (known.cursor, known.read), [asker].into(), out);
+    /// Notes that a member of a group asks how far this user received and read it. It gets an answer if this device has a
+    /// message of it: with the next receipts, when all rows are durable.
+    pub(super) fn receipt_requested(&mut self, now: Instant, id: ConversationId, asker: UserId) {
+        let known = self.conversations.get(&id);
+        let member = self.roster(id).and_then(|roster| roster.member(asker)).zip(known);
+        let has_message = member.is_some_and(|(member, known)| {
+            member.installations.iter().any(|device| known.chains.contains_key(device))
+        });
+        if has_message {
+            self.receipts(id).asked.insert(asker);
+            self.receipts_are_due(now);
         }
     }
 
@@ -122,7 +131,7 @@ impl Replica {
                 asked.push(*id);
             }
         }
-        self.rotate(&mut asked);
+        self.rotate(&mut asked, GROUPS_AT_ONCE);
         for id in asked.into_iter().take(GROUPS_AT_ONCE) {
             self.request(now, Request::Delivered(id), Purpose::Delivered(id), out);
         }

@@ -205,7 +205,7 @@ fn follow(
             id == ConversationId::group(sender, message.id, founding.encoded())
         }
         // `Roster::change` decides whether a user that is no member may do that.
-        Some((_, GroupAction::Join(_) | GroupAction::Leave)) => true,
+        Some((_, GroupAction::Join(_) | GroupAction::Leave)) => part.shared.is_empty(),
         _ => roster.has_device(sender.user, sender.installation),
     };
     let is_signed = change.is_none_or(|change| is_signed(change, id, message, part, list));

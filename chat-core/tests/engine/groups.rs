@@ -555,6 +555,10 @@ fn link_lets_users_join_at_once_or_after_approval() {
     );
     assert_eq!(group.fetched_with(2, Some(carol.clone())).as_ref(), Ok(&group.roster));
     assert_eq!(group.change(2, &GroupAction::Join(Some(dave.clone())), &[2]), Some(Refusal::Denied));
+    let mut talks = group.publish(2, Some(&GroupAction::Join(Some(carol.clone()))), &[2]);
+    talks.group.as_mut().unwrap().shared = Bytes::from_static(b"spam");
+    talks.body = Bytes::from_static(b"spam");
+    assert_eq!(group.send(2, talks), Some(Refusal::Invalid), "content that no policy allows");
     assert_eq!(group.change(2, &GroupAction::Join(Some(carol)), &[2]), None);
     assert_eq!((group.say(2), group.seqs(2)), (None, vec![3, 4]));
 
