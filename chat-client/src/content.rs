@@ -7,7 +7,7 @@ use prost::Message as _;
 
 use crate::invitation::{GroupInvitation, MAX_NAME, RawInvitation};
 use crate::message::{Content, MessageRef};
-use crate::message_change::MessageChange;
+use crate::message_change::{MAX_EMOJI, MessageChange};
 use crate::send::SendRequest;
 
 /// Version of the encoding.
@@ -117,21 +117,24 @@ pub(crate) fn change_in(conversation: ConversationId, content: &[u8]) -> Option<
     let target = raw.target?.read(conversation)?;
     let change = match raw {
         RawContent { deleted: true, .. } => MessageChange::Deleted,
-        RawContent { reaction: Some(emoji), removed, .. } => MessageChange::Reacted { emoji, removed },
+        RawContent { reaction: Some(emoji), removed, .. } if (1..=MAX_EMOJI).contains(&emoji.len()) => {
+            MessageChange::Reacted { emoji, removed }
+        }
         RawContent { text: Some(_), .. } => MessageChange::Edited,
         _ => return None,
     };
     Some((target, change))
 }
 
-/// Returns the parts of a message beside its content.
-pub(crate) fn attributes(conversation: ConversationId, content: &[u8]) -> Attributes {
-    let raw = unpad(content).ok().and_then(|bytes| RawContent::decode(bytes).ok()).unwrap_or_default();
-    Attributes {
-        reply_to: raw.reply_to.and_then(|target| target.read(conversation)),
+/// Decodes a message: its content, and the parts beside it.
+pub(crate) fn decode_message(conversation: ConversationId, bytes: &[u8]) -> (Content, Attributes) {
+    let raw = unpad(bytes).ok().and_then(|bytes| RawContent::decode(bytes).ok());
+    let attributes = raw.as_ref().map(|raw| Attributes {
+        reply_to: raw.reply_to.as_ref().and_then(|target| target.read(conversation)),
         mentions: raw.mentions.iter().filter_map(|user| UserId::parse(user).ok()).collect(),
         is_forwarded: raw.forwarded,
-    }
+    });
+    (Content::of(bytes, raw), attributes.unwrap_or_default())
 }
 
 /// Returns the encoded and padded content of a text message.
@@ -166,11 +169,14 @@ pub(crate) fn group_details(content: &[u8]) -> (Option<String>, Option<GroupInvi
 impl Content {
     /// Decodes padded content; without bytes, that of a cleared message. A later version's content without a text is [`Content::Unsupported`].
     pub(crate) fn decode(bytes: &[u8]) -> Self {
+        Self::of(bytes, unpad(bytes).ok().and_then(|bytes| RawContent::decode(bytes).ok()))
+    }
+
+    fn of(bytes: &[u8], raw: Option<RawContent>) -> Self {
         if bytes.is_empty() {
             // Encoded content is padded.
             return Self::Cleared;
         }
-        let raw = unpad(bytes).ok().and_then(|bytes| RawContent::decode(bytes).ok());
         match raw {
             Some(RawContent { deleted: true, .. }) => Self::Deleted,
             Some(RawContent { text: Some(text), .. }) => Self::Text(text),

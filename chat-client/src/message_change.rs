@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Maximum bytes of a reaction: an emoji has up to about 40.
+pub(crate) const MAX_EMOJI: usize = 64;
+
 /// A change of an earlier message of the same conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::conversation::Conversation;
 use crate::message::{MessageRef, User};
-use crate::message_change::MessageChange;
+use crate::message_change::{MAX_EMOJI, MessageChange};
 
 /// The conversation that a message is sent to. A handle or a user stands for the direct conversation with that user.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,8 +75,6 @@ pub struct SendRequest {
 
 /// Maximum users that a text mentions.
 const MAX_MENTIONS: usize = 256;
-/// Maximum bytes of a reaction: an emoji has up to about 40.
-const MAX_EMOJI: usize = 64;
 
 impl SendRequest {
     /// Returns a request for a text of at most 64 KiB.

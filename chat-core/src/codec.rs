@@ -20,6 +20,7 @@ pub use device_list::{decode_list, encode_list};
 pub use row::{decode_row, encode_row};
 
 use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::id::UserId;
 pub(crate) use crate::model::limits::MAX_NUMBER;
 
 pub(crate) const fn invalid(what: &'static str) -> Error {
@@ -28,6 +29,11 @@ pub(crate) const fn invalid(what: &'static str) -> Error {
 
 pub(crate) fn at_most(length: usize, most: usize, what: &'static str) -> Result<()> {
     if length <= most { Ok(()) } else { Err(invalid(what)) }
+}
+
+/// Reads the id of a user; `None` if the field is not set.
+pub(crate) fn optional_user(bytes: &[u8]) -> Result<Option<UserId>> {
+    if bytes.is_empty() { Ok(None) } else { UserId::parse(bytes).map(Some) }
 }
 
 impl From<prost::DecodeError> for Error {

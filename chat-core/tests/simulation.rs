@@ -86,7 +86,7 @@ fn no_schedule_breaks_a_law() {
 }
 
 /// Seeds that once broke a law, with the index of the kind in [`kinds`].
-const REGRESSIONS: [(u64, usize); 32] = [
+const REGRESSIONS: [(u64, usize); 33] = [
     (17, 0),
     (108, 0),
     (16_520, 0),
@@ -119,6 +119,7 @@ const REGRESSIONS: [(u64, usize); 32] = [
     (2621, 4),
     (5907, 4),
     (2285, 4),
+    (9231, 2),
 ];
 
 #[test]

@@ -230,16 +230,17 @@ impl LocalStore {
             return self.run("DELETE FROM outbox WHERE message_id = ?1", [id.as_bytes()]).map(drop);
         }
         let own = self.own.ok_or(corrupt("the store is not loaded"))?;
-        let sealed: Option<(Option<Vec<u8>>, bool, bool)> = self
+        let sealed: Option<(Option<Vec<u8>>, bool, bool, Vec<u8>)> = self
             .db
             .prepare_cached(&format!(
-                "SELECT publish, attempted, {IS_SILENT} FROM outbox WHERE message_id = ?1"
+                "SELECT publish, attempted, {IS_SILENT}, content FROM outbox WHERE message_id = ?1"
             ))
             .and_then(|mut s| {
-                s.query_row([id.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()
+                let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
+                s.query_row([id.as_bytes()], row).optional()
             })
             .map_err(failed)?;
-        let (publish, was_attempted, is_silent) = sealed.unwrap_or_default();
+        let (publish, was_attempted, is_silent, content) = sealed.unwrap_or_default();
         let publish = publish.map(read_publish).transpose()?;
         let part = publish.as_ref().and_then(|publish| publish.group.as_ref());
         let roster_version = part.map(|part| part.roster_version as i64);
@@ -275,12 +276,7 @@ impl LocalStore {
         if is_silent {
             return Ok(());
         }
-        if self.apply_message(conversation, seq, own)? == Some(true) {
-            self.add_event(
-                None,
-                EventRow::of_message(EventKind::MessageChanged, conversation, seq, own, id),
-            )?;
-        }
+        self.add_change(conversation, seq, own, id, &content)?;
         let conversation = conversation.as_bytes().to_vec();
         self.add_event(Some(id), EventRow { conversation, seq, ..EventRow::new(EventKind::Stored) })
     }
@@ -350,17 +346,10 @@ impl LocalStore {
             // The change that removes this user has an event of its own.
             return Ok(());
         }
-        if opened.content.is_ok()
-            && let Some(applied) = self.apply_message(row.conversation, row.seq, message.sender)?
+        if let Ok(content) = &opened.content
+            && self.add_change(row.conversation, row.seq, message.sender, message.id, content)?
         {
-            let event = EventRow::of_message(
-                EventKind::MessageChanged,
-                row.conversation,
-                row.seq,
-                message.sender,
-                message.id,
-            );
-            return if applied { self.add_event(None, event) } else { Ok(()) };
+            return Ok(());
         }
         // The reason stays in the event, so that the event is the same after the content was recovered.
         let reason = opened.content.err().map_or_else(String::new, |why| why.name().into());
@@ -394,9 +383,8 @@ impl LocalStore {
         }
         self.take_group_details(conversation, id, content)?;
         let seq = self.seq_of(conversation, sender.installation, id)?.unwrap_or(0).max(0) as u64;
-        if let Some(applied) = self.apply_message(conversation, seq, sender)? {
-            let event = EventRow::of_message(EventKind::MessageChanged, conversation, seq, sender, id);
-            return if applied { self.add_event(None, event) } else { Ok(()) };
+        if self.add_change(conversation, seq, sender, id, content)? {
+            return Ok(());
         }
         self.add_event(None, EventRow::of_message(EventKind::Recovered, conversation, seq, sender, id))
     }

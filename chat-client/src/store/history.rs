@@ -9,7 +9,7 @@ use rusqlite::{OptionalExtension, params};
 
 use super::{LocalStore, blob, corrupt, failed, number};
 use crate::contact::Relation;
-use crate::content::attributes;
+use crate::content::{Attributes, decode_message};
 use crate::conversation::Conversation;
 use crate::event::{Event, RefusedReason};
 use crate::group::MemberReceipt;
@@ -81,9 +81,10 @@ impl LocalStore {
     ) -> Result<Message> {
         let own = self.own_user()?;
         let named = MessageRef { conversation, user: sender.0, id };
-        let attributes =
-            content.as_ref().map(|content| attributes(conversation, content)).unwrap_or_default();
-        let content = content.map_or_else(Content::Unreadable, |content| Content::decode(&content));
+        let (content, attributes) = match content {
+            Ok(content) => decode_message(conversation, &content),
+            Err(why) => (Content::Unreadable(why), Attributes::default()),
+        };
         let changes = self.changes_of(&named)?;
         let (content, is_edited) = match changes.text {
             Some(text) if matches!(content, Content::Text(_)) => (Content::Text(text), true),

@@ -4,6 +4,7 @@ use chat_core::roster::Role;
 use chat_core::{ConversationId, ConversationKind, DeviceAddress, MessageId, Result, Seq, UserId};
 use rusqlite::{OptionalExtension, params};
 
+use super::events::{EventKind, EventRow};
 use super::{LocalStore, blob, failed};
 use crate::content::{change_in, encode_deleted};
 use crate::message::{Content, MessageRef, Reaction};
@@ -28,41 +29,49 @@ fn key(target: &MessageRef) -> Vec<u8> {
 }
 
 impl LocalStore {
-    /// Applies a stored message to others: its change, if it makes one, or a deletion that came before it. Returns whether
-    /// its sender may make the change; `None` if it is a message of its own.
+    /// Applies a message of the store to others: its change, if it makes one, or a deletion that came before it. Returns
+    /// whether its sender may make the change; `None` if it is a message of its own.
     pub(super) fn apply_message(
         &mut self,
         conversation: ConversationId,
-        seq: Seq,
         sender: DeviceAddress,
+        id: MessageId,
+        content: &[u8],
     ) -> Result<Option<bool>> {
-        let stored: Option<(Vec<u8>, Option<Vec<u8>>)> = self
-            .db
-            .prepare_cached("SELECT message_id, content FROM messages WHERE conversation = ?1 AND seq = ?2")
-            .and_then(|mut s| {
-                let row = params![conversation.as_bytes(), seq.cast_signed()];
-                s.query_row(row, |row| Ok((row.get(0)?, row.get(1)?))).optional()
-            })
-            .map_err(failed)?;
-        let Some((id, Some(content))) = stored else { return Ok(None) };
-        let Some((target, change)) = change_in(conversation, &content) else {
-            let id = MessageId::parse(&id)?;
-            let own = MessageRef { conversation, user: sender.user, id };
-            if self.is_deleted(&own)? {
-                self.erase_deleted(&own)?;
+        let Some((target, change)) = change_in(conversation, content) else {
+            let message = MessageRef { conversation, user: sender.user, id };
+            if self.is_deleted(&message)? {
+                self.erase_deleted(&message)?;
             }
             return Ok(None);
         };
         let may = self.may_change(sender.user, &target, &change)?;
         let target_key = if may { key(&target) } else { NO_TARGET.to_vec() };
         self.run(
-            "UPDATE messages SET target = ?3 WHERE conversation = ?1 AND seq = ?2",
-            params![conversation.as_bytes(), seq.cast_signed(), target_key],
+            "UPDATE messages SET target = ?4 WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3",
+            params![sender.installation.as_bytes(), id.as_bytes(), conversation.as_bytes(), target_key],
         )?;
         if may && (change == MessageChange::Deleted || self.is_deleted(&target)?) {
             self.erase_deleted(&target)?;
         }
         Ok(Some(may))
+    }
+
+    /// Applies a message, and adds the event of its change. Returns whether it is a change, also one that has no effect.
+    pub(super) fn add_change(
+        &mut self,
+        conversation: ConversationId,
+        seq: Seq,
+        sender: DeviceAddress,
+        id: MessageId,
+        content: &[u8],
+    ) -> Result<bool> {
+        let applied = self.apply_message(conversation, sender, id, content)?;
+        if applied == Some(true) {
+            let event = EventRow::of_message(EventKind::MessageChanged, conversation, seq, sender, id);
+            self.add_event(None, event)?;
+        }
+        Ok(applied.is_some())
     }
 
     /// Returns whether a user may change a message: only its author edits it, and the author or an admin of the group

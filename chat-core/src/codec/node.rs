@@ -6,7 +6,7 @@ use prost::Message as _;
 
 use super::outcome::{refused_from_proto, refused_to_proto, stored_from_proto, stored_to_proto};
 use super::publish::{publish_from_proto, publish_to_proto, skip_from_proto, skip_to_proto};
-use super::{at_most, decode_row, encode_row, invalid};
+use super::{at_most, decode_row, encode_row, invalid, optional_user};
 use crate::backend::{Command, GatewayId, Operation, RecipientDevices, Route, Rules, SessionDelivery};
 use crate::model::close_reason::CloseReason;
 use crate::model::envelope::{Refusal, Subject};
@@ -169,8 +169,7 @@ pub(crate) fn hint_from_proto(frame: &server_frame::Frame) -> Result<Option<Hint
         Frame::PrekeysLow(low) => Hint::PrekeysLow(low.left),
         Frame::ContactsChanged(changed) => Hint::ContactsChanged(changed.version),
         Frame::ReadRequested(asked) => {
-            let asker = (!asked.user.is_empty()).then(|| UserId::parse(&asked.user)).transpose()?;
-            Hint::ReadRequested(ConversationId::parse(&asked.conversation)?, asker)
+            Hint::ReadRequested(ConversationId::parse(&asked.conversation)?, optional_user(&asked.user)?)
         }
         _ => return Ok(None),
     }))

@@ -1,6 +1,6 @@
 //! Encoding of rosters, and of the part of a group's message that all members receive.
 
-use super::{MAX_NUMBER, at_most, invalid};
+use super::{MAX_NUMBER, at_most, invalid, optional_user};
 use crate::model::error::Result;
 use crate::model::group::{
     GroupChange, GroupPart, link_from_proto, link_to_proto, policy_from_proto, policy_to_proto,
@@ -97,8 +97,7 @@ fn pending_to_proto(pending: &PendingMember) -> proto::PendingMember {
 }
 
 fn pending_from_proto(raw: &proto::PendingMember) -> Result<PendingMember> {
-    let invited_by = (!raw.invited_by.is_empty()).then(|| UserId::parse(&raw.invited_by));
-    Ok(PendingMember { user: UserId::parse(&raw.user)?, invited_by: invited_by.transpose()? })
+    Ok(PendingMember { user: UserId::parse(&raw.user)?, invited_by: optional_user(&raw.invited_by)? })
 }
 
 pub(crate) fn part_to_proto(part: &GroupPart) -> proto::GroupPart {

@@ -90,8 +90,8 @@ pub struct Engine {
     pub(super) lists: DashMap<UserId, (Arc<SignedDeviceList>, u64)>,
     /// Incremented when cached device lists may be stale. A list whose read began before that is not cached.
     pub(super) lists_changed: AtomicU64,
-    /// Cached users of conversations, for receipts and typing notifications.
-    pub(super) members: DashMap<ConversationId, Arc<[UserId]>>,
+    /// Cached users of conversations, for receipts and typing notifications, and until when they count, in milliseconds.
+    pub(super) members: DashMap<ConversationId, (Arc<[UserId]>, u64)>,
     /// Cached rosters of groups.
     pub(super) rosters: DashMap<ConversationId, Arc<Roster>>,
     /// Pairs of users of which the first wrote in their direct conversation.

@@ -10,6 +10,10 @@ use crate::model::error::Result;
 use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, UserId};
 use crate::model::session_event::{Hint, SessionEvent};
 
+/// Milliseconds for which a gateway remembers the members of a group, so that a message that all of them answer is not as
+/// many reads of the roster. A member that was removed may send hints for as long, and a new one may miss some.
+const GROUP_MEMBERS_MS: u64 = 10_000;
+
 impl Engine {
     /// Sends a delivery receipt, or a read receipt (`read`), to the other users of a conversation that are contacts. A read
     /// receipt also goes to the user's other devices; in a group to these only, because receipts of a group name their users
@@ -80,8 +84,11 @@ impl Engine {
         if matches!(conversation.kind(), Ok(ConversationKind::Mailbox) | Err(_)) {
             return Ok(None);
         }
-        if let Some(members) = self.members.get(&conversation) {
-            return Ok(Some(members.clone()));
+        let now = self.now_ms();
+        if let Some(known) = self.members.get(&conversation)
+            && now < known.1
+        {
+            return Ok(Some(known.0.clone()));
         }
         let Some(state) = self.backends.store.state(conversation, SenderFilter::No, None).await? else {
             return Ok(None);
@@ -90,11 +97,13 @@ impl Engine {
         if self.members.len() > 100_000 {
             self.members.clear();
         }
-        // The members of a direct conversation do not change once its first message named both.
-        let is_direct = conversation.kind() == Ok(ConversationKind::Direct);
-        if is_direct && members.len() == 2 || conversation.kind() == Ok(ConversationKind::Own) {
-            self.members.insert(conversation, members.clone());
-        }
+        let until = match conversation.kind() {
+            Ok(ConversationKind::Group) => now.saturating_add(GROUP_MEMBERS_MS),
+            // The members do not change once the first message of a direct conversation named both.
+            Ok(ConversationKind::Direct) if members.len() < 2 => now,
+            _ => u64::MAX,
+        };
+        self.members.insert(conversation, (members.clone(), until));
         Ok(Some(members))
     }
 

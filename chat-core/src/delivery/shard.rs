@@ -128,7 +128,9 @@ fn may_void(state: &ConversationState, sender: DeviceAddress, id: ConversationId
         Ok(ConversationKind::Direct) => members.is_empty() || state.roster.member(sender.user).is_some(),
         Ok(ConversationKind::Mailbox) => {
             let is_to = |one| id == ConversationId::mailbox(sender.installation, one);
-            members.is_empty() || state.roster.installations().any(is_to)
+            // A device that sent to the mailbox may skip after the receiving device was unlinked: its number would block it.
+            let has_sent = state.senders.contains_key(&sender.installation);
+            members.is_empty() || has_sent || state.roster.installations().any(is_to)
         }
         Ok(ConversationKind::Group) => state.roster.has_device(sender.user, sender.installation),
         _ => false,
@@ -178,7 +180,7 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
     // A member that this message removes still learns of it.
     let is_removed = |member: &&Member| known.is_some() && roster.member(member.user).is_none();
     let removed = state.roster.members.iter().filter(is_removed);
-    // A device whose user only asks to join gets no other row than that of its own message.
+    // A user that asks to join gets no row of other messages. Its sending device gets the row of its own message.
     let is_group = number.conversation.kind() == Ok(ConversationKind::Group);
     let sender = command.sender;
     let is_outside = is_group

@@ -19,7 +19,7 @@ pub struct GroupReceipt {
     pub delivered: Seq,
     /// The highest read seq; 0 if not reported.
     pub read: Seq,
-    /// The members that get the receipt, at most 16.
+    /// The members that get the receipt, at most 16. They sent the messages.
     pub to: Vec<UserId>,
 }
 

@@ -265,7 +265,8 @@ impl Roster {
         self.trim_former();
     }
 
-    /// Records the row of a device whose user is no member: its request to join, or the end of it.
+    /// Records the last row of a device whose user is no member. The row is the device's own message: it asks to join, or it
+    /// ends that.
     pub(crate) fn note_row(&mut self, device: InstallationId, seq: Seq) {
         self.former.retain(|(known, _)| *known != device);
         self.former.push((device, seq));
@@ -279,7 +280,7 @@ impl Roster {
         self.former.drain(..excess);
     }
 
-    /// Returns the seq of the last row of a device that had rows, and whose user is no member.
+    /// Returns the seq of the last row that a device got before it left the group, or before it joins.
     pub fn left(&self, device: InstallationId) -> Option<Seq> {
         self.former.iter().find(|(known, _)| *known == device).map(|(_, left)| *left)
     }

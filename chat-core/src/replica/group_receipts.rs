@@ -13,9 +13,9 @@ use crate::model::time::Instant;
 /// Minimum milliseconds between a message and its delivery receipt, which covers those after it too. Up to as many again are
 /// random: the devices of a group do not all answer a message at once.
 const RECEIPT_MS: u64 = 1000;
-/// Maximum messages that wait to be read and whose senders a device remembers.
+/// A device remembers the senders of at most this number of unread messages in a group.
 const MAX_UNREAD: usize = 256;
-/// Maximum groups whose progress is requested after a reconnect.
+/// After a reconnect a device requests the progress of at most this number of groups.
 const GROUPS_AT_ONCE: usize = 4;
 
 /// The receipts of a group since this device started. Lost ones come again when their sender asks.

@@ -8,7 +8,7 @@ use crate::codec::device_list::{list_from_proto, list_to_proto};
 use crate::codec::outcome::{refused_from_proto, refused_to_proto, stored_from_proto, stored_to_proto};
 use crate::codec::roster::{roster_from_proto, roster_to_proto};
 use crate::codec::row::decode_sent_row;
-use crate::codec::{MAX_NUMBER, at_most, encode_row, invalid};
+use crate::codec::{MAX_NUMBER, at_most, encode_row, invalid, optional_user};
 use crate::model::contact::{Contact, Contacts};
 use crate::model::envelope::InboxCursor;
 use crate::model::error::Result;
@@ -87,7 +87,7 @@ impl ServerFrame {
             Frame::ContactsChanged(changed) => Self::ContactsChanged(changed.version.min(MAX_NUMBER)),
             Frame::Renewed(renewed) => Self::Renewed(renewed.token_expires_in_ms.min(MAX_NUMBER)),
             Frame::ReadRequested(asked) => {
-                let asker = (!asked.user.is_empty()).then(|| UserId::parse(&asked.user)).transpose()?;
+                let asker = optional_user(&asked.user)?;
                 Self::ReadRequested(ConversationId::parse(&asked.conversation)?, asker)
             }
             Frame::Close(frame) => Self::Close {
@@ -256,7 +256,7 @@ fn response_from_proto(raw: proto::Response) -> Result<Response> {
         .iter()
         .map(|member| Ok((UserId::parse(&member.user)?, member.delivered.min(MAX_NUMBER))));
     Ok(Response {
-        user: if raw.user.is_empty() { None } else { Some(UserId::parse(&raw.user)?) },
+        user: optional_user(&raw.user)?,
         lists: raw.lists.into_iter().map(list_from_proto).collect::<Result<_>>()?,
         handles: raw.handles.iter().map(|h| Handle::new(h).ok()).collect(),
         prekeys: raw.prekeys,

@@ -1228,7 +1228,7 @@ pub struct GroupReceipt {
     /// Highest read seq; 0 if not reported.
     #[prost(uint64, tag = "3")]
     pub read: u64,
-    /// The members that get the receipt, at most 16: those whose messages it is for.
+    /// The members that get the receipt, at most 16. They sent the messages.
     #[prost(bytes = "bytes", repeated, tag = "4")]
     pub users: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
