@@ -13,6 +13,7 @@ pub mod group;
 pub mod group_link;
 pub mod id;
 pub mod limits;
+mod member;
 pub mod message_options;
 pub mod padding;
 pub mod prekeys;

@@ -23,6 +23,7 @@ mod input;
 mod integrity;
 mod mailbox;
 mod output;
+mod receipts;
 mod receive;
 mod recovery;
 mod send;

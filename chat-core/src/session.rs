@@ -13,20 +13,22 @@
 
 mod ack_coalescer;
 mod event;
+mod hint_pacer;
 mod window;
 
 pub use event::{Input, Output};
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use ack_coalescer::AckCoalescer;
+use hint_pacer::HintPacer;
 use window::Window;
 
 use crate::backend::PageLimit;
-use crate::model::client_frame::{ClientFrame, GroupReceipt, Request};
+use crate::model::client_frame::{ClientFrame, Request};
 use crate::model::close_reason::CloseReason;
 use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow, Refusal, RowContent, Subject};
-use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, Seq, UserId};
+use crate::model::id::{ConversationId, DeviceAddress, Seq, UserId};
 use crate::model::limits::{GREETING_MS, HEARTBEAT_MS, IDLE_MS, MIN_BYTES_PER_SECOND, WINDOW_ROWS};
 use crate::model::server_frame::{ServerFrame, Welcome};
 use crate::model::session_event::{Hint, SessionEvent};
@@ -95,12 +97,7 @@ pub struct Session {
     pending: usize,
     drain: Option<(u32, Instant)>,
     acks: AckCoalescer,
-    /// When the last typing notification was passed on, by conversation.
-    typed_at: HashMap<ConversationId, Instant>,
-    /// When the current second of receipts in groups began, and how many there were.
-    group_receipts: (Instant, u32),
-    /// The conversation that the user looks at.
-    open_conversation: Option<ConversationId>,
+    hints: HintPacer,
     watched: BTreeMap<UserId, Option<bool>>,
     watch_at: Option<Instant>,
 }
@@ -117,13 +114,9 @@ const MAX_CATCH_UPS: u32 = 64;
 const REREAD_DELAYS_MS: [u64; 2] = [1000, 5000];
 /// Milliseconds between two presence queries.
 const PRESENCE_POLL_MS: u64 = 1000;
-/// Minimum number of milliseconds between two typing notifications in a conversation.
-const TYPING_MS: u64 = 3000;
 /// Maximum number of conversations whose ephemeral frames are limited at once. Frames of further
 /// conversations are dropped.
 const MAX_PACED: usize = 256;
-/// Receipts of groups that a device sends within a second, at most.
-const MAX_GROUP_RECEIPTS: u32 = 16;
 /// Milliseconds for which a draining session waits for answers.
 const DRAIN_MS: u64 = 5000;
 
@@ -149,9 +142,7 @@ impl Session {
             pending: 0,
             drain: None,
             acks: AckCoalescer::default(),
-            typed_at: HashMap::new(),
-            group_receipts: (Instant::default(), 0),
-            open_conversation: None,
+            hints: HintPacer::default(),
             watched: BTreeMap::new(),
             watch_at: None,
         }
@@ -312,9 +303,17 @@ impl Session {
                 out.push(Output::Request(id, request));
             }
             (_, ClientFrame::Read(read)) => out.extend(self.acks.read(now, read)),
-            (_, ClientFrame::GroupReceipt(receipt)) => self.group_receipt(now, receipt, out),
-            (_, ClientFrame::OpenConversation(conversation)) => self.open_conversation = conversation,
-            (_, ClientFrame::Typing(conversation)) => self.typing(now, conversation, out),
+            (_, ClientFrame::GroupReceipt(receipt)) => {
+                if self.hints.may_send_receipt(now) {
+                    out.push(Output::GroupReceipt(receipt));
+                }
+            }
+            (_, ClientFrame::OpenConversation(conversation)) => self.hints.open(conversation),
+            (_, ClientFrame::Typing(conversation)) => {
+                if self.hints.may_type(now, conversation) {
+                    out.push(Output::Typing(conversation));
+                }
+            }
             (_, ClientFrame::Watch(users)) => {
                 self.watched = users.into_iter().map(|user| (user, None)).collect();
                 self.watch_at = (!self.watched.is_empty()).then_some(now);
@@ -325,39 +324,6 @@ impl Session {
                 out.push(Output::Send(ServerFrame::Refused(subject, Refusal::Unsupported)));
             }
             (_, ClientFrame::Unknown(None)) => {}
-        }
-    }
-
-    /// Passes on a typing notification, at most once per [`TYPING_MS`] in a conversation. It is dropped if
-    /// too many conversations are active.
-    fn typing(&mut self, now: Instant, conversation: ConversationId, out: &mut Vec<Output>) {
-        if self.typed_at.len() >= MAX_PACED {
-            self.typed_at.retain(|_, at| now < at.after(TYPING_MS));
-        }
-        let due = self.typed_at.get(&conversation).is_none_or(|at| now >= at.after(TYPING_MS));
-        if due && self.typed_at.len() < MAX_PACED {
-            self.typed_at.insert(conversation, now);
-            out.push(Output::Typing(conversation));
-        }
-    }
-
-    /// Passes on a receipt in a group, at most [`MAX_GROUP_RECEIPTS`] within a second. It is dropped if there are more.
-    fn group_receipt(&mut self, now: Instant, receipt: GroupReceipt, out: &mut Vec<Output>) {
-        let (since, count) = self.group_receipts;
-        let (since, count) = if now >= since.after(1000) { (now, 0) } else { (since, count) };
-        if count < MAX_GROUP_RECEIPTS {
-            self.group_receipts = (since, count + 1);
-            out.push(Output::GroupReceipt(receipt));
-        }
-    }
-
-    /// Whether the device gets a hint: it gets typing notifications of a group only while its user looks at that group.
-    fn wants(&self, hint: &Hint) -> bool {
-        match hint {
-            Hint::Typing(conversation, _) if conversation.kind() == Ok(ConversationKind::Group) => {
-                self.open_conversation == Some(*conversation) || Mutant::TypingToAll.is_active()
-            }
-            _ => true,
         }
     }
 
@@ -538,7 +504,7 @@ impl Session {
                 }
                 SessionEvent::Refused(subject, refusal) => self.refused(subject, refusal, out),
                 SessionEvent::Hint(hint) => {
-                    if self.wants(&hint) {
+                    if self.hints.wants(&hint) {
                         out.push(Output::Send(hint_frame(hint)));
                     }
                 }

@@ -1,14 +1,14 @@
 //! The connection: dialling, handshake, heartbeats, retries.
 
 use super::change::{Change, ListChange};
-use super::conversation::{Conversation, Wait};
+use super::conversation::Wait;
 use super::output::{Ephemeral, Output, Stopped};
 use super::send::SOON_MS;
 use super::{DAY_MS, Phase, Purpose, RETRY_MS, Recovery, Replica, retry_ms};
 use crate::model::client_frame::{ClientFrame, Request};
 use crate::model::close_reason::CloseReason;
 use crate::model::device_list::SignedDeviceList;
-use crate::model::envelope::{AckUpTo, InboxCursor, Refusal, Subject};
+use crate::model::envelope::{InboxCursor, Refusal, Subject};
 use crate::model::id::{ConversationId, ConversationKind, UserId};
 use crate::model::limits::{HEARTBEAT_MS, LOW_PREKEYS, WIRE_VERSION};
 use crate::model::server_frame::{Response, ServerFrame, Welcome};
@@ -31,8 +31,6 @@ const PREKEYS: u32 = 70;
 const PREKEYS_AT_ONCE: u32 = 25;
 /// Largest lead of a claimed list version over the stored one that the replica believes.
 const MAX_LIST_LEAD: u64 = 1000;
-/// Maximum conversations whose watermarks are exchanged after a reconnect.
-const WATERMARKS: usize = 64;
 
 impl Replica {
     pub(super) fn connected(&mut self, now: Instant) {
@@ -515,85 +513,6 @@ impl Replica {
         let waits = self.listless.get(&user).is_some_and(|at| now < *at);
         if !waits && !self.is_asked(&purpose) {
             self.request(now, Request::Lists(vec![user]), purpose, out);
-        }
-    }
-
-    /// Requests and sends watermarks after a reconnect, to repair lost receipts.
-    fn exchange_watermarks(&mut self, now: Instant, out: &mut Vec<Output>) {
-        // A user that never reads would keep its conversation here for ever: undelivered messages come first.
-        let behind = |c: &Conversation| (c.last_own > c.peer_read).then_some(c.last_own <= c.delivered);
-        let direct = self.conversations.iter().filter(|(id, _)| id.kind() == Ok(ConversationKind::Direct));
-        let mut asked: Vec<_> = direct.filter_map(|(id, c)| Some((behind(c)?, *id))).collect();
-        self.rotate(&mut asked, WATERMARKS);
-        asked.sort_by_key(|(is_delivered, _)| *is_delivered);
-        for (_, conversation) in asked.into_iter().take(WATERMARKS) {
-            self.request(now, Request::Delivered(conversation), Purpose::Delivered(conversation), out);
-        }
-        self.request_group_progress(now, out);
-        let read = self.conversations.iter().filter(|(_, c)| c.read > 0);
-        let mut read: Vec<_> = read.map(|(id, c)| AckUpTo { conversation: *id, seq: c.read }).collect();
-        self.rotate(&mut read, WATERMARKS);
-        out.extend(read.into_iter().take(WATERMARKS).map(|read| Output::Send(ClientFrame::Read(read))));
-    }
-
-    /// Begins a list at a random place if not all of it is taken, so that each of its items is sometimes among the first.
-    pub(super) fn rotate<T>(&mut self, list: &mut [T], taken: usize) {
-        if list.len() > taken {
-            let start = self.rng.below(list.len() as u64) as usize;
-            list.rotate_left(start);
-        }
-    }
-
-    /// Sends the read position of a conversation again.
-    fn say_read(&mut self, conversation: ConversationId, out: &mut Vec<Output>) {
-        if let Some(known) = self.conversations.get(&conversation)
-            && known.read > 0
-        {
-            let seq = known.read;
-            self.send_if_online(ClientFrame::Read(AckUpTo { conversation, seq }), out);
-        }
-    }
-
-    fn receipt(
-        &mut self,
-        conversation: crate::model::id::ConversationId,
-        user: UserId,
-        delivered: u64,
-        read: u64,
-    ) {
-        let own = user == self.device.user;
-        if conversation.kind() == Ok(ConversationKind::Group) && !own {
-            return self.group_receipt(conversation, user, delivered, read);
-        }
-        let Some(known) = self.conversations.get_mut(&conversation) else {
-            return;
-        };
-        if own {
-            if read > known.read {
-                known.read = read.min(known.cursor);
-                self.changes.push(Change::Read(conversation, known.read));
-            }
-            return;
-        }
-        // `read` may not exceed `delivered`: a read message was delivered.
-        let delivered = delivered.max(read);
-        if delivered > known.delivered || read > 0 {
-            known.delivered = known.delivered.max(delivered);
-            known.peer_read = known.peer_read.max(read);
-            self.changes.push(Change::Receipt(conversation, user, delivered, read));
-        }
-    }
-
-    pub(super) fn read(&mut self, read: AckUpTo, out: &mut Vec<Output>) {
-        let Some(known) = self.conversations.get_mut(&read.conversation) else {
-            return;
-        };
-        let seq = read.seq.min(known.cursor);
-        if seq > known.read {
-            known.read = seq;
-            self.changes.push(Change::Read(read.conversation, seq));
-            self.send_if_online(ClientFrame::Read(AckUpTo { conversation: read.conversation, seq }), out);
-            self.report_read(read.conversation, seq, out);
         }
     }
 

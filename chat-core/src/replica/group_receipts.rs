@@ -151,3 +151,164 @@ fn push_receipts(
         out.push(Output::Send(ClientFrame::GroupReceipt(receipt)));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::envelope::AckUpTo;
+    use crate::model::id::{DeviceAddress, DeviceId, InstallationId, MessageId, StoreEpoch};
+    use crate::model::roster::{Member, Roster};
+    use crate::model::server_frame::{Challenge, ServerFrame, Welcome};
+    use crate::replica::{Chain, ConversationSnapshot, Input, ReplicaSnapshot};
+
+    fn group(n: u8) -> ConversationId {
+        ConversationId::from_bytes(std::array::from_fn(|i| if i == 0 { 0x14 } else { n }))
+    }
+
+    fn device(n: u8) -> DeviceAddress {
+        let (user, installation) = (UserId::from_bytes([n; 16]), InstallationId::from_bytes([n; 16]));
+        DeviceAddress { user, device: DeviceId::PRIMARY, installation }
+    }
+
+    fn user(n: u8) -> UserId {
+        device(n).user
+    }
+
+    /// The device of user 1, online, in `count` groups with users 2 and 3. It has 5 messages of each group, among them some
+    /// of user 2 and of its own.
+    struct World(Replica);
+
+    impl World {
+        fn with_groups(count: u8) -> Self {
+            let member = |n| Member::new(user(n), 1, vec![device(n).installation]);
+            let chain =
+                Chain { incarnation: 0, client_seq: 2, id: MessageId::from_bytes([9; 16]), excused: 0 };
+            let conversations = (1..=count).map(|n| ConversationSnapshot {
+                cursor: 5,
+                last_own: 4,
+                roster: Roster {
+                    members: vec![member(1), member(2), member(3)],
+                    version: 1,
+                    ..Roster::default()
+                },
+                chains: [(device(2).installation, chain)].into(),
+                ..ConversationSnapshot::new(group(n))
+            });
+            let snapshot = ReplicaSnapshot {
+                epoch: Some(StoreEpoch::from_bytes([1; 16])),
+                conversations: conversations.collect(),
+                ..ReplicaSnapshot::new(device(1))
+            };
+            let mut world = Self(Replica::new(Instant::from_millis(0), snapshot, 7));
+            for input in [
+                Input::Tick,
+                Input::Connected,
+                Input::Frame(ServerFrame::Challenge(Challenge::example())),
+                Input::Frame(ServerFrame::Welcome(Welcome::example())),
+            ] {
+                world.step(0, input);
+            }
+            world
+        }
+
+        /// Returns the frames that the device sends.
+        fn step(&mut self, at: u64, input: Input) -> Vec<ClientFrame> {
+            let mut out = Vec::new();
+            self.0.step(Instant::from_millis(at), input, &mut out);
+            let frames = out.into_iter().filter_map(|output| match output {
+                Output::Send(frame) => Some(frame),
+                _ => None,
+            });
+            frames.collect()
+        }
+
+        fn receipts(&mut self, at: u64, input: Input) -> Vec<GroupReceipt> {
+            let frames = self.step(at, input).into_iter().filter_map(|frame| match frame {
+                ClientFrame::GroupReceipt(receipt) => Some(receipt),
+                _ => None,
+            });
+            frames.collect()
+        }
+    }
+
+    fn receipt(delivered: Seq, read: Seq, to: &[u8]) -> GroupReceipt {
+        let to = to.iter().map(|n| user(*n)).collect();
+        GroupReceipt { conversation: group(1), delivered, read, to }
+    }
+
+    /// After the longest time that a receipt waits.
+    const LATER: u64 = 2 * RECEIPT_MS;
+
+    #[test]
+    fn receipts_go_to_the_senders_of_the_messages() {
+        let mut world = World::with_groups(1);
+        for (seq, sender) in [(4, 3), (5, 2), (5, 1)] {
+            world.0.owe_receipt(Instant::from_millis(0), group(1), seq, user(sender));
+        }
+        assert_eq!(world.receipts(RECEIPT_MS - 1, Input::Tick), []);
+        assert_eq!(world.receipts(LATER, Input::Tick), [receipt(5, 0, &[2, 3])]);
+        assert_eq!(world.receipts(2 * LATER, Input::Tick), [], "once");
+        let read = |seq| Input::Read(AckUpTo { conversation: group(1), seq });
+        assert_eq!(world.receipts(LATER, read(4)), [receipt(0, 4, &[3])]);
+        assert_eq!(world.receipts(LATER, read(5)), [receipt(0, 5, &[2])]);
+    }
+
+    #[test]
+    fn receipt_waits_until_the_messages_are_durable() {
+        let mut world = World::with_groups(1);
+        world.0.owe_receipt(Instant::from_millis(0), group(1), 5, user(2));
+        world.0.changes.push(Change::Cursor(group(1), 5));
+        assert_eq!(world.receipts(LATER, Input::Tick), []);
+        assert!(world.0.deadline().is_some_and(|at| at > Instant::from_millis(LATER)), "it does not spin");
+        world.0.changes.clear();
+        assert_eq!(world.receipts(2 * LATER, Input::Tick), [receipt(5, 0, &[2])]);
+    }
+
+    #[test]
+    fn request_is_answered_to_members_with_messages_only() {
+        let mut world = World::with_groups(1);
+        for asker in [2, 3, 4] {
+            let asked = Input::Frame(ServerFrame::ReadRequested(group(1), Some(user(asker))));
+            assert_eq!(world.receipts(0, asked), [], "not at once: all devices are asked together");
+        }
+        assert_eq!(world.receipts(LATER, Input::Tick), [receipt(5, 0, &[2])]);
+    }
+
+    #[test]
+    fn every_group_is_asked_about_sometimes() {
+        let mut world = World::with_groups(12);
+        let mut asked = BTreeSet::new();
+        for _ in 0..50 {
+            let mut out = Vec::new();
+            world.0.requests.clear();
+            world.0.request_group_progress(Instant::from_millis(0), &mut out);
+            let ids: Vec<_> = out
+                .iter()
+                .filter_map(|output| match output {
+                    Output::Send(ClientFrame::Request(_, Request::Delivered(id))) => Some(*id),
+                    _ => None,
+                })
+                .collect();
+            assert_eq!(ids.len(), GROUPS_AT_ONCE);
+            asked.extend(ids);
+        }
+        assert_eq!(asked.len(), 12);
+        for n in 1..=12 {
+            for member in [2, 3] {
+                world.0.group_receipt(group(n), user(member), 4, 4);
+            }
+        }
+        let mut out = Vec::new();
+        world.0.request_group_progress(Instant::from_millis(0), &mut out);
+        assert_eq!(out, [], "all have read it");
+    }
+
+    #[test]
+    fn unread_messages_are_bounded() {
+        let mut world = World::with_groups(1);
+        for seq in 0..2 * MAX_UNREAD as u64 {
+            world.0.owe_receipt(Instant::from_millis(0), group(1), seq, user(2));
+        }
+        assert_eq!(world.0.receipts(group(1)).unread.len(), MAX_UNREAD);
+    }
+}

@@ -1,5 +1,6 @@
 use super::window::{MIN_WINDOW, START_WINDOW};
 use super::*;
+use crate::model::client_frame::GroupReceipt;
 use crate::model::envelope::{Publish, SendPosition};
 use crate::model::id::{DeviceId, InstallationId, MessageId};
 use crate::model::limits::{PAGE_ROWS, WINDOW_BYTES};
