@@ -5,7 +5,11 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use crate::TestRng;
 
 /// The machine that a server runs on.
 #[derive(Clone, Debug)]
@@ -51,6 +55,30 @@ pub fn free_port() -> u16 {
 }
 
 impl Server {
+    /// Kills and restarts a server whenever `progress` has risen by `step`, after a random pause, until `over`. Returns the
+    /// number of kills.
+    pub fn kill_again_and_again(
+        server: &Mutex<Self>,
+        progress: &AtomicU64,
+        step: u64,
+        over: &AtomicBool,
+    ) -> u64 {
+        let (mut kills, mut rng) = (0, TestRng::new(42));
+        let mut seen = progress.load(Ordering::Relaxed);
+        while !over.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(rng.below(60)));
+            let now = progress.load(Ordering::Relaxed);
+            if now >= seen + step {
+                seen = now;
+                let mut server = server.lock().unwrap();
+                server.kill();
+                server.restart();
+                kills += 1;
+            }
+        }
+        kills
+    }
+
     pub fn start(dir: &Path) -> Self {
         Self::start_with(dir, &[])
     }

@@ -38,21 +38,11 @@ fn replay(dir: &Path, count: usize, at_least_kills: u64, clients_die: bool) -> O
     }
     let kills = std::thread::scope(|scope| {
         let killer = scope.spawn(|| {
-            let mut kills = 0;
-            let mut seen = progress.stored.load(Ordering::Relaxed);
-            let mut rng = TestRng::new(42);
-            while !over.load(Ordering::Relaxed) && at_least_kills > 0 {
-                std::thread::sleep(Duration::from_millis(rng.below(60)));
-                let now = progress.stored.load(Ordering::Relaxed);
-                if now > seen {
-                    seen = now;
-                    let mut server = server.lock().unwrap();
-                    server.kill();
-                    server.restart();
-                    kills += 1;
-                }
+            if at_least_kills == 0 {
+                0
+            } else {
+                Server::kill_again_and_again(&server, &progress.stored, 1, &over)
             }
-            kills
         });
         let die = |seed| clients_die.then(|| TestRng::new(seed));
         let (dice_a, dice_b) = (die(1), die(2));

@@ -201,20 +201,8 @@ fn group_of_sixteen_devices_shows_each_line_once_in_one_order() {
     let mut kills = 0;
     std::thread::scope(|scope| {
         let killer = scope.spawn(|| {
-            let (mut kills, mut seen, mut rng) = (0, 0, TestRng::new(42));
             let step = total as u64 / (wanted_kills * 3).max(1);
-            while !over.load(Ordering::Relaxed) {
-                std::thread::sleep(Duration::from_millis(rng.below(60)));
-                let now = progress.load(Ordering::Relaxed);
-                if now >= seen + step {
-                    seen = now;
-                    let mut server = server.lock().unwrap();
-                    server.kill();
-                    server.restart();
-                    kills += 1;
-                }
-            }
-            kills
+            Server::kill_again_and_again(&server, &progress, step, &over)
         });
         let (url, group, progress) = (&url, &group, &progress);
         let running: Vec<_> = devices

@@ -1,10 +1,12 @@
 //! The interactive screen: conversations on the left, messages on the right, an input line below.
 
+mod actions;
+mod entered;
 mod talk;
 
 use chat_client::{
-    Client, Content, Conversation, ConversationId, ConversationKind, Event, GapReason, Handle, Message,
-    MessageId, Recipient, Relation, SendRequest, User, UserId,
+    Client, Content, Conversation, ConversationId, ConversationKind, Event, GapReason, Message, Relation,
+    User, UserId,
 };
 use crossterm::event::{
     DisableBracketedPaste, EnableBracketedPaste, Event as Input, EventStream, KeyCode, KeyEvent,
@@ -17,16 +19,15 @@ use ratatui::style::{Style, Stylize};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, List, Paragraph};
 
+use self::actions::{enter, load_older, read, refresh, select};
 use self::talk::Talk;
-use crate::contacts::{Decision, newest};
 use crate::event_json::{of_action, problem};
 use crate::output::{Failure, printable};
 use crate::{Arguments, text};
 
-/// Number of messages that are read from the history at once.
 /// The name of a group of which this device does not know the name.
 const GROUP: &str = "[group]";
-
+/// Number of messages that are read from the history at once.
 const PAGE: usize = 50;
 
 /// The state of the screen.
@@ -42,61 +43,6 @@ struct Screen {
     scroll: usize,
     /// Height of the window with messages, in lines.
     height: usize,
-}
-
-/// A line of the input.
-#[derive(Debug, PartialEq, Eq)]
-enum Entered<'a> {
-    Nothing,
-    To(&'a str),
-    Decide(Decision),
-    Report(&'a str),
-    /// Change or answer the newest message.
-    Change(Change<'a>),
-    /// Join a group: with a link, or by the newest invitation in the open conversation.
-    Join(Option<&'a str>),
-    UnknownCommand(&'a str),
-    Text(&'a str),
-}
-
-/// A change of, or an answer to, the newest message of the open conversation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Change<'a> {
-    /// Replace the text of the newest own message.
-    Edit(&'a str),
-    /// Delete the newest own message.
-    Delete,
-    /// React to the newest message of another user.
-    React(&'a str),
-    /// Answer the newest message of another user.
-    Reply(&'a str),
-}
-
-impl<'a> Entered<'a> {
-    fn read(input: &'a str) -> Self {
-        let trimmed = input.trim();
-        match trimmed.strip_prefix('/') {
-            _ if trimmed.is_empty() => Self::Nothing,
-            // A text may begin with a slash that is written twice.
-            Some(escaped) if escaped.starts_with('/') => Self::Text(escaped),
-            Some("accept") => Self::Decide(Decision::Accept),
-            Some("block") => Self::Decide(Decision::Block),
-            Some("unblock") => Self::Decide(Decision::Unblock),
-            Some("report") => Self::Report(""),
-            Some("join") => Self::Join(None),
-            Some("delete") => Self::Change(Change::Delete),
-            Some(command) => match command.split_once(' ') {
-                Some(("to", name)) => Self::To(name.trim()),
-                Some(("edit", text)) => Self::Change(Change::Edit(text.trim())),
-                Some(("react", emoji)) => Self::Change(Change::React(emoji.trim())),
-                Some(("reply", text)) => Self::Change(Change::Reply(text.trim())),
-                Some(("join", link)) => Self::Join(Some(link.trim())),
-                Some(("report", note)) => Self::Report(note.trim()),
-                _ => Self::UnknownCommand(command.split(' ').next().unwrap_or_default()),
-            },
-            None => Self::Text(input),
-        }
-    }
 }
 
 impl Screen {
@@ -426,188 +372,11 @@ async fn press(client: &Client, screen: &mut Screen, key: KeyEvent) -> bool {
     true
 }
 
-async fn enter(client: &Client, screen: &mut Screen) {
-    let input = std::mem::take(&mut screen.input);
-    screen.note.clear();
-    match Entered::read(&input) {
-        Entered::Nothing => {}
-        Entered::To(name) => open_talk(client, screen, name).await,
-        Entered::Decide(decision) => decide(client, screen, decision).await,
-        Entered::Report(note) => report(client, screen, note).await,
-        Entered::Change(change) => {
-            if let Err(error) = change_newest(client, screen, change).await {
-                screen.note = text(error);
-                screen.input = input;
-            }
-        }
-        Entered::Join(link) => screen.note = join(client, screen, link).await.unwrap_or_else(text),
-        Entered::UnknownCommand(name) => {
-            screen.note = format!("unknown command /{name}; a text may begin with //");
-            screen.input = input;
-        }
-        Entered::Text(content) => {
-            let Some((id, user)) = screen.selected_talk().map(|talk| (talk.id, talk.user)) else {
-                screen.note = "choose a recipient first: /to NAME".into();
-                screen.input = input;
-                return;
-            };
-            let to = if id.kind() == Ok(ConversationKind::Group) { Recipient::from(id) } else { user.into() };
-            match client.send(to, content).await {
-                Ok(ticket) => sent(screen, id, ticket.message(), content),
-                Err(error) => {
-                    screen.note = text(error);
-                    screen.input = input;
-                }
-            }
-        }
-    }
-}
-
-async fn decide(client: &Client, screen: &mut Screen, decision: Decision) {
-    let talk = screen.selected_talk().filter(|talk| !talk.is_group());
-    let Some((user, name)) = talk.map(|talk| (talk.user, talk.name.clone())) else {
-        screen.note = "open the chat of the user first: /to NAME".into();
-        return;
-    };
-    screen.note = match decision.make(client, user).await {
-        Ok(()) => format!("{} {name}", decision.done()),
-        Err(error) => text(error),
-    };
-}
-
-/// Changes or answers the newest message of the open conversation.
-async fn change_newest(client: &Client, screen: &mut Screen, change: Change<'_>) -> chat_client::Result<()> {
-    let is_own = matches!(change, Change::Edit(_) | Change::Delete);
-    let Some(message) = screen.selected_talk().and_then(|talk| talk.newest_message(is_own)) else {
-        screen.note = "there is no such message in this conversation".into();
-        return Ok(());
-    };
-    match change {
-        Change::Edit(content) => drop(client.edit(message, content).await?),
-        Change::Delete => drop(client.delete(message).await?),
-        Change::React(emoji) => drop(client.react(message, emoji).await?),
-        Change::Reply(content) => {
-            let request = SendRequest::text(content).reply_to(message);
-            let ticket = client.send(message.conversation, request).await?;
-            sent(screen, message.conversation, ticket.message(), content);
-        }
-    }
-    Ok(())
-}
-
-/// Reads the newest page of a conversation again, after messages were changed.
-async fn refresh(client: &Client, screen: &mut Screen, conversation: ConversationId) {
-    let own = screen.own.clone();
-    let Some(talk) = screen.find(conversation) else { return };
-    let Ok(messages) = client.history(conversation, None, PAGE).await else { return };
-    for message in messages.iter().filter(|message| !message.archived) {
-        let author = message.sender.to_string();
-        let is_own = author == own;
-        talk.add(message.seq, message.id, author, message.content(), is_own);
-        talk.mark(message, is_own);
-    }
-}
-
-/// Queues that this user joins a group. Returns the line to show.
-async fn join(client: &Client, screen: &Screen, link: Option<&str>) -> chat_client::Result<String> {
-    let invitation = match link {
-        Some(link) => Some(link.parse()?),
-        None => screen.selected_talk().and_then(Talk::invitation),
-    };
-    let Some(invitation) = invitation else {
-        return Ok("there is no invitation in this conversation; /join LINK uses a link".into());
-    };
-    client.join_group(&invitation).await?;
-    Ok("joining the group: it appears with its first message".into())
-}
-
-/// Reports the newest messages of the selected user.
-async fn report(client: &Client, screen: &mut Screen, note: &str) {
-    const REPORTED: usize = 5;
-    let talk = screen.selected_talk().filter(|talk| !talk.is_group());
-    let Some((user, name)) = talk.map(|talk| (talk.user, talk.name.clone())) else {
-        screen.note = "open the chat of the user first: /to NAME".into();
-        return;
-    };
-    let reported = async {
-        let messages = newest(client, user, REPORTED).await?;
-        client.report(&messages, note).await.map(|()| messages.len())
-    };
-    screen.note = match reported.await {
-        Ok(count) => format!("reported {count} messages of {name}; /block ends them"),
-        Err(error) => text(error),
-    };
-}
-
-fn sent(screen: &mut Screen, selected: ConversationId, id: MessageId, content: &str) {
-    screen.scroll = 0;
-    let own = screen.own.clone();
-    if let Some(talk) = screen.find(selected) {
-        talk.queue(id, own, content.to_owned());
-    }
-}
-
-/// Opens the conversation with a user. No conversation is selected while the user is unknown.
-async fn open_talk(client: &Client, screen: &mut Screen, name: &str) {
-    screen.selected = None;
-    // Handles have no capital letters.
-    let name = name.to_lowercase();
-    if Handle::new(&name).is_err() {
-        screen.note = format!("{name} is not a handle");
-        return;
-    }
-    match client.resolve(&name).await {
-        Ok(user) => {
-            let id = client.conversation_with(user);
-            screen.talk(id, user, || name);
-            select(client, screen, id).await;
-        }
-        Err(error) => screen.note = format!("{name}: {}", text(error)),
-    }
-}
-
-async fn select(client: &Client, screen: &mut Screen, id: ConversationId) {
-    screen.selected = Some(id);
-    screen.scroll = 0;
-    // The server sends typing notifications of a group only while it is open.
-    let _ = client.open_conversation(Some(id)).await;
-    if screen.find(id).is_some_and(|talk| talk.oldest().is_none_or(|oldest| oldest > 1)) {
-        load_older(client, screen).await;
-    }
-    read(client, screen).await;
-}
-
-/// Reads a page of the history below the oldest message on the screen.
-async fn load_older(client: &Client, screen: &mut Screen) {
-    let own = screen.own.clone();
-    let Some(selected) = screen.selected else { return };
-    let Some(talk) = screen.find(selected).filter(|talk| !talk.is_complete) else { return };
-    let Ok(messages) = client.history(selected, talk.oldest(), PAGE).await else { return };
-    talk.is_complete = messages.len() < PAGE;
-    for message in messages {
-        let author = message.sender.to_string();
-        let is_own = author == own;
-        if message.archived {
-            talk.add_archived(message.seq, message.id, author, message.content());
-        } else {
-            talk.add(message.seq, message.id, author, message.content(), is_own);
-        }
-        talk.mark(&message, is_own);
-    }
-}
-
-/// Reports the open conversation as read while its newest line is visible.
-async fn read(client: &Client, screen: &mut Screen) {
-    let (Some(selected), 0) = (screen.selected, screen.scroll) else { return };
-    if let Some(talk) = screen.find(selected).filter(|talk| talk.unread > 0) {
-        talk.unread = 0;
-        let newest = talk.newest();
-        let _ = client.read(selected, newest).await;
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use chat_client::MessageId;
+
+    use super::entered::{Change, Entered};
     use super::*;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;

@@ -7,7 +7,8 @@ use prost::Message as _;
 use rusqlite::{OptionalExtension, params};
 
 use super::events::{EventKind, EventRow};
-use super::{LocalStore, SCHEMA, VERSION, blob, failed, number};
+use super::schema::{SCHEMA, VERSION};
+use super::{LocalStore, blob, failed, number};
 
 /// From version 1 to version 2.
 const FROM_1: &str = "

@@ -121,9 +121,13 @@ fn check_chain(
         return Err(Violation::Repeated { expected, received });
     }
     let missing = received - expected;
-    // In a later incarnation the message before it may be one that was stored in an earlier one.
-    let follows_known = || message.incarnation > 0 && knows_prev();
-    if missing > excused.saturating_sub(chain.excused) && !follows_known() {
+    let left = excused.saturating_sub(chain.excused);
+    // In a later incarnation the messages before it may be some that were stored in an earlier one.
+    let is_explained = match message.incarnation {
+        0 => missing <= left,
+        _ => missing == 0 || left > 0 || knows_prev(),
+    };
+    if !is_explained {
         return Err(Violation::Missing { expected, received });
     }
     if missing == 0 && message.prev != chain.id {
@@ -133,18 +137,17 @@ fn check_chain(
 }
 
 /// Returns the excused seqs that count as used after a message. A message of a first incarnation uses all: a gap before it
-/// explains no later number. In a later incarnation numbers may be those of messages that were stored before this device
-/// joined, and such a number can come at any time: so only as many are used as are missing, and each incarnation begins with
-/// all of them.
-fn excused_after(chain: Chain, message: &Message, excused: u64) -> u64 {
+/// explains no later number. In a later incarnation the missing numbers may be those of messages that were stored before,
+/// which this device has or lacks. If it lacks the last one of them, one excused seq explains the gap, in each incarnation
+/// anew: the server repeats a message once.
+fn excused_after(chain: Chain, message: &Message, excused: u64, knows_prev: bool) -> u64 {
     if message.incarnation == 0 || excused >= UNKNOWN_START {
         return excused;
     }
     let is_same = message.incarnation == chain.incarnation;
-    let expected = if is_same { chain.client_seq.saturating_add(1) } else { 1 };
-    let missing = message.client_seq.saturating_sub(expected);
-    let used = if is_same { chain.excused } else { 0 };
-    used.saturating_add(missing).min(excused)
+    let (expected, used) = if is_same { (chain.client_seq.saturating_add(1), chain.excused) } else { (1, 0) };
+    let has_gap = message.client_seq > expected;
+    used.saturating_add(u64::from(has_gap && !knows_prev)).min(excused)
 }
 
 impl Replica {
@@ -221,10 +224,10 @@ impl Replica {
         let excused = known.excused;
         // A mailbox keeps no messages, so the first message of an incarnation may have any number there.
         let is_mailbox = conversation.kind() == Ok(ConversationKind::Mailbox);
-        let knows_prev = || {
-            is_mailbox || opened.knows_prev || self.received_uncommitted(sender.installation, message.prev)
-        };
-        if let Err(violation) = check_chain(chain, message, excused, knows_prev)
+        let knows_prev = is_mailbox
+            || opened.knows_prev
+            || self.asks_for_prev(row) && self.received_uncommitted(sender.installation, message.prev);
+        if let Err(violation) = check_chain(chain, message, excused, || knows_prev)
             && !Mutant::ChainIgnored.is_active()
         {
             self.report_violation(conversation, Some(sender), violation);
@@ -233,7 +236,7 @@ impl Replica {
             self.check_view(row, sender, view, opened.seen);
         }
         let (incarnation, client_seq) = (message.incarnation, message.client_seq);
-        let excused = excused_after(chain, message, excused);
+        let excused = excused_after(chain, message, excused, knows_prev);
         let last = Chain { incarnation, client_seq, id: message.id, excused };
         let known = self.conversations.entry(conversation).or_default();
         if (incarnation, client_seq) >= (chain.incarnation, chain.client_seq) {
@@ -394,21 +397,25 @@ mod tests {
         // It joined after 5 seqs. The sender then takes incarnation 1, in which the numbers 2 and 4 are those of messages
         // that were stored before.
         let first = message(1, 1, 6, 0);
-        let excused = excused_after(Chain::default(), &first, 5);
+        let excused = excused_after(Chain::default(), &first, 5, false);
         assert_eq!((check_chain(Chain::default(), &first, 5, || false), excused), (Ok(()), 0));
         let (third, last) = (message(1, 3, 7, 2), chain(1, 1, 6, excused));
-        let excused = excused_after(last, &third, 5);
+        let excused = excused_after(last, &third, 5, false);
         assert_eq!((check_chain(last, &third, 5, || false), excused), (Ok(()), 1));
         let last = chain(1, 3, 7, excused);
         assert_eq!(check_chain(last, &message(1, 5, 8, 4), 5, || false), Ok(()));
-        assert!(check_chain(last, &message(1, 9, 8, 4), 5, || false).is_err(), "more than there were seqs");
+        // Some of the repeated messages are known to this device: one excused seq explains the gap.
+        assert_eq!(check_chain(last, &message(1, 12, 8, 4), 5, || false), Ok(()));
+        assert!(check_chain(chain(1, 3, 7, 5), &message(1, 5, 8, 4), 5, || false).is_err(), "all are used");
         assert_eq!(
-            excused_after(Chain::default(), &message(0, 1, 6, 0), 5),
-            5,
-            "a first incarnation has none"
+            excused_after(last, &message(1, 12, 8, 4), 5, true),
+            excused,
+            "the gap ends with a known one"
         );
+        let of_first = excused_after(Chain::default(), &message(0, 1, 6, 0), 5, false);
+        assert_eq!(of_first, 5, "a first incarnation has none");
         // A sender that this device knew in an earlier incarnation may repeat the same messages.
-        let excused = excused_after(chain(0, 6, 6, 5), &message(1, 1, 7, 0), 5);
+        let excused = excused_after(chain(0, 6, 6, 5), &message(1, 1, 7, 0), 5, false);
         assert_eq!(check_chain(chain(1, 1, 7, excused), &message(1, 3, 8, 2), 5, || false), Ok(()));
     }
 

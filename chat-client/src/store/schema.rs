@@ -1,0 +1,52 @@
+//! The tables of the local store.
+
+/// Version of the tables. A store of a later version is not opened.
+pub(super) const VERSION: i64 = 8;
+
+/// The tables of a new store.
+pub(super) const SCHEMA: &str = "
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE suite (tbl INTEGER, key BLOB, value BLOB NOT NULL, PRIMARY KEY (tbl, key)) WITHOUT ROWID;
+CREATE TABLE conversations (
+  id BLOB PRIMARY KEY, peer BLOB, cursor INTEGER NOT NULL DEFAULT 0, client_seq INTEGER NOT NULL DEFAULT 0,
+  prev BLOB NOT NULL DEFAULT x'00000000000000000000000000000000', last_own INTEGER NOT NULL DEFAULT 0,
+  delivered INTEGER NOT NULL DEFAULT 0, read INTEGER NOT NULL DEFAULT 0, excused INTEGER NOT NULL DEFAULT 0,
+  roster_behind INTEGER NOT NULL DEFAULT 0, name TEXT, name_from BLOB,
+  link_secret BLOB) WITHOUT ROWID;
+CREATE TABLE rosters (
+  conversation BLOB NOT NULL, version INTEGER NOT NULL, roster BLOB NOT NULL,
+  PRIMARY KEY (conversation, version)) WITHOUT ROWID;
+CREATE TABLE sender_keys (conversation BLOB PRIMARY KEY, key BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE chains (
+  conversation BLOB NOT NULL, sender BLOB NOT NULL, incarnation INTEGER NOT NULL, client_seq INTEGER NOT NULL,
+  message_id BLOB NOT NULL, excused INTEGER NOT NULL, PRIMARY KEY (conversation, sender)) WITHOUT ROWID;
+CREATE TABLE messages (
+  conversation BLOB NOT NULL, seq INTEGER NOT NULL, sender BLOB NOT NULL, user BLOB NOT NULL, device INTEGER NOT NULL,
+  message_id BLOB NOT NULL, content BLOB, sent_at INTEGER NOT NULL, audience BLOB,
+  unasked INTEGER NOT NULL DEFAULT 0, row_hash BLOB, anchor INTEGER, body_key BLOB, roster_version INTEGER,
+  target BLOB, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
+CREATE INDEX messages_by_author ON messages (message_id, user);
+CREATE INDEX messages_by_target ON messages (conversation, target, seq) WHERE target IS NOT NULL;
+CREATE INDEX messages_archived ON messages (conversation, anchor) WHERE anchor IS NOT NULL;
+CREATE INDEX messages_unasked ON messages (unasked) WHERE unasked = 1;
+CREATE UNIQUE INDEX messages_by_id ON messages (sender, message_id, conversation);
+CREATE INDEX messages_seen ON messages (conversation, seq) WHERE row_hash IS NOT NULL;
+CREATE TABLE outbox (
+  n INTEGER PRIMARY KEY AUTOINCREMENT, message_id BLOB NOT NULL UNIQUE, handle TEXT, user BLOB, content BLOB NOT NULL,
+  installation BLOB, device INTEGER, bound INTEGER NOT NULL DEFAULT 0,
+  sent_at INTEGER NOT NULL, publish BLOB, void INTEGER NOT NULL DEFAULT 0, attempted INTEGER NOT NULL DEFAULT 0,
+  group_id BLOB, action BLOB);
+CREATE TABLE refs (ref TEXT PRIMARY KEY, message_id BLOB NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID;
+CREATE INDEX refs_by_id ON refs (message_id);
+CREATE TABLE lists (user BLOB PRIMARY KEY, list BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE contacts (user BLOB PRIMARY KEY, accepted INTEGER NOT NULL, blocked INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE handles (handle TEXT PRIMARY KEY, user BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE receipts (
+  conversation BLOB, user BLOB, delivered INTEGER NOT NULL DEFAULT 0, read INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (conversation, user)) WITHOUT ROWID;
+CREATE TABLE events (n INTEGER PRIMARY KEY AUTOINCREMENT, message_id BLOB, event BLOB NOT NULL);
+CREATE INDEX events_by_id ON events (message_id) WHERE message_id IS NOT NULL;
+CREATE TABLE event_cursors (name TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE unknown_rows (
+  conversation BLOB NOT NULL, seq INTEGER NOT NULL, row BLOB NOT NULL, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
+";
