@@ -86,7 +86,7 @@ fn no_schedule_breaks_a_law() {
 }
 
 /// Seeds that once broke a law, with the index of the kind in [`kinds`].
-const REGRESSIONS: [(u64, usize); 34] = [
+const REGRESSIONS: [(u64, usize); 35] = [
     (17, 0),
     (108, 0),
     (16_520, 0),
@@ -121,6 +121,7 @@ const REGRESSIONS: [(u64, usize); 34] = [
     (2285, 4),
     (9231, 2),
     (11719, 4),
+    (13031, 4),
 ];
 
 #[test]

@@ -140,9 +140,11 @@ impl Entry {
         Some(part.roster_version.saturating_sub(u64::from(changes)))
     }
 
-    /// Whether this message without content will name the newest device lists. Another message may be refused.
+    /// Whether this message without content will name the newest device lists. Another message may be refused, and one that
+    /// a closed incarnation sent may be stored as it was.
     pub(super) fn will_name_lists(&self) -> bool {
-        self.publish.is_none() && self.draft.content.is_empty() && self.draft.action.is_none()
+        let is_empty = self.draft.content.is_empty() && self.draft.action.is_none();
+        is_empty && self.publish.is_none() && !self.is_uncertain
     }
 
     /// Whether the entry can be sent: it is sealed or a skip.

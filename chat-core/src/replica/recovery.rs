@@ -100,6 +100,8 @@ impl Replica {
         if !std::mem::take(&mut self.server_restore.keeps_sessions) {
             out.push(Output::Forget(incarnation));
         }
+        // A waiting message that was to name the device lists may be stored without them.
+        self.update_rosters(now);
         self.make_prekeys(true, out);
     }
 }
