@@ -5,7 +5,8 @@ use chat_core::replica::Unreadable;
 use chat_core::{ConversationId, MessageId, UserId};
 use prost::Message as _;
 
-use crate::invitation::{GroupInvitation, MAX_NAME, RawInvitation};
+use crate::group_profile::GroupProfile;
+use crate::invitation::{GroupInvitation, RawInvitation};
 use crate::message::{Content, MessageRef};
 use crate::message_change::{MAX_EMOJI, MessageChange};
 use crate::send::SendRequest;
@@ -46,6 +47,12 @@ struct RawContent {
     /// The reaction is taken back.
     #[prost(bool, tag = "11")]
     removed: bool,
+    /// The description of the group, beside its name.
+    #[prost(string, tag = "12")]
+    group_description: String,
+    /// The reference to the picture of the group, beside its name.
+    #[prost(string, optional, tag = "13")]
+    group_picture: Option<String>,
 }
 
 /// Names a message of the same conversation.
@@ -79,6 +86,13 @@ pub(crate) struct Attributes {
 impl RawContent {
     fn encode_padded(self) -> Vec<u8> {
         pad(Self { version: VERSION, ..self }.encode_to_vec())
+    }
+
+    /// Returns the profile of a group. A member chooses it: one with sizes that are not allowed is ignored.
+    fn group_profile(self) -> Option<GroupProfile> {
+        let (name, description) = (self.group_name?, self.group_description);
+        let profile = GroupProfile { name, description, picture: self.group_picture };
+        profile.check().is_ok().then_some(profile)
     }
 }
 
@@ -143,10 +157,14 @@ pub(crate) fn encode_text(text: &str) -> Vec<u8> {
     RawContent { text: Some(text.to_owned()), ..RawContent::default() }.encode_padded()
 }
 
-/// Returns the encoded and padded content of a message in a group, with the name of the group, its link, or both.
-pub(crate) fn encode_group_details(name: Option<String>, link: Option<&GroupInvitation>) -> Vec<u8> {
-    let invitation = link.map(GroupInvitation::to_raw);
-    RawContent { group_name: name, invitation, ..RawContent::default() }.encode_padded()
+/// Returns the encoded and padded content of a message in a group, with the profile of the group, its link, or both.
+pub(crate) fn encode_group_details(profile: Option<GroupProfile>, link: Option<&GroupInvitation>) -> Vec<u8> {
+    let mut raw = RawContent { invitation: link.map(GroupInvitation::to_raw), ..RawContent::default() };
+    if let Some(profile) = profile {
+        (raw.group_name, raw.group_description) = (Some(profile.name), profile.description);
+        raw.group_picture = profile.picture;
+    }
+    raw.encode_padded()
 }
 
 /// Returns the encoded and padded content of an invitation.
@@ -154,16 +172,11 @@ pub(crate) fn encode_invitation(invitation: &GroupInvitation) -> Vec<u8> {
     encode_group_details(None, Some(invitation))
 }
 
-/// Whether a text can be the name of a group. A member chooses it: another one is ignored.
-fn is_name(name: &str) -> bool {
-    (1..=MAX_NAME).contains(&name.len())
-}
-
-/// Returns the name and the link of the group in padded content.
-pub(crate) fn group_details(content: &[u8]) -> (Option<String>, Option<GroupInvitation>) {
-    let raw = unpad(content).ok().and_then(|bytes| RawContent::decode(bytes).ok()).unwrap_or_default();
-    let invitation = raw.invitation.and_then(|raw| GroupInvitation::from_raw(raw).ok());
-    (raw.group_name.filter(|name| is_name(name)), invitation)
+/// Returns the profile and the link of the group in padded content.
+pub(crate) fn group_details(content: &[u8]) -> (Option<GroupProfile>, Option<GroupInvitation>) {
+    let mut raw = unpad(content).ok().and_then(|bytes| RawContent::decode(bytes).ok()).unwrap_or_default();
+    let invitation = raw.invitation.take().and_then(|raw| GroupInvitation::from_raw(raw).ok());
+    (raw.group_profile(), invitation)
 }
 
 impl Content {
@@ -180,8 +193,11 @@ impl Content {
         match raw {
             Some(RawContent { deleted: true, .. }) => Self::Deleted,
             Some(RawContent { text: Some(text), .. }) => Self::Text(text),
-            Some(RawContent { group_name: Some(name), .. }) if is_name(&name) => Self::GroupName(name),
-            Some(RawContent { group_name: Some(_), .. }) => Self::Unreadable(Unreadable::Malformed),
+            Some(raw @ RawContent { group_name: Some(_), .. }) => {
+                raw.group_profile().map_or(Self::Unreadable(Unreadable::Malformed), |profile| {
+                    Self::GroupProfile(Box::new(profile))
+                })
+            }
             Some(RawContent { invitation: Some(raw), .. }) => match GroupInvitation::from_raw(raw) {
                 Ok(invitation) => Self::Invitation(Box::new(invitation)),
                 Err(_) => Self::Unreadable(Unreadable::Malformed),
@@ -206,9 +222,12 @@ mod tests {
         }
         assert_eq!(Content::decode(&[]), Content::Cleared);
         assert_eq!(encode_text("hi").len(), encode_text("hello").len());
-        for name in ["", &"x".repeat(MAX_NAME + 1)] {
-            let content = encode_group_details(Some(name.to_owned()), None);
-            assert_eq!(group_details(&content).0, None, "it would fail where the name is sent on");
+        let long =
+            |profile: GroupProfile| [profile.clone().description("x".repeat(4_097)), profile.picture("")];
+        let nameless = [GroupProfile::default(), GroupProfile::new("x".repeat(257))];
+        for profile in nameless.into_iter().chain(long(GroupProfile::new("Hiking"))) {
+            let content = encode_group_details(Some(profile), None);
+            assert_eq!(group_details(&content).0, None, "it would fail where the profile is sent on");
             assert_eq!(Content::decode(&content), Content::Unreadable(Unreadable::Malformed));
         }
     }

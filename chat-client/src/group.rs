@@ -4,6 +4,7 @@ use chat_core::ConversationId;
 use chat_core::roster::{GroupPolicy, Role};
 use serde::{Deserialize, Serialize};
 
+use crate::group_profile::GroupProfile;
 use crate::invitation::GroupInvitation;
 use crate::message::User;
 
@@ -12,8 +13,8 @@ use crate::message::User;
 #[non_exhaustive]
 pub struct Group {
     pub id: ConversationId,
-    /// The name; `None` if no message with it has arrived yet.
-    pub name: Option<String>,
+    /// Name, description and picture; `None` if no message with them has arrived yet.
+    pub profile: Option<GroupProfile>,
     /// All members; this user is one of them unless it was removed or has left.
     pub members: Vec<GroupMember>,
     /// The roles that may do something in the group.
@@ -26,6 +27,13 @@ pub struct Group {
     pub pending: Vec<PendingMember>,
     /// The link with which users join. Its secret is missing if no message with it has reached this device.
     pub link: Option<GroupJoinLink>,
+}
+
+impl Group {
+    /// Returns the name, if a message with it has arrived.
+    pub fn name(&self) -> Option<&str> {
+        self.profile.as_ref().map(|profile| &profile.name[..])
+    }
 }
 
 /// The progress of a message at one member of its group.

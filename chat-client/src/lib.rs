@@ -24,6 +24,8 @@ mod event;
 #[cfg(feature = "client")]
 mod group;
 #[cfg(feature = "client")]
+mod group_profile;
+#[cfg(feature = "client")]
 mod invitation;
 #[cfg(feature = "client")]
 mod linking;
@@ -60,6 +62,8 @@ pub use conversation::Conversation;
 pub use event::{Event, EventRecord, GapReason, Presence, RefusedReason};
 #[cfg(feature = "client")]
 pub use group::{Group, GroupJoinLink, GroupMember, MemberReceipt, PendingMember};
+#[cfg(feature = "client")]
+pub use group_profile::GroupProfile;
 #[cfg(feature = "client")]
 pub use invitation::GroupInvitation;
 #[cfg(feature = "client")]

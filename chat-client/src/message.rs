@@ -7,6 +7,7 @@ use chat_core::replica::Unreadable;
 use chat_core::{ConversationId, DeviceId, Handle, MessageId, UserId};
 use serde::{Deserialize, Serialize};
 
+use crate::group_profile::GroupProfile;
 use crate::invitation::GroupInvitation;
 
 /// A user, with the handle if this device has resolved it. `Display` writes the handle, or the id in hexadecimal.
@@ -96,8 +97,8 @@ pub struct Reaction {
 pub enum Content {
     /// A text of at most 64 KiB.
     Text(String),
-    /// The name of the group that the message belongs to.
-    GroupName(String),
+    /// The profile of the group that the message belongs to: a member has set or changed it.
+    GroupProfile(Box<GroupProfile>),
     /// In a direct conversation: an invitation of this user to a group, with [`Client::join_group`](crate::Client::join_group).
     /// In a group: the link of the group, of which all members know the secret.
     Invitation(Box<GroupInvitation>),

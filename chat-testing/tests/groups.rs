@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 use chat_client::prelude::*;
-use chat_client::{GroupAction, GroupInvitation, GroupPolicy, RefusedReason, Role, Status};
+use chat_client::{GroupAction, GroupInvitation, GroupPolicy, GroupProfile, RefusedReason, Role, Status};
 use chat_core::backend::Rules;
 use chat_testing::{TestServer, Unencrypted};
 
@@ -66,21 +66,22 @@ async fn every_member_reads_every_message_once_in_one_order() {
 }
 
 #[tokio::test]
-async fn group_names_its_members_roles_and_name_on_each_device() {
+async fn group_has_its_members_roles_and_profile_on_each_device() {
     let (server, [alice, bob, carol], group) = founded().await;
     alice.send(group, "hello").await.unwrap();
     next_text(&server, &bob).await;
     let known = bob.group(group).await.unwrap();
-    assert_eq!((known.name.as_deref(), known.own_role), (Some("Hiking"), Some(Role::Member)));
+    assert_eq!((known.name(), known.own_role), (Some("Hiking"), Some(Role::Member)));
     let role = |user| known.members.iter().find(|member| member.user.id == user).unwrap().role;
     assert_eq!(
         [role(alice.user()), role(bob.user()), role(carol.user())],
         [Role::Owner, Role::Member, Role::Member]
     );
-    alice.rename_group(group, "Climbing").await.unwrap().stored().await.unwrap();
+    let profile = GroupProfile::new("Climbing").description("At the wall").picture("media:1");
+    alice.edit_group(group, profile.clone()).await.unwrap().stored().await.unwrap();
     changed(&server, &bob, |action| *action == GroupAction::Edit).await;
-    assert_eq!(bob.group(group).await.unwrap().name.as_deref(), Some("Climbing"));
-    assert_eq!(alice.group(group).await.unwrap().name.as_deref(), Some("Climbing"));
+    assert_eq!(bob.group(group).await.unwrap().profile, Some(profile.clone()));
+    assert_eq!(alice.group(group).await.unwrap().profile, Some(profile));
     let listed = bob.conversations().await.unwrap();
     assert_eq!(listed.iter().find(|one| one.id == group).unwrap().name.as_deref(), Some("Climbing"));
 }
@@ -96,7 +97,7 @@ async fn new_member_reads_later_messages_and_no_earlier_one() {
     changed(&server, &dave, |action| *action == add).await;
     bob.send(group, "after").await.unwrap().stored().await.unwrap();
     assert_eq!(next_text(&server, &dave).await, (bob.user(), "after".into()));
-    assert_eq!(dave.group(group).await.unwrap().name.as_deref(), Some("Hiking"));
+    assert_eq!(dave.group(group).await.unwrap().name(), Some("Hiking"));
     let history = dave.history(group, None, 100).await.unwrap();
     assert!(history.iter().all(|message| message.text() != Some("before")));
     dave.send(group, "thanks").await.unwrap().stored().await.unwrap();
@@ -224,7 +225,7 @@ async fn user_that_is_no_contact_is_invited_and_gets_nothing_until_it_joins() {
 
     dave.join_group(&invitation).await.unwrap().stored().await.unwrap();
     let known = dave.group(group).await.unwrap();
-    assert_eq!((known.name.as_deref(), known.own_role), (Some("Hiking"), Some(Role::Member)));
+    assert_eq!((known.name(), known.own_role), (Some("Hiking"), Some(Role::Member)));
     changed(&server, &bob, |action| *action == GroupAction::Join(None)).await;
     bob.send(group, "after").await.unwrap().stored().await.unwrap();
     assert_eq!(next_text(&server, &dave).await, (bob.user(), "after".into()));
@@ -281,7 +282,7 @@ async fn link_lets_users_join_until_it_is_replaced() {
     let url = link.to_url("https://chat.example.org/join");
     dave.join_group(&url.parse().unwrap()).await.unwrap().stored().await.unwrap();
     let known = dave.group(group).await.unwrap();
-    assert_eq!((known.name.as_deref(), known.members.len()), (Some("Hiking"), 4));
+    assert_eq!((known.name(), known.members.len()), (Some("Hiking"), 4));
     assert_eq!(known.link.unwrap().invitation.as_ref(), Some(&link), "a member can pass it on");
     changed(&server, &bob, |action| matches!(action, GroupAction::Join(Some(_)))).await;
     assert_eq!(bob.group(group).await.unwrap().link.unwrap().invitation, Some(link.clone()));

@@ -303,7 +303,9 @@ pub(crate) fn invitation_text(invitation: &GroupInvitation) -> String {
 pub(crate) fn shown(content: &Content) -> String {
     match content {
         Content::Text(text) => printable(text),
-        Content::GroupName(name) => format!("[named the group {}]", printable(name)),
+        Content::GroupProfile(profile) => {
+            format!("[set the profile of the group {}]", printable(&profile.name))
+        }
         Content::Deleted => "[deleted]".to_owned(),
         Content::Invitation(invitation) => format!("[{}]", invitation_text(invitation)),
         content => format!("[cannot be read: {}]", unreadable_reason(content)),

@@ -46,9 +46,10 @@ fn value(event: &Event) -> Value {
                 value
             }
             Content::Text(_) => of_message("message", message),
-            Content::GroupName(name) => json!({
-                "event": "group_named", "from": message.sender.to_string(),
-                "conversation": message.conversation.to_hex(), "seq": message.seq, "name": name
+            Content::GroupProfile(profile) => json!({
+                "event": "group_profile", "from": message.sender.to_string(),
+                "conversation": message.conversation.to_hex(), "seq": message.seq, "name": profile.name,
+                "description": profile.description, "picture": profile.picture
             }),
             Content::Invitation(invitation) => {
                 let is_link = message.conversation == invitation.group();
@@ -269,8 +270,11 @@ pub(crate) fn of_group(group: &Group) -> Value {
         let invited_by = pending.invited_by.as_ref().map(ToString::to_string);
         json!({"user": pending.user.to_string(), "invited_by": invited_by})
     });
+    let profile = group.profile.as_ref();
     json!({
-        "event": "group", "conversation": group.id.to_hex(), "name": group.name,
+        "event": "group", "conversation": group.id.to_hex(), "name": group.name(),
+        "description": profile.map(|profile| &profile.description[..]).unwrap_or_default(),
+        "picture": profile.and_then(|profile| profile.picture.as_ref()),
         "members": members.collect::<Vec<_>>(), "role": group.own_role.map(role_name),
         "pending": pending.collect::<Vec<_>>(), "link": group.link.as_ref().map(of_link),
         "policy": of_policy(group.policy)

@@ -63,12 +63,12 @@ pub(crate) enum GroupCommand {
         /// The new role.
         role: GroupRole,
     },
-    /// Change the name of a group.
-    Rename {
+    /// Change name, description or picture of a group.
+    Edit {
         /// The name or the id of the group.
         group: String,
-        /// The new name.
-        name: String,
+        #[command(flatten)]
+        edit: ProfileEdit,
     },
     /// Invite users: each is a member once it joins.
     Invite {
@@ -159,6 +159,34 @@ impl Policy {
     }
 }
 
+/// The parts of a profile that change. An empty text removes a description or a picture.
+#[derive(clap::Args, Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub(crate) struct ProfileEdit {
+    /// The new name.
+    #[arg(long)]
+    #[serde(default)]
+    name: Option<String>,
+    /// The new description.
+    #[arg(long)]
+    #[serde(default)]
+    description: Option<String>,
+    /// A reference to the new picture.
+    #[arg(long)]
+    #[serde(default)]
+    picture: Option<String>,
+}
+
+impl ProfileEdit {
+    pub(crate) async fn apply(&self, client: &Client, group: ConversationId) -> chat_client::Result<Ticket> {
+        let mut profile = client.group(group).await?.profile.unwrap_or_default();
+        let ProfileEdit { name, description, picture } = self.clone();
+        profile.name = name.unwrap_or(profile.name);
+        profile.description = description.unwrap_or(profile.description);
+        profile.picture = picture.or(profile.picture).filter(|picture| !picture.is_empty());
+        client.edit_group(group, profile).await
+    }
+}
+
 pub(crate) async fn run(arguments: &Arguments, command: &GroupCommand) -> Result<(), Failure> {
     let client = arguments.open().await?;
     ready(&client).await?;
@@ -188,7 +216,12 @@ async fn execute(client: &Client, command: &GroupCommand) -> Result<(), Failure>
         }
         GroupCommand::Show { group } => {
             let group = client.group(find(client, group).await?).await.map_err(text)?;
-            line(shown_name(group.name.as_deref()))?;
+            line(shown_name(group.name()))?;
+            if let Some(profile) = &group.profile {
+                let parts = [Some(&profile.description), profile.picture.as_ref()];
+                let mut shown = parts.into_iter().flatten().filter(|part| !part.is_empty());
+                shown.try_for_each(|part| line(printable(part)))?;
+            }
             for member in &group.members {
                 line(format!("{} {}", member.user, role_name(member.role)))?;
             }
@@ -216,9 +249,9 @@ async fn execute(client: &Client, command: &GroupCommand) -> Result<(), Failure>
             let user = retry(|| client.resolve(user)).await?;
             change(client, group, GroupAction::SetRole(user, role.role())).await
         }
-        GroupCommand::Rename { group, name } => {
+        GroupCommand::Edit { group, edit } => {
             let group = find(client, group).await?;
-            stored(client.rename_group(group, name).await.map_err(text)?).await
+            stored(edit.apply(client, group).await.map_err(text)?).await
         }
         GroupCommand::Leave { group } => change(client, group, GroupAction::Leave).await,
         GroupCommand::Invite { group, users } => {

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::commands::ends_session;
 use crate::contacts::{Decision, newest};
 use crate::event_json::{self, error};
-use crate::groups::{GroupRole, Policy};
+use crate::groups::{GroupRole, Policy, ProfileEdit};
 use crate::output::{ExitCode, Failure, escaped};
 use crate::{Arguments, text};
 
@@ -119,8 +119,8 @@ enum Line {
         users: Vec<String>,
         #[serde(default)]
         role: Option<GroupRole>,
-        #[serde(default)]
-        name: Option<String>,
+        #[serde(flatten)]
+        edit: ProfileEdit,
         #[serde(default)]
         policy: Option<Policy>,
     },
@@ -500,11 +500,10 @@ async fn carry_out(
             });
             say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
         }
-        Line::GroupChange { conversation, action, users, role, name, policy } => {
+        Line::GroupChange { conversation, action, users, role, edit, policy } => {
             let group = ConversationId::from_hex(&conversation).map_err(failed)?;
-            if action == "rename" {
-                let name = name.ok_or_else(|| error("bad_line", "a name is required"))?;
-                return client.rename_group(group, &name).await.map(drop).map_err(failed);
+            if action == "edit" {
+                return edit.apply(client, group).await.map(drop).map_err(failed);
             }
             let users = resolve(client, users).await?;
             let action = match (action.as_str(), role, &users[..]) {

@@ -95,8 +95,8 @@ impl Screen {
         let is_group = message.conversation.kind() == Ok(ConversationKind::Group);
         let name = || if is_group { GROUP.to_owned() } else { peer.to_string() };
         let talk = self.talk(message.conversation, peer.id, name);
-        if let Content::GroupName(name) = message.content() {
-            talk.name.clone_from(name);
+        if let Content::GroupProfile(profile) = message.content() {
+            talk.name.clone_from(&profile.name);
         }
         talk.add(message.seq, message.id, message.sender.to_string(), message.content(), own);
         talk.mark(message, own);

@@ -1,4 +1,4 @@
-//! Groups: founding, members, roles and names.
+//! Groups: founding, members, roles and profiles.
 
 use chat_core::group::{GroupAction, GroupLink};
 use chat_core::roster::GroupPolicy;
@@ -7,19 +7,14 @@ use chat_core::{ConversationId, Error, ErrorKind, Result, UserId};
 use super::{Client, Ticket};
 use crate::driver::{Command, GroupDetails};
 use crate::group::{Group, MemberReceipt};
-use crate::invitation::{GroupInvitation, MAX_NAME};
+use crate::group_profile::GroupProfile;
+use crate::invitation::GroupInvitation;
 use crate::status::Position;
-
-fn check_name(name: &str) -> Result<()> {
-    if name.is_empty() || name.len() > MAX_NAME {
-        return Err(Error::new(ErrorKind::Invalid, "the name of a group has 1 to 256 bytes"));
-    }
-    Ok(())
-}
 
 impl Client {
     /// Founds a group with these users; this user is its owner. Returns its id once the founding is durably in the
     /// outbox: [`send`](Self::send) takes the id at once. The name is encrypted; the server sees the members.
+    /// [`edit_group`](Self::edit_group) adds a description and a picture.
     ///
     /// Users of which this user is a contact are members at once: they have written to it, or accepted it. All others are invited, each with a direct message that
     /// has a [`Content::Invitation`](crate::Content::Invitation). All devices of the members together are at most 256.
@@ -28,10 +23,11 @@ impl Client {
     /// `Invalid` unless the name has 1 to 256 bytes. `Closed`, or the error of the local store. If the server refuses the
     /// founding, for example because it has groups disabled, that is an [`Event::Refused`](crate::Event::Refused).
     pub async fn create_group(&self, name: &str, members: &[UserId]) -> Result<ConversationId> {
-        check_name(name)?;
+        let profile = GroupProfile::new(name);
+        profile.check()?;
         let members = members.iter().copied().filter(|user| *user != self.user()).collect();
         let action = GroupAction::Create { members, policy: GroupPolicy::default() };
-        let details = GroupDetails { name: Some(name.to_owned()), link: None };
+        let details = GroupDetails { profile: Some(profile), link: None };
         let (group, _) =
             self.request(|reply| Command::ChangeGroup { group: None, action, details, reply }).await?;
         Ok(group)
@@ -45,7 +41,7 @@ impl Client {
     ///
     /// # Errors
     /// `NotFound` if this device does not know the group, `Invalid` for the actions that have methods of their own:
-    /// [`create_group`](Self::create_group), [`rename_group`](Self::rename_group), [`join_group`](Self::join_group) and
+    /// [`create_group`](Self::create_group), [`edit_group`](Self::edit_group), [`join_group`](Self::join_group) and
     /// [`create_group_link`](Self::create_group_link). `Closed`, or the error of the local store.
     pub async fn change_group(&self, group: ConversationId, action: GroupAction) -> Result<Ticket> {
         let has_method = match action {
@@ -69,8 +65,8 @@ impl Client {
     /// `Closed`, or the error of the local store.
     pub async fn join_group(&self, invitation: &GroupInvitation) -> Result<Ticket> {
         let proof = invitation.secret().map(|secret| secret.prove(invitation.group(), self.user()));
-        let name = invitation.name().map(str::to_owned);
-        let details = GroupDetails { name, link: invitation.secret().cloned() };
+        let profile = invitation.name().map(GroupProfile::new);
+        let details = GroupDetails { profile, link: invitation.secret().cloned() };
         self.submit_change(invitation.group(), GroupAction::Join(proof), details).await
     }
 
@@ -88,22 +84,35 @@ impl Client {
         group: ConversationId,
         needs_approval: bool,
     ) -> Result<(GroupInvitation, Ticket)> {
-        let name = self.group(group).await?.name;
+        let name = self.group(group).await?.name().map(str::to_owned);
         let secret = self.request(Command::LinkSecret).await?;
         let link = GroupLink { key: secret.key(), approval: needs_approval };
         let invitation = GroupInvitation::new(group, name, Some(secret.clone()))?;
-        let details = GroupDetails { name: None, link: Some(secret) };
+        let details = GroupDetails { profile: None, link: Some(secret) };
         let ticket = self.submit_change(group, GroupAction::SetLink(Some(link)), details).await?;
         Ok((invitation, ticket))
     }
 
-    /// Changes the name of a group. Returns the ticket of the change.
+    /// Replaces the profile of a group: its name, description and picture. Of two changes at the same time the later one
+    /// stands. Returns the ticket of the change, which is refused unless the policy of the group allows this user to edit.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> chat_client::Result<()> {
+    /// # let server = chat_testing::TestServer::builder().serve().await?;
+    /// # let alice = server.client("alice").await?;
+    /// let group = alice.create_group("Hiking", &[]).await?;
+    /// let profile = alice.group(group).await?.profile.unwrap_or_default();
+    /// alice.edit_group(group, profile.description("Every second Sunday.")).await?.stored().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
-    /// `Invalid` unless the name has 1 to 256 bytes, and the errors of [`change_group`](Self::change_group).
-    pub async fn rename_group(&self, group: ConversationId, name: &str) -> Result<Ticket> {
-        check_name(name)?;
-        let details = GroupDetails { name: Some(name.to_owned()), link: None };
+    /// `Invalid` if a part of the profile is too long, and the errors of [`change_group`](Self::change_group).
+    pub async fn edit_group(&self, group: ConversationId, profile: GroupProfile) -> Result<Ticket> {
+        profile.check()?;
+        let details = GroupDetails { profile: Some(profile), link: None };
         self.submit_change(group, GroupAction::Edit, details).await
     }
 

@@ -12,6 +12,7 @@ use crate::contact::{Contact, Relation};
 use crate::conversation::Conversation;
 use crate::event::EventRecord;
 use crate::group::{Group, MemberReceipt};
+use crate::group_profile::GroupProfile;
 use crate::linking::LinkCode;
 use crate::message::Message;
 use crate::safety_number::SafetyNumber;
@@ -106,8 +107,8 @@ pub(crate) enum Command {
 /// The part of a change of a group that the server does not see.
 #[derive(Debug, Default)]
 pub(crate) struct GroupDetails {
-    /// The name of the group.
-    pub name: Option<String>,
+    /// Name, description and picture.
+    pub profile: Option<GroupProfile>,
     /// The secret of its link.
     pub link: Option<LinkSecret>,
 }

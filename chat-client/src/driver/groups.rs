@@ -15,7 +15,7 @@ use crate::invitation::GroupInvitation;
 use crate::platform::random;
 use crate::suite::SuiteTx as _;
 
-/// Maximum members of a founding that has the name of the group.
+/// Maximum members of a founding that has the profile of the group.
 const NAMED_FOUNDERS: usize = 15;
 
 impl Driver {
@@ -39,15 +39,15 @@ impl Driver {
         let id = self.new_message_id()?;
         let group = group.unwrap_or_else(|| ConversationId::group(self.account.device, id, &action.encode()));
         self.changing.push(((group, id), reply));
-        let mut name = details.name.clone();
+        let mut name = details.profile.as_ref().map(|profile| profile.name.clone());
         match &action {
             // A new member cannot read the messages that had the details.
             GroupAction::Add(_) => {
                 let link = self.replica.roster(group).and_then(|roster| roster.link);
                 let is_current = |secret: &LinkSecret| link.is_some_and(|link| link.key == secret.key());
                 let link = self.store.link_secret(group)?.filter(is_current);
-                let details = GroupDetails { name: self.store.group_name(group)?, link };
-                name.clone_from(&details.name);
+                let details = GroupDetails { profile: self.store.group_profile(group)?, link };
+                name = details.profile.as_ref().map(|profile| profile.name.clone());
                 self.send_change(group, id, action, details)?;
             }
             GroupAction::SetLink(_) => {
@@ -57,10 +57,9 @@ impl Driver {
                 self.send_change(group, id, action, details)?;
             }
             GroupAction::Join(_) => {
-                let name =
-                    details.name.map_or_else(|| self.store.invited_to(group), |name| Ok(Some(name)))?;
+                let name = name.map_or_else(|| self.store.invited_to(group), |name| Ok(Some(name)))?;
                 self.store.begin_to_join(group, name.as_deref(), details.link.as_ref())?;
-                self.send_change(group, id, action, GroupDetails::default())?;
+                return self.send_change(group, id, action, GroupDetails::default());
             }
             // More devices need the sender key than one message has boxes for, and none goes ahead of the founding.
             GroupAction::Create { members, .. } if members.len() > NAMED_FOUNDERS => {
@@ -70,7 +69,7 @@ impl Driver {
             }
             GroupAction::Invite(users) => {
                 let users = users.clone();
-                name = self.store.group_name(group)?;
+                name = self.store.group_profile(group)?.map(|profile| profile.name);
                 self.send_change(group, id, action, details)?;
                 self.send_invitations(group, name.clone(), &users)?;
             }
@@ -143,12 +142,12 @@ impl Driver {
         details: GroupDetails,
     ) -> Result<()> {
         let link = details.link.map(|secret| {
-            let name = details.name.clone();
+            let name = details.profile.as_ref().map(|profile| profile.name.clone());
             GroupInvitation::new(group, name, Some(secret))
         });
         let link = link.transpose()?;
-        let has_details = link.is_some() || details.name.is_some();
-        let content = has_details.then(|| Bytes::from(encode_group_details(details.name, link.as_ref())));
+        let has_details = link.is_some() || details.profile.is_some();
+        let content = has_details.then(|| Bytes::from(encode_group_details(details.profile, link.as_ref())));
         let draft = Draft {
             sent_at: self.store.now_ms(),
             action: Some(action),
@@ -226,7 +225,8 @@ impl Driver {
             let invited_by = pending.invited_by.map(|user| self.store.user(user)).transpose()?;
             Ok(PendingMember { user: self.store.user(pending.user)?, invited_by })
         });
-        let name = self.store.group_name(id)?;
+        let profile = self.store.group_profile(id)?;
+        let name = profile.as_ref().map(|profile| profile.name.clone());
         let secret = self.store.link_secret(id)?;
         let link = roster.link.map(|link| {
             let secret = secret.filter(|secret| secret.key() == link.key);
@@ -239,7 +239,7 @@ impl Driver {
             id,
             pending: pending.collect::<Result<_>>()?,
             link: link.transpose()?,
-            name,
+            profile,
             members: members.collect::<Result<_>>()?,
             policy: roster.policy,
             banned: roster.banned.iter().map(|user| self.store.user(*user)).collect::<Result<_>>()?,

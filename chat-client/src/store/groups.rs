@@ -1,4 +1,4 @@
-//! Groups: the rosters that this device followed, its sender keys, and the names of groups.
+//! Groups: the rosters that this device followed, its sender keys, and the profiles of groups.
 
 use std::collections::HashMap;
 
@@ -17,6 +17,7 @@ use rusqlite::{OptionalExtension, params};
 use super::events::{EventKind, EventRow};
 use super::{LocalStore, blob, corrupt, failed};
 use crate::content::group_details;
+use crate::group_profile::GroupProfile;
 use crate::invitation::GroupInvitation;
 
 /// The start of the keys of `meta` that name groups which this device leaves.
@@ -135,7 +136,7 @@ impl LocalStore {
         key.map(|key| SenderKeyRow::read(&key)).transpose()
     }
 
-    /// Records a change of a group. Its message may have a new name of the group.
+    /// Records a change of a group. Its message may have a new profile of the group.
     pub(super) fn group_changed(
         &mut self,
         id: ConversationId,
@@ -145,18 +146,18 @@ impl LocalStore {
         action: &GroupAction,
     ) -> Result<()> {
         self.ensure_conversation(id)?;
-        let names = match action {
+        let has_profile = match action {
             GroupAction::Create { .. } | GroupAction::Edit => true,
-            // A new member gets the name that it could not read. It changes none that a message of the group set.
-            GroupAction::Add(_) => !self.has_name_of_member(id)?,
+            // A new member gets the profile that it could not read. It changes none that a message of the group set.
+            GroupAction::Add(_) => !self.has_profile_of_member(id)?,
             _ => false,
         };
-        if names {
+        if has_profile {
             self.run(
-                "UPDATE conversations SET name_from = ?2 WHERE id = ?1",
+                "UPDATE conversations SET profile_from = ?2 WHERE id = ?1",
                 params![id.as_bytes(), message.as_bytes()],
             )?;
-            self.name_from_own(id, message)?;
+            self.take_own_group_details(id, message)?;
         }
         let event = EventRow {
             action: action.encode().to_vec(),
@@ -165,30 +166,30 @@ impl LocalStore {
         self.add_event(None, event)
     }
 
-    /// Takes the name of a group from a message that may change it, and the secret of its link from any member.
+    /// Takes the profile of a group from a message that may change it, and the secret of its link from any member.
     pub(super) fn take_group_details(
         &mut self,
         id: ConversationId,
         message: MessageId,
         content: &[u8],
     ) -> Result<()> {
-        let (name, link) = group_details(content);
+        let (profile, link) = group_details(content);
         let secret = link.filter(|link| link.group() == id).and_then(|link| link.secret().cloned());
         if let Some(secret) = secret
             && self.roster(id)?.link.is_some_and(|link| link.key == secret.key())
         {
             self.set_link_secret(id, &secret)?;
         }
-        let Some(name) = name else { return Ok(()) };
+        let Some(GroupProfile { name, description, picture }) = profile else { return Ok(()) };
         self.run(
-            "UPDATE conversations SET name = ?3 WHERE id = ?1 AND name_from = ?2",
-            params![id.as_bytes(), message.as_bytes(), name],
+            "UPDATE conversations SET name = ?3, description = ?4, picture = ?5 WHERE id = ?1 AND profile_from = ?2",
+            params![id.as_bytes(), message.as_bytes(), name, description, picture],
         )
         .map(drop)
     }
 
-    /// Takes the name of a group from an own message, which was stored before its change was followed.
-    fn name_from_own(&mut self, id: ConversationId, message: MessageId) -> Result<()> {
+    /// Takes the profile of a group from an own message, which was stored before its change was followed.
+    fn take_own_group_details(&mut self, id: ConversationId, message: MessageId) -> Result<()> {
         let own = self.own.ok_or(corrupt("the store is not loaded"))?.installation;
         let content: Option<Option<Vec<u8>>> = self
             .db
@@ -203,24 +204,29 @@ impl LocalStore {
         content.flatten().map_or(Ok(()), |content| self.take_group_details(id, message, &content))
     }
 
-    fn has_name_of_member(&self, id: ConversationId) -> Result<bool> {
+    fn has_profile_of_member(&self, id: ConversationId) -> Result<bool> {
         self.db
-            .prepare_cached("SELECT 1 FROM conversations WHERE id = ?1 AND name_from IS NOT NULL")
+            .prepare_cached("SELECT 1 FROM conversations WHERE id = ?1 AND profile_from IS NOT NULL")
             .and_then(|mut s| s.exists([id.as_bytes()]))
             .map_err(failed)
     }
 
-    /// Returns the name of a group, if this device knows it.
+    /// Returns the profile of a group, if this device knows it.
     ///
     /// # Errors
     /// If the store fails.
-    pub(crate) fn group_name(&self, id: ConversationId) -> Result<Option<String>> {
-        let name: Option<Option<String>> = self
-            .db
-            .prepare_cached("SELECT name FROM conversations WHERE id = ?1")
-            .and_then(|mut s| s.query_row([id.as_bytes()], |row| row.get(0)).optional())
-            .map_err(failed)?;
-        Ok(name.flatten())
+    pub(crate) fn group_profile(&self, id: ConversationId) -> Result<Option<GroupProfile>> {
+        self.db
+            .prepare_cached(
+                "SELECT name, description, picture FROM conversations WHERE id = ?1 AND name IS NOT NULL",
+            )
+            .and_then(|mut s| {
+                s.query_row([id.as_bytes()], |row| {
+                    Ok(GroupProfile { name: row.get(0)?, description: row.get(1)?, picture: row.get(2)? })
+                })
+                .optional()
+            })
+            .map_err(failed)
     }
 
     /// Prepares to join a group: notes the name and the secret that the invitation has.
@@ -241,7 +247,7 @@ impl LocalStore {
         if let Some(name) = name {
             // Only a message of the group confirms a name.
             self.run(
-                "UPDATE conversations SET name = ?2 WHERE id = ?1 AND name_from IS NULL",
+                "UPDATE conversations SET name = ?2 WHERE id = ?1 AND profile_from IS NULL",
                 params![id.as_bytes(), name],
             )?;
         }

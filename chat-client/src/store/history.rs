@@ -231,7 +231,7 @@ impl LocalStore {
             }
             conversations.push(Conversation {
                 id,
-                name: self.group_name(id)?,
+                name: self.group_profile(id)?.map(|profile| profile.name),
                 relation: peer.map_or(Ok(Relation::Stranger), |user| self.relation(user))?,
                 peer: peer.map(|user| self.user(user)).transpose()?,
                 last_message,

@@ -68,7 +68,9 @@ CREATE TABLE contacts (user BLOB PRIMARY KEY, accepted INTEGER NOT NULL, blocked
 const FROM_7: &str = "
 ALTER TABLE conversations ADD COLUMN roster_behind INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE conversations ADD COLUMN name TEXT;
-ALTER TABLE conversations ADD COLUMN name_from BLOB;
+ALTER TABLE conversations ADD COLUMN description TEXT NOT NULL DEFAULT '';
+ALTER TABLE conversations ADD COLUMN picture TEXT;
+ALTER TABLE conversations ADD COLUMN profile_from BLOB;
 ALTER TABLE conversations ADD COLUMN link_secret BLOB;
 ALTER TABLE messages ADD COLUMN roster_version INTEGER;
 ALTER TABLE messages ADD COLUMN target BLOB;

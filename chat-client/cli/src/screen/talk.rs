@@ -59,7 +59,7 @@ const ARCHIVED: u64 = 1 << 62;
 fn text_of(content: &Content) -> String {
     match content {
         Content::Text(text) => text.clone(),
-        Content::GroupName(name) => format!("named the group {name}"),
+        Content::GroupProfile(profile) => format!("set the profile of the group {}", profile.name),
         Content::Deleted => "[deleted]".to_owned(),
         Content::Invitation(invitation) if invitation.secret().is_none() => {
             format!("{}: /join accepts", invitation_text(invitation))
