@@ -1,15 +1,20 @@
 //! The application's handle to a client.
 
 mod contacts;
+mod conversation_list;
 mod events;
 mod groups;
 mod messages;
+mod observed;
 mod submission;
 mod ticket;
+mod timeline;
 
+pub use conversation_list::ConversationList;
 pub use events::Events;
 pub use submission::Submission;
 pub use ticket::Ticket;
+pub use timeline::Timeline;
 
 use chat_core::device_list::SignedDeviceList;
 use chat_core::{ConversationId, DeviceId, Error, ErrorKind, Handle, Result, UserId};
@@ -39,6 +44,7 @@ pub struct Client {
     sends: mpsc::Sender<Command>,
     control: mpsc::Sender<Control>,
     pub(crate) last: watch::Receiver<u64>,
+    revision: watch::Receiver<u64>,
     pub(crate) connection_state: watch::Receiver<ConnectionState>,
     pub(crate) transient: broadcast::Sender<Event>,
     /// The error that ended the task; the channel closes when the task has ended.
@@ -61,6 +67,7 @@ struct Pending {
     sends: mpsc::Sender<Command>,
     control: mpsc::Sender<Control>,
     last: watch::Receiver<u64>,
+    revision: watch::Receiver<u64>,
     connection_state: watch::Receiver<ConnectionState>,
     transient: broadcast::Sender<Event>,
     ended: watch::Receiver<Option<Error>>,
@@ -76,6 +83,7 @@ impl Pending {
         let (sends, send_queue) = mpsc::channel(COMMANDS);
         let (control, control_queue) = mpsc::channel(1);
         let (last_sender, last) = watch::channel(0);
+        let (revision_sender, revision) = watch::channel(0);
         let (state_sender, connection_state) = watch::channel(ConnectionState::default());
         let (transient, _) = broadcast::channel(TRANSIENT_EVENTS);
         let (end, ended) = watch::channel(None);
@@ -85,6 +93,7 @@ impl Pending {
             sends: send_queue,
             control: control_queue,
             last: last_sender,
+            revision: revision_sender,
             connection_state: state_sender,
             transient: transient.clone(),
             failure: end.clone(),
@@ -92,13 +101,13 @@ impl Pending {
         let platform = config.platform.clone();
         let owner = Box::new(Owner::new(config, channels));
         platform.spawn(Box::new(move || Box::pin(owner.run(start, opened, end))))?;
-        Ok(Self { opening, commands, sends, control, last, connection_state, transient, ended })
+        Ok(Self { opening, commands, sends, control, last, revision, connection_state, transient, ended })
     }
 
     async fn opened(self) -> Result<Client> {
         let account = self.opening.await.map_err(|_| closed())??;
-        let Self { commands, sends, control, last, connection_state, transient, ended, .. } = self;
-        Ok(Client { commands, sends, control, last, connection_state, transient, ended, account })
+        let Self { commands, sends, control, last, revision, connection_state, transient, ended, .. } = self;
+        Ok(Client { commands, sends, control, last, revision, connection_state, transient, ended, account })
     }
 }
 

@@ -1,3 +1,8 @@
+//! Conversations as the application lists them.
+
+use std::cmp::Reverse;
+use std::time::SystemTime;
+
 use chat_core::ConversationId;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +24,18 @@ pub struct Conversation {
     pub last_message: Option<Message>,
     /// Number of messages from other users above the position that this user has read.
     pub unread: u64,
+    /// Number of unread messages that mention this user, or answer a message of it.
+    pub mentions: u64,
     /// Messages up to this seq were read by this user, on any device.
     pub read: u64,
+}
+
+/// The place of a conversation in a list: the one with the newest message is first.
+pub(crate) type ListPlace = (Reverse<Option<SystemTime>>, ConversationId);
+
+impl Conversation {
+    /// Returns the place in a list.
+    pub(crate) fn place(&self) -> ListPlace {
+        (Reverse(self.last_message.as_ref().map(|last| last.sent_at)), self.id)
+    }
 }

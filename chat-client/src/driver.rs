@@ -3,6 +3,7 @@
 mod command;
 mod command_handler;
 mod contacts;
+mod conversation_window;
 mod encryption;
 mod group_encryption;
 mod groups;
@@ -11,9 +12,12 @@ mod replica_output;
 mod session_token;
 mod suite_call;
 mod ticket_waiters;
+mod timeline_window;
 
 pub(crate) use command::{Command, Control, GroupDetails, Token};
+pub(crate) use conversation_window::ConversationWindow;
 pub(crate) use owner::{Opened, Owner, Start};
+pub(crate) use timeline_window::{Step, Window};
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -140,6 +144,8 @@ pub(crate) struct Channels {
     pub(crate) control: mpsc::Receiver<Control>,
     /// The number of the last durable event.
     pub(crate) last: watch::Sender<u64>,
+    /// The number of the last change that has no durable event.
+    pub(crate) revision: watch::Sender<u64>,
     pub(crate) connection_state: watch::Sender<ConnectionState>,
     pub(crate) transient: broadcast::Sender<Event>,
     /// The error that ended the client. It is set before any of the channels closes.
@@ -331,7 +337,14 @@ impl Driver {
                 self.step(Input::Restart)?;
             }
             self.step(Input::Flush)?;
+            self.announce_revision();
         }
+    }
+
+    /// Wakes the timelines if something has changed that has no durable event.
+    fn announce_revision(&self) {
+        let revision = self.store.revisions().last();
+        self.owner.channels.revision.send_if_modified(|known| std::mem::replace(known, revision) != revision);
     }
 
     async fn received(&mut self, frame: Result<Option<Bytes>>) -> Result<()> {

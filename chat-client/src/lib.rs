@@ -18,6 +18,8 @@ mod content;
 #[cfg(feature = "client")]
 mod conversation;
 #[cfg(feature = "client")]
+mod diff;
+#[cfg(feature = "client")]
 mod driver;
 #[cfg(feature = "client")]
 mod event;
@@ -47,17 +49,21 @@ mod send;
 mod status;
 #[cfg(feature = "client")]
 mod store;
+#[cfg(feature = "client")]
+mod timeline;
 
 pub use suite::Suite;
 
 #[cfg(feature = "client")]
-pub use client::{Client, Events, PendingLink, Submission, Ticket};
+pub use client::{Client, ConversationList, Events, PendingLink, Submission, Ticket, Timeline};
 #[cfg(feature = "client")]
 pub use config::{ClientConfig, Profile};
 #[cfg(feature = "client")]
 pub use contact::{Contact, Relation};
 #[cfg(feature = "client")]
 pub use conversation::Conversation;
+#[cfg(feature = "client")]
+pub use diff::Diff;
 #[cfg(feature = "client")]
 pub use event::{Event, EventRecord, GapReason, Presence, RefusedReason};
 #[cfg(feature = "client")]
@@ -83,6 +89,8 @@ pub use safety_number::SafetyNumber;
 pub use send::{Recipient, SendRequest};
 #[cfg(feature = "client")]
 pub use status::{Count, Position, Status};
+#[cfg(feature = "client")]
+pub use timeline::{Target, TimelineItem};
 
 pub use chat_core::group::GroupAction;
 pub use chat_core::replica::{Unreadable, Violation};

@@ -5,6 +5,7 @@
 
 mod changes;
 mod contacts;
+mod conversations;
 #[cfg(feature = "encrypted")]
 mod encryption;
 mod events;
@@ -12,7 +13,9 @@ mod groups;
 mod history;
 mod message_changes;
 mod migration;
+mod revisions;
 mod schema;
+mod timeline;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -34,6 +37,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 #[cfg(feature = "encrypted")]
 use zeroize::Zeroizing;
 
+use self::revisions::Revisions;
 use crate::config::Profile;
 use crate::platform::{MountedProfile, Platform};
 use crate::suite::{SuiteTx, Table};
@@ -53,6 +57,7 @@ pub(crate) struct LocalStore {
     open: bool,
     /// The open transaction erases text, which must not stay in the write-ahead log.
     erases: bool,
+    revisions: Revisions,
     own: Option<DeviceAddress>,
     platform: Arc<dyn Platform>,
     /// The server's clock minus the platform's, in milliseconds, at the last connection.
@@ -141,6 +146,7 @@ impl LocalStore {
             db,
             open: false,
             erases: false,
+            revisions: Revisions::beginning_at(platform.unix_ms()),
             own: None,
             platform,
             server_ahead_ms: 0,
@@ -150,6 +156,24 @@ impl LocalStore {
         let ahead = store.meta("server_ahead_ms")?.and_then(|value| value.try_into().ok());
         store.server_ahead_ms = ahead.map_or(0, i64::from_be_bytes);
         Ok(store)
+    }
+
+    /// Returns the numbers of changes that have no durable event.
+    pub(crate) const fn revisions(&self) -> &Revisions {
+        &self.revisions
+    }
+
+    /// Counts the steps of the database from here on. A query that reads rows has a few steps for each.
+    #[cfg(test)]
+    pub(crate) fn count_steps_for_test(&mut self) -> Arc<std::sync::atomic::AtomicU64> {
+        let steps = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let counter = steps.clone();
+        let count = move || {
+            counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            false
+        };
+        self.db.progress_handler(1, Some(count)).expect("the handler can be set");
+        steps
     }
 
     fn begin(&mut self) -> Result<()> {
@@ -271,6 +295,7 @@ impl LocalStore {
     /// If the store fails or its content cannot be decoded.
     pub(crate) fn load(&mut self, device: DeviceAddress) -> Result<ReplicaSnapshot> {
         self.own = Some(device);
+        self.count_uncounted()?;
         let mut saved = ReplicaSnapshot::new(device);
         saved.incarnation = u32::try_from(self.meta_number("incarnation")?).unwrap_or(u32::MAX);
         saved.generation = self.meta_number("generation")?;

@@ -97,15 +97,13 @@ impl Client {
     /// stands. Returns the ticket of the change, which is refused unless the policy of the group allows this user to edit.
     ///
     /// ```
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> chat_client::Result<()> {
-    /// # let server = chat_testing::TestServer::builder().serve().await?;
-    /// # let alice = server.client("alice").await?;
-    /// let group = alice.create_group("Hiking", &[]).await?;
-    /// let profile = alice.group(group).await?.profile.unwrap_or_default();
-    /// alice.edit_group(group, profile.description("Every second Sunday.")).await?.stored().await?;
-    /// # Ok(())
-    /// # }
+    /// use chat_client::prelude::*;
+    ///
+    /// async fn describe(client: &Client, group: ConversationId) -> Result<()> {
+    ///     let profile = client.group(group).await?.profile.unwrap_or_default();
+    ///     client.edit_group(group, profile.description("Every second Sunday.")).await?.stored().await?;
+    ///     Ok(())
+    /// }
     /// ```
     ///
     /// # Errors

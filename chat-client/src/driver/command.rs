@@ -8,8 +8,11 @@ use chat_core::group::{GroupAction, LinkSecret};
 use chat_core::{ConversationId, DeviceId, Handle, MessageId, Result, Seq, UserId};
 use tokio::sync::oneshot;
 
+use super::conversation_window::ConversationWindow;
+use super::timeline_window::{Step, Window};
 use crate::contact::{Contact, Relation};
 use crate::conversation::Conversation;
+use crate::diff::Diff;
 use crate::event::EventRecord;
 use crate::group::{Group, MemberReceipt};
 use crate::group_profile::GroupProfile;
@@ -18,6 +21,7 @@ use crate::message::Message;
 use crate::safety_number::SafetyNumber;
 use crate::send::{Enqueued, Recipient, SendRequest};
 use crate::status::{Position, Stage, Status};
+use crate::timeline::TimelineItem;
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
 
@@ -97,6 +101,16 @@ pub(crate) enum Command {
     /// Requests newer receipts, and replies with the known ones of a message.
     Receipts(Position, Reply<Vec<MemberReceipt>>),
     OpenConversation(Option<ConversationId>),
+    /// Brings the list of conversations up to date, and replies with it and the changes of its items.
+    ConversationList(ConversationWindow, Reply<(ConversationWindow, Vec<Diff<Conversation>>)>),
+    /// Takes a step with the window of a timeline, and replies with it and the changes of its items.
+    Timeline(Window, Step, Reply<(Window, Vec<Diff<TimelineItem>>)>),
+    /// Sends a refused message again (`true`), or removes it.
+    Failed {
+        message: MessageId,
+        retry: bool,
+        reply: Reply<Option<MessageId>>,
+    },
     /// Makes the secret of a group's link.
     LinkSecret(Reply<LinkSecret>),
     DeleteAccount(Reply<()>),

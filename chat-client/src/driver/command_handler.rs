@@ -132,6 +132,18 @@ impl Driver {
                 self.owner.open_conversation = conversation;
                 self.step(Input::OpenConversation(conversation))?;
             }
+            Command::Timeline(mut window, step, reply) => {
+                // A timeline shows nothing that may be lost again.
+                self.step(Input::Flush)?;
+                let diffs = window.step(&self.store, step);
+                let _ = reply.send(diffs.map(|diffs| (window, diffs)));
+            }
+            Command::ConversationList(mut window, reply) => {
+                self.step(Input::Flush)?;
+                let diffs = window.follow(&self.store);
+                let _ = reply.send(diffs.map(|diffs| (window, diffs)));
+            }
+            Command::Failed { message, retry, reply } => self.end_failed(message, retry, reply)?,
             Command::Group(id, reply) => {
                 let _ = reply.send(self.group(id));
             }
@@ -216,6 +228,36 @@ impl Driver {
         }
         self.queued.push((id, reply));
         self.step(Input::Send(draft))
+    }
+
+    /// Removes a refused message. With `retry` a new message has its content.
+    fn end_failed(&mut self, message: MessageId, retry: bool, reply: Reply<Option<MessageId>>) -> Result<()> {
+        self.step(Input::Flush)?;
+        let Some((conversation, content)) = self.store.failed_message(message)? else {
+            let unknown = Error::new(ErrorKind::NotFound, "this device has no such refused message");
+            let _ = reply.send(Err(unknown));
+            return Ok(());
+        };
+        let to = match self.replica_recipient(&Recipient::Conversation(conversation)) {
+            Ok(to) => to,
+            Err(error) => {
+                let _ = reply.send(Err(error));
+                return Ok(());
+            }
+        };
+        self.store.remove_failed(conversation, message)?;
+        let mut sent = None;
+        if retry {
+            let now = self.store.now_ms();
+            let id = MessageId::new(now, random(self.owner.config.platform.as_ref())?);
+            // The same commit removes the old message.
+            self.step(Input::Send(Draft { sent_at: now, ..Draft::new(id, to, content.into()) }))?;
+            sent = Some(id);
+        }
+        self.step(Input::Flush)?;
+        self.store.commit_open()?;
+        let _ = reply.send(Ok(sent));
+        Ok(())
     }
 
     /// Returns the recipient as the replica knows it: the user of a direct conversation.

@@ -15,6 +15,7 @@ use rusqlite::{OptionalExtension, params};
 use super::events::{EventKind, EventRow};
 use super::groups::IS_SILENT;
 use super::{LocalStore, changed_key, corrupt, failed, read_publish};
+use crate::content::decode_message;
 use crate::event::GapReason;
 use crate::message::Content;
 use crate::suite::SuiteTx;
@@ -35,6 +36,13 @@ impl LocalStore {
         }
         self.set_meta("generation", &changes.generation.to_be_bytes())?;
         self.commit_open()
+    }
+
+    /// Makes changes in the open transaction, which stays open.
+    #[cfg(test)]
+    pub(crate) fn apply_for_test(&mut self, changes: Changes) -> Result<()> {
+        self.begin()?;
+        changes.list.into_iter().try_for_each(|change| self.apply(change))
     }
 
     pub(super) fn ensure_conversation(&mut self, id: ConversationId) -> Result<()> {
@@ -106,18 +114,13 @@ impl LocalStore {
                     "INSERT OR REPLACE INTO handles VALUES (?1, ?2)",
                     params![handle.as_str(), user.as_bytes()],
                 )
-                .map(drop),
+                .map(|_| self.revisions.touch_all()),
             Change::List(list, change) => self.list(&list, change),
             Change::Receipt(conversation, user, delivered, read) => {
                 self.receipt(conversation, user, delivered, read)
             }
             Change::Read(conversation, seq) => {
-                self.ensure_conversation(conversation)?;
-                self.run(
-                    "UPDATE conversations SET read = ?2 WHERE id = ?1",
-                    params![conversation.as_bytes(), seq as i64],
-                )
-                .map(drop)
+                self.set_read(conversation, seq)
             }
             Change::Chain(conversation, sender, chain) => self
                 .run(
@@ -256,12 +259,20 @@ impl LocalStore {
             *RowHash::of_parts(conversation, seq, own.installation, id, &publish.body).as_bytes()
         });
         self.ensure_conversation(conversation)?;
+        let is_first = self.run(
+            "UPDATE conversations SET last_own = ?2 WHERE id = ?1 AND last_own = 0",
+            params![conversation.as_bytes(), seq as i64],
+        )?;
+        if is_first > 0 {
+            // From here on the other user is no stranger.
+            self.revisions.touch(conversation);
+        }
         self.run(
             "UPDATE conversations SET last_own = max(last_own, ?2) WHERE id = ?1",
             params![conversation.as_bytes(), seq as i64],
         )?;
         self.run(
-            "INSERT OR IGNORE INTO messages SELECT ?2, ?3, ?4, ?5, ?6, message_id, content, sent_at, ?7, 0, ?8, NULL, NULL, ?9, NULL
+            "INSERT OR IGNORE INTO messages SELECT ?2, ?3, ?4, ?5, ?6, message_id, content, sent_at, ?7, 0, ?8, NULL, NULL, ?9, NULL, 0
              FROM outbox WHERE message_id = ?1",
             params![
                 id.as_bytes(),
@@ -286,6 +297,7 @@ impl LocalStore {
 
     pub(super) fn refused(&mut self, id: MessageId, reason: &str) -> Result<()> {
         let is_silent = self.is_silent(id)?;
+        self.keep_failed(id, reason)?;
         let to_device = self
             .db
             .prepare_cached("SELECT 1 FROM outbox WHERE message_id = ?1 AND installation IS NOT NULL")
@@ -311,7 +323,7 @@ impl LocalStore {
         };
         let unasked = opened.content.as_ref().is_err_and(|why| why.is_of_session());
         let inserted = self.run(
-            "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL, ?9, ?10, NULL, ?11, NULL, NULL)",
+            "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL, ?9, ?10, NULL, ?11, NULL, NULL, 0)",
             params![
                 row.conversation.as_bytes(),
                 row.seq as i64,
@@ -354,6 +366,13 @@ impl LocalStore {
         {
             return Ok(());
         }
+        self.ensure_conversation(row.conversation)?;
+        if let Ok(content) = &opened.content {
+            let (_, attributes) = decode_message(row.conversation, content);
+            let sender = message.sender.installation;
+            self.note_mention(row.conversation, sender.as_bytes(), message.id, &attributes)?;
+        }
+        self.count_unread(row.conversation, row.seq, message.sender.user)?;
         // The reason stays in the event, so that the event is the same after the content was recovered.
         let reason = opened.content.err().map_or_else(String::new, |why| why.name().into());
         let event = EventRow {
@@ -387,8 +406,13 @@ impl LocalStore {
         self.take_group_details(conversation, id, content)?;
         let seq = self.seq_of(conversation, sender.installation, id)?.unwrap_or(0).max(0) as u64;
         if self.add_change(conversation, seq, sender, id, content)? {
-            return Ok(());
+            // Its placeholder is not shown any more.
+            self.revisions.touch(conversation);
+            return self.recount_unread(conversation);
         }
+        let (_, attributes) = decode_message(conversation, content);
+        self.note_mention(conversation, sender.installation.as_bytes(), id, &attributes)?;
+        self.recount_unread(conversation)?;
         self.add_event(None, EventRow::of_message(EventKind::Recovered, conversation, seq, sender, id))
     }
 
@@ -436,6 +460,7 @@ impl LocalStore {
              SET delivered = max(delivered, excluded.delivered), read = max(read, excluded.read)",
             params![conversation.as_bytes(), user.as_bytes(), delivered as i64, read as i64],
         )?;
+        self.revisions.touch_status(conversation);
         if conversation.kind() == Ok(ConversationKind::Group) {
             // Each message has as many receipts as the group has members: they are no durable events.
             return Ok(());
@@ -486,6 +511,7 @@ impl LocalStore {
              WHERE conversation = ?1 AND seq > ?2",
             place,
         )?;
+        self.revisions.touch(id);
         self.run("DELETE FROM chains WHERE conversation = ?1", [id.as_bytes()])?;
         self.run("DELETE FROM unknown_rows WHERE conversation = ?1 AND seq > ?2", place)?;
         self.run(
@@ -497,6 +523,7 @@ impl LocalStore {
                read = min(read, ?2), excused = 4503599627370496 WHERE id = ?1",
             place,
         )?;
+        self.recount_unread(id)?;
         if !is_sure || id.kind() == Ok(ConversationKind::Mailbox) {
             return Ok(());
         }
@@ -512,12 +539,13 @@ impl LocalStore {
         sender: InstallationId,
         id: MessageId,
     ) -> Result<()> {
+        self.revisions.touch(conversation);
         self.run(
             "UPDATE OR IGNORE messages SET seq = ?2, anchor = NULL
              WHERE conversation = ?1 AND sender = ?3 AND message_id = ?4 AND seq <= 0",
             params![conversation.as_bytes(), seq as i64, sender.as_bytes(), id.as_bytes()],
-        )
-        .map(drop)
+        )?;
+        self.recount_unread(conversation)
     }
 
     pub(super) fn reincarnated(&mut self, incarnation: u32) -> Result<()> {

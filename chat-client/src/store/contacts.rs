@@ -66,6 +66,7 @@ impl LocalStore {
     /// # Errors
     /// If the store fails.
     pub(crate) fn set_contact(&mut self, user: UserId, contact: Contact) -> Result<()> {
+        self.revisions.touch_all();
         self.run(
             "INSERT OR REPLACE INTO contacts VALUES (?1, ?2, ?3)",
             params![user.as_bytes(), contact.accepted, contact.blocked],
@@ -79,6 +80,7 @@ impl LocalStore {
     /// If the store fails.
     pub(crate) fn replace_contacts(&mut self, contacts: &Contacts) -> Result<Vec<UserId>> {
         let before = self.contacts()?.entries;
+        self.revisions.touch_all();
         self.run("DELETE FROM contacts", [])?;
         for (user, contact) in &contacts.entries {
             self.set_contact(*user, *contact)?;

@@ -129,6 +129,18 @@ impl EventRow {
     }
 }
 
+/// The changes of a conversation that durable events report.
+#[derive(Debug, Default)]
+pub(crate) struct Touched {
+    /// The messages to read again. An own one may be in another conversation.
+    pub(crate) messages: Vec<MessageRef>,
+    /// Receipts of direct messages.
+    pub(crate) has_receipts: bool,
+    /// Changes of a group.
+    pub(crate) has_members: bool,
+    pub(crate) last_event: u64,
+}
+
 impl LocalStore {
     /// Returns the number of the last durable event.
     ///
@@ -151,6 +163,63 @@ impl LocalStore {
             .prepare_cached("SELECT n, message_id, event FROM events WHERE n > ?1 ORDER BY n LIMIT ?2")
             .map_err(failed)?;
         self.read_events(statement.query(params![after as i64, limit as i64]).map_err(failed)?)
+    }
+
+    /// Returns the messages of a conversation that durable events after a number name; `None` if there are more events than the
+    /// limit.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn touched_messages(
+        &self,
+        conversation: ConversationId,
+        after: u64,
+        limit: usize,
+    ) -> Result<Option<Touched>> {
+        let (own, of) = (self.own_user()?, conversation.as_bytes().as_slice());
+        let rows = self.event_rows(after, limit + 1)?;
+        if rows.len() > limit {
+            return Ok(None);
+        }
+        let mut touched = Touched { last_event: after, ..Touched::default() };
+        for (n, own_message, row) in rows {
+            touched.last_event = n;
+            if let Some(id) = own_message {
+                // A queued or refused message names no conversation.
+                touched.messages.push(MessageRef { conversation, user: own, id });
+                continue;
+            }
+            match EventKind::read(row.kind).filter(|_| row.conversation == of) {
+                Some(EventKind::Message | EventKind::Recovered) => {
+                    let (user, id) = (UserId::parse(&row.user)?, MessageId::parse(&row.message)?);
+                    touched.messages.push(MessageRef { conversation, user, id });
+                }
+                Some(EventKind::MessageChanged) => {
+                    touched.messages.extend(self.target_of(conversation, &row.installation, &row.message)?);
+                }
+                Some(EventKind::Delivered | EventKind::Read) => touched.has_receipts = true,
+                Some(EventKind::GroupChanged) => touched.has_members = true,
+                _ => {}
+            }
+        }
+        Ok(Some(touched))
+    }
+
+    pub(super) fn event_rows(
+        &self,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, Option<MessageId>, EventRow)>> {
+        self.rows_with(
+            "SELECT n, message_id, event FROM events WHERE n > ?1 ORDER BY n LIMIT ?2",
+            params![after as i64, limit as i64],
+            |row| {
+                let message: Option<Vec<u8>> = row.get(1).map_err(failed)?;
+                let event = EventRow::decode(&super::blob(row, 2)?[..]);
+                let event = event.map_err(|_| corrupt("failed to decode an event"))?;
+                Ok((number(row, 0)?, message.map(|id| MessageId::parse(&id)).transpose()?, event))
+            },
+        )
     }
 
     /// Returns the durable events of an own message, in order.

@@ -10,14 +10,17 @@ use rusqlite::{OptionalExtension, params};
 use super::{LocalStore, blob, corrupt, failed, number};
 use crate::contact::Relation;
 use crate::content::{Attributes, decode_message};
-use crate::conversation::Conversation;
 use crate::event::{Event, RefusedReason};
 use crate::group::MemberReceipt;
 use crate::message::{Content, Message, MessageRef, User};
 use crate::status::{Count, Position, Status};
 
 impl LocalStore {
-    pub(super) fn own_user(&self) -> Result<UserId> {
+    /// Returns this user.
+    ///
+    /// # Errors
+    /// If the store is not loaded.
+    pub(crate) fn own_user(&self) -> Result<UserId> {
         Ok(self.own.ok_or(corrupt("the store is not loaded"))?.user)
     }
 
@@ -67,7 +70,11 @@ impl LocalStore {
             "UPDATE conversations SET peer = ?2 WHERE id = ?1 AND peer IS NULL",
             params![conversation.as_bytes(), peer.as_bytes()],
         )
-        .map(drop)
+        .map(|changed| {
+            if changed > 0 {
+                self.revisions.touch(conversation);
+            }
+        })
     }
 
     pub(super) fn message(
@@ -191,57 +198,15 @@ impl LocalStore {
     pub(crate) fn clear_history(&mut self, conversation: ConversationId, through: Seq) -> Result<usize> {
         let place = params![conversation.as_bytes(), through.cast_signed()];
         self.erases = true;
+        self.revisions.touch(conversation);
         self.run("DELETE FROM unknown_rows WHERE conversation = ?1 AND seq <= ?2", place)?;
-        self.run(
+        let erased = self.run(
             "UPDATE messages SET content = x'', audience = NULL, body_key = NULL, unasked = 0
              WHERE conversation = ?1 AND seq <= ?2 AND content IS NOT x''",
             params![conversation.as_bytes(), through.cast_signed()],
-        )
-    }
-
-    /// Returns all conversations that users see, the one with the newest message first.
-    ///
-    /// # Errors
-    /// If the store fails.
-    pub(crate) fn conversations(&self) -> Result<Vec<Conversation>> {
-        let own = self.own_user()?;
-        let known = self.rows("SELECT id, read FROM conversations", |row| {
-            Ok((ConversationId::parse(&blob(row, 0)?)?, number(row, 1)?))
-        })?;
-        let mut conversations = Vec::new();
-        for (id, read) in known {
-            if matches!(id.kind(), Ok(ConversationKind::Mailbox) | Err(_)) {
-                continue;
-            }
-            let unread: i64 = self
-                .db
-                .prepare_cached(
-                    "SELECT count(*) FROM messages
-                     WHERE conversation = ?1 AND seq > ?2 AND user != ?3 AND content IS NOT x'' AND target IS NULL",
-                )
-                .and_then(|mut s| {
-                    s.query_row(params![id.as_bytes(), read as i64, own.as_bytes()], |row| row.get(0))
-                })
-                .map_err(failed)?;
-            let peer = self.peer(id)?;
-            let last_message = self.history(id, None, 1)?.into_iter().next();
-            let is_group = id.kind() == Ok(ConversationKind::Group);
-            if is_group && last_message.is_none() && !self.is_in_group(id)? {
-                continue;
-            }
-            conversations.push(Conversation {
-                id,
-                name: self.group_profile(id)?.map(|profile| profile.name),
-                relation: peer.map_or(Ok(Relation::Stranger), |user| self.relation(user))?,
-                peer: peer.map(|user| self.user(user)).transpose()?,
-                last_message,
-                unread: unread as u64,
-                read,
-            });
-        }
-        conversations
-            .sort_by_key(|one| std::cmp::Reverse(one.last_message.as_ref().map(|last| last.sent_at)));
-        Ok(conversations)
+        )?;
+        self.recount_unread(conversation)?;
+        Ok(erased)
     }
 
     /// Returns the progress of an own message.
@@ -251,23 +216,32 @@ impl LocalStore {
     pub(crate) fn status(&self, message: MessageId) -> Result<Status> {
         match self.events_of(message)?.pop().map(|record| record.event) {
             Some(Event::Stored { conversation, seq, .. }) => {
-                if conversation.kind() == Ok(ConversationKind::Group) {
-                    return self.status_in_group(conversation, seq, self.is_archived(message)?);
-                }
-                let of = u32::from(conversation.kind() == Ok(ConversationKind::Direct));
-                // Receipts count the seqs of the current data set of the server.
-                let (delivered, read) =
-                    if self.is_archived(message)? { (0, 0) } else { self.receipts(conversation, seq)? };
-                Ok(Status::Stored {
-                    position: Position::new(conversation, seq),
-                    delivered: Count::new(delivered.min(of), of),
-                    read: Count::new(read.min(of), of),
-                })
+                self.stored_status(conversation, seq, self.is_archived(message)?)
             }
             Some(Event::Refused { reason, .. }) => Ok(Status::Refused(reason)),
             Some(_) => Ok(Status::Queued),
             None => Ok(Status::Refused(RefusedReason::Other)),
         }
+    }
+
+    /// Returns the progress of an own stored message.
+    pub(super) fn stored_status(
+        &self,
+        conversation: ConversationId,
+        seq: Seq,
+        is_archived: bool,
+    ) -> Result<Status> {
+        if conversation.kind() == Ok(ConversationKind::Group) {
+            return self.status_in_group(conversation, seq, is_archived);
+        }
+        let of = u32::from(conversation.kind() == Ok(ConversationKind::Direct));
+        // Receipts count the seqs of the current data set of the server.
+        let (delivered, read) = if is_archived { (0, 0) } else { self.receipts(conversation, seq)? };
+        Ok(Status::Stored {
+            position: Position::new(conversation, seq),
+            delivered: Count::new(delivered.min(of), of),
+            read: Count::new(read.min(of), of),
+        })
     }
 
     fn status_in_group(&self, group: ConversationId, seq: Seq, is_archived: bool) -> Result<Status> {

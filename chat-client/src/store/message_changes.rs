@@ -28,6 +28,12 @@ fn key(target: &MessageRef) -> Vec<u8> {
     [target.user.as_bytes().as_slice(), target.id.as_bytes().as_slice()].concat()
 }
 
+fn read_target(conversation: ConversationId, target: Option<Vec<u8>>) -> Result<Option<MessageRef>> {
+    let Some(target) = target.filter(|target| target.len() == 32) else { return Ok(None) };
+    let (user, id) = target.split_at(16);
+    Ok(Some(MessageRef { conversation, user: UserId::parse(user)?, id: MessageId::parse(id)? }))
+}
+
 impl LocalStore {
     /// Applies a message of the store to others: its change, if it makes one, or a deletion that came before it. Returns
     /// whether its sender may make the change; `None` if it is a message of its own.
@@ -91,13 +97,13 @@ impl LocalStore {
         }
     }
 
-    /// Erases the content of a deleted message, of its edits and of the reactions to it.
+    /// Erases the content of a deleted message, of its edits and of the reactions to it. A change itself cannot be deleted.
     fn erase_deleted(&mut self, target: &MessageRef) -> Result<()> {
         let conversation = target.conversation.as_bytes();
         self.erases = true;
         self.run(
             "UPDATE messages SET content = ?4, body_key = NULL, unasked = 0
-             WHERE conversation = ?1 AND user = ?2 AND message_id = ?3 AND content IS NOT x''",
+             WHERE conversation = ?1 AND user = ?2 AND message_id = ?3 AND content IS NOT x'' AND target IS NULL",
             params![conversation, target.user.as_bytes(), target.id.as_bytes(), encode_deleted()],
         )?;
         for (seq, _, change, _) in self.changes_to(target)? {
@@ -135,6 +141,25 @@ impl LocalStore {
         Ok(content.is_some_and(|content| !content.is_some_and(is_gone)))
     }
 
+    /// Returns the target of a message.
+    pub(super) fn target_of(
+        &self,
+        conversation: ConversationId,
+        installation: &[u8],
+        id: &[u8],
+    ) -> Result<Option<MessageRef>> {
+        let target: Option<Option<Vec<u8>>> = self
+            .db
+            .prepare_cached(
+                "SELECT target FROM messages WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3",
+            )
+            .and_then(|mut s| {
+                s.query_row(params![installation, id, conversation.as_bytes()], |row| row.get(0)).optional()
+            })
+            .map_err(failed)?;
+        read_target(conversation, target.flatten())
+    }
+
     /// Returns the target of the message at a seq.
     pub(super) fn target_at(&self, conversation: ConversationId, seq: Seq) -> Result<Option<MessageRef>> {
         let target: Option<Option<Vec<u8>>> = self
@@ -144,9 +169,7 @@ impl LocalStore {
                 s.query_row(params![conversation.as_bytes(), seq.cast_signed()], |row| row.get(0)).optional()
             })
             .map_err(failed)?;
-        let Some(target) = target.flatten().filter(|target| target.len() == 32) else { return Ok(None) };
-        let (user, id) = target.split_at(16);
-        Ok(Some(MessageRef { conversation, user: UserId::parse(user)?, id: MessageId::parse(id)? }))
+        read_target(conversation, target.flatten())
     }
 
     fn is_deleted(&self, target: &MessageRef) -> Result<bool> {
@@ -183,7 +206,9 @@ impl LocalStore {
     fn changes_to(&self, target: &MessageRef) -> Result<Vec<ChangeRow>> {
         let conversation = target.conversation;
         let rows = self.rows_with(
-            "SELECT seq, user, content FROM messages WHERE conversation = ?1 AND target = ?2 ORDER BY seq",
+            // The planner prefers the primary key, and reads the whole conversation for each message.
+            "SELECT seq, user, content FROM messages INDEXED BY messages_by_target
+             WHERE conversation = ?1 AND target = ?2 ORDER BY seq",
             params![conversation.as_bytes(), key(target)],
             |row| {
                 let content: Option<Vec<u8>> = row.get(2).map_err(failed)?;

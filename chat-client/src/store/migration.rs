@@ -72,12 +72,20 @@ ALTER TABLE conversations ADD COLUMN description TEXT NOT NULL DEFAULT '';
 ALTER TABLE conversations ADD COLUMN picture TEXT;
 ALTER TABLE conversations ADD COLUMN profile_from BLOB;
 ALTER TABLE conversations ADD COLUMN link_secret BLOB;
+ALTER TABLE conversations ADD COLUMN unread INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE conversations ADD COLUMN mentions INTEGER NOT NULL DEFAULT 0;
+UPDATE conversations SET unread = -1;
 ALTER TABLE messages ADD COLUMN roster_version INTEGER;
 ALTER TABLE messages ADD COLUMN target BLOB;
+ALTER TABLE messages ADD COLUMN mentioned INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX messages_by_author ON messages (message_id, user);
 CREATE INDEX messages_by_target ON messages (conversation, target, seq) WHERE target IS NOT NULL;
 ALTER TABLE outbox ADD COLUMN group_id BLOB;
 ALTER TABLE outbox ADD COLUMN action BLOB;
+CREATE TABLE failed_messages (
+  message_id BLOB PRIMARY KEY, n INTEGER NOT NULL, conversation BLOB NOT NULL, content BLOB NOT NULL,
+  sent_at INTEGER NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX failed_messages_by_conversation ON failed_messages (conversation);
 CREATE TABLE rosters (
   conversation BLOB NOT NULL, version INTEGER NOT NULL, roster BLOB NOT NULL,
   PRIMARY KEY (conversation, version)) WITHOUT ROWID;

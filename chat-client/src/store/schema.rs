@@ -12,7 +12,8 @@ CREATE TABLE conversations (
   prev BLOB NOT NULL DEFAULT x'00000000000000000000000000000000', last_own INTEGER NOT NULL DEFAULT 0,
   delivered INTEGER NOT NULL DEFAULT 0, read INTEGER NOT NULL DEFAULT 0, excused INTEGER NOT NULL DEFAULT 0,
   roster_behind INTEGER NOT NULL DEFAULT 0, name TEXT,
-  description TEXT NOT NULL DEFAULT '', picture TEXT, profile_from BLOB, link_secret BLOB) WITHOUT ROWID;
+  description TEXT NOT NULL DEFAULT '', picture TEXT, profile_from BLOB, link_secret BLOB,
+  unread INTEGER NOT NULL DEFAULT 0, mentions INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE rosters (
   conversation BLOB NOT NULL, version INTEGER NOT NULL, roster BLOB NOT NULL,
   PRIMARY KEY (conversation, version)) WITHOUT ROWID;
@@ -24,7 +25,7 @@ CREATE TABLE messages (
   conversation BLOB NOT NULL, seq INTEGER NOT NULL, sender BLOB NOT NULL, user BLOB NOT NULL, device INTEGER NOT NULL,
   message_id BLOB NOT NULL, content BLOB, sent_at INTEGER NOT NULL, audience BLOB,
   unasked INTEGER NOT NULL DEFAULT 0, row_hash BLOB, anchor INTEGER, body_key BLOB, roster_version INTEGER,
-  target BLOB, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
+  target BLOB, mentioned INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
 CREATE INDEX messages_by_author ON messages (message_id, user);
 CREATE INDEX messages_by_target ON messages (conversation, target, seq) WHERE target IS NOT NULL;
 CREATE INDEX messages_archived ON messages (conversation, anchor) WHERE anchor IS NOT NULL;
@@ -36,6 +37,10 @@ CREATE TABLE outbox (
   installation BLOB, device INTEGER, bound INTEGER NOT NULL DEFAULT 0,
   sent_at INTEGER NOT NULL, publish BLOB, void INTEGER NOT NULL DEFAULT 0, attempted INTEGER NOT NULL DEFAULT 0,
   group_id BLOB, action BLOB);
+CREATE TABLE failed_messages (
+  message_id BLOB PRIMARY KEY, n INTEGER NOT NULL, conversation BLOB NOT NULL, content BLOB NOT NULL,
+  sent_at INTEGER NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX failed_messages_by_conversation ON failed_messages (conversation);
 CREATE TABLE refs (ref TEXT PRIMARY KEY, message_id BLOB NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX refs_by_id ON refs (message_id);
 CREATE TABLE lists (user BLOB PRIMARY KEY, list BLOB NOT NULL) WITHOUT ROWID;
