@@ -28,14 +28,22 @@ pub struct Conversation {
     pub mentions: u64,
     /// Messages up to this seq were read by this user, on any device.
     pub read: u64,
+    /// New messages do not notify the user before this time.
+    pub muted_until: Option<SystemTime>,
+    /// The user has moved the conversation out of the list.
+    pub is_archived: bool,
+    /// The conversation stays at the top of the list.
+    pub is_pinned: bool,
+    /// A text that is not sent yet; empty without one.
+    pub draft: String,
 }
 
-/// The place of a conversation in a list: the one with the newest message is first.
-pub(crate) type ListPlace = (Reverse<Option<SystemTime>>, ConversationId);
+/// The place of a conversation in a list: pinned ones are first, then the one with the newest message.
+pub(crate) type ListPlace = (Reverse<bool>, Reverse<Option<SystemTime>>, ConversationId);
 
 impl Conversation {
     /// Returns the place in a list.
     pub(crate) fn place(&self) -> ListPlace {
-        (Reverse(self.last_message.as_ref().map(|last| last.sent_at)), self.id)
+        (Reverse(self.is_pinned), Reverse(self.last_message.as_ref().map(|last| last.sent_at)), self.id)
     }
 }

@@ -10,6 +10,7 @@ mod groups;
 mod owner;
 mod replica_output;
 mod session_token;
+mod settings;
 mod suite_call;
 mod ticket_waiters;
 mod timeline_window;
@@ -37,6 +38,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 
 use self::command::Reply;
 use self::session_token::SessionToken;
+use self::settings::SettingsPacer;
 use self::suite_call::{Rejected, SuiteInput};
 use self::ticket_waiters::TicketWaiters;
 use crate::account::Account;
@@ -134,6 +136,7 @@ pub(crate) struct Driver {
     contact_changes: Vec<(UserId, ContactChange)>,
     /// Conversations with a message of this user, since the last connection: their users are accepted.
     accepting: HashSet<ConversationId>,
+    settings: SettingsPacer,
 }
 
 /// The driver's ends of the channels to its client handles.
@@ -233,6 +236,7 @@ impl Driver {
             contacts_due: false,
             contact_changes: Vec::new(),
             accepting: HashSet::new(),
+            settings: SettingsPacer::new(true),
         })
     }
 
@@ -333,6 +337,7 @@ impl Driver {
             }
             self.check_linking()?;
             self.request_contacts()?;
+            self.sync_settings()?;
             if std::mem::take(&mut self.restart_due) {
                 self.step(Input::Restart)?;
             }
@@ -435,7 +440,13 @@ impl Driver {
 
     async fn wake(&mut self) -> Wakeup {
         let platform = &self.owner.config.platform;
-        let deadline = self.replica.deadline().into_iter().chain(self.token.deadline()).min();
+        let deadline = self
+            .replica
+            .deadline()
+            .into_iter()
+            .chain(self.token.deadline())
+            .chain(self.settings.deadline())
+            .min();
         let room = self.replica.outbox_len() < OUTBOX;
         let channels = &mut self.owner.channels;
         tokio::select! {

@@ -18,6 +18,8 @@ mod content;
 #[cfg(feature = "client")]
 mod conversation;
 #[cfg(feature = "client")]
+mod conversation_setting;
+#[cfg(feature = "client")]
 mod diff;
 #[cfg(feature = "client")]
 mod driver;
@@ -46,6 +48,8 @@ mod sealed_body;
 #[cfg(feature = "client")]
 mod send;
 #[cfg(feature = "client")]
+mod settings_sync;
+#[cfg(feature = "client")]
 mod status;
 #[cfg(feature = "client")]
 mod store;
@@ -62,6 +66,8 @@ pub use config::{ClientConfig, Profile};
 pub use contact::{Contact, Relation};
 #[cfg(feature = "client")]
 pub use conversation::Conversation;
+#[cfg(feature = "client")]
+pub use conversation_setting::ConversationSetting;
 #[cfg(feature = "client")]
 pub use diff::Diff;
 #[cfg(feature = "client")]

@@ -15,6 +15,7 @@ mod message_changes;
 mod migration;
 mod revisions;
 mod schema;
+mod settings;
 mod timeline;
 
 use std::collections::HashMap;
@@ -329,7 +330,8 @@ impl LocalStore {
                     prev: MessageId::parse(&blob(row, 3)?)?,
                     last_own: number(row, 4)?,
                     delivered: number(row, 5)?,
-                    read: number(row, 6)?,
+                    // Another device may have read messages that this one does not have yet.
+                    read: number(row, 6)?.min(number(row, 1)?),
                     excused: number(row, 7)?,
                     roster_behind: number(row, 8)? != 0,
                     peer_read: number(row, 9)?,

@@ -1,10 +1,11 @@
 //! The observable list of conversations.
 
-use chat_core::Result;
+use chat_core::{ConversationId, Result};
 
 use super::Client;
 use super::observed::{Observed, View, ViewReply};
 use crate::conversation::Conversation;
+use crate::conversation_setting::ConversationSetting;
 use crate::diff::Diff;
 use crate::driver::{Command, ConversationWindow};
 
@@ -56,6 +57,22 @@ impl ConversationList {
 }
 
 impl Client {
+    /// Changes a setting of a conversation, on this device at once and on the other devices of this user once they are
+    /// connected. Of two changes at the same time, all devices keep the same one. Durable when it returns.
+    ///
+    /// Set a draft when the user leaves the conversation, and not with each key: each change is a message to the other devices.
+    ///
+    /// # Errors
+    /// `Invalid` if a draft is too long. `Closed`, or the error of the local store.
+    pub async fn change_setting(
+        &self,
+        conversation: ConversationId,
+        setting: ConversationSetting,
+    ) -> Result<()> {
+        setting.check()?;
+        self.request(|reply| Command::ChangeSetting(conversation, setting, reply)).await
+    }
+
     /// Returns the list of all conversations, which follows the store.
     ///
     /// # Errors

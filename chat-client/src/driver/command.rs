@@ -12,6 +12,7 @@ use super::conversation_window::ConversationWindow;
 use super::timeline_window::{Step, Window};
 use crate::contact::{Contact, Relation};
 use crate::conversation::Conversation;
+use crate::conversation_setting::ConversationSetting;
 use crate::diff::Diff;
 use crate::event::EventRecord;
 use crate::group::{Group, MemberReceipt};
@@ -101,6 +102,7 @@ pub(crate) enum Command {
     /// Requests newer receipts, and replies with the known ones of a message.
     Receipts(Position, Reply<Vec<MemberReceipt>>),
     OpenConversation(Option<ConversationId>),
+    ChangeSetting(ConversationId, ConversationSetting, Reply<()>),
     /// Brings the list of conversations up to date, and replies with it and the changes of its items.
     ConversationList(ConversationWindow, Reply<(ConversationWindow, Vec<Diff<Conversation>>)>),
     /// Takes a step with the window of a timeline, and replies with it and the changes of its items.

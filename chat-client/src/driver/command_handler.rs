@@ -42,7 +42,13 @@ impl Driver {
             Command::EventsOf { message, reply } => {
                 let _ = reply.send(self.store.events_of(message));
             }
-            Command::Read(conversation, seq) => self.step(Input::Read(AckUpTo { conversation, seq }))?,
+            Command::Read(conversation, seq) => {
+                self.step(Input::Read(AckUpTo { conversation, seq }))?;
+                self.note_read(conversation, seq)?;
+            }
+            Command::ChangeSetting(conversation, setting, reply) => {
+                self.change_setting(conversation, &setting, reply)?;
+            }
             Command::Typing(conversation) => self.step(Input::Typing(conversation))?,
             Command::Watch(users) => {
                 self.owner.watched.clone_from(&users);

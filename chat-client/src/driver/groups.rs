@@ -130,7 +130,7 @@ impl Driver {
         Ok(())
     }
 
-    fn new_message_id(&self) -> Result<MessageId> {
+    pub(super) fn new_message_id(&self) -> Result<MessageId> {
         Ok(MessageId::new(self.store.now_ms(), random(self.owner.config.platform.as_ref())?))
     }
 

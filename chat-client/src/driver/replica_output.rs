@@ -100,9 +100,13 @@ impl Driver {
                 Change::Queued(draft) => queued.push(draft.id),
                 Change::Stored(conversation, id, _) => {
                     stored.push(*conversation);
+                    self.settings.message_ended(*id);
                     self.owner.waiters.tickets.message_changed(*id);
                 }
-                Change::Refused(id, _) => self.owner.waiters.tickets.message_changed(*id),
+                Change::Refused(id, _) => {
+                    self.settings.message_ended(*id);
+                    self.owner.waiters.tickets.message_changed(*id);
+                }
                 Change::Receipt(conversation, ..) => {
                     self.owner.waiters.tickets.receipt_changed(*conversation)
                 }

@@ -197,8 +197,7 @@ impl LocalStore {
                 draft.action.as_ref().map(|action| action.encode().to_vec())
             ],
         )?;
-        if group.is_some() && draft.action.is_none() && draft.content.is_empty() {
-            // The client made it by itself.
+        if self.is_silent(draft.id)? {
             return Ok(());
         }
         if device.is_some() {
@@ -287,7 +286,7 @@ impl LocalStore {
             ],
         )?;
         self.run("DELETE FROM outbox WHERE message_id = ?1", [id.as_bytes()])?;
-        if is_silent {
+        if is_silent || self.apply_settings(conversation, own, id, &content)? {
             return Ok(());
         }
         self.add_change(conversation, seq, own, id, &content)?;
@@ -362,6 +361,11 @@ impl LocalStore {
             return Ok(());
         }
         if let Ok(content) = &opened.content
+            && self.apply_settings(row.conversation, message.sender, message.id, content)?
+        {
+            return Ok(());
+        }
+        if let Ok(content) = &opened.content
             && self.add_change(row.conversation, row.seq, message.sender, message.id, content)?
         {
             return Ok(());
@@ -401,6 +405,10 @@ impl LocalStore {
             place,
         )?;
         if filled == 0 {
+            return Ok(());
+        }
+        if self.apply_settings(conversation, sender, id, content)? {
+            self.revisions.touch(conversation);
             return Ok(());
         }
         self.take_group_details(conversation, id, content)?;

@@ -43,10 +43,16 @@ impl LocalStore {
             .map_err(failed)?;
         let Some((unread, mentions, read)): Option<(i64, i64, i64)> = counts else { return Ok(None) };
         let last_message = self.history(id, None, 1)?.into_iter().next();
-        let is_group = id.kind() == Ok(ConversationKind::Group);
-        if is_group && last_message.is_none() && !self.is_in_group(id)? {
+        let is_shown = match id.kind() {
+            Ok(ConversationKind::Group) => last_message.is_some() || self.is_in_group(id)?,
+            // Settings make it, too.
+            Ok(ConversationKind::Own) => last_message.is_some(),
+            _ => true,
+        };
+        if !is_shown {
             return Ok(None);
         }
+        let settings = self.settings(id)?;
         let peer = self.peer(id)?;
         Ok(Some(Conversation {
             id,
@@ -57,6 +63,10 @@ impl LocalStore {
             unread: unread as u64,
             mentions: mentions as u64,
             read: read as u64,
+            muted_until: settings.muted_until(),
+            is_archived: settings.archived,
+            is_pinned: settings.pinned,
+            draft: settings.draft,
         }))
     }
 

@@ -19,6 +19,7 @@ use super::{LocalStore, blob, corrupt, failed};
 use crate::content::group_details;
 use crate::group_profile::GroupProfile;
 use crate::invitation::GroupInvitation;
+use crate::settings_sync::SettingsSync;
 
 /// The start of the keys of `meta` that name groups which this device leaves.
 const UNWANTED: &str = "unwanted_group:";
@@ -435,10 +436,20 @@ impl LocalStore {
 
     /// Returns whether the client made a message of the outbox by itself. Such a message is not shown.
     pub(super) fn is_silent(&self, message: MessageId) -> Result<bool> {
-        self.db
-            .prepare_cached(&format!("SELECT 1 FROM outbox WHERE message_id = ?1 AND {IS_SILENT}"))
-            .and_then(|mut s| s.exists([message.as_bytes()]))
-            .map_err(failed)
+        let own = self.own_user()?;
+        let found: Option<(bool, bool, Vec<u8>)> = self
+            .db
+            .prepare_cached(&format!(
+                "SELECT {IS_SILENT}, coalesce(user = ?2, 0), content FROM outbox WHERE message_id = ?1"
+            ))
+            .and_then(|mut s| {
+                let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+                s.query_row(params![message.as_bytes(), own.as_bytes()], row).optional()
+            })
+            .map_err(failed)?;
+        Ok(found.is_some_and(|(is_silent, is_own, content)| {
+            is_silent || is_own && SettingsSync::read(&content).is_some()
+        }))
     }
 
     /// Returns whether this device has heard of a group.

@@ -7,6 +7,7 @@ use rusqlite::{OptionalExtension, Row, params};
 use super::{LocalStore, blob, corrupt, failed, number};
 use crate::content::change_in;
 use crate::event::RefusedReason;
+use crate::settings_sync::SettingsSync;
 use crate::status::Status;
 use crate::timeline::{Place, TimelineItem};
 
@@ -180,7 +181,9 @@ impl LocalStore {
     ) -> Result<Option<(Place, TimelineItem)>> {
         let own = self.own.ok_or(corrupt("the store is not loaded"))?;
         let (id, content) = (MessageId::parse(&blob(row, 1)?)?, blob(row, 2)?);
-        if change_in(conversation, &content).is_some() {
+        let is_of_settings =
+            conversation == ConversationId::own(own.user) && SettingsSync::read(&content).is_some();
+        if is_of_settings || change_in(conversation, &content).is_some() {
             return Ok(None);
         }
         let reason: Option<String> = row.get(4).map_err(failed)?;
@@ -219,7 +222,7 @@ impl LocalStore {
             // There is no such user, so there is no conversation.
             (None, None) => return Ok(()),
         };
-        if change_in(conversation, &content).is_some() {
+        if change_in(conversation, &content).is_some() || SettingsSync::read(&content).is_some() {
             return Ok(());
         }
         self.run(
