@@ -370,6 +370,33 @@ impl Client {
         self.request(|reply| Command::History { conversation, before, limit, reply }).await
     }
 
+    /// Returns messages on this device with all words of a search, the one that arrived last first. A word also finds longer
+    /// words that begin with it; case and accents do not matter. In scripts without spaces it is found anywhere. Without a
+    /// conversation, it searches all. A search without letters or digits finds nothing.
+    ///
+    /// ```
+    /// use chat_client::prelude::*;
+    ///
+    /// async fn find(client: &Client) -> Result<()> {
+    ///     for message in client.search("cafe tomor", None, 20).await? {
+    ///         println!("{}: {:?}", message.sender, message.text());
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// `Closed`, or the error of the local store.
+    pub async fn search(
+        &self,
+        search: &str,
+        conversation: Option<ConversationId>,
+        limit: usize,
+    ) -> Result<Vec<Message>> {
+        let search = search.to_owned();
+        self.request(|reply| Command::Search { search, conversation, limit, reply }).await
+    }
+
     /// Returns the user of a handle. Needs a connection the first time.
     ///
     /// # Errors

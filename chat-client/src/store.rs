@@ -15,6 +15,7 @@ mod message_changes;
 mod migration;
 mod revisions;
 mod schema;
+mod search;
 mod settings;
 mod timeline;
 
@@ -297,6 +298,7 @@ impl LocalStore {
     pub(crate) fn load(&mut self, device: DeviceAddress) -> Result<ReplicaSnapshot> {
         self.own = Some(device);
         self.count_uncounted()?;
+        self.build_search_index()?;
         let mut saved = ReplicaSnapshot::new(device);
         saved.incarnation = u32::try_from(self.meta_number("incarnation")?).unwrap_or(u32::MAX);
         saved.generation = self.meta_number("generation")?;

@@ -102,6 +102,12 @@ pub(crate) enum Command {
     /// Requests newer receipts, and replies with the known ones of a message.
     Receipts(Position, Reply<Vec<MemberReceipt>>),
     OpenConversation(Option<ConversationId>),
+    Search {
+        search: String,
+        conversation: Option<ConversationId>,
+        limit: usize,
+        reply: Reply<Vec<Message>>,
+    },
     ChangeSetting(ConversationId, ConversationSetting, Reply<()>),
     /// Brings the list of conversations up to date, and replies with it and the changes of its items.
     ConversationList(ConversationWindow, Reply<(ConversationWindow, Vec<Diff<Conversation>>)>),

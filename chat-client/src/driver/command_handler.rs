@@ -46,6 +46,9 @@ impl Driver {
                 self.step(Input::Read(AckUpTo { conversation, seq }))?;
                 self.note_read(conversation, seq)?;
             }
+            Command::Search { search, conversation, limit, reply } => {
+                let _ = reply.send(self.store.search(&search, conversation, limit));
+            }
             Command::ChangeSetting(conversation, setting, reply) => {
                 self.change_setting(conversation, &setting, reply)?;
             }

@@ -199,6 +199,7 @@ impl LocalStore {
         let place = params![conversation.as_bytes(), through.cast_signed()];
         self.erases = true;
         self.revisions.touch(conversation);
+        self.clear_index(conversation, through)?;
         self.run("DELETE FROM unknown_rows WHERE conversation = ?1 AND seq <= ?2", place)?;
         let erased = self.run(
             "UPDATE messages SET content = x'', audience = NULL, body_key = NULL, unasked = 0

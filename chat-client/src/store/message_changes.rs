@@ -49,6 +49,7 @@ impl LocalStore {
             if self.is_deleted(&message)? {
                 self.erase_deleted(&message)?;
             }
+            self.index(&message)?;
             return Ok(None);
         };
         let may = self.may_change(sender.user, &target, &change)?;
@@ -59,6 +60,9 @@ impl LocalStore {
         )?;
         if may && (change == MessageChange::Deleted || self.is_deleted(&target)?) {
             self.erase_deleted(&target)?;
+        }
+        if may && !matches!(change, MessageChange::Reacted { .. }) {
+            self.index(&target)?;
         }
         Ok(Some(may))
     }
@@ -303,6 +307,11 @@ mod tests {
             shown.iter().rev().map(|message| message.content().clone()).collect()
         }
 
+        fn found(&self, search: &str) -> Vec<u64> {
+            let found = self.store.search(search, None, 100).unwrap();
+            found.iter().map(|message| message.seq).collect()
+        }
+
         fn changes(&self) -> usize {
             let events = self.store.events(0, 100).unwrap();
             events.iter().filter(|record| matches!(record.event, Event::MessageChanged { .. })).count()
@@ -369,6 +378,7 @@ mod tests {
         world.arrives(3, 2, delete(target));
         world.arrives(4, 2, edit(target, "halibut"));
         assert_eq!((world.shown(), world.changes()), (vec![Content::Deleted], 3));
+        assert!(["swordfish", "mackerel", "halibut"].iter().all(|word| world.found(word).is_empty()));
         let left = world.store.rows("SELECT content FROM messages", |row| blob(row, 0)).unwrap();
         let contains = |bytes: &[u8], word: &str| bytes.windows(word.len()).any(|at| at == word.as_bytes());
         let words = ["swordfish", "mackerel", "halibut"];
@@ -378,5 +388,72 @@ mod tests {
             let bytes = std::fs::read(&file).unwrap();
             assert!(words.iter().all(|word| !contains(&bytes, word)), "{}", file.display());
         }
+    }
+    #[test]
+    fn search_finds_words_their_starts_and_scripts_without_spaces() {
+        let mut world = World::new();
+        for (seq, text) in [
+            (1, "Der Café ist zu"),
+            (2, "我明天去北京"),
+            (3, "お茶をのみます"),
+            (4, "ไปตลาดพรุ่งนี้"),
+            (5, "Привет, Мир!"),
+            (6, "안녕하세요"),
+            (7, "naïve OK"),
+        ] {
+            world.arrives(seq, 2, Some(SendRequest::text(text)));
+        }
+        for (search, seqs) in [
+            ("cafe", &[1][..]),
+            ("CAF", &[1]),
+            ("zu caf", &[1]),
+            ("afe", &[]),
+            ("北京", &[2]),
+            ("明天", &[2]),
+            ("京北", &[]),
+            ("のみ", &[3]),
+            ("ตลาด", &[4]),
+            ("мир", &[5]),
+            ("하세", &[6]),
+            ("ok", &[7]),
+            ("i", &[1]),
+            ("zz", &[]),
+            ("\"", &[]),
+            ("cafe\" OR text:ok", &[]),
+        ] {
+            assert_eq!(world.found(search), seqs, "{search}");
+        }
+    }
+
+    #[test]
+    fn search_follows_changes_recovered_and_cleared_messages() {
+        let mut world = World::new();
+        let target = world.target(2, 1);
+        world.arrives(1, 2, Some(SendRequest::text("at seven")));
+        world.arrives(2, 2, None);
+        world.arrives(3, 2, edit(target, "at eight"));
+        assert_eq!((world.found("seven"), world.found("eight")), (vec![], vec![1]));
+        world.recovers(2, 2, &SendRequest::text("eight it is"));
+        assert_eq!(world.found("eight"), [2, 1], "the one that became readable last is first");
+        let other = ConversationId::direct(device(1).user, device(3).user);
+        assert!(world.store.search("eight", Some(other), 10).unwrap().is_empty());
+        assert_eq!(world.store.search("eight", Some(world.conversation), 1).unwrap().len(), 1);
+        world.arrives(4, 2, delete(target));
+        assert_eq!(world.found("eight"), [2]);
+        world.store.clear_history(world.conversation, 4).unwrap();
+        assert!(world.found("eight").is_empty());
+        let rows = world.store.rows("SELECT id FROM search_rows", |row| row.get::<_, i64>(0).map_err(failed));
+        assert!(rows.unwrap().is_empty());
+    }
+
+    #[test]
+    fn index_of_an_earlier_version_is_built_again() {
+        let mut world = World::new();
+        world.arrives(1, 2, Some(SendRequest::text("at seven")));
+        world.store.remove_meta("search_version").unwrap();
+        world.store.run("DELETE FROM search", []).unwrap();
+        assert!(world.found("seven").is_empty());
+        world.store.load(device(1)).unwrap();
+        assert_eq!(world.found("seven"), [1]);
     }
 }

@@ -16,6 +16,9 @@ CREATE TABLE conversations (
   unread INTEGER NOT NULL DEFAULT 0, mentions INTEGER NOT NULL DEFAULT 0,
   muted_until INTEGER NOT NULL DEFAULT 0, archived INTEGER NOT NULL DEFAULT 0, pinned INTEGER NOT NULL DEFAULT 0,
   draft TEXT NOT NULL DEFAULT '') WITHOUT ROWID;
+CREATE TABLE search_rows (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, conversation BLOB NOT NULL, user BLOB NOT NULL, message_id BLOB NOT NULL,
+  UNIQUE (conversation, user, message_id));
 CREATE TABLE unsynced_settings (conversation BLOB PRIMARY KEY, fields INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE rosters (
   conversation BLOB NOT NULL, version INTEGER NOT NULL, roster BLOB NOT NULL,
