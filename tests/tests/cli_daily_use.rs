@@ -230,3 +230,41 @@ fn number_above_the_last_event_is_an_error() {
     assert!(message.contains("900") && message.contains("last event"), "{message}");
     assert!(command(&alice, &url, &["--json", "--after", "1"]).status.success());
 }
+
+#[test]
+fn messages_are_found_and_settings_of_conversations_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let url = server.url();
+    let alice = register(dir.path(), &url, "alice");
+    let bob = register(dir.path(), &url, "bob");
+    command(&alice, &url, &["send", "bob", "Café at seven"]);
+    let mut process = CliProcess::start(&bob, &url, Some(0));
+    let found = process.wait("message");
+    let conversation = found["conversation"].as_str().unwrap().to_owned();
+    process.send(&json!({"cmd": "search", "text": "cafe sev"}));
+    let found = process.wait("found");
+    assert_eq!(found["messages"][0]["text"], "Café at seven");
+    process.send(&json!({
+        "cmd": "configure", "conversation": conversation, "pinned": true, "muted_until": 5, "draft": "at eight?"
+    }));
+    process.send(&json!({"cmd": "conversations"}));
+    let known = &process.wait("conversations")["conversations"][0];
+    assert_eq!(
+        (&known["pinned"], &known["muted_until"], &known["unread"]),
+        (&json!(true), &json!(5), &json!(1))
+    );
+    process.finish();
+    let listed = command(&bob, &url, &["conversations"]);
+    assert_eq!(text(&listed.stdout), format!("{conversation} alice 1 unread, pinned, draft: at eight?\n"));
+    let configured = command(&bob, &url, &["configure", "alice", "--pinned", "false", "--draft", ""]);
+    assert_eq!(configured.status.code(), Some(0), "{}", text(&configured.stderr));
+    assert_eq!(
+        text(&command(&bob, &url, &["conversations"]).stdout),
+        format!("{conversation} alice 1 unread\n")
+    );
+    let found = command(&bob, &url, &["search", "--within", "alice", "seven"]);
+    assert_eq!(text(&found.stdout), "1 alice: Café at seven\n");
+    let unknown = command(&bob, &url, &["configure", "carol", "--pinned", "true"]);
+    assert_eq!(unknown.status.code(), Some(1), "{}", text(&unknown.stderr));
+}

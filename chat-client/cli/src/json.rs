@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::commands::ends_session;
 use crate::contacts::{Decision, newest};
+use crate::conversations::{SettingsEdit, of_conversation, of_found};
 use crate::event_json::{self, error};
 use crate::groups::{GroupRole, Policy, ProfileEdit};
 use crate::output::{ExitCode, Failure, escaped};
@@ -89,6 +90,24 @@ enum Line {
         conversation: Option<String>,
         #[serde(default)]
         before: u64,
+        #[serde(default = "fifty")]
+        limit: usize,
+    },
+    Conversations,
+    Configure {
+        #[serde(default)]
+        with: Option<String>,
+        #[serde(default)]
+        conversation: Option<String>,
+        #[serde(flatten)]
+        edit: SettingsEdit,
+    },
+    Search {
+        text: String,
+        #[serde(default)]
+        with: Option<String>,
+        #[serde(default)]
+        conversation: Option<String>,
         #[serde(default = "fifty")]
         limit: usize,
     },
@@ -437,6 +456,26 @@ async fn carry_out(
             let messages = client.history(conversation, before, limit.min(200)).await.map_err(failed)?;
             let shown: Vec<_> = messages.iter().map(event_json::of_history).collect();
             let line = json!({"event": "history", "conversation": conversation.to_hex(), "messages": shown});
+            say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
+        }
+        Line::Conversations => {
+            let known = client.conversations().await.map_err(failed)?;
+            let known: Vec<_> = known.iter().map(of_conversation).collect();
+            let line = json!({"event": "conversations", "conversations": known});
+            say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
+        }
+        Line::Configure { with, conversation, edit } => {
+            let conversation = find(client, with, conversation).await?;
+            edit.apply(client, conversation).await.map_err(failed)
+        }
+        Line::Search { text, with, conversation, limit } => {
+            let within = match (&with, &conversation) {
+                (None, None) => None,
+                _ => Some(find(client, with, conversation).await?),
+            };
+            let found = client.search(&text, within, limit.min(200)).await.map_err(failed)?;
+            let found: Vec<_> = found.iter().map(of_found).collect();
+            let line = json!({"event": "found", "text": text, "messages": found});
             say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
         }
         Line::Accept { user, number } => {

@@ -2,6 +2,7 @@
 
 mod commands;
 mod contacts;
+mod conversations;
 mod event_json;
 mod groups;
 mod json;
@@ -82,6 +83,27 @@ enum Command {
     History {
         /// The user's handle.
         user: String,
+        /// Maximum number of messages to print.
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+    },
+    /// List the conversations of this device, with unread counts and settings.
+    Conversations,
+    /// Mute, archive or pin a conversation, or keep a draft. It holds on all your devices.
+    Configure {
+        /// The handle of the user, or the name or id of the group.
+        conversation: String,
+        #[command(flatten)]
+        edit: conversations::SettingsEdit,
+    },
+    /// Print the messages on this device that contain all these words, or words that begin with them.
+    Search {
+        /// The words.
+        #[arg(required = true)]
+        words: Vec<String>,
+        /// Only in the conversation with this user, or in this group.
+        #[arg(long, value_name = "CONVERSATION")]
+        within: Option<String>,
         /// Maximum number of messages to print.
         #[arg(long, default_value_t = 50)]
         limit: usize,
@@ -275,6 +297,13 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Some(Command::Send { user, text }) => commands::send(&arguments, user, text).await,
         Some(Command::Listen) if !arguments.json => commands::listen(&arguments).await,
         Some(Command::History { user, limit }) => commands::history(&arguments, user, *limit).await,
+        Some(Command::Conversations) => conversations::list(&arguments).await,
+        Some(Command::Configure { conversation, edit }) => {
+            conversations::configure(&arguments, conversation, edit.clone()).await
+        }
+        Some(Command::Search { words, within, limit }) => {
+            conversations::search(&arguments, &words.join(" "), within.as_deref(), *limit).await
+        }
         Some(Command::Devices { remove }) => commands::devices(&arguments, *remove).await,
         Some(Command::SafetyNumber { user }) => commands::safety_number(&arguments, user).await,
         Some(Command::Accept { user, number }) => commands::accept(&arguments, user, &number.concat()).await,

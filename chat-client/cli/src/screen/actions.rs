@@ -6,6 +6,7 @@ use super::entered::{Change, Entered};
 use super::talk::Talk;
 use super::{PAGE, Screen};
 use crate::contacts::{Decision, newest};
+use crate::conversations::found_line;
 use crate::text;
 
 pub(super) async fn enter(client: &Client, screen: &mut Screen) {
@@ -23,6 +24,17 @@ pub(super) async fn enter(client: &Client, screen: &mut Screen) {
             }
         }
         Entered::Join(link) => screen.note = join(client, screen, link).await.unwrap_or_else(text),
+        Entered::Search(words) => search(client, screen, words).await,
+        Entered::Configure(setting) => {
+            let Some(id) = screen.selected else {
+                screen.note = "open a chat first: /to NAME".into();
+                return;
+            };
+            screen.note = client
+                .change_setting(id, setting)
+                .await
+                .map_or_else(text, |()| "changed on all your devices".into());
+        }
         Entered::UnknownCommand(name) => {
             screen.note = format!("unknown command /{name}; a text may begin with //");
             screen.input = input;
@@ -42,6 +54,25 @@ pub(super) async fn enter(client: &Client, screen: &mut Screen) {
                 }
             }
         }
+    }
+}
+
+/// Shows the newest messages with these words in the open conversation, the newest last.
+async fn search(client: &Client, screen: &mut Screen, words: &str) {
+    const FOUND: usize = 10;
+    let found = match client.search(words, None, FOUND).await {
+        Ok(found) => found,
+        Err(error) => {
+            screen.note = text(error);
+            return;
+        }
+    };
+    screen.note = format!("found {}{}", found.len(), if found.len() < FOUND { "" } else { " or more" });
+    let known = client.conversations().await.unwrap_or_default();
+    let lines: Vec<String> = found.iter().rev().map(|message| found_line(&known, message)).collect();
+    match screen.selected.and_then(|id| screen.find(id)) {
+        Some(talk) => lines.into_iter().for_each(|line| talk.note(line)),
+        None => screen.note = lines.last().cloned().unwrap_or_else(|| "found nothing".into()),
     }
 }
 

@@ -1,5 +1,9 @@
 //! Lines that the user enters.
 
+use std::time::{Duration, SystemTime};
+
+use chat_client::ConversationSetting;
+
 use crate::contacts::Decision;
 
 /// A line of the input.
@@ -13,6 +17,10 @@ pub(super) enum Entered<'a> {
     Change(Change<'a>),
     /// Join a group: with a link, or by the newest invitation in the open conversation.
     Join(Option<&'a str>),
+    /// Search all conversations.
+    Search(&'a str),
+    /// Change a setting of the open conversation.
+    Configure(ConversationSetting),
     UnknownCommand(&'a str),
     Text(&'a str),
 }
@@ -30,6 +38,9 @@ pub(super) enum Change<'a> {
     Reply(&'a str),
 }
 
+/// The end of a mute that the user ends.
+const FOR_EVER: Duration = Duration::from_secs(253_402_300_799);
+
 impl<'a> Entered<'a> {
     pub(super) fn read(input: &'a str) -> Self {
         let trimmed = input.trim();
@@ -42,6 +53,14 @@ impl<'a> Entered<'a> {
             Some("unblock") => Self::Decide(Decision::Unblock),
             Some("report") => Self::Report(""),
             Some("join") => Self::Join(None),
+            Some("mute") => {
+                Self::Configure(ConversationSetting::MutedUntil(SystemTime::UNIX_EPOCH.checked_add(FOR_EVER)))
+            }
+            Some("unmute") => Self::Configure(ConversationSetting::MutedUntil(None)),
+            Some("pin") => Self::Configure(ConversationSetting::Pinned(true)),
+            Some("unpin") => Self::Configure(ConversationSetting::Pinned(false)),
+            Some("archive") => Self::Configure(ConversationSetting::Archived(true)),
+            Some("unarchive") => Self::Configure(ConversationSetting::Archived(false)),
             Some("delete") => Self::Change(Change::Delete),
             Some(command) => match command.split_once(' ') {
                 Some(("to", name)) => Self::To(name.trim()),
@@ -49,6 +68,7 @@ impl<'a> Entered<'a> {
                 Some(("react", emoji)) => Self::Change(Change::React(emoji.trim())),
                 Some(("reply", text)) => Self::Change(Change::Reply(text.trim())),
                 Some(("join", link)) => Self::Join(Some(link.trim())),
+                Some(("search", words)) => Self::Search(words.trim()),
                 Some(("report", note)) => Self::Report(note.trim()),
                 _ => Self::UnknownCommand(command.split(' ').next().unwrap_or_default()),
             },
