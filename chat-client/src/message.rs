@@ -113,6 +113,16 @@ pub enum Content {
     Cleared,
 }
 
+impl Content {
+    /// Returns the text, or `None` if the content is not a text.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
 impl Message {
     /// Returns the content.
     pub const fn content(&self) -> &Content {
@@ -121,9 +131,6 @@ impl Message {
 
     /// Returns the text, or `None` if the content is not a text.
     pub fn text(&self) -> Option<&str> {
-        match &self.content {
-            Content::Text(text) => Some(text),
-            _ => None,
-        }
+        self.content.text()
     }
 }

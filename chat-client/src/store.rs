@@ -35,6 +35,7 @@ use chat_core::{
     ConversationId, ConversationKind, DeviceAddress, DeviceId, Error, ErrorKind, Handle, InstallationId,
     MessageId, Result, Seq, StoreEpoch, UserId,
 };
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, params};
 #[cfg(feature = "encrypted")]
 use zeroize::Zeroizing;
@@ -143,7 +144,9 @@ impl LocalStore {
              PRAGMA temp_store = MEMORY;",
         )
         .map_err(locked_out)?;
-        db.set_prepared_statement_cache_capacity(64);
+        db.set_prepared_statement_cache_capacity(256);
+        // Otherwise a statement is compiled again with each new value that a partial index might depend on.
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(failed)?;
         let mut store = Self {
             db,
             open: false,

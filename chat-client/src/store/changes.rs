@@ -547,12 +547,15 @@ impl LocalStore {
         sender: InstallationId,
         id: MessageId,
     ) -> Result<()> {
-        self.revisions.touch(conversation);
-        self.run(
+        let moved = self.run(
             "UPDATE OR IGNORE messages SET seq = ?2, anchor = NULL
              WHERE conversation = ?1 AND sender = ?3 AND message_id = ?4 AND seq <= 0",
             params![conversation.as_bytes(), seq as i64, sender.as_bytes(), id.as_bytes()],
         )?;
+        if moved == 0 {
+            return Ok(());
+        }
+        self.revisions.touch(conversation);
         self.recount_unread(conversation)
     }
 

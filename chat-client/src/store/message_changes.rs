@@ -46,7 +46,13 @@ impl LocalStore {
     ) -> Result<Option<bool>> {
         let Some((target, change)) = change_in(conversation, content) else {
             let message = MessageRef { conversation, user: sender.user, id };
-            if self.is_deleted(&message)? {
+            let changes = self.changes_to(&message)?;
+            if changes.is_empty() {
+                let content = Content::decode(content);
+                self.index_as(&message, content.text())?;
+                return Ok(None);
+            }
+            if changes.iter().any(|(_, _, change, _)| *change == MessageChange::Deleted) {
                 self.erase_deleted(&message)?;
             }
             self.index(&message)?;

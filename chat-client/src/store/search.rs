@@ -79,10 +79,14 @@ impl LocalStore {
 
     /// Gives the index the text that a message has now, in the open transaction.
     pub(super) fn index(&mut self, message: &MessageRef) -> Result<()> {
+        let item = self.timeline_item(message.conversation, message.user, message.id)?;
+        let stored = item.as_ref().filter(|(place, _)| place.seq < Seq::MAX);
+        self.index_as(message, stored.and_then(|(_, item)| item.message.text()))
+    }
+
+    /// Gives the index the text of a message, in the open transaction.
+    pub(super) fn index_as(&mut self, message: &MessageRef, text: Option<&str>) -> Result<()> {
         let MessageRef { conversation, user, id } = *message;
-        let item = self.timeline_item(conversation, user, id)?;
-        let text =
-            item.as_ref().filter(|(place, _)| place.seq < Seq::MAX).and_then(|(_, item)| item.message.text());
         let key = params![conversation.as_bytes(), user.as_bytes(), id.as_bytes()];
         let known: Option<i64> = self
             .db

@@ -160,13 +160,15 @@ impl LocalStore {
             peer.map(|peer| peer.as_bytes().to_vec()),
             id.map(|id| id.as_bytes().to_vec())
         ];
+        // Without an id, all of them: the outbox is bounded.
+        let named = if id.is_some() { "message_id = ?3" } else { "?3 IS NULL" };
         let query = format!(
             "SELECT n, message_id, content, sent_at, NULL FROM outbox
-             WHERE {IS_WAITING} AND (message_id = ?3 OR ?3 IS NULL)
+             WHERE {IS_WAITING} AND {named}
                AND (group_id = ?1 OR user = ?2 OR handle IN (SELECT handle FROM handles WHERE handles.user = ?2))
              UNION ALL
              SELECT n, message_id, content, sent_at, reason FROM failed_messages
-             WHERE conversation = ?1 AND (message_id = ?3 OR ?3 IS NULL)
+             WHERE conversation = ?1 AND {named}
              ORDER BY n"
         );
         let items =
