@@ -440,13 +440,9 @@ impl Driver {
 
     async fn wake(&mut self) -> Wakeup {
         let platform = &self.owner.config.platform;
-        let deadline = self
-            .replica
-            .deadline()
-            .into_iter()
-            .chain(self.token.deadline())
-            .chain(self.settings.deadline())
-            .min();
+        // Settings that cannot be sent now are sent after a later wake-up.
+        let settings = self.settings.deadline().filter(|at| *at > platform.now());
+        let deadline = self.replica.deadline().into_iter().chain(self.token.deadline()).chain(settings).min();
         let room = self.replica.outbox_len() < OUTBOX;
         let channels = &mut self.owner.channels;
         tokio::select! {

@@ -302,6 +302,7 @@ impl LocalStore {
         self.own = Some(device);
         self.count_uncounted()?;
         self.build_search_index()?;
+        self.commit_open()?;
         let mut saved = ReplicaSnapshot::new(device);
         saved.incarnation = u32::try_from(self.meta_number("incarnation")?).unwrap_or(u32::MAX);
         saved.generation = self.meta_number("generation")?;

@@ -360,6 +360,11 @@ impl Replica {
         self.conversations.get(&conversation).map_or(0, |c| c.cursor)
     }
 
+    /// Returns the seq up to which the user has read a conversation, as far as this replica knows.
+    pub fn read_position(&self, conversation: ConversationId) -> u64 {
+        self.conversations.get(&conversation).map_or(0, |c| c.read)
+    }
+
     /// Estimates the server's clock now, in milliseconds.
     fn server_ms(&self, now: Instant) -> u64 {
         let (time, read) = self.server_time;

@@ -30,6 +30,7 @@ async fn two_devices() -> (TestServer, Client, Client, Client) {
 async fn settings_reach_the_other_devices_and_nothing_is_shown() {
     let (_server, phone, laptop, bob) = two_devices().await;
     let conversation = phone.conversation_with(bob.user());
+    bob.send(phone.user(), "hello").await.unwrap();
     let muted = SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000);
     for setting in [
         ConversationSetting::MutedUntil(Some(muted)),
@@ -84,9 +85,49 @@ async fn reading_on_one_device_clears_the_count_on_another_that_was_off() {
 }
 
 #[tokio::test]
+async fn client_answers_while_settings_cannot_be_sent() {
+    let (_server, phone, laptop, bob) = two_devices().await;
+    let conversation = phone.conversation_with(bob.user());
+    let pin = |pinned| ConversationSetting::Pinned(pinned);
+    phone.change_setting(conversation, pin(true)).await.unwrap();
+    bob.send(phone.user(), "hello").await.unwrap();
+    until(&laptop, |list| list.iter().any(|one| one.is_pinned)).await;
+    // Without another device there is nobody to send them to, and the time of the next message passes.
+    phone.unlink(laptop.device()).await.unwrap();
+    phone.change_setting(conversation, pin(false)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(2_300)).await;
+    let answers = async {
+        phone.change_setting(conversation, pin(true)).await.unwrap();
+        for _ in 0..20 {
+            phone.history(conversation, None, 10).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        phone.send(bob.user(), "still here").await.unwrap().stored().await.unwrap();
+    };
+    tokio::time::timeout(Duration::from_secs(20), answers).await.expect("the client does not answer");
+}
+
+#[tokio::test]
+async fn device_that_is_linked_later_gets_the_settings() {
+    let (server, phone, laptop, bob) = two_devices().await;
+    let conversation = phone.conversation_with(bob.user());
+    phone.change_setting(conversation, ConversationSetting::Pinned(true)).await.unwrap();
+    until(&phone, |list| list.is_empty()).await;
+    bob.send(phone.user(), "hello").await.unwrap();
+    until(&laptop, |list| list.iter().any(|one| one.is_pinned)).await;
+    let tablet = server.linked_client(&phone, "tablet", Box::new(Unencrypted::default())).await.unwrap();
+    bob.send(phone.user(), "hello again").await.unwrap();
+    until(&tablet, |list| list.iter().any(|one| one.id == conversation && one.is_pinned)).await;
+}
+
+#[tokio::test]
 async fn devices_that_change_a_setting_at_the_same_time_end_with_the_same() {
     let (_server, phone, laptop, bob) = two_devices().await;
     let conversation = phone.conversation_with(bob.user());
+    bob.send(phone.user(), "hello").await.unwrap();
+    for client in [&phone, &laptop] {
+        until(client, |list| list.iter().any(|one| one.id == conversation)).await;
+    }
     for round in 0..3 {
         for n in 0..3 {
             let draft = |device: &str| ConversationSetting::Draft(format!("{device} {round}.{n}"));

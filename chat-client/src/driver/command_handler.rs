@@ -43,8 +43,11 @@ impl Driver {
                 let _ = reply.send(self.store.events_of(message));
             }
             Command::Read(conversation, seq) => {
+                let before = self.replica.read_position(conversation);
                 self.step(Input::Read(AckUpTo { conversation, seq }))?;
-                self.note_read(conversation, seq)?;
+                if self.replica.read_position(conversation) > before {
+                    self.note_read(conversation)?;
+                }
             }
             Command::Search { search, conversation, limit, reply } => {
                 let _ = reply.send(self.store.search(&search, conversation, limit));
@@ -254,6 +257,14 @@ impl Driver {
                 return Ok(());
             }
         };
+        if retry && self.is_blocked(&to)? {
+            let _ = reply.send(Err(Error::new(ErrorKind::Denied, "this user is blocked: unblock it first")));
+            return Ok(());
+        }
+        if retry && self.owner.config.strict && self.is_unaccepted(&to)? {
+            let _ = reply.send(Err(Error::from(RefusedReason::IdentityChanged)));
+            return Ok(());
+        }
         self.store.remove_failed(conversation, message)?;
         let mut sent = None;
         if retry {

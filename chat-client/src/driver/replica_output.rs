@@ -110,6 +110,11 @@ impl Driver {
                 Change::Receipt(conversation, ..) => {
                     self.owner.waiters.tickets.receipt_changed(*conversation)
                 }
+                // A new device of this user needs the settings.
+                Change::List(list, _) if list.list().user == self.account.device.user => {
+                    self.settings.is_due = true;
+                }
+                Change::WentBack(..) => self.settings.is_due = true,
                 Change::Prekeys(_) => self.stand(ConnectionState::prekeys_stored),
                 // Rows of the new data set have the seqs of old ones.
                 Change::NewEpoch(_) => self.owner.rejected.clear(),

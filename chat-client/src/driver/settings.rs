@@ -1,7 +1,7 @@
 //! Settings of conversations: this device gives them to the other devices of its user.
 
 use chat_core::replica::{Draft, Input, Recipient};
-use chat_core::{ConversationId, Instant, MessageId, Result, Seq};
+use chat_core::{ConversationId, Instant, MessageId, Result};
 
 use super::{Driver, Reply};
 use crate::conversation_setting::ConversationSetting;
@@ -55,12 +55,9 @@ impl Driver {
     }
 
     /// Notes that this user has read a conversation on this device.
-    pub(super) fn note_read(&mut self, conversation: ConversationId, seq: Seq) -> Result<()> {
-        if seq > 0 {
-            self.store.note_read(conversation)?;
-            self.settings.is_due = true;
-        }
-        Ok(())
+    pub(super) fn note_read(&mut self, conversation: ConversationId) -> Result<()> {
+        self.settings.is_due = true;
+        self.store.note_read(conversation)
     }
 
     /// Sends the other devices the settings that they do not have. Without other devices, the settings wait for one.

@@ -22,7 +22,10 @@ struct Entry {
 impl Entry {
     fn of(place: Place, item: &TimelineItem) -> Self {
         let is_unsettled = match &item.status {
-            Some(Status::Stored { delivered, read, .. }) => !delivered.is_complete() || !read.is_complete(),
+            // Without other users, the roster of the group may not have arrived.
+            Some(Status::Stored { delivered, read, .. }) => {
+                delivered.of == 0 || !delivered.is_complete() || !read.is_complete()
+            }
             Some(Status::Queued) => true,
             Some(Status::Refused(_)) | None => false,
         };
@@ -56,6 +59,9 @@ pub(crate) enum Step {
     /// It moves to a place, with about this number of messages.
     Jump(Target, usize),
 }
+
+/// Number of messages that a window at least has after the server went back.
+const SHORTEST: usize = 50;
 
 /// Maximum durable events that a window applies one by one. With more, reading its messages again is cheaper.
 const MAX_EVENTS: usize = 512;
@@ -144,6 +150,12 @@ impl Window {
 
     fn reload(&mut self, store: &LocalStore) -> Result<Diff<TimelineItem>> {
         (self.event, self.revision) = (store.last_event()?, store.revisions().last());
+        let last = store.seq_before(self.conversation, None, 1)?;
+        if self.from > last.max(1) {
+            // The server went back behind the window, and uses the seqs again.
+            let limit = self.entries.len().max(SHORTEST);
+            (self.from, self.to) = (store.seq_before(self.conversation, None, limit)?, None);
+        }
         let items = store.timeline_range(self.conversation, self.from, self.to)?;
         self.entries = items.iter().map(|(place, item)| Entry::of(*place, item)).collect();
         Ok(Diff::Reset { items: items.into_iter().map(|(_, item)| item).collect() })

@@ -1,6 +1,6 @@
 //! Storage of a replica's changes.
 
-use chat_core::codec::encode_list;
+use chat_core::codec::{decode_list, encode_list};
 use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::{EmptyReason, InboxRow, Publish, RowContent};
 use chat_core::replica::{Change, Changes, Draft, ListChange, Opened, Recipient, Unreadable};
@@ -286,7 +286,7 @@ impl LocalStore {
             ],
         )?;
         self.run("DELETE FROM outbox WHERE message_id = ?1", [id.as_bytes()])?;
-        if is_silent || self.apply_settings(conversation, own, id, &content)? {
+        if is_silent || self.apply_settings(conversation, seq, own, id, &content)? {
             return Ok(());
         }
         self.add_change(conversation, seq, own, id, &content)?;
@@ -296,7 +296,11 @@ impl LocalStore {
 
     pub(super) fn refused(&mut self, id: MessageId, reason: &str) -> Result<()> {
         let is_silent = self.is_silent(id)?;
-        self.keep_failed(id, reason)?;
+        if is_silent {
+            self.note_refused_settings(id)?;
+        } else {
+            self.keep_failed(id, reason)?;
+        }
         let to_device = self
             .db
             .prepare_cached("SELECT 1 FROM outbox WHERE message_id = ?1 AND installation IS NOT NULL")
@@ -361,7 +365,7 @@ impl LocalStore {
             return Ok(());
         }
         if let Ok(content) = &opened.content
-            && self.apply_settings(row.conversation, message.sender, message.id, content)?
+            && self.apply_settings(row.conversation, row.seq, message.sender, message.id, content)?
         {
             return Ok(());
         }
@@ -407,12 +411,12 @@ impl LocalStore {
         if filled == 0 {
             return Ok(());
         }
-        if self.apply_settings(conversation, sender, id, content)? {
+        let seq = self.seq_of(conversation, sender.installation, id)?.unwrap_or(0).max(0) as u64;
+        if self.apply_settings(conversation, seq, sender, id, content)? {
             self.revisions.touch(conversation);
             return Ok(());
         }
         self.take_group_details(conversation, id, content)?;
-        let seq = self.seq_of(conversation, sender.installation, id)?.unwrap_or(0).max(0) as u64;
         if self.add_change(conversation, seq, sender, id, content)? {
             // Its placeholder is not shown any more.
             self.revisions.touch(conversation);
@@ -426,6 +430,9 @@ impl LocalStore {
 
     pub(super) fn list(&mut self, list: &SignedDeviceList, change: ListChange) -> Result<()> {
         let user = list.list().user;
+        if user == self.own_user()? && self.has_new_device(list)? {
+            self.note_all_settings()?;
+        }
         self.run(
             "INSERT OR REPLACE INTO lists VALUES (?1, ?2)",
             params![user.as_bytes(), encode_list(list)],
@@ -442,6 +449,18 @@ impl LocalStore {
             }),
             _ => Ok(()),
         }
+    }
+
+    /// Returns whether a later list of this user names a device that the known one does not name.
+    fn has_new_device(&self, list: &SignedDeviceList) -> Result<bool> {
+        let known =
+            self.rows_with("SELECT list FROM lists WHERE user = ?1", [list.list().user.as_bytes()], |row| {
+                decode_list(super::blob(row, 0)?.into())
+            })?;
+        let known = known.first().map(|known| known.list());
+        Ok(known.is_some_and(|known| {
+            list.list().addresses().any(|device| !known.addresses().any(|old| old == device))
+        }))
     }
 
     pub(super) fn receipt(
@@ -504,6 +523,14 @@ impl LocalStore {
         self.run("DELETE FROM outbox WHERE void = 1", [])?;
         self.run("UPDATE outbox SET attempted = 1, publish = NULL", [])?;
         self.run("DELETE FROM sender_keys", [])?;
+        // A read position above the cursor is one of seqs that the server may give to other messages.
+        let ahead = self.rows("SELECT id FROM conversations WHERE read > cursor", |row| {
+            ConversationId::parse(&super::blob(row, 0)?)
+        })?;
+        for id in ahead {
+            self.run("UPDATE conversations SET read = cursor WHERE id = ?1", [id.as_bytes()])?;
+            self.recount_unread(id)?;
+        }
         self.run("UPDATE conversations SET client_seq = 0, prev = zeroblob(16)", []).map(drop)
     }
 
@@ -532,6 +559,9 @@ impl LocalStore {
             place,
         )?;
         self.recount_unread(id)?;
+        if id == ConversationId::own(self.own_user()?) {
+            self.note_lost_settings(seq)?;
+        }
         if !is_sure || id.kind() == Ok(ConversationKind::Mailbox) {
             return Ok(());
         }

@@ -47,7 +47,8 @@ impl LocalStore {
             Ok(ConversationKind::Group) => last_message.is_some() || self.is_in_group(id)?,
             // Settings make it, too.
             Ok(ConversationKind::Own) => last_message.is_some(),
-            _ => true,
+            // Settings of another device may be all that this device has of it.
+            _ => last_message.is_some() || self.peer(id)?.is_some(),
         };
         if !is_shown {
             return Ok(None);

@@ -94,6 +94,7 @@ impl LocalStore {
     /// Keeps the roster of a group. Earlier ones stay, because they say which devices may have an own message.
     pub(super) fn set_roster(&mut self, id: ConversationId, roster: &Roster) -> Result<()> {
         self.ensure_conversation(id)?;
+        self.revisions.touch_status(id);
         if roster.version == 0 {
             return self.run("DELETE FROM rosters WHERE conversation = ?1", [id.as_bytes()]).map(drop);
         }

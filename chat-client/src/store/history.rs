@@ -140,7 +140,7 @@ impl LocalStore {
         let count = i64::try_from(limit).unwrap_or(i64::MAX);
         let numbered = self.messages(
             conversation,
-            "SELECT seq, user, device, message_id, content, sent_at FROM messages
+            "SELECT seq, user, device, message_id, content, sent_at FROM messages INDEXED BY messages_shown
              WHERE conversation = ?1 AND seq < ?2 AND seq > 0 AND content IS NOT x'' AND target IS NULL
              ORDER BY seq DESC LIMIT ?3",
             (before, count),
@@ -200,6 +200,7 @@ impl LocalStore {
         self.erases = true;
         self.revisions.touch(conversation);
         self.clear_index(conversation, through)?;
+        self.run("DELETE FROM failed_messages WHERE conversation = ?1", [conversation.as_bytes()])?;
         self.run("DELETE FROM unknown_rows WHERE conversation = ?1 AND seq <= ?2", place)?;
         let erased = self.run(
             "UPDATE messages SET content = x'', audience = NULL, body_key = NULL, unasked = 0
@@ -246,13 +247,13 @@ impl LocalStore {
     }
 
     fn status_in_group(&self, group: ConversationId, seq: Seq, is_archived: bool) -> Result<Status> {
-        let receipts = if is_archived { Vec::new() } else { self.member_receipts(group, seq)? };
+        let receipts = if is_archived { Vec::new() } else { self.receipts_of_members(group, seq)? };
         let of = receipts.len() as u32;
-        let count = |has: fn(&MemberReceipt) -> bool| receipts.iter().filter(|one| has(one)).count() as u32;
+        let count = |has: fn(&(UserId, bool, bool)) -> bool| receipts.iter().filter(|one| has(one)).count();
         Ok(Status::Stored {
             position: Position::new(group, seq),
-            delivered: Count::new(count(|one| one.delivered), of),
-            read: Count::new(count(|one| one.read), of),
+            delivered: Count::new(count(|(_, delivered, _)| *delivered) as u32, of),
+            read: Count::new(count(|(_, _, read)| *read) as u32, of),
         })
     }
 
@@ -261,6 +262,14 @@ impl LocalStore {
     /// # Errors
     /// If the store fails.
     pub(crate) fn member_receipts(&self, group: ConversationId, seq: Seq) -> Result<Vec<MemberReceipt>> {
+        let receipts = self.receipts_of_members(group, seq)?.into_iter();
+        receipts
+            .map(|(user, delivered, read)| Ok(MemberReceipt { user: self.user(user)?, delivered, read }))
+            .collect()
+    }
+
+    /// Returns each of these members, whether it has the message, and whether it has read it.
+    fn receipts_of_members(&self, group: ConversationId, seq: Seq) -> Result<Vec<(UserId, bool, bool)>> {
         let own = self.own_user()?;
         let known = self.rows_with(
             "SELECT user, delivered, read FROM receipts WHERE conversation = ?1",
@@ -272,10 +281,9 @@ impl LocalStore {
         let members = roster.members.iter().filter(|member| member.user != own && member.joined <= seq);
         let receipts = members.map(|member| {
             let (delivered, read) = known.get(&member.user).copied().unwrap_or_default();
-            let (delivered, read) = (delivered.max(read) >= seq, read >= seq);
-            Ok(MemberReceipt { user: self.user(member.user)?, delivered, read })
+            (member.user, delivered.max(read) >= seq, read >= seq)
         });
-        receipts.collect()
+        Ok(receipts.collect())
     }
 
     /// Returns whether an own message was stored in an earlier data set of the server.

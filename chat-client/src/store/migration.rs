@@ -82,11 +82,17 @@ ALTER TABLE conversations ADD COLUMN draft TEXT NOT NULL DEFAULT '';
 CREATE TABLE search_rows (
   id INTEGER PRIMARY KEY AUTOINCREMENT, conversation BLOB NOT NULL, user BLOB NOT NULL, message_id BLOB NOT NULL,
   UNIQUE (conversation, user, message_id));
+ALTER TABLE conversations ADD COLUMN muted_at INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE conversations ADD COLUMN archived_at INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE conversations ADD COLUMN pinned_at INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE conversations ADD COLUMN draft_at INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX handles_by_user ON handles (user);
 CREATE TABLE unsynced_settings (conversation BLOB PRIMARY KEY, fields INTEGER NOT NULL) WITHOUT ROWID;
 ALTER TABLE messages ADD COLUMN roster_version INTEGER;
 ALTER TABLE messages ADD COLUMN target BLOB;
 ALTER TABLE messages ADD COLUMN mentioned INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX messages_by_author ON messages (message_id, user);
+CREATE INDEX messages_shown ON messages (conversation, seq) WHERE content IS NOT x'' AND target IS NULL;
 CREATE INDEX messages_by_target ON messages (conversation, target, seq) WHERE target IS NOT NULL;
 ALTER TABLE outbox ADD COLUMN group_id BLOB;
 ALTER TABLE outbox ADD COLUMN action BLOB;

@@ -15,7 +15,8 @@ CREATE TABLE conversations (
   description TEXT NOT NULL DEFAULT '', picture TEXT, profile_from BLOB, link_secret BLOB,
   unread INTEGER NOT NULL DEFAULT 0, mentions INTEGER NOT NULL DEFAULT 0,
   muted_until INTEGER NOT NULL DEFAULT 0, archived INTEGER NOT NULL DEFAULT 0, pinned INTEGER NOT NULL DEFAULT 0,
-  draft TEXT NOT NULL DEFAULT '') WITHOUT ROWID;
+  draft TEXT NOT NULL DEFAULT '', muted_at INTEGER NOT NULL DEFAULT 0, archived_at INTEGER NOT NULL DEFAULT 0,
+  pinned_at INTEGER NOT NULL DEFAULT 0, draft_at INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE search_rows (
   id INTEGER PRIMARY KEY AUTOINCREMENT, conversation BLOB NOT NULL, user BLOB NOT NULL, message_id BLOB NOT NULL,
   UNIQUE (conversation, user, message_id));
@@ -37,6 +38,7 @@ CREATE INDEX messages_by_target ON messages (conversation, target, seq) WHERE ta
 CREATE INDEX messages_archived ON messages (conversation, anchor) WHERE anchor IS NOT NULL;
 CREATE INDEX messages_unasked ON messages (unasked) WHERE unasked = 1;
 CREATE UNIQUE INDEX messages_by_id ON messages (sender, message_id, conversation);
+CREATE INDEX messages_shown ON messages (conversation, seq) WHERE content IS NOT x'' AND target IS NULL;
 CREATE INDEX messages_seen ON messages (conversation, seq) WHERE row_hash IS NOT NULL;
 CREATE TABLE outbox (
   n INTEGER PRIMARY KEY AUTOINCREMENT, message_id BLOB NOT NULL UNIQUE, handle TEXT, user BLOB, content BLOB NOT NULL,
@@ -52,6 +54,7 @@ CREATE INDEX refs_by_id ON refs (message_id);
 CREATE TABLE lists (user BLOB PRIMARY KEY, list BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE contacts (user BLOB PRIMARY KEY, accepted INTEGER NOT NULL, blocked INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE handles (handle TEXT PRIMARY KEY, user BLOB NOT NULL) WITHOUT ROWID;
+CREATE INDEX handles_by_user ON handles (user);
 CREATE TABLE receipts (
   conversation BLOB, user BLOB, delivered INTEGER NOT NULL DEFAULT 0, read INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (conversation, user)) WITHOUT ROWID;

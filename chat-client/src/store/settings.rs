@@ -6,9 +6,12 @@ use chat_core::{ConversationId, DeviceAddress, InstallationId, MessageId, Result
 use prost::Message as _;
 use rusqlite::{OptionalExtension, params};
 
-use super::{LocalStore, blob, failed, number};
+use super::{LocalStore, blob, corrupt, failed, number};
 use crate::conversation_setting::ConversationSetting;
 use crate::settings_sync::{MAX_SETTINGS, Settings, SettingsSync};
+
+/// The key of the seq of the newest own message with settings.
+const NEWEST_SYNC: &str = "newest_settings";
 
 /// A setting in the mask of those that the other devices do not have yet.
 pub(super) mod field {
@@ -67,7 +70,7 @@ impl LocalStore {
                 field::DRAFT
             }
         };
-        self.set_settings(conversation, &settings)?;
+        self.set_settings(conversation, &settings, 0)?;
         self.note_unsynced(conversation, field)
     }
 
@@ -138,11 +141,13 @@ impl LocalStore {
         Ok((!taken.is_empty()).then(|| SettingsSync::new(epoch, taken)))
     }
 
-    /// Takes over the settings in a message of the own devices, which has this place in their order. A setting that this
-    /// device has changed since comes later in that order. Returns whether the message has settings; then it is not shown.
+    /// Takes over the settings in a message of the own devices, unless a later message of their log, or a change that is not
+    /// sent yet, has set them. Messages may come in another order than that of the log. Returns whether the message has
+    /// settings; then it is not shown.
     pub(super) fn apply_settings(
         &mut self,
         conversation: ConversationId,
+        seq: Seq,
         sender: DeviceAddress,
         id: MessageId,
         content: &[u8],
@@ -152,12 +157,13 @@ impl LocalStore {
             return Ok(false);
         }
         let Some(sync) = SettingsSync::read(content) else { return Ok(false) };
-        self.hide(conversation, sender.installation, id)?;
+        self.hide(conversation, seq, sender.installation, id, &sync)?;
         let same_epoch = sync.is_of_epoch(self.epoch()?);
         for settings in sync.settings {
             let Some(conversation) = settings.conversation() else { continue };
-            let later = self.unsynced(conversation)?;
-            let is_newest = |field| later & field == 0;
+            let (changed, places) = (self.unsynced(conversation)?, self.places(conversation)?);
+            let is_newest =
+                |field: u64| changed & field == 0 && seq > places[field.trailing_zeros() as usize];
             let settings = Settings {
                 muted_until: settings.muted_until.filter(|_| is_newest(field::MUTED)),
                 archived: settings.archived.filter(|_| is_newest(field::ARCHIVED)),
@@ -166,34 +172,133 @@ impl LocalStore {
                 read: settings.read.filter(|_| same_epoch),
                 ..Settings::of(conversation)
             };
-            self.set_settings(conversation, &settings)?;
+            self.set_settings(conversation, &settings, seq)?;
         }
         Ok(true)
     }
 
-    fn hide(&mut self, conversation: ConversationId, sender: InstallationId, id: MessageId) -> Result<()> {
+    /// Takes a message with settings out of what users see. A draft in it must not outlive the draft: this device needs the content
+    /// only of its newest own message, which another device may request again.
+    fn hide(
+        &mut self,
+        conversation: ConversationId,
+        seq: Seq,
+        sender: InstallationId,
+        id: MessageId,
+        sync: &SettingsSync,
+    ) -> Result<()> {
+        let own = self.own.ok_or(corrupt("the store is not loaded"))?.installation;
+        self.erases |= sync.settings.iter().any(|settings| settings.draft.is_some());
+        let key = params![sender.as_bytes(), id.as_bytes(), conversation.as_bytes(), sender != own];
         self.run(
-            "UPDATE messages SET target = x'' WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3",
-            params![sender.as_bytes(), id.as_bytes(), conversation.as_bytes()],
+            "UPDATE messages SET target = x'', content = CASE WHEN ?4 THEN x'' ELSE content END
+             WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3",
+            key,
+        )?;
+        if sender != own {
+            return Ok(());
+        }
+        let last = self.meta_number(NEWEST_SYNC)?;
+        if seq > last {
+            self.set_meta(NEWEST_SYNC, &seq.to_be_bytes())?;
+        }
+        let place = params![conversation.as_bytes(), last.min(seq).cast_signed()];
+        self.run(
+            "UPDATE messages SET content = x'' WHERE conversation = ?1 AND seq = ?2 AND target = x''",
+            place,
         )
         .map(drop)
     }
 
-    fn set_settings(&mut self, conversation: ConversationId, settings: &Settings) -> Result<()> {
+    /// Returns the seqs of the messages that set the settings of a conversation, in the order of their fields.
+    fn places(&self, conversation: ConversationId) -> Result<[Seq; 4]> {
+        let found = self.rows_with(
+            "SELECT muted_at, archived_at, pinned_at, draft_at FROM conversations WHERE id = ?1",
+            [conversation.as_bytes()],
+            |row| Ok([number(row, 0)?, number(row, 1)?, number(row, 2)?, number(row, 3)?]),
+        )?;
+        Ok(found.into_iter().next().unwrap_or_default())
+    }
+
+    /// Sets settings that a message at this seq has, or, without a seq, the user.
+    fn set_settings(&mut self, conversation: ConversationId, settings: &Settings, seq: Seq) -> Result<()> {
         self.ensure_conversation(conversation)?;
         self.revisions.touch_status(conversation);
+        self.erases |= settings.draft.is_some();
         self.run(
             "UPDATE conversations SET muted_until = coalesce(?2, muted_until), archived = coalesce(?3, archived),
-               pinned = coalesce(?4, pinned), draft = coalesce(?5, draft) WHERE id = ?1",
+               pinned = coalesce(?4, pinned), draft = coalesce(?5, draft),
+               muted_at = iif(?2 IS NULL, muted_at, max(muted_at, ?6)),
+               archived_at = iif(?3 IS NULL, archived_at, max(archived_at, ?6)),
+               pinned_at = iif(?4 IS NULL, pinned_at, max(pinned_at, ?6)),
+               draft_at = iif(?5 IS NULL, draft_at, max(draft_at, ?6)) WHERE id = ?1",
             params![
                 conversation.as_bytes(),
                 settings.muted_until.map(u64::cast_signed),
                 settings.archived,
                 settings.pinned,
-                settings.draft
+                settings.draft,
+                seq.cast_signed()
             ],
         )?;
         settings.read.map_or(Ok(()), |read| self.set_read(conversation, read))
+    }
+
+    /// Notes all settings, for a device that has none of them.
+    pub(super) fn note_all_settings(&mut self) -> Result<()> {
+        self.run(
+            "INSERT INTO unsynced_settings
+             SELECT id, (muted_until > 0) + (archived > 0) * 2 + (pinned > 0) * 4 + (draft != '') * 8 + (read > 0) * 16
+             FROM conversations
+             WHERE muted_until > 0 OR archived > 0 OR pinned > 0 OR draft != '' OR read > 0
+             ON CONFLICT DO UPDATE SET fields = fields | excluded.fields",
+            [],
+        )
+        .map(drop)
+    }
+
+    /// Notes the settings of the messages after a seq, which the server has lost, and the read positions, which may
+    /// have been among them.
+    pub(super) fn note_lost_settings(&mut self, seq: Seq) -> Result<()> {
+        let place = params![seq.cast_signed()];
+        self.run(
+            "INSERT INTO unsynced_settings
+             SELECT id, (muted_at > ?1) + (archived_at > ?1) * 2 + (pinned_at > ?1) * 4 + (draft_at > ?1) * 8 + (read > 0) * 16
+             FROM conversations
+             WHERE muted_at > ?1 OR archived_at > ?1 OR pinned_at > ?1 OR draft_at > ?1 OR read > 0
+             ON CONFLICT DO UPDATE SET fields = fields | excluded.fields",
+            place,
+        )?;
+        self.run(
+            "UPDATE conversations SET muted_at = min(muted_at, ?1), archived_at = min(archived_at, ?1),
+               pinned_at = min(pinned_at, ?1), draft_at = min(draft_at, ?1)",
+            params![seq.cast_signed()],
+        )?;
+        let newest = self.meta_number(NEWEST_SYNC)?.min(seq);
+        self.set_meta(NEWEST_SYNC, &newest.to_be_bytes())
+    }
+
+    /// Notes the settings of a message that the server refused, so that a later one has them.
+    pub(super) fn note_refused_settings(&mut self, id: MessageId) -> Result<()> {
+        let content: Option<Vec<u8>> = self
+            .db
+            .prepare_cached("SELECT content FROM outbox WHERE message_id = ?1")
+            .and_then(|mut s| s.query_row([id.as_bytes()], |row| row.get(0)).optional())
+            .map_err(failed)?;
+        let Some(sync) = content.and_then(|content| SettingsSync::read(&content)) else { return Ok(()) };
+        for settings in sync.settings {
+            let Some(conversation) = settings.conversation() else { continue };
+            let fields = [
+                (settings.muted_until.is_some(), field::MUTED),
+                (settings.archived.is_some(), field::ARCHIVED),
+                (settings.pinned.is_some(), field::PINNED),
+                (settings.draft.is_some(), field::DRAFT),
+                (settings.read.is_some(), field::READ),
+            ];
+            let fields = fields.iter().filter(|(has, _)| *has).map(|(_, field)| field).sum();
+            self.note_unsynced(conversation, fields)?;
+        }
+        Ok(())
     }
 
     pub(super) fn settings(&self, conversation: ConversationId) -> Result<StoredSettings> {
@@ -220,29 +325,35 @@ impl LocalStore {
 
 #[cfg(test)]
 mod tests {
+    use chat_core::replica::{Draft, Recipient};
     use chat_core::{DeviceId, UserId};
 
     use super::*;
     use crate::config::Profile;
     use crate::store::open_for_test;
 
-    #[test]
-    fn setting_that_this_device_has_changed_since_stays() {
+    fn device(user: UserId, n: u8) -> DeviceAddress {
+        DeviceAddress { user, device: DeviceId::PRIMARY, installation: InstallationId::from_bytes([n; 16]) }
+    }
+
+    fn open() -> (tempfile::TempDir, LocalStore, UserId) {
         let dir = tempfile::tempdir().unwrap();
         let mut store = open_for_test(dir.path(), &Profile::from("test")).unwrap();
         let user = UserId::from_bytes([1; 16]);
-        let device = |n| DeviceAddress {
-            user,
-            device: DeviceId::PRIMARY,
-            installation: InstallationId::from_bytes([n; 16]),
-        };
-        store.load(device(1)).unwrap();
+        store.load(device(user, 1)).unwrap();
+        (dir, store, user)
+    }
+
+    #[test]
+    fn setting_that_this_device_has_changed_since_stays() {
+        let (_dir, mut store, user) = open();
+        let device = |n| device(user, n);
         let with_bob = ConversationId::direct(user, UserId::from_bytes([2; 16]));
         store.change_setting(with_bob, &ConversationSetting::Draft("new".into())).unwrap();
         let earlier = Settings { draft: Some("old".into()), pinned: Some(true), ..Settings::of(with_bob) };
         let content = SettingsSync::new(None, vec![earlier]).encode_padded();
         let arrives = |store: &mut LocalStore, conversation, sender| {
-            store.apply_settings(conversation, sender, MessageId::NIL, &content).unwrap()
+            store.apply_settings(conversation, 7, sender, MessageId::NIL, &content).unwrap()
         };
         let other = DeviceAddress { user: UserId::from_bytes([2; 16]), ..device(9) };
         assert!(!arrives(&mut store, with_bob, other), "another user sends no settings");
@@ -256,5 +367,66 @@ mod tests {
         // The message is on its way: one that arrives before it is stored comes before it.
         assert!(arrives(&mut store, ConversationId::own(user), device(9)));
         assert_eq!(store.settings(with_bob).unwrap().draft, "old");
+    }
+    #[test]
+    fn last_message_of_the_log_decides_in_any_order_of_arrival() {
+        let (_dir, mut store, user) = open();
+        let with_bob = ConversationId::direct(user, UserId::from_bytes([2; 16]));
+        let arrives = |store: &mut LocalStore, seq: Seq, draft: &str| {
+            let settings = Settings { draft: Some(draft.into()), ..Settings::of(with_bob) };
+            let content = SettingsSync::new(None, vec![settings]).encode_padded();
+            let id = MessageId::from_bytes([seq as u8; 16]);
+            store.apply_settings(ConversationId::own(user), seq, device(user, 9), id, &content).unwrap();
+            store.settings(with_bob).unwrap().draft
+        };
+        assert_eq!(arrives(&mut store, 5, "five"), "five");
+        assert_eq!(arrives(&mut store, 3, "three"), "five");
+        assert_eq!(arrives(&mut store, 6, "six"), "six");
+        // The server lost the messages after 4, and numbers others like them.
+        store.note_lost_settings(4).unwrap();
+        let sent = store.take_unsynced_settings().unwrap().unwrap().settings;
+        assert_eq!((sent[0].draft.as_deref(), sent[0].pinned), (Some("six"), None));
+        assert_eq!(arrives(&mut store, 5, "five again"), "five again");
+    }
+
+    #[test]
+    fn refused_settings_and_those_of_a_new_device_are_sent_again() {
+        let (_dir, mut store, user) = open();
+        let with_bob = ConversationId::direct(user, UserId::from_bytes([2; 16]));
+        store.change_setting(with_bob, &ConversationSetting::Pinned(true)).unwrap();
+        let sync = store.take_unsynced_settings().unwrap().unwrap();
+        let id = MessageId::from_bytes([5; 16]);
+        let draft = Draft::new(id, Recipient::User(user), sync.encode_padded().into());
+        store.queued(&draft).unwrap();
+        assert!(!store.has_unsynced_settings().unwrap());
+        store.refused(id, "denied").unwrap();
+        let again = store.take_unsynced_settings().unwrap().unwrap();
+        assert_eq!(again.settings, sync.settings);
+        assert!(store.events_of(id).unwrap().is_empty(), "it is not reported as a message");
+        store.note_all_settings().unwrap();
+        assert_eq!(store.take_unsynced_settings().unwrap().unwrap().settings, sync.settings);
+    }
+
+    #[test]
+    fn draft_leaves_the_device_when_it_is_replaced() {
+        let (dir, mut store, user) = open();
+        let with_bob = ConversationId::direct(user, UserId::from_bytes([2; 16]));
+        let own = ConversationId::own(user);
+        for (seq, draft) in [(1, "swordfish"), (2, "mackerel"), (3, "")] {
+            store.change_setting(with_bob, &ConversationSetting::Draft(draft.into())).unwrap();
+            let content = store.take_unsynced_settings().unwrap().unwrap().encode_padded();
+            let id = MessageId::from_bytes([seq as u8; 16]);
+            let message = Draft::new(id, Recipient::User(user), content.into());
+            store.queued(&message).unwrap();
+            store.stored(own, id, seq).unwrap();
+            store.commit_open().unwrap();
+        }
+        for file in std::fs::read_dir(dir.path().join("test")).unwrap().map(|file| file.unwrap().path()) {
+            let bytes = if file.is_file() { std::fs::read(&file).unwrap() } else { Vec::new() };
+            for word in ["swordfish", "mackerel"] {
+                let is_left = bytes.windows(word.len()).any(|at| at == word.as_bytes());
+                assert!(!is_left, "{word} is left in {}", file.display());
+            }
+        }
     }
 }

@@ -20,6 +20,11 @@ const IS_SHOWN: &str = "content IS NOT x'' AND target IS NULL";
 /// The condition of messages of the outbox that may be items: those of a group or a user, that are not withdrawn.
 const IS_WAITING: &str = "installation IS NULL AND void = 0 AND content IS NOT x''";
 
+/// A number of an application as the database has it; larger ones are the largest.
+fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
 impl LocalStore {
     /// Returns the items between two seqs, both included, the oldest first. Without an upper seq, the own messages that are not
     /// stored follow.
@@ -32,8 +37,8 @@ impl LocalStore {
         from: Seq,
         to: Option<Seq>,
     ) -> Result<Vec<(Place, TimelineItem)>> {
-        let last = to.map_or(i64::MAX, Seq::cast_signed);
-        let range = params![conversation.as_bytes(), from.cast_signed(), last];
+        let last = to.map_or(i64::MAX, signed);
+        let range = params![conversation.as_bytes(), signed(from), last];
         let mut items = self.rows_with(
             &format!(
                 "SELECT {COLUMNS} FROM messages
@@ -85,16 +90,14 @@ impl LocalStore {
     /// # Errors
     /// If the store fails.
     pub(crate) fn seq_before(&self, conversation: ConversationId, seq: Option<Seq>, n: usize) -> Result<Seq> {
-        let before = seq.map_or(i64::MAX, Seq::cast_signed);
+        let before = seq.map_or(i64::MAX, signed);
         let query = format!(
-            "SELECT seq FROM messages WHERE conversation = ?1 AND seq < ?2 AND seq > 0 AND {IS_SHOWN}
+            "SELECT seq FROM messages INDEXED BY messages_shown WHERE conversation = ?1 AND seq < ?2 AND seq > 0 AND {IS_SHOWN}
              ORDER BY seq DESC LIMIT 2 OFFSET ?3"
         );
-        let offset = n.max(1) - 1;
+        let offset = signed(n.max(1) as u64 - 1);
         let found =
-            self.rows_with(&query, params![conversation.as_bytes(), before, offset as i64], |row| {
-                number(row, 0)
-            })?;
+            self.rows_with(&query, params![conversation.as_bytes(), before, offset], |row| number(row, 0))?;
         Ok(if found.len() == 2 { found[0] } else { 0 })
     }
 
@@ -104,11 +107,11 @@ impl LocalStore {
     /// If the store fails.
     pub(crate) fn seq_after(&self, conversation: ConversationId, seq: Seq, n: usize) -> Result<Option<Seq>> {
         let query = format!(
-            "SELECT seq FROM messages WHERE conversation = ?1 AND seq > ?2 AND seq > 0 AND {IS_SHOWN}
+            "SELECT seq FROM messages INDEXED BY messages_shown WHERE conversation = ?1 AND seq > ?2 AND seq > 0 AND {IS_SHOWN}
              ORDER BY seq LIMIT 2 OFFSET ?3"
         );
-        let offset = n.max(1) - 1;
-        let key = params![conversation.as_bytes(), seq.cast_signed(), offset as i64];
+        let offset = signed(n.max(1) as u64 - 1);
+        let key = params![conversation.as_bytes(), signed(seq), offset];
         let found = self.rows_with(&query, key, |row| number(row, 0))?;
         Ok((found.len() == 2).then(|| found[0]))
     }
@@ -124,7 +127,7 @@ impl LocalStore {
                  ORDER BY seq LIMIT 1"
             ))
             .and_then(|mut s| {
-                let key = params![conversation.as_bytes(), sent_at_ms.cast_signed()];
+                let key = params![conversation.as_bytes(), signed(sent_at_ms)];
                 s.query_row(key, |row| row.get::<_, i64>(0)).optional()
             })
             .map(|seq| seq.map(|seq| seq as Seq))

@@ -387,6 +387,24 @@ fn cost_of_a_message_does_not_depend_on_the_length_of_its_conversation() {
 }
 
 #[test]
+fn window_follows_new_messages_after_the_server_went_back_behind_it() {
+    let mut world = World::new(0);
+    for seq in 1..=30 {
+        world.receives(seq, device(2), Ok(encode_request(&SendRequest::text("text"))));
+    }
+    let mut window = Window::new(world.conversation);
+    window.step(&world.store, Step::Jump(Target::Newest, 5)).unwrap();
+    world.apply(Change::WentBack(world.conversation, 10, true));
+    window.step(&world.store, Step::Follow).unwrap();
+    assert!(!window.entries.is_empty() && !window.has_newer());
+    world.receives(11, device(2), Ok(encode_request(&SendRequest::text("after"))));
+    window.step(&world.store, Step::Follow).unwrap();
+    assert_eq!(window.entries.last().unwrap().place.seq, 11);
+    window.step(&world.store, Step::Older(usize::MAX)).unwrap();
+    assert_eq!((window.entries.len(), window.has_older()), (31, false));
+}
+
+#[test]
 fn window_has_the_number_of_messages_that_was_requested() {
     let mut world = World::new(0);
     for _ in 0..30 {
