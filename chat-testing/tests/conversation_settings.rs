@@ -92,7 +92,7 @@ async fn client_answers_while_settings_cannot_be_sent() {
     phone.change_setting(conversation, pin(true)).await.unwrap();
     bob.send(phone.user(), "hello").await.unwrap();
     until(&laptop, |list| list.iter().any(|one| one.is_pinned)).await;
-    // Without another device there is nobody to send them to, and the time of the next message passes.
+    // Without another device they wait, and the time of the next message passes.
     phone.unlink(laptop.device()).await.unwrap();
     phone.change_setting(conversation, pin(false)).await.unwrap();
     tokio::time::sleep(Duration::from_millis(2_300)).await;
