@@ -375,12 +375,17 @@ impl LocalStore {
             return Ok(());
         }
         self.ensure_conversation(row.conversation)?;
+        let mut is_mention = false;
         if let Ok(content) = &opened.content {
             let (_, attributes) = decode_message(row.conversation, content);
             let sender = message.sender.installation;
-            self.note_mention(row.conversation, sender.as_bytes(), message.id, &attributes)?;
+            is_mention = self.note_mention(row.conversation, sender.as_bytes(), message.id, &attributes)?;
         }
-        self.count_unread(row.conversation, row.seq, message.sender.user)?;
+        let is_shown = opened.content != Err(Unreadable::NotMember)
+            && opened.content.as_ref().map_or(true, |content| !content.is_empty());
+        if is_shown {
+            self.count_unread(row.conversation, row.seq, message.sender.user, is_mention)?;
+        }
         // The reason stays in the event, so that the event is the same after the content was recovered.
         let reason = opened.content.err().map_or_else(String::new, |why| why.name().into());
         let event = EventRow {

@@ -71,19 +71,20 @@ impl LocalStore {
         }))
     }
 
-    /// Counts a message that has just been received.
-    pub(super) fn count_unread(&mut self, id: ConversationId, seq: Seq, user: UserId) -> Result<()> {
-        let own = self.own_user()?;
-        if user == own {
+    /// Counts a message that has just been received and is shown.
+    pub(super) fn count_unread(
+        &mut self,
+        id: ConversationId,
+        seq: Seq,
+        user: UserId,
+        is_mention: bool,
+    ) -> Result<()> {
+        if user == self.own_user()? {
             return Ok(());
         }
         self.run(
-            &format!(
-                "UPDATE conversations SET unread = unread + 1, mentions = mentions + message.mentioned
-                 FROM (SELECT mentioned FROM messages WHERE conversation = ?1 AND seq = ?3 AND {COUNTS}) AS message
-                 WHERE id = ?1 AND read < ?3"
-            ),
-            params![id.as_bytes(), own.as_bytes(), seq.cast_signed()],
+            "UPDATE conversations SET unread = unread + 1, mentions = mentions + ?3 WHERE id = ?1 AND read < ?2",
+            params![id.as_bytes(), seq.cast_signed(), is_mention],
         )
         .map(drop)
     }
@@ -123,24 +124,24 @@ impl LocalStore {
         .map(drop)
     }
 
-    /// Notes that a message mentions this user, or answers one of its messages.
+    /// Notes whether a message mentions this user, or answers one of its messages, and returns that.
     pub(super) fn note_mention(
         &mut self,
         id: ConversationId,
         sender: &[u8],
         message: MessageId,
         attributes: &Attributes,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let own = self.own_user()?;
         let answers = attributes.reply_to.is_some_and(|target| target.user == own);
         if !answers && !attributes.mentions.contains(&own) {
-            return Ok(());
+            return Ok(false);
         }
         self.run(
             "UPDATE messages SET mentioned = 1 WHERE conversation = ?1 AND sender = ?2 AND message_id = ?3",
             params![id.as_bytes(), sender, message.as_bytes()],
         )
-        .map(drop)
+        .map(|_| true)
     }
 
     /// Counts the unread messages of conversations that an earlier version of the store did not count.

@@ -148,7 +148,8 @@ impl LocalStore {
     /// If the store fails.
     pub(crate) fn last_event(&self) -> Result<u64> {
         self.db
-            .query_row("SELECT coalesce(max(n), 0) FROM events", [], |row| row.get::<_, i64>(0))
+            .prepare_cached("SELECT coalesce(max(n), 0) FROM events")
+            .and_then(|mut s| s.query_row([], |row| row.get::<_, i64>(0)))
             .map(|n| n as u64)
             .map_err(failed)
     }

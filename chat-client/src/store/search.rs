@@ -88,6 +88,16 @@ impl LocalStore {
     pub(super) fn index_as(&mut self, message: &MessageRef, text: Option<&str>) -> Result<()> {
         let MessageRef { conversation, user, id } = *message;
         let key = params![conversation.as_bytes(), user.as_bytes(), id.as_bytes()];
+        if let Some(text) = text {
+            let is_new = self.run(
+                "INSERT OR IGNORE INTO search_rows (conversation, user, message_id) VALUES (?1, ?2, ?3)",
+                key,
+            )?;
+            if is_new > 0 {
+                let row = params![self.db.last_insert_rowid(), in_words(text)];
+                return self.run("INSERT INTO search (rowid, text) VALUES (?1, ?2)", row).map(drop);
+            }
+        }
         let known: Option<i64> = self
             .db
             .prepare_cached(
@@ -95,20 +105,12 @@ impl LocalStore {
             )
             .and_then(|mut s| s.query_row(key, |row| row.get(0)).optional())
             .map_err(failed)?;
-        match (known, text) {
-            (None, None) => Ok(()),
-            (Some(row), None) => self.remove_from_index(row),
-            (Some(row), Some(text)) => self
-                .run("UPDATE search SET text = ?2 WHERE rowid = ?1", params![row, in_words(text)])
-                .map(drop),
-            (None, Some(text)) => {
-                self.run(
-                    "INSERT INTO search_rows (conversation, user, message_id) VALUES (?1, ?2, ?3)",
-                    key,
-                )?;
-                let row = self.db.last_insert_rowid();
-                self.run("INSERT INTO search (rowid, text) VALUES (?1, ?2)", params![row, in_words(text)])
-                    .map(drop)
+        let Some(row) = known else { return Ok(()) };
+        match text {
+            None => self.remove_from_index(row),
+            Some(text) => {
+                let text = params![row, in_words(text)];
+                self.run("UPDATE search SET text = ?2 WHERE rowid = ?1", text).map(drop)
             }
         }
     }
