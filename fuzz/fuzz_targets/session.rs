@@ -43,7 +43,8 @@ fuzz_target!(|data: &[u8]| {
                 seq += 1;
                 Input::Events(vec![SessionEvent::Row(row(seq)); n as usize % 4])
             }
-            2 => Input::Page(asked, limit, (seq + 1..=seq + n).map(row).collect()),
+            // A page has at most the rows that were asked for.
+            2 => Input::Page(asked, limit, (seq + 1..=seq + n).map(row).take(limit.rows).collect()),
             3 => Input::Page(asked, limit, Vec::new()),
             4 => Input::Lagged,
             5 => Input::Tick,
