@@ -349,7 +349,7 @@ impl Client {
         self.commands.send(Command::Watch(users)).await.map_err(|_| self.failure())
     }
 
-    /// Returns the conversations of the local store, the one with the newest message first.
+    /// Returns the conversations of the local store: pinned ones first, then the one with the newest message.
     ///
     /// # Errors
     /// `Closed`, or the error of the local store.

@@ -75,6 +75,15 @@ impl RawRef {
     }
 }
 
+/// A decoded message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DecodedMessage {
+    pub content: Content,
+    pub attributes: Attributes,
+    /// The message that this one changes, and the change; `None` if it is a message of its own.
+    pub change: Option<(MessageRef, MessageChange)>,
+}
+
 /// The parts of a message beside its content.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Attributes {
@@ -83,9 +92,29 @@ pub(crate) struct Attributes {
     pub is_forwarded: bool,
 }
 
+impl Attributes {
+    /// Returns whether the message mentions a user, or answers one of its messages.
+    pub(crate) fn directs_at(&self, user: UserId) -> bool {
+        self.mentions.contains(&user) || self.reply_to.is_some_and(|target| target.user == user)
+    }
+}
+
 impl RawContent {
     fn encode_padded(self) -> Vec<u8> {
         pad(Self { version: VERSION, ..self }.encode_to_vec())
+    }
+
+    fn change(&self, conversation: ConversationId) -> Option<(MessageRef, MessageChange)> {
+        let target = self.target.as_ref()?.read(conversation)?;
+        let change = match (&self.reaction, &self.text) {
+            _ if self.deleted => MessageChange::Deleted,
+            (Some(emoji), _) if (1..=MAX_EMOJI).contains(&emoji.len()) => {
+                MessageChange::Reacted { emoji: emoji.clone(), removed: self.removed }
+            }
+            (_, Some(_)) => MessageChange::Edited,
+            _ => return None,
+        };
+        Some((target, change))
     }
 
     /// Returns the profile of a group. A member chooses it: one with sizes that are not allowed is ignored.
@@ -127,28 +156,19 @@ pub(crate) fn encode_deleted() -> Vec<u8> {
 
 /// Returns the message that padded content changes, and the change; `None` if it is a message of its own.
 pub(crate) fn change_in(conversation: ConversationId, content: &[u8]) -> Option<(MessageRef, MessageChange)> {
-    let raw = RawContent::decode(unpad(content).ok()?).ok()?;
-    let target = raw.target?.read(conversation)?;
-    let change = match raw {
-        RawContent { deleted: true, .. } => MessageChange::Deleted,
-        RawContent { reaction: Some(emoji), removed, .. } if (1..=MAX_EMOJI).contains(&emoji.len()) => {
-            MessageChange::Reacted { emoji, removed }
-        }
-        RawContent { text: Some(_), .. } => MessageChange::Edited,
-        _ => return None,
-    };
-    Some((target, change))
+    RawContent::decode(unpad(content).ok()?).ok()?.change(conversation)
 }
 
-/// Decodes a message: its content, and the parts beside it.
-pub(crate) fn decode_message(conversation: ConversationId, bytes: &[u8]) -> (Content, Attributes) {
+/// Decodes a message from padded content.
+pub(crate) fn decode_message(conversation: ConversationId, bytes: &[u8]) -> DecodedMessage {
     let raw = unpad(bytes).ok().and_then(|bytes| RawContent::decode(bytes).ok());
+    let change = raw.as_ref().and_then(|raw| raw.change(conversation));
     let attributes = raw.as_ref().map(|raw| Attributes {
         reply_to: raw.reply_to.as_ref().and_then(|target| target.read(conversation)),
         mentions: raw.mentions.iter().filter_map(|user| UserId::parse(user).ok()).collect(),
         is_forwarded: raw.forwarded,
     });
-    (Content::of(bytes, raw), attributes.unwrap_or_default())
+    DecodedMessage { content: Content::of(bytes, raw), attributes: attributes.unwrap_or_default(), change }
 }
 
 /// Returns the encoded and padded content of a text message.

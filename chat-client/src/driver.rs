@@ -18,7 +18,7 @@ mod timeline_window;
 pub(crate) use command::{Command, Control, GroupDetails, Token};
 pub(crate) use conversation_window::ConversationWindow;
 pub(crate) use owner::{Opened, Owner, Start};
-pub(crate) use timeline_window::{Step, Window};
+pub(crate) use timeline_window::{PAGE, Step, Window};
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -236,7 +236,7 @@ impl Driver {
             contacts_due: false,
             contact_changes: Vec::new(),
             accepting: HashSet::new(),
-            settings: SettingsPacer::new(true),
+            settings: SettingsPacer::default(),
         })
     }
 

@@ -3,12 +3,20 @@
 use chat_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::invitation::MAX_NAME;
-
+/// Maximum bytes of the name of a group.
+const MAX_NAME: usize = 256;
 /// Maximum bytes of a description.
 const MAX_DESCRIPTION: usize = 4_096;
 /// Maximum bytes of the reference to a picture.
 const MAX_PICTURE: usize = 1_024;
+
+/// Checks the name of a group. Users choose it, so it is checked on receipt too.
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    if (1..=MAX_NAME).contains(&name.len()) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Invalid, "the name of a group has 1 to 256 bytes"))
+}
 
 /// How a group presents itself. It is encrypted: only members see it, and users with an invitation see the name.
 ///
@@ -49,9 +57,7 @@ impl GroupProfile {
     /// Checks the sizes of the parts. A member chooses them, so they are checked on receipt too.
     pub(crate) fn check(&self) -> Result<()> {
         let invalid = |what| Err(Error::new(ErrorKind::Invalid, what));
-        if !(1..=MAX_NAME).contains(&self.name.len()) {
-            return invalid("the name of a group has 1 to 256 bytes");
-        }
+        check_name(&self.name)?;
         if self.description.len() > MAX_DESCRIPTION {
             return invalid("the description of a group has at most 4,096 bytes");
         }

@@ -10,8 +10,7 @@ use chat_core::{ConversationId, ConversationKind, Error, ErrorKind, Result};
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
 
-/// Maximum bytes of the name of a group.
-pub(crate) const MAX_NAME: usize = 256;
+use crate::group_profile::check_name;
 
 /// An invitation to a group: for one user, or, with a secret, a link for everyone that has it.
 ///
@@ -61,9 +60,7 @@ impl GroupInvitation {
         if group.kind() != Ok(ConversationKind::Group) {
             return Err(invalid("an invitation is to a group"));
         }
-        if name.as_ref().is_some_and(|name| name.is_empty() || name.len() > MAX_NAME) {
-            return Err(invalid("the name of a group has 1 to 256 bytes"));
-        }
+        name.as_deref().map_or(Ok(()), check_name)?;
         Ok(Self { group, name, secret })
     }
 

@@ -21,8 +21,8 @@ impl View for ConversationWindow {
     }
 }
 
-/// All conversations as a list for a screen, the one with the newest message first: a snapshot, and the changes that keep
-/// it up to date. Dropping it ends it.
+/// All conversations as a list for a screen, pinned ones first, then the one with the newest message: a snapshot, and the
+/// changes that keep it up to date. Dropping it ends it.
 ///
 /// ```
 /// use chat_client::prelude::*;

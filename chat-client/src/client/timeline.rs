@@ -5,11 +5,8 @@ use chat_core::{ConversationId, MessageId, Result};
 use super::observed::{Observed, View, ViewReply};
 use super::{Client, Ticket};
 use crate::diff::Diff;
-use crate::driver::{Command, Step, Window};
+use crate::driver::{Command, PAGE, Step, Window};
 use crate::timeline::{Target, TimelineItem};
-
-/// Number of messages of a new timeline.
-const FIRST: usize = 50;
 
 impl View for Window {
     type Item = TimelineItem;
@@ -96,7 +93,7 @@ impl Timeline {
     /// # Errors
     /// `Closed`, or the error of the local store.
     pub async fn jump(&mut self, target: Target) -> Result<Vec<Diff<TimelineItem>>> {
-        self.step(Step::Jump(target, FIRST)).await
+        self.step(Step::Jump(target, PAGE)).await
     }
 
     async fn step(&mut self, step: Step) -> Result<Vec<Diff<TimelineItem>>> {

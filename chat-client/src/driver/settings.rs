@@ -11,9 +11,9 @@ use crate::suite::SuiteTx as _;
 const INTERVAL_MS: u64 = 2_000;
 
 /// The state of the messages with settings.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct SettingsPacer {
-    /// The store has settings that the other devices do not have.
+    /// The store may have settings that the other devices do not have.
     pub(super) is_due: bool,
     /// The last message, until the server has stored it.
     waits_for: Option<MessageId>,
@@ -21,11 +21,13 @@ pub(super) struct SettingsPacer {
     not_before: Option<Instant>,
 }
 
-impl SettingsPacer {
-    pub(super) fn new(is_due: bool) -> Self {
-        Self { is_due, ..Self::default() }
+impl Default for SettingsPacer {
+    fn default() -> Self {
+        Self { is_due: true, waits_for: None, not_before: None }
     }
+}
 
+impl SettingsPacer {
     /// Returns when the next message is due.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.not_before.filter(|_| self.is_due && self.waits_for.is_none())

@@ -60,8 +60,8 @@ pub(crate) enum Step {
     Jump(Target, usize),
 }
 
-/// Number of messages that a window at least has after the server went back.
-const SHORTEST: usize = 50;
+/// Number of messages of a new window, and at least after the server went back.
+pub(crate) const PAGE: usize = 50;
 
 /// Maximum durable events that a window applies one by one. With more, reading its messages again is cheaper.
 const MAX_EVENTS: usize = 512;
@@ -92,8 +92,10 @@ impl Window {
         let Step::Jump(target, limit) = step else {
             let mut diffs = self.follow(store)?;
             match step {
-                Step::Older(limit) if self.from > 0 => diffs.extend(self.older(store, limit)?),
-                Step::Newer(limit) if self.to.is_some() => diffs.extend(self.newer(store, limit)?),
+                Step::Older(limit) if limit > 0 && self.from > 0 => diffs.extend(self.older(store, limit)?),
+                Step::Newer(limit) if limit > 0 && self.to.is_some() => {
+                    diffs.extend(self.newer(store, limit)?)
+                }
                 _ => {}
             }
             return Ok(diffs);
@@ -153,7 +155,7 @@ impl Window {
         let last = store.seq_before(self.conversation, None, 1)?;
         if self.from > last.max(1) {
             // The server went back behind the window, and uses the seqs again.
-            let limit = self.entries.len().max(SHORTEST);
+            let limit = self.entries.len().max(PAGE);
             (self.from, self.to) = (store.seq_before(self.conversation, None, limit)?, None);
         }
         let items = store.timeline_range(self.conversation, self.from, self.to)?;

@@ -18,6 +18,7 @@ use super::{LocalStore, changed_key, corrupt, failed, read_publish};
 use crate::content::decode_message;
 use crate::event::GapReason;
 use crate::message::Content;
+use crate::settings_sync::SettingsSync;
 use crate::suite::SuiteTx;
 
 /// The publish as it was last sealed, whether it was sent before, whether it is silent, and its content.
@@ -197,7 +198,11 @@ impl LocalStore {
                 draft.action.as_ref().map(|action| action.encode().to_vec())
             ],
         )?;
-        if self.is_silent(draft.id)? {
+        let is_of_settings =
+            draft.to == Recipient::User(self.own_user()?) && SettingsSync::read(&draft.content).is_some();
+        let is_silent = group.is_some() && draft.action.is_none() && draft.content.is_empty();
+        if is_silent || is_of_settings {
+            // The client made it by itself.
             return Ok(());
         }
         if device.is_some() {
@@ -289,7 +294,7 @@ impl LocalStore {
         if is_silent || self.apply_settings(conversation, seq, own, id, &content)? {
             return Ok(());
         }
-        self.add_change(conversation, seq, own, id, &content)?;
+        self.add_change(conversation, seq, own, id, &decode_message(conversation, &content))?;
         let conversation = conversation.as_bytes().to_vec();
         self.add_event(Some(id), EventRow { conversation, seq, ..EventRow::new(EventKind::Stored) })
     }
@@ -324,9 +329,12 @@ impl LocalStore {
             Err(Unreadable::NotMember) => Some(&[][..]),
             Err(_) => None,
         };
+        let decoded = opened.content.as_ref().ok().map(|content| decode_message(row.conversation, content));
+        let own = self.own_user()?;
+        let is_mention = decoded.as_ref().is_some_and(|decoded| decoded.attributes.directs_at(own));
         let unasked = opened.content.as_ref().is_err_and(|why| why.is_of_session());
         let inserted = self.run(
-            "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL, ?9, ?10, NULL, ?11, NULL, NULL, 0)",
+            "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL, ?9, ?10, NULL, ?11, NULL, NULL, ?12)",
             params![
                 row.conversation.as_bytes(),
                 row.seq as i64,
@@ -338,14 +346,14 @@ impl LocalStore {
                 message.sent_at as i64,
                 unasked,
                 RowHash::of(row.conversation, row.seq, message).as_bytes(),
-                opened.body_key
+                opened.body_key,
+                is_mention
             ],
         )?;
         if inserted == 0 && self.knows(row.conversation, message.sender.installation, message.id)? {
             // A second row of the same message, in the same commit.
             return Ok(());
         }
-        let own = self.own.ok_or(corrupt("the store is not loaded"))?.user;
         // The id of the conversation is a digest of both users. A sender can name any other user in the audience.
         let is_peer = |user: &UserId| *user != own && ConversationId::direct(own, *user) == row.conversation;
         let mut users = message.audience.iter().map(|audience| audience.user).chain([message.sender.user]);
@@ -369,21 +377,13 @@ impl LocalStore {
         {
             return Ok(());
         }
-        if let Ok(content) = &opened.content
-            && self.add_change(row.conversation, row.seq, message.sender, message.id, content)?
+        if let Some(decoded) = &decoded
+            && self.add_change(row.conversation, row.seq, message.sender, message.id, decoded)?
         {
             return Ok(());
         }
         self.ensure_conversation(row.conversation)?;
-        let mut is_mention = false;
-        if let Ok(content) = &opened.content {
-            let (_, attributes) = decode_message(row.conversation, content);
-            let sender = message.sender.installation;
-            is_mention = self.note_mention(row.conversation, sender.as_bytes(), message.id, &attributes)?;
-        }
-        let is_shown = opened.content != Err(Unreadable::NotMember)
-            && opened.content.as_ref().map_or(true, |content| !content.is_empty());
-        if is_shown {
+        if inserted > 0 && content != Some(&[]) {
             self.count_unread(row.conversation, row.seq, message.sender.user, is_mention)?;
         }
         // The reason stays in the event, so that the event is the same after the content was recovered.
@@ -404,12 +404,20 @@ impl LocalStore {
         id: MessageId,
         content: &[u8],
     ) -> Result<()> {
-        if matches!(Content::decode(content), Content::Unreadable(_) | Content::Cleared) {
+        let decoded = decode_message(conversation, content);
+        if matches!(decoded.content, Content::Unreadable(_) | Content::Cleared) {
             return Ok(());
         }
-        let place = params![sender.installation.as_bytes(), id.as_bytes(), conversation.as_bytes(), content];
+        let is_mention = decoded.attributes.directs_at(self.own_user()?);
+        let place = params![
+            sender.installation.as_bytes(),
+            id.as_bytes(),
+            conversation.as_bytes(),
+            content,
+            is_mention
+        ];
         let filled = self.run(
-            "UPDATE messages SET content = ?4, unasked = 0
+            "UPDATE messages SET content = ?4, unasked = 0, mentioned = ?5
              WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3 AND content IS NULL",
             place,
         )?;
@@ -422,13 +430,11 @@ impl LocalStore {
             return Ok(());
         }
         self.take_group_details(conversation, id, content)?;
-        if self.add_change(conversation, seq, sender, id, content)? {
+        if self.add_change(conversation, seq, sender, id, &decoded)? {
             // Its placeholder is not shown any more.
             self.revisions.touch(conversation);
             return self.recount_unread(conversation);
         }
-        let (_, attributes) = decode_message(conversation, content);
-        self.note_mention(conversation, sender.installation.as_bytes(), id, &attributes)?;
         self.recount_unread(conversation)?;
         self.add_event(None, EventRow::of_message(EventKind::Recovered, conversation, seq, sender, id))
     }

@@ -1,11 +1,10 @@
 //! The list of conversations: their unread counts and the settings of this user.
 
-use chat_core::{ConversationId, ConversationKind, MessageId, Result, Seq, UserId};
+use chat_core::{ConversationId, ConversationKind, Result, Seq, UserId};
 use rusqlite::{OptionalExtension, params};
 
 use super::{LocalStore, blob, failed};
 use crate::contact::Relation;
-use crate::content::Attributes;
 use crate::conversation::Conversation;
 
 /// The condition of messages that count as unread, beside their seq.
@@ -122,26 +121,6 @@ impl LocalStore {
             params![id.as_bytes(), own.as_bytes(), seq.cast_signed()],
         )
         .map(drop)
-    }
-
-    /// Notes whether a message mentions this user, or answers one of its messages, and returns that.
-    pub(super) fn note_mention(
-        &mut self,
-        id: ConversationId,
-        sender: &[u8],
-        message: MessageId,
-        attributes: &Attributes,
-    ) -> Result<bool> {
-        let own = self.own_user()?;
-        let answers = attributes.reply_to.is_some_and(|target| target.user == own);
-        if !answers && !attributes.mentions.contains(&own) {
-            return Ok(false);
-        }
-        self.run(
-            "UPDATE messages SET mentioned = 1 WHERE conversation = ?1 AND sender = ?2 AND message_id = ?3",
-            params![id.as_bytes(), sender, message.as_bytes()],
-        )
-        .map(|_| true)
     }
 
     /// Counts the unread messages of conversations that an earlier version of the store did not count.

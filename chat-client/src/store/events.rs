@@ -2,6 +2,8 @@
 //!
 //! A stored event holds ids, never text, so that a message that is deleted leaves no copy in an event.
 
+use std::collections::HashSet;
+
 use chat_core::group::GroupAction;
 use chat_core::replica::{Draft, Recipient, Unreadable, Violation};
 use chat_core::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, Result, UserId};
@@ -203,6 +205,8 @@ impl LocalStore {
                 _ => {}
             }
         }
+        let mut seen = HashSet::new();
+        touched.messages.retain(|message| seen.insert(*message));
         Ok(Some(touched))
     }
 

@@ -88,8 +88,8 @@ impl LocalStore {
     ) -> Result<Message> {
         let own = self.own_user()?;
         let named = MessageRef { conversation, user: sender.0, id };
-        let (content, attributes) = match content {
-            Ok(content) => decode_message(conversation, &content),
+        let (content, attributes) = match content.map(|content| decode_message(conversation, &content)) {
+            Ok(decoded) => (decoded.content, decoded.attributes),
             Err(why) => (Content::Unreadable(why), Attributes::default()),
         };
         let changes = self.changes_of(&named)?;

@@ -6,7 +6,7 @@ use rusqlite::{OptionalExtension, params};
 
 use super::events::{EventKind, EventRow};
 use super::{LocalStore, blob, failed};
-use crate::content::{change_in, encode_deleted};
+use crate::content::{DecodedMessage, decode_message, encode_deleted};
 use crate::message::{Content, MessageRef, Reaction};
 use crate::message_change::MessageChange;
 
@@ -19,7 +19,7 @@ pub(super) struct AppliedChanges {
 }
 
 /// A message that changes another one: seq, user, change and content.
-type ChangeRow = (i64, UserId, MessageChange, Vec<u8>);
+type ChangeRow = (i64, UserId, MessageChange, Content);
 
 /// The target of a message that changes none, although it says so: its sender may not do that.
 const NO_TARGET: &[u8] = &[];
@@ -42,14 +42,14 @@ impl LocalStore {
         conversation: ConversationId,
         sender: DeviceAddress,
         id: MessageId,
-        content: &[u8],
+        message: &DecodedMessage,
     ) -> Result<Option<bool>> {
-        let Some((target, change)) = change_in(conversation, content) else {
+        let Some((target, change)) = message.change.clone() else {
+            let text = message.content.text();
             let message = MessageRef { conversation, user: sender.user, id };
             let changes = self.changes_to(&message)?;
             if changes.is_empty() {
-                let content = Content::decode(content);
-                self.index_as(&message, content.text())?;
+                self.index_as(&message, text)?;
                 return Ok(None);
             }
             if changes.iter().any(|(_, _, change, _)| *change == MessageChange::Deleted) {
@@ -80,9 +80,9 @@ impl LocalStore {
         seq: Seq,
         sender: DeviceAddress,
         id: MessageId,
-        content: &[u8],
+        message: &DecodedMessage,
     ) -> Result<bool> {
-        let applied = self.apply_message(conversation, sender, id, content)?;
+        let applied = self.apply_message(conversation, sender, id, message)?;
         if applied == Some(true) {
             let event = EventRow::of_message(EventKind::MessageChanged, conversation, seq, sender, id);
             self.add_event(None, event)?;
@@ -193,7 +193,7 @@ impl LocalStore {
         for (_, user, change, content) in self.changes_to(target)? {
             match change {
                 MessageChange::Edited => {
-                    if let Content::Text(text) = Content::decode(&content) {
+                    if let Content::Text(text) = content {
                         applied.text = Some(text);
                     }
                 }
@@ -226,9 +226,8 @@ impl LocalStore {
             },
         )?;
         let changes = rows.into_iter().filter_map(|(seq, user, content)| {
-            let content = content?;
-            let (_, change) = change_in(conversation, &content)?;
-            Some((seq, user, change, content))
+            let DecodedMessage { content, change, .. } = decode_message(conversation, &content?);
+            Some((seq, user, change?.1, content))
         });
         Ok(changes.collect())
     }

@@ -14,12 +14,12 @@ use crate::settings_sync::{MAX_SETTINGS, Settings, SettingsSync};
 const NEWEST_SYNC: &str = "newest_settings";
 
 /// A setting in the mask of those that the other devices do not have yet.
-pub(super) mod field {
-    pub(crate) const MUTED: u64 = 1;
-    pub(crate) const ARCHIVED: u64 = 2;
-    pub(crate) const PINNED: u64 = 4;
-    pub(crate) const DRAFT: u64 = 8;
-    pub(crate) const READ: u64 = 16;
+mod field {
+    pub(super) const MUTED: u64 = 1;
+    pub(super) const ARCHIVED: u64 = 2;
+    pub(super) const PINNED: u64 = 4;
+    pub(super) const DRAFT: u64 = 8;
+    pub(super) const READ: u64 = 16;
 }
 
 /// The settings of a conversation as they are stored.
@@ -30,6 +30,8 @@ pub(super) struct StoredSettings {
     pub(super) pinned: bool,
     pub(super) draft: String,
     read: Seq,
+    /// The seqs of the messages that set the first four, in the order of their fields.
+    places: [Seq; 4],
 }
 
 impl StoredSettings {
@@ -161,7 +163,7 @@ impl LocalStore {
         let same_epoch = sync.is_of_epoch(self.epoch()?);
         for settings in sync.settings {
             let Some(conversation) = settings.conversation() else { continue };
-            let (changed, places) = (self.unsynced(conversation)?, self.places(conversation)?);
+            let (changed, places) = (self.unsynced(conversation)?, self.settings(conversation)?.places);
             let is_newest =
                 |field: u64| changed & field == 0 && seq > places[field.trailing_zeros() as usize];
             let settings = Settings {
@@ -208,16 +210,6 @@ impl LocalStore {
             place,
         )
         .map(drop)
-    }
-
-    /// Returns the seqs of the messages that set the settings of a conversation, in the order of their fields.
-    fn places(&self, conversation: ConversationId) -> Result<[Seq; 4]> {
-        let found = self.rows_with(
-            "SELECT muted_at, archived_at, pinned_at, draft_at FROM conversations WHERE id = ?1",
-            [conversation.as_bytes()],
-            |row| Ok([number(row, 0)?, number(row, 1)?, number(row, 2)?, number(row, 3)?]),
-        )?;
-        Ok(found.into_iter().next().unwrap_or_default())
     }
 
     /// Sets settings that a message at this seq has, or, without a seq, the user.
@@ -303,7 +295,8 @@ impl LocalStore {
 
     pub(super) fn settings(&self, conversation: ConversationId) -> Result<StoredSettings> {
         let found = self.rows_with(
-            "SELECT muted_until, archived, pinned, draft, read FROM conversations WHERE id = ?1",
+            "SELECT muted_until, archived, pinned, draft, read, muted_at, archived_at, pinned_at, draft_at
+             FROM conversations WHERE id = ?1",
             [conversation.as_bytes()],
             |row| {
                 Ok(StoredSettings {
@@ -312,6 +305,7 @@ impl LocalStore {
                     pinned: row.get(2).map_err(failed)?,
                     draft: row.get(3).map_err(failed)?,
                     read: number(row, 4)?,
+                    places: [number(row, 5)?, number(row, 6)?, number(row, 7)?, number(row, 8)?],
                 })
             },
         )?;

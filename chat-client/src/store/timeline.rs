@@ -227,7 +227,7 @@ impl LocalStore {
             // There is no such user, so there is no conversation.
             (None, None) => return Ok(()),
         };
-        if change_in(conversation, &content).is_some() || SettingsSync::read(&content).is_some() {
+        if change_in(conversation, &content).is_some() {
             return Ok(());
         }
         self.run(

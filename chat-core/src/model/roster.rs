@@ -186,8 +186,8 @@ impl Roster {
         self.trim_former();
     }
 
-    /// Records the last row of a device whose user is no member. The row is the device's own message: it asks to join, or it
-    /// ends that.
+    /// Records the last row of a device that belongs to no member. The device wrote the row: it asks to join, or takes that
+    /// back.
     pub(crate) fn note_row(&mut self, device: InstallationId, seq: Seq) {
         self.former.retain(|(known, _)| *known != device);
         self.former.push((device, seq));

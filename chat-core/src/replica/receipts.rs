@@ -9,7 +9,7 @@ use crate::model::envelope::AckUpTo;
 use crate::model::id::{ConversationId, ConversationKind, Seq, UserId};
 use crate::model::time::Instant;
 
-/// Maximum conversations whose watermarks are exchanged after a reconnect.
+/// Maximum number of conversations of which the client exchanges watermarks after a reconnect.
 const WATERMARKS: usize = 64;
 
 impl Replica {
