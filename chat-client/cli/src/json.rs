@@ -1,22 +1,23 @@
 //! `chat --json`: one JSON command per input line, one JSON event per output line. `docs/cli.md` is the
 //! contract.
 
+mod line;
+
 use std::time::Duration;
 
 use chat_client::{
     Client, ConversationId, Error, ErrorKind, EventRecord, GroupAction, GroupInvitation, Handle, MessageId,
     MessageRef, Position, Recipient, SafetyNumber, SendRequest, Submission, UserId,
 };
-use serde::Deserialize;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, BufWriter, Stdout};
 use tokio::sync::mpsc;
 
+use self::line::{Line, Named};
 use crate::commands::ends_session;
-use crate::contacts::{Decision, newest};
-use crate::conversations::{SettingsEdit, of_conversation, of_found};
+use crate::contacts::newest;
+use crate::conversations::{of_conversation, of_found};
 use crate::event_json::{self, error};
-use crate::groups::{GroupRole, Policy, ProfileEdit};
 use crate::output::{ExitCode, Failure, escaped};
 use crate::{Arguments, text};
 
@@ -24,165 +25,6 @@ use crate::{Arguments, text};
 const MAX_LINE: usize = 6 * 64 * 1024 + 64 * 1024;
 /// Maximum number of sends that wait for their commit.
 const PENDING: usize = 1024;
-
-/// Names a message: by its author, a handle or an id (this user if there is none), and its id.
-#[derive(Debug, Deserialize)]
-struct Named {
-    #[serde(default)]
-    from: Option<String>,
-    message_id: String,
-}
-
-#[derive(Deserialize)]
-#[serde(tag = "cmd", rename_all = "snake_case")]
-enum Line {
-    Send {
-        #[serde(default)]
-        to: Option<String>,
-        /// A group.
-        #[serde(default)]
-        conversation: Option<String>,
-        text: String,
-        #[serde(rename = "ref")]
-        idempotency_key: Option<String>,
-        #[serde(default)]
-        reply_to: Option<Named>,
-        #[serde(default)]
-        mentions: Vec<String>,
-        #[serde(default)]
-        forwarded: bool,
-    },
-    Edit {
-        conversation: String,
-        message_id: String,
-        text: String,
-    },
-    Delete {
-        conversation: String,
-        #[serde(flatten)]
-        message: Named,
-    },
-    React {
-        conversation: String,
-        #[serde(flatten)]
-        message: Named,
-        emoji: String,
-        #[serde(default)]
-        remove: bool,
-    },
-    Read {
-        conversation: String,
-        seq: u64,
-    },
-    Typing {
-        #[serde(default)]
-        to: Option<String>,
-        #[serde(default)]
-        conversation: Option<String>,
-    },
-    Presence {
-        users: Vec<String>,
-    },
-    History {
-        #[serde(default)]
-        with: Option<String>,
-        #[serde(default)]
-        conversation: Option<String>,
-        #[serde(default)]
-        before: u64,
-        #[serde(default = "fifty")]
-        limit: usize,
-    },
-    Conversations,
-    Configure {
-        #[serde(default)]
-        with: Option<String>,
-        #[serde(default)]
-        conversation: Option<String>,
-        #[serde(flatten)]
-        edit: SettingsEdit,
-    },
-    Search {
-        text: String,
-        #[serde(default)]
-        with: Option<String>,
-        #[serde(default)]
-        conversation: Option<String>,
-        #[serde(default = "fifty")]
-        limit: usize,
-    },
-    Accept {
-        user: String,
-        number: String,
-    },
-    SafetyNumber {
-        user: String,
-    },
-    Contact {
-        user: String,
-        decision: Decision,
-    },
-    Contacts,
-    ClearHistory {
-        user: String,
-    },
-    GroupCreate {
-        name: String,
-        #[serde(default)]
-        users: Vec<String>,
-    },
-    GroupChange {
-        conversation: String,
-        action: String,
-        #[serde(default)]
-        users: Vec<String>,
-        #[serde(default)]
-        role: Option<GroupRole>,
-        #[serde(flatten)]
-        edit: ProfileEdit,
-        #[serde(default)]
-        policy: Option<Policy>,
-    },
-    GroupJoin {
-        invitation: String,
-    },
-    Receipts {
-        conversation: String,
-        seq: u64,
-    },
-    Open {
-        #[serde(default)]
-        conversation: Option<String>,
-    },
-    GroupLink {
-        conversation: String,
-        #[serde(default)]
-        needs_approval: bool,
-    },
-    Group {
-        conversation: String,
-    },
-    Report {
-        user: String,
-        #[serde(default = "five")]
-        messages: usize,
-        #[serde(default)]
-        note: String,
-    },
-    Token {
-        token: String,
-    },
-    Reincarnate,
-    Quit,
-}
-
-const fn fifty() -> usize {
-    50
-}
-
-const fn five() -> usize {
-    5
-}
 
 type Out = BufWriter<Stdout>;
 
