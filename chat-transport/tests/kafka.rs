@@ -76,17 +76,7 @@ fn command(n: u64) -> Command {
         generation: 0,
     };
     let operation = Operation::Skip(number);
-    Command {
-        sender,
-        operation,
-        recipients: Vec::new(),
-        full: Vec::new(),
-        withheld: Vec::new(),
-        strangers: Vec::new(),
-        verdict: None,
-        reply: None,
-        rules: Rules::CURRENT,
-    }
+    Command::new(sender, operation, Vec::new(), Rules::CURRENT)
 }
 
 /// Takes a record from any shard that has one.

@@ -116,6 +116,26 @@ pub struct Command {
 }
 
 impl Command {
+    /// Returns a command that excludes no device and has no verdict, for which no connection waits.
+    pub const fn new(
+        sender: DeviceAddress,
+        operation: Operation,
+        recipients: Vec<RecipientDevices>,
+        rules: Rules,
+    ) -> Self {
+        Self {
+            sender,
+            operation,
+            recipients,
+            full: Vec::new(),
+            withheld: Vec::new(),
+            strangers: Vec::new(),
+            verdict: None,
+            reply: None,
+            rules,
+        }
+    }
+
     /// Returns the conversation of the command.
     pub const fn conversation(&self) -> ConversationId {
         self.number().conversation

@@ -320,17 +320,8 @@ mod tests {
             (Operation::Publish(publish), Some(Refusal::Mismatch(vec![bob.user]))),
             (Operation::Skip(number), None),
         ] {
-            let command = Command {
-                sender: alice,
-                operation,
-                recipients: vec![recipient.clone()],
-                verdict,
-                reply: Some(route(1)),
-                rules: Rules::CURRENT,
-                full: Vec::new(),
-                withheld: Vec::new(),
-                strangers: Vec::new(),
-            };
+            let command = Command::new(alice, operation, vec![recipient.clone()], Rules::CURRENT);
+            let command = Command { verdict, reply: Some(route(1)), ..command };
             assert_eq!(decode_command(encode_command(&command).into()), Ok(command.clone()));
             let later = Command { rules: Rules(Rules::CURRENT.0 + 1), ..command };
             let refused = decode_command(encode_command(&later).into()).unwrap_err();

@@ -129,17 +129,12 @@ impl Conversation {
             options: crate::model::message_options::MessageOptions::default(),
             group: None,
         };
-        let command = Command {
-            sender: alice,
-            operation: Operation::Publish(publish),
-            recipients: vec![recipient(alice), recipient(bob)],
-            verdict: None,
-            reply: None,
-            rules: Rules::CURRENT,
-            full: Vec::new(),
-            withheld: Vec::new(),
-            strangers: Vec::new(),
-        };
+        let command = Command::new(
+            alice,
+            Operation::Publish(publish),
+            vec![recipient(alice), recipient(bob)],
+            Rules::CURRENT,
+        );
         let record = Record {
             position: LogPosition { generation: 1, offset: n },
             appended_us: self.time_us + n * 10,

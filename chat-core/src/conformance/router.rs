@@ -24,9 +24,9 @@ pub fn router() -> Vec<Case<dyn Router>> {
 fn command(conversation: u8, n: u64) -> Command {
     let user = UserId::from_bytes([1; 16]);
     let installation = InstallationId::from_bytes([1; 16]);
-    Command {
-        sender: DeviceAddress { user, device: DeviceId::PRIMARY, installation },
-        operation: Operation::Skip(SendPosition {
+    Command::new(
+        DeviceAddress { user, device: DeviceId::PRIMARY, installation },
+        Operation::Skip(SendPosition {
             conversation: ConversationId::own(UserId::from_bytes([conversation; 16])),
             message_id: MessageId::from_bytes([7; 16]),
             client_seq: n,
@@ -34,14 +34,9 @@ fn command(conversation: u8, n: u64) -> Command {
             incarnation: 0,
             generation: 0,
         }),
-        recipients: Vec::new(),
-        verdict: None,
-        reply: None,
-        rules: Rules::CURRENT,
-        full: Vec::new(),
-        withheld: Vec::new(),
-        strangers: Vec::new(),
-    }
+        Vec::new(),
+        Rules::CURRENT,
+    )
 }
 
 /// Takes batches of a shard until at least `count` records have arrived. Returns the conversation and

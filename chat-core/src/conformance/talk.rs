@@ -58,17 +58,7 @@ impl Talk {
             list_version: 1,
             installations: devices.iter().map(|device| device.installation).collect(),
         });
-        let command = Command {
-            sender,
-            operation: Operation::Publish(publish),
-            recipients: recipients.collect(),
-            verdict: None,
-            reply: None,
-            rules: Rules::CURRENT,
-            full: Vec::new(),
-            withheld: Vec::new(),
-            strangers: Vec::new(),
-        };
+        let command = Command::new(sender, Operation::Publish(publish), recipients.collect(), Rules::CURRENT);
         let position = LogPosition { generation: 1, offset: n };
         let record = Record { position, appended_us: self.time_us + n * 10, command: Arc::new(command) };
         match decide(&self.state, &record, None) {

@@ -121,17 +121,7 @@ impl Engine {
         let rules = Rules::of(&publish);
         if let Err(refusal) = shape(sender, &publish) {
             let (operation, verdict) = (Operation::Publish(publish), Some(refusal));
-            return Ok(Command {
-                sender,
-                operation,
-                recipients,
-                full: Vec::new(),
-                withheld: Vec::new(),
-                strangers: Vec::new(),
-                verdict,
-                reply: None,
-                rules: Rules::BASIC,
-            });
+            return Ok(Command { verdict, ..Command::new(sender, operation, recipients, Rules::BASIC) });
         }
         let mut verdict = (rules > self.settings.rules).then_some(Refusal::Unsupported);
         let named = publish.audience.iter().map(|a| self.list_at_least(a.user, a.list_version));

@@ -219,17 +219,7 @@ impl Engine {
         self.pace_skip(sender, &number).await.map_err(Refusal::Throttled)?;
         let own = self.sender_recipient(sender).await.map_err(|error| refusal_of(&error))?;
         let operation = Operation::Skip(number);
-        Ok(self.expecting(Command {
-            sender,
-            operation,
-            recipients: own,
-            verdict: None,
-            reply: None,
-            rules: Rules::BASIC,
-            full: Vec::new(),
-            withheld: Vec::new(),
-            strangers: Vec::new(),
-        }))
+        Ok(self.expecting(Command::new(sender, operation, own, Rules::BASIC)))
     }
 
     /// Returns the sender's own devices as the recipients of a skip. The state has the other members.

@@ -231,17 +231,8 @@ impl Talk {
             list_version: 1,
             installations: vec![one.installation],
         });
-        let command = Command {
-            sender: self.from,
-            operation: Operation::Publish(publish),
-            recipients: recipients.to_vec(),
-            verdict: None,
-            reply: None,
-            rules: Rules::CURRENT,
-            full: Vec::new(),
-            withheld: Vec::new(),
-            strangers: Vec::new(),
-        };
+        let command =
+            Command::new(self.from, Operation::Publish(publish), recipients.to_vec(), Rules::CURRENT);
         let position = LogPosition { generation: 1, offset: n };
         let record = Record { position, appended_us: time_us, command: Arc::new(command) };
         match decide(&self.state, &record, None) {

@@ -49,17 +49,8 @@ fn publish(client_seq: u64, n: u8, prev: u8, incarnation: u32, list_version: u64
         list_version,
         installations: vec![InstallationId::from_bytes([n; 16])],
     };
-    let command = Command {
-        sender: device(ALICE, 1),
-        operation: Operation::Publish(publish),
-        recipients: vec![recipient(ALICE, 1, 1), recipient(BOB, 2, list_version)],
-        verdict: None,
-        reply: None,
-        rules: Rules::CURRENT,
-        full: Vec::new(),
-        withheld: Vec::new(),
-        strangers: Vec::new(),
-    };
+    let recipients = vec![recipient(ALICE, 1, 1), recipient(BOB, 2, list_version)];
+    let command = Command::new(device(ALICE, 1), Operation::Publish(publish), recipients, Rules::CURRENT);
     let position = next_position();
     Record { position, appended_us: 1000, command: Arc::new(command) }
 }
@@ -207,17 +198,7 @@ fn skip(sender: DeviceAddress, client_seq: u64) -> Record {
     };
     let own =
         RecipientDevices { user: sender.user, list_version: 1, installations: vec![sender.installation] };
-    let command = Command {
-        sender,
-        operation: Operation::Skip(number),
-        recipients: vec![own],
-        verdict: None,
-        reply: None,
-        rules: Rules::CURRENT,
-        full: Vec::new(),
-        withheld: Vec::new(),
-        strangers: Vec::new(),
-    };
+    let command = Command::new(sender, Operation::Skip(number), vec![own], Rules::CURRENT);
     let position = next_position();
     Record { position, appended_us: 1000, command: Arc::new(command) }
 }
