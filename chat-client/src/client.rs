@@ -341,7 +341,8 @@ impl Client {
         self.commands.send(Command::OpenConversation(conversation)).await.map_err(|_| self.failure())
     }
 
-    /// Requests [`Event::Presence`] whenever one of these users connects or disconnects. Replaces the former list.
+    /// Requests [`Event::Presence`] now and whenever one of these users connects or disconnects. Replaces the former list, of at
+    /// most 512 users.
     ///
     /// # Errors
     /// `Closed` if the client is closed.

@@ -1,5 +1,9 @@
 //! The encoded content of a message: a versioned protobuf, padded so that its length reveals little.
 
+use std::time::Duration;
+
+use chat_core::group::GroupAction;
+use chat_core::limits::MAX_EXPIRY_MS;
 use chat_core::padding::{pad, unpad};
 use chat_core::replica::Unreadable;
 use chat_core::{ConversationId, MessageId, UserId};
@@ -7,12 +11,16 @@ use prost::Message as _;
 
 use crate::group_profile::GroupProfile;
 use crate::invitation::{GroupInvitation, RawInvitation};
-use crate::message::{Content, MessageRef};
+use crate::message::{Content, MessageRef, User};
 use crate::message_change::{MAX_EMOJI, MessageChange};
 use crate::send::SendRequest;
 
 /// Version of the encoding.
 const VERSION: u32 = 1;
+
+/// Number of kinds of messages that this version reads. A version that reads another kind raises it: then a store reads its
+/// messages of unknown kinds again.
+pub(crate) const KINDS: u64 = 1;
 
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct RawContent {
@@ -53,6 +61,12 @@ struct RawContent {
     /// The reference to the picture of the group, beside its name.
     #[prost(string, optional, tag = "13")]
     group_picture: Option<String>,
+    /// Milliseconds after which the message disappears: on the server after it was stored, on devices after it was read.
+    #[prost(uint64, tag = "14")]
+    lifetime_ms: u64,
+    /// The lifetime of later messages of the conversation; 0 ends it. Also beside the profile of a group, for new members.
+    #[prost(uint64, optional, tag = "15")]
+    timer_ms: Option<u64>,
 }
 
 /// Names a message of the same conversation.
@@ -84,12 +98,22 @@ pub(crate) struct DecodedMessage {
     pub change: Option<(MessageRef, MessageChange)>,
 }
 
+impl DecodedMessage {
+    /// Returns the lifetime in milliseconds of later messages of the conversation, if the message sets it; 0 ends it.
+    pub(crate) fn timer_ms(&self) -> Option<u64> {
+        let Content::DisappearingTimer(after) = &self.content else { return None };
+        Some(after.map_or(0, |after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX)))
+    }
+}
+
 /// The parts of a message beside its content.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Attributes {
     pub reply_to: Option<MessageRef>,
     pub mentions: Vec<UserId>,
     pub is_forwarded: bool,
+    /// Milliseconds after which the message disappears; 0 if it does not.
+    pub lifetime_ms: u64,
 }
 
 impl Attributes {
@@ -125,16 +149,20 @@ impl RawContent {
     }
 }
 
-/// Returns the encoded and padded content of a message.
-pub(crate) fn encode_request(request: &SendRequest) -> Vec<u8> {
+/// Returns the encoded and padded content of a message. `lifetime_ms` is the timer of its conversation, which a deletion and a
+/// new timer outlive.
+pub(crate) fn encode_request(request: &SendRequest, lifetime_ms: u64) -> Vec<u8> {
+    let is_deletion = matches!(request.change, Some((_, MessageChange::Deleted)));
     let mut raw = RawContent {
+        lifetime_ms: if is_deletion || request.timer_ms.is_some() { 0 } else { lifetime_ms },
+        timer_ms: request.timer_ms,
         reply_to: request.reply_to.as_ref().map(RawRef::of),
         mentions: request.mentions.iter().map(|user| user.as_bytes().to_vec()).collect(),
         forwarded: request.is_forwarded,
         ..RawContent::default()
     };
     match &request.change {
-        None => raw.text = Some(request.text.clone()),
+        None => raw.text = request.timer_ms.is_none().then(|| request.text.clone()),
         Some((target, change)) => {
             raw.target = Some(RawRef::of(target));
             match change {
@@ -167,8 +195,31 @@ pub(crate) fn decode_message(conversation: ConversationId, bytes: &[u8]) -> Deco
         reply_to: raw.reply_to.as_ref().and_then(|target| target.read(conversation)),
         mentions: raw.mentions.iter().filter_map(|user| UserId::parse(user).ok()).collect(),
         is_forwarded: raw.forwarded,
+        lifetime_ms: raw.lifetime_ms.min(MAX_EXPIRY_MS),
     });
     DecodedMessage { content: Content::of(bytes, raw), attributes: attributes.unwrap_or_default(), change }
+}
+
+/// The parts of a message from which its options for the server are made.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct ServerFacts {
+    /// Milliseconds after which it disappears; 0 if it does not.
+    pub lifetime_ms: u64,
+    /// The author and the id of the message that it deletes.
+    pub deletes: Option<(UserId, MessageId)>,
+}
+
+impl ServerFacts {
+    /// Reads padded content.
+    pub(crate) fn of(content: &[u8]) -> Self {
+        let Some(raw) = unpad(content).ok().and_then(|bytes| RawContent::decode(bytes).ok()) else {
+            return Self::default();
+        };
+        let target = raw.target.as_ref().filter(|_| raw.deleted);
+        let target = target.map(|target| (UserId::parse(&target.user), MessageId::parse(&target.id)));
+        let deletes = target.and_then(|(user, id)| Some((user.ok()?, id.ok()?)));
+        Self { lifetime_ms: raw.lifetime_ms.min(MAX_EXPIRY_MS), deletes }
+    }
 }
 
 /// Returns the encoded and padded content of a text message.
@@ -178,9 +229,15 @@ pub(crate) fn encode_text(text: &str) -> Vec<u8> {
 }
 
 /// Returns the encoded and padded content of a message in a group, with the profile of the group, its link, or both.
-pub(crate) fn encode_group_details(profile: Option<GroupProfile>, link: Option<&GroupInvitation>) -> Vec<u8> {
+/// `timer_ms` is the timer of the group, beside the profile.
+pub(crate) fn encode_group_details(
+    profile: Option<GroupProfile>,
+    link: Option<&GroupInvitation>,
+    timer_ms: u64,
+) -> Vec<u8> {
     let mut raw = RawContent { invitation: link.map(GroupInvitation::to_raw), ..RawContent::default() };
     if let Some(profile) = profile {
+        raw.timer_ms = Some(timer_ms);
         (raw.group_name, raw.group_description) = (Some(profile.name), profile.description);
         raw.group_picture = profile.picture;
     }
@@ -189,20 +246,65 @@ pub(crate) fn encode_group_details(profile: Option<GroupProfile>, link: Option<&
 
 /// Returns the encoded and padded content of an invitation.
 pub(crate) fn encode_invitation(invitation: &GroupInvitation) -> Vec<u8> {
-    encode_group_details(None, Some(invitation))
+    encode_group_details(None, Some(invitation), 0)
+}
+
+/// The parts of a message of a group that describe the group.
+#[derive(Debug, Default)]
+pub(crate) struct ReceivedDetails {
+    pub profile: Option<GroupProfile>,
+    pub link: Option<GroupInvitation>,
+    /// The timer of the group, beside the profile.
+    pub timer_ms: Option<u64>,
 }
 
 /// Returns the profile and the link of the group in padded content.
-pub(crate) fn group_details(content: &[u8]) -> (Option<GroupProfile>, Option<GroupInvitation>) {
+pub(crate) fn group_details(content: &[u8]) -> ReceivedDetails {
     let mut raw = unpad(content).ok().and_then(|bytes| RawContent::decode(bytes).ok()).unwrap_or_default();
-    let invitation = raw.invitation.take().and_then(|raw| GroupInvitation::from_raw(raw).ok());
-    (raw.group_profile(), invitation)
+    let link = raw.invitation.take().and_then(|raw| GroupInvitation::from_raw(raw).ok());
+    let timer_ms = raw.timer_ms.map(|timer_ms| timer_ms.min(MAX_EXPIRY_MS));
+    ReceivedDetails { profile: raw.group_profile(), link, timer_ms }
 }
 
 impl Content {
     /// Decodes padded content; without bytes, that of a cleared message. A later version's content without a text is [`Content::Unsupported`].
     pub(crate) fn decode(bytes: &[u8]) -> Self {
         Self::of(bytes, unpad(bytes).ok().and_then(|bytes| RawContent::decode(bytes).ok()))
+    }
+
+    /// Returns the content of a message that makes a change of its group, as the user `own` sees it. `users` are those that the
+    /// change names.
+    pub(crate) fn of_change(self, action: GroupAction, users: Vec<User>, own: UserId) -> Self {
+        let has_profile = match &action {
+            GroupAction::Create { .. } | GroupAction::Edit => true,
+            // A new member could not read the message that set the profile.
+            action => action.added().contains(&own),
+        };
+        match self {
+            Self::Invitation(link) if matches!(action, GroupAction::SetLink(_)) => Self::Invitation(link),
+            Self::GroupChanged { profile, .. } if has_profile => {
+                Self::GroupChanged { action: Box::new(action), users, profile }
+            }
+            _ => Self::GroupChanged { action: Box::new(action), users, profile: None },
+        }
+    }
+
+    /// Returns whether the content of a message shows more than the change of a group that the message makes: a profile, or a
+    /// link.
+    pub(crate) fn adds_to(self, action: GroupAction, own: UserId) -> bool {
+        match self.of_change(action, Vec::new(), own) {
+            Self::GroupChanged { profile, .. } => profile.is_some(),
+            content => matches!(content, Self::Invitation(_)),
+        }
+    }
+
+    /// Returns the content of a message that makes no change of a group.
+    pub(crate) fn of_no_change(self) -> Self {
+        match self {
+            // Its sender claims a change that it may not make.
+            Self::GroupChanged { .. } => Self::Unreadable(Unreadable::Malformed),
+            content => content,
+        }
     }
 
     fn of(bytes: &[u8], raw: Option<RawContent>) -> Self {
@@ -215,13 +317,21 @@ impl Content {
             Some(RawContent { text: Some(text), .. }) => Self::Text(text),
             Some(raw @ RawContent { group_name: Some(_), .. }) => {
                 raw.group_profile().map_or(Self::Unreadable(Unreadable::Malformed), |profile| {
-                    Self::GroupProfile(Box::new(profile))
+                    Self::GroupChanged {
+                        action: Box::new(GroupAction::Edit),
+                        users: Vec::new(),
+                        profile: Some(Box::new(profile)),
+                    }
                 })
             }
             Some(RawContent { invitation: Some(raw), .. }) => match GroupInvitation::from_raw(raw) {
                 Ok(invitation) => Self::Invitation(Box::new(invitation)),
                 Err(_) => Self::Unreadable(Unreadable::Malformed),
             },
+            Some(RawContent { timer_ms: Some(timer_ms), target: None, .. }) => {
+                let after = Duration::from_millis(timer_ms.min(MAX_EXPIRY_MS));
+                Self::DisappearingTimer((timer_ms > 0).then_some(after))
+            }
             Some(_) => Self::Unsupported,
             None => Self::Unreadable(Unreadable::Malformed),
         }
@@ -246,8 +356,8 @@ mod tests {
             |profile: GroupProfile| [profile.clone().description("x".repeat(4_097)), profile.picture("")];
         let nameless = [GroupProfile::default(), GroupProfile::new("x".repeat(257))];
         for profile in nameless.into_iter().chain(long(GroupProfile::new("Hiking"))) {
-            let content = encode_group_details(Some(profile), None);
-            assert_eq!(group_details(&content).0, None, "it would fail where the profile is sent on");
+            let content = encode_group_details(Some(profile), None, 0);
+            assert_eq!(group_details(&content).profile, None, "it would fail where the profile is sent on");
             assert_eq!(Content::decode(&content), Content::Unreadable(Unreadable::Malformed));
         }
     }

@@ -1,7 +1,7 @@
 //! Conversations as the application lists them.
 
 use std::cmp::Reverse;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use chat_core::ConversationId;
 use serde::{Deserialize, Serialize};
@@ -36,6 +36,8 @@ pub struct Conversation {
     pub is_pinned: bool,
     /// A text that is not sent yet; empty without one.
     pub draft: String,
+    /// Messages that are sent from now on disappear after this time; `None`: they stay.
+    pub disappearing_timer: Option<Duration>,
 }
 
 /// The place of a conversation in a list: pinned ones are first, then the one with the newest message.

@@ -7,6 +7,8 @@ mod conversation_window;
 mod encryption;
 mod group_encryption;
 mod groups;
+mod linking;
+mod message_options;
 mod owner;
 mod replica_output;
 mod session_token;
@@ -30,10 +32,13 @@ use chat_core::backend::Transport;
 use chat_core::contact::ContactChange;
 use chat_core::device_list::{DeviceEntry, SignedDeviceList};
 use chat_core::envelope::{Refusal, RowContent};
+use chat_core::presence::PresenceAudience;
 use chat_core::replica::{Input, Replica};
 use chat_core::suite::SuiteId;
 use chat_core::wire::ServerFrame;
-use chat_core::{ConversationId, DeviceId, Error, ErrorKind, InstallationId, MessageId, Result, Seq, UserId};
+use chat_core::{
+    ConversationId, DeviceId, Error, ErrorKind, InstallationId, Instant, MessageId, Result, Seq, UserId,
+};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use self::command::Reply;
@@ -48,7 +53,7 @@ use crate::linking::{Joined, LinkCode};
 use crate::platform::random;
 use crate::send::Enqueued;
 use crate::store::LocalStore;
-use crate::suite::Peer;
+use crate::suite::{Peer, SuiteTx as _};
 
 /// Maximum number of messages in the outbox; while it is full, `send` waits.
 const OUTBOX: usize = 10_000;
@@ -92,6 +97,8 @@ enum Waiting {
     Unlinked(SignedDeviceList, Reply<()>),
     /// A change of a contact. Without a reply, the client makes it by itself.
     Contact(UserId, ContactChange, Option<Reply<()>>),
+    /// A change of the audience of the presence. Without a reply, the client makes it by itself.
+    Audience(PresenceAudience, Option<Reply<()>>),
     Contacts,
     Report(Reply<()>),
     /// The server clears a conversation up to this seq.
@@ -134,9 +141,13 @@ pub(crate) struct Driver {
     contacts_due: bool,
     /// Changes of contacts that the client makes by itself, to send.
     contact_changes: Vec<(UserId, ContactChange)>,
+    /// The audience of the presence that the server lacks.
+    audience_due: Option<PresenceAudience>,
     /// Conversations with a message of this user, since the last connection: their users are accepted.
     accepting: HashSet<ConversationId>,
     settings: SettingsPacer,
+    /// When the next message disappears from this device.
+    disappears_at: Option<Instant>,
 }
 
 /// The driver's ends of the channels to its client handles.
@@ -235,8 +246,10 @@ impl Driver {
             restart_due: false,
             contacts_due: false,
             contact_changes: Vec::new(),
+            audience_due: None,
             accepting: HashSet::new(),
             settings: SettingsPacer::default(),
+            disappears_at: None,
         })
     }
 
@@ -342,6 +355,7 @@ impl Driver {
                 self.step(Input::Restart)?;
             }
             self.step(Input::Flush)?;
+            self.erase_disappeared()?;
             self.announce_revision();
         }
     }
@@ -431,6 +445,25 @@ impl Driver {
         Ok(())
     }
 
+    /// Erases the messages that are due, and notes when the next one is.
+    fn erase_disappeared(&mut self) -> Result<()> {
+        /// The clock may change meanwhile.
+        const LONGEST_MS: u64 = 60 * 60 * 1000;
+        self.disappears_at = None;
+        let Some(at) = self.store.next_to_disappear()? else { return Ok(()) };
+        let mut left = at.saturating_sub(self.store.now_ms());
+        if left == 0 {
+            self.step(Input::Flush)?;
+            self.store.erase_disappeared()?;
+            self.store.commit_open()?;
+            self.owner.channels.last.send_replace(self.store.last_event()?);
+            let Some(next) = self.store.next_to_disappear()? else { return Ok(()) };
+            left = next.saturating_sub(self.store.now_ms());
+        }
+        self.disappears_at = Some(self.now().after(left.min(LONGEST_MS)));
+        Ok(())
+    }
+
     async fn stop(&mut self) -> Result<()> {
         self.step(Input::Flush)?;
         self.flush().await?;
@@ -442,7 +475,8 @@ impl Driver {
         let platform = &self.owner.config.platform;
         // Settings that cannot be sent now are sent after a later wake-up.
         let settings = self.settings.deadline().filter(|at| *at > platform.now());
-        let deadline = self.replica.deadline().into_iter().chain(self.token.deadline()).chain(settings).min();
+        let others = [self.token.deadline(), settings, self.disappears_at];
+        let deadline = self.replica.deadline().into_iter().chain(others.into_iter().flatten()).min();
         let room = self.replica.outbox_len() < OUTBOX;
         let channels = &mut self.owner.channels;
         tokio::select! {

@@ -1,8 +1,9 @@
 //! Events for the application.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use chat_core::group::GroupAction;
+use chat_core::presence::PresenceAudience;
 use chat_core::replica::Violation;
 use chat_core::{ConversationId, DeviceId, Error, ErrorKind, MessageId};
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,8 @@ pub enum Event {
         to_seq: u64,
         reason: GapReason,
     },
+    /// The lifetime of a message ended, and this device has erased it.
+    MessageDisappeared { message: MessageRef, seq: u64 },
     /// A member changed a group, and its device signed the change. This device has checked that the role of the member
     /// allows it, except for changes from before it knew the roster.
     GroupChanged {
@@ -106,7 +109,7 @@ pub enum Event {
     /// A user is typing. In a group it is reported only while this user
     /// [looks at it](crate::Client::open_conversation). Transient.
     Typing { conversation: ConversationId, user: User },
-    /// A watched user connected or disconnected. Transient.
+    /// A watched user connected or disconnected, or the server learned when it was last seen. Transient.
     Presence { user: User, presence: Presence },
     /// The server limits the rate of this device. The client continues by itself after this time. Transient.
     Throttled { retry_after: Duration },
@@ -118,6 +121,8 @@ pub enum Event {
     TokenRequired,
     /// The server does not support the protocol version of this client: update the program. Transient.
     UpdateRequired,
+    /// The users that learn the presence of this user changed, on this device or on another one. Transient.
+    PresenceAudienceChanged { audience: PresenceAudience },
     /// The relation of this user to another one changed, on this device or on another one. Transient.
     RelationChanged { user: User, relation: Relation },
     /// Another copy of this profile is in use, or it was restored twice within a day. The user decides whether this
@@ -165,12 +170,15 @@ impl EventRecord {
     }
 }
 
-/// The online state of a user.
+/// The online state of a user, as far as its [audience](crate::Client::set_presence_audience) includes this user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Presence {
     Online,
-    Offline,
+    Offline {
+        /// When a device of the user was connected last; `None` if the user hides it, or the server does not know it.
+        last_seen: Option<SystemTime>,
+    },
 }
 
 /// The reason why a message will never be stored.
@@ -281,6 +289,10 @@ pub enum GapReason {
     Cleared,
     /// This user was no member of the group.
     NotMember,
+    /// The message was deleted for all before this device read it. The deletion itself is a later message.
+    Deleted,
+    /// The lifetime of the message ended before this device received it.
+    Disappeared,
     /// The row has content that this release cannot read, for example of a later release. The profile keeps it.
     Unsupported,
 }
@@ -297,6 +309,8 @@ impl GapReason {
             Self::Withdrawn => "withdrawn",
             Self::Cleared => "cleared",
             Self::NotMember => "not_member",
+            Self::Deleted => "deleted",
+            Self::Disappeared => "disappeared",
             Self::Unsupported => "unsupported",
         }
     }
@@ -310,6 +324,8 @@ impl GapReason {
             "withdrawn" => Self::Withdrawn,
             "cleared" => Self::Cleared,
             "not_member" => Self::NotMember,
+            "deleted" => Self::Deleted,
+            "disappeared" => Self::Disappeared,
             "unsupported" => Self::Unsupported,
             _ => Self::Poison,
         }
@@ -334,6 +350,8 @@ mod tests {
             GapReason::Withheld,
             GapReason::Withdrawn,
             GapReason::NotMember,
+            GapReason::Deleted,
+            GapReason::Disappeared,
             GapReason::Unsupported,
         ];
         for reason in reasons {

@@ -99,6 +99,7 @@ pub use status::{Count, Position, Status};
 pub use timeline::{Target, TimelineItem};
 
 pub use chat_core::group::GroupAction;
+pub use chat_core::presence::PresenceAudience;
 pub use chat_core::replica::{Unreadable, Violation};
 pub use chat_core::roster::{GroupPolicy, Role};
 pub use chat_core::{

@@ -1,8 +1,9 @@
 //! Messages as the application sees them.
 
 use std::fmt;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use chat_core::group::GroupAction;
 use chat_core::replica::Unreadable;
 use chat_core::{ConversationId, DeviceId, Handle, MessageId, UserId};
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,8 @@ pub struct Message {
     pub is_edited: bool,
     /// The reactions of users, the oldest first.
     pub reactions: Vec<Reaction>,
+    /// The lifetime of the message: it disappears from this device when this time has passed since this user read or sent it.
+    pub disappears_after: Option<Duration>,
     pub(crate) content: Content,
 }
 
@@ -97,19 +100,29 @@ pub struct Reaction {
 pub enum Content {
     /// A text of at most 64 KiB.
     Text(String),
-    /// The profile of the group that the message belongs to: a member has set or changed it.
-    GroupProfile(Box<GroupProfile>),
+    /// The sender changed the group: its members, their roles, its policy, its link, or its profile. In the history and in
+    /// timelines each change is a message; it counts as read. [`Event::GroupChanged`](crate::Event::GroupChanged) reports it.
+    GroupChanged {
+        action: Box<GroupAction>,
+        /// The users that the action names.
+        users: Vec<User>,
+        /// The new profile of the group, if the change sets one, or adds this user.
+        profile: Option<Box<GroupProfile>>,
+    },
     /// In a direct conversation: an invitation of this user to a group, with [`Client::join_group`](crate::Client::join_group).
     /// In a group: the link of the group, of which all members know the secret.
     Invitation(Box<GroupInvitation>),
     /// The message cannot be read on this device. A readable copy may follow as
     /// [`Event::Recovered`](crate::Event::Recovered).
     Unreadable(Unreadable),
+    /// From here on, messages of the conversation disappear after this time; `None`: they stay. See
+    /// [`Client::set_disappearing_timer`](crate::Client::set_disappearing_timer).
+    DisappearingTimer(Option<Duration>),
     /// A later version sent the message: it becomes readable after an update.
     Unsupported,
     /// The author, or an admin of the group, has deleted the message for all.
     Deleted,
-    /// The message was [cleared](crate::Client::clear_history) from this device.
+    /// The message was [cleared](crate::Client::clear_history) from this device, or it has disappeared.
     Cleared,
 }
 

@@ -1,6 +1,6 @@
 //! Messages to send.
 
-use chat_core::limits::MAX_TEXT;
+use chat_core::limits::{MAX_EXPIRY_MS, MAX_TEXT};
 use chat_core::{ConversationId, Error, ErrorKind, Handle, MessageId, Result, UserId};
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +71,8 @@ pub struct SendRequest {
     pub(crate) mentions: Vec<UserId>,
     pub(crate) is_forwarded: bool,
     pub(crate) change: Option<(MessageRef, MessageChange)>,
+    /// The new timer of the conversation in milliseconds; 0 ends it.
+    pub(crate) timer_ms: Option<u64>,
 }
 
 /// Maximum users that a text mentions.
@@ -86,7 +88,13 @@ impl SendRequest {
             mentions: Vec::new(),
             is_forwarded: false,
             change: None,
+            timer_ms: None,
         }
+    }
+
+    /// Returns a request to set the timer of the conversation.
+    pub(crate) fn timer(timer_ms: u64) -> Self {
+        Self { timer_ms: Some(timer_ms), ..Self::text("") }
     }
 
     /// Returns a request for a change of an earlier message.
@@ -123,12 +131,23 @@ impl SendRequest {
         self
     }
 
+    /// Returns the own message that must be stored before this one can name its place: the one that it deletes.
+    pub(crate) fn follows(&self, own: UserId) -> Option<MessageId> {
+        match &self.change {
+            Some((target, MessageChange::Deleted)) if target.user == own => Some(target.id),
+            _ => None,
+        }
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         if self.text.len() > MAX_TEXT {
             return Err(Error::new(ErrorKind::Invalid, "a text has at most 64 KiB: send it in parts"));
         }
         if self.mentions.len() > MAX_MENTIONS {
             return Err(Error::new(ErrorKind::Invalid, "a text mentions at most 256 users"));
+        }
+        if self.timer_ms.is_some_and(|timer_ms| timer_ms > MAX_EXPIRY_MS) {
+            return Err(Error::new(ErrorKind::Invalid, "messages disappear within 366 days"));
         }
         if let Some((_, MessageChange::Reacted { emoji, .. })) = &self.change
             && (emoji.is_empty() || emoji.len() > MAX_EMOJI)

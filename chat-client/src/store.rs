@@ -6,6 +6,7 @@
 mod changes;
 mod contacts;
 mod conversations;
+mod disappearing;
 #[cfg(feature = "encrypted")]
 mod encryption;
 mod events;
@@ -20,6 +21,7 @@ mod search;
 mod server_restore;
 mod settings;
 mod timeline;
+mod unsupported;
 
 use std::sync::Arc;
 
@@ -58,6 +60,8 @@ pub(crate) struct LocalStore {
     /// The open transaction erases text, which must not stay in the write-ahead log.
     erases: bool,
     revisions: Revisions,
+    /// The change of a group that the next received message makes, if it is this one.
+    received_action: Option<(ConversationId, MessageId, Vec<u8>)>,
     own: Option<DeviceAddress>,
     platform: Arc<dyn Platform>,
     /// The server's clock minus the platform's, in milliseconds, at the last connection.
@@ -149,6 +153,7 @@ impl LocalStore {
             open: false,
             erases: false,
             revisions: Revisions::beginning_at(platform.unix_ms()),
+            received_action: None,
             own: None,
             platform,
             server_ahead_ms: 0,
@@ -510,6 +515,27 @@ impl SuiteTx for LocalStore {
 
     fn now_ms(&self) -> u64 {
         self.platform.unix_ms().saturating_add_signed(self.server_ahead_ms)
+    }
+}
+
+/// Returns a message without audience, body and options.
+#[cfg(test)]
+pub(crate) fn message_for_test(
+    id: MessageId,
+    sender: DeviceAddress,
+    client_seq: u64,
+) -> chat_core::envelope::Message {
+    chat_core::envelope::Message {
+        id,
+        sender,
+        client_seq,
+        prev: MessageId::NIL,
+        incarnation: 0,
+        audience: Vec::new(),
+        body: Bytes::new(),
+        sent_at: 0,
+        options: chat_core::message_options::MessageOptions::default(),
+        group: None,
     }
 }
 

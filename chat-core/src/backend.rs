@@ -22,8 +22,8 @@ pub use contact_store::ContactStore;
 pub use key_directory::{AccountKey, BundleParts, DeviceKeys, KeyDirectory, Reincarnation};
 pub use log_anchor::{LogAnchor, LogIdentity};
 pub use message_store::{
-    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, Head, MessageStore, PageLimit,
-    Rules, SenderFilter, SenderState, StateChange, StoreIdentity,
+    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, Feed, FeedChange, Head, InboxPage,
+    MessageStore, PageLimit, SenderFilter, SenderState, StateChange, StoreIdentity,
 };
 pub use node_link::{NodeLink, SessionDelivery};
 pub use presence::Presence;
@@ -37,6 +37,7 @@ pub use service_url::{Password, ServiceAccess, ServiceLogin, ServiceTls, Service
 pub use transport::{Dialer, Transport};
 
 pub use crate::model::roster::{Member, RecipientDevices, Roster};
+pub use crate::model::rules::Rules;
 
 use std::sync::Arc;
 

@@ -10,6 +10,7 @@ mod dispatch;
 mod engine;
 mod ephemeral;
 mod explain;
+mod feeds;
 mod groups;
 mod handshake;
 mod history;

@@ -18,8 +18,8 @@ pub mod sim;
 pub mod wire;
 
 pub use model::{
-    body_key, contact, device_list, envelope, error, group, id, limits, message_options, padding, report,
-    rng, roster, signing, suite, time, to_device, view,
+    body_key, contact, device_list, envelope, error, group, id, limits, message_options, padding, presence,
+    report, rng, roster, signing, suite, time, to_device, view,
 };
 
 pub use backend::Backends;

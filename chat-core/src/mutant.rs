@@ -56,6 +56,10 @@ pub enum Mutant {
     ChainIgnored,
     /// A device does not check the message that a sender saw.
     ViewIgnored,
+    /// A deletion erases nothing on the server.
+    DeletionKept,
+    /// A device takes an erased message for one that the server dropped.
+    ErasureUnexcused,
     /// A device does not notice that the server uses a seq again.
     ReusedSeqIgnored,
     /// A device does not read the messages that a device sent before it was unlinked.
@@ -64,6 +68,8 @@ pub enum Mutant {
     BlockIgnored,
     /// A gateway shows the activity of a user to strangers and blocked users.
     ActivityShownToAll,
+    /// A gateway shows the presence of a user to others than the audience of that user.
+    AudienceIgnored,
     /// A session passes typing notifications of every group on.
     TypingToAll,
     /// A roster is changed by a member whose role does not allow it.
@@ -80,13 +86,17 @@ pub enum Mutant {
     StaleKeyKept,
     /// No message brings a later device list into the rosters of groups.
     ListUpdateForgotten,
+    /// Devices do not read the message after the one with which their group becomes a feed.
+    SwitchLosesSeq,
+    /// A device that is removed from a feed still reads it.
+    LeaverStillFed,
 }
 
 impl Mutant {
     /// The mutants that the simulator must detect. The others need conditions that a single process does not
     /// have (a stale cache of another gateway), or another rule hides them. Unit tests next to those rules
     /// detect them.
-    pub const SIMULATED: [Self; 37] = [
+    pub const SIMULATED: [Self; 41] = [
         Self::AckBeforeSync,
         Self::NoDedupe,
         Self::AnyClientSeq,
@@ -124,6 +134,10 @@ impl Mutant {
         Self::KeyEpochStays,
         Self::SenderKeyKept,
         Self::ListUpdateForgotten,
+        Self::SwitchLosesSeq,
+        Self::LeaverStillFed,
+        Self::DeletionKept,
+        Self::ErasureUnexcused,
     ];
 }
 

@@ -55,6 +55,7 @@ use crate::model::id::{
 };
 use crate::model::limits::{HEARTBEAT_MS, MIN_BYTES_PER_SECOND};
 use crate::model::rng::Rng;
+use crate::model::rules::Rules;
 use crate::model::time::Instant;
 use crate::mutant::Mutant;
 
@@ -103,6 +104,8 @@ pub struct Replica {
     committing: Option<(u64, Vec<AckUpTo>)>,
     tickets: u64,
     flushing: bool,
+    /// A draft names the place of a message that is stored with the next commit: it is sealed afterwards.
+    seals_after_commit: bool,
     /// Requests to send once the changes are durable.
     after_commit: Vec<(Request, Purpose)>,
 
@@ -145,6 +148,8 @@ pub struct Replica {
     server_time: (u64, Instant),
     /// How long the server keeps rows that wait, in milliseconds; 0 if it did not say.
     retention_ms: u64,
+    /// The latest rules of messages that the server accepts.
+    server_rules: Rules,
     prekeys_at: u64,
     /// One-time prekeys on the server, as it last reported.
     prekeys_held: u32,
@@ -248,6 +253,7 @@ impl Replica {
             committing: None,
             tickets: 0,
             flushing: false,
+            seals_after_commit: false,
             after_commit: Vec::new(),
             rows: VecDeque::new(),
             opening: None,
@@ -271,6 +277,7 @@ impl Replica {
             mailbox: Mailbox::new(snapshot.unasked),
             server_time: (0, now),
             retention_ms: 0,
+            server_rules: Rules::default(),
             prekeys_at: snapshot.prekeys_at,
             prekeys_held: 0,
             reincarnate_from: if snapshot.reincarnated_lately { now.after(DAY_MS) } else { now },
@@ -348,6 +355,11 @@ impl Replica {
     /// Returns the store epoch that seqs belong to; `None` before the first session.
     pub const fn epoch(&self) -> Option<StoreEpoch> {
         self.epoch
+    }
+
+    /// Returns the latest rules of messages that the server of the last session accepts.
+    pub const fn server_rules(&self) -> Rules {
+        self.server_rules
     }
 
     /// Returns the user that a handle was resolved to.
@@ -498,7 +510,7 @@ impl Replica {
             }
             self.seal_next(now, out);
             if self.sealing.is_none() {
-                self.flushing = false;
+                self.flushing = std::mem::take(&mut self.seals_after_commit);
                 self.commit(now, out);
             }
         }

@@ -24,12 +24,13 @@ use ack_coalescer::AckCoalescer;
 use hint_pacer::HintPacer;
 use window::Window;
 
-use crate::backend::PageLimit;
+use crate::backend::{InboxPage, PageLimit};
 use crate::model::client_frame::{ClientFrame, Request};
 use crate::model::close_reason::CloseReason;
 use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow, Refusal, RowContent, Subject};
 use crate::model::id::{ConversationId, DeviceAddress, Seq, UserId};
 use crate::model::limits::{GREETING_MS, HEARTBEAT_MS, IDLE_MS, MIN_BYTES_PER_SECOND, WINDOW_ROWS};
+use crate::model::presence::UserPresence;
 use crate::model::server_frame::{ServerFrame, Welcome};
 use crate::model::session_event::{Hint, SessionEvent};
 use crate::model::time::Instant;
@@ -98,7 +99,7 @@ pub struct Session {
     drain: Option<(u32, Instant)>,
     acks: AckCoalescer,
     hints: HintPacer,
-    watched: BTreeMap<UserId, Option<bool>>,
+    watched: BTreeMap<UserId, Option<UserPresence>>,
     watch_at: Option<Instant>,
 }
 
@@ -203,7 +204,7 @@ impl Session {
             Input::Linking => self.phase = Phase::Linking,
             Input::Events(events) => self.events(now, events, out),
             Input::Lagged => self.lagged(now, out),
-            Input::Page(asked, limit, rows) => self.page(now, asked, limit, rows, out),
+            Input::Page(asked, page) => self.page(now, asked, page, out),
             Input::PageFailed => {
                 self.acks.acked(out);
                 // The rows stay in the inbox; the next heartbeat reads it again.
@@ -393,14 +394,7 @@ impl Session {
         }
     }
 
-    fn page(
-        &mut self,
-        now: Instant,
-        asked: InboxPosition,
-        limit: PageLimit,
-        rows: Vec<InboxRow>,
-        out: &mut Vec<Output>,
-    ) {
+    fn page(&mut self, now: Instant, asked: InboxPosition, page: InboxPage, out: &mut Vec<Output>) {
         // The driver applied all acks before it read the page.
         self.acks.acked(out);
         let Phase::Behind { mut after, dropped, reading: true } = self.phase else {
@@ -409,7 +403,7 @@ impl Session {
         if after != asked {
             return;
         }
-        let more = limit.is_reached(&rows);
+        let InboxPage { rows, has_more } = page;
         let oldest_flies = |row: &InboxRow| self.flights.contains_key(&(row.conversation, row.seq));
         if asked == InboxPosition::START && !self.has_room() && !rows.first().is_some_and(oldest_flies) {
             // The rows that fill the window are later than a row that was missed, and the device does not
@@ -435,7 +429,7 @@ impl Session {
         self.deliver(fresh, out);
         if full {
             self.phase = Phase::Behind { after, reading: false, dropped };
-        } else if more {
+        } else if has_more {
             self.phase = Phase::Behind { after, reading: true, dropped };
             self.read_page(after, out);
         } else if dropped && !Mutant::LiveThoughDropped.is_active() {
@@ -603,13 +597,13 @@ impl Session {
         out.push(Output::Send(ServerFrame::Refused(subject, refusal)));
     }
 
-    fn presence(&mut self, present: &[(UserId, bool)], out: &mut Vec<Output>) {
-        for (user, online) in present {
+    fn presence(&mut self, present: &[(UserId, UserPresence)], out: &mut Vec<Output>) {
+        for (user, present) in present {
             if let Some(known) = self.watched.get_mut(user)
-                && *known != Some(*online)
+                && *known != Some(*present)
             {
-                *known = Some(*online);
-                out.push(Output::Send(ServerFrame::Presence(*user, *online)));
+                *known = Some(*present);
+                out.push(Output::Send(ServerFrame::Presence(*user, *present)));
             }
         }
     }

@@ -12,6 +12,7 @@
 
 mod accounts;
 mod cluster;
+mod content;
 mod device;
 mod group_laws;
 mod group_suite;
@@ -43,6 +44,10 @@ pub struct Options {
     pub restored_server: bool,
     /// Four users with two devices each have a group. Its roster changes during the schedule.
     pub groups: bool,
+    /// With `groups`: groups with more than three devices, or in every second schedule five, are feeds.
+    pub feeds: bool,
+    /// Some messages disappear, and some are deleted for everyone.
+    pub erasure: bool,
     /// Print every event.
     pub trace: bool,
 }

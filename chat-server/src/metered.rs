@@ -6,12 +6,14 @@ use std::time::Instant;
 use async_trait::async_trait;
 use chat_core::backend::{
     AccountKey, Backends, BundleParts, Command, Commit, CommitOutcome, ContactStore, ConversationState,
-    CursorFilter, DeviceKeys, DeviceRecord, GatewayId, KeyDirectory, LogPosition, MessageStore, PageLimit,
-    Presence, PushSink, RecordBatch, Registry, Reincarnation, Route, Router, SenderFilter, StoreIdentity,
+    CursorFilter, DeviceKeys, DeviceRecord, Feed, GatewayId, KeyDirectory, LogPosition, MessageStore,
+    PageLimit, Presence, PushSink, RecordBatch, Registry, Reincarnation, Route, Router, SenderFilter,
+    StoreIdentity,
 };
 use chat_core::contact::{Contact, ContactChange, Contacts};
 use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::{AckUpTo, InboxPosition, InboxRow};
+use chat_core::presence::{PresenceAudience, UserPresence};
 use chat_core::wire::{Bundle, PrekeyUpload};
 use chat_core::{
     ConversationId, DeviceAddress, Error, Handle, Incarnation, InstallationId, MessageId, Result, Seq, UserId,
@@ -123,6 +125,19 @@ impl MessageStore for MeteredStore {
         timed(STORE, "history", self.0.history(conversation, before, limit)).await
     }
 
+    async fn history_after(
+        &self,
+        conversation: ConversationId,
+        after: Seq,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
+        timed(STORE, "history_after", self.0.history_after(conversation, after, limit)).await
+    }
+
+    async fn feeds(&self, device: InstallationId) -> Result<Vec<Feed>> {
+        timed(STORE, "feeds", self.0.feeds(device)).await
+    }
+
     async fn generation(&self, device: InstallationId) -> Result<u64> {
         timed(STORE, "generation", self.0.generation(device)).await
     }
@@ -137,6 +152,10 @@ impl MessageStore for MeteredStore {
 
     async fn expire_history(&self, before_us: u64, limit: usize) -> Result<usize> {
         timed(STORE, "expire_history", self.0.expire_history(before_us, limit)).await
+    }
+
+    async fn expire_messages(&self, now_us: u64, limit: usize) -> Result<usize> {
+        timed(STORE, "expire_messages", self.0.expire_messages(now_us, limit)).await
     }
 
     async fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()> {
@@ -286,6 +305,14 @@ impl ContactStore for MeteredContacts {
         timed(CONTACTS, "change", self.0.change(owner, other, change, limit)).await
     }
 
+    async fn audience(&self, owner: UserId) -> Result<PresenceAudience> {
+        timed(CONTACTS, "audience", self.0.audience(owner)).await
+    }
+
+    async fn set_audience(&self, owner: UserId, audience: PresenceAudience) -> Result<u64> {
+        timed(CONTACTS, "set_audience", self.0.set_audience(owner, audience)).await
+    }
+
     async fn version(&self, owner: UserId) -> Result<u64> {
         timed(CONTACTS, "version", self.0.version(owner)).await
     }
@@ -308,8 +335,12 @@ impl Presence for MeteredPresence {
         timed(PRESENCE, "beat", self.0.beat(user, device, alive, now_ms)).await
     }
 
-    async fn query(&self, users: &[UserId], now_ms: u64) -> Result<Vec<bool>> {
+    async fn query(&self, users: &[UserId], now_ms: u64) -> Result<Vec<UserPresence>> {
         timed(PRESENCE, "query", self.0.query(users, now_ms)).await
+    }
+
+    async fn forget(&self, user: UserId) -> Result<()> {
+        timed(PRESENCE, "forget", self.0.forget(user)).await
     }
 }
 

@@ -6,6 +6,9 @@ use chat_core::Engine;
 /// Time between two sweeps.
 const INTERVAL: Duration = Duration::from_secs(3600);
 
+/// Time between two sweeps of disappearing messages.
+const MESSAGES_INTERVAL: Duration = Duration::from_secs(60);
+
 fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -27,5 +30,17 @@ pub(crate) async fn sweep_forever(engine: Arc<Engine>, inbox: Duration, history:
             }
         }
         tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// Once a minute, erases messages whose lifetime has ended. Gateways show them as empty at once.
+pub(crate) async fn sweep_messages_forever(engine: Arc<Engine>) {
+    loop {
+        match engine.sweep_messages().await {
+            Ok(0) => {}
+            Ok(messages) => tracing::info!(messages, "erased messages whose lifetime had ended"),
+            Err(error) => tracing::warn!(%error, "sweep of disappearing messages failed: retrying in 1 min"),
+        }
+        tokio::time::sleep(MESSAGES_INTERVAL).await;
     }
 }

@@ -105,6 +105,7 @@ impl Server {
                 let (engine, router, health) = (server.engine.clone(), router.clone(), server.health.clone());
                 server.tasks.spawn(ShardSupervisor { engine, router, health, shard }.run());
             }
+            server.tasks.spawn(retention::sweep_messages_forever(server.engine.clone()));
             server.tasks.spawn(retention::sweep_forever(
                 server.engine.clone(),
                 builder.retention,

@@ -22,6 +22,7 @@
 //! | `state_parts` | conversation, part | head, members and senders |
 //! | `history` | (conversation, seq / 10,000), seq descending | 10,000 rows |
 //! | `ids` | (conversation, sender, minute of the id) | messages that one device sends in about a minute |
+//! | `disappearing` | minute, then time | messages that disappear in a minute |
 //! | `inbox` (a message only refers to history) | (installation, day), commit time, conversation, seq | a day, and the quota |
 //! | `cells` (cursors) | installation, conversation | conversations of a device |
 //! | `accounts`, `handles`, `owners` | one row each | |
@@ -40,6 +41,8 @@ mod connection;
 mod contacts;
 mod conversion;
 mod directory;
+mod disappearing;
+mod feeds;
 mod history;
 #[cfg(feature = "fjall")]
 pub(crate) mod import;
@@ -55,7 +58,7 @@ pub use connection::CassandraSettings;
 use async_trait::async_trait;
 use bytes::Bytes;
 use chat_core::backend::{
-    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogAnchor, LogIdentity,
+    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, Feed, LogAnchor, LogIdentity,
     LogPosition, MessageStore, PageLimit, SenderFilter, StoreIdentity,
 };
 use chat_core::codec::decode_row;
@@ -81,6 +84,8 @@ pub struct CassandraStore {
     untrimmed: DashMap<InstallationId, inbox::Untrimmed>,
     /// Conversations that a search found to have old content.
     old: Mutex<Vec<ConversationId>>,
+    /// The last minute of which the messages that disappear were erased.
+    swept_minute: Mutex<Option<u64>>,
 }
 
 /// Maximum number of rows in a partition of history.
@@ -131,7 +136,14 @@ impl CassandraStore {
     }
 
     fn new(connection: Connection, identity: StoreIdentity) -> Self {
-        Self { connection, identity, heads: DashMap::new(), untrimmed: DashMap::new(), old: Mutex::default() }
+        Self {
+            connection,
+            identity,
+            heads: DashMap::new(),
+            untrimmed: DashMap::new(),
+            old: Mutex::default(),
+            swept_minute: Mutex::default(),
+        }
     }
 
     /// Returns a description for operators: release, nodes, keyspace, copies and `commitlog_sync`.
@@ -259,6 +271,19 @@ impl MessageStore for CassandraStore {
         Ok(page)
     }
 
+    async fn history_after(
+        &self,
+        conversation: ConversationId,
+        after: Seq,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
+        self.read_history_after(conversation, after, limit).await
+    }
+
+    async fn feeds(&self, device: InstallationId) -> Result<Vec<Feed>> {
+        self.read_feeds(device).await
+    }
+
     async fn generation(&self, device: InstallationId) -> Result<u64> {
         Ok(self.meta(device).await?.generation)
     }
@@ -273,6 +298,10 @@ impl MessageStore for CassandraStore {
 
     async fn expire_history(&self, before_us: u64, limit: usize) -> Result<usize> {
         self.expire_content(before_us, limit).await
+    }
+
+    async fn expire_messages(&self, now_us: u64, limit: usize) -> Result<usize> {
+        self.erase_disappeared(now_us, limit).await
     }
 
     async fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()> {

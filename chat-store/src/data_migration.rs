@@ -164,14 +164,7 @@ impl<Report: Fn(String) + Send + Sync> Migration<'_, Report> {
         for (seq, sender, message) in self.from.ids(id)? {
             ids.entry(seq).or_default().push((sender, message, seq));
         }
-        let commit = |history: Vec<InboxRow>, ids, state| Commit {
-            conversation: id,
-            history,
-            ids,
-            inbox: Vec::new(),
-            generations: Vec::new(),
-            state,
-        };
+        let commit = |history: Vec<InboxRow>, ids, state| Commit { history, ids, ..Commit::of(id, state) };
         let mut from = self.from.rows(id, there.head.seq);
         loop {
             let piece = from.by_ref().take(PIECE).collect::<Result<Vec<InboxRow>>>()?;
@@ -313,6 +306,7 @@ impl<Report: Fn(String) + Send + Sync> Migration<'_, Report> {
         add(&mut digest, account.handle.as_str().as_bytes());
         add(&mut digest, &encode_list(&account.list));
         digest.update(account.contacts.version.to_be_bytes());
+        digest.update([account.contacts.audience.number()]);
         for (user, contact) in &account.contacts.entries {
             add(&mut digest, user.as_bytes());
             digest.update([u8::from(contact.accepted), u8::from(contact.blocked)]);
@@ -384,6 +378,15 @@ fn add_device(digest: &mut Sha256, device: &Device) {
         digest.update(conversation.as_bytes());
         digest.update(cursor.acked.to_be_bytes());
         digest.update(cursor.tail.to_be_bytes());
+    }
+    add(digest, &(device.feeds.len() as u64).to_be_bytes());
+    for feed in &device.feeds {
+        digest.update(feed.conversation.as_bytes());
+        add(digest, &(feed.changes.len() as u64).to_be_bytes());
+        for (seq, joins) in &feed.changes {
+            digest.update(seq.to_be_bytes());
+            digest.update([u8::from(*joins)]);
+        }
     }
     if let Some((signed, signature, through)) = &device.bundle {
         add(digest, signed);

@@ -1,6 +1,7 @@
 //! Records of a data set that is migrated from one store to another.
 
 use bytes::Bytes;
+use chat_core::backend::Feed;
 use chat_core::contact::Contacts;
 use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::InboxCursor;
@@ -26,6 +27,7 @@ pub(crate) fn sorted(mut contacts: Contacts) -> Contacts {
 pub(crate) struct Device {
     pub(crate) generation: u64,
     pub(crate) cursors: Vec<(ConversationId, InboxCursor)>,
+    pub(crate) feeds: Vec<Feed>,
     /// Signed part, its signature, and the highest one-time prekey id uploaded.
     pub(crate) bundle: Option<(Bytes, Bytes, u64)>,
     pub(crate) prekeys: Vec<(u64, Bytes)>,

@@ -8,6 +8,7 @@
 //! | `history` | conversation, seq | the message, with the only copy of its body |
 //! | `erased` | conversation | the seq up to which no message has content |
 //! | `cleared` | conversation, user | the seq up to which the user has cleared it |
+//! | `feeds` | installation, conversation, seq | whether the device begins or stops to read a feed after this seq |
 //! | `ids` | conversation, installation, message id | seq |
 //! | `inbox` | installation, time, conversation, seq | this device's box, or the whole row if it has none |
 //! | `cursors` (`cells` on disk) | installation, conversation | acked, tail |
@@ -25,6 +26,7 @@ mod conversion;
 mod directory;
 mod history;
 mod keys;
+mod presence;
 mod read;
 #[cfg(feature = "cassandra")]
 mod sealed;
@@ -39,10 +41,11 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use chat_core::backend::{
-    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
+    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, Feed, LogPosition, MessageStore,
     PageLimit, SenderFilter, StoreIdentity,
 };
 use chat_core::envelope::{AckUpTo, Durability, InboxPosition, InboxRow};
+use chat_core::memory::MemoryPresence;
 use chat_core::{
     ConversationId, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch, UserId,
 };
@@ -74,6 +77,7 @@ pub(crate) struct Tables {
     handles: Keyspace,
     names: Keyspace,
     contacts: Keyspace,
+    last_seen: Keyspace,
     lists: Keyspace,
     list_versions: Keyspace,
     owners: Keyspace,
@@ -84,6 +88,9 @@ pub(crate) struct Tables {
     deleted: Keyspace,
     erased: Keyspace,
     cleared: Keyspace,
+    feeds: Keyspace,
+    /// The messages that disappear, by time.
+    disappearing: Keyspace,
 }
 
 impl std::fmt::Debug for Tables {
@@ -92,8 +99,8 @@ impl std::fmt::Debug for Tables {
     }
 }
 
-/// A [`MessageStore`], [`KeyDirectory`](chat_core::backend::KeyDirectory) and
-/// [`ContactStore`](chat_core::backend::ContactStore) in one directory.
+/// A [`MessageStore`], [`KeyDirectory`](chat_core::backend::KeyDirectory),
+/// [`ContactStore`](chat_core::backend::ContactStore) and [`Presence`](chat_core::backend::Presence) in one directory.
 ///
 /// One process at a time can open the directory. A commit returns after `fdatasync`; concurrent commits share
 /// one.
@@ -103,13 +110,14 @@ impl std::fmt::Debug for Tables {
 /// use chat_core::Backends;
 /// use std::sync::Arc;
 /// let store = Arc::new(chat_store::EmbeddedStore::open(dir.path()).unwrap());
-/// let backends = Backends { store: store.clone(), keys: store.clone(), contacts: store, ..Backends::memory() };
+/// let backends = Backends { store: store.clone(), keys: store.clone(), contacts: store.clone(), presence: store, ..Backends::memory() };
 /// ```
 #[derive(Debug)]
 pub struct EmbeddedStore {
     tables: Tables,
     writer: Writer,
     epoch: StoreEpoch,
+    beats: MemoryPresence,
     /// The conversation at which the next search for old history begins.
     next_search: Mutex<Option<ConversationId>>,
 }
@@ -157,7 +165,7 @@ impl EmbeddedStore {
         let commits = tables.commits()?;
         let watermark = Watermark::open(&path.join("watermark"), commits)?;
         let writer = Writer::start(tables.clone(), watermark, commits, path.to_owned())?;
-        Ok(Self { tables, writer, epoch, next_search: Mutex::default() })
+        Ok(Self { tables, writer, epoch, beats: MemoryPresence::default(), next_search: Mutex::default() })
     }
 
     /// Converts a directory of the previous format to that of this release. Returns the number of converted
@@ -284,6 +292,7 @@ impl Tables {
             handles: keyspace("handles")?,
             names: keyspace("names")?,
             contacts: keyspace("contacts")?,
+            last_seen: keyspace("last_seen")?,
             lists: keyspace("lists")?,
             list_versions: keyspace("list_versions")?,
             owners: keyspace("owners")?,
@@ -294,6 +303,8 @@ impl Tables {
             deleted: keyspace("deleted")?,
             erased: keyspace("erased")?,
             cleared: keyspace("cleared")?,
+            feeds: keyspace("feeds")?,
+            disappearing: keyspace("disappearing")?,
             database,
         })
     }
@@ -379,6 +390,19 @@ impl MessageStore for EmbeddedStore {
         self.tables.read_history(conversation, before, limit)
     }
 
+    async fn history_after(
+        &self,
+        conversation: ConversationId,
+        after: Seq,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
+        self.tables.read_history_after(conversation, after, limit)
+    }
+
+    async fn feeds(&self, device: InstallationId) -> Result<Vec<Feed>> {
+        self.tables.read_feeds(device)
+    }
+
     async fn generation(&self, device: InstallationId) -> Result<u64> {
         self.tables.read_generation(device)
     }
@@ -410,6 +434,10 @@ impl MessageStore for EmbeddedStore {
                 return Ok(erased);
             }
         }
+    }
+
+    async fn expire_messages(&self, now_us: u64, limit: usize) -> Result<usize> {
+        self.writer.expire_messages(now_us, limit).await
     }
 
     async fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()> {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use chat_core::backend::{
-    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
+    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, Feed, LogPosition, MessageStore,
     PageLimit, SenderFilter, SenderState, StateChange, StoreIdentity,
 };
 use chat_core::codec::{decode_row, encode_row, state};
@@ -35,7 +35,9 @@ CREATE TABLE IF NOT EXISTS inbox (device BLOB, time_us INTEGER, conversation BLO
 CREATE INDEX IF NOT EXISTS inbox_by_seq ON inbox (device, conversation, seq);
 CREATE TABLE IF NOT EXISTS cells (device BLOB, conversation BLOB, acked INTEGER NOT NULL, tail INTEGER NOT NULL, PRIMARY KEY (device, conversation)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS erased (conversation BLOB PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS disappearing (due_us INTEGER, conversation BLOB, seq INTEGER, PRIMARY KEY (due_us, conversation, seq)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cleared (conversation BLOB, user BLOB, seq INTEGER NOT NULL, PRIMARY KEY (conversation, user)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS feeds (device BLOB, conversation BLOB, seq INTEGER, joins INTEGER NOT NULL, PRIMARY KEY (device, conversation, seq)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS devices (device BLOB PRIMARY KEY, generation INTEGER NOT NULL) WITHOUT ROWID;
 ";
 
@@ -65,6 +67,15 @@ const fn corrupt() -> Error {
 }
 
 impl SqliteStore {
+    /// Runs a function in a transaction, which is undone if the function fails.
+    fn transact<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        let mut db = self.db.lock();
+        let tx = db.transaction().map_err(failed)?;
+        let done = work(&tx)?;
+        tx.commit().map_err(failed)?;
+        Ok(done)
+    }
+
     /// Opens the store in a file and creates the file if it does not exist. A file of the previous format is converted;
     /// an earlier release then refuses it.
     ///
@@ -188,12 +199,18 @@ fn head(db: &Connection, conversation: ConversationId) -> Result<Seq> {
 fn apply(tx: &Transaction<'_>, commit: Commit) -> Result<()> {
     let id = commit.conversation;
     let mailbox = id.kind() == Ok(ConversationKind::Mailbox);
-    let erased = if mailbox { 0 } else { retention::erased_through(tx, id)? };
-    // A repeated commit must not bring back content that was erased.
-    for row in commit.history.iter().filter(|row| !mailbox && row.seq > erased) {
+    let head = head(tx, id)?;
+    for row in commit.history.iter().filter(|_| !mailbox) {
+        // A repeated commit must not bring back content that was erased.
+        if row.seq <= head && find_history(tx, id, row.seq)?.is_some_and(|known| known.is_erased()) {
+            continue;
+        }
         tx.prepare_cached("INSERT OR REPLACE INTO history VALUES (?1, ?2, ?3)")
             .and_then(|mut s| s.execute(params![id.as_bytes(), row.seq as i64, encode_row(row)]))
             .map_err(failed)?;
+        if let Some(due_us) = row.disappears_at_us() {
+            retention::add_disappearing(tx, due_us, row)?;
+        }
     }
     for (sender, message, seq) in commit.ids {
         tx.prepare_cached("INSERT OR REPLACE INTO ids VALUES (?1, ?2, ?3, ?4)")
@@ -210,8 +227,19 @@ fn apply(tx: &Transaction<'_>, commit: Commit) -> Result<()> {
             insert_row(tx, device, &row, mailbox)?;
         }
     }
+    for change in commit.feeds {
+        tx.prepare_cached("INSERT OR REPLACE INTO feeds VALUES (?1, ?2, ?3, ?4)")
+            .and_then(|mut s| {
+                s.execute(params![change.device.as_bytes(), id.as_bytes(), change.seq as i64, change.joins])
+            })
+            .map_err(failed)?;
+    }
     for (device, generation) in commit.generations {
         raise_generation(tx, device, generation)?;
+    }
+    for seq in commit.deleted {
+        let row = find_history(tx, id, seq)?;
+        row.map(|row| retention::erase_message(tx, row, EmptyReason::Deleted)).transpose()?;
     }
     put_state(tx, id, &commit.state)
 }
@@ -280,13 +308,48 @@ fn insert_row(tx: &Transaction<'_>, device: InstallationId, row: &InboxRow, mail
 }
 
 fn read_history(db: &Connection, conversation: ConversationId, seq: Seq) -> Result<InboxRow> {
+    find_history(db, conversation, seq)?.ok_or_else(corrupt)
+}
+
+fn find_history(db: &Connection, conversation: ConversationId, seq: Seq) -> Result<Option<InboxRow>> {
     let row: Option<Vec<u8>> = db
         .prepare_cached("SELECT row FROM history WHERE conversation = ?1 AND seq = ?2")
         .and_then(|mut s| {
             s.query_row(params![conversation.as_bytes(), seq as i64], |row| row.get(0)).optional()
         })
         .map_err(failed)?;
-    decode_row(row.ok_or_else(corrupt)?.into()).map_err(|_| corrupt())
+    row.map(|row| decode_row(row.into()).map_err(|_| corrupt())).transpose()
+}
+
+/// Returns the highest seq of a feed that a device may acknowledge; 0 if the conversation is no feed for it.
+fn feed_head(db: &Connection, device: InstallationId, conversation: ConversationId) -> Result<Seq> {
+    let query = "SELECT seq FROM heads WHERE conversation = ?2
+                 AND EXISTS (SELECT 1 FROM feeds WHERE device = ?1 AND conversation = ?2)";
+    number_of(db, query, params![device.as_bytes(), conversation.as_bytes()])
+}
+
+fn read_feeds(db: &Connection, device: InstallationId) -> Result<Vec<Feed>> {
+    let mut statement = db
+        .prepare_cached(
+            "SELECT conversation, feeds.seq, joins FROM feeds JOIN heads USING (conversation)
+             WHERE device = ?1 AND feeds.seq <= heads.seq ORDER BY conversation, feeds.seq",
+        )
+        .map_err(failed)?;
+    let mut rows = statement.query([device.as_bytes()]).map_err(failed)?;
+    let mut feeds: Vec<Feed> = Vec::new();
+    while let Some(row) = rows.next().map_err(failed)? {
+        let id: Vec<u8> = row.get(0).map_err(failed)?;
+        let conversation = ConversationId::parse(&id).map_err(|_| corrupt())?;
+        let change = (row.get::<_, i64>(1).map_err(failed)? as u64, row.get(2).map_err(failed)?);
+        match feeds.last_mut().filter(|feed| feed.conversation == conversation) {
+            Some(feed) => feed.changes.push(change),
+            None => {
+                let acked = cursor(db, device, conversation)?.map_or(0, |cursor| cursor.acked);
+                feeds.push(Feed { conversation, acked, changes: vec![change] });
+            }
+        }
+    }
+    Ok(feeds)
 }
 
 /// Decodes column 0 of a query's rows, up to the limit. `complete` adds a row's body, or skips the row.
@@ -392,7 +455,7 @@ impl MessageStore for SqliteStore {
                     free.insert(cursor(&tx, device, ack.conversation)?.unwrap_or_default())
                 }
             };
-            if ack.seq > known.tail {
+            if ack.seq > known.tail && ack.seq > feed_head(&tx, device, ack.conversation)? {
                 return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail"));
             }
             known.acked = known.acked.max(ack.seq);
@@ -464,19 +527,37 @@ impl MessageStore for SqliteStore {
         page(rows, limit, |row| Ok(Some(row)))
     }
 
+    async fn history_after(
+        &self,
+        conversation: ConversationId,
+        after: Seq,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
+        let db = self.db.lock();
+        let head = head(&db, conversation)?;
+        let mut statement = db
+            .prepare_cached(
+                "SELECT row FROM history WHERE conversation = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq",
+            )
+            .map_err(failed)?;
+        let range = params![conversation.as_bytes(), after as i64, head as i64];
+        page(statement.query(range).map_err(failed)?, limit, |row| Ok(Some(row)))
+    }
+
+    async fn feeds(&self, device: InstallationId) -> Result<Vec<Feed>> {
+        read_feeds(&self.db.lock(), device)
+    }
+
     async fn expire_history(&self, before_us: u64, limit: usize) -> Result<usize> {
-        let mut db = self.db.lock();
-        let tx = db.transaction().map_err(failed)?;
-        let count = retention::expire_history(&tx, before_us, limit)?;
-        tx.commit().map_err(failed)?;
-        Ok(count)
+        self.transact(|tx| retention::expire_history(tx, before_us, limit))
+    }
+
+    async fn expire_messages(&self, now_us: u64, limit: usize) -> Result<usize> {
+        self.transact(|tx| retention::expire_messages(tx, now_us, limit))
     }
 
     async fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()> {
-        let mut db = self.db.lock();
-        let tx = db.transaction().map_err(failed)?;
-        retention::clear_history(&tx, conversation, user, through)?;
-        tx.commit().map_err(failed)
+        self.transact(|tx| retention::clear_history(tx, conversation, user, through))
     }
 
     async fn cleared(&self, conversation: ConversationId, user: UserId) -> Result<Seq> {
@@ -500,7 +581,9 @@ impl MessageStore for SqliteStore {
             .map_err(failed)?;
         let cursors = match want {
             CursorFilter::No => Vec::new(),
-            CursorFilter::Of(id) => cursor(&db, device, id)?.map(|cursor| (id, cursor)).into_iter().collect(),
+            CursorFilter::Of(id) => {
+                cursor(&db, device, id)?.map(|cursor| (id, cursor.with_feed())).into_iter().collect()
+            }
             CursorFilter::All => {
                 let mut statement = db
                     .prepare_cached(
@@ -513,7 +596,7 @@ impl MessageStore for SqliteStore {
                     let id: Vec<u8> = row.get(0).map_err(failed)?;
                     let number = |n: usize| row.get::<_, i64>(n).map(|n| n as u64).map_err(failed);
                     let cursor = InboxCursor { acked: number(1)?, tail: number(2)? };
-                    cursors.push((ConversationId::parse(&id).map_err(|_| corrupt())?, cursor));
+                    cursors.push((ConversationId::parse(&id).map_err(|_| corrupt())?, cursor.with_feed()));
                 }
                 cursors
             }
@@ -522,17 +605,13 @@ impl MessageStore for SqliteStore {
     }
 
     async fn expire(&self, before_us: u64, limit: usize) -> Result<usize> {
-        let mut db = self.db.lock();
-        let tx = db.transaction().map_err(failed)?;
-        let removed = retention::expire(&tx, before_us, limit)?;
-        tx.commit().map_err(failed)?;
-        Ok(removed)
+        self.transact(|tx| retention::expire(tx, before_us, limit))
     }
 
     async fn erase(&self, device: InstallationId) -> Result<()> {
         let mut db = self.db.lock();
         let tx = db.transaction().map_err(failed)?;
-        for table in ["inbox", "cells", "devices"] {
+        for table in ["inbox", "cells", "feeds", "devices"] {
             let delete = format!("DELETE FROM {table} WHERE device = ?1");
             tx.execute(&delete, [device.as_bytes()]).map_err(failed)?;
         }

@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
+use chat_core::backend::Presence as _;
 use chat_core::conformance;
+use chat_core::presence::UserPresence;
+use chat_core::{InstallationId, UserId};
 use chat_store::EmbeddedStore;
 
 fn fresh(dirs: &mut Vec<tempfile::TempDir>) -> Arc<EmbeddedStore> {
@@ -31,6 +34,36 @@ async fn embedded_contacts() {
     for case in conformance::cases::contact_store() {
         assert_eq!((case.run)(fresh(&mut dirs)).await, Ok(()), "{}", case.name);
     }
+}
+
+#[tokio::test]
+async fn embedded_presence() {
+    let mut dirs = Vec::new();
+    for case in conformance::cases::presence() {
+        assert_eq!((case.run)(fresh(&mut dirs)).await, Ok(()), "{}", case.name);
+    }
+}
+
+#[tokio::test]
+async fn last_seen_outlives_the_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let [alice, bob, carol] = [1, 2, 3].map(|n| UserId::from_bytes([n; 16]));
+    let device = InstallationId::from_bytes([1; 16]);
+    let seen = |at| UserPresence::Offline { last_seen_ms: Some(at) };
+    let answers = {
+        let store = EmbeddedStore::open(dir.path()).unwrap();
+        for user in [alice, bob, carol] {
+            store.beat(user, device, true, 1000).await.unwrap();
+        }
+        store.beat(alice, device, false, 2000).await.unwrap();
+        store.beat(carol, device, false, 2000).await.unwrap();
+        store.forget(carol).await.unwrap();
+        store.query(&[alice, bob, carol], 2000).await.unwrap()
+    };
+    assert_eq!(answers, [seen(2000), UserPresence::Online, UserPresence::HIDDEN]);
+    let store = EmbeddedStore::open(dir.path()).unwrap();
+    let answers = store.query(&[alice, bob, carol], 3000).await.unwrap();
+    assert_eq!(answers, [seen(2000), seen(1000), UserPresence::HIDDEN], "at least since Bob connected");
 }
 
 #[tokio::test]

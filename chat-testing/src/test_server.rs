@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use tokio::runtime::Handle;
 
 use crate::in_process::InProcessDialer;
+use crate::network::Network;
 use crate::unencrypted::Unencrypted;
 
 /// A server in the process of the test. It listens on no socket, and forgets everything when it is dropped, including the
@@ -87,6 +88,21 @@ impl TestServer {
     /// The errors of [`Client::register_if_new`].
     pub async fn client(&self, handle: &str) -> Result<Client> {
         self.client_with(handle, Box::new(Unencrypted::new())).await
+    }
+
+    /// Returns a client like [`client`](Self::client) that is offline, and its network, which is down. Once the network is up,
+    /// the client connects.
+    ///
+    /// # Errors
+    /// The errors of [`Client::register_if_new`].
+    pub async fn offline_client(&self, handle: &str) -> Result<(Client, Arc<Network>)> {
+        self.client(handle).await?.close().await;
+        let network = Network::new(self.dialer());
+        network.set_up(false);
+        let suite = Box::new(Unencrypted::new());
+        let config =
+            ClientConfig::with_dialer(network.clone(), handle, suite).directory(self.profiles.path());
+        Ok((Client::open(config).await?, network))
     }
 
     /// Returns a connected client like [`client`](Self::client), with a suite.

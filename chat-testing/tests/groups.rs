@@ -1,13 +1,16 @@
 //! Groups of clients on a server in the same process: each test is one promise of their documentation.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
+use std::time::Duration;
+
 use chat_client::prelude::*;
 use chat_client::{GroupAction, GroupInvitation, GroupPolicy, GroupProfile, RefusedReason, Role, Status};
 use chat_core::backend::Rules;
+use chat_server::Server;
 use chat_testing::{TestServer, Unencrypted};
 
 /// Time in which a receipt arrives on a busy machine.
-const LIMIT: std::time::Duration = std::time::Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(30);
 
 fn suite() -> Box<dyn Suite> {
     Box::new(Unencrypted::new())
@@ -33,7 +36,10 @@ async fn next_text(server: &TestServer, client: &Client) -> (UserId, String) {
 
 /// Alice founds a group with Bob and Carol, who both know it.
 async fn founded() -> (TestServer, [Client; 3], ConversationId) {
-    let server = TestServer::start().await.unwrap();
+    founded_on(TestServer::start().await.unwrap()).await
+}
+
+async fn founded_on(server: TestServer) -> (TestServer, [Client; 3], ConversationId) {
     let alice = server.client("alice").await.unwrap();
     let bob = server.client("bob").await.unwrap();
     let carol = server.client("carol").await.unwrap();
@@ -66,6 +72,31 @@ async fn every_member_reads_every_message_once_in_one_order() {
 }
 
 #[tokio::test]
+async fn members_of_a_feed_read_what_was_sent_while_they_were_members() {
+    let builder = Server::builder().in_memory().open_registration().feed_devices(2);
+    let (server, [alice, bob, carol], group) =
+        founded_on(TestServer::start_with(builder).await.unwrap()).await;
+    for n in 0..20 {
+        alice.send(group, format!("a{n}")).await.unwrap().stored().await.unwrap();
+        bob.send(group, format!("b{n}")).await.unwrap().stored().await.unwrap();
+    }
+    for n in 0..20 {
+        assert_eq!(next_text(&server, &carol).await, (alice.user(), format!("a{n}")));
+        assert_eq!(next_text(&server, &carol).await, (bob.user(), format!("b{n}")));
+    }
+    let remove = GroupAction::Remove { users: vec![carol.user()], ban: false };
+    alice.change_group(group, remove.clone()).await.unwrap().stored().await.unwrap();
+    changed(&server, &carol, |action| *action == remove).await;
+    alice.send(group, "without Carol").await.unwrap().stored().await.unwrap();
+    let refused = carol.send(group, "am I still here?").await.unwrap().stored().await;
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Denied);
+    for n in 0..20 {
+        assert_eq!(next_text(&server, &bob).await, (alice.user(), format!("a{n}")));
+    }
+    assert_eq!(next_text(&server, &bob).await, (alice.user(), "without Carol".into()));
+}
+
+#[tokio::test]
 async fn group_has_its_members_roles_and_profile_on_each_device() {
     let (server, [alice, bob, carol], group) = founded().await;
     alice.send(group, "hello").await.unwrap();
@@ -84,6 +115,83 @@ async fn group_has_its_members_roles_and_profile_on_each_device() {
     assert_eq!(alice.group(group).await.unwrap().profile, Some(profile));
     let listed = bob.conversations().await.unwrap();
     assert_eq!(listed.iter().find(|one| one.id == group).unwrap().name.as_deref(), Some("Climbing"));
+}
+
+/// The user that made a change, its name, the users that it names, and the new name of the group.
+type Shown = (UserId, &'static str, Vec<UserId>, String);
+
+/// Returns the changes of a group that a client shows, the oldest first.
+async fn shown_changes(client: &Client, group: ConversationId) -> Vec<Shown> {
+    let history = client.history(group, None, 100).await.unwrap();
+    let change = |message: &Message| {
+        let Content::GroupChanged { action, users, profile } = message.content() else { return None };
+        let name = match **action {
+            GroupAction::Create { .. } => "create",
+            GroupAction::Add(_) => "add",
+            GroupAction::SetRole(..) => "role",
+            GroupAction::Edit => "edit",
+            GroupAction::Leave => "leave",
+            _ => "other",
+        };
+        let users = users.iter().map(|user| user.id).collect();
+        let profile = profile.as_ref().map(|profile| profile.name.clone()).unwrap_or_default();
+        Some((message.sender.id, name, users, profile))
+    };
+    history.iter().rev().filter_map(change).collect()
+}
+
+#[tokio::test]
+async fn changes_are_messages_of_the_group_that_count_as_read() {
+    let (server, [alice, bob, carol], group) = founded().await;
+    let dave = server.client("dave").await.unwrap();
+    server.make_contact(&alice, &[&dave]).await.unwrap();
+    let change = |action| async { alice.change_group(group, action).await.unwrap().stored().await.unwrap() };
+    change(GroupAction::SetRole(bob.user(), Role::Admin)).await;
+    change(GroupAction::Add(vec![dave.user()])).await;
+    alice.edit_group(group, GroupProfile::new("Climbing")).await.unwrap().stored().await.unwrap();
+    carol.change_group(group, GroupAction::Leave).await.unwrap().stored().await.unwrap();
+    for client in [&alice, &bob, &dave] {
+        changed(&server, client, |action| *action == GroupAction::Leave).await;
+    }
+    let line = |user: &Client, name, users: &[&Client], profile: &str| -> Shown {
+        (user.user(), name, users.iter().map(|one| one.user()).collect(), profile.to_owned())
+    };
+    let all = [
+        line(&alice, "create", &[&bob, &carol], "Hiking"),
+        line(&alice, "role", &[&bob], ""),
+        line(&alice, "add", &[&dave], ""),
+        line(&alice, "edit", &[], "Climbing"),
+        line(&carol, "leave", &[], ""),
+    ];
+    assert_eq!(shown_changes(&alice, group).await, all);
+    let at_dave = shown_changes(&dave, group).await;
+    assert_eq!(at_dave[0], line(&alice, "add", &[&dave], "Hiking"), "a new member learns the profile");
+    assert_eq!(at_dave[1..], all[3..]);
+    for client in [&bob, &dave] {
+        let listed = client.conversations().await.unwrap();
+        let listed = listed.iter().find(|one| one.id == group).unwrap();
+        assert_eq!(listed.unread, 0);
+        let last = listed.last_message.as_ref().unwrap();
+        let denied = client.react(last, "👍").await.unwrap_err();
+        assert_eq!(denied.kind(), ErrorKind::NotFound, "a change is no message to answer");
+    }
+    let mut events = bob.events_after(Some(0));
+    let mut names = Vec::new();
+    while names.last().is_none_or(|name| *name != "leave") {
+        match events.next().await.unwrap().unwrap().event {
+            Event::Message(message) if message.conversation == group => match message.content() {
+                Content::GroupChanged { profile: Some(_), .. } => names.push("profile"),
+                content => panic!("{content:?}"),
+            },
+            Event::GroupChanged { action: GroupAction::Leave, .. } => names.push("leave"),
+            Event::GroupChanged { .. } => names.push("changed"),
+            _ => {}
+        }
+    }
+    let wanted = ["changed", "profile", "changed", "changed", "changed", "profile", "leave"];
+    assert_eq!(names, wanted, "each change has one event, and each profile another one");
+    bob.clear_history(group).await.unwrap();
+    assert_eq!(shown_changes(&bob, group).await, []);
 }
 
 #[tokio::test]
@@ -182,6 +290,30 @@ async fn group_survives_a_restart_of_a_client() {
     assert_eq!(next_text(&server, &carol).await.1, "one");
     assert_eq!(next_text(&server, &carol).await.1, "two");
     assert_eq!(carol.group(group).await.unwrap().members.len(), 2);
+}
+
+#[tokio::test]
+async fn founder_uses_the_group_before_the_server_has_it() {
+    let server = TestServer::start().await.unwrap();
+    let alice = server.client("alice").await.unwrap();
+    let bob = server.client("bob").await.unwrap();
+    server.make_contact(&alice, &[&bob]).await.unwrap();
+    alice.close().await;
+    let (alice, network) = server.offline_client("alice").await.unwrap();
+    let group = alice.create_group("Hiking", &[bob.user()]).await.unwrap();
+    let known = alice.group(group).await.unwrap();
+    assert_eq!((known.name(), known.own_role, known.members.len()), (Some("Hiking"), Some(Role::Owner), 2));
+    alice.edit_group(group, GroupProfile::new("Hiking").description("Every Sunday.")).await.unwrap();
+    alice.set_disappearing_timer(group, Some(Duration::from_secs(3600))).await.unwrap();
+    let (link, _) = alice.create_group_link(group, false).await.unwrap();
+    assert_eq!(link.name(), Some("Hiking"));
+    let last = alice.send(group, "hello").await.unwrap();
+    network.set_up(true);
+    last.stored().await.unwrap();
+    assert_eq!(next_text(&server, &bob).await, (alice.user(), "hello".into()));
+    let known = bob.group(group).await.unwrap();
+    assert_eq!(known.profile.unwrap().description, "Every Sunday.");
+    assert!(known.link.is_some());
 }
 
 #[tokio::test]

@@ -144,3 +144,28 @@ async fn admin_deletes_messages_of_others_in_a_group() {
     let shown = bob.history(group, None, 100).await.unwrap();
     assert!(shown.iter().all(|one| one.text().is_none()), "{shown:?}");
 }
+
+#[tokio::test]
+async fn messages_that_wait_are_changed_too() {
+    let server = TestServer::start().await.unwrap();
+    let (alice, network) = server.offline_client("alice").await.unwrap();
+    let bob = server.client("bob").await.unwrap();
+    let conversation = alice.conversation_with(bob.user());
+    let waiting = |ticket: &Ticket| MessageRef { conversation, user: alice.user(), id: ticket.message() };
+    // The first messages of the conversation.
+    let first = alice.send(bob.user(), "teh first").await.unwrap();
+    let second = alice.send(bob.user(), "the second").await.unwrap();
+    alice.edit(waiting(&first), "the first").await.unwrap();
+    let deletion = alice.delete(waiting(&second)).await.unwrap();
+    let edit_of_an_edit = MessageRef { id: deletion.message(), ..waiting(&second) };
+    let refused = alice.edit(edit_of_an_edit, "no message").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NotFound, "a change is no message");
+    network.set_up(true);
+    deletion.stored().await.unwrap();
+    while changed(&server, &bob).await.2 != MessageChange::Deleted {}
+    for client in [&alice, &bob] {
+        let shown = client.history(conversation, None, 100).await.unwrap();
+        let shown: Vec<_> = shown.iter().rev().map(Message::content).collect();
+        assert_eq!(shown, [&Content::Text("the first".into()), &Content::Deleted]);
+    }
+}

@@ -170,6 +170,8 @@ async fn list_counts_unread_messages_and_mentions() {
     let mut list = bob.conversation_list().await.unwrap();
     alice.send(bob.user(), "one").await.unwrap().stored().await.unwrap();
     alice.send(bob.user(), SendRequest::text("@bob").mention(bob.user())).await.unwrap();
+    // Times are in milliseconds.
+    tokio::time::sleep(Duration::from_millis(2)).await;
     carol.send(bob.user(), "hi").await.unwrap().stored().await.unwrap();
     let with_alice = bob.conversation_with(alice.user());
     let counts = |list: &chat_client::ConversationList| {

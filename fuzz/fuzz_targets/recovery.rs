@@ -26,12 +26,11 @@ fn commit(seq: u64) -> Commit {
     state.head.time_us = seq;
     let device = InstallationId::from_bytes([1; 16]);
     Commit {
-        conversation: id(),
         history: vec![row.clone()],
         ids: vec![(device, MessageId::from_bytes([seq as u8; 16]), seq)],
         inbox: vec![(device, row)],
         generations: vec![(device, seq)],
-        state,
+        ..Commit::of(id(), state)
     }
 }
 

@@ -3,7 +3,7 @@
 #![no_main]
 
 use bytes::Bytes;
-use chat_core::backend::PageLimit;
+use chat_core::backend::{InboxPage, PageLimit};
 use chat_core::delivery::SessionEvent;
 use chat_core::envelope::{EmptyReason, InboxRow, InboxPosition, RowContent, Stored, Durability};
 use chat_core::limits::WINDOW_ROWS;
@@ -15,6 +15,10 @@ use libfuzzer_sys::fuzz_target;
 fn row(seq: u64) -> InboxRow {
     let content = RowContent::Empty { reason: EmptyReason::Skip, from: seq };
     InboxRow { conversation: ConversationId::from_bytes([0x11; 17]), seq, time_us: seq, joined: false, content }
+}
+
+fn page(limit: PageLimit, rows: Vec<InboxRow>) -> InboxPage {
+    InboxPage { has_more: limit.is_reached(&rows), rows }
 }
 
 fuzz_target!(|data: &[u8]| {
@@ -35,7 +39,7 @@ fuzz_target!(|data: &[u8]| {
         now = now.after(u64::from(*chunk.get(2).unwrap_or(&0)) * 100);
         let input = match kind % 12 {
             0 => {
-                let welcome = Welcome { store_epoch: epoch, server_time: 0, rollback: false, incarnation: 0, prekeys: 0, list_version: 1, retention_ms: 0, instance: 0, contacts_version: n, token_expires_in_ms: 0 };
+                let welcome = Welcome { store_epoch: epoch, server_time: 0, rollback: false, incarnation: 0, prekeys: 0, list_version: 1, retention_ms: 0, instance: 0, contacts_version: n, token_expires_in_ms: 0, rules: 3 };
                 let expires_at = (n > 128).then(|| now.after(n * 100));
                 Input::Admitted { device, welcome, expires_at }
             }
@@ -44,8 +48,8 @@ fuzz_target!(|data: &[u8]| {
                 Input::Events(vec![SessionEvent::Row(row(seq)); n as usize % 4])
             }
             // A page has at most the rows that were asked for.
-            2 => Input::Page(asked, limit, (seq + 1..=seq + n).map(row).take(limit.rows).collect()),
-            3 => Input::Page(asked, limit, Vec::new()),
+            2 => Input::Page(asked, page(limit, (seq + 1..=seq + n).map(row).take(limit.rows).collect())),
+            3 => Input::Page(asked, page(limit, Vec::new())),
             4 => Input::Lagged,
             5 => Input::Tick,
             6 => {

@@ -3,9 +3,12 @@
 use std::collections::HashMap;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use chat_core::backend::{Dialer, Transport};
+use chat_core::backend::{Dialer, RecipientDevices, Roster, Transport};
+use chat_core::contact::ContactChange;
 use chat_core::envelope::{AckUpTo, Audience, DeviceBox, InboxRow, Publish, RowContent, SendPosition};
-use chat_core::wire::{ClientFrame, ServerFrame};
+use chat_core::group::{GroupAction, GroupChange, GroupPart};
+use chat_core::roster::GroupPolicy;
+use chat_core::wire::{ClientFrame, Request, ServerFrame};
 use chat_core::{ConversationId, MessageId, Result, StoreEpoch};
 use chat_transport::dial::WebSocketDialer;
 
@@ -24,6 +27,7 @@ pub struct LoadClient {
     sent: u64,
     /// `client_seq` and id of the device's last message in each conversation.
     last: HashMap<ConversationId, (u64, MessageId)>,
+    groups: HashMap<ConversationId, Roster>,
     /// Rows that waited at connect time and were delivered then.
     pub caught_up: Vec<InboxRow>,
 }
@@ -81,8 +85,15 @@ impl LoadClient {
             other => return Err(closed(other)),
         };
         let epoch = welcome.store_epoch;
-        let mut online =
-            Self { transport, user, epoch, sent: 0, last: HashMap::new(), caught_up: Vec::new() };
+        let mut online = Self {
+            transport,
+            user,
+            epoch,
+            sent: 0,
+            last: HashMap::new(),
+            groups: HashMap::new(),
+            caught_up: Vec::new(),
+        };
         loop {
             match next(&mut *online.transport).await? {
                 Some(ServerFrame::Deliver(rows, true)) if rows.is_empty() => return Ok(online),
@@ -105,29 +116,13 @@ impl LoadClient {
 
     /// Encodes the next `Publish` to another user. Its body starts with the send time `at`, in nanoseconds.
     pub fn message(&mut self, to: &User, at: u64) -> Bytes {
-        self.sent += 1;
-        let mut body = BytesMut::with_capacity(BODY);
-        body.put_u64(at);
-        body.resize(BODY, 7);
-        let mut random = [0; 10];
-        random[2..].copy_from_slice(&self.sent.to_be_bytes());
-        let message_id = MessageId::new(at / 1_000_000, random);
+        let (message_id, body) = self.stamped(at);
         let conversation = ConversationId::direct(self.user.device.user, to.device.user);
-        let last = self.last.entry(conversation).or_insert((0, MessageId::NIL));
-        let (client_seq, prev) = (last.0 + 1, last.1);
-        *last = (client_seq, message_id);
         let publish = Publish {
-            number: SendPosition {
-                conversation,
-                message_id,
-                client_seq,
-                prev,
-                incarnation: 0,
-                generation: GENERATION + self.sent,
-            },
+            number: self.number(conversation, message_id),
             first: true,
             audience: [to, &self.user].map(|u| Audience { user: u.device.user, list_version: 1 }).to_vec(),
-            body: body.freeze(),
+            body,
             boxes: vec![DeviceBox {
                 installation: to.device.installation,
                 data: Bytes::from_static(&[9; 128]),
@@ -138,6 +133,109 @@ impl LoadClient {
             group: None,
         };
         ClientFrame::Publish(publish).encode()
+    }
+
+    /// Accepts a user as a contact, so that it may add this one to groups.
+    pub async fn accept(&mut self, user: &User) {
+        let request = Request::ChangeContact(user.device.user, ContactChange::Accept);
+        self.transport.send(vec![ClientFrame::Request(1, request).encode()]).await.unwrap();
+        while !matches!(next(&mut *self.transport).await.unwrap().unwrap(), ServerFrame::Response(1, _)) {}
+    }
+
+    /// Founds a group with these users, which have accepted this one. Returns it with its roster once it is stored.
+    pub async fn found_group(&mut self, users: &[User]) -> (ConversationId, Roster) {
+        let action = GroupAction::Create {
+            members: users.iter().map(|user| user.device.user).collect(),
+            policy: GroupPolicy::default(),
+        };
+        let encoded = action.encode();
+        let message_id = MessageId::from_bytes([1; 16]);
+        let group = ConversationId::group(self.user.device, message_id, &encoded);
+        let all = users.iter().chain([&self.user]);
+        let lists: Vec<RecipientDevices> = all
+            .map(|user| RecipientDevices {
+                user: user.device.user,
+                list_version: 1,
+                installations: vec![user.device.installation],
+            })
+            .collect();
+        let own = self.user.device.user;
+        let roster = Roster::default().change(group, own, Some(&action), &lists, 1).unwrap();
+        let signed = GroupChange::transcript(group, message_id, &encoded, &roster.digest);
+        let change = GroupChange::new(encoded, self.user.sign(&signed)).unwrap();
+        let audience = lists.iter().map(|list| Audience { user: list.user, list_version: 1 }).collect();
+        let publish = self.group_publish(group, &roster, message_id, audience, Bytes::new(), Some(change));
+        self.transport.send(vec![ClientFrame::Publish(publish).encode()]).await.unwrap();
+        loop {
+            match next(&mut *self.transport).await.unwrap().unwrap() {
+                ServerFrame::Stored(_) => return (group, roster),
+                ServerFrame::Refused(_, refusal) => panic!("{refusal:?}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Notes the roster of a group, for [`group_message`](Self::group_message).
+    pub fn join(&mut self, group: ConversationId, roster: &Roster) {
+        self.groups.insert(group, roster.clone());
+    }
+
+    /// Encodes the next `Publish` to a group. Its body starts with the send time `at`, in nanoseconds.
+    pub fn group_message(&mut self, group: ConversationId, at: u64) -> Bytes {
+        let (message_id, body) = self.stamped(at);
+        let roster = self.groups[&group].clone();
+        ClientFrame::Publish(self.group_publish(group, &roster, message_id, Vec::new(), body, None)).encode()
+    }
+
+    fn group_publish(
+        &mut self,
+        group: ConversationId,
+        roster: &Roster,
+        message_id: MessageId,
+        audience: Vec<Audience>,
+        body: Bytes,
+        change: Option<GroupChange>,
+    ) -> Publish {
+        let shared = if body.is_empty() { Bytes::new() } else { Bytes::from_static(&[9; 300]) };
+        let part = GroupPart {
+            roster_version: roster.version,
+            digest: roster.digest,
+            shared,
+            control: Bytes::new(),
+            change,
+            lists: Vec::new(),
+        };
+        Publish {
+            number: self.number(group, message_id),
+            first: true,
+            audience,
+            body,
+            boxes: Vec::new(),
+            excluded: Vec::new(),
+            sent_at: 0,
+            options: chat_core::message_options::MessageOptions::default(),
+            group: Some(Box::new(part)),
+        }
+    }
+
+    /// Returns a new message id, and a body that starts with the send time in nanoseconds.
+    fn stamped(&mut self, at: u64) -> (MessageId, Bytes) {
+        self.sent += 1;
+        let mut body = BytesMut::with_capacity(BODY);
+        body.put_u64(at);
+        body.resize(BODY, 7);
+        let mut random = [0; 10];
+        random[2..].copy_from_slice(&self.sent.to_be_bytes());
+        (MessageId::new(at / 1_000_000, random), body.freeze())
+    }
+
+    /// Returns the next position in a conversation.
+    fn number(&mut self, conversation: ConversationId, message_id: MessageId) -> SendPosition {
+        let last = self.last.entry(conversation).or_insert((0, MessageId::NIL));
+        let (client_seq, prev) = (last.0 + 1, last.1);
+        *last = (client_seq, message_id);
+        let generation = GENERATION + self.sent;
+        SendPosition { conversation, message_id, client_seq, prev, incarnation: 0, generation }
     }
 
     /// Returns the id of the last message to another user, or `MessageId::NIL`.
@@ -154,7 +252,7 @@ impl LoadClient {
 /// Returns the send time in a message body, or `None` if the row is not a message.
 pub fn sent_at(row: &InboxRow) -> Option<u64> {
     match &row.content {
-        RowContent::Message { message, .. } => message.body[..8].try_into().ok().map(u64::from_be_bytes),
+        RowContent::Message { message, .. } => message.body.get(..8)?.try_into().ok().map(u64::from_be_bytes),
         _ => None,
     }
 }

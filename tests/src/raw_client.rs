@@ -227,6 +227,11 @@ impl User {
         self.list.list().addresses().skip(1).map(|device| device.installation)
     }
 
+    /// Signs with the key of the device.
+    pub fn sign(&self, bytes: &[u8]) -> Bytes {
+        Bytes::copy_from_slice(&self.key.sign(bytes).to_bytes())
+    }
+
     pub fn registration(&self) -> ClientFrame {
         ClientFrame::Register(Box::new(Registration::Account {
             token: self.token.clone(),

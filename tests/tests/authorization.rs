@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chat_core::contact::ContactChange;
 use chat_core::envelope::{AckUpTo, Audience, DeviceBox, Publish, Refusal, SendPosition, Subject};
+use chat_core::presence::PresenceAudience;
 use chat_core::report::{Report, ReportedMessage};
 use chat_core::wire::{ClientFrame, GroupReceipt, PrekeyUpload, Request, ServerFrame};
 use chat_core::{ConversationId, InstallationId, MessageId, StoreEpoch, UserId};
@@ -242,6 +243,9 @@ fn each_cell_of_the_matrix_has_its_outcome() {
     let block = request(Request::ChangeContact(world.bob.device.user, ContactChange::Unblock));
     cells +=
         row(&world, "change the own contacts", block, [unauthorized, &Allowed, &Refused(Refusal::Invalid)]);
+    let audience = request(Request::SetPresenceAudience(PresenceAudience::Nobody));
+    cells +=
+        row(&world, "change the audience of the own presence", audience, [unauthorized, &Allowed, &Allowed]);
     let contacts = request(Request::Contacts);
     cells += row(&world, "read the own contacts", contacts, [unauthorized, &Allowed, &Allowed]);
     let messages = vec![ReportedMessage { seq: 1, body_key: [7; 32] }];

@@ -87,8 +87,23 @@ fn receipts_typing_and_presence_reach_the_other_side() {
     assert!(b.send(&json!({"cmd": "history", "with": "alice"})));
     assert_eq!(b.wait("history")["messages"][0]["text"], "hello");
     b.finish();
-    assert_eq!(a.wait("presence")["online"], false);
+    let offline = a.wait("presence");
+    assert_eq!(offline["online"], false);
+    assert!(offline["last_seen_ms"].as_u64().is_some_and(|at| at > 1_700_000_000_000), "{offline}");
+    // From here on no other user learns it.
+    let mut b = CliProcess::start(&bob, &server.url(), None);
+    assert_eq!(a.wait("presence")["online"], true);
+    assert!(b.send(&json!({"cmd": "presence_audience", "audience": "nobody"})));
+    assert_eq!(b.wait("presence_audience")["audience"], "nobody");
+    let hidden = a.wait("presence");
+    assert_eq!((&hidden["online"], &hidden["last_seen_ms"]), (&json!(false), &json!(null)));
+    b.finish();
     a.finish();
+    let printed = |profile, arguments: &[&str]| text(&command(profile, &server.url(), arguments).stdout);
+    assert_eq!(printed(&alice, &["presence", "bob"]), "bob offline\n");
+    assert_eq!(printed(&bob, &["presence-audience"]), "nobody\n");
+    assert_eq!(printed(&bob, &["presence-audience", "contacts"]), "contacts\n");
+    assert_eq!(printed(&alice, &["presence", "bob", "alice"]), "bob last seen just now\nalice online\n");
 }
 
 #[test]

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chat_core::backend::{
-    Commit, ConversationState, Head, KeyDirectory as _, LogPosition, Member, MessageStore as _, Roster,
-    Rules, SenderState,
+    Commit, ConversationState, FeedChange, Head, KeyDirectory as _, LogPosition, Member, MessageStore as _,
+    Roster, Rules, SenderState,
 };
 use chat_core::device_list::SignedDeviceList;
 use chat_core::envelope::{InboxRow, Message, RowContent};
@@ -54,6 +54,7 @@ async fn fill(data: &Path, messages: u64) {
                 time_us: now_ms * 1000,
                 position: LogPosition { generation: 7, offset: seq },
                 rules: Rules::CURRENT,
+                is_feed: false,
             };
             let prev = state.senders.get(&alice.installation).map_or(MessageId::NIL, |sender| sender.prev);
             state
@@ -79,7 +80,6 @@ async fn fill(data: &Path, messages: u64) {
                 content: RowContent::Message { message: message.clone(), sealed: sealed.into() },
             };
             commits.push(Commit {
-                conversation,
                 history: vec![row(false, b"")],
                 ids: vec![(alice.installation, id, seq)],
                 inbox: vec![(
@@ -87,7 +87,12 @@ async fn fill(data: &Path, messages: u64) {
                     row(seq == 1, b"a box of about fifty bytes for this device ......"),
                 )],
                 generations: vec![(alice.installation, seq)],
-                state: state.clone().into(),
+                feeds: if seq == 3 {
+                    vec![FeedChange { device: bob.installation, seq, joins: true }]
+                } else {
+                    Vec::new()
+                },
+                ..Commit::of(conversation, state.clone().into())
             });
             if commits.len() == 500 || seq == count {
                 for outcome in store.commit(std::mem::take(&mut commits)).await {

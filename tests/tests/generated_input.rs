@@ -9,6 +9,7 @@ use chat_core::contact::ContactChange;
 use chat_core::envelope::{AckUpTo, Audience, DeviceBox, Publish};
 use chat_core::id::MediaId;
 use chat_core::message_options::{Deletion, MessageOptions, Urgency};
+use chat_core::presence::PresenceAudience;
 use chat_core::report::{Report, ReportedMessage};
 use chat_core::wire::{
     ClientFrame, GroupReceipt, OneTimePrekey, PrekeyUpload, Renewal, Request, ServerFrame,
@@ -216,6 +217,7 @@ fn frames(user: &User) -> Vec<ClientFrame> {
         Request::Reincarnate { from: 1, nonce: [2; 16], asked: true },
         Request::ChangeContact(user.device.user, ContactChange::Block),
         Request::Contacts,
+        Request::SetPresenceAudience(PresenceAudience::All),
         Request::DeleteAccount(Bytes::from(vec![7; 64])),
         Request::Report(Report {
             conversation: own,

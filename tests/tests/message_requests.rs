@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use chat_client::prelude::*;
-use chat_client::{GapReason, Relation, Status, open_reported};
+use chat_client::{GapReason, PresenceAudience, Relation, Status, open_reported};
 use chat_core::Backends;
 use chat_core::backend::ContactStore;
 use chat_core::contact::{Contact, ContactChange, Contacts};
@@ -194,6 +194,14 @@ impl ContactStore for Restorable {
         self.current().change(owner, other, change, limit).await
     }
 
+    async fn audience(&self, owner: UserId) -> chat_core::Result<PresenceAudience> {
+        self.current().audience(owner).await
+    }
+
+    async fn set_audience(&self, owner: UserId, audience: PresenceAudience) -> chat_core::Result<u64> {
+        self.current().set_audience(owner, audience).await
+    }
+
     async fn version(&self, owner: UserId) -> chat_core::Result<u64> {
         self.current().version(owner).await
     }
@@ -219,6 +227,7 @@ async fn restored_server_learns_each_decision_again() {
     alice.block(carol.user()).await.unwrap();
     alice.unblock(carol.user()).await.unwrap();
     alice.block(bob.user()).await.unwrap();
+    alice.set_presence_audience(PresenceAudience::Nobody).await.unwrap();
     // The server goes back, and is in trouble while alice connects again.
     alice.suspend().await.unwrap();
     store.failing.store(3, Ordering::SeqCst);
@@ -230,7 +239,8 @@ async fn restored_server_learns_each_decision_again() {
             alice.ready().await.unwrap();
             for _ in 0..20 {
                 let found = [decided(bob.user()).await.unwrap(), decided(carol.user()).await.unwrap()];
-                if found == wanted {
+                let audience = store.kept.audience(alice.user()).await.unwrap();
+                if found == wanted && audience == PresenceAudience::Nobody {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -242,4 +252,5 @@ async fn restored_server_learns_each_decision_again() {
     assert_eq!(store.failing.load(Ordering::SeqCst), 1, "changes failed before");
     assert_eq!(alice.relation(bob.user()).await.unwrap(), Relation::Blocked);
     assert_eq!(alice.relation(carol.user()).await.unwrap(), Relation::Contact);
+    assert_eq!(alice.presence_audience().await.unwrap(), PresenceAudience::Nobody);
 }

@@ -10,11 +10,13 @@ use chat_client::{
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::event_json::{problem, unreadable_reason};
+use crate::group_change::change_text;
 use crate::output::{ExitCode, Failure, line, printable};
+use crate::timer::timer_text;
 use crate::{Arguments, text};
 
 /// Maximum time that a command waits for the server.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// Number of lines that `send -` submits before it waits for the first of them.
 const IN_FLIGHT: usize = 1024;
 
@@ -303,11 +305,12 @@ pub(crate) fn invitation_text(invitation: &GroupInvitation) -> String {
 pub(crate) fn shown(content: &Content) -> String {
     match content {
         Content::Text(text) => printable(text),
-        Content::GroupProfile(profile) => {
-            format!("[set the profile of the group {}]", printable(&profile.name))
+        Content::GroupChanged { action, users, profile } => {
+            format!("[{}]", printable(&change_text(action, users, profile.as_deref())))
         }
         Content::Deleted => "[deleted]".to_owned(),
         Content::Invitation(invitation) => format!("[{}]", invitation_text(invitation)),
+        Content::DisappearingTimer(after) => format!("[{}]", timer_text(*after)),
         content => format!("[cannot be read: {}]", unreadable_reason(content)),
     }
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::commands::shown;
 use crate::event_json::of_history;
 use crate::output::{Failure, line, printable};
+use crate::timer::{parse_time, time_text, timer};
 use crate::{Arguments, text};
 
 /// Settings of a conversation that change, as options and in `chat --json`.
@@ -30,6 +31,11 @@ pub(crate) struct SettingsEdit {
     #[arg(long)]
     #[serde(default)]
     draft: Option<String>,
+    /// For all of its users: messages that are sent from now on disappear after this time, for example 30s, 5m, 12h, 7d;
+    /// "off" ends that.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    #[serde(default)]
+    disappear_after: Option<u64>,
 }
 
 impl SettingsEdit {
@@ -43,6 +49,9 @@ impl SettingsEdit {
         ];
         for setting in settings.into_iter().flatten() {
             client.change_setting(id, setting).await?;
+        }
+        if let Some(ms) = self.disappear_after {
+            client.set_disappearing_timer(id, timer(ms)).await?;
         }
         Ok(())
     }
@@ -81,6 +90,7 @@ pub(crate) async fn list(arguments: &Arguments) -> Result<(), Failure> {
             one.is_pinned.then(|| "pinned".into()),
             one.is_archived.then(|| "archived".into()),
             one.muted_until.is_some_and(|until| until > SystemTime::now()).then(|| "muted".into()),
+            one.disappearing_timer.map(|after| format!("disappear after {}", time_text(after))),
             (!one.draft.is_empty()).then(|| format!("draft: {}", printable(&one.draft))),
         ];
         let marks: Vec<String> = marks.into_iter().flatten().collect();
@@ -94,7 +104,12 @@ pub(crate) async fn list(arguments: &Arguments) -> Result<(), Failure> {
 pub(crate) async fn configure(arguments: &Arguments, name: &str, edit: SettingsEdit) -> Result<(), Failure> {
     let client = arguments.open().await?;
     let id = find(&client, name).await?;
+    let is_sent = edit.disappear_after.is_some();
     edit.apply(&client, id).await.map_err(text)?;
+    if is_sent {
+        // The other settings travel with the next start.
+        client.drained().await.map_err(text)?;
+    }
     client.close().await;
     Ok(())
 }
@@ -137,6 +152,7 @@ pub(crate) fn of_conversation(one: &Conversation) -> Value {
         "unread": one.unread, "mentions": one.mentions, "read": one.read,
         "muted_until": muted_until.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
         "archived": one.is_archived, "pinned": one.is_pinned, "draft": one.draft,
+        "disappear_after": one.disappearing_timer.map_or(0, |after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
         "last_message": one.last_message.as_ref().map(of_history)
     })
 }

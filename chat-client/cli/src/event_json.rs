@@ -1,10 +1,10 @@
 //! Events as `chat --json` writes them. `docs/cli.md` is the contract.
 
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chat_client::{
     Contact, Content, ErrorKind, Event, EventRecord, Group, GroupAction, GroupJoinLink, GroupPolicy,
-    MemberReceipt, Message, MessageChange, Presence, Role, UserId,
+    MemberReceipt, Message, MessageChange, Presence, Role,
 };
 use serde_json::{Value, json};
 
@@ -46,7 +46,7 @@ fn value(event: &Event) -> Value {
                 value
             }
             Content::Text(_) => of_message("message", message),
-            Content::GroupProfile(profile) => json!({
+            Content::GroupChanged { profile: Some(profile), .. } => json!({
                 "event": "group_profile", "from": message.sender.to_string(),
                 "conversation": message.conversation.to_hex(), "seq": message.seq, "name": profile.name,
                 "description": profile.description, "picture": profile.picture
@@ -60,6 +60,11 @@ fn value(event: &Event) -> Value {
                     "invitation": invitation.to_string()
                 })
             }
+            Content::DisappearingTimer(after) => json!({
+                "event": "disappearing_timer", "from": message.sender.to_string(),
+                "conversation": message.conversation.to_hex(), "message_id": message.id.to_uuid_string(),
+                "seq": message.seq, "disappear_after": ms_of(*after)
+            }),
             _ => json!({
                 "event": "undecryptable", "from": message.sender.to_string(),
                 "conversation": message.conversation.to_hex(), "message_id": message.id.to_uuid_string(),
@@ -84,6 +89,10 @@ fn value(event: &Event) -> Value {
             }
             value
         }
+        Event::MessageDisappeared { message, seq } => json!({
+            "event": "message_disappeared", "conversation": message.conversation.to_hex(), "seq": seq,
+            "author_id": message.user.to_hex(), "message_id": message.id.to_uuid_string()
+        }),
         Event::Delivered { conversation, user, seq } => {
             json!({"event": "delivered", "conversation": conversation.to_hex(), "user": user.to_string(), "seq": seq})
         }
@@ -103,11 +112,10 @@ fn value(event: &Event) -> Value {
             })
         }
         Event::GroupChanged { group, seq, user, action } => {
-            let (name, users) = of_action(action);
-            let users: Vec<String> = users.iter().map(|user| user.to_hex()).collect();
+            let users: Vec<String> = action.users().iter().map(|user| user.to_hex()).collect();
             let mut value = json!({
                 "event": "group_changed", "conversation": group.to_hex(), "seq": seq, "user": user.to_string(),
-                "action": name, "user_ids": users
+                "action": action_name(action), "user_ids": users
             });
             if let GroupAction::SetRole(_, role) = action {
                 value["role"] = role_name(*role).into();
@@ -132,7 +140,17 @@ fn value(event: &Event) -> Value {
             json!({"event": "typing", "conversation": conversation.to_hex(), "user": user.to_string()})
         }
         Event::Presence { user, presence } => {
-            json!({"event": "presence", "user": user.to_string(), "online": *presence == Presence::Online})
+            let last_seen_ms = match presence {
+                Presence::Offline { last_seen: Some(at) } => Some(ms_since_1970(*at)),
+                _ => None,
+            };
+            json!({
+                "event": "presence", "user": user.to_string(), "online": *presence == Presence::Online,
+                "last_seen_ms": last_seen_ms
+            })
+        }
+        Event::PresenceAudienceChanged { audience } => {
+            json!({"event": "presence_audience", "audience": audience})
         }
         Event::TokenExpiring { expires_in } => {
             json!({"event": "token_expiring", "expires_in_ms": u64::try_from(expires_in.as_millis()).unwrap_or(u64::MAX)})
@@ -209,6 +227,11 @@ fn of_message(event: &str, message: &Message) -> Value {
     with_details(value, message)
 }
 
+/// Returns a time in milliseconds; 0 for none.
+fn ms_of(time: Option<Duration>) -> u64 {
+    time.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+}
+
 /// Adds the fields that only some messages have.
 fn with_details(mut value: Value, message: &Message) -> Value {
     if let Some(to) = &message.reply_to {
@@ -226,12 +249,29 @@ fn with_details(mut value: Value, message: &Message) -> Value {
     if matches!(message.content(), Content::Deleted) {
         value["deleted"] = true.into();
     }
+    if message.disappears_after.is_some() {
+        value["disappears_after"] = ms_of(message.disappears_after).into();
+    }
+    if let Content::GroupChanged { action, users, profile } = message.content() {
+        let users: Vec<String> = users.iter().map(ToString::to_string).collect();
+        value["group_change"] = json!({
+            "action": action_name(action), "users": users, "name": profile.as_ref().map(|profile| &profile.name)
+        });
+    }
+    if let Content::DisappearingTimer(after) = message.content() {
+        value["disappear_after"] = ms_of(*after).into();
+    }
     if !message.reactions.is_empty() {
         let reactions = message.reactions.iter();
         let reactions = reactions.map(|one| json!({"user": one.user.to_string(), "emoji": one.emoji}));
         value["reactions"] = reactions.collect::<Vec<_>>().into();
     }
     value
+}
+
+/// Returns a time in milliseconds since 1970.
+fn ms_since_1970(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Returns an entry of the list of contacts.
@@ -241,11 +281,10 @@ pub(crate) fn of_contact(contact: &Contact) -> Value {
 
 /// Returns a message of the history.
 pub(crate) fn of_history(message: &Message) -> Value {
-    let sent_at = message.sent_at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
     let value = json!({
         "from": message.sender.to_string(), "device": message.device.get(), "seq": message.seq,
         "message_id": message.id.to_uuid_string(), "text": message.text(),
-        "sent_at": u64::try_from(sent_at).unwrap_or(u64::MAX)
+        "sent_at": ms_since_1970(message.sent_at)
     });
     with_details(value, message)
 }
@@ -295,22 +334,22 @@ fn of_policy(policy: GroupPolicy) -> Value {
     json!({"send": role_name(policy.send), "add": role_name(policy.add), "edit": role_name(policy.edit)})
 }
 
-/// Returns the name of an action, and the users that it names.
-pub(crate) fn of_action(action: &GroupAction) -> (&'static str, Vec<UserId>) {
+/// Returns the name of an action.
+pub(crate) const fn action_name(action: &GroupAction) -> &'static str {
     match action {
-        GroupAction::Create { members, .. } => ("create", members.clone()),
-        GroupAction::Add(users) => ("add", users.clone()),
-        GroupAction::Remove { users, ban: false } => ("remove", users.clone()),
-        GroupAction::Remove { users, ban: true } => ("ban", users.clone()),
-        GroupAction::Leave => ("leave", Vec::new()),
-        GroupAction::SetRole(user, _) => ("set_role", vec![*user]),
-        GroupAction::SetPolicy(_) => ("set_policy", Vec::new()),
-        GroupAction::Unban(users) => ("unban", users.clone()),
-        GroupAction::Edit => ("edit", Vec::new()),
-        GroupAction::Invite(users) => ("invite", users.clone()),
-        GroupAction::Join(_) => ("join", Vec::new()),
-        GroupAction::SetLink(Some(_)) => ("set_link", Vec::new()),
-        GroupAction::SetLink(None) => ("remove_link", Vec::new()),
-        _ => ("unknown", Vec::new()),
+        GroupAction::Create { .. } => "create",
+        GroupAction::Add(_) => "add",
+        GroupAction::Remove { ban: false, .. } => "remove",
+        GroupAction::Remove { ban: true, .. } => "ban",
+        GroupAction::Leave => "leave",
+        GroupAction::SetRole(..) => "set_role",
+        GroupAction::SetPolicy(_) => "set_policy",
+        GroupAction::Unban(_) => "unban",
+        GroupAction::Edit => "edit",
+        GroupAction::Invite(_) => "invite",
+        GroupAction::Join(_) => "join",
+        GroupAction::SetLink(Some(_)) => "set_link",
+        GroupAction::SetLink(None) => "remove_link",
+        _ => "unknown",
     }
 }

@@ -292,6 +292,16 @@ async fn carry_out(
             }
             client.watch_presence(found).await.map_err(failed)
         }
+        Line::PresenceAudience { audience } => {
+            let before = client.presence_audience().await.map_err(failed)?;
+            if let Some(audience) = audience.filter(|audience| *audience != before) {
+                // An event reports it.
+                return client.set_presence_audience(audience).await.map_err(failed);
+            }
+            let audience = before;
+            let line = json!({"event": "presence_audience", "audience": audience});
+            say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
+        }
         Line::History { with, conversation, before, limit } => {
             let conversation = find(client, with, conversation).await?;
             let before = if before == 0 { None } else { Some(before) };

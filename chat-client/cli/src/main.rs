@@ -4,16 +4,19 @@ mod commands;
 mod contacts;
 mod conversations;
 mod event_json;
+mod group_change;
 mod groups;
 mod json;
 mod output;
+mod presence;
 mod screen;
+mod timer;
 
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chat_client::{Client, ClientConfig, Error, ErrorKind, Profile};
+use chat_client::{Client, ClientConfig, Error, ErrorKind, PresenceAudience, Profile};
 use chat_transport::dial::WebSocketDialer;
 use clap::{Parser, Subcommand};
 use etcetera::BaseStrategy;
@@ -89,7 +92,7 @@ enum Command {
     },
     /// List the conversations of this device, with unread counts and settings.
     Conversations,
-    /// Mute, archive or pin a conversation, or keep a draft. It holds on all your devices.
+    /// Mute, archive or pin a conversation, or keep a draft: it holds on all your devices. Or let its messages disappear.
     Configure {
         /// The handle of the user, or the name or id of the group.
         conversation: String,
@@ -136,6 +139,18 @@ enum Command {
     Contact {
         #[command(subcommand)]
         command: ContactCommand,
+    },
+    /// Print whether users are online, or when they were last seen.
+    Presence {
+        /// Handles of the users.
+        #[arg(required = true)]
+        users: Vec<String>,
+    },
+    /// Print or set the users that learn whether you are online, and when you were last seen.
+    PresenceAudience {
+        /// The new audience.
+        #[arg(value_parser = presence::parse_audience, value_name = "nobody|contacts|all")]
+        audience: Option<PresenceAudience>,
     },
     /// Found, change and list groups.
     Group {
@@ -308,6 +323,8 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Some(Command::SafetyNumber { user }) => commands::safety_number(&arguments, user).await,
         Some(Command::Accept { user, number }) => commands::accept(&arguments, user, &number.concat()).await,
         Some(Command::Contact { command }) => contacts::run(&arguments, command).await,
+        Some(Command::Presence { users }) => presence::show(&arguments, users).await,
+        Some(Command::PresenceAudience { audience }) => presence::audience(&arguments, *audience).await,
         Some(Command::Group { command }) => groups::run(&arguments, command).await,
         Some(Command::Report { user, messages, note }) => {
             contacts::report(&arguments, user, *messages, note).await

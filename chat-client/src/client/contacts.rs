@@ -7,6 +7,7 @@ use crate::contact::{Contact, Relation};
 use crate::driver::Command;
 use crate::message::Message;
 use chat_core::contact::ContactChange;
+use chat_core::presence::PresenceAudience;
 use chat_core::report::{MAX_NOTE, MAX_REPORTED};
 
 impl Client {
@@ -41,6 +42,34 @@ impl Client {
 
     async fn change_contact(&self, user: UserId, change: ContactChange) -> Result<()> {
         self.request(|reply| Command::ChangeContact(user, change, reply)).await
+    }
+
+    /// Sets the users that learn whether this user is online, and when it was last seen. The server
+    /// enforces it. A blocked user never learns it, and the own devices always do. Holds for all devices of this user.
+    /// The default is [`PresenceAudience::Contacts`].
+    ///
+    /// ```
+    /// use chat_client::prelude::*;
+    /// use chat_client::PresenceAudience;
+    ///
+    /// async fn hide(client: &Client) -> Result<()> {
+    ///     client.set_presence_audience(PresenceAudience::Nobody).await
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// `Unavailable` without a connection: wait for [`ready`](Self::ready). `Throttled` after too many changes. `Unsupported` if
+    /// the server is older than this setting.
+    pub async fn set_presence_audience(&self, audience: PresenceAudience) -> Result<()> {
+        self.request(|reply| Command::SetPresenceAudience(audience, reply)).await
+    }
+
+    /// Returns the users that learn the presence of this user, as far as this device knows it.
+    ///
+    /// # Errors
+    /// `Closed`, or the error of the local store.
+    pub async fn presence_audience(&self) -> Result<PresenceAudience> {
+        self.request(Command::PresenceAudience).await
     }
 
     /// Returns the relation to a user, as far as this device knows it.

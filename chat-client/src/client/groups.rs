@@ -13,7 +13,7 @@ use crate::status::Position;
 
 impl Client {
     /// Founds a group with these users; this user is its owner. Returns its id once the founding is durably in the
-    /// outbox: [`send`](Self::send) takes the id at once. The name is encrypted; the server sees the members.
+    /// outbox: all methods take the id at once. The name is encrypted; the server sees the members.
     /// [`edit_group`](Self::edit_group) adds a description and a picture.
     ///
     /// Users of which this user is a contact are members at once: they have written to it, or accepted it. All others are invited, each with a direct message that
@@ -136,7 +136,8 @@ impl Client {
         self.request(|reply| Command::Receipts(position, reply)).await
     }
 
-    /// Returns a group with its members and roles, as this device has followed them.
+    /// Returns a group with its members and roles, as this device has followed them. A group that this device just founded
+    /// has its first members also before the server has stored it.
     ///
     /// # Errors
     /// `NotFound` if this device does not know the group. `Closed`, or the error of the local store.

@@ -1,12 +1,13 @@
 //! Changes of messages: edits, deletions and reactions.
 
-use chat_core::Result;
-use chat_core::{Error, ErrorKind};
+use std::time::Duration;
+
+use chat_core::{ConversationKind, Error, ErrorKind, Result};
 
 use super::{Client, Ticket};
 use crate::message::MessageRef;
 use crate::message_change::MessageChange;
-use crate::send::SendRequest;
+use crate::send::{Recipient, SendRequest};
 
 impl Client {
     /// Replaces the text of an own message for all. Devices that receive the change show the new text.
@@ -59,6 +60,46 @@ impl Client {
     pub async fn unreact(&self, message: impl Into<MessageRef>, emoji: impl Into<String>) -> Result<Ticket> {
         let change = MessageChange::Reacted { emoji: emoji.into(), removed: true };
         self.change(message.into(), change, String::new()).await
+    }
+
+    /// Sets the time after which messages of a conversation disappear, for all of its users; `None` ends it. It applies to
+    /// messages that are sent from now on. A message disappears when this time has passed: on a device since its user read it,
+    /// on the devices of its sender since it was sent, and on the server since it was stored. So a device that is off for longer
+    /// gets a gap instead. In a group the policy for edits decides who may set it.
+    ///
+    /// Like a deletion, it is a request to other devices: a modified client may keep the messages.
+    ///
+    /// ```
+    /// use chat_client::prelude::*;
+    /// use std::time::Duration;
+    ///
+    /// async fn a_day(client: &Client, bob: &Handle) -> Result<()> {
+    ///     client.set_disappearing_timer(bob, Some(Duration::from_secs(24 * 3600))).await?.stored().await?;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// `Invalid` unless the time is 1 second to 366 days, `Denied` if the policy of the group does not allow it, and the errors
+    /// of [`send`](Self::send).
+    pub async fn set_disappearing_timer(
+        &self,
+        to: impl Into<Recipient>,
+        after: Option<Duration>,
+    ) -> Result<Ticket> {
+        let (to, timer_ms) = (to.into(), after.map_or(0, |after| after.as_millis()));
+        if after.is_some() && timer_ms < 1000 {
+            return Err(Error::new(ErrorKind::Invalid, "messages disappear after 1 second at the earliest"));
+        }
+        if let Recipient::Conversation(id) = to
+            && id.kind() == Ok(ConversationKind::Group)
+        {
+            let group = self.group(id).await?;
+            if group.own_role.is_none_or(|role| role < group.policy.edit) {
+                return Err(Error::new(ErrorKind::Denied, "the policy of the group does not allow it"));
+            }
+        }
+        self.send(to, SendRequest::timer(u64::try_from(timer_ms).unwrap_or(u64::MAX))).await
     }
 
     async fn change(&self, message: MessageRef, change: MessageChange, text: String) -> Result<Ticket> {

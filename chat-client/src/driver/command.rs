@@ -5,6 +5,7 @@ use std::fmt;
 use chat_core::contact::ContactChange;
 use chat_core::device_list::SignedDeviceList;
 use chat_core::group::{GroupAction, LinkSecret};
+use chat_core::presence::PresenceAudience;
 use chat_core::{ConversationId, DeviceId, Handle, MessageId, Result, Seq, UserId};
 use tokio::sync::oneshot;
 
@@ -81,6 +82,8 @@ pub(crate) enum Command {
     /// Accepts the account key of a user if this is the safety number.
     AcceptIdentity(UserId, SafetyNumber, Reply<()>),
     ChangeContact(UserId, ContactChange, Reply<()>),
+    SetPresenceAudience(PresenceAudience, Reply<()>),
+    PresenceAudience(Reply<PresenceAudience>),
     Relation(UserId, Reply<Relation>),
     Contacts(Reply<Vec<Contact>>),
     Report {

@@ -5,26 +5,23 @@ use chat_core::envelope::{AckUpTo, Refusal};
 use chat_core::group::LinkSecret;
 use chat_core::replica::{self, Draft, Input};
 use chat_core::wire::{FirstPrekeys, Request, Response};
-use chat_core::{ConversationKind, DeviceId, Error, ErrorKind, InstallationId, MessageId, Result, UserId};
+use chat_core::{
+    ConversationId, ConversationKind, DeviceId, Error, ErrorKind, InstallationId, MessageId, Result, UserId,
+};
 use tokio::sync::oneshot;
 
 use super::groups::unknown_group;
+use super::linking::LINKING_RETRY_MS;
 use super::{Command, Driver, Reply, Token, Waiting};
 use crate::connection_state::ConnectionState;
-use crate::content::encode_request;
+use crate::content::{decode_message, encode_request};
 use crate::event::RefusedReason;
-use crate::linking::{Joined, LinkCode, Offer};
+use crate::linking::Offer;
 use crate::platform::random;
 use crate::safety_number::SafetyNumber;
 use crate::send::{Enqueued, Recipient, SendRequest};
 use crate::store::KnownKey;
 use crate::suite::SuiteTx;
-
-/// Milliseconds in which a newly listed device must connect. Then its entry expires, and this device unlinks it.
-const LINKING_MS: u64 = 5 * 60 * 1000;
-
-/// Milliseconds until the check of a newly listed device is repeated.
-const LINKING_RETRY_MS: u64 = 30_000;
 
 impl Driver {
     pub(super) fn command(&mut self, command: Command) -> Result<()> {
@@ -115,6 +112,10 @@ impl Driver {
                 let _ = reply.send(self.accept_identity(user, &number));
             }
             Command::ChangeContact(user, change, reply) => self.change_contact(user, change, reply)?,
+            Command::SetPresenceAudience(audience, reply) => self.set_audience(audience, reply)?,
+            Command::PresenceAudience(reply) => {
+                let _ = reply.send(self.store.presence_audience());
+            }
             Command::Relation(user, reply) => {
                 let _ = reply.send(self.store.relation(user));
             }
@@ -220,6 +221,7 @@ impl Driver {
         }
         if let Some((target, _)) = &request.change
             && !self.store.has_message(target)?
+            && !self.store.is_queued(target)?
         {
             let _ = reply.send(Err(Error::new(ErrorKind::NotFound, "this device has no such message")));
             return Ok(());
@@ -234,12 +236,27 @@ impl Driver {
         }
         let now = self.store.now_ms();
         let id = MessageId::new(now, random(self.owner.config.platform.as_ref())?);
-        let draft = Draft { sent_at: now, ..Draft::new(id, to, encode_request(&request).into()) };
+        let conversation = self.conversation_of(&to);
+        let lifetime_ms = conversation.map_or(Ok(0), |conversation| self.store.timer_ms(conversation))?;
+        if let (Some(conversation), Some(timer_ms)) = (conversation, request.timer_ms) {
+            self.store.set_timer(conversation, timer_ms)?;
+        }
+        let content = encode_request(&request, lifetime_ms);
+        let after = request.follows(self.account.device.user);
+        let draft = Draft { sent_at: now, after, ..Draft::new(id, to, content.into()) };
         if let Some(key) = idempotency_key {
             self.store.add_idempotency_key(key, &draft, text)?;
         }
         self.queued.push((id, reply));
         self.step(Input::Send(draft))
+    }
+
+    /// Returns the conversation that a message is sent to, if this device knows the user.
+    fn conversation_of(&self, to: &replica::Recipient) -> Option<ConversationId> {
+        match to {
+            replica::Recipient::Group(group) => Some(*group),
+            to => Some(ConversationId::direct(self.account.device.user, self.recipient_user(to)?)),
+        }
     }
 
     /// Removes a refused message. With `retry` a new message has its content.
@@ -271,6 +288,9 @@ impl Driver {
             let now = self.store.now_ms();
             let id = MessageId::new(now, random(self.owner.config.platform.as_ref())?);
             // The same commit removes the old message.
+            if let Some(timer_ms) = decode_message(conversation, &content).timer_ms() {
+                self.store.set_timer(conversation, timer_ms)?;
+            }
             self.step(Input::Send(Draft { sent_at: now, ..Draft::new(id, to, content.into()) }))?;
             sent = Some(id);
         }
@@ -453,6 +473,18 @@ impl Driver {
                     let _ = reply.send(changed);
                 }
             }
+            (Waiting::Audience(audience, reply), answer) => {
+                let changed = match answer {
+                    Ok(answer) => {
+                        self.audience_changed(audience, answer.contacts.version)?;
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                };
+                if let Some(reply) = reply {
+                    let _ = reply.send(changed);
+                }
+            }
             (Waiting::Contacts, Ok(answer)) => self.contacts_received(&answer.contacts)?,
             // The next connection compares the versions again.
             (Waiting::Contacts, Err(_)) => {}
@@ -479,100 +511,6 @@ impl Driver {
             }
         }
         Ok(())
-    }
-
-    /// Records a device durably before it is listed, so that [`check_linking`](Self::check_linking) checks it
-    /// even if a later step fails or this process ends.
-    fn remember_linking(&mut self, list: &SignedDeviceList, device: DeviceId) -> Result<()> {
-        let Some(listed) = list.list().addresses().find(|listed| listed.device == device) else {
-            return Ok(());
-        };
-        let at = self.store.now_ms();
-        let value = [&listed.installation.as_bytes()[..], &[device.get()], &at.to_be_bytes()].concat();
-        self.step(Input::Flush)?;
-        self.store.set_meta("linking", &value)?;
-        self.store.commit_open()?;
-        self.linking = Some((listed.installation, device, at));
-        Ok(())
-    }
-
-    fn forget_linking(&mut self) -> Result<()> {
-        self.linking = None;
-        self.step(Input::Flush)?;
-        self.store.remove_meta("linking")?;
-        self.store.commit_open()
-    }
-
-    /// Checks, `LINKING_MS` after a device was listed, whether it connected. Unlinks it if it did not.
-    pub(super) fn check_linking(&mut self) -> Result<()> {
-        let Some((installation, device, at)) = self.linking else { return Ok(()) };
-        let asked = self.waiting.values().any(|waiting| matches!(waiting, Waiting::Alive(..)));
-        if asked || !self.replica.is_live() || self.store.now_ms() <= at.saturating_add(LINKING_MS) {
-            return Ok(());
-        }
-        let listed = self.own_list()?.list().addresses().any(|known| known.installation == installation);
-        if !listed {
-            return self.forget_linking();
-        }
-        self.request(Request::Lists(vec![self.account.device.user]), Waiting::Alive(installation, device))
-    }
-
-    pub(super) fn own_list(&self) -> Result<SignedDeviceList> {
-        let list = self.replica.list(self.account.device.user).cloned();
-        list.ok_or_else(|| {
-            Error::new(ErrorKind::Unavailable, "this user's device list is not loaded yet: connect first")
-        })
-    }
-
-    pub(super) fn approve(
-        &self,
-        code: &LinkCode,
-        offer: &[u8],
-    ) -> Result<(SignedDeviceList, (Offer, Joined))> {
-        let offer = Offer::open(offer, code)?;
-        let before = self.own_list()?;
-        let full = || Error::new(ErrorKind::Conflict, "the account has the maximum number of devices");
-        let device = before.list().free_device().ok_or_else(full)?;
-        let key = offer.device_key[..]
-            .try_into()
-            .map_err(|_| Error::new(ErrorKind::Invalid, "the device key of the offer is malformed"))?;
-        let mut devices = before.list().devices.clone();
-        let mut entry = DeviceEntry::new(device, key, offer.suite_key()?);
-        entry.activate_by = self.store.now_ms().saturating_add(LINKING_MS);
-        devices.push(entry);
-        devices.sort_by_key(|entry| entry.device);
-        let list = self.account.sign_list(&before, devices, self.store.now_ms())?;
-        let joined = Joined {
-            account_key: *self.account.account_key(),
-            user: self.account.device.user,
-            device,
-            handle: self.account.handle.clone(),
-        };
-        Ok((list, (offer, joined)))
-    }
-
-    pub(super) fn unlink(&mut self, device: DeviceId, reply: Reply<()>) -> Result<()> {
-        let made = self.own_list().and_then(|before| {
-            if device == self.account.device.device {
-                return Err(Error::new(ErrorKind::Invalid, "this device cannot unlink itself"));
-            }
-            let mut devices = before.list().devices.clone();
-            devices.retain(|entry| entry.device != device);
-            if devices.len() == before.list().devices.len() {
-                return Err(Error::new(ErrorKind::NotFound, "there is no such device"));
-            }
-            self.account.sign_list(&before, devices, self.store.now_ms())
-        });
-        match made {
-            Ok(list) => {
-                let request = Request::PutList(list.clone(), Vec::new());
-                self.request(request, Waiting::Unlinked(list, reply))
-            }
-            Err(error) => {
-                let _ = reply.send(Err(error));
-                Ok(())
-            }
-        }
     }
 }
 

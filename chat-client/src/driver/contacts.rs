@@ -1,6 +1,7 @@
 //! Contacts of this user: changes, the copy of the server's list, and reports.
 
 use chat_core::contact::{Contact, ContactChange, Contacts};
+use chat_core::presence::PresenceAudience;
 use chat_core::replica::Input;
 use chat_core::report::{Report, ReportedMessage};
 use chat_core::wire::{Request, ServerFrame};
@@ -52,6 +53,9 @@ impl Driver {
         for (user, change) in std::mem::take(&mut self.contact_changes) {
             self.request(Request::ChangeContact(user, change), Waiting::Contact(user, change, None))?;
         }
+        if let Some(audience) = self.audience_due.take() {
+            self.request(Request::SetPresenceAudience(audience), Waiting::Audience(audience, None))?;
+        }
         if std::mem::take(&mut self.contacts_due) {
             self.request(Request::Contacts, Waiting::Contacts)?;
         }
@@ -72,6 +76,10 @@ impl Driver {
         self.request(Request::ChangeContact(user, change), Waiting::Contact(user, change, Some(reply)))
     }
 
+    pub(super) fn set_audience(&mut self, audience: PresenceAudience, reply: Reply<()>) -> Result<()> {
+        self.request(Request::SetPresenceAudience(audience), Waiting::Audience(audience, Some(reply)))
+    }
+
     /// Takes over a change that the server stored. `version` is that of the contacts after it.
     pub(super) fn contact_changed(
         &mut self,
@@ -80,9 +88,27 @@ impl Driver {
         version: u64,
     ) -> Result<()> {
         let before = self.store.contact(user)?;
-        let (after, known) = (change.apply(before), self.store.contacts_version()?);
+        let after = change.apply(before);
         self.step(Input::Flush)?;
         self.store.set_contact(user, after)?;
+        self.take_version(version)?;
+        self.store.commit_open()?;
+        self.report_relations(if after == before { &[] } else { std::slice::from_ref(&user) })
+    }
+
+    /// Takes over an audience of the presence that the server stored. `version` is that of the contacts after it.
+    pub(super) fn audience_changed(&mut self, audience: PresenceAudience, version: u64) -> Result<()> {
+        let before = self.store.presence_audience()?;
+        self.step(Input::Flush)?;
+        self.store.set_presence_audience(audience)?;
+        self.take_version(version)?;
+        self.store.commit_open()?;
+        self.report_audience(before)
+    }
+
+    /// Takes over the version of the contacts after a change by this device.
+    fn take_version(&mut self, version: u64) -> Result<()> {
+        let known = self.store.contacts_version()?;
         if version.checked_sub(1) == Some(known) {
             self.store.set_contacts_version(version)?;
         } else if version > known {
@@ -90,10 +116,10 @@ impl Driver {
             self.contacts_due = true;
         } else if version < known {
             // The server lacked this change, and may lack others.
-            self.contacts_due |= !self.waiting.values().any(|one| matches!(one, Waiting::Contact(..)));
+            let is_change = |one: &Waiting| matches!(one, Waiting::Contact(..) | Waiting::Audience(..));
+            self.contacts_due |= !self.waiting.values().any(is_change);
         }
-        self.store.commit_open()?;
-        self.report_relations(if after == before { &[] } else { std::slice::from_ref(&user) })
+        Ok(())
     }
 
     /// Takes over all contacts of the server. If it lacks changes of this user, makes these again first.
@@ -103,14 +129,27 @@ impl Driver {
         if contacts.version < self.store.contacts_version()? {
             let missing = self.store.changes_missing_from(contacts)?;
             self.contact_changes.extend(missing.into_iter().take(REPEATED));
-            if !self.contact_changes.is_empty() {
+            let own = self.store.presence_audience()?;
+            // This device may have missed a later change: a restored server must not show more than before.
+            self.audience_due = own.is_narrower_than(contacts.audience).then_some(own);
+            if !self.contact_changes.is_empty() || self.audience_due.is_some() {
                 return Ok(());
             }
         }
         self.step(Input::Flush)?;
+        let before = self.store.presence_audience()?;
         let changed = self.store.replace_contacts(contacts)?;
         self.store.commit_open()?;
+        self.report_audience(before)?;
         self.report_relations(&changed)
+    }
+
+    fn report_audience(&self, before: PresenceAudience) -> Result<()> {
+        let audience = self.store.presence_audience()?;
+        if audience != before {
+            self.pass(Event::PresenceAudienceChanged { audience });
+        }
+        Ok(())
     }
 
     fn report_relations(&self, users: &[UserId]) -> Result<()> {

@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use chat_core::device_list::{DeviceEntry, SignedDeviceList};
 use chat_core::envelope::{Audience, DeviceBox, InboxRow, Message, Publish, RowContent, SendPosition};
-use chat_core::message_options::MessageOptions;
 use chat_core::replica::{Draft, GroupSeal, Opened, Recipient, SealFailure, Unreadable};
 use chat_core::signing::{prekeys_transcript, verify};
 use chat_core::suite::SuiteId;
@@ -198,7 +197,7 @@ impl Driver {
             None => None,
         };
         let key = Zeroizing::new(random(self.owner.config.platform.as_ref())?);
-        let options = MessageOptions::default();
+        let options = self.message_options(draft, number.conversation)?;
         let claims = Claims {
             list: seen,
             view,

@@ -6,7 +6,6 @@ use bytes::Bytes;
 use chat_core::device_list::{DeviceEntry, SignedDeviceList};
 use chat_core::envelope::{DeviceBox, Message, Publish, SendPosition};
 use chat_core::group::{GroupChange, GroupPart};
-use chat_core::message_options::MessageOptions;
 use chat_core::replica::{Draft, GroupSeal, SealFailure, Unreadable};
 use chat_core::suite::SuiteId;
 use chat_core::{ConversationId, ErrorKind, InstallationId, Result, UserId};
@@ -57,7 +56,7 @@ impl Driver {
             Some(epoch) => self.store.last_seen(number.conversation, epoch)?,
             None => None,
         };
-        let options = MessageOptions::default();
+        let options = self.message_options(draft, number.conversation)?;
         let claims = Claims {
             list: seen,
             view,

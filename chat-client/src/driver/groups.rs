@@ -1,5 +1,7 @@
 //! Commands about groups.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use chat_core::group::{GroupAction, LinkSecret};
 use chat_core::replica::{Change, Changes, Draft, Input, Recipient};
@@ -38,6 +40,9 @@ impl Driver {
         let (action, strangers) = self.split_off_strangers(group, action)?;
         let id = self.new_message_id()?;
         let group = group.unwrap_or_else(|| ConversationId::group(self.account.device, id, &action.encode()));
+        if let (GroupAction::Create { .. }, Some(profile)) = (&action, &details.profile) {
+            self.store.expect_group(group, Some(&profile.name), None)?;
+        }
         self.changing.push(((group, id), reply));
         let mut name = details.profile.as_ref().map(|profile| profile.name.clone());
         match &action {
@@ -58,7 +63,7 @@ impl Driver {
             }
             GroupAction::Join(_) => {
                 let name = name.map_or_else(|| self.store.invited_to(group), |name| Ok(Some(name)))?;
-                self.store.begin_to_join(group, name.as_deref(), details.link.as_ref())?;
+                self.store.expect_group(group, name.as_deref(), details.link.as_ref())?;
                 return self.send_change(group, id, action, GroupDetails::default());
             }
             // More devices need the sender key than one message has boxes for, and none goes ahead of the founding.
@@ -147,7 +152,9 @@ impl Driver {
         });
         let link = link.transpose()?;
         let has_details = link.is_some() || details.profile.is_some();
-        let content = has_details.then(|| Bytes::from(encode_group_details(details.profile, link.as_ref())));
+        let timer_ms = self.store.timer_ms(group)?;
+        let content =
+            has_details.then(|| Bytes::from(encode_group_details(details.profile, link.as_ref(), timer_ms)));
         let draft = Draft {
             sent_at: self.store.now_ms(),
             action: Some(action),
@@ -214,9 +221,11 @@ impl Driver {
         Ok(())
     }
 
-    /// Returns a group as this device has followed it.
+    /// Returns a group as this device has followed it, or founds it.
     pub(super) fn group(&self, id: ConversationId) -> Result<Group> {
-        let roster = self.replica.roster(id).ok_or_else(unknown_group)?;
+        let founding = || self.replica.founding(id).map(Cow::Owned);
+        let roster =
+            self.replica.roster(id).map(Cow::Borrowed).or_else(founding).ok_or_else(unknown_group)?;
         let members = roster
             .members
             .iter()

@@ -1,8 +1,10 @@
 //! Carries out the outputs of the replica.
 
 use std::collections::VecDeque;
+use std::time::{Duration, UNIX_EPOCH};
 
 use chat_core::limits::WIRE_VERSION;
+use chat_core::presence::UserPresence;
 use chat_core::replica::{Change, Changes, Ephemeral, Input, Output, Stopped};
 use chat_core::signing::HelloClaims;
 use chat_core::wire::{ClientFrame, Hello};
@@ -181,8 +183,14 @@ impl Driver {
             Ephemeral::Typing(conversation, user) => {
                 self.pass(Event::Typing { conversation, user: self.store.user(user)? });
             }
-            Ephemeral::Presence(user, online) => {
-                let presence = if online { Presence::Online } else { Presence::Offline };
+            Ephemeral::Presence(user, presence) => {
+                let presence = match presence {
+                    UserPresence::Online => Presence::Online,
+                    UserPresence::Offline { last_seen_ms } => {
+                        let at = |ms| UNIX_EPOCH.checked_add(Duration::from_millis(ms));
+                        Presence::Offline { last_seen: last_seen_ms.and_then(at) }
+                    }
+                };
                 self.pass(Event::Presence { user: self.store.user(user)?, presence });
             }
             Ephemeral::Excluded(user, installations) => {

@@ -2,7 +2,8 @@
 
 use chat_core::codec::{decode_list, encode_list};
 use chat_core::device_list::SignedDeviceList;
-use chat_core::envelope::{EmptyReason, InboxRow, Publish, RowContent};
+use chat_core::envelope::{EmptyReason, InboxRow, Message, Publish, RowContent};
+use chat_core::group::{GroupAction, GroupChange};
 use chat_core::replica::{Change, Changes, Draft, ListChange, Opened, Recipient, Unreadable};
 use chat_core::view::RowHash;
 use chat_core::wire::ClientFrame;
@@ -95,6 +96,8 @@ impl LocalStore {
                 EmptyReason::Withheld => self.gap(conversation, from, to, GapReason::Withheld),
                 EmptyReason::Cleared => self.gap(conversation, from, to, GapReason::Cleared),
                 EmptyReason::NotMember => self.gap(conversation, from, to, GapReason::NotMember),
+                EmptyReason::Deleted => self.gap(conversation, from, to, GapReason::Deleted),
+                EmptyReason::Disappeared => self.gap(conversation, from, to, GapReason::Disappeared),
                 _ => self.gap(conversation, from, to, GapReason::Poison),
             },
             Change::Unknown(conversation, seq, row) => {
@@ -181,8 +184,9 @@ impl LocalStore {
             self.ensure_conversation(*group)?;
         }
         self.run(
-            "INSERT INTO outbox (message_id, handle, user, installation, device, content, sent_at, group_id, action)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            "INSERT INTO outbox (message_id, handle, user, installation, device, content, sent_at, group_id, action,
+               waits_for)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
             params![
                 draft.id.as_bytes(),
                 handle,
@@ -192,7 +196,8 @@ impl LocalStore {
                 &draft.content[..],
                 draft.sent_at as i64,
                 group.map(|group| group.as_bytes()),
-                draft.action.as_ref().map(|action| action.encode().to_vec())
+                draft.action.as_ref().map(|action| action.encode().to_vec()),
+                draft.after.map(|id| id.as_bytes().to_vec())
             ],
         )?;
         let is_of_settings =
@@ -205,6 +210,20 @@ impl LocalStore {
         if device.is_some() {
             // A to-device message produces no event.
             return Ok(());
+        }
+        if let Recipient::User(user) = draft.to
+            && user != self.own_user()?
+        {
+            // The conversation is shown from its first message on, which may wait for a long time.
+            let conversation = ConversationId::direct(self.own_user()?, user);
+            if !self.has_peer(conversation)? {
+                self.ensure_conversation(conversation)?;
+                self.set_peer(conversation, user)?;
+            }
+            if !self.contact(user)?.accepted && !self.has_written(conversation)? {
+                // The user is no stranger any more.
+                self.revisions.touch(conversation);
+            }
         }
         self.add_event(Some(draft.id), EventRow::new(EventKind::Queued))
     }
@@ -251,6 +270,14 @@ impl LocalStore {
         let publish = publish.map(read_publish).transpose()?;
         let part = publish.as_ref().and_then(|publish| publish.group.as_ref());
         let roster_version = part.map(|part| part.roster_version as i64);
+        let action = part.and_then(|part| part.change.as_ref()).map(GroupChange::action);
+        let makes_change = action.is_some();
+        let is_member = match action {
+            // The roster follows.
+            Some(GroupAction::Create { .. }) => true,
+            Some(_) => self.was_in_group(conversation)?,
+            None => false,
+        };
         let audience = publish.as_ref().filter(|publish| publish.group.is_none()).map(|publish| {
             let installations = publish.boxes.iter().flat_map(|one| *one.installation.as_bytes());
             installations.collect::<Vec<u8>>()
@@ -273,7 +300,8 @@ impl LocalStore {
             params![conversation.as_bytes(), seq as i64],
         )?;
         self.run(
-            "INSERT OR IGNORE INTO messages SELECT ?2, ?3, ?4, ?5, ?6, message_id, content, sent_at, ?7, 0, ?8, NULL, NULL, ?9, NULL, 0
+            "INSERT OR IGNORE INTO messages SELECT ?2, ?3, ?4, ?5, ?6, message_id, content, sent_at, ?7, 0, ?8, NULL, NULL, ?9, NULL, 0, 0, NULL,
+               CASE WHEN ?10 THEN action END
              FROM outbox WHERE message_id = ?1",
             params![
                 id.as_bytes(),
@@ -284,14 +312,19 @@ impl LocalStore {
                 own.device.get(),
                 audience,
                 hash,
-                roster_version
+                roster_version,
+                is_member
             ],
         )?;
         self.run("DELETE FROM outbox WHERE message_id = ?1", [id.as_bytes()])?;
         if is_silent || self.apply_settings(conversation, seq, own, id, &content)? {
             return Ok(());
         }
-        self.add_change(conversation, seq, own, id, &decode_message(conversation, &content))?;
+        if !makes_change {
+            let decoded = decode_message(conversation, &content);
+            self.add_change(conversation, seq, own, id, &decoded)?;
+            self.note_lifetime(conversation, seq, own.user, &decoded)?;
+        }
         let conversation = conversation.as_bytes().to_vec();
         self.add_event(Some(id), EventRow { conversation, seq, ..EventRow::new(EventKind::Stored) })
     }
@@ -303,15 +336,21 @@ impl LocalStore {
         } else {
             self.keep_failed(id, reason)?;
         }
-        let to_device = self
+        let to: Option<(bool, Option<Vec<u8>>)> = self
             .db
-            .prepare_cached("SELECT 1 FROM outbox WHERE message_id = ?1 AND installation IS NOT NULL")
-            .and_then(|mut s| s.exists([id.as_bytes()]))
+            .prepare_cached("SELECT installation IS NOT NULL, user FROM outbox WHERE message_id = ?1")
+            .and_then(|mut s| s.query_row([id.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?))).optional())
             .map_err(failed)?;
+        let (to_device, user) = to.unwrap_or_default();
+        let user = user.map(|user| UserId::parse(&user)).transpose()?;
         self.run("DELETE FROM outbox WHERE message_id = ?1 AND publish IS NULL", [id.as_bytes()])?;
         self.run("UPDATE outbox SET void = 1, content = x'' WHERE message_id = ?1", [id.as_bytes()])?;
         if to_device || is_silent {
             return Ok(());
+        }
+        if let Some(user) = user {
+            // The user may be a stranger again.
+            self.revisions.touch(ConversationId::direct(self.own_user()?, user));
         }
         self.add_event(Some(id), EventRow { reason: reason.into(), ..EventRow::new(EventKind::Refused) })
     }
@@ -330,8 +369,11 @@ impl LocalStore {
         let own = self.own_user()?;
         let is_mention = decoded.as_ref().is_some_and(|decoded| decoded.attributes.directs_at(own));
         let unasked = opened.content.as_ref().is_err_and(|why| why.is_of_session());
+        let named = (row.conversation, message.id);
+        let action = self.received_action.take().filter(|one| (one.0, one.1) == named).map(|one| one.2);
         let inserted = self.run(
-            "INSERT OR IGNORE INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL, ?9, ?10, NULL, ?11, NULL, NULL, ?12)",
+            "INSERT OR IGNORE INTO messages
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, NULL, ?9, ?10, NULL, ?11, NULL, NULL, ?12, 0, NULL, ?13)",
             params![
                 row.conversation.as_bytes(),
                 row.seq as i64,
@@ -344,7 +386,8 @@ impl LocalStore {
                 unasked,
                 RowHash::of(row.conversation, row.seq, message).as_bytes(),
                 opened.body_key,
-                is_mention
+                is_mention,
+                action
             ],
         )?;
         if inserted == 0 && self.knows(row.conversation, message.sender.installation, message.id)? {
@@ -365,6 +408,11 @@ impl LocalStore {
             }
             self.take_group_details(row.conversation, message.id, content)?;
         }
+        if let Some(action) = action.and_then(|action| GroupAction::decode(&action).ok()) {
+            // The change has an event of its own; another one has what its content adds. The content changes nothing else.
+            let is_shown = decoded.is_some_and(|decoded| decoded.content.adds_to(action, own));
+            return if is_shown { self.message_received(row, message, None) } else { Ok(()) };
+        }
         if opened.content == Err(Unreadable::NotMember) && message.group.is_some() {
             // The change that removes this user has an event of its own.
             return Ok(());
@@ -374,19 +422,26 @@ impl LocalStore {
         {
             return Ok(());
         }
-        if let Some(decoded) = &decoded
-            && self.add_change(row.conversation, row.seq, message.sender, message.id, decoded)?
-        {
-            return Ok(());
+        if let Some(decoded) = &decoded {
+            let is_change =
+                self.add_change(row.conversation, row.seq, message.sender, message.id, decoded)?;
+            self.note_lifetime(row.conversation, row.seq, message.sender.user, decoded)?;
+            if is_change {
+                return Ok(());
+            }
         }
         self.ensure_conversation(row.conversation)?;
         if inserted > 0 && content != Some(&[]) {
             self.count_unread(row.conversation, row.seq, message.sender.user, is_mention)?;
         }
         // The reason stays in the event, so that the event is the same after the content was recovered.
-        let reason = opened.content.err().map_or_else(String::new, |why| why.name().into());
+        self.message_received(row, message, opened.content.err())
+    }
+
+    /// Adds the event of a received message. `why` is the reason if it is unreadable.
+    fn message_received(&mut self, row: &InboxRow, message: &Message, why: Option<Unreadable>) -> Result<()> {
         let event = EventRow {
-            reason,
+            reason: why.map_or_else(String::new, |why| why.name().into()),
             ..EventRow::of_message(EventKind::Message, row.conversation, row.seq, message.sender, message.id)
         };
         self.add_event(None, event)
@@ -427,7 +482,15 @@ impl LocalStore {
             return Ok(());
         }
         self.take_group_details(conversation, id, content)?;
-        if self.add_change(conversation, seq, sender, id, &decoded)? {
+        if let Some(action) = self.group_action(sender.installation, conversation, id)? {
+            self.revisions.touch(conversation);
+            let is_shown = decoded.content.adds_to(action, self.own_user()?);
+            let event = EventRow::of_message(EventKind::Message, conversation, seq, sender, id);
+            return if is_shown { self.add_event(None, event) } else { Ok(()) };
+        }
+        let is_change = self.add_change(conversation, seq, sender, id, &decoded)?;
+        self.note_lifetime(conversation, seq, sender.user, &decoded)?;
+        if is_change {
             // Its placeholder is not shown any more.
             self.revisions.touch(conversation);
             return self.recount_unread(conversation);

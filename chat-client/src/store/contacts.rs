@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use chat_core::contact::{Contact, ContactChange, Contacts};
+use chat_core::presence::PresenceAudience;
 use chat_core::{ConversationId, Result, Seq, UserId};
 use rusqlite::{OptionalExtension, params};
 
@@ -22,6 +23,8 @@ fn pairs(first: &[(UserId, Contact)], second: &[(UserId, Contact)]) -> BTreeMap<
 
 /// The version of the stored contacts.
 const VERSION: &str = "contacts_version";
+/// The number of the audience of this user's presence.
+const AUDIENCE: &str = "presence_audience";
 
 impl LocalStore {
     /// Returns the version of the contacts; 0 if there are none.
@@ -58,7 +61,24 @@ impl LocalStore {
             let contact = Contact { accepted: number(row, 1)? != 0, blocked: number(row, 2)? != 0 };
             Ok((UserId::parse(&blob(row, 0)?)?, contact))
         })?;
-        Ok(Contacts { version: self.contacts_version()?, entries })
+        Ok(Contacts { version: self.contacts_version()?, entries, audience: self.presence_audience()? })
+    }
+
+    /// Returns the users that learn the presence of this user.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn presence_audience(&self) -> Result<PresenceAudience> {
+        let number = self.meta(AUDIENCE)?.and_then(|value| value.first().copied());
+        Ok(number.and_then(PresenceAudience::from_number).unwrap_or_default())
+    }
+
+    /// Records the users that learn the presence of this user, in the open transaction.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn set_presence_audience(&mut self, audience: PresenceAudience) -> Result<()> {
+        self.set_meta(AUDIENCE, &[audience.number()])
     }
 
     /// Records a decision about a user, in the open transaction.
@@ -85,6 +105,7 @@ impl LocalStore {
         for (user, contact) in &contacts.entries {
             self.set_contact(*user, *contact)?;
         }
+        self.set_presence_audience(contacts.audience)?;
         self.set_contacts_version(contacts.version)?;
         let pairs = pairs(&before, &contacts.entries);
         Ok(pairs.into_iter().filter(|(_, [old, new])| old != new).map(|(user, _)| user).collect())
@@ -128,17 +149,29 @@ impl LocalStore {
             return Ok(Relation::Blocked);
         }
         let own = self.own_user()?;
-        if contact.accepted || user == own || self.has_written(ConversationId::direct(own, user))? {
+        if contact.accepted
+            || user == own
+            || self.has_written(ConversationId::direct(own, user))?
+            || self.has_queued_for(user)?
+        {
             return Ok(Relation::Contact);
         }
         Ok(Relation::Stranger)
     }
 
     /// Returns whether this device has stored a message in a conversation.
-    fn has_written(&self, conversation: ConversationId) -> Result<bool> {
+    pub(super) fn has_written(&self, conversation: ConversationId) -> Result<bool> {
         self.db
             .prepare_cached("SELECT 1 FROM conversations WHERE id = ?1 AND last_own > 0")
             .and_then(|mut s| s.exists([conversation.as_bytes()]))
+            .map_err(failed)
+    }
+
+    /// Returns whether a message to a user waits in the outbox: it accepts the user once it is stored.
+    fn has_queued_for(&self, user: UserId) -> Result<bool> {
+        self.db
+            .prepare_cached("SELECT 1 FROM outbox WHERE user = ?1 AND installation IS NULL AND void = 0")
+            .and_then(|mut s| s.exists([user.as_bytes()]))
             .map_err(failed)
     }
 

@@ -1,5 +1,7 @@
 //! The list of conversations: their unread counts and the settings of this user.
 
+use std::time::Duration;
+
 use chat_core::{ConversationId, ConversationKind, Result, Seq, UserId};
 use rusqlite::{OptionalExtension, params};
 
@@ -8,7 +10,7 @@ use crate::contact::Relation;
 use crate::conversation::Conversation;
 
 /// The condition of messages that count as unread, beside their seq.
-const COUNTS: &str = "user != ?2 AND content IS NOT x'' AND target IS NULL";
+const COUNTS: &str = "user != ?2 AND content IS NOT x'' AND target IS NULL AND group_action IS NULL";
 
 impl LocalStore {
     /// Returns all conversations that users see, in the order of a list.
@@ -67,6 +69,9 @@ impl LocalStore {
             is_archived: settings.archived,
             is_pinned: settings.pinned,
             draft: settings.draft,
+            disappearing_timer: Some(self.timer_ms(id)?)
+                .filter(|timer| *timer > 0)
+                .map(Duration::from_millis),
         }))
     }
 
@@ -119,8 +124,8 @@ impl LocalStore {
                  WHERE id = ?1 AND read < ?3"
             ),
             params![id.as_bytes(), own.as_bytes(), seq.cast_signed()],
-        )
-        .map(drop)
+        )?;
+        self.start_lifetimes(id, seq)
     }
 
     /// Counts the unread messages of conversations that an earlier version of the store did not count.

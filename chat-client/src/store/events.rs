@@ -10,6 +10,7 @@ use chat_core::{ConversationId, DeviceAddress, DeviceId, InstallationId, Message
 use prost::Message as _;
 use rusqlite::{OptionalExtension, params};
 
+use super::history::StoredContent;
 use super::{KnownKey, LocalStore, corrupt, digest, failed, number};
 use crate::content::change_in;
 use crate::event::{Event, EventRecord, GapReason, RefusedReason};
@@ -33,10 +34,11 @@ pub(super) enum EventKind {
     ServerRestored = 12,
     GroupChanged = 13,
     MessageChanged = 14,
+    MessageDisappeared = 15,
 }
 
 impl EventKind {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Queued,
         Self::Stored,
         Self::Refused,
@@ -51,6 +53,7 @@ impl EventKind {
         Self::ServerRestored,
         Self::GroupChanged,
         Self::MessageChanged,
+        Self::MessageDisappeared,
     ];
 
     fn read(number: u32) -> Option<Self> {
@@ -193,7 +196,7 @@ impl LocalStore {
                 continue;
             }
             match EventKind::read(row.kind).filter(|_| row.conversation == of) {
-                Some(EventKind::Message | EventKind::Recovered) => {
+                Some(EventKind::Message | EventKind::Recovered | EventKind::MessageDisappeared) => {
                     let (user, id) = (UserId::parse(&row.user)?, MessageId::parse(&row.message)?);
                     touched.messages.push(MessageRef { conversation, user, id });
                 }
@@ -201,7 +204,11 @@ impl LocalStore {
                     touched.messages.extend(self.target_of(conversation, &row.installation, &row.message)?);
                 }
                 Some(EventKind::Delivered | EventKind::Read) => touched.has_receipts = true,
-                Some(EventKind::GroupChanged) => touched.has_members = true,
+                Some(EventKind::GroupChanged) => {
+                    touched.has_members = true;
+                    let (user, id) = (UserId::parse(&row.user)?, MessageId::parse(&row.message)?);
+                    touched.messages.push(MessageRef { conversation, user, id });
+                }
                 _ => {}
             }
         }
@@ -298,6 +305,14 @@ impl LocalStore {
                 }
                 None => Event::Unsupported,
             },
+            EventKind::MessageDisappeared => Event::MessageDisappeared {
+                message: MessageRef {
+                    conversation: conversation()?,
+                    user: UserId::parse(&row.user)?,
+                    id: MessageId::parse(&row.message)?,
+                },
+                seq: row.seq,
+            },
             EventKind::IdentityChanged => Event::IdentityChanged { user: user()? },
             EventKind::Integrity => {
                 let Some(violation) = Violation::from_name(&row.reason, (row.seq, row.to_seq)) else {
@@ -320,7 +335,7 @@ impl LocalStore {
     /// Returns the change that the message of an event makes. Once its target is deleted, only the deletion is left.
     fn read_message_change(&self, row: &EventRow) -> Result<Option<(MessageRef, MessageChange)>> {
         let conversation = ConversationId::parse(&row.conversation)?;
-        let (content, _) = self.content_of(row)?;
+        let content = self.content_of(row)?.content;
         match content.filter(|content| !content.is_empty()) {
             Some(content) => Ok(change_in(conversation, &content)),
             None => {
@@ -330,16 +345,21 @@ impl LocalStore {
         }
     }
 
-    /// Returns the content of the message of an event, and when it was sent.
-    fn content_of(&self, row: &EventRow) -> Result<(Option<Vec<u8>>, i64)> {
+    /// Returns the content of the message of an event.
+    fn content_of(&self, row: &EventRow) -> Result<StoredContent> {
         let stored = self
             .db
             .prepare_cached(
-                "SELECT content, sent_at FROM messages WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3",
+                "SELECT content, sent_at, group_action FROM messages WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3",
             )
             .and_then(|mut s| {
                 let key = params![row.installation, row.message, row.conversation];
-                s.query_row(key, |row| Ok((row.get(0)?, row.get(1)?))).optional()
+                s.query_row(key, |row| {
+                    let sent_at: i64 = row.get(1)?;
+                    let sent_at_ms = sent_at.max(0).cast_unsigned();
+                    Ok(StoredContent { content: row.get(0)?, sent_at_ms, action: row.get(2)? })
+                })
+                .optional()
             })
             .map_err(failed)?;
         Ok(stored.unwrap_or_default())
@@ -352,13 +372,12 @@ impl LocalStore {
             installation: InstallationId::parse(&row.installation)?,
         };
         let (conversation, id) = (ConversationId::parse(&row.conversation)?, MessageId::parse(&row.message)?);
-        let (content, sent_at) = self.content_of(row)?;
-        let content = match (Unreadable::from_name(&row.reason), content) {
-            (Some(why), _) => Err(why),
-            (None, Some(content)) => Ok(content),
-            (None, None) => Err(Unreadable::Malformed),
-        };
-        self.message(conversation, row.seq, id, (sender.user, sender.device), sent_at as u64, content)
+        let mut stored = self.content_of(row)?;
+        // The event stays as it was, although the content may have been recovered.
+        let why = Unreadable::from_name(&row.reason);
+        stored.content = stored.content.filter(|_| why.is_none());
+        let why = why.unwrap_or(Unreadable::Malformed);
+        self.message(conversation, row.seq, id, (sender.user, sender.device), stored, why)
     }
 
     pub(super) fn add_event(&mut self, own_message: Option<MessageId>, event: EventRow) -> Result<()> {

@@ -16,7 +16,7 @@ use rusqlite::{OptionalExtension, params};
 
 use super::events::{EventKind, EventRow};
 use super::{LocalStore, blob, corrupt, failed};
-use crate::content::group_details;
+use crate::content::{ReceivedDetails, group_details};
 use crate::group_profile::GroupProfile;
 use crate::invitation::GroupInvitation;
 use crate::settings_sync::SettingsSync;
@@ -148,6 +148,10 @@ impl LocalStore {
         action: &GroupAction,
     ) -> Result<()> {
         self.ensure_conversation(id)?;
+        if action.added().contains(&self.own_user()?) {
+            // The timer is that of the addition, not one of an earlier membership.
+            self.run("UPDATE conversations SET timer_seq = 0 WHERE id = ?1", [id.as_bytes()])?;
+        }
         let has_profile = match action {
             GroupAction::Create { .. } | GroupAction::Edit => true,
             // A new member gets the profile that it could not read. It changes none that a message of the group set.
@@ -161,8 +165,17 @@ impl LocalStore {
             )?;
             self.take_own_group_details(id, message)?;
         }
+        let encoded = action.encode().to_vec();
+        let is_shown = self.was_in_group(id)?;
+        let known = !is_shown || self.run(
+            "UPDATE messages SET group_action = ?4 WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3",
+            params![sender.installation.as_bytes(), message.as_bytes(), id.as_bytes(), encoded],
+        )? > 0;
+        if !known {
+            self.received_action = Some((id, message, encoded.clone()));
+        }
         let event = EventRow {
-            action: action.encode().to_vec(),
+            action: encoded,
             ..EventRow::of_message(EventKind::GroupChanged, id, seq, sender, message)
         };
         self.add_event(None, event)
@@ -175,7 +188,7 @@ impl LocalStore {
         message: MessageId,
         content: &[u8],
     ) -> Result<()> {
-        let (profile, link) = group_details(content);
+        let ReceivedDetails { profile, link, timer_ms } = group_details(content);
         let secret = link.filter(|link| link.group() == id).and_then(|link| link.secret().cloned());
         if let Some(secret) = secret
             && self.roster(id)?.link.is_some_and(|link| link.key == secret.key())
@@ -183,27 +196,21 @@ impl LocalStore {
             self.set_link_secret(id, &secret)?;
         }
         let Some(GroupProfile { name, description, picture }) = profile else { return Ok(()) };
-        self.run(
+        let taken = self.run(
             "UPDATE conversations SET name = ?3, description = ?4, picture = ?5 WHERE id = ?1 AND profile_from = ?2",
             params![id.as_bytes(), message.as_bytes(), name, description, picture],
-        )
-        .map(drop)
+        )?;
+        match timer_ms.filter(|_| taken > 0) {
+            Some(timer_ms) => self.take_first_timer(id, timer_ms),
+            None => Ok(()),
+        }
     }
 
     /// Takes the profile of a group from an own message, which was stored before its change was followed.
     fn take_own_group_details(&mut self, id: ConversationId, message: MessageId) -> Result<()> {
         let own = self.own.ok_or(corrupt("the store is not loaded"))?.installation;
-        let content: Option<Option<Vec<u8>>> = self
-            .db
-            .prepare_cached(
-                "SELECT content FROM messages WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3",
-            )
-            .and_then(|mut s| {
-                let key = params![own.as_bytes(), message.as_bytes(), id.as_bytes()];
-                s.query_row(key, |row| row.get(0)).optional()
-            })
-            .map_err(failed)?;
-        content.flatten().map_or(Ok(()), |content| self.take_group_details(id, message, &content))
+        let content = self.column_of("content", id, own.as_bytes(), message.as_bytes())?;
+        content.map_or(Ok(()), |content| self.take_group_details(id, message, &content))
     }
 
     fn has_profile_of_member(&self, id: ConversationId) -> Result<bool> {
@@ -231,11 +238,11 @@ impl LocalStore {
             .map_err(failed)
     }
 
-    /// Prepares to join a group: notes the name and the secret that the invitation has.
+    /// Prepares to found or join a group: notes its name, and the secret that the invitation has.
     ///
     /// # Errors
     /// If the store fails.
-    pub(crate) fn begin_to_join(
+    pub(crate) fn expect_group(
         &mut self,
         id: ConversationId,
         name: Option<&str>,
@@ -294,7 +301,7 @@ impl LocalStore {
         let invitations = self.rows_with(
             "SELECT content FROM messages WHERE instr(content, ?1) > 0 ORDER BY sent_at DESC LIMIT 10",
             [id.as_bytes()],
-            |row| Ok(group_details(&blob(row, 0)?).1),
+            |row| Ok(group_details(&blob(row, 0)?).link),
         )?;
         let of_group = |invitation: &GroupInvitation| invitation.group() == id;
         let found = invitations.into_iter().flatten().find(of_group);
@@ -357,6 +364,34 @@ impl LocalStore {
             .and_then(|mut s| s.query_row([id.as_bytes()], |row| row.get(0)).optional())
             .map_err(failed)?;
         roster.map_or(Ok(Roster::default()), |roster| decode_roster(&roster))
+    }
+
+    /// Returns the change of a group that a message makes.
+    pub(super) fn group_action(
+        &self,
+        sender: InstallationId,
+        id: ConversationId,
+        message: MessageId,
+    ) -> Result<Option<GroupAction>> {
+        let action = self.column_of("group_action", id, sender.as_bytes(), message.as_bytes())?;
+        Ok(action.and_then(|action| GroupAction::decode(&action).ok()))
+    }
+
+    /// Returns whether this user is a member of a group, or was one before the last change. Only to
+    /// such a user changes are shown: a user that declines an invitation does not see the group any more.
+    pub(super) fn was_in_group(&self, id: ConversationId) -> Result<bool> {
+        let own = self.own_user()?;
+        let rosters = self.rows_with(
+            "SELECT roster FROM rosters WHERE conversation = ?1 ORDER BY version DESC LIMIT 2",
+            [id.as_bytes()],
+            |row| blob(row, 0),
+        )?;
+        for roster in rosters {
+            if decode_roster(&roster)?.member(own).is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Returns whether users see a group that has no message: this user is a member, or asks to join.

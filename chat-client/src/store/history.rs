@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::time::{Duration, UNIX_EPOCH};
 
+use chat_core::group::GroupAction;
 use chat_core::replica::Unreadable;
 use chat_core::{ConversationId, ConversationKind, DeviceId, Handle, MessageId, Result, Seq, UserId};
 use rusqlite::{OptionalExtension, params};
 
+use super::timeline::IS_SHOWN;
 use super::{LocalStore, blob, corrupt, failed, number};
 use crate::contact::Relation;
 use crate::content::{Attributes, decode_message};
@@ -14,6 +16,16 @@ use crate::event::{Event, RefusedReason};
 use crate::group::MemberReceipt;
 use crate::message::{Content, Message, MessageRef, User};
 use crate::status::{Count, Position, Status};
+
+/// The stored part of a message that its text is made of.
+#[derive(Debug, Default)]
+pub(super) struct StoredContent {
+    /// `None` while the message is unreadable.
+    pub content: Option<Vec<u8>>,
+    pub sent_at_ms: u64,
+    /// The change of a group that the message makes.
+    pub action: Option<Vec<u8>>,
+}
 
 impl LocalStore {
     /// Returns this user.
@@ -64,6 +76,34 @@ impl LocalStore {
         Ok(users.into_iter().find(|user| ConversationId::direct(own, *user) == conversation))
     }
 
+    /// Returns a column of a message, if it is stored and has a value there.
+    pub(super) fn column_of(
+        &self,
+        column: &'static str,
+        conversation: ConversationId,
+        sender: &[u8],
+        id: &[u8],
+    ) -> Result<Option<Vec<u8>>> {
+        let value: Option<Option<Vec<u8>>> = self
+            .db
+            .prepare_cached(&format!(
+                "SELECT {column} FROM messages WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3"
+            ))
+            .and_then(|mut s| {
+                s.query_row(params![sender, id, conversation.as_bytes()], |row| row.get(0)).optional()
+            })
+            .map_err(failed)?;
+        Ok(value.flatten())
+    }
+
+    /// Returns whether the other user of a direct conversation is recorded.
+    pub(super) fn has_peer(&self, conversation: ConversationId) -> Result<bool> {
+        self.db
+            .prepare_cached("SELECT 1 FROM conversations WHERE id = ?1 AND peer IS NOT NULL")
+            .and_then(|mut s| s.exists([conversation.as_bytes()]))
+            .map_err(failed)
+    }
+
     /// Records the other user of a direct conversation, in the open transaction.
     pub(super) fn set_peer(&mut self, conversation: ConversationId, peer: UserId) -> Result<()> {
         self.run(
@@ -77,20 +117,29 @@ impl LocalStore {
         })
     }
 
+    /// Returns a message. `why` is the reason if its content is unreadable.
     pub(super) fn message(
         &self,
         conversation: ConversationId,
         seq: Seq,
         id: MessageId,
         sender: (UserId, DeviceId),
-        sent_at_ms: u64,
-        content: Result<Vec<u8>, Unreadable>,
+        stored: StoredContent,
+        why: Unreadable,
     ) -> Result<Message> {
         let own = self.own_user()?;
         let named = MessageRef { conversation, user: sender.0, id };
-        let (content, attributes) = match content.map(|content| decode_message(conversation, &content)) {
-            Ok(decoded) => (decoded.content, decoded.attributes),
-            Err(why) => (Content::Unreadable(why), Attributes::default()),
+        let decoded = stored.content.map(|content| decode_message(conversation, &content));
+        let (content, attributes) = match decoded {
+            Some(decoded) => (decoded.content, decoded.attributes),
+            None => (Content::Unreadable(why), Attributes::default()),
+        };
+        let content = match stored.action.and_then(|action| GroupAction::decode(&action).ok()) {
+            Some(action) => {
+                let users = action.users().iter().map(|user| self.user(*user)).collect::<Result<_>>()?;
+                content.of_change(action, users, own)
+            }
+            None => content.of_no_change(),
         };
         let changes = self.changes_of(&named)?;
         let (content, is_edited) = match changes.text {
@@ -115,12 +164,14 @@ impl LocalStore {
             device: sender.1,
             recipient: recipient.map(|user| self.user(user)).transpose()?,
             // The time is the claim of the sender.
-            sent_at: UNIX_EPOCH.checked_add(Duration::from_millis(sent_at_ms)).unwrap_or(UNIX_EPOCH),
+            sent_at: UNIX_EPOCH.checked_add(Duration::from_millis(stored.sent_at_ms)).unwrap_or(UNIX_EPOCH),
             reply_to: attributes.reply_to,
             mentions: attributes.mentions,
             is_forwarded: attributes.is_forwarded,
             is_edited,
             reactions,
+            disappears_after: (attributes.lifetime_ms > 0)
+                .then(|| Duration::from_millis(attributes.lifetime_ms)),
             content,
         })
     }
@@ -140,17 +191,21 @@ impl LocalStore {
         let count = i64::try_from(limit).unwrap_or(i64::MAX);
         let numbered = self.messages(
             conversation,
-            "SELECT seq, user, device, message_id, content, sent_at FROM messages INDEXED BY messages_shown
-             WHERE conversation = ?1 AND seq < ?2 AND seq > 0 AND content IS NOT x'' AND target IS NULL
-             ORDER BY seq DESC LIMIT ?3",
+            &format!(
+                "SELECT seq, user, device, message_id, content, sent_at, group_action FROM messages INDEXED BY messages_shown
+                 WHERE conversation = ?1 AND seq < ?2 AND seq > 0 AND {IS_SHOWN}
+                 ORDER BY seq DESC LIMIT ?3"
+            ),
             (before, count),
         )?;
         let oldest = if numbered.len() < limit { 0 } else { numbered.last().map_or(0, |last| last.seq) };
         let archived = self.messages(
             conversation,
-            "SELECT anchor, user, device, message_id, content, sent_at FROM messages
-             WHERE conversation = ?1 AND anchor < ?2 AND anchor >= ?3 AND content IS NOT x'' AND target IS NULL
-             ORDER BY anchor DESC, seq",
+            &format!(
+                "SELECT anchor, user, device, message_id, content, sent_at, group_action FROM messages
+                 WHERE conversation = ?1 AND anchor < ?2 AND anchor >= ?3 AND {IS_SHOWN}
+                 ORDER BY anchor DESC, seq"
+            ),
             (before, oldest.cast_signed()),
         )?;
         if archived.is_empty() {
@@ -174,8 +229,11 @@ impl LocalStore {
         let mut rows = statement.query(params![conversation.as_bytes(), first, second]).map_err(failed)?;
         let mut messages = Vec::new();
         while let Some(row) = rows.next().map_err(failed)? {
-            let content: Option<Vec<u8>> = row.get(4).map_err(failed)?;
-            let content = content.ok_or(Unreadable::Undecryptable);
+            let stored = StoredContent {
+                content: row.get(4).map_err(failed)?,
+                sent_at_ms: number(row, 5)?,
+                action: row.get(6).map_err(failed)?,
+            };
             let sender = (UserId::parse(&blob(row, 1)?)?, DeviceId::new(number(row, 2)? as u32)?);
             let id = MessageId::parse(&blob(row, 3)?)?;
             messages.push(self.message(
@@ -183,8 +241,8 @@ impl LocalStore {
                 number(row, 0)?,
                 id,
                 sender,
-                number(row, 5)?,
-                content,
+                stored,
+                Unreadable::Undecryptable,
             )?);
         }
         Ok(messages)
@@ -203,8 +261,9 @@ impl LocalStore {
         self.run("DELETE FROM failed_messages WHERE conversation = ?1", [conversation.as_bytes()])?;
         self.run("DELETE FROM unknown_rows WHERE conversation = ?1 AND seq <= ?2", place)?;
         let erased = self.run(
-            "UPDATE messages SET content = x'', audience = NULL, body_key = NULL, unasked = 0
-             WHERE conversation = ?1 AND seq <= ?2 AND content IS NOT x''",
+            "UPDATE messages SET content = x'', audience = NULL, body_key = NULL, unasked = 0, lifetime_ms = 0, expires_at = NULL,
+               group_action = NULL
+             WHERE conversation = ?1 AND seq <= ?2 AND (content IS NOT x'' OR group_action IS NOT NULL)",
             params![conversation.as_bytes(), through.cast_signed()],
         )?;
         self.recount_unread(conversation)?;

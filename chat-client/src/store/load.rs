@@ -22,6 +22,7 @@ impl LocalStore {
     pub(crate) fn load(&mut self, device: DeviceAddress) -> Result<ReplicaSnapshot> {
         self.own = Some(device);
         self.count_uncounted()?;
+        self.read_unsupported()?;
         self.build_search_index()?;
         self.commit_open()?;
         let mut saved = ReplicaSnapshot::new(device);
@@ -88,13 +89,14 @@ impl LocalStore {
         self.load_groups(&mut saved.conversations)?;
         saved.outbox = self.rows(
             "SELECT message_id, handle, user, content, sent_at, publish, void, attempted, installation, device, bound,
-                    group_id, action
+                    group_id, action, waits_for
              FROM outbox ORDER BY n",
             |row| {
                 let handle: Option<String> = row.get(1).map_err(failed)?;
                 let installation: Option<Vec<u8>> = row.get(8).map_err(failed)?;
                 let group: Option<Vec<u8>> = row.get(11).map_err(failed)?;
                 let action: Option<Vec<u8>> = row.get(12).map_err(failed)?;
+                let after: Option<Vec<u8>> = row.get(13).map_err(failed)?;
                 let to = match (handle, installation) {
                     _ if group.is_some() => Recipient::Group(ConversationId::parse(&group.unwrap_or_default())?),
                     (Some(handle), _) => Recipient::Handle(Handle::new(&handle)?),
@@ -110,6 +112,7 @@ impl LocalStore {
                     draft: Draft {
                         id: MessageId::parse(&blob(row, 0)?)?,
                         to,
+                        after: after.map(|id| MessageId::parse(&id)).transpose()?,
                         content: blob(row, 3)?.into(),
                         sent_at: number(row, 4)?,
                         action: action.map(|action| GroupAction::decode(&action)).transpose()?,

@@ -19,10 +19,10 @@ pub(super) struct AppliedChanges {
 }
 
 /// A message that changes another one: seq, user, change and content.
-type ChangeRow = (i64, UserId, MessageChange, Content);
+pub(super) type ChangeRow = (i64, UserId, MessageChange, Content);
 
 /// The target of a message that changes none, although it says so: its sender may not do that.
-const NO_TARGET: &[u8] = &[];
+pub(super) const NO_TARGET: &[u8] = &[];
 
 fn key(target: &MessageRef) -> Vec<u8> {
     [target.user.as_bytes().as_slice(), target.id.as_bytes().as_slice()].concat()
@@ -44,6 +44,10 @@ impl LocalStore {
         id: MessageId,
         message: &DecodedMessage,
     ) -> Result<Option<bool>> {
+        if let Some(timer_ms) = message.timer_ms() {
+            return self.apply_timer(conversation, sender, id, timer_ms);
+        }
+        self.note_unsupported(conversation, sender.installation, id, message)?;
         let Some((target, change)) = message.change.clone() else {
             let text = message.content.text();
             let message = MessageRef { conversation, user: sender.user, id };
@@ -135,7 +139,8 @@ impl LocalStore {
         let content: Option<Option<Vec<u8>>> = self
             .db
             .prepare_cached(
-                "SELECT content FROM messages WHERE conversation = ?1 AND user = ?2 AND message_id = ?3 AND target IS NULL",
+                "SELECT content FROM messages WHERE conversation = ?1 AND user = ?2 AND message_id = ?3 AND target IS NULL
+                   AND group_action IS NULL",
             )
             .and_then(|mut s| {
                 let key = params![
@@ -158,16 +163,7 @@ impl LocalStore {
         installation: &[u8],
         id: &[u8],
     ) -> Result<Option<MessageRef>> {
-        let target: Option<Option<Vec<u8>>> = self
-            .db
-            .prepare_cached(
-                "SELECT target FROM messages WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3",
-            )
-            .and_then(|mut s| {
-                s.query_row(params![installation, id, conversation.as_bytes()], |row| row.get(0)).optional()
-            })
-            .map_err(failed)?;
-        read_target(conversation, target.flatten())
+        read_target(conversation, self.column_of("target", conversation, installation, id)?)
     }
 
     /// Returns the target of the message at a seq.
@@ -213,7 +209,7 @@ impl LocalStore {
     }
 
     /// Returns the messages that change another one, in the order of the log.
-    fn changes_to(&self, target: &MessageRef) -> Result<Vec<ChangeRow>> {
+    pub(super) fn changes_to(&self, target: &MessageRef) -> Result<Vec<ChangeRow>> {
         let conversation = target.conversation;
         let rows = self.rows_with(
             // The planner prefers the primary key, and reads the whole conversation for each message.
@@ -238,7 +234,7 @@ mod tests {
     use std::sync::Arc;
 
     use bytes::Bytes;
-    use chat_core::envelope::{InboxRow, Message, RowContent};
+    use chat_core::envelope::{InboxRow, RowContent};
     use chat_core::replica::{Change, Changes, Opened, Unreadable};
     use chat_core::{DeviceId, InstallationId};
 
@@ -247,7 +243,7 @@ mod tests {
     use crate::content::encode_request;
     use crate::event::Event;
     use crate::send::SendRequest;
-    use crate::store::open_for_test;
+    use crate::store::{message_for_test, open_for_test};
 
     fn device(n: u8) -> DeviceAddress {
         let (user, installation) = (UserId::from_bytes([n; 16]), InstallationId::from_bytes([n; 16]));
@@ -280,22 +276,11 @@ mod tests {
 
         /// The message at a seq arrives. Without a request this device cannot read it.
         fn arrives(&mut self, seq: u64, sender: u8, request: Option<SendRequest>) {
-            let message = Message {
-                id: id(seq),
-                sender: device(sender),
-                client_seq: seq,
-                prev: MessageId::NIL,
-                incarnation: 0,
-                audience: Vec::new(),
-                body: Bytes::new(),
-                sent_at: 0,
-                options: chat_core::message_options::MessageOptions::default(),
-                group: None,
-            };
+            let message = message_for_test(id(seq), device(sender), seq);
             let content = RowContent::Message { message: Arc::new(message), sealed: Bytes::new() };
             let conversation = self.conversation;
             let row = InboxRow { conversation, seq, time_us: seq, joined: seq == 1, content };
-            let content = request.map(|request| Bytes::from(encode_request(&request)));
+            let content = request.map(|request| Bytes::from(encode_request(&request, 0)));
             let unreadable = Opened::unreadable(Unreadable::NoSession);
             let opened = Opened { content: content.ok_or(Unreadable::NoSession), ..unreadable };
             let list = vec![Change::Received(Box::new(row), opened)];
@@ -303,7 +288,7 @@ mod tests {
         }
 
         fn recovers(&mut self, seq: u64, sender: u8, request: &SendRequest) {
-            let content = encode_request(request);
+            let content = encode_request(request, 0);
             self.store.recovered(device(sender), self.conversation, id(seq), &content).unwrap();
         }
 
@@ -449,6 +434,72 @@ mod tests {
         assert!(world.found("eight").is_empty());
         let rows = world.store.rows("SELECT id FROM search_rows", |row| row.get::<_, i64>(0).map_err(failed));
         assert!(rows.unwrap().is_empty());
+    }
+
+    /// Lets a message look as if an earlier version of the client had received it, which did not know its kind.
+    fn make_unknown(world: &mut World, seq: u64, sender: u8) {
+        let (conversation, sender) = (world.conversation, device(sender));
+        world
+            .store
+            .run(
+                "INSERT INTO unsupported_messages VALUES (?1, ?2, ?3)",
+                params![conversation.as_bytes(), sender.installation.as_bytes(), id(seq).as_bytes()],
+            )
+            .unwrap();
+    }
+
+    #[test]
+    fn message_of_a_later_version_is_read_after_an_update() {
+        let mut world = World::new();
+        let target = world.target(2, 1);
+        world.arrives(1, 2, Some(SendRequest::text("at seven")));
+        let content = |request: Option<SendRequest>| encode_request(&request.unwrap(), 0);
+        // The earlier version kept the edit and the text as placeholders.
+        for (seq, content) in
+            [(2, content(edit(target, "at eight"))), (3, content(Some(SendRequest::text("bring cake"))))]
+        {
+            world.arrives(seq, 2, Some(SendRequest::text("")));
+            let key = params![world.conversation.as_bytes(), seq.cast_signed(), content];
+            world
+                .store
+                .run("UPDATE messages SET content = ?3 WHERE conversation = ?1 AND seq = ?2", key)
+                .unwrap();
+            make_unknown(&mut world, seq, 2);
+        }
+        let events = world.store.last_event().unwrap();
+        world.store.load(device(1)).unwrap();
+        assert_eq!(world.shown()[0], text("at seven"), "the same version does not read them again");
+        world.store.remove_meta("message_kinds").unwrap();
+        world.store.load(device(1)).unwrap();
+        assert_eq!(
+            (world.shown(), world.found("cake")),
+            (vec![text("at eight"), text("bring cake")], vec![3])
+        );
+        let events = world.store.events(events, 100).unwrap();
+        let kinds = events.iter().map(|record| match &record.event {
+            Event::MessageChanged { .. } => "changed",
+            Event::Recovered(message) => message.text().unwrap(),
+            _ => "other",
+        });
+        assert_eq!(kinds.collect::<Vec<_>>(), ["changed", "bring cake"]);
+        world.store.remove_meta("message_kinds").unwrap();
+        world.store.load(device(1)).unwrap();
+        assert_eq!(world.store.events(events.last().unwrap().number.unwrap(), 100), Ok(vec![]), "each once");
+    }
+
+    #[test]
+    fn message_that_no_version_knows_stays_a_placeholder() {
+        let mut world = World::new();
+        let unknown = chat_core::padding::pad(vec![0xa2, 0x06, 1, 7]);
+        world.arrives(1, 2, None);
+        world.store.recovered(device(2), world.conversation, id(1), &unknown).unwrap();
+        for _ in 0..2 {
+            assert_eq!(world.shown(), [Content::Unsupported]);
+            let kept = world.store.rows("SELECT message_id FROM unsupported_messages", |row| blob(row, 0));
+            assert_eq!(kept, Ok(vec![id(1).as_bytes().to_vec()]));
+            world.store.remove_meta("message_kinds").unwrap();
+            world.store.load(device(1)).unwrap();
+        }
     }
 
     #[test]

@@ -86,16 +86,29 @@ ALTER TABLE conversations ADD COLUMN muted_at INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE conversations ADD COLUMN archived_at INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE conversations ADD COLUMN pinned_at INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE conversations ADD COLUMN draft_at INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE conversations ADD COLUMN timer_ms INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE conversations ADD COLUMN timer_seq INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX handles_by_user ON handles (user);
 CREATE TABLE unsynced_settings (conversation BLOB PRIMARY KEY, fields INTEGER NOT NULL) WITHOUT ROWID;
 ALTER TABLE messages ADD COLUMN roster_version INTEGER;
 ALTER TABLE messages ADD COLUMN target BLOB;
 ALTER TABLE messages ADD COLUMN mentioned INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE messages ADD COLUMN lifetime_ms INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE messages ADD COLUMN expires_at INTEGER;
+ALTER TABLE messages ADD COLUMN group_action BLOB;
+CREATE INDEX messages_expiring ON messages (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX messages_unexpired ON messages (conversation, seq) WHERE lifetime_ms > 0 AND expires_at IS NULL;
 CREATE INDEX messages_by_author ON messages (message_id, user);
-CREATE INDEX messages_shown ON messages (conversation, seq) WHERE content IS NOT x'' AND target IS NULL;
+CREATE INDEX messages_shown ON messages (conversation, seq)
+  WHERE (content IS NOT x'' OR group_action IS NOT NULL) AND target IS NULL;
 CREATE INDEX messages_by_target ON messages (conversation, target, seq) WHERE target IS NOT NULL;
 ALTER TABLE outbox ADD COLUMN group_id BLOB;
 ALTER TABLE outbox ADD COLUMN action BLOB;
+ALTER TABLE outbox ADD COLUMN waits_for BLOB;
+CREATE INDEX outbox_waiting ON outbox (waits_for) WHERE waits_for IS NOT NULL;
+CREATE TABLE unsupported_messages (
+  conversation BLOB NOT NULL, sender BLOB NOT NULL, message_id BLOB NOT NULL,
+  PRIMARY KEY (conversation, sender, message_id)) WITHOUT ROWID;
 CREATE TABLE failed_messages (
   message_id BLOB PRIMARY KEY, n INTEGER NOT NULL, conversation BLOB NOT NULL, content BLOB NOT NULL,
   sent_at INTEGER NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID;
@@ -439,14 +452,15 @@ mod tests {
         let user = User::new(bob, Some(Handle::new("bob").unwrap()));
         let key = Some("r1".to_owned());
         let message = |content| {
-            store.message(conversation, 2, received, (bob, DeviceId::new(3).unwrap()), 7000, content).unwrap()
+            let stored = super::super::history::StoredContent { content, sent_at_ms: 7000, action: None };
+            let why = chat_core::replica::Unreadable::NoSession;
+            store.message(conversation, 2, received, (bob, DeviceId::new(3).unwrap()), stored, why).unwrap()
         };
-        let unreadable = Err(chat_core::replica::Unreadable::NoSession);
         let expected = [
             (1, Event::Queued { message: sent, idempotency_key: key.clone() }),
             (2, Event::Stored { message: sent, idempotency_key: key.clone(), conversation, seq: 1 }),
-            (4, Event::Message(message(Ok(crate::content::encode_text("hello"))))),
-            (5, Event::Message(message(unreadable))),
+            (4, Event::Message(message(Some(crate::content::encode_text("hello"))))),
+            (5, Event::Message(message(None))),
             (6, Event::Read { conversation, user, seq: 1 }),
             (7, Event::Gap { conversation, from_seq: 3, to_seq: 5, reason: GapReason::Expired }),
             (8, Event::IdentityChanged { user: User::new(stranger, None) }),

@@ -16,7 +16,8 @@ CREATE TABLE conversations (
   unread INTEGER NOT NULL DEFAULT 0, mentions INTEGER NOT NULL DEFAULT 0,
   muted_until INTEGER NOT NULL DEFAULT 0, archived INTEGER NOT NULL DEFAULT 0, pinned INTEGER NOT NULL DEFAULT 0,
   draft TEXT NOT NULL DEFAULT '', muted_at INTEGER NOT NULL DEFAULT 0, archived_at INTEGER NOT NULL DEFAULT 0,
-  pinned_at INTEGER NOT NULL DEFAULT 0, draft_at INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+  pinned_at INTEGER NOT NULL DEFAULT 0, draft_at INTEGER NOT NULL DEFAULT 0,
+  timer_ms INTEGER NOT NULL DEFAULT 0, timer_seq INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE search_rows (
   id INTEGER PRIMARY KEY AUTOINCREMENT, conversation BLOB NOT NULL, user BLOB NOT NULL, message_id BLOB NOT NULL,
   UNIQUE (conversation, user, message_id));
@@ -32,23 +33,32 @@ CREATE TABLE messages (
   conversation BLOB NOT NULL, seq INTEGER NOT NULL, sender BLOB NOT NULL, user BLOB NOT NULL, device INTEGER NOT NULL,
   message_id BLOB NOT NULL, content BLOB, sent_at INTEGER NOT NULL, audience BLOB,
   unasked INTEGER NOT NULL DEFAULT 0, row_hash BLOB, anchor INTEGER, body_key BLOB, roster_version INTEGER,
-  target BLOB, mentioned INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
+  target BLOB, mentioned INTEGER NOT NULL DEFAULT 0,
+  lifetime_ms INTEGER NOT NULL DEFAULT 0, expires_at INTEGER, group_action BLOB,
+  PRIMARY KEY (conversation, seq)) WITHOUT ROWID;
 CREATE INDEX messages_by_author ON messages (message_id, user);
 CREATE INDEX messages_by_target ON messages (conversation, target, seq) WHERE target IS NOT NULL;
 CREATE INDEX messages_archived ON messages (conversation, anchor) WHERE anchor IS NOT NULL;
 CREATE INDEX messages_unasked ON messages (unasked) WHERE unasked = 1;
 CREATE UNIQUE INDEX messages_by_id ON messages (sender, message_id, conversation);
-CREATE INDEX messages_shown ON messages (conversation, seq) WHERE content IS NOT x'' AND target IS NULL;
+CREATE INDEX messages_shown ON messages (conversation, seq)
+  WHERE (content IS NOT x'' OR group_action IS NOT NULL) AND target IS NULL;
 CREATE INDEX messages_seen ON messages (conversation, seq) WHERE row_hash IS NOT NULL;
+CREATE INDEX messages_expiring ON messages (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX messages_unexpired ON messages (conversation, seq) WHERE lifetime_ms > 0 AND expires_at IS NULL;
 CREATE TABLE outbox (
   n INTEGER PRIMARY KEY AUTOINCREMENT, message_id BLOB NOT NULL UNIQUE, handle TEXT, user BLOB, content BLOB NOT NULL,
   installation BLOB, device INTEGER, bound INTEGER NOT NULL DEFAULT 0,
   sent_at INTEGER NOT NULL, publish BLOB, void INTEGER NOT NULL DEFAULT 0, attempted INTEGER NOT NULL DEFAULT 0,
-  group_id BLOB, action BLOB);
+  group_id BLOB, action BLOB, waits_for BLOB);
+CREATE INDEX outbox_waiting ON outbox (waits_for) WHERE waits_for IS NOT NULL;
 CREATE TABLE failed_messages (
   message_id BLOB PRIMARY KEY, n INTEGER NOT NULL, conversation BLOB NOT NULL, content BLOB NOT NULL,
   sent_at INTEGER NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID;
 CREATE INDEX failed_messages_by_conversation ON failed_messages (conversation);
+CREATE TABLE unsupported_messages (
+  conversation BLOB NOT NULL, sender BLOB NOT NULL, message_id BLOB NOT NULL,
+  PRIMARY KEY (conversation, sender, message_id)) WITHOUT ROWID;
 CREATE TABLE refs (ref TEXT PRIMARY KEY, message_id BLOB NOT NULL, digest BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX refs_by_id ON refs (message_id);
 CREATE TABLE lists (user BLOB PRIMARY KEY, list BLOB NOT NULL) WITHOUT ROWID;

@@ -51,7 +51,7 @@ impl LocalStore {
         )?;
         self.run(
             "UPDATE conversations SET cursor = ?2, last_own = min(last_own, ?2), delivered = min(delivered, ?2),
-               read = min(read, ?2), excused = 4503599627370496 WHERE id = ?1",
+               read = min(read, ?2), excused = 4503599627370496, timer_seq = min(timer_seq, ?2) WHERE id = ?1",
             place,
         )?;
         self.recount_unread(id)?;

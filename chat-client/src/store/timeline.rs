@@ -4,21 +4,23 @@ use chat_core::replica::Unreadable;
 use chat_core::{ConversationId, DeviceId, MessageId, Result, Seq, UserId};
 use rusqlite::{OptionalExtension, Row, params};
 
+use super::history::StoredContent;
 use super::{LocalStore, blob, corrupt, failed, number};
-use crate::content::change_in;
+use crate::content::{change_in, decode_message};
 use crate::event::RefusedReason;
+use crate::message::{Content, MessageRef};
 use crate::settings_sync::SettingsSync;
 use crate::status::Status;
 use crate::timeline::{Place, TimelineItem};
 
 /// The columns of a stored message that an item needs.
-const COLUMNS: &str = "seq, anchor, user, device, message_id, content, sent_at";
+const COLUMNS: &str = "seq, anchor, user, device, message_id, content, sent_at, group_action";
 
-/// The condition of rows that are items: not erased, and no changes of other messages.
-const IS_SHOWN: &str = "content IS NOT x'' AND target IS NULL";
+/// The condition of rows that are shown: messages with content and changes of a group, but no changes of other messages.
+pub(super) const IS_SHOWN: &str = "(content IS NOT x'' OR group_action IS NOT NULL) AND target IS NULL";
 
 /// The condition of messages of the outbox that may be items: those of a group or a user, that are not withdrawn.
-const IS_WAITING: &str = "installation IS NULL AND void = 0 AND content IS NOT x''";
+const IS_WAITING: &str = "installation IS NULL AND void = 0 AND (content IS NOT x'' OR action IS NOT NULL)";
 
 /// A number of an application as the database has it; larger ones are the largest.
 fn signed(n: u64) -> i64 {
@@ -139,11 +141,14 @@ impl LocalStore {
         let anchor: Option<i64> = row.get(1).map_err(failed)?;
         let (user, device) = (UserId::parse(&blob(row, 2)?)?, DeviceId::new(number(row, 3)? as u32)?);
         let id = MessageId::parse(&blob(row, 4)?)?;
-        let content: Option<Vec<u8>> = row.get(5).map_err(failed)?;
+        let stored = StoredContent {
+            content: row.get(5).map_err(failed)?,
+            sent_at_ms: number(row, 6)?,
+            action: row.get(7).map_err(failed)?,
+        };
         let shown_at = anchor.unwrap_or(seq) as Seq;
-        let content = content.ok_or(Unreadable::Undecryptable);
         let mut message =
-            self.message(conversation, shown_at, id, (user, device), number(row, 6)?, content)?;
+            self.message(conversation, shown_at, id, (user, device), stored, Unreadable::Undecryptable)?;
         message.archived = anchor.is_some();
         let is_own = user == self.own_user()?;
         let status =
@@ -166,17 +171,41 @@ impl LocalStore {
         // Without an id, all of them: the outbox is bounded.
         let named = if id.is_some() { "message_id = ?3" } else { "?3 IS NULL" };
         let query = format!(
-            "SELECT n, message_id, content, sent_at, NULL FROM outbox
+            "SELECT n, message_id, content, sent_at, NULL, action FROM outbox
              WHERE {IS_WAITING} AND {named}
                AND (group_id = ?1 OR user = ?2 OR handle IN (SELECT handle FROM handles WHERE handles.user = ?2))
              UNION ALL
-             SELECT n, message_id, content, sent_at, reason FROM failed_messages
+             SELECT n, message_id, content, sent_at, reason, NULL FROM failed_messages
              WHERE conversation = ?1 AND {named}
              ORDER BY n"
         );
         let items =
             self.rows_with(&query, key, |row| self.unstored_item(conversation, row))?.into_iter().flatten();
         Ok(items.collect())
+    }
+
+    /// Returns whether an own message waits in the outbox and is no change of another one.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn is_queued(&self, message: &MessageRef) -> Result<bool> {
+        if message.user != self.own_user()? {
+            return Ok(false);
+        }
+        let items = self.unstored_items(message.conversation, Some(message.id))?;
+        let is_message = |item: &TimelineItem| {
+            item.status == Some(Status::Queued)
+                && !matches!(item.message.content(), Content::GroupChanged { .. })
+        };
+        Ok(items.iter().any(|(_, item)| is_message(item)))
+    }
+
+    /// Returns whether the deletion of an own message waits in the outbox.
+    fn is_deletion_queued(&self, message: MessageId) -> Result<bool> {
+        self.db
+            .prepare_cached("SELECT 1 FROM outbox WHERE waits_for = ?1 AND void = 0")
+            .and_then(|mut s| s.exists([message.as_bytes()]))
+            .map_err(failed)
     }
 
     fn unstored_item(
@@ -195,7 +224,12 @@ impl LocalStore {
         let status =
             reason.map_or(Status::Queued, |reason| Status::Refused(RefusedReason::from_name(&reason)));
         let sender = (own.user, own.device);
-        let message = self.message(conversation, 0, id, sender, number(row, 3)?, Ok(content))?;
+        let stored = StoredContent {
+            content: Some(content),
+            sent_at_ms: number(row, 3)?,
+            action: row.get(5).map_err(failed)?,
+        };
+        let message = self.message(conversation, 0, id, sender, stored, Unreadable::Malformed)?;
         Ok(Some((Place::unstored(number(row, 0)?), TimelineItem { message, status: Some(status) })))
     }
 
@@ -227,7 +261,14 @@ impl LocalStore {
             // There is no such user, so there is no conversation.
             (None, None) => return Ok(()),
         };
-        if change_in(conversation, &content).is_some() {
+        if self.is_deletion_queued(id)? {
+            return Ok(());
+        }
+        let refused = decode_message(conversation, &content);
+        if refused.timer_ms().is_some() {
+            self.restore_timer(conversation)?;
+        }
+        if refused.change.is_some() {
             return Ok(());
         }
         self.run(

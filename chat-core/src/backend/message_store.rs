@@ -7,13 +7,14 @@ use async_trait::async_trait;
 
 use super::LogPosition;
 use crate::model::envelope::{
-    AckUpTo, Durability, InboxCursor, InboxPosition, InboxRow, Publish, SendPosition,
+    AckUpTo, Durability, EmptyReason, InboxCursor, InboxPosition, InboxRow, SendPosition,
 };
 use crate::model::error::Result;
 use crate::model::id::{
     ClientSeq, ConversationId, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
 };
 use crate::model::roster::Roster;
+use crate::model::rules::Rules;
 
 /// Stores commits so that every reader finds each committed row once and in order.
 ///
@@ -49,8 +50,12 @@ use crate::model::roster::Roster;
 ///   (`a_rejected_ack_changes_nothing`).
 /// - A cursor begins at the first row of its device, so a device that joins late has nothing to acknowledge before
 ///   it (`a_device_that_joins_late_is_not_behind`).
+/// - A device reads a feed from the seq after which it joined, until it leaves (`feeds_of_a_device_read_back`). It may
+///   acknowledge any row of a feed up to the head: the rows are not in its inbox. Its tail is then at least the
+///   acknowledged seq (`a_feed_is_acknowledged_above_the_tail`).
 /// - The generation of a device never goes back (`generation_never_goes_back`).
-/// - History is read newest first, in pages (`history_is_newest_first_and_pages`). It holds no boxes. Mailboxes
+/// - History is read newest first, in pages (`history_is_newest_first_and_pages`), and oldest first
+///   (`history_after_is_oldest_first`). It holds no boxes. Mailboxes
 ///   have no history: their messages are in inboxes only (`mailboxes_have_no_history`).
 /// - A state is read in parts: its head, its roster, and only those senders that the caller names
 ///   (`state_has_the_named_senders`). A commit holds only the parts that it changes, and the other parts stay
@@ -67,6 +72,10 @@ use crate::model::roster::Roster;
 ///   stay as empty ones with their seqs and times, and so do the ids (`old_history_is_erased`).
 /// - A conversation that a user cleared stays as it is for the others. Once every member has cleared it up to a seq, the
 ///   content up to there is erased (`history_is_erased_once_every_member_cleared_it`).
+/// - A commit erases the content of the messages that it deletes, and of no others, with the reason `Deleted`
+///   (`a_deleted_message_is_erased`). [`expire_messages`](Self::expire_messages) erases
+///   the messages that are due, with the reason `Disappeared`
+///   (`a_message_disappears_when_its_time_is_over`). Both remove the boxes that wait for the devices of the members.
 /// - Erased content does not come back by a repeated commit (`erased_content_does_not_come_back`). An inbox row of an
 ///   erased message is read as an empty one (`a_waiting_row_of_an_erased_message_is_empty`).
 /// - A conversation or device without a commit reads as empty (`an_unknown_conversation_is_empty`).
@@ -93,10 +102,13 @@ use crate::model::roster::Roster;
 /// | `ack` | once a second and session while it acknowledges or sends, one at a time |
 /// | `inbox` | per page when a session begins, and after it lagged |
 /// | `history` | per page that a client requests |
+/// | `history_after` | per page of an inbox, and feed of the device |
+/// | `feeds` | per page of an inbox |
 /// | `generation` | once per session |
 /// | `device` | per recipient device, once in a minute or 20 messages, and per message to an inbox that is almost full; per request of cursors |
 /// | `erase` | once per unlinked device, and per device of a deleted account |
 /// | `expire`, `expire_history` | once an hour in each process that runs shards, until a piece of 1,000 is not full |
+/// | `expire_messages` | once a minute in each process that runs shards, until a piece of 1,000 is not full |
 /// | `clear_history` | per request of a user, and per conversation of a deleted account |
 /// | `cleared` | per history page |
 ///
@@ -182,6 +194,23 @@ pub trait MessageStore: fmt::Debug + Send + Sync + 'static {
         limit: PageLimit,
     ) -> Result<Vec<InboxRow>>;
 
+    /// Returns the rows of a conversation above a seq, oldest first.
+    ///
+    /// # Errors
+    /// As [`state`](Self::state).
+    async fn history_after(
+        &self,
+        conversation: ConversationId,
+        after: Seq,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>>;
+
+    /// Returns the feeds of a device: those that it reads, and those that it read.
+    ///
+    /// # Errors
+    /// As [`state`](Self::state).
+    async fn feeds(&self, device: InstallationId) -> Result<Vec<Feed>>;
+
     /// Returns the highest generation of a device's local store that was seen; 0 if none was.
     ///
     /// # Errors
@@ -210,6 +239,14 @@ pub trait MessageStore: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `Unavailable`: some content may be erased. Call it again.
     async fn expire_history(&self, before_us: u64, limit: usize) -> Result<usize>;
+
+    /// Erases the content of the messages that are due at `now_us`
+    /// ([`disappears_at_us`](InboxRow::disappears_at_us)), with the reason `Disappeared`. Returns the number of messages
+    /// erased, at most `limit`. A lower number means that no such message is left.
+    ///
+    /// # Errors
+    /// As [`state`](Self::state): a part may be erased. Call it again.
+    async fn expire_messages(&self, now_us: u64, limit: usize) -> Result<usize>;
 
     /// Records that a user cleared a conversation up to a seq; a seq above the head counts as the head. The record never goes
     /// back. Erases the content up to the seq that every member has cleared, with the reason `Cleared`.
@@ -278,6 +315,15 @@ impl PageLimit {
     }
 }
 
+/// A page of an inbox.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[allow(clippy::exhaustive_structs)]
+pub struct InboxPage {
+    pub rows: Vec<InboxRow>,
+    /// More rows may follow.
+    pub has_more: bool,
+}
+
 /// Selects the cursors of a device to read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(clippy::exhaustive_enums)]
@@ -337,8 +383,87 @@ pub struct Commit {
     /// New inbox rows, in order.
     pub inbox: Vec<(InstallationId, InboxRow)>,
     pub generations: Vec<(InstallationId, u64)>,
+    /// The devices that begin or stop to read the conversation as a feed.
+    pub feeds: Vec<FeedChange>,
+    /// Messages that this commit deletes for everyone: they lose their content.
+    pub deleted: Vec<Seq>,
     /// The parts of the state that change.
     pub state: StateChange,
+}
+
+impl Commit {
+    /// Returns a commit that only changes the state.
+    pub const fn of(conversation: ConversationId, state: StateChange) -> Self {
+        Self {
+            conversation,
+            history: Vec::new(),
+            ids: Vec::new(),
+            inbox: Vec::new(),
+            generations: Vec::new(),
+            feeds: Vec::new(),
+            deleted: Vec::new(),
+            state,
+        }
+    }
+
+    /// Adds the next commit of the same conversation. A message of this commit that the next one deletes is never stored
+    /// with its content.
+    pub fn merge(&mut self, next: Self) {
+        let rows = self.history.iter_mut().chain(self.inbox.iter_mut().map(|(_, row)| row));
+        for row in rows.filter(|row| next.deleted.contains(&row.seq)) {
+            row.erase(EmptyReason::Deleted);
+        }
+        self.history.extend(next.history);
+        self.ids.extend(next.ids);
+        self.inbox.extend(next.inbox);
+        self.generations.extend(next.generations);
+        self.feeds.extend(next.feeds);
+        self.deleted.extend(next.deleted);
+        self.state.merge(next.state);
+    }
+}
+
+/// A device begins to read a feed after a seq, or stops after it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(clippy::exhaustive_structs)]
+pub struct FeedChange {
+    pub device: InstallationId,
+    pub seq: Seq,
+    /// The device begins to read.
+    pub joins: bool,
+}
+
+/// A feed that a device reads, or read before.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Feed {
+    pub conversation: ConversationId,
+    /// The highest seq that the device acknowledged.
+    pub acked: Seq,
+    /// The seqs after which the device began (`true`) or stopped to read, ascending.
+    pub changes: Vec<(Seq, bool)>,
+}
+
+impl Feed {
+    /// Returns whether the device reads the row at a seq.
+    ///
+    /// ```
+    /// use chat_core::{ConversationId, backend::Feed};
+    /// let conversation = ConversationId::from_bytes([0x14; 17]);
+    /// let feed = Feed { conversation, acked: 2, changes: vec![(3, true), (7, false)] };
+    /// assert!(!feed.reads(3) && feed.reads(4) && feed.reads(7) && !feed.reads(8));
+    /// ```
+    pub fn reads(&self, seq: Seq) -> bool {
+        self.changes.iter().rev().find(|(changed, _)| *changed < seq).is_some_and(|(_, joins)| *joins)
+    }
+
+    /// Returns the first seq above another one that the device reads; `None` if it has left.
+    pub fn next(&self, after: Seq) -> Option<Seq> {
+        if self.reads(after + 1) {
+            return Some(after + 1);
+        }
+        self.changes.iter().find(|(changed, joins)| *joins && *changed > after).map(|(joined, _)| joined + 1)
+    }
 }
 
 /// The state of a conversation, or the part of it that was read: enough to decide on the next record of these
@@ -409,38 +534,8 @@ pub struct Head {
     pub position: LogPosition,
     /// The rules that decided the last record. They never go back.
     pub rules: Rules,
-}
-
-/// A version of the rules that a shard decides by. A command carries the rules that its gateway asks for, so that two
-/// owners that overlap, and every replay of the log, decide by the same ones.
-///
-/// A release knows its own rules and those of the release before. An owner that meets later rules, in a command or in a
-/// state, stops the shard instead of deciding: another release must run it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub struct Rules(pub u32);
-
-impl Rules {
-    /// Messages without options.
-    pub const BASIC: Self = Self(1);
-    /// Messages may have [options](crate::message_options::MessageOptions). A release that does not know them would write
-    /// rows without them.
-    pub const OPTIONS: Self = Self(2);
-    /// Conversations may be groups. A release that does not know them would write rows without the part of the group.
-    pub const GROUPS: Self = Self(3);
-    /// The rules of this release.
-    pub const CURRENT: Self = Self::GROUPS;
-
-    /// Returns the earliest rules that a publish can be decided by. Gateways ask for no later ones, so that the release
-    /// before runs the shard as long as no message needs this one.
-    pub fn of(publish: &Publish) -> Self {
-        if publish.group.is_some() {
-            Self::GROUPS
-        } else if publish.options.is_default() {
-            Self::BASIC
-        } else {
-            Self::OPTIONS
-        }
-    }
+    /// The group is a *feed*: its messages are in history only, and each device reads them from there. It stays one.
+    pub is_feed: bool,
 }
 
 impl Head {

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use super::{Route, Rules};
 use crate::model::envelope::{Publish, Refusal, SendPosition};
 use crate::model::error::Result;
-use crate::model::id::{ConversationId, DeviceAddress, InstallationId, UserId};
+use crate::model::id::{ConversationId, DeviceAddress, InstallationId, MessageId, UserId};
 use crate::model::roster::RecipientDevices;
 
 /// Carries commands to the shard of a conversation: FIFO per conversation, redelivered until the shard
@@ -111,6 +111,8 @@ pub struct Command {
     pub verdict: Option<Refusal>,
     /// The connection that waits for the answer. It does not affect the decision.
     pub reply: Option<Route>,
+    /// Number of devices above which a group becomes a [feed](crate::backend::Head::is_feed); 0: it does not.
+    pub feed_devices: u32,
     /// The rules to decide by. The rules of a conversation never go back, so the later of these and its own apply.
     pub rules: Rules,
 }
@@ -132,6 +134,7 @@ impl Command {
             strangers: Vec::new(),
             verdict: None,
             reply: None,
+            feed_devices: 0,
             rules,
         }
     }
@@ -146,6 +149,15 @@ impl Command {
         match &self.operation {
             Operation::Publish(publish) => &publish.number,
             Operation::Skip(number) => number,
+        }
+    }
+
+    /// Returns the id by which the store knows the operation again. A skip has an id of its own: a message that its device
+    /// gave up is not stored, and a copy of the device's store that still sends it gets no answer that it is.
+    pub(crate) fn dedupe_id(&self) -> MessageId {
+        match &self.operation {
+            Operation::Publish(publish) => publish.number.message_id,
+            Operation::Skip(number) => number.message_id.of_skip(),
         }
     }
 }

@@ -66,6 +66,7 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
         full: command.full.iter().map(|device| device.to_bytes()).collect(),
         withheld: command.withheld.iter().map(|user| user.to_bytes()).collect(),
         strangers: command.strangers.iter().map(|user| user.to_bytes()).collect(),
+        feed_devices: command.feed_devices,
     }
     .encode_to_vec()
 }
@@ -108,6 +109,7 @@ pub fn decode_command(bytes: Bytes) -> Result<Command> {
         full: raw.full.iter().map(|device| InstallationId::parse(device)).collect::<Result<_>>()?,
         withheld: raw.withheld.iter().map(|user| UserId::parse(user)).collect::<Result<_>>()?,
         strangers: raw.strangers.iter().map(|user| UserId::parse(user)).collect::<Result<_>>()?,
+        feed_devices: raw.feed_devices,
     })
 }
 

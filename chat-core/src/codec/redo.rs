@@ -5,7 +5,7 @@ use prost::Message as _;
 
 use super::state::{installed_sender_from_proto, members_from_proto, members_to_proto, sender_to_proto};
 use super::{decode_row, encode_row};
-use crate::backend::{Commit, Head, StateChange};
+use crate::backend::{Commit, FeedChange, Head, StateChange};
 use crate::model::envelope::InboxRow;
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{ConversationId, InstallationId, MessageId};
@@ -40,6 +40,16 @@ pub fn encode(commit: &Commit) -> Vec<u8> {
             .collect(),
         senders: commit.state.senders.iter().map(|(i, s)| sender_to_proto(i.to_bytes(), s)).collect(),
         members: commit.state.roster.as_ref().map(members_to_proto),
+        deleted: commit.deleted.clone(),
+        feeds: commit
+            .feeds
+            .iter()
+            .map(|change| store::RedoFeed {
+                installation: change.device.to_bytes(),
+                seq: change.seq,
+                joins: change.joins,
+            })
+            .collect(),
     }
     .encode_to_vec()
 }
@@ -74,6 +84,15 @@ fn read(bytes: Bytes, conversation: ConversationId, head: Head) -> Result<Commit
         generations: generations
             .map(|one| Ok((InstallationId::parse(&one.installation)?, one.generation)))
             .collect::<Result<_>>()?,
+        deleted: raw.deleted,
+        feeds: raw
+            .feeds
+            .iter()
+            .map(|one| {
+                let device = InstallationId::parse(&one.installation)?;
+                Ok(FeedChange { device, seq: one.seq, joins: one.joins })
+            })
+            .collect::<Result<_>>()?,
         state: StateChange {
             head,
             roster: raw.members.map(members_from_proto).transpose()?,
@@ -101,7 +120,9 @@ mod tests {
             history: vec![row.clone()],
             ids: vec![(device, MessageId::from_bytes([3; 16]), 7)],
             inbox: vec![(device, row)],
+            feeds: vec![FeedChange { device, seq: 5, joins: true }],
             generations: vec![(device, 4)],
+            deleted: vec![2, 5],
             state: StateChange {
                 head: Head { seq: 7, ..Head::default() },
                 roster: Some(Roster::of_members(vec![member])),

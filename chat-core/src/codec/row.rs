@@ -51,6 +51,8 @@ const fn reason_to_proto(reason: EmptyReason) -> proto::EmptyReason {
         EmptyReason::Withheld => proto::EmptyReason::Withheld,
         EmptyReason::Cleared => proto::EmptyReason::Cleared,
         EmptyReason::NotMember => proto::EmptyReason::NotMember,
+        EmptyReason::Deleted => proto::EmptyReason::Deleted,
+        EmptyReason::Disappeared => proto::EmptyReason::Disappeared,
     }
 }
 
@@ -147,6 +149,8 @@ fn content_from_proto(raw: proto::row::Row, seq: Seq) -> Result<RowContent> {
                 proto::EmptyReason::Withheld => EmptyReason::Withheld,
                 proto::EmptyReason::Cleared => EmptyReason::Cleared,
                 proto::EmptyReason::NotMember => EmptyReason::NotMember,
+                proto::EmptyReason::Deleted => EmptyReason::Deleted,
+                proto::EmptyReason::Disappeared => EmptyReason::Disappeared,
                 // Also a reason of a later release, which must not look like an early expiry.
                 proto::EmptyReason::Poison | proto::EmptyReason::Unspecified => EmptyReason::Poison,
             },

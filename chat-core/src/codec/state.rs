@@ -30,6 +30,7 @@ pub fn encode_head(head: &Head) -> Vec<u8> {
         log_offset: head.position.offset,
         rules: head.rules.0,
         region: 0,
+        feed: head.is_feed,
     }
     .encode_to_vec()
 }
@@ -48,6 +49,7 @@ pub fn decode_head(bytes: &[u8]) -> Result<Head> {
             time_us: raw.time_us,
             position: LogPosition { generation: raw.log_generation, offset: raw.log_offset },
             rules: Rules(raw.rules),
+            is_feed: raw.feed,
         })
     })
 }
@@ -87,7 +89,7 @@ pub fn decode_format_1(bytes: &[u8]) -> Result<ConversationState> {
         let position = LogPosition { generation: raw.log_generation, offset: raw.log_offset };
         let senders = raw.senders.iter().map(installed_sender_from_proto);
         Ok(ConversationState {
-            head: Head { seq: raw.seq, time_us: raw.time_us, position, rules: Rules::default() },
+            head: Head { seq: raw.seq, time_us: raw.time_us, position, ..Head::default() },
             senders: senders.collect::<Result<_>>()?,
             roster: members_from_proto(store::Members { members: raw.members, roster: Bytes::new() })?,
         })

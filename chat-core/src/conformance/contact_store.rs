@@ -9,6 +9,7 @@ use crate::backend::ContactStore;
 use crate::model::contact::{Contact, ContactChange, Contacts};
 use crate::model::error::ErrorKind;
 use crate::model::id::UserId;
+use crate::model::presence::PresenceAudience;
 
 type Store = Arc<dyn ContactStore>;
 
@@ -23,6 +24,8 @@ pub fn contact_store() -> Vec<Case<dyn ContactStore>> {
         contacts_has_every_entry,
         concurrent_changes_are_all_stored,
         the_limit_is_for_new_pairs,
+        each_owner_has_an_audience,
+        an_audience_is_a_change_and_no_pair,
         an_erased_owner_has_no_contacts,
     ]
 }
@@ -49,11 +52,51 @@ async fn read(store: &Store, owner: UserId, other: UserId) -> Result<Contact, St
 }
 
 async fn all(store: &Store, owner: UserId) -> Result<(u64, BTreeMap<UserId, Contact>), String> {
-    let Contacts { version, entries } = store.contacts(owner).await.map_err(failed)?;
+    let Contacts { version, entries, .. } = store.contacts(owner).await.map_err(failed)?;
     let count = entries.len();
     let entries: BTreeMap<_, _> = entries.into_iter().collect();
     equal(entries.len(), count, "the number of users, and of entries")?;
     Ok((version, entries))
+}
+
+async fn set_audience(store: &Store, owner: UserId, audience: PresenceAudience) -> Result<u64, String> {
+    decided(|| store.set_audience(owner, audience)).await.map_err(failed)
+}
+
+/// Checks the audience of an owner, read alone and with the contacts.
+async fn has_audience(store: &Store, owner: UserId, expected: PresenceAudience) -> Outcome {
+    equal(store.audience(owner).await.map_err(failed)?, expected, "the audience")?;
+    equal(store.contacts(owner).await.map_err(failed)?.audience, expected, "the audience of the contacts")
+}
+
+async fn each_owner_has_an_audience(store: Store) -> Outcome {
+    has_audience(&store, ALICE, PresenceAudience::Contacts).await?;
+    for audience in [PresenceAudience::Nobody, PresenceAudience::All, PresenceAudience::Contacts] {
+        set_audience(&store, ALICE, audience).await?;
+        has_audience(&store, ALICE, audience).await?;
+        has_audience(&store, BOB, PresenceAudience::Contacts).await?;
+    }
+    set_audience(&store, ALICE, PresenceAudience::All).await?;
+    set_audience(&store, BOB, PresenceAudience::Nobody).await?;
+    has_audience(&store, ALICE, PresenceAudience::All).await
+}
+
+async fn an_audience_is_a_change_and_no_pair(store: Store) -> Outcome {
+    equal(set_audience(&store, ALICE, PresenceAudience::Contacts).await?, 0, "the version, nothing changed")?;
+    equal(set_audience(&store, ALICE, PresenceAudience::Nobody).await?, 1, "the version")?;
+    equal(set_audience(&store, ALICE, PresenceAudience::Nobody).await?, 1, "the version after a repeat")?;
+    equal(all(&store, ALICE).await?, (1, BTreeMap::new()), "the entries")?;
+    equal(store.change(ALICE, BOB, ContactChange::Accept, 1).await.map_err(failed)?, 2, "the version")?;
+    has_audience(&store, ALICE, PresenceAudience::Nobody).await?;
+    equal(set_audience(&store, ALICE, PresenceAudience::All).await?, 3, "the version at the limit of pairs")?;
+    equal(read(&store, ALICE, BOB).await?, contact(true, false), "the pair")?;
+    let changes = (10..14).map(|n| change(&store, ALICE, user(n), ContactChange::Block));
+    let (audience, changes) =
+        futures_util::join!(set_audience(&store, ALICE, PresenceAudience::Nobody), join_all(changes));
+    changes.into_iter().collect::<Result<Vec<_>, String>>()?;
+    audience?;
+    equal(all(&store, ALICE).await?.0, 8, "the version after concurrent changes")?;
+    has_audience(&store, ALICE, PresenceAudience::Nobody).await
 }
 
 async fn an_unknown_pair_is_a_stranger(store: Store) -> Outcome {
@@ -172,10 +215,14 @@ async fn an_erased_owner_has_no_contacts(store: Store) -> Outcome {
         change(&store, ALICE, user(n), ContactChange::Accept).await?;
     }
     change(&store, BOB, ALICE, ContactChange::Accept).await?;
+    set_audience(&store, ALICE, PresenceAudience::All).await?;
+    set_audience(&store, BOB, PresenceAudience::Nobody).await?;
     decided(|| store.erase(ALICE)).await.map_err(failed)?;
     decided(|| store.erase(ALICE)).await.map_err(failed)?;
     equal(read(&store, ALICE, BOB).await?, Contact::default(), "an erased pair")?;
     equal(all(&store, ALICE).await?, (0, BTreeMap::new()), "the contacts of the erased owner")?;
-    equal(all(&store, BOB).await?.0, 1, "the version of the other owner")?;
+    equal(all(&store, BOB).await?.0, 2, "the version of the other owner")?;
+    has_audience(&store, ALICE, PresenceAudience::Contacts).await?;
+    has_audience(&store, BOB, PresenceAudience::Nobody).await?;
     equal(read(&store, BOB, ALICE).await?, contact(true, false), "a pair of the other owner")
 }

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::pause;
 use crate::backend::{
-    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
+    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, Feed, LogPosition, MessageStore,
     PageLimit, SenderFilter, StoreIdentity,
 };
 use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow};
@@ -229,6 +229,21 @@ impl MessageStore for UnreliableStore {
         self.inner.history(conversation, before, limit).await
     }
 
+    async fn history_after(
+        &self,
+        conversation: ConversationId,
+        after: Seq,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
+        self.may_fail()?;
+        self.inner.history_after(conversation, after, limit).await
+    }
+
+    async fn feeds(&self, device: InstallationId) -> Result<Vec<Feed>> {
+        self.may_fail()?;
+        self.inner.feeds(device).await
+    }
+
     async fn generation(&self, device: InstallationId) -> Result<u64> {
         self.may_fail()?;
         self.inner.generation(device).await
@@ -245,6 +260,10 @@ impl MessageStore for UnreliableStore {
 
     async fn expire_history(&self, before_us: u64, limit: usize) -> Result<usize> {
         self.call(self.inner.expire_history(before_us, limit)).await
+    }
+
+    async fn expire_messages(&self, now_us: u64, limit: usize) -> Result<usize> {
+        self.call(self.inner.expire_messages(now_us, limit)).await
     }
 
     async fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()> {
@@ -431,6 +450,19 @@ impl MessageStore for RepeatingCaller {
         repeat!(self.store.history(conversation, before, limit))
     }
 
+    async fn history_after(
+        &self,
+        conversation: ConversationId,
+        after: Seq,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
+        repeat!(self.store.history_after(conversation, after, limit))
+    }
+
+    async fn feeds(&self, device: InstallationId) -> Result<Vec<Feed>> {
+        repeat!(self.store.feeds(device))
+    }
+
     async fn generation(&self, device: InstallationId) -> Result<u64> {
         repeat!(self.store.generation(device))
     }
@@ -445,6 +477,10 @@ impl MessageStore for RepeatingCaller {
 
     async fn expire_history(&self, before_us: u64, limit: usize) -> Result<usize> {
         repeat!(self.store.expire_history(before_us, limit))
+    }
+
+    async fn expire_messages(&self, now_us: u64, limit: usize) -> Result<usize> {
+        repeat!(self.store.expire_messages(now_us, limit))
     }
 
     async fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()> {

@@ -1,4 +1,5 @@
 mod commits;
+mod feeds;
 mod history;
 mod inboxes;
 mod values;
@@ -8,14 +9,16 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 
 use commits::*;
+use feeds::*;
 use history::*;
 use inboxes::*;
 use values::*;
 
+use super::talk::{deletes, disappears};
 use super::{Case, Outcome, equal, failed, list_cases};
 use crate::backend::{
-    Command, Commit, CommitOutcome, ConversationState, CursorFilter, Head, LogPosition, Member, MessageStore,
-    Operation, PageLimit, RecipientDevices, Record, Rules, SenderFilter, SenderState,
+    Command, Commit, CommitOutcome, ConversationState, CursorFilter, Feed, FeedChange, Head, LogPosition,
+    Member, MessageStore, Operation, PageLimit, RecipientDevices, Record, Rules, SenderFilter, SenderState,
 };
 use crate::codec::row::encode_unknown_row;
 use crate::delivery::{Decision, decide};
@@ -26,6 +29,7 @@ use crate::model::envelope::{
 use crate::model::error::ErrorKind;
 use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
 use crate::model::limits::MAX_NUMBER;
+use crate::model::message_options::MessageOptions;
 
 type Store = Arc<dyn MessageStore>;
 
@@ -51,6 +55,9 @@ pub fn message_store() -> Vec<Case<dyn MessageStore>> {
         a_device_that_joins_late_is_not_behind,
         generation_never_goes_back,
         history_is_newest_first_and_pages,
+        history_after_is_oldest_first,
+        feeds_of_a_device_read_back,
+        a_feed_is_acknowledged_above_the_tail,
         mailboxes_have_no_history,
         state_reads_back,
         state_has_the_named_senders,
@@ -64,6 +71,8 @@ pub fn message_store() -> Vec<Case<dyn MessageStore>> {
         history_is_erased_once_every_member_cleared_it,
         erased_content_does_not_come_back,
         a_waiting_row_of_an_erased_message_is_empty,
+        a_deleted_message_is_erased,
+        a_message_disappears_when_its_time_is_over,
         an_erased_device_is_empty,
         an_unknown_conversation_is_empty,
     ]
@@ -102,6 +111,10 @@ impl Conversation {
 
     /// Returns the commit of the next message, with a body of `size` bytes.
     fn next(&mut self, size: usize) -> Result<Commit, String> {
+        self.next_with(size, MessageOptions::default())
+    }
+
+    fn next_with(&mut self, size: usize, options: MessageOptions) -> Result<Commit, String> {
         let (alice, bob) = (device(ALICE), device(BOB));
         let sent = self.state.senders.get(&alice.installation).copied().unwrap_or_default();
         let n = sent.client_seq + 1;
@@ -126,7 +139,7 @@ impl Conversation {
             boxes: vec![DeviceBox { installation: bob.installation, data: vec![n as u8; 32].into() }],
             excluded: Vec::new(),
             sent_at: 1,
-            options: crate::model::message_options::MessageOptions::default(),
+            options,
             group: None,
         };
         let command = Command::new(

@@ -11,19 +11,24 @@ mod retention;
 use std::sync::Arc;
 
 use super::faults::{FaultRates, RepeatingCaller, UnreliableStore};
-use super::talk::{Talk, merge, message_id};
+use super::talk::{Talk, deletes, disappears, merge, message_id};
 use super::{Outcome, equal, failed};
-use crate::backend::{Commit, CommitOutcome, CursorFilter, MessageStore, PageLimit, SenderFilter};
+use crate::backend::{
+    Commit, CommitOutcome, CursorFilter, FeedChange, MessageStore, PageLimit, SenderFilter,
+};
 use crate::memory::MemoryStore;
-use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow};
+use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow, RowContent};
 use crate::model::id::{
     ConversationId, ConversationKind, DeviceAddress, DeviceId, InstallationId, Seq, UserId,
 };
 use crate::model::limits::MAX_NUMBER;
+use crate::model::message_options::MessageOptions;
 use crate::model::rng::Rng;
 
 /// Operations of a run.
 const OPERATIONS: usize = 60;
+/// The conversation of which some devices read a part as a feed.
+const FEED: usize = 2;
 /// Runs that try to make a failing one shorter.
 const SHRINK_RUNS: usize = 300;
 
@@ -128,6 +133,8 @@ enum Operation {
     Expire { share: u64, piece: usize },
     /// Erases old history, `piece` messages at a time.
     ExpireHistory { share: u64, piece: usize },
+    /// Erases the messages that are due, `piece` of them in each call.
+    ExpireMessages { share: u64, piece: usize },
     /// A member clears a share of a conversation.
     Clear { talk: usize, member: usize, share: u64 },
     /// Compares everything.
@@ -197,7 +204,7 @@ impl Operation {
         let pick = |rng: &mut Rng, n: usize| rng.below(n as u64) as usize;
         let sizes = |rng: &mut Rng| [0, 10, 300, 40_000][pick(rng, 4)];
         let limit = |rng: &mut Rng| ([1, 2, 3, 7, 200][pick(rng, 5)], [1, 200, 1000, 1 << 20][pick(rng, 4)]);
-        match rng.below(23) {
+        match rng.below(24) {
             0..=6 => {
                 let count = 1 + pick(rng, 3);
                 let messages = (0..count).map(|_| (pick(rng, talks), 1 + pick(rng, 5))).collect();
@@ -232,7 +239,8 @@ impl Operation {
             },
             18 => Self::Expire { share: rng.below(110), piece: [1, 2, 5, 1000][pick(rng, 4)] },
             19 => Self::ExpireHistory { share: rng.below(110), piece: [1, 2, 5, 1000][pick(rng, 4)] },
-            20 | 21 => Self::Clear { talk: pick(rng, talks), member: pick(rng, 2), share: rng.below(110) },
+            20 => Self::ExpireMessages { share: rng.below(110), piece: [1, 2, 5, 1000][pick(rng, 4)] },
+            21 | 22 => Self::Clear { talk: pick(rng, talks), member: pick(rng, 2), share: rng.below(110) },
             _ => Self::Compare,
         }
     }
@@ -350,11 +358,34 @@ impl Run {
             // A mailbox has one sender.
             let is_mailbox = self.talks[talk].id.kind() == Ok(ConversationKind::Mailbox);
             let sender = if is_mailbox { 0 } else { self.made[talk].len() * 3 + n };
-            let made = self.talks[talk].next(sender, size)?;
+            let options = self.options(talk);
+            let mut made = self.talks[talk].next_with(sender, size, options)?;
+            made.feeds.extend(self.feed_change(talk, made.state.head.seq));
+            made.state.head.is_feed = talk == FEED;
             self.made[talk].push(made.clone());
             commits.push(made);
         }
         Ok(merge(commits))
+    }
+
+    /// Returns the change that a message of one conversation brings: a device begins or stops to read it as a feed.
+    fn feed_change(&self, talk: usize, seq: Seq) -> Option<FeedChange> {
+        let device = self.devices[talk + usize::from(seq.is_multiple_of(3))].installation;
+        let is_due = talk == FEED && seq % 4 < 2;
+        is_due.then_some(FeedChange { device, seq, joins: seq % 8 < 4 })
+    }
+
+    /// Returns the options of the next message of a conversation: some delete an earlier one, some disappear.
+    fn options(&self, talk: usize) -> MessageOptions {
+        let (talk, head) = (&self.talks[talk], self.talks[talk].state.head.seq);
+        let is_first = self.made.iter().all(Vec::is_empty);
+        match talk.records % 6 {
+            _ if is_first || talk.id.kind() == Ok(ConversationKind::Mailbox) => MessageOptions::default(),
+            // The one before, or an earlier one.
+            1 => deletes(head.saturating_sub(talk.records % 4).max(1)),
+            3 | 4 => disappears(1 + talk.records % 3),
+            _ => MessageOptions::default(),
+        }
     }
 
     async fn both(&self, commits: Vec<Commit>) -> Outcome {
@@ -424,6 +455,7 @@ impl Run {
             }
             Operation::Expire { share, piece } => self.expire(*share, *piece).await,
             Operation::ExpireHistory { share, piece } => self.expire_history(*share, *piece).await,
+            Operation::ExpireMessages { share, piece } => self.expire_messages(*share, *piece).await,
             Operation::Clear { talk, member, share } => self.clear(*talk, *member, *share).await,
             Operation::Compare => self.compare().await,
         }
@@ -431,7 +463,14 @@ impl Run {
 
     /// Returns acks of a device: of each conversation that has rows for it, a share of the rows.
     async fn acks(&self, device: InstallationId, acks: &[(usize, u64)]) -> Result<Vec<AckUpTo>, String> {
-        let cursors = self.reference.device(device, CursorFilter::All).await.map_err(failed)?.cursors;
+        let mut cursors = self.reference.device(device, CursorFilter::All).await.map_err(failed)?.cursors;
+        let feeds = self.reference.feeds(device).await.map_err(failed)?;
+        for (id, cursor) in &mut cursors {
+            // A feed is acknowledged up to its head.
+            if feeds.iter().any(|feed| feed.conversation == *id) {
+                cursor.tail = cursor.tail.max(self.talks[FEED].state.head.seq);
+            }
+        }
         let mut list: Vec<AckUpTo> = Vec::new();
         for (talk, share) in acks {
             let conversation = self.talks[*talk].id;
@@ -481,10 +520,16 @@ impl Run {
             same_rows(&page, &expected, "a page of a history")?;
             match page.last() {
                 Some(last) if limit.is_reached(&page) && last.seq > 1 => before = last.seq,
-                _ => return Ok(()),
+                _ => return self.history_after(talk, before.saturating_sub(3), limit).await,
             }
         }
         Err("a history does not end".into())
+    }
+
+    async fn history_after(&self, talk: ConversationId, after: Seq, limit: PageLimit) -> Outcome {
+        let page = self.store.history_after(talk, after, limit).await.map_err(failed)?;
+        let expected = self.reference.history_after(talk, after, limit).await.map_err(failed)?;
+        same_rows(&page, &expected, "a page of a history, oldest first")
     }
 
     async fn record(&self, device: InstallationId) -> Outcome {
@@ -507,6 +552,8 @@ impl Run {
                 ));
             }
         }
+        let ours = self.store.feeds(device).await.map_err(failed)?;
+        equal(ours, self.reference.feeds(device).await.map_err(failed)?, "the feeds of a device")?;
         let ours = self.store.generation(device).await.map_err(failed)?;
         equal(ours, self.reference.generation(device).await.map_err(failed)?, "the generation of a device")
     }
@@ -538,8 +585,15 @@ fn same_rows(ours: &[InboxRow], theirs: &[InboxRow], what: &str) -> Outcome {
         return Ok(());
     }
     let short = |rows: &[InboxRow]| {
-        let rows = rows.iter().map(|row| format!("{:?}:{}-{}", row.conversation, row.first_seq(), row.seq));
-        rows.collect::<Vec<_>>().join(" ")
+        let kind = |row: &InboxRow| match &row.content {
+            RowContent::Message { .. } => "message".to_owned(),
+            RowContent::Own { .. } => "own".to_owned(),
+            RowContent::Empty { reason, .. } => format!("{reason:?}"),
+            RowContent::Unknown(_) => "unknown".to_owned(),
+        };
+        let text =
+            |row: &InboxRow| format!("{:?}:{}-{} {}", row.conversation, row.first_seq(), row.seq, kind(row));
+        rows.iter().map(text).collect::<Vec<_>>().join(", ")
     };
     Err(format!("{what} is [{}], not [{}]", short(ours), short(theirs)))
 }

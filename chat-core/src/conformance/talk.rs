@@ -8,6 +8,7 @@ use crate::backend::{
 use crate::delivery::{Decision, decide};
 use crate::model::envelope::{DeviceBox, Publish, SendPosition};
 use crate::model::id::{ConversationId, DeviceAddress, InstallationId, MessageId, Seq, UserId};
+use crate::model::message_options::{Deletion, MessageOptions};
 
 /// A conversation in which several devices send.
 #[derive(Clone, Debug)]
@@ -25,6 +26,16 @@ pub(crate) struct Talk {
 impl Talk {
     /// Returns the commit of the next message. `sender` selects one of all devices.
     pub(crate) fn next(&mut self, sender: usize, size: usize) -> Result<Commit, String> {
+        self.next_with(sender, size, MessageOptions::default())
+    }
+
+    /// Returns the commit of the next message, which has these options.
+    pub(crate) fn next_with(
+        &mut self,
+        sender: usize,
+        size: usize,
+        options: MessageOptions,
+    ) -> Result<Commit, String> {
         let devices: Vec<DeviceAddress> =
             self.members.iter().flat_map(|(_, devices)| devices.clone()).collect();
         let sender = devices[sender % devices.len()];
@@ -50,7 +61,7 @@ impl Talk {
                 .collect(),
             excluded: Vec::new(),
             sent_at: 1,
-            options: crate::model::message_options::MessageOptions::default(),
+            options,
             group: None,
         };
         let recipients = self.members.iter().map(|(user, devices)| RecipientDevices {
@@ -80,11 +91,7 @@ impl Talk {
 /// Merges commits of one conversation that follow each other into one commit.
 pub(crate) fn merge(commits: impl IntoIterator<Item = Commit>) -> Option<Commit> {
     commits.into_iter().reduce(|mut whole, next| {
-        whole.history.extend(next.history);
-        whole.ids.extend(next.ids);
-        whole.inbox.extend(next.inbox);
-        whole.generations.extend(next.generations);
-        whole.state.merge(next.state);
+        whole.merge(next);
         whole
     })
 }
@@ -93,4 +100,20 @@ pub(crate) fn message_id(sender: InstallationId, client_seq: u64) -> MessageId {
     let mut id = *sender.as_bytes();
     id[8..].copy_from_slice(&client_seq.to_be_bytes());
     MessageId::from_bytes(id)
+}
+
+/// Returns the options of a message that deletes another one. Only the gateway checks the signature.
+pub(crate) fn deletes(seq: Seq) -> MessageOptions {
+    let deletion = Deletion {
+        seq,
+        installation: InstallationId::from_bytes([0; 16]),
+        message_id: MessageId::NIL,
+        signature: vec![0; 64].into(),
+    };
+    MessageOptions { deletion: Some(Box::new(deletion)), ..MessageOptions::default() }
+}
+
+/// Returns the options of a message that disappears.
+pub(crate) fn disappears(after_ms: u64) -> MessageOptions {
+    MessageOptions { expires_after_ms: after_ms, ..MessageOptions::default() }
 }

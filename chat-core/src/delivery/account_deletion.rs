@@ -47,8 +47,10 @@ impl Engine {
             outcome = outcome.and(self.backends.store.erase(device).await);
         }
         outcome = outcome.and(self.backends.contacts.erase(user).await);
+        outcome = outcome.and(self.backends.presence.forget(user).await);
         self.decisions_changed.fetch_add(1, Ordering::AcqRel);
         self.decided.retain(|(owner, _), _| *owner != user);
+        self.audiences.remove(&user);
         outcome
     }
 }

@@ -15,6 +15,7 @@ use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, UserId};
 use crate::model::limits::{INBOX_BYTES, INBOX_MESSAGES, MAX_GROUP_DEVICES, STRANGERS_PART};
 use crate::model::message_options::Deletion;
+use crate::model::roster::Role;
 
 /// Milliseconds that a contact waits while the inboxes of all devices of a user are full.
 const FULL_MS: u32 = 30_000;
@@ -161,7 +162,7 @@ impl Engine {
             && stale.is_empty()
             && let Some(deletion) = &publish.options.deletion
         {
-            verdict = self.check_deletion(sender, publish.number.conversation, deletion).await?;
+            verdict = self.check_deletion(sender, &publish, deletion).await?;
         }
         if verdict.is_none() && !stale.is_empty() {
             verdict = Some(Refusal::Mismatch(stale));
@@ -169,7 +170,7 @@ impl Engine {
         let (mut withheld, mut full, mut strangers) = (Vec::new(), Vec::new(), Vec::new());
         if verdict.is_none() && is_group {
             strangers = self.added_strangers(sender, &publish).await?;
-            full = self.full_devices(sender, &self.group_devices(&publish).await?).await?;
+            full = self.full_devices(sender, &self.group_inboxes(&publish).await?).await?;
         } else if verdict.is_none() {
             withheld = self.withheld(sender, &recipients).await?;
             full = self.full(sender, &recipients, &withheld).await?;
@@ -191,33 +192,51 @@ impl Engine {
         // A refused publish writes no row, so any release can decide about it.
         let rules = if verdict.is_some() { Rules::BASIC } else { rules };
         let operation = Operation::Publish(publish);
-        Ok(Command { sender, operation, recipients, full, withheld, strangers, verdict, reply: None, rules })
+        let command = Command::new(sender, operation, recipients, rules);
+        Ok(Command { full, withheld, strangers, verdict, ..command })
     }
 
-    /// Returns the reason to refuse a deletion, if there is one: only the user that sent a message may delete it, and the
-    /// sending device signs.
+    /// Returns the reason to refuse a deletion, if there is one: the sending device signs it, and only the user that sent a
+    /// message, or an admin of the group, deletes it. A message that is erased already may be deleted again, because
+    /// devices that have it erase it then.
     async fn check_deletion(
         &self,
         sender: DeviceAddress,
-        conversation: ConversationId,
+        publish: &Publish,
         deletion: &Deletion,
     ) -> Result<Option<Refusal>> {
+        let conversation = publish.number.conversation;
         let list = self.device_list(sender.user).await?;
         let entry = list.as_ref().and_then(|list| list.list().device(sender.device));
         if entry.is_none_or(|entry| deletion.verify(&entry.device_key, conversation).is_err()) {
             return Ok(Some(Refusal::Denied));
         }
         let found = self.backends.store.history(conversation, deletion.seq + 1, PageLimit::rows(1)).await?;
-        let row = found.first().filter(|row| row.seq == deletion.seq);
-        let Some(RowContent::Message { message, .. }) = row.map(|row| &row.content) else {
+        let Some(row) = found.first().filter(|row| row.seq == deletion.seq) else {
             return Ok(Some(Refusal::NotFound));
         };
-        let names = message.id == deletion.message_id && message.sender.installation == deletion.installation;
-        Ok(match (names, message.sender.user == sender.user) {
-            (false, _) => Some(Refusal::NotFound),
-            (true, false) => Some(Refusal::Denied),
-            (true, true) => None,
-        })
+        let RowContent::Message { message, .. } = &row.content else {
+            return Ok((!row.is_erased()).then_some(Refusal::NotFound));
+        };
+        if message.id != deletion.message_id || message.sender.installation != deletion.installation {
+            return Ok(Some(Refusal::NotFound));
+        }
+        if message.group.as_ref().is_some_and(|part| part.change.is_some()) {
+            // Devices that have not read it yet need the change of the group.
+            return Ok(Some(Refusal::Denied));
+        }
+        if message.sender.user == sender.user {
+            return Ok(None);
+        }
+        let Some(part) = &publish.group else { return Ok(Some(Refusal::Denied)) };
+        let state = self.backends.store.state(conversation, SenderFilter::No, None).await?;
+        let roster = state.map(|state| state.roster).unwrap_or_default();
+        if part.roster_version != roster.version {
+            // The shard decides by the same version, or refuses too.
+            return Ok(Some(Refusal::StaleRoster(roster.version)));
+        }
+        let is_admin = roster.member(sender.user).is_some_and(|member| member.role >= Role::Admin);
+        Ok((!is_admin).then_some(Refusal::Denied))
     }
 
     /// Returns the devices of a list that a publish addresses: all, or only the one of a mailbox.
@@ -272,13 +291,13 @@ impl Engine {
         Ok(full)
     }
 
-    /// Returns the devices of a group's members with a full inbox. Members are no strangers.
+    /// Returns those devices of a group's members that have a full inbox. Members are no strangers.
     async fn full_devices(
         &self,
         sender: DeviceAddress,
-        members: &[RecipientDevices],
+        devices: &[InstallationId],
     ) -> Result<Vec<InstallationId>> {
-        let devices = members.iter().flat_map(|member| &member.installations).copied();
+        let devices = devices.iter().copied();
         let devices: Vec<_> = devices.filter(|device| *device != sender.installation).collect();
         let uses = try_join_all(devices.iter().map(|device| self.inbox_use(*device))).await?;
         Ok(devices
@@ -400,6 +419,12 @@ fn shape(sender: DeviceAddress, publish: &Publish) -> std::result::Result<(), Re
     let is_closed =
         publish.group.as_ref().is_some_and(|part| part.shared.is_empty() && !publish.body.is_empty());
     if is_closed || publish.group.is_some() != is_group || seen.len() > MAX_GROUP_DEVICES && is_group {
+        return Err(Refusal::Invalid);
+    }
+    let changes_group = publish.group.as_ref().is_some_and(|part| part.change.is_some());
+    let expires = publish.options.expires_after_ms > 0;
+    if expires && (changes_group || publish.options.deletion.is_some()) {
+        // Devices that have not read it yet need it.
         return Err(Refusal::Invalid);
     }
     if !is_group && publish.options.wake.iter().any(|user| !users.contains(user)) {

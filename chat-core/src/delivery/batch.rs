@@ -45,13 +45,7 @@ impl Batch {
     pub(super) fn add(&mut self, commit: Commit) {
         self.states.entry(commit.conversation).or_default().apply(&commit.state);
         match self.commits.get_mut(&commit.conversation) {
-            Some(known) => {
-                known.history.extend(commit.history);
-                known.ids.extend(commit.ids);
-                known.inbox.extend(commit.inbox);
-                known.generations.extend(commit.generations);
-                known.state.merge(commit.state);
-            }
+            Some(known) => known.merge(commit),
             None => {
                 self.order.push(commit.conversation);
                 self.commits.insert(commit.conversation, commit);
@@ -62,8 +56,8 @@ impl Batch {
 
 /// Returns the deduplication key of a record.
 pub(super) fn id_key(record: &Record) -> IdKey {
-    let number = record.command.number();
-    (number.conversation, record.command.sender.installation, number.message_id)
+    let command = &record.command;
+    (command.conversation(), command.sender.installation, command.dedupe_id())
 }
 
 /// Returns the ids of a batch that may be stored already, according to its states.
@@ -102,8 +96,7 @@ mod tests {
             let mut state = StateChange::default();
             state.head.seq = seq;
             let ids = vec![(InstallationId::from_bytes([1; 16]), MessageId::NIL, seq)];
-            let (history, inbox, generations) = (Vec::new(), Vec::new(), Vec::new());
-            batch.add(Commit { conversation, history, ids, inbox, generations, state });
+            batch.add(Commit { ids, ..Commit::of(conversation, state) });
         }
         let commits = batch.take_commits();
         let named: Vec<_> = commits.iter().map(|commit| (commit.conversation, commit.ids.len())).collect();

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
+use futures_util::future::{try_join, try_join3};
+
 use super::Engine;
 use crate::backend::{PageLimit, SenderFilter};
 use crate::model::body_key;
@@ -10,9 +12,13 @@ use crate::model::envelope::{InboxRow, RowContent};
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{ConversationId, DeviceAddress, Seq, UserId};
 use crate::model::limits::MAX_CONTACTS;
+use crate::model::presence::PresenceAudience;
 use crate::model::report::{Report, VerifiedReport};
 use crate::model::session_event::{Hint, SessionEvent};
 use crate::mutant::Mutant;
+
+/// Milliseconds for which a gateway remembers whether a user may learn the presence of another one.
+const PRESENCE_MS: u64 = 5_000;
 
 impl Engine {
     /// Returns the decision of `owner` about `other`, from the cache if that is fresh enough.
@@ -59,7 +65,7 @@ impl Engine {
         Ok(wrote)
     }
 
-    /// Returns whether `other` may learn what `owner` does: receipts, typing notifications, presence. A stranger may not, and
+    /// Returns whether `other` may learn what `owner` does: receipts and typing notifications. A stranger may not, and
     /// neither of two users of which one blocked the other. A failed read counts as no.
     pub(super) async fn shows_activity(&self, owner: UserId, other: UserId) -> bool {
         if owner == other || Mutant::ActivityShownToAll.is_active() {
@@ -70,6 +76,83 @@ impl Engine {
             Ok::<_, Error>(!is_blocked && self.knows(owner, other).await?)
         };
         may.await.unwrap_or(false)
+    }
+
+    /// Returns whether `other` may learn whether `owner` is online, and when it was last seen: `other` belongs to the audience
+    /// that `owner` has set, and neither has blocked the other. A failed read counts as no.
+    ///
+    /// A decision counts for [`PRESENCE_MS`], because a device that watches users asks again each second.
+    pub(super) async fn shows_presence(&self, owner: UserId, other: UserId) -> bool {
+        if owner == other || Mutant::AudienceIgnored.is_active() {
+            return true;
+        }
+        let (now, changes) = (self.now_ms(), self.decisions_changed.load(Ordering::Acquire));
+        if let Some(known) = self.presence_shown.get(&(owner, other))
+            && known.1 == changes
+            && now < known.2
+        {
+            return known.0;
+        }
+        let Ok(is_shown) = self.is_in_audience(owner, other).await else { return false };
+        if self.presence_shown.len() > 100_000 {
+            self.presence_shown.clear();
+        }
+        self.presence_shown.insert((owner, other), (is_shown, changes, now.saturating_add(PRESENCE_MS)));
+        is_shown
+    }
+
+    /// Reads the same for every user, so that the time of the answer does not show the reason.
+    async fn is_in_audience(&self, owner: UserId, other: UserId) -> Result<bool> {
+        let blocks = try_join(self.has_blocked(owner, other), self.has_blocked(other, owner));
+        let (blocks, audience, knows) =
+            try_join3(blocks, self.audience(owner), self.knows(owner, other)).await?;
+        let is_member = match audience {
+            PresenceAudience::All => true,
+            PresenceAudience::Contacts => knows,
+            PresenceAudience::Nobody => false,
+        };
+        Ok(is_member && blocks == (false, false))
+    }
+
+    /// Returns the users that learn the presence of `owner`, from the cache if that is fresh enough.
+    async fn audience(&self, owner: UserId) -> Result<PresenceAudience> {
+        let now = self.now_ms();
+        if let Some(known) = self.audiences.get(&owner)
+            && now < known.1.saturating_add(self.lasts_ms(owner, known.1))
+        {
+            return Ok(known.0);
+        }
+        let before = self.decisions_changed.load(Ordering::Acquire);
+        let audience = self.backends.contacts.audience(owner).await?;
+        if self.decisions_changed.load(Ordering::Acquire) == before {
+            if self.audiences.len() > 100_000 {
+                self.audiences.clear();
+            }
+            self.audiences.insert(owner, (audience, now));
+        }
+        Ok(audience)
+    }
+
+    /// Changes the users that learn the presence of a device's user, and returns the version of the contacts.
+    pub(super) async fn set_audience(
+        &self,
+        device: DeviceAddress,
+        audience: PresenceAudience,
+    ) -> Result<u64> {
+        let changed = self.backends.contacts.set_audience(device.user, audience).await;
+        self.decisions_changed.fetch_add(1, Ordering::AcqRel);
+        self.audiences.remove(&device.user);
+        let version = changed?;
+        self.contacts_changed(device, version).await;
+        Ok(version)
+    }
+
+    /// Notifies the other devices of a user of a new version of its contacts.
+    async fn contacts_changed(&self, device: DeviceAddress, version: u64) {
+        let routes = self.backends.registry.lookup(&[device.user]).await.unwrap_or_default();
+        let own = routes.into_iter().filter(|route| route.device.installation != device.installation);
+        let changed = SessionEvent::Hint(Hint::ContactsChanged(version));
+        self.deliver(own.map(|route| (route, vec![changed.clone()])).collect()).await;
     }
 
     /// Returns whether a member of a group may learn how far another one received and read it: neither has blocked the
@@ -98,10 +181,7 @@ impl Engine {
         self.decisions_changed.fetch_add(1, Ordering::AcqRel);
         self.decided.remove(&(owner, other));
         let version = changed?;
-        let routes = self.backends.registry.lookup(&[owner]).await.unwrap_or_default();
-        let own = routes.into_iter().filter(|route| route.device.installation != device.installation);
-        let changed = SessionEvent::Hint(Hint::ContactsChanged(version));
-        self.deliver(own.map(|route| (route, vec![changed.clone()])).collect()).await;
+        self.contacts_changed(device, version).await;
         if change != ContactChange::Block && self.shows_activity(owner, other).await {
             self.show_progress(owner, other).await;
         }

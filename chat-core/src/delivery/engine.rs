@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,15 +15,18 @@ use super::rates::{Limits, Rates};
 use super::shard::{Decision, IdKey, decide};
 use super::{Hub, MessageTrace, Stage, plan};
 use crate::backend::{
-    Backends, Command, Commit, CommitOutcome, ConversationState, GatewayId, Head, LogPosition, Member,
-    Operation, PageLimit, Record, RecordBatch, Roster, Route, Rules, SenderFilter, StoreIdentity,
+    Backends, Command, Commit, CommitOutcome, ConversationState, GatewayId, Head, InboxPage, LogPosition,
+    Member, Operation, PageLimit, Record, RecordBatch, Roster, Route, Rules, SenderFilter, StoreIdentity,
 };
 use crate::model::contact::Contact;
 use crate::model::device_list::SignedDeviceList;
-use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow, Publish, Refusal, SendPosition, Stored};
+use crate::model::envelope::{AckUpTo, InboxPosition, Publish, Refusal, SendPosition, Stored};
 use crate::model::error::{Error, ErrorKind, Result};
-use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, Seq, UserId};
-use crate::model::limits::MAX_NUMBER;
+use crate::model::id::{
+    ConversationId, ConversationKind, DeviceAddress, DeviceId, InstallationId, Seq, UserId,
+};
+use crate::model::limits::{FEED_DEVICES, MAX_NUMBER};
+use crate::model::presence::PresenceAudience;
 use crate::model::session_event::SessionEvent;
 use crate::model::time::WallClock;
 use crate::mutant::Mutant;
@@ -49,6 +52,9 @@ pub struct EngineSettings {
     /// of the release before run, set those of that release. By default [`Rules::OPTIONS`]: groups must be enabled, because
     /// a user can not yet refuse to be added to one.
     pub rules: Rules,
+    /// Number of devices above which a group becomes a feed: its messages are in history only, and the devices read them
+    /// from there, so that the rows written for a message do not grow with the group. 0: no group becomes one.
+    pub feed_devices: u32,
     /// The retention time that sessions announce to their devices, in milliseconds; 0 announces none. A device reports
     /// rows that expire earlier, so [`sweep`](Engine::sweep) must not remove them earlier.
     pub retention_ms: u64,
@@ -64,6 +70,7 @@ impl Default for EngineSettings {
             rates: Rates::default(),
             lists_ms: u64::MAX,
             trace: 65_536,
+            feed_devices: FEED_DEVICES,
             retention_ms: 0,
         }
     }
@@ -98,7 +105,12 @@ pub struct Engine {
     pub(super) wrote: DashMap<(UserId, UserId), ()>,
     /// Cached decisions of the first user about the second, and the time each was read, in milliseconds.
     pub(super) decided: DashMap<(UserId, UserId), (Contact, u64)>,
-    /// Incremented when cached decisions may be stale.
+    /// Cached audiences of the presence of users, and the time each was read, in milliseconds.
+    pub(super) audiences: DashMap<UserId, (PresenceAudience, u64)>,
+    /// Whether the second user may learn the presence of the first one, the value of `decisions_changed` before the decision, and
+    /// until when it counts, in milliseconds.
+    pub(super) presence_shown: DashMap<(UserId, UserId), (bool, u64, u64)>,
+    /// Incremented when cached decisions or audiences may be stale.
     pub(super) decisions_changed: AtomicU64,
     /// The time before which no token of a user counts, in milliseconds since 1970.
     pub(super) revoked: DashMap<UserId, u64>,
@@ -145,6 +157,8 @@ impl Engine {
             rosters: DashMap::new(),
             wrote: DashMap::new(),
             decided: DashMap::new(),
+            audiences: DashMap::new(),
+            presence_shown: DashMap::new(),
             decisions_changed: AtomicU64::new(0),
             revoked: DashMap::new(),
             revocations_read: Mutex::default(),
@@ -238,7 +252,9 @@ impl Engine {
     /// Sets the route that waits for the answer, so that the answer arrives even if the registry has no
     /// route.
     fn expecting(&self, command: Command) -> Command {
-        Command { reply: self.hub.route(command.sender.installation), ..command }
+        let is_group = command.conversation().kind() == Ok(ConversationKind::Group);
+        let feed_devices = if is_group { self.settings.feed_devices } else { 0 };
+        Command { reply: self.hub.route(command.sender.installation), feed_devices, ..command }
     }
 
     /// Appends a command to the log. It takes its place in the order of appends when this is first polled;
@@ -408,6 +424,7 @@ impl Engine {
         let Some(state) = batch.states.get(&number.conversation) else {
             return;
         };
+        let is_feed = state.head.is_feed;
         match decide(state, record, found) {
             Decision::Store(seq, commit) => {
                 batch.ids.insert(key, seq);
@@ -434,6 +451,18 @@ impl Engine {
                         && let Some(device) = devices.get(installation)
                     {
                         batch.events.push((*device, SessionEvent::Row(row.clone())));
+                    }
+                }
+                if is_feed && let Some(row) = commit.history.last() {
+                    // The others read the row from history.
+                    let named: HashSet<_> = commit.inbox.iter().map(|(device, _)| *device).collect();
+                    let roster = commit.state.roster.as_ref().unwrap_or(&state.roster);
+                    for member in &roster.members {
+                        let others = member.installations.iter();
+                        let others =
+                            others.filter(|one| !named.contains(*one) && **one != sender.installation);
+                        let row = || SessionEvent::Row(row.clone());
+                        batch.events.extend(others.map(|one| (address(member.user, *one), row())));
                     }
                 }
                 batch.add(commit);
@@ -497,7 +526,8 @@ impl Engine {
         }
     }
 
-    /// Returns a page of a device's inbox: the rows after a position.
+    /// Returns a page of a device's inbox: the rows after a position. A message whose lifetime has ended is empty, also before
+    /// the [sweep](Self::sweep_messages) erases it.
     ///
     /// # Errors
     /// As [`MessageStore::inbox`](crate::backend::MessageStore::inbox).
@@ -506,8 +536,13 @@ impl Engine {
         device: InstallationId,
         after: InboxPosition,
         limit: PageLimit,
-    ) -> Result<Vec<InboxRow>> {
-        self.backends.store.inbox(device, after, limit).await
+    ) -> Result<InboxPage> {
+        let feeds = self.backends.store.feeds(device).await?;
+        let rows = self.backends.store.inbox(device, after, limit).await?;
+        let page = InboxPage { has_more: limit.is_reached(&rows), rows };
+        let mut page = self.add_feeds(device, &feeds, after, limit, page).await?;
+        self.hide_disappeared(&mut page.rows);
+        Ok(page)
     }
 
     /// Removes the rows that a device acknowledges, and raises its generation.
@@ -564,18 +599,16 @@ fn remember(known: &mut ConversationState, senders: &[InstallationId], read: Con
     }
 }
 
+/// Returns the address of a device for the delivery of events.
+const fn address(user: UserId, installation: InstallationId) -> DeviceAddress {
+    DeviceAddress { user, device: DeviceId::PRIMARY, installation }
+}
+
 /// Maps installations to addresses, as far as the members and the command contain them. The device number does
 /// not matter for delivery; only the sender's own is the real one.
 fn addresses(members: &[Member], command: &Command) -> HashMap<InstallationId, DeviceAddress> {
-    let device = DeviceId::PRIMARY;
-    let mut known: HashMap<_, _> = members
-        .iter()
-        .flat_map(|m| {
-            m.installations
-                .iter()
-                .map(move |i| (*i, DeviceAddress { user: m.user, device, installation: *i }))
-        })
-        .collect();
+    let mut known: HashMap<_, _> =
+        members.iter().flat_map(|m| m.installations.iter().map(|i| (*i, address(m.user, *i)))).collect();
     known.insert(command.sender.installation, command.sender);
     known
 }

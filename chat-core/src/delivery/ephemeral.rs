@@ -2,17 +2,22 @@
 
 use std::sync::Arc;
 
+use futures_util::future::join_all;
+
 use super::Engine;
 use crate::backend::SenderFilter;
 use crate::model::client_frame::GroupReceipt;
 use crate::model::envelope::AckUpTo;
 use crate::model::error::Result;
 use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, UserId};
+use crate::model::presence::UserPresence;
 use crate::model::session_event::{Hint, SessionEvent};
 
 /// Milliseconds for which a gateway remembers the members of a group, so that a message that all of them answer is not as
 /// many reads of the roster. A member that was removed may send hints for as long, and a new one may miss some.
 const GROUP_MEMBERS_MS: u64 = 10_000;
+/// Decisions about the presence of watched users that are read at the same time.
+const DECISIONS: usize = 16;
 
 impl Engine {
     /// Sends a delivery receipt, or a read receipt (`read`), to the other users of a conversation that are contacts. A read
@@ -107,14 +112,18 @@ impl Engine {
         Ok(Some(members))
     }
 
-    /// Returns whether each of these users is present. A user that neither wrote to the asking device's user nor accepted it
-    /// is reported absent, like a user that does not exist.
-    pub async fn presence(&self, asker: DeviceAddress, users: &[UserId]) -> Vec<(UserId, bool)> {
+    /// Returns whether each of these users is online, or when it was last seen. A user whose audience does not include the
+    /// asking device's user looks like one that does not exist.
+    pub async fn presence(&self, asker: DeviceAddress, users: &[UserId]) -> Vec<(UserId, UserPresence)> {
         let present = self.backends.presence.query(users, self.now_ms()).await.unwrap_or_default();
-        let mut answers = Vec::with_capacity(users.len());
-        for (user, present) in users.iter().copied().zip(present) {
-            answers.push((user, present && self.shows_activity(user, asker.user).await));
+        // All users are decided in the same way: also those that look hidden anyway.
+        let mut shown = Vec::with_capacity(users.len());
+        for some in users.chunks(DECISIONS) {
+            shown.extend(join_all(some.iter().map(|user| self.shows_presence(*user, asker.user))).await);
         }
+        let answers = users.iter().zip(present).zip(shown);
         answers
+            .map(|((user, present), shown)| (*user, if shown { present } else { UserPresence::HIDDEN }))
+            .collect()
     }
 }

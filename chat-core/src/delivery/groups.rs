@@ -5,11 +5,11 @@ use std::sync::Arc;
 use futures_util::future::try_join_all;
 
 use super::Engine;
-use crate::backend::{RecipientDevices, Roster, SenderFilter};
+use crate::backend::{Roster, SenderFilter};
 use crate::model::envelope::{Publish, Refusal};
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::group::{GroupAction, LinkProof};
-use crate::model::id::{ConversationId, DeviceAddress, UserId};
+use crate::model::id::{ConversationId, DeviceAddress, InstallationId, UserId};
 use crate::mutant::Mutant;
 
 /// Maximum number of rosters that a gateway remembers.
@@ -64,9 +64,10 @@ impl Engine {
             .collect())
     }
 
-    /// Returns the devices of the members of a group for a message with this roster version, as this gateway knows them. It
-    /// only limits inboxes by them: the shard decides who gets the message.
-    pub(super) async fn group_devices(&self, publish: &Publish) -> Result<Vec<RecipientDevices>> {
+    /// Returns the devices that get an inbox row of a group's message, as this gateway knows them. In a feed these are the devices
+    /// with a box, otherwise the devices of all members. The gateway only checks their inboxes for room: the shard decides which
+    /// devices get the message.
+    pub(super) async fn group_inboxes(&self, publish: &Publish) -> Result<Vec<InstallationId>> {
         let conversation = publish.number.conversation;
         // A message that changes the roster names the version after it.
         let version = publish.group.as_ref().map_or(0, |part| part.roster_version.saturating_sub(1));
@@ -75,12 +76,16 @@ impl Engine {
             Some(roster) => roster,
             None => self.read_roster(conversation).await?,
         };
-        let members = roster.members.iter().map(|member| RecipientDevices {
-            user: member.user,
-            list_version: member.list_version,
-            installations: member.installations.clone(),
-        });
-        Ok(members.collect())
+        if self.is_feed(&roster) {
+            return Ok(publish.boxes.iter().map(|one| one.installation).collect());
+        }
+        Ok(roster.installations().collect())
+    }
+
+    /// Returns whether a group with this roster is a feed. A feed that became smaller counts as none.
+    fn is_feed(&self, roster: &Roster) -> bool {
+        let feed_devices = self.settings.feed_devices;
+        feed_devices > 0 && roster.installations().nth(feed_devices as usize).is_some()
     }
 
     async fn read_roster(&self, conversation: ConversationId) -> Result<Arc<Roster>> {

@@ -203,6 +203,7 @@ impl Engine {
             instance: self.instance,
             contacts_version,
             token_expires_in_ms: 0,
+            rules: self.settings.rules.0,
         };
         Ok((device, welcome))
     }
@@ -281,5 +282,6 @@ impl Engine {
         self.lists.clear();
         self.decisions_changed.fetch_add(1, Ordering::AcqRel);
         self.decided.clear();
+        self.audiences.clear();
     }
 }

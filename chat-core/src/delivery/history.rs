@@ -25,7 +25,16 @@ impl Engine {
         let cleared = self.backends.store.cleared(conversation, device.user).await?;
         let mut rows = self.backends.store.history(conversation, before, limit).await?;
         rows.retain(|row| row.seq > cleared);
+        self.hide_disappeared(&mut rows);
         Ok(rows)
+    }
+
+    /// Empties the messages whose lifetime has ended.
+    pub(super) fn hide_disappeared(&self, rows: &mut [InboxRow]) {
+        let now_us = self.now_ms().saturating_mul(1000);
+        for row in rows {
+            row.disappear(now_us);
+        }
     }
 
     /// Clears a conversation up to a seq for a user.
@@ -74,14 +83,7 @@ impl Engine {
     /// As [`MessageStore::expire`](crate::backend::MessageStore::expire).
     pub async fn sweep(&self, retention_ms: u64) -> Result<usize> {
         let before_us = self.before_us(retention_ms);
-        let mut all = 0;
-        loop {
-            let removed = self.backends.store.expire(before_us, PIECE).await?;
-            all += removed;
-            if removed < PIECE {
-                return Ok(all);
-            }
-        }
+        in_pieces(|| self.backends.store.expire(before_us, PIECE)).await
     }
 
     /// Erases the content of messages that are older than the retention time of history, in pieces, after it
@@ -93,17 +95,31 @@ impl Engine {
     pub async fn sweep_history(&self, retention_ms: u64) -> Result<usize> {
         self.sweep(retention_ms).await?;
         let before_us = self.before_us(retention_ms);
-        let mut all = 0;
-        loop {
-            let erased = self.backends.store.expire_history(before_us, PIECE).await?;
-            all += erased;
-            if erased < PIECE {
-                return Ok(all);
-            }
-        }
+        in_pieces(|| self.backends.store.expire_history(before_us, PIECE)).await
+    }
+
+    /// Erases the content of messages whose lifetime has ended, in pieces. Returns the number of messages erased.
+    ///
+    /// # Errors
+    /// As [`MessageStore::expire_messages`](crate::backend::MessageStore::expire_messages).
+    pub async fn sweep_messages(&self) -> Result<usize> {
+        let now_us = self.now_ms().saturating_mul(1000);
+        in_pieces(|| self.backends.store.expire_messages(now_us, PIECE)).await
     }
 
     fn before_us(&self, retention_ms: u64) -> u64 {
         self.now_ms().saturating_sub(retention_ms).saturating_mul(1000)
+    }
+}
+
+/// Calls a sweep until a piece is not full. Returns the sum.
+async fn in_pieces<F: Future<Output = Result<usize>>>(sweep: impl Fn() -> F) -> Result<usize> {
+    let mut all = 0;
+    loop {
+        let count = sweep().await?;
+        all += count;
+        if count < PIECE {
+            return Ok(all);
+        }
     }
 }

@@ -35,7 +35,9 @@ impl Engine {
         match request {
             Request::Resolve(_) => self.limits.resolve(device.user, now),
             Request::Offer(_) | Request::PutList(..) => self.limits.link(device.user, now),
-            Request::ChangeContact(..) => self.limits.change_contact(device.user, now),
+            Request::ChangeContact(..) | Request::SetPresenceAudience(_) => {
+                self.limits.change_contact(device.user, now)
+            }
             Request::Report(_) => self.limits.report(device.user, now),
             _ => Ok(()),
         }
@@ -81,8 +83,7 @@ impl Engine {
                 answer.roster = Some(Box::new(roster));
             }
             Request::Cursors => {
-                answer.cursors =
-                    self.backends.store.device(device.installation, CursorFilter::All).await?.cursors;
+                answer.cursors = self.cursors(device.installation).await?;
             }
             Request::Reincarnate { from, nonce, asked } => {
                 let wish = Reincarnation { nonce, asked, from, now_ms: self.now_ms() };
@@ -95,6 +96,9 @@ impl Engine {
             }
             Request::ChangeContact(user, change) => {
                 answer.contacts.version = self.change_contact(device, user, change).await?;
+            }
+            Request::SetPresenceAudience(audience) => {
+                answer.contacts.version = self.set_audience(device, audience).await?;
             }
             Request::Contacts => answer.contacts = self.backends.contacts.contacts(device.user).await?,
             Request::Report(report) => self.report(device, report).await?,
@@ -265,6 +269,10 @@ impl Engine {
         let members = &state.roster.members;
         if state.roster.member(device.user).is_none() {
             return Err(Error::new(ErrorKind::NotFound, "no such conversation"));
+        }
+        if state.head.is_feed {
+            // The answer would cost a read for each device: the members of a feed report by receipts only.
+            return Ok(());
         }
         let is_group = conversation.kind() == Ok(ConversationKind::Group);
         let mut others = Vec::new();

@@ -2,7 +2,8 @@
 //! the log, write the same bytes.
 
 use crate::backend::{
-    Command, Commit, ConversationState, Head, Member, Operation, Record, Roster, SenderState, StateChange,
+    Command, Commit, ConversationState, FeedChange, Head, Member, Operation, Record, Roster, Rules,
+    SenderState, StateChange,
 };
 use crate::model::envelope::{EmptyReason, InboxRow, Message, Publish, Refusal, RowContent, SendPosition};
 use crate::model::group::{GroupAction, GroupChange};
@@ -152,14 +153,8 @@ fn next_state(state: &ConversationState, record: &Record, number: SendPosition) 
 
 fn commit(record: &Record, state: StateChange) -> Commit {
     let number = record.command.number();
-    Commit {
-        conversation: number.conversation,
-        history: Vec::new(),
-        ids: Vec::new(),
-        inbox: Vec::new(),
-        generations: vec![(record.command.sender.installation, number.generation)],
-        state,
-    }
+    let generations = vec![(record.command.sender.installation, number.generation)];
+    Commit { generations, ..Commit::of(number.conversation, state) }
 }
 
 fn accept(state: &ConversationState, record: &Record, command: &Command, number: SendPosition) -> Decision {
@@ -195,17 +190,33 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
         }
         Operation::Skip(_) => (RowContent::Empty { reason: EmptyReason::Skip, from: seq }, &[][..], &[][..]),
     };
-    let own = RowContent::Own {
-        message_id: number.message_id,
-        client_seq: number.client_seq,
-        incarnation: number.incarnation,
+    let own = match &command.operation {
+        Operation::Publish(_) => RowContent::Own {
+            message_id: number.message_id,
+            client_seq: number.client_seq,
+            incarnation: number.incarnation,
+        },
+        Operation::Skip(_) => content.clone(),
     };
     let boxes: HashMap<InstallationId, &bytes::Bytes> =
         boxes.iter().map(|one| (one.installation, &one.data)).collect();
+    // The message with which a group becomes a feed still has a row for each device.
+    let is_feed = state.head.is_feed;
+    let becomes_feed = is_group && !is_feed && is_above(command.feed_devices, roster);
+    next.head.is_feed = is_feed || becomes_feed;
+    let reads_history = |installation: &InstallationId| {
+        is_feed && known.as_ref().is_none_or(|known| known.contains(installation))
+    };
+    let members = roster.members.iter().map(|member| (member, true));
+    let others = removed.chain(&outside).map(|member| (member, false));
     let mut inbox = Vec::with_capacity(roster.members.len());
-    for member in roster.members.iter().chain(removed).chain(&outside) {
+    for (member, is_member) in members.chain(others) {
         for installation in &member.installations {
             let is_new = known.as_ref().is_some_and(|known| !known.contains(installation));
+            let has_own_content = || boxes.contains_key(installation) || excluded.contains(installation);
+            if is_member && reads_history(installation) && !has_own_content() {
+                continue;
+            }
             let left = is_new.then(|| state.roster.left(*installation)).flatten();
             let joined = is_new && left.is_none();
             if let Some(left) = left.filter(|left| left + 1 < seq) {
@@ -244,17 +255,59 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
             }
         }
     }
+    let feeds = feed_changes(&state.roster, roster, seq, is_feed, becomes_feed);
+    let sender_reads =
+        reads_history(&sender.installation) && roster.has_device(sender.user, sender.installation);
     let mut made = commit(record, next);
-    made.inbox = inbox;
+    (made.inbox, made.feeds) = (inbox, feeds);
     let sender = command.sender.installation;
-    if !mailbox && !made.inbox.iter().any(|(installation, _)| *installation == sender) {
+    let has_row = sender_reads || made.inbox.iter().any(|(installation, _)| *installation == sender);
+    if !mailbox && !has_row {
         // A skip in a conversation without members: the sender's own cursor still gets its row.
         let first = state.senders.get(&sender).is_none_or(|known| *known == SenderState::default());
         made.inbox.push((sender, row(first, own)));
     }
     made.history.push(row(false, content));
-    made.ids.push((command.sender.installation, number.message_id, seq));
+    made.ids.push((command.sender.installation, command.dedupe_id(), seq));
+    if let Operation::Publish(publish) = &command.operation
+        && let Some(deletion) = &publish.options.deletion
+        && made.state.head.rules >= Rules::GROUPS
+        && deletion.seq < seq
+        && !Mutant::DeletionKept.is_active()
+    {
+        made.deleted.push(deletion.seq);
+    }
     Decision::Store(seq, made)
+}
+
+/// Returns whether a roster has more devices than the number at which a group becomes a feed.
+fn is_above(feed_devices: u32, roster: &Roster) -> bool {
+    feed_devices > 0 && roster.installations().nth(feed_devices as usize).is_some()
+}
+
+/// Returns the devices that begin or stop to read a feed with the message at a seq. All begin when the group becomes one.
+fn feed_changes(
+    before: &Roster,
+    after: &Roster,
+    seq: Seq,
+    is_feed: bool,
+    becomes_feed: bool,
+) -> Vec<FeedChange> {
+    if becomes_feed {
+        let seq = seq + u64::from(Mutant::SwitchLosesSeq.is_active());
+        let change = |device| FeedChange { device, seq, joins: true };
+        return after.installations().map(change).collect();
+    }
+    let change = |joins| move |device| FeedChange { device, seq, joins };
+    if !is_feed || before.version == after.version {
+        return Vec::new();
+    }
+    let (old, new): (HashSet<_>, HashSet<_>) =
+        (before.installations().collect(), after.installations().collect());
+    let joined = after.installations().filter(|device| !old.contains(device)).map(change(true));
+    let is_gone = |device: &InstallationId| !new.contains(device) && !Mutant::LeaverStillFed.is_active();
+    let left = before.installations().filter(is_gone).map(change(false));
+    joined.chain(left).collect()
 }
 
 /// Returns the roster after a command, if the command changes it.

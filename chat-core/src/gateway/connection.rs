@@ -340,7 +340,7 @@ impl Connection {
                     return Some(Input::Acked { too_high: true });
                 }
                 Some(match engine.inbox(device?.installation, after, limit).await {
-                    Ok(rows) => Input::Page(after, limit, rows),
+                    Ok(page) => Input::Page(after, page),
                     Err(_) => Input::PageFailed,
                 })
             }

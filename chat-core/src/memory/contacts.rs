@@ -7,6 +7,7 @@ use crate::backend::ContactStore;
 use crate::model::contact::{Contact, ContactChange, Contacts};
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::UserId;
+use crate::model::presence::PresenceAudience;
 
 /// A [`ContactStore`] in memory.
 #[derive(Debug, Default)]
@@ -16,6 +17,7 @@ pub struct MemoryContacts(Mutex<HashMap<UserId, Owned>>);
 struct Owned {
     version: u64,
     entries: HashMap<UserId, Contact>,
+    audience: PresenceAudience,
 }
 
 #[cfg(feature = "sim")]
@@ -49,6 +51,18 @@ impl ContactStore for MemoryContacts {
         Ok(owned.version)
     }
 
+    async fn audience(&self, owner: UserId) -> Result<PresenceAudience> {
+        Ok(self.0.lock().get(&owner).map(|owned| owned.audience).unwrap_or_default())
+    }
+
+    async fn set_audience(&self, owner: UserId, audience: PresenceAudience) -> Result<u64> {
+        let mut all = self.0.lock();
+        let owned = all.entry(owner).or_default();
+        owned.version += u64::from(owned.audience != audience);
+        owned.audience = audience;
+        Ok(owned.version)
+    }
+
     async fn version(&self, owner: UserId) -> Result<u64> {
         Ok(self.0.lock().get(&owner).map_or(0, |owned| owned.version))
     }
@@ -57,7 +71,7 @@ impl ContactStore for MemoryContacts {
         let all = self.0.lock();
         let Some(owned) = all.get(&owner) else { return Ok(Contacts::default()) };
         let entries = owned.entries.iter().map(|(user, contact)| (*user, *contact)).collect();
-        Ok(Contacts { version: owned.version, entries })
+        Ok(Contacts { version: owned.version, entries, audience: owned.audience })
     }
 
     async fn erase(&self, owner: UserId) -> Result<()> {

@@ -5,8 +5,8 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use crate::backend::{
-    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, Head, LogPosition, MessageStore,
-    PageLimit, SenderFilter, StateChange, StoreIdentity,
+    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, Feed, FeedChange, Head,
+    LogPosition, MessageStore, PageLimit, SenderFilter, StateChange, StoreIdentity,
 };
 use crate::model::envelope::{
     AckUpTo, Durability, EmptyReason, InboxCursor, InboxPosition, InboxRow, RowContent,
@@ -58,6 +58,8 @@ pub struct Tables {
     inbox: BTreeMap<(InstallationId, InboxPosition), Arc<InboxRow>>,
     cursors: BTreeMap<(InstallationId, ConversationId), InboxCursor>,
     generations: HashMap<InstallationId, u64>,
+    /// The seqs after which a device began (`true`) or stopped to read a feed.
+    feeds: BTreeMap<(InstallationId, ConversationId, Seq), bool>,
     /// The seq up to which each user has cleared a conversation.
     cleared: BTreeMap<(ConversationId, UserId), Seq>,
 }
@@ -71,6 +73,8 @@ pub(crate) enum Write {
     /// The highest seq with a row for the device, and the seq at which the device joined, if it did.
     Tail(InstallationId, ConversationId, Seq, Option<Seq>),
     Generation(InstallationId, u64),
+    Feed(ConversationId, FeedChange),
+    Deleted(ConversationId, Seq),
     State(ConversationId, Box<StateChange>),
 }
 
@@ -96,6 +100,8 @@ impl Tables {
         let tails = tails.into_iter();
         writes.extend(tails.map(|(device, (tail, joined))| Write::Tail(device, conversation, tail, joined)));
         writes.extend(commit.generations.into_iter().map(|(device, g)| Write::Generation(device, g)));
+        writes.extend(commit.feeds.into_iter().map(|change| Write::Feed(conversation, change)));
+        writes.extend(commit.deleted.into_iter().map(|seq| Write::Deleted(conversation, seq)));
         writes.push(Write::State(conversation, Box::new(commit.state)));
         writes
     }
@@ -132,6 +138,15 @@ impl Tables {
                 let known = self.generations.entry(device).or_default();
                 *known = (*known).max(generation);
             }
+            Write::Feed(conversation, change) => {
+                self.feeds.insert((change.device, conversation, change.seq), change.joins);
+            }
+            Write::Deleted(conversation, seq) => {
+                if let Some(row) = self.history.get_mut(&(conversation, seq)) {
+                    row.erase(EmptyReason::Deleted);
+                    self.empty_waiting(conversation, &[seq].into(), EmptyReason::Deleted);
+                }
+            }
             Write::State(conversation, state) => {
                 // A replaced owner may write an older state late.
                 let known = self.states.entry(conversation).or_default();
@@ -152,7 +167,8 @@ impl Tables {
     #[cfg(feature = "sim")]
     pub(crate) fn differs(&self, row: &InboxRow) -> bool {
         let known = self.history.get(&(row.conversation, row.seq));
-        known.is_some_and(|known| known != row && !known.is_erased())
+        // A message that was committed together with its deletion has no content.
+        known.is_some_and(|known| known != row && !known.is_erased() && !row.is_erased())
     }
 
     /// Returns whether a gap in the device's inbox covers a seq.
@@ -211,7 +227,9 @@ impl Tables {
         to_come: &dyn Fn(ConversationId) -> Seq,
     ) -> Result<()> {
         for ack in acks {
-            if ack.seq > self.tail(device, ack.conversation).max(to_come(ack.conversation)) {
+            let head = self.reads_feed(device, ack.conversation).then(|| self.head_seq(ack.conversation));
+            let tail = self.tail(device, ack.conversation).max(to_come(ack.conversation));
+            if ack.seq > tail.max(head.unwrap_or(0)) {
                 return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail"));
             }
         }
@@ -220,6 +238,7 @@ impl Tables {
             let cursor = self.cursors.entry((device, ack.conversation)).or_default();
             if ack.seq > cursor.acked {
                 cursor.acked = ack.seq;
+                cursor.tail = cursor.tail.max(ack.seq);
                 let from = (device, InboxPosition::START);
                 let gone: Vec<_> = self
                     .inbox
@@ -272,6 +291,53 @@ impl Tables {
         )
     }
 
+    pub(crate) fn history_after(
+        &self,
+        conversation: ConversationId,
+        after: Seq,
+        limit: PageLimit,
+    ) -> Vec<InboxRow> {
+        let head = self.head_seq(conversation);
+        if after >= head {
+            return Vec::new();
+        }
+        let rows = self.history.range((conversation, after + 1)..=(conversation, head));
+        page(rows.map(|(_, row)| row.clone()), limit)
+    }
+
+    fn reads_feed(&self, device: InstallationId, conversation: ConversationId) -> bool {
+        let all = (device, conversation, 0)..=(device, conversation, Seq::MAX);
+        self.feeds.range(all).next().is_some()
+    }
+
+    pub(crate) fn feeds(&self, device: InstallationId) -> Vec<Feed> {
+        let mut feeds: Vec<Feed> = Vec::new();
+        let own = self.feeds.range((device, ConversationId::from_bytes([0; 17]), 0)..);
+        for ((_, conversation, seq), joins) in own.take_while(|((owner, ..), _)| *owner == device) {
+            // A change above the head does not exist yet.
+            if *seq > self.head_seq(*conversation) {
+                continue;
+            }
+            match feeds.last_mut().filter(|feed| feed.conversation == *conversation) {
+                Some(feed) => feed.changes.push((*seq, *joins)),
+                None => {
+                    let acked = self.cursors.get(&(device, *conversation)).map_or(0, |cursor| cursor.acked);
+                    let changes = vec![(*seq, *joins)];
+                    feeds.push(Feed { conversation: *conversation, acked, changes });
+                }
+            }
+        }
+        feeds
+    }
+
+    /// Returns whether a feed has rows that the device did not acknowledge.
+    #[cfg(feature = "sim")]
+    pub(crate) fn is_behind_feed(&self, device: InstallationId) -> bool {
+        let is_behind =
+            |feed: &Feed| feed.next(feed.acked).is_some_and(|next| next <= self.head_seq(feed.conversation));
+        self.feeds(device).iter().any(is_behind)
+    }
+
     pub(crate) fn generation(&self, device: InstallationId) -> u64 {
         self.generations.get(&device).copied().unwrap_or(0)
     }
@@ -306,6 +372,7 @@ impl Tables {
     pub(crate) fn erase(&mut self, device: InstallationId) {
         self.inbox.retain(|(known, _), _| *known != device);
         self.cursors.retain(|(known, _), _| *known != device);
+        self.feeds.retain(|(known, ..), _| *known != device);
         self.generations.remove(&device);
     }
 
@@ -342,6 +409,22 @@ impl Tables {
             self.empty_waiting(conversation, &seqs, EmptyReason::Expired);
         }
         count
+    }
+
+    pub(crate) fn expire_messages(&mut self, now_us: u64, limit: usize) -> usize {
+        let mut erased: Vec<(ConversationId, Seq)> = Vec::new();
+        let heads: HashMap<ConversationId, Seq> =
+            self.states.iter().map(|(conversation, state)| (*conversation, state.head.seq)).collect();
+        for ((conversation, seq), row) in &mut self.history {
+            let is_visible = heads.get(conversation).is_some_and(|head| seq <= head);
+            if erased.len() < limit && is_visible && row.disappear(now_us) {
+                erased.push((*conversation, *seq));
+            }
+        }
+        for (conversation, seq) in &erased {
+            self.empty_waiting(*conversation, &[*seq].into(), EmptyReason::Disappeared);
+        }
+        erased.len()
     }
 
     /// Empties the rows that wait for messages which were erased.
@@ -458,6 +541,19 @@ impl MessageStore for MemoryStore {
         Ok(self.tables.lock().history(conversation, before, limit))
     }
 
+    async fn history_after(
+        &self,
+        conversation: ConversationId,
+        after: Seq,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
+        Ok(self.tables.lock().history_after(conversation, after, limit))
+    }
+
+    async fn feeds(&self, device: InstallationId) -> Result<Vec<Feed>> {
+        Ok(self.tables.lock().feeds(device))
+    }
+
     async fn generation(&self, device: InstallationId) -> Result<u64> {
         Ok(self.tables.lock().generation(device))
     }
@@ -472,6 +568,10 @@ impl MessageStore for MemoryStore {
 
     async fn expire_history(&self, before_us: u64, limit: usize) -> Result<usize> {
         Ok(self.tables.lock().expire_history(before_us, limit))
+    }
+
+    async fn expire_messages(&self, now_us: u64, limit: usize) -> Result<usize> {
+        Ok(self.tables.lock().expire_messages(now_us, limit))
     }
 
     async fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()> {

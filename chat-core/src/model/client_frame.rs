@@ -8,6 +8,7 @@ use super::envelope::{AckUpTo, Publish, SendPosition};
 use super::group::LinkProof;
 use super::id::{ConversationId, Handle, Incarnation, InstallationId, Seq, StoreEpoch, UserId};
 use super::prekeys::{FirstPrekeys, PrekeyUpload};
+use super::presence::PresenceAudience;
 use super::report::Report;
 use super::signing::HelloClaims;
 
@@ -128,6 +129,8 @@ pub enum Request {
     Delivered(ConversationId),
     /// Accepts, blocks or unblocks a user.
     ChangeContact(UserId, ContactChange),
+    /// Changes the users that learn the presence of the own user.
+    SetPresenceAudience(PresenceAudience),
     /// The contacts of the own user.
     Contacts,
     /// Reports messages of another user.

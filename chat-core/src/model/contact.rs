@@ -1,6 +1,7 @@
-//! The decisions of a user about other users: accepted, blocked.
+//! The decisions of a user about other users: accepted, blocked, and the audience of its presence.
 
 use super::id::UserId;
+use super::presence::PresenceAudience;
 
 /// The decision of one user about another. The other user never learns it.
 ///
@@ -55,4 +56,6 @@ pub struct Contacts {
     pub version: u64,
     /// The users that are or were accepted or blocked, in no order.
     pub entries: Vec<(UserId, Contact)>,
+    /// The users that learn whether this user is online, and when it was last seen.
+    pub audience: PresenceAudience,
 }

@@ -126,6 +126,17 @@ pub enum EmptyReason {
     Cleared,
     /// The user of this device was no member of the group.
     NotMember,
+    /// A later message of the conversation deleted it for everyone.
+    Deleted,
+    /// Its lifetime ended: the `expires_after_ms` of its options have passed since its commit.
+    Disappeared,
+}
+
+impl EmptyReason {
+    /// Returns whether a message with this reason had content that was erased in history.
+    pub const fn is_erasure(self) -> bool {
+        matches!(self, Self::Expired | Self::Cleared | Self::Deleted | Self::Disappeared)
+    }
 }
 
 /// The content of an inbox row.
@@ -218,7 +229,20 @@ impl InboxRow {
 
     /// Returns whether the row of history has lost its content.
     pub const fn is_erased(&self) -> bool {
-        matches!(self.content, RowContent::Empty { reason: EmptyReason::Expired | EmptyReason::Cleared, .. })
+        matches!(self.content, RowContent::Empty { reason, .. } if reason.is_erasure())
+    }
+
+    /// Returns the time, in microseconds since 1970, at which the lifetime of a message ends; `None` if it has none.
+    pub fn disappears_at_us(&self) -> Option<u64> {
+        let RowContent::Message { message, .. } = &self.content else { return None };
+        let after_ms = message.options.expires_after_ms;
+        (after_ms > 0).then(|| self.time_us.saturating_add(after_ms.saturating_mul(1000)))
+    }
+
+    /// Erases a message whose lifetime ended at `now_us` or before. Returns whether it did.
+    pub fn disappear(&mut self, now_us: u64) -> bool {
+        let is_over = self.disappears_at_us().is_some_and(|at_us| at_us <= now_us);
+        is_over && self.erase(EmptyReason::Disappeared)
     }
 
     /// Returns whether the row replaces rows that retention removed.
@@ -409,5 +433,11 @@ impl InboxCursor {
             self.tail = row.seq;
         }
         is_new && row.seq > self.acked
+    }
+
+    /// Returns the cursor as a store reports it. A device acknowledges the rows of a feed above the rows of its inbox.
+    #[must_use]
+    pub const fn with_feed(self) -> Self {
+        Self { tail: if self.tail < self.acked { self.acked } else { self.tail }, ..self }
     }
 }

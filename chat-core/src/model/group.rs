@@ -47,6 +47,19 @@ pub enum GroupAction {
 }
 
 impl GroupAction {
+    /// Returns the users that the action names.
+    pub fn users(&self) -> &[UserId] {
+        match self {
+            Self::Create { members: users, .. }
+            | Self::Add(users)
+            | Self::Invite(users)
+            | Self::Remove { users, .. }
+            | Self::Unban(users) => users,
+            Self::SetRole(user, _) => std::slice::from_ref(user),
+            Self::Join(_) | Self::Leave | Self::SetPolicy(_) | Self::SetLink(_) | Self::Edit => &[],
+        }
+    }
+
     /// Returns the users that the action adds without asking them.
     pub fn added(&self) -> &[UserId] {
         match self {

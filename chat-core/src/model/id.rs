@@ -134,6 +134,11 @@ impl MessageId {
         Self(id)
     }
 
+    /// Returns the id of the skip that takes the place of this message.
+    pub(crate) fn of_skip(self) -> Self {
+        Self(digest16(b"chat/v1/skip", &[&self.0]))
+    }
+
     /// Returns the usual UUID text form with dashes.
     pub fn to_uuid_string(self) -> String {
         let h = self.to_hex();

@@ -14,7 +14,9 @@ pub const MAX_TEXT: usize = 64 * 1024;
 /// Maximum number of users in an audience.
 pub const MAX_AUDIENCE: usize = 1024;
 /// Maximum number of devices of all members of a group.
-pub const MAX_GROUP_DEVICES: usize = 256;
+pub const MAX_GROUP_DEVICES: usize = 4096;
+/// Number of devices above which a group becomes a feed, unless a server sets another one.
+pub const FEED_DEVICES: u32 = 64;
 /// Maximum number of users that are banned from a group.
 pub const MAX_BANNED: usize = 1024;
 /// Maximum number of users that are invited to a group or ask to join it.
@@ -67,6 +69,8 @@ pub const MAX_RECEIPT_USERS: usize = 16;
 pub const HEARTBEAT_MS: u64 = 30_000;
 /// Milliseconds without a frame after which the session is closed and its user is offline.
 pub const IDLE_MS: u64 = 75_000;
+/// Days for which the server knows at least when a user was last seen.
+pub const LAST_SEEN_DAYS: u64 = 30;
 /// Milliseconds that a connection has for its handshake.
 pub const GREETING_MS: u64 = 5_000;
 /// The wire version of this release.

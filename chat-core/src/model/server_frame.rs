@@ -8,6 +8,7 @@ use super::device_list::SignedDeviceList;
 use super::envelope::{InboxCursor, InboxRow, Refusal, Stored, Subject};
 use super::id::{ConversationId, Handle, Incarnation, InstallationId, Seq, StoreEpoch, UserId};
 use super::prekeys::Bundle;
+use super::presence::UserPresence;
 use super::roster::Roster;
 
 /// The first frame of a connection.
@@ -46,6 +47,8 @@ pub struct Welcome {
     pub contacts_version: u64,
     /// Milliseconds until the token expires and the session ends; 0 if it does not.
     pub token_expires_in_ms: u64,
+    /// The latest [rules](crate::backend::Rules) of messages that the server accepts; 0 if the server does not say.
+    pub rules: u32,
 }
 
 #[cfg(test)]
@@ -71,6 +74,7 @@ impl Welcome {
             instance: 0,
             contacts_version: 0,
             token_expires_in_ms: 0,
+            rules: 0,
         }
     }
 }
@@ -139,8 +143,8 @@ pub enum ServerFrame {
     },
     /// This user is typing in the conversation.
     Typing(ConversationId, UserId),
-    /// Whether a watched user is connected.
-    Presence(UserId, bool),
+    /// Whether a watched user is connected, or when it was last seen.
+    Presence(UserId, UserPresence),
     /// A user's device list changed; the number is its newest version.
     ListChanged(UserId, u64),
     /// The offer of a device that waits to be linked is in place.

@@ -11,6 +11,7 @@ use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{InboxCursor, Refusal, Subject};
 use crate::model::id::{ConversationId, ConversationKind, UserId};
 use crate::model::limits::{HEARTBEAT_MS, LOW_PREKEYS, WIRE_VERSION};
+use crate::model::rules::Rules;
 use crate::model::server_frame::{Response, ServerFrame, Welcome};
 use crate::model::time::Instant;
 
@@ -163,6 +164,7 @@ impl Replica {
         }
         self.epoch = Some(welcome.store_epoch);
         self.retention_ms = welcome.retention_ms;
+        self.server_rules = Rules(welcome.rules);
         if !self.watched.is_empty() {
             out.push(Output::Send(ClientFrame::Watch(self.watched.clone())));
         }
@@ -250,7 +252,9 @@ impl Replica {
             ServerFrame::Typing(conversation, user) => {
                 out.push(Output::Event(Ephemeral::Typing(conversation, user)));
             }
-            ServerFrame::Presence(user, online) => out.push(Output::Event(Ephemeral::Presence(user, online))),
+            ServerFrame::Presence(user, presence) => {
+                out.push(Output::Event(Ephemeral::Presence(user, presence)));
+            }
             ServerFrame::ListChanged(user, version)
                 if self
                     .lists

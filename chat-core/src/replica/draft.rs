@@ -32,11 +32,13 @@ pub struct Draft {
     pub sent_at: u64,
     /// A change of the group's roster.
     pub action: Option<GroupAction>,
+    /// The draft is sealed once this earlier message of its conversation has left the outbox.
+    pub after: Option<MessageId>,
 }
 
 impl Draft {
-    /// Returns a draft with the time 0 and without an action.
+    /// Returns a draft with the time 0, without an action, that waits for no other message.
     pub const fn new(id: MessageId, to: Recipient, content: Bytes) -> Self {
-        Self { id, to, content, sent_at: 0, action: None }
+        Self { id, to, content, sent_at: 0, action: None, after: None }
     }
 }

@@ -98,6 +98,18 @@ impl Replica {
         Some(&group.roster).filter(|roster| roster.version > 0)
     }
 
+    /// Returns the roster of a group whose founding is still in the outbox, without the devices of its members.
+    pub fn founding(&self, conversation: ConversationId) -> Option<Roster> {
+        let queue = self.conversations.get(&conversation)?.queue.iter();
+        let mut actions = queue.filter(|entry| !entry.skip).map(|entry| &entry.draft.action);
+        let action = actions
+            .find_map(|action| action.as_ref().filter(|one| matches!(one, GroupAction::Create { .. })))?;
+        let own = self.device.user;
+        let list = |user| RecipientDevices { user, list_version: 0, installations: Vec::new() };
+        let lists: Vec<_> = action.added().iter().copied().chain([own]).map(list).collect();
+        Roster::default().change(conversation, own, Some(action), &lists, 0).ok()
+    }
+
     pub(super) fn group(&mut self, id: ConversationId) -> &mut Group {
         self.conversations.entry(id).or_default().group.get_or_insert_default()
     }

@@ -153,7 +153,10 @@ fn excused_after(chain: Chain, message: &Message, excused: u64, knows_prev: bool
 impl Replica {
     /// Reports a gap of a conversation. Its seqs excuse as many missing numbers.
     pub(super) fn gap(&mut self, conversation: ConversationId, from: Seq, to: Seq, reason: EmptyReason) {
-        self.excuse(conversation, (to + 1).saturating_sub(from));
+        let is_erasure = matches!(reason, EmptyReason::Deleted | EmptyReason::Disappeared);
+        if !is_erasure || !Mutant::ErasureUnexcused.is_active() {
+            self.excuse(conversation, (to + 1).saturating_sub(from));
+        }
         let changes_none = matches!(reason, EmptyReason::Skip | EmptyReason::NotMember);
         if !changes_none && conversation.kind() == Ok(ConversationKind::Group) {
             // One of them may have changed the roster.

@@ -12,6 +12,7 @@ use crate::model::id::{
     ConversationId, DeviceAddress, Incarnation, InstallationId, MessageId, Seq, StoreEpoch, UserId,
 };
 use crate::model::prekeys::Bundle;
+use crate::model::presence::UserPresence;
 use crate::model::server_frame::Response;
 
 /// An action that a replica requests from its driver. The driver carries actions out in order.
@@ -89,8 +90,8 @@ pub enum Ephemeral {
     CaughtUp,
     /// A user is typing.
     Typing(ConversationId, UserId),
-    /// A user is connected (`true`) or not.
-    Presence(UserId, bool),
+    /// Whether a user is connected, or when it was last seen.
+    Presence(UserId, UserPresence),
     /// The server hides a later device list of this user from this device; reported once for each version.
     ListHidden(UserId),
     /// The server limits the rate of this device: sending continues by itself after this many milliseconds.

@@ -133,6 +133,16 @@ impl Replica {
             let Some(entry) = conversation.queue.get(index) else {
                 continue;
             };
+            let waits = |after: MessageId| conversation.position(after).is_some_and(|at| at < index);
+            if entry.draft.after.is_some_and(waits) {
+                continue;
+            }
+            // The caller finds the place of a stored message in its store.
+            let is_new = |change: &Change| matches!(change, Change::Stored(_, id, _) if entry.draft.after == Some(*id));
+            if entry.draft.after.is_some() && self.changes.iter().any(is_new) {
+                self.seals_after_commit = true;
+                continue;
+            }
             if entry.bound {
                 self.refuse_for_good(id, index, "identity_changed");
                 continue;

@@ -1,10 +1,11 @@
 //! Inputs and outputs of a [`Session`](super::Session).
 
-use crate::backend::PageLimit;
+use crate::backend::{InboxPage, PageLimit};
 use crate::model::client_frame::{ClientFrame, GroupReceipt, Hello, Registration, Renewal, Request};
 use crate::model::close_reason::CloseReason;
-use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow, Publish, Refusal, SendPosition, Subject};
+use crate::model::envelope::{AckUpTo, InboxPosition, Publish, Refusal, SendPosition, Subject};
 use crate::model::id::{ConversationId, DeviceAddress, UserId};
+use crate::model::presence::UserPresence;
 use crate::model::server_frame::{Response, ServerFrame, Welcome};
 use crate::model::session_event::SessionEvent;
 use crate::model::time::Instant;
@@ -39,8 +40,8 @@ pub enum Input {
     Events(Vec<SessionEvent>),
     /// Some events of the engine were dropped.
     Lagged,
-    /// The requested page: the rows after this position, up to this limit.
-    Page(InboxPosition, PageLimit, Vec<InboxRow>),
+    /// The requested page: the rows after this position.
+    Page(InboxPosition, InboxPage),
     /// The requested page could not be read.
     PageFailed,
     /// A publish or skip of this session was refused before the log.
@@ -52,8 +53,8 @@ pub enum Input {
         /// An ack was above the tail: the session closes.
         too_high: bool,
     },
-    /// Presence of watched users.
-    Presence(Vec<(UserId, bool)>),
+    /// Presence of watched users, as the user of this session may learn it.
+    Presence(Vec<(UserId, UserPresence)>),
     /// The deadline of the session passed.
     Tick,
     /// The connection ended, on either side or by an error, and no later session of the device took over.

@@ -8,6 +8,10 @@ use crate::model::limits::{PAGE_ROWS, WINDOW_BYTES};
 /// The limit of a page until the speed of the device is known.
 const LIMIT: PageLimit = PageLimit { bytes: START_WINDOW, ..PageLimit::MAX };
 
+fn page_of(rows: Vec<InboxRow>) -> InboxPage {
+    InboxPage { has_more: LIMIT.is_reached(&rows), rows }
+}
+
 /// Returns the rows of all frames.
 fn delivered(outputs: &[Output]) -> Vec<InboxRow> {
     let frames = outputs.iter().map(|output| match output {
@@ -132,7 +136,7 @@ fn closes_when_the_token_expires() {
     let session = || {
         let mut session = opened_until(Some(Instant::from_millis(90_000)));
         assert!(!closed(said(&mut session, 60_000, heartbeat())), "the token is valid");
-        said(&mut session, 60_000, Input::Page(InboxPosition::START, LIMIT, Vec::new()));
+        said(&mut session, 60_000, Input::Page(InboxPosition::START, InboxPage::default()));
         assert_eq!(session.deadline(), Some(Instant::from_millis(90_000)), "before the idle timeout");
         assert!(said(&mut session, 89_999, Input::Tick).is_empty());
         session
@@ -158,7 +162,7 @@ fn acks_are_coalesced_and_flushed_before_a_read_and_at_the_end() {
         Input::Frame(ClientFrame::Ack { acks: vec![of(seq)], store_epoch, generation })
     };
     let caught_up =
-        |session: &mut Session| said(session, 0, Input::Page(InboxPosition::START, LIMIT, Vec::new()));
+        |session: &mut Session| said(session, 0, Input::Page(InboxPosition::START, InboxPage::default()));
     let mut session = live();
     caught_up(&mut session);
     assert!(said(&mut session, 0, ack(1, 7)).is_empty() && said(&mut session, 900, ack(3, 8)).is_empty());
@@ -230,7 +234,7 @@ fn acks_wait_for_earlier_acks_and_receipts_for_their_acks() {
         Input::Frame(ClientFrame::Ack { acks: vec![of(seq)], store_epoch, generation: seq })
     };
     let mut session = live();
-    said(&mut session, 0, Input::Page(InboxPosition::START, LIMIT, Vec::new()));
+    said(&mut session, 0, Input::Page(InboxPosition::START, InboxPage::default()));
     for seq in [1, 2] {
         let message = InboxRow { conversation, seq, time_us: seq, joined: false, content: message() };
         said(&mut session, 0, Input::Events(vec![SessionEvent::Row(message)]));
@@ -264,7 +268,7 @@ fn first_and_last_of_many_read_watermarks_are_sent() {
 fn a_page_that_is_not_full_is_the_last() {
     let rows = |seqs: std::ops::RangeInclusive<u64>| -> Vec<InboxRow> { seqs.map(row).collect() };
     let deliver = |rows, caught_up| Output::Send(ServerFrame::Deliver(rows, caught_up));
-    let page = |session: &mut Session, after, rows| said(session, 0, Input::Page(after, LIMIT, rows));
+    let page = |session: &mut Session, after, rows| said(session, 0, Input::Page(after, page_of(rows)));
     let mut session = live();
     assert_eq!(
         page(&mut session, InboxPosition::START, rows(1..=3)),
@@ -298,7 +302,7 @@ fn a_page_that_is_not_full_is_the_last() {
 #[test]
 fn full_window_does_not_block_earlier_rows() {
     let mut session = live();
-    said(&mut session, 0, Input::Page(InboxPosition::START, LIMIT, Vec::new()));
+    said(&mut session, 0, Input::Page(InboxPosition::START, InboxPage::default()));
     // The first row had no live event. The later rows fill the window, and the device cannot acknowledge them
     // before it.
     let later = 2..=WINDOW_ROWS as u64 + 1;
@@ -306,19 +310,20 @@ fn full_window_does_not_block_earlier_rows() {
     let outputs = said(&mut session, 30_000, Input::Frame(ClientFrame::Heartbeat));
     assert_eq!(outputs, vec![Output::Beat, Output::Read(InboxPosition::START, LIMIT)]);
     let page: Vec<InboxRow> = (1..=PAGE_ROWS as u64).map(row).collect();
-    let outputs = said(&mut session, 30_000, Input::Page(InboxPosition::START, LIMIT, page.clone()));
+    let outputs = said(&mut session, 30_000, Input::Page(InboxPosition::START, page_of(page.clone())));
     assert_eq!(delivered(&outputs), page);
     // A row in flight is not sent again.
     said(&mut session, 40_000, Input::Lagged);
-    let outputs = said(&mut session, 40_000, Input::Page(InboxPosition::START, LIMIT, page));
+    let outputs = said(&mut session, 40_000, Input::Page(InboxPosition::START, page_of(page)));
     assert!(!outputs.iter().any(|output| matches!(output, Output::Send(_))), "{outputs:?}");
 }
 
 #[test]
 fn session_rereads_the_inbox_twice_after_a_drop() {
     let read = || vec![Output::Read(InboxPosition::START, LIMIT)];
-    let caught_up =
-        |session: &mut Session, at| said(session, at, Input::Page(InboxPosition::START, LIMIT, Vec::new()));
+    let caught_up = |session: &mut Session, at| {
+        said(session, at, Input::Page(InboxPosition::START, InboxPage::default()))
+    };
     for input in [Input::Lagged, Input::Frame(ClientFrame::CatchUp)] {
         let mut session = live();
         caught_up(&mut session, 0);
@@ -354,7 +359,7 @@ fn session_rereads_the_inbox_twice_after_a_drop() {
 #[test]
 fn window_follows_the_speed_of_the_device() {
     let mut session = live();
-    said(&mut session, 0, Input::Page(InboxPosition::START, LIMIT, Vec::new()));
+    said(&mut session, 0, Input::Page(InboxPosition::START, InboxPage::default()));
     let (mut seq, mut now) = (0, 0);
     // Returns the bytes in flight when no more rows are sent, with a device that takes this long for each window.
     let mut bytes_in_flight = |session: &mut Session, took_ms| {
@@ -386,7 +391,7 @@ fn window_follows_the_speed_of_the_device() {
 #[test]
 fn rows_are_not_sent_again_while_the_device_acknowledges_some() {
     let mut session = live();
-    said(&mut session, 0, Input::Page(InboxPosition::START, LIMIT, Vec::new()));
+    said(&mut session, 0, Input::Page(InboxPosition::START, InboxPage::default()));
     for seq in 1..=20 {
         said(&mut session, 0, Input::Events(vec![SessionEvent::Row(large_row(seq))]));
     }

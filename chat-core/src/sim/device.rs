@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use super::accounts::sign;
+use super::content::{SimContent, SimFacts};
 use super::local_store::LocalStore;
 use super::suite::{BACK, LAST_RESORT, SimBox, SimSuite};
 use crate::model::device_list::SignedDeviceList;
@@ -14,6 +15,7 @@ use crate::model::envelope::{Audience, DeviceBox, InboxRow, Publish, RowContent,
 use crate::model::id::{
     ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, SenderKeyId, Seq,
 };
+use crate::model::message_options::{Deletion, MessageOptions};
 use crate::model::prekeys::{Bundle, OneTimePrekey, PrekeyUpload};
 use crate::model::rng::Rng;
 use crate::model::signing::prekeys_transcript;
@@ -238,9 +240,29 @@ impl Device {
             boxes,
             excluded: without_session,
             sent_at: draft.sent_at,
-            options: crate::model::message_options::MessageOptions::default(),
+            options: self.options(draft, number.conversation),
             group: None,
         })
+    }
+
+    fn options(&self, draft: &Draft, conversation: ConversationId) -> MessageOptions {
+        if matches!(draft.to, Recipient::Device(_)) {
+            return MessageOptions::default();
+        }
+        match SimContent::facts(&draft.content) {
+            SimFacts::None => MessageOptions::default(),
+            SimFacts::Lifetime(ms) => MessageOptions { expires_after_ms: ms, ..MessageOptions::default() },
+            SimFacts::Deletes(message_id) => {
+                // Without a place the deletion erases nothing on the server.
+                let place = self.store.place_of(conversation, message_id);
+                let deletion = place.map(|(seq, installation)| {
+                    let unsigned = Deletion { seq, installation, message_id, signature: Bytes::new() };
+                    let signature = sign(self.address(), &unsigned.transcript(conversation));
+                    Box::new(Deletion { signature, ..unsigned })
+                });
+                MessageOptions { deletion, ..MessageOptions::default() }
+            }
+        }
     }
 
     /// Returns the next box of the session with a device; `None` if there is no session.

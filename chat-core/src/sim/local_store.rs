@@ -87,6 +87,18 @@ impl LocalStore {
         }
     }
 
+    /// Returns the seq and the sending device of a message.
+    pub(super) fn place_of(&self, id: ConversationId, message: MessageId) -> Option<(Seq, InstallationId)> {
+        let own = self.own_places.iter().find(|((at, _), known)| (*at, **known) == (id, message));
+        let own = own.map(|((_, seq), _)| (*seq, self.saved.device.installation));
+        own.or_else(|| {
+            self.shown.iter().find_map(|(at, seq, shown)| match shown {
+                Shown::Message(sender, known) if (*at, *known) == (id, message) => Some((*seq, *sender)),
+                _ => None,
+            })
+        })
+    }
+
     fn conversation(&mut self, id: ConversationId) -> &mut ConversationSnapshot {
         self.conversations.entry(id).or_insert_with(|| ConversationSnapshot::new(id))
     }

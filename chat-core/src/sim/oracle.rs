@@ -11,7 +11,7 @@ use super::local_store::Shown;
 use super::suite::SimBox;
 use crate::backend::{Commit, PageLimit};
 use crate::memory::Tables;
-use crate::model::envelope::{InboxRow, RowContent};
+use crate::model::envelope::{EmptyReason, InboxRow, RowContent};
 use crate::model::id::{
     ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, SenderKeyId, Seq, UserId,
 };
@@ -20,7 +20,7 @@ use crate::replica::Unreadable;
 /// A broken law (invariant).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// `lost`, `twice`, `order`, `ghost`, `ack`, `keys`, `differs`, `integrity`, `unreadable`,
+    /// `lost`, `twice`, `order`, `ghost`, `ack`, `keys`, `differs`, `integrity`, `unreadable`, `erased`, `kept`,
     /// `recovered`, `blocked`, `unlinked`, `authority`, `fold`, `audience`, `lists` or `stuck`.
     pub law: &'static str,
     /// A description with ids and seqs.
@@ -50,12 +50,19 @@ pub(super) struct Oracle {
     pub refused: HashSet<MessageId>,
     /// A device that its user unlinked.
     pub unlinked: Option<InstallationId>,
+    /// The stored messages that had a lifetime.
+    pub disappearing: Erasures,
+    /// The end of the schedule, in microseconds since 1970.
+    pub ended_us: u64,
     /// Retention may have removed rows committed before this time, in microseconds since 1970.
     pub swept_us: u64,
     /// The server was restored from a copy; `true`: with a new store epoch.
     pub server_restored: Option<bool>,
     violation: Option<Violation>,
 }
+
+/// Messages by place: the sending device and the id.
+pub(super) type Erasures = HashMap<(ConversationId, Seq), (InstallationId, MessageId)>;
 
 impl Oracle {
     pub(super) fn is_unlinked(&self, device: &Device) -> bool {
@@ -94,6 +101,7 @@ impl Oracle {
             let row = logs.get(conversation).and_then(|log| log.get(*seq as usize - 1));
             if let (Shown::Message(_, id), Some(row)) = (what, row)
                 && conversation.kind() != Ok(ConversationKind::Group)
+                && !row.is_erased()
                 && !is_for(row, device.address())
             {
                 self.broken(
@@ -133,11 +141,12 @@ impl Oracle {
                 (id, tables.history(id, 0, everything).into_iter().rev().collect())
             })
             .collect();
+        let erasures = self.check_erasures(&logs);
         for (id, log) in &logs {
             self.check_log(*id, log);
         }
         let groups = fold_groups(devices, &logs, &self.acquaintances);
-        self.check_acked(&logs);
+        self.check_acked(&logs, &erasures);
         let any_restore = devices.iter().any(|device| device.store.restored > 0);
         let restored: HashSet<InstallationId> = devices
             .iter()
@@ -191,7 +200,41 @@ impl Oracle {
         }
     }
 
-    fn check_acked(&mut self, logs: &BTreeMap<ConversationId, Vec<InboxRow>>) {
+    /// Checks that the server erased only messages that were deleted or had a lifetime, and all deleted ones. Returns the
+    /// messages that it erased.
+    fn check_erasures(&mut self, logs: &BTreeMap<ConversationId, Vec<InboxRow>>) -> Erasures {
+        let mut deleted: Erasures = HashMap::new();
+        for (id, log) in logs {
+            for row in log {
+                let RowContent::Message { message, .. } = &row.content else { continue };
+                let Some(deletion) = &message.options.deletion else { continue };
+                deleted.insert((*id, deletion.seq), (deletion.installation, deletion.message_id));
+                let target = log.get(deletion.seq as usize - 1);
+                if !target.is_some_and(InboxRow::is_erased) {
+                    self.broken("kept", format!("{:?} of {id:?} deletes {target:?}", message.id));
+                }
+            }
+        }
+        let mut erasures = Erasures::new();
+        for (id, log) in logs {
+            for row in log {
+                let RowContent::Empty { reason, .. } = row.content else { continue };
+                let place = (*id, row.seq);
+                let message = match reason {
+                    EmptyReason::Deleted => deleted.get(&place),
+                    EmptyReason::Disappeared => self.disappearing.get(&place),
+                    _ => continue,
+                };
+                match message {
+                    Some(message) => drop(erasures.insert(place, *message)),
+                    None => self.broken("erased", format!("{} of {id:?} is erased: {reason:?}", row.seq)),
+                }
+            }
+        }
+        erasures
+    }
+
+    fn check_acked(&mut self, logs: &BTreeMap<ConversationId, Vec<InboxRow>>, erasures: &Erasures) {
         let acked: Vec<_> = self.acked.iter().map(|(key, at)| (*key, *at)).collect();
         for ((device, id), (conversation, seq)) in acked {
             let row = logs.get(&conversation).and_then(|log| log.get(seq as usize - 1));
@@ -201,7 +244,8 @@ impl Oracle {
                 }
                 _ => false,
             });
-            if !there {
+            let is_erased = erasures.get(&(conversation, seq)) == Some(&(device, id));
+            if !there && !is_erased {
                 self.broken("lost", format!("{id:?} was acknowledged at {seq} but is lost"));
             }
         }
@@ -312,6 +356,8 @@ impl Oracle {
                     Some(Shown::Unreadable(..)) if self.server_restored.is_some() => {}
                     Some(Shown::Unreadable(..)) if self.swept_us > 0 && message.group.is_some() => {}
                     Some(Shown::Nothing) if row.time_us < self.swept_us => {}
+                    Some(Shown::Nothing)
+                        if row.disappears_at_us().is_some_and(|at_us| at_us <= self.ended_us) => {}
                     Some(Shown::Excluded) if self.excluded.contains(&(message.id, own.installation)) => {}
                     other => {
                         self.broken("lost", format!("{own:?} showed {other:?} at {} of {id:?}", row.seq))
@@ -361,6 +407,8 @@ pub(super) struct KeyUse {
     used: HashMap<(u64, u64), (MessageId, InstallationId)>,
     /// The messages by sender key and number.
     shared: HashMap<(SenderKeyId, u64), MessageId>,
+    /// The messages that have a lifetime.
+    pub disappearing: Erasures,
     twice: Option<String>,
     /// A row that was written again with different bytes.
     pub differing: Option<String>,
@@ -369,6 +417,17 @@ pub(super) struct KeyUse {
 }
 
 impl KeyUse {
+    /// Notes the messages of a commit that have a lifetime, before the commit is applied.
+    pub(super) fn note_disappearing(&mut self, commit: &Commit) {
+        for row in &commit.history {
+            let RowContent::Message { message, .. } = &row.content else { continue };
+            if message.options.expires_after_ms > 0 {
+                let named = (message.sender.installation, message.id);
+                self.disappearing.insert((row.conversation, row.seq), named);
+            }
+        }
+    }
+
     pub(super) fn note(&mut self, commit: &Commit) {
         for row in &commit.history {
             let RowContent::Message { message, .. } = &row.content else { continue };
@@ -396,6 +455,7 @@ impl KeyUse {
     }
 
     pub(super) fn check(&self, oracle: &mut Oracle) {
+        oracle.disappearing.clone_from(&self.disappearing);
         if let Some(how) = &self.twice {
             oracle.broken("keys", how.clone());
         }

@@ -139,6 +139,7 @@ pub(super) struct Start {
     pub woken: WokenTasks,
     pub session_queue: usize,
     pub rules: Rules,
+    pub feed_devices: u32,
 }
 
 /// One run of a server process.
@@ -188,6 +189,7 @@ impl Server {
             session_queue: start.session_queue,
             rates: Rates::OFF,
             rules: start.rules,
+            feed_devices: start.feed_devices,
             ..EngineSettings::default()
         };
         let engine = Arc::new(Engine::new(backends, settings, start.clock));

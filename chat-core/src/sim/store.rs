@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use super::oracle::KeyUse;
 
 use crate::backend::{
-    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
+    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, Feed, LogPosition, MessageStore,
     PageLimit, SenderFilter, StoreIdentity,
 };
 use crate::memory::{Tables, Write};
@@ -178,8 +178,12 @@ impl SimStore {
     /// acknowledge a durable row before the row is visible.
     fn tail_to_come(&self, conversation: ConversationId, device: InstallationId) -> Seq {
         let redo = self.redo.lock();
-        let rows = redo.get(&conversation).into_iter().flat_map(|commit| &commit.inbox);
-        rows.filter(|(owner, _)| *owner == device).map(|(_, row)| row.seq).max().unwrap_or(0)
+        let Some(commit) = redo.get(&conversation) else { return 0 };
+        if commit.feeds.iter().any(|change| change.device == device) {
+            return commit.state.head.seq;
+        }
+        let rows = commit.inbox.iter().filter(|(owner, _)| *owner == device);
+        rows.map(|(_, row)| row.seq).max().unwrap_or(0)
     }
 
     async fn wait(&self, turns: u64) {
@@ -259,6 +263,7 @@ impl MessageStore for SimStore {
                 (rng.chance(faults.error_before), rng.chance(faults.error_after), rng.next_u64())
             };
             let durable_first = faults.durable_first && self.rng.lock().chance(50);
+            self.keys.lock().note_disappearing(&commit);
             let mut writes = Tables::writes(commit.clone());
             if Mutant::StateBeforeRows.is_active() {
                 writes.reverse();
@@ -336,6 +341,25 @@ impl MessageStore for SimStore {
         Ok(self.tables.lock().history(conversation, before, limit))
     }
 
+    async fn history_after(
+        &self,
+        conversation: ConversationId,
+        after: Seq,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
+        self.may_fail()?;
+        Ok(self.tables.lock().history_after(conversation, after, limit))
+    }
+
+    async fn feeds(&self, device: InstallationId) -> Result<Vec<Feed>> {
+        let feeds = self.tables.lock().feeds(device);
+        // Schedules without feeds draw the same faults as before there were any.
+        if !feeds.is_empty() {
+            self.may_fail()?;
+        }
+        Ok(feeds)
+    }
+
     async fn generation(&self, device: InstallationId) -> Result<u64> {
         self.may_fail()?;
         Ok(self.tables.lock().generation(device))
@@ -352,6 +376,11 @@ impl MessageStore for SimStore {
 
     async fn expire_history(&self, before_us: u64, limit: usize) -> Result<usize> {
         Ok(self.tables.lock().expire_history(before_us, limit))
+    }
+
+    async fn expire_messages(&self, now_us: u64, limit: usize) -> Result<usize> {
+        self.may_fail()?;
+        Ok(self.tables.lock().expire_messages(now_us, limit))
     }
 
     async fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()> {

@@ -30,7 +30,7 @@ use crate::memory::{
     ManualClock, ManualRuntime, MemoryContacts, MemoryKeys, MemoryPresence, MemoryRouter, Tables,
 };
 use crate::model::contact::ContactChange;
-use crate::model::id::{ConversationId, StoreEpoch};
+use crate::model::id::{ConversationId, MessageId, StoreEpoch, UserId};
 use crate::model::rng::Rng;
 use crate::model::time::{Instant, WallClock};
 use crate::replica::Input;
@@ -62,6 +62,8 @@ enum Event {
     Restore(usize),
     /// Retention removes rows older than this many milliseconds.
     Sweep(u64),
+    /// The server erases messages whose lifetime has ended.
+    SweepMessages,
     /// The data of the server is copied.
     CopyServer,
     /// The server ends, and its data is replaced by the copy; `true`: with a new store epoch.
@@ -121,6 +123,7 @@ pub(super) struct World {
     slots: Vec<Option<Event>>,
     free: Vec<usize>,
     rng: Rng,
+    feed_devices: u32,
     options: Options,
     network: Network,
     partition: Option<(u64, u64)>,
@@ -149,6 +152,8 @@ pub(super) struct World {
     linked_later: Option<usize>,
     /// The group, once it was founded.
     group: Option<ConversationId>,
+    /// The messages that users may delete: user, conversation and id.
+    written: Vec<(UserId, ConversationId, MessageId)>,
     device_crash: u64,
     healed: bool,
     oracle: Oracle,
@@ -159,8 +164,9 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, options: Options) -> Self {
         let mut rng = Rng::new(seed);
-        let split = options.split || options.cluster || options.groups && rng.chance(50);
-        let options = Options { split, ..options };
+        let cluster = options.cluster || options.erasure && rng.chance(40) || options.feeds && rng.chance(30);
+        let split = options.split || cluster || (options.groups || options.erasure) && rng.chance(50);
+        let options = Options { split, cluster, ..options };
         let accounts = &ACCOUNTS[..if options.groups { 4 } else { 2 }];
         let clock = Arc::new(ManualClock::default());
         let keys = Arc::new(MemoryKeys::default());
@@ -212,6 +218,7 @@ impl World {
             free: Vec::new(),
             rng,
             options,
+            feed_devices: if options.feeds { 3 + 2 * (seed % 2) as u32 } else { 0 },
             network,
             partition,
             devices,
@@ -241,6 +248,7 @@ impl World {
             session_queue,
             linked_later,
             group: None,
+            written: Vec::new(),
             device_crash,
             healed: false,
             oracle: Oracle::default(),
@@ -279,6 +287,7 @@ impl World {
         }
         let report = self.report;
         let tables = self.tables.lock().clone();
+        self.oracle.ended_us = self.clock.now_us();
         self.keys_used.lock().check(&mut self.oracle);
         self.oracle.check(&self.devices, &tables).map(|()| report)
     }
@@ -369,6 +378,12 @@ impl World {
         if self.options.groups {
             self.plan_group();
         }
+        if self.options.erasure {
+            for _ in 0..8 {
+                let at = self.rng.below(HEAL_MS);
+                self.at(at, Event::SweepMessages);
+            }
+        }
         if self.options.restored_server {
             return self.plan_server_restore();
         }
@@ -450,11 +465,9 @@ impl World {
                     let server = self.pipes.get(&id).and_then(|pipe| self.servers[pipe.server].as_ref());
                     server.is_some_and(|server| server.serves(id) && !server.is_draining)
                 });
-                let record = self
-                    .tables
-                    .lock()
-                    .device(device.address().installation, crate::backend::CursorFilter::No);
-                live && served && record.waiting_rows == 0
+                let (tables, own) = (self.tables.lock(), device.address().installation);
+                let record = tables.device(own, crate::backend::CursorFilter::No);
+                live && served && record.waiting_rows == 0 && !tables.is_behind_feed(own)
             })
     }
 
@@ -539,6 +552,12 @@ impl World {
                 if let Some(server) = self.servers.iter().flatten().next() {
                     let _ = ready(server.store.expire(before_us, usize::MAX));
                     self.oracle.swept_us = self.oracle.swept_us.max(before_us);
+                }
+            }
+            Event::SweepMessages => {
+                let now_us = self.clock.now_us();
+                if let Some(server) = self.servers.iter().flatten().next() {
+                    let _ = ready(server.store.expire_messages(now_us, usize::MAX));
                 }
             }
             Event::CopyServer => self.copy_server(),

@@ -20,6 +20,7 @@ use crate::model::id::{ConversationId, DeviceId, Handle, InstallationId, Seq, St
 use crate::model::limits::{
     MAX_DEVICES, MAX_FRAME, MAX_RECEIPT_USERS, MAX_WATCHED, PAGE_ROWS, UPLOAD_PREKEYS,
 };
+use crate::model::presence::PresenceAudience;
 use crate::model::report::{MAX_NOTE, MAX_REPORTED, Report, ReportedMessage};
 use crate::model::signing::HelloClaims;
 use crate::proto;
@@ -266,6 +267,18 @@ fn upload_from_proto(raw: proto::Prekeys) -> Result<PrekeyUpload> {
     })
 }
 
+pub(super) fn audience_from_proto(raw: i32) -> Option<PresenceAudience> {
+    u8::try_from(raw).ok().and_then(PresenceAudience::from_number)
+}
+
+pub(super) const fn audience_to_proto(audience: PresenceAudience) -> proto::PresenceAudience {
+    match audience {
+        PresenceAudience::Contacts => proto::PresenceAudience::Contacts,
+        PresenceAudience::Nobody => proto::PresenceAudience::Nobody,
+        PresenceAudience::All => proto::PresenceAudience::All,
+    }
+}
+
 fn change_from_proto(raw: proto::ContactChange) -> Result<ContactChange> {
     match raw {
         proto::ContactChange::Accept => Ok(ContactChange::Accept),
@@ -372,6 +385,9 @@ fn request_from_proto(raw: proto::request::Body) -> Result<Request> {
             Request::ChangeContact(UserId::parse(&change.user)?, change_from_proto(change.change())?)
         }
         Raw::FetchContacts(_) => Request::Contacts,
+        Raw::SetPresenceAudience(set) => Request::SetPresenceAudience(
+            audience_from_proto(set.audience).ok_or(invalid("an unknown audience of the presence"))?,
+        ),
         Raw::Report(report) => Request::Report(report_from_proto(report)?),
         Raw::DeleteAccount(deletion) => Request::DeleteAccount(deletion.signature),
     })
@@ -437,6 +453,9 @@ fn request_to_proto(request: &Request) -> proto::request::Body {
             change: change_to_proto(*change) as i32,
         }),
         Request::Contacts => Raw::FetchContacts(proto::FetchContacts {}),
+        Request::SetPresenceAudience(audience) => Raw::SetPresenceAudience(proto::SetPresenceAudience {
+            audience: audience_to_proto(*audience).into(),
+        }),
         Request::Report(report) => Raw::Report(report_to_proto(report)),
         Request::DeleteAccount(signature) => {
             Raw::DeleteAccount(proto::DeleteAccount { signature: signature.clone() })

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use prost::Message as _;
 
+use super::client::{audience_from_proto, audience_to_proto};
 use super::{Bundle, Challenge, CloseReason, Response, ServerFrame, Welcome};
 use crate::codec::device_list::{list_from_proto, list_to_proto};
 use crate::codec::outcome::{refused_from_proto, refused_to_proto, stored_from_proto, stored_to_proto};
@@ -14,6 +15,7 @@ use crate::model::envelope::InboxCursor;
 use crate::model::error::Result;
 use crate::model::id::{ConversationId, Handle, InstallationId, StoreEpoch, UserId};
 use crate::model::limits::{MAX_AUDIENCE, MAX_FRAME};
+use crate::model::presence::UserPresence;
 use crate::proto;
 
 impl ServerFrame {
@@ -50,6 +52,7 @@ impl ServerFrame {
                 instance: w.instance.min(MAX_NUMBER),
                 contacts_version: w.contacts_version.min(MAX_NUMBER),
                 token_expires_in_ms: w.token_expires_in_ms.min(MAX_NUMBER),
+                rules: w.rules,
             }),
             Frame::Registered(r) => {
                 let list = r.list.map(list_from_proto).transpose()?;
@@ -77,7 +80,7 @@ impl ServerFrame {
             Frame::Typing(t) => {
                 Self::Typing(ConversationId::parse(&t.conversation)?, UserId::parse(&t.user)?)
             }
-            Frame::Presence(p) => Self::Presence(UserId::parse(&p.user)?, p.online),
+            Frame::Presence(p) => Self::Presence(UserId::parse(&p.user)?, presence_from_proto(&p)),
             Frame::ListChanged(changed) => {
                 Self::ListChanged(UserId::parse(&changed.user)?, changed.version.min(MAX_NUMBER))
             }
@@ -122,6 +125,7 @@ impl ServerFrame {
                 instance: w.instance,
                 contacts_version: w.contacts_version,
                 token_expires_in_ms: w.token_expires_in_ms,
+                rules: w.rules,
                 heartbeat: (crate::model::limits::HEARTBEAT_MS / 1000) as u32,
             }),
             Self::Registered(user, list) => Frame::Registered(proto::Registered {
@@ -146,9 +150,7 @@ impl ServerFrame {
                 conversation: conversation.to_bytes(),
                 user: user.to_bytes(),
             }),
-            Self::Presence(user, online) => {
-                Frame::Presence(proto::PresenceOf { user: user.to_bytes(), online: *online })
-            }
+            Self::Presence(user, presence) => Frame::Presence(presence_to_proto(*user, *presence)),
             Self::ListChanged(user, version) => {
                 Frame::ListChanged(proto::ListChanged { user: user.to_bytes(), version: *version })
             }
@@ -175,6 +177,21 @@ impl ServerFrame {
         };
         proto::ServerFrame { frame: Some(frame) }.encode_to_vec().into()
     }
+}
+
+fn presence_to_proto(user: UserId, presence: UserPresence) -> proto::PresenceOf {
+    let (online, last_seen_ms) = match presence {
+        UserPresence::Online => (true, 0),
+        UserPresence::Offline { last_seen_ms } => (false, last_seen_ms.unwrap_or(0)),
+    };
+    proto::PresenceOf { user: user.to_bytes(), online, last_seen_ms }
+}
+
+fn presence_from_proto(raw: &proto::PresenceOf) -> UserPresence {
+    if raw.online {
+        return UserPresence::Online;
+    }
+    UserPresence::Offline { last_seen_ms: Some(raw.last_seen_ms.min(MAX_NUMBER)).filter(|at| *at > 0) }
 }
 
 fn contact_from_proto(raw: &proto::Contact) -> Result<(UserId, Contact)> {
@@ -233,11 +250,13 @@ fn response_to_proto(id: u64, answer: &Response) -> proto::Response {
             })
             .collect(),
         contacts_version: answer.contacts.version,
+        presence_audience: audience_to_proto(answer.contacts.audience).into(),
         roster: answer.roster.as_deref().map(roster_to_proto),
     }
 }
 
 fn response_from_proto(raw: proto::Response) -> Result<Response> {
+    let audience = raw.presence_audience;
     let bundles = raw.bundles.into_iter().map(|b| {
         Ok(Bundle {
             installation: InstallationId::parse(&b.installation)?,
@@ -271,6 +290,7 @@ fn response_from_proto(raw: proto::Response) -> Result<Response> {
         contacts: Contacts {
             version: raw.contacts_version.min(MAX_NUMBER),
             entries: raw.contacts.iter().map(contact_from_proto).collect::<Result<_>>()?,
+            audience: audience_from_proto(audience).unwrap_or_default(),
         },
         roster: raw.roster.map(roster_from_proto).transpose()?.map(Box::new),
     })

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use chat_core::backend::{
-    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
+    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, Feed, LogPosition, MessageStore,
     PageLimit, SenderFilter, StoreIdentity,
 };
 use chat_core::delivery::{SessionEvent, SessionHandle};
@@ -77,6 +77,19 @@ impl MessageStore for Later {
         self.store.history(id, before, limit).await
     }
 
+    async fn history_after(
+        &self,
+        conversation: ConversationId,
+        after: Seq,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
+        self.store.history_after(conversation, after, limit).await
+    }
+
+    async fn feeds(&self, device: InstallationId) -> Result<Vec<Feed>> {
+        self.store.feeds(device).await
+    }
+
     async fn generation(&self, device: InstallationId) -> Result<u64> {
         self.store.generation(device).await
     }
@@ -92,6 +105,10 @@ impl MessageStore for Later {
 
     async fn expire_history(&self, before_us: u64, limit: usize) -> Result<usize> {
         self.store.expire_history(before_us, limit).await
+    }
+
+    async fn expire_messages(&self, now_us: u64, limit: usize) -> Result<usize> {
+        self.store.expire_messages(now_us, limit).await
     }
 
     async fn clear_history(&self, conversation: ConversationId, user: UserId, through: Seq) -> Result<()> {
@@ -152,6 +169,7 @@ impl Scene {
     fn inbox(&self) -> usize {
         ready(self.engine.inbox(self.bob.device().installation, InboxPosition::START, PageLimit::MAX))
             .unwrap()
+            .rows
             .len()
     }
 }

@@ -7,6 +7,7 @@ use chat_core::limits::MAX_GROUP_DEVICES;
 use chat_core::roster::{GroupPolicy, Role, RosterDigest};
 use chat_core::{Seq, UserId};
 
+mod feeds;
 mod joining;
 
 use super::*;
@@ -16,6 +17,7 @@ const USERS: [&str; 4] = ["alice", "bob", "carol", "dave"];
 /// A group, and the roster that its members have.
 struct Group {
     engine: Engine,
+    store: Arc<dyn MessageStore>,
     users: Vec<User>,
     id: ConversationId,
     roster: Roster,
@@ -25,11 +27,15 @@ struct Group {
 }
 
 fn engine_with(rules: Rules) -> Engine {
+    engine_of(EngineSettings { rates: Rates::OFF, rules, ..EngineSettings::default() }).0
+}
+
+fn engine_of(settings: EngineSettings) -> (Engine, Arc<dyn MessageStore>) {
     let clock = Arc::new(ManualClock::default());
     clock.set_us(START_US);
-    let settings = EngineSettings { rates: Rates::OFF, rules, ..EngineSettings::default() };
     let backends = Backends { router: Arc::new(MemoryRouter::new(4, clock.clone())), ..Backends::memory() };
-    Engine::new(backends, settings, clock)
+    let store = backends.store.clone();
+    (Engine::new(backends, settings, clock), store)
 }
 
 fn devices(user: &User) -> RecipientDevices {
@@ -55,7 +61,13 @@ impl Group {
 
     /// Registers four users. In each of these pairs the first user accepts the second one.
     fn of_strangers(accepted: &[(usize, usize)]) -> Self {
-        let engine = engine_with(Rules::GROUPS);
+        Self::with(0, accepted)
+    }
+
+    /// As [`of_strangers`](Self::of_strangers). A group with more than `feed_devices` devices is a feed.
+    fn with(feed_devices: u32, accepted: &[(usize, usize)]) -> Self {
+        let rates = Rates::OFF;
+        let (engine, store) = engine_of(EngineSettings { rates, feed_devices, ..EngineSettings::default() });
         let users: Vec<User> = USERS.iter().zip(1..).map(|(name, n)| User::new(n, name)).collect();
         users.iter().for_each(|user| user.register(&engine));
         let action = GroupAction::Create {
@@ -64,7 +76,7 @@ impl Group {
         };
         let id = ConversationId::group(users[0].device(), message_id(0, 1), &action.encode());
         let sent = vec![(0, MessageId::NIL); users.len()];
-        let group = Self { engine, users, id, roster: Roster::default(), seq: 0, sent };
+        let group = Self { engine, store, users, id, roster: Roster::default(), seq: 0, sent };
         accepted.iter().for_each(|(owner, other)| group.decide(*owner, *other, ContactChange::Accept));
         group
     }
@@ -175,7 +187,7 @@ impl Group {
     /// Returns the seqs of the group's rows in the inbox of a user's device.
     fn rows(&self, user: usize) -> Vec<chat_core::envelope::InboxRow> {
         let device = self.users[user].device().installation;
-        let rows = ready(self.engine.inbox(device, InboxPosition::START, PageLimit::MAX)).unwrap();
+        let rows = ready(self.engine.inbox(device, InboxPosition::START, PageLimit::MAX)).unwrap().rows;
         rows.into_iter().filter(|row| row.conversation == self.id).collect()
     }
 
@@ -410,7 +422,8 @@ fn later_device_list_joins_the_roster_with_any_message() {
     assert_eq!(group.send(2, linked), None, "Carol has seen the list before the group has it");
     let tablet = group.users[1].list.list().addresses().nth(1).unwrap();
     assert_eq!(group.roster.key_epoch, 0);
-    let rows = ready(group.engine.inbox(tablet.installation, InboxPosition::START, PageLimit::MAX)).unwrap();
+    let rows =
+        ready(group.engine.inbox(tablet.installation, InboxPosition::START, PageLimit::MAX)).unwrap().rows;
     assert_eq!(rows.iter().map(|row| (row.seq, row.joined)).collect::<Vec<_>>(), [(2, true)]);
     let again = group.publish(0, None, &[1]);
     assert_eq!((group.send(0, again), group.roster.version), (None, 2), "the list is there already");
@@ -440,7 +453,7 @@ fn full_device_gets_a_gap_and_never_blocks_the_group() {
         let mut after = InboxPosition::START;
         let mut last = None;
         loop {
-            let page = ready(group.engine.inbox(device, after, PageLimit::MAX)).unwrap();
+            let page = ready(group.engine.inbox(device, after, PageLimit::MAX)).unwrap().rows;
             let Some(row) = page.last() else { return last };
             (after, last) = (row.position(), Some(row.clone()));
         }
@@ -483,4 +496,41 @@ fn mutants_of_the_roster_are_killed() {
     assert!(Mutant::with(Some(Mutant::RoleIgnored), || by(bob)).is_ok());
     let key_epoch = || by(group.user(0)).unwrap().key_epoch;
     assert_eq!((key_epoch(), Mutant::with(Some(Mutant::KeyEpochStays), key_epoch)), (1, 0));
+}
+
+#[test]
+fn admin_deletes_messages_of_members_and_no_changes() {
+    let mut group = Group::founded();
+    assert_eq!(group.say(1), None);
+    let written = group.rows(2).last().unwrap().clone();
+    let RowContent::Message { message, .. } = &written.content else { panic!() };
+    let deletion = |group: &Group, by: usize, seq: u64, message: &chat_core::envelope::Message| {
+        let mut deletion = chat_core::message_options::Deletion {
+            seq,
+            installation: message.sender.installation,
+            message_id: message.id,
+            signature: Bytes::new(),
+        };
+        let signature = group.users[by].key.sign(&deletion.transcript(group.id));
+        deletion.signature = signature.to_bytes().to_vec().into();
+        let mut publish = group.publish(by, None, &[]);
+        publish.options.deletion = Some(Box::new(deletion));
+        publish
+    };
+    let by_carol = deletion(&group, 2, written.seq, message);
+    assert_eq!(group.send(2, by_carol), Some(Refusal::Denied), "a member");
+    let mut stale = deletion(&group, 0, written.seq, message);
+    stale.group.as_mut().unwrap().roster_version -= 1;
+    assert!(matches!(group.send(0, stale), Some(Refusal::StaleRoster(_))), "the role is that of one roster");
+    let founding = group.rows(2)[0].clone();
+    let RowContent::Message { message: change, .. } = &founding.content else { panic!() };
+    let of_change = deletion(&group, 0, founding.seq, change);
+    assert_eq!(group.send(0, of_change), Some(Refusal::Denied), "late readers need the change");
+    let mut expiring = group.publish(0, Some(&GroupAction::Add(vec![group.user(3)])), &[3]);
+    expiring.options.expires_after_ms = 1;
+    assert_eq!(group.send(0, expiring), Some(Refusal::Invalid), "late readers need the change");
+    let by_admin = deletion(&group, 0, written.seq, message);
+    assert_eq!(group.send(0, by_admin), None);
+    let erased = group.rows(2).into_iter().find(|row| row.seq == written.seq).unwrap();
+    assert!(erased.is_erased());
 }

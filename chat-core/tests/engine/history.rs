@@ -51,7 +51,8 @@ fn old_history_is_erased_and_a_repeat_is_still_recognised() {
     assert_eq!(ready(engine.sweep_history(30 * DAY_MS)), Ok(2));
     assert_eq!(ready(engine.sweep_history(30 * DAY_MS)), Ok(0));
     assert_eq!(seen(&engine, &alice, conversation), [(3, true), (2, false), (1, false)]);
-    let inbox = ready(engine.inbox(bob.device().installation, InboxPosition::START, PageLimit::MAX)).unwrap();
+    let inbox =
+        ready(engine.inbox(bob.device().installation, InboxPosition::START, PageLimit::MAX)).unwrap().rows;
     let gap = (inbox[0].first_seq(), inbox[0].seq, inbox[0].is_expired());
     assert_eq!(gap, (1, 2, true), "no device waits for an erased message");
     let mut id = [1; 16];

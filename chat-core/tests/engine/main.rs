@@ -25,6 +25,7 @@ use chat_core::envelope::{
 };
 use chat_core::limits::{HEARTBEAT_MS, IDLE_MS, STORED_PREKEYS};
 use chat_core::memory::{ManualClock, MemoryRegistry, MemoryRouter};
+use chat_core::presence::UserPresence;
 use chat_core::signing::prekeys_transcript;
 use chat_core::suite::SuiteKey;
 use chat_core::wire::{FirstPrekeys, OneTimePrekey, PrekeyUpload, Registration, Request};
@@ -266,10 +267,12 @@ fn made_up_users_get_no_buckets() {
 fn a_user_is_present_until_seventy_five_seconds_after_the_last_heartbeat() {
     let (engine, clock) = engine(Rates::OFF);
     let [alice, bob, eve] = talkers(&engine);
-    let sees = |who: &User, at_ms: u64| {
+    let presence = |who: &User, at_ms: u64| {
         clock.set_us(START_US + at_ms * 1000);
         ready(engine.presence(who.device(), &[bob.device().user]))[0].1
     };
+    let sees = |who: &User, at_ms: u64| presence(who, at_ms) == UserPresence::Online;
+    let seen = |at_ms: u64| UserPresence::Offline { last_seen_ms: Some(START_US / 1000 + at_ms) };
     assert!(!sees(&alice, 0));
     let handle = ready(engine.bind(bob.device())).unwrap();
     assert!(sees(&alice, 1), "online at once");
@@ -279,7 +282,8 @@ fn a_user_is_present_until_seventy_five_seconds_after_the_last_heartbeat() {
     ready(engine.beat(&handle));
     assert!(sees(&alice, IDLE_MS + 1));
     ready(engine.unbind(&handle));
-    assert!(!sees(&alice, IDLE_MS + 2), "offline at once after a clean close");
+    assert_eq!(presence(&alice, IDLE_MS + 2), seen(IDLE_MS + 1), "offline at once after a clean close");
+    assert_eq!(presence(&eve, IDLE_MS + 2), UserPresence::HIDDEN, "a stranger");
 }
 
 #[test]
@@ -404,7 +408,8 @@ fn retention_removes_rows_that_wait_too_long() {
         chat_core::envelope::InboxPosition::START,
         PageLimit::MAX,
     ))
-    .unwrap();
+    .unwrap()
+    .rows;
     assert_eq!(inbox.len(), 1);
     assert_eq!((inbox[0].conversation, inbox[0].first_seq(), inbox[0].seq), (id, 1, 1500));
     assert!(inbox[0].is_expired());

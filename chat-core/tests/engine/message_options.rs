@@ -1,7 +1,7 @@
 //! Options that the server reads: rows carry them, rules name them, and only the sender of a message deletes it.
 
 use chat_core::backend::Rules;
-use chat_core::envelope::Message;
+use chat_core::envelope::{EmptyReason, InboxRow, Message};
 use chat_core::memory::MemoryPush;
 use chat_core::message_options::{Deletion, MessageOptions, Urgency};
 use chat_core::{MessageId, UserId};
@@ -18,6 +18,23 @@ fn history(engine: &Engine, a: &User, b: &User) -> Vec<Arc<Message>> {
         _ => None,
     };
     rows.iter().rev().filter_map(message).collect()
+}
+
+/// Returns why the rows of the conversation of two users are empty, oldest first.
+fn reasons(engine: &Engine, a: &User, b: &User) -> Vec<Option<EmptyReason>> {
+    let conversation = ConversationId::direct(a.device().user, b.device().user);
+    let request = Request::History { conversation, before: 0, limit: 200 };
+    let rows = ready(engine.respond(a.device(), request)).unwrap().rows;
+    let reason = |row: &InboxRow| match row.content {
+        RowContent::Empty { reason, .. } => Some(reason),
+        _ => None,
+    };
+    rows.iter().rev().map(reason).collect()
+}
+
+/// Returns the rows that wait for a user's device.
+fn waiting(engine: &Engine, user: &User) -> Vec<InboxRow> {
+    ready(engine.inbox(user.device().installation, InboxPosition::START, PageLimit::MAX)).unwrap().rows
 }
 
 /// Publishes a message with these options. Returns the refusal.
@@ -52,7 +69,8 @@ fn row_carries_the_options_of_its_message() {
         deletion: None,
     };
     assert_eq!(send(&engine, &mut alice, &bob, options.clone()), None);
-    let rows = ready(engine.inbox(bob.device().installation, InboxPosition::START, PageLimit::MAX)).unwrap();
+    let rows =
+        ready(engine.inbox(bob.device().installation, InboxPosition::START, PageLimit::MAX)).unwrap().rows;
     let RowContent::Message { message, .. } = &rows.last().unwrap().content else { panic!() };
     assert_eq!(message.options, options);
     assert_eq!(history(&engine, &bob, &alice).last().unwrap().options, options);
@@ -162,6 +180,56 @@ fn only_its_sender_deletes_a_message() {
     assert_eq!(answer.sender, bob.device());
 
     let options = deletion(&alice, conversation, 1, first);
+    let expiring = MessageOptions { expires_after_ms: 1, ..options.clone() };
+    assert_eq!(send(&engine, &mut alice, &bob, expiring), Some(Refusal::Invalid), "it must stay");
+    assert_eq!(reasons(&engine, &alice, &bob), [None, None], "no refusal erased anything");
     assert_eq!(send(&engine, &mut alice, &bob, options.clone()), None);
     assert_eq!(history(&engine, &bob, &alice).last().unwrap().options, options);
+    assert_eq!(reasons(&engine, &alice, &bob), [Some(EmptyReason::Deleted), None, None]);
+    let waiting = waiting(&engine, &bob);
+    assert!(matches!(waiting[0].content, RowContent::Empty { reason: EmptyReason::Deleted, from: 1 }));
+    // Another device may not know yet that it is deleted. Its deletion must reach the devices that have the message.
+    assert_eq!(send(&engine, &mut alice, &bob, options), None);
+}
+
+#[test]
+fn disappeared_message_is_empty_before_and_after_the_sweep() {
+    let (engine, clock) = engine(Rates::OFF);
+    let [mut alice, bob, _] = talkers(&engine);
+    let options = MessageOptions { expires_after_ms: 5000, ..MessageOptions::default() };
+    assert_eq!(send(&engine, &mut alice, &bob, options), None);
+    assert_eq!(send(&engine, &mut alice, &bob, MessageOptions::default()), None);
+    let due_us = waiting(&engine, &bob)[2].time_us + 5000 * 1000;
+    let gone = Some(EmptyReason::Disappeared);
+    let shown = || {
+        let inbox = waiting(&engine, &bob)[2].content.clone();
+        let is_hidden = matches!(inbox, RowContent::Empty { reason: EmptyReason::Disappeared, .. });
+        assert_eq!(is_hidden, reasons(&engine, &alice, &bob)[2] == gone, "history and inbox agree");
+        is_hidden
+    };
+    clock.set_us(due_us - 1);
+    assert!(!shown());
+    assert_eq!(ready(engine.sweep_messages()), Ok(0));
+    // The clock of the engine has milliseconds.
+    clock.set_us(due_us + 999);
+    assert!(shown(), "before the sweep");
+    assert_eq!(ready(engine.sweep_messages()), Ok(1));
+    assert!(shown());
+    assert_eq!(reasons(&engine, &alice, &bob)[3], None);
+}
+
+#[test]
+fn page_that_disappeared_is_not_the_last_one() {
+    let (engine, clock) = engine(Rates::OFF);
+    let [mut alice, bob, _] = talkers(&engine);
+    for _ in 0..3 {
+        let options = MessageOptions { expires_after_ms: 1, ..MessageOptions::default() };
+        let publish = Publish { options, ..alice.next(&bob, 10_000) };
+        assert_eq!(alice.send(&engine, publish), None);
+        work(&engine);
+    }
+    clock.set_us(START_US + 3_600_000_000);
+    let limit = PageLimit { rows: 100, bytes: 15_000 };
+    let page = ready(engine.inbox(bob.device().installation, InboxPosition::START, limit)).unwrap();
+    assert!(page.has_more && page.rows.iter().any(|row| row.is_erased()), "{page:?}");
 }

@@ -6,6 +6,7 @@ use chat_core::contact::{Contact, ContactChange};
 use chat_core::delivery::{Hint, SessionEvent, SessionHandle};
 #[cfg(feature = "sim")]
 use chat_core::mutant::Mutant;
+use chat_core::presence::PresenceAudience;
 
 use super::*;
 
@@ -68,10 +69,15 @@ impl Strangers {
         learned[1] = !self.hints(0).is_empty();
         ready(self.engine.typing(device, conversation));
         learned[2] = !self.hints(0).is_empty();
-        learned[3] = ready(self.engine.presence(self.alice.device(), &[device.user]))[0].1;
+        learned[3] = self.presence_of_bob(&self.alice) == UserPresence::Online;
         let asked = ready(self.engine.respond(self.alice.device(), Request::Delivered(conversation)));
         learned[4] = asked.unwrap().delivered > 0;
         learned
+    }
+
+    /// Returns the presence of Bob as another user learns it.
+    fn presence_of_bob(&self, asker: &User) -> UserPresence {
+        ready(self.engine.presence(asker.device(), &[self.bob.device().user]))[0].1
     }
 
     /// Returns the content of the last row in Bob's inbox, and the number of rows of the conversation.
@@ -99,7 +105,59 @@ fn stranger_learns_nothing_until_it_is_accepted() {
     );
     assert_eq!(all.bobs_activity(), [true; 5]);
     let alice = ready(all.engine.presence(bob.device(), &[all.alice.device().user]))[0].1;
-    assert!(alice, "the user that wrote first shows its activity");
+    assert_eq!(alice, UserPresence::Online, "the user that wrote first shows its activity");
+}
+
+/// Changes the audience of Bob's presence. Returns the version of his contacts.
+fn set_audience(all: &Strangers, audience: PresenceAudience) -> u64 {
+    let request = Request::SetPresenceAudience(audience);
+    ready(all.engine.respond(all.bob.device(), request)).unwrap().contacts.version
+}
+
+#[test]
+fn presence_goes_to_the_audience_only() {
+    let all = Strangers::new(Rates::OFF);
+    let eve = User::new(3, "eve");
+    change(&all.engine, &all.bob, &all.alice, ContactChange::Accept);
+    let seen_by = |all: &Strangers| {
+        [&all.alice, &eve, &all.bob].map(|asker| all.presence_of_bob(asker) == UserPresence::Online)
+    };
+    assert_eq!(seen_by(&all), [true, false, true], "contacts");
+    assert_eq!(set_audience(&all, PresenceAudience::Nobody), 2);
+    assert_eq!(seen_by(&all), [false, false, true], "nobody");
+    assert_eq!(set_audience(&all, PresenceAudience::All), 3);
+    assert_eq!(seen_by(&all), [true, true, true], "all");
+    change(&all.engine, &all.bob, &eve, ContactChange::Block);
+    assert_eq!(seen_by(&all), [true, false, true], "a blocked user");
+    change(&all.engine, &all.bob, &eve, ContactChange::Unblock);
+    ready(
+        all.engine.respond(eve.device(), Request::ChangeContact(all.bob.device().user, ContactChange::Block)),
+    )
+    .unwrap();
+    assert_eq!(seen_by(&all), [true, false, true], "a user that blocked");
+    assert_eq!(all.bobs_activity(), [true; 5]);
+    set_audience(&all, PresenceAudience::Nobody);
+    assert_eq!(all.bobs_activity(), [true, true, true, false, true], "receipts are no presence");
+    let contacts = ready(all.engine.respond(all.bob.device(), Request::Contacts)).unwrap().contacts;
+    assert_eq!(contacts.audience, PresenceAudience::Nobody);
+}
+
+#[test]
+fn last_seen_is_part_of_the_presence() {
+    let all = Strangers::new(Rates::OFF);
+    change(&all.engine, &all.bob, &all.alice, ContactChange::Accept);
+    ready(all.engine.unbind(&all.sessions.borrow()[1]));
+    let seen = UserPresence::Offline { last_seen_ms: Some(START_US / 1000) };
+    assert_eq!(all.presence_of_bob(&all.alice), seen);
+    set_audience(&all, PresenceAudience::Nobody);
+    assert_eq!(all.presence_of_bob(&all.alice), UserPresence::HIDDEN);
+    assert_eq!(all.presence_of_bob(&all.bob), seen, "the own devices");
+    set_audience(&all, PresenceAudience::All);
+    assert_eq!(all.presence_of_bob(&User::new(3, "eve")), seen);
+    let handle = Handle::new("bob").unwrap();
+    ready(all.engine.delete_account(&handle)).unwrap();
+    assert_eq!(all.presence_of_bob(&all.alice), UserPresence::HIDDEN, "a deleted user");
+    assert_eq!(all.presence_of_bob(&all.bob), UserPresence::HIDDEN);
 }
 
 #[test]
@@ -173,5 +231,6 @@ fn tests_notice_an_engine_without_the_rules() {
         assert!(ran.is_err(), "{mutant:?} survives");
     };
     noticed(Mutant::BlockIgnored, blocked_user_learns_stored_and_nothing_else);
+    noticed(Mutant::AudienceIgnored, presence_goes_to_the_audience_only);
     noticed(Mutant::ActivityShownToAll, stranger_learns_nothing_until_it_is_accepted);
 }

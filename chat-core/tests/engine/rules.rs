@@ -29,7 +29,8 @@ fn shard_stops_at_a_command_of_later_rules() {
             "it waits for another owner"
         );
     }
-    let inbox = ready(engine.inbox(bob.device().installation, InboxPosition::START, PageLimit::MAX)).unwrap();
+    let inbox =
+        ready(engine.inbox(bob.device().installation, InboxPosition::START, PageLimit::MAX)).unwrap().rows;
     assert!(inbox.is_empty());
 }
 
@@ -44,17 +45,8 @@ fn shard_stops_at_a_state_of_later_rules() {
     alice.register(&engine);
     bob.register(&engine);
     let conversation = alice.number(&bob).conversation;
-    let later = Commit {
-        conversation,
-        history: Vec::new(),
-        ids: Vec::new(),
-        inbox: Vec::new(),
-        generations: Vec::new(),
-        state: StateChange {
-            head: Head { time_us: 1, rules: LATER, ..Head::default() },
-            ..StateChange::default()
-        },
-    };
+    let head = Head { time_us: 1, rules: LATER, ..Head::default() };
+    let later = Commit::of(conversation, StateChange { head, ..StateChange::default() });
     ready(store.commit(vec![later]));
     let before = ready(store.state(conversation, SenderFilter::All, None)).unwrap();
     assert_eq!(alice.publish(&engine, &bob, 10), None, "it is in the log");

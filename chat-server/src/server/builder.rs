@@ -256,6 +256,13 @@ impl ServerBuilder {
         self
     }
 
+    /// Sets the number of devices above which a group becomes a feed; 0: no group becomes one. The default is 64. All nodes
+    /// should have the same number.
+    pub fn feed_devices(mut self, devices: u32) -> Self {
+        self.engine.feed_devices = devices;
+        self
+    }
+
     /// Time over which a drain spreads the reconnects of devices, 60 s by default.
     pub fn drain(mut self, spread: Duration) -> Self {
         self.drain = spread;
@@ -340,6 +347,7 @@ impl ServerBuilder {
                     store: store.clone(),
                     keys: store.clone(),
                     contacts: store.clone(),
+                    presence: store.clone(),
                     reports: Arc::new(ReportLog::new(path.join("reports.jsonl"))),
                     ..Backends::memory()
                 };

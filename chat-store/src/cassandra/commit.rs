@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use chat_core::backend::{Commit, CommitOutcome, Head};
 use chat_core::codec::{encode_row, redo};
-use chat_core::envelope::InboxRow;
+use chat_core::envelope::{EmptyReason, InboxPosition, InboxRow};
 use chat_core::{ConversationId, ConversationKind, InstallationId, MessageId, Result, Seq};
 use futures_util::future::{try_join, try_join_all};
 use scylla::value::CqlValue;
@@ -106,7 +106,21 @@ impl CassandraStore {
 
     pub(super) async fn write_rows(&self, commit: &Commit) -> Result<()> {
         let groups = joined_if_small(self.partitions(commit));
-        try_join_all(groups.iter().map(|writes| self.write_partition(writes))).await.map(drop)
+        try_join_all(groups.iter().map(|writes| self.write_partition(writes))).await?;
+        self.erase_deleted(commit).await
+    }
+
+    /// Erases the messages that a commit deletes. They are of an earlier commit, or have no content.
+    async fn erase_deleted(&self, commit: &Commit) -> Result<()> {
+        let devices: BTreeSet<InstallationId> = commit.inbox.iter().map(|(device, _)| *device).collect();
+        let devices: Vec<InstallationId> = devices.into_iter().collect();
+        for seq in &commit.deleted {
+            let position = InboxPosition { time_us: 0, conversation: commit.conversation, seq: *seq };
+            if let Some(row) = self.message_at(position).await? {
+                self.erase_message(row, EmptyReason::Deleted, &devices).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes the rows and generations first, then the state, without redo data.
@@ -140,10 +154,17 @@ impl CassandraStore {
         let mailbox = commit.conversation.kind() == Ok(ConversationKind::Mailbox);
         if !mailbox {
             partitions.extend(self.history_writes(commit));
+            let disappear =
+                |row: &InboxRow| Some(vec![self.disappearing_write(row.disappears_at_us()?, row)]);
+            partitions.extend(commit.history.iter().filter_map(disappear));
         }
         partitions.extend(self.id_writes(commit));
         partitions.extend(self.inbox_writes(&commit.inbox));
         partitions.extend(self.cell_writes(commit));
+        let time_us = commit.state.head.time_us;
+        partitions.extend(
+            commit.feeds.iter().map(|change| vec![self.feed_write(commit.conversation, *change, time_us)]),
+        );
         partitions
     }
 

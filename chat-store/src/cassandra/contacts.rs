@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use chat_core::backend::ContactStore;
 use chat_core::contact::{Contact, ContactChange, Contacts};
+use chat_core::presence::PresenceAudience;
 use chat_core::{Error, ErrorKind, Result, UserId};
 use scylla::value::CqlValue;
 
@@ -15,6 +16,22 @@ use super::{CassandraStore, corrupt, signed, unsigned};
 const PIECE: usize = 50;
 
 type Entry = (Option<Vec<u8>>, Option<bool>, Option<bool>, Option<i64>);
+
+/// Returns the entry of an owner with itself, which is never a contact: it holds the audience.
+const fn entry_of(audience: PresenceAudience) -> Contact {
+    Contact {
+        accepted: matches!(audience, PresenceAudience::All),
+        blocked: matches!(audience, PresenceAudience::Nobody),
+    }
+}
+
+const fn audience_of(entry: Contact) -> PresenceAudience {
+    match entry {
+        Contact { blocked: true, .. } => PresenceAudience::Nobody,
+        Contact { accepted: true, .. } => PresenceAudience::All,
+        _ => PresenceAudience::Contacts,
+    }
+}
 
 impl CassandraStore {
     /// Returns the version of a user's contacts and the number of pairs, if the user has any.
@@ -34,29 +51,30 @@ impl CassandraStore {
             blocked: blocked.unwrap_or(false),
         }))
     }
-}
 
-#[async_trait]
-impl ContactStore for CassandraStore {
-    async fn contact(&self, owner: UserId, other: UserId) -> Result<Contact> {
-        Ok(self.find_contact(owner, other).await?.unwrap_or_default())
-    }
-
-    async fn change(&self, owner: UserId, other: UserId, change: ContactChange, limit: usize) -> Result<u64> {
+    /// Replaces an entry of an owner by the one that `apply` returns. Returns the version after the change.
+    async fn change_entry(
+        &self,
+        owner: UserId,
+        other: UserId,
+        apply: impl Fn(Contact) -> Contact,
+        limit: usize,
+    ) -> Result<u64> {
         for _ in 0..TRIES {
             let head = self.contacts_head(owner).await?;
             let known = self.find_contact(owner, other).await?;
             let (version, pairs) = head.unwrap_or_default();
             let before = known.unwrap_or_default();
-            let after = change.apply(before);
+            let after = apply(before);
             if after == before {
                 return Ok(unsigned(version));
             }
-            if known.is_none() && unsigned(pairs) >= limit as u64 {
+            let is_new_pair = known.is_none() && other != owner;
+            if is_new_pair && unsigned(pairs) >= limit as u64 {
                 return Err(Error::new(ErrorKind::Throttled, "too many contacts"));
             }
             let next = version + 1;
-            let pairs = pairs + i64::from(known.is_none());
+            let pairs = pairs + i64::from(is_new_pair);
             let writes = [
                 Write {
                     statement: &self.connection.statements.put_contact,
@@ -83,6 +101,25 @@ impl ContactStore for CassandraStore {
         }
         Err(contended())
     }
+}
+
+#[async_trait]
+impl ContactStore for CassandraStore {
+    async fn contact(&self, owner: UserId, other: UserId) -> Result<Contact> {
+        Ok(self.find_contact(owner, other).await?.unwrap_or_default())
+    }
+
+    async fn change(&self, owner: UserId, other: UserId, change: ContactChange, limit: usize) -> Result<u64> {
+        self.change_entry(owner, other, |before| change.apply(before), limit).await
+    }
+
+    async fn audience(&self, owner: UserId) -> Result<PresenceAudience> {
+        Ok(audience_of(self.find_contact(owner, owner).await?.unwrap_or_default()))
+    }
+
+    async fn set_audience(&self, owner: UserId, audience: PresenceAudience) -> Result<u64> {
+        self.change_entry(owner, owner, |_| entry_of(audience), usize::MAX).await
+    }
 
     async fn version(&self, owner: UserId) -> Result<u64> {
         Ok(self.contacts_head(owner).await?.map_or(0, |(version, _)| unsigned(version)))
@@ -96,10 +133,13 @@ impl ContactStore for CassandraStore {
         for row in rows.rows::<Entry>().map_err(|_| corrupt())? {
             let (other, accepted, blocked, version) = row.map_err(|_| corrupt())?;
             contacts.version = version.map_or(0, unsigned);
-            if let Some(other) = other {
-                let contact =
-                    Contact { accepted: accepted.unwrap_or(false), blocked: blocked.unwrap_or(false) };
-                contacts.entries.push((UserId::parse(&other).map_err(|_| corrupt())?, contact));
+            let Some(other) = other else { continue };
+            let other = UserId::parse(&other).map_err(|_| corrupt())?;
+            let entry = Contact { accepted: accepted.unwrap_or(false), blocked: blocked.unwrap_or(false) };
+            if other == owner {
+                contacts.audience = audience_of(entry);
+            } else {
+                contacts.entries.push((other, entry));
             }
         }
         Ok(contacts)
@@ -114,7 +154,8 @@ impl ContactStore for CassandraStore {
             entries.truncate(PIECE);
             let left = pairs - signed(entries.len() as u64);
             let mut writes: Vec<Write<'_>> = Vec::new();
-            for (other, _) in entries {
+            let own_entry = is_last.then_some(owner);
+            for other in entries.into_iter().map(|(other, _)| other).chain(own_entry) {
                 let values = vec![blob(owner.as_bytes()), blob(other.as_bytes())];
                 writes.push(Write { statement: &self.connection.statements.drop_contact, values });
             }
@@ -145,7 +186,8 @@ impl CassandraStore {
         let pairs = signed(contacts.entries.len() as u64);
         let head = vec![big(signed(contacts.version)), big(pairs), blob(owner.as_bytes())];
         let mut writes = vec![Write { statement: &statements.import_contacts_head, values: head }];
-        writes.extend(contacts.entries.iter().map(|(other, contact)| Write {
+        let audience = (owner, entry_of(contacts.audience));
+        writes.extend(contacts.entries.iter().chain([&audience]).map(|(other, contact)| Write {
             statement: &statements.import_contact,
             values: vec![
                 blob(owner.as_bytes()),

@@ -24,14 +24,8 @@ pub(super) async fn convert_states(connection: Connection) -> Result<()> {
     let identity = StoreIdentity { epoch: StoreEpoch::from_bytes([0; 16]), durability: Durability::Fsync };
     let store = &CassandraStore::new(connection, identity);
     let convert = |(conversation, whole, redo): Whole| async move {
-        let commit = Commit {
-            conversation: ConversationId::parse(&conversation).map_err(|_| corrupt())?,
-            history: Vec::new(),
-            ids: Vec::new(),
-            inbox: Vec::new(),
-            generations: Vec::new(),
-            state: state::decode_format_1(&whole)?.into(),
-        };
+        let conversation = ConversationId::parse(&conversation).map_err(|_| corrupt())?;
+        let commit = Commit::of(conversation, state::decode_format_1(&whole)?.into());
         store.write_state(&commit, redo.unwrap_or_default()).await
     };
     rows.try_for_each_concurrent(CONCURRENCY, convert).await

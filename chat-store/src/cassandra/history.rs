@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use chat_core::backend::SenderFilter;
+use chat_core::backend::{PageLimit, SenderFilter};
 use chat_core::codec::{decode_row, encode_row, redo};
 use chat_core::envelope::{EmptyReason, InboxRow};
 use chat_core::{ConversationId, ConversationKind, Result, Seq, UserId};
@@ -129,7 +129,7 @@ impl CassandraStore {
         Ok(count)
     }
 
-    fn erased_write(&self, row: &InboxRow) -> Write<'_> {
+    pub(super) fn erased_write(&self, row: &InboxRow) -> Write<'_> {
         let values = vec![
             blob(row.conversation.as_bytes()),
             big(signed(row.seq / BUCKET)),
@@ -152,6 +152,36 @@ impl CassandraStore {
         let rows = self.connection.rows(&self.connection.statements.history_after, key).await?;
         let rows = rows.rows::<(Vec<u8>,)>().map_err(|_| corrupt())?;
         rows.map(|row| decode_row(row.map_err(|_| corrupt())?.0.into()).map_err(|_| corrupt())).collect()
+    }
+
+    /// Returns the rows of a conversation above a seq, oldest first, up to one that is not written yet.
+    pub(super) async fn read_history_after(
+        &self,
+        conversation: ConversationId,
+        after: Seq,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
+        let head = self.head_seq(conversation).await?;
+        let (mut page, mut bytes, mut last) = (Vec::new(), 0, after);
+        if conversation.kind() == Ok(ConversationKind::Mailbox) {
+            return Ok(page);
+        }
+        while last < head && page.len() < limit.rows && (page.is_empty() || bytes < limit.bytes) {
+            let most = i32::try_from(limit.rows - page.len()).unwrap_or(PAGE).min(PAGE);
+            let rows = self.rows_after(conversation, last, most).await?;
+            if rows.is_empty() {
+                break;
+            }
+            for row in rows {
+                let is_next = row.seq == last + 1 && row.seq <= head;
+                if !is_next || !page.is_empty() && bytes >= limit.bytes {
+                    return Ok(page);
+                }
+                (last, bytes) = (row.seq, bytes + row.size());
+                page.push(row);
+            }
+        }
+        Ok(page)
     }
 
     pub(super) async fn expire_content(&self, before_us: u64, limit: usize) -> Result<usize> {

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use chat_core::backend::{
-    Commit, ContactStore, ConversationState, CursorFilter, KeyDirectory, MessageStore, PageLimit,
+    Commit, ContactStore, ConversationState, CursorFilter, FeedChange, KeyDirectory, MessageStore, PageLimit,
     SenderFilter, StoreIdentity,
 };
 use chat_core::codec::encode_list;
@@ -83,6 +83,12 @@ impl CassandraImport {
             cursors.push(write(&connection.statements.put_acked, acked));
         }
         self.store.write_partition(&cursors).await?;
+        for feed in &device.feeds {
+            let change = |(seq, joins): &(Seq, bool)| FeedChange { device: id, seq: *seq, joins: *joins };
+            let changes = feed.changes.iter().map(change);
+            let writes = changes.map(|change| self.store.feed_write(feed.conversation, change, 1));
+            self.store.write_partition(&writes.collect::<Vec<_>>()).await?;
+        }
         let mut keys = Vec::new();
         if let Some((signed_part, signature, through)) = &device.bundle {
             let part = |bytes: &Bytes| CqlValue::Blob(bytes.to_vec());
@@ -208,6 +214,7 @@ impl CassandraImport {
         Ok(Device {
             generation,
             cursors: record.cursors,
+            feeds: self.store.read_feeds(id).await?,
             bundle,
             prekeys,
             incarnation,

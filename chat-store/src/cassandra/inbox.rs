@@ -75,7 +75,7 @@ fn read_cursors(rows: &QueryRowsResult) -> Result<Cursors> {
         let joined = first.map_or(0, |first| unsigned(first).saturating_sub(1));
         let cursor =
             InboxCursor { acked: acked.map_or(0, unsigned).max(joined), tail: tail.map_or(0, unsigned) };
-        cursors.insert(ConversationId::parse(&conversation).map_err(|_| corrupt())?, cursor);
+        cursors.insert(ConversationId::parse(&conversation).map_err(|_| corrupt())?, cursor.with_feed());
     }
     Ok(cursors)
 }
@@ -142,6 +142,7 @@ impl CassandraStore {
             self.connection.write(&statements.erase_inbox, (LAST, id, day)).await?;
         }
         self.untrimmed.remove(&device);
+        self.connection.write(&statements.erase_feeds, (LAST, id)).await?;
         self.connection.write(&statements.erase_cells, (LAST, id)).await
     }
 
@@ -254,7 +255,8 @@ impl CassandraStore {
         let mut writes = vec![self.generation_write(device, generation)];
         let mut removed = 0;
         for ack in acks.iter().filter(|ack| ack.seq > cursor(ack).acked) {
-            removed += ack.seq - cursor(ack).acked;
+            // The rows of a feed are not in the inbox.
+            removed += ack.seq.min(cursor(ack).tail) - cursor(ack).acked;
             let values = vec![
                 big(signed(ack.seq)),
                 big(signed(ack.seq)),
@@ -272,6 +274,11 @@ impl CassandraStore {
     /// may be delivered before it is visible.
     async fn check_unsettled(&self, device: InstallationId, ack: AckUpTo) -> Result<()> {
         if ack.seq <= self.tail_to_come(ack.conversation, device).await? {
+            return Ok(());
+        }
+        if self.reads_feed(device, ack.conversation).await?
+            && self.is_committed(ack.conversation, ack.seq).await?
+        {
             return Ok(());
         }
         // A later commit may have replaced the redo data: then this commit became visible after the cursor
@@ -379,13 +386,13 @@ impl CassandraStore {
         Ok(())
     }
 
-    /// Deletes rows. The tombstone's timestamp is the commit time plus one: above that of an original row,
-    /// and equal to that of a gap, over which a tombstone wins.
+    /// Deletes rows. The tombstone's timestamp is the commit time plus two: above that of an original row, and of an empty
+    /// row in the place of an erased message, and equal to that of a gap, over which a tombstone wins.
     pub(super) async fn delete(&self, device: InstallationId, keys: &[Key]) -> Result<()> {
         let mut days: BTreeMap<i32, Vec<Write<'_>>> = BTreeMap::new();
         for key in keys {
             let values = vec![
-                big(signed(key.position.time_us) + 1),
+                big(signed(key.position.time_us) + 2),
                 blob(device.as_bytes()),
                 CqlValue::Int(key.day),
                 big(signed(key.position.time_us)),
@@ -488,7 +495,7 @@ impl CassandraStore {
         for key in last {
             if let Some((from, joined, place)) = gaps.get(&key.position.conversation) {
                 let row = InboxRow::expired(key.position.conversation, *from, *place, *joined);
-                self.connection.batch(&[self.inbox_write(device, key.day, &row, place.time_us + 1)]).await?;
+                self.connection.batch(&[self.inbox_write(device, key.day, &row, place.time_us + 2)]).await?;
             }
         }
         self.delete(device, &gone).await?;

@@ -29,11 +29,13 @@ impl CassandraStore {
     pub(super) async fn purge_uncommitted(&self) -> Result<()> {
         self.finish_all().await?;
         let (rows, ids) = (self.uncommitted_rows().await?, self.uncommitted_ids().await?);
+        let feeds = self.uncommitted_feeds().await?;
         let mut last: BTreeMap<ConversationId, u64> = BTreeMap::new();
         for (conversation, time_us) in rows
             .iter()
             .map(|(_, key)| (key.position.conversation, key.position.time_us))
             .chain(ids.iter().map(|id| (id.conversation, 0)))
+            .chain(feeds.iter().map(|(_, conversation, _)| (*conversation, 0)))
         {
             let known = last.entry(conversation).or_default();
             *known = (*known).max(time_us);
@@ -43,6 +45,12 @@ impl CassandraStore {
         }
         for (device, key) in rows {
             self.delete(device, &[key]).await?;
+        }
+        for (device, conversation, seq) in feeds {
+            let time_us = last.get(&conversation).copied().unwrap_or_else(now_us);
+            let (device, conversation) = (&device.as_bytes()[..], &conversation.as_bytes()[..]);
+            let key = (signed(time_us), device, conversation, signed(seq));
+            self.connection.write(&self.connection.statements.delete_feed, key).await?;
         }
         for UncommittedId { conversation, sender, minute, id } in ids {
             let time_us = last.get(&conversation).copied().unwrap_or_else(now_us);
@@ -63,17 +71,10 @@ impl CassandraStore {
     /// all tombstones.
     async fn raise_time(&self, conversation: ConversationId, above_us: u64) -> Result<u64> {
         let mut state = self.state(conversation, SenderFilter::All, None).await?.unwrap_or_default();
-        // The timestamp of an inbox row's tombstone is that of the row plus one.
-        let time_us = state.head.time_us.max(above_us).max(now_us()) + 2;
+        // The timestamp of an inbox row's tombstone is that of the row plus two.
+        let time_us = state.head.time_us.max(above_us).max(now_us()) + 3;
         state.head.time_us = time_us;
-        let nothing = Commit {
-            conversation,
-            history: Vec::new(),
-            ids: Vec::new(),
-            inbox: Vec::new(),
-            generations: Vec::new(),
-            state: state.into(),
-        };
+        let nothing = Commit::of(conversation, state.into());
         self.write_state(&nothing, Vec::new()).await?;
         Ok(time_us)
     }

@@ -17,12 +17,14 @@ const COPYING: i32 = 0;
 
 /// Tables of the schema, without [`HANDLES`]. Inbox tombstones only free space, so they are kept for hours,
 /// not days.
-const TABLES: [&str; 12] = [
+const TABLES: [&str; 14] = [
     "meta (one text PRIMARY KEY, version int, epoch blob, generation bigint, log blob, partitions int, opened boolean)",
     "state_parts (conversation blob, part blob, seq bigint, value blob, redo blob, PRIMARY KEY (conversation, part)) \
      WITH compaction = {'class': 'LeveledCompactionStrategy'}",
     "history (conversation blob, bucket bigint, seq bigint, row blob, PRIMARY KEY ((conversation, bucket), seq)) \
      WITH CLUSTERING ORDER BY (seq DESC)",
+    "disappearing (minute bigint, due_us bigint, conversation blob, seq bigint, \
+     PRIMARY KEY (minute, due_us, conversation, seq)) WITH gc_grace_seconds = 10800",
     "ids (conversation blob, sender blob, minute int, id blob, seq bigint, \
      PRIMARY KEY ((conversation, sender, minute), id))",
     "inbox (installation blob, day int, time_us bigint, conversation blob, seq bigint, size int, row blob, \
@@ -30,6 +32,8 @@ const TABLES: [&str; 12] = [
     "cells (installation blob, conversation blob, generation bigint static, born bigint static, \
      floor bigint static, tail bigint, acked bigint, first bigint, PRIMARY KEY (installation, conversation)) \
      WITH compaction = {'class': 'LeveledCompactionStrategy'}",
+    "feeds (installation blob, conversation blob, seq bigint, joins boolean, \
+     PRIMARY KEY (installation, conversation, seq))",
     "accounts (user blob PRIMARY KEY, handle text, version bigint, list blob)",
     "lists (user blob, version bigint, list blob, PRIMARY KEY (user, version))",
     "devices (installation blob, id bigint, signed blob static, signature blob static, through bigint static, \
@@ -263,6 +267,10 @@ statements! {
         history_after: "SELECT row FROM @history WHERE conversation = ? AND bucket = ? AND seq > ? ORDER BY seq ASC LIMIT ?",
         history_in: "SELECT row FROM @history WHERE conversation = ? AND bucket = ? AND seq IN ?",
         put_history: "INSERT INTO @history (conversation, bucket, seq, row) VALUES (?, ?, ?, ?) USING TIMESTAMP ?",
+        put_disappearing: "INSERT INTO @disappearing (minute, due_us, conversation, seq) VALUES (?, ?, ?, ?) USING TIMESTAMP ?",
+        disappearing_in: "SELECT due_us, conversation, seq FROM @disappearing WHERE minute = ? AND due_us <= ?",
+        disappearing_minutes: "SELECT DISTINCT minute FROM @disappearing",
+        delete_disappearing: "DELETE FROM @disappearing USING TIMESTAMP ? WHERE minute = ? AND due_us = ? AND conversation = ? AND seq = ?",
         find: "SELECT seq FROM @ids WHERE conversation = ? AND sender = ? AND minute = ? AND id = ?",
         put_id: "INSERT INTO @ids (conversation, sender, minute, id, seq) VALUES (?, ?, ?, ?, ?) USING TIMESTAMP ?",
         all_ids: "SELECT conversation, sender, minute, id, seq FROM @ids",
@@ -274,6 +282,12 @@ statements! {
         inbox_of: "SELECT time_us, conversation, seq, size, row FROM @inbox WHERE installation = ? AND day = ?",
         delete_inbox: "DELETE FROM @inbox USING TIMESTAMP ? WHERE installation = ? AND day = ? AND time_us = ? AND conversation = ? AND seq = ?",
         erase_inbox: "DELETE FROM @inbox USING TIMESTAMP ? WHERE installation = ? AND day = ?",
+        erase_feeds: "DELETE FROM @feeds USING TIMESTAMP ? WHERE installation = ?",
+        put_feed: "INSERT INTO @feeds (installation, conversation, seq, joins) VALUES (?, ?, ?, ?) USING TIMESTAMP ?",
+        delete_feed: "DELETE FROM @feeds USING TIMESTAMP ? WHERE installation = ? AND conversation = ? AND seq = ?",
+        feeds: "SELECT conversation, seq, joins FROM @feeds WHERE installation = ?",
+        feed_of: "SELECT seq FROM @feeds WHERE installation = ? AND conversation = ? LIMIT 1",
+        all_feeds: "SELECT installation, conversation, seq FROM @feeds",
         erase_cells: "DELETE FROM @cells USING TIMESTAMP ? WHERE installation = ?",
         delete_below: "DELETE FROM @inbox USING TIMESTAMP ? WHERE installation = ? AND day = ? AND time_us < ?",
         device: "SELECT generation, born, floor FROM @cells WHERE installation = ? LIMIT 1",

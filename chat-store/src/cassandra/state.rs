@@ -121,6 +121,9 @@ impl CassandraStore {
         let found = self.state_and_redo(conversation, SenderFilter::No).await?;
         let Some((state, redo)) = found else { return Ok(0) };
         let commit = redo::decode(redo.into(), conversation, state.head)?;
+        if commit.feeds.iter().any(|change| change.device == device) {
+            return Ok(state.head.seq);
+        }
         let own = commit.inbox.iter().filter(|(owner, _)| *owner == device);
         Ok(own.map(|(_, row)| row.seq).max().unwrap_or(0))
     }

@@ -40,6 +40,11 @@ impl StoredRow {
         Ok(Self { position, size: usize::try_from(size).unwrap_or(0), value: value.into() })
     }
 
+    /// Returns whether the device joins with the message that the row refers to; `None` if it refers to none.
+    pub(super) fn joins_with_message(&self) -> Option<bool> {
+        self.is_reference().then(|| self.value.first() == Some(&JOINING_REFERENCE))
+    }
+
     fn is_reference(&self) -> bool {
         matches!(self.value.first(), Some(&(REFERENCE | JOINING_REFERENCE)))
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chat_core::backend::{Commit, ConversationState, SenderFilter};
 use chat_core::codec::{decode_row, redo};
-use chat_core::envelope::{InboxCursor, InboxPosition, InboxRow, RowContent};
+use chat_core::envelope::{EmptyReason, InboxCursor, InboxPosition, InboxRow, RowContent};
 use chat_core::{
     ClientSeq, ConversationId, ConversationKind, Error, ErrorKind, Incarnation, InstallationId, MessageId,
     Result, Seq,
@@ -45,8 +45,8 @@ struct Log {
 #[derive(Clone, Copy)]
 struct Waiting {
     first_seq: Seq,
-    /// Whether seqs may be missing before this row: the device joined here, or the row is the device's own
-    /// skip, which may precede its membership.
+    /// Whether seqs may be missing before this row: the device joined here, or the row is a skip, which may be the device's
+    /// own and precede its membership.
     begins: bool,
     /// Whether reads of the device's inbox cover the position of the row.
     is_read: bool,
@@ -258,7 +258,8 @@ impl CassandraStore {
             if !row.is_read {
                 return Err(broken("reads of an inbox miss a row"));
             }
-            if row.first_seq > above + 1 && !row.begins && is_member {
+            let may_have_holes = row.begins || last.state.head.is_feed;
+            if row.first_seq > above + 1 && !may_have_holes && is_member {
                 return Err(broken("an inbox has a hole"));
             }
             above = *seq;
@@ -327,7 +328,8 @@ impl Log {
 
 impl Waiting {
     fn new(row: &InboxRow, history: Option<&InboxRow>) -> Self {
-        let own = matches!(row.content, RowContent::Own { .. });
+        let is_skip = matches!(row.content, RowContent::Empty { reason: EmptyReason::Skip, .. });
+        let own = is_skip || matches!(row.content, RowContent::Own { .. });
         let void = history.is_some_and(|there| matches!(there.content, RowContent::Empty { .. }));
         Self { first_seq: row.first_seq(), begins: row.joined || (own && void), is_read: false }
     }

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use chat_core::backend::ContactStore;
 use chat_core::contact::{Contact, ContactChange, Contacts};
+use chat_core::presence::PresenceAudience;
 use chat_core::{Error, ErrorKind, Result, UserId};
 use fjall::OwnedWriteBatch;
 
@@ -24,6 +25,22 @@ fn read_value(value: &[u8]) -> Result<Contact> {
 
 const fn value(contact: Contact) -> u8 {
     (if contact.accepted { ACCEPTED } else { 0 }) | (if contact.blocked { BLOCKED } else { 0 })
+}
+
+/// The key of the audience is the pair of the owner with itself, which is never a contact.
+fn audience_key(owner: UserId) -> Vec<u8> {
+    pair(owner, owner)
+}
+
+fn audience(value: &[u8]) -> Result<PresenceAudience> {
+    match value {
+        [number] => PresenceAudience::from_number(*number).ok_or_else(corrupt),
+        _ => Err(corrupt()),
+    }
+}
+
+fn head(version: u64, pairs: u64) -> Vec<u8> {
+    [version.to_be_bytes(), pairs.to_be_bytes()].concat()
 }
 
 impl Tables {
@@ -48,6 +65,7 @@ impl Tables {
             let (key, value) = guard.into_inner().map_err(failed)?;
             match key.get(16..).unwrap_or_default() {
                 [] => contacts.version = keys::number(value.get(..8).ok_or_else(corrupt)?)?,
+                other if other == owner.as_bytes() => contacts.audience = audience(&value)?,
                 other => {
                     let other = UserId::parse(other).map_err(|_| corrupt())?;
                     contacts.entries.push((other, read_value(&value)?));
@@ -78,8 +96,28 @@ impl Tables {
         let pairs = pairs + u64::from(known.is_none());
         let mut batch = self.database.batch();
         batch.insert(&self.contacts, pair(owner, other), [value(after)]);
-        let head = [(version + 1).to_be_bytes(), pairs.to_be_bytes()].concat();
-        batch.insert(&self.contacts, &owner.as_bytes()[..], head);
+        batch.insert(&self.contacts, &owner.as_bytes()[..], head(version + 1, pairs));
+        Ok((version + 1, Some(batch)))
+    }
+
+    fn read_audience(&self, owner: UserId) -> Result<PresenceAudience> {
+        let found = self.contacts.get(audience_key(owner)).map_err(failed)?;
+        found.map_or(Ok(PresenceAudience::default()), |value| audience(&value))
+    }
+
+    /// Returns the version after a change of the audience, and the batch that it writes, if any.
+    fn change_audience(
+        &self,
+        owner: UserId,
+        audience: PresenceAudience,
+    ) -> Result<(u64, Option<OwnedWriteBatch>)> {
+        let (version, pairs) = self.read_contacts_head(owner)?;
+        if self.read_audience(owner)? == audience {
+            return Ok((version, None));
+        }
+        let mut batch = self.database.batch();
+        batch.insert(&self.contacts, audience_key(owner), [audience.number()]);
+        batch.insert(&self.contacts, &owner.as_bytes()[..], head(version + 1, pairs));
         Ok((version + 1, Some(batch)))
     }
 }
@@ -92,6 +130,14 @@ impl ContactStore for EmbeddedStore {
 
     async fn change(&self, owner: UserId, other: UserId, change: ContactChange, limit: usize) -> Result<u64> {
         self.writer.change(move |tables| tables.change_contact(owner, other, change, limit)).await
+    }
+
+    async fn audience(&self, owner: UserId) -> Result<PresenceAudience> {
+        self.tables.read_audience(owner)
+    }
+
+    async fn set_audience(&self, owner: UserId, audience: PresenceAudience) -> Result<u64> {
+        self.writer.change(move |tables| tables.change_audience(owner, audience)).await
     }
 
     async fn version(&self, owner: UserId) -> Result<u64> {

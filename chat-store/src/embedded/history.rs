@@ -3,9 +3,10 @@
 use chat_core::backend::Member;
 use chat_core::codec::{decode_row, encode_row, state};
 use chat_core::envelope::{EmptyReason, InboxRow};
-use chat_core::{ConversationId, ConversationKind, Result, Seq, UserId};
+use chat_core::{ConversationId, ConversationKind, InstallationId, Result, Seq, UserId};
 use fjall::{OwnedWriteBatch, Readable};
 
+use super::read::{inbox_value, joins_with_message};
 use super::{Tables, corrupt, failed, keys};
 
 /// Conversations that a search reads before it lets other tasks run.
@@ -60,6 +61,67 @@ impl Tables {
             batch.insert(&self.erased, &conversation.as_bytes()[..], &through.to_be_bytes()[..]);
         }
         Ok(count)
+    }
+
+    /// Returns a row of history.
+    pub(super) fn find_history(&self, conversation: ConversationId, seq: Seq) -> Result<Option<InboxRow>> {
+        let value = self.history.get(keys::history(conversation, seq)).map_err(failed)?;
+        value.map(|value| decode_row(value.into()).map_err(|_| corrupt())).transpose()
+    }
+
+    /// Erases the content of one message, and the boxes of the members' devices for which the row waits. Returns whether it
+    /// had content.
+    pub(super) fn erase_message(
+        &self,
+        batch: &mut OwnedWriteBatch,
+        mut row: InboxRow,
+        reason: EmptyReason,
+        waits_for: impl Fn(InstallationId) -> Result<bool>,
+    ) -> Result<bool> {
+        if !row.erase(reason) {
+            return Ok(false);
+        }
+        batch.insert(&self.history, keys::history(row.conversation, row.seq), encode_row(&row));
+        let members = self.read_members(row.conversation)?;
+        for device in members.into_iter().flat_map(|member| member.installations) {
+            let key = keys::inbox(device, row.position());
+            let Some(value) = self.inbox.get(&key).map_err(failed)? else { continue };
+            if let Some(joined) = joins_with_message(&value)
+                && waits_for(device)?
+            {
+                let waiting = InboxRow { joined, ..row.clone() };
+                batch.insert(&self.inbox, key, inbox_value(&waiting));
+            }
+        }
+        Ok(true)
+    }
+
+    /// Erases at most `limit` messages whose lifetime ended at `now_us` or before. Returns how many, and their conversations.
+    pub(super) fn expire_messages(
+        &self,
+        batch: &mut OwnedWriteBatch,
+        now_us: u64,
+        limit: usize,
+    ) -> Result<(usize, Vec<ConversationId>)> {
+        let (mut count, mut conversations) = (0, Vec::new());
+        let end = now_us.saturating_add(1).to_be_bytes();
+        for guard in self.disappearing.range(..end.to_vec()) {
+            if count == limit {
+                break;
+            }
+            let key = guard.key().map_err(failed)?;
+            let (conversation, seq) = keys::read_disappearing(&key)?;
+            if let Some(row) = self.find_history(conversation, seq)?
+                && row.disappears_at_us().is_some_and(|at_us| at_us <= now_us)
+                && self.erase_message(batch, row, EmptyReason::Disappeared, |_| Ok(true))?
+            {
+                count += 1;
+                conversations.push(conversation);
+            }
+            batch.remove(&self.disappearing, key);
+        }
+        conversations.dedup();
+        Ok((count, conversations))
     }
 
     /// Records that a user cleared a conversation, and erases the content that every member has cleared: at most `limit`

@@ -9,12 +9,38 @@ pub(super) fn history(conversation: ConversationId, seq: Seq) -> Vec<u8> {
     [&conversation.as_bytes()[..], &seq.to_be_bytes()].concat()
 }
 
+/// Returns the key of a message that disappears at a time.
+pub(super) fn disappearing(due_us: u64, conversation: ConversationId, seq: Seq) -> Vec<u8> {
+    [&due_us.to_be_bytes()[..], conversation.as_bytes(), &seq.to_be_bytes()].concat()
+}
+
+/// Returns the conversation and seq of a key of [`disappearing`].
+pub(super) fn read_disappearing(key: &[u8]) -> Result<(ConversationId, Seq)> {
+    if key.len() != 8 + 17 + 8 {
+        return Err(corrupt());
+    }
+    Ok((ConversationId::parse(&key[8..25]).map_err(|_| corrupt())?, number(&key[25..])?))
+}
+
 pub(super) fn id(conversation: ConversationId, sender: InstallationId, id: MessageId) -> Vec<u8> {
     [&conversation.as_bytes()[..], sender.as_bytes(), id.as_bytes()].concat()
 }
 
 pub(super) fn cleared(conversation: ConversationId, user: UserId) -> Vec<u8> {
     [&conversation.as_bytes()[..], user.as_bytes()].concat()
+}
+
+/// Returns the key of a change of a feed.
+pub(super) fn feed(device: InstallationId, conversation: ConversationId, seq: Seq) -> Vec<u8> {
+    [&device.as_bytes()[..], conversation.as_bytes(), &seq.to_be_bytes()].concat()
+}
+
+/// Returns the conversation and the seq of a key of [`feed`].
+pub(super) fn read_feed(key: &[u8]) -> Result<(ConversationId, Seq)> {
+    if key.len() != 16 + 17 + 8 {
+        return Err(corrupt());
+    }
+    Ok((ConversationId::parse(&key[16..33]).map_err(|_| corrupt())?, number(&key[33..])?))
 }
 
 pub(super) fn list_version(user: UserId, version: u64) -> Vec<u8> {

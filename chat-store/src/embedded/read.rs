@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use chat_core::backend::{ConversationState, CursorFilter, PageLimit, SenderFilter};
+use chat_core::backend::{ConversationState, CursorFilter, Feed, PageLimit, SenderFilter};
 use chat_core::codec::{decode_row, encode_row, state};
 use chat_core::envelope::{InboxCursor, InboxPosition, InboxRow, RowContent};
 use chat_core::{ConversationId, ConversationKind, InstallationId, MessageId, Result, Seq};
@@ -36,6 +36,11 @@ pub(super) fn inbox_value(row: &InboxRow) -> Vec<u8> {
             value
         }
     }
+}
+
+/// Returns whether a device joins with the message of an inbox value; `None` if the value is that of no message.
+pub(super) fn joins_with_message(value: &[u8]) -> Option<bool> {
+    value.first().filter(|tag| **tag & MESSAGE != 0).map(|tag| tag & JOINED != 0)
 }
 
 /// Returns the size of the inbox row with this value. `history` is the history row of its message.
@@ -184,6 +189,59 @@ impl Tables {
         Ok(rows)
     }
 
+    pub(super) fn read_history_after(
+        &self,
+        conversation: ConversationId,
+        after: Seq,
+        limit: PageLimit,
+    ) -> Result<Vec<InboxRow>> {
+        let view = self.database.snapshot();
+        let head = self.head_seq(&view, conversation)?;
+        let mut rows = Vec::new();
+        let mut bytes = 0;
+        if after >= head || conversation.kind() == Ok(ConversationKind::Mailbox) {
+            return Ok(rows);
+        }
+        let range = keys::history(conversation, after + 1)..=keys::history(conversation, head);
+        for guard in view.range(&self.history, range) {
+            let row = decode_row(guard.value().map_err(failed)?.into()).map_err(|_| corrupt())?;
+            bytes += row.size();
+            rows.push(row);
+            if rows.len() >= limit.rows || bytes >= limit.bytes {
+                break;
+            }
+        }
+        Ok(rows)
+    }
+
+    pub(super) fn read_feeds(&self, device: InstallationId) -> Result<Vec<Feed>> {
+        let view = self.database.snapshot();
+        let mut feeds: Vec<Feed> = Vec::new();
+        for guard in view.prefix(&self.feeds, device.as_bytes()) {
+            let (key, joins) = guard.into_inner().map_err(failed)?;
+            let (conversation, seq) = keys::read_feed(&key)?;
+            if seq > self.head_seq(&view, conversation)? {
+                continue;
+            }
+            let change = (seq, joins.first() == Some(&1));
+            match feeds.last_mut().filter(|feed| feed.conversation == conversation) {
+                Some(feed) => feed.changes.push(change),
+                None => {
+                    let acked = self.read_cursor(device, conversation)?.map_or(0, |cursor| cursor.acked);
+                    feeds.push(Feed { conversation, acked, changes: vec![change] });
+                }
+            }
+        }
+        Ok(feeds)
+    }
+
+    /// Returns the highest seq of a feed that a device may acknowledge; 0 if the conversation is no feed for it.
+    pub(super) fn feed_head(&self, device: InstallationId, conversation: ConversationId) -> Result<Seq> {
+        let view = self.database.snapshot();
+        let is_feed = view.prefix(&self.feeds, keys::cursor(device, conversation)).next().is_some();
+        if is_feed { self.head_seq(&view, conversation) } else { Ok(0) }
+    }
+
     pub(super) fn read_generation(&self, device: InstallationId) -> Result<u64> {
         self.devices.get(device.as_bytes()).map_err(failed)?.map_or(Ok(0), |value| keys::number(&value))
     }
@@ -206,7 +264,7 @@ impl Tables {
             CursorFilter::No => Ok(Vec::new()),
             CursorFilter::Of(conversation) => Ok(self
                 .read_cursor(device, conversation)?
-                .map(|cursor| (conversation, cursor))
+                .map(|cursor| (conversation, cursor.with_feed()))
                 .into_iter()
                 .collect()),
             CursorFilter::All => self
@@ -215,7 +273,7 @@ impl Tables {
                 .map(|guard| {
                     let (key, value) = guard.into_inner().map_err(failed)?;
                     let conversation = ConversationId::parse(key.get(16..).unwrap_or_default());
-                    Ok((conversation.map_err(|_| corrupt())?, keys::read_cursor(&value)?))
+                    Ok((conversation.map_err(|_| corrupt())?, keys::read_cursor(&value)?.with_feed()))
                 })
                 .collect(),
         }

@@ -151,6 +151,7 @@ impl SealedStore {
         Ok(Device {
             generation: self.tables.read_generation(device)?,
             cursors,
+            feeds: self.tables.read_feeds(device)?,
             bundle: self.tables.read_bundle(device)?,
             prekeys: self.tables.prekeys.prefix(device.as_bytes()).map(prekey).collect::<Result<_>>()?,
             incarnation: self.tables.read_incarnation(device)?,

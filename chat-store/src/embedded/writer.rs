@@ -46,6 +46,7 @@ enum Request {
     Change(Change),
     Expire(u64, usize, oneshot::Sender<Result<usize>>),
     ExpireHistory(Vec<ConversationId>, u64, usize, oneshot::Sender<Result<usize>>),
+    ExpireMessages(u64, usize, oneshot::Sender<Result<usize>>),
     ClearHistory(ConversationId, UserId, Seq, oneshot::Sender<Result<()>>),
     Erase(InstallationId, oneshot::Sender<Result<()>>),
     Stop,
@@ -188,6 +189,13 @@ impl Writer {
         answered.await.map_err(|_| gone())?
     }
 
+    /// Erases the content of messages whose lifetime ended at `now_us` or before. Returns how many.
+    pub(super) async fn expire_messages(&self, now_us: u64, limit: usize) -> Result<usize> {
+        let (answer, answered) = oneshot::channel();
+        self.requests.send(Request::ExpireMessages(now_us, limit, answer)).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+
     pub(super) async fn clear_history(
         &self,
         conversation: ConversationId,
@@ -240,6 +248,8 @@ struct Effects {
     rows: HashMap<(InstallationId, ConversationId, u64), (u64, usize)>,
     answers: Vec<(oneshot::Sender<Result<()>>, Result<()>)>,
     replies: Vec<Reply>,
+    /// Conversations with messages that lost their content.
+    erased: Vec<ConversationId>,
     sync: bool,
 }
 
@@ -281,9 +291,10 @@ impl Work {
                             Err(error) => broken = Some(error),
                         }
                     }
-                    Request::Expire(..) | Request::ExpireHistory(..) | Request::ClearHistory(..) => {
-                        after.push(request);
-                    }
+                    Request::Expire(..)
+                    | Request::ExpireHistory(..)
+                    | Request::ExpireMessages(..)
+                    | Request::ClearHistory(..) => after.push(request),
                     Request::Stop => stop = true,
                 }
             }
@@ -348,6 +359,7 @@ impl Work {
                 known.bytes = known.bytes.saturating_add_signed(bytes);
             }
         }
+        self.forget_waiting(&effects.erased);
         for (answer, outcome) in effects.answers {
             let _ = answer.send(outcome);
         }
@@ -378,10 +390,20 @@ impl Work {
         self.check_space()?;
         for commit in commits {
             let conversation = commit.conversation;
-            let erased = self.tables.erased_through(conversation)?;
-            // A repeated commit must not bring back content that was erased.
-            for row in commit.history.iter().filter(|row| row.seq > erased) {
+            let head = self.tables.head_seq(&self.tables.database.snapshot(), conversation)?;
+            for row in &commit.history {
+                // A repeated commit must not bring back content that was erased.
+                let is_repeat = row.seq <= head;
+                if is_repeat
+                    && self.tables.find_history(conversation, row.seq)?.is_some_and(|row| row.is_erased())
+                {
+                    continue;
+                }
                 batch.insert(&self.tables.history, keys::history(conversation, row.seq), encode_row(row));
+                if let Some(due_us) = row.disappears_at_us() {
+                    let key = keys::disappearing(due_us, conversation, row.seq);
+                    batch.insert(&self.tables.disappearing, key, &[][..]);
+                }
             }
             for (sender, id, seq) in &commit.ids {
                 batch.insert(&self.tables.ids, keys::id(conversation, *sender, *id), &seq.to_be_bytes()[..]);
@@ -389,8 +411,23 @@ impl Work {
             for (device, row) in &commit.inbox {
                 self.add_row(batch, effects, *device, row)?;
             }
+            for change in &commit.feeds {
+                let key = keys::feed(change.device, conversation, change.seq);
+                batch.insert(&self.tables.feeds, key, &[u8::from(change.joins)][..]);
+            }
             for (device, generation) in commit.generations {
                 self.raise_generation(effects, device, generation)?;
+            }
+            for seq in commit.deleted {
+                let Some(row) = self.tables.find_history(conversation, seq)? else { continue };
+                // The batch may hold the ack of a row that is still in the table.
+                let waits = |device| {
+                    let cursor = self.cursor(effects, device, conversation)?;
+                    Ok(cursor.is_some_and(|cursor| cursor.acked < seq))
+                };
+                if self.tables.erase_message(batch, row, EmptyReason::Deleted, waits)? {
+                    effects.erased.push(conversation);
+                }
             }
             self.tables.put_state(batch, conversation, &commit.state);
         }
@@ -436,7 +473,7 @@ impl Work {
         effects: &mut Effects,
         device: InstallationId,
     ) -> Result<()> {
-        for table in [&self.tables.inbox, &self.tables.cursors] {
+        for table in [&self.tables.inbox, &self.tables.cursors, &self.tables.feeds] {
             for guard in table.prefix(device.as_bytes()) {
                 batch.remove(table, guard.key().map_err(failed)?);
             }
@@ -460,15 +497,16 @@ impl Work {
         acks: &[AckUpTo],
     ) -> Result<()> {
         for ack in acks {
-            match self.cursor(effects, device, ack.conversation)? {
-                Some(cursor) if ack.seq <= cursor.tail => {}
-                _ => return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail")),
+            let tail = self.cursor(effects, device, ack.conversation)?.map_or(0, |cursor| cursor.tail);
+            if ack.seq > tail && ack.seq > self.tables.feed_head(device, ack.conversation)? {
+                return Err(Error::new(ErrorKind::Invalid, "an ack is above the tail"));
             }
         }
         for ack in acks {
             // Read again: an earlier ack of this request may have moved the cursor.
-            let Some(mut cursor) = self.cursor(effects, device, ack.conversation)? else { continue };
-            for seq in cursor.acked + 1..=ack.seq {
+            let mut cursor = self.cursor(effects, device, ack.conversation)?.unwrap_or_default();
+            // The rows above the tail are those of a feed.
+            for seq in cursor.acked + 1..=ack.seq.min(cursor.tail) {
                 self.remove_row(batch, effects, device, ack.conversation, seq)?;
             }
             if ack.seq > cursor.acked {

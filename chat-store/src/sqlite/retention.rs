@@ -1,5 +1,7 @@
 //! Retention and deletion: rows of inboxes become gaps, and messages of history lose their content.
 
+use chat_core::backend::Member;
+
 use super::*;
 
 /// Removes old rows of every inbox, leaves gaps, and returns how many rows it removed.
@@ -118,6 +120,93 @@ pub(super) fn expire_history(tx: &Transaction<'_>, before_us: u64, limit: usize)
     Ok(count)
 }
 
+/// Records that a message disappears at a time.
+pub(super) fn add_disappearing(tx: &Transaction<'_>, due_us: u64, row: &InboxRow) -> Result<()> {
+    tx.prepare_cached("INSERT OR IGNORE INTO disappearing VALUES (?1, ?2, ?3)")
+        .and_then(|mut s| s.execute(params![due_us as i64, row.conversation.as_bytes(), row.seq as i64]))
+        .map(drop)
+        .map_err(failed)
+}
+
+/// Erases the content of messages whose lifetime has ended. Returns how many.
+pub(super) fn expire_messages(tx: &Transaction<'_>, now_us: u64, limit: usize) -> Result<usize> {
+    let mut count = 0;
+    while count < limit {
+        let due = due_messages(tx, now_us, limit - count)?;
+        if due.is_empty() {
+            break;
+        }
+        for (due_us, id, seq) in due {
+            let row = find_history(tx, id, seq as u64)?;
+            if let Some(row) = row.filter(|row| row.disappears_at_us() == Some(due_us as u64)) {
+                count += usize::from(erase_message(tx, row, EmptyReason::Disappeared)?);
+            }
+            tx.prepare_cached(
+                "DELETE FROM disappearing WHERE due_us = ?1 AND conversation = ?2 AND seq = ?3",
+            )
+            .and_then(|mut s| s.execute(params![due_us, id.as_bytes(), seq]))
+            .map_err(failed)?;
+        }
+    }
+    Ok(count)
+}
+
+/// Returns the first entries of messages whose lifetime has ended: time, conversation and seq.
+fn due_messages(tx: &Transaction<'_>, now_us: u64, limit: usize) -> Result<Vec<(i64, ConversationId, i64)>> {
+    let query =
+        "SELECT due_us, conversation, seq FROM disappearing WHERE due_us <= ?1 ORDER BY due_us LIMIT ?2";
+    let mut statement = tx.prepare_cached(query).map_err(failed)?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let rows = statement
+        .query_map(params![now_us as i64, limit], |row| {
+            Ok((row.get(0)?, row.get::<_, Vec<u8>>(1)?, row.get(2)?))
+        })
+        .map_err(failed)?;
+    rows.map(|row| {
+        let (due_us, conversation, seq) = row.map_err(failed)?;
+        Ok((due_us, ConversationId::parse(&conversation).map_err(|_| corrupt())?, seq))
+    })
+    .collect()
+}
+
+/// Erases the content of one message, and the boxes that wait for the devices of the members. Returns whether it had
+/// content.
+pub(super) fn erase_message(tx: &Transaction<'_>, mut row: InboxRow, reason: EmptyReason) -> Result<bool> {
+    if !row.erase(reason) {
+        return Ok(false);
+    }
+    let (id, seq) = (row.conversation, row.seq as i64);
+    tx.prepare_cached("UPDATE history SET row = ?3 WHERE conversation = ?1 AND seq = ?2")
+        .and_then(|mut s| s.execute(params![id.as_bytes(), seq, encode_row(&row)]))
+        .map_err(failed)?;
+    for device in members(tx, id)?.iter().flat_map(|member| &member.installations) {
+        let key = params![device.as_bytes(), id.as_bytes(), seq];
+        let waiting: Option<Vec<u8>> = tx
+            .prepare_cached("SELECT row FROM inbox WHERE device = ?1 AND conversation = ?2 AND seq = ?3")
+            .and_then(|mut s| s.query_row(key, |row| row.get(0)).optional())
+            .map_err(failed)?;
+        let Some(waiting) = waiting else { continue };
+        let mut waiting = decode_row(waiting.into()).map_err(|_| corrupt())?;
+        if waiting.erase(reason) {
+            let (value, size) = (encode_row(&waiting), waiting.size() as i64);
+            tx.prepare_cached(
+                "UPDATE inbox SET row = ?4, size = ?5 WHERE device = ?1 AND conversation = ?2 AND seq = ?3",
+            )
+            .and_then(|mut s| s.execute(params![device.as_bytes(), id.as_bytes(), seq, value, size]))
+            .map_err(failed)?;
+        }
+    }
+    Ok(true)
+}
+
+fn members(tx: &Transaction<'_>, conversation: ConversationId) -> Result<Vec<Member>> {
+    let members: Option<Vec<u8>> = tx
+        .prepare_cached("SELECT members FROM heads WHERE conversation = ?1")
+        .and_then(|mut s| s.query_row([conversation.as_bytes()], |row| row.get(0)).optional())
+        .map_err(failed)?;
+    Ok(members.map(|value| state::decode_roster(&value)).transpose()?.unwrap_or_default().members)
+}
+
 /// Records that a user cleared a conversation, and erases the content that every member has cleared.
 pub(super) fn clear_history(
     tx: &Transaction<'_>,
@@ -131,11 +220,7 @@ pub(super) fn clear_history(
     )
     .and_then(|mut s| s.execute(params![conversation.as_bytes(), user.as_bytes(), through]))
     .map_err(failed)?;
-    let members: Option<Vec<u8>> = tx
-        .prepare_cached("SELECT members FROM heads WHERE conversation = ?1")
-        .and_then(|mut s| s.query_row([conversation.as_bytes()], |row| row.get(0)).optional())
-        .map_err(failed)?;
-    let members = members.map(|value| state::decode_roster(&value)).transpose()?.unwrap_or_default().members;
+    let members = members(tx, conversation)?;
     let marks = members.iter().map(|member| cleared(tx, conversation, member.user));
     let by_all = marks.collect::<Result<Vec<Seq>>>()?.into_iter().min().unwrap_or(0);
     let is_chosen = |row: &InboxRow| row.seq <= by_all;

@@ -52,6 +52,8 @@ impl Keyspace {
         for table in [
             "state_parts",
             "history",
+            "disappearing",
+            "feeds",
             "ids",
             "inbox",
             "cells",

@@ -1,12 +1,13 @@
 //! A toy `MessageStore` that uses only the public API. It keeps its rows in lists and scans them: slow, but
 //! it passes the conformance suite.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use async_trait::async_trait;
 use chat_core::backend::{
-    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
-    PageLimit, SenderFilter, StoreIdentity,
+    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, Feed, FeedChange, LogPosition,
+    MessageStore, PageLimit, SenderFilter, StoreIdentity,
 };
 use chat_core::envelope::{
     AckUpTo, Durability, EmptyReason, InboxCursor, InboxPosition, InboxRow, RowContent,
@@ -34,6 +35,7 @@ struct Toy {
     cursors: Vec<(InstallationId, ConversationId, InboxCursor)>,
     generations: Vec<(InstallationId, u64)>,
     cleared: Vec<(ConversationId, UserId, Seq)>,
+    feeds: Vec<(ConversationId, FeedChange)>,
 }
 
 impl Toy {
@@ -52,6 +54,11 @@ impl Toy {
             self.cursors.len() - 1
         });
         &mut self.cursors[at].2
+    }
+
+    fn acked(&self, device: InstallationId, id: ConversationId) -> Seq {
+        let cursor = self.cursors.iter().find(|(d, c, _)| (*d, *c) == (device, id));
+        cursor.map_or(0, |(.., cursor)| cursor.acked)
     }
 
     fn raise(&mut self, device: InstallationId, generation: u64) {
@@ -82,9 +89,16 @@ impl Toy {
                 self.inbox.push((device, row));
             }
         }
+        for change in commit.feeds {
+            if !self.feeds.contains(&(id, change)) {
+                self.feeds.push((id, change));
+            }
+        }
         for (device, generation) in commit.generations {
             self.raise(device, generation);
         }
+        let is_deleted = |row: &InboxRow| row.conversation == id && commit.deleted.contains(&row.seq);
+        self.erase_content(EmptyReason::Deleted, usize::MAX, is_deleted);
         // An owner of the shard that was replaced may write an older state late.
         if self.state(id).is_none_or(|known| known.head.time_us <= commit.state.head.time_us) {
             match self.states.iter_mut().find(|(known, _)| *known == id) {
@@ -186,6 +200,12 @@ impl MessageStore for ToyStore {
     async fn ack(&self, device: InstallationId, generation: u64, acks: &[AckUpTo]) -> Result<()> {
         let mut toy = self.lock()?;
         let known = |toy: &Toy, ack: &AckUpTo| {
+            let is_read = |(id, change): &(ConversationId, FeedChange)| {
+                (*id, change.device) == (ack.conversation, device) && ack.seq <= toy.head(*id)
+            };
+            if toy.feeds.iter().any(is_read) {
+                return true;
+            }
             toy.cursors
                 .iter()
                 .any(|(d, c, cursor)| (*d, *c) == (device, ack.conversation) && ack.seq <= cursor.tail)
@@ -197,6 +217,7 @@ impl MessageStore for ToyStore {
         for ack in acks {
             let cursor = toy.cursor(device, ack.conversation);
             cursor.acked = cursor.acked.max(ack.seq);
+            cursor.tail = cursor.tail.max(cursor.acked);
             toy.inbox
                 .retain(|(d, row)| *d != device || row.conversation != ack.conversation || row.seq > ack.seq);
         }
@@ -230,6 +251,30 @@ impl MessageStore for ToyStore {
         let mut rows: Vec<InboxRow> = toy.history.iter().filter(fits).cloned().collect();
         rows.sort_by_key(|row| std::cmp::Reverse(row.seq));
         Ok(page(rows.into_iter(), limit))
+    }
+
+    async fn history_after(&self, id: ConversationId, after: Seq, limit: PageLimit) -> Result<Vec<InboxRow>> {
+        let toy = self.lock()?;
+        let head = toy.head(id);
+        let fits = |row: &&InboxRow| row.conversation == id && row.seq <= head && row.seq > after;
+        let mut rows: Vec<InboxRow> = toy.history.iter().filter(fits).cloned().collect();
+        rows.sort_by_key(|row| row.seq);
+        Ok(page(rows.into_iter(), limit))
+    }
+
+    async fn feeds(&self, device: InstallationId) -> Result<Vec<Feed>> {
+        let toy = self.lock()?;
+        let mut feeds: BTreeMap<ConversationId, Feed> = BTreeMap::new();
+        let mut changes = toy.feeds.clone();
+        changes.sort_by_key(|(_, change)| change.seq);
+        for (conversation, change) in changes {
+            if change.device == device && change.seq <= toy.head(conversation) {
+                let acked = toy.acked(device, conversation);
+                let new = || Feed { conversation, acked, changes: Vec::new() };
+                feeds.entry(conversation).or_insert_with(new).changes.push((change.seq, change.joins));
+            }
+        }
+        Ok(feeds.into_values().collect())
     }
 
     async fn generation(&self, device: InstallationId) -> Result<u64> {
@@ -285,6 +330,12 @@ impl MessageStore for ToyStore {
         Ok(self.lock()?.erase_content(EmptyReason::Expired, limit, |row| row.time_us < before_us))
     }
 
+    async fn expire_messages(&self, now_us: u64, limit: usize) -> Result<usize> {
+        Ok(self.lock()?.erase_content(EmptyReason::Disappeared, limit, |row| {
+            row.disappears_at_us().is_some_and(|at_us| at_us <= now_us)
+        }))
+    }
+
     async fn clear_history(&self, id: ConversationId, user: UserId, through: Seq) -> Result<()> {
         let mut toy = self.lock()?;
         let mark = through.min(toy.head(id)).max(toy.cleared(id, user));
@@ -306,6 +357,7 @@ impl MessageStore for ToyStore {
         toy.inbox.retain(|(known, _)| *known != device);
         toy.cursors.retain(|(known, _, _)| *known != device);
         toy.generations.retain(|(known, _)| *known != device);
+        toy.feeds.retain(|(_, change)| change.device != device);
         Ok(())
     }
 }

@@ -21,6 +21,8 @@ pub(crate) enum Kind {
     Ours,
     /// Our server over `wss`.
     Tls,
+    /// A bare WebSocket broadcaster.
+    Broadcaster,
 }
 
 #[derive(Clone, Copy)]

@@ -1,5 +1,6 @@
 //! Benchmarks. `make bench` compares our server with the baseline in one run on one machine. `bench cluster`
-//! measures gateways and a router together with the services that they use.
+//! measures gateways and a router together with the services that they use. `bench group N` compares a group of N members
+//! with a bare broadcaster.
 //!
 //! The *baseline* does only what every durable chat server must do: it frames, appends to a file, shares one
 //! `fdatasync` among waiting clients, answers and forwards. It has no users, order, inboxes or encryption.
@@ -9,12 +10,18 @@
 
 mod baseline;
 mod cluster;
+mod group;
 mod load;
 mod process;
 
 use load::{Kind, Load, Way, idle, run};
 use process::Process;
 use std::time::Duration;
+
+/// Returns how long each measurement takes.
+fn seconds() -> u64 {
+    std::env::var("BENCH_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(8)
+}
 
 #[tokio::main]
 async fn main() {
@@ -24,12 +31,22 @@ async fn main() {
     {
         return baseline::serve(port.parse().unwrap(), file.into()).await;
     }
+    if let [_, role, port] = arguments.as_slice()
+        && role == "broadcast"
+    {
+        return group::broadcast(port.parse().unwrap()).await;
+    }
+    if let [_, mode, count] = arguments.as_slice()
+        && mode == "group"
+    {
+        return group::run_group(count.parse().unwrap(), seconds()).await;
+    }
     if let [_, mode] = arguments.as_slice()
         && mode == "cluster"
     {
         return cluster::run_cluster().await;
     }
-    let seconds: u64 = std::env::var("BENCH_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(8);
+    let seconds = seconds();
     let duration = Duration::from_secs(seconds);
     println!("256 B bodies, 100 connections (50 senders, 50 receivers), {seconds} s each");
     let loads = [

@@ -50,6 +50,11 @@ impl Process {
                 command.args(["baseline", &port.to_string()]).arg(dir.path().join("log"));
                 command
             }
+            Kind::Broadcaster => {
+                let mut command = Command::new(std::env::current_exe().unwrap());
+                command.args(["broadcast", &port.to_string()]);
+                command
+            }
             Kind::Ours | Kind::Tls => {
                 let mut command = Command::new(PathBuf::from(&base).join("chat-server-ref"));
                 command.arg("--data").arg(dir.path().join("data"));

@@ -1,5 +1,6 @@
 //! The input lines of `chat --json`.
 
+use chat_client::PresenceAudience;
 use serde::Deserialize;
 
 use crate::contacts::Decision;
@@ -64,6 +65,10 @@ pub(super) enum Line {
     },
     Presence {
         users: Vec<String>,
+    },
+    PresenceAudience {
+        #[serde(default)]
+        audience: Option<PresenceAudience>,
     },
     History {
         #[serde(default)]

@@ -21,6 +21,10 @@ pub(super) enum Entered<'a> {
     Search(&'a str),
     /// Change a setting of the open conversation.
     Configure(ConversationSetting),
+    /// Show the message with this number in the open conversation.
+    Jump(u64),
+    /// Set the timer of the open conversation.
+    Disappear(&'a str),
     UnknownCommand(&'a str),
     Text(&'a str),
 }
@@ -36,6 +40,10 @@ pub(super) enum Change<'a> {
     React(&'a str),
     /// Answer the newest message of another user.
     Reply(&'a str),
+    /// Send the newest refused message again.
+    Retry,
+    /// Remove the newest refused message.
+    Discard,
 }
 
 /// The end of a mute that the user ends.
@@ -62,6 +70,8 @@ impl<'a> Entered<'a> {
             Some("archive") => Self::Configure(ConversationSetting::Archived(true)),
             Some("unarchive") => Self::Configure(ConversationSetting::Archived(false)),
             Some("delete") => Self::Change(Change::Delete),
+            Some("retry") => Self::Change(Change::Retry),
+            Some("discard") => Self::Change(Change::Discard),
             Some(command) => match command.split_once(' ') {
                 Some(("to", name)) => Self::To(name.trim()),
                 Some(("edit", text)) => Self::Change(Change::Edit(text.trim())),
@@ -69,7 +79,11 @@ impl<'a> Entered<'a> {
                 Some(("reply", text)) => Self::Change(Change::Reply(text.trim())),
                 Some(("join", link)) => Self::Join(Some(link.trim())),
                 Some(("search", words)) => Self::Search(words.trim()),
+                Some(("disappear", time)) => Self::Disappear(time.trim()),
                 Some(("report", note)) => Self::Report(note.trim()),
+                Some(("jump", number)) => {
+                    number.trim().parse().map_or(Self::UnknownCommand("jump"), Self::Jump)
+                }
                 _ => Self::UnknownCommand(command.split(' ').next().unwrap_or_default()),
             },
             None => Self::Text(input),

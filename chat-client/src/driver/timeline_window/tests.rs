@@ -5,19 +5,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use chat_core::contact::Contact;
 use chat_core::envelope::{InboxRow, Message, RowContent};
-use chat_core::group::GroupAction;
+use chat_core::group::{GroupAction, GroupPart};
 use chat_core::replica::{Change, Draft, Opened, Recipient, Unreadable};
-use chat_core::roster::{Member, Role, Roster};
+use chat_core::roster::{Member, Role, Roster, RosterDigest};
 use chat_core::{DeviceAddress, DeviceId, Handle, InstallationId};
 
 use super::*;
 use crate::config::Profile;
-use crate::content::encode_request;
+use crate::contact::Relation;
+use crate::content::{encode_group_details, encode_request};
 use crate::driver::ConversationWindow;
-use crate::message::MessageRef;
+use crate::group_profile::GroupProfile;
+use crate::message::{Content, MessageRef};
 use crate::message_change::MessageChange;
 use crate::send::SendRequest;
-use crate::store::open_for_test;
+use crate::store::{message_for_test, open_for_test};
 
 /// A small generator: a failing seed fails again.
 struct Random(u64);
@@ -127,7 +129,7 @@ impl World {
                 }
             }
         };
-        encode_request(&request)
+        encode_request(&request, 0)
     }
 
     fn arrives(&mut self) {
@@ -139,18 +141,61 @@ impl World {
             _ => device(2),
         };
         let id = self.id();
+        if self.is_group() && self.random.below(4) == 0 {
+            return self.changes_group(sender, id);
+        }
         let (content, is_readable) = (self.content(), self.random.below(5) > 0);
         if !is_readable {
             self.unreadable.push((sender, id));
         }
         self.sent.push((sender, id));
         let content = if is_readable { Ok(content) } else { Err(Unreadable::NoSession) };
-        self.receives_as(self.head, sender, id, content);
+        self.receives_as(self.head, sender, id, content, None);
+    }
+
+    /// A message arrives that makes this change of the group.
+    fn receives_change(
+        &mut self,
+        sender: DeviceAddress,
+        id: MessageId,
+        action: GroupAction,
+        content: Result<Vec<u8>, Unreadable>,
+    ) {
+        self.apply(Change::GroupChanged(self.conversation, self.head, sender, id, action));
+        let part = GroupPart {
+            roster_version: 1,
+            digest: RosterDigest::default(),
+            shared: Bytes::new(),
+            control: Bytes::new(),
+            change: None,
+            lists: Vec::new(),
+        };
+        self.receives_as(self.head, sender, id, content, Some(Box::new(part)));
+    }
+
+    /// A message arrives that changes the group; one in three cannot be read, and may be recovered.
+    fn changes_group(&mut self, sender: DeviceAddress, id: MessageId) {
+        let action = match self.random.below(3) {
+            0 => GroupAction::Edit,
+            1 => GroupAction::Add(vec![device(4).user]),
+            _ => GroupAction::Leave,
+        };
+        let profile = GroupProfile::new(format!("group {}", self.ids));
+        let content = match self.random.below(4) {
+            0 => Ok(encode_group_details(Some(profile), None, 0)),
+            1 => Ok(Vec::new()),
+            2 => Ok(self.content()),
+            _ => Err(Unreadable::NoSession),
+        };
+        if content.is_err() {
+            self.unreadable.push((sender, id));
+        }
+        self.receives_change(sender, id, action, content);
     }
 
     fn receives(&mut self, seq: Seq, sender: DeviceAddress, content: Result<Vec<u8>, Unreadable>) {
         let id = self.id();
-        self.receives_as(seq, sender, id, content);
+        self.receives_as(seq, sender, id, content, None);
     }
 
     fn receives_as(
@@ -159,19 +204,10 @@ impl World {
         sender: DeviceAddress,
         id: MessageId,
         content: Result<Vec<u8>, Unreadable>,
+        group: Option<Box<GroupPart>>,
     ) {
-        let message = Message {
-            id,
-            sender,
-            client_seq: seq,
-            prev: MessageId::NIL,
-            incarnation: 0,
-            audience: Vec::new(),
-            body: Bytes::new(),
-            sent_at: self.ids * 1000,
-            options: chat_core::message_options::MessageOptions::default(),
-            group: None,
-        };
+        let sent_at = self.ids * 1000;
+        let message = Message { sent_at, group, ..message_for_test(id, sender, seq) };
         let conversation = self.conversation;
         let content_row = RowContent::Message { message: Arc::new(message), sealed: Bytes::new() };
         let row = InboxRow { conversation, seq, time_us: seq, joined: seq == 1, content: content_row };
@@ -187,7 +223,10 @@ impl World {
             (false, 0) => Recipient::User(device(2).user),
             (false, _) => Recipient::Handle(Handle::new("bob").unwrap()),
         };
-        let draft = Draft { sent_at: self.ids * 1000, ..Draft::new(id, to, self.content().into()) };
+        let mut draft = Draft { sent_at: self.ids * 1000, ..Draft::new(id, to, self.content().into()) };
+        if self.is_group() && self.random.below(4) == 0 {
+            (draft.action, draft.content) = (Some(GroupAction::Leave), Bytes::new());
+        }
         self.queued.push(id);
         self.apply(Change::Queued(draft));
     }
@@ -336,10 +375,57 @@ fn conversation_list_and_its_changes_are_a_fresh_query() {
             let unread: Vec<_> = history
                 .iter()
                 .filter(|message| message.seq > one.read && !message.archived && message.sender.id != own)
+                .filter(|message| !matches!(message.content(), Content::GroupChanged { .. }))
                 .collect();
             assert_eq!(one.unread, unread.len() as u64, "seed {seed}, step {number}");
         }
     }
+}
+
+#[test]
+fn content_of_a_change_of_the_group_changes_nothing_else() {
+    let mut world = World::new(1);
+    let (text, sender) = (world.id(), device(2));
+    world.head = 1;
+    world.receives_as(1, sender, text, Ok(encode_request(&SendRequest::text("text"), 0)), None);
+    let target = MessageRef { conversation: world.conversation, user: sender.user, id: text };
+    let deletion = SendRequest::change(target, MessageChange::Deleted, String::new());
+    for content in [encode_request(&deletion, 0), encode_request(&SendRequest::text("swordfish"), 0)] {
+        world.head += 1;
+        let id = world.id();
+        world.receives_change(sender, id, GroupAction::Leave, Ok(content));
+    }
+    let history = world.store.history(world.conversation, None, 10).unwrap();
+    let is_change =
+        |message: &crate::message::Message| matches!(message.content(), Content::GroupChanged { .. });
+    assert_eq!(history.iter().map(is_change).collect::<Vec<_>>(), [true, true, false]);
+    assert_eq!(history[2].text(), Some("text"));
+    assert!(world.store.search("swordfish", None, 10).unwrap().is_empty());
+    assert_eq!(world.store.conversations().unwrap()[0].unread, 1);
+}
+
+#[test]
+fn refused_message_is_not_kept_if_its_deletion_waits() {
+    let mut world = World::new(0);
+    let to = || Recipient::User(device(2).user);
+    let queue = |world: &mut World, request: &SendRequest| {
+        let id = world.id();
+        let content = encode_request(request, 0);
+        let after = request.follows(device(1).user);
+        world.apply(Change::Queued(Draft { after, ..Draft::new(id, to(), content.into()) }));
+        id
+    };
+    let [kept, deleted] = ["kept", "deleted"].map(|text| queue(&mut world, &SendRequest::text(text)));
+    let target = MessageRef { conversation: world.conversation, user: device(1).user, id: deleted };
+    queue(&mut world, &SendRequest::change(target, MessageChange::Deleted, String::new()));
+    let listed = &world.store.conversations().unwrap()[0];
+    assert_eq!((listed.id, listed.relation), (world.conversation, Relation::Contact), "it waits");
+    for id in [kept, deleted] {
+        world.apply(Change::Refused(id, "too_large"));
+    }
+    let items = world.store.timeline_range(world.conversation, 0, None).unwrap();
+    let texts: Vec<_> = items.iter().filter_map(|(_, item)| item.message.text()).collect();
+    assert_eq!(texts, ["kept"]);
 }
 
 #[test]
@@ -353,7 +439,7 @@ fn mentions_and_answers_are_counted_until_they_are_read() {
         (3, SendRequest::text("yes").reply_to(answered)),
         (4, SendRequest::text("no").reply_to(MessageRef { user: device(2).user, ..answered })),
     ] {
-        world.receives(seq, device(2), Ok(encode_request(&request)));
+        world.receives(seq, device(2), Ok(encode_request(&request, 0)));
     }
     let counts = |world: &World| {
         let one = world.store.conversation(world.conversation).unwrap().unwrap();
@@ -368,13 +454,13 @@ fn mentions_and_answers_are_counted_until_they_are_read() {
 fn steps_for_one_message(before: u64) -> u64 {
     let mut world = World::new(0);
     for seq in 1..=before {
-        world.receives(seq, device(2), Ok(encode_request(&SendRequest::text("text"))));
+        world.receives(seq, device(2), Ok(encode_request(&SendRequest::text("text"), 0)));
     }
     let (mut window, mut list) = (Window::new(world.conversation), ConversationWindow::default());
     window.step(&world.store, Step::Jump(Target::Newest, 50)).unwrap();
     list.follow(&world.store).unwrap();
     let steps = world.store.count_steps_for_test();
-    world.receives(before + 1, device(2), Ok(encode_request(&SendRequest::text("text"))));
+    world.receives(before + 1, device(2), Ok(encode_request(&SendRequest::text("text"), 0)));
     assert_eq!(window.step(&world.store, Step::Follow).unwrap().len(), 1);
     assert_eq!(list.follow(&world.store).unwrap().len(), 1);
     steps.load(Ordering::Relaxed)
@@ -390,14 +476,14 @@ fn cost_of_a_message_does_not_depend_on_the_length_of_its_conversation() {
 fn window_follows_new_messages_after_the_server_went_back_behind_it() {
     let mut world = World::new(0);
     for seq in 1..=30 {
-        world.receives(seq, device(2), Ok(encode_request(&SendRequest::text("text"))));
+        world.receives(seq, device(2), Ok(encode_request(&SendRequest::text("text"), 0)));
     }
     let mut window = Window::new(world.conversation);
     window.step(&world.store, Step::Jump(Target::Newest, 5)).unwrap();
     world.apply(Change::WentBack(world.conversation, 10, true));
     window.step(&world.store, Step::Follow).unwrap();
     assert!(!window.entries.is_empty() && !window.has_newer());
-    world.receives(11, device(2), Ok(encode_request(&SendRequest::text("after"))));
+    world.receives(11, device(2), Ok(encode_request(&SendRequest::text("after"), 0)));
     window.step(&world.store, Step::Follow).unwrap();
     assert_eq!(window.entries.last().unwrap().place.seq, 11);
     window.step(&world.store, Step::Older(usize::MAX)).unwrap();
@@ -410,7 +496,7 @@ fn window_has_the_number_of_messages_that_was_requested() {
     for _ in 0..30 {
         world.head += 1;
         let (id, user) = (world.id(), Recipient::User(device(2).user));
-        let content = encode_request(&SendRequest::text("text"));
+        let content = encode_request(&SendRequest::text("text"), 0);
         world.apply(Change::Queued(Draft::new(id, user, content.into())));
         world.apply(Change::Stored(world.conversation, id, world.head));
     }

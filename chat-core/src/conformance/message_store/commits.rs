@@ -163,10 +163,14 @@ pub(super) async fn rows_above_the_head_are_not_found(store: Store) -> Outcome {
     // A commit that was interrupted before it wrote its state: the rows are new, the head is old.
     let mut torn = talk.next(100)?;
     torn.state.head.seq = 1;
+    torn.feeds.push(FeedChange { device: device(BOB).installation, seq: 2, joins: true });
     make_seen(&store, vec![torn]).await?;
     let found = store.find(talk.id, device(ALICE).installation, message_id(2)).await.map_err(failed)?;
     equal(found, None, "the seq found")?;
     let history = store.history(talk.id, 0, PageLimit::MAX).await.map_err(failed)?;
     equal(seqs(&history), vec![1], "the history")?;
+    let after = store.history_after(talk.id, 0, PageLimit::MAX).await.map_err(failed)?;
+    equal(seqs(&after), vec![1], "the history, oldest first")?;
+    equal(store.feeds(device(BOB).installation).await.map_err(failed)?, Vec::new(), "the feeds")?;
     equal(seqs(&inbox(&store, BOB).await?), vec![1], "the inbox")
 }

@@ -157,7 +157,13 @@ pub(super) async fn every_kind_of_row_reads_back(store: Store) -> Outcome {
     commit.history[3].content = empty(EmptyReason::Skip, 4);
     commit.ids = (1..=4).map(|n| (alice.installation, message_id(n), n)).collect();
     let mut state = talk.state.clone();
-    state.head = Head { seq: 5, time_us: time_us + 4, rules: Rules(u32::MAX), position: state.head.position };
+    state.head = Head {
+        seq: 5,
+        time_us: time_us + 4,
+        rules: Rules(u32::MAX),
+        position: state.head.position,
+        is_feed: true,
+    };
     state.roster.members[1].list_version = 1 << 40;
     state.roster.members[1].installations.push(alice.installation);
     state.roster.members.push(Member::new(UserId::from_bytes([3; 16]), 2, vec![]));

@@ -49,24 +49,21 @@ impl Run {
         let before_us = self.begin_us + newest.saturating_sub(self.begin_us) * share / 100;
         self.expire(share, 1000).await?;
         self.erased = true;
-        let mut removed = 0;
-        for call in 0.. {
-            if call > 2_000 {
-                return Err("an expiry of history does not end".into());
-            }
-            let count = self.store.expire_history(before_us, piece).await.map_err(failed)?;
-            if count > piece {
-                return Err(format!("an expiry of at most {piece} messages erased {count}"));
-            }
-            removed += count;
-            if count < piece {
-                break;
-            }
-        }
+        let erased = erased_in_pieces(piece, || self.store.expire_history(before_us, piece)).await?;
         let expected = self.reference.expire_history(before_us, usize::MAX).await.map_err(failed)?;
-        // The count of a call that failed is lost.
-        if self.calls.faults.is_none() {
-            equal(removed, expected, "messages erased")?;
+        self.same_count(erased, expected, "messages erased")?;
+        self.histories().await
+    }
+
+    /// Erases the messages that are due, `piece` of them in each call.
+    pub(super) async fn expire_messages(&self, share: u64, piece: usize) -> Outcome {
+        let newest = self.talks.iter().take(5).map(|talk| talk.state.head.time_us).max().unwrap_or(0);
+        let now_us = self.begin_us + (newest.saturating_sub(self.begin_us) + 4000) * share / 100;
+        let erased = erased_in_pieces(piece, || self.store.expire_messages(now_us, piece)).await?;
+        let expected = self.reference.expire_messages(now_us, usize::MAX).await.map_err(failed)?;
+        self.same_count(erased, expected, "messages that disappeared")?;
+        for device in &self.devices {
+            self.inbox(device.installation, PageLimit::MAX).await?;
         }
         self.histories().await
     }
@@ -81,6 +78,11 @@ impl Run {
         self.store.clear_history(talk.id, user, through).await.map_err(failed)?;
         self.reference.clear_history(talk.id, user, through).await.map_err(failed)?;
         self.histories().await
+    }
+
+    /// Compares numbers of erased messages. Without faults only: the count of a call that failed is lost.
+    fn same_count(&self, ours: usize, theirs: usize, what: &str) -> Outcome {
+        if self.calls.faults.is_none() { equal(ours, theirs, what) } else { Ok(()) }
     }
 
     /// Compares all histories and the records of cleared ones.
@@ -118,4 +120,23 @@ impl Run {
             None => Ok(()),
         }
     }
+}
+
+/// Calls a sweep of at most `piece` messages until it erases fewer. Returns the sum.
+async fn erased_in_pieces<F: Future<Output = crate::Result<usize>>>(
+    piece: usize,
+    sweep: impl Fn() -> F,
+) -> Result<usize, String> {
+    let mut erased = 0;
+    for _ in 0..2_000 {
+        let count = sweep().await.map_err(failed)?;
+        if count > piece {
+            return Err(format!("a sweep of at most {piece} messages erased {count}"));
+        }
+        erased += count;
+        if count < piece {
+            return Ok(erased);
+        }
+    }
+    Err("a sweep of messages does not end".into())
 }

@@ -8,6 +8,7 @@ use crate::conformance::pause;
 use crate::model::contact::{Contact, ContactChange, Contacts};
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::UserId;
+use crate::model::presence::PresenceAudience;
 
 /// A rule of the [`ContactStore`] contract that a [`FaultyContacts`] breaks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,13 +32,19 @@ pub enum ContactFault {
     LimitOfAllOwners,
     /// Concurrent changes read the same entries before one of them writes.
     ConcurrentChangeLost,
+    AudienceOfAllOwners,
+    AudienceLost,
+    AudienceNotInContacts,
+    AudienceIsNoChange,
+    RepeatedAudienceRaisesVersion,
+    ErasedOwnerKeepsAudience,
     ErasedOwnerKeepsContacts,
     EraseHidesOtherOwners,
 }
 
 impl ContactFault {
     /// All faults.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 25] = [
         Self::UnknownPairAccepted,
         Self::ChangeLost,
         Self::HoldsInBothDirections,
@@ -55,6 +62,12 @@ impl ContactFault {
         Self::LimitForKnownPairs,
         Self::LimitOfAllOwners,
         Self::ConcurrentChangeLost,
+        Self::AudienceOfAllOwners,
+        Self::AudienceLost,
+        Self::AudienceNotInContacts,
+        Self::AudienceIsNoChange,
+        Self::RepeatedAudienceRaisesVersion,
+        Self::ErasedOwnerKeepsAudience,
         Self::ErasedOwnerKeepsContacts,
         Self::EraseHidesOtherOwners,
     ];
@@ -72,6 +85,7 @@ struct Inner {
     /// By owner and other user.
     entries: BTreeMap<(UserId, UserId), Contact>,
     versions: BTreeMap<UserId, u64>,
+    audiences: BTreeMap<UserId, PresenceAudience>,
 }
 
 impl FaultyContacts {
@@ -162,6 +176,31 @@ impl ContactStore for FaultyContacts {
         self.version(owner).await
     }
 
+    async fn audience(&self, owner: UserId) -> Result<PresenceAudience> {
+        let inner = self.inner.lock();
+        let found = match self.fault {
+            Some(ContactFault::AudienceOfAllOwners) => inner.audiences.values().next_back(),
+            _ => inner.audiences.get(&owner),
+        };
+        Ok(found.copied().unwrap_or_default())
+    }
+
+    async fn set_audience(&self, owner: UserId, audience: PresenceAudience) -> Result<u64> {
+        use ContactFault as F;
+        let is_changed =
+            self.audience(owner).await? != audience || self.has(F::RepeatedAudienceRaisesVersion);
+        {
+            let mut inner = self.inner.lock();
+            if is_changed && !self.has(F::AudienceIsNoChange) {
+                *inner.versions.entry(owner).or_default() += 1;
+            }
+            if !self.has(F::AudienceLost) || audience != PresenceAudience::All {
+                inner.audiences.insert(owner, audience);
+            }
+        }
+        self.version(owner).await
+    }
+
     async fn version(&self, owner: UserId) -> Result<u64> {
         let inner = self.inner.lock();
         if self.has(ContactFault::VersionOfAllOwners) {
@@ -173,10 +212,15 @@ impl ContactStore for FaultyContacts {
     async fn contacts(&self, owner: UserId) -> Result<Contacts> {
         use ContactFault as F;
         let version = self.version(owner).await?;
+        let audience = match self.fault {
+            Some(F::AudienceNotInContacts) => PresenceAudience::default(),
+            _ => self.audience(owner).await?,
+        };
         let inner = self.inner.lock();
         let own = inner.entries.iter().filter(|((of, _), _)| *of == owner || self.has(F::EntriesOfAllOwners));
         let entries = own.skip(usize::from(self.has(F::EntryMissing)));
-        Ok(Contacts { version, entries: entries.map(|((_, other), contact)| (*other, *contact)).collect() })
+        let entries = entries.map(|((_, other), contact)| (*other, *contact)).collect();
+        Ok(Contacts { version, entries, audience })
     }
 
     async fn erase(&self, owner: UserId) -> Result<()> {
@@ -187,6 +231,9 @@ impl ContactStore for FaultyContacts {
             inner.entries.retain(|(of, _), _| is_kept(of));
         }
         inner.versions.retain(|of, _| is_kept(of));
+        if !self.has(F::ErasedOwnerKeepsAudience) {
+            inner.audiences.retain(|of, _| is_kept(of));
+        }
         Ok(())
     }
 }

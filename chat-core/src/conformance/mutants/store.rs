@@ -5,8 +5,8 @@ use parking_lot::Mutex;
 
 use super::StoreFault;
 use crate::backend::{
-    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, LogPosition, MessageStore,
-    PageLimit, Roster, Rules, SenderFilter, StoreIdentity,
+    Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, Feed, FeedChange, LogPosition,
+    MessageStore, PageLimit, Roster, Rules, SenderFilter, StoreIdentity,
 };
 use crate::conformance::pause;
 use crate::model::envelope::{AckUpTo, Durability, EmptyReason, InboxCursor, InboxPosition, InboxRow};
@@ -38,6 +38,7 @@ struct Tables {
     begun: Vec<(ConversationId, u64)>,
     /// The seq up to which each user has cleared a conversation.
     cleared: Vec<(ConversationId, UserId, Seq)>,
+    feeds: Vec<(ConversationId, FeedChange)>,
     /// A commit runs.
     busy: bool,
 }
@@ -137,6 +138,17 @@ impl FaultyStore {
                 tables.ids.push((id, sender, message, seq));
             }
             self.apply_inbox(tables, id, commit.inbox, is_late);
+            self.delete(tables, id, &commit.deleted);
+        }
+        if !self.has(F::FeedChangesIgnored) {
+            let of_leaving = |change: &FeedChange| !change.joins && self.has(F::FeedLeaveIgnored);
+            for change in commit.feeds.into_iter().filter(|change| !of_leaving(change)) {
+                let same = |(known, of): &(ConversationId, FeedChange)| {
+                    (*known, of.device, of.seq) == (id, change.device, change.seq)
+                };
+                tables.feeds.retain(|known| !same(known));
+                tables.feeds.push((id, change));
+            }
         }
         for (device, generation) in commit.generations {
             if !self.has(F::GenerationOfCommitIgnored) {
@@ -158,6 +170,9 @@ impl FaultyStore {
             state.senders.clear();
         }
         state.apply(&commit.state);
+        if self.has(F::FeedOfStateLost) {
+            state.head.is_feed = false;
+        }
         if self.has(F::RulesOfStateLost) {
             state.head.rules = Rules::default();
         }
@@ -189,6 +204,14 @@ impl FaultyStore {
             |device: InstallationId| inbox.iter().rev().find(|(d, _)| *d == device).map(|(_, row)| row.seq);
         for (device, row) in &inbox {
             let (device, row) = (*device, self.bend(row.clone()));
+            let mut row = row;
+            let erased = tables.history.iter().find(|known| (known.conversation, known.seq) == (id, row.seq));
+            if let Some(crate::model::envelope::RowContent::Empty { reason, .. }) =
+                erased.filter(|known| known.is_erased()).map(|known| &known.content)
+                && !self.has(F::ErasedContentComesBack)
+            {
+                row.erase(*reason);
+            }
             let is_own = matches!(row.content, crate::model::envelope::RowContent::Own { .. });
             let lost = self.has(F::OwnRowLost) && is_own
                 || self.has(F::OnlyLastInboxRowOfCommit) && last_of(device) != Some(row.seq)
@@ -290,6 +313,14 @@ impl FaultyStore {
         use StoreFault as F;
         let mut tables = self.tables.lock();
         let fits = |tables: &Tables, ack: &AckUpTo| {
+            let is_of_feed = |(id, change): &(ConversationId, FeedChange)| {
+                (*id, change.device) == (ack.conversation, device)
+            };
+            let is_feed = tables.feeds.iter().any(is_of_feed) && !self.has(F::FeedAckRefused);
+            if is_feed && (ack.seq <= tables.head(ack.conversation) || self.has(F::FeedAckAboveHeadAccepted))
+            {
+                return true;
+            }
             let cursor = tables.cursors.iter().find(|(d, c, _)| (*d, *c) == (device, ack.conversation));
             match cursor {
                 Some((.., cursor)) => {
@@ -320,7 +351,13 @@ impl FaultyStore {
                 let may_fall = self.has(F::AckGoesBack)
                     || self.has(F::LowerAckOfSameCallCounts)
                         && acks.iter().filter(|other| other.conversation == ack.conversation).count() > 1;
-                cursor.acked = if may_fall { seq } else { cursor.acked.max(seq) };
+                let is_above = seq > cursor.tail;
+                if !(is_above && self.has(F::FeedAckForgotten)) {
+                    cursor.acked = if may_fall { seq } else { cursor.acked.max(seq) };
+                }
+                if is_above && !self.has(F::FeedAckKeepsTail) && !self.has(F::AckAboveTailAccepted) {
+                    cursor.tail = cursor.acked;
+                }
             }
             if self.has(F::RowsBelowAckHidden) {
                 let own = tables.inbox.iter().filter(|(d, _)| *d == device).map(|(_, row)| row);
@@ -561,6 +598,50 @@ impl MessageStore for FaultyStore {
         Ok(self.page(rows.into_iter(), limit, self.has(F::HistoryByteLimitIgnored)))
     }
 
+    async fn history_after(&self, id: ConversationId, after: Seq, limit: PageLimit) -> Result<Vec<InboxRow>> {
+        use StoreFault as F;
+        let tables = self.tables.lock();
+        let head = if self.has(F::HistoryAfterAboveHead) { u64::MAX } else { tables.head(id) };
+        let fits = |row: &&InboxRow| {
+            let is_above = row.seq > after || row.seq == after && self.has(F::HistoryAfterIncludesItsStart);
+            let is_here = row.conversation == id || self.has(F::HistoryAfterOfAllConversations);
+            is_here && row.seq <= head && is_above
+        };
+        let mut rows: Vec<InboxRow> = tables.history.iter().filter(fits).cloned().collect();
+        rows.sort_by_key(|row| row.seq);
+        if self.has(F::HistoryAfterNewestFirst) {
+            rows.reverse();
+        }
+        if self.has(F::HistoryAfterIgnoresLimit) {
+            return Ok(rows);
+        }
+        Ok(self.page(rows.into_iter(), limit, false))
+    }
+
+    async fn feeds(&self, device: InstallationId) -> Result<Vec<Feed>> {
+        use StoreFault as F;
+        let mut tables = self.tables.lock();
+        let mut changes = tables.feeds.clone();
+        changes.retain(|(id, change)| {
+            let is_own = change.device == device || self.has(F::FeedsOfOtherDevices);
+            is_own && (change.seq <= tables.head(*id) || self.has(F::FeedChangeAboveHeadCounts))
+        });
+        changes.sort_by_key(|(id, change)| (*id, change.seq));
+        let mut feeds: Vec<Feed> = Vec::new();
+        for (id, change) in changes {
+            if feeds.last().is_none_or(|feed| feed.conversation != id) {
+                let acked = tables.cursor(device, id).acked;
+                feeds.push(Feed { conversation: id, acked, changes: Vec::new() });
+            }
+            feeds
+                .iter_mut()
+                .last()
+                .into_iter()
+                .for_each(|feed| feed.changes.push((change.seq, change.joins)));
+        }
+        Ok(feeds)
+    }
+
     async fn generation(&self, device: InstallationId) -> Result<u64> {
         Ok(self.tables.lock().generations.iter().find(|(d, _)| *d == device).map_or(0, |(_, g)| *g))
     }
@@ -606,6 +687,10 @@ impl MessageStore for FaultyStore {
         let equal = self.has(StoreFault::HistoryExpiryIncludesItsTime);
         let is_old = |row: &InboxRow| row.time_us < before_us || row.time_us == before_us && equal;
         Ok(self.erase_content(&mut self.tables.lock(), EmptyReason::Expired, limit, is_old))
+    }
+
+    async fn expire_messages(&self, now_us: u64, limit: usize) -> Result<usize> {
+        Ok(self.disappear(&mut self.tables.lock(), now_us, limit))
     }
 
     async fn clear_history(&self, id: ConversationId, user: UserId, through: Seq) -> Result<()> {
@@ -657,6 +742,9 @@ impl MessageStore for FaultyStore {
         }
         if !self.has(F::ErasedCursorsStay) {
             tables.cursors.retain(|(known, ..)| *known != device);
+        }
+        if !self.has(F::ErasedFeedsStay) {
+            tables.feeds.retain(|(_, change)| change.device != device);
         }
         if !self.has(F::ErasedGenerationStays) {
             tables.generations.retain(|(known, _)| *known != device);

@@ -214,6 +214,23 @@ fn skip_adds_no_member_to_a_conversation() {
 }
 
 #[test]
+fn skip_does_not_count_as_the_message_that_it_replaces() {
+    let state = after(&[publish(1, 1, 0, 0, 1)]);
+    let (skipped, given_up) = (skip(device(ALICE, 1), 2), publish(2, 99, 1, 0, 1));
+    let Operation::Skip(number) = skipped.command.operation.clone() else { panic!() };
+    let operation = Operation::Skip(SendPosition { prev: id(1), ..number });
+    let command = Arc::new(Command { operation, ..Command::clone(&skipped.command) });
+    let skipped = Record { command, ..skipped };
+    let Decision::Store(2, commit) = decide(&state, &skipped, None) else { panic!() };
+    assert_eq!(skipped.command.number().message_id, given_up.command.number().message_id);
+    let key = |record: &Record| super::super::batch::id_key(record);
+    assert_ne!(key(&skipped), key(&given_up), "a copy of the store sends the message again");
+    assert_eq!(commit.ids, [(device(ALICE, 1).installation, key(&skipped).2, 2)], "the skip may be repeated");
+    let is_own = |row: &InboxRow| matches!(row.content, RowContent::Own { .. });
+    assert!(!commit.inbox.iter().any(|(_, row)| is_own(row)), "its device does not take it for the message");
+}
+
+#[test]
 fn sender_of_a_mailbox_skips_after_the_receiving_device_was_unlinked() {
     let (sender, gone) = (device(ALICE, 1), InstallationId::from_bytes([9; 16]));
     let conversation = ConversationId::mailbox(sender.installation, gone);

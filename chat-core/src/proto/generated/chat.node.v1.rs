@@ -29,6 +29,9 @@ pub struct Command {
     /// Users that the message adds to a group although the sender is no contact of theirs.
     #[prost(bytes = "bytes", repeated, tag = "9")]
     pub strangers: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// Number of devices above which a group becomes a feed; 0: it does not.
+    #[prost(uint32, tag = "10")]
+    pub feed_devices: u32,
 }
 /// The address of a device.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

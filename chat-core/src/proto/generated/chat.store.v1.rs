@@ -20,6 +20,9 @@ pub struct Head {
     /// The region that orders the conversation, and that the log generation belongs to: 0 in this release.
     #[prost(uint32, tag = "7")]
     pub region: u32,
+    /// The devices of the group read their rows from history.
+    #[prost(bool, tag = "8")]
+    pub feed: bool,
 }
 /// The members of a conversation: the part of its state that a commit writes when it changes them.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -98,6 +101,22 @@ pub struct Redo {
     /// All members, if they change.
     #[prost(message, optional, tag = "6")]
     pub members: ::core::option::Option<Members>,
+    /// Seqs of earlier messages that the commit deletes.
+    #[prost(uint64, repeated, tag = "7")]
+    pub deleted: ::prost::alloc::vec::Vec<u64>,
+    /// The devices that begin or stop to read the conversation as a feed.
+    #[prost(message, repeated, tag = "8")]
+    pub feeds: ::prost::alloc::vec::Vec<RedoFeed>,
+}
+/// A device begins or stops to read a feed.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RedoFeed {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub installation: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub seq: u64,
+    #[prost(bool, tag = "3")]
+    pub joins: bool,
 }
 /// The seq of a message, by its sender and id.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -100,7 +100,7 @@ pub mod server_frame {
         /// A user is typing.
         #[prost(message, tag = "10")]
         Typing(super::TypingFrom),
-        /// Whether a watched user is connected.
+        /// Whether a watched user is connected, or when it was last seen.
         #[prost(message, tag = "11")]
         Presence(super::PresenceOf),
         /// A user's device list changed.
@@ -295,6 +295,10 @@ pub struct Welcome {
     /// The region of the data set: 0 in this release.
     #[prost(uint32, tag = "15")]
     pub region: u32,
+    /// The latest rules of messages that the server accepts: 2 with options, 3 with groups and deletions; 0 if the server does
+    /// not say.
+    #[prost(uint32, tag = "16")]
+    pub rules: u32,
 }
 /// A recipient user, and the version of the device list that the boxes were encrypted for.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -768,7 +772,7 @@ pub struct Request {
     pub id: u64,
     #[prost(
         oneof = "request::Body",
-        tags = "2, 3, 14, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 19, 20"
+        tags = "2, 3, 14, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 19, 20, 21"
     )]
     pub body: ::core::option::Option<request::Body>,
 }
@@ -830,6 +834,9 @@ pub mod request {
         /// The roster of a group of this device's user.
         #[prost(message, tag = "20")]
         FetchRoster(super::FetchRoster),
+        /// Changes the users that learn the presence of this device's user.
+        #[prost(message, tag = "21")]
+        SetPresenceAudience(super::SetPresenceAudience),
     }
 }
 /// Requests the user of a handle.
@@ -1045,6 +1052,12 @@ pub struct ChangeContact {
 /// Requests the contacts of this device's user.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FetchContacts {}
+/// Changes the users that learn whether this device's user is online, and when it was last seen.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetPresenceAudience {
+    #[prost(enumeration = "PresenceAudience", tag = "1")]
+    pub audience: i32,
+}
 /// A user that was accepted or blocked.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Contact {
@@ -1176,9 +1189,12 @@ pub struct Response {
     /// FetchContacts: the users that were accepted or blocked.
     #[prost(message, repeated, tag = "13")]
     pub contacts: ::prost::alloc::vec::Vec<Contact>,
-    /// FetchContacts and ChangeContact: the version of the contacts.
+    /// FetchContacts, ChangeContact and SetPresenceAudience: the version of the contacts.
     #[prost(uint64, tag = "14")]
     pub contacts_version: u64,
+    /// FetchContacts: the users that learn the presence of this device's user.
+    #[prost(enumeration = "PresenceAudience", tag = "17")]
+    pub presence_audience: i32,
     /// FetchRoster: the roster.
     #[prost(message, optional, tag = "15")]
     pub roster: ::core::option::Option<Roster>,
@@ -1268,6 +1284,10 @@ pub struct PresenceOf {
     /// Connected by at least one device.
     #[prost(bool, tag = "2")]
     pub online: bool,
+    /// When a device of a user that is not connected was last connected, in milliseconds since 1970. 0 if that is hidden or
+    /// unknown.
+    #[prost(uint64, tag = "3")]
+    pub last_seen_ms: u64,
 }
 /// A user's device list changed.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1574,6 +1594,10 @@ pub enum EmptyReason {
     Cleared = 7,
     /// The user of this device was no member of the group.
     NotMember = 8,
+    /// A later message of the conversation deleted it for everyone.
+    Deleted = 9,
+    /// Its lifetime ended: `expires_after` has passed since its commit.
+    Disappeared = 10,
 }
 impl EmptyReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1591,6 +1615,8 @@ impl EmptyReason {
             Self::Withheld => "EMPTY_REASON_WITHHELD",
             Self::Cleared => "EMPTY_REASON_CLEARED",
             Self::NotMember => "EMPTY_REASON_NOT_MEMBER",
+            Self::Deleted => "EMPTY_REASON_DELETED",
+            Self::Disappeared => "EMPTY_REASON_DISAPPEARED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1605,6 +1631,8 @@ impl EmptyReason {
             "EMPTY_REASON_WITHHELD" => Some(Self::Withheld),
             "EMPTY_REASON_CLEARED" => Some(Self::Cleared),
             "EMPTY_REASON_NOT_MEMBER" => Some(Self::NotMember),
+            "EMPTY_REASON_DELETED" => Some(Self::Deleted),
+            "EMPTY_REASON_DISAPPEARED" => Some(Self::Disappeared),
             _ => None,
         }
     }
@@ -1642,6 +1670,39 @@ impl ContactChange {
             "CONTACT_CHANGE_ACCEPT" => Some(Self::Accept),
             "CONTACT_CHANGE_BLOCK" => Some(Self::Block),
             "CONTACT_CHANGE_UNBLOCK" => Some(Self::Unblock),
+            _ => None,
+        }
+    }
+}
+/// The users that learn the presence of a user. A blocked user never does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum PresenceAudience {
+    /// The users that the user accepted or wrote to.
+    Contacts = 0,
+    /// Only the own devices.
+    Nobody = 1,
+    /// Every user.
+    All = 2,
+}
+impl PresenceAudience {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Contacts => "PRESENCE_AUDIENCE_CONTACTS",
+            Self::Nobody => "PRESENCE_AUDIENCE_NOBODY",
+            Self::All => "PRESENCE_AUDIENCE_ALL",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PRESENCE_AUDIENCE_CONTACTS" => Some(Self::Contacts),
+            "PRESENCE_AUDIENCE_NOBODY" => Some(Self::Nobody),
+            "PRESENCE_AUDIENCE_ALL" => Some(Self::All),
             _ => None,
         }
     }

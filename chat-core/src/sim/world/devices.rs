@@ -2,9 +2,8 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
-
 use super::super::accounts::{ACCOUNTS, sign};
+use super::super::content::{SimContent, SimFacts};
 use super::super::server::ready;
 use super::server_restore::message_at;
 use super::{Event, World};
@@ -31,8 +30,35 @@ impl World {
         };
         self.oracle.acquaintances.insert((own.user, self.other_user(device)));
         let id = MessageId::new(self.now, self.rng.bytes());
-        let content = Bytes::copy_from_slice(id.as_bytes());
-        self.device_step(device, Input::Send(Draft { sent_at: self.now, ..Draft::new(id, to, content) }));
+        let content = SimContent { id, facts: self.facts(device, &to, id) };
+        let after = content.facts.deletes();
+        let draft = Draft { sent_at: self.now, after, ..Draft::new(id, to, content.encode()) };
+        self.device_step(device, Input::Send(draft));
+    }
+
+    /// Draws whether a message disappears, or deletes an earlier one of its user.
+    fn facts(&mut self, device: usize, to: &Recipient, id: MessageId) -> SimFacts {
+        if !self.options.erasure {
+            return SimFacts::None;
+        }
+        let own = self.devices[device].address().user;
+        let conversation = match to {
+            Recipient::User(user) => ConversationId::direct(own, *user),
+            _ => self.direct_conversation(device),
+        };
+        let known = self.written.iter().filter(|(user, at, _)| (*user, *at) == (own, conversation));
+        let known: Vec<MessageId> = known.map(|(.., id)| *id).collect();
+        let facts = match self.rng.below(10) {
+            0..=2 => SimFacts::Lifetime([100, 2_000, 20_000, 200_000][self.rng.below(4) as usize]),
+            3..=5 if !known.is_empty() => {
+                SimFacts::Deletes(known[self.rng.below(known.len() as u64) as usize])
+            }
+            _ => SimFacts::None,
+        };
+        if facts.deletes().is_none() {
+            self.written.push((own, conversation, id));
+        }
+        facts
     }
 
     pub(super) fn other_user(&self, device: usize) -> UserId {

@@ -75,7 +75,8 @@ impl World {
             runtime: self.runtime.clone(),
             woken: self.woken.clone(),
             session_queue: self.session_queue,
-            rules: if self.options.groups { Rules::GROUPS } else { Rules::OPTIONS },
+            rules: if self.options.groups || self.options.erasure { Rules::GROUPS } else { Rules::OPTIONS },
+            feed_devices: self.feed_devices,
         }));
     }
 

@@ -13,6 +13,9 @@ impl Work {
             Request::ExpireHistory(conversations, before_us, limit, answer) => {
                 let _ = answer.send(self.expire_history(&conversations, before_us, limit));
             }
+            Request::ExpireMessages(now_us, limit, answer) => {
+                let _ = answer.send(self.expire_messages(now_us, limit));
+            }
             Request::ClearHistory(conversation, user, through, answer) => {
                 let _ = answer.send(self.clear_history(conversation, user, through));
             }
@@ -34,7 +37,7 @@ impl Work {
             let (left, reason) = (limit - count, EmptyReason::Expired);
             let erased = self.tables.erase_content(&mut batch, *conversation, reason, left, is_old)?;
             if erased > 0 {
-                self.forget_waiting(*conversation)?;
+                self.forget_waiting(&[*conversation]);
             }
             count += erased;
         }
@@ -55,17 +58,31 @@ impl Work {
                 break;
             }
         }
-        if all > 0 { self.forget_waiting(conversation) } else { Ok(()) }
-    }
-
-    /// Forgets the sizes of the inboxes that may hold rows of a conversation: they are counted again.
-    fn forget_waiting(&self, conversation: ConversationId) -> Result<()> {
-        for member in self.tables.read_members(conversation)? {
-            for device in &member.installations {
-                self.waiting.remove(device);
-            }
+        if all > 0 {
+            self.forget_waiting(&[conversation]);
         }
         Ok(())
+    }
+
+    /// Erases messages whose lifetime has ended. It is not synced: after a crash a later call repeats it.
+    fn expire_messages(&self, now_us: u64, limit: usize) -> Result<usize> {
+        let mut batch = OwnedWriteBatch::with_capacity(self.tables.database.clone(), limit.min(BATCH));
+        let (count, conversations) = self.tables.expire_messages(&mut batch, now_us, limit)?;
+        batch.durability(Some(PersistMode::Buffer)).commit().map_err(failed)?;
+        self.forget_waiting(&conversations);
+        Ok(count)
+    }
+
+    /// Forgets the sizes of the inboxes that may hold rows of these conversations: they are counted again.
+    pub(super) fn forget_waiting(&self, conversations: &[ConversationId]) {
+        for conversation in conversations {
+            // The sizes are approximate. A list that cannot be read now fails the next commit of the conversation.
+            for member in self.tables.read_members(*conversation).unwrap_or_default() {
+                for device in &member.installations {
+                    self.waiting.remove(device);
+                }
+            }
+        }
     }
 
     /// Removes old rows of every inbox and leaves gaps. It is not synced: after a crash a later call repeats

@@ -114,4 +114,55 @@ impl FaultyStore {
         }
         count
     }
+
+    /// Erases the messages that a commit deletes.
+    pub(super) fn delete(&self, tables: &mut Tables, id: ConversationId, deleted: &[Seq]) {
+        use StoreFault as F;
+        if deleted.is_empty() || self.has(F::DeletionIgnored) {
+            return;
+        }
+        let earlier = self.has(F::DeletionErasesEarlierMessages);
+        let everywhere = self.has(F::DeletionErasesInOtherConversations);
+        let chosen = |row: &InboxRow| {
+            let is_named = deleted.iter().any(|seq| *seq == row.seq || earlier && *seq > row.seq);
+            is_named && (row.conversation == id || everywhere)
+        };
+        self.erase_content(tables, EmptyReason::Deleted, usize::MAX, chosen);
+        if self.has(F::DeletionRemovesRows) {
+            tables.inbox.retain(|(_, row)| row.conversation != id || !deleted.contains(&row.seq));
+        }
+        if self.has(F::DeletionBringsBackAckedRows) {
+            let rows = tables.history.iter().filter(|row| chosen(row)).cloned();
+            let devices: Vec<InstallationId> = tables
+                .cursors
+                .iter()
+                .filter(|(_, known, _)| *known == id)
+                .map(|(device, ..)| *device)
+                .collect();
+            let again: Vec<_> =
+                rows.flat_map(|row| devices.iter().map(move |device| (*device, row.clone()))).collect();
+            for (device, row) in again {
+                if !tables.inbox.iter().any(|(d, known)| (*d, known.position()) == (device, row.position())) {
+                    tables.inbox.push((device, row));
+                }
+            }
+        }
+    }
+
+    /// Erases messages whose lifetime has ended.
+    pub(super) fn disappear(&self, tables: &mut Tables, now_us: u64, limit: usize) -> usize {
+        use StoreFault as F;
+        if self.has(F::DisappearingIgnored) {
+            return 0;
+        }
+        let is_over = |row: &InboxRow| {
+            row.disappears_at_us().is_some_and(|at_us| {
+                at_us < now_us
+                    || at_us == now_us && !self.has(F::DisappearingExcludesItsTime)
+                    || self.has(F::DisappearsAtOnce)
+            })
+        };
+        let erased = self.erase_content(tables, EmptyReason::Disappeared, limit, is_over);
+        erased + usize::from(self.has(F::DisappearingCountsAgain) && erased == 0)
+    }
 }

@@ -1,0 +1,289 @@
+//! A group of members that are all online, beside a bare WebSocket broadcaster with the same driver.
+//!
+//! The *broadcaster* sends each frame of a client to all other clients, and answers the sender. It stores nothing and has no
+//! order. Our server stores each message with one inbox row for each member before it answers. The driver checks that every
+//! member gets every message, in order; it drops repeated ones as a client does, and does not decrypt.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use chat_core::ConversationId;
+use chat_core::backend::{Dialer, Transport};
+use chat_core::envelope::{AckUpTo, InboxRow};
+use chat_core::wire::ServerFrame;
+use chat_tests::load_client::{BODY, LoadClient, sent_at};
+use chat_tests::raw_client::User;
+use chat_transport::accept::{Upgrade, accept};
+use tokio::net::TcpListener;
+use tokio::sync::broadcast;
+
+use crate::load::Kind;
+use crate::process::Process;
+
+/// Members that send, in the measurement of the throughput.
+const SENDERS: usize = 10;
+/// Unanswered messages of each sender.
+const OUTSTANDING: usize = 4;
+
+/// Serves the broadcaster.
+pub(crate) async fn broadcast(port: u16) {
+    let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+    let (all, _) = broadcast::channel::<(usize, Bytes)>(4096);
+    let upgrade = Arc::new(Upgrade { path: "/v1".into(), origins: Vec::new() });
+    for number in 0.. {
+        let Ok((stream, _)) = listener.accept().await else { return };
+        let (all, upgrade) = (all.clone(), upgrade.clone());
+        tokio::spawn(async move {
+            let _ = stream.set_nodelay(true);
+            if let Ok(socket) = accept(stream, &upgrade).await {
+                relay(number, Box::new(socket), all).await;
+            }
+        });
+    }
+}
+
+async fn relay(number: usize, mut socket: Box<dyn Transport>, all: broadcast::Sender<(usize, Bytes)>) {
+    let mut queue = all.subscribe();
+    loop {
+        tokio::select! {
+            frame = socket.recv() => {
+                let Ok(Some(frame)) = frame else { return };
+                let _ = all.send((number, frame));
+                if socket.send(vec![Bytes::from_static(&[1])]).await.is_err() {
+                    return;
+                }
+            }
+            first = queue.recv() => {
+                let mut frames = Vec::new();
+                let mut next = Some(first.unwrap());
+                while let Some((from, frame)) = next {
+                    if from != number {
+                        frames.push(frame);
+                    }
+                    next = if frames.len() < 256 { queue.try_recv().ok() } else { None };
+                }
+                if !frames.is_empty() && socket.send(frames).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// One member. It does what a real client does on the wire, without the cost of encryption.
+enum Member {
+    Broadcast(Box<dyn Transport>),
+    Group(Box<LoadClient>, ConversationId),
+}
+
+/// The content of a frame for a member: answers to its own messages, and the send times of messages of others.
+#[derive(Default)]
+struct Read {
+    answers: usize,
+    sent_at: Vec<u64>,
+}
+
+impl Member {
+    fn transport(&mut self) -> &mut dyn Transport {
+        match self {
+            Self::Broadcast(transport) => &mut **transport,
+            Self::Group(client, _) => &mut *client.transport,
+        }
+    }
+
+    fn message(&mut self, at: u64) -> Bytes {
+        match self {
+            Self::Group(client, group) => client.group_message(*group, at),
+            Self::Broadcast(_) => {
+                let mut frame = BytesMut::with_capacity(BODY + 1);
+                frame.put_u8(2);
+                frame.put_u64(at);
+                frame.resize(BODY + 1, 7);
+                frame.freeze()
+            }
+        }
+    }
+
+    /// Reads a frame, and acknowledges its rows. `last` is the seq of the last row, for a check of the order. A sender gets no
+    /// rows of its own messages, only their answers.
+    async fn read(&mut self, frame: Bytes, is_sender: bool, last: &mut u64) -> Read {
+        let Self::Group(client, group) = self else {
+            if frame[0] == 1 {
+                return Read { answers: 1, sent_at: Vec::new() };
+            }
+            return Read { answers: 0, sent_at: vec![u64::from_be_bytes(frame[1..9].try_into().unwrap())] };
+        };
+        match ServerFrame::parse(frame).unwrap() {
+            ServerFrame::Stored(_) => Read { answers: 1, sent_at: Vec::new() },
+            ServerFrame::Refused(_, refusal) => panic!("{refusal:?}"),
+            ServerFrame::Deliver(rows, _) => {
+                // A session that fell behind reads history, and may send a row again, as clients expect.
+                let is_new = |row: &InboxRow| row.conversation == *group && (*last == 0 || row.seq > *last);
+                let rows: Vec<InboxRow> = rows.into_iter().filter(is_new).collect();
+                for row in &rows {
+                    let is_next = row.seq == *last + 1 || is_sender && row.seq > *last;
+                    assert!(*last == 0 || is_next, "seq {} follows {last}", row.seq);
+                    *last = row.seq;
+                }
+                if !rows.is_empty() {
+                    let ack = client.ack(vec![AckUpTo { conversation: *group, seq: *last }]);
+                    client.transport.send(vec![ack]).await.unwrap();
+                }
+                Read { answers: 0, sent_at: rows.iter().filter_map(sent_at).collect() }
+            }
+            _ => Read::default(),
+        }
+    }
+}
+
+async fn members(process: &Process, count: usize) -> Vec<Member> {
+    let mut members = Vec::new();
+    if process.kind != Kind::Ours {
+        for _ in 0..count {
+            members.push(Member::Broadcast(process.dialer.dial().await.unwrap()));
+        }
+        return members;
+    }
+    let mut clients = Vec::new();
+    for n in 0..count {
+        clients.push(LoadClient::register(&process.dialer, User::new(&format!("member{n}"))).await.unwrap());
+    }
+    let founder = clients[0].user.public();
+    for client in &mut clients[1..] {
+        client.accept(&founder).await;
+    }
+    let users: Vec<User> = clients[1..].iter().map(|client| client.user.public()).collect();
+    let (group, roster) = clients[0].found_group(&users).await;
+    for client in &mut clients {
+        client.join(group, &roster);
+    }
+    clients.into_iter().map(|client| Member::Group(Box::new(client), group)).collect()
+}
+
+/// The deliveries that a member has received.
+#[derive(Default)]
+struct Received {
+    count: u64,
+    /// Send time and delay of each message, in nanoseconds.
+    delays: Vec<(u64, u64)>,
+}
+
+struct Run {
+    start: Instant,
+    stop: AtomicBool,
+    /// Messages per second of each sender; `None`: as fast as the server answers.
+    rate: Option<u64>,
+    sent: Mutex<u64>,
+}
+
+/// Sends, if the member is a sender, and receives until nothing arrives any more after the end.
+async fn drive(mut member: Member, is_sender: bool, run: Arc<Run>) -> Received {
+    let (mut received, mut last, mut room) = (Received::default(), 0, OUTSTANDING);
+    let gap = run.rate.map(|rate| Duration::from_micros(1_000_000 / rate));
+    let mut due = Instant::now();
+    loop {
+        let is_over = run.stop.load(Ordering::Relaxed);
+        let mut frames = Vec::new();
+        while is_sender && !is_over && room > 0 && gap.is_none_or(|_| Instant::now() >= due) {
+            frames.push(member.message(run.start.elapsed().as_nanos() as u64));
+            room -= 1;
+            due += gap.unwrap_or_default();
+        }
+        *run.sent.lock().unwrap() += frames.len() as u64;
+        if !frames.is_empty() {
+            member.transport().send(frames).await.unwrap();
+        }
+        let is_due = is_sender && !is_over && gap.is_some();
+        let wait =
+            if is_due { due.saturating_duration_since(Instant::now()) } else { Duration::from_secs(1) };
+        let Ok(frame) = tokio::time::timeout(wait, member.transport().recv()).await else {
+            if run.stop.load(Ordering::Relaxed) {
+                return received;
+            }
+            continue;
+        };
+        let now = run.start.elapsed().as_nanos() as u64;
+        let read = member.read(frame.unwrap().expect("a frame"), is_sender, &mut last).await;
+        room += read.answers;
+        received.count += read.sent_at.len() as u64;
+        received.delays.extend(read.sent_at.into_iter().map(|at| (at, now - at)));
+    }
+}
+
+struct Outcome {
+    deliveries_per_second: f64,
+    cpu_us: f64,
+    /// The 99th percentile of the delay to the last member, in milliseconds.
+    last_p99_ms: f64,
+}
+
+async fn measure(kind: Kind, count: usize, senders: usize, rate: Option<u64>, seconds: u64) -> Outcome {
+    let process = Process::start(kind);
+    let members = members(&process, count).await;
+    let run =
+        Arc::new(Run { start: Instant::now(), stop: AtomicBool::new(false), rate, sent: Mutex::new(0) });
+    let before = process.cpu();
+    let begun = Instant::now();
+    let tasks: Vec<_> = members
+        .into_iter()
+        .enumerate()
+        .map(|(n, one)| tokio::spawn(drive(one, n < senders, run.clone())))
+        .collect();
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    run.stop.store(true, Ordering::Relaxed);
+    let (mut total, mut last_delay) = (0, std::collections::HashMap::<u64, u64>::new());
+    let mut counts = Vec::new();
+    for task in tasks {
+        let received = task.await.unwrap();
+        total += received.count;
+        counts.push(received.count);
+        for (at, delay) in received.delays {
+            let known = last_delay.entry(at).or_default();
+            *known = delay.max(*known);
+        }
+    }
+    // The last second only finds that nothing arrives any more.
+    let took = begun.elapsed().saturating_sub(Duration::from_secs(1));
+    let sent = *run.sent.lock().unwrap();
+    // Only the groups have order and exactly one copy.
+    if kind == Kind::Ours {
+        assert!(counts[senders..].iter().all(|count| *count == sent), "{counts:?} of {sent}");
+    }
+    let mut delays: Vec<u64> = last_delay.into_values().collect();
+    delays.sort_unstable();
+    Outcome {
+        deliveries_per_second: total as f64 / took.as_secs_f64(),
+        cpu_us: (process.cpu() - before).as_micros() as f64 / total as f64,
+        last_p99_ms: delays[(delays.len() - 1) * 99 / 100] as f64 / 1e6,
+    }
+}
+
+/// Prints the figures of a group of `count` members beside those of the broadcaster.
+pub(crate) async fn run_group(count: usize, seconds: u64) {
+    println!("{count} members online, {BODY} B bodies, {seconds} s each");
+    let mut rates = Vec::new();
+    for kind in [Kind::Broadcaster, Kind::Ours] {
+        let outcome = measure(kind, count, SENDERS, None, seconds).await;
+        println!(
+            "  {kind:?}: {:.0} deliveries/s, server CPU {:.1} µs a delivery",
+            outcome.deliveries_per_second, outcome.cpu_us
+        );
+        rates.push(outcome.deliveries_per_second);
+    }
+    println!("  deliveries/s {:.3} × broadcaster", rates[1] / rates[0]);
+    let mut p99 = [Vec::new(), Vec::new()];
+    for _ in 0..5 {
+        for (at, kind) in [Kind::Broadcaster, Kind::Ours].into_iter().enumerate() {
+            p99[at].push(measure(kind, count, 1, Some(5), seconds).await.last_p99_ms);
+        }
+    }
+    for each in &mut p99 {
+        each.sort_by(f64::total_cmp);
+    }
+    println!(
+        "  at 5 messages/s, p99 to the last member: {:.2} ms, broadcaster {:.2} ms",
+        p99[1][2], p99[0][2]
+    );
+}
