@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/test.sh
 out=docs/evidence
-parts=(simulate mutants digest conformance flood wasm api bench ci)
+parts=(simulate mutants digest conformance storm flood fuzz wasm api bench ci)
 # 201,200 schedules of four kinds.
 : "${EVIDENCE_SCHEDULES:=50300}" "${EVIDENCE_BENCH_RUNS:=3}"
 # The commit whose public items are the comparison.
@@ -39,6 +39,19 @@ part_conformance() {
     stop_clusters
     stop_single
     return "$outcome"
+}
+
+part_storm() {
+    local outcome=0
+    start_services || outcome=$?
+    stop_clusters
+    CHAT_TEST_CROWD=2000 workspace test --test reconnect_storm -- --nocapture --test-threads 1 || outcome=$?
+    stop_single
+    return "$outcome"
+}
+
+part_fuzz() {
+    FUZZ_SECONDS=600 FUZZ_SANITIZER=address fuzz
 }
 
 part_flood() {

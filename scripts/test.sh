@@ -21,10 +21,10 @@ features+=,chat-server/cluster,chat-server/jwt,chat-server/telemetry,chat-server
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 logs=$target/ci
 # The simulator runs at least SIM_SCHEDULES schedules of each kind, and more while SIM_SECONDS last.
-: "${SIM_SCHEDULES:=7000}" "${SIM_SECONDS:=420}"
+: "${SIM_SCHEDULES:=4000}" "${SIM_SECONDS:=420}"
 # Faults of nodes: at least one of each kind, at most three, by the time that a fault takes on this machine.
 : "${FAULT_SECONDS:=360}"
-simulation=
+background=
 
 . scripts/times.sh
 
@@ -136,33 +136,42 @@ simulator() {
     core --test simulation --no-run 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$/\1/p'
 }
 
-# Starts the simulator beside the steps that wait for services, sleeps and one-threaded programs. It runs only
-# while no other process wants the core.
-start_simulation() {
+# Starts the simulator beside the steps that wait for services, sleeps and one-threaded programs, and then the build of
+# the fuzz targets. Both run only while no other process wants the core.
+start_background() {
     local idle=(nice -n 19) program
     ! chrt --idle 0 true 2>/dev/null || idle=(chrt --idle 0)
     program=$(simulator)
-    rm -f "$logs/simulation.outcome"
+    rm -f "$logs/simulation.outcome" "$logs/fuzz-build.outcome"
     # In its own process group, so that it ends together with its children.
-    # shellcheck disable=SC2016  # the inner shell expands them
-    setsid "${idle[@]}" bash -c '"$@"; echo $? >"$0"' "$logs/simulation.outcome" \
-        scripts/test.sh _simulation "$program" >"$logs/simulation.out" 2>&1 &
-    simulation=$!
+    setsid "${idle[@]}" scripts/test.sh _background "$program" &
+    background=$!
 }
 
-stop_simulation() {
-    [[ -z $simulation ]] || kill -- "-$simulation" 2>/dev/null || true
-    simulation=
+stop_background() {
+    [[ -z $background ]] || kill -- "-$background" 2>/dev/null || true
+    background=
 }
 
-# Prints the output of the simulator, and waits for its end.
+# Runs a part of the background in a process of its own, and writes its output and its outcome to files.
+recorded() { # NAME ARGUMENT...
+    local outcome=0
+    scripts/test.sh "_$1" "${@:2}" >"$logs/$1.out" 2>&1 || outcome=$?
+    echo "$outcome" >"$logs/$1.outcome"
+}
+
+# Prints the output of a command that runs in the background, and waits for its end.
+await() { # NAME
+    tail -n +1 -F "$logs/$1.out" 2>/dev/null &
+    local printer=$!
+    while [[ ! -e $logs/$1.outcome ]] && kill -0 "$background" 2>/dev/null; do sleep 1; done
+    sleep 1
+    kill "$printer"
+    [[ $(cat "$logs/$1.outcome") == 0 ]]
+}
+
 simulate() {
-    if [[ -z $simulation ]]; then
-        run_simulation "$(simulator)"
-        return
-    fi
-    tail -n +1 -f --pid="$simulation" "$logs/simulation.out"
-    [[ $(cat "$logs/simulation.outcome") == 0 ]]
+    if [[ -n $background ]]; then await simulation; else run_simulation "$(simulator)"; fi
 }
 
 e2e() {
@@ -309,18 +318,28 @@ faults() {
     return "$outcome"
 }
 
-# One build. `--release`, because the profile in fuzz/Cargo.toml sets which assertions are enabled. The targets run at
-# the same time, because each has one thread: with seven targets, FUZZ_SECONDS of a core are 7/2 of that time on two cores.
-fuzz() {
-    export CARGO_TARGET_DIR=$target/fuzz
+# One build of all targets. `--release`, because the profile in fuzz/Cargo.toml sets which assertions are enabled. By
+# default without a sanitizer: this code has no `unsafe`, and its dependencies are not what the targets test.
+cargo_fuzz() { # COMMAND OPTION...
+    CARGO_TARGET_DIR=$target/fuzz cargo +nightly fuzz "$1" --release --sanitizer "${FUZZ_SANITIZER:-none}" \
+        --codegen-units 16 --fuzz-dir fuzz "${@:2}"
+}
+
+build_fuzz() {
     echo "--- cargo fuzz build"
-    cargo +nightly fuzz build --release --fuzz-dir fuzz
+    cargo_fuzz build
+}
+
+# The targets run at the same time, because each has one thread: with seven targets, FUZZ_SECONDS of a core are 7/2 of
+# that time on two cores.
+fuzz() {
+    if [[ -n $background ]]; then await fuzz-build; else build_fuzz; fi
     local name pids=() names=(frame session codec recovery suite_message suite_bundle link_payload) seconds failed=0 cores
     cores=$(nproc)
-    seconds=$((cores >= ${#names[@]} ? ${FUZZ_SECONDS:-60} : ${FUZZ_SECONDS:-60} * ${#names[@]} / cores))
+    seconds=$((cores >= ${#names[@]} ? ${FUZZ_SECONDS:-30} : ${FUZZ_SECONDS:-30} * ${#names[@]} / cores))
     for name in "${names[@]}"; do
-        cargo +nightly fuzz run --release --fuzz-dir fuzz "$name" -- -max_total_time="$seconds" \
-            -rss_limit_mb=2048 -malloc_limit_mb=8192 -print_final_stats=1 >"$logs/fuzz-$name.out" 2>&1 &
+        cargo_fuzz run "$name" -- -max_total_time="$seconds" -rss_limit_mb=2048 -print_final_stats=1 \
+            >"$logs/fuzz-$name.out" 2>&1 &
         pids+=($!)
     done
     for name in "${!names[@]}"; do
@@ -361,10 +380,19 @@ case ${1:-all} in
         print_times
         exit
         ;;
-    _simulation)
+    _background)
         # Where the kernel groups tasks by session, the priority of this session counts, and not that of its tasks.
         echo 19 2>/dev/null >/proc/self/autogroup || true
+        recorded simulation "$2"
+        recorded fuzz-build
+        exit
+        ;;
+    _simulation)
         run_simulation "$2"
+        exit
+        ;;
+    _fuzz-build)
+        build_fuzz
         exit
         ;;
     all) ;;
@@ -374,7 +402,7 @@ case ${1:-all} in
         ;;
 esac
 begin_times
-trap 'stop_simulation; print_times' EXIT
+trap 'stop_background; print_times' EXIT
 step setup
 step lint
 step docs
@@ -382,13 +410,13 @@ step api
 step wasm
 step build
 step unit
-start_simulation
+start_background
 step services
 step e2e
 step readme
 step outsider
-step fuzz
 step simulate
+step fuzz
 trap - EXIT
 print_times
 echo "everything passed in $SECONDS s"

@@ -1,11 +1,14 @@
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chat_client::platform::Dialer;
 use chat_client::{
-    Client, ClientConfig, Error, ErrorKind, Event, EventRecord, Events, Message, Profile, Result, Suite,
+    Client, ClientConfig, Error, ErrorKind, Event, EventRecord, Events, Message, MessageId, Profile, Result,
+    Suite,
 };
 use chat_server::{Server, ServerBuilder, ServerError};
+use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
@@ -21,6 +24,8 @@ pub struct TestServer {
     dialer: Arc<InProcessDialer>,
     profiles: TempDir,
     start_time: Duration,
+    /// The messages of [`make_contact`](Self::make_contact).
+    introductions: Mutex<HashSet<MessageId>>,
 }
 
 fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
@@ -58,7 +63,8 @@ impl TestServer {
         let profiles = tempfile::tempdir().map_err(failed)?;
         let start_time = start.elapsed();
         eprintln!("chat-testing: the server started in {start_time:?}");
-        Ok(Self { server, dialer: Arc::new(dialer), profiles, start_time })
+        let introductions = Mutex::default();
+        Ok(Self { server, dialer: Arc::new(dialer), profiles, start_time, introductions })
     }
 
     /// Returns the time that the server took to start.
@@ -164,14 +170,17 @@ impl TestServer {
         tokio::time::timeout(Duration::from_secs(20), found).await.map_err(late)?
     }
 
-    /// Returns the next message that a client received and no earlier call returned.
+    /// Returns the next message that a client received and no earlier call returned, except those of
+    /// [`make_contact`](Self::make_contact).
     ///
     /// # Errors
     /// `Closed` if the client is closed, or the error of its local store.
     pub async fn next_message(&self, client: &Client) -> Result<Message> {
         let mut events = client.events("chat-testing").await?;
         while let Some(record) = events.next().await? {
-            if let Event::Message(message) = &record.event {
+            if let Event::Message(message) = &record.event
+                && !self.introductions.lock().contains(&message.id)
+            {
                 events.handled(&record).await?;
                 return Ok(message.clone());
             }
@@ -179,17 +188,21 @@ impl TestServer {
         Err(Error::new(ErrorKind::Closed, "the client was closed before a message arrived"))
     }
 
-    /// Makes a user a contact of others: each of them writes to it. So it can add them to groups without an invitation. It
-    /// must have no other messages that [`next_message`](Self::next_message) has not returned.
+    /// Makes a user a contact of others: each of them writes to it. So it can add them to groups without an invitation.
+    /// Returns once the user has these messages.
     ///
     /// # Errors
-    /// `Closed` if a client is closed, or the error of its local store.
+    /// `Unavailable` if a message does not arrive within 20 seconds, `Closed` if a client is closed, or the error of its
+    /// local store.
     pub async fn make_contact(&self, client: &Client, of: &[&Client]) -> Result<()> {
         for other in of {
-            other.send(client.user(), "hello").await?;
-        }
-        for _ in of {
-            self.next_message(client).await?;
+            let introduction = other.send(client.user(), "hello").await?.message();
+            self.introductions.lock().insert(introduction);
+            let mut events = client.events("make_contact").await?;
+            let is_it =
+                |event: &Event| matches!(event, Event::Message(message) if message.id == introduction);
+            let record = self.next_event(&mut events, is_it).await?;
+            events.handled(&record).await?;
         }
         Ok(())
     }

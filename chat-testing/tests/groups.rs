@@ -90,10 +90,19 @@ async fn members_of_a_feed_read_what_was_sent_while_they_were_members() {
     alice.send(group, "without Carol").await.unwrap().stored().await.unwrap();
     let refused = carol.send(group, "am I still here?").await.unwrap().stored().await;
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Denied);
+    let dave = server.client("dave").await.unwrap();
+    server.make_contact(&alice, &[&dave]).await.unwrap();
+    let add = GroupAction::Add(vec![dave.user()]);
+    alice.change_group(group, add.clone()).await.unwrap().stored().await.unwrap();
+    changed(&server, &dave, |action| *action == add).await;
+    alice.send(group, "with Dave").await.unwrap().stored().await.unwrap();
+    assert_eq!(next_text(&server, &dave).await, (alice.user(), "with Dave".into()));
     for n in 0..20 {
         assert_eq!(next_text(&server, &bob).await, (alice.user(), format!("a{n}")));
     }
-    assert_eq!(next_text(&server, &bob).await, (alice.user(), "without Carol".into()));
+    for text in ["without Carol", "with Dave"] {
+        assert_eq!(next_text(&server, &bob).await, (alice.user(), text.into()));
+    }
 }
 
 #[tokio::test]

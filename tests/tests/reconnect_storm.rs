@@ -1,5 +1,6 @@
-//! A gateway of a cluster with 2,000 devices is killed or drained. The devices reconnect to another gateway
-//! and miss no message. The test also prints the latency of other clients meanwhile.
+//! A gateway of a cluster with many devices is killed or drained. The devices reconnect to another gateway
+//! and miss no message. The test also prints the latency of other clients meanwhile. `CHAT_TEST_CROWD` sets the number of
+//! devices.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,11 +20,10 @@ use chat_tests::server::Server;
 use chat_transport::dial::WebSocketDialer;
 use tokio::task::JoinSet;
 
-const CROWD: usize = 2000;
 /// Pause between two messages to the crowd. It keeps this part of the load the same before and after the
 /// gateway ends.
 const PACE: Duration = Duration::from_millis(10);
-/// Time that the latency figures exclude: the first messages of many conversations, and 2,000 devices that
+/// Time that the latency figures exclude: the first messages of many conversations, and all devices that
 /// dial at once, which loads this process and not a server.
 const SETTLING: Duration = Duration::from_secs(3);
 /// Base of the backoff, as in the real client: the wait is drawn from 0 to this value, which doubles with
@@ -40,9 +40,9 @@ fn cluster(dir: &std::path::Path, services: &Services) -> Cluster {
     Cluster::start(dir, services, &fresh_name(), Size { gateways: 3, routers: 1 }, None)
 }
 
-async fn gather(dialer: &WebSocketDialer) -> Vec<LoadClient> {
-    let mut crowd = Vec::with_capacity(CROWD);
-    for some in 0..CROWD / 50 {
+async fn gather(dialer: &WebSocketDialer, count: usize) -> Vec<LoadClient> {
+    let mut crowd = Vec::with_capacity(count);
+    for some in 0..count / 50 {
         let users =
             (0..50).map(|n| LoadClient::register(dialer, User::new(&format!("crowd{}", 50 * some + n))));
         let opening: Vec<_> = users.collect();
@@ -188,13 +188,14 @@ fn inbox_reads(server: &Server) -> u64 {
 /// second.
 fn crowd(end: impl FnOnce(&mut Server) -> Option<Duration> + Send + 'static) {
     let Some(services) = Services::single() else { return };
+    let count = std::env::var("CHAT_TEST_CROWD").ok().and_then(|count| count.parse().ok()).unwrap_or(1000);
     let dir = tempfile::tempdir().unwrap();
     let mut cluster = cluster(dir.path(), &services);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let (first, second, third) =
         (dialer(&cluster.gateways[0]), dialer(&cluster.gateways[1]), dialer(&cluster.gateways[2]));
     let (crowd, sender) = runtime.block_on(async {
-        (gather(&first).await, LoadClient::register(&third, User::new("sender")).await.unwrap())
+        (gather(&first, count).await, LoadClient::register(&third, User::new("sender")).await.unwrap())
     });
     let users: Vec<User> = crowd.iter().map(|online| online.user.public()).collect();
     let stop = Arc::new(AtomicBool::new(false));
@@ -237,7 +238,7 @@ fn crowd(end: impl FnOnce(&mut Server) -> Option<Duration> + Send + 'static) {
         staying.spawn_on(stay(online, second.clone(), TestRng::new(n as u64), 2), runtime.handle());
     }
     let began = Instant::now();
-    while sent.load(Ordering::Relaxed) < CROWD / 2 {
+    while sent.load(Ordering::Relaxed) < count / 2 {
         std::thread::sleep(Duration::from_millis(10));
     }
     let reads = inbox_reads(&cluster.gateways[1]);
@@ -261,26 +262,26 @@ fn crowd(end: impl FnOnce(&mut Server) -> Option<Duration> + Send + 'static) {
     let exit = ending.join().unwrap();
     let reads = inbox_reads(&cluster.gateways[0]) - reads;
     let all_back = came.iter().map(|one| one.back - ended).max().unwrap();
-    assert_eq!(came.iter().map(|one| one.got).sum::<usize>(), 2 * CROWD);
+    assert_eq!(came.iter().map(|one| one.got).sum::<usize>(), 2 * count);
     // Generous for a busy machine; the actual time is printed.
     assert!(all_back < Duration::from_secs(180), "{all_back:?}");
     let mut seconds: BTreeMap<u64, usize> = BTreeMap::new();
     came.iter().for_each(|one| *seconds.entry((one.began - ended).as_secs()).or_default() += 1);
     let last = seconds.keys().last().unwrap() + 1;
-    let (most, mean) = (*seconds.values().max().unwrap(), CROWD as f64 / last as f64);
+    let (most, mean) = (*seconds.values().max().unwrap(), count as f64 / last as f64);
     let p99_of = |from: Instant, to: Instant| {
         p99(took.iter().filter(|(at, _)| (from..to).contains(at)).map(|(_, took)| *took).collect())
     };
     let mut attempts: Vec<u32> = came.iter().map(|one| one.attempts).collect();
     attempts.sort_unstable();
     println!(
-        "{CROWD} devices caught up after {all_back:.1?}, at most {most} began in a second (mean {mean:.0}), \
+        "{count} devices caught up after {all_back:.1?}, at most {most} began in a second (mean {mean:.0}), \
          {:.2} inbox pages and {} attempts each (p99 {}), 0 of {} messages lost; \
          p99 of other clients {:.1?} meanwhile, {:.1?} after the crowd had dialled, {:.1?} before",
-        reads as f64 / CROWD as f64,
-        attempts[CROWD / 2],
-        attempts[CROWD * 99 / 100],
-        2 * CROWD,
+        reads as f64 / count as f64,
+        attempts[count / 2],
+        attempts[count * 99 / 100],
+        2 * count,
         p99_of(ended, ended + all_back),
         p99_of(ended + SETTLING, ended + all_back),
         p99_of(began + SETTLING, ended),
@@ -288,7 +289,7 @@ fn crowd(end: impl FnOnce(&mut Server) -> Option<Duration> + Send + 'static) {
     if let Some(exit) = exit {
         println!("the gateway exited after {exit:.1?}");
         // A drain spreads the devices over 60 s. A busy machine dials some of them together.
-        assert!(most <= CROWD / 4, "they reconnected together: {seconds:?}");
+        assert!(most <= count / 4, "they reconnected together: {seconds:?}");
     }
 }
 

@@ -47,9 +47,9 @@ impl Keyspace {
         Some(Self { settings, session })
     }
 
-    /// Empties the tables and returns a store.
+    /// Empties the tables and returns a store. The tables are emptied at the same time, because each waits for the disk.
     async fn store(&self) -> Arc<CassandraStore> {
-        for table in [
+        let tables = [
             "state_parts",
             "history",
             "disappearing",
@@ -63,10 +63,12 @@ impl Keyspace {
             "devices",
             "contacts",
             "revocations",
-        ] {
+        ];
+        let emptied = tables.map(|table| {
             let cql = format!("TRUNCATE {}.{table}", self.settings.keyspace);
-            self.session.query_unpaged(cql, ()).await.unwrap();
-        }
+            self.session.query_unpaged(cql, ())
+        });
+        futures_util::future::try_join_all(emptied).await.unwrap();
         Arc::new(CassandraStore::connect(&self.settings).await.unwrap())
     }
 
