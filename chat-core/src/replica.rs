@@ -274,7 +274,7 @@ impl Replica {
             receipts_at: None,
             open_conversation: None,
             deferred: Vec::new(),
-            mailbox: Mailbox::new(snapshot.unasked),
+            mailbox: Mailbox::new(snapshot.unasked, snapshot.asked_once),
             server_time: (0, now),
             retention_ms: 0,
             server_rules: Rules::default(),

@@ -52,7 +52,9 @@ impl LocalStore {
         match change {
             Change::Queued(draft) => self.queued(&draft),
             Change::Sealed(publish) => self.sealed(&publish),
-            Change::Unsealed(id, client_seq, prev, messages) => self.unsealed(id, client_seq, prev, &messages),
+            Change::Unsealed(id, client_seq, prev, messages) => {
+                self.unsealed(id, client_seq, prev, &messages)
+            }
             Change::Roster(id, roster) => self.set_roster(id, &roster),
             Change::RosterBehind(id, is_behind) => self.set_roster_behind(id, is_behind),
             Change::SenderKey(id, key) => self.set_sender_key(id, key.as_deref()),
@@ -73,7 +75,8 @@ impl LocalStore {
             }
             Change::AskedAgain(sender, conversation, id) => self
                 .run(
-                    "UPDATE messages SET unasked = 0 WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3",
+                    "UPDATE messages SET unasked = CASE unasked WHEN 1 THEN 2 ELSE 0 END
+                     WHERE sender = ?1 AND message_id = ?2 AND conversation = ?3",
                     params![sender.as_bytes(), id.as_bytes(), conversation.as_bytes()],
                 )
                 .map(drop),
@@ -120,9 +123,7 @@ impl LocalStore {
             Change::Receipt(conversation, user, delivered, read) => {
                 self.receipt(conversation, user, delivered, read)
             }
-            Change::Read(conversation, seq) => {
-                self.set_read(conversation, seq)
-            }
+            Change::Read(conversation, seq) => self.set_read(conversation, seq),
             Change::Chain(conversation, sender, chain) => self
                 .run(
                     "INSERT OR REPLACE INTO chains VALUES (?1, ?2, ?3, ?4, ?5, ?6)",

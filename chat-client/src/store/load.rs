@@ -31,17 +31,8 @@ impl LocalStore {
         saved.epoch = self.meta("epoch")?.map(|v| StoreEpoch::parse(&v)).transpose()?;
         saved.epoch_changed = self.meta("epoch_changed")?.map(|had_sent| had_sent == [1]);
         saved.nonce = self.meta("nonce")?.and_then(|v| v.try_into().ok());
-        saved.unasked = self.rows(
-            "SELECT user, device, sender, conversation, message_id FROM messages WHERE unasked = 1",
-            |row| {
-                let sender = DeviceAddress {
-                    user: UserId::parse(&blob(row, 0)?)?,
-                    device: DeviceId::new(number(row, 1)? as u32)?,
-                    installation: InstallationId::parse(&blob(row, 2)?)?,
-                };
-                Ok((sender, ConversationId::parse(&blob(row, 3)?)?, MessageId::parse(&blob(row, 4)?)?))
-            },
-        )?;
+        saved.unasked = self.unreadable(1)?;
+        saved.asked_once = self.unreadable(2)?;
         saved.reincarnation_asked = self.meta("reincarnation_asked")?.is_some();
         saved.prekeys_at = self.meta_number("prekeys_at")?;
         let reincarnated = self.meta_number("reincarnated_at")?;
@@ -130,5 +121,23 @@ impl LocalStore {
             Ok((Handle::new(&handle)?, UserId::parse(&blob(row, 1)?)?))
         })?;
         Ok(saved)
+    }
+
+    /// Returns the unreadable messages in a state of their requests: 1 for those that were not requested again yet, 2 for those
+    /// that were requested once.
+    fn unreadable(&self, state: i64) -> Result<Vec<(DeviceAddress, ConversationId, MessageId)>> {
+        self.rows_with(
+            "SELECT user, device, sender, conversation, message_id FROM messages WHERE unasked > 0 AND unasked = ?1
+             ORDER BY sent_at",
+            [state],
+            |row| {
+                let sender = DeviceAddress {
+                    user: UserId::parse(&blob(row, 0)?)?,
+                    device: DeviceId::new(number(row, 1)? as u32)?,
+                    installation: InstallationId::parse(&blob(row, 2)?)?,
+                };
+                Ok((sender, ConversationId::parse(&blob(row, 3)?)?, MessageId::parse(&blob(row, 4)?)?))
+            },
+        )
     }
 }

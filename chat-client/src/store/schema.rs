@@ -39,7 +39,7 @@ CREATE TABLE messages (
 CREATE INDEX messages_by_author ON messages (message_id, user);
 CREATE INDEX messages_by_target ON messages (conversation, target, seq) WHERE target IS NOT NULL;
 CREATE INDEX messages_archived ON messages (conversation, anchor) WHERE anchor IS NOT NULL;
-CREATE INDEX messages_unasked ON messages (unasked) WHERE unasked = 1;
+CREATE INDEX messages_unasked ON messages (unasked) WHERE unasked > 0;
 CREATE UNIQUE INDEX messages_by_id ON messages (sender, message_id, conversation);
 CREATE INDEX messages_shown ON messages (conversation, seq)
   WHERE (content IS NOT x'' OR group_action IS NOT NULL) AND target IS NULL;

@@ -94,7 +94,8 @@ pub enum Change {
     PrekeysMade,
     /// The server stored the prekeys, at this time of its clock in milliseconds.
     Prekeys(u64),
-    /// An unreadable message of this sender was requested again.
+    /// An unreadable message of this sender was requested again: for the first time if it was not requested before, otherwise
+    /// for the last time.
     AskedAgain(InstallationId, ConversationId, MessageId),
     /// Sessions were started.
     Sessions,

@@ -65,8 +65,10 @@ impl Hourly {
 }
 
 impl Mailbox {
-    pub(super) fn new(unasked: Vec<Wanted>) -> Self {
-        Self { unasked: unasked.into(), ..Self::default() }
+    pub(super) fn new(unasked: Vec<Wanted>, asked_once: Vec<Wanted>) -> Self {
+        let newest = asked_once.len().saturating_sub(ASKED as usize);
+        let once = asked_once.into_iter().skip(newest).collect();
+        Self { unasked: unasked.into(), once, ..Self::default() }
     }
 
     /// When the next message may be requested, if one waits.
@@ -132,6 +134,7 @@ impl Replica {
         }
         while !self.mailbox.second.is_empty() && self.mailbox.asked.take(now, ASKED) {
             let Some((sender, conversation, id)) = self.mailbox.second.pop_front() else { return };
+            self.changes.push(Change::AskedAgain(sender.installation, conversation, id));
             self.enqueue_to_device(now, sender, &ToDevice::Rerequest { conversation, id });
         }
     }

@@ -32,6 +32,8 @@ pub struct ReplicaSnapshot {
     pub reincarnated_lately: bool,
     /// Unreadable messages that were not requested again yet: sender, conversation and id of each.
     pub unasked: Vec<(DeviceAddress, ConversationId, MessageId)>,
+    /// Unreadable messages that were requested again once and did not come yet, the oldest first.
+    pub asked_once: Vec<(DeviceAddress, ConversationId, MessageId)>,
     /// When the server last stored prekeys, in milliseconds of its clock.
     pub prekeys_at: u64,
     /// A row may end the process when it is opened: until all waiting rows are received, each row is opened in a
@@ -59,6 +61,7 @@ impl ReplicaSnapshot {
             reincarnation_asked: false,
             reincarnated_lately: false,
             unasked: Vec::new(),
+            asked_once: Vec::new(),
             prekeys_at: 0,
             isolate_rows: false,
             conversations: Vec::new(),

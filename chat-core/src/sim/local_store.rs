@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::suite::SimSuite;
 use crate::model::envelope::{EmptyReason, Publish, RowContent};
-use crate::model::id::{ConversationId, ConversationKind, InstallationId, MessageId, Seq};
+use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Seq};
 use crate::model::roster::Roster;
 use crate::model::view::{RowHash, View};
 use crate::replica::{
@@ -155,6 +155,7 @@ impl LocalStore {
                     (self.shown.iter_mut().find(placeholder), content[..] == id.as_bytes()[..])
                 {
                     *shown = Shown::Message(sender.installation, id);
+                    self.saved.asked_once.retain(|wanted| *wanted != (sender, conversation, id));
                 }
             }
             Change::Stored(conversation, id, seq) => {
@@ -274,9 +275,12 @@ impl LocalStore {
                 self.unseal();
             }
             Change::AskedAgain(sender, _, id) => {
-                self.saved
-                    .unasked
-                    .retain(|(known, _, message)| (known.installation, *message) != (sender, id));
+                let is_it = |(known, _, message): &(DeviceAddress, ConversationId, MessageId)| {
+                    (known.installation, *message) == (sender, id)
+                };
+                self.saved.asked_once.retain(|wanted| !is_it(wanted));
+                let asked = self.saved.unasked.extract_if(.., |wanted| is_it(wanted));
+                self.saved.asked_once.extend(asked);
             }
             Change::Prekeys(at) => self.saved.prekeys_at = at,
             Change::Asked => self.saved.reincarnation_asked = true,
