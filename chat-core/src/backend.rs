@@ -25,7 +25,7 @@ pub use message_store::{
     Commit, CommitOutcome, ConversationState, CursorFilter, DeviceRecord, Feed, FeedChange, Head, InboxPage,
     MessageStore, PageLimit, SenderFilter, SenderState, StateChange, StoreIdentity,
 };
-pub use node_link::{NodeLink, SessionDelivery};
+pub use node_link::{Deliveries, FeedDelivery, NodeLink, SessionDelivery};
 pub use presence::Presence;
 pub use push_sink::PushSink;
 pub use record_queue::RecordQueue;

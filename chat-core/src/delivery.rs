@@ -10,6 +10,8 @@ mod dispatch;
 mod engine;
 mod ephemeral;
 mod explain;
+mod feed_delivery;
+mod feed_wakes;
 mod feeds;
 mod groups;
 mod handshake;

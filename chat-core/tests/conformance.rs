@@ -11,7 +11,7 @@ use chat_core::memory::{
     ManualClock, MemoryContacts, MemoryKeys, MemoryPresence, MemoryPush, MemoryRegistry, MemoryRouter,
     MemoryStore, OpenRegistration,
 };
-use chat_core::{DeviceAddress, Result, UserId};
+use chat_core::{ConversationId, DeviceAddress, Result, UserId};
 
 fn check<B: ?Sized>(cases: Vec<Case<B>>, fresh: impl Fn() -> Arc<B>) {
     for case in cases {
@@ -52,6 +52,8 @@ enum Rule {
     RenewCompares,
     RenewBringsBack,
     BindingKeepsTheAddress,
+    EachFollowerIsFound,
+    FollowersOfOneFeed,
 }
 
 #[async_trait]
@@ -98,6 +100,20 @@ impl Registry for Broken {
     async fn lookup(&self, users: &[UserId]) -> Result<Vec<Route>> {
         self.1.lookup(users).await
     }
+
+    async fn follow(&self, feed: ConversationId, gateway: GatewayId) -> Result<()> {
+        let feed =
+            if self.0 == Rule::FollowersOfOneFeed { ConversationId::from_bytes([0x41; 17]) } else { feed };
+        self.1.follow(feed, gateway).await
+    }
+
+    async fn followers(&self, feed: ConversationId) -> Result<Vec<GatewayId>> {
+        let mut found = self.1.followers(feed).await?;
+        if self.0 == Rule::EachFollowerIsFound {
+            found.truncate(1);
+        }
+        Ok(found)
+    }
 }
 
 /// The suite detects a registry that breaks a rule of the contract.
@@ -109,6 +125,8 @@ fn suite_detects_a_registry_that_breaks_a_rule() {
         (Rule::RenewCompares, "renew_compares"),
         (Rule::RenewBringsBack, "renew_brings_a_forgotten_route_back"),
         (Rule::BindingKeepsTheAddress, "an_announced_gateway_has_an_address"),
+        (Rule::EachFollowerIsFound, "a_feed_has_the_gateways_that_follow_it"),
+        (Rule::FollowersOfOneFeed, "a_feed_has_the_gateways_that_follow_it"),
     ] {
         let cases = conformance::cases::registry().into_iter();
         let fails = cases.filter(|case| {

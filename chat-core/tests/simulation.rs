@@ -90,7 +90,7 @@ fn no_schedule_breaks_a_law() {
 }
 
 /// Seeds that once broke a law, with the index of the kind in [`kinds`].
-const REGRESSIONS: [(u64, usize); 36] = [
+const REGRESSIONS: [(u64, usize); 41] = [
     (17, 0),
     (108, 0),
     (16_520, 0),
@@ -127,6 +127,11 @@ const REGRESSIONS: [(u64, usize); 36] = [
     (11719, 4),
     (13031, 4),
     (3841, 6),
+    (18_617, 2),
+    (1448, 5),
+    (2118, 5),
+    (552, 5),
+    (2337, 5),
 ];
 
 #[test]

@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod embedded;
 mod error;
 pub mod explain;
+mod feed_wakes;
 mod function_authenticator;
 mod health;
 mod ip_limiter;

@@ -232,6 +232,14 @@ impl Registry for MeteredRegistry {
     async fn lookup(&self, users: &[UserId]) -> Result<Vec<Route>> {
         timed(REGISTRY, "lookup", self.0.lookup(users)).await
     }
+
+    async fn follow(&self, feed: ConversationId, gateway: GatewayId) -> Result<()> {
+        timed(REGISTRY, "follow", self.0.follow(feed, gateway)).await
+    }
+
+    async fn followers(&self, feed: ConversationId) -> Result<Vec<GatewayId>> {
+        timed(REGISTRY, "followers", self.0.followers(feed)).await
+    }
 }
 
 #[derive(Debug)]

@@ -23,7 +23,7 @@ use crate::health::Health;
 use crate::ip_limiter::IpLimiter;
 use crate::listener::Listener;
 use crate::shard_supervisor::ShardSupervisor;
-use crate::{admin, metered, retention, revocation};
+use crate::{admin, feed_wakes, metered, retention, revocation};
 
 /// Longest time that a drain waits for the end of sessions.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(65);
@@ -105,6 +105,7 @@ impl Server {
                 let (engine, router, health) = (server.engine.clone(), router.clone(), server.health.clone());
                 server.tasks.spawn(ShardSupervisor { engine, router, health, shard }.run());
             }
+            server.tasks.spawn(feed_wakes::wake_forever(server.engine.clone()));
             server.tasks.spawn(retention::sweep_messages_forever(server.engine.clone()));
             server.tasks.spawn(retention::sweep_forever(
                 server.engine.clone(),

@@ -20,13 +20,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use base64::Engine as _;
 use bytes::{Buf, BufMut, Bytes};
-use chat_core::backend::{GatewayId, NodeLink, PushSink, Registry, Route, SessionDelivery};
+use chat_core::backend::{
+    Deliveries, FeedDelivery, GatewayId, NodeLink, PushSink, Registry, Route, SessionDelivery,
+};
 use chat_core::codec::node::{
     decode_deliveries, decode_not_here, decode_rendezvous, encode_deliveries, encode_not_here,
     encode_rendezvous,
 };
 use chat_core::delivery::SessionEvent;
-use chat_core::{DeviceAddress, Engine, Error, ErrorKind, Result};
+use chat_core::envelope::InboxRow;
+use chat_core::{ConversationId, DeviceAddress, Engine, Error, ErrorKind, Result};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
@@ -290,11 +293,61 @@ struct Peer {
 
 #[derive(Default)]
 struct Waiting {
-    deliveries: VecDeque<SessionDelivery>,
+    deliveries: VecDeque<Item>,
     /// Size of all queued events.
     bytes: usize,
     /// Connections with dropped events. They receive `Lagged` with the next request.
     lagged: HashSet<Route>,
+    /// Feeds with dropped events. Their readers receive `Lagged` with the next request.
+    lagged_feeds: HashSet<ConversationId>,
+}
+
+/// A queued delivery.
+enum Item {
+    Session(SessionDelivery),
+    Feed(FeedDelivery),
+}
+
+impl Item {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Session((_, events)) => bytes_of(events),
+            Self::Feed(feed) => {
+                let small = 40 * (feed.changes.len() + feed.named.len());
+                small + feed.rows.iter().map(InboxRow::size).sum::<usize>()
+            }
+        }
+    }
+
+    /// Returns the number of events.
+    fn events(&self) -> usize {
+        match self {
+            Self::Session((_, events)) => events.len(),
+            Self::Feed(feed) => feed.rows.len(),
+        }
+    }
+}
+
+impl Waiting {
+    /// Notes that a delivery was dropped.
+    fn lose(&mut self, item: Item) {
+        match item {
+            Item::Session((route, _)) if self.lagged.len() < QUEUE => {
+                self.lagged.insert(route);
+            }
+            Item::Feed(feed) if self.lagged_feeds.len() < QUEUE => {
+                self.lagged_feeds.insert(feed.conversation);
+            }
+            // A heartbeat of the session finds the rows.
+            Item::Session(_) | Item::Feed(_) => {}
+        }
+    }
+}
+
+/// Returns the queued form of deliveries. Sessions come first: the receiver merges their events into those of feeds.
+fn items(deliveries: Deliveries) -> impl Iterator<Item = Item> {
+    let feeds = deliveries.feeds.into_iter().map(Item::Feed);
+    deliveries.sessions.into_iter().map(Item::Session).chain(feeds)
 }
 
 /// Returns the approximate size of an event in bytes.
@@ -310,20 +363,18 @@ fn bytes_of(events: &[SessionEvent]) -> usize {
 }
 
 impl Peer {
-    fn put(&self, deliveries: Vec<SessionDelivery>) {
+    fn put(&self, deliveries: Deliveries) {
         let mut waiting = self.waiting.lock();
-        for (route, events) in deliveries {
-            let bytes = bytes_of(&events);
+        for item in items(deliveries) {
+            let bytes = item.bytes();
             if waiting.deliveries.len() < QUEUE && waiting.bytes + bytes <= QUEUE_BYTES {
-                waiting.deliveries.push_back((route, events));
+                waiting.deliveries.push_back(item);
                 waiting.bytes += bytes;
                 metrics::gauge!("chat_node_link_waiting_sessions").increment(1);
             } else {
                 metrics::counter!("chat_dropped_total", "reason" => "node_link_full")
-                    .increment(events.len() as u64);
-                if waiting.lagged.len() < QUEUE {
-                    waiting.lagged.insert(route);
-                }
+                    .increment(item.events() as u64);
+                waiting.lose(item);
             }
         }
         drop(waiting);
@@ -332,32 +383,42 @@ impl Peer {
 
     fn is_idle(&self) -> bool {
         let waiting = self.waiting.lock();
-        waiting.deliveries.is_empty() && waiting.lagged.is_empty()
+        waiting.deliveries.is_empty() && waiting.lagged.is_empty() && waiting.lagged_feeds.is_empty()
     }
 
-    fn take(&self) -> Vec<SessionDelivery> {
+    fn take(&self) -> Deliveries {
         let mut waiting = self.waiting.lock();
-        let (mut deliveries, mut bytes) = (Vec::new(), 0);
-        while deliveries.len() < REQUEST.0
+        // First of all, so that a session that lost events drops the later ones, too.
+        let mut deliveries = Deliveries {
+            sessions: waiting.lagged.drain().map(|route| (route, vec![SessionEvent::Lagged])).collect(),
+            feeds: waiting.lagged_feeds.drain().map(FeedDelivery::lagged).collect(),
+        };
+        let (mut taken, mut bytes) = (0, 0);
+        while taken < REQUEST.0
             && bytes < REQUEST.1
-            && let Some((route, events)) = waiting.deliveries.pop_front()
+            && let Some(item) = waiting.deliveries.pop_front()
         {
-            bytes += bytes_of(&events);
-            deliveries.push((route, events));
+            taken += 1;
+            bytes += item.bytes();
+            match item {
+                Item::Session(session) => deliveries.sessions.push(session),
+                Item::Feed(feed) => deliveries.feeds.push(feed),
+            }
         }
         waiting.bytes -= bytes;
-        metrics::gauge!("chat_node_link_waiting_sessions").decrement(deliveries.len() as f64);
-        deliveries.extend(waiting.lagged.drain().map(|route| (route, vec![SessionEvent::Lagged])));
+        metrics::gauge!("chat_node_link_waiting_sessions").decrement(f64::from(taken as u32));
         deliveries
     }
 
     /// Drops deliveries that failed. Their sessions receive `Lagged` with the next successful request.
-    fn lost(&self, deliveries: &[SessionDelivery]) {
-        let events: usize = deliveries.iter().map(|(_, events)| events.len()).sum();
-        metrics::counter!("chat_dropped_total", "reason" => "link_unanswered").increment(events as u64);
+    fn lost(&self, deliveries: Deliveries) {
         let mut waiting = self.waiting.lock();
-        let room = QUEUE.saturating_sub(waiting.lagged.len());
-        waiting.lagged.extend(deliveries.iter().map(|(route, _)| *route).take(room));
+        let mut events = 0;
+        for item in items(deliveries) {
+            events += item.events();
+            waiting.lose(item);
+        }
+        metrics::counter!("chat_dropped_total", "reason" => "link_unanswered").increment(events as u64);
     }
 }
 
@@ -449,21 +510,22 @@ impl Shared {
             let sent = tokio::time::timeout(CALL_TIMEOUT, self.send(gateway, &mut line, &deliveries)).await;
             match sent.unwrap_or_else(|e| Err(silent(e))) {
                 Ok(stale) if stale.is_empty() => {}
-                Ok(stale) => self.not_there(&stale, &deliveries).await,
+                Ok(stale) => self.not_there(&stale, &deliveries.sessions).await,
                 // The lease of the gateway ended, so no device is connected there.
                 Err(error) if error.kind() == ErrorKind::NotFound => {
-                    let all: Vec<Route> = deliveries.iter().map(|(route, _)| *route).collect();
-                    self.not_there(&all, &deliveries).await;
+                    let all: Vec<Route> = deliveries.sessions.iter().map(|(route, _)| *route).collect();
+                    self.not_there(&all, &deliveries.sessions).await;
                 }
                 Err(error) => {
                     tracing::debug!(%error, gateway = gateway.0, "node link request failed: pausing");
                     line = None;
-                    peer.lost(&deliveries);
                     // Not for `Lagged`, which is sent again with the next request.
                     let with_message =
                         |(_, events): &&SessionDelivery| events.iter().any(|event| event.message().is_some());
-                    let woken = deliveries.iter().filter(with_message);
-                    self.wake(woken.map(|(route, _)| route.device).collect()).await;
+                    let woken = deliveries.sessions.iter().filter(with_message);
+                    let woken = woken.map(|(route, _)| route.device).collect();
+                    peer.lost(deliveries);
+                    self.wake(woken).await;
                     tokio::time::sleep(PAUSE).await;
                 }
             }
@@ -485,7 +547,7 @@ impl Shared {
         &self,
         gateway: GatewayId,
         known: &mut Option<Line>,
-        deliveries: &[SessionDelivery],
+        deliveries: &Deliveries,
     ) -> Result<Vec<Route>> {
         let line = match known {
             Some(line) => line,
@@ -494,7 +556,8 @@ impl Shared {
         let start = std::time::Instant::now();
         let answer = self.call(line, DELIVER, encode_deliveries(deliveries).into()).await?;
         metrics::histogram!("chat_node_link_seconds").record(start.elapsed().as_secs_f64());
-        metrics::histogram!("chat_node_link_request_sessions").record(deliveries.len() as f64);
+        let count = deliveries.sessions.len() + deliveries.feeds.len();
+        metrics::histogram!("chat_node_link_request_sessions").record(count as f64);
         decode_not_here(answer)
     }
 
@@ -530,7 +593,7 @@ impl GatewayLink {
 
 #[async_trait]
 impl NodeLink for GatewayLink {
-    fn deliver(&self, gateway: GatewayId, deliveries: Vec<SessionDelivery>) {
+    fn deliver(&self, gateway: GatewayId, deliveries: Deliveries) {
         let mut peers = self.0.peers.lock();
         let peer = peers.entry(gateway).or_insert_with(|| {
             let peer = Arc::new(Peer::default());
@@ -553,30 +616,38 @@ impl NodeLink for GatewayLink {
 
 #[cfg(test)]
 mod tests {
-    use chat_core::envelope::{EmptyReason, InboxRow, RowContent};
-    use chat_core::{ConversationId, DeviceId, InstallationId, UserId};
+    use chat_core::envelope::{EmptyReason, RowContent};
+    use chat_core::{DeviceId, InstallationId, UserId};
 
     use super::*;
 
-    fn deliveries(n: u64, events: usize) -> SessionDelivery {
-        let user = UserId::from_bytes([1; 16]);
-        let installation = InstallationId::from_bytes([1; 16]);
-        let device = DeviceAddress { user, device: DeviceId::PRIMARY, installation };
-        let row = InboxRow {
-            conversation: ConversationId::own(user),
+    const USER: UserId = UserId::from_bytes([1; 16]);
+    const INSTALLATION: InstallationId = InstallationId::from_bytes([1; 16]);
+
+    fn row(n: u64) -> InboxRow {
+        InboxRow {
+            conversation: ConversationId::own(USER),
             seq: n,
             time_us: n,
             joined: false,
             content: RowContent::Empty { reason: EmptyReason::Expired, from: n },
-        };
-        let events = vec![SessionEvent::Row(row); events];
+        }
+    }
+
+    fn session(n: u64, events: usize) -> SessionDelivery {
+        let device = DeviceAddress { user: USER, device: DeviceId::PRIMARY, installation: INSTALLATION };
+        let events = vec![SessionEvent::Row(row(n)); events];
         (Route { device, gateway: GatewayId(1), epoch: n }, events)
+    }
+
+    fn sessions(count: u64, events: usize) -> Deliveries {
+        Deliveries { sessions: (0..count).map(|n| session(n, events)).collect(), feeds: Vec::new() }
     }
 
     fn drained(peer: &Peer) -> (usize, usize) {
         let (mut whole, mut lagged) = (0, 0);
         while !peer.is_idle() {
-            for (_, events) in peer.take() {
+            for (_, events) in peer.take().sessions {
                 if matches!(events[..], [SessionEvent::Lagged]) { lagged += 1 } else { whole += 1 }
             }
         }
@@ -586,13 +657,29 @@ mod tests {
     #[test]
     fn node_link_queue_is_bounded_in_number_and_bytes() {
         let peer = Peer::default();
-        peer.put((0..QUEUE as u64 + 5).map(|n| deliveries(n, 1)).collect());
+        peer.put(sessions(QUEUE as u64 + 5, 1));
         assert_eq!(drained(&peer), (QUEUE, 5), "deliveries above the limit become Lagged");
-        let many = 1 + REQUEST.1 / bytes_of(&deliveries(0, 1).1);
-        let fit = QUEUE_BYTES / bytes_of(&deliveries(0, many).1);
+        let many = 1 + REQUEST.1 / bytes_of(&session(0, 1).1);
+        let fit = QUEUE_BYTES / bytes_of(&session(0, many).1);
         for round in 0..2 {
-            peer.put((0..fit as u64 + 2).map(|n| deliveries(n, many)).collect());
+            peer.put(sessions(fit as u64 + 2, many));
             assert_eq!(drained(&peer), (fit, 2), "round {round}");
         }
+    }
+
+    #[test]
+    fn lost_rows_of_a_feed_become_lagged() {
+        let (peer, feed) = (Peer::default(), row(0).conversation);
+        for seq in [4, 5] {
+            let rows = FeedDelivery { rows: vec![row(seq)], ..FeedDelivery::new(feed, 1) };
+            peer.put(Deliveries { sessions: Vec::new(), feeds: vec![rows.clone()] });
+            let taken = peer.take();
+            assert_eq!(taken.feeds, [rows]);
+            peer.lost(taken);
+        }
+        assert!(!peer.is_idle());
+        peer.put(sessions(1, 1));
+        assert_eq!(peer.take(), Deliveries { feeds: vec![FeedDelivery::lagged(feed)], ..sessions(1, 1) });
+        assert!(peer.is_idle());
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use chat_core::backend::{Backends, GatewayId, NodeLink, Registry, Route};
+use chat_core::backend::{Backends, Deliveries, GatewayId, NodeLink, Registry, Route};
 use chat_core::delivery::{EngineSettings, SessionEvent, SessionHandle};
 use chat_core::memory::{ManualClock, MemoryPush, MemoryRegistry};
 
@@ -80,6 +80,10 @@ impl Two {
     }
 }
 
+fn for_session(route: Route, event: SessionEvent) -> Deliveries {
+    Deliveries { sessions: vec![(route, vec![event])], feeds: Vec::new() }
+}
+
 fn typing(n: u8) -> SessionEvent {
     let user = UserId::from_bytes([n; 16]);
     SessionEvent::Hint(chat_core::delivery::Hint::Typing(ConversationId::own(user), user))
@@ -94,7 +98,7 @@ async fn deliveries_arrive_in_order() {
     let two = Two::start().await;
     let mut handle = two.bind(1).await;
     for n in 0..50 {
-        two.link.deliver(THERE, vec![(handle.route, vec![typing(n)])]);
+        two.link.deliver(THERE, for_session(handle.route, typing(n)));
     }
     let mut seen = Vec::new();
     while seen.len() < 50 {
@@ -108,7 +112,7 @@ async fn a_stale_route_is_unbound() {
     let two = Two::start().await;
     let handle = two.bind(1).await;
     two.there.hub().unbind(&handle.route);
-    two.link.deliver(THERE, vec![(handle.route, vec![typing(1)])]);
+    two.link.deliver(THERE, for_session(handle.route, typing(1)));
     for _ in 0..100 {
         if two.registry.lookup(&[device(1).user]).await.unwrap().is_empty() {
             return;
@@ -129,11 +133,11 @@ async fn silent_gateway_blocks_no_caller_and_its_sessions_catch_up() {
     let token = NodeLinkToken::random().unwrap();
     two.registry.announce(THERE, &token.announcement(&silent_address)).await.unwrap();
     let begun = Instant::now();
-    two.link.deliver(THERE, vec![(handle.route, vec![typing(1)])]);
+    two.link.deliver(THERE, for_session(handle.route, typing(1)));
     assert!(begun.elapsed() < Duration::from_millis(500), "deliver returns at once");
     tokio::time::sleep(Duration::from_millis(1500)).await;
     two.registry.announce(THERE, &working).await.unwrap();
-    two.link.deliver(THERE, vec![(handle.route, vec![typing(2)])]);
+    two.link.deliver(THERE, for_session(handle.route, typing(2)));
     let mut seen = Vec::new();
     while !seen.contains(&SessionEvent::Lagged) {
         seen.extend(next(&mut handle).await);
@@ -175,7 +179,7 @@ async fn request_without_the_announced_token_is_refused() {
     }
     let mut handle = two.bind(1).await;
     two.registry.announce(THERE, &other).await.unwrap();
-    two.link.deliver(THERE, vec![(handle.route, vec![typing(1)])]);
+    two.link.deliver(THERE, for_session(handle.route, typing(1)));
     let heard = tokio::time::timeout(Duration::from_secs(1), handle.events.recv()).await;
     assert!(heard.is_err(), "{heard:?}");
     two.registry.announce(THERE, &right).await.unwrap();
@@ -187,13 +191,13 @@ async fn rejects_peers_without_a_certificate_of_the_authority() {
     let (ours, strange) = (Authority::new(), Authority::new());
     let two = Two::start_with(Some(ours.node(&ours)), Some(ours.node(&ours))).await;
     let mut handle = two.bind(1).await;
-    two.link.deliver(THERE, vec![(handle.route, vec![typing(1)])]);
+    two.link.deliver(THERE, for_session(handle.route, typing(1)));
     assert_eq!(next(&mut handle).await, vec![typing(1)]);
     // First a certificate of another authority, then no certificate.
     for here in [Some(strange.node(&ours)), None] {
         let two = Two::start_with(here, Some(ours.node(&ours))).await;
         let mut handle = two.bind(1).await;
-        two.link.deliver(THERE, vec![(handle.route, vec![typing(1)])]);
+        two.link.deliver(THERE, for_session(handle.route, typing(1)));
         let heard = tokio::time::timeout(Duration::from_secs(2), handle.events.recv()).await;
         assert!(heard.is_err(), "{heard:?}");
     }

@@ -25,7 +25,8 @@ use crate::model::rules::Rules;
 ///   process is killed or stopped (`acknowledged_commits_survive_sigkill`, `reopened_store_is_the_same`). Its rows may
 ///   be delivered and acknowledged (`a_durable_row_may_be_acknowledged`).
 /// - A commit is visible to every reader when its outcome is [`CommitOutcome::Visible`], or after
-///   [`make_visible`](Self::make_visible) (`commit_is_visible`).
+///   [`make_visible`](Self::make_visible) (`commit_is_visible`). A reader that sees a row of the history of a feed also
+///   sees the inbox rows with its seq.
 /// - Commits are unconditional and idempotent: repeating a commit changes nothing (`commit_twice`).
 /// - One call may hold commits of many conversations (`commits_of_many_conversations`). It names each conversation
 ///   at most once.
@@ -455,6 +456,11 @@ impl Feed {
     /// ```
     pub fn reads(&self, seq: Seq) -> bool {
         self.changes.iter().rev().find(|(changed, _)| *changed < seq).is_some_and(|(_, joins)| *joins)
+    }
+
+    /// Returns whether the device reads the newest rows.
+    pub fn is_read(&self) -> bool {
+        self.changes.last().is_some_and(|(_, joins)| *joins)
     }
 
     /// Returns the first seq above another one that the device reads; `None` if it has left.

@@ -5,7 +5,7 @@ use std::fmt;
 use async_trait::async_trait;
 
 use crate::model::error::Result;
-use crate::model::id::{DeviceAddress, UserId};
+use crate::model::id::{ConversationId, DeviceAddress, UserId};
 
 /// Id of a gateway process.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -22,7 +22,8 @@ pub struct Route {
     pub epoch: u64,
 }
 
-/// Maps devices to the gateways they are connected to. A hint: losing it causes delay only.
+/// Maps devices to the gateways they are connected to, and feeds to the gateways of their readers. A hint: losing it causes
+/// delay only.
 ///
 /// # Contract
 /// - A bound device is found until it is unbound or its route expires without renewal
@@ -32,6 +33,8 @@ pub struct Route {
 /// - [`renew`](Self::renew) restores a lost route (`renew_brings_a_forgotten_route_back`), but never replaces
 ///   a newer one (`renew_compares`).
 /// - An announced gateway is found by its id (`an_announced_gateway_has_an_address`).
+/// - A gateway that [follows](Self::follow) a feed is among its [followers](Self::followers), once, for at least a minute
+///   (`a_feed_has_the_gateways_that_follow_it`).
 #[async_trait]
 pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// Routes a device to a gateway. Returns the epoch of the new connection.
@@ -69,4 +72,16 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `Unavailable` if the read fails.
     async fn lookup(&self, users: &[UserId]) -> Result<Vec<Route>>;
+
+    /// Records that a gateway has connected readers of a feed. The gateway repeats it every 20 s while it has some.
+    ///
+    /// # Errors
+    /// `Unavailable` if the write fails.
+    async fn follow(&self, feed: ConversationId, gateway: GatewayId) -> Result<()>;
+
+    /// Returns the gateways that follow a feed. Some of them may have no readers any more.
+    ///
+    /// # Errors
+    /// `Unavailable` if the read fails.
+    async fn followers(&self, feed: ConversationId) -> Result<Vec<GatewayId>>;
 }

@@ -7,11 +7,13 @@ use prost::Message as _;
 use super::outcome::{refused_from_proto, refused_to_proto, stored_from_proto, stored_to_proto};
 use super::publish::{publish_from_proto, publish_to_proto, skip_from_proto, skip_to_proto};
 use super::{at_most, decode_row, encode_row, invalid, optional_user};
-use crate::backend::{Command, GatewayId, Operation, RecipientDevices, Route, Rules, SessionDelivery};
+use crate::backend::{
+    Command, Deliveries, FeedChange, FeedDelivery, GatewayId, Operation, RecipientDevices, Route, Rules,
+};
 use crate::model::close_reason::CloseReason;
 use crate::model::envelope::{Refusal, Subject};
 use crate::model::error::{Error, ErrorKind, Result};
-use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, UserId};
+use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, Seq, UserId};
 use crate::model::limits::MAX_FRAME;
 use crate::model::session_event::{Hint, SessionEvent};
 use crate::proto::{self, client_frame, node, server_frame};
@@ -227,27 +229,64 @@ fn event_from_proto(raw: node::Event) -> Result<SessionEvent> {
 }
 
 /// Encodes events for sessions of another gateway, for the node link.
-pub fn encode_deliveries(deliveries: &[SessionDelivery]) -> Vec<u8> {
-    let deliveries = deliveries.iter().map(|(route, events)| node::Delivery {
+pub fn encode_deliveries(deliveries: &Deliveries) -> Vec<u8> {
+    let sessions = deliveries.sessions.iter().map(|(route, events)| node::Delivery {
         route: Some(route_to_proto(route)),
         events: events.iter().map(event_to_proto).collect(),
     });
-    node::SessionDeliveries { deliveries: deliveries.collect() }.encode_to_vec()
+    let feeds = deliveries.feeds.iter().map(|feed| node::FeedDelivery {
+        conversation: feed.conversation.to_bytes(),
+        rows: feed.rows.iter().map(|row| encode_row(row).into()).collect(),
+        lagged: feed.is_lagged,
+        changes: feed.changes.iter().map(feed_change_to_proto).collect(),
+        named: feed.named.iter().map(named_row_to_proto).collect(),
+        changed_before: feed.changed_before,
+        changed_after: feed.changed_after,
+    });
+    node::SessionDeliveries { deliveries: sessions.collect(), feeds: feeds.collect() }.encode_to_vec()
+}
+
+fn feed_change_to_proto(change: &FeedChange) -> node::FeedChange {
+    node::FeedChange { installation: change.device.to_bytes(), seq: change.seq, joins: change.joins }
+}
+
+fn named_row_to_proto((seq, device): &(Seq, InstallationId)) -> node::NamedRow {
+    node::NamedRow { seq: *seq, installation: device.to_bytes() }
+}
+
+fn feed_from_proto(raw: node::FeedDelivery) -> Result<FeedDelivery> {
+    let change = |raw: node::FeedChange| {
+        let device = InstallationId::parse(&raw.installation)?;
+        Ok(FeedChange { device, seq: raw.seq, joins: raw.joins })
+    };
+    let named = |raw: node::NamedRow| Ok((raw.seq, InstallationId::parse(&raw.installation)?));
+    Ok(FeedDelivery {
+        conversation: ConversationId::parse(&raw.conversation)?,
+        rows: raw.rows.into_iter().map(decode_row).collect::<Result<_>>()?,
+        is_lagged: raw.lagged,
+        changed_before: raw.changed_before,
+        changed_after: raw.changed_after,
+        changes: raw.changes.into_iter().map(change).collect::<Result<_>>()?,
+        named: raw.named.into_iter().map(named).collect::<Result<_>>()?,
+    })
 }
 
 /// Decodes deliveries written by [`encode_deliveries`].
 ///
 /// # Errors
 /// `Invalid` if the bytes are not session deliveries.
-pub fn decode_deliveries(bytes: Bytes) -> Result<Vec<SessionDelivery>> {
+pub fn decode_deliveries(bytes: Bytes) -> Result<Deliveries> {
     let raw = node::SessionDeliveries::decode(bytes)
         .map_err(|e| invalid("not a list of deliveries").caused_by(e))?;
-    let deliveries = raw.deliveries.into_iter().map(|delivery| {
+    let sessions = raw.deliveries.into_iter().map(|delivery| {
         let route = delivery.route.ok_or_else(|| invalid("a delivery has no route"))?;
         let events = delivery.events.into_iter().map(event_from_proto);
         Ok((route_from_proto(route)?, events.collect::<Result<_>>()?))
     });
-    deliveries.collect()
+    Ok(Deliveries {
+        sessions: sessions.collect::<Result<_>>()?,
+        feeds: raw.feeds.into_iter().map(feed_from_proto).collect::<Result<_>>()?,
+    })
 }
 
 /// Encodes the routes of connections that no longer exist.
@@ -282,7 +321,9 @@ pub fn decode_rendezvous(bytes: Bytes) -> Result<(Bytes, Option<Bytes>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::envelope::{Audience, DeviceBox, Publish, SendPosition};
+    use crate::model::envelope::{
+        Audience, DeviceBox, EmptyReason, InboxRow, Publish, RowContent, SendPosition,
+    };
     use crate::model::id::{ConversationId, MessageId};
 
     fn route(n: u8) -> Route {
@@ -346,11 +387,20 @@ mod tests {
             Hint::ListChanged(bob.user, 7),
             Hint::PrekeysLow(3),
         ];
-        let deliveries = vec![
+        let sessions = vec![
             (route(1), vec![refused, SessionEvent::Lagged]),
             (route(1), hints.map(SessionEvent::Hint).to_vec()),
             (route(2), vec![SessionEvent::Closed(CloseReason::Replaced)]),
         ];
+        let content = RowContent::Empty { reason: EmptyReason::Skip, from: 4 };
+        let feed = FeedDelivery {
+            rows: vec![InboxRow { conversation, seq: 4, time_us: 9, joined: false, content }],
+            changed_after: 4,
+            changes: vec![FeedChange { device: bob.installation, seq: 4, joins: true }],
+            named: vec![(4, bob.installation)],
+            ..FeedDelivery::new(conversation, 2)
+        };
+        let deliveries = Deliveries { sessions, feeds: vec![feed, FeedDelivery::lagged(conversation)] };
         assert_eq!(decode_deliveries(encode_deliveries(&deliveries).into()), Ok(deliveries));
         let routes = vec![route(1), route(2)];
         assert_eq!(decode_not_here(encode_not_here(&routes).into()), Ok(routes));

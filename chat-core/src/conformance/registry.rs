@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::{Case, Outcome, equal, failed, list_cases};
 use crate::backend::{GatewayId, Registry, Route};
 use crate::model::error::ErrorKind;
-use crate::model::id::{DeviceAddress, DeviceId, InstallationId, UserId};
+use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, UserId};
 
 type Routes = Arc<dyn Registry>;
 
@@ -17,6 +17,7 @@ pub fn registry() -> Vec<Case<dyn Registry>> {
         renew_brings_a_forgotten_route_back,
         an_unknown_user_has_no_route,
         an_announced_gateway_has_an_address,
+        a_feed_has_the_gateways_that_follow_it,
     ]
 }
 
@@ -102,4 +103,21 @@ async fn an_announced_gateway_has_an_address(routes: Routes) -> Outcome {
 async fn an_unknown_user_has_no_route(routes: Routes) -> Outcome {
     equal(found(&routes, &[9]).await?, vec![], "the routes of an unknown user")?;
     equal(found(&routes, &[]).await?, vec![], "the routes of no users")
+}
+
+async fn a_feed_has_the_gateways_that_follow_it(routes: Routes) -> Outcome {
+    let feed = |n| ConversationId::from_bytes([n; 17]);
+    equal(routes.followers(feed(0x41)).await, Ok(Vec::new()), "a feed without readers")?;
+    // Only a gateway with a lease is found: a device that is bound to it holds one.
+    for (n, gateway) in [(1, HERE), (2, THERE)] {
+        bound(&routes, device(n, 1)?, gateway).await?;
+    }
+    for gateway in [HERE, THERE, HERE] {
+        routes.follow(feed(0x41), gateway).await.map_err(failed)?;
+    }
+    routes.follow(feed(0x42), THERE).await.map_err(failed)?;
+    let mut found = routes.followers(feed(0x41)).await.map_err(failed)?;
+    found.sort_unstable();
+    equal(found, vec![HERE, THERE], "each gateway is found once")?;
+    equal(routes.followers(feed(0x42)).await, Ok(vec![THERE]), "the followers of another feed")
 }

@@ -1,10 +1,10 @@
 //! Accumulates the effects of one batch of shard records before they are committed.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::Stage;
 use super::shard::{IdKey, is_new, is_next};
-use crate::backend::{Commit, ConversationState, Record, Route, SenderState};
+use crate::backend::{Commit, ConversationState, FeedDelivery, Record, Route, SenderState};
 use crate::model::id::{ConversationId, DeviceAddress, InstallationId, MessageId, Seq};
 use crate::model::session_event::SessionEvent;
 
@@ -29,6 +29,8 @@ pub(super) struct Batch {
     pub order: Vec<ConversationId>,
     pub ids: HashMap<IdKey, Seq>,
     pub events: Vec<(DeviceAddress, SessionEvent)>,
+    /// Events for all readers of feeds.
+    pub feeds: BTreeMap<ConversationId, FeedDelivery>,
     /// Devices that already get a `Lagged` event in this batch: at most one each.
     pub looking: HashSet<InstallationId>,
     /// Trace stages, recorded when the batch is committed.
@@ -39,6 +41,11 @@ impl Batch {
     /// Takes the commits, in the order of their first record.
     pub(super) fn take_commits(&mut self) -> Vec<Commit> {
         self.order.iter().filter_map(|id| self.commits.remove(id)).collect()
+    }
+
+    /// Returns the events for the readers of a feed, whose roster changed last at a seq.
+    pub(super) fn feed(&mut self, conversation: ConversationId, changed_at: Seq) -> &mut FeedDelivery {
+        self.feeds.entry(conversation).or_insert_with(|| FeedDelivery::new(conversation, changed_at))
     }
 
     /// Adds the commit of one record.

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,6 +11,7 @@ use super::admission::{Room, early_refusal, refusal_of};
 use super::batch::{Batch, Remembered, States, dedup_candidates, id_key};
 use super::counters::Counters;
 use super::device_linking::Offer;
+use super::feed_wakes::FeedWakes;
 use super::rates::{Limits, Rates};
 use super::shard::{Decision, IdKey, decide};
 use super::{Hub, MessageTrace, Stage, plan};
@@ -20,7 +21,7 @@ use crate::backend::{
 };
 use crate::model::contact::Contact;
 use crate::model::device_list::SignedDeviceList;
-use crate::model::envelope::{AckUpTo, InboxPosition, Publish, Refusal, SendPosition, Stored};
+use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow, Publish, Refusal, SendPosition, Stored};
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{
     ConversationId, ConversationKind, DeviceAddress, DeviceId, InstallationId, Seq, UserId,
@@ -99,6 +100,9 @@ pub struct Engine {
     pub(super) lists_changed: AtomicU64,
     /// Cached users of conversations, for receipts and typing notifications, and until when they count, in milliseconds.
     pub(super) members: DashMap<ConversationId, (Arc<[UserId]>, u64)>,
+    /// The feeds that this gateway follows, and when the registry last learned it, in milliseconds.
+    pub(super) followed: DashMap<ConversationId, u64>,
+    pub(super) feed_wakes: FeedWakes,
     /// Cached rosters of groups.
     pub(super) rosters: DashMap<ConversationId, Arc<Roster>>,
     /// Pairs of users of which the first wrote in their direct conversation.
@@ -154,6 +158,8 @@ impl Engine {
             lists: DashMap::new(),
             lists_changed: AtomicU64::new(0),
             members: DashMap::new(),
+            followed: DashMap::new(),
+            feed_wakes: FeedWakes::default(),
             rosters: DashMap::new(),
             wrote: DashMap::new(),
             decided: DashMap::new(),
@@ -337,11 +343,11 @@ impl Engine {
             self.decide(&mut batch, record, &found);
         }
         if Mutant::AckBeforeSync.is_active() {
-            self.deliver_batch(&batch, &[]).await;
+            self.deliver_batch(&mut batch, &[]).await;
             batch.events.clear();
         }
         let delivered = self.commit(&mut batch).await?;
-        self.deliver_batch(&batch, &delivered).await;
+        self.deliver_batch(&mut batch, &delivered).await;
         *states = batch.states;
         Ok(())
     }
@@ -359,7 +365,8 @@ impl Engine {
             return Ok(Vec::new());
         }
         count(&self.counters.batches, 1);
-        let (outcomes, routes) = join(self.backends.store.commit(commits), self.routes(batch, &[])).await;
+        let reads = join(self.routes(batch, &[]), self.feed_gateways(batch));
+        let (outcomes, (routes, gateways)) = join(self.backends.store.commit(commits), reads).await;
         let (mut durable, mut failed) = (Vec::new(), None);
         for outcome in outcomes {
             match outcome {
@@ -374,7 +381,13 @@ impl Engine {
             return Err(error);
         }
         self.record_stages(batch);
-        let deliver = self.deliver_planned(plan(&batch.events, &routes, &[]).deliveries);
+        let plan = plan(&batch.events, &routes, &[]);
+        let feeds = std::mem::take(&mut batch.feeds);
+        if !feeds.is_empty() && !durable.is_empty() {
+            // A reader that connects now must find the rows of a feed in history: it gets no event for them afterwards.
+            self.make_visible(std::mem::take(&mut durable)).await?;
+        }
+        let deliver = self.deliver_with_feeds(plan.deliveries, feeds, gateways, &routes);
         let (delivered, visible) = join(deliver, self.make_visible(durable)).await;
         visible.map(|()| delivered)
     }
@@ -424,7 +437,7 @@ impl Engine {
         let Some(state) = batch.states.get(&number.conversation) else {
             return;
         };
-        let is_feed = state.head.is_feed;
+        let (is_feed, changed_at) = (state.head.is_feed, state.roster.changed_at);
         match decide(state, record, found) {
             Decision::Store(seq, commit) => {
                 batch.ids.insert(key, seq);
@@ -442,27 +455,26 @@ impl Engine {
                     rows: commit.inbox.len() as u32,
                 };
                 batch.stages.push((number.message_id, stored));
-                let mut devices = addresses(&state.roster.members, command);
-                if let Some(roster) = &commit.state.roster {
-                    devices.extend(addresses(&roster.members, command));
-                }
-                for (installation, row) in &commit.inbox {
-                    if *installation != sender.installation
-                        && let Some(device) = devices.get(installation)
-                    {
-                        batch.events.push((*device, SessionEvent::Row(row.clone())));
+                let others: Vec<_> =
+                    commit.inbox.iter().filter(|(device, _)| *device != sender.installation).collect();
+                if !others.is_empty() {
+                    let mut devices = addresses(&state.roster.members, command);
+                    if let Some(roster) = &commit.state.roster {
+                        devices.extend(addresses(&roster.members, command));
                     }
+                    let row = |(installation, row): &(InstallationId, InboxRow)| {
+                        Some((*devices.get(installation)?, SessionEvent::Row(row.clone())))
+                    };
+                    batch.events.extend(others.into_iter().filter_map(row));
                 }
-                if is_feed && let Some(row) = commit.history.last() {
-                    // The others read the row from history.
-                    let named: HashSet<_> = commit.inbox.iter().map(|(device, _)| *device).collect();
-                    let roster = commit.state.roster.as_ref().unwrap_or(&state.roster);
-                    for member in &roster.members {
-                        let others = member.installations.iter();
-                        let others =
-                            others.filter(|one| !named.contains(*one) && **one != sender.installation);
-                        let row = || SessionEvent::Row(row.clone());
-                        batch.events.extend(others.map(|one| (address(member.user, *one), row())));
+                if commit.state.head.is_feed {
+                    let feed = batch.feed(number.conversation, changed_at);
+                    feed.changed_after =
+                        commit.state.roster.as_ref().map_or(changed_at, |new| new.changed_at);
+                    feed.changes.extend(&commit.feeds);
+                    if is_feed {
+                        feed.rows.extend(commit.history.iter().cloned());
+                        feed.named.extend(commit.inbox.iter().map(|(device, row)| (row.seq, *device)));
                     }
                 }
                 batch.add(commit);
@@ -479,10 +491,13 @@ impl Engine {
                     // the rows.
                     let others = addresses(&state.roster.members, command)
                         .into_values()
-                        .filter(|device| *device != sender);
+                        .filter(|device| *device != sender && !is_feed);
                     let others: Vec<_> =
                         others.filter(|device| batch.looking.insert(device.installation)).collect();
                     batch.events.extend(others.into_iter().map(|device| (device, SessionEvent::Lagged)));
+                    if is_feed {
+                        batch.feed(number.conversation, changed_at).is_lagged = true;
+                    }
                 }
                 if let Some(commit) = commit {
                     batch.add(commit);
@@ -537,10 +552,8 @@ impl Engine {
         after: InboxPosition,
         limit: PageLimit,
     ) -> Result<InboxPage> {
-        let feeds = self.backends.store.feeds(device).await?;
-        let rows = self.backends.store.inbox(device, after, limit).await?;
-        let page = InboxPage { has_more: limit.is_reached(&rows), rows };
-        let mut page = self.add_feeds(device, &feeds, after, limit, page).await?;
+        let feeds = self.follow_feeds(device).await?;
+        let mut page = self.read_with_feeds(device, &feeds, after, limit).await?;
         self.hide_disappeared(&mut page.rows);
         Ok(page)
     }
@@ -600,7 +613,7 @@ fn remember(known: &mut ConversationState, senders: &[InstallationId], read: Con
 }
 
 /// Returns the address of a device for the delivery of events.
-const fn address(user: UserId, installation: InstallationId) -> DeviceAddress {
+pub(super) const fn address(user: UserId, installation: InstallationId) -> DeviceAddress {
     DeviceAddress { user, device: DeviceId::PRIMARY, installation }
 }
 

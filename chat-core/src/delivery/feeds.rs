@@ -2,42 +2,128 @@
 
 use std::collections::BTreeMap;
 
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 
 use super::Engine;
 use crate::backend::{CursorFilter, Feed, InboxPage, PageLimit};
-use crate::model::envelope::{InboxCursor, InboxPosition, InboxRow, RowContent};
+use crate::model::envelope::{InboxCursor, InboxPosition, InboxRow};
 use crate::model::error::Result;
 use crate::model::id::{ConversationId, InstallationId, Seq};
 
 /// Maximum number of rows of one feed in a page.
 const FEED_ROWS: usize = 64;
 
+/// Number of times that a session tries to follow its feeds while their rosters change.
+const FOLLOW_TRIES: usize = 3;
+/// Milliseconds after which a gateway announces again that it follows a feed.
+const FOLLOW_AGAIN_MS: u64 = 20_000;
+/// Maximum number of feeds for which a gateway remembers when it followed them.
+const MAX_FOLLOWED: usize = 100_000;
+
 impl Engine {
-    /// Adds the rows of a device's feeds to a page of its inbox, so that the page is in drain order and has no hole.
-    pub(super) async fn add_feeds(
+    /// Lets the session of a device get the new rows of its feeds. It must precede the read of the rows, so that the session
+    /// misses none in between. Returns the feeds.
+    ///
+    /// # Errors
+    /// `Unavailable` if the store fails.
+    pub(super) async fn follow_feeds(&self, device: InstallationId) -> Result<Vec<Feed>> {
+        let mut feeds = self.backends.store.feeds(device).await?;
+        if self.hub.route(device).is_none() {
+            return Ok(feeds);
+        }
+        for feed in feeds.iter().filter(|feed| !feed.is_read()) {
+            self.hub.unfollow(device, feed.conversation);
+        }
+        let read = feeds.iter().filter(|feed| feed.is_read()).map(|feed| feed.conversation);
+        join_all(read.map(|feed| self.announce_feed(feed))).await;
+        // Another try if the roster changes meanwhile. After the last one, a heartbeat of the device follows the feed.
+        for _ in 0..FOLLOW_TRIES {
+            let is_new = |feed: &&Feed| feed.is_read() && !self.hub.follows(device, feed.conversation);
+            let new = feeds.iter().filter(is_new).map(|feed| self.changed_at(feed.conversation));
+            let new = try_join_all(new).await?;
+            if new.is_empty() {
+                break;
+            }
+            // Read again: the changes of its readers up to `changed_at` are known now.
+            feeds = self.backends.store.feeds(device).await?;
+            for (id, changed_at) in new {
+                if feeds.iter().any(|feed| feed.conversation == id && feed.is_read()) {
+                    self.hub.follow(device, id, changed_at);
+                }
+            }
+        }
+        Ok(feeds)
+    }
+
+    /// Returns the seq of the last change of the roster of a feed.
+    async fn changed_at(&self, feed: ConversationId) -> Result<(ConversationId, Seq)> {
+        if let Some(changed_at) = self.hub.feed_changed_at(feed) {
+            return Ok((feed, changed_at));
+        }
+        Ok((feed, self.read_roster(feed).await?.changed_at))
+    }
+
+    /// Announces that this gateway has readers of a feed.
+    async fn announce_feed(&self, feed: ConversationId) {
+        let now = self.now_ms();
+        if self.followed.get(&feed).is_some_and(|at| now < at.saturating_add(FOLLOW_AGAIN_MS)) {
+            return;
+        }
+        // If it fails, a heartbeat of a reader repeats it, and meanwhile heartbeats read the feed.
+        if self.backends.registry.follow(feed, self.settings.gateway).await.is_ok() {
+            if self.followed.len() >= MAX_FOLLOWED {
+                self.followed.clear();
+            }
+            self.followed.insert(feed, now);
+        }
+    }
+
+    /// Returns a page of a device's inbox with the rows of its feeds, in drain order and without a hole.
+    ///
+    /// History is read before the inbox: a row of history may have a box for this device in the inbox, which a read of the inbox
+    /// before it may have missed.
+    pub(super) async fn read_with_feeds(
         &self,
         device: InstallationId,
         feeds: &[Feed],
         after: InboxPosition,
         limit: PageLimit,
-        page: InboxPage,
     ) -> Result<InboxPage> {
+        let parts = try_join_all(feeds.iter().map(|feed| self.read_feed(device, feed, after, limit))).await?;
+        let rows = self.backends.store.inbox(device, after, limit).await?;
+        let inbox = InboxPage { has_more: limit.is_reached(&rows), rows };
         if feeds.is_empty() {
-            return Ok(page);
+            return Ok(inbox);
         }
-        let mut parts =
-            try_join_all(feeds.iter().map(|feed| self.read_feed(device, feed, after, limit))).await?;
-        // The last one: a row of the inbox has what is only for this device.
-        parts.push(page);
+        // Rows that were committed since history was read: the rows of history before them may be missing.
+        let is_ahead = |row: &&InboxRow| {
+            let mut known = feeds.iter().zip(&parts);
+            known.any(|(feed, (_, seen))| {
+                row.conversation == feed.conversation && row.seq > *seen && feed.reads(row.seq)
+            })
+        };
+        let ahead = inbox.rows.iter().find(is_ahead).map(InboxRow::position);
+        // A row of the inbox that stands for expired rows covers rows of history that lie between them.
+        let gaps = inbox.rows.iter().filter(|row| row.is_expired());
+        let gaps: Vec<_> = gaps.map(|row| (row.conversation, row.first_seq()..=row.seq)).collect();
+        let is_covered = |row: &InboxRow| {
+            gaps.iter().any(|(conversation, gap)| row.conversation == *conversation && gap.contains(&row.seq))
+        };
+        let parts: Vec<InboxPage> = parts.into_iter().map(|(part, _)| part).collect();
         // Below the end of a part that has more rows, the page would lack some of them.
-        let ends = parts.iter().filter(|part| part.has_more);
+        let ends = parts.iter().chain([&inbox]).filter(|part| part.has_more);
         let end = ends.filter_map(|part| part.rows.last()).map(InboxRow::position).min();
-        let rows = parts.into_iter().flat_map(|part| part.rows).map(|row| (row.position(), row));
+        let of_feeds = parts.into_iter().flat_map(|part| part.rows).filter(|row| !is_covered(row));
+        let of_feeds: Vec<InboxRow> = of_feeds.collect();
+        // The inbox comes last: its row has what is only for this device.
+        let rows = of_feeds.into_iter().chain(inbox.rows).map(|row| (row.position(), row));
         let mut merged: BTreeMap<InboxPosition, InboxRow> = rows.collect();
         let mut page = InboxPage { rows: Vec::new(), has_more: end.is_some() };
         if let Some(end) = end {
             merged.retain(|position, _| *position <= end);
+        }
+        if let Some(ahead) = ahead {
+            merged.retain(|position, _| *position < ahead);
         }
         let mut bytes = 0;
         for row in merged.into_values() {
@@ -73,14 +159,15 @@ impl Engine {
         }
     }
 
-    /// Returns the next rows of a feed after a position that the device has not acknowledged.
+    /// Returns the next rows of a feed after a position that the device has not acknowledged, and the seq up to which all of its
+    /// rows are known.
     async fn read_feed(
         &self,
         device: InstallationId,
         feed: &Feed,
         after: InboxPosition,
         limit: PageLimit,
-    ) -> Result<InboxPage> {
+    ) -> Result<(InboxPage, Seq)> {
         let limit = PageLimit { rows: limit.rows.min(FEED_ROWS), ..limit };
         let is_same = after.conversation == feed.conversation;
         let mut seq = if is_same { feed.acked.max(after.seq) } else { feed.acked };
@@ -97,27 +184,13 @@ impl Engine {
                 }
                 seq = row.seq;
                 if row.position() > after && feed.reads(seq) {
-                    page.rows.push(for_device(row, device));
+                    page.rows.push(row.for_device(device));
                 }
             }
             if !page.rows.is_empty() || !page.has_more {
-                break;
+                return Ok((page, seq));
             }
         }
-        Ok(page)
+        Ok((page, Seq::MAX))
     }
-}
-
-/// Returns the row of history as a device gets it: its own message has no content.
-fn for_device(mut row: InboxRow, device: InstallationId) -> InboxRow {
-    if let RowContent::Message { message, .. } = &row.content
-        && message.sender.installation == device
-    {
-        row.content = RowContent::Own {
-            message_id: message.id,
-            client_seq: message.client_seq,
-            incarnation: message.incarnation,
-        };
-    }
-    row
 }

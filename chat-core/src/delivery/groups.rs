@@ -88,7 +88,7 @@ impl Engine {
         feed_devices > 0 && roster.installations().nth(feed_devices as usize).is_some()
     }
 
-    async fn read_roster(&self, conversation: ConversationId) -> Result<Arc<Roster>> {
+    pub(super) async fn read_roster(&self, conversation: ConversationId) -> Result<Arc<Roster>> {
         let state = self.backends.store.state(conversation, SenderFilter::No, None).await?;
         let roster = Arc::new(state.map(|state| state.roster).unwrap_or_default());
         if self.rosters.len() > MAX_ROSTERS {

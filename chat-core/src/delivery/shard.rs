@@ -210,7 +210,9 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
     let members = roster.members.iter().map(|member| (member, true));
     let others = removed.chain(&outside).map(|member| (member, false));
     let mut inbox = Vec::with_capacity(roster.members.len());
-    for (member, is_member) in members.chain(others) {
+    // Most messages of a feed have a row for no device.
+    let has_rows = !is_feed || known.is_some() || !boxes.is_empty() || !excluded.is_empty();
+    for (member, is_member) in members.filter(|_| has_rows).chain(others) {
         for installation in &member.installations {
             let is_new = known.as_ref().is_some_and(|known| !known.contains(installation));
             let has_own_content = || boxes.contains_key(installation) || excluded.contains(installation);

@@ -1,7 +1,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::backend::{GatewayId, NodeLink, SessionDelivery};
+use crate::backend::{Deliveries, GatewayId, NodeLink};
 use crate::model::error::{Error, ErrorKind, Result};
 
 /// The [`NodeLink`] of a single process without other gateways.
@@ -15,7 +15,7 @@ const fn alone() -> Error {
 
 #[async_trait]
 impl NodeLink for NoLink {
-    fn deliver(&self, _gateway: GatewayId, _deliveries: Vec<SessionDelivery>) {}
+    fn deliver(&self, _gateway: GatewayId, _deliveries: Deliveries) {}
 
     async fn offer(&self, _gateway: GatewayId, _rendezvous: Bytes) -> Result<Bytes> {
         Err(alone())

@@ -1,9 +1,11 @@
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
 use dashmap::DashMap;
 
 use crate::backend::{GatewayId, Registry, Route};
 use crate::model::error::{Error, ErrorKind, Result};
-use crate::model::id::{DeviceAddress, UserId};
+use crate::model::id::{ConversationId, DeviceAddress, UserId};
 
 /// A [`Registry`] in memory.
 #[derive(Debug, Default)]
@@ -11,6 +13,7 @@ pub struct MemoryRegistry {
     routes: DashMap<UserId, Vec<Route>>,
     epochs: std::sync::atomic::AtomicU64,
     addresses: DashMap<GatewayId, String>,
+    followers: DashMap<ConversationId, BTreeSet<GatewayId>>,
 }
 
 impl MemoryRegistry {
@@ -19,10 +22,11 @@ impl MemoryRegistry {
         self.routes.is_empty()
     }
 
-    /// Removes every route.
+    /// Removes every route and every follower.
     #[cfg(feature = "sim")]
     pub(crate) fn forget(&self) {
         self.routes.clear();
+        self.followers.clear();
     }
 }
 
@@ -74,5 +78,14 @@ impl Registry for MemoryRegistry {
     async fn lookup(&self, users: &[UserId]) -> Result<Vec<Route>> {
         let known = users.iter().filter_map(|user| self.routes.get(user));
         Ok(known.flat_map(|routes| routes.clone()).collect())
+    }
+
+    async fn follow(&self, feed: ConversationId, gateway: GatewayId) -> Result<()> {
+        self.followers.entry(feed).or_default().insert(gateway);
+        Ok(())
+    }
+
+    async fn followers(&self, feed: ConversationId) -> Result<Vec<GatewayId>> {
+        Ok(self.followers.get(&feed).map(|known| known.iter().copied().collect()).unwrap_or_default())
     }
 }

@@ -206,6 +206,21 @@ impl InboxRow {
         self
     }
 
+    /// Returns the row of history as a device reads it in a feed: its own message has no content.
+    #[must_use]
+    pub fn for_device(mut self, device: InstallationId) -> Self {
+        if let RowContent::Message { message, .. } = &self.content
+            && message.sender.installation == device
+        {
+            self.content = RowContent::Own {
+                message_id: message.id,
+                client_seq: message.client_seq,
+                incarnation: message.incarnation,
+            };
+        }
+        self
+    }
+
     /// Erases the content of a message, or of a kind that this release does not know: the row is then empty, for this
     /// reason. Returns whether it had content.
     ///

@@ -12,9 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::store::{Busy, unknown};
-use crate::backend::{
-    Command, GatewayId, LogPosition, NodeLink, Record, RecordBatch, Router, SessionDelivery,
-};
+use crate::backend::{Command, Deliveries, GatewayId, LogPosition, NodeLink, Record, RecordBatch, Router};
 use crate::memory::{ManualClock, NoLink};
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::rng::Rng;
@@ -184,7 +182,7 @@ impl Router for SimRouter {
 }
 
 /// Deliveries between gateways that the world has not transported yet.
-pub(super) type Carried = Arc<Mutex<VecDeque<(GatewayId, Vec<SessionDelivery>)>>>;
+pub(super) type Carried = Arc<Mutex<VecDeque<(GatewayId, Deliveries)>>>;
 
 /// A gateway's end of the links to the other gateways.
 #[derive(Debug)]
@@ -192,7 +190,7 @@ pub(super) struct SimLink(pub Carried);
 
 #[async_trait]
 impl NodeLink for SimLink {
-    fn deliver(&self, gateway: GatewayId, deliveries: Vec<SessionDelivery>) {
+    fn deliver(&self, gateway: GatewayId, deliveries: Deliveries) {
         self.0.lock().push_back((gateway, deliveries));
     }
 

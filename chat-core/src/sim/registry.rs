@@ -9,7 +9,7 @@ use super::store::unknown;
 use crate::backend::{GatewayId, Registry, Route};
 use crate::memory::MemoryRegistry;
 use crate::model::error::{Error, ErrorKind, Result};
-use crate::model::id::{DeviceAddress, UserId};
+use crate::model::id::{ConversationId, DeviceAddress, UserId};
 use crate::model::rng::Rng;
 
 /// A [`Registry`] in memory with injected errors.
@@ -40,7 +40,7 @@ impl SimRegistry {
         *self.errors.lock() = (0, 0);
     }
 
-    /// Drops all routes.
+    /// Drops all routes and followers.
     pub(super) fn forget(&self) {
         self.routes.forget();
     }
@@ -83,5 +83,13 @@ impl Registry for SimRegistry {
 
     async fn lookup(&self, users: &[UserId]) -> Result<Vec<Route>> {
         self.call(self.routes.lookup(users)).await
+    }
+
+    async fn follow(&self, feed: ConversationId, gateway: GatewayId) -> Result<()> {
+        self.call(self.routes.follow(feed, gateway)).await
+    }
+
+    async fn followers(&self, feed: ConversationId) -> Result<Vec<GatewayId>> {
+        self.call(self.routes.followers(feed)).await
     }
 }

@@ -14,8 +14,8 @@ use parking_lot::Mutex;
 
 use super::store::SimStore;
 use crate::backend::{
-    Backends, ContactStore, GatewayId, KeyDirectory, NodeLink, Presence, Registry, Route, Router, Rules,
-    SessionDelivery, Transport,
+    Backends, ContactStore, Deliveries, GatewayId, KeyDirectory, NodeLink, Presence, Registry, Route, Router,
+    Rules, Transport,
 };
 use crate::delivery::{Engine, EngineSettings, Rates};
 use crate::gateway::{Drain, Gateway};
@@ -277,7 +277,7 @@ impl Server {
     }
 
     /// Delivers what another gateway sent for sessions of this one; returns the connections that are not here.
-    pub(super) fn deliver_local(&self, deliveries: Vec<SessionDelivery>) -> Vec<Route> {
+    pub(super) fn deliver_local(&self, deliveries: Deliveries) -> Vec<Route> {
         self.engine.deliver_local(deliveries)
     }
 }

@@ -262,7 +262,9 @@ impl MessageStore for SimStore {
                 let mut rng = self.rng.lock();
                 (rng.chance(faults.error_before), rng.chance(faults.error_after), rng.next_u64())
             };
-            let durable_first = faults.durable_first && self.rng.lock().chance(50);
+            // A reader that sees a row of a feed in history must find its box in the inbox.
+            let has_boxes = commit.state.head.is_feed && !commit.inbox.is_empty();
+            let durable_first = faults.durable_first && self.rng.lock().chance(50) && !has_boxes;
             self.keys.lock().note_disappearing(&commit);
             let mut writes = Tables::writes(commit.clone());
             if Mutant::StateBeforeRows.is_active() {

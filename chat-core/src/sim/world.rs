@@ -25,7 +25,7 @@ use super::registry::SimRegistry;
 use super::server::{Server, Task, WokenTasks, ready};
 use super::store::{FIRST_EPOCH, Redo, StoreFaults};
 use super::{Options, Report};
-use crate::backend::{AccountKey, GatewayId, KeyDirectory, MessageStore, SessionDelivery};
+use crate::backend::{AccountKey, Deliveries, GatewayId, KeyDirectory, MessageStore};
 use crate::memory::{
     ManualClock, ManualRuntime, MemoryContacts, MemoryKeys, MemoryPresence, MemoryRouter, Tables,
 };
@@ -83,7 +83,7 @@ enum Event {
     /// The registry loses all routes.
     Forget,
     /// Deliveries from another gateway arrive.
-    NodeDelivery(GatewayId, Vec<SessionDelivery>),
+    NodeDelivery(GatewayId, Deliveries),
     /// A task that was woken goes on.
     Poll(Task),
     /// A server process drains, and ends a while later.

@@ -34,6 +34,14 @@ fn engine_of(settings: EngineSettings) -> (Engine, Arc<dyn MessageStore>) {
     let clock = Arc::new(ManualClock::default());
     clock.set_us(START_US);
     let backends = Backends { router: Arc::new(MemoryRouter::new(4, clock.clone())), ..Backends::memory() };
+    engine_on(backends, settings, clock)
+}
+
+fn engine_on(
+    backends: Backends,
+    settings: EngineSettings,
+    clock: Arc<ManualClock>,
+) -> (Engine, Arc<dyn MessageStore>) {
     let store = backends.store.clone();
     (Engine::new(backends, settings, clock), store)
 }
@@ -67,7 +75,11 @@ impl Group {
     /// As [`of_strangers`](Self::of_strangers). A group with more than `feed_devices` devices is a feed.
     fn with(feed_devices: u32, accepted: &[(usize, usize)]) -> Self {
         let rates = Rates::OFF;
-        let (engine, store) = engine_of(EngineSettings { rates, feed_devices, ..EngineSettings::default() });
+        Self::on(engine_of(EngineSettings { rates, feed_devices, ..EngineSettings::default() }), accepted)
+    }
+
+    /// As [`with`](Self::with), on an engine and its store.
+    fn on((engine, store): (Engine, Arc<dyn MessageStore>), accepted: &[(usize, usize)]) -> Self {
         let users: Vec<User> = USERS.iter().zip(1..).map(|(name, n)| User::new(n, name)).collect();
         users.iter().for_each(|user| user.register(&engine));
         let action = GroupAction::Create {

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use chat_core::backend::{GatewayId, Registry, Route};
 use chat_core::delivery::SessionEvent;
 use chat_core::wire::CloseReason;
-use chat_core::{Error, ErrorKind, Result, UserId};
+use chat_core::{ConversationId, Error, ErrorKind, Result, UserId};
 
 use super::*;
 
@@ -39,6 +39,14 @@ impl Registry for Away {
     }
 
     async fn lookup(&self, _: &[UserId]) -> Result<Vec<Route>> {
+        away()
+    }
+
+    async fn follow(&self, _: ConversationId, _: GatewayId) -> Result<()> {
+        away()
+    }
+
+    async fn followers(&self, _: ConversationId) -> Result<Vec<GatewayId>> {
         away()
     }
 }
@@ -99,6 +107,14 @@ impl Registry for Late {
         // Later than the clock of the gateway whose call failed.
         let routes = self.0.lookup(users).await?;
         Ok(routes.into_iter().map(|route| Route { epoch: u64::MAX, ..route }).collect())
+    }
+
+    async fn follow(&self, feed: ConversationId, gateway: GatewayId) -> Result<()> {
+        self.0.follow(feed, gateway).await
+    }
+
+    async fn followers(&self, feed: ConversationId) -> Result<Vec<GatewayId>> {
+        self.0.followers(feed).await
     }
 }
 

@@ -66,8 +66,11 @@ fn day_in_inbox(row: &InboxRow, late: u64) -> i32 {
 /// Returns whether a commit's state may be written before its rows. Rows of one partition become visible
 /// together. A commit is fit if its inbox rows have one day and its history rows one bucket: then no reader
 /// sees only a part of them. Mailbox commits are not fit, because their messages may be stored in inboxes
-/// only.
+/// only. Nor are inbox rows of a feed: a device that reads the row of history before its inbox has its box would miss the box.
 fn is_fit_for_redo(commit: &Commit) -> bool {
+    if commit.state.head.is_feed && !commit.inbox.is_empty() {
+        return false;
+    }
     let late = late_before_us();
     let days: BTreeSet<i32> = commit.inbox.iter().map(|(_, row)| day_in_inbox(row, late)).collect();
     let buckets: BTreeSet<u64> = commit.history.iter().map(|row| row.seq / BUCKET).collect();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use ::redis::{Script, cmd};
 use async_trait::async_trait;
 use chat_core::backend::{GatewayId, Registry, Route};
-use chat_core::{DeviceAddress, DeviceId, Error, ErrorKind, InstallationId, Result, UserId};
+use chat_core::{ConversationId, DeviceAddress, DeviceId, Error, ErrorKind, InstallationId, Result, UserId};
 use dashmap::DashMap;
 use futures_util::future::join_all;
 
@@ -19,6 +19,24 @@ const RENEW_EVERY: Duration = Duration::from_secs(10);
 const SEEN_FOR: Duration = Duration::from_secs(1);
 /// Seconds after which a user's routes expire unless a heartbeat extends them.
 const ROUTES_SECS: u64 = 24 * 3600;
+
+/// Seconds for which a gateway that followed a feed counts as a follower. It repeats that every 20 s.
+const FOLLOW_SECS: u64 = 75;
+
+/// Adds a gateway to the followers of a feed, and removes those that did not repeat it in time.
+const FOLLOW: &str = r"
+local now = tonumber(redis.call('TIME')[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+return 1
+";
+
+/// Returns the gateways that followed a feed in time.
+const FOLLOWERS: &str = r"
+local now = tonumber(redis.call('TIME')[1])
+return redis.call('ZRANGEBYSCORE', KEYS[1], now - ARGV[1], '+inf')
+";
 
 /// Registers a route with an epoch above the stored one and not below the server's clock in microseconds, so
 /// that it is also above epochs that Redis lost.
@@ -69,6 +87,8 @@ pub struct RedisRegistry {
     bind: Script,
     renew: Script,
     unbind: Script,
+    follow: Script,
+    followers: Script,
 }
 
 impl fmt::Debug for RedisRegistry {
@@ -79,6 +99,10 @@ impl fmt::Debug for RedisRegistry {
 
 fn key(user: UserId) -> String {
     format!("chat:{{{}}}:routes", user.to_hex())
+}
+
+fn followers_key(feed: ConversationId) -> String {
+    format!("chat:{{{}}}:followers", feed.to_hex())
 }
 
 fn lease(gateway: GatewayId) -> String {
@@ -110,6 +134,8 @@ impl RedisRegistry {
             bind: Script::new(BIND),
             renew: Script::new(RENEW),
             unbind: Script::new(UNBIND),
+            follow: Script::new(FOLLOW),
+            followers: Script::new(FOLLOWERS),
         }
     }
 
@@ -136,9 +162,8 @@ impl RedisRegistry {
         Ok(known.iter().filter_map(|(installation, value)| read(user, installation, value)).collect())
     }
 
-    /// Returns the gateways of these routes that hold their lease.
-    async fn alive(&self, routes: &[Route]) -> Vec<GatewayId> {
-        let mut gateways: Vec<GatewayId> = routes.iter().map(|route| route.gateway).collect();
+    /// Returns those of the gateways that hold their lease.
+    async fn alive(&self, mut gateways: Vec<GatewayId>) -> Vec<GatewayId> {
         gateways.sort_unstable();
         gateways.dedup();
         let now = Instant::now();
@@ -232,7 +257,18 @@ impl Registry for RedisRegistry {
             return Err(error.clone());
         }
         let routes: Vec<Route> = found.into_iter().flatten().flatten().collect();
-        let alive = self.alive(&routes).await;
+        let alive = self.alive(routes.iter().map(|route| route.gateway).collect()).await;
         Ok(routes.into_iter().filter(|route| alive.contains(&route.gateway)).collect())
+    }
+
+    async fn follow(&self, feed: ConversationId, gateway: GatewayId) -> Result<()> {
+        let key = followers_key(feed);
+        self.connection.script::<()>(&key, self.follow.key(&key).arg(gateway.0).arg(FOLLOW_SECS)).await
+    }
+
+    async fn followers(&self, feed: ConversationId) -> Result<Vec<GatewayId>> {
+        let key = followers_key(feed);
+        let known: Vec<u64> = self.connection.script(&key, self.followers.key(&key).arg(FOLLOW_SECS)).await?;
+        Ok(self.alive(known.into_iter().map(GatewayId).collect()).await)
     }
 }

@@ -74,6 +74,51 @@ pub struct SessionDeliveries {
     /// One entry per connection.
     #[prost(message, repeated, tag = "1")]
     pub deliveries: ::prost::alloc::vec::Vec<Delivery>,
+    /// Events for all readers of feeds.
+    #[prost(message, repeated, tag = "2")]
+    pub feeds: ::prost::alloc::vec::Vec<FeedDelivery>,
+}
+/// Events for the connected readers of a feed.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FeedDelivery {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub conversation: ::prost::bytes::Bytes,
+    /// New rows of history, each a chat.v1.Row, in the order of their seqs.
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub rows: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// Rows were dropped: the readers must read their inboxes.
+    #[prost(bool, tag = "3")]
+    pub lagged: bool,
+    /// The devices that begin or stop to read with these rows.
+    #[prost(message, repeated, tag = "4")]
+    pub changes: ::prost::alloc::vec::Vec<FeedChange>,
+    /// The rows that a device must get from its inbox.
+    #[prost(message, repeated, tag = "5")]
+    pub named: ::prost::alloc::vec::Vec<NamedRow>,
+    /// The seqs of the last change of the roster before the rows, and with them.
+    #[prost(uint64, tag = "6")]
+    pub changed_before: u64,
+    #[prost(uint64, tag = "7")]
+    pub changed_after: u64,
+}
+/// A row of a feed that has a part only for one device.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NamedRow {
+    #[prost(uint64, tag = "1")]
+    pub seq: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub installation: ::prost::bytes::Bytes,
+}
+/// A device begins to read a feed after a seq, or stops.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FeedChange {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub installation: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub seq: u64,
+    /// The device begins to read.
+    #[prost(bool, tag = "3")]
+    pub joins: bool,
 }
 /// Events for one session, in order.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use super::super::cluster::{Carried, SHARDS, SimLog, SimRouter};
 use super::super::server::ready;
 use super::{Event, HEAL_MS, World};
-use crate::backend::{GatewayId, Registry, SessionDelivery};
+use crate::backend::{Deliveries, GatewayId, Registry};
 
 /// Server processes of a cluster.
 pub(super) const SERVERS: usize = 3;
@@ -122,11 +122,11 @@ impl World {
         }
     }
 
-    pub(super) fn node_delivers(&mut self, gateway: GatewayId, deliveries: Vec<SessionDelivery>) {
+    pub(super) fn node_delivers(&mut self, gateway: GatewayId, deliveries: Deliveries) {
         let server = gateway.0 as usize % SERVERS;
         let stale = match &self.servers[server] {
             Some(here) if here.id == gateway => here.deliver_local(deliveries),
-            _ => deliveries.into_iter().map(|(route, _)| route).collect(),
+            _ => deliveries.sessions.into_iter().map(|(route, _)| route).collect(),
         };
         for route in stale {
             let _ = ready(self.registry.unbind(route));

@@ -1,14 +1,28 @@
 //! Feeds: the messages of large groups are in history only, and each device reads them as rows of its inbox.
 
-use chat_core::backend::CursorFilter;
+use async_trait::async_trait;
+use chat_core::backend::{CursorFilter, Deliveries, GatewayId, NodeLink};
+use chat_core::delivery::{SessionEvent, SessionHandle};
 use chat_core::envelope::{AckUpTo, DeviceBox, InboxRow};
+use chat_core::memory::{MemoryPush, NoLink};
+use futures_util::FutureExt as _;
+use parking_lot::Mutex;
 
 use super::*;
+
+fn settings(gateway: u64) -> EngineSettings {
+    let gateway = GatewayId(gateway);
+    EngineSettings { gateway, feed_devices: 2, rates: Rates::OFF, ..EngineSettings::default() }
+}
 
 impl Group {
     /// As [`founded`](Self::founded), of three users. A group with more than two devices is a feed.
     fn feed() -> Self {
-        let mut group = Self::with(2, &[(1, 0), (2, 0), (3, 0)]);
+        Self::feed_on(engine_of(settings(1)))
+    }
+
+    fn feed_on(engine: (Engine, Arc<dyn MessageStore>)) -> Self {
+        let mut group = Self::on(engine, &[(1, 0), (2, 0), (3, 0)]);
         let founding = group.founding();
         assert_eq!(group.change(0, &founding, &[0, 1, 2]), None);
         group
@@ -22,6 +36,24 @@ impl Group {
     fn stored(&self, user: usize) -> Vec<Seq> {
         let inbox = self.store.inbox(self.device(user), InboxPosition::START, PageLimit::MAX);
         ready(inbox).unwrap().iter().map(|row| row.seq).collect()
+    }
+
+    /// Connects a user's device, which reads its inbox.
+    fn connected(&self, user: usize) -> SessionHandle {
+        let session = ready(self.engine.bind(self.users[user].device())).unwrap();
+        self.seqs(user);
+        session
+    }
+
+    /// Appends messages of users without applying them.
+    fn append(&mut self, from: &[usize]) {
+        for user in from {
+            let publish = self.publish(*user, None, &[]);
+            let number = publish.number;
+            assert_eq!(ready(submit(&self.engine, self.users[*user].device(), publish)), None);
+            self.seq += 1;
+            self.sent[*user] = (number.client_seq, number.message_id);
+        }
     }
 
     fn ack(&self, user: usize, seq: Seq) -> chat_core::Result<()> {
@@ -115,4 +147,160 @@ fn feed_is_read_in_pages_together_with_the_inbox() {
     assert_eq!(tail, 151, "a device learns that it is behind");
     let stored = ready(group.store.device(device, CursorFilter::Of(group.id))).unwrap();
     assert_eq!(stored.waiting_rows, 1 + 3, "rows of a feed take no room in an inbox");
+}
+
+/// Returns the new events of a session about messages.
+fn heard(session: &mut SessionHandle) -> Vec<String> {
+    let batches = std::iter::from_fn(|| session.events.try_recv().ok());
+    let name = |event| match event {
+        SessionEvent::Row(InboxRow { seq, content: RowContent::Own { .. }, .. }) => format!("own row {seq}"),
+        SessionEvent::Row(InboxRow { seq, content: RowContent::Message { sealed, .. }, .. }) => {
+            format!("row {seq}{}", if sealed.is_empty() { "" } else { " with a box" })
+        }
+        SessionEvent::Own(stored, _) => format!("own {}", stored.seq),
+        other => format!("{other:?}"),
+    };
+    batches.flatten().map(name).collect()
+}
+
+#[test]
+fn connected_readers_of_a_feed_get_its_rows_in_order() {
+    let mut group = Group::feed();
+    let [mut alice, mut bob, mut carol] = [0, 1, 2].map(|user| group.connected(user));
+    group.append(&[0, 1, 1, 0]);
+    let publish = group.publish(2, None, &[]);
+    let boxes = vec![DeviceBox { installation: group.device(0), data: Bytes::from_static(b"key") }];
+    assert_eq!(ready(submit(&group.engine, group.users[2].device(), Publish { boxes, ..publish })), None);
+    work(&group.engine);
+    assert_eq!(heard(&mut alice), ["own 2", "row 3", "row 4", "own 5", "row 6 with a box"]);
+    assert_eq!(heard(&mut bob), ["row 2", "own 3", "own 4", "row 5", "row 6"]);
+    assert_eq!(heard(&mut carol), ["row 2", "row 3", "row 4", "row 5", "own 6"]);
+    assert_eq!(group.stored(1), [1], "the rows are in history only");
+}
+
+#[test]
+fn session_gets_the_rows_of_a_feed_only_while_its_user_reads_it() {
+    let mut group = Group::feed();
+    let mut bob = group.connected(1);
+    let mut carol = ready(group.engine.bind(group.users[2].device())).unwrap();
+    assert_eq!(group.say(0), None);
+    assert_eq!(heard(&mut bob), ["row 2"]);
+    assert_eq!(
+        heard(&mut carol),
+        Vec::<String>::new(),
+        "it reads the row from its inbox, which it has not read yet"
+    );
+    assert_eq!(group.seqs(2), [1, 2]);
+    let mut dave = ready(group.engine.bind(group.users[3].device())).unwrap();
+    assert_eq!(group.change(0, &GroupAction::Add(vec![group.user(3)]), &[3]), None);
+    assert_eq!(group.say(0), None);
+    for session in [&mut bob, &mut carol, &mut dave] {
+        assert_eq!(heard(session), ["row 3", "row 4"], "also the device that joined");
+    }
+    let remove = GroupAction::Remove { users: vec![group.user(1)], ban: false };
+    assert_eq!(group.change(0, &remove, &[]), None);
+    assert_eq!(group.say(0), None);
+    assert_eq!(heard(&mut bob), ["row 5"], "its removal is the last row");
+    assert_eq!(heard(&mut carol), ["row 5", "row 6"]);
+    group.seqs(1);
+    let mut carol_again = group.connected(2);
+    assert_eq!(group.say(0), None);
+    assert_eq!(heard(&mut bob), Vec::<String>::new(), "also after it read its inbox again");
+    assert_eq!(heard(&mut carol).len(), 1, "the earlier session was closed");
+    assert_eq!(heard(&mut carol_again), ["row 7"]);
+}
+
+/// The link from a gateway to the others, with the deliveries that wait for them.
+#[derive(Clone, Debug, Default)]
+struct QueuedLink(Arc<Mutex<Vec<(GatewayId, Deliveries)>>>);
+
+#[async_trait]
+impl NodeLink for QueuedLink {
+    fn deliver(&self, gateway: GatewayId, deliveries: Deliveries) {
+        self.0.lock().push((gateway, deliveries));
+    }
+
+    async fn offer(&self, gateway: GatewayId, rendezvous: Bytes) -> chat_core::Result<Bytes> {
+        NoLink.offer(gateway, rendezvous).await
+    }
+
+    async fn answer_offer(
+        &self,
+        gateway: GatewayId,
+        rendezvous: Bytes,
+        sealed: Bytes,
+    ) -> chat_core::Result<()> {
+        NoLink.answer_offer(gateway, rendezvous, sealed).await
+    }
+}
+
+#[test]
+fn other_gateway_gets_one_delivery_for_all_of_its_readers() {
+    let clock = Arc::new(ManualClock::default());
+    clock.set_us(START_US);
+    let link = QueuedLink::default();
+    let router = Arc::new(MemoryRouter::new(4, clock.clone()));
+    let backends = Backends { router, node_link: Arc::new(link.clone()), ..Backends::memory() };
+    let [other, third] = [2, 3].map(|n| Engine::new(backends.clone(), settings(n), clock.clone()));
+    let mut group = Group::feed_on(engine_on(backends, settings(1), clock));
+    let mut there = [1, 2].map(|user| {
+        let session = ready(other.bind(group.users[user].device())).unwrap();
+        ready(other.inbox(group.device(user), InboxPosition::START, PageLimit::MAX)).unwrap();
+        session
+    });
+    group.append(&[0, 0]);
+    work(&group.engine);
+    let sent = std::mem::take(&mut *link.0.lock());
+    let [(GatewayId(2), deliveries)] = &sent[..] else { panic!("{sent:?}") };
+    assert!(deliveries.sessions.is_empty() && deliveries.feeds.len() == 1);
+    assert_eq!(deliveries.feeds[0].rows.len(), 2);
+    assert_eq!(other.deliver_local(deliveries.clone()), []);
+    for session in &mut there {
+        assert_eq!(heard(session), ["row 2", "row 3"]);
+    }
+    // A device that connects to a gateway without readers, and joins there.
+    let mut dave = ready(third.bind(group.users[3].device())).unwrap();
+    assert_eq!(group.change(0, &GroupAction::Add(vec![group.user(3)]), &[3]), None);
+    assert_eq!(group.say(0), None);
+    for (gateway, deliveries) in std::mem::take(&mut *link.0.lock()) {
+        if gateway == GatewayId(3) {
+            assert_eq!(third.deliver_local(deliveries), []);
+        }
+    }
+    assert_eq!(heard(&mut dave), ["row 4", "row 5"]);
+}
+
+#[test]
+fn readers_of_a_feed_without_a_connection_are_woken_outside_of_the_path_of_the_message() {
+    let clock = Arc::new(ManualClock::default());
+    clock.set_us(START_US);
+    let push = Arc::new(MemoryPush::default());
+    let router = Arc::new(MemoryRouter::new(4, clock.clone()));
+    let backends = Backends { router, push: push.clone(), ..Backends::memory() };
+    let mut group = Group::feed_on(engine_on(backends, settings(1), clock));
+    let woken = |group: &Group, before: usize| -> Vec<InstallationId> {
+        assert!(group.engine.run_wakes().now_or_never().is_none(), "it waits for the next message");
+        push.woken()[before..].iter().map(|device| device.installation).collect()
+    };
+    woken(&group, 0);
+    let before = push.woken().len();
+    let bob = group.connected(1);
+    assert_eq!(group.say(0), None);
+    assert_eq!(push.woken().len(), before);
+    assert_eq!(woken(&group, before), [group.device(2)]);
+    let before = push.woken().len();
+    let mut silent = group.publish(0, None, &[]);
+    silent.options.urgency = chat_core::message_options::Urgency::Silent;
+    assert_eq!(group.send(0, silent), None);
+    assert_eq!(woken(&group, before), []);
+    for (user, wanted) in [(1, vec![]), (2, vec![group.device(2)])] {
+        let mut directed = group.publish(0, None, &[]);
+        directed.options.wake = vec![group.user(user)];
+        assert_eq!(group.send(0, directed), None);
+        assert_eq!(woken(&group, before), wanted, "Bob is connected");
+    }
+    ready(group.engine.unbind(&bob));
+    let before = push.woken().len();
+    assert_eq!(group.say(0), None);
+    assert_eq!(woken(&group, before).len(), 2);
 }
