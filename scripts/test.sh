@@ -166,7 +166,7 @@ await() { # NAME
     local printer=$!
     while [[ ! -e $logs/$1.outcome ]] && kill -0 "$background" 2>/dev/null; do sleep 1; done
     sleep 1
-    kill "$printer"
+    kill "$printer" 2>/dev/null || true
     [[ $(cat "$logs/$1.outcome") == 0 ]]
 }
 
