@@ -96,7 +96,7 @@ ALTER TABLE messages ADD COLUMN mentioned INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE messages ADD COLUMN lifetime_ms INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE messages ADD COLUMN expires_at INTEGER;
 ALTER TABLE messages ADD COLUMN group_action BLOB;
-DROP INDEX messages_unasked;
+DROP INDEX IF EXISTS messages_unasked;
 CREATE INDEX messages_unasked ON messages (unasked) WHERE unasked > 0;
 CREATE INDEX messages_expiring ON messages (expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX messages_unexpired ON messages (conversation, seq) WHERE lifetime_ms > 0 AND expires_at IS NULL;
