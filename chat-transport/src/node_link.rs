@@ -670,13 +670,11 @@ mod tests {
     #[test]
     fn lost_rows_of_a_feed_become_lagged() {
         let (peer, feed) = (Peer::default(), row(0).conversation);
-        for seq in [4, 5] {
-            let rows = FeedDelivery { rows: vec![row(seq)], ..FeedDelivery::new(feed, 1) };
-            peer.put(Deliveries { sessions: Vec::new(), feeds: vec![rows.clone()] });
-            let taken = peer.take();
-            assert_eq!(taken.feeds, [rows]);
-            peer.lost(taken);
-        }
+        let rows = |seq| FeedDelivery { rows: vec![row(seq)], ..FeedDelivery::new(feed, 1) };
+        peer.put(Deliveries { sessions: Vec::new(), feeds: vec![rows(4), rows(5)] });
+        let taken = peer.take();
+        assert_eq!(taken.feeds, [rows(4), rows(5)]);
+        peer.lost(taken);
         assert!(!peer.is_idle());
         peer.put(sessions(1, 1));
         assert_eq!(peer.take(), Deliveries { feeds: vec![FeedDelivery::lagged(feed)], ..sessions(1, 1) });
