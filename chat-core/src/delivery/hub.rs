@@ -263,9 +263,8 @@ impl Hub {
             }
             return None;
         }
-        let joined: Vec<_> = feed.changes.iter().filter(|change| change.joins).collect();
+        let joined = feed.changes.iter().filter(|change| change.joins);
         let joined: Vec<_> = joined
-            .into_iter()
             .filter_map(|change| self.connections.get(&change.device).map(|known| known.clone()))
             .collect();
         if known.is_none() && joined.is_empty() {
@@ -290,6 +289,9 @@ impl Hub {
             known.remove(id, device);
         }
         known.changed_at = feed.changed_after;
+        drop(known);
+        // The last reader may have left, or its connection may have ended before it joined.
+        self.feeds.remove_if(&id, |_, known| known.connections.is_empty());
         Some(readers)
     }
 
