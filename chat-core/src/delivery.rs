@@ -3,6 +3,7 @@
 mod account_deletion;
 mod admission;
 mod batch;
+mod channels;
 mod contacts;
 mod counters;
 mod device_linking;

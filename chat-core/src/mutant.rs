@@ -76,6 +76,10 @@ pub enum Mutant {
     RoleIgnored,
     /// A user joins a group without an invitation or the link.
     JoinUnchecked,
+    /// A shard lets a device read a channel without the proof of its link.
+    SubscribeUnchecked,
+    /// A user that is removed from a channel continues to read it.
+    RemovedReaderStays,
     /// A gateway lets a user add users to a group that do not know it.
     StrangerAdded,
     /// The key epoch of a group does not rise when a member or a device is removed.

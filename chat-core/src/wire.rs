@@ -6,7 +6,9 @@
 mod client;
 mod server;
 
-pub use crate::model::client_frame::{ClientFrame, GroupReceipt, Hello, Registration, Renewal, Request};
+pub use crate::model::client_frame::{
+    ClientFrame, GroupReceipt, Hello, HistoryRange, Registration, Renewal, Request,
+};
 pub use crate::model::close_reason::CloseReason;
 pub use crate::model::prekeys::{Bundle, FirstPrekeys, OneTimePrekey, PrekeyUpload};
 pub use crate::model::server_frame::{Challenge, Response, ServerFrame, Welcome};

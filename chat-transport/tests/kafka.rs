@@ -83,7 +83,7 @@ fn command(n: u64) -> Command {
 async fn take_any(router: &KafkaRouter) -> chat_core::Result<u64> {
     let shards = (0..router.shards()).map(|shard| Box::pin(router.next(shard)));
     let (taken, _, _) = futures_util::future::select_all(shards).await;
-    Ok(taken?.records[0].command.number().client_seq)
+    Ok(taken?.records[0].command.number().unwrap().client_seq)
 }
 
 /// Takes a record from any shard that has one, and commits it.
@@ -92,7 +92,7 @@ async fn apply_any(router: &KafkaRouter) -> chat_core::Result<u64> {
         Box::pin(async move {
             let last = router.next(shard).await?.records[0].clone();
             router.commit(shard, last.position).await?;
-            Ok(last.command.number().client_seq)
+            Ok(last.command.number().unwrap().client_seq)
         })
     });
     futures_util::future::select_all(shards).await.0

@@ -9,7 +9,7 @@ use chat_core::contact::ContactChange;
 use chat_core::envelope::{AckUpTo, Audience, DeviceBox, Publish, Refusal, SendPosition, Subject};
 use chat_core::presence::PresenceAudience;
 use chat_core::report::{Report, ReportedMessage};
-use chat_core::wire::{ClientFrame, GroupReceipt, PrekeyUpload, Request, ServerFrame};
+use chat_core::wire::{ClientFrame, GroupReceipt, HistoryRange, PrekeyUpload, Request, ServerFrame};
 use chat_core::{ConversationId, InstallationId, MessageId, StoreEpoch, UserId};
 use chat_tests::raw_client::{RawClient, Received, User};
 use chat_tests::server::Server;
@@ -160,10 +160,10 @@ fn each_cell_of_the_matrix_has_its_outcome() {
     let missing = &Refused(Refusal::NotFound);
     let mut cells = 0;
 
-    let history = Request::History { conversation, before: 0, limit: 10 };
+    let history = Request::History { conversation, range: HistoryRange::Before(0), limit: 10 };
     cells += row(&world, "read history", request(history), [unauthorized, missing, &Allowed]);
     let unknown = ConversationId::own(UserId::from_bytes([9; 16]));
-    let history = Request::History { conversation: unknown, before: 0, limit: 10 };
+    let history = Request::History { conversation: unknown, range: HistoryRange::Before(0), limit: 10 };
     cells += row(
         &world,
         "read the history of no conversation",

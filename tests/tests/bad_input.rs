@@ -291,7 +291,7 @@ fn client_that_never_reads_uses_bounded_memory() {
     raw.stream.set_nonblocking(true).unwrap();
     let request = chat_core::wire::Request::History {
         conversation: ConversationId::own(user.device.user),
-        before: 0,
+        range: chat_core::wire::HistoryRange::Before(0),
         limit: 200,
     };
     let request = frame(0x82, &ClientFrame::Request(1, request).encode());

@@ -12,7 +12,7 @@ use chat_core::message_options::{Deletion, MessageOptions, Urgency};
 use chat_core::presence::PresenceAudience;
 use chat_core::report::{Report, ReportedMessage};
 use chat_core::wire::{
-    ClientFrame, GroupReceipt, OneTimePrekey, PrekeyUpload, Renewal, Request, ServerFrame,
+    ClientFrame, GroupReceipt, HistoryRange, OneTimePrekey, PrekeyUpload, Renewal, Request, ServerFrame,
 };
 use chat_core::{ConversationId, InstallationId, MessageId, StoreEpoch};
 use chat_tests::TestRng;
@@ -207,7 +207,7 @@ fn frames(user: &User) -> Vec<ClientFrame> {
         Request::ListVersion(user.device.user, 1),
         Request::Upload(upload),
         Request::Claim(user.device.user, vec![installation, other]),
-        Request::History { conversation: own, before: 5, limit: 10 },
+        Request::History { conversation: own, range: HistoryRange::Before(5), limit: 10 },
         Request::ClearHistory { conversation: own, through: 1 },
         Request::Roster(own, None),
         Request::Cursors,

@@ -1,6 +1,6 @@
 //! Store of messages, inboxes and conversation states.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use async_trait::async_trait;
@@ -418,6 +418,11 @@ impl Commit {
         self.ids.extend(next.ids);
         self.inbox.extend(next.inbox);
         self.generations.extend(next.generations);
+        if !next.feeds.is_empty() {
+            // Of two changes of a device at the same seq the later one counts.
+            let later: HashSet<_> = next.feeds.iter().map(|change| (change.device, change.seq)).collect();
+            self.feeds.retain(|change| !later.contains(&(change.device, change.seq)));
+        }
         self.feeds.extend(next.feeds);
         self.deleted.extend(next.deleted);
         self.state.merge(next.state);

@@ -26,7 +26,7 @@ fn size(record: &Record) -> usize {
         Operation::Publish(publish) => {
             KEYS + publish.body.len() + publish.boxes.iter().map(|one| 40 + one.data.len()).sum::<usize>()
         }
-        Operation::Skip(_) => KEYS,
+        Operation::Skip(_) | Operation::Subscribe(_) => KEYS,
     }
 }
 

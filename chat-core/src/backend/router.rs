@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use super::{Route, Rules};
 use crate::model::envelope::{Publish, Refusal, SendPosition};
 use crate::model::error::Result;
+use crate::model::group::LinkProof;
 use crate::model::id::{ConversationId, DeviceAddress, InstallationId, MessageId, UserId};
 use crate::model::roster::RecipientDevices;
 
@@ -107,6 +108,8 @@ pub struct Command {
     pub withheld: Vec<UserId>,
     /// Users that the operation adds to a group although its sender is no contact of theirs.
     pub strangers: Vec<UserId>,
+    /// Devices of users that the operation removes from a channel and that are no members: they stop to read.
+    pub removed: Vec<RemovedReader>,
     /// The gateway's reason to refuse the message; it applies only if the message is not stored already.
     pub verdict: Option<Refusal>,
     /// The connection that waits for the answer. It does not affect the decision.
@@ -132,6 +135,7 @@ impl Command {
             full: Vec::new(),
             withheld: Vec::new(),
             strangers: Vec::new(),
+            removed: Vec::new(),
             verdict: None,
             reply: None,
             feed_devices: 0,
@@ -141,23 +145,30 @@ impl Command {
 
     /// Returns the conversation of the command.
     pub const fn conversation(&self) -> ConversationId {
-        self.number().conversation
+        match &self.operation {
+            Operation::Publish(publish) => publish.number.conversation,
+            Operation::Skip(number) => number.conversation,
+            Operation::Subscribe(subscription) => subscription.channel,
+        }
     }
 
-    /// Returns the command's position in its sender's order.
-    pub const fn number(&self) -> &SendPosition {
+    /// Returns the command's position in its sender's order; `None` for a subscription, which uses up no number.
+    pub const fn number(&self) -> Option<&SendPosition> {
         match &self.operation {
-            Operation::Publish(publish) => &publish.number,
-            Operation::Skip(number) => number,
+            Operation::Publish(publish) => Some(&publish.number),
+            Operation::Skip(number) => Some(number),
+            Operation::Subscribe(_) => None,
         }
     }
 
     /// Returns the id by which the store knows the operation again. A skip has an id of its own: a message that its device
-    /// gave up is not stored, and a copy of the device's store that still sends it gets no answer that it is.
-    pub(crate) fn dedupe_id(&self) -> MessageId {
+    /// gave up is not stored, and a copy of the device's store that still sends it gets no answer that it is. A subscription
+    /// has none.
+    pub(crate) fn dedupe_id(&self) -> Option<MessageId> {
         match &self.operation {
-            Operation::Publish(publish) => publish.number.message_id,
-            Operation::Skip(number) => number.message_id.of_skip(),
+            Operation::Publish(publish) => Some(publish.number.message_id),
+            Operation::Skip(number) => Some(number.message_id.of_skip()),
+            Operation::Subscribe(_) => None,
         }
     }
 }
@@ -170,4 +181,26 @@ pub enum Operation {
     Publish(Publish),
     /// Use up this send position without a message.
     Skip(SendPosition),
+    /// Let the sending device read a channel, or stop it. It adds no row to the history.
+    Subscribe(Subscription),
+}
+
+/// A device that stops to read a channel because its user is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs)]
+pub struct RemovedReader {
+    pub device: DeviceAddress,
+    /// The gateway found that the device reads the channel: it gets the row that removes it.
+    pub is_known: bool,
+}
+
+/// A device begins or stops to read a channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs)]
+pub struct Subscription {
+    pub channel: ConversationId,
+    /// The device begins to read. The shard refuses users that are banned.
+    pub begins: bool,
+    /// The proof that the user has the link of the channel. The shard needs it to begin.
+    pub proof: Option<LinkProof>,
 }

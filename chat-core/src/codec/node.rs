@@ -8,11 +8,13 @@ use super::outcome::{refused_from_proto, refused_to_proto, stored_from_proto, st
 use super::publish::{publish_from_proto, publish_to_proto, skip_from_proto, skip_to_proto};
 use super::{at_most, decode_row, encode_row, invalid, optional_user};
 use crate::backend::{
-    Command, Deliveries, FeedChange, FeedDelivery, GatewayId, Operation, RecipientDevices, Route, Rules,
+    Command, Deliveries, FeedChange, FeedDelivery, GatewayId, Operation, RecipientDevices, RemovedReader,
+    Route, Rules, Subscription,
 };
 use crate::model::close_reason::CloseReason;
 use crate::model::envelope::{Refusal, Subject};
 use crate::model::error::{Error, ErrorKind, Result};
+use crate::model::group::LinkProof;
 use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, Seq, UserId};
 use crate::model::limits::MAX_FRAME;
 use crate::model::session_event::{Hint, SessionEvent};
@@ -46,9 +48,11 @@ fn route_from_proto(raw: node::Route) -> Result<Route> {
 
 /// Encodes a command for the log.
 pub fn encode_command(command: &Command) -> Vec<u8> {
-    let frame = match &command.operation {
-        Operation::Publish(publish) => client_frame::Frame::Publish(publish_to_proto(publish)),
-        Operation::Skip(number) => client_frame::Frame::Skip(skip_to_proto(number)),
+    let frame = |frame| proto::ClientFrame { frame: Some(frame) }.encode_to_vec().into();
+    let (frame, subscription) = match &command.operation {
+        Operation::Publish(publish) => (frame(client_frame::Frame::Publish(publish_to_proto(publish))), None),
+        Operation::Skip(number) => (frame(client_frame::Frame::Skip(skip_to_proto(number))), None),
+        Operation::Subscribe(subscription) => (Bytes::new(), Some(subscription_to_proto(subscription))),
     };
     let verdict = command.verdict.as_ref().map(|verdict| {
         server_frame(server_frame::Frame::Refused(refused_to_proto(&Subject::Opening, verdict)))
@@ -59,7 +63,9 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
         installations: recipient.installations.iter().map(|one| one.to_bytes()).collect(),
     });
     node::Command {
-        frame: proto::ClientFrame { frame: Some(frame) }.encode_to_vec().into(),
+        frame,
+        subscription,
+        removed: command.removed.iter().map(removed_to_proto).collect(),
         sender: Some(device_to_proto(command.sender)),
         recipients: recipients.collect(),
         verdict: verdict.unwrap_or_default(),
@@ -86,12 +92,9 @@ pub fn decode_command(bytes: Bytes) -> Result<Command> {
             "a command asks for the rules of a later release: run that release",
         ));
     }
-    at_most(raw.frame.len(), MAX_FRAME, "the frame is too large")?;
-    let frame = proto::ClientFrame::decode(raw.frame).map_err(|e| invalid("not a frame").caused_by(e))?;
-    let operation = match frame.frame {
-        Some(client_frame::Frame::Publish(publish)) => Operation::Publish(publish_from_proto(publish)?),
-        Some(client_frame::Frame::Skip(skip)) => Operation::Skip(skip_from_proto(&skip)?),
-        _ => return Err(invalid("a command is neither a publish nor a skip")),
+    let operation = match raw.subscription {
+        Some(subscription) => Operation::Subscribe(subscription_from_proto(&subscription)?),
+        None => operation_from_frame(raw.frame)?,
     };
     let recipients = raw.recipients.into_iter().map(|recipient| {
         let installations = recipient.installations.iter().map(|one| InstallationId::parse(one));
@@ -110,9 +113,44 @@ pub fn decode_command(bytes: Bytes) -> Result<Command> {
         rules: Rules(raw.rules),
         full: raw.full.iter().map(|device| InstallationId::parse(device)).collect::<Result<_>>()?,
         withheld: raw.withheld.iter().map(|user| UserId::parse(user)).collect::<Result<_>>()?,
+        removed: raw.removed.into_iter().map(removed_from_proto).collect::<Result<_>>()?,
         strangers: raw.strangers.iter().map(|user| UserId::parse(user)).collect::<Result<_>>()?,
         feed_devices: raw.feed_devices,
     })
+}
+
+fn operation_from_frame(frame: Bytes) -> Result<Operation> {
+    at_most(frame.len(), MAX_FRAME, "the frame is too large")?;
+    let frame = proto::ClientFrame::decode(frame).map_err(|e| invalid("not a frame").caused_by(e))?;
+    match frame.frame {
+        Some(client_frame::Frame::Publish(publish)) => Ok(Operation::Publish(publish_from_proto(publish)?)),
+        Some(client_frame::Frame::Skip(skip)) => Ok(Operation::Skip(skip_from_proto(&skip)?)),
+        _ => Err(invalid("a command is neither a publish nor a skip")),
+    }
+}
+
+fn subscription_to_proto(subscription: &Subscription) -> node::Subscription {
+    node::Subscription {
+        channel: subscription.channel.to_bytes(),
+        begins: subscription.begins,
+        proof: subscription.proof.as_ref().map(LinkProof::to_bytes).unwrap_or_default(),
+    }
+}
+
+fn subscription_from_proto(raw: &node::Subscription) -> Result<Subscription> {
+    Ok(Subscription {
+        channel: ConversationId::parse(&raw.channel)?,
+        begins: raw.begins,
+        proof: (!raw.proof.is_empty()).then(|| LinkProof::parse(&raw.proof)).transpose()?,
+    })
+}
+
+fn removed_to_proto(removed: &RemovedReader) -> node::RemovedReader {
+    node::RemovedReader { device: Some(device_to_proto(removed.device)), known: removed.is_known }
+}
+
+fn removed_from_proto(raw: node::RemovedReader) -> Result<RemovedReader> {
+    Ok(RemovedReader { device: device_from_proto(raw.device)?, is_known: raw.known })
 }
 
 fn verdict(bytes: Bytes) -> Result<Refusal> {

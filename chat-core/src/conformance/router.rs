@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use super::{Case, Outcome, equal, failed, list_cases};
-use crate::backend::{Command, Operation, Router, Rules};
+use crate::backend::{Command, Operation, Record, Router, Rules};
 use crate::model::envelope::SendPosition;
 use crate::model::error::ErrorKind;
 use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, UserId};
@@ -39,13 +39,17 @@ fn command(conversation: u8, n: u64) -> Command {
     )
 }
 
+fn client_seq(record: &Record) -> u64 {
+    record.command.number().map_or(0, |number| number.client_seq)
+}
+
 /// Takes batches of a shard until at least `count` records have arrived. Returns the conversation and
 /// `client_seq` of each.
 async fn drain(log: &Log, shard: usize, count: usize) -> Result<Vec<(ConversationId, u64)>, String> {
     let mut taken = Vec::new();
     while taken.len() < count {
         for record in log.next(shard).await.map_err(failed)?.records {
-            taken.push((record.command.conversation(), record.command.number().client_seq));
+            taken.push((record.command.conversation(), client_seq(&record)));
         }
     }
     Ok(taken)
@@ -95,7 +99,7 @@ async fn redelivers_until_commit(log: Log) -> Outcome {
         let records = log.next(shard).await.map_err(failed)?.records;
         seen += records.len();
         for record in records {
-            if record.command.number().client_seq == 2 {
+            if client_seq(&record) == 2 {
                 position = Some(record.position);
             }
         }

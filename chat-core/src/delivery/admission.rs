@@ -168,7 +168,9 @@ impl Engine {
             verdict = Some(Refusal::Mismatch(stale));
         }
         let (mut withheld, mut full, mut strangers) = (Vec::new(), Vec::new(), Vec::new());
+        let mut removed = Vec::new();
         if verdict.is_none() && is_group {
+            removed = self.removed_readers(&publish).await?;
             strangers = self.added_strangers(sender, &publish).await?;
             full = self.full_devices(sender, &self.group_inboxes(&publish).await?).await?;
         } else if verdict.is_none() {
@@ -193,7 +195,7 @@ impl Engine {
         let rules = if verdict.is_some() { Rules::BASIC } else { rules };
         let operation = Operation::Publish(publish);
         let command = Command::new(sender, operation, recipients, rules);
-        Ok(Command { full, withheld, strangers, verdict, ..command })
+        Ok(Command { full, withheld, strangers, removed, verdict, ..command })
     }
 
     /// Returns the reason to refuse a deletion, if there is one: the sending device signs it, and only the user that sent a
@@ -414,7 +416,7 @@ fn shape(sender: DeviceAddress, publish: &Publish) -> std::result::Result<(), Re
     if publish.excluded.iter().any(|device| !seen.insert(*device) || *device == sender.installation) {
         return Err(Refusal::Invalid);
     }
-    let is_group = id.kind() == Ok(ConversationKind::Group);
+    let is_group = id.has_roster();
     // Content without a shared box could be read by no member.
     let is_closed =
         publish.group.as_ref().is_some_and(|part| part.shared.is_empty() && !publish.body.is_empty());
@@ -444,7 +446,9 @@ fn shape(sender: DeviceAddress, publish: &Publish) -> std::result::Result<(), Re
                 && publish.boxes.len() == 1
                 && id == ConversationId::mailbox(sender.installation, publish.boxes[0].installation)
         }
-        Ok(ConversationKind::Group) => {
+        // A post of a channel has no boxes: its key is in the link.
+        Ok(ConversationKind::Channel) if !seen.is_empty() => false,
+        Ok(ConversationKind::Group | ConversationKind::Channel) => {
             let change = publish.group.as_ref().and_then(|part| part.change.as_ref());
             let mut added = change.into_iter().flat_map(|change| change.action().added());
             // A member is added with its device list, which limits the reads and the pace of its sender.
@@ -454,8 +458,6 @@ fn shape(sender: DeviceAddress, publish: &Publish) -> std::result::Result<(), Re
             let mut named = HashSet::new();
             users.iter().all(|user| named.insert(*user))
         }
-        // Channels have ids, but are not supported yet.
-        Ok(ConversationKind::Channel) => return Err(Refusal::Unsupported),
         Err(_) => false,
     };
     if fits { Ok(()) } else { Err(Refusal::Denied) }

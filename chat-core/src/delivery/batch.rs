@@ -61,10 +61,10 @@ impl Batch {
     }
 }
 
-/// Returns the deduplication key of a record.
-pub(super) fn id_key(record: &Record) -> IdKey {
+/// Returns the deduplication key of a record, if it has one.
+pub(super) fn id_key(record: &Record) -> Option<IdKey> {
     let command = &record.command;
-    (command.conversation(), command.sender.installation, command.dedupe_id())
+    Some((command.conversation(), command.sender.installation, command.dedupe_id()?))
 }
 
 /// Returns the ids of a batch that may be stored already, according to its states.
@@ -73,13 +73,14 @@ pub(super) fn dedup_candidates(states: &States, records: &[Record]) -> BTreeSet<
     let mut keys = BTreeSet::new();
     for record in records {
         let command = &record.command;
-        let (number, sender) = (command.number(), command.sender.installation);
+        let Some(number) = command.number() else { continue };
+        let sender = command.sender.installation;
         let known = states.get(&number.conversation).and_then(|state| state.senders.get(&sender));
         let last = expected
             .entry((number.conversation, sender))
             .or_insert_with(|| known.copied().unwrap_or_default());
-        if !is_new(*last, command) {
-            keys.insert(id_key(record));
+        if !is_new(*last, command, number) {
+            keys.extend(id_key(record));
         }
         if is_next(*last, number) {
             *last = SenderState::after(number);

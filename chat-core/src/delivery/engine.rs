@@ -23,9 +23,7 @@ use crate::model::contact::Contact;
 use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow, Publish, Refusal, SendPosition, Stored};
 use crate::model::error::{Error, ErrorKind, Result};
-use crate::model::id::{
-    ConversationId, ConversationKind, DeviceAddress, DeviceId, InstallationId, Seq, UserId,
-};
+use crate::model::id::{ConversationId, DeviceAddress, DeviceId, InstallationId, Seq, UserId};
 use crate::model::limits::{FEED_DEVICES, MAX_NUMBER};
 use crate::model::presence::PresenceAudience;
 use crate::model::session_event::SessionEvent;
@@ -64,7 +62,7 @@ pub struct EngineSettings {
 impl Default for EngineSettings {
     fn default() -> Self {
         Self {
-            rules: Rules::GROUPS,
+            rules: Rules::CHANNELS,
             gateway: GatewayId(1),
             authorities: Vec::new(),
             session_queue: 64,
@@ -258,7 +256,7 @@ impl Engine {
     /// Sets the route that waits for the answer, so that the answer arrives even if the registry has no
     /// route.
     fn expecting(&self, command: Command) -> Command {
-        let is_group = command.conversation().kind() == Ok(ConversationKind::Group);
+        let is_group = command.conversation().has_roster();
         let feed_devices = if is_group { self.settings.feed_devices } else { 0 };
         Command { reply: self.hub.route(command.sender.installation), feed_devices, ..command }
     }
@@ -269,9 +267,9 @@ impl Engine {
     /// # Errors
     /// [`Refusal::Retry`]: the record may be in the log or not, so the device must repeat the same ids.
     pub async fn append(&self, command: Command) -> Result<(), Refusal> {
-        let message_id = command.number().message_id;
+        let message_id = command.number().map(|number| number.message_id);
         let Err(error) = self.backends.router.append(command).await else {
-            self.record(message_id, Stage::Logged);
+            message_id.into_iter().for_each(|id| self.record(id, Stage::Logged));
             return Ok(());
         };
         Err(Refusal::Retry(if error.kind() == ErrorKind::Throttled { 200 } else { 1000 }))
@@ -429,21 +427,31 @@ impl Engine {
 
     fn decide(&self, batch: &mut Batch, record: &Record, found: &HashMap<IdKey, Seq>) {
         let command = &record.command;
-        let number = *command.number();
-        let sender = command.sender;
+        let (sender, conversation) = (command.sender, command.conversation());
         let key = id_key(record);
-        let found = batch.ids.get(&key).or_else(|| found.get(&key)).copied();
+        let found = key.and_then(|key| batch.ids.get(&key).or_else(|| found.get(&key)).copied());
         batch.replies.extend(command.reply);
-        let Some(state) = batch.states.get(&number.conversation) else {
+        let Some(state) = batch.states.get(&conversation) else {
             return;
         };
         let (is_feed, changed_at) = (state.head.is_feed, state.roster.changed_at);
-        match decide(state, record, found) {
+        let decision = decide(state, record, found);
+        let Some(number) = command.number().copied() else {
+            if let Decision::Subscribe(commit) = decision {
+                let rows = commit.inbox.iter().map(|(_, row)| (sender, SessionEvent::Row(row.clone())));
+                batch.events.extend(rows.collect::<Vec<_>>());
+                batch.feed(conversation, changed_at).changes.extend(&commit.feeds);
+                batch.add(commit);
+            }
+            return;
+        };
+        match decision {
+            Decision::Subscribe(_) | Decision::Ignore => {}
             Decision::Store(seq, commit) => {
-                batch.ids.insert(key, seq);
+                batch.ids.extend(key.map(|key| (key, seq)));
                 count(&self.counters.stored, 1);
                 #[cfg(feature = "sim")]
-                self.mutant_ids.lock().insert(key, seq);
+                self.mutant_ids.lock().extend(key.map(|key| (key, seq)));
                 let time_us = commit.state.head.time_us;
                 batch.events.push((sender, SessionEvent::Own(self.stored(&number, seq), time_us)));
                 let stored = Stage::Stored {
@@ -462,6 +470,7 @@ impl Engine {
                     if let Some(roster) = &commit.state.roster {
                         devices.extend(addresses(&roster.members, command));
                     }
+                    devices.extend(command.removed.iter().map(|one| (one.device.installation, one.device)));
                     let row = |(installation, row): &(InstallationId, InboxRow)| {
                         Some((*devices.get(installation)?, SessionEvent::Row(row.clone())))
                     };
@@ -586,7 +595,8 @@ fn unknown_senders(
     for record in records {
         let (id, sender) = (record.command.conversation(), record.command.sender.installation);
         let (_, senders) = named.entry(id).or_insert((record.position, Vec::new()));
-        if !senders.contains(&sender) {
+        // A subscription does not depend on what its device sent.
+        if record.command.number().is_some() && !senders.contains(&sender) {
             senders.push(sender);
         }
     }

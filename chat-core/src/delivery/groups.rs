@@ -27,7 +27,7 @@ impl Engine {
         let Some(change) = &part.change else { return Ok(None) };
         let (conversation, id) = (publish.number.conversation, publish.number.message_id);
         if let GroupAction::Create { .. } = change.action()
-            && conversation != ConversationId::group(sender, id, change.encoded())
+            && !conversation.is_founded_by(sender, id, change.encoded())
         {
             return Ok(Some(Refusal::Invalid));
         }
@@ -76,7 +76,7 @@ impl Engine {
             Some(roster) => roster,
             None => self.read_roster(conversation).await?,
         };
-        if self.is_feed(&roster) {
+        if conversation.is_channel() || self.is_feed(&roster) {
             return Ok(publish.boxes.iter().map(|one| one.installation).collect());
         }
         Ok(roster.installations().collect())
@@ -112,7 +112,8 @@ impl Engine {
     ) -> Result<Roster> {
         let roster = self.read_roster(conversation).await?;
         let is_shown = roster.has_device(device.user, device.installation)
-            || roster.is_shown_to(conversation, device.user, proof);
+            || roster.is_shown_to(conversation, device.user, proof)
+            || self.reads_channel(device.installation, conversation).await?;
         if roster.version > 0 && is_shown {
             return Ok(Roster::clone(&roster));
         }

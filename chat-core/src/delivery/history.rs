@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Engine;
 use crate::backend::{CursorFilter, PageLimit, SenderFilter};
+use crate::model::client_frame::HistoryRange;
 use crate::model::envelope::InboxRow;
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, Seq, UserId};
@@ -13,17 +14,23 @@ use crate::model::limits::MAX_NUMBER;
 const PIECE: usize = 1000;
 
 impl Engine {
-    /// Returns a page of history, without the rows that the user cleared.
+    /// Returns a page of history, without the rows that the user cleared, for a device of a member or of a subscriber.
     pub(super) async fn history(
         &self,
         device: DeviceAddress,
         conversation: ConversationId,
-        before: Seq,
+        range: HistoryRange,
         limit: PageLimit,
     ) -> Result<Vec<InboxRow>> {
-        self.check_member(device.user, conversation).await?;
-        let cleared = self.backends.store.cleared(conversation, device.user).await?;
-        let mut rows = self.backends.store.history(conversation, before, limit).await?;
+        if !self.reads_channel(device.installation, conversation).await? {
+            self.check_member(device.user, conversation).await?;
+        }
+        let store = &self.backends.store;
+        let cleared = store.cleared(conversation, device.user).await?;
+        let mut rows = match range {
+            HistoryRange::Before(before) => store.history(conversation, before, limit).await?,
+            HistoryRange::After(after) => store.history_after(conversation, after, limit).await?,
+        };
         rows.retain(|row| row.seq > cleared);
         self.hide_disappeared(&mut rows);
         Ok(rows)

@@ -12,7 +12,7 @@ use crate::model::close_reason::CloseReason;
 use crate::model::device_list::{DeviceList, SignedDeviceList};
 use crate::model::envelope::Refusal;
 use crate::model::error::{Error, ErrorKind, Result};
-use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, Seq, UserId};
+use crate::model::id::{ConversationId, DeviceAddress, InstallationId, Seq, UserId};
 use crate::model::limits::LOW_PREKEYS;
 use crate::model::prekeys::{Bundle, FirstPrekeys, PrekeyUpload};
 use crate::model::server_frame::Response;
@@ -71,10 +71,12 @@ impl Engine {
             Request::Claim(user, installations) => {
                 answer.bundles = self.claim(device, user, &installations).await?;
             }
-            Request::History { conversation, before, limit } => {
+            Request::History { conversation, range, limit } => {
                 let limit = PageLimit::rows(limit as usize);
-                answer.rows = self.history(device, conversation, before, limit).await?;
+                answer.rows = self.history(device, conversation, range, limit).await?;
             }
+            Request::Subscribe(channel, proof) => self.subscribe(device, channel, proof).await?,
+            Request::Unsubscribe(channel) => self.unsubscribe(device, channel).await?,
             Request::ClearHistory { conversation, through } => {
                 self.clear_history(device.user, conversation, through).await?;
             }
@@ -274,7 +276,7 @@ impl Engine {
             // The answer would cost a read for each device: the members of a feed report by receipts only.
             return Ok(());
         }
-        let is_group = conversation.kind() == Ok(ConversationKind::Group);
+        let is_group = conversation.has_roster();
         let mut others = Vec::new();
         for other in members.iter().map(|member| member.user).filter(|user| *user != device.user) {
             let is_shown = match is_group {

@@ -3,7 +3,7 @@
 
 use crate::backend::{
     Command, Commit, ConversationState, FeedChange, Head, Member, Operation, Record, Roster, Rules,
-    SenderState, StateChange,
+    SenderState, StateChange, Subscription,
 };
 use crate::model::envelope::{EmptyReason, InboxRow, Message, Publish, Refusal, RowContent, SendPosition};
 use crate::model::group::{GroupAction, GroupChange};
@@ -23,6 +23,10 @@ pub enum Decision {
     Store(Seq, Commit),
     /// The message is stored already, at this seq. The commit, if there is one, only uses up its new number.
     Repeat(Seq, Option<Commit>),
+    /// A device begins or stops to read a channel. The record gets no seq.
+    Subscribe(Commit),
+    /// The record changes nothing, and its device gets no answer.
+    Ignore,
     /// The record is refused. The state does not change.
     Refuse(Refusal),
 }
@@ -33,7 +37,12 @@ pub enum Decision {
 /// replaced but continues, decide it again in a later state. For the same reason a message counts as found
 /// only if its seq is at or below the head of *this* state.
 pub fn decide(state: &ConversationState, record: &Record, found: Option<Seq>) -> Decision {
-    let decision = decide_anew(state, record, found);
+    let number = match &record.command.operation {
+        Operation::Publish(publish) => publish.number,
+        Operation::Skip(number) => *number,
+        Operation::Subscribe(subscription) => return subscribe(state, record, subscription),
+    };
+    let decision = decide_anew(state, record, number, found);
     if !state.head.has_applied(record.position) || Mutant::ReplayDecidesAnew.is_active() {
         return decision;
     }
@@ -46,12 +55,16 @@ pub fn decide(state: &ConversationState, record: &Record, found: Option<Seq>) ->
 }
 
 /// Decides about a record without regard to replays.
-fn decide_anew(state: &ConversationState, record: &Record, found: Option<Seq>) -> Decision {
+fn decide_anew(
+    state: &ConversationState,
+    record: &Record,
+    number: SendPosition,
+    found: Option<Seq>,
+) -> Decision {
     let command = &*record.command;
-    let number = *command.number();
     let known = state.senders.get(&command.sender.installation).copied().unwrap_or_default();
     // Ignore ids that only this batch has read, so that two owners, and every replay, decide the same.
-    let found = if Mutant::NoDedupe.is_active() || is_new(known, command) { None } else { found };
+    let found = if Mutant::NoDedupe.is_active() || is_new(known, command, &number) { None } else { found };
     let found = found.filter(|seq| *seq <= state.head.seq || Mutant::FoundAheadOfState.is_active());
 
     if number.incarnation < known.incarnation && !Mutant::OldIncarnationAccepted.is_active() {
@@ -82,7 +95,7 @@ fn decide_anew(state: &ConversationState, record: &Record, found: Option<Seq>) -
     }
     if let Some(seq) = found {
         // An id of an earlier incarnation, sent again: the message keeps its seq and uses up its new number.
-        return Decision::Repeat(seq, Some(commit(record, next_state(state, record, number))));
+        return Decision::Repeat(seq, Some(commit(record, &number, next_state(state, record, number))));
     }
     if matches!(command.operation, Operation::Skip(_))
         && !may_void(state, command.sender, number.conversation)
@@ -115,9 +128,9 @@ pub(super) fn is_next(last: SenderState, number: &SendPosition) -> bool {
 /// next number. A message stored in this incarnation has a lower number, and a message that waited when an
 /// incarnation began counts as sent before. A late copy has a number that is used up, so its declaration is
 /// not trusted.
-pub(super) fn is_new(last: SenderState, command: &Command) -> bool {
+pub(super) fn is_new(last: SenderState, command: &Command, number: &SendPosition) -> bool {
     let first = matches!(&command.operation, Operation::Publish(publish) if publish.first);
-    first && (is_next(last, command.number()) || Mutant::FirstIsEnough.is_active())
+    first && (is_next(last, number) || Mutant::FirstIsEnough.is_active())
 }
 
 /// Returns whether a sender may skip a number: in a conversation of which it is a member, or which has no
@@ -133,9 +146,42 @@ fn may_void(state: &ConversationState, sender: DeviceAddress, id: ConversationId
             let has_sent = state.senders.contains_key(&sender.installation);
             members.is_empty() || has_sent || state.roster.installations().any(is_to)
         }
-        Ok(ConversationKind::Group) => state.roster.has_device(sender.user, sender.installation),
+        Ok(ConversationKind::Group | ConversationKind::Channel) => {
+            state.roster.has_device(sender.user, sender.installation)
+        }
         _ => false,
     }
+}
+
+/// Decides about a subscription to a channel. A device that begins to read gets an empty row at the head, which covers all
+/// rows before: its inbox continues with the next message. It changes no seq, so a repeated subscription is harmless.
+fn subscribe(state: &ConversationState, record: &Record, subscription: &Subscription) -> Decision {
+    let (sender, channel) = (record.command.sender, subscription.channel);
+    let (head, roster) = (&state.head, &state.roster);
+    let admits = || {
+        let proof = subscription.proof.as_ref();
+        let is_open =
+            roster.is_admitted(channel, sender.user, proof) || Mutant::SubscribeUnchecked.is_active();
+        is_open && !roster.has_device(sender.user, sender.installation)
+    };
+    let is_channel = channel.is_channel() && head.is_feed && roster.version > 0;
+    if head.has_applied(record.position) || !is_channel || subscription.begins && !admits() {
+        return Decision::Ignore;
+    }
+    let time_us = record.appended_us.max(head.time_us + 1);
+    let rules = record.command.rules.max(head.rules);
+    let next = Head { position: record.position, time_us, rules, ..*head };
+    let mut made = Commit::of(
+        channel,
+        StateChange { head: next, roster: None, senders: std::collections::BTreeMap::new() },
+    );
+    made.feeds = vec![FeedChange { device: sender.installation, seq: head.seq, joins: subscription.begins }];
+    if subscription.begins {
+        let content = RowContent::Empty { reason: EmptyReason::NotMember, from: 1 };
+        let row = InboxRow { conversation: channel, seq: head.seq, time_us, joined: true, content };
+        made.inbox = vec![(sender.installation, row)];
+    }
+    Decision::Subscribe(made)
 }
 
 /// Returns the change that records the number of a sender. Every change of the state gets its own time, which
@@ -151,8 +197,7 @@ fn next_state(state: &ConversationState, record: &Record, number: SendPosition) 
     StateChange { head, roster: None, senders }
 }
 
-fn commit(record: &Record, state: StateChange) -> Commit {
-    let number = record.command.number();
+fn commit(record: &Record, number: &SendPosition, state: StateChange) -> Commit {
     let generations = vec![(record.command.sender.installation, number.generation)];
     Commit { generations, ..Commit::of(number.conversation, state) }
 }
@@ -176,7 +221,7 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
     let is_removed = |member: &&Member| known.is_some() && roster.member(member.user).is_none();
     let removed = state.roster.members.iter().filter(is_removed);
     // A user that asks to join gets no row of other messages. Its sending device gets the row of its own message.
-    let is_group = number.conversation.kind() == Ok(ConversationKind::Group);
+    let is_group = number.conversation.has_roster();
     let sender = command.sender;
     let is_outside = is_group
         && !roster.has_device(sender.user, sender.installation)
@@ -188,7 +233,7 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
             let row = message_row(command, publish, &state.roster, roster, time_us);
             (row, &publish.boxes[..], &publish.excluded[..])
         }
-        Operation::Skip(_) => (RowContent::Empty { reason: EmptyReason::Skip, from: seq }, &[][..], &[][..]),
+        _ => (RowContent::Empty { reason: EmptyReason::Skip, from: seq }, &[][..], &[][..]),
     };
     let own = match &command.operation {
         Operation::Publish(_) => RowContent::Own {
@@ -196,13 +241,14 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
             client_seq: number.client_seq,
             incarnation: number.incarnation,
         },
-        Operation::Skip(_) => content.clone(),
+        _ => content.clone(),
     };
     let boxes: HashMap<InstallationId, &bytes::Bytes> =
         boxes.iter().map(|one| (one.installation, &one.data)).collect();
     // The message with which a group becomes a feed still has a row for each device.
     let is_feed = state.head.is_feed;
-    let becomes_feed = is_group && !is_feed && is_above(command.feed_devices, roster);
+    let is_large = || is_above(command.feed_devices, roster) || number.conversation.is_channel();
+    let becomes_feed = is_group && !is_feed && is_large();
     next.head.is_feed = is_feed || becomes_feed;
     let reads_history = |installation: &InstallationId| {
         is_feed && known.as_ref().is_none_or(|known| known.contains(installation))
@@ -257,10 +303,19 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
             }
         }
     }
-    let feeds = feed_changes(&state.roster, roster, seq, is_feed, becomes_feed);
+    let mut feeds = feed_changes(&state.roster, roster, seq, is_feed, becomes_feed);
+    if number.conversation.is_channel() && !Mutant::RemovedReaderStays.is_active() {
+        for reader in &command.removed {
+            let device = reader.device.installation;
+            feeds.push(FeedChange { device, seq, joins: false });
+            if reader.is_known {
+                inbox.push((device, row(false, content.clone())));
+            }
+        }
+    }
     let sender_reads =
         reads_history(&sender.installation) && roster.has_device(sender.user, sender.installation);
-    let mut made = commit(record, next);
+    let mut made = commit(record, &number, next);
     (made.inbox, made.feeds) = (inbox, feeds);
     let sender = command.sender.installation;
     let has_row = sender_reads || made.inbox.iter().any(|(installation, _)| *installation == sender);
@@ -270,7 +325,7 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
         made.inbox.push((sender, row(first, own)));
     }
     made.history.push(row(false, content));
-    made.ids.push((command.sender.installation, command.dedupe_id(), seq));
+    made.ids.extend(command.dedupe_id().map(|id| (command.sender.installation, id, seq)));
     if let Operation::Publish(publish) = &command.operation
         && let Some(deletion) = &publish.options.deletion
         && made.state.head.rules >= Rules::GROUPS
@@ -316,8 +371,7 @@ fn feed_changes(
 fn changed_roster(state: &ConversationState, command: &Command, seq: Seq) -> Result<Option<Roster>, Refusal> {
     let Operation::Publish(publish) = &command.operation else {
         // A skip changes no group.
-        let is_group = command.conversation().kind() == Ok(ConversationKind::Group);
-        return Ok(if is_group { None } else { changed_members(state, command) });
+        return Ok(if command.conversation().has_roster() { None } else { changed_members(state, command) });
     };
     let Some(part) = &publish.group else { return Ok(changed_members(state, command)) };
     let (roster, sender) = (&state.roster, command.sender);

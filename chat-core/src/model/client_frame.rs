@@ -77,6 +77,16 @@ pub enum Registration {
     },
 }
 
+/// The rows of a page of history, and their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums)]
+pub enum HistoryRange {
+    /// Rows below a seq, newest first; 0: from the newest.
+    Before(Seq),
+    /// Rows above a seq, oldest first.
+    After(Seq),
+}
+
 /// The body of a request from a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -93,14 +103,17 @@ pub enum Request {
     Upload(PrekeyUpload),
     /// Claim prekey bundles for devices of a user.
     Claim(UserId, Vec<InstallationId>),
-    /// A page of a conversation's history, newest first.
+    /// A page of a conversation's history.
     History {
         conversation: ConversationId,
-        /// Rows below this seq; 0: from the newest.
-        before: Seq,
+        range: HistoryRange,
         /// Maximum number of rows, 1 to 200.
         limit: u32,
     },
+    /// Lets this device read a channel from its next message on. The proof shows that the user has the link.
+    Subscribe(ConversationId, LinkProof),
+    /// Ends that this device reads a channel.
+    Unsubscribe(ConversationId),
     /// Deletes the history of a conversation up to a seq for the user of this device.
     ClearHistory {
         conversation: ConversationId,

@@ -164,8 +164,15 @@ pub enum ConversationKind {
     Mailbox,
     /// A group of members.
     Group,
-    /// A channel with many readers and few writers.
+    /// A channel: its members write, and any number of subscribed devices read.
     Channel,
+}
+
+impl ConversationKind {
+    /// Returns whether conversations of this kind have a roster, and messages that all devices open with one key.
+    pub const fn has_roster(self) -> bool {
+        matches!(self, Self::Group | Self::Channel)
+    }
 }
 
 impl ConversationId {
@@ -208,6 +215,28 @@ impl ConversationId {
     pub fn group(founder: DeviceAddress, message: MessageId, founding: &[u8]) -> Self {
         let parts: [&[u8]; 4] = [&founder.user.0, &founder.installation.0, &message.0, founding];
         Self::derived(4, b"chat/v1/group", &parts)
+    }
+
+    /// Returns the channel that this message of this device founded, like [`group`](Self::group).
+    pub fn channel(founder: DeviceAddress, message: MessageId, founding: &[u8]) -> Self {
+        let parts: [&[u8]; 4] = [&founder.user.0, &founder.installation.0, &message.0, founding];
+        Self::derived(5, b"chat/v1/channel", &parts)
+    }
+
+    /// Returns whether this message of this device founded this group or channel.
+    pub fn is_founded_by(self, founder: DeviceAddress, message: MessageId, founding: &[u8]) -> bool {
+        self == Self::group(founder, message, founding) || self == Self::channel(founder, message, founding)
+    }
+
+    /// Returns whether the conversation is a group or a channel: its messages have a part for all members, and a roster
+    /// says who they are.
+    pub fn has_roster(self) -> bool {
+        self.kind().is_ok_and(ConversationKind::has_roster)
+    }
+
+    /// Returns whether the conversation is a channel.
+    pub fn is_channel(self) -> bool {
+        self.kind() == Ok(ConversationKind::Channel)
     }
 
     /// Returns the kind of the conversation.

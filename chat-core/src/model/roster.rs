@@ -111,7 +111,7 @@ impl Roster {
     }
 
     /// Returns whether a proof shows that a user has the link, and the user is not banned.
-    fn is_admitted(&self, group: ConversationId, user: UserId, proof: Option<&LinkProof>) -> bool {
+    pub(crate) fn is_admitted(&self, group: ConversationId, user: UserId, proof: Option<&LinkProof>) -> bool {
         let admits = |(link, proof): (&GroupLink, &LinkProof)| link.admits(group, user, proof);
         !self.banned.contains(&user) && self.link.as_ref().zip(proof).is_some_and(admits)
     }
@@ -154,6 +154,10 @@ impl Roster {
             (Some(GroupAction::Leave), None) if self.pending(actor).is_some() => next.drop_pending(actor),
             (_, None) => return Err(Refusal::Denied),
             (None, Some(_)) => {}
+            (Some(GroupAction::SetLink(Some(link))), _) if conversation.is_channel() && link.approval => {
+                // A device subscribes by itself.
+                return Err(Refusal::Invalid);
+            }
             (Some(action), Some(role)) => next.act(actor, role, action, lists, seq)?,
         }
         next.update_lists(lists)?;
@@ -319,7 +323,8 @@ impl Roster {
         seq: Seq,
     ) -> Result<(), Refusal> {
         let is_invited = self.pending(actor).is_some_and(|pending| pending.invited_by.is_some());
-        let may_join = is_invited || self.is_admitted(group, actor, proof);
+        // The link of a channel admits readers, which are no members.
+        let may_join = is_invited || !group.is_channel() && self.is_admitted(group, actor, proof);
         let is_unchecked = Mutant::JoinUnchecked.is_active();
         if !may_join && !is_unchecked {
             return Err(Refusal::Denied);

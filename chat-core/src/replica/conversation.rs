@@ -7,7 +7,7 @@ use super::send::CLAIMS;
 use super::snapshot::{ConversationSnapshot, OutboxEntrySnapshot};
 use crate::model::envelope::{Publish, SendPosition};
 use crate::model::group::GroupPart;
-use crate::model::id::{ClientSeq, ConversationKind, InstallationId, MessageId, SenderKeyId, Seq};
+use crate::model::id::{ClientSeq, InstallationId, MessageId, SenderKeyId, Seq};
 use crate::model::time::Instant;
 
 /// The state of a conversation on its device.
@@ -172,8 +172,7 @@ impl Conversation {
             read: snapshot.read,
             excused: snapshot.excused,
             chains: snapshot.chains.iter().copied().collect(),
-            group: (snapshot.id.kind() == Ok(ConversationKind::Group))
-                .then(|| Box::new(Group::from_saved(snapshot))),
+            group: snapshot.id.has_roster().then(|| Box::new(Group::from_saved(snapshot))),
             ..Self::default()
         }
     }

@@ -14,8 +14,7 @@ use crate::model::client_frame::Request;
 use crate::model::envelope::Audience;
 use crate::model::group::GroupAction;
 use crate::model::id::{
-    ClientSeq, ConversationId, ConversationKind, DeviceId, Incarnation, InstallationId, MessageId,
-    SenderKeyId, Seq, UserId,
+    ClientSeq, ConversationId, DeviceId, Incarnation, InstallationId, MessageId, SenderKeyId, Seq, UserId,
 };
 use crate::model::roster::{RecipientDevices, Roster};
 use crate::model::time::Instant;
@@ -207,7 +206,7 @@ impl Replica {
     /// does it, since it makes the lists.
     pub(super) fn update_rosters(&mut self, now: Instant) {
         let ids = self.conversations.keys().copied();
-        let groups: Vec<_> = ids.filter(|id| id.kind() == Ok(ConversationKind::Group)).collect();
+        let groups: Vec<_> = ids.filter(|id| id.has_roster()).collect();
         groups.into_iter().for_each(|id| self.update_roster(now, id));
     }
 

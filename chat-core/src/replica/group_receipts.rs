@@ -124,7 +124,10 @@ impl Replica {
         let own = self.device.user;
         let mut asked = Vec::new();
         for (id, known) in &self.conversations {
-            let Some(group) = known.group.as_ref().filter(|_| known.last_own > 0) else { continue };
+            let Some(group) = known.group.as_ref().filter(|_| known.last_own > 0 && !id.is_channel()) else {
+                // The readers of a channel report nothing.
+                continue;
+            };
             let mut others = group.roster.members.iter().filter(|member| member.user != own);
             let has_read = |user| group.receipts.progress.get(&user).is_some_and(|at| at.1 >= known.last_own);
             if group.roster.member(own).is_some() && !others.all(|member| has_read(member.user)) {

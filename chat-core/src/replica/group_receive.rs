@@ -111,12 +111,14 @@ impl Replica {
             return Follow::Open;
         };
         let is_member = next.has_device(own.user, own.installation);
+        let is_banned = next.banned.contains(&own.user);
         self.adopt_roster(now, id, next);
         if let Some(change) = &part.change {
             let action = change.action().clone();
             self.changes.push(Change::GroupChanged(id, row.seq, sender, message.id, action));
         }
-        if is_member { Follow::Open } else { Follow::Outside }
+        // A channel is read by devices that are no members, until their user is removed.
+        if is_member || id.is_channel() && !is_banned { Follow::Open } else { Follow::Outside }
     }
 
     /// Waits for the roster that a row is for, which is later than the known one.
@@ -202,7 +204,7 @@ fn follow(
     let change = part.change.as_ref();
     let may_send = match change.map(|change| (change, change.action())) {
         Some((founding, GroupAction::Create { .. })) => {
-            id == ConversationId::group(sender, message.id, founding.encoded())
+            id.is_founded_by(sender, message.id, founding.encoded())
         }
         // `Roster::change` decides whether a user that is no member may do that.
         Some((_, GroupAction::Join(_) | GroupAction::Leave)) => part.shared.is_empty(),

@@ -12,7 +12,7 @@ use crate::model::client_frame::Request;
 use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{Audience, Publish, Refusal};
 use crate::model::group::{GroupAction, GroupChange};
-use crate::model::id::{ConversationId, ConversationKind, InstallationId, Seq, UserId};
+use crate::model::id::{ConversationId, InstallationId, Seq, UserId};
 use crate::model::roster::Roster;
 use crate::model::time::Instant;
 use crate::mutant::Mutant;
@@ -69,8 +69,10 @@ impl Replica {
             }
         };
         let has_content = !entry.draft.content.is_empty();
-        let brings_key =
-            next.has_device(own.user, own.installation) && (has_content || self.has_content_after(id, index));
+        // The key of a channel is in its link.
+        let brings_key = !id.is_channel()
+            && next.has_device(own.user, own.installation)
+            && (has_content || self.has_content_after(id, index));
         let number = entry.number.map_or(self.conversations.get(&id)?.client_seq + 1, |n| n.client_seq);
         let (key, mut lacking) = if brings_key {
             let key = self.sender_key(now, id, next.key_epoch, number);
@@ -284,7 +286,7 @@ impl Replica {
 
     /// Handles an own message of a group that is stored at a seq.
     pub(super) fn group_message_stored(&mut self, now: Instant, id: ConversationId, entry: &Entry, seq: Seq) {
-        if id.kind() != Ok(ConversationKind::Group) {
+        if !id.has_roster() {
             return;
         }
         let Some((publish, part)) = entry.publish.as_ref().zip(entry.group()) else {

@@ -144,6 +144,8 @@ pub enum Unreadable {
     OtherSuite,
     /// Its sender, or this device, is no member of the group any more.
     NotMember,
+    /// This device does not have the key of the channel: a newer invitation has it.
+    NoChannelKey,
 }
 
 impl Unreadable {
@@ -162,14 +164,21 @@ impl Unreadable {
             Self::Malformed => "malformed",
             Self::OtherSuite => "other_suite",
             Self::NotMember => "not_member",
+            Self::NoChannelKey => "no_channel_key",
         }
     }
 
     /// Returns the reason with this name, if there is one.
     pub fn from_name(name: &str) -> Option<Self> {
         let session = [Self::NoSession, Self::Undecryptable];
-        let others =
-            [Self::UnknownDevice, Self::Misplaced, Self::Malformed, Self::OtherSuite, Self::NotMember];
+        let others = [
+            Self::UnknownDevice,
+            Self::Misplaced,
+            Self::Malformed,
+            Self::OtherSuite,
+            Self::NotMember,
+            Self::NoChannelKey,
+        ];
         session.into_iter().chain(others).find(|reason| reason.name() == name)
     }
 }

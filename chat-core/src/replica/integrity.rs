@@ -158,7 +158,7 @@ impl Replica {
             self.excuse(conversation, (to + 1).saturating_sub(from));
         }
         let changes_none = matches!(reason, EmptyReason::Skip | EmptyReason::NotMember);
-        if !changes_none && conversation.kind() == Ok(ConversationKind::Group) {
+        if !changes_none && conversation.has_roster() {
             // One of them may have changed the roster.
             self.roster_is_behind(conversation);
         }
@@ -190,7 +190,7 @@ impl Replica {
     /// Returns whether a row belongs to a conversation that contains both its sender and this device.
     pub(super) fn belongs(&self, row: &InboxRow) -> bool {
         let RowContent::Message { message, .. } = &row.content else { return true };
-        if message.group.is_some() && row.conversation.kind() != Ok(ConversationKind::Group) {
+        if message.group.is_some() && !row.conversation.has_roster() {
             return false;
         }
         let (own, sender, id) = (self.device, message.sender, row.conversation);
@@ -203,7 +203,7 @@ impl Replica {
             Ok(ConversationKind::Mailbox) => {
                 id == ConversationId::mailbox(sender.installation, own.installation)
             }
-            Ok(ConversationKind::Group) => message.group.is_some(),
+            Ok(ConversationKind::Group | ConversationKind::Channel) => message.group.is_some(),
             _ => false,
         }
     }

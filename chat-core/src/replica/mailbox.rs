@@ -97,7 +97,9 @@ impl Replica {
         why: Unreadable,
         out: &mut Vec<Output>,
     ) {
-        if !why.is_of_session() || sender.installation == self.device.installation {
+        let is_of_channel = about.is_some_and(|(conversation, _)| conversation.is_channel());
+        if !why.is_of_session() || is_of_channel || sender.installation == self.device.installation {
+            // The writers of a channel do not know its readers, and answer none of them.
             return;
         }
         let renew = self.renew(now, sender.installation, why, out);

@@ -215,7 +215,7 @@ impl Replica {
         let is_later = seq > known.last_own;
         known.last_own = known.last_own.max(seq);
         if known.position(id).is_none() {
-            if is_later && conversation.kind() == Ok(ConversationKind::Group) {
+            if is_later && conversation.has_roster() {
                 // A copy of this store sent it. It may have changed the roster.
                 self.roster_is_behind(conversation);
             }

@@ -147,7 +147,7 @@ impl Replica {
                 self.refuse_for_good(id, index, "identity_changed");
                 continue;
             }
-            let (draft, lists, group) = if id.kind() == Ok(ConversationKind::Group) {
+            let (draft, lists, group) = if id.has_roster() {
                 let Some(ready) = self.prepare_group_message(now, id, index, out) else {
                     continue;
                 };
@@ -302,7 +302,7 @@ impl Replica {
         match id.kind() {
             Ok(ConversationKind::Mailbox) => false,
             // A member never blocks a group.
-            Ok(ConversationKind::Group) => true,
+            Ok(ConversationKind::Group | ConversationKind::Channel) => true,
             _ => user == self.device.user || remains(),
         }
     }
@@ -435,7 +435,7 @@ impl Replica {
             Refusal::Conflict | Refusal::Superseded => self.begin_recovery(now, out),
             Refusal::StaleRoster(version) => self.roster_is_stale(now, id, index, version),
             Refusal::Mismatch(users) => {
-                let is_group = id.kind() == Ok(ConversationKind::Group);
+                let is_group = id.has_roster();
                 for entry in conversation.queue.iter_mut().skip(index) {
                     entry.publish = None;
                     // The answer may be one to an earlier ciphertext.
@@ -453,11 +453,11 @@ impl Replica {
             }
             refusal if refusal.is_final() => {
                 self.refuse_for_good(id, index, refusal.name());
-                if id.kind() == Ok(ConversationKind::Group) {
+                if id.has_roster() {
                     // A message that carries keys for others is made again: not in a loop.
                     self.count_mismatch(now, id);
                 }
-                if id.kind() == Ok(ConversationKind::Group) && refusal == Refusal::Denied {
+                if id.has_roster() && refusal == Refusal::Denied {
                     // This device may be no member any more.
                     self.roster_is_behind(id);
                 }
@@ -522,7 +522,7 @@ impl Replica {
         if entry.skip {
             return;
         }
-        if id.kind() == Ok(ConversationKind::Group) {
+        if id.has_roster() {
             self.release_numbers(id, index);
         }
         let Some(conversation) = self.conversations.get_mut(&id) else { return };

@@ -12,6 +12,7 @@ use crate::codec::publish::{
     check_generation, publish_from_proto, publish_to_proto, skip_from_proto, skip_to_proto,
 };
 use crate::codec::{MAX_NUMBER, at_most, invalid};
+use crate::model::client_frame::HistoryRange;
 use crate::model::contact::ContactChange;
 use crate::model::envelope::AckUpTo;
 use crate::model::error::Result;
@@ -357,13 +358,23 @@ fn request_from_proto(raw: proto::request::Body) -> Result<Request> {
             }
             Request::History {
                 conversation: ConversationId::parse(&fetch.conversation)?,
-                before: fetch.before.min(MAX_NUMBER),
+                range: match fetch.after {
+                    Some(after) => HistoryRange::After(after.min(MAX_NUMBER)),
+                    None => HistoryRange::Before(fetch.before.min(MAX_NUMBER)),
+                },
                 limit: fetch.limit,
             }
         }
         Raw::FetchRoster(fetch) => {
             let proof = (!fetch.proof.is_empty()).then(|| LinkProof::parse(&fetch.proof)).transpose()?;
             Request::Roster(ConversationId::parse(&fetch.conversation)?, proof)
+        }
+        Raw::Subscribe(subscribe) => Request::Subscribe(
+            ConversationId::parse(&subscribe.conversation)?,
+            LinkProof::parse(&subscribe.proof)?,
+        ),
+        Raw::Unsubscribe(unsubscribe) => {
+            Request::Unsubscribe(ConversationId::parse(&unsubscribe.conversation)?)
         }
         Raw::ClearHistory(clear) => Request::ClearHistory {
             conversation: ConversationId::parse(&clear.conversation)?,
@@ -422,11 +433,20 @@ fn request_to_proto(request: &Request) -> proto::request::Body {
             user: user.to_bytes(),
             installations: installations.iter().map(|i| i.to_bytes()).collect(),
         }),
-        Request::History { conversation, before, limit } => Raw::History(proto::FetchHistory {
-            conversation: conversation.to_bytes(),
-            before: *before,
-            limit: *limit,
-        }),
+        Request::History { conversation, range, limit } => {
+            let (before, after) = match range {
+                HistoryRange::Before(before) => (*before, None),
+                HistoryRange::After(after) => (0, Some(*after)),
+            };
+            let conversation = conversation.to_bytes();
+            Raw::History(proto::FetchHistory { conversation, before, limit: *limit, after })
+        }
+        Request::Subscribe(channel, proof) => {
+            Raw::Subscribe(proto::Subscribe { conversation: channel.to_bytes(), proof: proof.to_bytes() })
+        }
+        Request::Unsubscribe(channel) => {
+            Raw::Unsubscribe(proto::Unsubscribe { conversation: channel.to_bytes() })
+        }
         Request::Roster(conversation, proof) => Raw::FetchRoster(proto::FetchRoster {
             conversation: conversation.to_bytes(),
             proof: proof.as_ref().map(LinkProof::to_bytes).unwrap_or_default(),

@@ -7,6 +7,7 @@ use chat_core::limits::MAX_GROUP_DEVICES;
 use chat_core::roster::{GroupPolicy, Role, RosterDigest};
 use chat_core::{Seq, UserId};
 
+mod channels;
 mod feeds;
 mod joining;
 

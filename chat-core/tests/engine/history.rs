@@ -8,7 +8,7 @@ const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// Returns the seqs of the history that a user sees, and whether each has content.
 fn seen(engine: &Engine, by: &User, conversation: ConversationId) -> Vec<(u64, bool)> {
-    let request = Request::History { conversation, before: 0, limit: 200 };
+    let request = Request::History { conversation, range: HistoryRange::Before(0), limit: 200 };
     let rows = ready(engine.respond(by.device(), request)).unwrap().rows;
     let has_content = |row: &InboxRow| matches!(row.content, RowContent::Message { .. });
     rows.iter().map(|row| (row.seq, has_content(row))).collect()

@@ -28,7 +28,7 @@ use chat_core::memory::{ManualClock, MemoryRegistry, MemoryRouter};
 use chat_core::presence::UserPresence;
 use chat_core::signing::prekeys_transcript;
 use chat_core::suite::SuiteKey;
-use chat_core::wire::{FirstPrekeys, OneTimePrekey, PrekeyUpload, Registration, Request};
+use chat_core::wire::{FirstPrekeys, HistoryRange, OneTimePrekey, PrekeyUpload, Registration, Request};
 use chat_core::{ConversationId, DeviceAddress, DeviceId, Engine, Handle, InstallationId, MessageId};
 use ed25519_dalek::{Signer, SigningKey};
 use futures_util::FutureExt;

@@ -11,7 +11,7 @@ use super::*;
 /// Returns the messages of the conversation of two users, oldest first.
 fn history(engine: &Engine, a: &User, b: &User) -> Vec<Arc<Message>> {
     let conversation = ConversationId::direct(a.device().user, b.device().user);
-    let request = Request::History { conversation, before: 0, limit: 200 };
+    let request = Request::History { conversation, range: HistoryRange::Before(0), limit: 200 };
     let rows = ready(engine.respond(a.device(), request)).unwrap().rows;
     let message = |row: &chat_core::envelope::InboxRow| match &row.content {
         RowContent::Message { message, .. } => Some(message.clone()),
@@ -23,7 +23,7 @@ fn history(engine: &Engine, a: &User, b: &User) -> Vec<Arc<Message>> {
 /// Returns why the rows of the conversation of two users are empty, oldest first.
 fn reasons(engine: &Engine, a: &User, b: &User) -> Vec<Option<EmptyReason>> {
     let conversation = ConversationId::direct(a.device().user, b.device().user);
-    let request = Request::History { conversation, before: 0, limit: 200 };
+    let request = Request::History { conversation, range: HistoryRange::Before(0), limit: 200 };
     let rows = ready(engine.respond(a.device(), request)).unwrap().rows;
     let reason = |row: &InboxRow| match row.content {
         RowContent::Empty { reason, .. } => Some(reason),

@@ -2,7 +2,7 @@
 /// A record of the log: a request of a gateway to the shard of a conversation.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Command {
-    /// A chat.v1.ClientFrame that holds a Publish or a Skip.
+    /// A chat.v1.ClientFrame that holds a Publish or a Skip; empty with a subscription.
     #[prost(bytes = "bytes", tag = "1")]
     pub frame: ::prost::bytes::Bytes,
     /// The authenticated sender.
@@ -32,6 +32,33 @@ pub struct Command {
     /// Number of devices above which a group becomes a feed; 0: it does not.
     #[prost(uint32, tag = "10")]
     pub feed_devices: u32,
+    /// The sender begins or stops to read a channel.
+    #[prost(message, optional, tag = "11")]
+    pub subscription: ::core::option::Option<Subscription>,
+    /// Devices of users that the message removes from a channel, and that are no members.
+    #[prost(message, repeated, tag = "12")]
+    pub removed: ::prost::alloc::vec::Vec<RemovedReader>,
+}
+/// A device begins or stops to read a channel.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Subscription {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub channel: ::prost::bytes::Bytes,
+    /// The device begins to read.
+    #[prost(bool, tag = "2")]
+    pub begins: bool,
+    /// The proof of the channel's link; empty without one.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub proof: ::prost::bytes::Bytes,
+}
+/// A device that stops to read a channel because its user is removed.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemovedReader {
+    #[prost(message, optional, tag = "1")]
+    pub device: ::core::option::Option<Device>,
+    /// The device reads the channel: it gets the row that removes it.
+    #[prost(bool, tag = "2")]
+    pub known: bool,
 }
 /// The address of a device.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -772,7 +772,7 @@ pub struct Request {
     pub id: u64,
     #[prost(
         oneof = "request::Body",
-        tags = "2, 3, 14, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 19, 20, 21"
+        tags = "2, 3, 14, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 19, 20, 21, 22, 23"
     )]
     pub body: ::core::option::Option<request::Body>,
 }
@@ -837,6 +837,12 @@ pub mod request {
         /// Changes the users that learn the presence of this device's user.
         #[prost(message, tag = "21")]
         SetPresenceAudience(super::SetPresenceAudience),
+        /// Lets this device read a channel.
+        #[prost(message, tag = "22")]
+        Subscribe(super::Subscribe),
+        /// Ends that this device reads a channel.
+        #[prost(message, tag = "23")]
+        Unsubscribe(super::Unsubscribe),
     }
 }
 /// Requests the user of a handle.
@@ -1007,12 +1013,15 @@ pub struct Bundle {
 pub struct FetchHistory {
     #[prost(bytes = "bytes", tag = "1")]
     pub conversation: ::prost::bytes::Bytes,
-    /// Rows below this seq; 0 means from the newest.
+    /// Rows below this seq, newest first; 0 means from the newest.
     #[prost(uint64, tag = "2")]
     pub before: u64,
-    /// Maximum number of rows, newest first, 1 to 200.
+    /// Maximum number of rows, 1 to 200.
     #[prost(uint32, tag = "3")]
     pub limit: u32,
+    /// If present: rows above this seq, oldest first. Then `before` is ignored.
+    #[prost(uint64, optional, tag = "4")]
+    pub after: ::core::option::Option<u64>,
 }
 /// Deletes the history of a conversation for this device's user. Once every member has done so, the content is erased.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1031,6 +1040,22 @@ pub struct FetchRoster {
     /// The proof of the link, as in a GroupAction; empty without one.
     #[prost(bytes = "bytes", tag = "2")]
     pub proof: ::prost::bytes::Bytes,
+}
+/// Lets this device read a channel from its next message on. The answer has no content; an empty row at the head of the channel
+/// follows, unless the device reads the channel already.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Subscribe {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub conversation: ::prost::bytes::Bytes,
+    /// The proof of the link, as in a GroupAction.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub proof: ::prost::bytes::Bytes,
+}
+/// Ends that this device reads a channel. The answer has no content.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Unsubscribe {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub conversation: ::prost::bytes::Bytes,
 }
 /// Requests the cursors of this device.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1168,7 +1193,7 @@ pub struct Response {
     /// Claim: the bundles.
     #[prost(message, repeated, tag = "5")]
     pub bundles: ::prost::alloc::vec::Vec<Bundle>,
-    /// History: encoded Rows, newest first.
+    /// History: encoded Rows, in the order of the request.
     #[prost(bytes = "bytes", repeated, tag = "6")]
     pub rows: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
     /// Cursors.

@@ -1,0 +1,230 @@
+//! Channels: any number of devices read what a few members write.
+
+use chat_core::delivery::SessionEvent;
+use chat_core::envelope::{AckUpTo, EmptyReason};
+use chat_core::group::{GroupLink, LinkSecret};
+use futures_util::FutureExt as _;
+
+use super::*;
+
+fn secret() -> LinkSecret {
+    LinkSecret::from_bytes([9; 32])
+}
+
+impl Group {
+    /// Alice founds a channel with a link. The others are no members.
+    fn channel() -> Self {
+        let mut group = Self::of_strangers(&[]);
+        let action = GroupAction::Create { members: Vec::new(), policy: GroupPolicy::default() };
+        group.id = ConversationId::channel(group.users[0].device(), message_id(0, 1), &action.encode());
+        assert_eq!(group.change(0, &action, &[0]), None);
+        let link = GroupLink { key: secret().key(), approval: false };
+        assert_eq!(group.change(0, &GroupAction::SetLink(Some(link)), &[]), None);
+        group
+    }
+
+    fn request(&self, user: usize, request: Request) -> Option<Refusal> {
+        let refused = ready(self.engine.respond(self.users[user].device(), request)).err();
+        work(&self.engine);
+        refused
+    }
+
+    fn subscribe(&self, user: usize) -> Option<Refusal> {
+        let proof = secret().prove(self.id, self.user(user));
+        self.request(user, Request::Subscribe(self.id, proof))
+    }
+
+    fn unsubscribe(&self, user: usize) -> Option<Refusal> {
+        self.request(user, Request::Unsubscribe(self.id))
+    }
+
+    fn history(&self, user: usize, range: HistoryRange) -> Result<Vec<Seq>, Refusal> {
+        let request = Request::History { conversation: self.id, range, limit: 3 };
+        let answer = ready(self.engine.respond(self.users[user].device(), request))?;
+        Ok(answer.rows.iter().map(|row| row.seq).collect())
+    }
+}
+
+#[test]
+fn subscriber_reads_the_messages_that_follow() {
+    let mut group = Group::channel();
+    assert_eq!(group.say(0), None);
+    assert_eq!(group.subscribe(1), None);
+    assert_eq!(group.seqs(1), [3], "the row with which the device joins, at the head");
+    assert!(group.rows(1)[0].joined);
+    let covers = RowContent::Empty { reason: EmptyReason::NotMember, from: 1 };
+    assert_eq!(group.rows(1)[0].content, covers);
+    assert_eq!((group.say(0), group.say(0)), (None, None));
+    assert_eq!(group.seqs(1), [3, 4, 5]);
+    assert_eq!(group.seqs(2), Vec::<Seq>::new(), "another user reads nothing");
+    let ack = |seq| {
+        let ack = AckUpTo { conversation: group.id, seq };
+        ready(group.engine.ack(group.users[1].device().installation, 1, &[ack]))
+    };
+    assert!(ack(5).is_ok() && ack(6).is_err());
+    assert_eq!(group.seqs(1), Vec::<Seq>::new());
+    assert_eq!(group.say(1), Some(Refusal::Denied), "a subscriber does not write");
+}
+
+#[test]
+fn post_writes_the_same_rows_for_any_number_of_subscribers() {
+    let mut group = Group::channel();
+    for user in 1..4 {
+        assert_eq!(group.subscribe(user), None);
+    }
+    let waiting = |group: &Group, user: usize| {
+        let device = group.users[user].device().installation;
+        ready(group.store.device(device, chat_core::backend::CursorFilter::No)).unwrap().waiting_rows
+    };
+    let before: Vec<u64> = (1..4).map(|user| waiting(&group, user)).collect();
+    assert_eq!(group.say(0), None);
+    let after: Vec<u64> = (1..4).map(|user| waiting(&group, user)).collect();
+    assert_eq!((&before, &after), (&vec![1, 1, 1], &vec![1, 1, 1]), "no row in the inbox of a subscriber");
+    assert_eq!(group.seqs(3), [2, 3]);
+}
+
+#[test]
+fn only_a_user_with_the_link_subscribes() {
+    let mut group = Group::channel();
+    let other = LinkSecret::from_bytes([8; 32]);
+    for proof in [other.prove(group.id, group.user(1)), secret().prove(group.id, group.user(2))] {
+        let refused = group.request(1, Request::Subscribe(group.id, proof));
+        assert_eq!(refused, Some(Refusal::NotFound));
+    }
+    let unknown = ConversationId::from_bytes([0x15; 17]);
+    let proof = secret().prove(unknown, group.user(1));
+    assert_eq!(
+        group.request(1, Request::Subscribe(unknown, proof)),
+        Some(Refusal::NotFound),
+        "the same answer"
+    );
+    assert_eq!(group.history(1, HistoryRange::Before(0)), Err(Refusal::NotFound));
+    assert_eq!(group.fetched(1), Err(Refusal::NotFound));
+    let join = GroupAction::Join(Some(secret().prove(group.id, group.user(1))));
+    assert_eq!(group.change(1, &join, &[1]), Some(Refusal::Denied), "the link makes no writers");
+    assert_eq!(group.change(0, &GroupAction::SetLink(None), &[]), None);
+    assert_eq!(group.subscribe(1), Some(Refusal::NotFound), "the channel has no link any more");
+}
+
+#[test]
+fn history_is_read_both_ways_also_from_before_the_subscription() {
+    let mut group = Group::channel();
+    for _ in 0..4 {
+        assert_eq!(group.say(0), None);
+    }
+    assert_eq!(group.subscribe(1), None);
+    assert_eq!(group.history(1, HistoryRange::Before(0)), Ok(vec![6, 5, 4]));
+    assert_eq!(group.history(1, HistoryRange::Before(4)), Ok(vec![3, 2, 1]));
+    assert_eq!(group.history(1, HistoryRange::After(2)), Ok(vec![3, 4, 5]));
+    assert_eq!(group.history(1, HistoryRange::After(6)), Ok(vec![]));
+    assert_eq!(group.fetched(1), Ok(group.roster.clone()), "a subscriber knows the writers");
+    assert_eq!(group.unsubscribe(1), None);
+    assert_eq!(group.history(1, HistoryRange::Before(0)), Err(Refusal::NotFound));
+}
+
+#[test]
+fn subscription_can_be_repeated_ended_and_begun_again() {
+    let mut group = Group::channel();
+    assert_eq!((group.subscribe(1), group.subscribe(1)), (None, None));
+    assert_eq!(group.seqs(1), [2], "once");
+    assert_eq!((group.say(0), group.unsubscribe(1), group.unsubscribe(1)), (None, None, None));
+    assert_eq!(group.say(0), None);
+    assert_eq!(group.seqs(1), [2, 3]);
+    assert_eq!((group.say(0), group.subscribe(1), group.say(0)), (None, None, None));
+    assert_eq!(group.seqs(1), [2, 3, 5, 6], "the row at 5 covers what the device did not read");
+    // Back and forth at the same seq: the last request counts.
+    assert_eq!((group.unsubscribe(1), group.subscribe(1)), (None, None));
+    assert_eq!((group.unsubscribe(1), group.say(0)), (None, None));
+    assert_eq!(group.seqs(1).last(), Some(&6));
+    assert_eq!((group.subscribe(1), group.say(0)), (None, None));
+    assert_eq!(group.seqs(1).last(), Some(&8));
+    assert_eq!((group.subscribe(0), group.unsubscribe(0)), (None, None), "a member reads anyway");
+    assert_eq!(group.seqs(0).len(), 8);
+}
+
+#[test]
+fn banned_subscriber_gets_its_removal_and_nothing_after_it() {
+    let mut group = Group::channel();
+    assert_eq!((group.subscribe(1), group.say(0)), (None, None));
+    let ban = GroupAction::Remove { users: vec![group.user(1), group.user(2)], ban: true };
+    assert_eq!(group.change(0, &ban, &[]), None);
+    assert_eq!(group.say(0), None);
+    assert_eq!(group.seqs(1), [2, 3, 4], "the device learns that its user was removed");
+    assert_eq!(group.seqs(2), Vec::<Seq>::new(), "a user that did not read learns nothing");
+    assert_eq!(group.subscribe(1), Some(Refusal::NotFound));
+    assert_eq!(group.history(1, HistoryRange::Before(0)), Err(Refusal::NotFound));
+    assert_eq!(group.change(0, &GroupAction::Unban(vec![group.user(1)]), &[]), None);
+    assert_eq!((group.subscribe(1), group.say(0)), (None, None));
+    assert_eq!(group.seqs(1), [2, 3, 4, 6, 7]);
+    #[cfg(feature = "sim")]
+    {
+        let ban = GroupAction::Remove { users: vec![group.user(1)], ban: true };
+        Mutant::with(Some(Mutant::RemovedReaderStays), || assert_eq!(group.change(0, &ban, &[]), None));
+        assert_eq!(group.seqs(1), [2, 3, 4, 6, 7, 8], "the test can fail: it still reads");
+        assert_eq!(group.say(0), None);
+        assert_eq!(group.seqs(1).last(), Some(&9));
+    }
+}
+
+#[test]
+fn connected_subscriber_gets_each_message_once_and_in_order() {
+    let mut group = Group::channel();
+    let mut session = ready(group.engine.bind(group.users[1].device())).unwrap();
+    assert_eq!(group.seqs(1), Vec::<Seq>::new());
+    let mut take = |group: &Group| {
+        let events = std::iter::from_fn(|| session.events.recv().now_or_never().flatten()).flatten();
+        let row = |event| match event {
+            SessionEvent::Row(row) => (row.conversation == group.id).then_some(row.seq),
+            _ => None,
+        };
+        events.filter_map(row).collect::<Vec<Seq>>()
+    };
+    assert_eq!((group.say(0), group.subscribe(1)), (None, None));
+    assert_eq!(take(&group), [3], "the device follows the channel from its subscription on");
+    assert_eq!((group.say(0), group.say(0)), (None, None));
+    assert_eq!(take(&group), [4, 5]);
+    assert_eq!((group.unsubscribe(1), group.say(0)), (None, None));
+    assert_eq!(take(&group), Vec::<Seq>::new());
+    assert_eq!((group.subscribe(1), group.say(0)), (None, None));
+    assert_eq!(take(&group), [6, 7]);
+    let ban = GroupAction::Remove { users: vec![group.user(1)], ban: true };
+    assert_eq!((group.change(0, &ban, &[]), group.say(0)), (None, None));
+    assert_eq!(take(&group), [8]);
+}
+
+#[test]
+fn shard_checks_a_subscription_again() {
+    use chat_core::backend::{Command, Operation, Subscription};
+    let group = Group::channel();
+    let append = |user: usize, subscription: Subscription| {
+        let operation = Operation::Subscribe(subscription);
+        let command = Command::new(group.users[user].device(), operation, Vec::new(), Rules::CHANNELS);
+        assert_eq!(ready(group.engine.append(command)), Ok(()));
+        work(&group.engine);
+    };
+    let begins = |proof| Subscription { channel: group.id, begins: true, proof };
+    append(1, begins(None));
+    append(1, begins(Some(secret().prove(group.id, group.user(2)))));
+    assert_eq!(group.seqs(1), Vec::<Seq>::new(), "a gateway cannot admit without the proof");
+    let direct = ConversationId::direct(group.user(0), group.user(1));
+    append(1, Subscription { channel: direct, begins: true, proof: None });
+    append(1, begins(Some(secret().prove(group.id, group.user(1)))));
+    assert_eq!(group.seqs(1), [2]);
+    #[cfg(feature = "sim")]
+    {
+        Mutant::with(Some(Mutant::SubscribeUnchecked), || append(2, begins(None)));
+        assert_eq!(group.seqs(2), [2], "the test can fail");
+    }
+}
+
+#[test]
+fn post_with_boxes_and_link_with_approval_are_refused() {
+    let mut group = Group::channel();
+    assert_eq!(group.subscribe(1), None);
+    let mut publish = group.publish(0, None, &[]);
+    let installation = group.users[1].device().installation;
+    publish.boxes = vec![chat_core::envelope::DeviceBox { installation, data: Bytes::from_static(b"box") }];
+    assert_eq!(group.send(0, publish), Some(Refusal::Denied));
+    let link = GroupLink { key: secret().key(), approval: true };
+    assert_eq!(group.change(0, &GroupAction::SetLink(Some(link)), &[]), Some(Refusal::Invalid));
+}
