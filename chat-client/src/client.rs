@@ -1,5 +1,6 @@
 //! The application's handle to a client.
 
+mod channels;
 mod contacts;
 mod conversation_list;
 mod events;

@@ -1,5 +1,6 @@
 //! The driver: it owns a replica, its local store and its ratchets, and carries out the replica's actions.
 
+mod channels;
 mod command;
 mod command_handler;
 mod contacts;
@@ -41,6 +42,7 @@ use chat_core::{
 };
 use tokio::sync::{broadcast, mpsc, watch};
 
+use self::channels::HistoryRequest;
 use self::command::Reply;
 use self::session_token::SessionToken;
 use self::settings::SettingsPacer;
@@ -104,6 +106,16 @@ enum Waiting {
     /// The server clears a conversation up to this seq.
     Cleared(ConversationId, Seq, Reply<()>),
     Deletion(Reply<()>),
+    /// This device begins to read a channel. A new one is forgotten if the server refuses.
+    Subscribed {
+        channel: ConversationId,
+        is_new: bool,
+        reply: Reply<()>,
+    },
+    Unsubscribed(ConversationId, Reply<()>),
+    History(Box<HistoryRequest>),
+    /// The device lists of the senders of a page of history.
+    HistorySenders(Box<HistoryRequest>),
 }
 
 /// A group, and the message that changes it.

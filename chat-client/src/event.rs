@@ -206,12 +206,14 @@ pub enum RefusedReason {
     NotFound,
     /// A user did not accept this user as a contact, and never wrote to it: invite it instead.
     NoContact,
+    /// This device does not have the key of the channel: it needs the new link.
+    NoChannelKey,
     /// A reason of a later version.
     Other,
 }
 
 /// The names of reasons in the local store and in `chat --json`.
-const REFUSED_REASONS: [(RefusedReason, &str); 10] = [
+const REFUSED_REASONS: [(RefusedReason, &str); 11] = [
     (RefusedReason::UnknownUser, "unknown_user"),
     (RefusedReason::IdentityChanged, "identity_changed"),
     (RefusedReason::Quota, "quota"),
@@ -222,6 +224,7 @@ const REFUSED_REASONS: [(RefusedReason, &str); 10] = [
     (RefusedReason::Invalid, "invalid"),
     (RefusedReason::NotFound, "not_found"),
     (RefusedReason::NoContact, "no_contact"),
+    (RefusedReason::NoChannelKey, "no_channel_key"),
 ];
 
 impl RefusedReason {
@@ -263,6 +266,10 @@ impl From<RefusedReason> for Error {
             RefusedReason::NoContact => {
                 Self::new(ErrorKind::Denied, "the user has not accepted you as a contact: invite it instead")
             }
+            RefusedReason::NoChannelKey => Self::new(
+                ErrorKind::Denied,
+                "this device lacks the key of the channel: subscribe with the new link",
+            ),
             RefusedReason::Other => Self::new(ErrorKind::Denied, "the message was refused"),
         }
     }

@@ -6,13 +6,15 @@ use std::str::FromStr;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chat_core::group::LinkSecret;
-use chat_core::{ConversationId, ConversationKind, Error, ErrorKind, Result};
+use chat_core::{ConversationId, Error, ErrorKind, Result};
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
 
 use crate::group_profile::check_name;
 
-/// An invitation to a group: for one user, or, with a secret, a link for everyone that has it.
+/// An invitation to a group or a channel: for one user, or, with a secret, a link for everyone that has it.
+///
+/// The secret of a channel's link is also its key: it lets read all posts.
 ///
 /// `Display` writes it as a URL with everything after the `#`, so that no server sees it: `chat:join#…`. `FromStr` reads
 /// any URL with such a fragment. `Debug` does not print the secret.
@@ -52,19 +54,19 @@ const fn invalid(what: &'static str) -> Error {
 }
 
 impl GroupInvitation {
-    /// Returns an invitation to a group. A secret makes it a link.
+    /// Returns an invitation to a group or a channel. A secret makes it a link.
     ///
     /// # Errors
-    /// `Invalid` if the id is not that of a group, or the name does not have 1 to 256 bytes.
+    /// `Invalid` if the id is not that of a group or channel, or the name does not have 1 to 256 bytes.
     pub fn new(group: ConversationId, name: Option<String>, secret: Option<LinkSecret>) -> Result<Self> {
-        if group.kind() != Ok(ConversationKind::Group) {
-            return Err(invalid("an invitation is to a group"));
+        if !group.has_roster() {
+            return Err(invalid("an invitation is to a group or a channel"));
         }
         name.as_deref().map_or(Ok(()), check_name)?;
         Ok(Self { group, name, secret })
     }
 
-    /// Returns the group.
+    /// Returns the group or channel.
     pub const fn group(&self) -> ConversationId {
         self.group
     }

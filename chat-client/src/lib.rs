@@ -6,6 +6,8 @@ pub mod suite;
 #[cfg(feature = "client")]
 mod account;
 #[cfg(feature = "client")]
+mod channel_key;
+#[cfg(feature = "client")]
 mod client;
 #[cfg(feature = "client")]
 mod config;

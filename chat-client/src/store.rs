@@ -4,6 +4,7 @@
 //! become durable together or not at all.
 
 mod changes;
+mod channels;
 mod contacts;
 mod conversations;
 mod disappearing;
@@ -31,8 +32,8 @@ use chat_core::replica::{AtSeq, Recipient};
 use chat_core::view::{RowHash, View};
 use chat_core::wire::ClientFrame;
 use chat_core::{
-    ConversationId, ConversationKind, DeviceAddress, Error, ErrorKind, InstallationId, MessageId, Result,
-    Seq, StoreEpoch, UserId,
+    ConversationId, DeviceAddress, Error, ErrorKind, InstallationId, MessageId, Result, Seq, StoreEpoch,
+    UserId,
 };
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -414,7 +415,7 @@ impl LocalStore {
         id: MessageId,
         asker: DeviceAddress,
     ) -> Result<Option<Bytes>> {
-        if conversation.kind() == Ok(ConversationKind::Group) {
+        if conversation.has_roster() {
             return self.recall_in_group(conversation, id, asker);
         }
         let own = self.own.ok_or(corrupt("the store is not loaded"))?;

@@ -258,7 +258,7 @@ impl Default for Settings {
             accept_rate: 500,
             drain_seconds: 60,
             retention_days: 30,
-            rules: Rules::GROUPS.0,
+            rules: Rules::CHANNELS.0,
             history_retention_days: 0,
             // At `warn`, the driver would log every warning of Cassandra with its statement.
             log: "info,scylla=error".into(),

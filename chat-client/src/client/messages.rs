@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chat_core::{ConversationKind, Error, ErrorKind, Result};
+use chat_core::{Error, ErrorKind, Result};
 
 use super::{Client, Ticket};
 use crate::message::MessageRef;
@@ -92,7 +92,7 @@ impl Client {
             return Err(Error::new(ErrorKind::Invalid, "messages disappear after 1 second at the earliest"));
         }
         if let Recipient::Conversation(id) = to
-            && id.kind() == Ok(ConversationKind::Group)
+            && id.has_roster()
         {
             let group = self.group(id).await?;
             if group.own_role.is_none_or(|role| role < group.policy.edit) {

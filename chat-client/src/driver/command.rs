@@ -18,6 +18,7 @@ use crate::diff::Diff;
 use crate::event::EventRecord;
 use crate::group::{Group, MemberReceipt};
 use crate::group_profile::GroupProfile;
+use crate::invitation::GroupInvitation;
 use crate::linking::LinkCode;
 use crate::message::Message;
 use crate::safety_number::SafetyNumber;
@@ -100,6 +101,18 @@ pub(crate) enum Command {
         action: GroupAction,
         details: GroupDetails,
         reply: Reply<(ConversationId, MessageId)>,
+    },
+    /// Founds a channel. Replies with the channel and the message once it is queued durably.
+    FoundChannel(GroupProfile, Reply<(ConversationId, MessageId)>),
+    /// Replaces the key of a channel, without informing its readers.
+    RenewChannelKey(ConversationId, Reply<(ConversationId, MessageId)>),
+    Subscribe(GroupInvitation, Reply<()>),
+    Unsubscribe(ConversationId, Reply<()>),
+    /// Replies with the number of earlier posts of a channel that the server had.
+    LoadHistory {
+        channel: ConversationId,
+        limit: usize,
+        reply: Reply<usize>,
     },
     Group(ConversationId, Reply<Group>),
     /// Requests newer receipts, and replies with the known ones of a message.

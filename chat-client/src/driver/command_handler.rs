@@ -5,9 +5,7 @@ use chat_core::envelope::{AckUpTo, Refusal};
 use chat_core::group::LinkSecret;
 use chat_core::replica::{self, Draft, Input};
 use chat_core::wire::{FirstPrekeys, Request, Response};
-use chat_core::{
-    ConversationId, ConversationKind, DeviceId, Error, ErrorKind, InstallationId, MessageId, Result, UserId,
-};
+use chat_core::{ConversationId, DeviceId, Error, ErrorKind, InstallationId, MessageId, Result, UserId};
 use tokio::sync::oneshot;
 
 use super::groups::unknown_group;
@@ -133,6 +131,17 @@ impl Driver {
             Command::ChangeGroup { group, action, details, reply } => {
                 self.change_group(group, action, details, reply)?;
             }
+            Command::FoundChannel(profile, reply) => self.found_channel(profile, reply)?,
+            Command::RenewChannelKey(channel, reply) => {
+                if channel.is_channel() && self.store.knows_group(channel)? {
+                    self.renew_channel_key(channel, reply)?;
+                } else {
+                    let _ = reply.send(Err(unknown_group()));
+                }
+            }
+            Command::Subscribe(invitation, reply) => self.subscribe(&invitation, reply)?,
+            Command::Unsubscribe(channel, reply) => self.unsubscribe(channel, reply)?,
+            Command::LoadHistory { channel, limit, reply } => self.load_history(channel, limit, reply)?,
             Command::LinkSecret(reply) => {
                 let secret = random(self.owner.config.platform.as_ref()).map(LinkSecret::from_bytes);
                 let _ = reply.send(secret);
@@ -305,7 +314,7 @@ impl Driver {
         Ok(match to {
             Recipient::Handle(handle) => replica::Recipient::Handle(handle.clone()),
             Recipient::User(user) => replica::Recipient::User(*user),
-            Recipient::Conversation(group) if group.kind() == Ok(ConversationKind::Group) => {
+            Recipient::Conversation(group) if group.has_roster() => {
                 if !self.store.knows_group(*group)? {
                     return Err(unknown_group());
                 }
@@ -407,6 +416,35 @@ impl Driver {
                     Err(error) => Err(error),
                 };
                 let _ = reply.send(list);
+            }
+            (Waiting::Subscribed { channel, is_new, reply }, answer) => {
+                if is_new && answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+                    self.forget_channel(channel)?;
+                }
+                let no_channel = |error: Error| match error.kind() {
+                    ErrorKind::NotFound => Error::new(
+                        ErrorKind::NotFound,
+                        "there is no such channel, its link is not valid any more, or this user is banned",
+                    ),
+                    _ => error,
+                };
+                let _ = reply.send(answer.map(drop).map_err(no_channel));
+            }
+            (Waiting::Unsubscribed(channel, reply), answer) => {
+                if answer.is_ok() {
+                    self.forget_channel(channel)?;
+                }
+                let _ = reply.send(answer.map(drop));
+            }
+            (Waiting::History(request), Ok(answer)) => self.history_received(*request, answer.rows)?,
+            (Waiting::HistorySenders(request), Ok(answer)) => {
+                for list in answer.lists {
+                    self.step(Input::List(list))?;
+                }
+                self.keep_history(*request)?;
+            }
+            (Waiting::History(request) | Waiting::HistorySenders(request), Err(error)) => {
+                let _ = request.reply.send(Err(error));
             }
             (Waiting::Offer(code, reply), answer) => {
                 // Seal the answer before changing the list, so that a device that cannot be answered is not

@@ -71,6 +71,15 @@ impl Driver {
         let Ok(Some(sealed)) = sealed else { return cannot_encrypt() };
         let has_content = !draft.content.is_empty();
         let distributes = !lacking.recipients.is_empty();
+        let is_channel = number.conversation.is_channel();
+        let post = if is_channel && has_content {
+            let Some(post) = self.seal_post(draft, &number, &sealed, group)? else {
+                return Ok(Err(SealFailure::Never("no_channel_key")));
+            };
+            post
+        } else {
+            Bytes::new()
+        };
         let ciphertext = match group.key.filter(|_| has_content || distributes) {
             Some(key) => {
                 let shared = sealed.shared_box();
@@ -114,7 +123,11 @@ impl Driver {
         let part = GroupPart {
             roster_version: group.roster.version,
             digest: group.roster.digest,
-            shared: if has_content { suite.mark(ciphertext.shared) } else { Bytes::new() },
+            shared: match (is_channel, has_content) {
+                (true, _) => post,
+                (false, true) => suite.mark(ciphertext.shared),
+                (false, false) => Bytes::new(),
+            },
             control: if has_content { ciphertext.control } else { Bytes::new() },
             change: change.transpose()?,
             lists: Vec::new(),
@@ -183,6 +196,9 @@ impl Driver {
         sealed: &Bytes,
         sender: Option<&DeviceEntry>,
     ) -> Result<Result<OpenedBody, Unreadable>> {
+        if id.is_channel() {
+            return self.open_post(input, id, message, part, sender);
+        }
         let suite = self.owner.config.suite.id();
         let Some(sender) = sender else { return Ok(Err(Unreadable::UnknownDevice)) };
         let Some(peer) = peer(suite, sender) else { return Ok(Err(Unreadable::OtherSuite)) };

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use chat_core::group::{GroupAction, LinkSecret};
 use chat_core::replica::{Change, Changes, Draft, Input, Recipient};
 use chat_core::roster::Roster;
-use chat_core::{ConversationId, ConversationKind, DeviceId, Error, ErrorKind, MessageId, Result, UserId};
+use chat_core::{ConversationId, DeviceId, Error, ErrorKind, MessageId, Result, UserId};
 
 use super::command::{GroupDetails, Reply};
 use super::{Driver, QueuedChange};
@@ -53,7 +53,11 @@ impl Driver {
                 let link = self.store.link_secret(group)?.filter(is_current);
                 let details = GroupDetails { profile: self.store.group_profile(group)?, link };
                 name = details.profile.as_ref().map(|profile| profile.name.clone());
+                let added = action.added().to_vec();
                 self.send_change(group, id, action, details)?;
+                if group.is_channel() {
+                    self.invite_writers(group, &added)?;
+                }
             }
             GroupAction::SetLink(_) => {
                 if let Some(secret) = &details.link {
@@ -72,6 +76,11 @@ impl Driver {
                 let next = self.new_message_id()?;
                 self.send_change(group, next, GroupAction::Edit, details)?;
             }
+            GroupAction::Invite(users) if group.is_channel() => {
+                let users = users.clone();
+                self.send_change(group, id, action, details)?;
+                self.invite_writers(group, &users)?;
+            }
             GroupAction::Invite(users) => {
                 let users = users.clone();
                 name = self.store.group_profile(group)?.map(|profile| profile.name);
@@ -85,6 +94,9 @@ impl Driver {
         }
         let next = self.new_message_id()?;
         self.send_change(group, next, GroupAction::Invite(strangers.clone()), GroupDetails::default())?;
+        if group.is_channel() {
+            return self.invite_writers(group, &strangers);
+        }
         self.send_invitations(group, name, &strangers)
     }
 
@@ -110,6 +122,14 @@ impl Driver {
         })
     }
 
+    /// Sends each new writer of a channel the link, with which it reads and writes posts.
+    fn invite_writers(&mut self, channel: ConversationId, users: &[UserId]) -> Result<()> {
+        let name = self.store.group_profile(channel)?.map(|profile| profile.name);
+        let link = self.replica.roster(channel).and_then(|roster| roster.link);
+        let secret = self.store.channel_secret(channel, link)?;
+        self.send_invitation(&GroupInvitation::new(channel, name, secret)?, users)
+    }
+
     /// Sends each of these users the invitation in a direct message.
     fn send_invitations(
         &mut self,
@@ -124,7 +144,11 @@ impl Driver {
             // The change will be refused, and the invitation would be of no use.
             return Ok(());
         }
-        let content = Bytes::from(encode_invitation(&GroupInvitation::new(group, name, None)?));
+        self.send_invitation(&GroupInvitation::new(group, name, None)?, users)
+    }
+
+    fn send_invitation(&mut self, invitation: &GroupInvitation, users: &[UserId]) -> Result<()> {
+        let content = Bytes::from(encode_invitation(invitation));
         for user in users {
             let draft = Draft {
                 sent_at: self.store.now_ms(),
@@ -139,7 +163,7 @@ impl Driver {
         Ok(MessageId::new(self.store.now_ms(), random(self.owner.config.platform.as_ref())?))
     }
 
-    fn send_change(
+    pub(super) fn send_change(
         &mut self,
         group: ConversationId,
         id: MessageId,
@@ -186,7 +210,7 @@ impl Driver {
     /// Returns the events of receipts in groups.
     pub(super) fn receipts_in_groups(&self, changes: &Changes) -> Result<Vec<Event>> {
         let receipts = changes.list.iter().filter_map(|change| match change {
-            Change::Receipt(group, user, delivered, read) if group.kind() == Ok(ConversationKind::Group) => {
+            Change::Receipt(group, user, delivered, read) if group.has_roster() => {
                 Some((*group, *user, *delivered, *read))
             }
             _ => None,

@@ -560,7 +560,7 @@ impl LocalStore {
             params![conversation.as_bytes(), user.as_bytes(), delivered as i64, read as i64],
         )?;
         self.revisions.touch_status(conversation);
-        if conversation.kind() == Ok(ConversationKind::Group) {
+        if conversation.has_roster() {
             // Each message has as many receipts as the group has members: they are no durable events.
             return Ok(());
         }

@@ -46,6 +46,7 @@ impl LocalStore {
         let last_message = self.history(id, None, 1)?.into_iter().next();
         let is_shown = match id.kind() {
             Ok(ConversationKind::Group) => last_message.is_some() || self.is_in_group(id)?,
+            Ok(ConversationKind::Channel) => self.has_channel_key(id)? || self.is_in_group(id)?,
             // Settings make it, too.
             Ok(ConversationKind::Own) => last_message.is_some(),
             // Settings of another device may be all that this device has of it.

@@ -1,8 +1,6 @@
 //! Messages that disappear: the timer of a conversation, and the time at which this device erases each message.
 
-use chat_core::{
-    ConversationId, ConversationKind, DeviceAddress, DeviceId, InstallationId, MessageId, Result, Seq, UserId,
-};
+use chat_core::{ConversationId, DeviceAddress, DeviceId, InstallationId, MessageId, Result, Seq, UserId};
 use rusqlite::params;
 
 use super::events::{EventKind, EventRow};
@@ -60,7 +58,7 @@ impl LocalStore {
 
     /// Returns whether a user may set the timer of a conversation: in a group, the policy for edits decides.
     fn may_set_timer(&self, conversation: ConversationId, user: UserId) -> Result<bool> {
-        if conversation.kind() != Ok(ConversationKind::Group) {
+        if !conversation.has_roster() {
             return Ok(true);
         }
         let roster = self.roster(conversation)?;

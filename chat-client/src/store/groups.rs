@@ -7,10 +7,7 @@ use chat_core::codec::state::{decode_roster, encode_roster};
 use chat_core::group::{GroupAction, LinkSecret};
 use chat_core::replica::{ConversationSnapshot, SenderKey};
 use chat_core::roster::Roster;
-use chat_core::{
-    ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, Result, SenderKeyId, Seq,
-    UserId,
-};
+use chat_core::{ConversationId, DeviceAddress, InstallationId, MessageId, Result, SenderKeyId, Seq, UserId};
 use prost::Message as _;
 use rusqlite::{OptionalExtension, params};
 
@@ -249,9 +246,12 @@ impl LocalStore {
         secret: Option<&LinkSecret>,
     ) -> Result<()> {
         self.ensure_conversation(id)?;
-        let own = self.own_user()?;
-        if self.roster(id)?.member(own).is_some() {
-            return Ok(());
+        let (own, roster) = (self.own_user()?, self.roster(id)?);
+        if roster.member(own).is_some() {
+            // A new writer of a channel takes over its key.
+            let is_current = |secret: &&LinkSecret| roster.link.is_some_and(|link| link.key == secret.key());
+            let key = secret.filter(is_current).filter(|_| id.is_channel());
+            return key.map_or(Ok(()), |secret| self.set_link_secret(id, secret));
         }
         if let Some(name) = name {
             // Only a message of the group confirms a name.
@@ -317,8 +317,8 @@ impl LocalStore {
         self.run(
             "UPDATE conversations SET link_secret = ?2 WHERE id = ?1",
             params![id.as_bytes(), secret.as_bytes()],
-        )
-        .map(drop)
+        )?;
+        if id.is_channel() { self.add_channel_key(id, secret) } else { Ok(()) }
     }
 
     /// Returns the last secret of a group's link that this device has seen.
@@ -498,6 +498,6 @@ impl LocalStore {
             .prepare_cached("SELECT 1 FROM conversations WHERE id = ?1")
             .and_then(|mut s| s.exists([id.as_bytes()]))
             .map_err(failed)?;
-        Ok(known && id.kind() == Ok(ConversationKind::Group))
+        Ok(known && id.has_roster())
     }
 }

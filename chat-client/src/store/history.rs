@@ -157,7 +157,7 @@ impl LocalStore {
             seq,
             archived: false,
             is_request: sender.0 != own
-                && conversation.kind() != Ok(ConversationKind::Group)
+                && !conversation.has_roster()
                 && self.relation(sender.0)? == Relation::Stranger,
             id,
             sender: self.user(sender.0)?,
@@ -292,7 +292,7 @@ impl LocalStore {
         seq: Seq,
         is_archived: bool,
     ) -> Result<Status> {
-        if conversation.kind() == Ok(ConversationKind::Group) {
+        if conversation.has_roster() {
             return self.status_in_group(conversation, seq, is_archived);
         }
         let of = u32::from(conversation.kind() == Ok(ConversationKind::Direct));

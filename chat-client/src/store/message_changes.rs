@@ -1,7 +1,7 @@
 //! Edits, deletions and reactions: messages that change an earlier one. They stay in the store, hidden, with their target.
 
 use chat_core::roster::Role;
-use chat_core::{ConversationId, ConversationKind, DeviceAddress, MessageId, Result, Seq, UserId};
+use chat_core::{ConversationId, DeviceAddress, MessageId, Result, Seq, UserId};
 use rusqlite::{OptionalExtension, params};
 
 use super::events::{EventKind, EventRow};
@@ -99,8 +99,7 @@ impl LocalStore {
     fn may_change(&self, user: UserId, target: &MessageRef, change: &MessageChange) -> Result<bool> {
         let is_admin = || {
             let group = target.conversation;
-            let is_group = group.kind() == Ok(ConversationKind::Group);
-            let roster = if is_group { self.roster(group)? } else { return Ok(false) };
+            let roster = if group.has_roster() { self.roster(group)? } else { return Ok(false) };
             Ok(roster.member(user).is_some_and(|member| member.role >= Role::Admin))
         };
         match change {

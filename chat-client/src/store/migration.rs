@@ -121,6 +121,12 @@ CREATE TABLE rosters (
 CREATE TABLE sender_keys (conversation BLOB PRIMARY KEY, key BLOB NOT NULL) WITHOUT ROWID;
 ";
 
+/// From version 8 to version 9.
+const FROM_8: &str = "
+CREATE TABLE channel_keys (
+  conversation BLOB NOT NULL, link BLOB NOT NULL, secret BLOB NOT NULL, PRIMARY KEY (conversation, link)) WITHOUT ROWID;
+";
+
 /// An event of version 2: JSON that named users by handle and held the text of messages.
 struct OldEvent {
     n: u64,
@@ -168,7 +174,10 @@ impl LocalStore {
                 if version < 7 {
                     self.batch(FROM_6)?;
                 }
-                self.batch(FROM_7)?;
+                if version < 8 {
+                    self.batch(FROM_7)?;
+                }
+                self.batch(FROM_8)?;
             }
             _ => {
                 return Err(Error::new(

@@ -1,7 +1,7 @@
 //! The tables of the local store.
 
 /// Version of the tables. A store of a later version is not opened.
-pub(super) const VERSION: i64 = 8;
+pub(super) const VERSION: i64 = 9;
 
 /// The tables of a new store.
 pub(super) const SCHEMA: &str = "
@@ -26,6 +26,8 @@ CREATE TABLE rosters (
   conversation BLOB NOT NULL, version INTEGER NOT NULL, roster BLOB NOT NULL,
   PRIMARY KEY (conversation, version)) WITHOUT ROWID;
 CREATE TABLE sender_keys (conversation BLOB PRIMARY KEY, key BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE channel_keys (
+  conversation BLOB NOT NULL, link BLOB NOT NULL, secret BLOB NOT NULL, PRIMARY KEY (conversation, link)) WITHOUT ROWID;
 CREATE TABLE chains (
   conversation BLOB NOT NULL, sender BLOB NOT NULL, incarnation INTEGER NOT NULL, client_seq INTEGER NOT NULL,
   message_id BLOB NOT NULL, excused INTEGER NOT NULL, PRIMARY KEY (conversation, sender)) WITHOUT ROWID;

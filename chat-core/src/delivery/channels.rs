@@ -12,17 +12,13 @@ impl Engine {
     ///
     /// # Errors
     /// `NotFound` if there is no such channel, the proof is not one of its link, or the user is banned: a user without the link
-    /// does not learn whether the channel exists. `Unsupported` if the rules of the server have no channels. `Unavailable` and
-    /// `Throttled` if the subscription cannot be decided now.
+    /// does not learn whether the channel exists. `Unavailable` if the subscription cannot be decided now.
     pub(super) async fn subscribe(
         &self,
         device: DeviceAddress,
         channel: ConversationId,
         proof: LinkProof,
     ) -> Result<()> {
-        if self.settings.rules < Rules::CHANNELS {
-            return Err(Error::new(ErrorKind::Unsupported, "this server has channels disabled"));
-        }
         let roster = self.read_roster(channel).await?;
         let is_admitted = roster.is_admitted(channel, device.user, Some(&proof));
         if !channel.is_channel() || roster.version == 0 || !is_admitted {
@@ -38,7 +34,7 @@ impl Engine {
     /// Ends that a device reads a channel.
     ///
     /// # Errors
-    /// `Unavailable` and `Throttled` if it cannot be decided now. A device that does not read the channel gets no error.
+    /// `Unavailable` if it cannot be decided now. A device that does not read the channel gets no error.
     pub(super) async fn unsubscribe(&self, device: DeviceAddress, channel: ConversationId) -> Result<()> {
         let roster = self.read_roster(channel).await?;
         let is_member = roster.has_device(device.user, device.installation);

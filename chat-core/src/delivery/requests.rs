@@ -6,7 +6,9 @@ use std::sync::atomic::Ordering;
 use super::Engine;
 use super::admission::refusal_of;
 use super::rates::Wait;
-use crate::backend::{AccountKey, BundleParts, CursorFilter, Member, PageLimit, Reincarnation, SenderFilter};
+use crate::backend::{
+    AccountKey, BundleParts, CursorFilter, Member, PageLimit, Reincarnation, Rules, SenderFilter,
+};
 use crate::model::client_frame::Request;
 use crate::model::close_reason::CloseReason;
 use crate::model::device_list::{DeviceList, SignedDeviceList};
@@ -26,6 +28,9 @@ impl Engine {
     /// The refusal to send.
     pub async fn respond(&self, device: DeviceAddress, request: Request) -> Result<Response, Refusal> {
         self.pace_request(device, &request).map_err(Refusal::Throttled)?;
+        if matches!(request, Request::Subscribe(..)) && self.settings.rules < Rules::CHANNELS {
+            return Err(Refusal::Unsupported);
+        }
         self.try_respond(device, request).await.map_err(|error| refusal_of(&error))
     }
 

@@ -249,7 +249,7 @@ impl ServerBuilder {
         self
     }
 
-    /// The latest rules that a message may need, [`Rules::GROUPS`] by default; [`Rules::OPTIONS`] disables groups. While nodes
+    /// The latest rules that a message may need, [`Rules::CHANNELS`] by default; [`Rules::GROUPS`] disables channels, and [`Rules::OPTIONS`] groups too. While nodes
     /// of the release before run, set those of that release: messages that need later ones are refused.
     pub fn rules(mut self, rules: Rules) -> Self {
         self.engine.rules = rules;

@@ -7,6 +7,9 @@ use futures_util::FutureExt as _;
 
 use super::*;
 
+#[cfg(feature = "sim")]
+use chat_core::mutant::Mutant;
+
 fn secret() -> LinkSecret {
     LinkSecret::from_bytes([9; 32])
 }
