@@ -12,6 +12,7 @@ mod engine;
 mod ephemeral;
 mod explain;
 mod feed_delivery;
+mod feed_pages;
 mod feed_wakes;
 mod feeds;
 mod groups;

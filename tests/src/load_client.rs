@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use chat_core::backend::{Dialer, RecipientDevices, Roster, Transport};
 use chat_core::contact::ContactChange;
 use chat_core::envelope::{AckUpTo, Audience, DeviceBox, InboxRow, Publish, RowContent, SendPosition};
-use chat_core::group::{GroupAction, GroupChange, GroupPart};
+use chat_core::group::{GroupAction, GroupChange, GroupLink, GroupPart, LinkSecret};
 use chat_core::roster::GroupPolicy;
 use chat_core::wire::{ClientFrame, Request, ServerFrame};
 use chat_core::{ConversationId, MessageId, Result, StoreEpoch};
@@ -148,10 +148,49 @@ impl LoadClient {
             members: users.iter().map(|user| user.device.user).collect(),
             policy: GroupPolicy::default(),
         };
-        let encoded = action.encode();
         let message_id = MessageId::from_bytes([1; 16]);
-        let group = ConversationId::group(self.user.device, message_id, &encoded);
-        let all = users.iter().chain([&self.user]);
+        let group = ConversationId::group(self.user.device, message_id, &action.encode());
+        let roster = self.change(group, &Roster::default(), message_id, &action, users).await;
+        (group, roster)
+    }
+
+    /// Founds a channel with this link. Returns it with its roster once both are stored.
+    pub async fn found_channel(&mut self, secret: &LinkSecret) -> (ConversationId, Roster) {
+        let founding = GroupAction::Create { members: Vec::new(), policy: GroupPolicy::default() };
+        let message_id = MessageId::from_bytes([1; 16]);
+        let channel = ConversationId::channel(self.user.device, message_id, &founding.encode());
+        let roster = self.change(channel, &Roster::default(), message_id, &founding, &[]).await;
+        let link = GroupAction::SetLink(Some(GroupLink { key: secret.key(), approval: false }));
+        let roster = self.change(channel, &roster, MessageId::from_bytes([2; 16]), &link, &[]).await;
+        (channel, roster)
+    }
+
+    /// Subscribes the device to a channel. Returns once the row with which it joins has arrived.
+    pub async fn subscribe(&mut self, channel: ConversationId, secret: &LinkSecret) {
+        let proof = secret.prove(channel, self.user.device.user);
+        let request = ClientFrame::Request(2, Request::Subscribe(channel, proof)).encode();
+        self.transport.send(vec![request]).await.unwrap();
+        loop {
+            match next(&mut *self.transport).await.unwrap().unwrap() {
+                ServerFrame::Refused(_, refusal) => panic!("{refusal:?}"),
+                ServerFrame::Deliver(rows, _) if rows.iter().any(|row| row.conversation == channel) => {
+                    return self.acknowledge(&rows).await.unwrap();
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Makes a change of a group, of which this user and `users` are the members after it. Returns the roster once it is stored.
+    async fn change(
+        &mut self,
+        group: ConversationId,
+        before: &Roster,
+        message_id: MessageId,
+        action: &GroupAction,
+        users: &[User],
+    ) -> Roster {
+        let all = users.iter().chain((before.version == 0).then_some(&self.user));
         let lists: Vec<RecipientDevices> = all
             .map(|user| RecipientDevices {
                 user: user.device.user,
@@ -159,8 +198,9 @@ impl LoadClient {
                 installations: vec![user.device.installation],
             })
             .collect();
-        let own = self.user.device.user;
-        let roster = Roster::default().change(group, own, Some(&action), &lists, 1).unwrap();
+        let (own, encoded) = (self.user.device.user, action.encode());
+        let seq = before.changed_at + 1;
+        let roster = before.change(group, own, Some(action), &lists, seq).unwrap();
         let signed = GroupChange::transcript(group, message_id, &encoded, &roster.digest);
         let change = GroupChange::new(encoded, self.user.sign(&signed)).unwrap();
         let audience = lists.iter().map(|list| Audience { user: list.user, list_version: 1 }).collect();
@@ -168,7 +208,7 @@ impl LoadClient {
         self.transport.send(vec![ClientFrame::Publish(publish).encode()]).await.unwrap();
         loop {
             match next(&mut *self.transport).await.unwrap().unwrap() {
-                ServerFrame::Stored(_) => return (group, roster),
+                ServerFrame::Stored(_) => return roster,
                 ServerFrame::Refused(_, refusal) => panic!("{refusal:?}"),
                 _ => {}
             }

@@ -292,6 +292,12 @@ pub(crate) const fn ends_session(event: &Event) -> bool {
 
 /// Returns a description of an invitation, or of the link of a group.
 pub(crate) fn invitation_text(invitation: &GroupInvitation) -> String {
+    if invitation.group().is_channel() {
+        return match invitation.name() {
+            Some(name) => format!("shares the channel {}: {invitation}", printable(name)),
+            None => format!("shares a channel: {invitation}"),
+        };
+    }
     match (invitation.secret(), invitation.name()) {
         (Some(_), _) => format!("made the link {invitation}"),
         (None, Some(name)) => {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use chat_client::{Client, Conversation, ConversationId, ConversationKind, ConversationSetting, Message};
+use chat_client::{Client, Conversation, ConversationId, ConversationSetting, Message};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -137,7 +137,7 @@ pub(crate) async fn search(
 /// Returns a message that a search found, as a line.
 pub(crate) fn found_line(known: &[Conversation], message: &Message) -> String {
     let conversation = known.iter().find(|one| one.id == message.conversation);
-    let place = match conversation.filter(|one| one.id.kind() == Ok(ConversationKind::Group)) {
+    let place = match conversation.filter(|one| one.id.has_roster()) {
         Some(group) => format!("{} {}", name_of(group), message.seq),
         None => message.seq.to_string(),
     };

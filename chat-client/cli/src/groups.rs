@@ -319,7 +319,7 @@ fn show_link(link: &GroupJoinLink) -> Result<(), Failure> {
     }
 }
 
-async fn stored(ticket: Ticket) -> Result<(), Failure> {
+pub(crate) async fn stored(ticket: Ticket) -> Result<(), Failure> {
     ticket.stored().await.map_err(text)?;
     Ok(())
 }
@@ -338,20 +338,30 @@ async fn groups(client: &Client) -> Result<Vec<Conversation>, Failure> {
     Ok(known)
 }
 
-/// Returns the group with this name or id.
+/// Returns the group or channel with this name or id.
 async fn find(client: &Client, group: &str) -> Result<ConversationId, Failure> {
-    if let Ok(id) = ConversationId::from_hex(group) {
+    find_among(client, group, "group or channel", ConversationKind::has_roster).await
+}
+
+/// Returns the conversation with this name or id, among those of wanted kinds.
+pub(crate) async fn find_among(
+    client: &Client,
+    name: &str,
+    kind_name: &str,
+    is_wanted: impl Fn(ConversationKind) -> bool,
+) -> Result<ConversationId, Failure> {
+    if let Ok(id) = ConversationId::from_hex(name) {
         return Ok(id);
     }
-    let mut found = groups(client).await?;
-    found.retain(|one| one.name.as_deref() == Some(group));
+    let mut found = client.conversations().await.map_err(text)?;
+    found.retain(|one| one.id.kind().is_ok_and(&is_wanted) && one.name.as_deref() == Some(name));
     match &found[..] {
         [one] => Ok(one.id),
-        [] => Err(format!("there is no group {group}").into()),
-        _ => Err(format!("several groups have the name {group}: pass the id").into()),
+        [] => Err(format!("there is no {kind_name} {name}").into()),
+        _ => Err(format!("several conversations have the name {name}: pass the id").into()),
     }
 }
 
-fn shown_name(name: Option<&str>) -> String {
+pub(crate) fn shown_name(name: Option<&str>) -> String {
     name.map_or_else(|| "[no name yet]".to_owned(), printable)
 }

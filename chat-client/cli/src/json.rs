@@ -370,6 +370,37 @@ async fn carry_out(
             };
             client.join_group(&invitation).await.map(drop).map_err(failed)
         }
+        Line::ChannelCreate { name } => {
+            let channel = client.create_channel(&name).await.map_err(failed)?;
+            let link = client.group(channel).await.map_err(failed)?.link.and_then(|link| link.invitation);
+            let line = json!({
+                "event": "channel_created", "conversation": channel.to_hex(), "name": name,
+                "invitation": link.map(|link| link.to_string()),
+            });
+            say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
+        }
+        Line::Subscribe { invitation } => {
+            let invitation: GroupInvitation = invitation.parse().map_err(failed)?;
+            client.subscribe(&invitation).await.map_err(failed)?;
+            let line = json!({"event": "subscribed", "conversation": invitation.group().to_hex()});
+            say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
+        }
+        Line::Unsubscribe { conversation } => {
+            let channel = ConversationId::from_hex(&conversation).map_err(failed)?;
+            client.unsubscribe(channel).await.map_err(failed)?;
+            let line = json!({"event": "unsubscribed", "conversation": conversation});
+            say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
+        }
+        Line::RenewChannelKey { conversation } => {
+            let channel = ConversationId::from_hex(&conversation).map_err(failed)?;
+            client.renew_channel_key(channel).await.map(drop).map_err(failed)
+        }
+        Line::LoadHistory { conversation, limit } => {
+            let channel = ConversationId::from_hex(&conversation).map_err(failed)?;
+            let count = client.load_history(channel, limit).await.map_err(failed)?;
+            let line = json!({"event": "history_loaded", "conversation": conversation, "messages": count});
+            say.send(Said::Line(line.to_string())).await.map_err(|_| closed())
+        }
         Line::Receipts { conversation, seq } => {
             let group = ConversationId::from_hex(&conversation).map_err(failed)?;
             let receipts = client.receipts(Position::new(group, seq)).await.map_err(failed)?;

@@ -1,5 +1,6 @@
 //! `chat`: a terminal client. `chat --json` is for programs: see `docs/cli.md`.
 
+mod channels;
 mod commands;
 mod contacts;
 mod conversations;
@@ -156,6 +157,11 @@ enum Command {
     Group {
         #[command(subcommand)]
         command: groups::GroupCommand,
+    },
+    /// Found channels, read and write them. `group` also changes channels: their writers, roles, profile and link.
+    Channel {
+        #[command(subcommand)]
+        command: channels::ChannelCommand,
     },
     /// Delete the messages of the conversation with a user: from this device, and from the history of this account on the
     /// server. The other user keeps them.
@@ -326,6 +332,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Some(Command::Presence { users }) => presence::show(&arguments, users).await,
         Some(Command::PresenceAudience { audience }) => presence::audience(&arguments, *audience).await,
         Some(Command::Group { command }) => groups::run(&arguments, command).await,
+        Some(Command::Channel { command }) => channels::run(&arguments, command).await,
         Some(Command::Report { user, messages, note }) => {
             contacts::report(&arguments, user, *messages, note).await
         }

@@ -89,12 +89,16 @@ impl Chat {
     }
 
     fn is_group(&self) -> bool {
-        self.id.kind() == Ok(ConversationKind::Group)
+        self.id.has_roster()
     }
 
     /// Returns the name, so that a group is not taken for a user.
     fn full_name(&self) -> String {
-        if self.is_group() { format!("group {}", self.name) } else { self.name.clone() }
+        match self.id.kind() {
+            Ok(ConversationKind::Group) => format!("group {}", self.name),
+            Ok(ConversationKind::Channel) => format!("channel {}", self.name),
+            _ => self.name.clone(),
+        }
     }
 
     /// Returns the line in the list.
@@ -483,7 +487,7 @@ async fn press(client: &Client, screen: &mut Screen, key: KeyEvent) -> bool {
                 screen.note = text(error);
             }
         }
-        KeyCode::PageUp => older(screen).await,
+        KeyCode::PageUp => older(client, screen).await,
         KeyCode::PageDown => newer(client, screen).await,
         KeyCode::End => newest(client, screen).await,
         KeyCode::Enter => enter(client, screen).await,

@@ -11,6 +11,7 @@ use super::admission::{Room, early_refusal, refusal_of};
 use super::batch::{Batch, Remembered, States, dedup_candidates, id_key};
 use super::counters::Counters;
 use super::device_linking::Offer;
+use super::feed_pages::FeedPages;
 use super::feed_wakes::FeedWakes;
 use super::rates::{Limits, Rates};
 use super::shard::{Decision, IdKey, decide};
@@ -101,6 +102,7 @@ pub struct Engine {
     /// The feeds that this gateway follows, and when the registry last learned it, in milliseconds.
     pub(super) followed: DashMap<ConversationId, u64>,
     pub(super) feed_wakes: FeedWakes,
+    pub(super) feed_pages: FeedPages,
     /// Cached rosters of groups.
     pub(super) rosters: DashMap<ConversationId, Arc<Roster>>,
     /// Pairs of users of which the first wrote in their direct conversation.
@@ -158,6 +160,7 @@ impl Engine {
             members: DashMap::new(),
             followed: DashMap::new(),
             feed_wakes: FeedWakes::default(),
+            feed_pages: FeedPages::default(),
             rosters: DashMap::new(),
             wrote: DashMap::new(),
             decided: DashMap::new(),

@@ -5,13 +5,11 @@ use std::collections::BTreeMap;
 use futures_util::future::{join_all, try_join_all};
 
 use super::Engine;
+use super::feed_pages::rows_after;
 use crate::backend::{CursorFilter, Feed, InboxPage, PageLimit};
 use crate::model::envelope::{InboxCursor, InboxPosition, InboxRow};
 use crate::model::error::Result;
 use crate::model::id::{ConversationId, InstallationId, Seq};
-
-/// Maximum number of rows of one feed in a page.
-const FEED_ROWS: usize = 64;
 
 /// Number of times that a session tries to follow its feeds while their rosters change.
 const FOLLOW_TRIES: usize = 3;
@@ -159,6 +157,25 @@ impl Engine {
         }
     }
 
+    /// Returns rows of a feed after a seq, and whether more may follow. A page that has all its rows is read once for all readers.
+    async fn read_page(
+        &self,
+        feed: ConversationId,
+        after: Seq,
+        limit: PageLimit,
+    ) -> Result<(Vec<InboxRow>, bool)> {
+        let now = self.now_ms();
+        let limit = PageLimit { rows: limit.rows.min(rows_after(after)), ..limit };
+        let kept = self.feed_pages.after(feed, after, now);
+        let Some(kept) = kept.filter(|kept| kept.len() <= limit.rows) else {
+            let rows = self.backends.store.history_after(feed, after, limit).await?;
+            self.feed_pages.keep(feed, after, &rows, now);
+            let is_reached = limit.is_reached(&rows);
+            return Ok((rows, is_reached));
+        };
+        Ok((kept.to_vec(), true))
+    }
+
     /// Returns the next rows of a feed after a position that the device has not acknowledged, and the seq up to which all of its
     /// rows are known.
     async fn read_feed(
@@ -168,14 +185,13 @@ impl Engine {
         after: InboxPosition,
         limit: PageLimit,
     ) -> Result<(InboxPage, Seq)> {
-        let limit = PageLimit { rows: limit.rows.min(FEED_ROWS), ..limit };
         let is_same = after.conversation == feed.conversation;
         let mut seq = if is_same { feed.acked.max(after.seq) } else { feed.acked };
         let mut page = InboxPage::default();
         while let Some(next) = feed.next(seq) {
             seq = next - 1;
-            let read = self.backends.store.history_after(feed.conversation, seq, limit).await?;
-            page.has_more = limit.is_reached(&read);
+            let (read, may_have_more) = self.read_page(feed.conversation, seq, limit).await?;
+            page.has_more = may_have_more;
             for row in read {
                 if row.seq != seq + 1 {
                     // The commit of the row before is not visible yet.

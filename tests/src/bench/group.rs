@@ -1,4 +1,4 @@
-//! A group of members that are all online, beside a bare WebSocket broadcaster with the same driver.
+//! A group of members, or a channel with readers, that are all online, beside a bare WebSocket broadcaster with the same driver.
 //!
 //! The *broadcaster* sends each frame of a client to all other clients, and answers the sender. It stores nothing and has no
 //! order. Our server stores each message with one inbox row for each member before it answers. The driver checks that every
@@ -12,10 +12,13 @@ use bytes::{BufMut, Bytes, BytesMut};
 use chat_core::ConversationId;
 use chat_core::backend::{Dialer, Transport};
 use chat_core::envelope::{AckUpTo, InboxRow};
+use chat_core::group::LinkSecret;
 use chat_core::wire::ServerFrame;
-use chat_tests::load_client::{BODY, LoadClient, sent_at};
+use chat_tests::load_client::{BODY, LoadClient, Refused, sent_at};
 use chat_tests::raw_client::User;
 use chat_transport::accept::{Upgrade, accept};
+use futures_util::StreamExt as _;
+use futures_util::future::join_all;
 use tokio::net::TcpListener;
 use tokio::sync::broadcast;
 
@@ -138,7 +141,41 @@ impl Member {
     }
 }
 
-async fn members(process: &Process, count: usize) -> Vec<Member> {
+/// The kind of conversation that is measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Conversation {
+    /// All members may write.
+    Group,
+    /// The first device writes, and the others are subscribed.
+    Channel,
+}
+
+/// Number of connections that are opened at the same time.
+const AT_ONCE: usize = 50;
+
+/// Registers users, or connects those that are registered, with one device each.
+async fn open(process: &Process, users: Vec<User>, is_new: bool) -> Vec<LoadClient> {
+    let dialer = &process.dialer;
+    let open = async |user: User| loop {
+        let opened = match is_new {
+            true => LoadClient::register(dialer, user.public()).await,
+            false => LoadClient::connect(dialer, user.public()).await,
+        };
+        match opened {
+            Ok(client) => return client,
+            Err(Refused::Later(ms)) => tokio::time::sleep(Duration::from_millis(u64::from(ms))).await,
+            Err(Refused::Failed(error)) => {
+                assert_eq!(error.kind(), chat_core::ErrorKind::Throttled, "{error}");
+                let wait = u64::from(error.retry_after_ms().max(50));
+                tokio::time::sleep(Duration::from_millis(wait)).await;
+            }
+        }
+    };
+    let opening = users.into_iter().map(|user| Box::pin(open(user)));
+    futures_util::stream::iter(opening).buffered(AT_ONCE).collect().await
+}
+
+async fn members(process: &Process, count: usize, conversation: Conversation) -> Vec<Member> {
     let mut members = Vec::new();
     if process.kind != Kind::Ours {
         for _ in 0..count {
@@ -146,9 +183,16 @@ async fn members(process: &Process, count: usize) -> Vec<Member> {
         }
         return members;
     }
-    let mut clients = Vec::new();
-    for n in 0..count {
-        clients.push(LoadClient::register(&process.dialer, User::new(&format!("member{n}"))).await.unwrap());
+    let users = (0..count).map(|n| User::new(&format!("member{n}"))).collect();
+    let mut clients = open(process, users, true).await;
+    if conversation == Conversation::Channel {
+        let secret = LinkSecret::from_bytes([5; 32]);
+        let (channel, roster) = clients[0].found_channel(&secret).await;
+        for subscribed in clients[1..].chunks_mut(AT_ONCE) {
+            join_all(subscribed.iter_mut().map(|client| client.subscribe(channel, &secret))).await;
+        }
+        clients[0].join(channel, &roster);
+        return clients.into_iter().map(|client| Member::Group(Box::new(client), channel)).collect();
     }
     let founder = clients[0].user.public();
     for client in &mut clients[1..] {
@@ -219,9 +263,20 @@ struct Outcome {
     last_p99_ms: f64,
 }
 
-async fn measure(kind: Kind, count: usize, senders: usize, rate: Option<u64>, seconds: u64) -> Outcome {
+/// A measurement: connections, those of them that send, messages per second of each, and seconds.
+#[derive(Clone, Copy)]
+struct Measurement {
+    conversation: Conversation,
+    count: usize,
+    senders: usize,
+    rate: Option<u64>,
+    seconds: u64,
+}
+
+async fn measure(kind: Kind, measurement: Measurement) -> Outcome {
+    let Measurement { conversation, count, senders, rate, seconds } = measurement;
     let process = Process::start(kind);
-    let members = members(&process, count).await;
+    let members = members(&process, count, conversation).await;
     let run =
         Arc::new(Run { start: Instant::now(), stop: AtomicBool::new(false), rate, sent: Mutex::new(0) });
     let before = process.cpu();
@@ -263,9 +318,60 @@ async fn measure(kind: Kind, count: usize, senders: usize, rate: Option<u64>, se
 /// Prints the figures of a group of `count` members beside those of the broadcaster.
 pub(crate) async fn run_group(count: usize, seconds: u64) {
     println!("{count} members online, {BODY} B bodies, {seconds} s each");
+    let conversation = Conversation::Group;
+    run_measurement(Measurement { conversation, count, senders: SENDERS, rate: None, seconds }).await;
+}
+
+/// Prints the figures of a channel with `count` connected readers beside those of the broadcaster.
+pub(crate) async fn run_channel(count: usize, seconds: u64) {
+    println!("{count} readers online, one writer, {BODY} B bodies, {seconds} s each");
+    let conversation = Conversation::Channel;
+    run_measurement(Measurement { conversation, count: count + 1, senders: 1, rate: None, seconds }).await;
+    catch_up(count, 1000).await;
+}
+
+/// Prints how fast all readers of a channel receive the posts of their absence, and the reads of the store meanwhile.
+async fn catch_up(count: usize, posts: u64) {
+    let process = Process::start(Kind::Ours);
+    let mut members = members(&process, count + 1, Conversation::Channel).await.into_iter();
+    let Some(Member::Group(mut writer, channel)) = members.next() else { panic!("a writer") };
+    let users: Vec<User> = members
+        .filter_map(|member| match member {
+            Member::Group(client, _) => Some(client.user),
+            Member::Broadcast(_) => None,
+        })
+        .collect();
+    let mut answers = 0;
+    for _ in 0..posts / 50 {
+        let frames = (0..50).map(|_| writer.group_message(channel, 0)).collect();
+        writer.transport.send(frames).await.unwrap();
+        answers += 50;
+        while answers > 0 {
+            let frame = chat_tests::load_client::next(&mut *writer.transport).await.unwrap();
+            answers -= u64::from(matches!(frame, Some(ServerFrame::Stored(_))));
+        }
+    }
+    let reads = process.store_calls("history_after");
+    let (begun, cpu) = (Instant::now(), process.cpu());
+    let readers = open(&process, users, false).await;
+    let took = begun.elapsed().as_secs_f64();
+    for reader in &readers {
+        let rows: Vec<u64> = reader.caught_up.iter().map(|row| row.seq).collect();
+        assert!(rows.is_sorted_by(|a, b| a < b) && rows.len() as u64 >= posts, "{} rows", rows.len());
+    }
+    println!(
+        "  catch-up of {count} readers with {posts} posts each: {took:.1} s, {:.0} rows/s, server CPU {:.1} µs a row, \
+         {} reads of history",
+        (count as u64 * posts) as f64 / took,
+        (process.cpu() - cpu).as_micros() as f64 / (count as u64 * posts) as f64,
+        process.store_calls("history_after") - reads,
+    );
+}
+
+async fn run_measurement(measurement: Measurement) {
     let mut rates = Vec::new();
     for kind in [Kind::Broadcaster, Kind::Ours] {
-        let outcome = measure(kind, count, SENDERS, None, seconds).await;
+        let outcome = measure(kind, measurement).await;
         println!(
             "  {kind:?}: {:.0} deliveries/s, server CPU {:.1} µs a delivery",
             outcome.deliveries_per_second, outcome.cpu_us
@@ -276,7 +382,8 @@ pub(crate) async fn run_group(count: usize, seconds: u64) {
     let mut p99 = [Vec::new(), Vec::new()];
     for _ in 0..5 {
         for (at, kind) in [Kind::Broadcaster, Kind::Ours].into_iter().enumerate() {
-            p99[at].push(measure(kind, count, 1, Some(5), seconds).await.last_p99_ms);
+            let light = Measurement { senders: 1, rate: Some(5), ..measurement };
+            p99[at].push(measure(kind, light).await.last_p99_ms);
         }
     }
     for each in &mut p99 {

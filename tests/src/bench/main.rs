@@ -1,6 +1,6 @@
 //! Benchmarks. `make bench` compares our server with the baseline in one run on one machine. `bench cluster`
 //! measures gateways and a router together with the services that they use. `bench group N` compares a group of N members
-//! with a bare broadcaster.
+//! with a bare broadcaster, and `bench channel N` a channel with N readers.
 //!
 //! The *baseline* does only what every durable chat server must do: it frames, appends to a file, shares one
 //! `fdatasync` among waiting clients, answers and forwards. It has no users, order, inboxes or encryption.
@@ -40,6 +40,11 @@ async fn main() {
         && mode == "group"
     {
         return group::run_group(count.parse().unwrap(), seconds()).await;
+    }
+    if let [_, mode, count] = arguments.as_slice()
+        && mode == "channel"
+    {
+        return group::run_channel(count.parse().unwrap(), seconds()).await;
     }
     if let [_, mode] = arguments.as_slice()
         && mode == "cluster"

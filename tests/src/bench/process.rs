@@ -1,6 +1,8 @@
 //! Runs the server under load as a separate process, so that its CPU time and memory can be measured without
 //! those of the load generator.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,6 +15,7 @@ pub(crate) struct Process {
     pub(crate) kind: Kind,
     pub(crate) dialer: WebSocketDialer,
     child: Child,
+    admin: u16,
     _dir: tempfile::TempDir,
 }
 
@@ -43,7 +46,7 @@ impl Process {
         let mut base = std::env::current_exe().unwrap();
         base.pop();
         let dir = tempfile::tempdir_in(&base).unwrap();
-        let port = free_port();
+        let (port, admin) = (free_port(), free_port());
         let mut command = match kind {
             Kind::Baseline => {
                 let mut command = Command::new(std::env::current_exe().unwrap());
@@ -59,7 +62,7 @@ impl Process {
                 let mut command = Command::new(PathBuf::from(&base).join("chat-server-ref"));
                 command.arg("--data").arg(dir.path().join("data"));
                 command.args(["--listen", &format!("127.0.0.1:{port}")]);
-                command.args(["--admin-listen", &format!("127.0.0.1:{}", free_port()), "--log", "warn"]);
+                command.args(["--admin-listen", &format!("127.0.0.1:{admin}"), "--log", "warn"]);
                 command
             }
         };
@@ -81,12 +84,23 @@ impl Process {
             assert!(Instant::now() < end, "{kind:?} does not listen");
             std::thread::sleep(Duration::from_millis(10));
         }
-        Self { kind, dialer, child, _dir: dir }
+        Self { kind, dialer, child, admin, _dir: dir }
     }
 
     /// Returns the CPU time that the process has used so far.
     pub(crate) fn cpu(&self) -> Duration {
         cpu_of(self.child.id())
+    }
+
+    /// Returns how often the server called a method of its store.
+    pub(crate) fn store_calls(&self, method: &str) -> u64 {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.admin)).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).unwrap();
+        let is_count = |line: &&str| line.contains("_count{") && line.contains(&format!("\"{method}\""));
+        let line = page.lines().find(is_count);
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0)
     }
 
     pub(crate) fn resident(&self) -> u64 {

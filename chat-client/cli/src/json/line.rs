@@ -133,6 +133,23 @@ pub(super) enum Line {
     GroupJoin {
         invitation: String,
     },
+    ChannelCreate {
+        name: String,
+    },
+    Subscribe {
+        invitation: String,
+    },
+    Unsubscribe {
+        conversation: String,
+    },
+    RenewChannelKey {
+        conversation: String,
+    },
+    LoadHistory {
+        conversation: String,
+        #[serde(default = "fifty")]
+        limit: usize,
+    },
     Receipts {
         conversation: String,
         seq: u64,

@@ -173,6 +173,10 @@ async fn join(client: &Client, screen: &Screen, link: Option<&str>) -> Done {
     let Some(invitation) = invitation else {
         return Ok("there is no invitation in this conversation; /join LINK uses a link".into());
     };
+    if invitation.group().is_channel() {
+        client.subscribe(&invitation).await?;
+        return Ok("subscribed to the channel: it appears in the list".into());
+    }
     client.join_group(&invitation).await?;
     Ok("joining the group: it appears in the list".into())
 }
@@ -253,15 +257,20 @@ async fn follow(screen: &mut Screen) {
     }
 }
 
-/// Scrolls up by a page, and reads older messages.
-pub(super) async fn older(screen: &mut Screen) {
+/// Scrolls up by a page, and reads older messages. Those of a channel come from the server, if this device lacks them.
+pub(super) async fn older(client: &Client, screen: &mut Screen) {
     screen.scroll = screen.scroll.saturating_add(screen.height.max(1));
-    if let Some(timeline) = screen.timeline.as_mut().filter(|timeline| timeline.has_older()) {
-        if let Err(error) = timeline.older(PAGE).await {
-            screen.note = text(error);
-        }
-        screen.show_timeline();
+    let (Some(timeline), Some(open)) = (&mut screen.timeline, &screen.open) else { return };
+    let done = match timeline.has_older() {
+        true => timeline.older(PAGE).await.map(drop),
+        // The timeline reports the messages that were read.
+        false if open.id.is_channel() => client.load_history(open.id, PAGE).await.map(drop),
+        false => Ok(()),
+    };
+    if let Err(error) = done {
+        screen.note = text(error);
     }
+    screen.show_timeline();
 }
 
 /// Scrolls down by a page, and reads newer messages at the end.
