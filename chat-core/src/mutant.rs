@@ -78,6 +78,8 @@ pub enum Mutant {
     JoinUnchecked,
     /// A shard lets a device read a channel without the proof of its link.
     SubscribeUnchecked,
+    /// A device that joins a channel gets no row for the seqs before.
+    JoinRowMissing,
     /// A user that is removed from a channel continues to read it.
     RemovedReaderStays,
     /// A gateway lets a user add users to a group that do not know it.
@@ -100,7 +102,7 @@ impl Mutant {
     /// The mutants that the simulator must detect. The others need conditions that a single process does not
     /// have (a stale cache of another gateway), or another rule hides them. Unit tests next to those rules
     /// detect them.
-    pub const SIMULATED: [Self; 41] = [
+    pub const SIMULATED: [Self; 43] = [
         Self::AckBeforeSync,
         Self::NoDedupe,
         Self::AnyClientSeq,
@@ -140,6 +142,8 @@ impl Mutant {
         Self::ListUpdateForgotten,
         Self::SwitchLosesSeq,
         Self::LeaverStillFed,
+        Self::JoinRowMissing,
+        Self::RemovedReaderStays,
         Self::DeletionKept,
         Self::ErasureUnexcused,
     ];

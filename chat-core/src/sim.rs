@@ -46,6 +46,8 @@ pub struct Options {
     pub groups: bool,
     /// With `groups`: groups with more than three devices, or in every second schedule five, are feeds.
     pub feeds: bool,
+    /// With `groups`: the group is a channel, to which devices subscribe.
+    pub channels: bool,
     /// Some messages disappear, and some are deleted for everyone.
     pub erasure: bool,
     /// Print every event.

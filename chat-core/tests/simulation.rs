@@ -48,7 +48,7 @@ fn sweep(first: u64, count: u64, options: Options) -> Result<Report, (u64, Viola
 }
 
 /// Returns the kinds of server, each with the variable that selects it for `SIM_SEED`.
-fn kinds(mutant: Option<Mutant>) -> [(&'static str, Options); 7] {
+fn kinds(mutant: Option<Mutant>) -> [(&'static str, Options); 8] {
     let options = Options { mutant, ..Options::default() };
     [
         ("SIM_SPLIT=0", options),
@@ -58,6 +58,7 @@ fn kinds(mutant: Option<Mutant>) -> [(&'static str, Options); 7] {
         ("SIM_GROUPS=1", Options { groups: true, ..options }),
         ("SIM_FEEDS=1", Options { groups: true, feeds: true, ..options }),
         ("SIM_ERASURE=1", Options { erasure: true, ..options }),
+        ("SIM_CHANNELS=1", Options { groups: true, channels: true, ..options }),
     ]
 }
 
@@ -68,7 +69,8 @@ fn no_schedule_breaks_a_law() {
             split: number("SIM_SPLIT") == Some(1),
             cluster: number("SIM_CLUSTER") == Some(1),
             restored_server: number("SIM_RESTORED") == Some(1),
-            groups: number("SIM_GROUPS") == Some(1) || number("SIM_FEEDS") == Some(1),
+            groups: ["SIM_GROUPS", "SIM_FEEDS", "SIM_CHANNELS"].iter().any(|name| number(name) == Some(1)),
+            channels: number("SIM_CHANNELS") == Some(1),
             feeds: number("SIM_FEEDS") == Some(1),
             erasure: number("SIM_ERASURE") == Some(1),
             trace: true,

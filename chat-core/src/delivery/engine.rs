@@ -441,8 +441,10 @@ impl Engine {
         let decision = decide(state, record, found);
         let Some(number) = command.number().copied() else {
             if let Decision::Subscribe(commit) = decision {
-                let rows = commit.inbox.iter().map(|(_, row)| (sender, SessionEvent::Row(row.clone())));
-                batch.events.extend(rows.collect::<Vec<_>>());
+                if commit.feeds.iter().any(|change| change.joins) {
+                    // The device reads where it joins.
+                    batch.events.push((sender, SessionEvent::Lagged));
+                }
                 batch.feed(conversation, changed_at).changes.extend(&commit.feeds);
                 batch.add(commit);
             }
@@ -474,8 +476,16 @@ impl Engine {
                         devices.extend(addresses(&roster.members, command));
                     }
                     devices.extend(command.removed.iter().map(|one| (one.device.installation, one.device)));
+                    let joins_channel = |installation: &InstallationId| {
+                        let mut joins = commit.feeds.iter().filter(|change| change.joins);
+                        conversation.is_channel() && joins.any(|change| change.device == *installation)
+                    };
                     let row = |(installation, row): &(InstallationId, InboxRow)| {
-                        Some((*devices.get(installation)?, SessionEvent::Row(row.clone())))
+                        let event = match joins_channel(installation) {
+                            true => SessionEvent::Lagged,
+                            false => SessionEvent::Row(row.clone()),
+                        };
+                        Some((*devices.get(installation)?, event))
                     };
                     batch.events.extend(others.into_iter().filter_map(row));
                 }

@@ -24,11 +24,15 @@ impl Engine {
     /// receipt also goes to the user's other devices; in a group to these only, because receipts of a group name their users
     /// ([`group_receipt`](Self::group_receipt)).
     pub async fn receipt(&self, device: DeviceAddress, at: AckUpTo, read: bool) {
-        if at.conversation.kind() == Ok(ConversationKind::Group) && !read {
+        if at.conversation.has_roster() && !read {
             return;
         }
         let (delivered, seen) = if read { (0, at.seq) } else { (at.seq, 0) };
         let hint = Hint::Receipt { conversation: at.conversation, user: device.user, delivered, read: seen };
+        if at.conversation.is_channel() {
+            // The readers of a channel are no members, and other users do not learn what they read.
+            return self.hint_to_users(device, &[device.user], &hint).await;
+        }
         self.deliver_to_members(device, at.conversation, hint, read).await;
     }
 
@@ -49,8 +53,12 @@ impl Engine {
     }
 
     /// Sends a typing notification to the other users of a conversation that are contacts. In a group it goes to all members
-    /// without a block between them; the session of a device passes it on only while the user looks at the group.
+    /// without a block between them; the session of a device passes it on only while the user looks at the group. A channel has
+    /// none.
     pub async fn typing(&self, device: DeviceAddress, conversation: ConversationId) {
+        if conversation.is_channel() {
+            return;
+        }
         self.deliver_to_members(device, conversation, Hint::Typing(conversation, device.user), false).await;
     }
 
@@ -80,7 +88,12 @@ impl Engine {
                 others.push(user);
             }
         }
-        let routes = self.backends.registry.lookup(&others).await.unwrap_or_default();
+        self.hint_to_users(from, &others, &hint).await;
+    }
+
+    /// Sends a hint to all devices of users but the one that it comes from.
+    async fn hint_to_users(&self, from: DeviceAddress, users: &[UserId], hint: &Hint) {
+        let routes = self.backends.registry.lookup(users).await.unwrap_or_default();
         let others = routes.into_iter().filter(|route| route.device.installation != from.installation);
         self.deliver(others.map(|route| (route, vec![SessionEvent::Hint(hint.clone())])).collect()).await;
     }
@@ -103,7 +116,7 @@ impl Engine {
             self.members.clear();
         }
         let until = match conversation.kind() {
-            Ok(ConversationKind::Group) => now.saturating_add(GROUP_MEMBERS_MS),
+            Ok(kind) if kind.has_roster() => now.saturating_add(GROUP_MEMBERS_MS),
             // The members do not change once the first message of a direct conversation named both.
             Ok(ConversationKind::Direct) if members.len() < 2 => now,
             _ => u64::MAX,

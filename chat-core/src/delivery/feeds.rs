@@ -7,9 +7,10 @@ use futures_util::future::{join_all, try_join_all};
 use super::Engine;
 use super::feed_pages::rows_after;
 use crate::backend::{CursorFilter, Feed, InboxPage, PageLimit};
-use crate::model::envelope::{InboxCursor, InboxPosition, InboxRow};
+use crate::model::envelope::{EmptyReason, InboxCursor, InboxPosition, InboxRow, RowContent};
 use crate::model::error::Result;
 use crate::model::id::{ConversationId, InstallationId, Seq};
+use crate::mutant::Mutant;
 
 /// Number of times that a session tries to follow its feeds while their rosters change.
 const FOLLOW_TRIES: usize = 3;
@@ -139,10 +140,16 @@ impl Engine {
     pub(super) async fn cursors(&self, device: InstallationId) -> Result<Vec<(ConversationId, InboxCursor)>> {
         let mut cursors = self.backends.store.device(device, CursorFilter::All).await?.cursors;
         for feed in self.backends.store.feeds(device).await? {
-            let Some((_, cursor)) = cursors.iter_mut().find(|(id, _)| *id == feed.conversation) else {
-                continue;
-            };
-            cursor.tail = cursor.tail.max(self.last_of_feed(&feed).await?);
+            let last = self.last_of_feed(&feed).await?;
+            match cursors.iter_mut().find(|(id, _)| *id == feed.conversation) {
+                Some((_, cursor)) => cursor.tail = cursor.tail.max(last),
+                // A subscriber that has acknowledged nothing yet: see `join_row`.
+                None => {
+                    let joined = feed.changes.iter().find(|(_, joins)| *joins).map_or(0, |(seq, _)| *seq);
+                    let cursor = InboxCursor { acked: joined.saturating_sub(2), tail: last };
+                    cursors.push((feed.conversation, cursor));
+                }
+            }
         }
         Ok(cursors)
     }
@@ -189,7 +196,9 @@ impl Engine {
         let mut seq = if is_same { feed.acked.max(after.seq) } else { feed.acked };
         let mut page = InboxPage::default();
         while let Some(next) = feed.next(seq) {
-            seq = next - 1;
+            // The two rows before say when the device joins a channel.
+            let before = if feed.conversation.is_channel() { 3 } else { 1 };
+            seq = seq.max(next.saturating_sub(before));
             let (read, may_have_more) = self.read_page(feed.conversation, seq, limit).await?;
             page.has_more = may_have_more;
             for row in read {
@@ -199,9 +208,11 @@ impl Engine {
                     break;
                 }
                 seq = row.seq;
-                if row.position() > after && feed.reads(seq) {
-                    page.rows.push(row.for_device(device));
-                }
+                let row = match feed.reads(seq) {
+                    true => Some(row.for_device(device)),
+                    false => join_row(feed, &row),
+                };
+                page.rows.extend(row.filter(|row| row.position() > after));
             }
             if !page.rows.is_empty() || !page.has_more {
                 return Ok((page, seq));
@@ -209,4 +220,23 @@ impl Engine {
         }
         Ok((page, Seq::MAX))
     }
+}
+
+/// Returns the empty row that a device gets at the place of a row that it may not read: at the seq with which it joins a channel,
+/// and at the one before, which covers the seqs since it left, or all before. If it joins as a member, its inbox has another row
+/// at that seq.
+fn join_row(feed: &Feed, row: &InboxRow) -> Option<InboxRow> {
+    let joins_at = |seq: Seq| feed.changes.contains(&(seq, true));
+    // A device that is removed without having read leaves nothing.
+    let mut ends = feed.changes.windows(2).filter(|pair| pair[0].1 && !pair[1].1).map(|pair| pair[1].0);
+    let left = ends.rfind(|left| *left < row.seq);
+    let (from, joined) = match left {
+        _ if !feed.conversation.is_channel() || Mutant::JoinRowMissing.is_active() => return None,
+        Some(left) if joins_at(row.seq + 1) => (left + 1, false),
+        None if joins_at(row.seq + 1) => (1, true),
+        _ if joins_at(row.seq) => (row.seq, row.seq == 1),
+        _ => return None,
+    };
+    let content = RowContent::Empty { reason: EmptyReason::NotMember, from };
+    Some(InboxRow { joined, content, ..row.clone() })
 }

@@ -153,8 +153,8 @@ fn may_void(state: &ConversationState, sender: DeviceAddress, id: ConversationId
     }
 }
 
-/// Decides about a subscription to a channel. A device that begins to read gets an empty row at the head, which covers all
-/// rows before: its inbox continues with the next message. It changes no seq, so a repeated subscription is harmless.
+/// Decides about a subscription to a channel. It only changes the readers of the feed, and no seq, so a repeated one is harmless. A
+/// reader gets an empty row for the seqs that it may not read when it reads its inbox.
 fn subscribe(state: &ConversationState, record: &Record, subscription: &Subscription) -> Decision {
     let (sender, channel) = (record.command.sender, subscription.channel);
     let (head, roster) = (&state.head, &state.roster);
@@ -176,11 +176,6 @@ fn subscribe(state: &ConversationState, record: &Record, subscription: &Subscrip
         StateChange { head: next, roster: None, senders: std::collections::BTreeMap::new() },
     );
     made.feeds = vec![FeedChange { device: sender.installation, seq: head.seq, joins: subscription.begins }];
-    if subscription.begins {
-        let content = RowContent::Empty { reason: EmptyReason::NotMember, from: 1 };
-        let row = InboxRow { conversation: channel, seq: head.seq, time_us, joined: true, content };
-        made.inbox = vec![(sender.installation, row)];
-    }
     Decision::Subscribe(made)
 }
 
@@ -265,6 +260,8 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
             if is_member && reads_history(installation) && !has_own_content() {
                 continue;
             }
+            // The readers of a channel are more than its members: where they join is known when they read.
+            let is_new = is_new && !(is_member && number.conversation.is_channel());
             let left = is_new.then(|| state.roster.left(*installation)).flatten();
             let joined = is_new && left.is_none();
             if let Some(left) = left.filter(|left| left + 1 < seq) {

@@ -102,8 +102,9 @@ impl Replica {
         list: Option<&SignedDeviceList>,
     ) -> Follow {
         let (id, sender, own) = (row.conversation, message.sender, self.device);
-        let next = follow(&self.group(id).roster, row, message, part, list);
-        let Some(next) = next else {
+        let roster = &self.group(id).roster;
+        let was_member = roster.has_device(own.user, own.installation);
+        let Some(next) = follow(roster, row, message, part, list) else {
             if list.is_some() {
                 self.roster_differs(id, row.seq);
             }
@@ -111,14 +112,14 @@ impl Replica {
             return Follow::Open;
         };
         let is_member = next.has_device(own.user, own.installation);
-        let is_banned = next.banned.contains(&own.user);
+        // A channel is read by devices that are no members, until their user is removed.
+        let is_reader = id.is_channel() && !was_member && !next.banned.contains(&own.user);
         self.adopt_roster(now, id, next);
         if let Some(change) = &part.change {
             let action = change.action().clone();
             self.changes.push(Change::GroupChanged(id, row.seq, sender, message.id, action));
         }
-        // A channel is read by devices that are no members, until their user is removed.
-        if is_member || id.is_channel() && !is_banned { Follow::Open } else { Follow::Outside }
+        if is_member || is_reader { Follow::Open } else { Follow::Outside }
     }
 
     /// Waits for the roster that a row is for, which is later than the known one.

@@ -12,9 +12,7 @@ use super::local_store::LocalStore;
 use super::suite::{BACK, LAST_RESORT, SimBox, SimSuite};
 use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{Audience, DeviceBox, InboxRow, Publish, RowContent, SendPosition};
-use crate::model::id::{
-    ConversationId, ConversationKind, DeviceAddress, InstallationId, MessageId, SenderKeyId, Seq,
-};
+use crate::model::id::{ConversationId, DeviceAddress, InstallationId, MessageId, SenderKeyId, Seq};
 use crate::model::message_options::{Deletion, MessageOptions};
 use crate::model::prekeys::{Bundle, OneTimePrekey, PrekeyUpload};
 use crate::model::rng::Rng;
@@ -172,7 +170,7 @@ impl Device {
         let sealed = self.store.saved.outbox.iter().filter_map(|entry| entry.publish.as_ref());
         let waits = sealed.into_iter().find(|publish| publish.number.message_id == id);
         let own = self.store.sent.get(&id).copied().or(waits.map(|publish| publish.number.conversation))?;
-        if conversation.kind() == Ok(ConversationKind::Group) {
+        if conversation.has_roster() {
             let part = waits.and_then(|publish| publish.group.as_ref());
             let version = self.store.sent_for.get(&id).copied().or(part.map(|part| part.roster_version))?;
             let known = self.store.rosters.range((conversation, 0)..=(conversation, version)).next_back();

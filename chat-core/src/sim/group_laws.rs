@@ -43,7 +43,7 @@ impl Members {
         proof: Option<&LinkProof>,
     ) -> Option<&'static str> {
         let has_link = self.link.zip(proof).is_some_and(|(link, proof)| link.admits(group, actor, proof));
-        let may_join = self.pending.get(&actor) == Some(&true) || has_link;
+        let may_join = self.pending.get(&actor) == Some(&true) || has_link && !group.is_channel();
         (!may_join || self.banned.contains(&actor)).then_some("the user may not join")
     }
 
@@ -88,6 +88,9 @@ impl Members {
             (Some(GroupAction::Invite(users)), Some(role)) => {
                 let is_out = |user: &UserId| self.banned.contains(user) || self.by_user.contains_key(user);
                 (role < self.policy.add || users.iter().any(is_out)).then_some("the user may not be invited")
+            }
+            (Some(GroupAction::SetLink(Some(link))), _) if group.is_channel() && link.approval => {
+                Some("a link of a channel needs approval")
             }
             (
                 Some(GroupAction::SetPolicy(_) | GroupAction::Unban(_) | GroupAction::SetLink(_)),
@@ -202,6 +205,25 @@ impl<'a> GroupLog<'a> {
         self.rows.iter().find(|(at, ..)| *at == seq).is_some_and(|(.., members)| members.has(device))
     }
 
+    /// Whether the message at a seq removes a user.
+    pub(super) fn removes(&self, seq: Seq, user: UserId) -> bool {
+        let row = self.rows.iter().find(|(at, ..)| *at == seq);
+        row.is_some_and(|(_, message, part, _)| match part.change.as_ref().map(|change| change.action()) {
+            Some(GroupAction::Leave) => message.sender.user == user,
+            Some(action) => action.removed().contains(&user),
+            None => false,
+        })
+    }
+
+    /// Whether a user is banned after the message at a seq.
+    fn bans(&self, seq: Seq, user: UserId) -> bool {
+        self.rows
+            .iter()
+            .rev()
+            .find(|(at, ..)| *at <= seq)
+            .is_some_and(|(.., members)| members.banned.contains(&user))
+    }
+
     /// Returns the devices of a user in the group, and in the list of its primary device; `None` for other devices.
     fn listed_devices(
         &self,
@@ -219,6 +241,7 @@ impl<'a> GroupLog<'a> {
         id: ConversationId,
         devices: &[Device],
         skip: impl Fn(&Device) -> bool,
+        reads: impl Fn(InstallationId, Seq) -> bool,
     ) -> Option<Violation> {
         let broken = |law, how| Some(Violation { law, how });
         if let Some(how) = &self.broken {
@@ -260,7 +283,9 @@ impl<'a> GroupLog<'a> {
                     });
                 let has_key = SimShared::decode(&part.shared)
                     .is_some_and(|shared| device.store.suite.sender_keys.could_open(&shared));
-                let may_read = members.has(own) || message.sender.installation == own.installation;
+                let is_reader = || reads(own.installation, *seq) && !self.bans(*seq, own.user);
+                let may_read =
+                    members.has(own) || message.sender.installation == own.installation || is_reader();
                 if (shown || has_key) && !may_read {
                     let what = if shown { "showed" } else { "has the key of" };
                     return broken(

@@ -58,6 +58,8 @@ pub(super) struct Oracle {
     pub swept_us: u64,
     /// The server was restored from a copy; `true`: with a new store epoch.
     pub server_restored: Option<bool>,
+    /// Devices that subscribed with a proof of their own.
+    pub subscribers: HashSet<InstallationId>,
     violation: Option<Violation>,
 }
 
@@ -100,7 +102,7 @@ impl Oracle {
         for (conversation, seq, what) in &device.store.shown {
             let row = logs.get(conversation).and_then(|log| log.get(*seq as usize - 1));
             if let (Shown::Message(_, id), Some(row)) = (what, row)
-                && conversation.kind() != Ok(ConversationKind::Group)
+                && !conversation.has_roster()
                 && !row.is_erased()
                 && !is_for(row, device.address())
             {
@@ -156,13 +158,15 @@ impl Oracle {
             .chain(self.unlinked)
             .collect();
         for device in devices {
-            self.check_device(device, &logs, &groups, any_restore);
+            self.check_device(device, &logs, &groups, tables, any_restore);
             if !self.is_unlinked(device) {
                 self.check_recovered(device, &restored);
             }
         }
         for (id, group) in groups.iter().filter(|_| self.server_restored.is_none()) {
-            if let Some(broken) = group.check(*id, devices, |device| self.is_unlinked(device)) {
+            let reads =
+                |device, seq| self.subscribers.contains(&device) && reads_channel(tables, *id, device, seq);
+            if let Some(broken) = group.check(*id, devices, |device| self.is_unlinked(device), reads) {
                 self.violation.get_or_insert(broken);
             }
         }
@@ -282,10 +286,16 @@ impl Oracle {
         device: &Device,
         logs: &BTreeMap<ConversationId, Vec<InboxRow>>,
         groups: &BTreeMap<ConversationId, GroupLog<'_>>,
+        tables: &Tables,
         any_restore: bool,
     ) {
-        let is_for = |id: &ConversationId, row: &InboxRow, device| match groups.get(id) {
-            Some(group) => group.is_for(row.seq, device),
+        let is_for = |id: &ConversationId, row: &InboxRow, device: DeviceAddress| match groups.get(id) {
+            Some(group) => {
+                // The last row of a device that is removed says only that.
+                let is_removal = || group.removes(row.seq, device.user);
+                group.is_for(row.seq, device)
+                    || reads_channel(tables, *id, device.installation, row.seq) && !is_removal()
+            }
             None => is_for(row, device),
         };
         let own = device.address();
@@ -304,11 +314,14 @@ impl Oracle {
             if let Shown::Unreadable(_, _, why) = what
                 && *why != Unreadable::NotMember
                 // Retention may have removed the row with the sender key.
-                && (self.swept_us == 0 || conversation.kind() != Ok(ConversationKind::Group))
+                && (self.swept_us == 0 || !conversation.has_roster())
                 && !any_restore
                 && self.server_restored.is_none()
             {
-                self.broken("unreadable", format!("{own:?} could not read {seq}: {why:?}"));
+                self.broken(
+                    "unreadable",
+                    format!("{own:?} could not read {seq} of {conversation:?}: {why:?}"),
+                );
             }
             shown.insert((*conversation, *seq), what);
         }
@@ -377,7 +390,7 @@ fn fold_groups<'a>(
     logs: &'a BTreeMap<ConversationId, Vec<InboxRow>>,
     known: &Acquaintances,
 ) -> BTreeMap<ConversationId, GroupLog<'a>> {
-    let groups = logs.iter().filter(|(id, _)| id.kind() == Ok(ConversationKind::Group));
+    let groups = logs.iter().filter(|(id, _)| id.has_roster());
     let folded = groups.map(|(id, log)| {
         let followed =
             devices.iter().flat_map(|device| device.store.rosters.range((*id, 0)..=(*id, u64::MAX)));
@@ -387,6 +400,13 @@ fn fold_groups<'a>(
         (*id, GroupLog::fold(*id, log, &roles.collect(), known))
     });
     folded.collect()
+}
+
+/// Whether a device read a channel at a seq, by the record of the store. The laws check that record against the requests of
+/// devices and the bans in the log.
+fn reads_channel(tables: &Tables, channel: ConversationId, device: InstallationId, seq: Seq) -> bool {
+    let feeds = if channel.is_channel() { tables.feeds(device) } else { Vec::new() };
+    feeds.iter().any(|feed| feed.conversation == channel && feed.reads(seq))
 }
 
 /// Whether a row's message was encrypted for a device.

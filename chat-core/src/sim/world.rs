@@ -1,5 +1,6 @@
 //! The simulated world: time, network, crashes and users.
 
+mod channels;
 mod cluster;
 mod devices;
 mod groups;
@@ -164,7 +165,9 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, options: Options) -> Self {
         let mut rng = Rng::new(seed);
-        let cluster = options.cluster || options.erasure && rng.chance(40) || options.feeds && rng.chance(30);
+        let cluster = options.cluster
+            || options.erasure && rng.chance(40)
+            || (options.feeds || options.channels) && rng.chance(30);
         let split = options.split || cluster || (options.groups || options.erasure) && rng.chance(50);
         let options = Options { split, cluster, ..options };
         let accounts = &ACCOUNTS[..if options.groups { 4 } else { 2 }];
@@ -642,6 +645,6 @@ fn trace(at: u64, event: &Event) {
         Event::ToDevice(id, frame) => format!("ToDevice({id}, {:?})", ServerFrame::parse(frame.clone())),
         event => format!("{event:?}"),
     };
-    let text: String = text.chars().take(400).collect();
+    let text: String = text.chars().take(700).collect();
     println!("{at:>7} {text}");
 }

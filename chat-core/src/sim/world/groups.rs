@@ -34,13 +34,16 @@ impl World {
         }
     }
 
-    fn any_user(&mut self) -> UserId {
+    pub(super) fn any_user(&mut self) -> UserId {
         ACCOUNTS[self.rng.below(ACCOUNTS.len() as u64) as usize].lists[0].list().user
     }
 
     pub(super) fn found_group(&mut self, device: usize) {
         if self.group.is_some() || self.devices[device].replica.is_none() {
             return;
+        }
+        if self.options.channels {
+            return self.found_channel(device);
         }
         let own = self.devices[device].address();
         let users = ACCOUNTS.iter().map(|account| account.lists[0].list().user);
@@ -64,6 +67,9 @@ impl World {
 
     pub(super) fn change_group(&mut self, device: usize) {
         let Some(group) = self.group.filter(|_| self.devices[device].replica.is_some()) else { return };
+        if self.options.channels {
+            return self.change_channel(device, group);
+        }
         let other = self.any_user();
         let own = self.devices[device].address().user;
         let secret = LinkSecret::from_bytes([self.rng.below(2) as u8; 32]);
@@ -98,12 +104,16 @@ impl World {
         if self.rng.chance(25) {
             return false;
         }
+        if self.options.channels && self.rng.chance(70) && !self.writes_channel(device, group) {
+            // Most subscribers do not try to write.
+            return false;
+        }
         let id = MessageId::new(self.now, self.rng.bytes());
         self.send_group(device, group, id, None, Bytes::copy_from_slice(id.as_bytes()));
         true
     }
 
-    fn send_group(
+    pub(super) fn send_group(
         &mut self,
         device: usize,
         group: ConversationId,

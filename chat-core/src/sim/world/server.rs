@@ -75,7 +75,11 @@ impl World {
             runtime: self.runtime.clone(),
             woken: self.woken.clone(),
             session_queue: self.session_queue,
-            rules: if self.options.groups || self.options.erasure { Rules::GROUPS } else { Rules::OPTIONS },
+            rules: match (self.options.channels, self.options.groups || self.options.erasure) {
+                (true, _) => Rules::CHANNELS,
+                (false, true) => Rules::GROUPS,
+                (false, false) => Rules::OPTIONS,
+            },
             feed_devices: self.feed_devices,
         }));
     }

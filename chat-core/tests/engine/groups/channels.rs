@@ -53,12 +53,13 @@ fn subscriber_reads_the_messages_that_follow() {
     let mut group = Group::channel();
     assert_eq!(group.say(0), None);
     assert_eq!(group.subscribe(1), None);
-    assert_eq!(group.seqs(1), [3], "the row with which the device joins, at the head");
-    assert!(group.rows(1)[0].joined);
-    let covers = RowContent::Empty { reason: EmptyReason::NotMember, from: 1 };
-    assert_eq!(group.rows(1)[0].content, covers);
+    let covers = |from| RowContent::Empty { reason: EmptyReason::NotMember, from };
+    let rows = group.rows(1);
+    let at = |row: &chat_core::envelope::InboxRow| (row.seq, row.joined, row.content.clone());
+    let joins = [(2, true, covers(1)), (3, false, covers(3))];
+    assert_eq!(rows.iter().map(at).collect::<Vec<_>>(), joins, "the device joins at the head");
     assert_eq!((group.say(0), group.say(0)), (None, None));
-    assert_eq!(group.seqs(1), [3, 4, 5]);
+    assert_eq!(group.seqs(1), [2, 3, 4, 5]);
     assert_eq!(group.seqs(2), Vec::<Seq>::new(), "another user reads nothing");
     let ack = |seq| {
         let ack = AckUpTo { conversation: group.id, seq };
@@ -82,8 +83,8 @@ fn post_writes_the_same_rows_for_any_number_of_subscribers() {
     let before: Vec<u64> = (1..4).map(|user| waiting(&group, user)).collect();
     assert_eq!(group.say(0), None);
     let after: Vec<u64> = (1..4).map(|user| waiting(&group, user)).collect();
-    assert_eq!((&before, &after), (&vec![1, 1, 1], &vec![1, 1, 1]), "no row in the inbox of a subscriber");
-    assert_eq!(group.seqs(3), [2, 3]);
+    assert_eq!((&before, &after), (&vec![0, 0, 0], &vec![0, 0, 0]), "no row in the inbox of a subscriber");
+    assert_eq!(group.seqs(3), [1, 2, 3]);
 }
 
 #[test]
@@ -129,12 +130,17 @@ fn history_is_read_both_ways_also_from_before_the_subscription() {
 fn subscription_can_be_repeated_ended_and_begun_again() {
     let mut group = Group::channel();
     assert_eq!((group.subscribe(1), group.subscribe(1)), (None, None));
-    assert_eq!(group.seqs(1), [2], "once");
+    assert_eq!(group.seqs(1), [1, 2], "once");
     assert_eq!((group.say(0), group.unsubscribe(1), group.unsubscribe(1)), (None, None, None));
     assert_eq!(group.say(0), None);
-    assert_eq!(group.seqs(1), [2, 3]);
+    assert_eq!(group.seqs(1), [1, 2, 3]);
     assert_eq!((group.say(0), group.subscribe(1), group.say(0)), (None, None, None));
-    assert_eq!(group.seqs(1), [2, 3, 5, 6], "the row at 5 covers what the device did not read");
+    assert_eq!(group.seqs(1), [1, 2, 3, 4, 5, 6]);
+    let covers = |from| RowContent::Empty { reason: EmptyReason::NotMember, from };
+    let rows = group.rows(1);
+    assert!(matches!(rows[2].content, RowContent::Message { .. }), "the device may still read row 3");
+    assert_eq!((&rows[3].content, &rows[4].content), (&covers(4), &covers(5)), "the others it may not read");
+    assert!(!rows[3].joined, "nothing before is skipped");
     // Back and forth at the same seq: the last request counts.
     assert_eq!((group.unsubscribe(1), group.subscribe(1)), (None, None));
     assert_eq!((group.unsubscribe(1), group.say(0)), (None, None));
@@ -152,20 +158,25 @@ fn banned_subscriber_gets_its_removal_and_nothing_after_it() {
     let ban = GroupAction::Remove { users: vec![group.user(1), group.user(2)], ban: true };
     assert_eq!(group.change(0, &ban, &[]), None);
     assert_eq!(group.say(0), None);
-    assert_eq!(group.seqs(1), [2, 3, 4], "the device learns that its user was removed");
+    assert_eq!(group.seqs(1), [1, 2, 3, 4], "the device learns that its user was removed");
     assert_eq!(group.seqs(2), Vec::<Seq>::new(), "a user that did not read learns nothing");
     assert_eq!(group.subscribe(1), Some(Refusal::NotFound));
     assert_eq!(group.history(1, HistoryRange::Before(0)), Err(Refusal::NotFound));
     assert_eq!(group.change(0, &GroupAction::Unban(vec![group.user(1)]), &[]), None);
     assert_eq!((group.subscribe(1), group.say(0)), (None, None));
-    assert_eq!(group.seqs(1), [2, 3, 4, 6, 7]);
+    assert_eq!(group.seqs(1), [1, 2, 3, 4, 5, 6, 7]);
+    // The other user had nothing of the channel when it was banned.
+    assert_eq!(group.change(0, &GroupAction::Unban(vec![group.user(2)]), &[]), None);
+    assert_eq!((group.subscribe(2), group.say(0)), (None, None));
+    assert_eq!(group.seqs(2), [7, 8, 9]);
+    assert!(group.rows(2)[0].joined);
     #[cfg(feature = "sim")]
     {
         let ban = GroupAction::Remove { users: vec![group.user(1)], ban: true };
         Mutant::with(Some(Mutant::RemovedReaderStays), || assert_eq!(group.change(0, &ban, &[]), None));
-        assert_eq!(group.seqs(1), [2, 3, 4, 6, 7, 8], "the test can fail: it still reads");
+        assert_eq!(group.seqs(1).last(), Some(&10), "the test can fail: it still reads");
         assert_eq!(group.say(0), None);
-        assert_eq!(group.seqs(1).last(), Some(&9));
+        assert_eq!(group.seqs(1).last(), Some(&11));
     }
 }
 
@@ -183,13 +194,13 @@ fn connected_subscriber_gets_each_message_once_and_in_order() {
         events.filter_map(row).collect::<Vec<Seq>>()
     };
     assert_eq!((group.say(0), group.subscribe(1)), (None, None));
-    assert_eq!(take(&group), [3], "the device follows the channel from its subscription on");
+    assert_eq!(take(&group), Vec::<Seq>::new(), "the session reads its inbox");
     assert_eq!((group.say(0), group.say(0)), (None, None));
-    assert_eq!(take(&group), [4, 5]);
+    assert_eq!(take(&group), [4, 5], "the device follows the channel from its subscription on");
     assert_eq!((group.unsubscribe(1), group.say(0)), (None, None));
     assert_eq!(take(&group), Vec::<Seq>::new());
     assert_eq!((group.subscribe(1), group.say(0)), (None, None));
-    assert_eq!(take(&group), [6, 7]);
+    assert_eq!(take(&group), [7]);
     let ban = GroupAction::Remove { users: vec![group.user(1)], ban: true };
     assert_eq!((group.change(0, &ban, &[]), group.say(0)), (None, None));
     assert_eq!(take(&group), [8]);
@@ -212,11 +223,11 @@ fn shard_checks_a_subscription_again() {
     let direct = ConversationId::direct(group.user(0), group.user(1));
     append(1, Subscription { channel: direct, begins: true, proof: None });
     append(1, begins(Some(secret().prove(group.id, group.user(1)))));
-    assert_eq!(group.seqs(1), [2]);
+    assert_eq!(group.seqs(1), [1, 2]);
     #[cfg(feature = "sim")]
     {
         Mutant::with(Some(Mutant::SubscribeUnchecked), || append(2, begins(None)));
-        assert_eq!(group.seqs(2), [2], "the test can fail");
+        assert_eq!(group.seqs(2), [1, 2], "the test can fail");
     }
 }
 
@@ -230,4 +241,47 @@ fn post_with_boxes_and_link_with_approval_are_refused() {
     assert_eq!(group.send(0, publish), Some(Refusal::Denied));
     let link = GroupLink { key: secret().key(), approval: true };
     assert_eq!(group.change(0, &GroupAction::SetLink(Some(link)), &[]), Some(Refusal::Invalid));
+}
+
+#[test]
+fn other_users_learn_nothing_of_a_reader() {
+    let mut group = Group::channel();
+    assert_eq!((group.subscribe(1), group.say(0)), (None, None));
+    group.decide(1, 0, ContactChange::Accept);
+    group.decide(0, 1, ContactChange::Accept);
+    let mut writer = ready(group.engine.bind(group.users[0].device())).unwrap();
+    let reader = group.users[1].device();
+    let at = AckUpTo { conversation: group.id, seq: 3 };
+    for read in [false, true] {
+        ready(group.engine.receipt(reader, at, read));
+    }
+    ready(group.engine.typing(reader, group.id));
+    ready(group.engine.typing(group.users[0].device(), group.id));
+    assert_eq!(group.request(1, Request::Delivered(group.id)), Some(Refusal::NotFound));
+    assert_eq!(writer.events.recv().now_or_never(), None);
+}
+
+#[test]
+fn reader_that_becomes_a_writer_misses_nothing() {
+    let mut group = Group::of_strangers(&[(1, 0), (2, 0)]);
+    let founding = GroupAction::Create { members: Vec::new(), policy: GroupPolicy::default() };
+    group.id = ConversationId::channel(group.users[0].device(), message_id(0, 1), &founding.encode());
+    let link = GroupAction::SetLink(Some(GroupLink { key: secret().key(), approval: false }));
+    assert_eq!((group.change(0, &founding, &[0]), group.change(0, &link, &[])), (None, None));
+    assert_eq!((group.subscribe(1), group.say(0)), (None, None));
+    // The reader has not read anything yet.
+    let add = GroupAction::Add(vec![group.user(1), group.user(2)]);
+    assert_eq!((group.change(0, &add, &[1, 2]), group.say(1)), (None, None));
+    let rows = group.rows(1);
+    assert_eq!(
+        rows.iter().map(|row| (row.seq, row.joined)).collect::<Vec<_>>()[..3],
+        [(1, true), (2, false), (3, false)]
+    );
+    assert!(matches!(rows[2].content, RowContent::Message { .. }), "the post before it was added");
+    assert_eq!(group.seqs(1), [1, 2, 3, 4, 5]);
+    let added: Vec<_> = group.rows(2).iter().map(|row| (row.seq, row.joined)).collect();
+    assert_eq!(added, [(3, true), (4, false), (5, false)], "a user that did not read joins there");
+    assert_eq!(group.change(0, &GroupAction::Remove { users: vec![group.user(2)], ban: false }, &[]), None);
+    assert_eq!((group.say(0), group.subscribe(2), group.say(0)), (None, None, None));
+    assert_eq!(group.seqs(2), [3, 4, 5, 6, 7, 8], "a removed writer reads again, and 7 is covered");
 }
