@@ -243,3 +243,60 @@ fn group_of_sixteen_devices_shows_each_line_once_in_one_order() {
     );
     assert!(kills >= wanted_kills, "only {kills} kills: the replay needs more lines");
 }
+
+#[test]
+fn channel_with_seven_readers_shows_each_post_once_in_one_order() {
+    let (total, wanted_kills) = (number("CHANNEL_LINES", 400), number("CHANNEL_KILLS", 6) as u64);
+    let dir = tempfile::tempdir().unwrap();
+    let server = Mutex::new(Server::start(dir.path()));
+    let url = server.lock().unwrap().url();
+    let lines = real_lines(total, 1)
+        .iter()
+        .enumerate()
+        .map(|(i, line)| format!("0:{i} {}", line.chars().take(10_000).collect::<String>()));
+    let mut lines = Some(lines.collect::<Vec<_>>());
+    let mut devices: Vec<Device> = Vec::new();
+    for user in 0..8 {
+        let name = format!("user{user}");
+        let profile = register(dir.path(), &url, &name);
+        devices.push(Device::new(name, profile, lines.take().unwrap_or_default()));
+    }
+    let founded = command(&devices[0].profile, &url, &["channel", "create", "News"]);
+    assert!(founded.status.success(), "{}", String::from_utf8_lossy(&founded.stderr));
+    let printed = String::from_utf8(founded.stdout).unwrap();
+    let [channel, link] = printed.lines().collect::<Vec<_>>()[..] else { panic!("{printed}") };
+    for device in &devices[1..] {
+        let subscribed = command(&device.profile, &url, &["channel", "subscribe", link]);
+        assert!(subscribed.status.success(), "{}", String::from_utf8_lossy(&subscribed.stderr));
+        assert_eq!(String::from_utf8(subscribed.stdout).unwrap().trim(), channel);
+    }
+    let (start, progress, over) = (Instant::now(), AtomicU64::new(0), AtomicBool::new(false));
+    let end = start + Duration::from_secs(600);
+    let mut kills = 0;
+    std::thread::scope(|scope| {
+        let killer = scope.spawn(|| {
+            let step = total as u64 / (wanted_kills * 3).max(1);
+            Server::kill_again_and_again(&server, &progress, step, &over)
+        });
+        let (url, progress) = (&url, &progress);
+        let running: Vec<_> = devices
+            .iter_mut()
+            .enumerate()
+            .map(|(n, device)| scope.spawn(move || device.run(url, channel, total, n as u64, progress, end)))
+            .collect();
+        let ended: Vec<bool> = running.into_iter().map(|device| device.join().is_ok()).collect();
+        over.store(true, Ordering::Relaxed);
+        kills = killer.join().unwrap();
+        assert!(ended.iter().all(|is_ok| *is_ok), "{ended:?}");
+    });
+    for device in &devices {
+        assert_eq!(device.log, devices[0].log, "{} has other posts", device.name);
+    }
+    let texts: Vec<&String> = devices[0].log.values().collect();
+    assert_eq!(texts, devices[0].lines.iter().collect::<Vec<_>>(), "the order of the writer");
+    println!(
+        "{total} posts to 7 readers in {:?}: {kills} kills of the server, {} of the clients, 0 lost, 0 twice, 0 out of order",
+        start.elapsed(),
+        devices.iter().map(|device| device.kills).sum::<u64>()
+    );
+}

@@ -31,7 +31,9 @@ impl Driver {
         let entry = entry.filter(|entry| entry.installation() == message.sender.installation);
         if let Some(part) = &message.group {
             let input = SuiteInput::Row(row.conversation, row.seq);
-            if self.replica.isolates_rows() && !self.owner.rejected.contains_key(&input) {
+            // A post has no sender that would send it again: it is always opened.
+            let is_marked = self.replica.isolates_rows() && !row.conversation.is_channel();
+            if is_marked && !self.owner.rejected.contains_key(&input) {
                 self.store.mark_opening(&input.to_mark())?;
                 self.marked = true;
             }
