@@ -111,6 +111,33 @@ async fn subscriber_that_was_offline_catches_up() {
 }
 
 #[tokio::test]
+async fn first_subscription_is_no_gap_and_a_second_one_is() {
+    let (server, alice, channel, invitation) = founded().await;
+    let bob = server.client("bob").await.unwrap();
+    let gaps = async |client: &Client| {
+        let mut events = client.events_after(None);
+        let mut gaps = Vec::new();
+        for _ in 0..client.last_event() {
+            if let Event::Gap { from_seq, to_seq, .. } = events.next().await.unwrap().unwrap().event {
+                gaps.push((from_seq, to_seq));
+            }
+        }
+        gaps
+    };
+    bob.subscribe(&invitation).await.unwrap();
+    post(&alice, channel, "one").await;
+    assert_eq!(next_text(&server, &bob).await, "one");
+    assert_eq!(gaps(&bob).await, []);
+    bob.unsubscribe(channel).await.unwrap();
+    post(&alice, channel, "two").await;
+    bob.subscribe(&invitation).await.unwrap();
+    post(&alice, channel, "three").await;
+    assert_eq!(next_text(&server, &bob).await, "three");
+    let missed = gaps(&bob).await;
+    assert!(missed.iter().any(|(from, to)| (*from..=*to).contains(&6)), "{missed:?}");
+}
+
+#[tokio::test]
 async fn unsubscribed_device_gets_nothing_until_it_subscribes_again() {
     let (server, alice, channel, invitation) = founded().await;
     let bob = server.client("bob").await.unwrap();

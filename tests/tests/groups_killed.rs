@@ -250,7 +250,8 @@ fn channel_with_seven_readers_shows_each_post_once_in_one_order() {
     let dir = tempfile::tempdir().unwrap();
     let server = Mutex::new(Server::start(dir.path()));
     let url = server.lock().unwrap().url();
-    let lines = real_lines(total, 1)
+    let text = real_lines(total, 1);
+    let lines = text
         .iter()
         .enumerate()
         .map(|(i, line)| format!("0:{i} {}", line.chars().take(10_000).collect::<String>()));

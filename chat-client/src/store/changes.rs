@@ -98,6 +98,7 @@ impl LocalStore {
                 EmptyReason::Quota => self.gap(conversation, from, to, GapReason::Quota),
                 EmptyReason::Withheld => self.gap(conversation, from, to, GapReason::Withheld),
                 EmptyReason::Cleared => self.gap(conversation, from, to, GapReason::Cleared),
+                EmptyReason::NotMember if self.precedes_channel(conversation, from)? => Ok(()),
                 EmptyReason::NotMember => self.gap(conversation, from, to, GapReason::NotMember),
                 EmptyReason::Deleted => self.gap(conversation, from, to, GapReason::Deleted),
                 EmptyReason::Disappeared => self.gap(conversation, from, to, GapReason::Disappeared),

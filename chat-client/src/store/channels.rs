@@ -84,6 +84,13 @@ impl LocalStore {
         Ok(oldest.map(i64::cast_unsigned))
     }
 
+    /// Returns whether a seq of a channel is before all that this device has of it: posts from before its first subscription
+    /// are no gap.
+    pub(super) fn precedes_channel(&self, conversation: ConversationId, seq: Seq) -> Result<bool> {
+        Ok(conversation.is_channel()
+            && self.oldest_of_channel(conversation)?.is_none_or(|oldest| oldest >= seq))
+    }
+
     /// Keeps a post from before this device subscribed. It is not unread and has no event. Returns whether it is shown.
     ///
     /// # Errors
