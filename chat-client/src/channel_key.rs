@@ -85,7 +85,7 @@ impl ChannelKey {
         salt: [u8; SALT],
         sign: impl FnOnce(&[u8]) -> bytes::Bytes,
     ) -> Option<Vec<u8>> {
-        let ciphertext = body::encrypt(&*self.box_key(post, &salt), &post.context(), plaintext)?;
+        let ciphertext = body::encrypt(&self.box_key(post, &salt), &post.context(), plaintext)?;
         let mut sealed = [&[VERSION][..], &self.id, &salt, &ciphertext].concat();
         let signature = sign(&post.transcript(&sealed));
         sealed.extend_from_slice(&signature);
@@ -94,7 +94,7 @@ impl ChannelKey {
 
     /// Decrypts a box. Returns `None` if it is not one of this post under this key.
     pub(crate) fn open(&self, post: PostId, sealed: &SealedPost<'_>) -> Option<Zeroizing<Vec<u8>>> {
-        let opened = body::decrypt(&*self.box_key(post, sealed.salt), &post.context(), sealed.ciphertext);
+        let opened = body::decrypt(&self.box_key(post, sealed.salt)[..], &post.context(), sealed.ciphertext);
         opened.map(Zeroizing::new)
     }
 }

@@ -22,7 +22,19 @@ const MAX_BYTES: usize = 256 * 1024;
 /// Pages of history, or their ends, by the seq before their first row: at most 128 MiB.
 #[derive(Debug, Default)]
 pub(super) struct FeedPages {
-    pages: DashMap<(ConversationId, Seq), (Arc<[InboxRow]>, u64)>,
+    pages: DashMap<(ConversationId, Seq), Page>,
+}
+
+#[derive(Debug)]
+struct Page {
+    rows: Arc<[InboxRow]>,
+    kept_at_ms: u64,
+}
+
+impl Page {
+    const fn is_fresh(&self, now_ms: u64) -> bool {
+        now_ms < self.kept_at_ms.saturating_add(KEPT_MS)
+    }
 }
 
 /// Returns the number of rows from a seq to the end of its page.
@@ -34,8 +46,7 @@ impl FeedPages {
     /// Returns the rows above a seq, to the end of its page, if they were read a moment ago.
     pub(super) fn after(&self, feed: ConversationId, seq: Seq, now_ms: u64) -> Option<Arc<[InboxRow]>> {
         let known = self.pages.get(&(feed, seq))?;
-        let (rows, kept_at) = &*known;
-        (now_ms < kept_at.saturating_add(KEPT_MS)).then(|| rows.clone())
+        known.is_fresh(now_ms).then(|| known.rows.clone())
     }
 
     /// Keeps the rows above a seq, unless one is missing up to the end of its page.
@@ -46,12 +57,12 @@ impl FeedPages {
             return;
         }
         if self.pages.len() >= MAX_PAGES {
-            self.pages.retain(|_, (_, kept_at)| now_ms < kept_at.saturating_add(KEPT_MS));
+            self.pages.retain(|_, page| page.is_fresh(now_ms));
             if self.pages.len() >= MAX_PAGES {
                 return;
             }
         }
-        self.pages.insert((feed, seq), (rows.into(), now_ms));
+        self.pages.insert((feed, seq), Page { rows: rows.into(), kept_at_ms: now_ms });
     }
 }
 
