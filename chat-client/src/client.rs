@@ -471,7 +471,8 @@ impl Client {
 
     /// Deletes all messages of a conversation that this device has received: from this device, and from the history that
     /// the server shows to this user. Other devices of this user and the other user keep their copies; once the other user
-    /// clears the conversation too, the server erases the messages. Messages that wait in the outbox are sent.
+    /// clears the conversation too, the server erases the messages. Messages that wait in the outbox are sent. Posts of a channel are
+    /// deleted from this device only.
     ///
     /// # Errors
     /// `Unavailable` without a connection: wait for [`ready`](Self::ready). `NotFound` if there is no such conversation.

@@ -136,6 +136,8 @@ pub(crate) struct Driver {
     tokens: u64,
     /// Replies to sends whose commit is pending.
     queued: Vec<(MessageId, Reply<Enqueued>)>,
+    /// Replies to subscriptions to channels that the server accepted, and whose first row has not arrived.
+    subscribing: Vec<(ConversationId, Reply<()>)>,
     /// Replies to changes of groups that are not durable yet.
     changing: Vec<(QueuedChange, Reply<QueuedChange>)>,
     /// The store has groups to which blocked users added this user. The device leaves them.
@@ -251,6 +253,7 @@ impl Driver {
             tokens: 0,
             queued: Vec::new(),
             changing: Vec::new(),
+            subscribing: Vec::new(),
             has_unwanted_groups: true,
             linking,
             marked,
@@ -367,6 +370,7 @@ impl Driver {
                 self.step(Input::Restart)?;
             }
             self.step(Input::Flush)?;
+            self.confirm_subscriptions();
             self.erase_disappeared()?;
             self.announce_revision();
         }

@@ -31,7 +31,7 @@ pub use push_sink::PushSink;
 pub use record_queue::RecordQueue;
 pub use registry::{GatewayId, Registry, Route};
 pub use report_sink::ReportSink;
-pub use router::{Command, LogPosition, Operation, Record, RecordBatch, RemovedReader, Router, Subscription};
+pub use router::{Command, LogPosition, Operation, Record, RecordBatch, Router, Subscription};
 pub use runtime::{Runtime, Sleep};
 pub use service_url::{Password, ServiceAccess, ServiceLogin, ServiceTls, ServiceUrl};
 pub use transport::{Dialer, Transport};

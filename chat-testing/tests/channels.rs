@@ -84,8 +84,13 @@ async fn posts_from_before_the_subscription_are_loaded() {
     assert_eq!(texts(&bob, channel).await, all);
     assert_eq!(bob.load_history(channel, 100).await.unwrap(), 0);
     assert_eq!(texts(&alice, channel).await, all);
-    let listed = bob.conversations().await.unwrap();
-    assert_eq!(listed.iter().find(|one| one.id == channel).unwrap().unread, 1, "earlier posts are read");
+    let unread = async || {
+        let listed = bob.conversations().await.unwrap();
+        listed.iter().find(|one| one.id == channel).unwrap().unread
+    };
+    assert_eq!(unread().await, 1, "earlier posts are read");
+    bob.read(channel, 1000).await.unwrap();
+    assert_eq!(unread().await, 0);
     let found = bob.search("post", None, 10).await.unwrap();
     assert_eq!(found.len(), 5, "earlier posts are found");
 }
@@ -257,6 +262,18 @@ async fn invalid_requests_change_nothing() {
     assert_eq!(next_text(&server, &bob).await, "again");
     assert_eq!(alice.create_channel("").await.unwrap_err().kind(), ErrorKind::Invalid);
     assert_eq!(RefusedReason::NoChannelKey.name(), "no_channel_key");
+}
+
+#[tokio::test]
+async fn writer_keeps_the_posts_for_its_readers() {
+    let (server, alice, channel, invitation) = founded().await;
+    assert_eq!(alice.unsubscribe(channel).await.unwrap_err().kind(), ErrorKind::Denied);
+    alice.clear_history(channel).await.unwrap();
+    post(&alice, channel, "later").await;
+    let bob = server.client("bob").await.unwrap();
+    bob.subscribe(&invitation).await.unwrap();
+    assert_eq!(bob.load_history(channel, 100).await.unwrap(), 2, "a cleared post is still there");
+    assert_eq!(texts(&bob, channel).await, ["first", "later"]);
 }
 
 #[tokio::test]

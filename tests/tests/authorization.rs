@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chat_core::contact::ContactChange;
 use chat_core::envelope::{AckUpTo, Audience, DeviceBox, Publish, Refusal, SendPosition, Subject};
+use chat_core::group::LinkSecret;
 use chat_core::presence::PresenceAudience;
 use chat_core::report::{Report, ReportedMessage};
 use chat_core::wire::{ClientFrame, GroupReceipt, HistoryRange, PrekeyUpload, Request, ServerFrame};
@@ -237,6 +238,18 @@ fn each_cell_of_the_matrix_has_its_outcome() {
     cells += row(&world, "read the own cursors", cursors, [unauthorized, &Allowed, &Allowed]);
     let clear = request(Request::ClearHistory { conversation, through: 1 });
     cells += row(&world, "clear the history of the conversation", clear, [unauthorized, missing, &Allowed]);
+    let upwards = Request::History { conversation, range: HistoryRange::After(0), limit: 10 };
+    cells += row(&world, "read history upwards", request(upwards), [unauthorized, missing, &Allowed]);
+    // A conversation that is no channel looks like a channel of others. The tests of the engine cover those of a channel.
+    let channel = ConversationId::from_bytes([0x15; 17]);
+    let subscribe = |caller: Caller| {
+        let from = if caller == Member { &world.bob } else { &world.carol };
+        let proof = LinkSecret::from_bytes([7; 32]).prove(channel, from.device.user);
+        ClientFrame::Request(5, Request::Subscribe(channel, proof))
+    };
+    cells += row(&world, "subscribe to a channel", subscribe, [unauthorized, missing, missing]);
+    let unsubscribe = request(Request::Unsubscribe(channel));
+    cells += row(&world, "end a subscription", unsubscribe, [unauthorized, missing, missing]);
     // A conversation that is no group looks like a group of others. The tests of the engine cover those of a member.
     let roster = request(Request::Roster(conversation, None));
     cells += row(&world, "read the roster of a group of others", roster, [unauthorized, missing, missing]);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chat_core::contact::ContactChange;
 use chat_core::envelope::{AckUpTo, Audience, DeviceBox, Publish};
+use chat_core::group::LinkSecret;
 use chat_core::id::MediaId;
 use chat_core::message_options::{Deletion, MessageOptions, Urgency};
 use chat_core::presence::PresenceAudience;
@@ -208,6 +209,9 @@ fn frames(user: &User) -> Vec<ClientFrame> {
         Request::Upload(upload),
         Request::Claim(user.device.user, vec![installation, other]),
         Request::History { conversation: own, range: HistoryRange::Before(5), limit: 10 },
+        Request::History { conversation: own, range: HistoryRange::After(5), limit: 10 },
+        Request::Subscribe(own, LinkSecret::from_bytes([3; 32]).prove(own, user.device.user)),
+        Request::Unsubscribe(own),
         Request::ClearHistory { conversation: own, through: 1 },
         Request::Roster(own, None),
         Request::Cursors,

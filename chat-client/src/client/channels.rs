@@ -38,23 +38,25 @@ impl Client {
     }
 
     /// Subscribes this device to a channel with its link: all posts from now on arrive as messages, and
-    /// [`load_history`](Self::load_history) reads those before. No member of the channel is informed. A writer that was added to
+    /// [`load_history`](Self::load_history) reads those before. Returns once the server has confirmed it. No member of the channel is informed. A writer that was added to
     /// the channel takes over its key with this call.
     ///
     /// # Errors
     /// `NotFound` if there is no such channel, the link is not valid any more, or this user is banned. `Invalid` if the
     /// invitation is not the link of a channel. `Unavailable` without a connection: wait for [`ready`](Self::ready), and call
-    /// it again. `Unsupported` if the server has channels disabled. `Closed`, or the error of the local store.
+    /// it again. `Denied` if this device reads 1,000 channels, `Throttled` after too many changes, `Unsupported` if the server has
+    /// channels disabled. `Closed`, or the error of the local store.
     pub async fn subscribe(&self, channel: &GroupInvitation) -> Result<()> {
         let invitation = channel.clone();
         self.request(|reply| Command::Subscribe(invitation, reply)).await
     }
 
-    /// Ends the subscription of this device to a channel. Its posts stay on this device, and the conversation is listed no more. The
+    /// Ends the subscription of this device to a channel. A writer [leaves](crate::GroupAction::Leave) instead. Its posts stay on this device, and the conversation is listed no more. The
     /// key of the channel is deleted.
     ///
     /// # Errors
-    /// `Unavailable` without a connection: wait for [`ready`](Self::ready). `Closed`, or the error of the local store.
+    /// `Denied` if this user is a writer, `NotFound` if there is no such channel. `Unavailable` without a connection: wait for
+    /// [`ready`](Self::ready). `Closed`, or the error of the local store.
     pub async fn unsubscribe(&self, channel: ConversationId) -> Result<()> {
         self.request(|reply| Command::Unsubscribe(channel, reply)).await
     }
@@ -75,15 +77,15 @@ impl Client {
     }
 
     /// Reads posts of a channel from the history of the server: those before the oldest one that this device has, at most
-    /// `limit`, and at most 200. They are in the timeline and in searches afterwards, are not unread, and have no events.
-    /// Returns their number; 0 if there are no earlier posts that this device can read.
+    /// `limit`, and at most 200. They are in the timeline and in searches afterwards, and are not unread. Only their edits and
+    /// deletions have events. Returns their number; 0 if there are no earlier posts that this device can read.
     ///
-    /// Each post is verified to be one of a device of the user that it names. This device cannot verify that this user was a writer
-    /// at that time.
+    /// Each post is verified to be one of a device that its user lists; posts of devices that were unlinked since are left out. This
+    /// device cannot verify that the user was a writer at that time.
     ///
     /// # Errors
-    /// `NotFound` if this device does not read the channel. `Unavailable` without a connection: wait for
-    /// [`ready`](Self::ready). `Closed`, or the error of the local store.
+    /// `NotFound` if this device does not read the channel. `Invalid` if the server answers with other rows. `Unavailable` without a
+    /// connection: wait for [`ready`](Self::ready). `Closed`, or the error of the local store.
     pub async fn load_history(&self, channel: ConversationId, limit: usize) -> Result<usize> {
         self.request(|reply| Command::LoadHistory { channel, limit, reply }).await
     }

@@ -1,5 +1,7 @@
 //! Channels: founding, subscriptions, the boxes of posts, and earlier posts from the history of the server.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use chat_core::device_list::DeviceEntry;
 use chat_core::envelope::{InboxRow, Message, RowContent, SendPosition};
@@ -7,7 +9,7 @@ use chat_core::group::{GroupAction, GroupLink, GroupPart};
 use chat_core::replica::{Draft, GroupSeal, Input, Unreadable};
 use chat_core::roster::GroupPolicy;
 use chat_core::wire::{HistoryRange, Request};
-use chat_core::{ConversationId, Error, ErrorKind, Result, Seq, UserId};
+use chat_core::{ConversationId, DeviceAddress, Error, ErrorKind, Result, Seq, UserId};
 
 use super::command::{GroupDetails, Reply};
 use super::suite_call::SuiteInput;
@@ -18,6 +20,8 @@ use crate::invitation::GroupInvitation;
 use crate::platform::random;
 use crate::sealed_body::{OpenedBody, SealedBody, open_body};
 
+/// Maximum device lists in one request.
+const LISTS_AT_ONCE: usize = 32;
 /// Pages of history without a message to show that one call reads.
 const EMPTY_PAGES: u32 = 10;
 
@@ -27,6 +31,8 @@ pub(crate) struct HistoryRequest {
     pub(crate) channel: ConversationId,
     /// Maximum number of posts in a page.
     pub(crate) limit: u32,
+    /// The posts before this seq.
+    pub(crate) before: Seq,
     /// Pages that had no post to show.
     pub(crate) empty: u32,
     /// Rows whose senders are looked up.
@@ -100,6 +106,25 @@ impl Driver {
         self.request(Request::Unsubscribe(channel), Waiting::Unsubscribed(channel, reply))
     }
 
+    /// Replies to subscriptions whose first row has arrived: from then on the device knows where it joined.
+    pub(super) fn confirm_subscriptions(&mut self) {
+        for (channel, reply) in std::mem::take(&mut self.subscribing) {
+            if self.replica.cursor(channel) > 0 {
+                let _ = reply.send(Ok(()));
+            } else {
+                self.subscribing.push((channel, reply));
+            }
+        }
+    }
+
+    /// Replies that subscriptions are not confirmed: the connection ended.
+    pub(super) fn abandon_subscriptions(&mut self) {
+        for (_, reply) in self.subscribing.drain(..) {
+            let error = Error::new(ErrorKind::Unavailable, "the subscription was not confirmed: try again");
+            let _ = reply.send(Err(error));
+        }
+    }
+
     /// Drops the keys of a channel that this device does not read any more.
     pub(super) fn forget_channel(&mut self, channel: ConversationId) -> Result<()> {
         self.step(Input::Flush)?;
@@ -169,20 +194,27 @@ impl Driver {
             let _ = reply.send(Err(Error::new(ErrorKind::NotFound, "this device does not read the channel")));
             return Ok(());
         }
+        let cursor = self.replica.cursor(channel);
+        if cursor == 0 {
+            let error = "the subscription is not confirmed yet: try again";
+            let _ = reply.send(Err(Error::new(ErrorKind::Unavailable, error)));
+            return Ok(());
+        }
         let limit = u32::try_from(limit.clamp(1, 200)).unwrap_or(200);
-        let before = match self.store.oldest_of_channel(channel)? {
-            Some(oldest) => oldest,
-            None => self.replica.cursor(channel) + 1,
-        };
-        self.request_history(before, HistoryRequest { channel, limit, empty: 0, rows: Vec::new(), reply })
+        let before = self.store.oldest_of_channel(channel)?.unwrap_or(cursor + 1).min(cursor + 1);
+        // All posts before those that this device has count as read.
+        self.step(Input::Flush)?;
+        self.store.read_before(channel, before)?;
+        self.store.commit_open()?;
+        self.request_history(HistoryRequest { channel, limit, before, empty: 0, rows: Vec::new(), reply })
     }
 
-    fn request_history(&mut self, before: Seq, request: HistoryRequest) -> Result<()> {
-        if before <= 1 {
+    fn request_history(&mut self, request: HistoryRequest) -> Result<()> {
+        if request.before <= 1 {
             let _ = request.reply.send(Ok(0));
             return Ok(());
         }
-        let (conversation, range) = (request.channel, HistoryRange::Before(before));
+        let (conversation, range) = (request.channel, HistoryRange::Before(request.before));
         let page = Request::History { conversation, range, limit: request.limit };
         self.request(page, Waiting::History(Box::new(request)))
     }
@@ -193,17 +225,29 @@ impl Driver {
         mut request: HistoryRequest,
         rows: Vec<InboxRow>,
     ) -> Result<()> {
+        // The server must not put posts where others may be.
+        let mut below = request.before;
+        let is_lower = |row: &InboxRow| row.seq > 0 && row.seq < std::mem::replace(&mut below, row.seq);
+        if !rows.iter().all(is_lower) {
+            let error = Error::new(ErrorKind::Invalid, "the server sent other rows than requested");
+            let _ = request.reply.send(Err(error));
+            return Ok(());
+        }
         request.rows = rows;
         let senders = request.rows.iter().filter_map(|row| match &row.content {
-            RowContent::Message { message, .. } => Some(message.sender.user),
+            RowContent::Message { message, .. } => Some(message.sender),
             _ => None,
         });
-        let mut unknown: Vec<UserId> = senders.filter(|user| self.replica.list(*user).is_none()).collect();
-        unknown.sort_unstable();
-        unknown.dedup();
+        let is_listed = |sender: &DeviceAddress| {
+            let list = self.replica.list(sender.user);
+            list.is_some_and(|list| list.list().addresses().any(|device| device == *sender))
+        };
+        let unknown = senders.filter(|sender| !is_listed(sender)).map(|sender| sender.user);
+        let unknown: BTreeSet<UserId> = unknown.collect();
         if unknown.is_empty() {
             return self.keep_history(request);
         }
+        let unknown = unknown.into_iter().take(LISTS_AT_ONCE).collect();
         self.request(Request::Lists(unknown), Waiting::HistorySenders(Box::new(request)))
     }
 
@@ -232,6 +276,6 @@ impl Driver {
             let _ = request.reply.send(Ok(shown));
             return Ok(());
         }
-        self.request_history(oldest, HistoryRequest { empty: request.empty + 1, ..request })
+        self.request_history(HistoryRequest { empty: request.empty + 1, before: oldest, ..request })
     }
 }

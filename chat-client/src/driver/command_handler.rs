@@ -394,6 +394,7 @@ impl Driver {
                 "there is no connection to the server: wait until the client is ready",
             ),
             Refusal::Throttled(_) => Error::new(ErrorKind::Throttled, "too many requests: try again later"),
+            Refusal::TooLarge => Error::new(ErrorKind::Denied, "the limit of the server is reached"),
             _ => Error::new(ErrorKind::Denied, "the server refused the request"),
         });
         match (waiting, answer) {
@@ -418,7 +419,9 @@ impl Driver {
                 let _ = reply.send(list);
             }
             (Waiting::Subscribed { channel, is_new, reply }, answer) => {
-                if is_new && answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+                // A lost connection says nothing: the server may have the subscription.
+                let is_final = |error: &Error| error.kind() != ErrorKind::Unavailable;
+                if is_new && answer.as_ref().is_err_and(is_final) {
                     self.forget_channel(channel)?;
                 }
                 let no_channel = |error: Error| match error.kind() {
@@ -428,7 +431,10 @@ impl Driver {
                     ),
                     _ => error,
                 };
-                let _ = reply.send(answer.map(drop).map_err(no_channel));
+                match answer.map_err(no_channel) {
+                    Ok(_) => self.subscribing.push((channel, reply)),
+                    Err(error) => drop(reply.send(Err(error))),
+                }
             }
             (Waiting::Unsubscribed(channel, reply), answer) => {
                 if answer.is_ok() {

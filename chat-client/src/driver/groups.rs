@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use chat_core::group::{GroupAction, LinkSecret};
+use chat_core::group::{GroupAction, GroupLink, LinkSecret};
 use chat_core::replica::{Change, Changes, Draft, Input, Recipient};
 use chat_core::roster::Roster;
 use chat_core::{ConversationId, DeviceId, Error, ErrorKind, MessageId, Result, UserId};
@@ -261,7 +261,11 @@ impl Driver {
         let profile = self.store.group_profile(id)?;
         let name = profile.as_ref().map(|profile| profile.name.clone());
         let secret = self.store.link_secret(id)?;
-        let link = roster.link.map(|link| {
+        // The link of a channel is queued with its founding.
+        let is_founding = id.is_channel() && self.replica.roster(id).is_none();
+        let founded = secret.as_ref().filter(|_| is_founding);
+        let founded = founded.map(|secret| GroupLink { key: secret.key(), approval: false });
+        let link = roster.link.or(founded).map(|link| {
             let secret = secret.filter(|secret| secret.key() == link.key);
             let invitation = secret.map(|secret| GroupInvitation::new(id, name.clone(), Some(secret)));
             invitation

@@ -167,6 +167,7 @@ impl Driver {
             Ephemeral::Connected => self.stand(ConnectionState::connected),
             Ephemeral::Disconnected => {
                 self.accepting.clear();
+                self.abandon_subscriptions();
                 self.stand(ConnectionState::disconnected);
             }
             Ephemeral::CaughtUp => self.stand(ConnectionState::caught_up),

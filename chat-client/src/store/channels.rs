@@ -91,7 +91,20 @@ impl LocalStore {
             && self.oldest_of_channel(conversation)?.is_none_or(|oldest| oldest >= seq))
     }
 
-    /// Keeps a post from before this device subscribed. It is not unread and has no event. Returns whether it is shown.
+    /// Counts the posts before a seq as read.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn read_before(&mut self, channel: ConversationId, before: Seq) -> Result<()> {
+        self.run(
+            "UPDATE conversations SET read = max(read, ?2) WHERE id = ?1",
+            params![channel.as_bytes(), before.saturating_sub(1) as i64],
+        )
+        .map(drop)
+    }
+
+    /// Keeps a post from before this device subscribed. It is not unread and has no event; edits and deletions
+    /// have the event of a change. Returns whether it is shown.
     ///
     /// # Errors
     /// If the store fails.

@@ -251,6 +251,13 @@ impl LocalStore {
             // A new writer of a channel takes over its key.
             let is_current = |secret: &&LinkSecret| roster.link.is_some_and(|link| link.key == secret.key());
             let key = secret.filter(is_current).filter(|_| id.is_channel());
+            if key.is_some() {
+                // The profile may be in a message from before this device had the key.
+                self.run(
+                    "UPDATE conversations SET name = ?2 WHERE id = ?1 AND name IS NULL",
+                    params![id.as_bytes(), name],
+                )?;
+            }
             return key.map_or(Ok(()), |secret| self.set_link_secret(id, secret));
         }
         if let Some(name) = name {

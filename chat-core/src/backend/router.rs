@@ -108,8 +108,9 @@ pub struct Command {
     pub withheld: Vec<UserId>,
     /// Users that the operation adds to a group although its sender is no contact of theirs.
     pub strangers: Vec<UserId>,
-    /// Devices of users that the operation removes from a channel and that are no members: they stop to read.
-    pub removed: Vec<RemovedReader>,
+    /// Devices that read a channel from which the operation removes their users, and that are not in its roster: they stop to
+    /// read.
+    pub removed: Vec<DeviceAddress>,
     /// The gateway's reason to refuse the message; it applies only if the message is not stored already.
     pub verdict: Option<Refusal>,
     /// The connection that waits for the answer. It does not affect the decision.
@@ -183,15 +184,6 @@ pub enum Operation {
     Skip(SendPosition),
     /// Let the sending device read a channel, or stop it. It adds no row to the history.
     Subscribe(Subscription),
-}
-
-/// A device that stops to read a channel because its user is removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_structs)]
-pub struct RemovedReader {
-    pub device: DeviceAddress,
-    /// The gateway found that the device reads the channel: it gets the row that removes it.
-    pub is_known: bool,
 }
 
 /// A device begins or stops to read a channel.

@@ -8,8 +8,8 @@ use super::outcome::{refused_from_proto, refused_to_proto, stored_from_proto, st
 use super::publish::{publish_from_proto, publish_to_proto, skip_from_proto, skip_to_proto};
 use super::{at_most, decode_row, encode_row, invalid, optional_user};
 use crate::backend::{
-    Command, Deliveries, FeedChange, FeedDelivery, GatewayId, Operation, RecipientDevices, RemovedReader,
-    Route, Rules, Subscription,
+    Command, Deliveries, FeedChange, FeedDelivery, GatewayId, Operation, RecipientDevices, Route, Rules,
+    Subscription,
 };
 use crate::model::close_reason::CloseReason;
 use crate::model::envelope::{Refusal, Subject};
@@ -65,7 +65,7 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
     node::Command {
         frame,
         subscription,
-        removed: command.removed.iter().map(removed_to_proto).collect(),
+        removed: command.removed.iter().copied().map(device_to_proto).collect(),
         sender: Some(device_to_proto(command.sender)),
         recipients: recipients.collect(),
         verdict: verdict.unwrap_or_default(),
@@ -113,7 +113,7 @@ pub fn decode_command(bytes: Bytes) -> Result<Command> {
         rules: Rules(raw.rules),
         full: raw.full.iter().map(|device| InstallationId::parse(device)).collect::<Result<_>>()?,
         withheld: raw.withheld.iter().map(|user| UserId::parse(user)).collect::<Result<_>>()?,
-        removed: raw.removed.into_iter().map(removed_from_proto).collect::<Result<_>>()?,
+        removed: raw.removed.into_iter().map(|one| device_from_proto(Some(one))).collect::<Result<_>>()?,
         strangers: raw.strangers.iter().map(|user| UserId::parse(user)).collect::<Result<_>>()?,
         feed_devices: raw.feed_devices,
     })
@@ -143,14 +143,6 @@ fn subscription_from_proto(raw: &node::Subscription) -> Result<Subscription> {
         begins: raw.begins,
         proof: (!raw.proof.is_empty()).then(|| LinkProof::parse(&raw.proof)).transpose()?,
     })
-}
-
-fn removed_to_proto(removed: &RemovedReader) -> node::RemovedReader {
-    node::RemovedReader { device: Some(device_to_proto(removed.device)), known: removed.is_known }
-}
-
-fn removed_from_proto(raw: node::RemovedReader) -> Result<RemovedReader> {
-    Ok(RemovedReader { device: device_from_proto(raw.device)?, is_known: raw.known })
 }
 
 fn verdict(bytes: Bytes) -> Result<Refusal> {

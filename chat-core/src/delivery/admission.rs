@@ -13,7 +13,9 @@ use crate::model::device_list::SignedDeviceList;
 use crate::model::envelope::{Publish, Refusal, RowContent, SendPosition};
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::id::{ConversationId, ConversationKind, DeviceAddress, InstallationId, UserId};
-use crate::model::limits::{INBOX_BYTES, INBOX_MESSAGES, MAX_GROUP_DEVICES, STRANGERS_PART};
+use crate::model::limits::{
+    INBOX_BYTES, INBOX_MESSAGES, MAX_GROUP_DEVICES, MAX_REMOVED_READERS, STRANGERS_PART,
+};
 use crate::model::message_options::Deletion;
 use crate::model::roster::Role;
 
@@ -170,7 +172,7 @@ impl Engine {
         let (mut withheld, mut full, mut strangers) = (Vec::new(), Vec::new(), Vec::new());
         let mut removed = Vec::new();
         if verdict.is_none() && is_group {
-            removed = self.removed_readers(&publish).await?;
+            removed = self.removed_readers(sender, &publish).await?;
             strangers = self.added_strangers(sender, &publish).await?;
             full = self.full_devices(sender, &self.group_inboxes(&publish).await?).await?;
         } else if verdict.is_none() {
@@ -454,6 +456,10 @@ fn shape(sender: DeviceAddress, publish: &Publish) -> std::result::Result<(), Re
             // A member is added with its device list, which limits the reads and the pace of its sender.
             if added.any(|user| !users.contains(user)) {
                 return Err(Refusal::Invalid);
+            }
+            let removed = change.map_or(0, |change| change.action().removed().len());
+            if id.is_channel() && removed > MAX_REMOVED_READERS {
+                return Err(Refusal::TooLarge);
             }
             let mut named = HashSet::new();
             users.iter().all(|user| named.insert(*user))

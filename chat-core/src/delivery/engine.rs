@@ -475,7 +475,6 @@ impl Engine {
                     if let Some(roster) = &commit.state.roster {
                         devices.extend(addresses(&roster.members, command));
                     }
-                    devices.extend(command.removed.iter().map(|one| (one.device.installation, one.device)));
                     let joins_channel = |installation: &InstallationId| {
                         let mut joins = commit.feeds.iter().filter(|change| change.joins);
                         conversation.is_channel() && joins.any(|change| change.device == *installation)
@@ -489,6 +488,8 @@ impl Engine {
                     };
                     batch.events.extend(others.into_iter().filter_map(row));
                 }
+                // The last row of a removed reader is in history.
+                batch.events.extend(command.removed.iter().map(|device| (*device, SessionEvent::Lagged)));
                 if commit.state.head.is_feed {
                     let feed = batch.feed(number.conversation, changed_at);
                     feed.changed_after =

@@ -9,7 +9,7 @@ use super::feed_pages::rows_after;
 use crate::backend::{CursorFilter, Feed, InboxPage, PageLimit};
 use crate::model::envelope::{EmptyReason, InboxCursor, InboxPosition, InboxRow, RowContent};
 use crate::model::error::Result;
-use crate::model::id::{ConversationId, InstallationId, Seq};
+use crate::model::id::{ConversationId, InstallationId, Seq, UserId};
 use crate::mutant::Mutant;
 
 /// Number of times that a session tries to follow its feeds while their rosters change.
@@ -27,18 +27,21 @@ impl Engine {
     /// `Unavailable` if the store fails.
     pub(super) async fn follow_feeds(&self, device: InstallationId) -> Result<Vec<Feed>> {
         let mut feeds = self.backends.store.feeds(device).await?;
-        if self.hub.route(device).is_none() {
-            return Ok(feeds);
-        }
+        let Some(route) = self.hub.route(device) else { return Ok(feeds) };
         for feed in feeds.iter().filter(|feed| !feed.is_read()) {
             self.hub.unfollow(device, feed.conversation);
         }
         let read = feeds.iter().filter(|feed| feed.is_read()).map(|feed| feed.conversation);
         join_all(read.map(|feed| self.announce_feed(feed))).await;
+        let mut banned = Vec::new();
         // Another try if the roster changes meanwhile. After the last one, a heartbeat of the device follows the feed.
         for _ in 0..FOLLOW_TRIES {
-            let is_new = |feed: &&Feed| feed.is_read() && !self.hub.follows(device, feed.conversation);
-            let new = feeds.iter().filter(is_new).map(|feed| self.changed_at(feed.conversation));
+            let is_new = |feed: &&Feed| {
+                let id = feed.conversation;
+                feed.is_read() && !self.hub.follows(device, id) && !banned.contains(&id)
+            };
+            let new =
+                feeds.iter().filter(is_new).map(|feed| self.changed_at(feed.conversation, route.device.user));
             let new = try_join_all(new).await?;
             if new.is_empty() {
                 break;
@@ -46,20 +49,28 @@ impl Engine {
             // Read again: the changes of its readers up to `changed_at` are known now.
             feeds = self.backends.store.feeds(device).await?;
             for (id, changed_at) in new {
+                let Some(changed_at) = changed_at else {
+                    banned.push(id);
+                    continue;
+                };
                 if feeds.iter().any(|feed| feed.conversation == id && feed.is_read()) {
                     self.hub.follow(device, id, changed_at);
                 }
             }
         }
+        // A device may subscribe in the moment in which its user is banned.
+        feeds.retain(|feed| !banned.contains(&feed.conversation));
         Ok(feeds)
     }
 
-    /// Returns the seq of the last change of the roster of a feed.
-    async fn changed_at(&self, feed: ConversationId) -> Result<(ConversationId, Seq)> {
-        if let Some(changed_at) = self.hub.feed_changed_at(feed) {
-            return Ok((feed, changed_at));
+    /// Returns the seq of the last change of the roster of a feed; `None` if the feed is a channel from which a user is banned.
+    async fn changed_at(&self, feed: ConversationId, user: UserId) -> Result<(ConversationId, Option<Seq>)> {
+        if let Some(changed_at) = self.hub.feed_changed_at(feed).filter(|_| !feed.is_channel()) {
+            return Ok((feed, Some(changed_at)));
         }
-        Ok((feed, self.read_roster(feed).await?.changed_at))
+        let roster = self.read_roster(feed).await?;
+        let is_banned = feed.is_channel() && roster.banned.contains(&user);
+        Ok((feed, (!is_banned).then_some(roster.changed_at)))
     }
 
     /// Announces that this gateway has readers of a feed.
@@ -140,6 +151,9 @@ impl Engine {
     pub(super) async fn cursors(&self, device: InstallationId) -> Result<Vec<(ConversationId, InboxCursor)>> {
         let mut cursors = self.backends.store.device(device, CursorFilter::All).await?.cursors;
         for feed in self.backends.store.feeds(device).await? {
+            if feed.changes.iter().all(|(_, joins)| !joins) {
+                continue;
+            }
             let last = self.last_of_feed(&feed).await?;
             match cursors.iter_mut().find(|(id, _)| *id == feed.conversation) {
                 Some((_, cursor)) => cursor.tail = cursor.tail.max(last),

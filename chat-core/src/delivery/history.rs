@@ -22,7 +22,7 @@ impl Engine {
         range: HistoryRange,
         limit: PageLimit,
     ) -> Result<Vec<InboxRow>> {
-        if !self.reads_channel(device.installation, conversation).await? {
+        if !self.reads_channel(device, conversation).await? {
             self.check_member(device.user, conversation).await?;
         }
         let store = &self.backends.store;
@@ -51,6 +51,10 @@ impl Engine {
         conversation: ConversationId,
         through: Seq,
     ) -> Result<()> {
+        if conversation.is_channel() {
+            // The posts belong to the readers, which are no members: only retention and deletions erase them.
+            return Ok(());
+        }
         self.check_member(user, conversation).await?;
         self.backends.store.clear_history(conversation, user, through).await
     }
@@ -76,7 +80,9 @@ impl Engine {
                 Err(error) => outcome = outcome.and(Err(error)),
             }
         }
-        conversations.retain(|conversation| conversation.kind() != Ok(ConversationKind::Mailbox));
+        conversations.retain(|conversation| {
+            conversation.kind() != Ok(ConversationKind::Mailbox) && !conversation.is_channel()
+        });
         for conversation in conversations {
             outcome = outcome.and(self.backends.store.clear_history(conversation, user, MAX_NUMBER).await);
         }

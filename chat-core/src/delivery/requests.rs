@@ -6,9 +6,7 @@ use std::sync::atomic::Ordering;
 use super::Engine;
 use super::admission::refusal_of;
 use super::rates::Wait;
-use crate::backend::{
-    AccountKey, BundleParts, CursorFilter, Member, PageLimit, Reincarnation, Rules, SenderFilter,
-};
+use crate::backend::{AccountKey, BundleParts, CursorFilter, Member, PageLimit, Reincarnation, SenderFilter};
 use crate::model::client_frame::Request;
 use crate::model::close_reason::CloseReason;
 use crate::model::device_list::{DeviceList, SignedDeviceList};
@@ -28,8 +26,8 @@ impl Engine {
     /// The refusal to send.
     pub async fn respond(&self, device: DeviceAddress, request: Request) -> Result<Response, Refusal> {
         self.pace_request(device, &request).map_err(Refusal::Throttled)?;
-        if matches!(request, Request::Subscribe(..)) && self.settings.rules < Rules::CHANNELS {
-            return Err(Refusal::Unsupported);
+        if let Request::Subscribe(channel, proof) = request {
+            return self.subscribe(device, channel, proof).await.map(|()| Response::default());
         }
         self.try_respond(device, request).await.map_err(|error| refusal_of(&error))
     }
@@ -40,9 +38,10 @@ impl Engine {
         match request {
             Request::Resolve(_) => self.limits.resolve(device.user, now),
             Request::Offer(_) | Request::PutList(..) => self.limits.link(device.user, now),
-            Request::ChangeContact(..) | Request::SetPresenceAudience(_) => {
-                self.limits.change_contact(device.user, now)
-            }
+            Request::ChangeContact(..)
+            | Request::SetPresenceAudience(_)
+            | Request::Subscribe(..)
+            | Request::Unsubscribe(_) => self.limits.change_contact(device.user, now),
             Request::Report(_) => self.limits.report(device.user, now),
             _ => Ok(()),
         }
@@ -80,7 +79,8 @@ impl Engine {
                 let limit = PageLimit::rows(limit as usize);
                 answer.rows = self.history(device, conversation, range, limit).await?;
             }
-            Request::Subscribe(channel, proof) => self.subscribe(device, channel, proof).await?,
+            // `respond` answers it.
+            Request::Subscribe(..) => {}
             Request::Unsubscribe(channel) => self.unsubscribe(device, channel).await?,
             Request::ClearHistory { conversation, through } => {
                 self.clear_history(device.user, conversation, through).await?;

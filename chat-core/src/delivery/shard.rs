@@ -160,12 +160,12 @@ fn subscribe(state: &ConversationState, record: &Record, subscription: &Subscrip
     let (head, roster) = (&state.head, &state.roster);
     let admits = || {
         let proof = subscription.proof.as_ref();
-        let is_open =
-            roster.is_admitted(channel, sender.user, proof) || Mutant::SubscribeUnchecked.is_active();
-        is_open && !roster.has_device(sender.user, sender.installation)
+        roster.is_admitted(channel, sender.user, proof) || Mutant::SubscribeUnchecked.is_active()
     };
+    // The roster says what the device of a member reads.
+    let is_member = roster.has_device(sender.user, sender.installation);
     let is_channel = channel.is_channel() && head.is_feed && roster.version > 0;
-    if head.has_applied(record.position) || !is_channel || subscription.begins && !admits() {
+    if head.has_applied(record.position) || !is_channel || is_member || subscription.begins && !admits() {
         return Decision::Ignore;
     }
     let time_us = record.appended_us.max(head.time_us + 1);
@@ -302,13 +302,8 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
     }
     let mut feeds = feed_changes(&state.roster, roster, seq, is_feed, becomes_feed);
     if number.conversation.is_channel() && !Mutant::RemovedReaderStays.is_active() {
-        for reader in &command.removed {
-            let device = reader.device.installation;
-            feeds.push(FeedChange { device, seq, joins: false });
-            if reader.is_known {
-                inbox.push((device, row(false, content.clone())));
-            }
-        }
+        let ends = |device: &DeviceAddress| FeedChange { device: device.installation, seq, joins: false };
+        feeds.extend(command.removed.iter().map(ends));
     }
     let sender_reads =
         reads_history(&sender.installation) && roster.has_device(sender.user, sender.installation);

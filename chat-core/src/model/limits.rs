@@ -19,6 +19,10 @@ pub const MAX_GROUP_DEVICES: usize = 4096;
 pub const FEED_DEVICES: u32 = 64;
 /// Maximum number of users that are banned from a group.
 pub const MAX_BANNED: usize = 1024;
+/// Maximum number of users that one message removes from a channel. The gateway looks up their devices.
+pub const MAX_REMOVED_READERS: usize = 32;
+/// Maximum number of channels that a device reads as a subscriber. Each costs a read when the device connects and at a heartbeat.
+pub const MAX_SUBSCRIPTIONS: usize = 1_000;
 /// Maximum number of users that are invited to a group or ask to join it.
 pub const MAX_PENDING: usize = 256;
 /// Maximum devices of former members in the roster of a group.

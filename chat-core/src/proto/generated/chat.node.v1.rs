@@ -35,9 +35,9 @@ pub struct Command {
     /// The sender begins or stops to read a channel.
     #[prost(message, optional, tag = "11")]
     pub subscription: ::core::option::Option<Subscription>,
-    /// Devices of users that the message removes from a channel, and that are no members.
+    /// Devices that read a channel from which the message removes their users, and that are not in its roster.
     #[prost(message, repeated, tag = "12")]
-    pub removed: ::prost::alloc::vec::Vec<RemovedReader>,
+    pub removed: ::prost::alloc::vec::Vec<Device>,
 }
 /// A device begins or stops to read a channel.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -50,15 +50,6 @@ pub struct Subscription {
     /// The proof of the channel's link; empty without one.
     #[prost(bytes = "bytes", tag = "3")]
     pub proof: ::prost::bytes::Bytes,
-}
-/// A device that stops to read a channel because its user is removed.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct RemovedReader {
-    #[prost(message, optional, tag = "1")]
-    pub device: ::core::option::Option<Device>,
-    /// The device reads the channel: it gets the row that removes it.
-    #[prost(bool, tag = "2")]
-    pub known: bool,
 }
 /// The address of a device.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

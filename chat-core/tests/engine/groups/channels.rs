@@ -147,7 +147,11 @@ fn subscription_can_be_repeated_ended_and_begun_again() {
     assert_eq!(group.seqs(1).last(), Some(&6));
     assert_eq!((group.subscribe(1), group.say(0)), (None, None));
     assert_eq!(group.seqs(1).last(), Some(&8));
-    assert_eq!((group.subscribe(0), group.unsubscribe(0)), (None, None), "a member reads anyway");
+    assert_eq!(
+        (group.subscribe(0), group.unsubscribe(0)),
+        (None, Some(Refusal::Denied)),
+        "a member reads anyway"
+    );
     assert_eq!(group.seqs(0).len(), 8);
 }
 
@@ -203,7 +207,8 @@ fn connected_subscriber_gets_each_message_once_and_in_order() {
     assert_eq!(take(&group), [7]);
     let ban = GroupAction::Remove { users: vec![group.user(1)], ban: true };
     assert_eq!((group.change(0, &ban, &[]), group.say(0)), (None, None));
-    assert_eq!(take(&group), [8]);
+    assert_eq!(take(&group), Vec::<Seq>::new());
+    assert_eq!(group.seqs(1).last(), Some(&8), "the row that removes the user");
 }
 
 #[test]
@@ -284,4 +289,82 @@ fn reader_that_becomes_a_writer_misses_nothing() {
     assert_eq!(group.change(0, &GroupAction::Remove { users: vec![group.user(2)], ban: false }, &[]), None);
     assert_eq!((group.say(0), group.subscribe(2), group.say(0)), (None, None, None));
     assert_eq!(group.seqs(2), [3, 4, 5, 6, 7, 8], "a removed writer reads again, and 7 is covered");
+}
+
+#[test]
+fn number_of_subscriptions_is_limited() {
+    use chat_core::limits::MAX_SUBSCRIPTIONS;
+    let group = Group::channel();
+    let reader = group.users[1].device().installation;
+    let commit = |n: usize| {
+        let mut id = [0x15; 17];
+        id[1..9].copy_from_slice(&(n as u64).to_be_bytes());
+        let mut commit = chat_core::backend::Commit::of(ConversationId::from_bytes(id), Default::default());
+        commit.feeds = vec![chat_core::backend::FeedChange { device: reader, seq: 0, joins: true }];
+        commit
+    };
+    let outcomes = ready(group.store.commit((1..MAX_SUBSCRIPTIONS).map(commit).collect()));
+    assert!(outcomes.iter().all(Result::is_ok));
+    assert_eq!(group.subscribe(1), None, "one less than the limit");
+    assert_eq!(group.unsubscribe(1), None);
+    assert!(ready(group.store.commit(vec![commit(MAX_SUBSCRIPTIONS)]))[0].is_ok());
+    assert_eq!(group.subscribe(1), Some(Refusal::TooLarge));
+    assert_eq!(group.subscribe(2), None, "another device");
+}
+
+#[test]
+fn founder_that_clears_its_history_erases_no_post() {
+    let mut group = Group::channel();
+    assert_eq!((group.say(0), group.subscribe(1)), (None, None));
+    let clear = Request::ClearHistory { conversation: group.id, through: 9 };
+    assert_eq!(group.request(0, clear), None);
+    let rows = ready(group.store.history(group.id, 0, PageLimit::MAX)).unwrap();
+    assert!(rows.iter().all(|row| matches!(row.content, RowContent::Message { .. })), "{rows:?}");
+}
+
+#[test]
+fn only_an_admin_makes_the_gateway_look_for_readers() {
+    let mut group = Group::channel();
+    assert_eq!((group.subscribe(1), group.say(0)), (None, None));
+    let ban = |users: Vec<UserId>| GroupAction::Remove { users, ban: true };
+    let users = (0..40).map(|n| UserId::from_bytes([n; 16])).collect();
+    assert_eq!(group.change(0, &ban(users), &[]), Some(Refusal::TooLarge));
+    assert_eq!(group.change(2, &ban(vec![group.user(1)]), &[]), Some(Refusal::Denied), "no member");
+    assert_eq!(group.say(0), None);
+    assert_eq!(group.seqs(1), [1, 2, 3, 4], "it still reads");
+}
+
+#[test]
+fn ban_names_only_devices_that_read() {
+    let mut group = Group::channel();
+    let ban = GroupAction::Remove { users: vec![group.user(1)], ban: true };
+    assert_eq!(group.change(0, &ban, &[]), None);
+    let device = group.users[1].device();
+    assert_eq!(
+        ready(group.store.feeds(device.installation)),
+        Ok(Vec::new()),
+        "an outsider's record stays empty"
+    );
+    let cursors = ready(group.engine.respond(device, Request::Cursors)).unwrap().cursors;
+    assert_eq!(cursors, []);
+}
+
+#[test]
+fn device_that_subscribed_during_the_ban_of_its_user_reads_nothing() {
+    let mut group = Group::channel();
+    let ban = GroupAction::Remove { users: vec![group.user(1)], ban: true };
+    assert_eq!((group.change(0, &ban, &[]), group.say(0)), (None, None));
+    // The ban did not name the device.
+    let device = group.users[1].device();
+    let mut commit = chat_core::backend::Commit::of(ConversationId::own(device.user), Default::default());
+    commit.conversation = group.id;
+    let state =
+        ready(group.store.state(group.id, chat_core::backend::SenderFilter::No, None)).unwrap().unwrap();
+    commit.state.head = state.head;
+    commit.feeds = vec![chat_core::backend::FeedChange { device: device.installation, seq: 2, joins: true }];
+    assert!(ready(group.store.commit(vec![commit]))[0].is_ok());
+    let _session = ready(group.engine.bind(device)).unwrap();
+    assert_eq!(group.seqs(1), Vec::<Seq>::new());
+    assert_eq!(group.history(1, HistoryRange::Before(0)), Err(Refusal::NotFound));
+    assert_eq!(group.fetched(1), Err(Refusal::NotFound));
 }
