@@ -21,7 +21,7 @@ features+=,chat-server/cluster,chat-server/jwt,chat-server/telemetry,chat-server
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 logs=$target/ci
 # The simulator runs at least SIM_SCHEDULES schedules of each kind, and more while SIM_SECONDS last.
-: "${SIM_SCHEDULES:=4000}" "${SIM_SECONDS:=420}"
+: "${SIM_SCHEDULES:=3500}" "${SIM_SECONDS:=420}"
 # Faults of nodes: at least one of each kind, at most three, by the time that a fault takes on this machine.
 : "${FAULT_SECONDS:=360}"
 background=

@@ -2,7 +2,7 @@
 
 use super::Engine;
 use super::admission::refusal_of;
-use crate::backend::{Command, Operation, Rules, Subscription};
+use crate::backend::{Command, Feed, Operation, Rules, Subscription};
 use crate::model::envelope::{Publish, Refusal};
 use crate::model::error::{Error, ErrorKind, Result};
 use crate::model::group::{GroupChange, LinkProof};
@@ -83,6 +83,21 @@ impl Engine {
         let roster = self.read_roster(channel).await?;
         Ok(!roster.banned.contains(&device.user)
             && self.follows_channel(device.installation, channel).await?)
+    }
+
+    /// Returns whether a device reads a channel, or still has to acknowledge rows from before it left or was removed: it needs the
+    /// roster to check them.
+    pub(super) async fn has_rows_of_channel(
+        &self,
+        device: DeviceAddress,
+        channel: ConversationId,
+    ) -> Result<bool> {
+        if self.reads_channel(device, channel).await? {
+            return Ok(true);
+        }
+        let feeds = self.backends.store.feeds(device.installation).await?;
+        let has_rows = |feed: &Feed| !feed.is_read() && feed.next(feed.acked).is_some();
+        Ok(feeds.iter().any(|feed| channel.is_channel() && feed.conversation == channel && has_rows(feed)))
     }
 
     async fn follows_channel(&self, device: InstallationId, channel: ConversationId) -> Result<bool> {

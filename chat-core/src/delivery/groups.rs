@@ -113,7 +113,7 @@ impl Engine {
         let roster = self.read_roster(conversation).await?;
         let is_shown = roster.has_device(device.user, device.installation)
             || roster.is_shown_to(conversation, device.user, proof)
-            || self.reads_channel(device, conversation).await?;
+            || self.has_rows_of_channel(device, conversation).await?;
         if roster.version > 0 && is_shown {
             return Ok(Roster::clone(&roster));
         }

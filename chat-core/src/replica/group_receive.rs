@@ -149,6 +149,12 @@ impl Replica {
             }
             return Follow::Wait;
         }
+        if id.is_channel() {
+            // An honest server shows the roster to each device that has rows of a channel. Without it the device cannot tell posts of
+            // writers from those of other users with the link.
+            self.roster_differs(id, row.seq);
+            return Follow::Outside;
+        }
         if !group.is_hidden {
             self.roster_differs(id, row.seq);
         }

@@ -368,3 +368,15 @@ fn device_that_subscribed_during_the_ban_of_its_user_reads_nothing() {
     assert_eq!(group.history(1, HistoryRange::Before(0)), Err(Refusal::NotFound));
     assert_eq!(group.fetched(1), Err(Refusal::NotFound));
 }
+
+#[test]
+fn removed_reader_gets_the_roster_while_it_has_rows_to_read() {
+    let mut group = Group::channel();
+    assert_eq!((group.subscribe(1), group.say(0)), (None, None));
+    let ban = GroupAction::Remove { users: vec![group.user(1)], ban: true };
+    assert_eq!(group.change(0, &ban, &[]), None);
+    assert_eq!(group.fetched(1), Ok(group.roster.clone()), "it checks the rows with it");
+    let ack = AckUpTo { conversation: group.id, seq: 4 };
+    assert_eq!(ready(group.engine.ack(group.users[1].device().installation, 1, &[ack])), Ok(()));
+    assert_eq!(group.fetched(1), Err(Refusal::NotFound));
+}
