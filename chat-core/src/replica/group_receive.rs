@@ -150,7 +150,7 @@ impl Replica {
             return Follow::Wait;
         }
         if id.is_channel() {
-            // An honest server shows the roster to each device that has rows of a channel. Without it the device cannot tell posts of
+            // An honest server shows the roster to each device that has rows of a channel. Without it the device cannot separate posts of
             // writers from those of other users with the link.
             self.roster_differs(id, row.seq);
             return Follow::Outside;
