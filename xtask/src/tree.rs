@@ -17,10 +17,12 @@ pub(crate) const CRATES: [&str; 10] = [
     "xtask",
 ];
 
-/// Returns the root of the repository.
+/// Returns the root of the repository that the current directory is in. A build directory can serve several clones, so that the
+/// directory where this program was compiled can be another one.
 pub(crate) fn root() -> PathBuf {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
-    own.parent().unwrap_or(own).to_owned()
+    let found = Command::new("git").args(["rev-parse", "--show-toplevel"]).output();
+    let found = found.ok().filter(|found| found.status.success());
+    found.map_or_else(|| ".".into(), |found| String::from_utf8_lossy(&found.stdout).trim().into())
 }
 
 /// Returns the tracked and new files below a directory whose names end with one of `endings`, relative to the
