@@ -26,7 +26,8 @@ mod revocation;
 mod shard;
 mod trace;
 
-pub use crate::model::session_event::{Hint, SessionEvent};
+pub use crate::model::session_event::{EventBatch, Hint, SessionEvent};
+pub use crate::model::shared_rows::SharedRows;
 pub use counters::Counters;
 pub use device_linking::Linking;
 pub use engine::{Engine, EngineSettings};

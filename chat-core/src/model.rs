@@ -24,6 +24,7 @@ pub mod roster;
 pub mod rules;
 pub mod server_frame;
 pub mod session_event;
+pub mod shared_rows;
 pub mod signing;
 pub mod suite;
 pub mod time;

@@ -13,6 +13,7 @@
 
 mod ack_coalescer;
 mod event;
+mod flights;
 mod hint_pacer;
 mod window;
 
@@ -21,6 +22,7 @@ pub use event::{Input, Output};
 use std::collections::BTreeMap;
 
 use ack_coalescer::AckCoalescer;
+use flights::Flights;
 use hint_pacer::HintPacer;
 use window::Window;
 
@@ -28,11 +30,12 @@ use crate::backend::{InboxPage, PageLimit};
 use crate::model::client_frame::{ClientFrame, Request};
 use crate::model::close_reason::CloseReason;
 use crate::model::envelope::{AckUpTo, InboxPosition, InboxRow, Refusal, RowContent, Subject};
-use crate::model::id::{ConversationId, DeviceAddress, Seq, UserId};
+use crate::model::id::{DeviceAddress, UserId};
 use crate::model::limits::{GREETING_MS, HEARTBEAT_MS, IDLE_MS, MIN_BYTES_PER_SECOND, WINDOW_ROWS};
 use crate::model::presence::UserPresence;
 use crate::model::server_frame::{ServerFrame, Welcome};
 use crate::model::session_event::{Hint, SessionEvent};
+use crate::model::shared_rows::SharedRows;
 use crate::model::time::Instant;
 use crate::mutant::Mutant;
 
@@ -50,15 +53,6 @@ enum Phase {
         dropped: bool,
     },
     Closed,
-}
-
-/// A row that was sent to the device and is not acknowledged.
-#[derive(Debug)]
-struct Flight {
-    bytes: usize,
-    /// The row has no message of another device: its ack causes no receipt.
-    silent: bool,
-    sent: Instant,
 }
 
 /// A live event that was dropped.
@@ -83,8 +77,7 @@ pub struct Session {
     expires_at: Option<Instant>,
     device: Option<DeviceAddress>,
     epoch: Option<crate::model::id::StoreEpoch>,
-    flights: BTreeMap<(ConversationId, Seq), Flight>,
-    flying_bytes: usize,
+    flights: Flights,
     window: Window,
     /// When the device last acknowledged a row.
     landed: Instant,
@@ -132,8 +125,7 @@ impl Session {
             expires_at: None,
             device: None,
             epoch: None,
-            flights: BTreeMap::new(),
-            flying_bytes: 0,
+            flights: Flights::default(),
             window: Window::new(),
             landed: now,
             announced: false,
@@ -203,6 +195,7 @@ impl Session {
             Input::Rejected { reason, retry_after } => self.close(reason, retry_after, out),
             Input::Linking => self.phase = Phase::Linking,
             Input::Events(events) => self.events(now, events, out),
+            Input::Shared(rows) => self.shared(now, rows, out),
             Input::Lagged => self.lagged(now, out),
             Input::Page(asked, page) => self.page(now, asked, page, out),
             Input::PageFailed => {
@@ -344,11 +337,11 @@ impl Session {
     // ---- the inbox -----------------------------------------------------------------------------------
 
     fn has_room(&self) -> bool {
-        self.flights.len() < WINDOW_ROWS && self.flying_bytes < self.window.bytes()
+        self.flights.rows() < WINDOW_ROWS && self.flights.bytes() < self.window.bytes()
     }
 
     fn half_empty(&self) -> bool {
-        self.flights.len() <= WINDOW_ROWS / 2 && self.flying_bytes <= self.window.bytes() / 2
+        self.flights.rows() <= WINDOW_ROWS / 2 && self.flights.bytes() <= self.window.bytes() / 2
     }
 
     fn read_from(&mut self, after: InboxPosition, out: &mut Vec<Output>) {
@@ -381,17 +374,8 @@ impl Session {
     /// Forgets the rows in flight and sends everything unacknowledged again.
     fn start_over(&mut self, out: &mut Vec<Output>) {
         self.flights.clear();
-        self.flying_bytes = 0;
         self.announced = false;
         self.read_from(InboxPosition::START, out);
-    }
-
-    fn fly(&mut self, now: Instant, row: &InboxRow, silent: bool) {
-        let flight = Flight { bytes: row.size(), silent, sent: now };
-        self.flying_bytes += flight.bytes;
-        if let Some(old) = self.flights.insert((row.conversation, row.seq), flight) {
-            self.flying_bytes -= old.bytes;
-        }
     }
 
     fn page(&mut self, now: Instant, asked: InboxPosition, page: InboxPage, out: &mut Vec<Output>) {
@@ -404,22 +388,21 @@ impl Session {
             return;
         }
         let InboxPage { rows, has_more } = page;
-        let oldest_flies = |row: &InboxRow| self.flights.contains_key(&(row.conversation, row.seq));
+        let oldest_flies = |row: &InboxRow| self.flights.contains(row.conversation, row.seq);
         if asked == InboxPosition::START && !self.has_room() && !rows.first().is_some_and(oldest_flies) {
             // The rows that fill the window are later than a row that was missed, and the device does not
             // acknowledge them before it.
             self.flights.clear();
-            self.flying_bytes = 0;
         }
         let mut fresh = Vec::new();
         let mut full = false;
         for row in rows {
-            if !self.flights.contains_key(&(row.conversation, row.seq)) {
+            if !self.flights.contains(row.conversation, row.seq) {
                 if !self.has_room() {
                     full = true;
                     break;
                 }
-                self.fly(now, &row, !matches!(row.content, RowContent::Message { .. }));
+                self.flights.add(now, &row);
                 after = row.position();
                 fresh.push(row);
             } else {
@@ -471,7 +454,7 @@ impl Session {
             match event {
                 SessionEvent::Row(row) => {
                     if self.take_push(now, out) {
-                        self.fly(now, &row, !matches!(row.content, RowContent::Message { .. }));
+                        self.flights.add(now, &row);
                         rows.push(row);
                     }
                 }
@@ -489,7 +472,8 @@ impl Session {
                             incarnation: stored.incarnation,
                         };
                         let (conversation, seq) = (stored.conversation, stored.seq);
-                        self.fly(now, &InboxRow { conversation, seq, time_us, joined: false, content }, true);
+                        self.flights
+                            .add(now, &InboxRow { conversation, seq, time_us, joined: false, content });
                     }
                 }
                 SessionEvent::Repeated(stored) => {
@@ -518,11 +502,28 @@ impl Session {
         self.deliver(rows, out);
     }
 
+    /// Sends rows of a feed, all or none.
+    fn shared(&mut self, now: Instant, rows: SharedRows, out: &mut Vec<Output>) {
+        let fits = self.flights.rows() + rows.rows().len() <= WINDOW_ROWS;
+        if fits && self.take_push(now, out) {
+            self.flights.add_shared(now, &rows);
+            out.push(Output::SendShared(rows));
+        } else if !fits {
+            self.miss(now, out);
+        }
+    }
+
     /// Returns whether a live event may go out now. If not, the session falls behind and reads the row later.
     fn take_push(&mut self, now: Instant, out: &mut Vec<Output>) -> bool {
         if matches!(self.phase, Phase::Live) && self.has_room() {
             return true;
         }
+        self.miss(now, out);
+        false
+    }
+
+    /// Falls behind because a live event does not go out.
+    fn miss(&mut self, now: Instant, out: &mut Vec<Output>) {
         self.note_missed(now);
         match &mut self.phase {
             Phase::Live => {
@@ -532,7 +533,6 @@ impl Session {
             Phase::Behind { dropped, .. } => *dropped = true,
             _ => {}
         }
-        false
     }
 
     /// Continues to read once half of the window is free.
@@ -548,18 +548,11 @@ impl Session {
     fn acks(&mut self, acks: &[AckUpTo], generation: u64, now: Instant, out: &mut Vec<Output>) {
         let (mut bytes, mut took_ms) = (0, 0);
         for ack in acks {
-            let range = (ack.conversation, 0)..=(ack.conversation, ack.seq);
-            let landed: Vec<_> = self.flights.range(range).map(|(key, _)| *key).collect();
-            let mut of_others = false;
-            for key in &landed {
-                if let Some(flight) = self.flights.remove(key) {
-                    self.flying_bytes -= flight.bytes;
-                    bytes += flight.bytes;
-                    took_ms = took_ms.max(now.since(flight.sent).as_millis() as u64);
-                    of_others |= !flight.silent;
-                }
-            }
-            if !landed.is_empty() {
+            let landed = self.flights.land(*ack);
+            bytes += landed.bytes;
+            took_ms = took_ms.max(landed.sent.map_or(0, |sent| now.since(sent).as_millis() as u64));
+            let of_others = landed.of_others;
+            if landed.rows > 0 {
                 (self.loops, self.landed) = (0, now);
             }
             self.acks.ack(*ack, of_others && !Mutant::TrimOnPush.is_active());
@@ -573,8 +566,8 @@ impl Session {
         self.catch_ups = 0;
         out.push(Output::Beat);
         // The rows are lost if the device acknowledges none for longer than the slowest link takes.
-        let patience_ms = HEARTBEAT_MS + self.flying_bytes as u64 * 1000 / MIN_BYTES_PER_SECOND;
-        let oldest = self.flights.values().map(|flight| flight.sent.max(self.landed)).min();
+        let patience_ms = HEARTBEAT_MS + self.flights.bytes() as u64 * 1000 / MIN_BYTES_PER_SECOND;
+        let oldest = self.flights.oldest().map(|sent| sent.max(self.landed));
         if oldest.is_some_and(|since| now.since(since).as_millis() as u64 >= patience_ms) {
             self.loops += 1;
             if self.loops > MAX_LOOPS {

@@ -90,7 +90,8 @@ fn typing(n: u8) -> SessionEvent {
 }
 
 async fn next(handle: &mut SessionHandle) -> Vec<SessionEvent> {
-    tokio::time::timeout(Duration::from_secs(5), handle.events.recv()).await.unwrap().unwrap()
+    let batch = tokio::time::timeout(Duration::from_secs(5), handle.events.recv()).await.unwrap().unwrap();
+    batch.into_iter().collect()
 }
 
 #[tokio::test]

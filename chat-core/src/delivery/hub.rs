@@ -1,4 +1,4 @@
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -9,8 +9,11 @@ use tokio::sync::mpsc;
 use super::feed_delivery::add_rows;
 use crate::backend::{Deliveries, FeedDelivery, Route};
 use crate::model::close_reason::CloseReason;
+use crate::model::envelope::{InboxRow, RowContent};
 use crate::model::id::{ConversationId, InstallationId, Seq, UserId};
-use crate::model::session_event::SessionEvent;
+use crate::model::limits::MIN_FRAME_BYTES;
+use crate::model::session_event::{EventBatch, SessionEvent};
+use crate::model::shared_rows::SharedRows;
 
 /// Connections of this process, by device, and the feeds that they follow.
 ///
@@ -40,7 +43,7 @@ struct Followers {
 #[derive(Debug)]
 struct Connection {
     route: Route,
-    queue: mpsc::Sender<Vec<SessionEvent>>,
+    queue: mpsc::Sender<EventBatch>,
     lagged: Arc<AtomicBool>,
     /// The feeds that the device follows; `None` once the connection has ended.
     feeds: Mutex<Option<BTreeSet<ConversationId>>>,
@@ -73,13 +76,25 @@ impl Connection {
         if events.iter().any(|event| matches!(event, SessionEvent::Lagged)) {
             self.lagged.store(true, Ordering::Release);
         }
-        if self.queue.try_send(events).is_err() && lossless {
-            dropped.fetch_add(1, Ordering::Relaxed);
-            self.lagged.store(true, Ordering::Release);
-            // Wakes the session. If there is no room for this either, batches are queued and the session
-            // still checks the flag.
-            let _ = self.queue.try_send(Vec::new());
+        if self.queue.try_send(EventBatch::Own(events)).is_err() && lossless {
+            self.lag(dropped);
         }
+    }
+
+    /// Queues rows of a feed. After [`SessionEvent::Lagged`] the session reads its inbox.
+    fn push_shared(&self, rows: Arc<[SharedRows]>, dropped: &AtomicU64) {
+        if self.queue.try_send(EventBatch::Shared(rows)).is_err() {
+            self.lag(dropped);
+        }
+    }
+
+    /// Lets the session read its inbox for a batch that did not fit.
+    fn lag(&self, dropped: &AtomicU64) {
+        dropped.fetch_add(1, Ordering::Relaxed);
+        self.lagged.store(true, Ordering::Release);
+        // Wakes the session. If there is no room for this either, batches are queued and the session
+        // still checks the flag.
+        let _ = self.queue.try_send(EventBatch::Own(Vec::new()));
     }
 }
 
@@ -88,7 +103,7 @@ impl Connection {
 pub struct SessionHandle {
     pub route: Route,
     /// Batches of events from the engine.
-    pub events: mpsc::Receiver<Vec<SessionEvent>>,
+    pub events: mpsc::Receiver<EventBatch>,
     lagged: Arc<AtomicBool>,
 }
 
@@ -118,7 +133,7 @@ impl Hub {
         let session = SessionHandle { route, events, lagged: lagged.clone() };
         let feeds = Mutex::new(Some(BTreeSet::new()));
         let new = Arc::new(Connection { route, queue, lagged, feeds });
-        let replaced = vec![SessionEvent::Closed(CloseReason::Replaced)];
+        let replaced = EventBatch::Own(vec![SessionEvent::Closed(CloseReason::Replaced)]);
         let old = match self.connections.entry(route.device.installation) {
             dashmap::Entry::Occupied(known) if known.get().route.epoch > route.epoch => Some(new),
             dashmap::Entry::Occupied(mut known) => Some(known.insert(new)),
@@ -220,7 +235,8 @@ impl Hub {
         (single.into_iter().filter_map(absent).collect(), reached)
     }
 
-    /// Queues the rows of a feed for its readers. A reader with events of its own gets both in order. Returns the number of readers.
+    /// Queues the rows of a feed for its readers. Most of them share the rows. A reader with events of its own gets both in order.
+    /// Returns the number of readers.
     fn deliver_feed(
         &self,
         feed: &FeedDelivery,
@@ -232,8 +248,16 @@ impl Hub {
         for (seq, device) in &feed.named {
             named.entry(*device).or_default().push(*seq);
         }
+        let differing = with_own_rows(feed);
+        let shared: Arc<[SharedRows]> = SharedRows::split(&feed.rows, MIN_FRAME_BYTES).into();
         for follower in &followers {
             let device = follower.route.device.installation;
+            if !differing.contains(&device) && !places.contains_key(&device) {
+                if !shared.is_empty() {
+                    follower.push_shared(shared.clone(), &self.dropped);
+                }
+                continue;
+            }
             let named = named.get(&device).map_or(&[][..], Vec::as_slice);
             if let Some((_, events)) = places.get(&device).and_then(|place| single.get_mut(*place)) {
                 add_rows(events, feed, device, named);
@@ -319,7 +343,7 @@ impl Hub {
     fn close_if(&self, device: InstallationId, reason: CloseReason, is_meant: impl FnOnce(&Route) -> bool) {
         if let Some((_, gone)) = self.connections.remove_if(&device, |_, known| is_meant(&known.route)) {
             self.stop_following(&gone);
-            let _ = gone.queue.try_send(vec![SessionEvent::Closed(reason)]);
+            let _ = gone.queue.try_send(EventBatch::Own(vec![SessionEvent::Closed(reason)]));
         }
     }
 
@@ -338,4 +362,15 @@ impl Hub {
     pub fn is_empty(&self) -> bool {
         self.connections.is_empty()
     }
+}
+
+/// Returns the devices that do not get all rows of a feed unchanged.
+fn with_own_rows(feed: &FeedDelivery) -> HashSet<InstallationId> {
+    let sender = |row: &InboxRow| match &row.content {
+        RowContent::Message { message, .. } => Some(message.sender.installation),
+        _ => None,
+    };
+    let senders = feed.rows.iter().filter_map(sender);
+    let changed = feed.changes.iter().map(|change| change.device);
+    senders.chain(changed).chain(feed.named.iter().map(|(_, device)| *device)).collect()
 }

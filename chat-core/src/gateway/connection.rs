@@ -19,7 +19,7 @@ use crate::model::envelope::{Refusal, SendPosition, Subject};
 use crate::model::error::{ErrorKind, Result};
 use crate::model::limits::WIRE_VERSION;
 use crate::model::server_frame::{Challenge, ServerFrame};
-use crate::model::session_event::SessionEvent;
+use crate::model::session_event::{EventBatch, SessionEvent};
 use crate::model::time::Instant;
 use crate::session::{Input, Output, Session};
 
@@ -62,7 +62,7 @@ enum Wakeup {
     Appended(SendPosition, Result<(), Refusal>),
     Acked(bool),
     Frame(Result<Option<Bytes>>),
-    Events(Option<Vec<SessionEvent>>),
+    Events(Option<EventBatch>),
     Linked(Option<Bytes>),
     Timer,
     Drain(u32),
@@ -147,8 +147,7 @@ impl Connection {
                 return false;
             }
             Wakeup::Events(Some(events)) => {
-                self.step(Input::Events(events)).await;
-                self.more_events().await;
+                self.events(events).await;
             }
             Wakeup::Events(None) => return false,
             Wakeup::Appended(number, outcome) => {
@@ -262,13 +261,30 @@ impl Connection {
         self.transport.send(out).await.is_ok()
     }
 
-    /// Takes the events that arrived meanwhile, so that they go out in one write.
-    async fn more_events(&mut self) {
-        for _ in 0..MAX_EVENT_BATCHES {
-            let Some(Ok(events)) = self.handle.as_mut().map(|handle| handle.events.try_recv()) else {
-                return;
-            };
-            self.step(Input::Events(events)).await;
+    /// Passes on a batch of events, and those that arrived meanwhile, so that all go out in one write.
+    async fn events(&mut self, first: EventBatch) {
+        let (mut batch, mut own, mut more) = (first, Vec::new(), MAX_EVENT_BATCHES);
+        loop {
+            match batch {
+                EventBatch::Own(events) => own.extend(events),
+                EventBatch::Shared(frames) => {
+                    self.own_events(&mut own).await;
+                    for rows in frames.iter() {
+                        self.step(Input::Shared(rows.clone())).await;
+                    }
+                }
+            }
+            let Some(left) = more.checked_sub(1) else { break };
+            more = left;
+            let Some(Ok(next)) = self.handle.as_mut().map(|handle| handle.events.try_recv()) else { break };
+            batch = next;
+        }
+        self.own_events(&mut own).await;
+    }
+
+    async fn own_events(&mut self, own: &mut Vec<SessionEvent>) {
+        if !own.is_empty() {
+            self.step(Input::Events(std::mem::take(own))).await;
         }
     }
 
@@ -309,6 +325,13 @@ impl Connection {
                     engine.record_delivered(device.installation, rows);
                 }
                 self.out.push(frame.encode());
+                None
+            }
+            Output::SendShared(rows) => {
+                if let Some(device) = device {
+                    engine.record_delivered(device.installation, rows.rows());
+                }
+                self.out.push(rows.frame(|rows| ServerFrame::Deliver(rows.to_vec(), false).encode()));
                 None
             }
             Output::Authenticate(hello) => {

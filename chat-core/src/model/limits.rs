@@ -45,6 +45,8 @@ pub const MAX_BOXES: usize = MAX_AUDIENCE * MAX_DEVICES;
 pub const WINDOW_ROWS: usize = 256;
 /// Maximum number of bytes in flight to a device: sent and not acknowledged.
 pub const WINDOW_BYTES: usize = 1024 * 1024;
+/// Size of the smallest frame of rows, in bytes, if more rows wait: it ends with the row that reaches it.
+pub const MIN_FRAME_BYTES: usize = 16 * 1024;
 /// Bytes per second of the slowest link that is supported: time limits of transfers grow with their size.
 pub const MIN_BYTES_PER_SECOND: u64 = 1024;
 /// Maximum number of rows in one page of an inbox or a history.

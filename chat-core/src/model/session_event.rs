@@ -1,6 +1,9 @@
+use std::sync::Arc;
+
 use super::close_reason::CloseReason;
 use super::envelope::{InboxRow, Message, Refusal, RowContent, Stored, Subject};
 use super::id::{ConversationId, Seq, UserId};
+use super::shared_rows::SharedRows;
 
 /// Event that the engine delivers to the session of a connected device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,5 +57,32 @@ impl SessionEvent {
             Self::Row(InboxRow { content: RowContent::Message { message, .. }, .. }) => Some(message),
             _ => None,
         }
+    }
+}
+
+/// Events that a session takes from its queue at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums)]
+pub enum EventBatch {
+    /// Events for this session, in order.
+    Own(Vec<SessionEvent>),
+    /// Rows of a feed that many sessions send unchanged, in order.
+    Shared(Arc<[SharedRows]>),
+}
+
+impl IntoIterator for EventBatch {
+    type Item = SessionEvent;
+    type IntoIter = std::vec::IntoIter<SessionEvent>;
+
+    /// Returns the events, those of shared rows as if they were the session's own.
+    fn into_iter(self) -> Self::IntoIter {
+        let events = match self {
+            Self::Own(events) => events,
+            Self::Shared(frames) => {
+                let rows = frames.iter().flat_map(SharedRows::rows);
+                rows.map(|row| SessionEvent::Row(row.clone())).collect()
+            }
+        };
+        events.into_iter()
     }
 }

@@ -8,6 +8,7 @@ use crate::model::id::{ConversationId, DeviceAddress, UserId};
 use crate::model::presence::UserPresence;
 use crate::model::server_frame::{Response, ServerFrame, Welcome};
 use crate::model::session_event::SessionEvent;
+use crate::model::shared_rows::SharedRows;
 use crate::model::time::Instant;
 
 /// An input of a session.
@@ -38,6 +39,8 @@ pub enum Input {
     Linking,
     /// The engine delivered events.
     Events(Vec<SessionEvent>),
+    /// The engine delivered rows of a feed that other sessions send too.
+    Shared(SharedRows),
     /// Some events of the engine were dropped.
     Lagged,
     /// The requested page: the rows after this position.
@@ -69,6 +72,8 @@ pub enum Input {
 pub enum Output {
     /// Send a frame.
     Send(ServerFrame),
+    /// Send the frame with these rows.
+    SendShared(SharedRows),
     /// Authenticate a `Hello`, bind the session, and report the outcome.
     Authenticate(Box<Hello>),
     /// Check a new token, and report the outcome.

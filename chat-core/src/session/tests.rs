@@ -2,7 +2,7 @@ use super::window::{MIN_WINDOW, START_WINDOW};
 use super::*;
 use crate::model::client_frame::GroupReceipt;
 use crate::model::envelope::{Publish, SendPosition};
-use crate::model::id::{DeviceId, InstallationId, MessageId};
+use crate::model::id::{ConversationId, DeviceId, InstallationId, MessageId};
 use crate::model::limits::{PAGE_ROWS, WINDOW_BYTES};
 
 /// The limit of a page until the speed of the device is known.
@@ -407,10 +407,37 @@ fn rows_are_not_sent_again_while_the_device_acknowledges_some() {
         assert_eq!(session.loops, 0, "at {at}");
     }
     // 30 s, and the time that the slowest link takes for the rows in flight.
-    let patience = 30_000 + session.flying_bytes as u64 * 1000 / MIN_BYTES_PER_SECOND;
+    let patience = 30_000 + session.flights.bytes() as u64 * 1000 / MIN_BYTES_PER_SECOND;
     heartbeat(&mut session, 87_000 + patience - 1);
     assert_eq!(session.loops, 0);
     let outputs = heartbeat(&mut session, 87_000 + patience);
     assert_eq!(session.loops, 1);
     assert!(starts_over(&outputs));
+}
+
+#[test]
+fn shared_rows_go_out_whole_or_are_read_later() {
+    let shared = |seqs: std::ops::RangeInclusive<u64>| {
+        let rows: Vec<InboxRow> = seqs.map(row).collect();
+        Input::Shared(SharedRows::split(&rows, usize::MAX).remove(0))
+    };
+    let sent = |outputs: &[Output]| -> Vec<u64> {
+        let rows = outputs.iter().flat_map(|output| match output {
+            Output::SendShared(rows) => rows.rows(),
+            _ => &[],
+        });
+        rows.map(|row| row.seq).collect()
+    };
+    let page = |session: &mut Session, rows: Vec<InboxRow>| {
+        delivered(&said(session, 0, Input::Page(InboxPosition::START, page_of(rows))))
+    };
+    let mut session = live();
+    assert!(page(&mut session, Vec::new()).is_empty());
+    let outputs = said(&mut session, 0, shared(1..=3));
+    assert_eq!(sent(&outputs), [1, 2, 3]);
+    let outputs = said(&mut session, 0, shared(4..=WINDOW_ROWS as u64 + 1));
+    assert!(matches!(outputs[..], [Output::Read(..)]), "one row too many: {outputs:?}");
+    assert!(!session.is_live());
+    assert!(said(&mut session, 0, shared(4..=4)).is_empty(), "the page that is read may lack earlier rows");
+    assert_eq!(page(&mut session, (1..=4).map(row).collect()), [row(4)], "the others are in flight");
 }

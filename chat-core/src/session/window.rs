@@ -1,7 +1,7 @@
 //! The bytes that may be in flight to a device.
 
 use crate::backend::PageLimit;
-use crate::model::limits::{PAGE_BYTES, WINDOW_BYTES};
+use crate::model::limits::{MIN_FRAME_BYTES, PAGE_BYTES, WINDOW_BYTES};
 
 /// Maximum number of bytes in flight before the first ack shows the speed of the device.
 pub(super) const START_WINDOW: usize = 64 * 1024;
@@ -33,7 +33,7 @@ impl Window {
 
     /// Returns the size of a frame: a part of the window, so that a device acknowledges while others are on their way.
     pub(super) fn frame_bytes(&self) -> usize {
-        (self.0 / 4).clamp(MIN_WINDOW, PAGE_BYTES)
+        (self.0 / 4).clamp(MIN_FRAME_BYTES, PAGE_BYTES)
     }
 
     /// Adapts the window to the time that rows of this size took to be acknowledged.

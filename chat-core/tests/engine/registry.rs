@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use chat_core::backend::{GatewayId, Registry, Route};
-use chat_core::delivery::SessionEvent;
+use chat_core::delivery::{EventBatch, SessionEvent};
 use chat_core::wire::CloseReason;
 use chat_core::{ConversationId, Error, ErrorKind, Result, UserId};
 
@@ -69,11 +69,12 @@ fn sessions_of_this_process_need_no_registry() {
     let mut first = ready(engine.bind(bob.device())).unwrap();
     let mut second = ready(engine.bind(bob.device())).unwrap();
     assert!(first.route.epoch < second.route.epoch);
-    assert_eq!(first.events.try_recv().unwrap(), [SessionEvent::Closed(CloseReason::Replaced)]);
+    let replaced = EventBatch::Own(vec![SessionEvent::Closed(CloseReason::Replaced)]);
+    assert_eq!(first.events.try_recv().unwrap(), replaced);
     ready(engine.beat(&second));
     assert_eq!(alice.publish(&engine, &bob, 10), None);
     work(&engine);
-    assert!(matches!(&second.events.try_recv().unwrap()[..], [SessionEvent::Row(_)]));
+    assert!(matches!(second.events.try_recv().unwrap().into_iter().as_slice(), [SessionEvent::Row(_)]));
 }
 
 /// A registry that reports `bind` as failed, but carries it out.
@@ -136,7 +137,8 @@ fn a_session_ends_when_its_device_is_connected_elsewhere() {
     assert!(here.events.try_recv().is_err(), "it is the only session");
     ready(registry.bind(bob.device(), GatewayId(9))).unwrap();
     ready(engine.beat(&here));
-    assert_eq!(here.events.try_recv().unwrap(), [SessionEvent::Closed(CloseReason::Replaced)]);
+    let replaced = EventBatch::Own(vec![SessionEvent::Closed(CloseReason::Replaced)]);
+    assert_eq!(here.events.try_recv().unwrap(), replaced);
     ready(engine.unbind(&here));
     let routes = ready(registry.lookup(&[bob.device().user])).unwrap();
     assert_eq!(routes.iter().map(|route| route.gateway).collect::<Vec<_>>(), [GatewayId(9)]);

@@ -188,8 +188,11 @@ fn revoked_tokens_open_nothing_on_any_node_and_later_ones_do() {
     ready(there.read_revocations()).unwrap();
     assert!(!opens(&there, &alice, "5") && opens(&there, &alice, "11"));
     for session in &mut sessions {
-        let closed = session.events.try_recv().unwrap();
-        assert!(matches!(closed[..], [chat_core::delivery::SessionEvent::Closed(CloseReason::Draining)]));
+        let closed = session.events.try_recv().unwrap().into_iter();
+        assert!(matches!(
+            closed.as_slice(),
+            [chat_core::delivery::SessionEvent::Closed(CloseReason::Draining)]
+        ));
     }
     let lookup = |token: &str| Registration::Lookup { token: token.into(), handle: alice.handle.clone() };
     assert_eq!(ready(there.register(&lookup("5"))), Err(Refusal::Denied));

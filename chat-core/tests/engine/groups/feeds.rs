@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use chat_core::backend::{CursorFilter, Deliveries, GatewayId, NodeLink};
-use chat_core::delivery::{SessionEvent, SessionHandle};
+use chat_core::delivery::{EventBatch, SessionEvent, SessionHandle};
 use chat_core::envelope::{AckUpTo, DeviceBox, InboxRow};
 use chat_core::memory::{MemoryPush, NoLink};
 use futures_util::FutureExt as _;
@@ -176,6 +176,21 @@ fn connected_readers_of_a_feed_get_its_rows_in_order() {
     assert_eq!(heard(&mut bob), ["row 2", "own 3", "own 4", "row 5", "row 6"]);
     assert_eq!(heard(&mut carol), ["row 2", "row 3", "row 4", "row 5", "own 6"]);
     assert_eq!(group.stored(1), [1], "the rows are in history only");
+}
+
+#[test]
+fn readers_without_rows_of_their_own_share_the_rows_of_a_message() {
+    let mut group = Group::feed();
+    let mut sessions = [0, 1, 2].map(|user| group.connected(user));
+    group.append(&[0, 0]);
+    work(&group.engine);
+    let [own, first, second] = sessions.each_mut().map(|session| session.events.try_recv().unwrap());
+    assert!(matches!(own, EventBatch::Own(_)), "the sender gets the outcome and no row");
+    let (EventBatch::Shared(first), EventBatch::Shared(second)) = (first, second) else {
+        panic!("the readers have batches of their own");
+    };
+    assert!(Arc::ptr_eq(&first, &second), "encoded once");
+    assert_eq!(first.iter().flat_map(|frame| frame.rows()).map(|row| row.seq).collect::<Vec<_>>(), [2, 3]);
 }
 
 #[test]
