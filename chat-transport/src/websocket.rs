@@ -41,6 +41,8 @@ const MAX_FIRST: usize = 16 * 1024;
 const MAX_FRAGMENTS: u32 = 64;
 /// Maximum number of control frames per second.
 const CONTROL_RATE: u32 = 10;
+/// Number of masks that a client makes from one call for random bytes.
+const MASKS: usize = 64;
 /// Largest read buffer that an idle connection keeps, in bytes.
 const KEEP: usize = 4096;
 
@@ -49,6 +51,8 @@ const KEEP: usize = 4096;
 pub struct WebSocket<S> {
     io: S,
     role: Role,
+    /// Random bytes for the next masks of a client.
+    masks: Vec<u8>,
     /// Largest accepted payload, in bytes.
     limit: usize,
     buffer: BytesMut,
@@ -101,6 +105,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
         Self {
             io,
             role,
+            masks: Vec::new(),
             limit,
             buffer: BytesMut::from(rest),
             header: None,
@@ -341,12 +346,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> WebSo
         self.io.flush().await.map_err(lost)
     }
 
-    fn format(&self, out: &mut Vec<u8>, mut frame: Frame) -> Result<()> {
-        if self.role == Role::Client {
-            let mut mask = [0; 4];
-            getrandom::fill(&mut mask)
+    /// Returns the mask of the next frame of a client.
+    fn mask(&mut self) -> Result<[u8; 4]> {
+        if self.masks.is_empty() {
+            let mut random = [0; 4 * MASKS];
+            getrandom::fill(&mut random)
                 .map_err(|_| Error::new(ErrorKind::Unavailable, "failed to get random bytes"))?;
-            frame.header_mut().mask = Some(mask);
+            self.masks.extend_from_slice(&random);
+        }
+        let mut mask = [0; 4];
+        let rest = self.masks.len().saturating_sub(mask.len());
+        mask.copy_from_slice(&self.masks[rest..]);
+        self.masks.truncate(rest);
+        Ok(mask)
+    }
+
+    fn format(&mut self, out: &mut Vec<u8>, mut frame: Frame) -> Result<()> {
+        if self.role == Role::Client {
+            frame.header_mut().mask = Some(self.mask()?);
         }
         frame.format(out).map_err(|e| Error::new(ErrorKind::Invalid, "failed to encode a frame").caused_by(e))
     }
@@ -419,9 +436,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static> Trans
                 reason: tungstenite::Utf8Bytes::default(),
             }));
             if self.role == Role::Client {
-                let mut mask = [0; 4];
-                let _ = getrandom::fill(&mut mask);
-                frame.header_mut().mask = Some(mask);
+                frame.header_mut().mask = Some(self.mask().unwrap_or_default());
             }
             if frame.format(&mut out).is_ok() && self.io.write_all(&out).await.is_ok() {
                 let _ = self.io.flush().await;
