@@ -11,19 +11,20 @@ use std::time::{Duration, Instant};
 use bytes::{BufMut, Bytes, BytesMut};
 use chat_core::ConversationId;
 use chat_core::backend::{Dialer, Transport};
-use chat_core::envelope::{AckUpTo, InboxRow};
+use chat_core::envelope::AckUpTo;
 use chat_core::group::LinkSecret;
 use chat_core::wire::ServerFrame;
-use chat_tests::load_client::{BODY, LoadClient, Refused, sent_at};
+use chat_tests::load_client::{BODY, LoadClient, Refused};
 use chat_tests::raw_client::User;
 use chat_transport::accept::{Upgrade, accept};
-use futures_util::StreamExt as _;
 use futures_util::future::join_all;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::broadcast;
 
 use crate::load::Kind;
 use crate::process::Process;
+use crate::thin_frame::ThinFrame;
 
 /// Members that send, in the measurement of the throughput.
 const SENDERS: usize = 10;
@@ -81,11 +82,13 @@ enum Member {
     Group(Box<LoadClient>, ConversationId),
 }
 
-/// The content of a frame for a member: answers to its own messages, and the send times of messages of others.
+/// The content of frames for a member: answers to its own messages, and the send times of messages of others.
 #[derive(Default)]
 struct Read {
     answers: usize,
     sent_at: Vec<u64>,
+    /// There are rows to acknowledge.
+    acks: bool,
 }
 
 impl Member {
@@ -109,34 +112,37 @@ impl Member {
         }
     }
 
-    /// Reads a frame, and acknowledges its rows. `last` is the seq of the last row, for a check of the order. A sender gets no
-    /// rows of its own messages, only their answers.
-    async fn read(&mut self, frame: Bytes, is_sender: bool, last: &mut u64) -> Read {
-        let Self::Group(client, group) = self else {
-            if frame[0] == 1 {
-                return Read { answers: 1, sent_at: Vec::new() };
+    /// Reads a frame. `last` is the seq of the last row, for a check of the order. A sender gets no rows of its own messages,
+    /// only their answers.
+    fn read(&self, frame: Bytes, is_sender: bool, last: &mut u64, read: &mut Read) {
+        let Self::Group(_, group) = self else {
+            match frame[0] {
+                1 => read.answers += 1,
+                _ => read.sent_at.push(u64::from_be_bytes(frame[1..9].try_into().unwrap())),
             }
-            return Read { answers: 0, sent_at: vec![u64::from_be_bytes(frame[1..9].try_into().unwrap())] };
+            return;
         };
-        match ServerFrame::parse(frame).unwrap() {
-            ServerFrame::Stored(_) => Read { answers: 1, sent_at: Vec::new() },
-            ServerFrame::Refused(_, refusal) => panic!("{refusal:?}"),
-            ServerFrame::Deliver(rows, _) => {
-                // A session that fell behind reads history, and may send a row again, as clients expect.
-                let is_new = |row: &InboxRow| row.conversation == *group && (*last == 0 || row.seq > *last);
-                let rows: Vec<InboxRow> = rows.into_iter().filter(is_new).collect();
-                for row in &rows {
-                    let is_next = row.seq == *last + 1 || is_sender && row.seq > *last;
-                    assert!(*last == 0 || is_next, "seq {} follows {last}", row.seq);
-                    *last = row.seq;
-                }
-                if !rows.is_empty() {
-                    let ack = client.ack(vec![AckUpTo { conversation: *group, seq: *last }]);
-                    client.transport.send(vec![ack]).await.unwrap();
-                }
-                Read { answers: 0, sent_at: rows.iter().filter_map(sent_at).collect() }
+        let frame = ThinFrame::parse(frame);
+        assert!(frame.refused.is_none(), "a message was refused");
+        read.answers += usize::from(frame.stored.is_some());
+        for row in frame.deliver.map(|deliver| deliver.rows).unwrap_or_default() {
+            // A session that fell behind reads history, and may send a row again, as clients expect.
+            if row.conversation[..] != group.as_bytes()[..] || *last != 0 && row.seq <= *last {
+                continue;
             }
-            _ => Read::default(),
+            let is_next = row.seq == *last + 1 || is_sender && row.seq > *last;
+            assert!(*last == 0 || is_next, "seq {} follows {last}", row.seq);
+            *last = row.seq;
+            read.acks = true;
+            read.sent_at.extend(row.sent_at());
+        }
+    }
+
+    /// Returns the ack for everything up to a seq.
+    fn ack(&self, seq: u64) -> Option<Bytes> {
+        match self {
+            Self::Group(client, group) => Some(client.ack(vec![AckUpTo { conversation: *group, seq }])),
+            Self::Broadcast(_) => None,
         }
     }
 }
@@ -248,8 +254,17 @@ async fn drive(mut member: Member, is_sender: bool, run: Arc<Run>) -> Received {
             }
             continue;
         };
+        let (mut read, mut next) = (Read::default(), Some(frame));
+        while let Some(frame) = next {
+            member.read(frame.unwrap().expect("a frame"), is_sender, &mut last, &mut read);
+            next = member.transport().recv().now_or_never();
+        }
         let now = run.start.elapsed().as_nanos() as u64;
-        let read = member.read(frame.unwrap().expect("a frame"), is_sender, &mut last).await;
+        if read.acks
+            && let Some(ack) = member.ack(last)
+        {
+            member.transport().send(vec![ack]).await.unwrap();
+        }
         room += read.answers;
         received.count += read.sent_at.len() as u64;
         received.delays.extend(read.sent_at.into_iter().map(|at| (at, now - at)));

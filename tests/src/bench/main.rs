@@ -13,6 +13,7 @@ mod cluster;
 mod group;
 mod load;
 mod process;
+mod thin_frame;
 
 use load::{Kind, Load, Way, idle, run};
 use process::Process;
