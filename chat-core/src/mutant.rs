@@ -96,6 +96,8 @@ pub enum Mutant {
     SwitchLosesSeq,
     /// A device that is removed from a feed still reads it.
     LeaverStillFed,
+    /// A reader gets the end of a feed that another one read before the last delivery.
+    EndOfFeedKept,
 }
 
 impl Mutant {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use futures_util::future::{join, join_all};
+use futures_util::future::join_all;
 
 use super::batch::Batch;
 use super::engine::count;
@@ -19,13 +19,13 @@ impl Engine {
         if batch.events.is_empty() && batch.feeds.is_empty() {
             return;
         }
-        let (routes, gateways) = join(self.routes(batch, delivered), self.feed_gateways(batch)).await;
+        let routes = self.routes(batch, delivered).await;
         let plan = plan(&batch.events, &routes, delivered);
         count(&self.counters.push_wakeups, plan.wake.len());
         plan.unseen.iter().for_each(|(id, devices)| self.record(*id, Stage::Pushed { devices: *devices }));
         // The commit delivered the rows of feeds. Those that are left have none: records that are replayed.
         let feeds = std::mem::take(&mut batch.feeds);
-        self.deliver_with_feeds(plan.deliveries, feeds, gateways, &routes).await;
+        self.deliver_with_feeds(plan.deliveries, feeds, &routes).await;
         if !plan.wake.is_empty() {
             let _ = self.backends.push.wake(&plan.wake).await;
         }
@@ -81,25 +81,27 @@ impl Engine {
         }
     }
 
-    /// Returns the gateways that follow the feeds of a batch. If the registry fails, the readers on other gateways read
-    /// their feeds at a heartbeat.
-    pub(super) async fn feed_gateways(&self, batch: &Batch) -> BTreeMap<ConversationId, BTreeSet<GatewayId>> {
-        let followers = batch.feeds.keys().map(|feed| async move {
-            let known = self.backends.registry.followers(*feed).await.unwrap_or_default();
-            (*feed, known.into_iter().collect())
+    /// Returns the gateways that follow feeds. If the registry fails, the readers on other gateways read their feeds at a heartbeat.
+    async fn feed_gateways(
+        &self,
+        feeds: impl Iterator<Item = ConversationId>,
+    ) -> BTreeMap<ConversationId, BTreeSet<GatewayId>> {
+        let followers = feeds.map(|feed| async move {
+            let known = self.backends.registry.followers(feed).await.unwrap_or_default();
+            (feed, known.into_iter().collect())
         });
         join_all(followers).await.into_iter().collect()
     }
 
-    /// Delivers the planned events, and the events for the readers of feeds. Returns the routes that got their planned events,
-    /// or may have got them.
+    /// Delivers the planned events, and the events for the readers of feeds, whose rows are visible in history: a gateway that
+    /// does not follow a feed yet reads them there. Returns the routes that got their planned events, or may have got them.
     pub(super) async fn deliver_with_feeds(
         &self,
         sessions: Vec<SessionDelivery>,
         feeds: BTreeMap<ConversationId, FeedDelivery>,
-        mut gateways: BTreeMap<ConversationId, BTreeSet<GatewayId>>,
         routes: &[Route],
     ) -> Vec<Route> {
+        let mut gateways = self.feed_gateways(feeds.keys().copied()).await;
         let mut of_gateways: BTreeMap<GatewayId, Vec<FeedDelivery>> = BTreeMap::new();
         for (id, feed) in feeds {
             self.feed_wakes.add(&feed);

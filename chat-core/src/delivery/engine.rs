@@ -366,8 +366,7 @@ impl Engine {
             return Ok(Vec::new());
         }
         count(&self.counters.batches, 1);
-        let reads = join(self.routes(batch, &[]), self.feed_gateways(batch));
-        let (outcomes, (routes, gateways)) = join(self.backends.store.commit(commits), reads).await;
+        let (outcomes, routes) = join(self.backends.store.commit(commits), self.routes(batch, &[])).await;
         let (mut durable, mut failed) = (Vec::new(), None);
         for outcome in outcomes {
             match outcome {
@@ -388,7 +387,7 @@ impl Engine {
             // A reader that connects now must find the rows of a feed in history: it gets no event for them afterwards.
             self.make_visible(std::mem::take(&mut durable)).await?;
         }
-        let deliver = self.deliver_with_feeds(plan.deliveries, feeds, gateways, &routes);
+        let deliver = self.deliver_with_feeds(plan.deliveries, feeds, &routes);
         let (delivered, visible) = join(deliver, self.make_visible(durable)).await;
         visible.map(|()| delivered)
     }

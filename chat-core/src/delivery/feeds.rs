@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use futures_util::future::{join_all, try_join_all};
 
 use super::Engine;
-use super::feed_pages::rows_after;
+use super::feed_pages::{Page, rows_after};
 use crate::backend::{CursorFilter, Feed, InboxPage, PageLimit};
 use crate::model::envelope::{EmptyReason, InboxCursor, InboxPosition, InboxRow, RowContent};
 use crate::model::error::Result;
@@ -178,23 +178,25 @@ impl Engine {
         }
     }
 
-    /// Returns rows of a feed after a seq, and whether more may follow. A page that has all its rows is read once for all readers.
+    /// Returns rows of a feed after a seq. Readers that read at the same time share a page, also the last one if they follow the
+    /// feed.
     async fn read_page(
         &self,
+        device: InstallationId,
         feed: ConversationId,
         after: Seq,
         limit: PageLimit,
-    ) -> Result<(Vec<InboxRow>, bool)> {
-        let now = self.now_ms();
+    ) -> Result<Page> {
+        let (now, version) = (self.now_ms(), self.hub.feed_version(feed, device));
         let limit = PageLimit { rows: limit.rows.min(rows_after(after)), ..limit };
-        let kept = self.feed_pages.after(feed, after, now);
-        let Some(kept) = kept.filter(|kept| kept.len() <= limit.rows) else {
-            let rows = self.backends.store.history_after(feed, after, limit).await?;
-            self.feed_pages.keep(feed, after, &rows, now);
-            let is_reached = limit.is_reached(&rows);
-            return Ok((rows, is_reached));
-        };
-        Ok((kept.to_vec(), true))
+        let kept = self.feed_pages.after(feed, after, version, now);
+        if let Some(kept) = kept.filter(|kept| kept.rows.len() <= limit.rows) {
+            return Ok(kept);
+        }
+        let rows = self.backends.store.history_after(feed, after, limit).await?;
+        let page = Page { has_more: limit.is_reached(&rows), rows: rows.into() };
+        self.feed_pages.keep(feed, after, &page, version, now);
+        Ok(page)
     }
 
     /// Returns the next rows of a feed after a position that the device has not acknowledged, and the seq up to which all of its
@@ -213,9 +215,9 @@ impl Engine {
             // The two rows before say when the device joins a channel.
             let before = if feed.conversation.is_channel() { 3 } else { 1 };
             seq = seq.max(next.saturating_sub(before));
-            let (read, may_have_more) = self.read_page(feed.conversation, seq, limit).await?;
-            page.has_more = may_have_more;
-            for row in read {
+            let read = self.read_page(device, feed.conversation, seq, limit).await?;
+            page.has_more = read.has_more;
+            for row in read.rows.iter() {
                 if row.seq != seq + 1 {
                     // The commit of the row before is not visible yet.
                     page.has_more = false;
@@ -223,8 +225,8 @@ impl Engine {
                 }
                 seq = row.seq;
                 let row = match feed.reads(seq) {
-                    true => Some(row.for_device(device)),
-                    false => join_row(feed, &row),
+                    true => Some(row.clone().for_device(device)),
+                    false => join_row(feed, row),
                 };
                 page.rows.extend(row.filter(|row| row.position() > after));
             }

@@ -24,6 +24,8 @@ pub struct Hub {
     connections: DashMap<InstallationId, Arc<Connection>>,
     /// The feeds that devices of this process follow.
     feeds: DashMap<ConversationId, Followers>,
+    /// The number of changes of [`Followers::version`].
+    versions: AtomicU64,
     queue: usize,
     /// Batches that did not fit; their rows are read from inboxes instead.
     dropped: AtomicU64,
@@ -37,6 +39,8 @@ pub struct Hub {
 struct Followers {
     /// The seq of the last change of the roster.
     changed_at: Seq,
+    /// Changes with each delivery of rows, and is never used again.
+    version: u64,
     connections: HashMap<InstallationId, Arc<Connection>>,
 }
 
@@ -120,6 +124,7 @@ impl Hub {
         Self {
             connections: DashMap::new(),
             feeds: DashMap::new(),
+            versions: AtomicU64::new(0),
             queue: queue.max(1),
             dropped: AtomicU64::new(0),
         }
@@ -165,6 +170,17 @@ impl Hub {
         self.feeds.get(&feed).is_some_and(|known| known.connections.contains_key(&device))
     }
 
+    /// Returns a number that each delivery of rows of a feed changes, if a device follows the feed. While it is the same, the device
+    /// gets each row that another reader of this process has not read from the store by a delivery.
+    pub(super) fn feed_version(&self, feed: ConversationId, device: InstallationId) -> Option<u64> {
+        let known = self.feeds.get(&feed)?;
+        known.connections.contains_key(&device).then_some(known.version)
+    }
+
+    fn next_version(&self) -> u64 {
+        self.versions.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// Returns the seq of the last change of the roster of a feed, if a device of this process follows the feed.
     pub(super) fn feed_changed_at(&self, feed: ConversationId) -> Option<Seq> {
         self.feeds.get(&feed).map(|known| known.changed_at)
@@ -174,8 +190,8 @@ impl Hub {
     /// the roster has changed meanwhile, or the device is not connected here.
     pub(super) fn follow(&self, device: InstallationId, feed: ConversationId, changed_at: Seq) -> bool {
         let Some(connection) = self.connections.get(&device).map(|known| known.clone()) else { return false };
-        let connections = HashMap::new();
-        let mut known = self.feeds.entry(feed).or_insert(Followers { changed_at, connections });
+        let (connections, version) = (HashMap::new(), self.next_version());
+        let mut known = self.feeds.entry(feed).or_insert(Followers { changed_at, version, connections });
         known.changed_at == changed_at && known.add(feed, &connection)
     }
 
@@ -294,9 +310,10 @@ impl Hub {
         if known.is_none() && joined.is_empty() {
             return None;
         }
+        let (changed_at, version) = (feed.changed_before, self.next_version());
         let connections = HashMap::new();
-        let mut known =
-            self.feeds.entry(id).or_insert(Followers { changed_at: feed.changed_before, connections });
+        let mut known = self.feeds.entry(id).or_insert(Followers { changed_at, version, connections });
+        known.version = version;
         if known.changed_at != feed.changed_before {
             // A reader that connects at this moment has read a later roster: it gets the rows from its inbox.
             return None;

@@ -16,18 +16,25 @@ use tokio::sync::Semaphore;
 
 use super::*;
 
-/// A store that makes commits durable at once, and visible once a permit is added. It counts the calls of `device`.
+/// A store that makes commits durable at once, and visible once a permit is added. It counts the calls of `device` and of
+/// `history_after`.
 #[derive(Debug)]
 pub(super) struct Later {
     store: MemoryStore,
     /// Permits of `make_visible`; it fails if the semaphore is closed.
-    turns: Semaphore,
+    pub(super) turns: Semaphore,
     pub(super) device_reads: AtomicUsize,
+    pub(super) history_reads: AtomicUsize,
 }
 
 impl Later {
     pub(super) fn new(permits: usize) -> Self {
-        Self { store: MemoryStore::new(), turns: Semaphore::new(permits), device_reads: AtomicUsize::new(0) }
+        Self {
+            store: MemoryStore::new(),
+            turns: Semaphore::new(permits),
+            device_reads: AtomicUsize::new(0),
+            history_reads: AtomicUsize::new(0),
+        }
     }
 }
 
@@ -83,6 +90,7 @@ impl MessageStore for Later {
         after: Seq,
         limit: PageLimit,
     ) -> Result<Vec<InboxRow>> {
+        self.history_reads.fetch_add(1, Ordering::Relaxed);
         self.store.history_after(conversation, after, limit).await
     }
 

@@ -1,5 +1,7 @@
 //! Feeds: the messages of large groups are in history only, and each device reads them as rows of its inbox.
 
+use std::sync::atomic::Ordering;
+
 use async_trait::async_trait;
 use chat_core::backend::{CursorFilter, Deliveries, GatewayId, NodeLink};
 use chat_core::delivery::{EventBatch, SessionEvent, SessionHandle};
@@ -9,6 +11,7 @@ use futures_util::FutureExt as _;
 use parking_lot::Mutex;
 
 use super::*;
+use crate::commit_visibility::Later;
 
 fn settings(gateway: u64) -> EngineSettings {
     let gateway = GatewayId(gateway);
@@ -223,6 +226,31 @@ fn session_gets_the_rows_of_a_feed_only_while_its_user_reads_it() {
     assert_eq!(heard(&mut bob), Vec::<String>::new(), "also after it read its inbox again");
     assert_eq!(heard(&mut carol).len(), 1, "the earlier session was closed");
     assert_eq!(heard(&mut carol_again), ["row 7"]);
+}
+
+#[test]
+fn readers_that_return_together_share_the_end_of_a_feed() {
+    let clock = Arc::new(ManualClock::default());
+    clock.set_us(START_US);
+    let store = Arc::new(Later::new(1000));
+    let router = Arc::new(MemoryRouter::new(4, clock.clone()));
+    let backends = Backends { router, store: store.clone(), ..Backends::memory() };
+    let mut group = Group::feed_on(engine_on(backends, settings(1), clock));
+    let reads = || store.history_reads.swap(0, Ordering::Relaxed);
+    assert_eq!((group.say(0), group.say(0)), (None, None));
+    let bob = group.connected(1);
+    reads();
+    let carol = group.connected(2);
+    assert_eq!((group.seqs(1), group.seqs(2), reads()), (vec![1, 2, 3], vec![1, 2, 3], 0));
+    assert_eq!(group.say(0), None);
+    #[cfg(feature = "sim")]
+    {
+        use chat_core::mutant::Mutant;
+        let stale = Mutant::with(Some(Mutant::EndOfFeedKept), || group.seqs(1));
+        assert_eq!(stale, [1, 2, 3], "the end before the delivery");
+    }
+    assert_eq!((group.seqs(1), group.seqs(2), reads()), (vec![1, 2, 3, 4], vec![1, 2, 3, 4], 1));
+    drop((bob, carol));
 }
 
 /// The link from a gateway to the others, with the deliveries that wait for them.
