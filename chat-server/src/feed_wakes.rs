@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use chat_core::Engine;
 
-/// Pause after a failure. The readers that were not woken are woken after it.
+/// Pause between two rounds. All messages that arrive meanwhile wake the readers of their feed once, and the readers that a failure
+/// left are woken after it.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs [`Engine::run_wakes`] for as long as the server runs.

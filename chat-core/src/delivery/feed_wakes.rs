@@ -1,16 +1,17 @@
 //! Wakes the readers of feeds that have no connection, outside of the path of a message.
 //!
-//! One pass over the members of a feed serves all messages that arrived before it. A pass goes on by ranges of members, so
-//! that a large feed delays no other one, and a range that fails is repeated.
+//! One pass over the members of a feed serves all messages that arrived before it, and a round has one pass of each feed. A pass goes
+//! on by ranges of members, so that a large feed delays no other one, and a range that fails is repeated.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::Engine;
 use super::engine::{address, count};
-use crate::backend::FeedDelivery;
+use crate::backend::{FeedDelivery, Roster};
 use crate::model::envelope::{InboxRow, RowContent};
 use crate::model::error::Result;
 use crate::model::id::{ConversationId, InstallationId, UserId};
@@ -86,10 +87,18 @@ impl Wanted {
 struct Pass {
     wanted: Wanted,
     has_begun: bool,
-    /// The last member that was handled.
-    after: Option<UserId>,
+    /// It belongs to the next round.
+    is_later: bool,
+    /// The roster at the begin of the pass, and the number of its members that were handled.
+    progress: Option<Progress>,
     /// The users to wake in the next pass, for messages that arrived since this one began.
     next: Wanted,
+}
+
+#[derive(Clone, Debug)]
+struct Progress {
+    roster: Arc<Roster>,
+    handled: usize,
 }
 
 impl FeedWakes {
@@ -106,55 +115,69 @@ impl FeedWakes {
         self.more.notify_one();
     }
 
-    /// Begins or continues the pass of the first feed after another one, so that the feeds take turns.
-    fn turn(&self, after: Option<ConversationId>) -> Option<(ConversationId, Wanted, Option<UserId>)> {
+    /// Begins a round. Returns whether a pass waits.
+    fn begin_round(&self) -> bool {
         let mut waiting = self.waiting.lock();
-        let later = after.and_then(|after| waiting.keys().copied().find(|id| *id > after));
-        let id = later.or_else(|| waiting.keys().next().copied())?;
-        let pass = waiting.get_mut(&id)?;
-        pass.has_begun = true;
-        Some((id, pass.wanted.clone(), pass.after))
+        waiting.values_mut().for_each(|pass| pass.is_later = false);
+        !waiting.is_empty()
     }
 
-    /// Notes that the members up to a user were handled; without one, that the pass is over.
-    fn done(&self, feed: ConversationId, up_to: Option<UserId>) {
+    /// Begins or continues the pass of the first feed after another one, so that the feeds take turns.
+    fn turn(&self, after: Option<ConversationId>) -> Option<(ConversationId, Wanted, Option<Progress>)> {
+        let mut waiting = self.waiting.lock();
+        let mut ready = waiting.iter().filter(|(_, pass)| !pass.is_later).map(|(id, _)| *id);
+        let first = ready.next()?;
+        let id =
+            after.and_then(|after| [first].into_iter().chain(ready).find(|id| *id > after)).unwrap_or(first);
+        let pass = waiting.get_mut(&id)?;
+        pass.has_begun = true;
+        Some((id, pass.wanted.clone(), pass.progress.clone()))
+    }
+
+    /// Notes the progress of a pass; without one, that the pass is over.
+    fn done(&self, feed: ConversationId, progress: Option<Progress>) {
         let mut waiting = self.waiting.lock();
         let Some(pass) = waiting.get_mut(&feed) else { return };
-        if up_to.is_some() {
-            pass.after = up_to;
+        if progress.is_some() {
+            pass.progress = progress;
         } else if pass.next.is_none() {
             waiting.remove(&feed);
         } else {
-            *pass = Pass { wanted: std::mem::take(&mut pass.next), ..Pass::default() };
+            *pass = Pass { wanted: std::mem::take(&mut pass.next), is_later: true, ..Pass::default() };
         }
     }
 }
 
 impl Engine {
-    /// Wakes the readers of feeds that have no connection, until an error occurs. The embedder runs it beside the shards, once
-    /// in each process.
+    /// Waits for messages of feeds, and wakes the readers without a connection. Returns after one pass over each feed. The embedder
+    /// runs it beside the shards, once in each process, again and again: all messages that arrive while it pauses share a pass, so
+    /// that a busy feed of thousands of members costs one pass for each pause.
     ///
     /// # Errors
-    /// `Unavailable` if a roster cannot be read or the push sink fails. The caller runs it again: it continues where it failed.
+    /// `Unavailable` if a roster cannot be read or the push sink fails. The next call continues where this one failed.
     pub async fn run_wakes(&self) -> Result<()> {
+        if !self.feed_wakes.begin_round() {
+            self.feed_wakes.more.notified().await;
+        }
         let mut last = None;
         loop {
             last = self.wake_range(last).await?;
             if last.is_none() {
-                self.feed_wakes.more.notified().await;
+                return Ok(());
             }
         }
     }
 
     /// Wakes a range of the readers of one feed, the next one after `last`. Returns the feed, or `None` if no reader waits
-    /// to be woken.
-    pub(super) async fn wake_range(&self, last: Option<ConversationId>) -> Result<Option<ConversationId>> {
-        let Some((feed, wanted, after)) = self.feed_wakes.turn(last) else { return Ok(None) };
-        let roster = self.read_roster(feed).await?;
-        let mut members: Vec<_> =
-            roster.members.iter().filter(|member| after.is_none_or(|after| member.user > after)).collect();
-        members.sort_unstable_by_key(|member| member.user);
-        let range = &members[..members.len().min(RANGE)];
+    /// to be woken in this round.
+    async fn wake_range(&self, last: Option<ConversationId>) -> Result<Option<ConversationId>> {
+        let Some((feed, wanted, progress)) = self.feed_wakes.turn(last) else { return Ok(None) };
+        let Progress { roster, handled } = match progress {
+            Some(progress) => progress,
+            None => Progress { roster: self.read_roster(feed).await?, handled: 0 },
+        };
+        let rest = &roster.members[handled..];
+        let range = &rest[..rest.len().min(RANGE)];
         let users: Vec<UserId> =
             range.iter().map(|member| member.user).filter(|user| wanted.has(*user)).collect();
         if !users.is_empty() {
@@ -174,8 +197,8 @@ impl Engine {
                 count(&self.counters.push_wakeups, asleep.len());
             }
         }
-        let is_last = range.len() == members.len();
-        self.feed_wakes.done(feed, range.last().filter(|_| !is_last).map(|member| member.user));
+        let progress = Progress { handled: handled + range.len(), roster: roster.clone() };
+        self.feed_wakes.done(feed, Some(progress).filter(|progress| progress.handled < roster.members.len()));
         Ok(Some(feed))
     }
 }
@@ -210,23 +233,29 @@ mod tests {
     }
 
     #[test]
-    fn feeds_take_turns_and_a_message_in_a_pass_starts_another_one() {
+    fn feeds_take_turns_and_a_message_in_a_pass_waits_for_the_next_round() {
         let wakes = FeedWakes::default();
         let lagged = |n| FeedDelivery::lagged(feed(n));
+        let turn = |after| {
+            wakes.turn(after).map(|(id, wanted, progress)| (id, wanted, progress.map(|known| known.handled)))
+        };
         wakes.add(&FeedDelivery::new(feed(9), 1));
-        assert_eq!(wakes.turn(None), None, "a feed without messages wakes no reader");
+        assert!(!wakes.begin_round() && turn(None).is_none(), "a feed without messages wakes no reader");
         wakes.add(&lagged(1));
         wakes.add(&lagged(2));
-        assert_eq!(wakes.turn(None), Some((feed(1), Wanted::All, None)));
-        assert_eq!(wakes.turn(Some(feed(1))), Some((feed(2), Wanted::All, None)));
-        assert_eq!(wakes.turn(Some(feed(2))), Some((feed(1), Wanted::All, None)));
+        assert!(wakes.begin_round());
+        assert_eq!(turn(None), Some((feed(1), Wanted::All, None)));
+        assert_eq!(turn(Some(feed(1))), Some((feed(2), Wanted::All, None)));
+        assert_eq!(turn(Some(feed(2))), Some((feed(1), Wanted::All, None)));
         wakes.done(feed(2), None);
-        wakes.done(feed(1), Some(user(7)));
+        wakes.done(feed(1), Some(Progress { roster: Arc::default(), handled: 7 }));
         wakes.add(&lagged(1));
-        assert_eq!(wakes.turn(None), Some((feed(1), Wanted::All, Some(user(7)))), "the pass goes on");
+        assert_eq!(turn(None), Some((feed(1), Wanted::All, Some(7))), "the pass goes on");
         wakes.done(feed(1), None);
-        assert_eq!(wakes.turn(None), Some((feed(1), Wanted::All, None)), "another pass");
+        assert_eq!(turn(None), None);
+        assert!(wakes.begin_round());
+        assert_eq!(turn(None), Some((feed(1), Wanted::All, None)), "another pass");
         wakes.done(feed(1), None);
-        assert_eq!(wakes.turn(None), None);
+        assert!(!wakes.begin_round() && turn(None).is_none());
     }
 }

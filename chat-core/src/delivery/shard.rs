@@ -12,6 +12,7 @@ use crate::model::id::{
 };
 use crate::mutant::Mutant;
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -250,9 +251,9 @@ fn accept(state: &ConversationState, record: &Record, command: &Command, number:
     };
     let members = roster.members.iter().map(|member| (member, true));
     let others = removed.chain(&outside).map(|member| (member, false));
-    let mut inbox = Vec::with_capacity(roster.members.len());
     // Most messages of a feed have a row for no device.
     let has_rows = !is_feed || known.is_some() || !boxes.is_empty() || !excluded.is_empty();
+    let mut inbox = Vec::with_capacity(if has_rows { roster.members.len() } else { 1 });
     for (member, is_member) in members.filter(|_| has_rows).chain(others) {
         for installation in &member.installations {
             let is_new = known.as_ref().is_some_and(|known| !known.contains(installation));
@@ -395,14 +396,19 @@ fn changed_roster(state: &ConversationState, command: &Command, seq: Seq) -> Res
     if !strangers.is_empty() {
         return Err(Refusal::NoContact(strangers));
     }
-    let mut next = roster.change(command.conversation(), sender.user, action, &command.recipients, seq)?;
+    let lists = &command.recipients;
+    // Most messages change nothing: they do not copy a roster of thousands of devices.
+    let mut next = match action {
+        None if lists.is_empty() => Cow::Borrowed(roster),
+        _ => Cow::Owned(roster.change(command.conversation(), sender.user, action, lists, seq)?),
+    };
     if next.version > roster.version && !next.has_device(sender.user, sender.installation) {
         let was_member = roster.has_device(sender.user, sender.installation);
         if !was_member && !publish.boxes.is_empty() {
             // A user that only asks to join says nothing to the members.
             return Err(Refusal::Invalid);
         }
-        next.note_row(sender.installation, seq);
+        next.to_mut().note_row(sender.installation, seq);
     }
     if part.roster_version != next.version {
         return stale();
@@ -410,7 +416,7 @@ fn changed_roster(state: &ConversationState, command: &Command, seq: Seq) -> Res
     if part.digest != next.digest {
         return Err(Refusal::Invalid);
     }
-    Ok((next.version != roster.version).then_some(next))
+    Ok((next.version != roster.version).then(|| next.into_owned()))
 }
 
 /// Returns the roster of a conversation that is no group after a command, if the command changes it.
