@@ -92,6 +92,8 @@ impl MessageStore for MeteredStore {
         let rows: usize = commits.iter().map(|commit| commit.history.len()).sum();
         metrics::histogram!("chat_commit_messages").record(rows as f64);
         metrics::histogram!("chat_commit_conversations").record(commits.len() as f64);
+        let inbox_rows: usize = commits.iter().map(|commit| commit.inbox.len()).sum();
+        metrics::counter!("chat_inbox_rows_total").increment(inbox_rows as u64);
         let start = Instant::now();
         let outcomes = self.0.commit(commits).await;
         // Count one error per batch, because the whole batch is retried.

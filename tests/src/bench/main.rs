@@ -1,6 +1,7 @@
 //! Benchmarks. `make bench` compares our server with the baseline in one run on one machine. `bench cluster`
 //! measures gateways and a router together with the services that they use. `bench group N` compares a group of N members
-//! with a bare broadcaster, and `bench channel N` a channel with N readers.
+//! with a bare broadcaster, and `bench channel N` a channel with N readers. `bench members N D` prints the cost of a group of N members
+//! with D devices each.
 //!
 //! The *baseline* does only what every durable chat server must do: it frames, appends to a file, shares one
 //! `fdatasync` among waiting clients, answers and forwards. It has no users, order, inboxes or encryption.
@@ -12,6 +13,7 @@ mod baseline;
 mod cluster;
 mod group;
 mod load;
+mod members;
 mod process;
 mod thin_frame;
 
@@ -27,6 +29,11 @@ fn seconds() -> u64 {
 #[tokio::main]
 async fn main() {
     let arguments: Vec<String> = std::env::args().collect();
+    if let [_, mode, members, devices] = arguments.as_slice()
+        && mode == "members"
+    {
+        return members::run(members.parse().unwrap(), devices.parse().unwrap()).await;
+    }
     if let [_, role, port, file] = arguments.as_slice()
         && role == "baseline"
     {

@@ -94,12 +94,20 @@ impl Process {
 
     /// Returns how often the server called a method of its store.
     pub(crate) fn store_calls(&self, method: &str) -> u64 {
+        self.metric(|line| line.contains("_count{") && line.contains(&format!("\"{method}\"")))
+    }
+
+    /// Returns the value of a counter of the server, 0 if it has not counted yet.
+    pub(crate) fn counter(&self, name: &str) -> u64 {
+        self.metric(|line| line.split([' ', '{']).next() == Some(name))
+    }
+
+    fn metric(&self, is_wanted: impl Fn(&str) -> bool) -> u64 {
         let mut stream = TcpStream::connect(("127.0.0.1", self.admin)).unwrap();
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
         let mut page = String::new();
         stream.read_to_string(&mut page).unwrap();
-        let is_count = |line: &&str| line.contains("_count{") && line.contains(&format!("\"{method}\""));
-        let line = page.lines().find(is_count);
+        let line = page.lines().find(|line| is_wanted(line));
         line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0)
     }
 
