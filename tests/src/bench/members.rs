@@ -19,6 +19,8 @@ use crate::process::{Process, cpu_of};
 const PREPARED: usize = 16;
 /// Messages over which the cost of one is averaged.
 const MESSAGES: u64 = 400;
+/// Time between them: at the same rate as many messages share a commit, however long the sender encrypts.
+const GAP: Duration = Duration::from_millis(10);
 
 /// A dialer that counts the bytes of the frames of its connections.
 #[derive(Clone, Debug)]
@@ -150,7 +152,9 @@ fn remove(profile: &Path) {
 
 async fn send(founder: &Client, group: chat_client::ConversationId, count: u64) {
     let mut last = None;
+    let mut gap = tokio::time::interval(GAP);
     for n in 0..count {
+        gap.tick().await;
         last = Some(founder.send(group, format!("message {n} of a group")).await.unwrap());
     }
     if let Some(last) = last {
@@ -186,7 +190,7 @@ async fn measure(members: usize, devices: usize) {
     let Some((user, other)) = others else { return };
     bench.step("first message", 1, send(&founder, group, 1)).await;
     bench.step("next message, alone", 1, send(&founder, group, 1)).await;
-    bench.step("each of the next messages", MESSAGES, send(&founder, group, MESSAGES)).await;
+    bench.step("each of the next messages, 100 a second", MESSAGES, send(&founder, group, MESSAGES)).await;
     if members <= 2 {
         return;
     }
