@@ -7,9 +7,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/test.sh
 out=docs/evidence
-parts=(simulate mutants digest conformance storm flood fuzz wasm api bench ci)
-# 201,200 schedules of four kinds.
-: "${EVIDENCE_SCHEDULES:=50300}" "${EVIDENCE_BENCH_RUNS:=3}"
+parts=(simulate mutants digest conformance storm flood fuzz wasm api bench groups ci)
+# 201,600 schedules of eight kinds.
+: "${EVIDENCE_SCHEDULES:=25200}" "${EVIDENCE_BENCH_RUNS:=3}"
 # The commit whose public items are the comparison.
 before=4123e12
 
@@ -79,6 +79,17 @@ part_bench() {
         echo "run $run of $EVIDENCE_BENCH_RUNS:"
         "$target/release/bench"
     done
+}
+
+# Groups and channels beside a bare broadcaster, and the cost of a group of many members.
+part_groups() {
+    cargo build --release --locked -p chat-server-ref -p chat-tests
+    # A connection of each reader, in the driver and in the server.
+    ulimit -n 20000
+    "$target/release/bench" group 200
+    "$target/release/bench" group 500
+    "$target/release/bench" channel 9900
+    "$target/release/bench" members 1024 4
 }
 
 # The minutes of each step of `make test`: of the last complete run of this commit, or of a new run.
