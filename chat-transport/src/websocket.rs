@@ -473,6 +473,13 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn each_frame_of_a_client_has_a_mask_of_its_own() {
+        let mut client = WebSocket::new(tokio::io::duplex(64).0, Role::Client, 1 << 20, &[]);
+        let masks: std::collections::HashSet<_> = (0..3 * MASKS).map(|_| client.mask().unwrap()).collect();
+        assert!(masks.len() > 3 * MASKS - 2, "the masks repeat");
+    }
+
+    #[tokio::test]
     async fn first_message_of_a_client_is_small() {
         for (size, accepted) in [(MAX_FIRST, true), (MAX_FIRST + 1, false)] {
             let (a, b) = tokio::io::duplex(1 << 20);

@@ -103,15 +103,14 @@ impl Engine {
     ) -> Vec<Route> {
         let mut gateways = self.feed_gateways(feeds.keys().copied()).await;
         let mut of_gateways: BTreeMap<GatewayId, Vec<FeedDelivery>> = BTreeMap::new();
-        for (id, feed) in feeds {
-            self.feed_wakes.add(&feed);
-            let mut gateways = gateways.remove(&id).unwrap_or_default();
+        for (id, feed) in &feeds {
+            let mut gateways = gateways.remove(id).unwrap_or_default();
             // The gateway of a device that begins to read does not follow the feed yet.
             let joined: HashSet<_> =
                 feed.changes.iter().filter(|change| change.joins).map(|change| change.device).collect();
             for route in routes.iter().filter(|route| joined.contains(&route.device.installation)) {
                 if gateways.insert(route.gateway) {
-                    let _ = self.backends.registry.follow(id, route.gateway).await;
+                    let _ = self.backends.registry.follow(*id, route.gateway).await;
                 }
             }
             gateways.insert(self.settings.gateway);
@@ -119,7 +118,10 @@ impl Engine {
                 of_gateways.entry(gateway).or_default().push(feed.clone());
             }
         }
-        self.deliver_planned(sessions, of_gateways).await
+        let delivered = self.deliver_planned(sessions, of_gateways).await;
+        // A reader that is woken and connects at once must not be earlier than the delivery to its gateway.
+        feeds.values().for_each(|feed| self.feed_wakes.add(feed));
+        delivered
     }
 
     /// Delivers events to sessions on this and other gateways.

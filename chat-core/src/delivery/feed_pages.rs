@@ -15,25 +15,35 @@ use crate::mutant::Mutant;
 
 /// Number of rows of a page. The first page has the seqs 1 to 64.
 const PAGE: u64 = 64;
-/// Milliseconds for which a page is kept.
-const KEPT_MS: u64 = 1000;
-/// Maximum number of pages.
-const MAX_PAGES: usize = 512;
-/// Maximum bytes of a page: a page with larger rows is not kept.
-const MAX_BYTES: usize = 256 * 1024;
+/// Bounds of the pages: 128 MiB.
+const PAGES: Bounds = Bounds { count: 512, bytes: 256 * 1024, ms: 1000 };
+/// Bounds of the ends: 64 MiB. A reader that is woken while a delivery is delayed may miss its rows for this time.
+const ENDS: Bounds = Bounds { count: 1024, bytes: 64 * 1024, ms: 200 };
 
-/// Pages of history, or their ends, by the seq before their first row: at most 128 MiB.
+/// Limits of what is kept.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    /// Maximum number of pages.
+    count: usize,
+    /// Maximum bytes of a page: one with larger rows is not kept.
+    bytes: usize,
+    /// Milliseconds for which a page is kept.
+    ms: u64,
+}
+
+/// Pages of history, and the ends of feeds, by the seq before their first row.
 #[derive(Debug, Default)]
 pub(super) struct FeedPages {
     pages: DashMap<(ConversationId, Seq), Kept>,
+    ends: DashMap<(ConversationId, Seq), Kept>,
 }
 
 #[derive(Debug)]
 struct Kept {
     page: Page,
-    kept_at_ms: u64,
-    /// The version of the readers for which this is the end of the feed; `None` for a page that has all its rows.
-    end_of: Option<u64>,
+    until_ms: u64,
+    /// The version of the readers for which this is the end of the feed; 0 for a page.
+    version: u64,
 }
 
 /// Rows of a feed above a seq.
@@ -44,12 +54,6 @@ pub(super) struct Page {
     pub has_more: bool,
 }
 
-impl Kept {
-    const fn is_fresh(&self, now_ms: u64) -> bool {
-        now_ms < self.kept_at_ms.saturating_add(KEPT_MS)
-    }
-}
-
 /// Returns the number of rows from a seq to the end of its page.
 pub(super) const fn rows_after(seq: Seq) -> usize {
     (PAGE - seq % PAGE) as usize
@@ -57,7 +61,7 @@ pub(super) const fn rows_after(seq: Seq) -> usize {
 
 impl FeedPages {
     /// Returns the rows above a seq, to the end of its page or of the feed, if they were read a moment ago. `version` is
-    /// [`Hub::feed_version`](super::Hub::feed_version) for the reader.
+    /// [`Hub::feed_version`](super::Hub::feed_version) for the reader; without it the end of the feed is not returned.
     pub(super) fn after(
         &self,
         feed: ConversationId,
@@ -65,10 +69,14 @@ impl FeedPages {
         version: Option<u64>,
         now_ms: u64,
     ) -> Option<Page> {
-        let known = self.pages.get(&(feed, seq))?;
-        let is_current =
-            known.end_of.is_none() || known.end_of == version || Mutant::EndOfFeedKept.is_active();
-        (is_current && known.is_fresh(now_ms)).then(|| known.page.clone())
+        let fresh = |known: &Kept| (now_ms < known.until_ms).then(|| known.page.clone());
+        if let Some(page) = self.pages.get(&(feed, seq)).and_then(|known| fresh(&known)) {
+            return Some(page);
+        }
+        let version = version?;
+        let known = self.ends.get(&(feed, seq))?;
+        let is_current = known.version == version || Mutant::EndOfFeedKept.is_active();
+        fresh(&known).filter(|_| is_current)
     }
 
     /// Keeps the rows above a seq that were read after `version` was, unless one of them may be missing.
@@ -81,22 +89,23 @@ impl FeedPages {
         now_ms: u64,
     ) {
         let is_next = |(at, row): (usize, &InboxRow)| row.seq == seq + 1 + at as u64;
-        let size: usize = page.rows.iter().map(InboxRow::size).sum();
-        if size > MAX_BYTES || !page.rows.iter().enumerate().all(is_next) {
-            return;
-        }
-        let end_of = match version {
-            _ if page.rows.len() == rows_after(seq) => None,
-            Some(version) if !page.has_more => Some(version),
+        let (kept, bounds, version) = match version {
+            _ if page.rows.len() == rows_after(seq) => (&self.pages, PAGES, 0),
+            Some(version) if !page.has_more => (&self.ends, ENDS, version),
             _ => return,
         };
-        if self.pages.len() >= MAX_PAGES {
-            self.pages.retain(|_, page| page.is_fresh(now_ms));
-            if self.pages.len() >= MAX_PAGES {
+        let size: usize = page.rows.iter().map(InboxRow::size).sum();
+        if size > bounds.bytes || !page.rows.iter().enumerate().all(is_next) {
+            return;
+        }
+        if kept.len() >= bounds.count {
+            kept.retain(|_, page| now_ms < page.until_ms);
+            if kept.len() >= bounds.count {
                 return;
             }
         }
-        self.pages.insert((feed, seq), Kept { page: page.clone(), kept_at_ms: now_ms, end_of });
+        let until_ms = now_ms.saturating_add(bounds.ms);
+        kept.insert((feed, seq), Kept { page: page.clone(), until_ms, version });
     }
 }
 
@@ -127,7 +136,7 @@ mod tests {
         assert_eq!(seqs(pages.after(FEED, 0, None, 100)), (1..=PAGE).collect::<Vec<_>>());
         assert_eq!(seqs(pages.after(FEED, PAGE - 1, Some(3), 100)), [PAGE]);
         assert_eq!(pages.after(FEED, PAGE, None, 100), None, "the next page");
-        assert_eq!(pages.after(FEED, 0, None, 100 + KEPT_MS), None);
+        assert_eq!(pages.after(FEED, 0, None, 100 + PAGES.ms), None);
     }
 
     #[test]
@@ -135,11 +144,12 @@ mod tests {
         let pages = FeedPages::default();
         let end = Page { has_more: false, ..page(PAGE + 1..=PAGE + 3) };
         pages.keep(FEED, PAGE, &end, None, 0);
-        assert!(pages.pages.is_empty(), "its reader does not follow the feed");
+        assert!(pages.ends.is_empty(), "its reader does not follow the feed");
         pages.keep(FEED, PAGE, &end, Some(7), 0);
         assert_eq!(pages.after(FEED, PAGE, Some(7), 0), Some(end));
         assert_eq!(pages.after(FEED, PAGE, Some(8), 0), None, "a delivery has arrived");
         assert_eq!(pages.after(FEED, PAGE, None, 0), None, "gets no delivery");
+        assert_eq!(pages.after(FEED, PAGE, Some(7), ENDS.ms), None);
         let nothing = Page { rows: Arc::new([]), has_more: false };
         pages.keep(FEED, PAGE + 3, &nothing, Some(7), 0);
         assert_eq!(pages.after(FEED, PAGE + 3, Some(7), 0), Some(nothing));
@@ -155,17 +165,20 @@ mod tests {
             pages.keep(FEED, 0, &Page { rows: with_hole.clone().into(), has_more }, Some(1), 0);
         }
         pages.keep(FEED, 1, &page(1..=PAGE), Some(1), 0);
-        assert!(pages.pages.is_empty());
+        assert!(pages.pages.is_empty() && pages.ends.is_empty());
     }
 
     #[test]
     fn number_of_pages_is_bounded() {
         let pages = FeedPages::default();
-        for number in 0..2 * MAX_PAGES as u64 {
+        for number in 0..2 * PAGES.count as u64 {
             pages.keep(FEED, number * PAGE, &page(number * PAGE + 1..=(number + 1) * PAGE), None, 0);
         }
-        assert_eq!(pages.pages.len(), MAX_PAGES);
-        pages.keep(FEED, 0, &page(1..=PAGE), None, KEPT_MS);
+        assert_eq!(pages.pages.len(), PAGES.count);
+        pages.keep(FEED, 0, &page(1..=PAGE), None, PAGES.ms);
         assert_eq!(pages.pages.len(), 1, "old pages make room");
+        let nothing = Page { rows: Arc::new([]), has_more: false };
+        (0..2 * ENDS.count as u64).for_each(|seq| pages.keep(FEED, seq, &nothing, Some(1), 0));
+        assert_eq!((pages.ends.len(), pages.pages.len()), (ENDS.count, 1), "ends take no room of pages");
     }
 }

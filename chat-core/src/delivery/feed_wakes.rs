@@ -87,7 +87,7 @@ impl Wanted {
 struct Pass {
     wanted: Wanted,
     has_begun: bool,
-    /// It belongs to the next round.
+    /// It belongs to the next round: the feed had a pass in this one, or it failed.
     is_later: bool,
     /// The roster at the begin of the pass, and the number of its members that were handled.
     progress: Option<Progress>,
@@ -118,6 +118,7 @@ impl FeedWakes {
     /// Begins a round. Returns whether a pass waits.
     fn begin_round(&self) -> bool {
         let mut waiting = self.waiting.lock();
+        waiting.retain(|_, pass| !pass.wanted.is_none());
         waiting.values_mut().for_each(|pass| pass.is_later = false);
         !waiting.is_empty()
     }
@@ -140,10 +141,15 @@ impl FeedWakes {
         let Some(pass) = waiting.get_mut(&feed) else { return };
         if progress.is_some() {
             pass.progress = progress;
-        } else if pass.next.is_none() {
-            waiting.remove(&feed);
         } else {
             *pass = Pass { wanted: std::mem::take(&mut pass.next), is_later: true, ..Pass::default() };
+        }
+    }
+
+    /// Continues a pass that failed in the next round, so that it delays no other feed.
+    fn failed(&self, feed: ConversationId) {
+        if let Some(pass) = self.waiting.lock().get_mut(&feed) {
+            pass.is_later = true;
         }
     }
 }
@@ -154,24 +160,33 @@ impl Engine {
     /// that a busy feed of thousands of members costs one pass for each pause.
     ///
     /// # Errors
-    /// `Unavailable` if a roster cannot be read or the push sink fails. The next call continues where this one failed.
+    /// `Unavailable` if a roster cannot be read or the push sink fails. The other feeds are handled before it returns, and the next
+    /// call continues where a pass failed.
     pub async fn run_wakes(&self) -> Result<()> {
         if !self.feed_wakes.begin_round() {
             self.feed_wakes.more.notified().await;
         }
-        let mut last = None;
-        loop {
-            last = self.wake_range(last).await?;
-            if last.is_none() {
-                return Ok(());
+        let (mut last, mut outcome) = (None, Ok(()));
+        while let Some((feed, wanted, progress)) = self.feed_wakes.turn(last) {
+            last = Some(feed);
+            match self.wake_range(feed, &wanted, progress).await {
+                Ok(progress) => self.feed_wakes.done(feed, progress),
+                Err(error) => {
+                    self.feed_wakes.failed(feed);
+                    outcome = outcome.and(Err(error));
+                }
             }
         }
+        outcome
     }
 
-    /// Wakes a range of the readers of one feed, the next one after `last`. Returns the feed, or `None` if no reader waits
-    /// to be woken in this round.
-    async fn wake_range(&self, last: Option<ConversationId>) -> Result<Option<ConversationId>> {
-        let Some((feed, wanted, progress)) = self.feed_wakes.turn(last) else { return Ok(None) };
+    /// Wakes the next range of the readers of a feed. Returns the progress of the pass, `None` at its end.
+    async fn wake_range(
+        &self,
+        feed: ConversationId,
+        wanted: &Wanted,
+        progress: Option<Progress>,
+    ) -> Result<Option<Progress>> {
         let Progress { roster, handled } = match progress {
             Some(progress) => progress,
             None => Progress { roster: self.read_roster(feed).await?, handled: 0 },
@@ -197,9 +212,9 @@ impl Engine {
                 count(&self.counters.push_wakeups, asleep.len());
             }
         }
-        let progress = Progress { handled: handled + range.len(), roster: roster.clone() };
-        self.feed_wakes.done(feed, Some(progress).filter(|progress| progress.handled < roster.members.len()));
-        Ok(Some(feed))
+        let handled = handled + range.len();
+        let has_more = handled < roster.members.len();
+        Ok(has_more.then_some(Progress { roster, handled }))
     }
 }
 
@@ -252,9 +267,16 @@ mod tests {
         wakes.add(&lagged(1));
         assert_eq!(turn(None), Some((feed(1), Wanted::All, Some(7))), "the pass goes on");
         wakes.done(feed(1), None);
-        assert_eq!(turn(None), None);
+        wakes.add(&lagged(2));
+        assert_eq!(turn(None), None, "both feeds had their pass");
         assert!(wakes.begin_round());
         assert_eq!(turn(None), Some((feed(1), Wanted::All, None)), "another pass");
+        wakes.failed(feed(1));
+        assert_eq!(turn(None), Some((feed(2), Wanted::All, None)), "a feed that fails delays no other one");
+        wakes.done(feed(2), None);
+        assert_eq!(turn(None), None);
+        assert!(wakes.begin_round());
+        assert_eq!(turn(None), Some((feed(1), Wanted::All, None)));
         wakes.done(feed(1), None);
         assert!(!wakes.begin_round() && turn(None).is_none());
     }

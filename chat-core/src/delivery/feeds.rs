@@ -99,20 +99,16 @@ impl Engine {
         after: InboxPosition,
         limit: PageLimit,
     ) -> Result<InboxPage> {
-        let parts = try_join_all(feeds.iter().map(|feed| self.read_feed(device, feed, after, limit))).await?;
-        let rows = self.backends.store.inbox(device, after, limit).await?;
-        let inbox = InboxPage { has_more: limit.is_reached(&rows), rows };
+        let (mut parts, mut inbox) = self.read_parts(device, feeds, after, limit, true).await?;
         if feeds.is_empty() {
             return Ok(inbox);
         }
+        if first_ahead(feeds, &parts, &inbox).is_some() {
+            // The end of a feed that another reader has read may be older than the inbox.
+            (parts, inbox) = self.read_parts(device, feeds, after, limit, false).await?;
+        }
         // Rows that were committed since history was read: the rows of history before them may be missing.
-        let is_ahead = |row: &&InboxRow| {
-            let mut known = feeds.iter().zip(&parts);
-            known.any(|(feed, (_, seen))| {
-                row.conversation == feed.conversation && row.seq > *seen && feed.reads(row.seq)
-            })
-        };
-        let ahead = inbox.rows.iter().find(is_ahead).map(InboxRow::position);
+        let ahead = first_ahead(feeds, &parts, &inbox);
         // A row of the inbox that stands for expired rows covers rows of history that lie between them.
         let gaps = inbox.rows.iter().filter(|row| row.is_expired());
         let gaps: Vec<_> = gaps.map(|row| (row.conversation, row.first_seq()..=row.seq)).collect();
@@ -145,6 +141,22 @@ impl Engine {
             page.rows.push(row);
         }
         Ok(page)
+    }
+
+    /// Reads the next rows of each feed of a device, and then its inbox. With `shares_ends` the end of a feed can be one that another
+    /// reader has read.
+    async fn read_parts(
+        &self,
+        device: InstallationId,
+        feeds: &[Feed],
+        after: InboxPosition,
+        limit: PageLimit,
+        shares_ends: bool,
+    ) -> Result<(Vec<(InboxPage, Seq)>, InboxPage)> {
+        let reads = feeds.iter().map(|feed| self.read_feed(device, feed, after, limit, shares_ends));
+        let parts = try_join_all(reads).await?;
+        let rows = self.backends.store.inbox(device, after, limit).await?;
+        Ok((parts, InboxPage { has_more: limit.is_reached(&rows), rows }))
     }
 
     /// Returns the cursors of a device. The tail of a feed is the last row that the device may read.
@@ -186,10 +198,11 @@ impl Engine {
         feed: ConversationId,
         after: Seq,
         limit: PageLimit,
+        shares_ends: bool,
     ) -> Result<Page> {
         let (now, version) = (self.now_ms(), self.hub.feed_version(feed, device));
         let limit = PageLimit { rows: limit.rows.min(rows_after(after)), ..limit };
-        let kept = self.feed_pages.after(feed, after, version, now);
+        let kept = self.feed_pages.after(feed, after, version.filter(|_| shares_ends), now);
         if let Some(kept) = kept.filter(|kept| kept.rows.len() <= limit.rows) {
             return Ok(kept);
         }
@@ -207,6 +220,7 @@ impl Engine {
         feed: &Feed,
         after: InboxPosition,
         limit: PageLimit,
+        shares_ends: bool,
     ) -> Result<(InboxPage, Seq)> {
         let is_same = after.conversation == feed.conversation;
         let mut seq = if is_same { feed.acked.max(after.seq) } else { feed.acked };
@@ -215,7 +229,7 @@ impl Engine {
             // The two rows before say when the device joins a channel.
             let before = if feed.conversation.is_channel() { 3 } else { 1 };
             seq = seq.max(next.saturating_sub(before));
-            let read = self.read_page(device, feed.conversation, seq, limit).await?;
+            let read = self.read_page(device, feed.conversation, seq, limit, shares_ends).await?;
             page.has_more = read.has_more;
             for row in read.rows.iter() {
                 if row.seq != seq + 1 {
@@ -236,6 +250,17 @@ impl Engine {
         }
         Ok((page, Seq::MAX))
     }
+}
+
+/// Returns the position of the first row of an inbox that is later than what was read of its feed.
+fn first_ahead(feeds: &[Feed], parts: &[(InboxPage, Seq)], inbox: &InboxPage) -> Option<InboxPosition> {
+    let is_ahead = |row: &&InboxRow| {
+        let mut known = feeds.iter().zip(parts);
+        known.any(|(feed, (_, seen))| {
+            row.conversation == feed.conversation && row.seq > *seen && feed.reads(row.seq)
+        })
+    };
+    inbox.rows.iter().find(is_ahead).map(InboxRow::position)
 }
 
 /// Returns the empty row that a device gets at the place of a row that it may not read: at the seq with which it joins a channel,

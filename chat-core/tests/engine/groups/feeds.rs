@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
-use chat_core::backend::{CursorFilter, Deliveries, GatewayId, NodeLink};
+use chat_core::backend::{CursorFilter, Deliveries, FeedDelivery, GatewayId, NodeLink};
 use chat_core::delivery::{EventBatch, SessionEvent, SessionHandle};
 use chat_core::envelope::{AckUpTo, DeviceBox, InboxRow};
 use chat_core::memory::{MemoryPush, NoLink};
@@ -250,7 +250,79 @@ fn readers_that_return_together_share_the_end_of_a_feed() {
         assert_eq!(stale, [1, 2, 3], "the end before the delivery");
     }
     assert_eq!((group.seqs(1), group.seqs(2), reads()), (vec![1, 2, 3, 4], vec![1, 2, 3, 4], 1));
-    drop((bob, carol));
+    ready(group.engine.unbind(&carol));
+    assert_eq!((group.seqs(2), reads()), (vec![1, 2, 3, 4], 1), "it gets no delivery of later rows");
+    drop(bob);
+}
+
+#[test]
+fn device_whose_inbox_is_ahead_of_the_end_of_a_feed_reads_the_end_itself() {
+    let clock = Arc::new(ManualClock::default());
+    clock.set_us(START_US);
+    let link = QueuedLink::default();
+    let router = Arc::new(MemoryRouter::new(4, clock.clone()));
+    let backends = Backends { router, node_link: Arc::new(link.clone()), ..Backends::memory() };
+    let other = Engine::new(backends.clone(), settings(2), clock.clone());
+    let mut group = Group::feed_on(engine_on(backends, settings(1), clock));
+    let sessions = [1, 2].map(|user| ready(other.bind(group.users[user].device())).unwrap());
+    let seqs = |group: &Group, user: usize| -> Vec<Seq> {
+        let page = ready(other.inbox(group.device(user), InboxPosition::START, PageLimit::MAX)).unwrap();
+        page.rows.iter().map(|row| row.seq).collect()
+    };
+    assert_eq!(seqs(&group, 1), [1]);
+    // The delivery waits. Its row has a box for Carol, which her inbox has.
+    let boxes = vec![DeviceBox { installation: group.device(2), data: Bytes::from_static(b"key") }];
+    let publish = Publish { boxes, ..group.publish(0, None, &[]) };
+    assert_eq!(group.send(0, publish), None);
+    assert_eq!((seqs(&group, 2), seqs(&group, 1)), (vec![1, 2], vec![1, 2]), "the end was read again");
+    drop(sessions);
+}
+
+#[test]
+fn gateway_that_begins_to_follow_a_feed_during_a_commit_gets_its_rows() {
+    let clock = Arc::new(ManualClock::default());
+    clock.set_us(START_US);
+    let (link, store) = (QueuedLink::default(), Arc::new(Later::new(1000)));
+    let router = Arc::new(MemoryRouter::new(4, clock.clone()));
+    let node_link = Arc::new(link.clone());
+    let backends = Backends { router, node_link, store: store.clone(), ..Backends::memory() };
+    let other = Engine::new(backends.clone(), settings(2), clock.clone());
+    let mut group = Group::feed_on(engine_on(backends, settings(1), clock));
+    group.append(&[0]);
+    store.turns.forget_permits(1000);
+    let mut turns: Vec<_> = (0..4).map(|shard| Box::pin(group.engine.process_batch(shard))).collect();
+    turns.retain_mut(|turn| turn.as_mut().now_or_never().is_none());
+    let bob = ready(other.bind(group.users[1].device())).unwrap();
+    let read = ready(other.inbox(group.device(1), InboxPosition::START, PageLimit::MAX)).unwrap();
+    assert_eq!(read.rows.last().map(|row| row.seq), Some(1), "the row is not visible yet");
+    store.turns.add_permits(1000);
+    turns.into_iter().for_each(|turn| drop(turn.now_or_never()));
+    let sent = std::mem::take(&mut *link.0.lock());
+    let to_other = |(gateway, deliveries): &(GatewayId, Deliveries)| {
+        *gateway == GatewayId(2) && deliveries.feeds.iter().any(|feed| feed.rows[0].seq == 2)
+    };
+    assert!(sent.iter().any(to_other), "{sent:?}");
+    drop(bob);
+}
+
+#[test]
+fn reader_with_rows_of_its_own_gets_none_of_the_shared_ones() {
+    let mut group = Group::feed();
+    let [mut alice, mut bob, mut carol] = [0, 1, 2].map(|user| group.connected(user));
+    group.append(&[0, 1]);
+    work(&group.engine);
+    for session in [&mut alice, &mut bob, &mut carol] {
+        assert_eq!(heard(session).len(), 2);
+    }
+    let rows = ready(group.store.history_after(group.id, 1, PageLimit::MAX)).unwrap();
+    assert_eq!(rows.len(), 2);
+    let feed = FeedDelivery { rows, named: vec![(3, group.device(2))], ..FeedDelivery::new(group.id, 1) };
+    let delivery = Deliveries { sessions: Vec::new(), feeds: vec![feed] };
+    assert_eq!(group.engine.deliver_local(delivery), []);
+    let heard = [&mut alice, &mut bob, &mut carol].map(heard);
+    assert_eq!(heard[0], ["own row 2", "row 3"], "the sender gets its row without content");
+    assert_eq!(heard[1], ["row 2", "own row 3"]);
+    assert_eq!(heard[2], ["Lagged"], "its box is in its inbox");
 }
 
 /// The link from a gateway to the others, with the deliveries that wait for them.
