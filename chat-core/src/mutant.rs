@@ -96,6 +96,8 @@ pub enum Mutant {
     SwitchLosesSeq,
     /// A device that is removed from a feed still reads it.
     LeaverStillFed,
+    /// A device answers a request that it cannot open in a session that the other device has lost.
+    LostSessionKept,
     /// A reader gets the end of a feed that another one read before the last delivery.
     EndOfFeedKept,
 }
@@ -104,7 +106,7 @@ impl Mutant {
     /// The mutants that the simulator must detect. The others need conditions that a single process does not
     /// have (a stale cache of another gateway), or another rule hides them. Unit tests next to those rules
     /// detect them.
-    pub const SIMULATED: [Self; 43] = [
+    pub const SIMULATED: [Self; 44] = [
         Self::AckBeforeSync,
         Self::NoDedupe,
         Self::AnyClientSeq,
@@ -122,6 +124,7 @@ impl Mutant {
         Self::GenerationNotRaised,
         Self::JoinIgnored,
         Self::RecoveredDropped,
+        Self::LostSessionKept,
         Self::ReplayDecidesAnew,
         Self::FoundAheadOfState,
         Self::OlderStateWins,

@@ -102,25 +102,34 @@ impl Replica {
             // The writers of a channel do not know its readers, and answer none of them.
             return;
         }
-        let renew = self.renew(now, sender.installation, why, out);
+        // A to-device message may begin a session that cannot be opened, while this device still has one that the peer has lost.
+        let ends =
+            why == Unreadable::Undecryptable || about.is_none() && !Mutant::LostSessionKept.is_active();
+        let renew = self.renew(now, sender.installation, ends, out);
         match about {
             Some((conversation, id)) => {
                 self.mailbox.unasked.push_back((sender, conversation, id));
                 self.ask_again(now);
             }
             None => {
-                let (again, once) = std::mem::take(&mut self.mailbox.once)
-                    .into_iter()
-                    .partition::<VecDeque<_>, _>(|(asked, ..)| asked.installation == sender.installation);
-                self.mailbox.once = once;
                 // A repeat request brings the new session to the peer; without one, an empty message must.
-                if renew && again.is_empty() {
+                if !self.ask_second_time(now, sender.installation) && renew {
                     self.enqueue_to_device(now, sender, &ToDevice::Renew);
                 }
-                self.mailbox.second.extend(again);
-                self.ask_again(now);
             }
         }
+    }
+
+    /// Requests the messages of a device that were requested once a second time. Returns whether there are any.
+    fn ask_second_time(&mut self, now: Instant, sender: InstallationId) -> bool {
+        let (again, once) = std::mem::take(&mut self.mailbox.once)
+            .into_iter()
+            .partition::<VecDeque<_>, _>(|(asked, ..)| asked.installation == sender);
+        self.mailbox.once = once;
+        let has_any = !again.is_empty();
+        self.mailbox.second.extend(again);
+        self.ask_again(now);
+        has_any
     }
 
     /// Requests unreadable messages again, up to the hourly limit; the rest waits for the next hour.
@@ -141,8 +150,9 @@ impl Replica {
         }
     }
 
-    /// Replaces a failed session, at most once an hour for each peer. Returns whether it did.
-    fn renew(&mut self, now: Instant, peer: InstallationId, why: Unreadable, out: &mut Vec<Output>) -> bool {
+    /// Replaces a failed session, at most once an hour for each peer. Returns whether it did. It `ends` the one that this device
+    /// has; without a session the next message begins one.
+    fn renew(&mut self, now: Instant, peer: InstallationId, ends: bool, out: &mut Vec<Output>) -> bool {
         if self.mailbox.renewed.get(&peer).is_some_and(|at| now < at.after(HOUR_MS)) {
             return false;
         }
@@ -150,8 +160,7 @@ impl Replica {
             self.mailbox.renewed.clear();
         }
         self.mailbox.renewed.insert(peer, now);
-        // Without a session there is nothing to end: the next message begins one.
-        if why == Unreadable::Undecryptable {
+        if ends {
             self.ratchets_moved = true;
             self.changes.push(Change::Sessions);
             out.push(Output::EndSession(peer));
@@ -190,7 +199,9 @@ impl Replica {
                 self.mailbox.once.retain(|wanted| *wanted != (from, conversation, id));
                 self.changes.push(Change::Recovered(from, conversation, id, content));
             }
-            // A `Renew` brings only a session. A message that does not decode may come from a later release.
+            // It brings a session, because the sender could not open a request.
+            Ok(ToDevice::Renew) => drop(self.ask_second_time(now, from.installation)),
+            // A message that does not decode may come from a later release.
             Ok(_) | Err(_) => {}
         }
     }
