@@ -105,7 +105,8 @@ impl Replica {
         // A to-device message may begin a session that cannot be opened, while this device still has one that the peer has lost.
         let ends =
             why == Unreadable::Undecryptable || about.is_none() && !Mutant::LostSessionKept.is_active();
-        let renew = self.renew(now, sender.installation, ends, out);
+        // Without a session there is nothing to end: the next message begins one.
+        let is_renewed = ends && self.renew(now, sender.installation, out);
         match about {
             Some((conversation, id)) => {
                 self.mailbox.unasked.push_back((sender, conversation, id));
@@ -113,7 +114,7 @@ impl Replica {
             }
             None => {
                 // A repeat request brings the new session to the peer; without one, an empty message must.
-                if !self.ask_second_time(now, sender.installation) && renew {
+                if !self.ask_second_time(now, sender.installation) && is_renewed {
                     self.enqueue_to_device(now, sender, &ToDevice::Renew);
                 }
             }
@@ -150,9 +151,8 @@ impl Replica {
         }
     }
 
-    /// Replaces a failed session, at most once an hour for each peer. Returns whether it did. It `ends` the one that this device
-    /// has; without a session the next message begins one.
-    fn renew(&mut self, now: Instant, peer: InstallationId, ends: bool, out: &mut Vec<Output>) -> bool {
+    /// Ends a failed session, so that the next message begins one, at most once an hour for each peer. Returns whether it did.
+    fn renew(&mut self, now: Instant, peer: InstallationId, out: &mut Vec<Output>) -> bool {
         if self.mailbox.renewed.get(&peer).is_some_and(|at| now < at.after(HOUR_MS)) {
             return false;
         }
@@ -160,11 +160,9 @@ impl Replica {
             self.mailbox.renewed.clear();
         }
         self.mailbox.renewed.insert(peer, now);
-        if ends {
-            self.ratchets_moved = true;
-            self.changes.push(Change::Sessions);
-            out.push(Output::EndSession(peer));
-        }
+        self.ratchets_moved = true;
+        self.changes.push(Change::Sessions);
+        out.push(Output::EndSession(peer));
         true
     }
 
