@@ -31,6 +31,16 @@ impl Group {
         group
     }
 
+    /// As [`feed`](Self::feed), on these backends with a router of its own. Returns further gateways on them, too.
+    fn feed_on_gateways<const N: usize>(backends: Backends, others: [u64; N]) -> (Self, [Engine; N]) {
+        let clock = Arc::new(ManualClock::default());
+        clock.set_us(START_US);
+        let router = Arc::new(MemoryRouter::new(4, clock.clone()));
+        let backends = Backends { router, ..backends };
+        let others = others.map(|gateway| Engine::new(backends.clone(), settings(gateway), clock.clone()));
+        (Self::feed_on(engine_on(backends, settings(1), clock)), others)
+    }
+
     fn device(&self, user: usize) -> InstallationId {
         self.users[user].device().installation
     }
@@ -230,12 +240,9 @@ fn session_gets_the_rows_of_a_feed_only_while_its_user_reads_it() {
 
 #[test]
 fn readers_that_return_together_share_the_end_of_a_feed() {
-    let clock = Arc::new(ManualClock::default());
-    clock.set_us(START_US);
     let store = Arc::new(Later::new(1000));
-    let router = Arc::new(MemoryRouter::new(4, clock.clone()));
-    let backends = Backends { router, store: store.clone(), ..Backends::memory() };
-    let mut group = Group::feed_on(engine_on(backends, settings(1), clock));
+    let backends = Backends { store: store.clone(), ..Backends::memory() };
+    let (mut group, []) = Group::feed_on_gateways(backends, []);
     let reads = || store.history_reads.swap(0, Ordering::Relaxed);
     assert_eq!((group.say(0), group.say(0)), (None, None));
     let bob = group.connected(1);
@@ -257,13 +264,8 @@ fn readers_that_return_together_share_the_end_of_a_feed() {
 
 #[test]
 fn device_whose_inbox_is_ahead_of_the_end_of_a_feed_reads_the_end_itself() {
-    let clock = Arc::new(ManualClock::default());
-    clock.set_us(START_US);
-    let link = QueuedLink::default();
-    let router = Arc::new(MemoryRouter::new(4, clock.clone()));
-    let backends = Backends { router, node_link: Arc::new(link.clone()), ..Backends::memory() };
-    let other = Engine::new(backends.clone(), settings(2), clock.clone());
-    let mut group = Group::feed_on(engine_on(backends, settings(1), clock));
+    let backends = Backends { node_link: Arc::new(QueuedLink::default()), ..Backends::memory() };
+    let (mut group, [other]) = Group::feed_on_gateways(backends, [2]);
     let sessions = [1, 2].map(|user| ready(other.bind(group.users[user].device())).unwrap());
     let seqs = |group: &Group, user: usize| -> Vec<Seq> {
         let page = ready(other.inbox(group.device(user), InboxPosition::START, PageLimit::MAX)).unwrap();
@@ -280,14 +282,9 @@ fn device_whose_inbox_is_ahead_of_the_end_of_a_feed_reads_the_end_itself() {
 
 #[test]
 fn gateway_that_begins_to_follow_a_feed_during_a_commit_gets_its_rows() {
-    let clock = Arc::new(ManualClock::default());
-    clock.set_us(START_US);
     let (link, store) = (QueuedLink::default(), Arc::new(Later::new(1000)));
-    let router = Arc::new(MemoryRouter::new(4, clock.clone()));
-    let node_link = Arc::new(link.clone());
-    let backends = Backends { router, node_link, store: store.clone(), ..Backends::memory() };
-    let other = Engine::new(backends.clone(), settings(2), clock.clone());
-    let mut group = Group::feed_on(engine_on(backends, settings(1), clock));
+    let backends = Backends { node_link: Arc::new(link.clone()), store: store.clone(), ..Backends::memory() };
+    let (mut group, [other]) = Group::feed_on_gateways(backends, [2]);
     group.append(&[0]);
     store.turns.forget_permits(1000);
     let mut turns: Vec<_> = (0..4).map(|shard| Box::pin(group.engine.process_batch(shard))).collect();
@@ -351,13 +348,9 @@ impl NodeLink for QueuedLink {
 
 #[test]
 fn other_gateway_gets_one_delivery_for_all_of_its_readers() {
-    let clock = Arc::new(ManualClock::default());
-    clock.set_us(START_US);
     let link = QueuedLink::default();
-    let router = Arc::new(MemoryRouter::new(4, clock.clone()));
-    let backends = Backends { router, node_link: Arc::new(link.clone()), ..Backends::memory() };
-    let [other, third] = [2, 3].map(|n| Engine::new(backends.clone(), settings(n), clock.clone()));
-    let mut group = Group::feed_on(engine_on(backends, settings(1), clock));
+    let backends = Backends { node_link: Arc::new(link.clone()), ..Backends::memory() };
+    let (mut group, [other, third]) = Group::feed_on_gateways(backends, [2, 3]);
     let mut there = [1, 2].map(|user| {
         let session = ready(other.bind(group.users[user].device())).unwrap();
         ready(other.inbox(group.device(user), InboxPosition::START, PageLimit::MAX)).unwrap();
@@ -387,12 +380,9 @@ fn other_gateway_gets_one_delivery_for_all_of_its_readers() {
 
 #[test]
 fn readers_of_a_feed_without_a_connection_are_woken_outside_of_the_path_of_the_message() {
-    let clock = Arc::new(ManualClock::default());
-    clock.set_us(START_US);
     let push = Arc::new(MemoryPush::default());
-    let router = Arc::new(MemoryRouter::new(4, clock.clone()));
-    let backends = Backends { router, push: push.clone(), ..Backends::memory() };
-    let mut group = Group::feed_on(engine_on(backends, settings(1), clock));
+    let backends = Backends { push: push.clone(), ..Backends::memory() };
+    let (mut group, []) = Group::feed_on_gateways(backends, []);
     let woken = |group: &Group, before: usize| -> Vec<InstallationId> {
         let waits = |rounds: &usize| group.engine.run_wakes().now_or_never().is_none() || *rounds > 9;
         assert!((0..).find(waits).unwrap() < 9, "it waits for the next message");
