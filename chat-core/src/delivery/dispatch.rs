@@ -93,8 +93,10 @@ impl Engine {
         join_all(followers).await.into_iter().collect()
     }
 
-    /// Delivers the planned events, and the events for the readers of feeds, whose rows are visible in history: a gateway that
-    /// does not follow a feed yet reads them there. Returns the routes that got their planned events, or may have got them.
+    /// Delivers the planned events, and the events for the readers of feeds. Returns the routes that got their planned events, or may
+    /// have got them.
+    ///
+    /// The rows of the feeds must be visible in history: a gateway that does not follow a feed yet reads them there.
     pub(super) async fn deliver_with_feeds(
         &self,
         sessions: Vec<SessionDelivery>,
