@@ -20,9 +20,8 @@ features+=,chat-transport/kafka,chat-transport/node-link
 features+=,chat-server/cluster,chat-server/jwt,chat-server/telemetry,chat-server-ref/cluster,chat-server-ref/telemetry
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 logs=$target/ci
-# The simulator runs at least SIM_SCHEDULES schedules of each kind, and more while SIM_SECONDS last, but at most SIM_MOST: seed 7115
-# of feeds breaks a law (docs/ci.md).
-: "${SIM_SCHEDULES:=3500}" "${SIM_SECONDS:=420}" "${SIM_MOST:=7000}"
+# The simulator runs at least SIM_SCHEDULES schedules of each kind, and more while SIM_SECONDS last.
+: "${SIM_SCHEDULES:=3500}" "${SIM_SECONDS:=420}"
 # Faults of nodes: at least one of each kind, at most three, by the time that a fault takes on this machine.
 : "${FAULT_SECONDS:=360}"
 background=
@@ -126,7 +125,6 @@ run_simulation() { # PROGRAM
     took=$((SECONDS - began))
     if ((took > 0 && SIM_SECONDS * probe / took > schedules)); then
         schedules=$((SIM_SECONDS * probe / took))
-        schedules=$((schedules > SIM_MOST ? SIM_MOST : schedules))
     fi
     echo "budget $SIM_SECONDS s, $probe schedules of each kind took $took s: $schedules of each kind"
     # The digest asserts nothing and has one thread: `make evidence` prints it.

@@ -98,6 +98,8 @@ pub enum Mutant {
     LeaverStillFed,
     /// A device answers a request that it cannot open in a session that the other device has lost.
     LostSessionKept,
+    /// A restored device takes the ciphertexts that it has for those that its other copy sent.
+    OwnCopyTrusted,
     /// A reader gets the end of a feed that another one read before the last delivery.
     EndOfFeedKept,
 }
@@ -106,7 +108,7 @@ impl Mutant {
     /// The mutants that the simulator must detect. The others need conditions that a single process does not
     /// have (a stale cache of another gateway), or another rule hides them. Unit tests next to those rules
     /// detect them.
-    pub const SIMULATED: [Self; 44] = [
+    pub const SIMULATED: [Self; 45] = [
         Self::AckBeforeSync,
         Self::NoDedupe,
         Self::AnyClientSeq,
@@ -125,6 +127,7 @@ impl Mutant {
         Self::JoinIgnored,
         Self::RecoveredDropped,
         Self::LostSessionKept,
+        Self::OwnCopyTrusted,
         Self::ReplayDecidesAnew,
         Self::FoundAheadOfState,
         Self::OlderStateWins,

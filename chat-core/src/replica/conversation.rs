@@ -152,6 +152,11 @@ impl Entry {
         self.skip || self.publish.is_some()
     }
 
+    /// Notes that the server may have stored this message with another ciphertext.
+    pub(super) fn doubt(&mut self) {
+        (self.is_uncertain, self.key) = (true, None);
+    }
+
     /// Drops number and ciphertext: they belong to a closed incarnation, which may have sent the message.
     pub(super) fn unseal(&mut self) {
         (self.attempted, self.is_uncertain) = (true, true);

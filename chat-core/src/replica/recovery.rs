@@ -28,6 +28,10 @@ impl Replica {
                 return self.stop_superseded(out);
             }
             self.recovery = Recovery::Cursors;
+            // The other copy of the store may have sent them with other ciphertexts, for later rosters.
+            if !Mutant::OwnCopyTrusted.is_active() {
+                self.conversations.values_mut().flat_map(|known| &mut known.queue).for_each(Entry::doubt);
+            }
             // Durable with the first commit. Otherwise the generation, which rises with the commits, would
             // reach the one that the server stores, and a crash in between would hide the rollback.
             let nonce = self.nonce.unwrap_or_else(|| self.rng.bytes());
